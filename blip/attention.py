@@ -1,0 +1,62 @@
+"""Attention, the one operation that the image encoder and the text transformer share.
+
+Shapes: B batch, H heads, T queries, N keys, d head width.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Tap(nn.Module):
+    """Returns its input: a named place for forward hooks where no other module has that output.
+
+    It has no parameters, so the keys of a state dict do not change with it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Attention(nn.Module):
+    """Soft-max attention of queries to keys, without the projections around it.
+
+    The fused kernel is used except when somebody edits the pattern, that is, when `pattern` has a forward hook: then
+    the soft-max is written out, so that the hook sees the pattern and may replace it. Reading needs no hook there: a
+    pattern follows from `q` and `k`.
+
+    Args:
+        dropout: share of the pattern's entries dropped in training (BERT drops attention probabilities).
+    """
+
+    def __init__(self, dropout: float = 0.0):
+        super().__init__()
+        self.dropout = dropout
+        self.q, self.k, self.v, self.z, self.pattern = Tap(), Tap(), Tap(), Tap(), Tap()
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """q (B, H, T, d), k and v (B, H, N, d) -> (B, H, T, d).
+
+        `mask` is boolean, True where a key may be seen, and broadcasts to (B, H, T, N). `causal` lets query t see keys
+        0..t and excludes `mask`.
+        """
+        q, k, v = self.q(q), self.k(k), self.v(v)
+        dropout = self.dropout if self.training else 0.0
+        if self.pattern._forward_hooks:
+            pattern = self.pattern(attention_pattern(q, k, mask, causal))
+            z = F.dropout(pattern, dropout).to(v.dtype) @ v
+        else:
+            z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+        return self.z(z)
+
+
+def attention_pattern(q: Tensor, k: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """The soft-max written out: (B, H, T, N), rows sum to one. The slow twin of the fused kernel, in float32 or wider."""
+    scores = (q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5
+    if scores.dtype in (torch.bfloat16, torch.float16):
+        scores = scores.float()
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(dim=-1)

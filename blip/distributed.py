@@ -1,0 +1,78 @@
+"""One process or many: the few collective operations that the package needs, each working without a process group."""
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def start(device: str = "auto") -> torch.device:
+    """Joins torchrun's process group where there is one and returns this process's device.
+
+    `device`: `auto` takes a GPU where there is one, `cpu` and `cuda` insist. gloo on CPU, NCCL on GPU.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device is {device!r}; it can be auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch sees no GPU here; use device=cpu or device=auto")
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    target = torch.device("cuda", local) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(target)
+    if "RANK" in os.environ and not dist.is_initialized():
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=30))
+    return target
+
+
+def stop() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+def all_gather(x: Tensor) -> Tensor:
+    """Equal shapes (B, ...) of every rank, concatenated in the order of the ranks: (world * B, ...). No gradient."""
+    if world_size() == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def all_reduce(x: Tensor, op: str = "mean") -> Tensor:
+    """The mean, sum or maximum of a tensor over ranks, as a new tensor; `op` is `mean`, `sum` or `max`."""
+    x = x.clone()
+    if world_size() > 1:
+        dist.all_reduce(x, dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM)
+        if op == "mean":
+            x /= world_size()
+    return x
+
+
+def gather_objects(item: object) -> list:
+    """Every rank's (picklable) item, on every rank, in the order of the ranks."""
+    if world_size() == 1:
+        return [item]
+    items: list = [None] * world_size()
+    dist.all_gather_object(items, item)
+    return items

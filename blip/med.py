@@ -1,0 +1,354 @@
+"""MED, the mixture of encoder and decoder (Li et al. 2022, section 3.1): one text transformer, three ways through it.
+
+`TextEncoder.text` sees text alone; `TextEncoder.multimodal` also looks at images; `TextDecoder` writes text about images.
+Encoder and decoder share everything but self-attention.
+
+Shapes: R texts (rows), T tokens of the longest, P tokens in memory (R*T, or fewer when packed), D width, H heads, d head
+width, B images, N image tokens, V words.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blip.attention import Attention
+
+
+@dataclass
+class TextConfig:
+    """Sizes of the text transformer. `image_width` is the width of the states that cross-attention looks at."""
+
+    vocab_size: int = 30524
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    hidden: int = 3072
+    max_positions: int = 512
+    image_width: int = 768
+    dropout: float = 0.1
+
+
+Keys = tuple[Tensor, Tensor]  # keys and values of one layer, each (B, H, N, d)
+
+
+@dataclass
+class ImageKeys:
+    """Keys and values of B images for every layer, and which rows of text look at which image.
+
+    The first B*c rows lie side by side per image: row r looks at image r // c. `extra` (E,) names the images of E further
+    rows, so that a text can be shown another text's image without projecting that image again. Cross-attention has no mask on
+    its queries, so rows that share an image lie on the query axis and its keys are never repeated.
+    """
+
+    layers: list[Keys]
+    extra: Tensor | None = None
+
+
+class Rows:
+    """Where the tokens of R texts lie in memory: (P, D), each text's tokens in order, one text after the other.
+
+    Packed, P counts real tokens only, and everything that treats tokens one by one (projections, norms, the feed-forward
+    network) does no work on padding; attention alone unfolds to (R, T). Unpacked, P = R*T and unfolding is a view.
+    """
+
+    def __init__(self, lengths: Tensor, longest: int, device: torch.device, packed: bool = True):
+        """`lengths` (R,) of the texts and T, `longest`. Lengths on the CPU are packed without waiting for a device."""
+        self.count, self.longest = len(lengths), longest
+        real = torch.arange(longest, device=lengths.device) < lengths[:, None]  # (R, T), True at a token
+        full = lengths.device.type == "cpu" and bool(real.all())
+        self.real = None if full else real.to(device, non_blocking=True)
+        self.index: Tensor | None = None  # (P,) places of the real tokens in the (R, T) grid
+        first = torch.arange(self.count, device=lengths.device) * longest
+        if packed and not full:
+            self.index = real.flatten().nonzero().squeeze(1).to(device, non_blocking=True)
+            first = lengths.cumsum(0) - lengths
+        self.first = first.to(device, non_blocking=True)  # (R,) place in memory of each text's first token
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(R, 1, 1, T), True at a token; None where every text has T tokens."""
+        return None if self.real is None else self.real[:, None, None]
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(R, T, ...) -> (P, ...)."""
+        x = x.flatten(0, 1)
+        return x if self.index is None else x.index_select(0, self.index)
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """(P, ...) -> (R, T, ...), zeros at padding."""
+        if self.index is not None:
+            full = x.new_zeros(self.count * self.longest, *x.shape[1:])
+            x = full.index_copy(0, self.index, x)
+        return x.unflatten(0, (self.count, self.longest))
+
+    def next_tokens(self, ids: Tensor) -> Tensor:
+        """What each token in memory predicts: ids (R, T) -> (P,), -100 at the last token of a text and at padding."""
+        targets = F.pad(ids[:, 1:], (0, 1), value=-100)
+        if self.real is not None:
+            targets = targets.masked_fill(~F.pad(self.real[:, 1:], (0, 1)), -100)
+        return self.pack(targets)
+
+
+class TextEncoder(nn.Module):
+    """Bidirectional self-attention; `multimodal` adds cross-attention to images."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(
+            [Layer(SelfAttention(config), CrossAttention(config), FeedForward(config)) for _ in range(config.layers)]
+        )
+        self.apply(_init_weights)
+
+    def project(self, states: Tensor) -> ImageKeys:
+        """Image states (B, N, image_width) -> the keys and values of every layer, projected once for all passes."""
+        return ImageKeys([layer.cross_attention.project(states) for layer in self.layers])
+
+    def text(self, ids: Tensor, rows: Rows, first_only: bool = False) -> Tensor:
+        """ids (R, T) -> states (P, D) of text alone, or (R, D) of each text's first token with `first_only`."""
+        return self._encode(ids, rows, None, first_only)
+
+    def multimodal(self, ids: Tensor, rows: Rows, keys: ImageKeys, first_only: bool = False) -> Tensor:
+        """ids (R, T), the first one `[ENC]`, -> states (P, D) of text that looks at images; `first_only` as in `text`."""
+        return self._encode(ids, rows, keys, first_only)
+
+    def _encode(self, ids: Tensor, rows: Rows, keys: ImageKeys | None, first_only: bool) -> Tensor:
+        x = self.embeddings(ids, rows)
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            x = layer(x, rows, keys, i, first_only=first_only and i == last)
+        return x
+
+
+class TextDecoder(nn.Module):
+    """Causal self-attention and cross-attention: predicts the next token.
+
+    Its embeddings, cross-attention and feed-forward networks are those of `shared`, by reference; only self-attention
+    is its own. The head's matrix is the word embedding.
+    """
+
+    def __init__(self, shared: TextEncoder):
+        super().__init__()
+        self.config = config = shared.config
+        self.embeddings = shared.embeddings
+        self.layers = nn.ModuleList(
+            [Layer(SelfAttention(config), layer.cross_attention, layer.feed_forward) for layer in shared.layers]
+        )
+        self.head = LMHead(config, shared.embeddings.words)
+        for layer in self.layers:
+            layer.self_attention.apply(_init_weights)
+        self.head.transform.apply(_init_weights)
+
+    def forward(self, ids: Tensor, rows: Rows, keys: ImageKeys) -> Tensor:
+        """ids (R, T), the first one `[DEC]`, -> states (P, D); `head` turns states into logits."""
+        x = self.embeddings(ids, rows)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, rows, keys, i, causal=True)
+        return x
+
+    def step(self, ids: Tensor, keys: ImageKeys, cache: "Cache") -> Tensor:
+        """The next T tokens of R texts of equal length: ids (R, T) -> logits of the last one (R, V); extends `cache`.
+
+        `cache` holds the self-attention keys and values of what came before; start with `Cache()`.
+        """
+        rows = Rows(torch.full((len(ids),), ids.shape[1]), ids.shape[1], ids.device)
+        x = self.embeddings(ids, rows, past=cache.length)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, rows, keys, i, causal=True, cache=cache)
+        return self.head(rows.unpack(x)[:, -1])
+
+
+class Cache:
+    """Self-attention keys and values (R, H, T, d) of the tokens decoded so far, by layer."""
+
+    def __init__(self) -> None:
+        self.layers: dict[int, Keys] = {}
+
+    @property
+    def length(self) -> int:
+        return self.layers[0][0].shape[2] if self.layers else 0
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> Keys:
+        if layer in self.layers:
+            past_k, past_v = self.layers[layer]
+            k, v = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
+        self.layers[layer] = (k, v)
+        return k, v
+
+    def select(self, rows: Tensor) -> None:
+        """Keeps the texts `rows` (R',), in that order."""
+        self.layers = {i: (k.index_select(0, rows), v.index_select(0, rows)) for i, (k, v) in self.layers.items()}
+
+
+class Embeddings(nn.Module):
+    """Word and learned position embeddings, normalised. BLIP has no token types."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.words = nn.Embedding(config.vocab_size, config.width, padding_idx=0)
+        self.positions = nn.Embedding(config.max_positions, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=1e-12)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, ids: Tensor, rows: Rows, past: int = 0) -> Tensor:
+        """ids (R, T) -> (P, D); `past` tokens stand before the first one."""
+        positions = torch.arange(past, past + ids.shape[1], device=ids.device).expand_as(ids)
+        x = self.words(rows.pack(ids)) + self.positions(rows.pack(positions))
+        return self.dropout(self.norm(x))
+
+
+class Layer(nn.Module):
+    """Self-attention, then cross-attention when there is an image, then a feed-forward network; post-norm as in BERT."""
+
+    def __init__(self, self_attention: "SelfAttention", cross_attention: "CrossAttention", feed_forward: "FeedForward"):
+        super().__init__()
+        self.self_attention = self_attention
+        self.cross_attention = cross_attention
+        self.feed_forward = feed_forward
+
+    def forward(
+        self,
+        x: Tensor,
+        rows: Rows,
+        keys: ImageKeys | None,
+        index: int,
+        causal: bool = False,
+        first_only: bool = False,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """(P, D) -> (P, D), or (R, D) with `first_only`: all tokens are keys, each text's first one alone comes out."""
+        x = self.self_attention(x, rows, causal, first_only, cache, index)
+        if keys is not None:
+            queries = ONE_TOKEN if first_only else rows
+            x = self.cross_attention(x, queries, keys.layers[index], keys.extra)
+        return self.feed_forward(x)
+
+
+class _OneToken:
+    """Rows of one token each: (R, D) and (R, 1, D) are views of one another."""
+
+    def unpack(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(1)
+
+    def pack(self, x: Tensor) -> Tensor:
+        return x.flatten(0, 1)
+
+
+ONE_TOKEN = _OneToken()
+
+
+class SelfAttention(nn.Module):
+    """norm(x + out(attention(x))) within each text."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.q = nn.Linear(config.width, config.width)
+        self.k = nn.Linear(config.width, config.width)
+        self.v = nn.Linear(config.width, config.width)
+        self.attention = Attention(config.dropout)
+        self.out = nn.Linear(config.width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.LayerNorm(config.width, eps=1e-12)
+
+    def forward(
+        self, x: Tensor, rows: Rows, causal: bool, first_only: bool, cache: Cache | None = None, index: int = 0
+    ) -> Tensor:
+        """(P, D) -> (P, D), or (R, D) with `first_only`."""
+        k, v = self._heads(rows.unpack(self.k(x))), self._heads(rows.unpack(self.v(x)))
+        queries = rows
+        if first_only:
+            x, queries = x.index_select(0, rows.first), ONE_TOKEN
+        q = self._heads(queries.unpack(self.q(x)))
+        if cache is not None:
+            k, v = cache.extend(index, k, v)
+            causal = causal and q.shape[2] > 1  # a single new token may see all that came before
+        # padding stands at the end, where a causal query of a real token never looks
+        z = self.attention(q, k, v, mask=None if causal else rows.mask, causal=causal)
+        z = queries.pack(rearrange(z, "r h t d -> r t (h d)"))
+        return self.norm(x + self.dropout(self.out(z)))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return rearrange(x, "r t (h d) -> r h t d", h=self.heads)
+
+
+class CrossAttention(nn.Module):
+    """norm(x + out(attention(x, image)))."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.q = nn.Linear(config.width, config.width)
+        self.k = nn.Linear(config.image_width, config.width)
+        self.v = nn.Linear(config.image_width, config.width)
+        self.attention = Attention(config.dropout)
+        self.out = nn.Linear(config.width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.LayerNorm(config.width, eps=1e-12)
+
+    def project(self, states: Tensor) -> Keys:
+        """(B, N, image_width) -> keys and values (B, H, N, d)."""
+        k, v = (rearrange(proj(states), "b n (h d) -> b h n d", h=self.heads) for proj in (self.k, self.v))
+        return k, v
+
+    def forward(self, x: Tensor, rows: "Rows | _OneToken", keys: Keys, extra: Tensor | None = None) -> Tensor:
+        """(P, D) -> (P, D); `keys` and `extra` as in `ImageKeys`."""
+        q = rows.unpack(self.q(x))  # (R, T, D)
+        if extra is None:
+            z = self._look(q, keys)
+        else:
+            q, q_extra = q.split([len(q) - len(extra), len(extra)])
+            k, v = keys
+            z = torch.cat([self._look(q, keys), self._look(q_extra, (k.index_select(0, extra), v.index_select(0, extra)))])
+        return self.norm(x + self.dropout(self.out(rows.pack(z))))
+
+    def _look(self, q: Tensor, keys: Keys) -> Tensor:
+        """(B*c, T, D) -> (B*c, T, D): the c texts of an image side by side on the query axis."""
+        k, v = keys
+        images, width = len(k), q.shape[1]
+        q = rearrange(q, "(b c) t (h d) -> b h (c t) d", b=images, h=self.heads)
+        z = self.attention(q, k, v)
+        return rearrange(z, "b h (c t) d -> (b c) t (h d)", t=width)
+
+
+class FeedForward(nn.Module):
+    """norm(x + W2 gelu(W1 x))."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.up = nn.Linear(config.width, config.hidden)
+        self.down = nn.Linear(config.hidden, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.LayerNorm(config.width, eps=1e-12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))
+
+
+class LMHead(nn.Module):
+    """BERT's prediction head: transform, then the word embedding as the output matrix."""
+
+    def __init__(self, config: TextConfig, words: nn.Embedding):
+        super().__init__()
+        self.transform = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=1e-12)
+        self.words = words
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> logits (..., V)."""
+        return F.linear(self.norm(F.gelu(self.transform(x))), self.words.weight, self.bias)
+
+
+def _init_weights(module: nn.Module) -> None:
+    """BERT's initialisation: normal with standard deviation 0.02, the padding's embedding zero."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        nn.init.zeros_(module.weight[module.padding_idx].detach())

@@ -1,0 +1,80 @@
+"""The momentum twin and the feature queue of image-text contrast (He et al. 2020; Li et al. 2021).
+
+Shapes: B pairs, Q queue entries, E embedding width.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blip.distributed import all_gather
+
+NO_ID = -1  # of a queue entry that no pair has filled yet: equal to nothing
+
+
+@torch.no_grad()
+def update_twin(twin: Iterable[Tensor], model: Iterable[Tensor], momentum: float) -> None:
+    """twin = momentum * twin + (1 - momentum) * model, in place, for two equally ordered lists of parameters."""
+    torch._foreach_lerp_(list(twin), list(model), 1 - momentum)
+
+
+class Queue(nn.Module):
+    """The last Q momentum features with the ids of their captions and images; the oldest are overwritten.
+
+    Any batch fits, larger than the queue or not dividing its size: the pointer wraps. Entries start as random unit vectors, as
+    published, and are negatives of everything until they are filled.
+    """
+
+    def __init__(self, size: int, embed_dim: int):
+        super().__init__()
+        self.size = size
+        # columns are entries, as in the released checkpoints
+        self.register_buffer("images", F.normalize(torch.randn(embed_dim, size), dim=0))
+        self.register_buffer("texts", F.normalize(torch.randn(embed_dim, size), dim=0))
+        self.register_buffer("caption_ids", torch.full((size,), NO_ID))
+        self.register_buffer("image_ids", torch.full((size,), NO_ID))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def push(self, images: Tensor, texts: Tensor, caption_ids: Tensor, image_ids: Tensor) -> None:
+        """Adds the features (B, E) and ids (B,) of every rank's batch, in the order of the ranks."""
+        entries = [all_gather(t)[-self.size :] for t in (images, texts, caption_ids, image_ids)]
+        count = len(entries[0])
+        places = (self.pointer + torch.arange(count, device=images.device)) % max(self.size, 1)
+        self.images[:, places] = entries[0].T.to(self.images.dtype)
+        self.texts[:, places] = entries[1].T.to(self.texts.dtype)
+        self.caption_ids[places] = entries[2]
+        self.image_ids[places] = entries[3]
+        self.pointer.copy_((self.pointer + count) % max(self.size, 1))
+
+
+@dataclass
+class Candidates:
+    """What the pairs of a batch are contrasted with: this batch's momentum features first, then the queue (C = B + Q)."""
+
+    images: Tensor  # (E, C)
+    texts: Tensor  # (E, C)
+    positives: Tensor  # (B, C) boolean
+
+
+def candidates(
+    images: Tensor, texts: Tensor, caption_ids: Tensor, image_ids: Tensor, queue: Queue, equal_captions: str = "positives"
+) -> Candidates:
+    """Momentum features (B, E) and ids (B,) of a batch, with the queue as it was before this batch.
+
+    `equal_captions`: `positives`, pairs with the same caption or the same image are positives of one another (medical
+    captions repeat); `negatives`, a pair equals itself alone, as in the published pre-training.
+    """
+    count = len(images)
+    if equal_captions == "positives":
+        positives = caption_ids[:, None] == torch.cat([caption_ids, queue.caption_ids])
+        positives |= image_ids[:, None] == torch.cat([image_ids, queue.image_ids])
+        positives.fill_diagonal_(True)
+    else:
+        positives = torch.eye(count, count + queue.size, dtype=torch.bool, device=images.device)
+    return Candidates(
+        torch.cat([images.T, queue.images], dim=1), torch.cat([texts.T, queue.texts], dim=1), positives
+    )
