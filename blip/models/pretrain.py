@@ -48,10 +48,16 @@ class PretrainModel(nn.Module):
     """
 
     def __init__(
-        self, vit: ViTConfig, text: TextConfig, specials: Specials, embed_dim: int = 256, temperature: float = 0.07
+        self,
+        vit: ViTConfig,
+        text: TextConfig,
+        specials: Specials,
+        embed_dim: int = 256,
+        temperature: float = 0.07,
+        label_smoothing: float = 0.1,
     ):
         super().__init__()
-        self.specials = specials
+        self.specials, self.label_smoothing = specials, label_smoothing
         self.image_encoder = ViT(vit)
         self.text_encoder = TextEncoder(text)
         self.text_decoder = TextDecoder(self.text_encoder)
@@ -100,7 +106,7 @@ class PretrainModel(nn.Module):
 
         decoder_ids = with_first(ids, self.specials.dec)
         decoded = self.text_decoder(decoder_ids, rows, keys)  # (P, D)
-        lm = losses.language_model(self.text_decoder.head(decoded), rows.next_tokens(ids))
+        lm = losses.language_model(self.text_decoder.head(decoded), rows.next_tokens(ids), self.label_smoothing)
         return Output(itc, itm, lm, match_logits)
 
     def contrast(

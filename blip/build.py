@@ -1,0 +1,147 @@
+"""From a configuration to a model: its sizes, and the weights that it starts from."""
+
+from dataclasses import asdict
+
+import torch
+from torch import Tensor, nn
+
+from blip import convert
+from blip.config import PretrainConfig
+from blip.med import TextConfig
+from blip.models.pretrain import PretrainModel, Specials, Twin
+from blip.momentum import NO_ID, Queue, update_twin
+from blip.vit import VIT_SIZES, ViTConfig, resize_positions
+from blip.weights import CheckpointError, load_strict, unique_state
+
+
+def annotation_files(config: PretrainConfig) -> list[str | dict]:
+    """The training files, each a path or a path and a weight."""
+    return [entry if isinstance(entry, str) else entry.model_dump() for entry in config.train_file]
+
+
+def vit_config(config: PretrainConfig) -> ViTConfig:
+    """The image encoder's sizes: those of a name, or the four numbers of `vit: custom`."""
+    if config.vit == "custom":
+        sizes = (config.vit_width, config.vit_depth, config.vit_heads, config.vit_patch)
+    else:
+        sizes = VIT_SIZES[config.vit]
+    width, depth, heads, patch = (int(size or 0) for size in sizes)
+    return ViTConfig(config.image_size, patch, width, depth, heads, drop_path=config.drop_path)
+
+
+def text_config(config: PretrainConfig, vocab_size: int) -> TextConfig:
+    """The text transformer's sizes."""
+    return TextConfig(
+        vocab_size=vocab_size,
+        width=config.text_width,
+        layers=config.text_layers,
+        heads=config.text_heads,
+        hidden=config.text_hidden,
+        max_positions=config.max_positions,
+        image_width=vit_config(config).width,
+        dropout=config.dropout,
+    )
+
+
+def build_pretrain(
+    config: PretrainConfig, vocab_size: int, specials: Specials, fresh: bool = True
+) -> tuple[PretrainModel, Twin, Queue]:
+    """The model, its momentum twin and its queue, with the starting weights that the configuration names.
+
+    Not `fresh`, all weights are random: a checkpoint's are loaded next.
+    """
+    text = text_config(config, vocab_size)
+    model = PretrainModel(
+        vit_config(config), text, specials, config.embed_dim, config.temperature, config.label_smoothing
+    )
+    if not fresh:
+        return model, Twin(model), Queue(config.queue_size, config.embed_dim)
+    if config.vision_init:
+        init_vision(model, config.vision_init)
+    if config.text_init:
+        init_text(model, config.text_init)
+    queue = Queue(config.queue_size, config.embed_dim)
+    if not config.init_from:
+        return model, Twin(model), queue
+    tensors, _ = convert.read(config.init_from)
+    own, twin_tensors, queue_tensors = convert.split(tensors)
+    fit_image_size(own, model)
+    load_strict(model, own, config.init_from)
+    twin = Twin(model)
+    if twin_tensors:
+        fit_image_size(twin_tensors, twin)
+        load_strict(twin, twin_tensors, f"{config.init_from} (momentum twin)")
+        # the published code saves a twin that is one update behind
+        update_twin(*twin.pairs_with(model), config.momentum)
+    if queue_tensors and queue_tensors["images"].shape == queue.images.shape:
+        # ids of foreign queues are unknown: they equal nothing
+        unknown = torch.full((config.queue_size,), NO_ID)
+        load_strict(queue, {"caption_ids": unknown, "image_ids": unknown, **queue_tensors}, f"{config.init_from} (queue)")
+    return model, twin, queue
+
+
+def init_vision(model: PretrainModel, source: str) -> None:
+    """Image encoder weights from a plain ViT of timm: `timm/NAME`, which timm downloads unless it has them."""
+    if not source.startswith("timm/"):
+        raise CheckpointError(f"vision_init: {source!r}; expected timm/NAME, for example timm/vit_base_patch16_224.augreg_in21k")
+    import timm
+
+    weights = convert.from_timm(timm.create_model(source.removeprefix("timm/"), pretrained=True).state_dict())
+    fit_image_size(weights, model)
+    own = {name.removeprefix("image_encoder."): tensor for name, tensor in weights.items()}
+    load_strict(model.image_encoder, own, f"vision_init: {source}")
+
+
+def init_text(model: PretrainModel, source: str) -> None:
+    """Text encoder and decoder weights from BERT; cross-attention, which BERT lacks, keeps its random start.
+
+    The decoder's self-attention starts as the encoder's. Words that BERT lacks ([DEC], [ENC]) keep their random start.
+    """
+    weights = convert.read_bert(source)
+    expected = unique_state(model)
+    for name in [n for n in weights if ".self_attention." in n]:
+        weights[name.replace("text_encoder.", "text_decoder.")] = weights[name]
+    words = "text_encoder.embeddings.words.weight"
+    for name, tensor in weights.items():
+        if name not in expected:
+            raise CheckpointError(f"text_init: {source}: {name} has no place in a text encoder of this depth")
+        target = expected[name]
+        if name in (words, "text_decoder.head.bias") and len(tensor) <= len(target) <= len(tensor) + 2:
+            target = target[: len(tensor)]
+        if target.shape != tensor.shape:
+            raise CheckpointError(
+                f"text_init: {source}: {name} is {tuple(tensor.shape)}, the model needs {tuple(target.shape)}; "
+                "text_width, text_layers, text_hidden and the tokenizer must be those of the BERT"
+            )
+        target.copy_(tensor)
+    layers = {name.split(".")[2] for name in weights if name.startswith("text_encoder.layers.")}
+    if len(layers) != model.text_encoder.config.layers:
+        raise CheckpointError(
+            f"text_init: {source} has {len(layers)} layers, the model {model.text_encoder.config.layers}: set text_layers"
+        )
+
+
+def fit_image_size(tensors: dict[str, Tensor], model: nn.Module) -> None:
+    """Interpolates the position embeddings in `tensors` to the model's image size, in place of the old ones."""
+    name = "image_encoder.positions"
+    wanted = model.image_encoder.positions.shape
+    if name in tensors and tensors[name].shape[1] != wanted[1] and tensors[name].shape[2] == wanted[2]:
+        side = int((wanted[1] - 1) ** 0.5)
+        tensors[name] = resize_positions(tensors[name], (side, side))
+
+
+def describe(config: PretrainConfig, model: PretrainModel) -> dict:
+    """What `model.json` says of a pre-trained model: enough to build it again and to prepare its inputs."""
+    return {
+        "task": "pretrain",
+        "image_encoder": asdict(model.image_encoder.config),
+        "text_encoder": asdict(model.text_encoder.config),
+        "embed_dim": config.embed_dim,
+        "max_text_tokens": config.max_text_tokens,
+        "text_cleaning": config.text_cleaning,
+    }
+
+
+def blocks(model: PretrainModel) -> list[nn.Module]:
+    """The modules that are compiled, or whose activations are recomputed, one by one."""
+    return [*model.image_encoder.blocks, *model.text_encoder.layers, *model.text_decoder.layers]

@@ -1,0 +1,217 @@
+"""A data set that draws itself: scanner-like phantoms with lesions, captions, questions and boxes.
+
+Everything follows from a seed. A lesion has a shape, a size, a brightness and one of six places (upper, middle or lower;
+left or right, as seen in the image), so a mirrored image makes its caption wrong. At most one lesion lies in a place.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+BODIES = ("head", "chest", "abdomen")
+SHAPES = ("round", "square", "ring", "cross")
+SIZES = ("small", "large")
+BRIGHTNESSES = ("bright", "dark")
+POSITIONS = ("upper", "middle", "lower")
+SIDES = ("left", "right")
+NOISE_KINDS = ("other", "attribute")
+
+RADIUS = {"small": 0.062, "large": 0.112}  # of a lesion, as a share of the image's side
+GREY = {"bright": 240, "dark": 12}
+OVERSAMPLING = 4  # images are drawn larger and reduced, which makes edges smooth
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One lesion; `box` is (left, top, right, bottom) in pixels."""
+
+    shape: str
+    size: str
+    brightness: str
+    position: str
+    side: str
+    box: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    def words(self) -> str:
+        return f"a {self.size} {self.brightness} {self.shape} lesion in the {self.position} {self.side}"
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """What one image shows; lesions from top to bottom, left before right."""
+
+    body: str
+    lesions: tuple[Lesion, ...]
+
+    def caption(self) -> str:
+        return f"{self.body} with " + " and ".join(lesion.words() for lesion in self.lesions)
+
+
+def draw_phantom(
+    rng: np.random.Generator, image_size: int = 48, max_lesions: int = 3
+) -> tuple[Phantom, Image.Image]:
+    """One random phantom and its picture, a grey image of `image_size` pixels a side."""
+    body = str(rng.choice(BODIES))
+    canvas = _draw_body(rng, body, image_size * OVERSAMPLING)
+    count = int(rng.integers(1, max_lesions + 1))
+    places = sorted(rng.choice(len(POSITIONS) * len(SIDES), size=count, replace=False).tolist())
+    lesions = tuple(_draw_lesion(rng, canvas, place, image_size) for place in places)
+    picture = canvas.resize((image_size, image_size), Image.Resampling.BOX)
+    pixels = np.asarray(picture, dtype=np.float32) + rng.normal(0, 4, (image_size, image_size))
+    return Phantom(body, lesions), Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def _draw_body(rng: np.random.Generator, body: str, side: int) -> Image.Image:
+    """The outline and two or three organs, each a little different every time."""
+    canvas = Image.new("L", (side, side), 0)
+    pen = ImageDraw.Draw(canvas)
+
+    def ellipse(x: float, y: float, w: float, h: float, grey: float) -> None:
+        """Centre and half axes as shares of the side, each varied by up to 2 %."""
+        x, y, w, h = (v + rng.uniform(-0.02, 0.02) for v in (x, y, w, h))
+        box = [(x - w) * side, (y - h) * side, (x + w) * side, (y + h) * side]
+        pen.ellipse(box, fill=int(grey + rng.uniform(-8, 8)))
+
+    if body == "head":
+        ellipse(0.5, 0.5, 0.42, 0.47, 200)  # skull
+        ellipse(0.5, 0.5, 0.38, 0.43, 120)  # brain
+        ellipse(0.46, 0.5, 0.03, 0.1, 90)  # ventricles
+        ellipse(0.54, 0.5, 0.03, 0.1, 90)
+    elif body == "chest":
+        ellipse(0.5, 0.5, 0.47, 0.45, 150)
+        ellipse(0.29, 0.5, 0.16, 0.34, 95)  # lungs
+        ellipse(0.71, 0.5, 0.16, 0.34, 95)
+    else:
+        ellipse(0.5, 0.5, 0.48, 0.4, 125)
+        ellipse(0.3, 0.42, 0.15, 0.17, 145)  # liver, on the image's left as seen from the feet
+        ellipse(0.5, 0.8, 0.06, 0.06, 190)  # spine
+    return canvas
+
+
+def _draw_lesion(rng: np.random.Generator, canvas: Image.Image, place: int, image_size: int) -> Lesion:
+    """Draws a random lesion near the centre of one of the six places."""
+    row, column = divmod(place, len(SIDES))
+    shape, size, brightness = (str(rng.choice(values)) for values in (SHAPES, SIZES, BRIGHTNESSES))
+    scale = canvas.width
+    radius = RADIUS[size] * rng.uniform(0.92, 1.08) * scale
+    x = (0.31, 0.69)[column] * scale + rng.uniform(-0.035, 0.035) * scale
+    y = (0.26, 0.5, 0.74)[row] * scale + rng.uniform(-0.025, 0.025) * scale
+    box = (x - radius, y - radius, x + radius, y + radius)
+    grey = int(GREY[brightness] + rng.uniform(-10, 10))
+    pen = ImageDraw.Draw(canvas)
+    if shape == "round":
+        pen.ellipse(box, fill=grey)
+    elif shape == "square":
+        pen.rectangle(box, fill=grey)
+    elif shape == "ring":
+        pen.ellipse(box, outline=grey, width=int(radius * 0.45))
+    else:
+        arm = radius * 0.33
+        pen.rectangle((x - radius, y - arm, x + radius, y + arm), fill=grey)
+        pen.rectangle((x - arm, y - radius, x + arm, y + radius), fill=grey)
+    left, top, right, bottom = (round(v * image_size / scale) for v in box)
+    return Lesion(shape, size, brightness, POSITIONS[row], SIDES[column], (left, top, right, bottom))
+
+
+def questions(phantom: Phantom) -> list[dict[str, str]]:
+    """Questions with one right answer each, and the kind of answer: `closed` is yes or no."""
+    lesions = phantom.lesions
+    asked = [("what part of the body is shown?", phantom.body, "open")]
+    asked.append(("how many lesions are there?", str(len(lesions)), "open"))
+    for side in SIDES:
+        found = any(lesion.side == side for lesion in lesions)
+        asked.append((f"is there a lesion on the {side}?", "yes" if found else "no", "closed"))
+    for lesion in lesions:
+        place = f"the {lesion.position} {lesion.side}"
+        asked.append((f"what shape is the lesion in {place}?", lesion.shape, "open"))
+        asked.append((f"what size is the lesion in {place}?", lesion.size, "open"))
+        asked.append((f"is the lesion in {place} bright?", "yes" if lesion.brightness == "bright" else "no", "closed"))
+    if len(lesions) == 1:
+        asked.append(("where is the lesion?", f"{lesions[0].position} {lesions[0].side}", "open"))
+    return [{"question": q, "answer": a, "answer_type": kind} for q, a, kind in asked]
+
+
+def wrong_caption(rng: np.random.Generator, phantom: Phantom, kind: str, max_lesions: int) -> str:
+    """A caption that is not true of `phantom`: `other`, of another random one; `attribute`, with one word changed."""
+    true = phantom.caption()
+    while kind == "other":
+        caption = draw_phantom(rng, 8, max_lesions)[0].caption()
+        if caption != true:
+            return caption
+    which = int(rng.integers(len(phantom.lesions)))
+    lesion = phantom.lesions[which]
+    taken = {(other.position, other.side) for other in phantom.lesions}
+    choices: list[Lesion] = []
+    for name, values in (("shape", SHAPES), ("size", SIZES), ("brightness", BRIGHTNESSES)):
+        choices.append(replace(lesion, **{name: _another(rng, values, getattr(lesion, name))}))
+    for name, values in (("position", POSITIONS), ("side", SIDES)):
+        moved = replace(lesion, **{name: _another(rng, values, getattr(lesion, name))})
+        if (moved.position, moved.side) not in taken:
+            choices.append(moved)
+    lesions = list(phantom.lesions)
+    lesions[which] = choices[int(rng.integers(len(choices)))]
+    return replace(phantom, lesions=tuple(lesions)).caption()
+
+
+def _another(rng: np.random.Generator, values: tuple[str, ...], value: str) -> str:
+    return str(rng.choice([v for v in values if v != value]))
+
+
+def records(
+    count: int, seed: int = 0, image_size: int = 48, max_lesions: int = 3, noise: float = 0.0
+) -> Iterator[tuple[dict, Image.Image]]:
+    """`count` annotated images; each depends on (seed, its number) alone, so a longer set begins with a shorter one.
+
+    With `noise`, that share of captions is made wrong, half of either kind; `noise` and `true_caption` record it.
+    """
+    for i in range(count):
+        rng = np.random.default_rng([seed, i])
+        phantom, image = draw_phantom(rng, image_size, max_lesions)
+        record = {
+            "image": f"images/{i:06d}.png",
+            "caption": phantom.caption(),
+            "body": phantom.body,
+            "lesions": [asdict(lesion) for lesion in phantom.lesions],
+            "questions": questions(phantom),
+        }
+        if noise:
+            kind = str(rng.choice(NOISE_KINDS)) if rng.random() < noise else "none"
+            record |= {"noise": kind, "true_caption": record["caption"]}
+            if kind != "none":
+                record["caption"] = wrong_caption(rng, phantom, kind, max_lesions)
+        yield record, image
+
+
+def write_phantoms(
+    folder: str | Path,
+    count: int,
+    seed: int = 0,
+    image_size: int = 48,
+    max_lesions: int = 3,
+    noise: float = 0.0,
+) -> Path:
+    """Writes `folder/images/*.png` and `folder/captions.json`, and returns the latter's path.
+
+    Raises ValueError for sizes that cannot be drawn.
+    """
+    if count < 1:
+        raise ValueError(f"count is {count}; a data set needs at least one image")
+    if image_size < 16:
+        raise ValueError(f"image size {image_size} is too small to draw lesions; 16 pixels is the least")
+    if not 1 <= max_lesions <= len(POSITIONS) * len(SIDES):
+        raise ValueError(f"max_lesions is {max_lesions}; there are {len(POSITIONS) * len(SIDES)} places for one to six")
+    if not 0 <= noise <= 1:
+        raise ValueError(f"noise is {noise}; it is a share, from 0 to 1")
+    folder = Path(folder)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    annotations = []
+    for record, image in records(count, seed, image_size, max_lesions, noise):
+        image.save(folder / record["image"])
+        annotations.append(record)
+    path = folder / "captions.json"
+    path.write_text("[\n" + ",\n".join(json.dumps(r) for r in annotations) + "\n]\n", encoding="utf-8")
+    return path

@@ -1,0 +1,30 @@
+"""The text decoder as a `generation.Step`.
+
+Shapes: R texts (rows), T tokens, V words, B images.
+"""
+
+from torch import Tensor
+
+from blip.med import Cache, ImageKeys, TextDecoder
+
+
+class DecoderStep:
+    """Steps of R = B * per_image texts about B images; the keys of an image are held once, however many its texts."""
+
+    def __init__(self, decoder: TextDecoder, states: Tensor, per_image: int = 1):
+        """`states` (B, N, image_width) of the images."""
+        self.decoder, self.per_image = decoder, per_image
+        self.keys = ImageKeys([layer.cross_attention.project(states) for layer in decoder.layers])
+        self.cache = Cache()
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """The newest tokens (R, T) -> logits of the next one (R, V)."""
+        return self.decoder.step(ids, self.keys, self.cache)
+
+    def select(self, rows: Tensor, per_image: int = 1) -> None:
+        """Goes on with the texts `rows` (R',): see `generation.Step`."""
+        self.cache.select(rows)
+        images = rows[::per_image] // self.per_image  # (B',)
+        self.per_image = per_image
+        if len(images) < len(self.keys.layers[0][0]):  # images stay in order: as many as before are the same
+            self.keys = ImageKeys([(k.index_select(0, images), v.index_select(0, images)) for k, v in self.keys.layers])

@@ -1,0 +1,153 @@
+"""Text to token ids and back: WordPiece as in BERT (lower-cased), with BLIP's two extra tokens [DEC] and [ENC]."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+# [DEC] is the first token of the decoder, [ENC] of the image-grounded encoder. The published code appends them in
+# this order, so that they are 30522 and 30523 for bert-base-uncased and the released weights fit.
+BLIP_SPECIAL = ["[DEC]", "[ENC]"]
+REQUIRED = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+
+
+class Tokenizer:
+    """A `tokenizers` tokenizer that frames every text as [CLS] ... [SEP].
+
+    Text never becomes a special token: a caption that spells "[ENC]" is read as ordinary characters.
+    It works in one thread, so that loader workers can be forked after it was used; pickling carries its JSON form.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, source: str = "this tokenizer"):
+        """Raises ValueError, naming `source`, where [PAD], [UNK], [CLS] or [SEP] is missing."""
+        vocab = backend.get_vocab()
+        missing = [token for token in REQUIRED if token not in vocab]
+        if missing:
+            raise ValueError(f"{source} has no token {', '.join(missing)}: use a vocabulary of the BERT family")
+        backend.no_padding()
+        backend.no_truncation()
+        if backend.decoder is None:
+            backend.decoder = decoders.WordPiece()
+        known = [token for token in BERT_SPECIAL if token in vocab]
+        backend.add_special_tokens(known + BLIP_SPECIAL)
+        backend.encode_special_tokens = True
+        self._backend = backend
+        vocab = backend.get_vocab()
+        self.pad_id, self.cls_id, self.sep_id = vocab["[PAD]"], vocab["[CLS]"], vocab["[SEP]"]
+        self.dec_id, self.enc_id = vocab["[DEC]"], vocab["[ENC]"]
+        self.size = max(vocab.values()) + 1
+
+    @classmethod
+    def from_vocab(cls, path: str | Path) -> "Tokenizer":
+        """Reads a BERT `vocab.txt`: one token a line, its id is its line number from 0."""
+        tokens = Path(_existing(path)).read_text(encoding="utf-8").rstrip("\r\n").split("\n")
+        vocab: dict[str, int] = {}
+        for number, token in enumerate(tokens):
+            token = token.rstrip("\r")
+            if token in vocab:
+                raise ValueError(f"{path}, line {number + 1}: token {token!r} is also on line {vocab[token] + 1}")
+            vocab[token] = number
+        if "[UNK]" not in vocab:
+            raise ValueError(f"{path} has no token [UNK]: use a vocabulary of the BERT family, one token a line")
+        return cls(_bert(models.WordPiece(vocab, unk_token="[UNK]")), str(path))
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Tokenizer":
+        """Reads the JSON form of the `tokenizers` library, as `save` writes it."""
+        text = Path(_existing(path)).read_text(encoding="utf-8")
+        try:
+            backend = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"{path} is not a JSON file of the tokenizers library: {error}") from error
+        return cls(backend, str(path))
+
+    @classmethod
+    def from_hub(cls, name: str) -> "Tokenizer":
+        """Downloads `tokenizer.json` of a repository on the Hugging Face hub, such as `bert-base-uncased`."""
+        try:
+            backend = tokenizers.Tokenizer.from_pretrained(name)
+        except Exception as error:  # the library raises bare Exception
+            raise OSError(f"could not fetch the tokenizer {name!r} from the Hugging Face hub: {error}") from error
+        return cls(backend, f"hub:{name}")
+
+    @classmethod
+    def train(cls, captions: Iterable[str], vocab_size: int = 30524) -> "Tokenizer":
+        """Learns a WordPiece vocabulary from captions; `vocab_size` is the most ids it may have, specials included."""
+        if vocab_size <= len(BERT_SPECIAL) + len(BLIP_SPECIAL):
+            raise ValueError(f"vocab_size is {vocab_size}: the special tokens alone take 7")
+        backend = _bert(models.WordPiece(unk_token="[UNK]"))
+        trainer = trainers.WordPieceTrainer(
+            vocab_size=vocab_size - len(BLIP_SPECIAL), special_tokens=BERT_SPECIAL, show_progress=False
+        )
+        backend.train_from_iterator(captions, trainer)
+        return cls(backend)
+
+    def encode(self, texts: list[str], max_tokens: int) -> list[list[int]]:
+        """Ids [CLS] ... [SEP] of each text, at most `max_tokens` (2 or more), [SEP] last also where a text is cut."""
+        if max_tokens < 2:
+            raise ValueError(f"max_tokens is {max_tokens}: [CLS] and [SEP] alone take 2")
+        return [[self.cls_id, *self._pieces(text)[: max_tokens - 2], self.sep_id] for text in texts]
+
+    def count(self, texts: list[str]) -> list[int]:
+        """Number of ids of each text if nothing were cut, [CLS] and [SEP] included."""
+        return [len(self._pieces(text)) + 2 for text in texts]
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids: special tokens left out, word pieces joined, no blank before punctuation."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the JSON form, which `from_file` reads."""
+        Path(path).write_text(json.dumps(json.loads(self._backend.to_str()), ensure_ascii=False), encoding="utf-8")
+
+    def _pieces(self, text: str) -> list[int]:
+        # one text at a time: `encode_batch` starts a thread pool that does not survive a fork
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def __getstate__(self) -> str:
+        return self._backend.to_str()
+
+    def __setstate__(self, state: str) -> None:
+        # `encode_special_tokens` is not part of the JSON: the constructor sets it again
+        self.__init__(tokenizers.Tokenizer.from_str(state))  # type: ignore[misc]
+
+
+def load_tokenizer(source: str) -> Tokenizer:
+    """`vocab.txt` or another `.txt`, a `.json` of the tokenizers library, or `hub:NAME`, which downloads."""
+    if source.startswith("hub:"):
+        return Tokenizer.from_hub(source.removeprefix("hub:"))
+    if source.endswith(".txt"):
+        return Tokenizer.from_vocab(source)
+    if source.endswith(".json"):
+        return Tokenizer.from_file(source)
+    raise ValueError(
+        f"tokenizer is {source!r}; it can be a vocabulary (vocab.txt), a tokenizer file (tokenizer.json) "
+        f"or hub:NAME, such as hub:bert-base-uncased, which is downloaded"
+    )
+
+
+def blip_cleaning(text: str, max_words: int = 30) -> str:
+    """The published preprocessing of captions: lower case, some punctuation to blanks, at most `max_words` words.
+
+    It turns "0.5 mm" into "0 5 mm": for comparison with published numbers, not for medical text.
+    """
+    return " ".join(re.sub(r"[.!\"()*#:;~]", " ", text.lower()).split()[:max_words])
+
+
+def _bert(model: models.WordPiece) -> tokenizers.Tokenizer:
+    """BERT's uncased chain around a WordPiece model: lower case, accents off, split at blanks and punctuation."""
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    return backend
+
+
+def _existing(path: str | Path) -> str | Path:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no tokenizer file {path}")
+    return path

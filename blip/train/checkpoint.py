@@ -1,0 +1,115 @@
+"""Checkpoints of a run: written whole or not at all, the last few kept, found again after a kill.
+
+    OUTPUT/checkpoints/step-00001000/     a folder that `blip.load` reads, with training.pt beside the weights
+    OUTPUT/checkpoints/latest             a link to the newest one
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from blip import distributed
+from blip.weights import TOKENIZER, CheckpointError, flush, save_weights
+
+TRAINING = "training.pt"
+
+
+class Checkpointer:
+    """Writes and finds the checkpoints of one output folder.
+
+    Args:
+        output: the run's folder.
+        keep: how many checkpoints stay.
+        info: what `model.json` says.
+        tokenizer_file: copied into each checkpoint, so that it can be loaded alone.
+    """
+
+    def __init__(self, output: Path, keep: int, info: dict, tokenizer_file: Path):
+        self.folder = Path(output) / "checkpoints"
+        self.keep, self.info, self.tokenizer_file = keep, info, tokenizer_file
+
+    def save(self, step: int, weights: dict[str, Tensor], training: dict) -> None:
+        """Writes a checkpoint from the main process; every process must call it, and gives its own random state.
+
+        All is written to a temporary folder, flushed, and renamed, so that a kill at any instant leaves the previous one whole.
+        """
+        training = {**training, "step": step, "random": distributed.gather_objects(random_state())}
+        if distributed.is_main():
+            final = self.folder / f"step-{step:08d}"
+            temporary = self.folder / f".step-{step:08d}.partial"
+            for leftover in self.folder.glob(".*.partial"):
+                shutil.rmtree(leftover)
+            save_weights(temporary, weights, self.info)
+            shutil.copyfile(self.tokenizer_file, temporary / TOKENIZER)
+            torch.save(training, temporary / TRAINING)
+            for name in (TOKENIZER, TRAINING):
+                flush(temporary / name)
+            flush(temporary)
+            if final.exists():  # a run that was resumed from before this step
+                shutil.rmtree(final)
+            temporary.rename(final)
+            self._point_latest(final)
+            for old in complete_checkpoints(self.folder.parent)[: -self.keep]:
+                shutil.rmtree(old)
+        distributed.barrier()
+
+    def _point_latest(self, final: Path) -> None:
+        link = self.folder / ".latest.partial"
+        link.unlink(missing_ok=True)
+        link.symlink_to(final.name)
+        os.replace(link, self.folder / "latest")
+        flush(self.folder)
+
+
+def complete_checkpoints(output: str | Path) -> list[Path]:
+    """The checkpoints of an output folder, oldest first. A half-written one has another name."""
+    return sorted((Path(output) / "checkpoints").glob("step-*"))
+
+
+def find_checkpoint(resume: str, output: str | Path) -> Path | None:
+    """The folder that `--resume` means: `auto` is the newest one of `output`, or None when there is none yet."""
+    if resume == "auto":
+        found = complete_checkpoints(output)
+        return found[-1] if found else None
+    path = Path(resume)
+    if not path.exists():
+        raise CheckpointError(f"--resume {resume}: there is no such folder; `--resume auto` takes the newest of --output_dir")
+    if not (path / TRAINING).is_file():
+        inside = complete_checkpoints(path)
+        if inside:
+            return inside[-1]
+        raise CheckpointError(
+            f"--resume {resume}: no {TRAINING} there, so this run cannot be continued from it; "
+            "to start a new run from its weights use --init_from"
+        )
+    return path
+
+
+def load_training(path: Path) -> dict:
+    """The training state beside a checkpoint's weights."""
+    try:
+        return torch.load(path / TRAINING, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise CheckpointError(f"{path / TRAINING} is damaged or cut short: {error}") from error
+
+
+def random_state() -> dict[str, Tensor]:
+    """The state of this process's random numbers."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(states: list[dict[str, Tensor]]) -> bool:
+    """Continues this process's random numbers; False, and nothing done, when another number of processes saved them."""
+    if len(states) != distributed.world_size():
+        return False
+    state = states[distributed.rank()]
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    return True

@@ -1,0 +1,226 @@
+"""The training loop, the only one in the package: steps, checkpoints, signals, logs. It knows no model and no data."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blip import distributed
+from blip.train.log import Meter, RunLog
+from blip.train.parallel import autocast, memory_mb
+
+
+class NonFiniteError(Exception):
+    """A loss or gradient became infinite or not a number; nothing was updated with it."""
+
+
+@dataclass
+class Step:
+    """What a forward pass gives the loop."""
+
+    loss: Tensor
+    logs: dict[str, Tensor | float]
+    images: int  # in this forward pass
+    flops: float = 0.0  # of its forward and backward pass
+    describe: Callable[[], str] = field(default=lambda: "")  # names the samples, for an error message
+
+
+@dataclass
+class LoopOptions:
+    """Times in optimizer steps, or minutes where it says so."""
+
+    total_steps: int
+    accumulation: int = 1
+    clip_norm: float | None = None
+    precision: str = "fp32"
+    log_every: int = 50
+    save_every: int | None = None
+    save_every_minutes: float | None = None
+    peak_flops: float = 0.0  # of this device, for model FLOPs utilisation; 0: not reported
+
+
+class Loop:
+    """Runs optimizer steps from `start_step` to the end, or to a signal.
+
+    The order within a step is: losses, backward (for each of `accumulation` batches), clip, optimizer, `after_update`.
+
+    Args:
+        model: the module with the parameters, wrapped for several processes or not.
+        optimizer: over its parameters.
+        lr: the learning rate of each optimizer step.
+        log: where lines go.
+        save: writes a checkpoint of the state after this many steps; gets the loop's own state to keep with it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr: Callable[[int], float],
+        options: LoopOptions,
+        log: RunLog,
+        save: Callable[[int, dict], None],
+        start_step: int = 0,
+    ):
+        self.model, self.optimizer, self.lr, self.options, self.log, self._save = model, optimizer, lr, options, log, save
+        self.step = self.saved_step = start_step
+        self.meter = Meter()
+        self.device = next(model.parameters()).device
+        self.signals = _Signals()
+        self._window = _Window()
+        self._last_save = time.monotonic()
+
+    def run(
+        self,
+        batches: Iterator[Any],
+        step: Callable[[Any, int], Step],
+        after_update: Callable[[int], None],
+        at_step_end: Callable[[int], dict | None],
+    ) -> bool:
+        """Trains to the end. False when a signal ended it before; a checkpoint is written either way.
+
+        Args:
+            batches: yields without end.
+            step: a batch and the number of optimizer steps done -> losses.
+            after_update: called after each optimizer step with the steps done: what the model may not do in `forward`.
+            at_step_end: called after that; what it returns (an evaluation, where one is due) becomes a line of the log.
+        """
+        with self.signals:
+            while self.step < self.options.total_steps:
+                stop = self._one_step(batches, step)
+                self.step += 1
+                after_update(self.step)
+                if self.step % self.options.log_every == 0 or self.step == self.options.total_steps:
+                    self.log.metrics(self.step, self._line())
+                evaluation = at_step_end(self.step)
+                if evaluation is not None:
+                    self.log.metrics(self.step, evaluation)
+                    self._window = _Window()
+                self.log.advance(self.step)
+                if stop or self._save_is_due():
+                    self.save()
+                if stop:
+                    self.log.say(f"stopped by a signal after step {self.step}; continue with --resume auto")
+                    return False
+        if self.saved_step != self.step:
+            self.save()
+        return True
+
+    def save(self) -> None:
+        self._save(self.step, {"meters": distributed.gather_objects(self.meter.state())})
+        self.saved_step, self._last_save = self.step, time.monotonic()
+
+    def load(self, state: dict) -> None:
+        """Continues the running means of the log, if as many processes wrote them as run now."""
+        if len(state["meters"]) == distributed.world_size():
+            self.meter.load(state["meters"][distributed.rank()])
+
+    def _one_step(self, batches: Iterator[Any], step: Callable[[Any, int], Step]) -> bool:
+        """One optimizer step; True when any process was asked to stop."""
+        lr = self.lr(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        count = self.options.accumulation
+        described: list[Callable[[], str]] = []
+        losses: list[Tensor] = []
+        for i in range(count):
+            batch = next(batches)
+            last = i == count - 1
+            with contextlib.nullcontext() if last or not hasattr(self.model, "no_sync") else self.model.no_sync():
+                with autocast(self.device, self.options.precision):
+                    out = step(batch, self.step)
+                (out.loss / count).backward()
+            described.append(out.describe)
+            losses.append(out.loss.detach())
+            self.meter.add(out.logs)
+            self._window.add(out.images, out.flops)
+        limit = self.options.clip_norm if self.options.clip_norm is not None else float("inf")
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        stop = self._check(torch.stack(losses), norm, described)
+        self.meter.add({"grad_norm": norm})
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return stop
+
+    def _check(self, losses: Tensor, norm: Tensor, described: list[Callable[[], str]]) -> bool:
+        """Stops the run before the update when a loss or gradient is not finite; True when a signal came.
+
+        One wait for the device and one small reduction over the processes a step.
+        """
+        bad = torch.stack([~losses.isfinite().all(), ~norm.isfinite(), torch.tensor(self.signals.seen, device=norm.device)])
+        bad_loss, bad_norm, stop = (bool(v) for v in distributed.all_reduce(bad.float(), "max").tolist())
+        if bad_loss or bad_norm:
+            own = [d() for loss, d in zip(losses.tolist(), described, strict=True) if not _finite(loss)]
+            where = " ".join(own) if bad_loss else " ".join(d() for d in described)
+            what = f"loss {losses.tolist()}" if bad_loss else f"gradient norm {float(norm)}"
+            raise NonFiniteError(
+                f"step {self.step + 1}: {what} is not finite; no weight was updated with it. "
+                f"Process {distributed.rank()}, samples: {where or 'those of another process, see its message'}. "
+                "Look at these samples; a lower lr, a longer warm-up, clip_norm: 1.0 or precision: fp32 are the usual remedies."
+            )
+        return stop
+
+    def _line(self) -> dict[str, Any]:
+        line = {**self.meter.take(), "lr": self.optimizer.param_groups[0]["lr"]}
+        images, flops, seconds = self._window.images, self._window.flops, time.perf_counter() - self._window.start
+        line["images_per_s"] = images * distributed.world_size() / seconds
+        line["memory_mb"] = memory_mb(self.device)
+        if self.options.peak_flops and flops:
+            line["mfu"] = flops / seconds / self.options.peak_flops
+        self._window = _Window()
+        return line
+
+    def _save_is_due(self) -> bool:
+        every, minutes = self.options.save_every, self.options.save_every_minutes
+        if self.step == self.options.total_steps:
+            return False  # `run` saves at its end
+        if every and self.step % every == 0:
+            return True
+        if not minutes:
+            return False
+        # the main process's clock decides for all
+        late = torch.tensor(float(distributed.is_main() and time.monotonic() - self._last_save > 60 * minutes))
+        return bool(distributed.all_reduce(late.to(self.device), "max"))
+
+
+class _Window:
+    """Images and FLOPs of this process since the last line of the log."""
+
+    def __init__(self) -> None:
+        self.images, self.flops, self.start = 0, 0.0, time.perf_counter()
+
+    def add(self, images: int, flops: float) -> None:
+        self.images += images
+        self.flops += flops
+
+
+class _Signals:
+    """Notes SIGTERM and SIGINT, so that the step can end and be saved; a second signal ends the process at once."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Signals":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        if self.seen:
+            os._exit(128 + number)
+        self.seen = True
+
+
+def _finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")

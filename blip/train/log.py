@@ -1,0 +1,139 @@
+"""What a run tells: `metrics.jsonl`, a progress bar, TensorBoard when asked."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from blip import distributed
+
+METRICS = "metrics.jsonl"
+
+
+class RunLog:
+    """Writes from the main process; elsewhere every call does nothing.
+
+    Args:
+        output: the run's folder.
+        start_step: lines of later steps, left by a run that was killed after its last checkpoint, are removed.
+        total_steps: length of the progress bar.
+        tensorboard: also write event files to `output/tensorboard`.
+    """
+
+    def __init__(self, output: Path, start_step: int, total_steps: int, tensorboard: bool = False):
+        self.active = distributed.is_main()
+        self.console = Console(stderr=True, quiet=not self.active)
+        self.writer: Any = None
+        if not self.active:
+            return
+        self.path = Path(output) / METRICS
+        _truncate(self.path, start_step)
+        if tensorboard:
+            self.writer = _summary_writer(Path(output) / "tensorboard")
+        self.total_steps = total_steps
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.progress = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=self.console)
+        self.bar = self.progress.add_task("training", total=total_steps, completed=start_step)
+        self.live = sys.stderr.isatty()
+        if self.live:
+            self.progress.start()
+
+    def advance(self, step: int) -> None:
+        if self.active:
+            self.progress.update(self.bar, completed=step)
+
+    def metrics(self, step: int, values: dict[str, Any]) -> None:
+        """Appends a line to `metrics.jsonl` and shows its main numbers."""
+        if not self.active:
+            return
+        line = {"step": step, **{k: _rounded(v) for k, v in values.items()}}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        shown = "  ".join(f"{k} {_short(v)}" for k, v in line.items() if k != "step" and not isinstance(v, list | dict))
+        self.console.print(f"step {step}/{self.total_steps}  {shown}", highlight=False, soft_wrap=True)
+        if self.writer:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self.writer.add_scalar(name, value, step)
+
+    def sample(self, step: int, image: Tensor, text: str) -> None:
+        """An image (3, S, S) in 0..1 and a text, to TensorBoard alone."""
+        if self.active and self.writer:
+            self.writer.add_image("sample", image, step)
+            self.writer.add_text("sample", text, step)
+
+    def say(self, message: str, style: str = "") -> None:
+        self.console.print(message, style=style, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self.active and self.live:
+            self.progress.stop()
+        if self.writer:
+            self.writer.close()
+
+
+class Meter:
+    """Running means of named numbers between two lines of the log; part of a checkpoint, so that resuming changes no line."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, Tensor | float]) -> None:
+        for name, value in values.items():
+            value = value.detach().double() if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
+            self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """The means over steps and ranks, and starts anew."""
+        names = sorted(self.sums)
+        device = next((t.device for t in self.sums.values() if t.device.type != "cpu"), torch.device("cpu"))
+        means = torch.stack([self.sums[n].to(device) / self.counts[n] for n in names]) if names else torch.zeros(0)
+        self.sums, self.counts = {}, {}
+        return dict(zip(names, distributed.all_reduce(means).tolist(), strict=True))
+
+    def state(self) -> dict:
+        return {"sums": {n: t.cpu() for n, t in self.sums.items()}, "counts": dict(self.counts)}
+
+    def load(self, state: dict) -> None:
+        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
+
+
+def read_metrics(output: str | Path) -> list[dict]:
+    """The lines of a run's `metrics.jsonl`."""
+    return [json.loads(line) for line in (Path(output) / METRICS).read_text(encoding="utf-8").splitlines()]
+
+
+def _truncate(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):  # a line cut short by the kill
+            continue
+    path.write_text("".join(kept) if step else "", encoding="utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.8g}") if isinstance(value, float) else value
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _summary_writer(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise RuntimeError("tensorboard: true needs an extra: pip install 'blip[tensorboard]'") from error
+    return SummaryWriter(str(folder))

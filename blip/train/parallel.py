@@ -1,0 +1,96 @@
+"""What is applied to a model from outside: distributed data parallelism, compilation, recomputation of activations."""
+
+import functools
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from blip.distributed import world_size
+
+
+class OptionError(Exception):
+    """Options that do not go together; the message says which and what to choose."""
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """bf16 autocast, or nothing with `precision` fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model itself in one process, wrapped for gradient averaging in several.
+
+    Buffers are not broadcast: they are equal by construction, and sending a queue every step would cost more than the gradients.
+    """
+    if world_size() == 1:
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def checkpoint_activations(blocks: Sequence[nn.Module], kind: str, device: torch.device, precision: str) -> None:
+    """Recomputes the activations of `blocks` in the backward pass instead of keeping them.
+
+    `torch` is right everywhere. `fairscale` (an extra) is refused where it was measured to be wrong or to fail.
+    Names in state dicts do not change. Copies of a model must be made before.
+    """
+    if kind == "none":
+        return
+    if kind == "torch":
+        for block in blocks:
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        return
+    advice = "use activation_checkpointing: torch"
+    if device.type == "cpu" and precision == "bf16":
+        raise OptionError(f"fairscale recomputes outside of CPU autocast: its gradients are off by 0.5 %; {advice}")
+    if world_size() > 1:
+        raise OptionError(f"fairscale fails in several processes when a block runs twice in a step, as here; {advice}")
+    try:
+        from fairscale.nn.checkpoint import checkpoint_wrapper
+    except ImportError as error:
+        raise OptionError(f"fairscale is not installed: pip install 'blip[fairscale]', or {advice}") from error
+    for block in blocks:
+        checkpoint_wrapper(block)
+
+
+def compile_blocks(blocks: Sequence[nn.Module], checkpointing: str = "none") -> None:
+    """Compiles each block on its own, in place: equal blocks share one compilation, and names do not change."""
+    if checkpointing == "fairscale":
+        raise OptionError("fairscale's checkpointing breaks compiled graphs; use activation_checkpointing: torch")
+    for block in blocks:
+        block.compile()
+
+
+def measure_peak(device: torch.device, precision: str) -> float:
+    """FLOP/s of a large matrix product here and now: what model FLOPs utilisation is measured against."""
+    side = 8192 if device.type == "cuda" else 1536
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    generator = torch.Generator(device).manual_seed(0)  # the run's own random numbers stay as they are
+    a, b = (torch.randn(side, side, device=device, dtype=dtype, generator=generator) for _ in range(2))
+    best = float("inf")
+    for _ in range(4):
+        _wait(device)
+        start = time.perf_counter()
+        a @ b
+        _wait(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best
+
+
+def memory_mb(device: torch.device) -> float:
+    """The most memory in use so far: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
