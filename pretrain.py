@@ -21,7 +21,8 @@ from blip.dry_run import run_once
 from blip.config import ConfigError, PretrainConfig, dump_config, load_config
 from blip.data.loader import Batch, EpochOrder, EvalLoader, eval_loader, make_loader, steps_per_epoch
 from blip.data.pairs import EvalPairs, PairDataset, Pairs, read_pairs
-from blip.data.transforms import SkipLog, TooManySkipped, UnreadableImage, eval_transform, train_transform
+from blip.data.skipped import SkipLog, TooManySkipped
+from blip.data.transforms import UnreadableImage, eval_transform, train_transform
 from blip.evaluate import evaluate_pretraining
 from blip.models.pretrain import TEMPERATURE_RANGE, Specials
 from blip.tokenizer import Tokenizer, load_tokenizer
@@ -191,10 +192,11 @@ class Pretraining:
 
 def choose_tokenizer(config: PretrainConfig, pairs: Pairs, output: Path, resume: Path | None) -> Tokenizer:
     """The run's own tokenizer when there is one, else the configured one, saved with the run."""
-    saved = output / TOKENIZER
     if resume is not None:
         return load_tokenizer(str(resume / TOKENIZER))
-    if distributed.is_main():
+    saved = output / TOKENIZER
+    # a run that was stopped before its first checkpoint keeps its tokenizer: training one is not reproducible
+    if distributed.is_main() and not saved.exists():
         if config.tokenizer == "train":
             captions = itertools.chain.from_iterable(pairs.captions(i) for i in range(len(pairs)))
             tokenizer = Tokenizer.train(captions, config.vocab_size)

@@ -4,6 +4,7 @@ Shapes: B images, h x w patches, N = 1 + h*w tokens (CLS first), D width, H head
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -53,9 +54,11 @@ class ViT(nn.Module):
         rates = torch.linspace(0, config.drop_path, config.depth).tolist()
         self.blocks = nn.ModuleList([Block(config, rate) for rate in rates])
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
-        self.apply(_init_weights)
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.trunc_normal_(self.positions, std=0.02)
+        # 0.02 at width 768; narrower models start larger, as in `med.py`
+        std = 0.02 * (768 / config.width) ** 0.5
+        self.apply(partial(_init_weights, std=std))
+        nn.init.trunc_normal_(self.cls_token, std=std)
+        nn.init.trunc_normal_(self.positions, std=std)
 
     def forward(self, images: Tensor, cls_only: bool = False) -> Tensor:
         """images (B, 3, h*patch, w*patch) -> states (B, N, D), or (B, 1, D) with `cls_only`.
@@ -139,7 +142,7 @@ def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.cat([cls, patches], dim=1)
 
 
-def _init_weights(module: nn.Module) -> None:
+def _init_weights(module: nn.Module, std: float) -> None:
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.trunc_normal_(module.weight, std=std)
         nn.init.zeros_(module.bias)

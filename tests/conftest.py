@@ -1,6 +1,8 @@
 """Where the tests find what is not part of the project, and what they share."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,3 +33,69 @@ def data_dir() -> Path:
 @pytest.fixture(autouse=True)
 def _same_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 48 phantoms of up to two lesions: captions.json and images."""
+    from blip.data.phantoms import write_phantoms
+
+    return write_phantoms(tmp_path_factory.mktemp("phantoms"), count=48, seed=3, max_lesions=2).parent
+
+
+TINY = {  # a model that trains a step in milliseconds
+    "image_size": 32,
+    "crop_scale": "[0.5, 1.0]",
+    "randaugment": "null",
+    "max_text_tokens": 32,
+    "vit": "custom",
+    "vit_width": 32,
+    "vit_depth": 2,
+    "vit_heads": 2,
+    "vit_patch": 16,
+    "text_width": 32,
+    "text_layers": 2,
+    "text_heads": 2,
+    "text_hidden": 64,
+    "max_positions": 48,
+    "embed_dim": 16,
+    "queue_size": 20,
+    "batch_size": 8,
+    "warmup_steps": 4,
+    "device": "cpu",
+    "precision": "fp32",
+    "num_workers": 0,
+    "log_every_steps": 1,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_config(phantoms: Path) -> Path:
+    """A configuration file of a tiny model on the phantoms, with a tokenizer for them beside it."""
+    from blip.data.pairs import read_pairs
+    from blip.tokenizer import Tokenizer
+
+    captions = phantoms / "captions.json"
+    pairs = read_pairs([str(captions)])
+    Tokenizer.train((pairs.captions(i)[0] for i in range(len(pairs))), 120).save(phantoms / "tokenizer.json")
+    files = {"tokenizer": phantoms / "tokenizer.json", "train_file": f"[{captions}]", "val_file": f"[{captions}]"}
+    path = phantoms / "tiny.yaml"
+    path.write_text("".join(f"{key}: {value}\n" for key, value in {**TINY, **files}.items()))
+    return path
+
+
+def run_script(*arguments: str | Path, processes: int = 1, env: dict | None = None, timeout: float = 120):
+    """Runs pretrain.py as a user would, alone or under torchrun, from the project's root -> CompletedProcess."""
+    return subprocess.run(
+        script_command(*arguments, processes=processes), cwd=ROOT, env=script_env(env), timeout=timeout,
+        capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def script_command(*arguments: str | Path, processes: int = 1) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    return [sys.executable, *launcher, str(ROOT / "pretrain.py"), *map(str, arguments)]
+
+
+def script_env(env: dict | None = None) -> dict:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **(env or {})}

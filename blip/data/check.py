@@ -14,10 +14,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ..tokenizer import Tokenizer
-from .loader import worker_context
-from .pairs import AnnotationError, caption_id, file_entry, iter_records, parse_record
-from .transforms import UnreadableImage, open_image
+from blip.data.formats import AnnotationError, file_entry, iter_records, parse_record
+from blip.data.loader import worker_context
+from blip.data.pairs import caption_id
+from blip.data.transforms import UnreadableImage, open_image
+from blip.tokenizer import Tokenizer
 
 PERCENTILES = (50, 90, 95, 99, 100)
 SHOWN = 10  # problems that are named on the screen; the JSON has all

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .transforms import Skipped
+from blip.data.skipped import Skipped
 
 
 def stable_hash(*parts: object) -> int:

@@ -1,6 +1,6 @@
 """A data set that draws itself: scanner-like phantoms with lesions, captions, questions and boxes.
 
-Everything follows from a seed. A lesion has a shape, a size, a brightness and one of six places (upper, middle or lower;
+Everything follows from a seed. A lesion has a shape, a size, a brightness and one of six places (upper, middle, lower;
 left or right, as seen in the image), so a mirrored image makes its caption wrong. At most one lesion lies in a place.
 """
 

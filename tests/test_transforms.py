@@ -1,0 +1,170 @@
+"""Every kind of image file becomes RGB; every broken one is named."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from blip.data import transforms
+from blip.data.transforms import RandAugment, UnreadableImage, eval_transform, open_image, to_rgb, train_transform
+
+RAMP = np.linspace(0, 255, 64 * 48).reshape(48, 64)
+
+
+def _encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "route",
+    ["1", "L", "LA", "P", "LA PA", "RGB", "RGBA", "CMYK", "RGB YCbCr", "RGB HSV", "I", "F", "LA La", "RGBA RGBa"],
+)
+def test_every_mode_becomes_rgb(route: str) -> None:
+    image = Image.fromarray(RAMP.astype(np.uint8))
+    for mode in route.split():
+        image = image.convert(mode)
+    assert image.mode == route.split()[-1]
+    rgb = to_rgb(image)
+    assert (rgb.mode, rgb.size) == ("RGB", (64, 48))
+    values = np.asarray(rgb)[..., 1].astype(float)
+    assert values[:5].mean() < 60 < 190 < values[-5:].mean()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "top"), [(np.uint16, 4095), (np.uint16, 65535), (np.int32, 200_000), (np.float32, 0.01)]
+)
+def test_deep_images_are_windowed_not_clipped(dtype: type, top: float) -> None:
+    image = Image.fromarray((RAMP / 255 * top).astype(dtype))
+    kind = "TIFF" if dtype in (np.float32, np.int32) else "PNG"
+    values = np.asarray(open_image(_encoded(image, kind)))[..., 0].astype(float)
+    assert np.abs(values - RAMP).max() < 6  # half a per cent at either end is cut, the rest is linear
+
+
+def test_window_ignores_outliers_and_survives_odd_content() -> None:
+    values = RAMP.copy()
+    values[0, :2] = 1e9
+    assert np.abs(transforms.window(values)[1:] - RAMP[1:]).max() < 6
+    assert transforms.window(np.full((4, 4), 7.0)).max() == 0
+    few = np.zeros((100, 100))
+    few[0, 0] = 3
+    assert transforms.window(few)[0, 0] == 255
+    holes = RAMP.copy()
+    holes[0, 0], holes[0, 1] = np.nan, np.inf
+    assert transforms.window(holes)[0, :2].tolist() == [0, 255]
+    assert transforms.window(np.full((2, 2), np.nan)).max() == 0
+
+
+def test_transparency_lies_on_white() -> None:
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.putpixel((0, 0), (10, 20, 30, 255))
+    assert to_rgb(image).getpixel((0, 0)) == (10, 20, 30)
+    assert to_rgb(image).getpixel((5, 5)) == (255, 255, 255)
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([10, 20, 30, 1, 2, 3])
+    palette.putpixel((0, 0), 0)
+    assert open_image(_encoded(palette)).getpixel((5, 5)) == (1, 2, 3)
+    assert open_image(_encoded(palette, transparency=1)).getpixel((5, 5)) == (255, 255, 255)
+    assert open_image(_encoded(palette, transparency=1)).getpixel((0, 0)) == (10, 20, 30)
+    # an alpha channel of nothing but zeros is broken: the picture counts
+    assert to_rgb(Image.new("RGBA", (8, 8), (9, 9, 9, 0))).getpixel((0, 0)) == (9, 9, 9)
+
+
+def test_exif_rotation() -> None:
+    image = Image.new("RGB", (40, 20))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    assert open_image(_encoded(image, "JPEG", exif=exif)).size == (20, 40)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "no such file"),
+        (b"", "empty"),
+        (b"not an image at all", "not an image"),
+        (_encoded(Image.fromarray(RAMP.astype(np.uint8)), "JPEG")[:300], "(?i)truncated"),
+        (_encoded(Image.effect_noise((64, 64), 50), "JPEG")[:2000], "(?i)truncated"),
+        (_encoded(Image.effect_noise((64, 64), 50))[:2000], "(?i)truncated"),
+    ],
+)
+def test_broken_files_are_named(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    path = tmp_path / "image.png"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UnreadableImage, match=reason) as caught:
+        open_image(path)
+    assert caught.value.path == str(path)
+
+
+def test_sizes_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UnreadableImage, match="0 x 5"):
+        open_image(Image.new("L", (0, 5)))
+    monkeypatch.setattr(transforms, "MAX_PIXELS", 100)
+    with pytest.raises(UnreadableImage, match="11 x 10 pixels, more than 100"):
+        open_image(_encoded(Image.new("L", (11, 10))))
+    assert open_image(_encoded(Image.new("L", (10, 10)))).size == (10, 10)
+    with pytest.raises(UnreadableImage, match="irectory"):
+        open_image(tmp_path)
+
+
+def test_evaluation_transform() -> None:
+    image = Image.new("RGB", (30, 50), (255, 0, 128))
+    pixels = eval_transform(16)(image)
+    assert type(pixels) is torch.Tensor
+    assert pixels.shape == (3, 16, 16)
+    assert pixels.dtype == torch.float32
+    expected = (torch.tensor([1.0, 0.0, 128 / 255]) - torch.tensor(transforms.MEAN)) / torch.tensor(transforms.STD)
+    assert torch.allclose(pixels[:, 8, 8], expected, atol=1e-5)
+    # nothing is cropped: the corners of the image are the corners of the result
+    ramp = Image.fromarray(RAMP.astype(np.uint8)).convert("RGB")
+    reference = np.asarray(ramp.resize((16, 16), Image.Resampling.BICUBIC))
+    ours = eval_transform(16)(ramp).permute(1, 2, 0).numpy() * transforms.STD + transforms.MEAN
+    assert np.abs(ours * 255 - reference).max() < 0.01
+
+
+def test_training_transform_is_random_and_repeats_with_the_seed() -> None:
+    image = Image.effect_noise((64, 48), 60).convert("RGB")
+    transform = train_transform(24, horizontal_flip=True)
+
+    def draw(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return transform(image)
+
+    assert draw(0).shape == (3, 24, 24)
+    assert all(torch.equal(draw(seed), draw(seed)) for seed in range(8))
+    assert len({draw(seed).sum().item() for seed in range(8)}) == 8
+
+
+def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
+    image = Image.effect_noise((64, 48), 60).convert("RGB")
+    plain = train_transform(24, crop_scale=None, randaugment=None)
+    assert torch.equal(plain(image), eval_transform(24)(image))
+
+
+def test_left_stays_left_by_default() -> None:
+    image = Image.new("RGB", (32, 32))
+    image.paste((255, 255, 255), (0, 0, 16, 32))
+    transform = train_transform(32)
+    for _ in range(30):
+        row = transform(image)[0]
+        assert row[:, :4].mean() >= row[:, -4:].mean()
+
+
+def test_operations_of_randaugment() -> None:
+    image = Image.effect_noise((64, 48), 60).point(lambda value: 60 + value // 2).convert("RGB")  # of low contrast
+    augment = RandAugment(2, 10)
+    for operation in RandAugment.OPERATIONS:
+        changed = augment.apply_one(image, operation)
+        assert (changed.mode, changed.size) == ("RGB", image.size)
+        assert (changed.tobytes() == image.tobytes()) == (operation == "identity")
+    assert augment.apply_one(image, "equalize").tobytes() == ImageOps.equalize(image).tobytes()
+    # ten pixels to one side, grey where nothing is left
+    moved = np.asarray(augment.apply_one(image, "translate_x"))
+    assert (moved[:, :10] == 128).all() or (moved[:, -10:] == 128).all()
+    with pytest.raises(ValueError, match="randaugment"):
+        RandAugment(2, 11)
