@@ -7,48 +7,33 @@ Read on: the batch is made in blip/data/pairs.py, the losses in blip/models/pret
 """
 
 import itertools
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 
 from blip import build, distributed, flops, losses, momentum
-from blip.dry_run import run_once
-from blip.config import ConfigError, PretrainConfig, dump_config, load_config
+from blip.config import PretrainConfig
 from blip.data.loader import Batch, EpochOrder, EvalLoader, eval_loader, make_loader, steps_per_epoch
 from blip.data.pairs import EvalPairs, PairDataset, Pairs, read_pairs
-from blip.data.skipped import SkipLog, TooManySkipped
-from blip.data.transforms import UnreadableImage, eval_transform, train_transform
+from blip.data.skipped import SkipLog
+from blip.data.transforms import eval_transform, train_transform
+from blip.dry_run import run_once
 from blip.evaluate import evaluate_pretraining
 from blip.models.pretrain import TEMPERATURE_RANGE, Specials
 from blip.tokenizer import Tokenizer, load_tokenizer
-from blip.train.checkpoint import Checkpointer, complete_checkpoints, find_checkpoint, load_training, restore_random_state
-from blip.train.engine import Loop, LoopOptions, NonFiniteError, Step
-from blip.train.log import METRICS, RunLog
-from blip.train.optim import build_optimizer, lr_at, scaled_lr
-from blip.train.parallel import (
-    OptionError,
-    autocast,
-    checkpoint_activations,
-    compile_blocks,
-    data_parallel,
-    measure_peak,
-)
-from blip.weights import TOKENIZER, CheckpointError, load_strict, load_weights, unique_state
+from blip.train.engine import Step
+from blip.train.launch import launch
+from blip.train.log import RunLog
+from blip.train.parallel import autocast, checkpoint_activations, compile_blocks, data_parallel
+from blip.train.run import fit, prepare
+from blip.weights import TOKENIZER, load_strict, load_weights, unique_state
 
-USER_ERRORS = (
-    ConfigError,
-    CheckpointError,
-    OptionError,
-    NonFiniteError,
-    TooManySkipped,
-    UnreadableImage,
-    ValueError,
-    FileNotFoundError,
+PATIENCE = 500  # steps after the warm-up within which matching should have begun to learn
+PLATEAU = (
+    "ITM is at {mean:.3f}, and a model without skill stands at {none:.4f}. What helps: start from released weights "
+    "(init_from) or from ViT and BERT weights (vision_init, text_init), a larger global batch, a lower lr, more epochs; "
+    "and captions that say what their images show (blip check-data)."
 )
 BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # text lengths, in tokens, that compiled code meets
 
@@ -63,7 +48,8 @@ class Pretraining:
         self.tokenizer = choose_tokenizer(config, self.pairs, output, resume)
         self.order = EpochOrder(len(self.pairs), config.seed, distributed.rank(), world, self.pairs.record_weights())
         self.batches_per_epoch = steps_per_epoch(self.order, config.batch_size)
-        self.total_steps = max(1, config.epochs * self.batches_per_epoch // config.accumulation)
+        self.steps_per_epoch = self.batches_per_epoch / config.accumulation
+        self.total_steps = max(1, round(config.epochs * self.steps_per_epoch))
         if config.max_steps:
             self.total_steps = min(self.total_steps, config.max_steps)
         self.val = build_validation(config, self.tokenizer)
@@ -115,8 +101,7 @@ class Pretraining:
         self.skipped.add(batch.skipped)
         batch = batch.to(self.device, non_blocking=True)
         packed = not config.compile  # compiled code wants few shapes
-        ramp = config.alpha_ramp_epochs * self.batches_per_epoch / config.accumulation
-        alpha = losses.alpha_ramp(step, round(ramp), config.alpha)
+        alpha = losses.alpha_ramp(step, round(config.alpha_ramp_epochs * self.steps_per_epoch), config.alpha)
 
         features = self.twin(batch.images, batch.ids, batch.lengths, packed)  # two of (B, E)
         candidates = momentum.candidates(*features, batch.caption_ids, batch.image_ids, self.queue, config.equal_captions)
@@ -149,8 +134,10 @@ class Pretraining:
         self.queue.push(*(torch.cat(parts) for parts in zip(*self.pending, strict=True)))
         self.pending.clear()
 
-    def at_step_end(self, step: int) -> dict | None:
-        """An evaluation after each `eval_every_epochs` epochs and at the end."""
+    def at_step_end(self, step: int, log: RunLog) -> dict | None:
+        """An evaluation after each `eval_every_epochs` epochs and at the end; advice when matching learns nothing."""
+        if step % self.config.log_every_steps == 0:
+            self.warn_of_plateau(step, log)
         done, before = (n * self.config.accumulation // self.batches_per_epoch for n in (step, step - 1))
         due = done > before and done % self.config.eval_every_epochs == 0
         if self.val is None or not (due or step == self.total_steps):
@@ -159,17 +146,25 @@ class Pretraining:
             metrics = evaluate_pretraining(self.model, self.val, self.device)
         return {"epoch": done, **metrics}
 
-    def plateau(self, step: int) -> str:
-        """Advice, once, when matching has learned nothing long after the warm-up; else an empty text."""
-        late = step >= min(self.config.warmup_steps, self.total_steps // 2) + 500
-        if self.warned or not late or self.itm_mean is None or abs(float(self.itm_mean) - losses.ITM_NO_SKILL) > 0.02:
-            return ""
-        self.warned = True
-        return (
-            f"ITM is at {float(self.itm_mean):.3f}; a model without skill stands at {losses.ITM_NO_SKILL:.4f}. What helps: "
-            "start from released weights (init_from) or from ViT and BERT weights (vision_init, text_init), a larger "
-            "global batch (batch_size, accumulation, processes), a lower lr, or more epochs. Check that captions say what images show: blip check-data."
+    def warn_of_plateau(self, step: int, log: RunLog) -> None:
+        """Says once what to try when the ITM loss still stands where a model without skill does."""
+        late = step >= min(self.config.warmup_steps, self.total_steps // 2) + PATIENCE
+        if self.warned or not late or self.itm_mean is None:
+            return
+        mean = float(self.itm_mean)
+        if abs(mean - losses.ITM_NO_SKILL) < 0.02:
+            self.warned = True
+            log.say(PLATEAU.format(mean=mean, none=losses.ITM_NO_SKILL), style="yellow")
+
+    def describe(self) -> tuple[str, dict]:
+        """A line on data and model, and what `model.json` says."""
+        parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
+        cut, limit = self.truncated(), self.config.max_text_tokens
+        line = (
+            f"{len(self.pairs)} pairs, {cut:.1%} of captions cut at {limit} tokens, {parameters:.1f} M parameters on "
+            f"{self.device} in {self.config.precision}, ITM without skill is {losses.ITM_NO_SKILL:.4f}"
         )
+        return line, build.describe(self.config, self.model)
 
     def state(self) -> dict:
         """What a checkpoint holds beside weights and optimizer."""
@@ -222,111 +217,9 @@ def build_validation(config: PretrainConfig, tokenizer: Tokenizer) -> EvalLoader
 
 def run(config: PretrainConfig, output: Path, resume: str, device: torch.device) -> None:
     """Trains, from the start or from a checkpoint, and leaves the result in `output`."""
-    folder = find_checkpoint(resume, output) if resume else None
-    if not resume and (complete_checkpoints(output) or (output / METRICS).exists()):
-        raise ConfigError(f"{output} holds a run already: continue it with --resume auto, or choose another --output_dir")
-    output.mkdir(parents=True, exist_ok=True)
-    changed = changed_keys(config, output / "config.yaml") if folder else []
-    distributed.barrier()
-    if distributed.is_main():
-        dump_config(config, output / "config.yaml")
-
-    task = Pretraining(config, output, folder, device)
-    training = load_training(folder) if folder else {}
-    start = training.get("step", 0)
-    global_batch = config.batch_size * config.accumulation * distributed.world_size()
-    lr = scaled_lr(config.lr, global_batch, config.lr_reference_batch)
-    optimizer = build_optimizer(task.model, lr, config.weight_decay, config.decay_norms_and_biases)
-    per_epoch = task.batches_per_epoch / config.accumulation
-    log = RunLog(output, start, task.total_steps, config.tensorboard)
-    checkpoints = Checkpointer(output, config.keep_checkpoints, build.describe(config, task.model), output / TOKENIZER)
-    loop = Loop(
-        task.parallel,
-        optimizer,
-        lambda step: lr_at(
-            step, task.total_steps, lr, config.min_lr, config.warmup_steps, config.schedule, config.lr_decay, per_epoch
-        ),
-        LoopOptions(
-            task.total_steps,
-            config.accumulation,
-            config.clip_norm,
-            config.precision,
-            config.log_every_steps,
-            config.save_every_steps or round(per_epoch),
-            config.save_every_minutes,
-            measure_peak(device, config.precision),
-        ),
-        log,
-        lambda step, state: checkpoints.save(
-            step, unique_state(task.model), {**task.state(), "optimizer": optimizer.state_dict(), "loop": state}
-        ),
-        start,
-    )
-    if folder:
-        task.load(folder, training)
-        optimizer.load_state_dict(training["optimizer"])
-        loop.load(training["loop"])
-        same = restore_random_state(training["random"])
-        log.say(f"continuing {folder} after step {start}")
-        if not same:
-            log.say("another number of processes wrote it: random numbers and the order of samples differ from here on")
-        if changed:
-            log.say(f"changed since this run began: {', '.join(changed)}", style="yellow")
-    parameters = sum(p.numel() for p in task.model.parameters()) / 1e6
-    log.say(
-        f"{len(task.pairs)} pairs, {per_epoch:.4g} steps an epoch, {task.total_steps} steps, global batch {global_batch}, "
-        f"{parameters:.1f} M parameters on {device}, {config.precision}; ITM without skill is {losses.ITM_NO_SKILL:.4f}"
-    )
-    log.say(f"{task.truncated():.1%} of captions are longer than max_text_tokens {config.max_text_tokens} and are cut")
-
-    def at_step_end(step: int) -> dict | None:
-        if step % config.log_every_steps == 0 and (advice := task.plateau(step)):
-            log.say(advice, style="yellow")
-        return task.at_step_end(step)
-
-    try:
-        finished = loop.run(task.batches(start), task.step, task.after_update, at_step_end)
-    finally:
-        log.close()
-    if finished:
-        log.say(f"done: {output / 'checkpoints' / 'latest'}")
-
-
-def changed_keys(config: PretrainConfig, saved: Path) -> list[str]:
-    """Options that differ from those that the run was started with."""
-    if not saved.is_file():
-        return []
-    before = load_config(saved)
-    return [f"{k} {getattr(before, k)} -> {v}" for k, v in config if getattr(before, k) != v]
-
-
-def main(
-    config: Annotated[Path, typer.Option(help="a file of configs/, or your own")],
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="where checkpoints and logs go")] = Path("runs/pretrain"),
-    resume: Annotated[str, typer.Option(help="auto, or a checkpoint folder: continue this run")] = "",
-    init_from: Annotated[str, typer.Option("--init_from", help="checkpoint whose weights a new run starts from")] = "",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, overrides the file")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry_run", help="build everything, run one step on made-up data, print sizes")] = False,
-) -> None:
-    """Pre-trains BLIP on image-caption files."""
-    try:
-        if resume and init_from:
-            raise ConfigError("--resume continues a run, --init_from starts a new one: give one of them")
-        overrides = [*(set_ or []), *([f"init_from={init_from}"] if init_from else [])]
-        settings = load_config(config, overrides)
-        device = distributed.start(settings.device)
-        if dry_run:
-            run_once(settings, device)
-        else:
-            run(settings, output_dir, resume, device)
-    except USER_ERRORS as error:
-        if os.environ.get("BLIP_DEBUG"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    finally:
-        distributed.stop()
+    folder, changed = prepare(config, output, resume)
+    fit(Pretraining(config, output, folder, device), config, output, folder, changed)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    launch(run, run_once, PretrainConfig, default_output="runs/pretrain")

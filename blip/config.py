@@ -3,14 +3,18 @@
 import difflib
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from blip.errors import BlipError
 
-class ConfigError(Exception):
+Config = TypeVar("Config", bound=BaseModel)
+
+
+class ConfigError(BlipError):
     """A configuration that cannot be used; the message names the file or option, the key and the reason."""
 
 
@@ -22,10 +26,44 @@ class WeightedFile(BaseModel):
     weight: float = Field(1.0, gt=0)
 
 
-class PretrainConfig(BaseModel):
-    """Everything that `pretrain.py` can be told. Sizes in pixels, tokens or units; times in optimizer steps or minutes."""
+class RunConfig(BaseModel):
+    """What every training script can be told: how to optimise, on what device, and what to leave behind."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    # optimisation
+    batch_size: int = Field(32, gt=0)  # pairs in one process and one forward pass
+    accumulation: int = Field(1, gt=0)  # forward passes in one optimizer step
+    epochs: int = Field(20, gt=0)
+    max_steps: int | None = Field(None, gt=0)  # ends the run early; the schedule follows
+    lr: float = Field(3e-4, gt=0)
+    lr_reference_batch: int | None = Field(None, gt=0)  # given: lr is multiplied by global batch / this
+    min_lr: float = Field(1e-6, ge=0)
+    schedule: Literal["cosine", "epoch_decay"] = "cosine"
+    lr_decay: float = Field(0.9, gt=0, le=1)  # a factor an epoch, with `epoch_decay`
+    warmup_steps: int = Field(3000, ge=0)
+    weight_decay: float = Field(0.05, ge=0)
+    decay_norms_and_biases: bool = True
+    clip_norm: float | None = Field(None, gt=0)
+
+    # device
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "bf16"
+    compile: bool = False
+    activation_checkpointing: Literal["none", "torch", "fairscale"] = "none"
+    seed: int = 0
+
+    # log and state
+    log_every_steps: int = Field(50, gt=0)
+    eval_every_epochs: int = Field(1, gt=0)
+    save_every_steps: int | None = Field(None, gt=0)  # nothing: at the end of each epoch
+    save_every_minutes: float | None = Field(30.0, gt=0)
+    keep_checkpoints: int = Field(2, gt=0)
+    tensorboard: bool = False
+
+
+class PretrainConfig(RunConfig):
+    """Everything that `pretrain.py` can be told. Sizes in pixels, tokens or units; times in optimizer steps or minutes."""
 
     # data
     train_file: list[str | WeightedFile] = []
@@ -73,36 +111,6 @@ class PretrainConfig(BaseModel):
     vision_init: str = ""  # timm/NAME
     text_init: str = ""  # folder or file of BERT weights, or hub:NAME
 
-    # optimisation
-    batch_size: int = Field(75, gt=0)  # pairs in one process and one forward pass
-    accumulation: int = Field(1, gt=0)  # forward passes in one optimizer step
-    epochs: int = Field(20, gt=0)
-    max_steps: int | None = Field(None, gt=0)  # ends the run early; the schedule follows
-    lr: float = Field(3e-4, gt=0)
-    lr_reference_batch: int | None = Field(None, gt=0)  # given: lr is multiplied by global batch / this
-    min_lr: float = Field(1e-6, ge=0)
-    schedule: Literal["cosine", "epoch_decay"] = "cosine"
-    lr_decay: float = Field(0.9, gt=0, le=1)  # a factor an epoch, with `epoch_decay`
-    warmup_steps: int = Field(3000, ge=0)
-    weight_decay: float = Field(0.05, ge=0)
-    decay_norms_and_biases: bool = True
-    clip_norm: float | None = Field(None, gt=0)
-
-    # device
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "bf16"
-    compile: bool = False
-    activation_checkpointing: Literal["none", "torch", "fairscale"] = "none"
-    seed: int = 0
-
-    # log and state
-    log_every_steps: int = Field(50, gt=0)
-    eval_every_epochs: int = Field(1, gt=0)
-    save_every_steps: int | None = Field(None, gt=0)  # nothing: at the end of each epoch
-    save_every_minutes: float | None = Field(30.0, gt=0)
-    keep_checkpoints: int = Field(2, gt=0)
-    tensorboard: bool = False
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         custom = (self.vit_width, self.vit_depth, self.vit_heads, self.vit_patch)
@@ -119,7 +127,7 @@ class PretrainConfig(BaseModel):
         return self
 
 
-def load_config(path: str | Path, overrides: list[str] | None = None, cls: type[BaseModel] = PretrainConfig) -> Any:
+def load_config(path: str | Path, cls: type[Config], overrides: list[str] | None = None) -> Config:
     """Reads a YAML file, applies `key=value` overrides (values in YAML's notation) and returns a `cls`."""
     path = Path(path)
     if not path.is_file():

@@ -13,11 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from blip.errors import BlipError
+
 FORMAT_VERSION = 1
 WEIGHTS, INFO, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
 
 
-class CheckpointError(Exception):
+class CheckpointError(BlipError):
     """A checkpoint that cannot be used; the message says which, why, and what to do."""
 
 

@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from blip.errors import BlipError
+
 BLANK = re.compile(r"\s*")
 
 
-class AnnotationError(ValueError):
+class AnnotationError(BlipError):
     """A broken annotation file: `path` names it, `place` the record ("" for the whole file), `problem` the fault."""
 
     def __init__(self, path: str | Path, place: str, problem: str):

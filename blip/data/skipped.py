@@ -4,10 +4,12 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from blip.errors import BlipError
+
 Skipped = tuple[int, str, str]  # index of the record, path of its image, reason
 
 
-class TooManySkipped(RuntimeError):
+class TooManySkipped(BlipError):
     """More images are unreadable than the run allows."""
 
 

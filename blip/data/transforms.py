@@ -14,6 +14,8 @@ from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from blip.errors import BlipError
+
 # of CLIP's training images; BLIP (Li et al. 2022) uses them too
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -25,7 +27,7 @@ HIGH_DEPTH = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 WINDOW = (0.5, 99.5)  # percentiles that become black and white
 
 
-class UnreadableImage(Exception):
+class UnreadableImage(BlipError):
     """An image that cannot be used: `path` names it, `reason` says why."""
 
     def __init__(self, path: str, reason: str):

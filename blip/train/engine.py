@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from blip import distributed
+from blip.errors import BlipError
 from blip.train.log import Meter, RunLog
 from blip.train.parallel import autocast, memory_mb
 
 
-class NonFiniteError(Exception):
+class NonFiniteError(BlipError):
     """A loss or gradient became infinite or not a number; nothing was updated with it."""
 
 

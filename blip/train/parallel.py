@@ -11,9 +11,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from blip.distributed import world_size
+from blip.errors import BlipError
 
 
-class OptionError(Exception):
+class OptionError(BlipError):
     """Options that do not go together; the message says which and what to choose."""
 
 

@@ -1,0 +1,63 @@
+"""The command line of the training scripts: the same options everywhere, and errors without a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from blip import distributed
+from blip.config import Config, ConfigError, load_config
+from blip.errors import BlipError
+
+
+def launch(
+    run: Callable[[Config, Path, str, torch.device], None],
+    dry_run: Callable[[Config, torch.device], None],
+    config_class: type[Config],
+    default_output: str,
+) -> None:
+    """Reads the command line and calls `run(config, output_dir, resume, device)`, or `dry_run(config, device)`."""
+
+    def command(
+        config: Annotated[Path, typer.Option(help="a file of configs/, or your own")],
+        output_dir: Annotated[Path, typer.Option("--output_dir", help="where checkpoints and logs go")] = Path(
+            default_output
+        ),
+        resume: Annotated[str, typer.Option(help="continue a run: auto, or a checkpoint folder")] = "",
+        init_from: Annotated[str, typer.Option("--init_from", help="checkpoint that a new run starts from")] = "",
+        set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, overrides the file")] = None,
+        rehearse: Annotated[bool, typer.Option("--dry_run", help="one step on made-up data; print sizes")] = False,
+    ) -> None:
+        if resume and init_from:
+            raise ConfigError("--resume continues a run, --init_from starts a new one: give one of them")
+        overrides = [*(set_ or []), *([f"init_from={init_from}"] if init_from else [])]
+        settings = load_config(config, config_class, overrides)
+        device = distributed.start(settings.device)  # type: ignore[attr-defined]
+        if rehearse:
+            dry_run(settings, device)
+        else:
+            run(settings, output_dir, resume, device)
+
+    command.__doc__ = sys.modules["__main__"].__doc__
+    with errors_for_people():
+        typer.run(command)
+
+
+class errors_for_people:
+    """Within this block, errors that are the person's to mend end the program with a message and status 1.
+
+    BLIP_DEBUG=1 in the environment shows the traceback.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
+        distributed.stop()
+        if isinstance(error, BlipError | ValueError | OSError) and not os.environ.get("BLIP_DEBUG"):
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None

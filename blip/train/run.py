@@ -1,0 +1,137 @@
+"""One run from its start, or from a checkpoint, to its end: what the training scripts have in common."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from blip import distributed
+from blip.config import ConfigError, RunConfig, dump_config, load_config
+from blip.train.checkpoint import (
+    Checkpointer,
+    complete_checkpoints,
+    find_checkpoint,
+    load_training,
+    restore_random_state,
+)
+from blip.train.engine import Loop, LoopOptions, Step
+from blip.train.log import METRICS, RunLog
+from blip.train.optim import build_optimizer, lr_at, scaled_lr
+from blip.train.parallel import measure_peak
+from blip.weights import TOKENIZER, unique_state
+
+
+class Task(Protocol):
+    """What a script gives: a model, its data, and what happens in a step."""
+
+    model: nn.Module
+    parallel: nn.Module  # the model, wrapped where there are several processes
+    total_steps: int
+    steps_per_epoch: float  # optimizer steps
+
+    def batches(self, start_step: int) -> Iterator[Any]:
+        """Batches for ever, from the first one of optimizer step `start_step` (counted from 0) on."""
+
+    def step(self, batch: Any, step: int) -> Step:
+        """The losses of a batch."""
+
+    def after_update(self, step: int) -> None:
+        """Follows each optimizer step."""
+
+    def at_step_end(self, step: int, log: RunLog) -> dict[str, Any] | None:
+        """Evaluates where that is due."""
+
+    def describe(self) -> tuple[str, dict]:
+        """(a line for the log, what `model.json` says)."""
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint holds beside weights and optimizer."""
+
+    def load(self, folder: Path, training: dict) -> None:
+        """Continues from what `state` gave."""
+
+
+def prepare(config: RunConfig, output: Path, resume: str) -> tuple[Path | None, list[str]]:
+    """Makes the output folder -> (the checkpoint to continue from, options changed since it was written)."""
+    folder = find_checkpoint(resume, output) if resume else None
+    if not resume and (complete_checkpoints(output) or (output / METRICS).exists()):
+        raise ConfigError(f"{output} holds a run: continue it with --resume auto, or choose another --output_dir")
+    changed = _changed_options(config, output / "config.yaml") if folder else []
+    distributed.barrier()
+    if distributed.is_main():
+        output.mkdir(parents=True, exist_ok=True)
+        dump_config(config, output / "config.yaml")
+    distributed.barrier()
+    return folder, changed
+
+
+def fit(task: Task, config: RunConfig, output: Path, folder: Path | None, changed: list[str]) -> None:
+    """Trains; `folder` and `changed` as from `prepare`."""
+    training = load_training(folder) if folder else {}
+    start = training.get("step", 0)
+    log = RunLog(output, start, task.total_steps, config.tensorboard)
+    global_batch = config.batch_size * config.accumulation * distributed.world_size()
+    lr = scaled_lr(config.lr, global_batch, config.lr_reference_batch)
+    optimizer = build_optimizer(task.model, lr, config.weight_decay, config.decay_norms_and_biases)
+    line, info = task.describe()
+    checkpoints = Checkpointer(output, config.keep_checkpoints, info, output / TOKENIZER)
+
+    def save(step: int, loop_state: dict) -> None:
+        state = {**task.state(), "optimizer": optimizer.state_dict(), "loop": loop_state}
+        checkpoints.save(step, unique_state(task.model), state)
+
+    options = _loop_options(config, task, next(task.model.parameters()).device)
+    loop = Loop(task.parallel, optimizer, _schedule(config, task, lr), options, log, save, start)
+    log.say(f"{line}, global batch {global_batch}, {task.total_steps} steps of {task.steps_per_epoch:.4g} an epoch")
+    if folder:
+        task.load(folder, training)
+        optimizer.load_state_dict(training["optimizer"])
+        loop.load(training["loop"])
+        log.say(f"continuing {folder} after step {start}")
+        if not restore_random_state(training["random"]):
+            log.say("another number of processes wrote it: random numbers and the order of samples change from here on")
+        if changed:
+            log.say(f"changed since this run began: {', '.join(changed)}", style="yellow")
+    try:
+        finished = loop.run(
+            task.batches(start), task.step, task.after_update, lambda step: task.at_step_end(step, log)
+        )
+    finally:
+        log.close()
+    if finished:
+        log.say(f"done: {output / 'checkpoints' / 'latest'}")
+
+
+def _schedule(config: RunConfig, task: Task, lr: float) -> Callable[[int], float]:
+    return lambda step: lr_at(
+        step,
+        task.total_steps,
+        lr,
+        config.min_lr,
+        config.warmup_steps,
+        config.schedule,
+        config.lr_decay,
+        task.steps_per_epoch,
+    )
+
+
+def _loop_options(config: RunConfig, task: Task, device: torch.device) -> LoopOptions:
+    return LoopOptions(
+        task.total_steps,
+        config.accumulation,
+        config.clip_norm,
+        config.precision,
+        config.log_every_steps,
+        config.save_every_steps or max(1, round(task.steps_per_epoch)),
+        config.save_every_minutes,
+        measure_peak(device, config.precision),
+    )
+
+
+def _changed_options(config: RunConfig, saved: Path) -> list[str]:
+    if not saved.is_file():
+        return []
+    before = load_config(saved, type(config))
+    return [f"{key} {getattr(before, key)} -> {value}" for key, value in config if getattr(before, key) != value]
