@@ -1,0 +1,293 @@
+"""One pre-training step of ours against the published algorithm composed of transformers' modules (`peers.py`).
+
+    python benchmarks/train_step.py --precision fp32
+    python benchmarks/train_step.py --precision bf16
+
+Same process, same weights, same inputs, same hard negatives (the most similar one), no dropout. The losses of two steps in a
+row are compared first; a benchmark of different numbers means nothing. Then steps alternate between the two, and medians
+are compared. Peak memory is that of a child process each. The last line printed is one JSON object, also written under
+`benchmarks/results/`.
+
+`bf16` is autocast on our side; the peer runs in float32, as published, and once more in bf16 autocast.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from benchmarks.peers import PublishedPretrain  # noqa: E402
+from blip import flops  # noqa: E402
+from blip.med import TextConfig  # noqa: E402
+from blip.models.pretrain import TEMPERATURE_RANGE, PretrainModel, Specials, Twin  # noqa: E402
+from blip.momentum import Queue, candidates, update_twin  # noqa: E402
+from blip.vit import VIT_SIZES, ViTConfig  # noqa: E402
+
+PAD, ENC, DEC = 0, 30523, 30522
+CLS, SEP = 101, 102
+LONGEST, MEAN_LENGTH = 30, 20
+EMBED, MOMENTUM, ALPHA, LR, WEIGHT_DECAY = 256, 0.995, 0.4, 1e-5, 0.05
+Losses = tuple[float, float, float]
+
+
+@dataclass
+class Size:
+    vit: ViTConfig
+    text: TextConfig
+    queue: int
+
+
+def sizes(name: str) -> Size:
+    """`base` is ViT-B/16 at 224 px with BERT-base; `small` only shows that the script runs."""
+    if name == "small":
+        vit = ViTConfig(32, 8, 64, 2, 4)
+        return Size(vit, TextConfig(width=64, layers=2, heads=4, hidden=128, image_width=64, dropout=0.0), 64)
+    width, depth, heads, patch = VIT_SIZES[name]
+    vit = ViTConfig(224, patch, width, depth, heads)
+    return Size(vit, TextConfig(image_width=width, dropout=0.0), 57600)
+
+
+@dataclass
+class Batch:
+    images: Tensor  # (B, 3, height, width)
+    ids: Tensor  # (B, LONGEST), padded
+    lengths: Tensor  # (B,)
+
+
+def make_batch(count: int, image_size: int, seed: int) -> Batch:
+    """Random images, and captions of 10 to 30 tokens, 20 on average to the token, special tokens included."""
+    g = torch.Generator().manual_seed(seed)
+    lengths = (MEAN_LENGTH + 5 * torch.randn(count, generator=g)).round().long().clamp(10, LONGEST)
+    while (excess := int(lengths.sum()) - MEAN_LENGTH * count) != 0:
+        step = 1 if excess < 0 else -1
+        places = ((lengths + step >= 10) & (lengths + step <= LONGEST)).nonzero().squeeze(1)
+        lengths[places[torch.randint(len(places), (), generator=g)]] += step
+    ids = torch.randint(1000, 30522, (count, LONGEST), generator=g)
+    ids[:, 0] = CLS
+    ids[torch.arange(count), lengths - 1] = SEP
+    ids[torch.arange(LONGEST) >= lengths[:, None]] = PAD
+    return Batch(torch.randn(count, 3, image_size, image_size, generator=g), ids, lengths)
+
+
+def most_similar(weights: Tensor) -> tuple[Tensor, Tensor]:
+    return weights.argmax(dim=1), weights.sum(dim=1) > 0
+
+
+class Ours:
+    """The package's training step."""
+
+    def __init__(self, size: Size, device: str):
+        self.device = device
+        self.model = PretrainModel(size.vit, size.text, Specials(PAD, ENC, DEC), EMBED).to(device)
+        self.twin = Twin(self.model).to(device)
+        self.queue = Queue(size.queue, EMBED).to(device)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
+
+    def compile(self) -> None:
+        """Compiles the image encoders' blocks, the part whose shapes never change."""
+        for block in [*self.model.image_encoder.blocks, *self.twin.image_encoder.blocks]:
+            block.compile()
+
+    def step(self, batch: Batch, bf16: bool = False) -> Losses:
+        images, ids = batch.images.to(self.device), batch.ids.to(self.device)
+        ids = ids[:, : int(batch.lengths.max())].contiguous()
+        pair_ids = torch.arange(len(ids), device=self.device)
+        with torch.autocast(self.device, torch.bfloat16, enabled=bf16):
+            image_m, text_m = self.twin(images, ids, batch.lengths)
+            others = candidates(image_m, text_m, pair_ids, pair_ids, self.queue, equal_captions="negatives")
+            out = self.model(images, ids, batch.lengths, others, ALPHA, draw=most_similar)
+        self.optimizer.zero_grad()
+        (out.itc + out.itm + out.lm).backward()
+        self.optimizer.step()
+        with torch.no_grad():
+            self.model.temperature.clamp_(*TEMPERATURE_RANGE)
+        update_twin(*self.twin.pairs_with(self.model), MOMENTUM)
+        self.queue.push(image_m, text_m, pair_ids, pair_ids)
+        return out.itc.item(), out.itm.item(), out.lm.item()
+
+
+class Theirs:
+    """The published step: its model moves the twin, pushes the queue and clamps the temperature itself."""
+
+    def __init__(self, size: Size, device: str):
+        self.device = device
+        self.model = PublishedPretrain(size.vit, size.text, PAD, ENC, DEC, EMBED, size.queue).to(device).train()
+        self.optimizer = torch.optim.AdamW(self.model.trained(), lr=LR, weight_decay=WEIGHT_DECAY)
+
+    def step(self, batch: Batch, bf16: bool = False) -> Losses:
+        with torch.autocast(self.device, torch.bfloat16, enabled=bf16):
+            itc, itm, lm = self.model(batch.images.to(self.device), batch.ids.to(self.device), ALPHA, most_similar)
+        self.optimizer.zero_grad()
+        (itc + itm + lm).backward()
+        self.optimizer.step()
+        return itc.item(), itm.item(), lm.item()
+
+
+def compare(ours: Ours, theirs: Theirs, batch: Batch) -> dict:
+    """Two steps of both in float32, from the same weights: losses and their largest difference."""
+    theirs.model.load_ours(ours.model.state_dict(), ours.queue.state_dict())
+    steps = [(ours.step(batch), theirs.step(batch)) for _ in range(2)]
+    differences = [max(abs(a - b) for a, b in zip(mine, peer, strict=True)) for mine, peer in steps]
+    return {
+        "losses": ["itc", "itm", "lm"],
+        "ours": [mine for mine, _ in steps],
+        "theirs": [peer for _, peer in steps],
+        "largest_difference": differences,
+    }
+
+
+def alternate(runs: dict[str, Callable[[], object]], repeats: int, synchronize: Callable[[], None]) -> dict[str, list[float]]:
+    """Seconds of each run, taken in turns, after one turn that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            synchronize()
+            start = time.perf_counter()
+            run()
+            synchronize()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def matmul_peak(dtype: torch.dtype, device: str, synchronize: Callable[[], None]) -> float:
+    """GFLOP/s of the product (1576, 768) x (768, 3072), the first one of a ViT-B's MLP at batch 8: the median of 20."""
+    a = torch.randn(1576, 768, device=device, dtype=dtype)
+    b = torch.randn(3072, 768, device=device, dtype=dtype)
+    seconds = alternate({"product": lambda: a @ b.T}, 20, synchronize)["product"]
+    return 2 * 1576 * 768 * 3072 / statistics.median(seconds) / 1e9
+
+
+def peak_memory(args: argparse.Namespace, who: str, bf16: bool) -> float:
+    """GiB at the highest point of two steps, in a process that holds nothing else (child side: `memory_of`)."""
+    command = [sys.executable, __file__, "--memory-of", who, "--batch", str(args.batch), "--size", args.size]
+    command += ["--device", args.device, "--threads", str(args.threads), "--precision", "bf16" if bf16 else "fp32"]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(out.splitlines()[-1])
+
+
+def memory_of(args: argparse.Namespace) -> None:
+    size = sizes(args.size)
+    run = Ours(size, args.device) if args.memory_of == "ours" else Theirs(size, args.device)
+    batch = make_batch(args.batch, size.vit.image_size, seed=0)
+    for _ in range(2):
+        run.step(batch, args.precision == "bf16")
+    if args.device == "cuda":
+        print(torch.cuda.max_memory_allocated() / 2**30)
+    else:
+        # not ru_maxrss: it begins with the peak of the process that started this one
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        print(int(status["VmHWM"].split()[0]) / 2**20)
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def describe(args: argparse.Namespace) -> dict:
+    hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{processor()}, {args.threads} threads"
+    return {
+        "command": f"python benchmarks/train_step.py --precision {args.precision} --batch {args.batch} --size {args.size} "
+        f"--device {args.device} --threads {args.threads} --repeats {args.repeats}" + " --compile" * args.compile,
+        "hardware": hardware,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def measure(args: argparse.Namespace) -> dict:
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    size = sizes(args.size)
+    synchronize = torch.cuda.synchronize if args.device == "cuda" else lambda: None
+    batch = make_batch(args.batch, size.vit.image_size, seed=0)
+    ours, theirs = Ours(size, args.device), Theirs(size, args.device)
+    agreement = compare(ours, theirs, batch)
+    print(json.dumps(agreement, indent=1), flush=True)
+    if args.compile:
+        ours.compile()
+
+    bf16 = args.precision == "bf16"
+    runs = {"theirs": lambda: theirs.step(batch), "ours": lambda: ours.step(batch, bf16)}
+    if bf16:
+        runs["theirs_bf16"] = lambda: theirs.step(batch, bf16=True)
+    seconds = alternate(runs, args.repeats, synchronize)
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+
+    lengths = batch.lengths.tolist()
+    published = flops.Savings(shared_keys=False, packed=False, one_token=False, head_of_predicting=False)
+    cost = {
+        "ours": flops.pretrain_step(size.vit, size.text, lengths, queue=size.queue).total / args.batch,
+        "theirs": flops.pretrain_step(size.vit, size.text, lengths, LONGEST, queue=size.queue, savings=published).total
+        / args.batch,
+    }
+    peak = {
+        "fp32": matmul_peak(torch.float32, args.device, synchronize),
+        "bf16": matmul_peak(torch.bfloat16, args.device, synchronize),
+    }
+    kinds = {"ours": args.precision, "theirs": "fp32", "theirs_bf16": "bf16"}
+    rate = {name: cost[name.removesuffix("_bf16")] * args.batch / median[name] / 1e9 for name in median}
+    del ours, theirs, runs
+    return {
+        **describe(args),
+        "name": "train_step",
+        "precision": args.precision,
+        "ratio": median["theirs"] / median["ours"],
+        "ratio_same_precision": median["theirs_bf16" if bf16 else "theirs"] / median["ours"],
+        "agreement_fp32": agreement,
+        "seconds": median,
+        "seconds_all": seconds,
+        "gflop_per_sample": {name: value / 1e9 for name, value in cost.items()},
+        "gflop_per_second": rate,
+        "matmul_gflop_per_second": peak,
+        "share_of_matmul_peak": {name: rate[name] / peak[kinds[name]] for name in rate},
+        "peak_memory_gib": {name: peak_memory(args, name.removesuffix("_bf16"), kinds[name] == "bf16") for name in median},
+        "parameters": flops.pretrain_parameters(size.vit, size.text, EMBED).total,
+        "batch": args.batch,
+        "lengths": lengths,
+        "attention_of_theirs": "written-out soft-max (transformers has no other for BLIP)",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", choices=["small", "base", "large"], default="base")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="compile our blocks; reported under another name")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/train_step_<device>_<precision>.json")
+    parser.add_argument("--memory-of", choices=["ours", "theirs"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.memory_of:
+        torch.set_num_threads(args.threads)
+        return memory_of(args)
+    result = measure(args)
+    variant = ("_compiled" if args.compile else "") + ("" if args.size == "base" else f"_{args.size}")
+    out = args.out or ROOT / "benchmarks" / "results" / f"train_step_{args.device}_{args.precision}{variant}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

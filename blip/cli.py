@@ -1,0 +1,81 @@
+"""`blip VERB ...`: each verb is a thin cover of a function that can be called from Python."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from blip.train.launch import errors_for_people
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+Files = Annotated[list[str], typer.Argument(help="annotation files: JSON, JSONL, CSV, TSV or parquet")]
+
+
+@app.command()
+def phantoms(
+    out: Annotated[Path, typer.Argument(help="folder to write")],
+    count: Annotated[int, typer.Option(help="images")] = 1000,
+    seed: Annotated[int, typer.Option(help="another seed, other images")] = 0,
+    image_size: Annotated[int, typer.Option("--image_size", help="pixels a side")] = 48,
+    max_lesions: Annotated[int, typer.Option("--max_lesions", help="one to this many an image")] = 3,
+    noise: Annotated[float, typer.Option(help="share of captions made wrong, recorded as such")] = 0.0,
+) -> None:
+    """Draws a data set of scanner-like phantoms with captions, questions and boxes."""
+    from blip.data.phantoms import write_phantoms
+
+    with errors_for_people():
+        path = write_phantoms(out, count, seed, image_size, max_lesions, noise)
+        typer.echo(f"{count} phantoms: {path}")
+
+
+@app.command("check-data")
+def check_data(
+    files: Files,
+    image_root: Annotated[str, typer.Option("--image_root", help="folder that image paths start from")] = "",
+    tokenizer: Annotated[str, typer.Option(help="vocab.txt, tokenizer.json or hub:NAME, to count tokens")] = "",
+    max_tokens: Annotated[int, typer.Option("--max_tokens", help="the limit that captions are cut at")] = 30,
+    workers: Annotated[int, typer.Option(help="processes that open images")] = 2,
+    report: Annotated[Path | None, typer.Option(help="write everything found to this JSON file")] = None,
+) -> None:
+    """Counts pairs, opens every image, measures captions; status 1 when something is missing or broken."""
+    from blip.data.check import check_data, print_report
+    from blip.tokenizer import load_tokenizer
+
+    with errors_for_people():
+        found = check_data(
+            list(files), image_root, load_tokenizer(tokenizer) if tokenizer else None, max_tokens, workers
+        )
+        print_report(found)
+        if report:
+            found.save(report)
+    raise typer.Exit(0 if found.ok else 1)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="our folder, a released .pth, or a Hugging Face folder")],
+    target: Annotated[Path, typer.Argument(help="what to write")],
+    to: Annotated[str, typer.Option(help="blip, salesforce or huggingface")] = "blip",
+    hf_class: Annotated[str, typer.Option("--hf_class", help="retrieval or caption, for huggingface")] = "retrieval",
+    tokenizer: Annotated[str, typer.Option(help="vocab.txt or tokenizer.json to put beside the weights")] = "",
+    image_heads: Annotated[int | None, typer.Option("--image_heads", help="width / 64 unless given")] = None,
+    text_heads: Annotated[int | None, typer.Option("--text_heads", help="width / 64 unless given")] = None,
+) -> None:
+    """Writes a checkpoint in another format and lists what that format cannot hold."""
+    from blip import convert as formats
+
+    with errors_for_people():
+        tensors, info = formats.read(source, image_heads=image_heads, text_heads=text_heads)
+        left_out = formats.write(target, tensors, info, to=to, tokenizer_file=tokenizer or None, hf_class=hf_class)
+        typer.echo(f"{len(tensors) - len(left_out)} tensors: {target}")
+        if left_out:
+            typer.echo(f"{to} cannot hold {len(left_out)}: {', '.join(sorted(left_out)[:20])}")
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""Our models, with the published code's checkpoints read by the converter, return the published code's numbers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from blip import convert
+from blip.convert_names import SALESFORCE, rename
+from blip.generation import greedy
+from blip.med import Rows, TextConfig, TextDecoder, TextEncoder
+from blip.models.decoding import DecoderStep
+from blip.models.pretrain import PretrainModel, Specials, Twin, project, with_first
+from blip.models.retrieval import RetrievalModel
+from blip.momentum import Queue, candidates, update_twin
+from blip.tokenizer import load_tokenizer
+from blip.vit import ViT, ViTConfig, resize_positions
+from blip.weights import load_strict
+
+pytestmark = pytest.mark.golden
+FEATURES = 1e-5  # absolute; also of the first step's losses
+LATER = 1e-4  # AdamW amplifies rounding; also of gradients, relative to their norm
+
+
+class Golden:
+    """One kind of checkpoint with its numbers: every size comes from the folder."""
+
+    def __init__(self, folder: Path, kind: str):
+        self.meta = json.loads((folder / "meta.json").read_text())
+        self.settings = json.loads((folder / f"{kind}.json").read_text())
+        with np.load(folder / f"{kind}.npz") as file:
+            self.numbers = {name: torch.from_numpy(file[name]) for name in file.files}
+        self.tokenizer = load_tokenizer(str(folder / "vocab.txt"))
+        heads = self.meta["vit"]["heads"], self.meta["text"]["heads"]
+        tensors, self.info = convert.read(folder / f"{kind}.pth", *heads)
+        self.model_tensors, self.twin_tensors, self.queue_tensors = convert.split(tensors)
+        self.vit = ViTConfig(**self.info["image_encoder"])
+        self.text = TextConfig(**(self.info.get("text_encoder") or self.info["text_decoder"]))
+
+    def ids(self) -> tuple[Tensor, Tensor]:
+        """The captions, padded: ids (B, T) and lengths (B,)."""
+        limit = self.settings.get("max_text_tokens", self.text.max_positions)
+        encoded = self.tokenizer.encode(self.settings["captions"], limit)
+        lengths = torch.tensor([len(ids) for ids in encoded])
+        ids = [ids + [self.tokenizer.pad_id] * (int(lengths.max()) - len(ids)) for ids in encoded]
+        return torch.tensor(ids), lengths
+
+    def rows(self, lengths: Tensor, packed: bool) -> Rows:
+        return Rows(lengths, int(lengths.max()), lengths.device, packed)
+
+    def pretrain_model(self) -> tuple[PretrainModel, Twin, Queue]:
+        specials = Specials(self.tokenizer.pad_id, self.tokenizer.enc_id, self.tokenizer.dec_id)
+        model = PretrainModel(self.vit, self.text, specials, self.info["embed_dim"])
+        twin = Twin(model)
+        queue = Queue(self.settings["queue_size"], self.info["embed_dim"])
+        load_strict(model, self.model_tensors, "model")
+        load_strict(twin, self.twin_tensors, "twin")
+        load_strict(queue, self.queue_tensors, "queue")
+        return model.eval(), twin.eval(), queue  # dropout is off in these numbers
+
+    def retrieval_model(self) -> RetrievalModel:
+        model = RetrievalModel(self.vit, self.text, self.info["embed_dim"])
+        load_strict(model, {"temperature": torch.tensor(0.07), **self.model_tensors}, "model")
+        return model.eval()
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(actual.detach(), expected, rtol=0, atol=tolerance)
+
+
+def arg_max(weights: Tensor) -> tuple[Tensor, Tensor]:
+    return weights.argmax(dim=1), weights.sum(dim=1) > 0
+
+
+def check_gradients(golden: Golden, model: torch.nn.Module) -> None:
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    compared = 0
+    for name, expected in golden.numbers.items():
+        if name.startswith("grad0."):
+            gradient: Any = gradients[rename(name.removeprefix("grad0."), SALESFORCE)]
+            assert (gradient - expected).norm() <= LATER * expected.norm(), name
+            compared += 1
+    assert compared > 0
+
+
+def check_twin(golden: Golden, twin: Twin) -> None:
+    weights = dict(twin.named_parameters())
+    names = [n for n in golden.numbers if n.startswith("after.") and "_m." in n]
+    for name in names:
+        ours = str(rename(name.removeprefix("after."), SALESFORCE)).removeprefix("twin.")
+        close(weights[ours], golden.numbers[name], LATER)
+    assert names
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_pretraining(golden_dir: Path, packed: bool) -> None:
+    golden = Golden(golden_dir, "pretrain")
+    settings, numbers = golden.settings, golden.numbers
+    model, twin, queue = golden.pretrain_model()
+    optimizer_settings = dict(settings["optimizer"])
+    optimizer = getattr(torch.optim, optimizer_settings.pop("kind"))(model.parameters(), **optimizer_settings)
+    ids, lengths = golden.ids()
+    unique = torch.arange(len(ids))  # nobody is anybody else's positive
+    last = len(settings["losses"]) - 1
+    for step, expected in enumerate(settings["losses"]):
+        images = numbers[f"image{step}"]
+        image_features, text_features = twin(images, ids, lengths, packed)
+        columns = candidates(image_features, text_features, unique, unique, queue, "negatives")
+        output = model(images, ids, lengths, columns, settings["alpha"], arg_max, packed)
+        losses = torch.stack([output.itc, output.itm, output.lm])
+        assert settings["loss_names"] == ["ita", "itm", "lm"]
+        close(losses, torch.tensor(expected), FEATURES if step == 0 else LATER)
+        optimizer.zero_grad()
+        losses.sum().backward()
+        if step == 0:
+            check_gradients(golden, model)
+        optimizer.step()
+        with torch.no_grad():
+            model.temperature.clamp_(0.001, 0.5)
+        if step == last:  # the published code updates the twin at the start of the next forward
+            check_twin(golden, twin)
+        update_twin(*twin.pairs_with(model), settings["momentum"])
+        queue.push(image_features, text_features, unique, unique)
+    close(queue.images, numbers["after.image_queue"], LATER)
+    close(queue.texts, numbers["after.text_queue"], LATER)
+    assert queue.pointer == numbers["after.queue_ptr"].item()
+    close(model.temperature, numbers["after.temp"], FEATURES)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@torch.no_grad()
+def test_retrieval(golden_dir: Path, packed: bool) -> None:
+    golden = Golden(golden_dir, "retrieval")
+    model, numbers = golden.retrieval_model(), golden.numbers
+    ids, lengths = golden.ids()
+    rows = golden.rows(lengths, packed)
+    states = model.image_encoder(numbers["image0"])
+    close(states, numbers["eval_image_embeds"], FEATURES)
+    close(project(model.image_proj, states[:, 0]), numbers["eval_image_feat"], FEATURES)
+    first = model.text_encoder.text(ids, rows, first_only=True)
+    close(project(model.text_proj, first), numbers["eval_text_feat"], FEATURES)
+
+    # every text of every image side by side on the query axis
+    images, texts = len(states), len(ids)
+    all_ids = with_first(ids, golden.tokenizer.enc_id).repeat(images, 1)
+    all_rows = golden.rows(lengths.repeat(images), packed)
+    keys = model.text_encoder.project(states)
+    logits = model.itm_head(model.text_encoder.multimodal(all_ids, all_rows, keys, first_only=True))
+    close(logits.unflatten(0, (images, texts)), numbers["eval_itm_logits"], FEATURES)
+
+
+def test_retrieval_queue_and_twin_are_read(golden_dir: Path) -> None:
+    golden = Golden(golden_dir, "retrieval")
+    queue = Queue(golden.settings["queue_size"], golden.info["embed_dim"])
+    load_strict(queue, golden.queue_tensors, "queue")
+    names = set(golden.retrieval_model().state_dict()) - {"itm_head.weight", "itm_head.bias", "temperature"}
+    assert set(golden.twin_tensors) == names
+
+
+@torch.no_grad()
+def test_matching(golden_dir: Path) -> None:
+    golden = Golden(golden_dir, "itm")
+    model, numbers = golden.retrieval_model(), golden.numbers
+    ids, lengths = golden.ids()
+    rows = golden.rows(lengths, packed=True)
+    states = model.image_encoder(numbers["image0"])
+    close(states, numbers["image_states"], FEATURES)
+    first = F.normalize(model.text_proj(model.text_encoder.text(ids, rows, first_only=True)), dim=-1)
+    close(project(model.image_proj, states[:, 0]) @ first.T, numbers["itc"], FEATURES)
+
+    keys = model.text_encoder.project(states)
+    with_cls = model.text_encoder.multimodal(ids, rows, keys, first_only=True)  # that class leaves [CLS] first
+    close(model.itm_head(with_cls), numbers["itm_logits_cls_token"], FEATURES)
+
+    text_states = rows.unpack(model.text_encoder.text(ids, rows))
+    enc_ids = with_first(ids, golden.tokenizer.enc_id)
+    multimodal_states = rows.unpack(model.text_encoder.multimodal(enc_ids, rows, keys))
+    for i, length in enumerate(lengths.tolist()):
+        close(text_states[i : i + 1, :length], numbers[f"text_states{i}"], FEATURES)
+        close(multimodal_states[i : i + 1, :length], numbers[f"multimodal_states{i}"], FEATURES)
+
+
+@pytest.mark.parametrize("kind", ["caption", "caption_short"])
+@torch.no_grad()
+def test_greedy_captions(golden_dir: Path, kind: str) -> None:
+    golden = Golden(golden_dir, kind)
+    words, settings = golden.tokenizer, golden.settings
+    encoder, decoder = ViT(golden.vit).eval(), TextDecoder(TextEncoder(golden.text)).eval()
+    for module, prefix in ((encoder, "image_encoder."), (decoder, "text_decoder.")):
+        tensors = golden.model_tensors.items()
+        load_strict(module, {n.removeprefix(prefix): t for n, t in tensors if n.startswith(prefix)}, prefix)
+    states = encoder(golden.numbers["image0"])
+    prompt = words.encode([settings["prompt"]], golden.text.max_positions)[0][:-1]
+    assert len(prompt) == settings["prompt_length"]
+    first = with_first(torch.tensor([prompt] * len(states)), words.dec_id)
+    for case in settings["generate"]:
+        arguments = case["args"]
+        if arguments["num_beams"] > 1 or arguments.keys() != {"num_beams", "max_length", "min_length"}:
+            continue
+        limit = arguments["max_length"] - len(prompt)
+        new = greedy(DecoderStep(decoder, states), first, words.sep_id, words.pad_id, limit)
+        texts = torch.cat([first, new], dim=1)
+        if not (texts[:, : arguments["min_length"]] == words.sep_id).any():  # else the published code forbids the end
+            assert texts.tolist() == case["ids"]
+
+
+def test_position_interpolation(golden_dir: Path) -> None:
+    with np.load(golden_dir / "pos_embed.npz") as file:
+        before, after = torch.from_numpy(file["before"]), torch.from_numpy(file["after"])
+    side = int((after.shape[1] - 1) ** 0.5)
+    close(resize_positions(before, (side, side)), after, FEATURES)
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "retrieval", "itm"])
+def test_sizes_follow_from_the_tensors(golden_dir: Path, kind: str) -> None:
+    golden = Golden(golden_dir, kind)
+    vit, text = golden.meta["vit"], golden.meta["text"]
+    assert golden.info["task"] == ("pretrain" if kind == "pretrain" else "retrieval")
+    assert golden.info["embed_dim"] == golden.meta["embed_dim"]
+    assert golden.vit == ViTConfig(
+        vit["image_size"], vit["patch_size"], vit["width"], vit["depth"], vit["heads"], vit["mlp_ratio"]
+    )
+    assert golden.text == TextConfig(
+        text["vocab_size"], text["width"], text["layers"], text["heads"], text["intermediate"],
+        text["max_positions"], vit["width"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "retrieval", "itm", "caption", "vqa"])
+def test_released_names_and_values_survive_the_round_trip(golden_dir: Path, tmp_path: Path, kind: str) -> None:
+    meta = json.loads((golden_dir / "meta.json").read_text())
+    tensors, info = convert.read(golden_dir / f"{kind}.pth", meta["vit"]["heads"], meta["text"]["heads"])
+    assert convert.write(tmp_path / "again.pth", tensors, info, "salesforce") == []
+    before = torch.load(golden_dir / f"{kind}.pth", weights_only=True)["model"]
+    after = torch.load(tmp_path / "again.pth", weights_only=True)["model"]
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert tensor.dtype == after[name].dtype, name
+        assert torch.equal(tensor, after[name]), name
