@@ -63,7 +63,8 @@ def build_pretrain(
     queue = Queue(config.queue_size, config.embed_dim)
     if not config.init_from:
         return model, Twin(model), queue
-    tensors, _ = convert.read(config.init_from)
+    heads = model.image_encoder.config.heads, config.text_heads  # a .pth file does not say them
+    tensors, _ = convert.read(config.init_from, *heads)
     own, twin_tensors, queue_tensors = convert.split(tensors)
     fit_image_size(own, model)
     load_strict(model, own, config.init_from)

@@ -31,7 +31,7 @@ def save_weights(folder: str | Path, tensors: dict[str, Tensor], info: dict) -> 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: t.detach().contiguous() for name, t in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
-    (folder / INFO).write_text(json.dumps({"format_version": FORMAT_VERSION, **info}, indent=1) + "\n")
+    (folder / INFO).write_text(json.dumps({**info, "format_version": FORMAT_VERSION}, indent=1) + "\n")
     for name in (WEIGHTS, INFO):
         flush(folder / name)
 

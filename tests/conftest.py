@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+torch.set_num_threads(1)  # the models are tiny: threads would wait for each other more than they work
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
