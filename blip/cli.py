@@ -58,16 +58,23 @@ def convert(
     target: Annotated[Path, typer.Argument(help="what to write")],
     to: Annotated[str, typer.Option(help="blip, salesforce or huggingface")] = "blip",
     hf_class: Annotated[str, typer.Option("--hf_class", help="retrieval or caption, for huggingface")] = "retrieval",
-    tokenizer: Annotated[str, typer.Option(help="vocab.txt or tokenizer.json to put beside the weights")] = "",
+    tokenizer: Annotated[str, typer.Option(help="to put beside the weights; the source's own unless given")] = "",
     image_heads: Annotated[int | None, typer.Option("--image_heads", help="width / 64 unless given")] = None,
     text_heads: Annotated[int | None, typer.Option("--text_heads", help="width / 64 unless given")] = None,
 ) -> None:
     """Writes a checkpoint in another format and lists what that format cannot hold."""
     from blip import convert as formats
+    from blip.tokenizer import load_tokenizer
+    from blip.weights import TOKENIZER
 
     with errors_for_people():
         tensors, info = formats.read(source, image_heads=image_heads, text_heads=text_heads)
-        left_out = formats.write(target, tensors, info, to=to, tokenizer_file=tokenizer or None, hf_class=hf_class)
+        own = source / TOKENIZER
+        words = tokenizer or (str(own) if own.is_file() else "")
+        beside = words if to == "huggingface" and words else None
+        left_out = formats.write(target, tensors, info, to=to, tokenizer_file=beside, hf_class=hf_class)
+        if to == "blip" and words:
+            load_tokenizer(words).save(target / TOKENIZER)
         typer.echo(f"{len(tensors) - len(left_out)} tensors: {target}")
         if left_out:
             typer.echo(f"{to} cannot hold {len(left_out)}: {', '.join(sorted(left_out)[:20])}")

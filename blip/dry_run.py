@@ -68,8 +68,8 @@ def run_once(config: PretrainConfig, device: torch.device) -> None:
     for entry in build.annotation_files(config):
         path = entry if isinstance(entry, str) else entry["path"]
         try:
-            console.print(f"data: {path}: {len(read_pairs([entry], config.image_root))} pairs", soft_wrap=True)
+            console.print(f"data: {path}: {len(read_pairs([entry], config.image_root))} pairs", soft_wrap=True, markup=False)
         except (ValueError, OSError) as error:
-            console.print(f"data: {path}: {error}", soft_wrap=True)
+            console.print(f"data: {path}: {error}", soft_wrap=True, markup=False)
     if not config.train_file:
         console.print("data: train_file is empty; --set train_file=[captions.json]")

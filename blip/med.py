@@ -109,16 +109,23 @@ class TextEncoder(nn.Module):
         """Image states (B, N, image_width) -> the keys and values of every layer, projected once for all passes."""
         return ImageKeys([layer.cross_attention.project(states) for layer in self.layers])
 
-    def text(self, ids: Tensor, rows: Rows, first_only: bool = False) -> Tensor:
-        """ids (R, T) -> states (P, D) of text alone, or (R, D) of each text's first token with `first_only`."""
-        return self._encode(ids, rows, None, first_only)
+    def text(self, ids: Tensor, rows: Rows, first_only: bool = False, words: Tensor | None = None) -> Tensor:
+        """ids (R, T) -> states (P, D) of text alone, or (R, D) of each text's first token with `first_only`.
 
-    def multimodal(self, ids: Tensor, rows: Rows, keys: ImageKeys, first_only: bool = False) -> Tensor:
-        """ids (R, T), the first one `[ENC]`, -> states (P, D) of text that looks at images; `first_only` as in `text`."""
-        return self._encode(ids, rows, keys, first_only)
+        `words` as in `Embeddings`.
+        """
+        return self._encode(ids, rows, None, first_only, words)
 
-    def _encode(self, ids: Tensor, rows: Rows, keys: ImageKeys | None, first_only: bool) -> Tensor:
-        x = self.embeddings(ids, rows)
+    def multimodal(
+        self, ids: Tensor, rows: Rows, keys: ImageKeys, first_only: bool = False, words: Tensor | None = None
+    ) -> Tensor:
+        """ids (R, T), the first one `[ENC]`, -> states (P, D) of text that looks at images; the rest as in `text`."""
+        return self._encode(ids, rows, keys, first_only, words)
+
+    def _encode(
+        self, ids: Tensor, rows: Rows, keys: ImageKeys | None, first_only: bool, words: Tensor | None
+    ) -> Tensor:
+        x = self.embeddings(ids, rows, words=words)
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             x = layer(x, rows, keys, i, first_only=first_only and i == last)
@@ -144,9 +151,9 @@ class TextDecoder(nn.Module):
             layer.self_attention.apply(partial(_init_weights, width=config.width))
         self.head.transform.apply(partial(_init_weights, width=config.width))
 
-    def forward(self, ids: Tensor, rows: Rows, keys: ImageKeys) -> Tensor:
-        """ids (R, T), the first one `[DEC]`, -> states (P, D); `head` turns states into logits."""
-        x = self.embeddings(ids, rows)
+    def forward(self, ids: Tensor, rows: Rows, keys: ImageKeys, words: Tensor | None = None) -> Tensor:
+        """ids (R, T), the first one `[DEC]`, -> states (P, D); `head` turns states into logits. `words` as in `Embeddings`."""
+        x = self.embeddings(ids, rows, words=words)
         for i, layer in enumerate(self.layers):
             x = layer(x, rows, keys, i, causal=True)
         return x
@@ -195,11 +202,16 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=1e-12)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, ids: Tensor, rows: Rows, past: int = 0) -> Tensor:
-        """ids (R, T) -> (P, D); `past` tokens stand before the first one."""
+    def forward(self, ids: Tensor, rows: Rows, past: int = 0, words: Tensor | None = None) -> Tensor:
+        """ids (R, T) -> (P, D); `past` tokens stand before the first one.
+
+        With `words` (W, D), embeddings looked up before, `ids` are rows of it: each look-up in the vocabulary costs a
+        gradient of the vocabulary's size, and several passes over one batch need no more than one.
+        """
         positions = torch.arange(past, past + ids.shape[1], device=ids.device).expand_as(ids)
-        x = self.words(rows.pack(ids)) + self.positions(rows.pack(positions))
-        return self.dropout(self.norm(x))
+        ids = rows.pack(ids)
+        x = self.words(ids) if words is None else words.index_select(0, ids)
+        return self.dropout(self.norm(x + self.positions(rows.pack(positions))))
 
 
 class Layer(nn.Module):
@@ -303,8 +315,7 @@ class CrossAttention(nn.Module):
             z = self._look(q, keys)
         else:
             q, q_extra = q.split([len(q) - len(extra), len(extra)])
-            k, v = keys
-            z = torch.cat([self._look(q, keys), self._look(q_extra, (k.index_select(0, extra), v.index_select(0, extra)))])
+            z = torch.cat([self._look(q, keys), self._look(q_extra, (_select(keys[0], extra), _select(keys[1], extra)))])
         return self.norm(x + self.dropout(self.out(rows.pack(z))))
 
     def _look(self, q: Tensor, keys: Keys) -> Tensor:
@@ -314,6 +325,11 @@ class CrossAttention(nn.Module):
         q = rearrange(q, "(b c) t (h d) -> b h (c t) d", b=images, h=self.heads)
         z = self.attention(q, k, v)
         return rearrange(z, "b h (c t) d -> (b c) t (h d)", t=width)
+
+
+def _select(x: Tensor, images: Tensor) -> Tensor:
+    """x (B, H, N, d) at `images` (E,) -> (E, H, N, d). It lies in memory as (B, N, H, d), and is copied in that order."""
+    return x.transpose(1, 2).index_select(0, images).transpose(1, 2)
 
 
 class FeedForward(nn.Module):

@@ -44,7 +44,7 @@ def main(
     options = [f"train_file=[{train.resolve()}]", f"val_file=[{test.resolve()}]", f"seed={seed}", *(set_ or [])]
     command = [sys.executable, "pretrain.py", "--config", "configs/pretrain_demo.yaml"]
     command += ["--output_dir", str(run.resolve()), "--resume", "auto", *(x for o in options for x in ("--set", o))]
-    console.print("training: " + " ".join(command[1:]), soft_wrap=True, highlight=False)
+    console.print("training: " + " ".join(command[1:]), soft_wrap=True, markup=False, highlight=False)
     if subprocess.run(command, cwd=ROOT).returncode:
         raise SystemExit("training failed; its last lines above say why")
 
@@ -54,7 +54,7 @@ def main(
     (output_dir / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     show(console, run, scores)
     examples(console, model, test.parent, records[:6])
-    console.print(f"{(time.perf_counter() - started) / 60:.1f} minutes. The run: {run}", soft_wrap=True)
+    console.print(f"{(time.perf_counter() - started) / 60:.1f} minutes. The run: {run}", soft_wrap=True, markup=False)
 
 
 def evaluate(model: Predictor, folder: Path, records: list[dict]) -> dict[str, float]:

@@ -89,7 +89,8 @@ class PretrainModel(nn.Module):
         """
         states = self.image_encoder(images)  # (B, N, D)
         rows = Rows(lengths, ids.shape[1], ids.device, packed)
-        first = self.text_encoder.text(ids, rows, first_only=True)  # (B, D)
+        words, places, enc, dec = self.look_up(ids)
+        first = self.text_encoder.text(places, rows, first_only=True, words=words)  # (B, D)
         image_features = project(self.image_proj, states[:, 0])  # (B, E)
         text_features = project(self.text_proj, first)
 
@@ -99,15 +100,25 @@ class PretrainModel(nn.Module):
         batch = candidates.positives[:, : len(ids)]
         hard_text, has_text = draw(losses.negative_weights(image_to_text[:, : len(ids)], batch, floor=1e-4))
         hard_image, has_image = draw(losses.negative_weights(text_to_image[:, : len(ids)], batch, floor=1e-4))
-        match_logits = self.match_logits(ids, lengths, keys, hard_text, hard_image, packed)  # (3B, 2)
+        match_ids = with_first(places, enc)
+        match_logits = self.match_logits(match_ids, lengths, keys, hard_text, hard_image, packed, words)  # (3B, 2)
         is_match = torch.arange(3 * len(ids), device=ids.device) < len(ids)
         counts = torch.cat([torch.ones_like(has_text), has_image, has_text])
         itm = losses.match(match_logits, is_match, counts)
 
-        decoder_ids = with_first(ids, self.specials.dec)
-        decoded = self.text_decoder(decoder_ids, rows, keys)  # (P, D)
+        decoded = self.text_decoder(with_first(places, dec), rows, keys, words)  # (P, D)
         lm = losses.language_model(self.text_decoder.head(decoded), rows.next_tokens(ids), self.label_smoothing)
         return Output(itc, itm, lm, match_logits)
+
+    def look_up(self, ids: Tensor) -> tuple[Tensor, Tensor, int, int]:
+        """ids (B, T) -> embeddings of all their words and of `[ENC]` and `[DEC]`, (B*T+2, D), and where each is in it.
+
+        Three passes read the same words: their first token alone differs. One look-up has one gradient of the vocabulary's size.
+        """
+        specials = ids.new_tensor([self.specials.enc, self.specials.dec])
+        words = self.text_encoder.embeddings.words(torch.cat([ids.flatten(), specials]))
+        places = torch.arange(ids.numel(), device=ids.device).view_as(ids)
+        return words, places, ids.numel(), ids.numel() + 1
 
     def contrast(
         self, image_features: Tensor, text_features: Tensor, candidates: Candidates, alpha: float
@@ -126,18 +137,27 @@ class PretrainModel(nn.Module):
         return (itc_images + itc_texts) / 2, image_to_text, text_to_image
 
     def match_logits(
-        self, ids: Tensor, lengths: Tensor, keys: ImageKeys, hard_text: Tensor, hard_image: Tensor, packed: bool
+        self,
+        ids: Tensor,
+        lengths: Tensor,
+        keys: ImageKeys,
+        hard_text: Tensor,
+        hard_image: Tensor,
+        packed: bool,
+        words: Tensor | None = None,
     ) -> Tensor:
-        """Logits (3B, 2) of the rows: matched, (text, hard image), (hard text, image), in one pass."""
+        """Logits (3B, 2) of the rows: matched, (text, hard image), (hard text, image), in one pass.
+
+        ids (B, T), the first one `[ENC]`; with `words`, rows of it (`med.Embeddings`).
+        """
         count = len(ids)
-        ids = with_first(ids, self.specials.enc)
         # texts of one image side by side: its own and the hard one; then each text with its hard image
         ids = torch.cat([torch.stack([ids, ids[hard_text]], dim=1).flatten(0, 1), ids])  # (3B, T)
         hard_lengths = lengths[hard_text.to(lengths.device)]
         lengths = torch.cat([torch.stack([lengths, hard_lengths], dim=1).flatten(), lengths])
         rows = Rows(lengths, ids.shape[1], ids.device, packed)
         keys = ImageKeys(keys.layers, extra=hard_image)
-        logits = self.itm_head(self.text_encoder.multimodal(ids, rows, keys, first_only=True))
+        logits = self.itm_head(self.text_encoder.multimodal(ids, rows, keys, first_only=True, words=words))
         own, extra = logits.split([2 * count, count])
         matched, with_hard_text = own.unflatten(0, (count, 2)).unbind(dim=1)
         return torch.cat([matched, extra, with_hard_text])

@@ -55,7 +55,7 @@ class RunLog:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         shown = "  ".join(f"{k} {_short(v)}" for k, v in line.items() if k != "step" and not isinstance(v, list | dict))
-        self.console.print(f"step {step}/{self.total_steps}  {shown}", highlight=False, soft_wrap=True)
+        self.console.print(f"step {step}/{self.total_steps}  {shown}", highlight=False, markup=False, soft_wrap=True)
         if self.writer:
             for name, value in values.items():
                 if isinstance(value, int | float):
@@ -68,7 +68,7 @@ class RunLog:
             self.writer.add_text("sample", text, step)
 
     def say(self, message: str, style: str = "") -> None:
-        self.console.print(message, style=style, highlight=False, soft_wrap=True)
+        self.console.print(message, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         if self.active and self.live:
