@@ -3,7 +3,7 @@
     python pretrain.py --config configs/pretrain_demo.yaml --output_dir runs/demo
     torchrun --nproc_per_node=8 pretrain.py --config configs/pretrain.yaml --output_dir runs/base
 
-Read on: the batch is made in blip/data/pairs.py, the losses in blip/models/pretrain.py, the loop runs in blip/train/engine.py.
+The batch is made in blip/data/pairs.py, the losses in blip/models/pretrain.py, the loop runs in blip/train/engine.py.
 """
 
 import itertools
@@ -32,8 +32,8 @@ from blip.weights import TOKENIZER, load_strict, load_weights, unique_state
 PATIENCE = 500  # steps after the warm-up within which matching should have begun to learn
 PLATEAU = (
     "ITM is at {mean:.3f}, and a model without skill stands at {none:.4f}. What helps: start from released weights "
-    "(init_from) or from ViT and BERT weights (vision_init, text_init), a larger global batch, a lower lr, more epochs; "
-    "and captions that say what their images show (blip check-data)."
+    "(init_from) or from ViT and BERT weights (vision_init, text_init), a larger global batch, a lower lr, more "
+    "epochs; and captions that say what their images show (blip check-data)."
 )
 BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # text lengths, in tokens, that compiled code meets
 
@@ -104,7 +104,9 @@ class Pretraining:
         alpha = losses.alpha_ramp(step, round(config.alpha_ramp_epochs * self.steps_per_epoch), config.alpha)
 
         features = self.twin(batch.images, batch.ids, batch.lengths, packed)  # two of (B, E)
-        candidates = momentum.candidates(*features, batch.caption_ids, batch.image_ids, self.queue, config.equal_captions)
+        candidates = momentum.candidates(
+            *features, batch.caption_ids, batch.image_ids, self.queue, config.equal_captions
+        )
         out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha, packed=packed)
         self.pending.append((*features, batch.caption_ids, batch.image_ids))
 

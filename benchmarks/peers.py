@@ -1,8 +1,8 @@
-"""The pre-training step as published (Li et al. 2022), composed of transformers' BLIP modules: what `train_step.py` compares with.
+"""The pre-training step as published (Li et al. 2022), made of transformers' BLIP modules: the peer of `train_step.py`.
 
 It is the plain algorithm: every pass projects the image's states to keys and values anew, every text is padded to one
-length, every token of the last layer is computed, the twin is moved parameter by parameter. The parts are transformers',
-with the attention that they use by default; the lines between the parts follow the description of the algorithm.
+length, every token of the last layer is computed, the twin is moved parameter by parameter. The parts are those of
+transformers, with the attention that they use by default; what is between them follows the paper's algorithm.
 
 Shapes: B pairs, T text tokens, N image tokens, D width, E embedding width, Q queue.
 """
@@ -90,7 +90,7 @@ class PublishedPretrain(nn.Module):
     def forward(
         self, images: Tensor, ids: Tensor, alpha: float, draw: Callable[[Tensor], tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """images (B, 3, height, width), ids (B, T) padded -> ITC, ITM and LM losses; moves the twin, pushes the queue."""
+        """images (B, 3, height, width), ids (B, T) padded -> ITC, ITM, LM losses; moves the twin, pushes the queue."""
         with torch.no_grad():
             self.temperature.clamp_(0.001, 0.5)
         mask = (ids != self.pad).long()  # (B, T)
@@ -106,7 +106,7 @@ class PublishedPretrain(nn.Module):
     def contrast(
         self, images: Tensor, ids: Tensor, mask: Tensor, image_features: Tensor, text_features: Tensor, alpha: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The twin's turn and the ITC loss; the similarities (B, B+Q) over the temperature come out for the negatives."""
+        """The twin's turn and the ITC loss; the similarities (B, B+Q) over the temperature are for the negatives."""
         with torch.no_grad():
             self.update_twin()
             states = self.vision_m(images).last_hidden_state

@@ -3,10 +3,10 @@
     python benchmarks/train_step.py --precision fp32
     python benchmarks/train_step.py --precision bf16
 
-Same process, same weights, same inputs, same hard negatives (the most similar one), no dropout. The losses of two steps in a
-row are compared first; a benchmark of different numbers means nothing. Then steps alternate between the two, and medians
-are compared. Peak memory is that of a child process each. The last line printed is one JSON object, also written under
-`benchmarks/results/`.
+Same process, same weights, same inputs, same hard negatives (the most similar one), no dropout. The losses of two steps
+in a row are compared first; a benchmark of different numbers means nothing. Then steps alternate between the two, and
+medians are compared. Peak memory is that of a child process each. The last line printed is one JSON object, also in a
+file under `benchmarks/results/`.
 
 `bf16` is autocast on our side; the peer runs in float32, as published, and once more in bf16 autocast.
 """
@@ -149,7 +149,9 @@ def compare(ours: Ours, theirs: Theirs, batch: Batch) -> dict:
     }
 
 
-def alternate(runs: dict[str, Callable[[], object]], repeats: int, synchronize: Callable[[], None]) -> dict[str, list[float]]:
+def alternate(
+    runs: dict[str, Callable[[], object]], repeats: int, synchronize: Callable[[], None]
+) -> dict[str, list[float]]:
     """Seconds of each run, taken in turns, after one turn that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 1):
@@ -203,8 +205,9 @@ def processor() -> str:
 def describe(args: argparse.Namespace) -> dict:
     hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{processor()}, {args.threads} threads"
     return {
-        "command": f"python benchmarks/train_step.py --precision {args.precision} --batch {args.batch} --size {args.size} "
-        f"--device {args.device} --threads {args.threads} --repeats {args.repeats}" + " --compile" * args.compile,
+        "command": f"python benchmarks/train_step.py --precision {args.precision} --batch {args.batch} "
+        f"--size {args.size} --device {args.device} --threads {args.threads} --repeats {args.repeats}"
+        + (" --compile" if args.compile else ""),
         "hardware": hardware,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -244,7 +247,7 @@ def measure(args: argparse.Namespace) -> dict:
     }
     kinds = {"ours": args.precision, "theirs": "fp32", "theirs_bf16": "bf16"}
     rate = {name: cost[name.removesuffix("_bf16")] * args.batch / median[name] / 1e9 for name in median}
-    del ours, theirs, runs
+    memory = {name: peak_memory(args, name.removesuffix("_bf16"), kinds[name] == "bf16") for name in median}
     return {
         **describe(args),
         "name": "train_step",
@@ -258,7 +261,7 @@ def measure(args: argparse.Namespace) -> dict:
         "gflop_per_second": rate,
         "matmul_gflop_per_second": peak,
         "share_of_matmul_peak": {name: rate[name] / peak[kinds[name]] for name in rate},
-        "peak_memory_gib": {name: peak_memory(args, name.removesuffix("_bf16"), kinds[name] == "bf16") for name in median},
+        "peak_memory_gib": memory,
         "parameters": flops.pretrain_parameters(size.vit, size.text, EMBED).total,
         "batch": args.batch,
         "lengths": lengths,

@@ -77,14 +77,18 @@ def build_pretrain(
     if queue_tensors and queue_tensors["images"].shape == queue.images.shape:
         # ids of foreign queues are unknown: they equal nothing
         unknown = torch.full((config.queue_size,), NO_ID)
-        load_strict(queue, {"caption_ids": unknown, "image_ids": unknown, **queue_tensors}, f"{config.init_from} (queue)")
+        load_strict(
+            queue, {"caption_ids": unknown, "image_ids": unknown, **queue_tensors}, f"{config.init_from} (queue)"
+        )
     return model, twin, queue
 
 
 def init_vision(model: PretrainModel, source: str) -> None:
     """Image encoder weights from a plain ViT of timm: `timm/NAME`, which timm downloads unless it has them."""
     if not source.startswith("timm/"):
-        raise CheckpointError(f"vision_init: {source!r}; expected timm/NAME, for example timm/vit_base_patch16_224.augreg_in21k")
+        raise CheckpointError(
+            f"vision_init: {source!r}; expected timm/NAME, for example timm/vit_base_patch16_224.augreg_in21k"
+        )
     import timm
 
     weights = convert.from_timm(timm.create_model(source.removeprefix("timm/"), pretrained=True).state_dict())
@@ -118,7 +122,8 @@ def init_text(model: PretrainModel, source: str) -> None:
     layers = {name.split(".")[2] for name in weights if name.startswith("text_encoder.layers.")}
     if len(layers) != model.text_encoder.config.layers:
         raise CheckpointError(
-            f"text_init: {source} has {len(layers)} layers, the model {model.text_encoder.config.layers}: set text_layers"
+            f"text_init: {source} has {len(layers)} layers, the model {model.text_encoder.config.layers}: "
+            "set text_layers"
         )
 
 

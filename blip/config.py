@@ -63,7 +63,7 @@ class RunConfig(BaseModel):
 
 
 class PretrainConfig(RunConfig):
-    """Everything that `pretrain.py` can be told. Sizes in pixels, tokens or units; times in optimizer steps or minutes."""
+    """What `pretrain.py` can be told. Sizes in pixels, tokens or units; times in optimizer steps or minutes."""
 
     # data
     train_file: list[str | WeightedFile] = []

@@ -10,10 +10,18 @@ from rich.table import Table
 from blip import build, distributed, flops, momentum
 from blip.config import PretrainConfig
 from blip.data.pairs import read_pairs
-from blip.models.pretrain import Specials
+from blip.errors import BlipError
+from blip.models.pretrain import Output, Specials
 from blip.tokenizer import load_tokenizer
 from blip.train.optim import build_optimizer
-from blip.train.parallel import autocast, checkpoint_activations, compile_blocks, data_parallel, measure_peak, memory_mb
+from blip.train.parallel import (
+    autocast,
+    checkpoint_activations,
+    compile_blocks,
+    data_parallel,
+    measure_peak,
+    memory_mb,
+)
 
 
 def run_once(config: PretrainConfig, device: torch.device) -> None:
@@ -25,51 +33,68 @@ def run_once(config: PretrainConfig, device: torch.device) -> None:
         tokenizer = load_tokenizer(config.tokenizer)
         size, specials = tokenizer.size, Specials(tokenizer.pad_id, tokenizer.enc_id, tokenizer.dec_id)
     torch.manual_seed(config.seed)
-    model, twin, queue = (part.to(device) for part in build.build_pretrain(config, size, specials))
+    parts = build.build_pretrain(config, size, specials)
+    model, twin, queue = (part.to(device) for part in parts)
+    out, seconds = _two_steps(config, device, model, twin, queue)
+
+    vit, text = model.image_encoder.config, model.text_encoder.config
+    parameters = flops.pretrain_parameters(vit, text, config.embed_dim)
+    table = Table("part", "parameters (M)", title="the model, without its twin")
+    for field in fields(parameters):
+        table.add_row(field.name, f"{getattr(parameters, field.name) / 1e6:.2f}")
+    table.add_row("all", f"{parameters.total / 1e6:.2f}")
+    console.print(table)
+    lengths = [config.max_text_tokens] * config.batch_size
+    cost = flops.pretrain_step(vit, text, lengths, None, config.embed_dim, config.queue_size).total
+    share = cost / seconds / measure_peak(device, config.precision)
+    for line in (
+        f"one step of {config.batch_size} pairs, {config.max_text_tokens} tokens each, on {device} in {config.precision}",
+        f"losses: itc {float(out.itc):.3f}, itm {float(out.itm):.3f}, lm {float(out.lm):.3f}",
+        f"compute: {cost / 1e9:.1f} GFLOP, {cost / config.batch_size / 1e9:.2f} a pair",
+        f"time: {seconds:.2f} s, {share:.0%} of this device's matrix-product rate",
+        f"memory: {memory_mb(device):.0f} MB at most",
+        *_data(config),
+    ):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _two_steps(
+    config: PretrainConfig, device: torch.device, model: torch.nn.Module, twin: torch.nn.Module, queue: momentum.Queue
+) -> tuple[Output, float]:
+    """The losses and seconds of a second step; the first one warms up."""
     checkpoint_activations(build.blocks(model), config.activation_checkpointing, device, config.precision)
     if config.compile:
         compile_blocks(build.blocks(model), config.activation_checkpointing)
     parallel = data_parallel(model, device)
     optimizer = build_optimizer(model, config.lr, config.weight_decay, config.decay_norms_and_biases)
-
-    batch, longest = config.batch_size, config.max_text_tokens
-    images = torch.randn(batch, 3, config.image_size, config.image_size, device=device)
-    ids = torch.randint(5, max(6, size - 2), (batch, longest), device=device)
-    lengths = torch.full((batch,), longest)
-    own = torch.arange(batch, device=device)
-    seconds = []
-    for _ in range(2):  # the first one also warms up
+    count, longest = config.batch_size, config.max_text_tokens
+    images = torch.randn(count, 3, config.image_size, config.image_size, device=device)
+    ids = torch.randint(5, max(6, model.text_encoder.config.vocab_size - 2), (count, longest), device=device)
+    lengths, own, packed = torch.full((count,), longest), torch.arange(count, device=device), not config.compile
+    for _ in range(2):
         start = time.perf_counter()
         with autocast(device, config.precision):
-            features = twin(images, ids, lengths, not config.compile)
+            features = twin(images, ids, lengths, packed)
             candidates = momentum.candidates(*features, own, own, queue, config.equal_captions)
-            out = parallel(images, ids, lengths, candidates, config.alpha, packed=not config.compile)
+            out = parallel(images, ids, lengths, candidates, config.alpha, packed=packed)
         (out.itc + out.itm + out.lm).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         momentum.update_twin(*twin.pairs_with(model), config.momentum)
-        seconds.append(time.perf_counter() - start + float(out.itc.detach()) * 0)  # reading a loss waits for the device
+        out = Output(*(part.detach() for part in (out.itc, out.itm, out.lm, out.match_logits)))
+        float(out.itc)  # waits for the device
+    return out, time.perf_counter() - start
 
-    sizes = model.image_encoder.config, model.text_encoder.config
-    cost = flops.pretrain_step(*sizes, lengths.tolist(), longest, config.embed_dim, config.queue_size)
-    parameters = flops.pretrain_parameters(*sizes, config.embed_dim)
-    table = Table("part", "parameters (M)", title=f"one step of {batch} pairs, {longest} tokens each, on {device}, {config.precision}")
-    for field in fields(parameters):
-        table.add_row(field.name, f"{getattr(parameters, field.name) / 1e6:.2f}")
-    table.add_row("all (the twin comes on top)", f"{parameters.total / 1e6:.2f}")
-    console.print(table)
-    rate = cost.total / seconds[-1]
-    console.print(
-        f"losses: itc {float(out.itc.detach()):.3f}, itm {float(out.itm.detach()):.3f}, lm {float(out.lm.detach()):.3f}\n"
-        f"compute: {cost.total / 1e9:.1f} GFLOP a step, {cost.total / batch / 1e9:.2f} a pair; {seconds[-1]:.2f} s a step here, "
-        f"{rate / measure_peak(device, config.precision):.0%} of this device's matrix-product rate\n"
-        f"memory: {memory_mb(device):.0f} MB at most"
-    )
+
+def _data(config: PretrainConfig) -> list[str]:
+    """A line for each file that a run would read."""
+    if not config.train_file:
+        return ["data: train_file is empty; --set train_file=[captions.json]"]
+    lines = []
     for entry in build.annotation_files(config):
         path = entry if isinstance(entry, str) else entry["path"]
         try:
-            console.print(f"data: {path}: {len(read_pairs([entry], config.image_root))} pairs", soft_wrap=True, markup=False)
-        except (ValueError, OSError) as error:
-            console.print(f"data: {path}: {error}", soft_wrap=True, markup=False)
-    if not config.train_file:
-        console.print("data: train_file is empty; --set train_file=[captions.json]")
+            lines.append(f"data: {path}: {len(read_pairs([entry], config.image_root))} pairs")
+        except (BlipError, ValueError, OSError) as error:
+            lines.append(f"data: {error}")
+    return lines

@@ -2,4 +2,4 @@
 
 
 class BlipError(Exception):
-    """What is wrong, in which file, record or option, and what to do about it. Commands print it without a traceback."""
+    """What is wrong, in which file, record or option, and what to do. Commands print it without a traceback."""

@@ -21,7 +21,9 @@ def recall_at(similarity: Tensor, positives: Tensor, ks: tuple[int, ...] = (1, 5
     return {k: hits[:, :k].any(dim=1).float().mean().item() for k in ks}
 
 
-def balanced_match_accuracy(model: PretrainModel, states: Tensor, ids: Tensor, lengths: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+def balanced_match_accuracy(
+    model: PretrainModel, states: Tensor, ids: Tensor, lengths: Tensor, other: Tensor
+) -> tuple[Tensor, Tensor]:
     """Whether each pair is called a match, and each image with the text `other` (B,) of another pair none: two (B,)."""
     rows = Rows(torch.cat([lengths, lengths[other.cpu()]]), ids.shape[1], ids.device)
     # each image's two texts side by side would be quicker; this way the rows stay in reading order

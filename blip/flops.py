@@ -1,8 +1,8 @@
 """Floating-point operations and parameters of a pre-training step, counted from the sizes: 2 operations a multiply-add.
 
-Matrix products, convolution and attention are counted; norms, activations, soft-max and the optimizer are not. A backward
-pass costs twice its forward pass. What is counted is what the step computes, so that dividing by the time gives the
-machine's useful rate: recomputation inside a fused attention kernel does not count.
+Matrix products, convolution and attention are counted; norms, activations, soft-max and the optimizer are not. A
+backward pass costs twice its forward pass. What is counted is what the step computes, so that dividing by the time
+gives the machine's useful rate: recomputation inside a fused attention kernel does not count.
 
 Shapes: B pairs, R texts, T tokens of the longest, P tokens computed, N image tokens, D width, C candidates.
 """
@@ -72,8 +72,8 @@ def pretrain_step(
 ) -> StepFlops:
     """The cost of one step over pairs whose texts have `lengths` tokens, special ones included.
 
-    `longest`: what texts are padded to, at least the longest of the batch (the default). ITM is counted as three texts a pair of these
-    lengths; the hard texts drawn have other lengths than the batch on average, by chance.
+    `longest`: what texts are padded to, at least the longest of the batch (the default). ITM is counted as three texts
+    a pair of these lengths; the hard texts drawn have other lengths, by chance.
     """
     savings = savings or Savings()
     pairs, longest = len(lengths), longest or max(lengths)
@@ -93,9 +93,7 @@ def pretrain_step(
     contrast = (3 + 1) * projections + (2 + 1) * similarities
     # nor do the pixels
     image_step = 3 * image - pairs * patches_forward(vision)
-    return StepFlops(
-        image_step, image_twin, 3 * alone, alone, 3 * keys, 3 * match, 3 * language, contrast
-    )
+    return StepFlops(image_step, image_twin, 3 * alone, alone, 3 * keys, 3 * match, 3 * language, contrast)
 
 
 def image_tokens(vision: Vision) -> int:
@@ -109,7 +107,7 @@ def patches_forward(vision: Vision) -> float:
 
 
 def vit_forward(vision: Vision, cls_only: bool = False) -> float:
-    """One image through the encoder; `cls_only`: the last block needs every token's key and value, and CLS alone otherwise."""
+    """One image through the encoder; `cls_only`: the last block needs all keys and values, else CLS alone."""
     n, d = image_tokens(vision), vision.width
     per_token = 2 * d * d * (2 + 2 * vision.mlp_ratio)  # query, output projection, MLP
     keys = 2 * n * 2 * d * d
@@ -127,7 +125,8 @@ def text_forward(
     """
     d = text.width
     looks = image_tokens > 0
-    per_token = 2 * d * (2 * d + 2 * text.hidden) + looks * 2 * d * 2 * d  # query and output; feed-forward; the same of cross
+    per_token = 2 * d * (2 * d + 2 * text.hidden)  # query, output projection, feed-forward
+    per_token += looks * 2 * d * 2 * d  # cross-attention's query and output projection
     keys = 2 * tokens * 2 * d * d
     attend = rows * attention(longest, longest, d) + looks * rows * attention(longest, image_tokens, d)
     layer = tokens * per_token + keys + attend
@@ -167,7 +166,7 @@ class Parameters:
 
 
 def pretrain_parameters(vision: Vision, text: Text, embed_dim: int = 256) -> Parameters:
-    """Trained parameters of the pre-training model; the twin holds another copy of all but `decoder` and the match head."""
+    """Trained parameters of the pre-training model; its twin holds all but `decoder` and the match head once more."""
     d, w, w_image = vision.width, text.width, text.image_width
     block = _linear(d, 3 * d) + _linear(d, d) + _mlp(d, vision.mlp_ratio * d) + 2 * _norm(d)
     image = _linear(3 * vision.patch**2, d) + d + image_tokens(vision) * d + vision.depth * block + _norm(d)

@@ -47,7 +47,7 @@ def draw_negatives(weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def match(logits: Tensor, is_match: Tensor, counts: Tensor | None = None) -> Tensor:
-    """Image-text matching: cross-entropy of logits (R, 2), class 1 = match; rows where `counts` is False are ignored."""
+    """Image-text matching: cross-entropy of logits (R, 2), class 1 = match; rows where not `counts` are ignored."""
     labels = is_match.long()
     if counts is not None:
         labels = labels.masked_fill(~counts, -100)
@@ -55,7 +55,7 @@ def match(logits: Tensor, is_match: Tensor, counts: Tensor | None = None) -> Ten
 
 
 def language_model(logits: Tensor, targets: Tensor, label_smoothing: float = 0.1) -> Tensor:
-    """Next-token cross-entropy, the mean over tokens: logits (P, V), targets (P,), -100 where nothing is to be learned."""
+    """Next-token cross-entropy, the mean over tokens: logits (P, V), targets (P,), -100 where nothing is learned."""
     return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
 
 

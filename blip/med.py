@@ -1,10 +1,10 @@
 """MED, the mixture of encoder and decoder (Li et al. 2022, section 3.1): one text transformer, three ways through it.
 
-`TextEncoder.text` sees text alone; `TextEncoder.multimodal` also looks at images; `TextDecoder` writes text about images.
+`TextEncoder.text` sees text alone; `TextEncoder.multimodal` also looks at images; `TextDecoder` writes about images.
 Encoder and decoder share everything but self-attention.
 
-Shapes: R texts (rows), T tokens of the longest, P tokens in memory (R*T, or fewer when packed), D width, H heads, d head
-width, B images, N image tokens, V words.
+Shapes: R texts (rows), T tokens of the longest, P tokens in memory (R*T, or fewer when packed), D width, H heads,
+d head width, B images, N image tokens, V words.
 """
 
 from dataclasses import dataclass
@@ -39,9 +39,9 @@ Keys = tuple[Tensor, Tensor]  # keys and values of one layer, each (B, H, N, d)
 class ImageKeys:
     """Keys and values of B images for every layer, and which rows of text look at which image.
 
-    The first B*c rows lie side by side per image: row r looks at image r // c. `extra` (E,) names the images of E further
-    rows, so that a text can be shown another text's image without projecting that image again. Cross-attention has no mask on
-    its queries, so rows that share an image lie on the query axis and its keys are never repeated.
+    The first B*c rows lie side by side per image: row r looks at image r // c. `extra` (E,) names the images of E
+    further rows, so that a text can be shown another text's image without projecting that image again. Cross-attention
+    has no mask on its queries, so rows that share an image lie on the query axis and its keys are never repeated.
     """
 
     layers: list[Keys]
@@ -51,8 +51,8 @@ class ImageKeys:
 class Rows:
     """Where the tokens of R texts lie in memory: (P, D), each text's tokens in order, one text after the other.
 
-    Packed, P counts real tokens only, and everything that treats tokens one by one (projections, norms, the feed-forward
-    network) does no work on padding; attention alone unfolds to (R, T). Unpacked, P = R*T and unfolding is a view.
+    Packed, P counts real tokens only, and everything that treats tokens one by one (projections, norms, feed-forward
+    networks) does no work on padding; attention alone unfolds to (R, T). Unpacked, P = R*T and unfolding is a view.
     """
 
     def __init__(self, lengths: Tensor, longest: int, device: torch.device, packed: bool = True):
@@ -152,7 +152,7 @@ class TextDecoder(nn.Module):
         self.head.transform.apply(partial(_init_weights, width=config.width))
 
     def forward(self, ids: Tensor, rows: Rows, keys: ImageKeys, words: Tensor | None = None) -> Tensor:
-        """ids (R, T), the first one `[DEC]`, -> states (P, D); `head` turns states into logits. `words` as in `Embeddings`."""
+        """ids (R, T), the first one `[DEC]`, -> states (P, D), the input of `head`; `words` as in `Embeddings`."""
         x = self.embeddings(ids, rows, words=words)
         for i, layer in enumerate(self.layers):
             x = layer(x, rows, keys, i, causal=True)
@@ -215,7 +215,7 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention, then cross-attention when there is an image, then a feed-forward network; post-norm as in BERT."""
+    """Self-attention, cross-attention when there is an image, then a feed-forward network; post-norm as in BERT."""
 
     def __init__(self, self_attention: "SelfAttention", cross_attention: "CrossAttention", feed_forward: "FeedForward"):
         super().__init__()
@@ -315,7 +315,8 @@ class CrossAttention(nn.Module):
             z = self._look(q, keys)
         else:
             q, q_extra = q.split([len(q) - len(extra), len(extra)])
-            z = torch.cat([self._look(q, keys), self._look(q_extra, (_select(keys[0], extra), _select(keys[1], extra)))])
+            extra_keys = _select(keys[0], extra), _select(keys[1], extra)
+            z = torch.cat([self._look(q, keys), self._look(q_extra, extra_keys)])
         return self.norm(x + self.dropout(self.out(rows.pack(z))))
 
     def _look(self, q: Tensor, keys: Keys) -> Tensor:
@@ -328,7 +329,7 @@ class CrossAttention(nn.Module):
 
 
 def _select(x: Tensor, images: Tensor) -> Tensor:
-    """x (B, H, N, d) at `images` (E,) -> (E, H, N, d). It lies in memory as (B, N, H, d), and is copied in that order."""
+    """x (B, H, N, d) at `images` (E,) -> (E, H, N, d). It lies in memory as (B, N, H, d) and is copied so."""
     return x.transpose(1, 2).index_select(0, images).transpose(1, 2)
 
 
@@ -364,7 +365,7 @@ class LMHead(nn.Module):
 def _init_weights(module: nn.Module, width: int) -> None:
     """BERT's initialisation: normal, standard deviation 0.02 at width 768, the padding's embedding zero.
 
-    Narrower models start larger, by the square root: with 0.02 at width 96 the losses stand still for hundreds of steps.
+    Narrower models start larger, by the square root: with 0.02 at width 96 losses stand still for hundreds of steps.
     """
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02 * (768 / width) ** 0.5)

@@ -24,8 +24,8 @@ def update_twin(twin: Iterable[Tensor], model: Iterable[Tensor], momentum: float
 class Queue(nn.Module):
     """The last Q momentum features with the ids of their captions and images; the oldest are overwritten.
 
-    Any batch fits, larger than the queue or not dividing its size: the pointer wraps. Entries start as random unit vectors, as
-    published, and are negatives of everything until they are filled.
+    Any batch fits, larger than the queue or not dividing its size: the pointer wraps. Entries start as random unit
+    vectors, as published, and are negatives of everything until they are filled.
     """
 
     def __init__(self, size: int, embed_dim: int):
@@ -53,7 +53,7 @@ class Queue(nn.Module):
 
 @dataclass
 class Candidates:
-    """What the pairs of a batch are contrasted with: this batch's momentum features first, then the queue (C = B + Q)."""
+    """What a batch's pairs are contrasted with: this batch's momentum features first, then the queue (C = B + Q)."""
 
     images: Tensor  # (E, C)
     texts: Tensor  # (E, C)
@@ -61,7 +61,12 @@ class Candidates:
 
 
 def candidates(
-    images: Tensor, texts: Tensor, caption_ids: Tensor, image_ids: Tensor, queue: Queue, equal_captions: str = "positives"
+    images: Tensor,
+    texts: Tensor,
+    caption_ids: Tensor,
+    image_ids: Tensor,
+    queue: Queue,
+    equal_captions: str = "positives",
 ) -> Candidates:
     """Momentum features (B, E) and ids (B,) of a batch, with the queue as it was before this batch.
 

@@ -1,8 +1,8 @@
 """The package's own file format: a folder with weights, what they are, and the tokenizer that goes with them.
 
-    model.safetensors    every tensor once, by the name that the module gives it
-    model.json           format version, task, sizes; enough to build the model
-    tokenizer.json       in the format of `tokenizers`
+model.safetensors    every tensor once, by the name that the module gives it
+model.json           format version, task, sizes; enough to build the model
+tokenizer.json       in the format of `tokenizers`
 """
 
 import json
@@ -49,7 +49,7 @@ def load_weights(folder: str | Path) -> tuple[dict[str, Tensor], dict]:
         raise CheckpointError(f"{folder / INFO} is damaged: {error}") from error
     if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{folder} was written by a newer blip (format {version}; this one reads up to {FORMAT_VERSION}): update blip"
+            f"{folder} was written by a newer blip (format {version}, this one reads {FORMAT_VERSION}): update blip"
         )
     try:
         return load_file(folder / WEIGHTS), info
@@ -58,7 +58,7 @@ def load_weights(folder: str | Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def unique_state(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and persistent buffer once, by its first name: weights shared by reference are not written twice."""
+    """Every parameter and persistent buffer once, by its first name: shared weights are not written twice."""
     persistent = module.state_dict(keep_vars=True)
     seen: set[int] = set()
     unique = {}

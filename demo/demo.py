@@ -1,6 +1,6 @@
 """Draws phantoms, pre-trains a tiny model on them, and shows what it has learned.
 
-    python demo/demo.py --output_dir runs/demo
+python demo/demo.py --output_dir runs/demo
 """
 
 import json
@@ -93,8 +93,15 @@ def show(console: Console, run: Path, scores: dict[str, float]) -> None:
         table.add_row(name, f"{losses[0][name]:.3f}", f"{losses[-1][name]:.3f}")
     console.print(table)
     chance = f"{scores['chance of R@1']:.0%}"
-    without = {"image to text R@1": chance, "text to image R@1": chance, "exact captions": "0%", "match accuracy": "50%"}
-    table = Table("", "score", "without skill", title=f"{GALLERIES} galleries of {1 / scores['chance of R@1']:.0f} images")
+    without = {
+        "image to text R@1": chance,
+        "text to image R@1": chance,
+        "exact captions": "0%",
+        "match accuracy": "50%",
+    }
+    table = Table(
+        "", "score", "without skill", title=f"{GALLERIES} galleries of {1 / scores['chance of R@1']:.0f} images"
+    )
     for name, none in without.items():
         table.add_row(name, f"{scores[name]:.1%}", none)
     console.print(table)

@@ -1,4 +1,4 @@
-"""A run that was stopped, by whatever means, ends as if it never had been: the same log, the same weights, bit for bit."""
+"""A run that was stopped, by whatever means, ends as if it never had been: same log, same weights, bit for bit."""
 
 import json
 import random
@@ -58,7 +58,9 @@ def test_killed_at_five_random_moments(undisturbed: Path, tiny_config: Path, tmp
     command = script_command(*arguments(tiny_config, output), "--resume", "auto")
     for _ in range(5):
         before = len(complete_checkpoints(output)) and complete_checkpoints(output)[-1].name
-        process = subprocess.Popen(command, cwd=ROOT, env=script_env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=script_env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         while process.poll() is None:  # until it has got somewhere, then a little more
             found = complete_checkpoints(output)
             if found and found[-1].name != before:

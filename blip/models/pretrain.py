@@ -113,7 +113,7 @@ class PretrainModel(nn.Module):
     def look_up(self, ids: Tensor) -> tuple[Tensor, Tensor, int, int]:
         """ids (B, T) -> embeddings of all their words and of `[ENC]` and `[DEC]`, (B*T+2, D), and where each is in it.
 
-        Three passes read the same words: their first token alone differs. One look-up has one gradient of the vocabulary's size.
+        Three passes read the same words but for the first. One look-up has one gradient of the vocabulary's size.
         """
         specials = ids.new_tensor([self.specials.enc, self.specials.dec])
         words = self.text_encoder.embeddings.words(torch.cat([ids.flatten(), specials]))
@@ -123,7 +123,7 @@ class PretrainModel(nn.Module):
     def contrast(
         self, image_features: Tensor, text_features: Tensor, candidates: Candidates, alpha: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (B, E) -> the ITC loss and both similarities over the temperature, image to text and text to image (B, C)."""
+        """Features (B, E) -> the ITC loss and both similarities (B, C) over the temperature, image to text and back."""
         count = len(image_features)
         with torch.autocast(image_features.device.type, enabled=False):
             temperature = self.temperature.clamp(*TEMPERATURE_RANGE)

@@ -1,7 +1,7 @@
 """Checkpoints of a run: written whole or not at all, the last few kept, found again after a kill.
 
-    OUTPUT/checkpoints/step-00001000/     a folder that `blip.load` reads, with training.pt beside the weights
-    OUTPUT/checkpoints/latest             a link to the newest one
+OUTPUT/checkpoints/step-00001000/     a folder that `blip.load` reads, with training.pt beside the weights
+OUTPUT/checkpoints/latest             a link to the newest one
 """
 
 import os
@@ -34,7 +34,7 @@ class Checkpointer:
     def save(self, step: int, weights: dict[str, Tensor], training: dict) -> None:
         """Writes a checkpoint from the main process; every process must call it, and gives its own random state.
 
-        All is written to a temporary folder, flushed, and renamed, so that a kill at any instant leaves the previous one whole.
+        All is written to a temporary folder, flushed, and renamed: a kill at any instant leaves the previous one whole.
         """
         training = {**training, "step": step, "random": distributed.gather_objects(random_state())}
         if distributed.is_main():
@@ -76,7 +76,9 @@ def find_checkpoint(resume: str, output: str | Path) -> Path | None:
         return found[-1] if found else None
     path = Path(resume)
     if not path.exists():
-        raise CheckpointError(f"--resume {resume}: there is no such folder; `--resume auto` takes the newest of --output_dir")
+        raise CheckpointError(
+            f"--resume {resume}: there is no such folder; `--resume auto` takes the newest of --output_dir"
+        )
     if not (path / TRAINING).is_file():
         inside = complete_checkpoints(path)
         if inside:

@@ -69,7 +69,14 @@ class Loop:
         save: Callable[[int, dict], None],
         start_step: int = 0,
     ):
-        self.model, self.optimizer, self.lr, self.options, self.log, self._save = model, optimizer, lr, options, log, save
+        self.model, self.optimizer, self.lr, self.options, self.log, self._save = (
+            model,
+            optimizer,
+            lr,
+            options,
+            log,
+            save,
+        )
         self.step = self.saved_step = start_step
         self.meter = Meter()
         self.device = next(model.parameters()).device
@@ -154,7 +161,9 @@ class Loop:
 
         One wait for the device and one small reduction over the processes a step.
         """
-        bad = torch.stack([~losses.isfinite().all(), ~norm.isfinite(), torch.tensor(self.signals.seen, device=norm.device)])
+        bad = torch.stack(
+            [~losses.isfinite().all(), ~norm.isfinite(), torch.tensor(self.signals.seen, device=norm.device)]
+        )
         bad_loss, bad_norm, stop = (bool(v) for v in distributed.all_reduce(bad.float(), "max").tolist())
         if bad_loss or bad_norm:
             own = [d() for loss, d in zip(losses.tolist(), described, strict=True) if not _finite(loss)]
@@ -163,7 +172,7 @@ class Loop:
             raise NonFiniteError(
                 f"step {self.step + 1}: {what} is not finite; no weight was updated with it. "
                 f"Process {distributed.rank()}, samples: {where or 'those of another process, see its message'}. "
-                "Look at these samples; a lower lr, a longer warm-up, clip_norm: 1.0 or precision: fp32 are the usual remedies."
+                "Look at these samples; a lower lr, a longer warm-up, clip_norm: 1.0 or precision: fp32 usually help."
             )
         return stop
 

@@ -78,7 +78,7 @@ class RunLog:
 
 
 class Meter:
-    """Running means of named numbers between two lines of the log; part of a checkpoint, so that resuming changes no line."""
+    """Running means of named numbers between two lines of the log; part of a checkpoint, so resuming changes no line."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -86,7 +86,11 @@ class Meter:
 
     def add(self, values: dict[str, Tensor | float]) -> None:
         for name, value in values.items():
-            value = value.detach().double() if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
+            value = (
+                value.detach().double()
+                if isinstance(value, Tensor)
+                else torch.tensor(float(value), dtype=torch.float64)
+            )
             self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
             self.counts[name] = self.counts.get(name, 0) + 1
 

@@ -41,7 +41,7 @@ def lr_at(
 ) -> float:
     """The learning rate of optimizer step `step` (from 0): linear warm-up, then cosine or a factor `decay` an epoch.
 
-    Warm-up counts optimizer steps over the whole run, so that it also ends when an epoch is short, and takes at most half of it.
+    Warm-up counts optimizer steps of the whole run, so that it ends even when epochs are short, and takes at most half.
     """
     warmup_steps = min(warmup_steps, total_steps // 2)
     if step < warmup_steps:

@@ -26,7 +26,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """The model itself in one process, wrapped for gradient averaging in several.
 
-    Buffers are not broadcast: they are equal by construction, and sending a queue every step would cost more than the gradients.
+    Buffers are not broadcast: they are equal by construction, and the queue is as large as many gradients.
     """
     if world_size() == 1:
         return model

@@ -95,9 +95,7 @@ def fit(task: Task, config: RunConfig, output: Path, folder: Path | None, change
         if changed:
             log.say(f"changed since this run began: {', '.join(changed)}", style="yellow")
     try:
-        finished = loop.run(
-            task.batches(start), task.step, task.after_update, lambda step: task.at_step_end(step, log)
-        )
+        finished = loop.run(task.batches(start), task.step, task.after_update, lambda step: task.at_step_end(step, log))
     finally:
         log.close()
     if finished:

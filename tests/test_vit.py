@@ -1,0 +1,94 @@
+"""The image encoder: its shortcuts equal the full computation, and other image sizes work."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from blip.vit import DropPath, ViT, ViTConfig, resize_positions
+
+
+def tiny(**changes: float) -> ViT:
+    model = ViT(ViTConfig(**{"image_size": 32, "patch": 8, "width": 24, "depth": 3, "heads": 3, **changes}))
+    for parameter in model.parameters():  # biases and norms too: zeros and ones hide errors
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def test_cls_only_equals_full() -> None:
+    model, images = tiny(), torch.randn(2, 3, 32, 32)
+    alone, full = model(images, cls_only=True), model(images)
+    assert full.shape == (2, 17, 24)
+    assert alone.shape == (2, 1, 24)
+    assert_close(alone, full[:, :1], rtol=1e-4, atol=1e-5)
+
+
+def test_cls_only_gradients_equal_full() -> None:
+    model, images = tiny(), torch.randn(2, 3, 32, 32)
+    weight = torch.randn(2, 24)
+    (model(images)[:, 0] * weight).sum().backward()
+    full = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    (model(images, cls_only=True)[:, 0] * weight).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert_close(parameter.grad, full[name], rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 48), (16, 16), (32, 48), (64, 16)])
+def test_other_image_sizes(height: int, width: int) -> None:
+    model = tiny().eval()
+    states = model(torch.randn(1, 3, height, width))
+    assert states.shape == (1, 1 + height * width // 64, 24)
+    assert states.isfinite().all()
+
+
+def test_as_many_patches_in_another_shape_are_resized() -> None:
+    model, images, seen = tiny(), torch.randn(1, 3, 64, 16), []  # 8 x 2 patches, as many as 4 x 4
+    model.blocks[0].register_forward_pre_hook(lambda block, args: seen.append(args[0]))
+    model(images)
+    patches = model.patch_embed(images).flatten(2).transpose(1, 2)
+    expected = torch.cat([model.cls_token, patches], dim=1) + resize_positions(model.positions, (8, 2))
+    assert_close(seen[0], expected)
+
+
+def test_positions_of_the_same_grid_stay() -> None:
+    positions = torch.randn(1, 17, 24)
+    assert_close(resize_positions(positions, (4, 4)), positions)
+
+
+def test_resized_positions_keep_cls_and_follow_a_slope() -> None:
+    row = torch.arange(4.0)
+    grid = row[:, None].expand(4, 4).reshape(1, 16, 1)
+    positions = torch.cat([torch.full((1, 1, 1), 9.0), grid], dim=1)
+    resized = resize_positions(positions, (8, 8))
+    assert resized[0, 0, 0] == 9.0
+    down = resized[0, 1:, 0].view(8, 8)
+    assert_close(down, down[:, :1].expand(8, 8))  # rows stay rows, columns columns
+    assert (down[1:, 0] > down[:-1, 0]).all()
+
+
+@pytest.mark.parametrize("changes", [{"image_size": 30}, {"heads": 5}])
+def test_sizes_that_do_not_divide_are_an_error(changes: dict) -> None:
+    with pytest.raises(ValueError, match="multiple of"):
+        ViT(ViTConfig(**{"image_size": 32, "patch": 8, "width": 24, "depth": 1, "heads": 3, **changes}))
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
+    layer, x = DropPath(0.25), torch.ones(4000, 2, 3)
+    y = layer(x)
+    values = y.flatten(1)
+    assert ((values == 0).all(dim=1) | torch.isclose(values, torch.tensor(4 / 3)).all(dim=1)).all()
+    assert abs((values[:, 0] == 0).float().mean().item() - 0.25) < 0.03
+    assert abs(y.mean().item() - 1) < 0.05
+    assert layer.eval()(x) is x
+
+
+def test_drop_path_grows_with_depth() -> None:
+    rates = [block.drop_path.rate for block in tiny(drop_path=0.2).blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2])
+
+
+def test_drop_path_acts_in_training_alone() -> None:
+    model, images = tiny(drop_path=0.5), torch.randn(8, 3, 32, 32)
+    assert not torch.equal(model(images), model(images))
+    model.eval()
+    assert torch.equal(model(images), model(images))
