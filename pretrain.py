@@ -7,13 +7,14 @@ The batch is made in blip/data/pairs.py, the losses in blip/models/pretrain.py, 
 """
 
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from blip import build, distributed, flops, losses, momentum
-from blip.config import PretrainConfig
+from blip.config import ConfigError, PretrainConfig
 from blip.data.loader import Batch, EpochOrder, EvalLoader, eval_loader, make_loader, steps_per_epoch
 from blip.data.pairs import EvalPairs, PairDataset, Pairs, read_pairs
 from blip.data.skipped import SkipLog
@@ -57,8 +58,9 @@ class Pretraining:
 
         torch.manual_seed(config.seed)  # equal starting weights on every process
         specials = Specials(self.tokenizer.pad_id, self.tokenizer.enc_id, self.tokenizer.dec_id)
-        parts = build.build_pretrain(config, self.tokenizer.size, specials, fresh=resume is None)
-        self.model, self.twin, self.queue = (part.to(device) for part in parts)
+        self.model, self.twin, self.queue = build.build_pretrain(
+            config, self.tokenizer.size, specials, device, fresh=resume is None
+        )
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout and negatives differ between processes
         blocks = build.blocks(self.model)
         checkpoint_activations(blocks, config.activation_checkpointing, device, config.precision)
@@ -103,12 +105,11 @@ class Pretraining:
         packed = not config.compile  # compiled code wants few shapes
         alpha = losses.alpha_ramp(step, round(config.alpha_ramp_epochs * self.steps_per_epoch), config.alpha)
 
-        features = self.twin(batch.images, batch.ids, batch.lengths, packed)  # two of (B, E)
-        candidates = momentum.candidates(
-            *features, batch.caption_ids, batch.image_ids, self.queue, config.equal_captions
-        )
+        image_features, text_features = self.twin(batch.images, batch.ids, batch.lengths, packed)  # (B, E) each
+        entries = (image_features, text_features, batch.caption_ids, batch.image_ids)
+        candidates = momentum.candidates(*entries, self.queue, config.equal_captions)
         out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha, packed=packed)
-        self.pending.append((*features, batch.caption_ids, batch.image_ids))
+        self.pending.append(entries)
 
         recent = out.itm.detach()
         self.itm_mean = recent if self.itm_mean is None else self.itm_mean.lerp(recent, 0.02)
@@ -188,20 +189,29 @@ class Pretraining:
 
 
 def choose_tokenizer(config: PretrainConfig, pairs: Pairs, output: Path, resume: Path | None) -> Tokenizer:
-    """The run's own tokenizer when there is one, else the configured one, saved with the run."""
+    """The checkpoint's tokenizer (training one is not reproducible), else the configured one, saved with the run."""
     if resume is not None:
         return load_tokenizer(str(resume / TOKENIZER))
     saved = output / TOKENIZER
-    # a run that was stopped before its first checkpoint keeps its tokenizer: training one is not reproducible
-    if distributed.is_main() and not saved.exists():
+    if distributed.is_main():
         if config.tokenizer == "train":
             captions = itertools.chain.from_iterable(pairs.captions(i) for i in range(len(pairs)))
             tokenizer = Tokenizer.train(captions, config.vocab_size)
         else:
             tokenizer = load_tokenizer(config.tokenizer)
         tokenizer.save(saved)
+        check_vocabulary(saved, config.init_from)
     distributed.barrier()
     return load_tokenizer(str(saved))
+
+
+def check_vocabulary(tokenizer_file: Path, init_from: str) -> None:
+    """ConfigError where the weights that the run starts from know other words, even if as many."""
+    theirs = Path(init_from) / TOKENIZER
+    if init_from and theirs.is_file():
+        vocab, known = (json.loads(file.read_text("utf-8"))["model"]["vocab"] for file in (tokenizer_file, theirs))
+        if vocab != known:
+            raise ConfigError(f"{init_from} was trained with another tokenizer than this run's: set tokenizer: {theirs}")
 
 
 def build_validation(config: PretrainConfig, tokenizer: Tokenizer) -> EvalLoader | None:
@@ -219,6 +229,8 @@ def build_validation(config: PretrainConfig, tokenizer: Tokenizer) -> EvalLoader
 
 def run(config: PretrainConfig, output: Path, resume: str, device: torch.device) -> None:
     """Trains, from the start or from a checkpoint, and leaves the result in `output`."""
+    if not config.train_file:
+        raise ConfigError("train_file is empty; --set train_file=[captions.json]")
     folder, changed = prepare(config, output, resume)
     fit(Pretraining(config, output, folder, device), config, output, folder, changed)
 

@@ -235,7 +235,7 @@ def measure(args: argparse.Namespace) -> dict:
     median = {name: statistics.median(times) for name, times in seconds.items()}
 
     lengths = batch.lengths.tolist()
-    published = flops.Savings(shared_keys=False, packed=False, one_token=False, head_of_predicting=False)
+    published = flops.Savings(shared_keys=False, packed=False, one_token=False)
     cost = {
         "ours": flops.pretrain_step(size.vit, size.text, lengths, queue=size.queue).total / args.batch,
         "theirs": flops.pretrain_step(size.vit, size.text, lengths, LONGEST, queue=size.queue, savings=published).total

@@ -1,6 +1,8 @@
 """From a configuration to a model: its sizes, and the weights that it starts from."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +12,11 @@ from blip.config import PretrainConfig
 from blip.med import TextConfig
 from blip.models.pretrain import PretrainModel, Specials, Twin
 from blip.momentum import NO_ID, Queue, update_twin
-from blip.vit import VIT_SIZES, ViTConfig, resize_positions
+from blip.vit import VIT_SIZES, ViT, ViTConfig, resize_positions
 from blip.weights import CheckpointError, load_strict, unique_state
 
 
-def annotation_files(config: PretrainConfig) -> list[str | dict]:
+def annotation_files(config: PretrainConfig) -> list[str | Mapping[str, Any]]:
     """The training files, each a path or a path and a weight."""
     return [entry if isinstance(entry, str) else entry.model_dump() for entry in config.train_file]
 
@@ -44,43 +46,39 @@ def text_config(config: PretrainConfig, vocab_size: int) -> TextConfig:
 
 
 def build_pretrain(
-    config: PretrainConfig, vocab_size: int, specials: Specials, fresh: bool = True
+    config: PretrainConfig, vocab_size: int, specials: Specials, device: torch.device, fresh: bool = True
 ) -> tuple[PretrainModel, Twin, Queue]:
     """The model, its momentum twin and its queue, with the starting weights that the configuration names.
 
     Not `fresh`, all weights are random: a checkpoint's are loaded next.
     """
-    text = text_config(config, vocab_size)
-    model = PretrainModel(
-        vit_config(config), text, specials, config.embed_dim, config.temperature, config.label_smoothing
-    )
-    if not fresh:
-        return model, Twin(model), Queue(config.queue_size, config.embed_dim)
-    if config.vision_init:
-        init_vision(model, config.vision_init)
-    if config.text_init:
-        init_text(model, config.text_init)
+    vit, text = vit_config(config), text_config(config, vocab_size)
+    model = PretrainModel(vit, text, specials, config.embed_dim, config.temperature, config.label_smoothing)
     queue = Queue(config.queue_size, config.embed_dim)
-    if not config.init_from:
-        return model, Twin(model), queue
-    heads = model.image_encoder.config.heads, config.text_heads  # a .pth file does not say them
-    tensors, _ = convert.read(config.init_from, *heads)
-    own, twin_tensors, queue_tensors = convert.split(tensors)
-    fit_image_size(own, model)
-    load_strict(model, own, config.init_from)
+    foreign: dict[str, Tensor] = {}
+    if fresh:
+        if config.vision_init:
+            init_vision(model, config.vision_init)
+        if config.text_init:
+            init_text(model, config.text_init)
+        if config.init_from:
+            foreign, _ = convert.read(config.init_from, vit.heads, text.heads)  # a .pth file does not say its heads
+    own, twin_tensors, queue_tensors = convert.split(foreign)
+    if own:
+        fit_image_size(own, model.image_encoder)
+        load_strict(model, own, config.init_from)
     twin = Twin(model)
     if twin_tensors:
-        fit_image_size(twin_tensors, twin)
+        fit_image_size(twin_tensors, twin.image_encoder)
         load_strict(twin, twin_tensors, f"{config.init_from} (momentum twin)")
         # the published code saves a twin that is one update behind
         update_twin(*twin.pairs_with(model), config.momentum)
     if queue_tensors and queue_tensors["images"].shape == queue.images.shape:
         # ids of foreign queues are unknown: they equal nothing
         unknown = torch.full((config.queue_size,), NO_ID)
-        load_strict(
-            queue, {"caption_ids": unknown, "image_ids": unknown, **queue_tensors}, f"{config.init_from} (queue)"
-        )
-    return model, twin, queue
+        known = {"caption_ids": unknown, "image_ids": unknown, **queue_tensors}
+        load_strict(queue, known, f"{config.init_from} (queue)")
+    return model.to(device), twin.to(device), queue.to(device)
 
 
 def init_vision(model: PretrainModel, source: str) -> None:
@@ -89,10 +87,14 @@ def init_vision(model: PretrainModel, source: str) -> None:
         raise CheckpointError(
             f"vision_init: {source!r}; expected timm/NAME, for example timm/vit_base_patch16_224.augreg_in21k"
         )
-    import timm
+    try:
+        import timm
 
-    weights = convert.from_timm(timm.create_model(source.removeprefix("timm/"), pretrained=True).state_dict())
-    fit_image_size(weights, model)
+        vit = timm.create_model(source.removeprefix("timm/"), pretrained=True)
+    except Exception as error:  # an unknown name, no weights of it, no network: each of another kind
+        raise CheckpointError(f"vision_init: {source}: {error}") from error
+    weights = convert.from_timm(vit.state_dict())
+    fit_image_size(weights, model.image_encoder)
     own = {name.removeprefix("image_encoder."): tensor for name, tensor in weights.items()}
     load_strict(model.image_encoder, own, f"vision_init: {source}")
 
@@ -127,10 +129,10 @@ def init_text(model: PretrainModel, source: str) -> None:
         )
 
 
-def fit_image_size(tensors: dict[str, Tensor], model: nn.Module) -> None:
-    """Interpolates the position embeddings in `tensors` to the model's image size, in place of the old ones."""
+def fit_image_size(tensors: dict[str, Tensor], encoder: ViT) -> None:
+    """Interpolates the position embeddings in `tensors` to the encoder's image size, in place of the old ones."""
     name = "image_encoder.positions"
-    wanted = model.image_encoder.positions.shape
+    wanted = encoder.positions.shape
     if name in tensors and tensors[name].shape[1] != wanted[1] and tensors[name].shape[2] == wanted[2]:
         side = int((wanted[1] - 1) ** 0.5)
         tensors[name] = resize_positions(tensors[name], (side, side))

@@ -29,7 +29,7 @@ class WeightedFile(BaseModel):
 class RunConfig(BaseModel):
     """What every training script can be told: how to optimise, on what device, and what to leave behind."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
     # optimisation
     batch_size: int = Field(32, gt=0)  # pairs in one process and one forward pass
@@ -124,6 +124,10 @@ class PretrainConfig(RunConfig):
             raise ValueError(f"max_text_tokens {self.max_text_tokens} is above max_positions {self.max_positions}")
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"crop_scale {list(self.crop_scale)} must be two shares, 0 < low <= high <= 1, or null")
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
+        if self.init_from and (self.vision_init or self.text_init):
+            raise ValueError("init_from gives every weight: leave out vision_init and text_init")
         return self
 
 
@@ -134,7 +138,11 @@ def load_config(path: str | Path, cls: type[Config], overrides: list[str] | None
         near = sorted(str(p) for p in Path("configs").glob("*.yaml"))
         hint = f"; there are {', '.join(near)}" if near else ""
         raise ConfigError(f"there is no configuration {path}{hint}")
-    values = _parse(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text: {error}") from error
+    values = _parse(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected lines of `key: value`")
     _check_keys(values, cls, str(path))

@@ -21,6 +21,11 @@ def start(device: str = "auto") -> torch.device:
     local = int(os.environ.get("LOCAL_RANK", 0))
     target = torch.device("cuda", local) if on_gpu else torch.device("cpu")
     if on_gpu:
+        if local >= torch.cuda.device_count():
+            raise ValueError(
+                f"process {local} of this host has no GPU, there are {torch.cuda.device_count()}: "
+                "set --nproc_per_node to that number"
+            )
         torch.cuda.set_device(target)
     if "RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=30))

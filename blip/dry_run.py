@@ -11,7 +11,7 @@ from blip import build, distributed, flops, momentum
 from blip.config import PretrainConfig
 from blip.data.pairs import read_pairs
 from blip.errors import BlipError
-from blip.models.pretrain import Output, Specials
+from blip.models.pretrain import Output, PretrainModel, Specials, Twin
 from blip.tokenizer import load_tokenizer
 from blip.train.optim import build_optimizer
 from blip.train.parallel import (
@@ -33,8 +33,7 @@ def run_once(config: PretrainConfig, device: torch.device) -> None:
         tokenizer = load_tokenizer(config.tokenizer)
         size, specials = tokenizer.size, Specials(tokenizer.pad_id, tokenizer.enc_id, tokenizer.dec_id)
     torch.manual_seed(config.seed)
-    parts = build.build_pretrain(config, size, specials)
-    model, twin, queue = (part.to(device) for part in parts)
+    model, twin, queue = build.build_pretrain(config, size, specials, device)
     out, seconds = _two_steps(config, device, model, twin, queue)
 
     vit, text = model.image_encoder.config, model.text_encoder.config
@@ -48,7 +47,7 @@ def run_once(config: PretrainConfig, device: torch.device) -> None:
     cost = flops.pretrain_step(vit, text, lengths, None, config.embed_dim, config.queue_size).total
     share = cost / seconds / measure_peak(device, config.precision)
     for line in (
-        f"one step of {config.batch_size} pairs, {config.max_text_tokens} tokens each, on {device} in {config.precision}",
+        f"a step of {config.batch_size} pairs, {config.max_text_tokens} tokens each, on {device} in {config.precision}",
         f"losses: itc {float(out.itc):.3f}, itm {float(out.itm):.3f}, lm {float(out.lm):.3f}",
         f"compute: {cost / 1e9:.1f} GFLOP, {cost / config.batch_size / 1e9:.2f} a pair",
         f"time: {seconds:.2f} s, {share:.0%} of this device's matrix-product rate",
@@ -59,7 +58,7 @@ def run_once(config: PretrainConfig, device: torch.device) -> None:
 
 
 def _two_steps(
-    config: PretrainConfig, device: torch.device, model: torch.nn.Module, twin: torch.nn.Module, queue: momentum.Queue
+    config: PretrainConfig, device: torch.device, model: PretrainModel, twin: Twin, queue: momentum.Queue
 ) -> tuple[Output, float]:
     """The losses and seconds of a second step; the first one warms up."""
     checkpoint_activations(build.blocks(model), config.activation_checkpointing, device, config.precision)
@@ -74,8 +73,10 @@ def _two_steps(
     for _ in range(2):
         start = time.perf_counter()
         with autocast(device, config.precision):
-            features = twin(images, ids, lengths, packed)
-            candidates = momentum.candidates(*features, own, own, queue, config.equal_captions)
+            image_features, text_features = twin(images, ids, lengths, packed)
+            candidates = momentum.candidates(
+                image_features, text_features, own, own, queue, config.equal_captions
+            )
             out = parallel(images, ids, lengths, candidates, config.alpha, packed=packed)
         (out.itc + out.itm + out.lm).backward()
         optimizer.step()

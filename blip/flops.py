@@ -40,7 +40,6 @@ class Savings:
     shared_keys: bool = True  # an image's keys are projected once, not by each of four passes
     packed: bool = True  # token-wise layers see no padding
     one_token: bool = True  # the last layers of ITC, ITM and the twin compute the one token that is read
-    head_of_predicting: bool = True  # the word head sees the tokens that predict one
 
 
 @dataclass
@@ -85,7 +84,7 @@ def pretrain_step(
     match = text_forward(text, 3 * pairs, 3 * tokens, longest, image_tokens(vision), one)
     match += 2 * 3 * pairs * text.width * 2  # the head's two classes
     language = text_forward(text, pairs, tokens, longest, image_tokens(vision))
-    language += head_forward(text, tokens - pairs if savings.head_of_predicting else tokens)
+    language += head_forward(text, tokens)
     keys = pairs * keys_forward(vision, text) * (1 if savings.shared_keys else 4)
     projections = 2 * pairs * embed_dim * (vision.width + text.width)
     similarities = 2 * 2 * pairs * embed_dim * (pairs + queue)  # both directions

@@ -28,10 +28,15 @@ class Queue(nn.Module):
     vectors, as published, and are negatives of everything until they are filled.
     """
 
+    images: Tensor  # (E, Q); columns are entries, as in the released checkpoints
+    texts: Tensor  # (E, Q)
+    caption_ids: Tensor  # (Q,)
+    image_ids: Tensor  # (Q,)
+    pointer: Tensor  # (), the next entry to overwrite
+
     def __init__(self, size: int, embed_dim: int):
         super().__init__()
         self.size = size
-        # columns are entries, as in the released checkpoints
         self.register_buffer("images", F.normalize(torch.randn(embed_dim, size), dim=0))
         self.register_buffer("texts", F.normalize(torch.randn(embed_dim, size), dim=0))
         self.register_buffer("caption_ids", torch.full((size,), NO_ID))
@@ -41,14 +46,16 @@ class Queue(nn.Module):
     @torch.no_grad()
     def push(self, images: Tensor, texts: Tensor, caption_ids: Tensor, image_ids: Tensor) -> None:
         """Adds the features (B, E) and ids (B,) of every rank's batch, in the order of the ranks."""
+        if self.size == 0:
+            return
         entries = [all_gather(t)[-self.size :] for t in (images, texts, caption_ids, image_ids)]
         count = len(entries[0])
-        places = (self.pointer + torch.arange(count, device=images.device)) % max(self.size, 1)
+        places = (self.pointer + torch.arange(count, device=images.device)) % self.size
         self.images[:, places] = entries[0].T.to(self.images.dtype)
         self.texts[:, places] = entries[1].T.to(self.texts.dtype)
         self.caption_ids[places] = entries[2]
         self.image_ids[places] = entries[3]
-        self.pointer.copy_((self.pointer + count) % max(self.size, 1))
+        self.pointer.copy_((self.pointer + count) % self.size)
 
 
 @dataclass

@@ -146,10 +146,13 @@ def wrong_caption(rng: np.random.Generator, phantom: Phantom, kind: str, max_les
     lesion = phantom.lesions[which]
     taken = {(other.position, other.side) for other in phantom.lesions}
     choices: list[Lesion] = []
-    for name, values in (("shape", SHAPES), ("size", SIZES), ("brightness", BRIGHTNESSES)):
-        choices.append(replace(lesion, **{name: _another(rng, values, getattr(lesion, name))}))
-    for name, values in (("position", POSITIONS), ("side", SIDES)):
-        moved = replace(lesion, **{name: _another(rng, values, getattr(lesion, name))})
+    choices.append(replace(lesion, shape=_another(rng, SHAPES, lesion.shape)))
+    choices.append(replace(lesion, size=_another(rng, SIZES, lesion.size)))
+    choices.append(replace(lesion, brightness=_another(rng, BRIGHTNESSES, lesion.brightness)))
+    for moved in (
+        replace(lesion, position=_another(rng, POSITIONS, lesion.position)),
+        replace(lesion, side=_another(rng, SIDES, lesion.side)),
+    ):
         if (moved.position, moved.side) not in taken:
             choices.append(moved)
     lesions = list(phantom.lesions)

@@ -40,7 +40,7 @@ class Checkpointer:
         if distributed.is_main():
             final = self.folder / f"step-{step:08d}"
             temporary = self.folder / f".step-{step:08d}.partial"
-            for leftover in self.folder.glob(".*.partial"):
+            for leftover in self.folder.glob(".step-*.partial"):
                 shutil.rmtree(leftover)
             save_weights(temporary, weights, self.info)
             shutil.copyfile(self.tokenizer_file, temporary / TOKENIZER)
@@ -49,12 +49,18 @@ class Checkpointer:
                 flush(temporary / name)
             flush(temporary)
             if final.exists():  # a run that was resumed from before this step
-                shutil.rmtree(final)
+                _remove(final)
             temporary.rename(final)
             self._point_latest(final)
-            for old in complete_checkpoints(self.folder.parent)[: -self.keep]:
-                shutil.rmtree(old)
+            self._prune(final)
         distributed.barrier()
+
+    def _prune(self, newest: Path) -> None:
+        """Leaves the last `keep`. Those of later steps go too: `--resume PATH` went back behind them."""
+        found = complete_checkpoints(self.folder.parent)
+        end = found.index(newest) + 1
+        for checkpoint in [*found[:end][: -self.keep], *found[end:]]:
+            _remove(checkpoint)
 
     def _point_latest(self, final: Path) -> None:
         link = self.folder / ".latest.partial"
@@ -62,6 +68,13 @@ class Checkpointer:
         link.symlink_to(final.name)
         os.replace(link, self.folder / "latest")
         flush(self.folder)
+
+
+def _remove(checkpoint: Path) -> None:
+    # under another name first, so that a kill leaves no half of it that looks whole
+    doomed = checkpoint.with_name(f".{checkpoint.name}.old.partial")
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def complete_checkpoints(output: str | Path) -> list[Path]:

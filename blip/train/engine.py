@@ -1,15 +1,16 @@
 """The training loop, the only one in the package: steps, checkpoints, signals, logs. It knows no model and no data."""
 
-import contextlib
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from blip import distributed
 from blip.errors import BlipError
@@ -69,14 +70,8 @@ class Loop:
         save: Callable[[int, dict], None],
         start_step: int = 0,
     ):
-        self.model, self.optimizer, self.lr, self.options, self.log, self._save = (
-            model,
-            optimizer,
-            lr,
-            options,
-            log,
-            save,
-        )
+        self.model, self.optimizer, self.lr = model, optimizer, lr
+        self.options, self.log, self._save = options, log, save
         self.step = self.saved_step = start_step
         self.meter = Meter()
         self.device = next(model.parameters()).device
@@ -140,7 +135,7 @@ class Loop:
         for i in range(count):
             batch = next(batches)
             last = i == count - 1
-            with contextlib.nullcontext() if last or not hasattr(self.model, "no_sync") else self.model.no_sync():
+            with self._gradients_wait(not last):
                 with autocast(self.device, self.options.precision):
                     out = step(batch, self.step)
                 (out.loss / count).backward()
@@ -155,6 +150,10 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return stop
+
+    def _gradients_wait(self, wait: bool) -> AbstractContextManager:
+        """Within an accumulated step, processes exchange gradients after the last batch alone."""
+        return self.model.no_sync() if wait and isinstance(self.model, DistributedDataParallel) else nullcontext()
 
     def _check(self, losses: Tensor, norm: Tensor, described: list[Callable[[], str]]) -> bool:
         """Stops the run before the update when a loss or gradient is not finite; True when a signal came.

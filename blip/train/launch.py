@@ -1,5 +1,6 @@
 """The command line of the training scripts: the same options everywhere, and errors without a traceback."""
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -34,7 +35,8 @@ def launch(
     ) -> None:
         if resume and init_from:
             raise ConfigError("--resume continues a run, --init_from starts a new one: give one of them")
-        overrides = [*(set_ or []), *([f"init_from={init_from}"] if init_from else [])]
+        # in quotation marks, so that YAML does not read a path as something else
+        overrides = [*(set_ or []), *([f"init_from={json.dumps(init_from)}"] if init_from else [])]
         settings = load_config(config, config_class, overrides)
         device = distributed.start(settings.device)  # type: ignore[attr-defined]
         if rehearse:
@@ -59,5 +61,7 @@ class errors_for_people:
     def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
         distributed.stop()
         if isinstance(error, BlipError | ValueError | OSError) and not os.environ.get("BLIP_DEBUG"):
-            print(f"error: {error}", file=sys.stderr)
+            # a loader's worker sends its traceback as part of the message
+            _, _, message = str(error).rpartition(f"{type(error).__name__}: ")
+            print(f"error: {message.strip()}", file=sys.stderr)
             raise SystemExit(1) from None

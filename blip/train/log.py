@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from blip import distributed
+from blip.errors import BlipError
 
 METRICS = "metrics.jsonl"
 
@@ -78,7 +79,7 @@ class RunLog:
 
 
 class Meter:
-    """Running means of named numbers between two lines of the log; part of a checkpoint, so resuming changes no line."""
+    """Running means of named numbers between two lines of the log; part of a checkpoint, so resuming changes none."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -124,7 +125,9 @@ def _truncate(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError):  # a line cut short by the kill
             continue
-    path.write_text("".join(kept) if step else "", encoding="utf-8")
+    shortened = path.with_suffix(".partial")
+    shortened.write_text("".join(kept) if step else "", encoding="utf-8")
+    shortened.replace(path)
 
 
 def _rounded(value: Any) -> Any:
@@ -139,5 +142,5 @@ def _summary_writer(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise RuntimeError("tensorboard: true needs an extra: pip install 'blip[tensorboard]'") from error
+        raise BlipError("tensorboard: true needs an extra: pip install 'blip[tensorboard]'") from error
     return SummaryWriter(str(folder))

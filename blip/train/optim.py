@@ -1,6 +1,7 @@
 """Optimizer and learning rate."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ def build_optimizer(
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     if decay_norms_and_biases:
-        groups = [{"params": trainable}]
+        groups: list[dict[str, Any]] = [{"params": trainable}]
     else:
         groups = [
             {"params": [p for p in trainable if p.ndim >= 2]},

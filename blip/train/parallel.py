@@ -2,6 +2,7 @@
 
 import functools
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
@@ -31,7 +32,10 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     if world_size() == 1:
         return model
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    with warnings.catch_warnings():
+        # torch 2.15 calls this option by another name, which 2.6 does not know
+        warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def checkpoint_activations(blocks: Sequence[nn.Module], kind: str, device: torch.device, precision: str) -> None:

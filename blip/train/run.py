@@ -26,10 +26,16 @@ from blip.weights import TOKENIZER, unique_state
 class Task(Protocol):
     """What a script gives: a model, its data, and what happens in a step."""
 
-    model: nn.Module
-    parallel: nn.Module  # the model, wrapped where there are several processes
     total_steps: int
     steps_per_epoch: float  # optimizer steps
+
+    @property
+    def model(self) -> nn.Module:
+        """The parts that are trained and saved."""
+
+    @property
+    def parallel(self) -> nn.Module:
+        """The model, wrapped where there are several processes."""
 
     def batches(self, start_step: int) -> Iterator[Any]:
         """Batches for ever, from the first one of optimizer step `start_step` (counted from 0) on."""

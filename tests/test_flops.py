@@ -1,0 +1,79 @@
+"""Analytic operation counts against torch's counter, and against the published algorithm's cost by hand."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from blip import flops
+from blip.flops import Savings
+from blip.med import TextConfig
+from blip.models.pretrain import PretrainModel, Specials, Twin
+from blip.momentum import Queue, candidates
+from blip.vit import ViTConfig
+
+VIT = ViTConfig(32, 8, 24, 3, 3)
+TEXT = TextConfig(50, 36, 2, 3, 40, 16, image_width=24, dropout=0.0)
+PUBLISHED = Savings(shared_keys=False, packed=False, one_token=False)
+GIGA = 1e9
+
+
+def fake_negatives(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each row's next one, so that the three ITM rows of a text have that text's lengths in sum."""
+    return (torch.arange(len(weights)) + 1) % len(weights), torch.ones(len(weights), dtype=torch.bool)
+
+
+@pytest.mark.parametrize(("lengths", "packed"), [([6, 6, 6], True), ([6, 3, 5], True), ([6, 3, 5], False)])
+def test_counts_equal_torchs(lengths: list[int], packed: bool) -> None:
+    model = PretrainModel(VIT, TEXT, Specials(0, 49, 48), embed_dim=8)
+    twin, queue = Twin(model), Queue(10, 8)
+    ids, images = torch.randint(1, 48, (3, max(lengths))), torch.randn(3, 3, 32, 32)
+    pairs, texts = torch.arange(3), torch.tensor(lengths)
+    with sdpa_kernel(SDPBackend.MATH):  # plain products, which the counter knows
+        with FlopCounterMode(display=False) as counted_twin:
+            image_m, text_m = twin(images, ids, texts, packed)
+        others = candidates(image_m, text_m, pairs, pairs, queue, equal_captions="negatives")
+        with FlopCounterMode(display=False) as counted:
+            out = model(images, ids, texts, others, 0.4, draw=fake_negatives, packed=packed)
+            (out.itc + out.itm + out.lm).backward()
+    expected = flops.pretrain_step(VIT, TEXT, lengths, embed_dim=8, queue=10, savings=Savings(packed=packed))
+    assert counted_twin.get_total_flops() + counted.get_total_flops() == expected.total
+    projections = 2 * 3 * 8 * (24 + 36)
+    assert counted_twin.get_total_flops() == expected.image_twin + expected.text_twin + projections
+
+
+@pytest.mark.parametrize(
+    ("savings", "length", "total"),
+    [
+        (PUBLISHED, 30, 306.8),
+        (Savings(packed=False, one_token=False), 30, 256.6),
+        (Savings(one_token=False), 20, 223.3),
+        (Savings(), 20, 217.4),
+    ],
+    ids=["published", "shared-keys", "packed", "one-token"],
+)
+def test_costs_of_vit_b(savings: Savings, length: int, total: float) -> None:
+    """The design's table: GFLOP a sample at 224 px. It counts a gradient of the pixels, which nobody computes, and
+    without padding it counts the word head for the 19 tokens that predict one, where we compute all 20."""
+    cost = flops.pretrain_step(ViTConfig(), TextConfig(), [length] * 8, savings=savings)
+    per_sample = cost.total / 8 + flops.patches_forward(ViTConfig())
+    per_sample -= 3 * flops.head_forward(TextConfig(), 1) * savings.packed
+    assert per_sample / GIGA == pytest.approx(total, abs=0.051)
+
+
+def test_costs_of_the_parts() -> None:
+    cost = flops.pretrain_step(ViTConfig(), TextConfig(), [30], savings=PUBLISHED)
+    parts = [cost.image + flops.patches_forward(ViTConfig()), cost.image_twin, cost.text + cost.text_twin]
+    parts += [cost.keys, cost.match, cost.language]
+    assert [part / GIGA for part in parts] == pytest.approx([105.4, 35.1, 20.5, 66.9, 55.8, 22.9], abs=0.051)
+
+
+def test_parameter_counts() -> None:
+    model = PretrainModel(VIT, TEXT, Specials(0, 49, 48), embed_dim=8)
+    counts = flops.pretrain_parameters(VIT, TEXT, embed_dim=8)
+    assert counts.total == sum(p.numel() for p in model.parameters())
+    assert counts.image_encoder == sum(p.numel() for p in model.image_encoder.parameters())
+    assert counts.text_encoder == sum(p.numel() for p in model.text_encoder.parameters())
+    twin = sum(p.numel() for p in Twin(model).parameters())
+    match_head_and_temperature = 36 * 2 + 2 + 1
+    assert twin == counts.total - counts.decoder - match_head_and_temperature
