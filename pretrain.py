@@ -18,9 +18,11 @@ from blip.config import ConfigError, PretrainConfig
 from blip.data.loader import Batch, EpochOrder, EvalLoader, eval_loader, make_loader, steps_per_epoch
 from blip.data.pairs import EvalPairs, PairDataset, Pairs, read_pairs
 from blip.data.skipped import SkipLog
-from blip.data.transforms import eval_transform, train_transform
+from blip.data.transforms import eval_transform, train_transform, unnormalise
 from blip.dry_run import run_once
 from blip.evaluate import evaluate_pretraining
+from blip.generation import greedy
+from blip.models.decoding import DecoderStep
 from blip.models.pretrain import TEMPERATURE_RANGE, Specials
 from blip.tokenizer import Tokenizer, load_tokenizer
 from blip.train.engine import Step
@@ -147,7 +149,21 @@ class Pretraining:
             return None
         with autocast(self.device, self.config.precision):
             metrics = evaluate_pretraining(self.model, self.val, self.device)
+            if self.config.tensorboard and distributed.is_main():
+                self.show_samples(step, log)
         return {"epoch": done, **metrics}
+
+    @torch.no_grad()
+    def show_samples(self, step: int, log: RunLog, count: int = 4) -> None:
+        """The first validation images with their generated captions, to TensorBoard."""
+        images = next(iter(self.val or [])).images[:count].to(self.device)
+        self.model.eval()
+        decoder = DecoderStep(self.model.text_decoder, self.model.image_encoder(images))
+        first = torch.full((len(images), 1), self.tokenizer.dec_id, device=self.device)
+        ids = greedy(decoder, first, self.tokenizer.sep_id, self.tokenizer.pad_id, self.config.max_text_tokens)
+        self.model.train()
+        for number, (image, text) in enumerate(zip(images, ids.tolist(), strict=True)):
+            log.sample(step, number, unnormalise(image), self.tokenizer.decode(text))
 
     def warn_of_plateau(self, step: int, log: RunLog) -> None:
         """Says once what to try when the ITM loss still stands where a model without skill does."""

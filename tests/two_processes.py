@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pretrain import Pretraining
 from torch import Tensor
 
 from blip import distributed
@@ -21,6 +20,7 @@ from blip.models.pretrain import PretrainModel, Twin
 from blip.momentum import Queue
 from blip.tokenizer import Tokenizer
 from blip.train.engine import Loop, LoopOptions, NonFiniteError, Step
+from pretrain import Pretraining
 
 WORLD, BATCH, LR, CLIP = 2, 4, 0.05, 1.0
 

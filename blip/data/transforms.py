@@ -143,6 +143,12 @@ def train_transform(
     return v2.Compose(steps + _to_tensor())
 
 
+def unnormalise(images: torch.Tensor) -> torch.Tensor:
+    """The inverse of the normalisation: (..., 3, S, S) to values in 0..1, to look at."""
+    mean, std = (torch.tensor(x, device=images.device)[:, None, None] for x in (MEAN, STD))
+    return (images * std + mean).clamp(0, 1)
+
+
 def eval_transform(image_size: int) -> v2.Compose:
     """PIL RGB -> float32 (3, S, S): bicubic resize to a square, no crop."""
     _check_size(image_size)

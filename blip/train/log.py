@@ -62,11 +62,11 @@ class RunLog:
                 if isinstance(value, int | float):
                     self.writer.add_scalar(name, value, step)
 
-    def sample(self, step: int, image: Tensor, text: str) -> None:
+    def sample(self, step: int, number: int, image: Tensor, text: str) -> None:
         """An image (3, S, S) in 0..1 and a text, to TensorBoard alone."""
         if self.active and self.writer:
-            self.writer.add_image("sample", image, step)
-            self.writer.add_text("sample", text, step)
+            self.writer.add_image(f"sample/{number}", image, step)
+            self.writer.add_text(f"sample/{number}", text, step)
 
     def say(self, message: str, style: str = "") -> None:
         self.console.print(message, style=style, highlight=False, markup=False, soft_wrap=True)

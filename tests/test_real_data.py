@@ -1,0 +1,59 @@
+"""Pre-training on real images and captions with the small-data configuration, shortened: the losses fall."""
+
+from pathlib import Path
+from statistics import mean
+
+import pytest
+from conftest import run_script
+
+from blip.train.log import read_metrics
+
+SHORT = {
+    "image_size": 64,
+    "vit": "custom",
+    "vit_width": 64,
+    "vit_depth": 2,
+    "vit_heads": 2,
+    "vit_patch": 16,
+    "text_width": 64,
+    "text_layers": 2,
+    "text_heads": 2,
+    "text_hidden": 128,
+    "embed_dim": 32,
+    "batch_size": 16,
+    "queue_size": 64,
+    "lr": 1e-3,
+    "warmup_steps": 10,
+    "max_steps": 100,
+    "log_every_steps": 5,
+    "num_workers": 0,
+}
+
+
+def losses(data: Path, vocabulary: Path, output: Path, **more: object) -> list[dict]:
+    """The log of a shortened run on one annotation file."""
+    settings = {**SHORT, "train_file": f"[{data}]", "tokenizer": vocabulary, **more}
+    overrides = [x for key, value in settings.items() for x in ("--set", f"{key}={value}")]
+    done = run_script("--config", "configs/pretrain_small_data_tiny.yaml", "--output_dir", output, *overrides)
+    assert done.returncode == 0, done.stderr
+    assert not (output / "skipped.jsonl").exists()
+    return [line for line in read_metrics(output) if "itc" in line]
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "names"),
+    [
+        ("vqa_med_2019/captions_composed.json", ["itc", "itm", "lm"]),
+        # 144 photographs of everything: matching does not begin to be learned within these steps
+        ("coco_sample/captions.json", ["itc", "lm"]),
+    ],
+)
+def test_losses_fall(file: str, names: list[str], data_dir: Path, tmp_path: Path) -> None:
+    vocabulary = data_dir / "vocab" / "bert-base-uncased-vocab.txt"
+    # without queue and soft targets, whose growth raises the contrastive loss at first
+    lines = losses(data_dir / file, vocabulary, tmp_path / "run", queue_size=0, alpha=0)
+    for name in names:
+        early, late = mean(x[name] for x in lines[:4]), mean(x[name] for x in lines[-4:])
+        assert late < early - 0.005, f"{name} went from {early:.3f} to {late:.3f}"
