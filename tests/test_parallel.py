@@ -26,7 +26,7 @@ def one_step(config_path: Path, output: Path, *options: str) -> tuple[list[float
         out = task.step(next(task.batches(0)), 0)
     out.loss.backward()
     gradients = {name: parameter.grad for name, parameter in task.model.named_parameters()}
-    return [float(out.logs[name]) for name in ("itc", "itm", "lm")], gradients, list(task.model.state_dict())
+    return [float(out.logs[name].detach()) for name in ("itc", "itm", "lm")], gradients, list(task.model.state_dict())
 
 
 def assert_equal_steps(one: tuple, other: tuple, rtol: float, atol: float) -> None:
@@ -61,10 +61,12 @@ def test_every_block_is_recomputed(tiny_config: Path, tmp_path: Path) -> None:
     out = task.step(next(task.batches(0)), 0)
     forward = dict(calls)
     out.loss.backward()
-    inside = [name for name in calls if "blocks." in name or "layers." in name]
+    # the last operation of a text layer is not: nothing behind it is kept
+    inside = [name for name in calls if ("blocks." in name or "layers." in name) and "feed_forward" not in name]
+    outside = [name for name in calls if "blocks." not in name and "layers." not in name]
     assert len(inside) > 8
     assert {name: calls[name] for name in inside} == {name: 2 * forward[name] for name in inside}
-    assert all(calls[name] == forward[name] for name in calls if name not in inside)
+    assert all(calls[name] == forward[name] for name in outside)
 
 
 def refused(blocks: list[nn.Module], precision: str = "fp32") -> str:
@@ -96,14 +98,12 @@ def test_fairscale_where_it_is_right(tiny_config: Path, tmp_path: Path) -> None:
 def test_blocks_compile_whole_and_give_equal_gradients(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Traced as for compilation, but run without making machine code, which takes a minute."""
+    """Traced as for compilation, with recomputed activations, but run without making machine code, which takes longer."""
     compiled = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled(self, backend="aot_eager", fullgraph=True))
-    options = "dropout=0", "drop_path=0"
-    eager = one_step(tiny_config, tmp_path, *options)
-    assert_equal_steps(eager, one_step(tiny_config, tmp_path, *options, "compile=true"), rtol=1e-4, atol=1e-5)
+    options = "dropout=0", "vit_depth=1", "text_layers=1"
     both = one_step(tiny_config, tmp_path, *options, "compile=true", "activation_checkpointing=torch")
-    assert_equal_steps(eager, both, rtol=1e-4, atol=1e-5)
+    assert_equal_steps(one_step(tiny_config, tmp_path, *options), both, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -115,7 +115,7 @@ def test_compiled_equals_eager(tiny_config: Path, tmp_path: Path) -> None:
         get_cpp_compiler()
     except InvalidCxxCompiler:
         pytest.skip("no C++ compiler")
-    options = "dropout=0", "drop_path=0"
+    options = "dropout=0", "text_layers=1"
     eager = one_step(tiny_config, tmp_path, *options)
     assert_equal_steps(eager, one_step(tiny_config, tmp_path, *options, "compile=true"), rtol=1e-4, atol=1e-5)
 

@@ -9,17 +9,24 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY, script_env
 
-# what a test puts in the place of what a person has: path or size in the README -> here
+# what stands in a command (a pattern) -> what the test puts there. {root} is the project, {here} a folder that holds
+# captions.json (phantoms), vocab.txt (their words) and model_base.pth (a tiny model in the released format)
 SUBSTITUTES = {
-    "captions.json": "the phantoms' captions",
-    "vocab.txt": "a vocabulary of 60 words",
-    "model_base.pth": "a tiny model in the released format",
-    "runs/...": "a temporary folder",
-    "--nproc_per_node=8": "1 process",
-    "--nnodes=4": "1 machine, the endpoint on it",
-    "sizes": "those of conftest.TINY, two steps",
-    "make demo, make test": "demo.py with 32 images; nothing, for this is make test",
+    r"^python ": f"{sys.executable} ",
+    r"^torchrun ": f"{sys.executable} -m torch.distributed.run ",
+    r"^blip ": f"{sys.executable} -m blip ",
+    r"--nproc_per_node=\d+": "--nproc_per_node=1",
+    r"--nnodes=\d+": "--nnodes=1",
+    r"HOST:29500": "localhost:0",
+    r" pretrain\.py": " {root}/pretrain.py",
+    r" configs/": " {root}/configs/",
+    r"--count 1000": "--count 10",
+    r"runs/(base|large|tiny|medical)\b": "{here}/{fresh}",  # a new output folder for each command; --resume finds the old one
+    r"(blip convert .*)": r"\1 --image_heads 2 --text_heads 2",  # the tiny model's
+    r"(.*/pretrain\.py .*)": r"\1 {sizes}",  # of conftest.TINY, two steps
 }
+SIZES = {**TINY, "vision_init": "", "text_init": "", "accumulation": 1, "max_steps": 2, "drop_path": 0.0}
+GIVEN = {"tokenizer": "{here}/vocab.txt", "train_file": "[{here}/captions.json]"}  # unless the command names them
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
@@ -58,7 +65,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
     config = load_config(tiny_config, PretrainConfig)
     tokenizer = load_tokenizer(str(folder / "vocab.txt"))
     specials = Specials(tokenizer.pad_id, tokenizer.enc_id, tokenizer.dec_id)
-    model, _, _ = build.build_pretrain(config, tokenizer.size, specials)
+    model, _, _ = build.build_pretrain(config, tokenizer.size, specials, torch.device("cpu"))
     info = build.describe(config, model)
     convert.write(folder / "model_base.pth", unique_state(model), info, to="salesforce")
     latest = folder / "runs" / "demo" / "run" / "checkpoints" / "latest"
@@ -67,43 +74,24 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
     return folder
 
 
-def localised(command: str, folder: Path) -> list[str]:
-    """The command as run here; see SUBSTITUTES."""
-    words = shlex.split(command)
-    tools = {"python": [sys.executable], "blip": [sys.executable, "-m", "blip"]}
-    tools["torchrun"] = [sys.executable, "-m", "torch.distributed.run"]
-    words = [*tools[words[0]], *words[1:]]
-    words = [re.sub(r"^--nproc_per_node=\d+$", "--nproc_per_node=1", word) for word in words]
-    words = [re.sub(r"^--nnodes=\d+$", "--nnodes=1", word).replace("HOST:29500", "localhost:0") for word in words]
-    words = [word.replace("pretrain.py", str(ROOT / "pretrain.py")) for word in words]
-    words = [re.sub(r"^configs/", f"{ROOT}/configs/", word) for word in words]
-    if any(word.endswith("pretrain.py") for word in words):
-        small = {**TINY, "vision_init": "", "text_init": "", "accumulation": 1, "max_steps": 2, "drop_path": 0.0}
-        if not any("tokenizer=" in word for word in words):
-            small["tokenizer"] = folder / "vocab.txt"
-        if not any("train_file" in word for word in words):
-            small["train_file"] = f"[{folder / 'captions.json'}]"
-        words += [x for key, value in small.items() for x in ("--set", f"{key}={value}")]
-    if "phantoms" in words:
-        words[words.index("1000")] = "10"
-    if "convert" in words and any("model_base" in word or "latest" in word for word in words):
-        words += ["--image_heads", "2", "--text_heads", "2"]
-    return words
-
-
-def run(command: str, folder: Path) -> None:
-    done = subprocess.run(
-        localised(command, folder), cwd=folder, env=script_env(), capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+def localised(command: str, here: Path) -> str:
+    """The command as run here."""
+    sizes = {**SIZES, **{key: value for key, value in GIVEN.items() if f"{key}=" not in command}}
+    options = " ".join(f"--set {shlex.quote(f'{key}={value}')}" for key, value in sizes.items())
+    fresh = f"run-{abs(hash(command))}"
+    for pattern, substitute in SUBSTITUTES.items():
+        command = re.sub(pattern, substitute, command)
+    for name, value in {"sizes": options, "root": ROOT, "here": here, "fresh": fresh}.items():
+        command = command.replace(f"{{{name}}}", str(value))
+    return command
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("make ")])
-def test_command(command: str, place: Path, tmp_path: Path) -> None:
-    if "--resume" not in command:  # a fresh output folder each time
-        command = command.replace("runs/base", str(tmp_path / "base")).replace("runs/large", str(tmp_path / "large"))
-    run(command, place)
+def test_command(command: str, place: Path) -> None:
+    words = shlex.split(localised(command, place))
+    done = subprocess.run(words, cwd=place, env=script_env(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 
 
 def test_make_targets_exist() -> None:

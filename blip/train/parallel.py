@@ -1,10 +1,10 @@
 """What is applied to a model from outside: distributed data parallelism, compilation, recomputation of activations."""
 
-import functools
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,7 +48,7 @@ def checkpoint_activations(blocks: Sequence[nn.Module], kind: str, device: torch
         return
     if kind == "torch":
         for block in blocks:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+            block.forward = _recomputed(block.forward)  # type: ignore[method-assign]
         return
     advice = "use activation_checkpointing: torch"
     if device.type == "cpu" and precision == "bf16":
@@ -61,6 +61,14 @@ def checkpoint_activations(blocks: Sequence[nn.Module], kind: str, device: torch
         raise OptionError(f"fairscale is not installed: pip install 'blip[fairscale]', or {advice}") from error
     for block in blocks:
         checkpoint_wrapper(block)
+
+
+def _recomputed(forward: Callable) -> Callable:
+    # a function of its own: of functools.partial the compiler sees nothing but torch's part, which it leaves alone
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return run
 
 
 def compile_blocks(blocks: Sequence[nn.Module], checkpointing: str = "none") -> None:

@@ -1,0 +1,148 @@
+"""Which module may know which: read from the source, so that an import inside a function counts too."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+EVERYONE = {"errors"}  # what all may import
+ANYTHING = {"*"}
+
+# module -> what it may import, of ours; a name stands for the module and all below it
+MAY_IMPORT: dict[str, set[str]] = {
+    # files, numbers, processes
+    "errors": set(),
+    "config": set(),
+    "tokenizer": set(),
+    "distributed": set(),
+    "weights": set(),
+    # the network, top to bottom
+    "attention": set(),
+    "vit": {"attention"},
+    "med": {"attention"},
+    "losses": set(),
+    "momentum": {"distributed"},
+    "generation": set(),
+    "lora": set(),
+    "models": {"vit", "med", "attention", "losses", "momentum", "generation", "distributed"},
+    # data
+    "data.formats": set(),
+    "data": {"config", "tokenizer", "distributed", "data"},
+    # the loop: knows no model and no data
+    "train": {"config", "distributed", "weights", "train"},
+    # from a configuration to a model and back
+    "convert": {"convert_names", "convert_sizes", "weights"},
+    "convert_names": {"weights"},
+    "convert_sizes": {"convert_names", "weights"},
+    "build": {"config", "convert", "weights", "vit", "med", "models", "momentum"},
+    "dry_run": {"config", "build", "distributed", "flops", "momentum", "models", "data", "tokenizer", "train"},
+    "predictor": {"models", "convert", "weights", "tokenizer", "config", "data.transforms", "vit", "med", "generation"},
+    # measures
+    "flops": {"vit", "med"},
+    "metrics": set(),
+    "evaluate": {"distributed", "metrics", "generation", "models", "med"},
+    "internals": {"attention", "predictor"},
+    "explain": {"attention", "predictor"},
+    "capfilt": {"predictor", "data", "distributed"},
+    "pubmed": {"pubmed"},
+    # what people start
+    "report": ANYTHING,
+    "cli": ANYTHING,
+    "__main__": {"cli"},
+    "__init__": {"predictor"},
+}
+
+PACKAGE = ROOT / "blip"
+MODULES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def covers(name: str, module: str) -> bool:
+    return module == name or module.startswith(name + ".")
+
+
+def rule(module: str) -> str | None:
+    """The line of the table that speaks of a module: the most exact one."""
+    return max((name for name in MAY_IMPORT if covers(name, module)), key=len, default=None)
+
+
+def imports(source: str, module: str = "") -> set[str]:
+    """Modules of ours that a source imports, without the package's name."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative imports hide who is meant"
+            assert all(alias.name != "*" for alias in node.names), f"{module}: a star import hides what is used"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name == "blip" or name.startswith("blip."):
+                inner = name.removeprefix("blip").removeprefix(".")
+                while inner and inner not in MODULES:  # a function or class: its module is meant
+                    inner = inner.rpartition(".")[0]
+                found.add(inner or "__init__")
+    return found
+
+
+def forbidden(module: str, imported: set[str]) -> set[str]:
+    allowed = MAY_IMPORT[rule(module) or ""]
+    if allowed == ANYTHING:
+        return set()
+    return {name for name in imported if not any(covers(a, name) for a in allowed | EVERYONE)}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_imports_what_the_table_allows(module: str) -> None:
+    assert rule(module), f"{module} is new: give it a line in MAY_IMPORT"
+    wrong = forbidden(module, imports(MODULES[module].read_text(encoding="utf-8"), module))
+    assert not wrong, (
+        f"blip/{module.replace('.', '/')}.py imports {', '.join(sorted(wrong))}; see the table in {__file__}"
+    )
+
+
+@pytest.mark.parametrize("model", [name for name in MODULES if name.startswith("models.")])
+def test_models_do_not_import_one_another(model: str) -> None:
+    parts = {"models.decoding"}  # the step that generation calls, for any model with a decoder
+    others = (
+        {name for name in imports(MODULES[model].read_text()) if covers("models", name)} - parts - {model, "models"}
+    )
+    assert not others
+
+
+def test_reading_order_has_no_way_back() -> None:
+    """No module imports, over whatever detour, itself."""
+    direct = {name: imports(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+    for start in MODULES:
+        reached, waiting = set(), list(direct[start])
+        while waiting:
+            name = waiting.pop()
+            if name not in reached:
+                reached.add(name)
+                waiting += direct.get(name, set())
+        assert start not in reached, f"{start} imports itself over a detour"
+
+
+def test_the_reader_of_imports_reads_them_all() -> None:
+    source = "import blip.vit\nfrom blip import losses\nfrom blip.models.pretrain import Twin\n" \
+             "def f():\n    from blip.data.formats import iter_records\nimport torch\nfrom blip import load\n"  # fmt: skip
+    assert imports(source) == {"vit", "losses", "models.pretrain", "data.formats", "__init__"}
+    assert forbidden("train.engine", {"models.pretrain", "distributed", "errors"}) == {"models.pretrain"}
+    assert forbidden("models.pretrain", {"train.engine", "losses"}) == {"train.engine"}
+    assert forbidden("data.formats", {"tokenizer"}) == {"tokenizer"}
+    assert forbidden("pubmed.articles", {"config"}) == {"config"}
+
+
+SCRIPTS = [path for path in ROOT.glob("*.py")]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_stand_on_the_package_alone(script: Path) -> None:
+    tree = ast.walk(ast.parse(script.read_text(encoding="utf-8")))
+    modules = {node.module.split(".")[0] for node in tree if isinstance(node, ast.ImportFrom) and node.module}
+    assert not modules & {path.stem for path in SCRIPTS}, "what two scripts share belongs into the package"
