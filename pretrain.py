@@ -64,10 +64,10 @@ class Pretraining:
             config, self.tokenizer.size, specials, device, fresh=resume is None
         )
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout and negatives differ between processes
-        blocks = build.blocks(self.model)
-        checkpoint_activations(blocks, config.activation_checkpointing, device, config.precision)
+        recomputed = build.recomputable(self.model, config.activation_checkpointing)
+        checkpoint_activations(recomputed, config.activation_checkpointing, device, config.precision)
         if config.compile:
-            compile_blocks(blocks, config.activation_checkpointing)
+            compile_blocks(build.blocks(self.model), config.activation_checkpointing)
         self.parallel = data_parallel(self.model, device)
         self.pending: list[tuple[torch.Tensor, ...]] = []  # momentum features and ids since the last update
         self.itm_mean: torch.Tensor | None = None  # running mean of the ITM loss
@@ -149,6 +149,7 @@ class Pretraining:
             return None
         with autocast(self.device, self.config.precision):
             metrics = evaluate_pretraining(self.model, self.val, self.device)
+            metrics["val_unreadable"] = len(self.val.skipped)
             if self.config.tensorboard and distributed.is_main():
                 self.show_samples(step, log)
         return {"epoch": done, **metrics}
@@ -156,7 +157,8 @@ class Pretraining:
     @torch.no_grad()
     def show_samples(self, step: int, log: RunLog, count: int = 4) -> None:
         """The first validation images with their generated captions, to TensorBoard."""
-        images = next(iter(self.val or [])).images[:count].to(self.device)
+        assert self.val is not None
+        images: torch.Tensor = next(iter(self.val)).images[:count].to(self.device)
         self.model.eval()
         decoder = DecoderStep(self.model.text_decoder, self.model.image_encoder(images))
         first = torch.full((len(images), 1), self.tokenizer.dec_id, device=self.device)
@@ -187,13 +189,16 @@ class Pretraining:
 
     def state(self) -> dict:
         """What a checkpoint holds beside weights and optimizer."""
-        return {"twin": unique_state(self.twin), "queue": self.queue.state_dict()}
+        progress = {} if self.itm_mean is None else {"itm_mean": self.itm_mean}
+        return {"twin": unique_state(self.twin), "queue": self.queue.state_dict(), "progress": progress}
 
     def load(self, folder: Path, training: dict) -> None:
         """Continues from a checkpoint of this run."""
         load_strict(self.model, load_weights(folder)[0], str(folder))
         load_strict(self.twin, training["twin"], f"{folder} (momentum twin)")
         load_strict(self.queue, training["queue"], f"{folder} (queue)")
+        if "itm_mean" in training["progress"]:
+            self.itm_mean = training["progress"]["itm_mean"].to(self.device)
 
     def truncated(self, sample: int = 2000) -> float:
         """Share of captions, of the first `sample` records, that are cut at `max_text_tokens`."""
@@ -227,7 +232,7 @@ def check_vocabulary(tokenizer_file: Path, init_from: str) -> None:
     if init_from and theirs.is_file():
         vocab, known = (json.loads(file.read_text("utf-8"))["model"]["vocab"] for file in (tokenizer_file, theirs))
         if vocab != known:
-            raise ConfigError(f"{init_from} was trained with another tokenizer than this run's: set tokenizer: {theirs}")
+            raise ConfigError(f"{init_from} was trained with another tokenizer: set tokenizer: {theirs}")
 
 
 def build_validation(config: PretrainConfig, tokenizer: Tokenizer) -> EvalLoader | None:

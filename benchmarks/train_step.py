@@ -219,19 +219,24 @@ def measure(args: argparse.Namespace) -> dict:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     size = sizes(args.size)
+    bf16 = args.precision == "bf16"
+    kinds = {"theirs": "fp32", "ours": args.precision} | ({"theirs_bf16": "bf16"} if bf16 else {})
+    # first, while this process holds nothing: the three would not fit into memory together
+    memory = {name: peak_memory(args, name.removesuffix("_bf16"), kind == "bf16") for name, kind in kinds.items()}
+    print(json.dumps({"peak_memory_gib": memory}), flush=True)
     synchronize = torch.cuda.synchronize if args.device == "cuda" else lambda: None
     batch = make_batch(args.batch, size.vit.image_size, seed=0)
     ours, theirs = Ours(size, args.device), Theirs(size, args.device)
-    agreement = compare(ours, theirs, batch)
-    print(json.dumps(agreement, indent=1), flush=True)
     if args.compile:
         ours.compile()
+    agreement = compare(ours, theirs, batch)
+    print(json.dumps(agreement, indent=1), flush=True)
 
-    bf16 = args.precision == "bf16"
     runs = {"theirs": lambda: theirs.step(batch), "ours": lambda: ours.step(batch, bf16)}
     if bf16:
         runs["theirs_bf16"] = lambda: theirs.step(batch, bf16=True)
     seconds = alternate(runs, args.repeats, synchronize)
+    print(json.dumps({"seconds": seconds}), flush=True)
     median = {name: statistics.median(times) for name, times in seconds.items()}
 
     lengths = batch.lengths.tolist()
@@ -245,9 +250,7 @@ def measure(args: argparse.Namespace) -> dict:
         "fp32": matmul_peak(torch.float32, args.device, synchronize),
         "bf16": matmul_peak(torch.bfloat16, args.device, synchronize),
     }
-    kinds = {"ours": args.precision, "theirs": "fp32", "theirs_bf16": "bf16"}
     rate = {name: cost[name.removesuffix("_bf16")] * args.batch / median[name] / 1e9 for name in median}
-    memory = {name: peak_memory(args, name.removesuffix("_bf16"), kinds[name] == "bf16") for name in median}
     return {
         **describe(args),
         "name": "train_step",

@@ -153,3 +153,12 @@ def describe(config: PretrainConfig, model: PretrainModel) -> dict:
 def blocks(model: PretrainModel) -> list[nn.Module]:
     """The modules that are compiled, or whose activations are recomputed, one by one."""
     return [*model.image_encoder.blocks, *model.text_encoder.layers, *model.text_decoder.layers]
+
+
+def recomputable(model: PretrainModel, kind: str) -> list[nn.Module]:
+    """The blocks whose activations `kind` of checkpointing can recompute.
+
+    fairscale follows tensors among the arguments alone. Text layers get an image's keys inside an object: its backward
+    pass would run through what is behind them once for each layer, which fails.
+    """
+    return list(model.image_encoder.blocks) if kind == "fairscale" else blocks(model)

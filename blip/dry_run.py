@@ -61,7 +61,8 @@ def _two_steps(
     config: PretrainConfig, device: torch.device, model: PretrainModel, twin: Twin, queue: momentum.Queue
 ) -> tuple[Output, float]:
     """The losses and seconds of a second step; the first one warms up."""
-    checkpoint_activations(build.blocks(model), config.activation_checkpointing, device, config.precision)
+    recomputed = build.recomputable(model, config.activation_checkpointing)
+    checkpoint_activations(recomputed, config.activation_checkpointing, device, config.precision)
     if config.compile:
         compile_blocks(build.blocks(model), config.activation_checkpointing)
     parallel = data_parallel(model, device)

@@ -39,7 +39,8 @@ def evaluate_pretraining(model: PretrainModel, batches: Iterable[Any], device: t
     """Retrieval by ITC over the whole set and match accuracy on pairs and on shifted pairs.
 
     Each process gives its part of the set; all return the same numbers. Pairs with equal captions or images are right
-    answers for one another. Chance is the expected R@1 of a random order.
+    answers for one another. Chance is the expected R@1 of a random order. A pair's wrong text is its neighbour's in the
+    batch, so `val_itm_unmatched` varies a little with the batch size.
     """
     training = model.training
     model.eval()

@@ -18,8 +18,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("pretrain*.yaml")), ids=lambda path: path.name)
 def test_files_of_the_project_load_and_say_what_they_are_for(path: Path) -> None:
-    config = load_config(path, PretrainConfig)
-    assert config.train_file, "a configuration names its data, if only as a place to fill"
+    assert load_config(path, PretrainConfig).epochs > 0
     text = path.read_text()
     assert text.startswith("# ")
     assert "pretrain.py" in text or "make demo" in text, "the header shows the command"
@@ -62,7 +61,9 @@ def test_written_and_read_again(file: Path, tmp_path: Path) -> None:
     config = load_config(file, PretrainConfig, ["train_file=[{path: 'ä: b.json', weight: 2}]", "max_steps=3"])
     dump_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml", PretrainConfig) == config
-    assert set(PretrainConfig.model_fields) <= {line.split(":")[0] for line in open(tmp_path / "config.yaml")}
+    assert set(PretrainConfig.model_fields) <= {
+        line.split(":")[0] for line in (tmp_path / "config.yaml").read_text().splitlines()
+    }
 
 
 def test_empty_file_is_an_empty_configuration_only_when_it_says_so(tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_empty_file_is_an_empty_configuration_only_when_it_says_so(tmp_path: Pat
     assert load_config(tmp_path / "empty.yaml", PretrainConfig) == PretrainConfig()
 
 
-UNKNOWN = {"batchsize": "batch_size", "learning_rate": "min_lr|lr_decay|lr", "image_res": "image_size", "wd": "."}
+UNKNOWN = {"batchsize": "batch_size", "warmup": "warmup_steps", "image_res": "image_size", "wd": "."}
 
 
 @pytest.mark.parametrize(("key", "near"), UNKNOWN.items())
@@ -158,7 +159,7 @@ def test_missing_file_names_those_there_are(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_every_problem_is_named_at_once(file: Path) -> None:
-    with pytest.raises(ConfigError, match="(?s)epochs.*batch_size|batch_size.*epochs"):
+    with pytest.raises(ConfigError, match=r"(?s)epochs.*batch_size|batch_size.*epochs"):
         load_config(file, PretrainConfig, ["batch_size=0", "epochs=x"])
 
 

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_script
+from conftest import ROOT, run_script, script_command, script_env
 from torch import Tensor
 from torch.testing import assert_close
 from two_processes import (
@@ -160,7 +162,14 @@ def test_evaluation_equals_one_process(seen: list[dict], tiny_config: Path, coun
 
 
 def arguments(config: Path, output: Path) -> list[str]:
-    options = ["max_steps=6", "save_every_steps=3", "accumulation=2", "keep_checkpoints=3", "epochs=9", "batch_size=4"]
+    options = [
+        "max_steps=6",
+        "save_every_steps=3",
+        "accumulation=2",
+        "keep_checkpoints=3",
+        "epochs=9999",
+        "batch_size=4",
+    ]
     return ["--config", str(config), "--output_dir", str(output), *(x for o in options for x in ("--set", o))]
 
 
@@ -204,3 +213,18 @@ def test_torchrun_resumed_ends_as_if_undisturbed(torchrun_output: Path, tiny_con
     states = [torch.load(end / "training.pt", weights_only=True) for end in ends]
     for part_name in ("twin", "queue"):
         assert all(torch.equal(t, states[1][part_name][name]) for name, t in states[0][part_name].items())
+
+
+@pytest.mark.slow
+def test_torchrun_stopped_by_sigterm_saves(tiny_config: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    more = "--set", "num_workers=1", "--set", "max_steps=5000"
+    command = script_command(*arguments(tiny_config, output), *more, processes=2)
+    process = subprocess.Popen(command, cwd=ROOT, env=script_env(), stderr=subprocess.PIPE, text=True)
+    while not (complete_checkpoints(output) or process.poll() is not None):
+        time.sleep(0.05)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    last = read_metrics(output)[-1]["step"]
+    assert f"stopped by a signal after step {last}" in errors
+    assert complete_checkpoints(output)[-1].name == f"step-{last:08d}"

@@ -11,7 +11,8 @@ from torch import nn
 from two_processes import SilentLog
 
 import pretrain
-from blip import losses
+from blip import losses, momentum
+from blip.config import PretrainConfig, load_config
 from blip.errors import BlipError
 from blip.train import engine
 from blip.train import log as train_log
@@ -226,3 +227,30 @@ def test_warns_when_matching_learns_nothing() -> None:
     assert "ITM is at 0.637" in said[0] and "0.6365" in said[0] and "init_from" in said[0]
     assert plateau(0.637, late - 1) == plateau(0.5, late) == plateau(0.637, late, warned=True) == []
     assert pytest.approx(0.6365, abs=1e-4) == losses.ITM_NO_SKILL
+
+
+def test_order_of_what_follows_the_update(tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Temperature, twin, queue; the queue gets the pairs of every micro-batch."""
+    config = load_config(tiny_config, PretrainConfig, ["val_file=[]"])
+    task = pretrain.Pretraining(config, tmp_path, None, torch.device("cpu"))
+    events: list[str] = []
+    update = momentum.update_twin
+
+    def update_twin(*arguments: object) -> None:
+        events.append(f"twin at temperature {task.model.temperature.item():.1f}, pointer {int(task.queue.pointer)}")
+        update(*arguments)
+
+    monkeypatch.setattr(momentum, "update_twin", update_twin)
+    stream = task.batches(0)
+    for _ in range(2):
+        task.step(next(stream), 0)
+    with torch.no_grad():
+        task.model.temperature.fill_(0.9)
+        task.model.image_proj.bias += 1
+    before = task.twin.image_proj.bias.clone()
+    task.after_update(1)
+    assert events == ["twin at temperature 0.5, pointer 0"]
+    assert int(task.queue.pointer) == 16 and task.pending == []
+    torch.testing.assert_close(task.twin.image_proj.bias, before.lerp(task.model.image_proj.bias, 1 - config.momentum))
+    assert task.queue.caption_ids[:16].ne(momentum.NO_ID).all()
+    assert task.queue.caption_ids[16:].eq(momentum.NO_ID).all()

@@ -129,8 +129,13 @@ def test_reading_order_has_no_way_back() -> None:
 
 
 def test_the_reader_of_imports_reads_them_all() -> None:
-    source = "import blip.vit\nfrom blip import losses\nfrom blip.models.pretrain import Twin\n" \
-             "def f():\n    from blip.data.formats import iter_records\nimport torch\nfrom blip import load\n"  # fmt: skip
+    lines = [
+        "import torch",
+        "import blip.vit",
+        "from blip import load, losses",
+        "from blip.models.pretrain import Twin",
+    ]
+    source = "\n".join([*lines, "def f():", "    from blip.data.formats import iter_records"])
     assert imports(source) == {"vit", "losses", "models.pretrain", "data.formats", "__init__"}
     assert forbidden("train.engine", {"models.pretrain", "distributed", "errors"}) == {"models.pretrain"}
     assert forbidden("models.pretrain", {"train.engine", "losses"}) == {"train.engine"}

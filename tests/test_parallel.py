@@ -98,7 +98,7 @@ def test_fairscale_where_it_is_right(tiny_config: Path, tmp_path: Path) -> None:
 def test_blocks_compile_whole_and_give_equal_gradients(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Traced as for compilation, with recomputed activations, but run without making machine code, which takes longer."""
+    """Traced as for compilation, with recomputed activations, but without making machine code, which takes longer."""
     compiled = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled(self, backend="aot_eager", fullgraph=True))
     options = "dropout=0", "vit_depth=1", "text_layers=1"

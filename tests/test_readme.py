@@ -21,7 +21,7 @@ SUBSTITUTES = {
     r" pretrain\.py": " {root}/pretrain.py",
     r" configs/": " {root}/configs/",
     r"--count 1000": "--count 10",
-    r"runs/(base|large|tiny|medical)\b": "{here}/{fresh}",  # a new output folder for each command; --resume finds the old one
+    r"runs/(base|large|tiny|medical)\b": "{here}/{fresh}",  # a new folder each; --resume finds the old one
     r"(blip convert .*)": r"\1 --image_heads 2 --text_heads 2",  # the tiny model's
     r"(.*/pretrain\.py .*)": r"\1 {sizes}",  # of conftest.TINY, two steps
 }

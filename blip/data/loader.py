@@ -260,4 +260,7 @@ def worker_context() -> str | None:
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers
+    # Ctrl-C and torchrun's SIGTERM reach the whole process group, but the main process has a step to finish first;
+    # it ends its workers itself, and they end without it
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
