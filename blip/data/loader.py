@@ -6,8 +6,10 @@ B images in a batch, T text tokens, S side of an image in pixels.
 
 import hashlib
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -260,7 +262,15 @@ def worker_context() -> str | None:
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C and torchrun's SIGTERM reach the whole process group, but the main process has a step to finish first;
-    # it ends its workers itself, and they end without it
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    # Ctrl-C and torchrun's SIGTERM reach the whole process group, but the main process has a step to finish first
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, daemon=True).start()
+
+
+def _obey_parent() -> None:
+    """Ends this worker at a SIGTERM of its main process, which sends one to workers left at its exit; no other's."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
