@@ -257,6 +257,9 @@ def measure(args: argparse.Namespace) -> dict:
         "precision": args.precision,
         "ratio": median["theirs"] / median["ours"],
         "ratio_same_precision": median["theirs_bf16" if bf16 else "theirs"] / median["ours"],
+        "ratio_of_fastest": min(seconds["theirs"]) / min(seconds["ours"]),
+        # slowest over fastest: far above 1 means that something else ran on the machine, and the ratio means nothing
+        "spread": {name: max(times) / min(times) for name, times in seconds.items()},
         "agreement_fp32": agreement,
         "seconds": median,
         "seconds_all": seconds,

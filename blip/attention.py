@@ -61,7 +61,8 @@ def fused_is_slow(q: Tensor) -> bool:
 
 def attention_pattern(q: Tensor, k: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """The soft-max written out: (B, H, T, N), rows sum to one. The twin of the fused kernel, in float32 or wider."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    # the product wants keys in one piece: copied here they keep their order, there they would be transposed on the way
+    scores = (q * q.shape[-1] ** -0.5) @ k.contiguous().transpose(-2, -1)
     if scores.dtype in (torch.bfloat16, torch.float16):
         scores = scores.float()
     if causal:

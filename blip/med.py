@@ -9,6 +9,7 @@ d head width, B images, N image tokens, V words.
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -107,6 +108,7 @@ class TextEncoder(nn.Module):
 
     def project(self, states: Tensor) -> ImageKeys:
         """Image states (B, N, image_width) -> the keys and values of every layer, projected once for all passes."""
+        states = cast_once(states)
         return ImageKeys([layer.cross_attention.project(states) for layer in self.layers])
 
     def text(self, ids: Tensor, rows: Rows, first_only: bool = False, words: Tensor | None = None) -> Tensor:
@@ -205,13 +207,31 @@ class Embeddings(nn.Module):
     def forward(self, ids: Tensor, rows: Rows, past: int = 0, words: Tensor | None = None) -> Tensor:
         """ids (R, T) -> (P, D); `past` tokens stand before the first one.
 
-        With `words` (W, D), embeddings looked up before, `ids` are rows of it: each look-up in the vocabulary costs a
-        gradient of the vocabulary's size, and several passes over one batch need no more than one.
+        With `words` (W, D), embeddings looked up before (`TiedLookUp`), `ids` are rows of it.
         """
         positions = torch.arange(past, past + ids.shape[1], device=ids.device).expand_as(ids)
         ids = rows.pack(ids)
-        x = self.words(ids) if words is None else words.index_select(0, ids)
+        x = self.words(ids) if words is None else F.embedding(ids, words)
         return self.dropout(self.norm(x + self.positions(rows.pack(positions))))
+
+
+class TiedLookUp(torch.autograd.Function):
+    """Rows `ids` (W,) of the vocabulary's matrix (V, D), and the matrix itself for the word head: -> (W, D), (V, D).
+
+    A look-up of its own costs a gradient of the vocabulary's size, and its sum with the head's gradient another: 94 MB
+    each for BERT's. Here the rows' gradient is added to the head's in place, which nothing else holds.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(ids)
+        return matrix.index_select(0, ids), matrix.view_as(matrix)
+
+    @staticmethod
+    def backward(ctx: Any, rows: Tensor, matrix: Tensor) -> tuple[Tensor, None]:
+        (ids,) = ctx.saved_tensors
+        # on a CPU `index_put_` would add in any order, and two runs would differ in the last bits
+        return matrix.index_add_(0, ids, rows.to(matrix.dtype)), None
 
 
 class Layer(nn.Module):
@@ -272,11 +292,11 @@ class SelfAttention(nn.Module):
         self, x: Tensor, rows: Rows, causal: bool, first_only: bool, cache: Cache | None = None, index: int = 0
     ) -> Tensor:
         """(P, D) -> (P, D), or (R, D) with `first_only`."""
-        k, v = self._heads(rows.unpack(self.k(x))), self._heads(rows.unpack(self.v(x)))
-        queries = rows
+        y, queries = cast_once(x), rows
+        k, v = self._heads(rows.unpack(self.k(y))), self._heads(rows.unpack(self.v(y)))
         if first_only:
-            x, queries = x.index_select(0, rows.first), ONE_TOKEN
-        q = self._heads(queries.unpack(self.q(x)))
+            x, y, queries = x.index_select(0, rows.first), y.index_select(0, rows.first), ONE_TOKEN
+        q = self._heads(queries.unpack(self.q(y)))
         if cache is not None:
             k, v = cache.extend(index, k, v)
             causal = causal and q.shape[2] > 1  # a single new token may see all that came before
@@ -287,6 +307,12 @@ class SelfAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "r t (h d) -> r h t d", h=self.heads)
+
+
+def cast_once(x: Tensor) -> Tensor:
+    """x in the type in which autocast multiplies: else each projection that reads x makes a copy, and keeps it."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 class CrossAttention(nn.Module):
@@ -357,9 +383,10 @@ class LMHead(nn.Module):
         self.words = words
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> logits (..., V)."""
-        return F.linear(self.norm(F.gelu(self.transform(x))), self.words.weight, self.bias)
+    def forward(self, x: Tensor, matrix: Tensor | None = None) -> Tensor:
+        """(..., D) -> logits (..., V). `matrix`: the word embedding as `TiedLookUp` returned it."""
+        matrix = self.words.weight if matrix is None else matrix
+        return F.linear(self.norm(F.gelu(self.transform(x))), matrix, self.bias)
 
 
 def _init_weights(module: nn.Module, width: int) -> None:

@@ -131,6 +131,24 @@ def test_padding_longer_than_the_batch_changes_nothing() -> None:
     assert_equal(model, out, longer)
 
 
+def test_bf16_is_close_to_float32() -> None:
+    torch.manual_seed(1)
+    model = build()
+    images, ids, others = inputs()
+
+    def same_pairs(weights: Tensor) -> tuple[Tensor, Tensor]:  # rounding must not choose others
+        return (torch.arange(B) + 1) % B, torch.ones(B, dtype=torch.bool)
+
+    exact = model(images, ids, LENGTHS, others, ALPHA, draw=same_pairs)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model(images, ids, LENGTHS, others, ALPHA, draw=same_pairs)
+    for name in ("itc", "itm", "lm"):
+        assert getattr(rounded, name).dtype == torch.float32
+        assert_close(getattr(rounded, name), getattr(exact, name), rtol=0.05, atol=0)
+    expected, got = (torch.cat([g.flatten() for g in gradients(model, out).values()]) for out in (exact, rounded))
+    assert F.cosine_similarity(expected, got, dim=0) > 0.98
+
+
 def test_pairs_without_negatives_do_not_count() -> None:
     model = build()
     images, ids, others = inputs()

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from blip.med import Cache, ImageKeys, Rows, TextConfig, TextDecoder, TextEncoder
+from blip.med import Cache, ImageKeys, Rows, TextConfig, TextDecoder, TextEncoder, TiedLookUp
 
 WORDS, WIDTH, LAYERS, LONGEST = 50, 24, 3, 7
 LENGTHS = torch.tensor([4, 7, 2, 5])
@@ -136,6 +136,20 @@ def test_words_looked_up_before_equal_ids() -> None:
     words = encoder.embeddings.words(ids.flatten())
     places = torch.arange(ids.numel()).view_as(ids)
     assert_close(encoder.text(places, rows(), words=words), encoder.text(ids, rows()))
+
+
+@pytest.mark.parametrize("uses_head", [True, False])
+def test_tied_look_up_has_the_gradient_of_a_look_up_and_a_head(uses_head: bool) -> None:
+    matrix, ids = torch.randn(WORDS, WIDTH, requires_grad=True), torch.tensor([3, 7, 3, 0, 3])
+    weight, states = torch.randn(5, WIDTH), torch.randn(4, WIDTH)
+
+    def gradient(words: Tensor, head: Tensor) -> Tensor:
+        loss = (words * weight).sum() + uses_head * ((states @ head.T) ** 2).sum()
+        return torch.autograd.grad(loss, matrix)[0]
+
+    words, head = TiedLookUp.apply(matrix, ids)
+    assert torch.equal(words, matrix[ids]) and torch.equal(head, matrix)
+    assert_close(gradient(words, head), gradient(matrix[ids], matrix))
 
 
 def test_decoder_shares_all_but_self_attention() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blip import losses
-from blip.med import ImageKeys, Rows, TextConfig, TextDecoder, TextEncoder
+from blip.med import ImageKeys, Rows, TextConfig, TextDecoder, TextEncoder, TiedLookUp
 from blip.momentum import Candidates
 from blip.vit import ViT, ViTConfig
 
@@ -89,7 +89,11 @@ class PretrainModel(nn.Module):
         """
         states = self.image_encoder(images)  # (B, N, D)
         rows = Rows(lengths, ids.shape[1], ids.device, packed)
-        words, places, enc, dec = self.look_up(ids)
+        # three passes read the same words but for the first: they are looked up once, and `places` says where
+        specials = ids.new_tensor([self.specials.enc, self.specials.dec])
+        vocabulary = self.text_encoder.embeddings.words.weight
+        words, matrix = TiedLookUp.apply(vocabulary, torch.cat([ids.flatten(), specials]))  # (B*T+2, D), (V, D)
+        places = torch.arange(ids.numel(), device=ids.device).view_as(ids)
         first = self.text_encoder.text(places, rows, first_only=True, words=words)  # (B, D)
         image_features = project(self.image_proj, states[:, 0])  # (B, E)
         text_features = project(self.text_proj, first)
@@ -100,25 +104,15 @@ class PretrainModel(nn.Module):
         batch = candidates.positives[:, : len(ids)]
         hard_text, has_text = draw(losses.negative_weights(image_to_text[:, : len(ids)], batch, floor=1e-4))
         hard_image, has_image = draw(losses.negative_weights(text_to_image[:, : len(ids)], batch, floor=1e-4))
-        match_ids = with_first(places, enc)
+        match_ids = with_first(places, ids.numel())
         match_logits = self.match_logits(match_ids, lengths, keys, hard_text, hard_image, packed, words)  # (3B, 2)
         is_match = torch.arange(3 * len(ids), device=ids.device) < len(ids)
         counts = torch.cat([torch.ones_like(has_text), has_image, has_text])
         itm = losses.match(match_logits, is_match, counts)
 
-        decoded = self.text_decoder(with_first(places, dec), rows, keys, words)  # (P, D)
-        lm = losses.language_model(self.text_decoder.head(decoded), rows.next_tokens(ids), self.label_smoothing)
+        decoded = self.text_decoder(with_first(places, ids.numel() + 1), rows, keys, words)  # (P, D)
+        lm = losses.language_model(self.text_decoder.head(decoded, matrix), rows.next_tokens(ids), self.label_smoothing)
         return Output(itc, itm, lm, match_logits)
-
-    def look_up(self, ids: Tensor) -> tuple[Tensor, Tensor, int, int]:
-        """ids (B, T) -> embeddings of all their words and of `[ENC]` and `[DEC]`, (B*T+2, D), and where each is in it.
-
-        Three passes read the same words but for the first. One look-up has one gradient of the vocabulary's size.
-        """
-        specials = ids.new_tensor([self.specials.enc, self.specials.dec])
-        words = self.text_encoder.embeddings.words(torch.cat([ids.flatten(), specials]))
-        places = torch.arange(ids.numel(), device=ids.device).view_as(ids)
-        return words, places, ids.numel(), ids.numel() + 1
 
     def contrast(
         self, image_features: Tensor, text_features: Tensor, candidates: Candidates, alpha: float
