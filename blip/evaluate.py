@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from blip import distributed
-from blip.med import ImageKeys, Rows
 from blip.models.pretrain import PretrainModel, project, with_first
+from blip.rows import ImageKeys, Rows
 
 
 def recall_at(similarity: Tensor, positives: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dict[int, float]:

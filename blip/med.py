@@ -9,7 +9,7 @@ d head width, B images, N image tokens, V words.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blip.attention import Attention
+from blip.rows import ONE_TOKEN, Cache, ImageKeys, Keys, OneToken, Rows
 
 
 @dataclass
@@ -31,67 +32,6 @@ class TextConfig:
     max_positions: int = 512
     image_width: int = 768
     dropout: float = 0.1
-
-
-Keys = tuple[Tensor, Tensor]  # keys and values of one layer, each (B, H, N, d)
-
-
-@dataclass
-class ImageKeys:
-    """Keys and values of B images for every layer, and which rows of text look at which image.
-
-    The first B*c rows lie side by side per image: row r looks at image r // c. `extra` (E,) names the images of E
-    further rows, so that a text can be shown another text's image without projecting that image again. Cross-attention
-    has no mask on its queries, so rows that share an image lie on the query axis and its keys are never repeated.
-    """
-
-    layers: list[Keys]
-    extra: Tensor | None = None
-
-
-class Rows:
-    """Where the tokens of R texts lie in memory: (P, D), each text's tokens in order, one text after the other.
-
-    Packed, P counts real tokens only, and everything that treats tokens one by one (projections, norms, feed-forward
-    networks) does no work on padding; attention alone unfolds to (R, T). Unpacked, P = R*T and unfolding is a view.
-    """
-
-    def __init__(self, lengths: Tensor, longest: int, device: torch.device, packed: bool = True):
-        """`lengths` (R,) of the texts and T, `longest`. Lengths on the CPU are packed without waiting for a device."""
-        self.count, self.longest = len(lengths), longest
-        real = torch.arange(longest, device=lengths.device) < lengths[:, None]  # (R, T), True at a token
-        full = lengths.device.type == "cpu" and bool(real.all())
-        self.real = None if full else real.to(device, non_blocking=True)
-        self.index: Tensor | None = None  # (P,) places of the real tokens in the (R, T) grid
-        first = torch.arange(self.count, device=lengths.device) * longest
-        if packed and not full:
-            self.index = real.flatten().nonzero().squeeze(1).to(device, non_blocking=True)
-            first = lengths.cumsum(0) - lengths
-        self.first = first.to(device, non_blocking=True)  # (R,) place in memory of each text's first token
-
-    @property
-    def mask(self) -> Tensor | None:
-        """(R, 1, 1, T), True at a token; None where every text has T tokens."""
-        return None if self.real is None else self.real[:, None, None]
-
-    def pack(self, x: Tensor) -> Tensor:
-        """(R, T, ...) -> (P, ...)."""
-        x = x.flatten(0, 1)
-        return x if self.index is None else x.index_select(0, self.index)
-
-    def unpack(self, x: Tensor) -> Tensor:
-        """(P, ...) -> (R, T, ...), zeros at padding."""
-        if self.index is not None:
-            full = x.new_zeros(self.count * self.longest, *x.shape[1:])
-            x = full.index_copy(0, self.index, x)
-        return x.unflatten(0, (self.count, self.longest))
-
-    def next_tokens(self, ids: Tensor) -> Tensor:
-        """What each token in memory predicts: ids (R, T) -> (P,), -100 at the last token of a text and at padding."""
-        targets = F.pad(ids[:, 1:], (0, 1), value=-100)
-        if self.real is not None:
-            targets = targets.masked_fill(~F.pad(self.real[:, 1:], (0, 1)), -100)
-        return self.pack(targets)
 
 
 class TextEncoder(nn.Module):
@@ -109,7 +49,7 @@ class TextEncoder(nn.Module):
     def project(self, states: Tensor) -> ImageKeys:
         """Image states (B, N, image_width) -> the keys and values of every layer, projected once for all passes."""
         states = cast_once(states)
-        return ImageKeys([layer.cross_attention.project(states) for layer in self.layers])
+        return ImageKeys([layer.cross_attention.project(states) for layer in layers_of(self)])
 
     def text(self, ids: Tensor, rows: Rows, first_only: bool = False, words: Tensor | None = None) -> Tensor:
         """ids (R, T) -> states (P, D) of text alone, or (R, D) of each text's first token with `first_only`.
@@ -134,6 +74,11 @@ class TextEncoder(nn.Module):
         return x
 
 
+def layers_of(module: "TextEncoder | TextDecoder") -> "list[Layer]":
+    """The layers with their type, which a ModuleList does not tell a type checker."""
+    return cast("list[Layer]", list(module.layers))
+
+
 class TextDecoder(nn.Module):
     """Causal self-attention and cross-attention: predicts the next token.
 
@@ -146,10 +91,10 @@ class TextDecoder(nn.Module):
         self.config = config = shared.config
         self.embeddings = shared.embeddings
         self.layers = nn.ModuleList(
-            [Layer(SelfAttention(config), layer.cross_attention, layer.feed_forward) for layer in shared.layers]
+            [Layer(SelfAttention(config), layer.cross_attention, layer.feed_forward) for layer in layers_of(shared)]
         )
         self.head = LMHead(config, shared.embeddings.words)
-        for layer in self.layers:
+        for layer in layers_of(self):
             layer.self_attention.apply(partial(_init_weights, width=config.width))
         self.head.transform.apply(partial(_init_weights, width=config.width))
 
@@ -160,7 +105,7 @@ class TextDecoder(nn.Module):
             x = layer(x, rows, keys, i, causal=True)
         return x
 
-    def step(self, ids: Tensor, keys: ImageKeys, cache: "Cache") -> Tensor:
+    def step(self, ids: Tensor, keys: ImageKeys, cache: Cache) -> Tensor:
         """The next T tokens of R texts of equal length: ids (R, T) -> logits of the last one (R, V); extends `cache`.
 
         `cache` holds the self-attention keys and values of what came before; start with `Cache()`.
@@ -170,28 +115,6 @@ class TextDecoder(nn.Module):
         for i, layer in enumerate(self.layers):
             x = layer(x, rows, keys, i, causal=True, cache=cache)
         return self.head(rows.unpack(x)[:, -1])
-
-
-class Cache:
-    """Self-attention keys and values (R, H, T, d) of the tokens decoded so far, by layer."""
-
-    def __init__(self) -> None:
-        self.layers: dict[int, Keys] = {}
-
-    @property
-    def length(self) -> int:
-        return self.layers[0][0].shape[2] if self.layers else 0
-
-    def extend(self, layer: int, k: Tensor, v: Tensor) -> Keys:
-        if layer in self.layers:
-            past_k, past_v = self.layers[layer]
-            k, v = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
-        self.layers[layer] = (k, v)
-        return k, v
-
-    def select(self, rows: Tensor) -> None:
-        """Keeps the texts `rows` (R',), in that order."""
-        self.layers = {i: (k.index_select(0, rows), v.index_select(0, rows)) for i, (k, v) in self.layers.items()}
 
 
 class Embeddings(nn.Module):
@@ -261,19 +184,6 @@ class Layer(nn.Module):
         return self.feed_forward(x)
 
 
-class _OneToken:
-    """Rows of one token each: (R, D) and (R, 1, D) are views of one another."""
-
-    def unpack(self, x: Tensor) -> Tensor:
-        return x.unsqueeze(1)
-
-    def pack(self, x: Tensor) -> Tensor:
-        return x.flatten(0, 1)
-
-
-ONE_TOKEN = _OneToken()
-
-
 class SelfAttention(nn.Module):
     """norm(x + out(attention(x))) within each text."""
 
@@ -292,7 +202,8 @@ class SelfAttention(nn.Module):
         self, x: Tensor, rows: Rows, causal: bool, first_only: bool, cache: Cache | None = None, index: int = 0
     ) -> Tensor:
         """(P, D) -> (P, D), or (R, D) with `first_only`."""
-        y, queries = cast_once(x), rows
+        queries: Rows | OneToken = rows
+        y = cast_once(x)
         k, v = self._heads(rows.unpack(self.k(y))), self._heads(rows.unpack(self.v(y)))
         if first_only:
             x, y, queries = x.index_select(0, rows.first), y.index_select(0, rows.first), ONE_TOKEN
@@ -334,7 +245,7 @@ class CrossAttention(nn.Module):
         k, v = (rearrange(proj(states), "b n (h d) -> b h n d", h=self.heads) for proj in (self.k, self.v))
         return k, v
 
-    def forward(self, x: Tensor, rows: "Rows | _OneToken", keys: Keys, extra: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rows: Rows | OneToken, keys: Keys, extra: Tensor | None = None) -> Tensor:
         """(P, D) -> (P, D); `keys` and `extra` as in `ImageKeys`."""
         q = rows.unpack(self.q(x))  # (R, T, D)
         if extra is None:

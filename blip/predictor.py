@@ -13,10 +13,11 @@ from torch import Tensor
 from blip import convert
 from blip.data.transforms import eval_transform, open_image
 from blip.generation import greedy
-from blip.med import Rows, TextConfig
+from blip.med import TextConfig
 from blip.models.decoding import DecoderStep
 from blip.models.pretrain import PretrainModel, Specials, project, with_first
 from blip.models.retrieval import RetrievalModel
+from blip.rows import Rows
 from blip.tokenizer import Tokenizer, blip_cleaning, load_tokenizer
 from blip.vit import ViTConfig, resize_positions
 from blip.weights import TOKENIZER, CheckpointError, load_strict

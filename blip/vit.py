@@ -69,7 +69,7 @@ class ViT(nn.Module):
         h, w = x.shape[-2:]
         x = rearrange(x, "b d h w -> b (h w) d")
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # (B, N, D)
-        positions = self.positions
+        positions: Tensor = self.positions
         if positions.shape[1] != x.shape[1] or h != w:
             positions = resize_positions(positions, (h, w))
         # autocast leaves the convolution's output in bf16 and this parameter in float32: the residual stream is float32

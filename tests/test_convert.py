@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blip import convert, momentum
-from blip.med import Rows, TextConfig, TextEncoder
+from blip.med import TextConfig, TextEncoder
 from blip.models.pretrain import PretrainModel, Specials, Twin, project
 from blip.models.retrieval import RetrievalModel
+from blip.rows import Rows
 from blip.tokenizer import Tokenizer
 from blip.vit import ViT, ViTConfig
 from blip.weights import CheckpointError, load_strict, unique_state

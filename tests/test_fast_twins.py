@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from blip import losses
-from blip.med import Rows, TextConfig
+from blip.med import TextConfig
 from blip.models.pretrain import Output, PretrainModel, Specials, Twin
 from blip.momentum import Candidates, Queue, candidates
+from blip.rows import Rows
 from blip.vit import ViTConfig
 
 PAD, ENC, DEC = 0, 49, 48

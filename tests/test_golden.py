@@ -13,11 +13,12 @@ from torch.nn import functional as F
 from blip import convert
 from blip.convert_names import SALESFORCE, rename
 from blip.generation import greedy
-from blip.med import Rows, TextConfig, TextDecoder, TextEncoder
+from blip.med import TextConfig, TextDecoder, TextEncoder
 from blip.models.decoding import DecoderStep
 from blip.models.pretrain import PretrainModel, Specials, Twin, project, with_first
 from blip.models.retrieval import RetrievalModel
 from blip.momentum import Queue, candidates, update_twin
+from blip.rows import Rows
 from blip.tokenizer import load_tokenizer
 from blip.vit import ViT, ViTConfig, resize_positions
 from blip.weights import load_strict

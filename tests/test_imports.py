@@ -20,12 +20,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     # the network, top to bottom
     "attention": set(),
     "vit": {"attention"},
-    "med": {"attention"},
+    "rows": set(),
+    "med": {"attention", "rows"},
     "losses": set(),
     "momentum": {"distributed"},
     "generation": set(),
     "lora": set(),
-    "models": {"vit", "med", "attention", "losses", "momentum", "generation", "distributed"},
+    "models": {"vit", "med", "rows", "attention", "losses", "momentum", "generation", "distributed"},
     # data
     "data.formats": set(),
     "data": {"config", "tokenizer", "distributed", "data"},
@@ -37,11 +38,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "convert_sizes": {"convert_names", "weights"},
     "build": {"config", "convert", "weights", "vit", "med", "models", "momentum"},
     "dry_run": {"config", "build", "distributed", "flops", "momentum", "models", "data", "tokenizer", "train"},
-    "predictor": {"models", "convert", "weights", "tokenizer", "config", "data.transforms", "vit", "med", "generation"},
+    "predictor": {"models", "vit", "med", "rows", "generation", "convert", "weights", "tokenizer", "config"}
+    | {"data.transforms"},
     # measures
     "flops": {"vit", "med"},
     "metrics": set(),
-    "evaluate": {"distributed", "metrics", "generation", "models", "med"},
+    "evaluate": {"distributed", "metrics", "generation", "models", "rows"},
     "internals": {"attention", "predictor"},
     "explain": {"attention", "predictor"},
     "capfilt": {"predictor", "data", "distributed"},

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from blip.med import Cache, ImageKeys, Rows, TextConfig, TextDecoder, TextEncoder, TiedLookUp
+from blip.med import TextConfig, TextDecoder, TextEncoder, TiedLookUp
+from blip.rows import Cache, ImageKeys, Rows
 
 WORDS, WIDTH, LAYERS, LONGEST = 50, 24, 3, 7
 LENGTHS = torch.tensor([4, 7, 2, 5])

@@ -15,10 +15,11 @@ import blip
 from blip import convert
 from blip.data.transforms import eval_transform, open_image
 from blip.generation import greedy
-from blip.med import Rows, TextConfig
+from blip.med import TextConfig
 from blip.models.decoding import DecoderStep
 from blip.models.pretrain import PretrainModel, Specials, project, with_first
 from blip.predictor import Predictor
+from blip.rows import Rows
 from blip.tokenizer import Tokenizer
 from blip.weights import CheckpointError, unique_state
 

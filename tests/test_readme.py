@@ -74,11 +74,10 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
     return folder
 
 
-def localised(command: str, here: Path) -> str:
+def localised(command: str, here: Path, fresh: str) -> str:
     """The command as run here."""
     sizes = {**SIZES, **{key: value for key, value in GIVEN.items() if f"{key}=" not in command}}
     options = " ".join(f"--set {shlex.quote(f'{key}={value}')}" for key, value in sizes.items())
-    fresh = f"run-{abs(hash(command))}"
     for pattern, substitute in SUBSTITUTES.items():
         command = re.sub(pattern, substitute, command)
     for name, value in {"sizes": options, "root": ROOT, "here": here, "fresh": fresh}.items():
@@ -88,8 +87,8 @@ def localised(command: str, here: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("make ")])
-def test_command(command: str, place: Path) -> None:
-    words = shlex.split(localised(command, place))
+def test_command(command: str, place: Path, tmp_path: Path) -> None:
+    words = shlex.split(localised(command, place, fresh=tmp_path.name))
     done = subprocess.run(words, cwd=place, env=script_env(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
 

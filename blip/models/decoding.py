@@ -5,7 +5,8 @@ Shapes: R texts (rows), T tokens, V words, B images.
 
 from torch import Tensor
 
-from blip.med import Cache, ImageKeys, TextDecoder
+from blip.med import TextDecoder, layers_of
+from blip.rows import Cache, ImageKeys
 
 
 class DecoderStep:
@@ -14,7 +15,7 @@ class DecoderStep:
     def __init__(self, decoder: TextDecoder, states: Tensor, per_image: int = 1):
         """`states` (B, N, image_width) of the images."""
         self.decoder, self.per_image = decoder, per_image
-        self.keys = ImageKeys([layer.cross_attention.project(states) for layer in decoder.layers])
+        self.keys = ImageKeys([layer.cross_attention.project(states) for layer in layers_of(decoder)])
         self.cache = Cache()
 
     def __call__(self, ids: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blip import losses
-from blip.med import ImageKeys, Rows, TextConfig, TextDecoder, TextEncoder, TiedLookUp
+from blip.med import TextConfig, TextDecoder, TextEncoder, TiedLookUp
 from blip.momentum import Candidates
+from blip.rows import ImageKeys, Rows
 from blip.vit import ViT, ViTConfig
 
 TEMPERATURE_RANGE = (0.001, 0.5)
