@@ -23,7 +23,8 @@ from blip.dry_run import run_once
 from blip.evaluate import evaluate_pretraining
 from blip.generation import greedy
 from blip.models.decoding import DecoderStep
-from blip.models.pretrain import TEMPERATURE_RANGE, Specials
+from blip.models.matching import TEMPERATURE_RANGE
+from blip.rows import Specials
 from blip.tokenizer import Tokenizer, load_tokenizer
 from blip.train.engine import Step
 from blip.train.launch import launch

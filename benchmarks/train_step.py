@@ -32,8 +32,10 @@ from torch import Tensor  # noqa: E402
 from benchmarks.peers import PublishedPretrain  # noqa: E402
 from blip import flops  # noqa: E402
 from blip.med import TextConfig  # noqa: E402
-from blip.models.pretrain import TEMPERATURE_RANGE, PretrainModel, Specials, Twin  # noqa: E402
+from blip.models.matching import TEMPERATURE_RANGE, Twin  # noqa: E402
+from blip.models.pretrain import PretrainModel  # noqa: E402
 from blip.momentum import Queue, candidates, update_twin  # noqa: E402
+from blip.rows import Specials  # noqa: E402
 from blip.vit import VIT_SIZES, ViTConfig  # noqa: E402
 
 PAD, ENC, DEC = 0, 30523, 30522

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from blip import convert
 from blip.config import PretrainConfig
 from blip.med import TextConfig
-from blip.models.pretrain import PretrainModel, Specials, Twin
-from blip.momentum import NO_ID, Queue, update_twin
-from blip.vit import VIT_SIZES, ViT, ViTConfig, resize_positions
+from blip.models.matching import Twin
+from blip.models.pretrain import PretrainModel
+from blip.momentum import Queue, update_twin
+from blip.rows import Specials
+from blip.vit import VIT_SIZES, ViTConfig, fit_image_size
 from blip.weights import CheckpointError, load_strict, unique_state
 
 
@@ -65,19 +67,16 @@ def build_pretrain(
             foreign, _ = convert.read(config.init_from, vit.heads, text.heads)  # a .pth file does not say its heads
     own, twin_tensors, queue_tensors = convert.split(foreign)
     if own:
-        fit_image_size(own, model.image_encoder)
+        fit_image_size(own, vit)
         load_strict(model, own, config.init_from)
     twin = Twin(model)
     if twin_tensors:
-        fit_image_size(twin_tensors, twin.image_encoder)
+        fit_image_size(twin_tensors, vit)
         load_strict(twin, twin_tensors, f"{config.init_from} (momentum twin)")
         # the published code saves a twin that is one update behind
         update_twin(*twin.pairs_with(model), config.momentum)
     if queue_tensors and queue_tensors["images"].shape == queue.images.shape:
-        # ids of foreign queues are unknown: they equal nothing
-        unknown = torch.full((config.queue_size,), NO_ID)
-        known = {"caption_ids": unknown, "image_ids": unknown, **queue_tensors}
-        load_strict(queue, known, f"{config.init_from} (queue)")
+        load_strict(queue, queue_tensors, f"{config.init_from} (queue)")
     return model.to(device), twin.to(device), queue.to(device)
 
 
@@ -94,7 +93,7 @@ def init_vision(model: PretrainModel, source: str) -> None:
     except Exception as error:  # an unknown name, no weights of it, no network: each of another kind
         raise CheckpointError(f"vision_init: {source}: {error}") from error
     weights = convert.from_timm(vit.state_dict())
-    fit_image_size(weights, model.image_encoder)
+    fit_image_size(weights, model.image_encoder.config)
     own = {name.removeprefix("image_encoder."): tensor for name, tensor in weights.items()}
     load_strict(model.image_encoder, own, f"vision_init: {source}")
 
@@ -127,15 +126,6 @@ def init_text(model: PretrainModel, source: str) -> None:
             f"text_init: {source} has {len(layers)} layers, the model {model.text_encoder.config.layers}: "
             "set text_layers"
         )
-
-
-def fit_image_size(tensors: dict[str, Tensor], encoder: ViT) -> None:
-    """Interpolates the position embeddings in `tensors` to the encoder's image size, in place of the old ones."""
-    name = "image_encoder.positions"
-    wanted = encoder.positions.shape
-    if name in tensors and tensors[name].shape[1] != wanted[1] and tensors[name].shape[2] == wanted[2]:
-        side = int((wanted[1] - 1) ** 0.5)
-        tensors[name] = resize_positions(tensors[name], (side, side))
 
 
 def describe(config: PretrainConfig, model: PretrainModel) -> dict:

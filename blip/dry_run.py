@@ -11,7 +11,9 @@ from blip import build, distributed, flops, momentum
 from blip.config import PretrainConfig
 from blip.data.pairs import read_pairs
 from blip.errors import BlipError
-from blip.models.pretrain import Output, PretrainModel, Specials, Twin
+from blip.models.matching import Twin
+from blip.models.pretrain import Output, PretrainModel
+from blip.rows import Specials
 from blip.tokenizer import load_tokenizer
 from blip.train.optim import build_optimizer
 from blip.train.parallel import (
@@ -75,9 +77,7 @@ def _two_steps(
         start = time.perf_counter()
         with autocast(device, config.precision):
             image_features, text_features = twin(images, ids, lengths, packed)
-            candidates = momentum.candidates(
-                image_features, text_features, own, own, queue, config.equal_captions
-            )
+            candidates = momentum.candidates(image_features, text_features, own, own, queue, config.equal_captions)
             out = parallel(images, ids, lengths, candidates, config.alpha, packed=packed)
         (out.itc + out.itm + out.lm).backward()
         optimizer.step()

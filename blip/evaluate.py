@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from blip import distributed
-from blip.models.pretrain import PretrainModel, project, with_first
-from blip.rows import ImageKeys, Rows
+from blip.models.matching import match_logits, project
+from blip.models.pretrain import PretrainModel
+from blip.rows import ImageKeys, Rows, with_first
 
 
 def recall_at(similarity: Tensor, positives: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dict[int, float]:
@@ -25,12 +26,12 @@ def balanced_match_accuracy(
     model: PretrainModel, states: Tensor, ids: Tensor, lengths: Tensor, other: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Whether each pair is called a match, and each image with the text `other` (B,) of another pair none: two (B,)."""
-    rows = Rows(torch.cat([lengths, lengths[other.cpu()]]), ids.shape[1], ids.device)
     # each image's two texts side by side would be quicker; this way the rows stay in reading order
     images = torch.arange(len(ids), device=ids.device).repeat(2)
     keys = ImageKeys(model.text_encoder.project(states).layers, extra=images)
     texts = with_first(torch.cat([ids, ids[other]]), model.specials.enc)
-    matches = model.itm_head(model.text_encoder.multimodal(texts, rows, keys, first_only=True)).argmax(dim=1) == 1
+    lengths = torch.cat([lengths, lengths[other.cpu()]])
+    matches = match_logits(model.text_encoder, model.itm_head, texts, lengths, keys).argmax(dim=1) == 1
     return matches[: len(ids)], ~matches[len(ids) :]
 
 

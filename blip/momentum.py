@@ -87,6 +87,4 @@ def candidates(
         positives.fill_diagonal_(True)
     else:
         positives = torch.eye(count, count + queue.size, dtype=torch.bool, device=images.device)
-    return Candidates(
-        torch.cat([images.T, queue.images], dim=1), torch.cat([texts.T, queue.texts], dim=1), positives
-    )
+    return Candidates(torch.cat([images.T, queue.images], dim=1), torch.cat([texts.T, queue.texts], dim=1), positives)

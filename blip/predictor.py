@@ -15,11 +15,12 @@ from blip.data.transforms import eval_transform, open_image
 from blip.generation import greedy
 from blip.med import TextConfig
 from blip.models.decoding import DecoderStep
-from blip.models.pretrain import PretrainModel, Specials, project, with_first
+from blip.models.matching import match_logits, project
+from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
-from blip.rows import Rows
+from blip.rows import Rows, Specials, with_first
 from blip.tokenizer import Tokenizer, blip_cleaning, load_tokenizer
-from blip.vit import ViTConfig, resize_positions
+from blip.vit import ViTConfig, fit_image_size
 from blip.weights import TOKENIZER, CheckpointError, load_strict
 
 ImageInput = str | Path | Image.Image
@@ -52,13 +53,11 @@ def load(
     words = _tokenizer(Path(path), tokenizer)
     tensors, _, _ = convert.split(tensors)
     vit, text = _configs(info, path)
-    positions = "image_encoder.positions"
-    if image_size is not None and image_size != vit.image_size and positions in tensors:
+    if image_size is not None and image_size != vit.image_size:
         if image_size < vit.patch or image_size % vit.patch:
             raise ValueError(f"image_size is {image_size}; it has to be a multiple of the patch, {vit.patch}")
         vit.image_size = image_size
-        side = image_size // vit.patch
-        tensors[positions] = resize_positions(tensors[positions], (side, side))
+        fit_image_size(tensors, vit)
         info = {**info, "image_encoder": {**info["image_encoder"], "image_size": image_size}}
     if words.size != text.vocab_size:
         raise CheckpointError(
@@ -128,10 +127,8 @@ class Predictor:
                 states = self.model.image_encoder(self.pixels(images[start : start + batch_size]))
                 keys = self.model.text_encoder.project(states)
             ids = with_first(ids, self.tokenizer.enc_id)
-            rows = Rows(lengths, ids.shape[1], self.device)
-            parts.append(
-                self.model.itm_head(self.model.text_encoder.multimodal(ids, rows, keys, first_only=True)).float()
-            )
+            logits = match_logits(self.model.text_encoder, self.model.itm_head, ids, lengths, keys)
+            parts.append(logits.float())
         return torch.cat(parts) if parts else self._empty(2)
 
     def match_probability(self, images: Images, texts: Texts, batch_size: int = 32) -> Tensor:

@@ -14,6 +14,22 @@ Keys = tuple[Tensor, Tensor]  # keys and values of one layer, each (B, H, N, d)
 
 
 @dataclass
+class Specials:
+    """Ids of the tokens that models put in place themselves."""
+
+    pad: int
+    enc: int
+    dec: int
+
+
+def with_first(ids: Tensor, token: int) -> Tensor:
+    """A copy of ids (R, T) whose first token is `token`."""
+    ids = ids.clone()
+    ids[:, 0] = token
+    return ids
+
+
+@dataclass
 class ImageKeys:
     """Keys and values of B images for every layer, and which rows of text look at which image.
 

@@ -99,8 +99,8 @@ class Block(nn.Module):
         y = self.norm1(x)
         if cls_only:
             width = x.shape[-1]
-            q = F.linear(y[:, :1], self.qkv.weight[:width], self.qkv.bias[:width])
-            k, v = F.linear(y, self.qkv.weight[width:], self.qkv.bias[width:]).chunk(2, dim=-1)
+            q = _outputs(self.qkv, y[:, :1], slice(0, width))
+            k, v = _outputs(self.qkv, y, slice(width, None)).chunk(2, dim=-1)
             x = x[:, :1]
         else:
             q, k, v = self.qkv(y).chunk(3, dim=-1)
@@ -108,6 +108,16 @@ class Block(nn.Module):
         z = rearrange(self.attention(q, k, v), "b h n d -> b n (h d)")
         x = x + self.drop_path(self.proj(z))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def _outputs(linear: nn.Linear, x: Tensor, which: slice) -> Tensor:
+    """`linear(x)[..., which]`, where a plain linear layer computes no other outputs.
+
+    One that something wraps, such as an adapter, is called whole: its weight alone is not all that it computes.
+    """
+    if type(linear) is nn.Linear:
+        return F.linear(x, linear.weight[which], linear.bias[which])
+    return linear(x)[..., which]
 
 
 class MLP(nn.Sequential):
@@ -140,6 +150,17 @@ def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
     patches = F.interpolate(patches.float(), size=grid, mode="bicubic", align_corners=False)
     patches = rearrange(patches, "1 d h w -> 1 (h w) d").to(positions.dtype)
     return torch.cat([cls, patches], dim=1)
+
+
+def fit_image_size(tensors: dict[str, Tensor], config: ViTConfig, prefix: str = "image_encoder.") -> None:
+    """Interpolates the positions in `tensors` to the image size of `config`, in place of the old ones.
+
+    Positions that are absent, or of another width, stay as they are: loading them says what is wrong.
+    """
+    positions = tensors.get(prefix + "positions")
+    side = config.image_size // config.patch
+    if positions is not None and positions.shape[2] == config.width and positions.shape[1] != 1 + side * side:
+        tensors[prefix + "positions"] = resize_positions(positions, (side, side))
 
 
 def _init_weights(module: nn.Module, std: float) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor
 import blip
 from blip import convert
 from blip.med import TextConfig
-from blip.models.pretrain import PretrainModel, Specials
+from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
+from blip.rows import Specials
 from blip.tokenizer import Tokenizer
 from blip.vit import ViTConfig
 from blip.weights import CheckpointError, unique_state

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from blip import convert, momentum
 from blip.med import TextConfig, TextEncoder
-from blip.models.pretrain import PretrainModel, Specials, Twin, project
+from blip.models.matching import Twin, project
+from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
-from blip.rows import Rows
+from blip.rows import Rows, Specials
 from blip.tokenizer import Tokenizer
 from blip.vit import ViT, ViTConfig
 from blip.weights import CheckpointError, load_strict, unique_state

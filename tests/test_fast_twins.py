@@ -10,9 +10,10 @@ from torch.testing import assert_close
 
 from blip import losses
 from blip.med import TextConfig
-from blip.models.pretrain import Output, PretrainModel, Specials, Twin
+from blip.models.matching import Twin
+from blip.models.pretrain import Output, PretrainModel
 from blip.momentum import Candidates, Queue, candidates
-from blip.rows import Rows
+from blip.rows import Rows, Specials
 from blip.vit import ViTConfig
 
 PAD, ENC, DEC = 0, 49, 48

@@ -8,8 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from blip import flops
 from blip.flops import Savings
 from blip.med import TextConfig
-from blip.models.pretrain import PretrainModel, Specials, Twin
+from blip.models.matching import Twin
+from blip.models.pretrain import PretrainModel
 from blip.momentum import Queue, candidates
+from blip.rows import Specials
 from blip.vit import ViTConfig
 
 VIT = ViTConfig(32, 8, 24, 3, 3)

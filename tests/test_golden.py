@@ -15,10 +15,11 @@ from blip.convert_names import SALESFORCE, rename
 from blip.generation import greedy
 from blip.med import TextConfig, TextDecoder, TextEncoder
 from blip.models.decoding import DecoderStep
-from blip.models.pretrain import PretrainModel, Specials, Twin, project, with_first
+from blip.models.matching import Twin, project
+from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
 from blip.momentum import Queue, candidates, update_twin
-from blip.rows import Rows
+from blip.rows import Rows, Specials, with_first
 from blip.tokenizer import load_tokenizer
 from blip.vit import ViT, ViTConfig, resize_positions
 from blip.weights import load_strict

@@ -17,9 +17,10 @@ from blip.data.transforms import eval_transform, open_image
 from blip.generation import greedy
 from blip.med import TextConfig
 from blip.models.decoding import DecoderStep
-from blip.models.pretrain import PretrainModel, Specials, project, with_first
+from blip.models.matching import project
+from blip.models.pretrain import PretrainModel
 from blip.predictor import Predictor
-from blip.rows import Rows
+from blip.rows import Rows, Specials, with_first
 from blip.tokenizer import Tokenizer
 from blip.weights import CheckpointError, unique_state
 

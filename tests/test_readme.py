@@ -51,7 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
 
     from blip import build, convert
     from blip.config import PretrainConfig, load_config
-    from blip.models.pretrain import Specials
+    from blip.rows import Specials
     from blip.tokenizer import load_tokenizer
     from blip.weights import save_weights, unique_state
 
