@@ -6,8 +6,6 @@
 The batch is made in blip/data/pairs.py, the losses in blip/models/pretrain.py, the loop runs in blip/train/engine.py.
 """
 
-import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,22 +14,23 @@ import torch
 from blip import build, distributed, flops, losses, momentum
 from blip.config import ConfigError, PretrainConfig
 from blip.data.loader import Batch, EpochOrder, EvalLoader, eval_loader, make_loader, steps_per_epoch
-from blip.data.pairs import EvalPairs, PairDataset, Pairs, read_pairs
+from blip.data.pairs import EvalPairs, PairDataset, read_pairs
 from blip.data.skipped import SkipLog
 from blip.data.transforms import eval_transform, train_transform, unnormalise
 from blip.dry_run import run_once
 from blip.evaluate import evaluate_pretraining
-from blip.generation import greedy
+from blip.generation import Decoding, generate
 from blip.models.decoding import DecoderStep
 from blip.models.matching import TEMPERATURE_RANGE
 from blip.rows import Specials
-from blip.tokenizer import Tokenizer, load_tokenizer
+from blip.tokenizer import Tokenizer
 from blip.train.engine import Step
+from blip.train.epochs import Epochs
 from blip.train.launch import launch
 from blip.train.log import RunLog
 from blip.train.parallel import autocast, checkpoint_activations, compile_blocks, data_parallel
 from blip.train.run import fit, prepare
-from blip.weights import TOKENIZER, load_strict, load_weights, unique_state
+from blip.weights import load_strict, load_weights, unique_state
 
 PATIENCE = 500  # steps after the warm-up within which matching should have begun to learn
 PLATEAU = (
@@ -49,13 +48,11 @@ class Pretraining:
         self.config, self.output, self.device = config, output, device
         world = distributed.world_size()
         self.pairs = read_pairs(build.annotation_files(config), config.image_root)
-        self.tokenizer = choose_tokenizer(config, self.pairs, output, resume)
+        captions = (text for i in range(len(self.pairs)) for text in self.pairs.captions(i))
+        self.tokenizer = build.choose_tokenizer(config, captions, output, resume)
         self.order = EpochOrder(len(self.pairs), config.seed, distributed.rank(), world, self.pairs.record_weights())
-        self.batches_per_epoch = steps_per_epoch(self.order, config.batch_size)
-        self.steps_per_epoch = self.batches_per_epoch / config.accumulation
-        self.total_steps = max(1, round(config.epochs * self.steps_per_epoch))
-        if config.max_steps:
-            self.total_steps = min(self.total_steps, config.max_steps)
+        batches = steps_per_epoch(self.order, config.batch_size)
+        self.epochs = Epochs(batches, config.accumulation, config.epochs, config.max_steps)
         self.val = build_validation(config, self.tokenizer)
         self.skipped = SkipLog(output / "skipped.jsonl", len(self.pairs), config.max_skipped_fraction, world)
 
@@ -92,7 +89,7 @@ class Pretraining:
             dataset,
             self.order,
             config.batch_size,
-            start=divmod(start_step * config.accumulation, self.batches_per_epoch),
+            start=self.epochs.position(start_step),
             num_workers=config.num_workers,
             seed=config.seed,
             pad_id=self.tokenizer.pad_id,
@@ -106,11 +103,12 @@ class Pretraining:
         self.skipped.add(batch.skipped)
         batch = batch.to(self.device, non_blocking=True)
         packed = not config.compile  # compiled code wants few shapes
-        alpha = losses.alpha_ramp(step, round(config.alpha_ramp_epochs * self.steps_per_epoch), config.alpha)
+        alpha = losses.alpha_ramp(step, round(config.alpha_ramp_epochs * self.epochs.steps), config.alpha)
 
         image_features, text_features = self.twin(batch.images, batch.ids, batch.lengths, packed)  # (B, E) each
         entries = (image_features, text_features, batch.caption_ids, batch.image_ids)
-        candidates = momentum.candidates(*entries, self.queue, config.equal_captions)
+        equal = config.equal_captions == "positives"
+        candidates = momentum.candidates(*entries, self.queue, equal_captions=equal, equal_images=equal)
         out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha, packed=packed)
         self.pending.append(entries)
 
@@ -144,9 +142,8 @@ class Pretraining:
         """An evaluation after each `eval_every_epochs` epochs and at the end; advice when matching learns nothing."""
         if step % self.config.log_every_steps == 0:
             self.warn_of_plateau(step, log)
-        done, before = (n * self.config.accumulation // self.batches_per_epoch for n in (step, step - 1))
-        due = done > before and done % self.config.eval_every_epochs == 0
-        if self.val is None or not (due or step == self.total_steps):
+        done = self.epochs.evaluation_due(step, self.config.eval_every_epochs)
+        if self.val is None or done is None:
             return None
         with autocast(self.device, self.config.precision):
             metrics = evaluate_pretraining(self.model, self.val, self.device)
@@ -161,16 +158,18 @@ class Pretraining:
         assert self.val is not None
         images: torch.Tensor = next(iter(self.val)).images[:count].to(self.device)
         self.model.eval()
-        decoder = DecoderStep(self.model.text_decoder, self.model.image_encoder(images))
+        decoder = self.model.text_decoder
+        step_one = DecoderStep(decoder, decoder.project(self.model.image_encoder(images)))
         first = torch.full((len(images), 1), self.tokenizer.dec_id, device=self.device)
-        ids = greedy(decoder, first, self.tokenizer.sep_id, self.tokenizer.pad_id, self.config.max_text_tokens)
+        how = Decoding(max_new_tokens=self.config.max_text_tokens - 1)
+        ids = generate(step_one, first, how, self.tokenizer.sep_id, self.tokenizer.pad_id).ids
         self.model.train()
         for number, (image, text) in enumerate(zip(images, ids.tolist(), strict=True)):
             log.sample(step, number, unnormalise(image), self.tokenizer.decode(text))
 
     def warn_of_plateau(self, step: int, log: RunLog) -> None:
         """Says once what to try when the ITM loss still stands where a model without skill does."""
-        late = step >= min(self.config.warmup_steps, self.total_steps // 2) + PATIENCE
+        late = step >= min(self.config.warmup_steps, self.epochs.total_steps // 2) + PATIENCE
         if self.warned or not late or self.itm_mean is None:
             return
         mean = float(self.itm_mean)
@@ -187,6 +186,10 @@ class Pretraining:
             f"{self.device} in {self.config.precision}, ITM without skill is {losses.ITM_NO_SKILL:.4f}"
         )
         return line, build.describe(self.config, self.model)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint's `model.safetensors` holds."""
+        return unique_state(self.model)
 
     def state(self) -> dict:
         """What a checkpoint holds beside weights and optimizer."""
@@ -208,32 +211,6 @@ class Pretraining:
 
     def _name(self, batch: Batch) -> str:
         return ", ".join(f"{self.pairs.image_path(i)} ({self.pairs.source(i)} record {i})" for i in batch.indices[:16])
-
-
-def choose_tokenizer(config: PretrainConfig, pairs: Pairs, output: Path, resume: Path | None) -> Tokenizer:
-    """The checkpoint's tokenizer (training one is not reproducible), else the configured one, saved with the run."""
-    if resume is not None:
-        return load_tokenizer(str(resume / TOKENIZER))
-    saved = output / TOKENIZER
-    if distributed.is_main():
-        if config.tokenizer == "train":
-            captions = itertools.chain.from_iterable(pairs.captions(i) for i in range(len(pairs)))
-            tokenizer = Tokenizer.train(captions, config.vocab_size)
-        else:
-            tokenizer = load_tokenizer(config.tokenizer)
-        tokenizer.save(saved)
-        check_vocabulary(saved, config.init_from)
-    distributed.barrier()
-    return load_tokenizer(str(saved))
-
-
-def check_vocabulary(tokenizer_file: Path, init_from: str) -> None:
-    """ConfigError where the weights that the run starts from know other words, even if as many."""
-    theirs = Path(init_from) / TOKENIZER
-    if init_from and theirs.is_file():
-        vocab, known = (json.loads(file.read_text("utf-8"))["model"]["vocab"] for file in (tokenizer_file, theirs))
-        if vocab != known:
-            raise ConfigError(f"{init_from} was trained with another tokenizer: set tokenizer: {theirs}")
 
 
 def build_validation(config: PretrainConfig, tokenizer: Tokenizer) -> EvalLoader | None:
@@ -258,4 +235,4 @@ def run(config: PretrainConfig, output: Path, resume: str, device: torch.device)
 
 
 if __name__ == "__main__":
-    launch(run, run_once, PretrainConfig, default_output="runs/pretrain")
+    launch(run, PretrainConfig, default_output="runs/pretrain", dry_run=run_once)

@@ -1,29 +1,72 @@
 """From a configuration to a model: its sizes, and the weights that it starts from."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from blip import convert
-from blip.config import PretrainConfig
+from blip import convert, distributed
+from blip.config import ConfigError, ModelConfig, PretrainConfig
 from blip.med import TextConfig
 from blip.models.matching import Twin
 from blip.models.pretrain import PretrainModel
 from blip.momentum import Queue, update_twin
 from blip.rows import Specials
+from blip.tokenizer import Tokenizer, load_tokenizer
 from blip.vit import VIT_SIZES, ViTConfig, fit_image_size
-from blip.weights import CheckpointError, load_strict, unique_state
+from blip.weights import TOKENIZER, CheckpointError, load_strict, unique_state
 
 
-def annotation_files(config: PretrainConfig) -> list[str | Mapping[str, Any]]:
+def annotation_files(config: ModelConfig) -> list[str | Mapping[str, Any]]:
     """The training files, each a path or a path and a weight."""
     return [entry if isinstance(entry, str) else entry.model_dump() for entry in config.train_file]
 
 
-def vit_config(config: PretrainConfig) -> ViTConfig:
+def choose_tokenizer(config: ModelConfig, texts: Iterable[str], output: Path, resume: Path | None) -> Tokenizer:
+    """The checkpoint's tokenizer (training one is not reproducible), else the configured one, saved with the run.
+
+    `tokenizer: train` learns one from `texts`; none named means that of `init_from`.
+    """
+    if resume is not None:
+        return load_tokenizer(str(resume / TOKENIZER))
+    saved = output / TOKENIZER
+    if distributed.is_main():
+        if config.tokenizer == "train":
+            tokenizer = Tokenizer.train(texts, config.vocab_size)
+        else:
+            tokenizer = load_tokenizer(config.tokenizer or str(own_tokenizer(config.init_from)))
+        output.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(saved)
+        check_vocabulary(saved, config.init_from)
+    distributed.barrier()
+    return load_tokenizer(str(saved))
+
+
+def own_tokenizer(checkpoint: str) -> Path:
+    """The tokenizer that lies in a checkpoint's folder."""
+    for name in (TOKENIZER, "vocab.txt"):
+        if (Path(checkpoint) / name).is_file():
+            return Path(checkpoint) / name
+    raise ConfigError(
+        f"{checkpoint} comes without a tokenizer: set tokenizer; for the released models it is the vocab.txt of "
+        "bert-base-uncased"
+    )
+
+
+def check_vocabulary(tokenizer_file: Path, init_from: str) -> None:
+    """ConfigError where the weights that the run starts from know other words, even if as many."""
+    theirs = Path(init_from) / TOKENIZER
+    if init_from and theirs.is_file():
+        vocab, known = (json.loads(file.read_text("utf-8"))["model"]["vocab"] for file in (tokenizer_file, theirs))
+        if vocab != known:
+            raise ConfigError(f"{init_from} was trained with another tokenizer: set tokenizer: {theirs}")
+
+
+def vit_config(config: ModelConfig) -> ViTConfig:
     """The image encoder's sizes: those of a name, or the four numbers of `vit: custom`."""
     if config.vit == "custom":
         sizes = (config.vit_width, config.vit_depth, config.vit_heads, config.vit_patch)
@@ -33,7 +76,7 @@ def vit_config(config: PretrainConfig) -> ViTConfig:
     return ViTConfig(config.image_size, patch, width, depth, heads, drop_path=config.drop_path)
 
 
-def text_config(config: PretrainConfig, vocab_size: int) -> TextConfig:
+def text_config(config: ModelConfig, vocab_size: int) -> TextConfig:
     """The text transformer's sizes."""
     return TextConfig(
         vocab_size=vocab_size,
@@ -140,15 +183,20 @@ def describe(config: PretrainConfig, model: PretrainModel) -> dict:
     }
 
 
-def blocks(model: PretrainModel) -> list[nn.Module]:
+def blocks(model: nn.Module) -> list[nn.Module]:
     """The modules that are compiled, or whose activations are recomputed, one by one."""
-    return [*model.image_encoder.blocks, *model.text_encoder.layers, *model.text_decoder.layers]
+    parts = (("image_encoder", "blocks"), ("text_encoder", "layers"), ("text_decoder", "layers"))
+    found: list[nn.Module] = []
+    for part, name in parts:
+        if hasattr(model, part):
+            found += getattr(getattr(model, part), name)
+    return found
 
 
-def recomputable(model: PretrainModel, kind: str) -> list[nn.Module]:
+def recomputable(model: nn.Module, kind: str) -> list[nn.Module]:
     """The blocks whose activations `kind` of checkpointing can recompute.
 
     fairscale follows tensors among the arguments alone. Text layers get an image's keys inside an object: its backward
     pass would run through what is behind them once for each layer, which fails.
     """
-    return list(model.image_encoder.blocks) if kind == "fairscale" else blocks(model)
+    return list(model.get_submodule("image_encoder.blocks").children()) if kind == "fairscale" else blocks(model)

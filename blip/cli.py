@@ -9,7 +9,7 @@ from blip.train.launch import errors_for_people
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
-Files = Annotated[list[str], typer.Argument(help="annotation files: JSON, JSONL, CSV, TSV or parquet")]
+Files = Annotated[list[str], typer.Argument(help="annotation files, or folders of sets as distributed")]
 
 
 @app.command()
@@ -33,19 +33,20 @@ def phantoms(
 def check_data(
     files: Files,
     image_root: Annotated[str, typer.Option("--image_root", help="folder that image paths start from")] = "",
+    dataset: Annotated[str, typer.Option(help="json, or how a set is distributed: vqa_rad, slake, roco ...")] = "json",
+    split: Annotated[str, typer.Option(help="train, validation or test of a folder; everything unless given")] = "",
     tokenizer: Annotated[str, typer.Option(help="vocab.txt, tokenizer.json or hub:NAME, to count tokens")] = "",
-    max_tokens: Annotated[int, typer.Option("--max_tokens", help="the limit that captions are cut at")] = 30,
+    max_tokens: Annotated[int, typer.Option("--max_tokens", help="the limit that texts are cut at")] = 30,
     workers: Annotated[int, typer.Option(help="processes that open images")] = 2,
     report: Annotated[Path | None, typer.Option(help="write everything found to this JSON file")] = None,
 ) -> None:
-    """Counts pairs, opens every image, measures captions; status 1 when something is missing or broken."""
+    """Counts records, opens every image, measures texts; status 1 when something is missing or broken."""
     from blip.data.check import check_data, print_report
     from blip.tokenizer import load_tokenizer
 
     with errors_for_people():
-        found = check_data(
-            list(files), image_root, load_tokenizer(tokenizer) if tokenizer else None, max_tokens, workers
-        )
+        words = load_tokenizer(tokenizer) if tokenizer else None
+        found = check_data(list(files), image_root, words, max_tokens, workers, dataset, split)
         print_report(found)
         if report:
             found.save(report)

@@ -53,6 +53,10 @@ class RunConfig(BaseModel):
     activation_checkpointing: Literal["none", "torch", "fairscale"] = "none"
     seed: int = 0
 
+    # small means, applied to the model from outside
+    layer_decay: float = Field(1.0, gt=0, le=1)  # each layer learns this much slower than the one above it
+    freeze: list[str] = []  # parts that stay as they are, such as image_encoder
+
     # log and state
     log_every_steps: int = Field(50, gt=0)
     eval_every_epochs: int = Field(1, gt=0)
@@ -62,8 +66,8 @@ class RunConfig(BaseModel):
     tensorboard: bool = False
 
 
-class PretrainConfig(RunConfig):
-    """What `pretrain.py` can be told. Sizes in pixels, tokens or units; times in optimizer steps or minutes."""
+class ModelConfig(RunConfig):
+    """What every task's data and model can be told. Sizes in pixels, tokens or units."""
 
     # data
     train_file: list[str | WeightedFile] = []
@@ -97,15 +101,6 @@ class PretrainConfig(RunConfig):
     dropout: float = Field(0.1, ge=0, lt=1)
     embed_dim: int = Field(256, gt=0)
 
-    # objectives
-    temperature: float = Field(0.07, ge=0.001, le=0.5)
-    queue_size: int = Field(57600, ge=0)
-    momentum: float = Field(0.995, ge=0, le=1)
-    alpha: float = Field(0.4, ge=0, le=1)
-    alpha_ramp_epochs: float = Field(2.0, ge=0)
-    equal_captions: Literal["positives", "negatives"] = "positives"
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-
     # where the weights start from
     init_from: str = ""  # a checkpoint of ours, a released .pth, or a Hugging Face folder
     vision_init: str = ""  # timm/NAME
@@ -129,6 +124,18 @@ class PretrainConfig(RunConfig):
         if self.init_from and (self.vision_init or self.text_init):
             raise ValueError("init_from gives every weight: leave out vision_init and text_init")
         return self
+
+
+class PretrainConfig(ModelConfig):
+    """What `pretrain.py` can be told."""
+
+    temperature: float = Field(0.07, ge=0.001, le=0.5)
+    queue_size: int = Field(57600, ge=0)
+    momentum: float = Field(0.995, ge=0, le=1)
+    alpha: float = Field(0.4, ge=0, le=1)
+    alpha_ramp_epochs: float = Field(2.0, ge=0)
+    equal_captions: Literal["positives", "negatives"] = "positives"
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
 
 
 def load_config(path: str | Path, cls: type[Config], overrides: list[str] | None = None) -> Config:

@@ -57,6 +57,17 @@ BERT: Table = {
     "encoder.layer.*.output.dense": "layers.*.feed_forward.down",
     "encoder.layer.*.output.LayerNorm": "layers.*.feed_forward.norm",
 }
+# NLVR2's text encoder looks at two images, each with projections of its own
+BERT_OF_TWO: Table = {
+    **{
+        f"encoder.layer.*.crossattention.self{i}.{theirs}": f"layers.*.cross_attention.{image}.{ours}"
+        for i, image in enumerate(("first", "second"))
+        for theirs, ours in (("query", "q"), ("key", "k"), ("value", "v"))
+    },
+    "encoder.layer.*.crossattention.output.dense0": "layers.*.cross_attention.first.out",
+    "encoder.layer.*.crossattention.output.dense1": "layers.*.cross_attention.second.out",
+    "encoder.layer.*.crossattention.output.merge_layer": "layers.*.cross_attention.merge",
+}
 BERT_HEAD: Table = {
     "cls.predictions.transform.dense": "head.transform",
     "cls.predictions.transform.LayerNorm": "head.norm",
@@ -81,6 +92,8 @@ HUGGINGFACE: Table = {**prefixed(HUGGINGFACE_VIT, "vision_model.", "image_encode
 SALESFORCE: Table = {
     **prefixed(TIMM_VIT, "visual_encoder.", "image_encoder."),
     **TEXT,
+    **prefixed(BERT_OF_TWO, "text_encoder.", "text_encoder."),
+    "cls_head.*": "cls_head.*",
     "temp": "temperature",
     **prefixed(TIMM_VIT, "visual_encoder_m.", "twin.image_encoder."),
     **prefixed(BERT, "text_encoder_m.", "twin.text_encoder."),
@@ -110,9 +123,10 @@ HUGGINGFACE_CLASSES = {  # class, and the modules that it holds
         ("image_encoder", "text_encoder", "image_proj", "text_proj", "itm_head"),
     ),
     "caption": ("BlipForConditionalGeneration", ("image_encoder", "text_decoder")),
+    "vqa": ("BlipForQuestionAnswering", ("image_encoder", "text_encoder", "text_decoder")),
 }
 
-_LAYER = re.compile(r"\b(blocks|layers?)\.(\d+)\.")
+_LAYER = re.compile(r"\b(blocks|layers?|cls_head)\.(\d+)\.")
 
 
 def rename(name: str, table: Table) -> str | None:

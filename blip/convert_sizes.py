@@ -61,14 +61,17 @@ def _vit_sizes(tensors: Tensors) -> dict:
 
 def _text_sizes(tensors: Tensors, part: str) -> dict:
     vocab_size, width = tensors[f"{part}.embeddings.words.weight"].shape
+    images = 2 if f"{part}.layers.0.cross_attention.first.k.weight" in tensors else 1
+    cross = f"{part}.layers.0.cross_attention." + ("first." if images == 2 else "")
     return {
         "vocab_size": vocab_size,
         "width": width,
         "layers": _count(tensors, f"{part}.layers."),
         "hidden": tensors[f"{part}.layers.0.feed_forward.up.weight"].shape[0],
         "max_positions": tensors[f"{part}.embeddings.positions.weight"].shape[0],
-        "image_width": tensors[f"{part}.layers.0.cross_attention.k.weight"].shape[1],
+        "image_width": tensors[f"{cross}k.weight"].shape[1],
         "dropout": 0.1,
+        "images": images,
     }
 
 

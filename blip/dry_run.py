@@ -77,7 +77,7 @@ def _two_steps(
         start = time.perf_counter()
         with autocast(device, config.precision):
             image_features, text_features = twin(images, ids, lengths, packed)
-            candidates = momentum.candidates(image_features, text_features, own, own, queue, config.equal_captions)
+            candidates = momentum.candidates(image_features, text_features, own, own, queue)
             out = parallel(images, ids, lengths, candidates, config.alpha, packed=packed)
         (out.itc + out.itm + out.lm).backward()
         optimizer.step()

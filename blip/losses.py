@@ -13,6 +13,9 @@ from torch.nn import functional as F
 ITM_NO_SKILL = -(math.log(1 / 3) + 2 * math.log(2 / 3)) / 3  # 0.6365
 
 
+IGNORED = -100  # a target from which nothing is learned
+
+
 def contrast(similarity: Tensor, momentum_similarity: Tensor, positives: Tensor, alpha: float) -> Tensor:
     """Image-text contrast in one direction: cross-entropy against softened targets.
 
@@ -50,13 +53,18 @@ def match(logits: Tensor, is_match: Tensor, counts: Tensor | None = None) -> Ten
     """Image-text matching: cross-entropy of logits (R, 2), class 1 = match; rows where not `counts` are ignored."""
     labels = is_match.long()
     if counts is not None:
-        labels = labels.masked_fill(~counts, -100)
+        labels = labels.masked_fill(~counts, IGNORED)
     return F.cross_entropy(logits.float(), labels)
 
 
 def language_model(logits: Tensor, targets: Tensor, label_smoothing: float = 0.1) -> Tensor:
     """Next-token cross-entropy, the mean over tokens: logits (P, V), targets (P,), -100 where nothing is learned."""
     return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
+
+
+def language_model_each(logits: Tensor, targets: Tensor, label_smoothing: float = 0.1) -> Tensor:
+    """As `language_model`, for each token (P,); 0 where nothing is learned."""
+    return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing, reduction="none")
 
 
 def alpha_ramp(step: int, ramp_steps: int, alpha: float) -> float:

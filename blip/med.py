@@ -4,12 +4,12 @@
 Encoder and decoder share everything but self-attention.
 
 Shapes: R texts (rows), T tokens of the longest, P tokens in memory (R*T, or fewer when packed), D width, H heads,
-d head width, B images, N image tokens, V words.
+d head width, B images, N image tokens, V words. Images stand for whatever cross-attention looks at: in VQA the decoder
+looks at the states of a question.
 """
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -18,20 +18,7 @@ from torch.nn import functional as F
 
 from blip.attention import Attention
 from blip.rows import ONE_TOKEN, Cache, ImageKeys, Keys, OneToken, Rows
-
-
-@dataclass
-class TextConfig:
-    """Sizes of the text transformer. `image_width` is the width of the states that cross-attention looks at."""
-
-    vocab_size: int = 30524
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-    hidden: int = 3072
-    max_positions: int = 512
-    image_width: int = 768
-    dropout: float = 0.1
+from blip.words import Embeddings, LMHead, TextConfig, init_weights
 
 
 class TextEncoder(nn.Module):
@@ -42,14 +29,19 @@ class TextEncoder(nn.Module):
         self.config = config
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(
-            [Layer(SelfAttention(config), CrossAttention(config), FeedForward(config)) for _ in range(config.layers)]
+            [
+                Layer(SelfAttention(config), cross_attention(config, i), FeedForward(config))
+                for i in range(config.layers)
+            ]
         )
-        self.apply(partial(_init_weights, width=config.width))
+        self.apply(partial(init_weights, width=config.width))
 
     def project(self, states: Tensor) -> ImageKeys:
-        """Image states (B, N, image_width) -> the keys and values of every layer, projected once for all passes."""
-        states = cast_once(states)
-        return ImageKeys([layer.cross_attention.project(states) for layer in layers_of(self)])
+        """Image states (B, N, image_width) -> the keys and values of every layer, projected once for all passes.
+
+        Where a text looks at two images: states (B, 2, N, image_width).
+        """
+        return project(self, states)
 
     def text(self, ids: Tensor, rows: Rows, first_only: bool = False, words: Tensor | None = None) -> Tensor:
         """ids (R, T) -> states (P, D) of text alone, or (R, D) of each text's first token with `first_only`.
@@ -74,29 +66,44 @@ class TextEncoder(nn.Module):
         return x
 
 
+def project(module: "TextEncoder | TextDecoder", states: Tensor, mask: Tensor | None = None) -> ImageKeys:
+    """States (B, N, image_width) -> keys and values of every layer; `mask` as in `ImageKeys`."""
+    states = cast_once(states)
+    return ImageKeys([layer.cross_attention.project(states) for layer in layers_of(module)], mask=mask)
+
+
 def layers_of(module: "TextEncoder | TextDecoder") -> "list[Layer]":
     """The layers with their type, which a ModuleList does not tell a type checker."""
     return cast("list[Layer]", list(module.layers))
 
 
 class TextDecoder(nn.Module):
-    """Causal self-attention and cross-attention: predicts the next token.
+    """Causal self-attention and cross-attention: predicts the next token. The head's matrix is the word embedding.
 
     Its embeddings, cross-attention and feed-forward networks are those of `shared`, by reference; only self-attention
-    is its own. The head's matrix is the word embedding.
+    is its own. Without `shared` (captioning, VQA) everything is.
     """
 
-    def __init__(self, shared: TextEncoder):
+    def __init__(self, config: TextConfig, shared: TextEncoder | None = None):
         super().__init__()
-        self.config = config = shared.config
-        self.embeddings = shared.embeddings
-        self.layers = nn.ModuleList(
-            [Layer(SelfAttention(config), layer.cross_attention, layer.feed_forward) for layer in layers_of(shared)]
-        )
-        self.head = LMHead(config, shared.embeddings.words)
-        for layer in layers_of(self):
-            layer.self_attention.apply(partial(_init_weights, width=config.width))
-        self.head.transform.apply(partial(_init_weights, width=config.width))
+        self.config = config
+        self.embeddings = shared.embeddings if shared else Embeddings(config)
+        self.layers = nn.ModuleList()
+        for i in range(config.layers):
+            if shared:
+                theirs = layers_of(shared)[i]
+                cross, feed_forward = theirs.cross_attention, theirs.feed_forward
+            else:
+                cross, feed_forward = cross_attention(config, i), FeedForward(config)
+            self.layers.append(Layer(SelfAttention(config), cross, feed_forward))
+        self.head = LMHead(config, self.embeddings.words)
+        for layer in layers_of(self) if shared else []:
+            layer.self_attention.apply(partial(init_weights, width=config.width))
+        (self.head.transform if shared else self).apply(partial(init_weights, width=config.width))
+
+    def project(self, states: Tensor, mask: Tensor | None = None) -> ImageKeys:
+        """States (B, N, image_width) -> keys and values of every layer; `mask` (B, N), True at what may be seen."""
+        return project(self, states, mask)
 
     def forward(self, ids: Tensor, rows: Rows, keys: ImageKeys, words: Tensor | None = None) -> Tensor:
         """ids (R, T), the first one `[DEC]`, -> states (P, D), the input of `head`; `words` as in `Embeddings`."""
@@ -117,50 +124,15 @@ class TextDecoder(nn.Module):
         return self.head(rows.unpack(x)[:, -1])
 
 
-class Embeddings(nn.Module):
-    """Word and learned position embeddings, normalised. BLIP has no token types."""
-
-    def __init__(self, config: TextConfig):
-        super().__init__()
-        self.words = nn.Embedding(config.vocab_size, config.width, padding_idx=0)
-        self.positions = nn.Embedding(config.max_positions, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=1e-12)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, ids: Tensor, rows: Rows, past: int = 0, words: Tensor | None = None) -> Tensor:
-        """ids (R, T) -> (P, D); `past` tokens stand before the first one.
-
-        With `words` (W, D), embeddings looked up before (`TiedLookUp`), `ids` are rows of it.
-        """
-        positions = torch.arange(past, past + ids.shape[1], device=ids.device).expand_as(ids)
-        ids = rows.pack(ids)
-        x = self.words(ids) if words is None else F.embedding(ids, words)
-        return self.dropout(self.norm(x + self.positions(rows.pack(positions))))
-
-
-class TiedLookUp(torch.autograd.Function):
-    """Rows `ids` (W,) of the vocabulary's matrix (V, D), and the matrix itself for the word head: -> (W, D), (V, D).
-
-    A look-up of its own costs a gradient of the vocabulary's size, and its sum with the head's gradient another: 94 MB
-    each for BERT's. Here the rows' gradient is added to the head's in place, which nothing else holds.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, matrix: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(ids)
-        return matrix.index_select(0, ids), matrix.view_as(matrix)
-
-    @staticmethod
-    def backward(ctx: Any, rows: Tensor, matrix: Tensor) -> tuple[Tensor, None]:
-        (ids,) = ctx.saved_tensors
-        # on a CPU `index_put_` would add in any order, and two runs would differ in the last bits
-        return matrix.index_add_(0, ids, rows.to(matrix.dtype)), None
-
-
 class Layer(nn.Module):
     """Self-attention, cross-attention when there is an image, then a feed-forward network; post-norm as in BERT."""
 
-    def __init__(self, self_attention: "SelfAttention", cross_attention: "CrossAttention", feed_forward: "FeedForward"):
+    def __init__(
+        self,
+        self_attention: "SelfAttention",
+        cross_attention: "CrossAttention | PairCrossAttention",
+        feed_forward: "FeedForward",
+    ):
         super().__init__()
         self.self_attention = self_attention
         self.cross_attention = cross_attention
@@ -180,7 +152,7 @@ class Layer(nn.Module):
         x = self.self_attention(x, rows, causal, first_only, cache, index)
         if keys is not None:
             queries = ONE_TOKEN if first_only else rows
-            x = self.cross_attention(x, queries, keys.layers[index], keys.extra)
+            x = self.cross_attention(x, queries, keys, index)
         return self.feed_forward(x)
 
 
@@ -211,8 +183,8 @@ class SelfAttention(nn.Module):
         if cache is not None:
             k, v = cache.extend(index, k, v)
             causal = causal and q.shape[2] > 1  # a single new token may see all that came before
-        # padding stands at the end, where a causal query of a real token never looks
-        z = self.attention(q, k, v, mask=None if causal else rows.mask, causal=causal)
+        mask, causal = rows.sees(causal)
+        z = self.attention(q, k, v, mask, causal)
         z = queries.pack(rearrange(z, "r h t d -> r t (h d)"))
         return self.norm(x + self.dropout(self.out(z)))
 
@@ -226,8 +198,8 @@ def cast_once(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
-class CrossAttention(nn.Module):
-    """norm(x + out(attention(x, image)))."""
+class ImageAttention(nn.Module):
+    """out(attention(x, image)): what a text sees of an image."""
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -237,32 +209,82 @@ class CrossAttention(nn.Module):
         self.v = nn.Linear(config.image_width, config.width)
         self.attention = Attention(config.dropout)
         self.out = nn.Linear(config.width, config.width)
-        self.dropout = nn.Dropout(config.dropout)
-        self.norm = nn.LayerNorm(config.width, eps=1e-12)
 
     def project(self, states: Tensor) -> Keys:
         """(B, N, image_width) -> keys and values (B, H, N, d)."""
         k, v = (rearrange(proj(states), "b n (h d) -> b h n d", h=self.heads) for proj in (self.k, self.v))
         return k, v
 
-    def forward(self, x: Tensor, rows: Rows | OneToken, keys: Keys, extra: Tensor | None = None) -> Tensor:
-        """(P, D) -> (P, D); `keys` and `extra` as in `ImageKeys`."""
+    def see(self, x: Tensor, rows: Rows | OneToken, keys: Keys, images: ImageKeys) -> Tensor:
+        """(P, D) -> (P, D), looking at the keys and values of a layer; who looks at which image: see `ImageKeys`."""
+        (k, v), extra, mask = keys, images.extra, images.mask
+        if extra is None and len(k) == 1:  # all tokens look at one image: they lie side by side as they are
+            return self.out(self._side_by_side(self.q(x)[None], k, v, mask)[0])
         q = rows.unpack(self.q(x))  # (R, T, D)
         if extra is None:
-            z = self._look(q, keys)
+            z = self._side_by_side(q, k, v, mask)
         else:
-            q, q_extra = q.split([len(q) - len(extra), len(extra)])
-            extra_keys = _select(keys[0], extra), _select(keys[1], extra)
-            z = torch.cat([self._look(q, keys), self._look(q_extra, extra_keys)])
-        return self.norm(x + self.dropout(self.out(rows.pack(z))))
+            own, q_extra = q.split([len(q) - len(extra), len(extra)])
+            extra_mask = None if mask is None else mask.index_select(0, extra)
+            z = self._side_by_side(q_extra, _select(k, extra), _select(v, extra), extra_mask)
+            if len(own):
+                z = torch.cat([self._side_by_side(own, k, v, mask), z])
+        return self.out(rows.pack(z))
 
-    def _look(self, q: Tensor, keys: Keys) -> Tensor:
+    def _side_by_side(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """(B*c, T, D) -> (B*c, T, D): the c texts of an image side by side on the query axis."""
-        k, v = keys
         images, width = len(k), q.shape[1]
         q = rearrange(q, "(b c) t (h d) -> b h (c t) d", b=images, h=self.heads)
-        z = self.attention(q, k, v)
+        z = self.attention(q, k, v, None if mask is None else mask[:, None, None])
         return rearrange(z, "b h (c t) d -> (b c) t (h d)", t=width)
+
+
+class CrossAttention(ImageAttention):
+    """norm(x + out(attention(x, image)))."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.LayerNorm(config.width, eps=1e-12)
+
+    def forward(self, x: Tensor, rows: Rows | OneToken, keys: ImageKeys, index: int) -> Tensor:
+        """(P, D) -> (P, D), looking at the keys of layer `index`."""
+        return self.norm(x + self.dropout(self.see(x, rows, keys.layers[index], keys)))
+
+
+class PairCrossAttention(nn.Module):
+    """norm(x + both(attention(x, image 0), attention(x, image 1))): each image has projections of its own (NLVR2).
+
+    What was seen in the two is averaged, or with `merge` put side by side and brought back to one width.
+    """
+
+    def __init__(self, config: TextConfig, merge: bool):
+        super().__init__()
+        self.first, self.second = ImageAttention(config), ImageAttention(config)
+        self.merge = nn.Linear(2 * config.width, config.width) if merge else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.LayerNorm(config.width, eps=1e-12)
+
+    def project(self, states: Tensor) -> Keys:
+        """(B, 2, N, image_width) -> keys and values (B, 2, H, N, d)."""
+        (k, v), (k_second, v_second) = self.first.project(states[:, 0]), self.second.project(states[:, 1])
+        return torch.stack([k, k_second], dim=1), torch.stack([v, v_second], dim=1)
+
+    def forward(self, x: Tensor, rows: Rows | OneToken, keys: ImageKeys, index: int) -> Tensor:
+        """(P, D) -> (P, D), looking at the keys of layer `index`."""
+        k, v = keys.layers[index]
+        first = self.first.see(x, rows, (k[:, 0], v[:, 0]), keys)
+        second = self.second.see(x, rows, (k[:, 1], v[:, 1]), keys)
+        both = (first + second) / 2 if self.merge is None else self.merge(torch.cat([first, second], dim=-1))
+        return self.norm(x + self.dropout(both))
+
+
+FIRST_MERGED = 6  # of the layers that look at two images; the published model averages below
+
+
+def cross_attention(config: TextConfig, layer: int) -> CrossAttention | PairCrossAttention:
+    """The cross-attention of layer number `layer`, to as many images as the configuration says."""
+    return CrossAttention(config) if config.images == 1 else PairCrossAttention(config, merge=layer >= FIRST_MERGED)
 
 
 def _select(x: Tensor, images: Tensor) -> Tensor:
@@ -282,32 +304,3 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))
-
-
-class LMHead(nn.Module):
-    """BERT's prediction head: transform, then the word embedding as the output matrix."""
-
-    def __init__(self, config: TextConfig, words: nn.Embedding):
-        super().__init__()
-        self.transform = nn.Linear(config.width, config.width)
-        self.norm = nn.LayerNorm(config.width, eps=1e-12)
-        self.words = words
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-
-    def forward(self, x: Tensor, matrix: Tensor | None = None) -> Tensor:
-        """(..., D) -> logits (..., V). `matrix`: the word embedding as `TiedLookUp` returned it."""
-        matrix = self.words.weight if matrix is None else matrix
-        return F.linear(self.norm(F.gelu(self.transform(x))), matrix, self.bias)
-
-
-def _init_weights(module: nn.Module, width: int) -> None:
-    """BERT's initialisation: normal, standard deviation 0.02 at width 768, the padding's embedding zero.
-
-    Narrower models start larger, by the square root: with 0.02 at width 96 losses stand still for hundreds of steps.
-    """
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02 * (768 / width) ** 0.5)
-    if isinstance(module, nn.Linear):
-        nn.init.zeros_(module.bias)
-    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-        nn.init.zeros_(module.weight[module.padding_idx].detach())

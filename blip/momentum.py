@@ -73,18 +73,27 @@ def candidates(
     caption_ids: Tensor,
     image_ids: Tensor,
     queue: Queue,
-    equal_captions: str = "positives",
+    equal_captions: bool = True,
+    equal_images: bool = True,
 ) -> Candidates:
     """Momentum features (B, E) and ids (B,) of a batch, with the queue as it was before this batch.
 
-    `equal_captions`: `positives`, pairs with the same caption or the same image are positives of one another (medical
-    captions repeat); `negatives`, a pair equals itself alone, as in the published pre-training.
+    Pairs with the same caption are positives of one another with `equal_captions` (medical captions repeat), pairs with
+    the same image with `equal_images`. As published, pre-training has neither and retrieval the latter.
     """
-    count = len(images)
-    if equal_captions == "positives":
-        positives = caption_ids[:, None] == torch.cat([caption_ids, queue.caption_ids])
-        positives |= image_ids[:, None] == torch.cat([image_ids, queue.image_ids])
-        positives.fill_diagonal_(True)
-    else:
-        positives = torch.eye(count, count + queue.size, dtype=torch.bool, device=images.device)
+    others = torch.cat([caption_ids, queue.caption_ids]), torch.cat([image_ids, queue.image_ids])
+    positives = same_pairs(caption_ids, image_ids, *others, equal_captions, equal_images)
+    positives.fill_diagonal_(True)
     return Candidates(torch.cat([images.T, queue.images], dim=1), torch.cat([texts.T, queue.texts], dim=1), positives)
+
+
+def same_pairs(
+    captions: Tensor, images: Tensor, other_captions: Tensor, other_images: Tensor, by_caption: bool, by_image: bool
+) -> Tensor:
+    """Which of C other pairs are positives of B pairs, by the ids of captions and images: (B, C) boolean."""
+    same = torch.zeros(len(captions), len(other_captions), dtype=torch.bool, device=captions.device)
+    if by_caption:
+        same |= captions[:, None] == other_captions
+    if by_image:
+        same |= images[:, None] == other_images
+    return same

@@ -1,74 +1,55 @@
-"""A model that takes images and strings: `blip.load(path)`.
+"""A model that takes images and strings; `blip.load(path)` makes one (`restore.py`).
 
 Shapes: B images, R texts, T tokens of the longest, N image tokens, E embedding width.
 """
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from blip import convert
 from blip.data.transforms import eval_transform, open_image
-from blip.generation import greedy
-from blip.med import TextConfig
+from blip.generation import Decoding, Generated, generate
+from blip.models.caption import CaptionModel
 from blip.models.decoding import DecoderStep
 from blip.models.matching import match_logits, project
+from blip.models.nlvr import NlvrModel
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
-from blip.rows import Rows, Specials, with_first
-from blip.tokenizer import Tokenizer, blip_cleaning, load_tokenizer
-from blip.vit import ViTConfig, fit_image_size
-from blip.weights import TOKENIZER, CheckpointError, load_strict
+from blip.models.task import Model
+from blip.models.vqa import VqaModel
+from blip.ranking import AnswerTree, rank_answers
+from blip.rows import Rows, with_first
+from blip.tokenizer import Tokenizer, blip_cleaning
+from blip.weights import CheckpointError
 
 ImageInput = str | Path | Image.Image
 Images = ImageInput | Sequence[ImageInput]
 Texts = str | Sequence[str]
-Model = PretrainModel | RetrievalModel
 
 
-def load(
-    path: str | Path,
-    device: str | torch.device = "cpu",
-    image_heads: int | None = None,
-    text_heads: int | None = None,
-    image_size: int | None = None,
-    tokenizer: str | Path | Tokenizer | None = None,
-) -> "Predictor":
-    """Loads a checkpoint of ours, a released `.pth` file or a Hugging Face folder, ready to use.
+@dataclass
+class Written:
+    """A generated text with its log-probability, in all and of each token."""
 
-    Args:
-        path: the folder or file.
-        device: where the model runs.
-        image_heads, text_heads: attention heads, for `.pth` files whose heads are not of width 64.
-        image_size: side of the image in pixels, when not the checkpoint's: its position embeddings are interpolated.
-        tokenizer: `vocab.txt`, `tokenizer.json`, `hub:NAME` or a `Tokenizer`; needed where the folder has none.
+    text: str
+    log_prob: float
+    tokens: list[str]
+    token_log_probs: list[float]
 
-    Raises:
-        CheckpointError: the checkpoint cannot be used; the message says why.
-    """
-    tensors, info = convert.read(path, image_heads, text_heads)
-    words = _tokenizer(Path(path), tokenizer)
-    tensors, _, _ = convert.split(tensors)
-    vit, text = _configs(info, path)
-    if image_size is not None and image_size != vit.image_size:
-        if image_size < vit.patch or image_size % vit.patch:
-            raise ValueError(f"image_size is {image_size}; it has to be a multiple of the patch, {vit.patch}")
-        vit.image_size = image_size
-        fit_image_size(tensors, vit)
-        info = {**info, "image_encoder": {**info["image_encoder"], "image_size": image_size}}
-    if words.size != text.vocab_size:
-        raise CheckpointError(
-            f"{path} has {text.vocab_size} tokens and the tokenizer {words.size}, [DEC] and [ENC] included: "
-            "it is not the one that the model was trained with"
-        )
-    model = _build(info, vit, text, words, path)
-    # matching models are released without a temperature; nothing here uses it
-    tensors.setdefault("temperature", model.temperature.detach())
-    load_strict(model, tensors, str(path))
-    return Predictor(model, words, info, device)
+
+@dataclass
+class Answer:
+    """An answer, how probable it is, and the candidates that were ranked, the likeliest first (none if generated)."""
+
+    text: str
+    probability: float
+    candidates: list[tuple[str, float]]
 
 
 class Predictor:
@@ -83,26 +64,28 @@ class Predictor:
         self.model = model.to(self.device).eval()
         self.tokenizer, self.info = tokenizer, info
         self.transform = eval_transform(model.image_encoder.config.image_size)
-        self.max_text_tokens = int(info.get("max_text_tokens") or model.text_encoder.config.max_positions)
+        text = model.text_decoder if isinstance(model, CaptionModel) else model.text_encoder
+        self.positions = text.config.max_positions
+        self.max_text_tokens = int(info.get("max_text_tokens") or self.positions)
 
     @torch.no_grad()
     def encode_image(self, images: Images, batch_size: int = 32) -> Tensor:
         """Projected features of unit length (B, E)."""
-        parts = []
+        model, parts = self._needs("image_proj", "encode for retrieval", PretrainModel, RetrievalModel), []
         for batch in _batches(_list(images), batch_size):
-            states = self.model.image_encoder(self.pixels(batch), cls_only=True)
-            parts.append(project(self.model.image_proj, states[:, 0]))
-        return torch.cat(parts) if parts else self._empty(self.model.image_proj.out_features)
+            states = model.image_encoder(self.pixels(batch), cls_only=True)
+            parts.append(project(model.image_proj, states[:, 0]))
+        return torch.cat(parts) if parts else self._empty(model.image_proj.out_features)
 
     @torch.no_grad()
     def encode_text(self, texts: Texts, batch_size: int = 32) -> Tensor:
         """Projected features of unit length (R, E)."""
-        parts = []
+        model, parts = self._needs("text_proj", "encode for retrieval", PretrainModel, RetrievalModel), []
         for batch in _batches(_list(texts), batch_size):
             ids, lengths = self.ids(batch)
             rows = Rows(lengths, ids.shape[1], self.device)
-            parts.append(project(self.model.text_proj, self.model.text_encoder.text(ids, rows, first_only=True)))
-        return torch.cat(parts) if parts else self._empty(self.model.text_proj.out_features)
+            parts.append(project(model.text_proj, model.text_encoder.text(ids, rows, first_only=True)))
+        return torch.cat(parts) if parts else self._empty(model.text_proj.out_features)
 
     def itc_score(self, images: Images, texts: Texts) -> Tensor:
         """Cosine of every image to every text (B, R), not divided by the temperature."""
@@ -115,6 +98,7 @@ class Predictor:
         One image goes with all texts, one text with all images. The texts of one image lie side by side on the query
         axis: it is encoded once.
         """
+        model = self._needs("itm_head", "match images and texts", PretrainModel, RetrievalModel)
         images, texts = _list(images), _list(texts)
         if len(texts) == 1:
             texts = texts * len(images)
@@ -124,10 +108,10 @@ class Predictor:
         for start in range(0, len(texts), batch_size):
             ids, lengths = self.ids(texts[start : start + batch_size])
             if keys is None or len(images) > 1:
-                states = self.model.image_encoder(self.pixels(images[start : start + batch_size]))
-                keys = self.model.text_encoder.project(states)
+                states = model.image_encoder(self.pixels(images[start : start + batch_size]))
+                keys = model.text_encoder.project(states)
             ids = with_first(ids, self.tokenizer.enc_id)
-            logits = match_logits(self.model.text_encoder, self.model.itm_head, ids, lengths, keys)
+            logits = match_logits(model.text_encoder, model.itm_head, ids, lengths, keys)
             parts.append(logits.float())
         return torch.cat(parts) if parts else self._empty(2)
 
@@ -135,26 +119,131 @@ class Predictor:
         """Probability (B,) that image and text belong together; pairs as in `match_logits`."""
         return self.match_logits(images, texts, batch_size).softmax(dim=1)[:, 1]
 
+    def caption(
+        self,
+        images: Images,
+        prompt: str | None = None,
+        max_new_tokens: int = 30,
+        batch_size: int = 32,
+        how: Decoding | None = None,
+        seed: int | None = None,
+    ) -> list[str]:
+        """A caption for each image; `prompt` begins it and is part of the answer. Arguments as in `write`."""
+        if max_new_tokens == 0:
+            return [prompt or ""] * len(_list(images))
+        how = how or Decoding(max_new_tokens=max_new_tokens)
+        return [text.text for texts in self.write(images, prompt, how, batch_size, seed) for text in texts[:1]]
+
     @torch.no_grad()
-    def caption(self, images: Images, prompt: str = "", max_new_tokens: int = 30, batch_size: int = 32) -> list[str]:
-        """A caption for each image, the likeliest token at each step; `prompt` begins it and is part of the answer."""
-        if not isinstance(self.model, PretrainModel):
-            raise CheckpointError(f"a checkpoint of {self.info['task']} cannot write captions: it has no text decoder")
-        positions = self.model.text_encoder.config.max_positions
+    def write(
+        self,
+        images: Images,
+        prompt: str | None = None,
+        how: Decoding | None = None,
+        batch_size: int = 32,
+        seed: int | None = None,
+    ) -> list[list[Written]]:
+        """`how.num_return` captions for each image, with log-probabilities.
+
+        Args:
+            images: paths, PIL images or a list of them.
+            prompt: what every caption begins with; the one that the model was fine-tuned with unless given.
+            how: greedy, beams or sampling, and their options.
+            seed: of sampling: the same batches give the same captions.
+        """
+        model, how = self._needs("text_decoder", "write captions", PretrainModel, CaptionModel), how or Decoding()
+        positions = self.positions
+        prompt = self.info.get("prompt", "") if prompt is None else prompt
         first = self.tokenizer.encode([prompt], positions)[0][:-1]  # without [SEP]
         first[0] = self.tokenizer.dec_id
-        if len(first) + max_new_tokens > positions:
+        if len(first) + how.max_new_tokens > positions:
             raise ValueError(
-                f"the prompt has {len(first)} tokens and max_new_tokens is {max_new_tokens}; "
+                f"the prompt has {len(first)} tokens and max_new_tokens is {how.max_new_tokens}; "
                 f"the model has {positions} positions"
             )
-        captions = []
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        written: list[list[Written]] = []
         for batch in _batches(_list(images), batch_size):
-            step = DecoderStep(self.model.text_decoder, self.model.image_encoder(self.pixels(batch)))
+            keys = model.text_decoder.project(model.image_encoder(self.pixels(batch)))
+            step = DecoderStep(model.text_decoder, keys)
             ids = torch.tensor([first] * len(batch), device=self.device)
-            new = greedy(step, ids, self.tokenizer.sep_id, self.tokenizer.pad_id, max_new_tokens)
-            captions += [self.tokenizer.decode(first + tokens) for tokens in new.tolist()]
-        return captions
+            out = generate(step, ids, how, self.tokenizer.sep_id, self.tokenizer.pad_id, generator)
+            texts = self._texts(first, out)
+            written += [texts[i : i + how.num_return] for i in range(0, len(texts), how.num_return)]
+        return written
+
+    @torch.no_grad()
+    def answer(
+        self,
+        images: Images,
+        questions: Texts,
+        answers: Sequence[str] | None = None,
+        k: int = 128,
+        how: Decoding | None = None,
+        batch_size: int = 16,
+    ) -> list[Answer]:
+        """The answer to question i about image i; one image goes with all questions.
+
+        The likeliest of `answers`, or of the list that the model was fine-tuned with, is taken; with `how`, or where
+        there is no list, the answer is written freely.
+        """
+        model = self._needs("text_decoder", "answer questions", VqaModel)
+        images, questions = _list(images), _list(questions)
+        if len(images) == 1:
+            images = images * len(questions)
+        if len(images) != len(questions):
+            raise ValueError(f"{len(images)} images and {len(questions)} questions: give as many, or one image")
+        choices = list(answers if answers is not None else self.info.get("answers", []))
+        if answers is not None and not choices:
+            raise ValueError("the list of answers is empty")
+        plain = [ids[1:-1] for ids in self.tokenizer.encode(choices, self.positions)]
+        rank = bool(choices) and how is None
+        tree = AnswerTree(plain, self.tokenizer.dec_id, self.tokenizer.sep_id) if rank else None
+        found: list[Answer] = []
+        for start in range(0, len(questions), batch_size):
+            ids, lengths = self.ids(questions[start : start + batch_size])
+            keys = model.question_keys(self.pixels(images[start : start + batch_size]), ids, lengths)
+            if tree is not None:
+                ranked = rank_answers(model.text_decoder, keys, tree, k)
+                for row, sure in zip(ranked.answers.tolist(), ranked.probabilities.tolist(), strict=True):
+                    candidates = [(choices[i], p) for i, p in zip(row, sure, strict=True)]
+                    found.append(Answer(*candidates[0], candidates))
+            else:
+                out = model.answer(keys, how or Decoding(beams=3, max_new_tokens=10), self.tokenizer.sep_id)
+                texts = self._texts([], out)
+                step = len(texts) // len(ids)
+                found += [Answer(text.text, math.exp(text.log_prob), []) for text in texts[::step]]
+        return found
+
+    @torch.no_grad()
+    def judge(self, left: Images, right: Images, statements: Texts, batch_size: int = 32) -> Tensor:
+        """Probability (B,) that statement i is true of image i on the left and image i on the right (NLVR2)."""
+        model = self._needs("cls_head", "judge statements about two images", NlvrModel)
+        left, right, statements = _list(left), _list(right), _list(statements)
+        if not len(left) == len(right) == len(statements):
+            raise ValueError(f"{len(left)} and {len(right)} images and {len(statements)} statements: give as many")
+        parts = []
+        for start in range(0, len(statements), batch_size):
+            end = start + batch_size
+            pixels = torch.stack([self.pixels(left[start:end]), self.pixels(right[start:end])], dim=1)
+            parts.append(model(pixels, *self.ids(statements[start:end])).float().softmax(dim=1)[:, 1])
+        return torch.cat(parts) if parts else torch.zeros(0, device=self.device)
+
+    def _texts(self, prompt: list[int], out: Generated) -> list[Written]:
+        written = []
+        for ids, log_probs in zip(out.ids.tolist(), out.log_probs.tolist(), strict=True):
+            end = ids.index(self.tokenizer.sep_id) + 1 if self.tokenizer.sep_id in ids else len(ids)
+            tokens = [self.tokenizer.token(i) for i in ids[:end]]
+            text = self.tokenizer.decode(prompt + ids)
+            written.append(Written(text, sum(log_probs[:end]), tokens, log_probs[:end]))
+        return written
+
+    def _needs(self, part: str, what: str, *kinds: type) -> Any:
+        """The model, if it is of one of these kinds."""
+        if isinstance(self.model, kinds):
+            return self.model
+        lacks = "" if hasattr(self.model, part) else f": it has no {part.replace('_', ' ')}"
+        raise CheckpointError(f"a checkpoint of {self.info['task']} cannot {what}{lacks}")
 
     def pixels(self, images: Sequence[ImageInput]) -> Tensor:
         """Images -> (B, 3, S, S), normalised, on the device."""
@@ -173,37 +262,6 @@ class Predictor:
 
     def _empty(self, width: int) -> Tensor:
         return torch.zeros(0, width, device=self.device)
-
-
-def _tokenizer(path: Path, given: str | Path | Tokenizer | None) -> Tokenizer:
-    if isinstance(given, Tokenizer):
-        return given
-    if given is not None:
-        return load_tokenizer(str(given))
-    for name in (TOKENIZER, "vocab.txt"):
-        if (path / name).is_file():
-            return load_tokenizer(str(path / name))
-    raise CheckpointError(
-        f"{path} comes without a tokenizer: give one, tokenizer=PATH. For the released models it is the "
-        "vocab.txt of bert-base-uncased"
-    )
-
-
-def _configs(info: dict, path: str | Path) -> tuple[ViTConfig, TextConfig]:
-    if info.get("task") not in ("pretrain", "retrieval"):
-        raise CheckpointError(f"{path} is a checkpoint of {info.get('task')}; pretrain and retrieval can be loaded")
-    try:
-        return ViTConfig(**info["image_encoder"]), TextConfig(**info["text_encoder"])
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} does not say the model's sizes: {error}") from error
-
-
-def _build(info: dict, vit: ViTConfig, text: TextConfig, words: Tokenizer, path: str | Path) -> Model:
-    if "embed_dim" not in info:
-        raise CheckpointError(f"{path} does not say the model's sizes: embed_dim is missing")
-    if info["task"] == "retrieval":
-        return RetrievalModel(vit, text, info["embed_dim"])
-    return PretrainModel(vit, text, Specials(words.pad_id, words.enc_id, words.dec_id), info["embed_dim"])
 
 
 def _list(items: Images | Texts) -> list:

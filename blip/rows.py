@@ -36,10 +36,17 @@ class ImageKeys:
     The first B*c rows lie side by side per image: row r looks at image r // c. `extra` (E,) names the images of E
     further rows, so that a text can be shown another text's image without projecting that image again. Cross-attention
     has no mask on its queries, so rows that share an image lie on the query axis and its keys are never repeated.
+    `mask` (B, N) is True at the keys that may be seen, where not all are: questions of different lengths have padding.
     """
 
     layers: list[Keys]
     extra: Tensor | None = None
+    mask: Tensor | None = None
+
+    def select(self, images: Tensor) -> "ImageKeys":
+        """Those of `images` (B',), in that order."""
+        layers = [(k.index_select(0, images), v.index_select(0, images)) for k, v in self.layers]
+        return ImageKeys(layers, mask=None if self.mask is None else self.mask.index_select(0, images))
 
 
 class Rows:
@@ -67,6 +74,15 @@ class Rows:
         """(R, 1, 1, T), True at a token; None where every text has T tokens."""
         return None if self.real is None else self.real[:, None, None]
 
+    def sees(self, causal: bool) -> tuple[Tensor | None, bool]:
+        """(mask, causal) for `attention.Attention`: what each token may see of its text."""
+        # padding stands at the end, where a causal query of a real token never looks
+        return (None, True) if causal else (self.mask, False)
+
+    def positions(self, ids: Tensor, past: int = 0) -> Tensor:
+        """The position of each token (R, T), where `past` tokens came before."""
+        return torch.arange(past, past + ids.shape[1], device=ids.device).expand_as(ids)
+
     def pack(self, x: Tensor) -> Tensor:
         """(R, T, ...) -> (P, ...)."""
         x = x.flatten(0, 1)
@@ -76,7 +92,7 @@ class Rows:
         """(P, ...) -> (R, T, ...), zeros at padding."""
         if self.index is not None:
             full = x.new_zeros(self.count * self.longest, *x.shape[1:])
-            x = full.index_copy(0, self.index, x)
+            x = full.index_copy_(0, self.index, x)
         return x.unflatten(0, (self.count, self.longest))
 
     def next_tokens(self, ids: Tensor) -> Tensor:

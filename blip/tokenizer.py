@@ -100,6 +100,10 @@ class Tokenizer:
         """Text of ids: special tokens left out, word pieces joined, no blank before punctuation."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    def token(self, number: int) -> str:
+        """The word piece with this id."""
+        return self._backend.id_to_token(number) or ""
+
     def save(self, path: str | Path) -> None:
         """Writes the JSON form, which `from_file` reads."""
         Path(path).write_text(json.dumps(json.loads(self._backend.to_str()), ensure_ascii=False), encoding="utf-8")

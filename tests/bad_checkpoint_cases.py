@@ -26,7 +26,7 @@ HEADS = (TINY_VIT.heads, TINY_TEXT.heads)
 
 def tiny_retrieval() -> tuple[dict[str, Tensor], dict]:
     """Tensors and info of a small random retrieval model."""
-    model = RetrievalModel(TINY_VIT, TINY_TEXT, 24)
+    model = RetrievalModel(TINY_VIT, TINY_TEXT, Specials(0, 1, 2), 24)
     info = {"task": "retrieval", "image_encoder": asdict(TINY_VIT), "text_encoder": asdict(TINY_TEXT), "embed_dim": 24}
     return unique_state(model), info
 
@@ -53,7 +53,7 @@ def folder(tmp_path: Path, **info_changes: object) -> Path:
     words = Tokenizer.train(CAPTIONS, TINY_TEXT.vocab_size)
     words.save(tmp_path / "words.json")
     text = TextConfig(**{**asdict(TINY_TEXT), "vocab_size": words.size})
-    tensors = unique_state(RetrievalModel(TINY_VIT, text, 24))
+    tensors = unique_state(RetrievalModel(TINY_VIT, text, Specials(0, 1, 2), 24))
     info = {"task": "retrieval", "image_encoder": asdict(TINY_VIT), "text_encoder": asdict(text), "embed_dim": 24}
     convert.write(tmp_path / "ours", tensors, {**info, **info_changes}, "blip", tmp_path / "words.json")
     return tmp_path / "ours"

@@ -227,7 +227,8 @@ def test_reads_what_transformers_saved(tmp_path: Path) -> None:
     foreign.save_pretrained(tmp_path)
     tensors, info = convert.read(tmp_path)
     assert info["image_encoder"]["heads"] == 2 and info["text_encoder"]["heads"] == 3
-    model = RetrievalModel(ViTConfig(**info["image_encoder"]), TextConfig(**info["text_encoder"]), info["embed_dim"])
+    vit, text = ViTConfig(**info["image_encoder"]), TextConfig(**info["text_encoder"])
+    model = RetrievalModel(vit, text, Specials(0, 1, 2), info["embed_dim"])
     load_strict(model, {"temperature": torch.tensor(0.07), **tensors}, "model")
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from blip.med import TextConfig, TextDecoder, TextEncoder, TiedLookUp
+from blip.med import TextDecoder, TextEncoder
 from blip.rows import Cache, ImageKeys, Rows
+from blip.words import TextConfig, TiedLookUp
 
 WORDS, WIDTH, LAYERS, LONGEST = 50, 24, 3, 7
 LENGTHS = torch.tensor([4, 7, 2, 5])
@@ -15,7 +16,7 @@ CONFIG = TextConfig(WORDS, WIDTH, LAYERS, 3, 32, 16, image_width=20, dropout=0.0
 
 def tiny() -> tuple[TextEncoder, TextDecoder]:
     encoder = TextEncoder(CONFIG)
-    decoder = TextDecoder(encoder)
+    decoder = TextDecoder(encoder.config, encoder)
     for parameter in [*encoder.parameters(), *decoder.parameters()]:  # biases and norms too: zeros and ones hide errors
         torch.nn.init.normal_(parameter, std=0.3)
     return encoder, decoder

@@ -287,13 +287,13 @@ def test_check_data_finds_everything(tmp_path: Path, workers: int, capsys: pytes
     files = [str(tmp_path / name) for name in ("pairs.json", "more.jsonl", "bad.json", "absent.csv")]
     report = check_data(files, str(tmp_path), max_tokens=8, workers=workers)  # type: ignore[arg-type]
     assert not report.ok
-    counts = [(file.records, file.captions, file.errors) for file in report.files]
+    counts = [(file.records, file.texts, file.errors) for file in report.files]
     assert counts == [(4, 4, 0), (4, 2, 2), (1, 1, 1), (0, 0, 1)]
     assert len(report.errors) == 4
     assert "more.jsonl, line 7: has no 'caption'" in report.errors[1]
     assert "bad.json, record 2: not valid JSON" in report.errors[2]
     assert {Path(path).name for path, _ in report.broken_images} == {"1.png", "absent[1].png", "a.png"}
-    assert (report.images, report.duplicate_images, report.duplicate_captions, report.empty_captions) == (7, 1, 1, 1)
+    assert (report.images, report.duplicate_images, report.duplicate_texts, report.empty_texts) == (7, 1, 1, 1)
     assert report.cut_share == pytest.approx(1 / 7)
     assert report.length_percentiles == {50: 2, 90: 8, 95: 8, 99: 8, 100: 8}
     report.save(tmp_path / "report.json")

@@ -14,7 +14,7 @@ from PIL import Image
 import blip
 from blip import convert
 from blip.data.transforms import eval_transform, open_image
-from blip.generation import greedy
+from blip.generation import Decoding, generate
 from blip.med import TextConfig
 from blip.models.decoding import DecoderStep
 from blip.models.matching import project
@@ -23,6 +23,13 @@ from blip.predictor import Predictor
 from blip.rows import Rows, Specials, with_first
 from blip.tokenizer import Tokenizer
 from blip.weights import CheckpointError, unique_state
+
+
+
+def greedy(model: PretrainModel, states: torch.Tensor, first: torch.Tensor, end: int, pad: int, limit: int):
+    step = DecoderStep(model.text_decoder, model.text_decoder.project(states))
+    return generate(step, first, Decoding(max_new_tokens=limit), end, pad).ids
+
 
 TEXTS = ["large lesion in the left lung", "normal", "a chest x-ray in the lung normal left"]
 TOLERANCE = 1e-5
@@ -138,10 +145,10 @@ def test_caption_starts_with_dec(predictor: Predictor, images: list[Image.Image]
     ids = words.encode(["a chest"], 40)[0][:-1]
     first = torch.tensor([[words.dec_id, *ids[1:]]])
     states = model.image_encoder(predictor.pixels(images[:1]))
-    new = greedy(DecoderStep(model.text_decoder, states), first, words.sep_id, words.pad_id, 30)
+    new = greedy(model, states, first, words.sep_id, words.pad_id, 30)
     expected = words.decode(ids + new[0].tolist())
     assert predictor.caption(images[0], "a chest") == [expected]
-    with_cls = greedy(DecoderStep(model.text_decoder, states), torch.tensor([ids]), words.sep_id, words.pad_id, 30)
+    with_cls = greedy(model, states, torch.tensor([ids]), words.sep_id, words.pad_id, 30)
     assert words.decode(ids + with_cls[0].tolist()) != expected, "the first token must tell in this test"
 
 
@@ -169,7 +176,7 @@ def test_greedy_equals_no_cache_and_no_batch(predictor: Predictor, images: list[
                 ids.append(int(model.text_decoder.head(last).argmax()))
             expected.append(ids[1:])
         first = torch.full((len(images), 1), words.dec_id)
-        got = greedy(DecoderStep(model.text_decoder, states), first, end, words.pad_id, 8).tolist()
+        got = greedy(model, states, first, end, words.pad_id, 8).tolist()
         longest = max(len(ids) for ids in expected)
         assert got == [ids + [words.pad_id] * (longest - len(ids)) for ids in expected]
         ends.append(len({len(ids) for ids in expected}))
@@ -181,7 +188,7 @@ def test_selected_texts_go_on_as_if_alone(predictor: Predictor, images: list[Ima
     """Two texts an image, as beams are: images and texts drop out and change places."""
     decoder, words = predictor.model.text_decoder, predictor.tokenizer
     states = predictor.model.image_encoder(predictor.pixels(images))
-    step = DecoderStep(decoder, states)
+    step = DecoderStep(decoder, decoder.project(states))
     step(torch.full((3, 1), words.dec_id))
     step.select(torch.tensor([0, 0, 1, 1, 2, 2]), per_image=2)
     tokens = torch.tensor([7, 8, 9, 10, 11, 12])
@@ -190,7 +197,7 @@ def test_selected_texts_go_on_as_if_alone(predictor: Predictor, images: list[Ima
     next_tokens = torch.tensor([20, 21, 22, 23])
     logits = step(next_tokens[:, None])
     for row, (image, token, following) in enumerate([(0, 8, 20), (0, 7, 21), (2, 12, 22), (2, 12, 23)]):
-        alone = DecoderStep(decoder, states[image][None])
+        alone = DecoderStep(decoder, decoder.project(states[image][None]))
         expected = alone(torch.tensor([[words.dec_id, token, following]]))
         close(logits[row : row + 1], expected, rtol=0, atol=TOLERANCE)
 

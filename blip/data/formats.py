@@ -1,19 +1,25 @@
-"""Annotation files as they lie on disk: JSON, JSON lines, CSV, TSV and parquet, read record by record.
+"""Annotation files as they lie on disk: JSON, JSON lines, CSV, TSV, parquet, arrow and text, read record by record.
 
-A record has `image` (a path), `caption` (text or a list of texts) and perhaps `image_id`; other keys are ignored.
+What a record of which data set holds is told in `caption_sets.py`, `question_sets.py` and `statement_sets.py`. The
+generic one for captions, `parse_record`, has `image` (a path), `caption` (text or a list of texts) and perhaps
+`image_id`; other keys are ignored.
 """
 
 import csv
 import json
 import math
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from blip.errors import BlipError
 
 BLANK = re.compile(r"\s*")
+NEEDS_PYARROW = "reading parquet and arrow files needs pyarrow: pip install 'blip[parquet]'"
+
+Records = Iterator[tuple[str, Any]]  # place, as messages call it, and record
 
 
 class AnnotationError(BlipError):
@@ -24,20 +30,41 @@ class AnnotationError(BlipError):
         self.path, self.place, self.problem = str(path), place, problem
 
 
-def iter_records(path: str | Path) -> Iterator[tuple[str, Any]]:
+def iter_records(
+    path: str | Path, needed: tuple[str, ...] = ("image", "caption"), also: tuple[str, ...] = ("image_id",)
+) -> Records:
     """(place, record) of each record of an annotation file; the place is what messages call it, such as "line 3".
 
     Raises AnnotationError where the file itself is broken. The records are as found: `parse_record` checks them.
+
+    Args:
+        path: .json (a list of records), .jsonl, .csv, .tsv, .parquet, or .arrow as the `datasets` library saves it.
+        needed: columns that a table has to have; other formats say record by record what they hold.
+        also: columns that are read too, of parquet and arrow files, where there are such.
+
+    An image that lies in a parquet or arrow file itself becomes the reference FILE#ROW, which `embedded.py` resolves.
     """
     path = Path(path)
-    readers = {".json": _json, ".jsonl": _jsonl, ".csv": _table, ".tsv": _table, ".parquet": _parquet}
+    readers: dict[str, Callable[[Path], Records]] = {
+        ".json": _json,
+        ".jsonl": iter_json_lines,
+        ".csv": lambda path: _table(path, needed),
+        ".tsv": lambda path: _table(path, needed),
+        ".parquet": lambda path: _columns(path, needed, also),
+        ".arrow": lambda path: _columns(path, needed, also),
+    }
     if path.suffix.lower() not in readers:
         raise AnnotationError(path, "", f"annotation files end in {', '.join(readers)}; rename or convert it")
+    yield from checked(path, readers[path.suffix.lower()])
+
+
+def checked(path: Path, read: Callable[[Path], Records]) -> Records:
+    """What `read` yields for the file; AnnotationError where it is absent, not UTF-8 or holds no records."""
     if not path.is_file():
-        raise AnnotationError(path, "", "no such file")
+        raise AnnotationError(path, "", "is a folder" if path.is_dir() else "no such file")
     place = ""
     try:
-        for place, record in readers[path.suffix.lower()](path):
+        for place, record in read(path):
             yield place, record
     except UnicodeDecodeError as error:
         raise AnnotationError(path, place and f"after {place}", f"not UTF-8 text ({error}); save it as UTF-8") from None
@@ -45,60 +72,122 @@ def iter_records(path: str | Path) -> Iterator[tuple[str, Any]]:
         raise AnnotationError(path, "", "holds no records")
 
 
-def _json(path: Path) -> Iterator[tuple[str, Any]]:
-    # decoded record by record: a million dicts at once would take over 600 MB
+# ---- text ------------------------------------------------------------------------------------------------------------
+
+
+def iter_lines(path: Path) -> Records:
+    """("line 3", its text) of each line that is not blank."""
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield f"line {number}", line.rstrip("\r\n")
+
+
+def is_object(path: Path) -> bool:
+    """Whether the file is JSON with an object instead of a list at its root, or one record a line."""
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
+
+
+def _json(path: Path) -> Records:
     text = path.read_text(encoding="utf-8-sig")
-    decode = json.JSONDecoder().raw_decode
-
-    def after_blanks(position: int) -> int:
-        return BLANK.match(text, position).end()  # type: ignore[union-attr]
-
-    position = after_blanks(0)
+    position = _after_blanks(text, 0)
     if position == len(text):
         return
     if text[position] != "[":
         raise AnnotationError(path, "", f"is not a list of records: it starts with {text[position]!r} instead of '['")
-    position, number = after_blanks(position + 1), 0
+    for place, record, end in _items(path, text, position, "record"):
+        position = end
+        if place:
+            yield place, record
+    if _after_blanks(text, position) != len(text):
+        raise AnnotationError(path, "", "has text after the closing ']'; one record a line is .jsonl")
+
+
+def iter_json_object(path: Path) -> Records:
+    """(key, item) of a JSON object: each item of its lists, such as ("images", {...}), and each other value."""
+    text = path.read_text(encoding="utf-8-sig")
+    decode = json.JSONDecoder().raw_decode
+    position = _after_blanks(text, 0)
+    if text[position : position + 1] != "{":
+        raise AnnotationError(path, "", f"is no JSON object: it starts with {text[position : position + 1]!r}")
+    position = _after_blanks(text, position + 1)
+    while text[position : position + 1] != "}":
+        try:
+            key, position = decode(text, position)
+            position = _after_blanks(text, position)
+            if not isinstance(key, str) or text[position : position + 1] != ":":
+                raise AnnotationError(path, "", f"not valid JSON: no ':' after {key!r}")
+            position = _after_blanks(text, position + 1)
+            if text[position : position + 1] == "[":
+                for place, item, end in _items(path, text, position, key):
+                    position = end
+                    if place:
+                        yield key, item
+            else:
+                value, position = decode(text, position)
+                yield key, value
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise AnnotationError(path, "", f"not valid JSON ({error})") from None
+        position = _after_blanks(text, position)
+        mark = text[position : position + 1]
+        if mark not in (",", "}"):
+            raise AnnotationError(path, "", f"after {key!r}: expected ',' or '}}'; is it cut off?")
+        position = _after_blanks(text, position + 1) if mark == "," else position
+
+
+def _items(path: Path, text: str, position: int, name: str) -> Iterator[tuple[str, Any, int]]:
+    """(place, item, position behind it) of the JSON list at `position`, and ("", None, position behind it) at its end.
+
+    Decoded item by item: a million dicts at once would take over 600 MB.
+    """
+    decode = json.JSONDecoder().raw_decode
+    position, number = _after_blanks(text, position + 1), 0
     mark = text[position : position + 1]
     while mark != "]":
         number += 1
         try:
             record, position = decode(text, position)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise AnnotationError(path, f"record {number}", f"not valid JSON ({error})") from None
-        yield f"record {number}", record
-        position = after_blanks(position)
+            raise AnnotationError(path, f"{name} {number}", f"not valid JSON ({error})") from None
+        yield f"{name} {number}", record, position
+        position = _after_blanks(text, position)
         mark = text[position : position + 1]
         if mark not in (",", "]"):
             found = f"{mark!r}" if mark else "the file ends"
-            raise AnnotationError(path, f"after record {number}", f"expected ',' or ']' but {found}; is it cut off?")
-        position = after_blanks(position + 1) if mark == "," else position
-    if after_blanks(position + 1) != len(text):
-        raise AnnotationError(path, "", "has text after the closing ']'; one record a line is .jsonl")
+            raise AnnotationError(path, f"after {name} {number}", f"expected ',' or ']' but {found}; is it cut off?")
+        position = _after_blanks(text, position + 1) if mark == "," else position
+    yield "", None, position + 1
 
 
-def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError as error:
-                    problem = f"not valid JSON ({error.msg}, column {error.colno})"
-                    raise AnnotationError(path, f"line {number}", problem) from None
-                except RecursionError:
-                    raise AnnotationError(path, f"line {number}", "not a record: nested too deeply") from None
-                yield f"line {number}", record
+def _after_blanks(text: str, position: int) -> int:
+    return BLANK.match(text, position).end()  # type: ignore[union-attr]
 
 
-def _table(path: Path) -> Iterator[tuple[str, Any]]:
+def iter_json_lines(path: Path) -> Records:
+    """One JSON record a line, whatever the file's suffix."""
+    for place, line in iter_lines(path):
+        try:
+            yield place, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise AnnotationError(path, place, f"not valid JSON ({error.msg}, column {error.colno})") from None
+        except RecursionError:
+            raise AnnotationError(path, place, "not a record: nested too deeply") from None
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _table(path: Path, needed: tuple[str, ...]) -> Records:
     with open(path, encoding="utf-8-sig", newline="") as file:
         # strict: a quotation mark that is never closed is an error instead of swallowing the records behind it
         rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
         try:
-            names = rows.fieldnames or []
-            if names and not {"image", "caption"} <= set(names):
-                raise AnnotationError(path, "line 1", f"needs the columns image and caption; found: {', '.join(names)}")
+            names = rows.fieldnames = [name.strip() for name in rows.fieldnames or []]
+            if names:
+                _require(path, "line 1", names, needed)
             for row in rows:
                 if None in row or None in row.values():
                     given = sum(value is not None for key, value in row.items() if key) + len(row.get(None, ()))
@@ -109,36 +198,61 @@ def _table(path: Path) -> Iterator[tuple[str, Any]]:
             raise AnnotationError(path, f"line {rows.line_num}", f"not a valid table ({error})") from None
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+def _columns(path: Path, needed: tuple[str, ...], also: tuple[str, ...]) -> Records:
+    """Parquet or arrow. The bytes of images stay where they are: a record has a reference in their place."""
     try:
-        from pyarrow import ArrowException, parquet
+        import pyarrow
+        from pyarrow import ipc, parquet
     except ImportError:
-        raise AnnotationError(path, "", "reading parquet needs pyarrow: pip install 'blip[parquet]'") from None
+        raise AnnotationError(path, "", NEEDS_PYARROW) from None
+    kind = path.suffix.lower().removeprefix(".")
+    # absolute: it is also joined to folders that images are looked for in
+    place = os.path.abspath(path)
     try:
-        with parquet.ParquetFile(path) as file:
-            wanted = [name for name in file.schema_arrow.names if name in ("image", "caption", "image_id")]
-            if not {"image", "caption"} <= set(wanted):
-                names = ", ".join(file.schema_arrow.names)
-                raise AnnotationError(path, "", f"needs the columns image and caption; found: {names}")
+        with pyarrow.memory_map(str(path)) as source:
+            file = parquet.ParquetFile(source) if kind == "parquet" else ipc.open_stream(source)
+            schema = file.schema_arrow if kind == "parquet" else file.schema
+            _require(path, "", schema.names, needed)
+            inside = "image" in schema.names and not _is_text(schema.field("image").type)
+            wanted = [name for name in dict.fromkeys(needed + also) if name in schema.names]
+            wanted = [name for name in wanted if name != "image" or not inside]
+            batches = (
+                file.iter_batches(batch_size=4096, columns=wanted)
+                if kind == "parquet"
+                else (pyarrow.Table.from_batches([batch]).select(wanted) for batch in file)
+            )
             number = 0
-            for batch in file.iter_batches(batch_size=4096, columns=wanted):
+            for batch in batches:
                 for record in batch.to_pylist():
                     number += 1
-                    yield f"record {number}", record
-    except (ArrowException, OSError) as error:
-        raise AnnotationError(path, "", f"not a readable parquet file ({error})") from None
+                    yield f"record {number}", {**record, "image": f"{place}#{number - 1}"} if inside else record
+    except (pyarrow.ArrowException, OSError) as error:
+        raise AnnotationError(path, "", f"not a readable {kind} file ({error})") from None
+
+
+def _is_text(kind: Any) -> bool:
+    return str(kind) in ("string", "large_string", "string_view") or str(kind).startswith("dictionary<values=string")
+
+
+def _require(path: Path, place: str, names: list[str], needed: tuple[str, ...]) -> None:
+    if not set(needed) <= set(names):
+        last = f"{', '.join(needed[:-1])} and {needed[-1]}" if len(needed) > 1 else needed[0]
+        raise AnnotationError(path, place, f"needs the columns {last}; found: {', '.join(names)}")
+
+
+# ---- records ---------------------------------------------------------------------------------------------------------
 
 
 def parse_record(record: Any) -> tuple[str, list[str], str | None]:
     """(image, captions, image id or None) of a record; ValueError says what is wrong with it."""
     if not isinstance(record, dict):
-        raise ValueError(f"a record is an object with image and caption, not {_kind(record)}")
+        raise ValueError(f"a record is an object with image and caption, not {kind_of(record)}")
     for key in ("image", "caption"):
         if key not in record:
             raise ValueError(f"has no {key!r}; its keys: {', '.join(map(str, record)) or 'none'}")
     image, caption = record["image"], record["caption"]
     if not isinstance(image, str):
-        raise ValueError(f"its image is {_kind(image)}, not the path of a file")
+        raise ValueError(f"its image is {kind_of(image)}, not the path of a file")
     if not image.strip() or "\0" in image:
         raise ValueError("its image is empty" if not image.strip() else "its image holds a NUL character")
     captions = caption if isinstance(caption, list) else [caption]
@@ -146,16 +260,17 @@ def parse_record(record: Any) -> tuple[str, list[str], str | None]:
         raise ValueError("its list of captions is empty")
     for text in captions:
         if not isinstance(text, str):
-            raise ValueError(f"its caption is {_kind(text)}, not text")
+            raise ValueError(f"its caption is {kind_of(text)}, not text")
         if not text.strip():
             raise ValueError("its caption is empty")
     image_id = record.get("image_id")
     if image_id is not None and (not isinstance(image_id, (str, int)) or isinstance(image_id, bool)):
-        raise ValueError(f"its image_id is {_kind(image_id)}, not a whole number or text")
+        raise ValueError(f"its image_id is {kind_of(image_id)}, not a whole number or text")
     return image, captions, None if image_id is None or image_id == "" else str(image_id)
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What JSON would call a value, for messages."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), f"a number ({value})" if isinstance(value, (int, float)) else type(value).__name__)
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -83,7 +83,26 @@ class Sample:
 
 
 @dataclass
-class Batch:
+class TensorBatch:
+    """What batches of every task do: move. All tensors go along, but for lengths, which the CPU reads."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """A copy on the device; lengths stay on the CPU."""
+        tensors = {name: x for name, x in self._tensors().items() if not name.endswith("lengths")}
+        return replace(self, **{name: x.to(device, non_blocking=non_blocking) for name, x in tensors.items()})
+
+    def pin_memory(self) -> Self:
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+
+    def __len__(self) -> int:
+        return len(self.indices)  # type: ignore[attr-defined]
+
+
+@dataclass
+class Batch(TensorBatch):
     """Tensors of B samples."""
 
     images: Tensor  # float32 (B, 3, S, S)
@@ -94,33 +113,12 @@ class Batch:
     indices: list[int]  # of the records, to name a sample in a message
     skipped: list[Skipped]
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """A copy on the device; `lengths` stays where it is."""
-        moved = ("images", "ids", "caption_ids", "image_ids")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in moved})
-
-    def pin_memory(self) -> "Batch":
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
 
 def collate(samples: list[Sample], pad_id: int = 0, pad_to: tuple[int, ...] = ()) -> Batch:
-    """Puts samples side by side; those without an image only leave their note in `skipped`.
-
-    `pad_to`: lengths that compiled code knows; ids are padded to the smallest that holds the longest text, or to that
-    text itself where none does.
-    """
+    """Puts samples side by side; those without an image only leave their note in `skipped`. `pad_to`: see `padded`."""
     skipped = [note for sample in samples for note in sample.skipped]
     samples = [sample for sample in samples if sample.image is not None]
-    lengths = torch.tensor([len(sample.ids) for sample in samples], dtype=torch.int64)
-    longest = int(lengths.max()) if samples else 0
-    width = min((length for length in pad_to if length >= longest), default=longest)
-    ids = torch.full((len(samples), width), pad_id, dtype=torch.int64)
-    for row, sample in enumerate(samples):
-        ids[row, : len(sample.ids)] = torch.tensor(sample.ids)
+    ids, lengths = padded([sample.ids for sample in samples], pad_id, pad_to)
     return Batch(
         images=torch.stack([sample.image for sample in samples]) if samples else torch.empty(0),  # type: ignore[misc]
         ids=ids,
@@ -130,6 +128,21 @@ def collate(samples: list[Sample], pad_id: int = 0, pad_to: tuple[int, ...] = ()
         indices=[sample.index for sample in samples],
         skipped=skipped,
     )
+
+
+def padded(rows: list[list[int]], pad_id: int, pad_to: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+    """B lists of ids -> int64 (B, T) and their lengths (B,).
+
+    `pad_to`: lengths that compiled code knows; ids are padded to the smallest that holds the longest text, or to that
+    text itself where none does.
+    """
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+    longest = max(map(len, rows), default=0)
+    width = min((length for length in pad_to if length >= longest), default=longest)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    for row, values in zip(ids, rows, strict=True):
+        row[: len(values)] = torch.tensor(values)
+    return ids, lengths
 
 
 def make_loader(
@@ -153,7 +166,7 @@ def make_loader(
         start: (epoch, batch in the epoch) of the first batch.
         num_workers: processes that read ahead; 0 reads in this one.
         seed: for the workers' own generators. Nothing is drawn from the global ones.
-        pad_id, pad_to: see `collate`.
+        pad_id, pad_to: see `padded`.
         collate_fn: called as collate_fn(samples, pad_id=..., pad_to=...), for data sets with batches of their own.
     """
     sampler = _Positions(steps_per_epoch(order, batch_size), batch_size, start)

@@ -7,7 +7,6 @@ Before come the files (`formats.py`); after comes which record when (`EpochOrder
 import os
 from array import array
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,36 +15,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from blip.data.formats import AnnotationError, file_entry, iter_records, parse_record
+from blip.data.caption_sets import CAPTION_SETS
+from blip.data.flat import Texts
+from blip.data.formats import file_entry
 from blip.data.loader import EpochOrder, Sample, stable_hash
-from blip.data.skipped import Skipped, TooManySkipped, too_many
-from blip.data.transforms import UnreadableImage, open_image
+from blip.data.sets import open_set
+from blip.data.transforms import open_image
+from blip.data.walk import Walk, open_or_note, own_chance
 from blip.tokenizer import Tokenizer, blip_cleaning
 
 # ---- annotations in memory -------------------------------------------------------------------------------------------
-
-
-class Texts:
-    """A list of strings in two flat buffers. No object per string: forked workers share its pages and copy none."""
-
-    def __init__(self) -> None:
-        self.bytes = bytearray()
-        self.ends = array("q")
-
-    def append(self, text: str) -> None:
-        self.bytes += text.encode("utf-8", "replace")  # JSON may hold half a surrogate pair; it becomes "?"
-        self.ends.append(len(self.bytes))
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, index: int) -> str:
-        start = self.ends[index - 1] if index else 0
-        return self.bytes[start : self.ends[index]].decode("utf-8")
-
-    @property
-    def nbytes(self) -> int:
-        return len(self.bytes) + len(self.ends) * self.ends.itemsize
 
 
 class Pairs:
@@ -100,14 +79,19 @@ class Pairs:
         return self._paths.nbytes + self._captions.nbytes + sum(len(x) * x.itemsize for x in arrays)
 
 
-def read_pairs(files: list[str | Mapping[str, Any]], image_root: str = "") -> Pairs:
-    """Reads annotation files: .json (a list), .jsonl, .csv and .tsv (with a header), .parquet.
+def read_pairs(
+    files: list[str | Mapping[str, Any]], image_root: str = "", dataset: str = "json", split: str = ""
+) -> Pairs:
+    """Reads annotation files: .json (a list), .jsonl, .csv and .tsv (with a header), .parquet, or a set as distributed.
 
     A record has `image` (a path), `caption` (text or a list of texts) and perhaps `image_id`; other keys are ignored.
 
     Args:
-        files: paths, or {"path": ..., "weight": ...}; the weight says how often an epoch visits the file's records.
-        image_root: folder that image paths are relative to; empty: the folder of their annotation file.
+        files: paths, or {"path": ..., "weight": ...}; the weight says how often an epoch visits the file's records. A
+            path may be the folder of a set as distributed.
+        image_root: folder that image paths are relative to; empty: the folder of their annotation file, or where the
+            set has its images.
+        dataset, split: a name of CAPTION_SETS, and train, validation, test or all; see `sets.open_set`.
 
     Raises:
         AnnotationError: names the file, the record and what is wrong with it.
@@ -117,16 +101,15 @@ def read_pairs(files: list[str | Mapping[str, Any]], image_root: str = "") -> Pa
     if image_root and not os.path.isdir(image_root):
         raise ValueError(f"image_root is {image_root!r}, which is no folder")
     pairs = Pairs()
-    for number, entry in enumerate(files):
+    for entry in files:
         path, weight = file_entry(entry)
-        pairs.sources.append(path)
-        pairs.roots.append(image_root or os.path.dirname(path))
-        pairs.weights.append(weight)
-        for place, record in iter_records(path):
-            try:
-                pairs.append(number, *parse_record(record))
-            except ValueError as error:
-                raise AnnotationError(path, place, str(error)) from None
+        for file in open_set(CAPTION_SETS, dataset, path, split, image_root):
+            pairs.sources.append(file.path)
+            pairs.roots.append(file.root)
+            pairs.weights.append(weight)
+            for place, raw in file.raw():
+                record = file.parse(place, raw)
+                pairs.append(len(pairs.sources) - 1, record.image, record.captions, record.image_id)
     return pairs
 
 
@@ -170,11 +153,10 @@ class PairDataset(Dataset):
         text_cleaning: str = "none",
         max_skipped_fraction: float = 0.01,
     ):
-        """`prompt` and `text_cleaning`: see `CaptionEncoder`. More unreadable images in a row than 10 and than
-        `max_skipped_fraction` of the records, or all of them, raise TooManySkipped."""
-        self.pairs, self.order, self.transform, self.seed = pairs, order, transform, seed
+        """`prompt` and `text_cleaning`: see `CaptionEncoder`; `max_skipped_fraction`: see `Walk`."""
+        self.pairs, self.transform, self.seed = pairs, transform, seed
         self.encode = CaptionEncoder(tokenizer, max_tokens, prompt, text_cleaning)
-        self.patience = min(max(10, int(max_skipped_fraction * len(pairs))), order.per_rank - 1)
+        self.order, self.walk = order, Walk(order, len(pairs), max_skipped_fraction)
 
     def __len__(self) -> int:
         return self.order.per_rank
@@ -182,27 +164,14 @@ class PairDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """The sample at (epoch, position), or the next readable one behind it, with a note of those skipped."""
         epoch, position = key
-        skipped: list[Skipped] = []
-        while True:
-            index = self.order.index(epoch, (position + len(skipped)) % self.order.per_rank)
-            try:
-                image = open_image(self.pairs.image_path(index))
-            except UnreadableImage as error:
-                skipped.append((index, error.path, error.reason))
-                if len(skipped) > self.patience:
-                    raise TooManySkipped(too_many(skipped, f"{len(skipped)} images in a row")) from None
-                continue
-            return replace(self._sample(image, epoch, index), skipped=skipped)
-
-    def _sample(self, image: Image.Image, epoch: int, index: int) -> Sample:
+        index, image, skipped = self.walk.open(epoch, position, lambda i: open_image(self.pairs.image_path(i)))
         captions = self.pairs.captions(index)
-        with torch.random.fork_rng(devices=[]):
-            # not torch.manual_seed, which would also reset the GPU's generator when there are no workers
-            torch.default_generator.manual_seed(stable_hash("sample", self.seed, epoch, index))
+        with own_chance(self.seed, epoch, index):
             caption = captions[int(torch.randint(len(captions), ()))]
             pixels = self.transform(image)
-        image_id = self.pairs.image_id(index)
-        return Sample(pixels, self.encode(caption), caption_id(caption), image_id, index, skipped=[])
+        return Sample(
+            pixels, self.encode(caption), caption_id(caption), self.pairs.image_id(index), index, skipped=skipped
+        )
 
 
 class EvalPairs(Dataset):
@@ -225,10 +194,6 @@ class EvalPairs(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         """The sample; where the image is unreadable, one whose `image` is None and whose `skipped` says so."""
-        pixels, skipped = None, list[Skipped]()
-        try:
-            pixels = self.transform(open_image(self.pairs.image_path(index)))
-        except UnreadableImage as error:
-            skipped.append((index, error.path, error.reason))
+        pixels, skipped = open_or_note(index, lambda i: self.transform(open_image(self.pairs.image_path(i))))
         caption = self.pairs.captions(index)[0]
         return Sample(pixels, self.encode(caption), caption_id(caption), self.pairs.image_id(index), index, skipped)

@@ -14,6 +14,7 @@ from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from blip.data.embedded import read_image
 from blip.errors import BlipError
 
 # of CLIP's training images; BLIP (Li et al. 2022) uses them too
@@ -40,7 +41,7 @@ class UnreadableImage(BlipError):
 
 
 def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
-    """Reads a path, the bytes of an image file or a PIL image as 8-bit RGB, upright.
+    """Reads a path, a row of a parquet or arrow file (`embedded.py`), bytes or a PIL image as 8-bit RGB, upright.
 
     Raises:
         UnreadableImage: missing, empty, truncated, not an image, of no size, or of more than `MAX_PIXELS`.
@@ -49,7 +50,7 @@ def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
     try:
         if isinstance(source, Image.Image):
             return _checked_rgb(source)
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        data = source if isinstance(source, bytes) else read_image(source)
         if not data:
             raise ValueError("the file is empty")
         with Image.open(io.BytesIO(data)) as image:

@@ -5,17 +5,16 @@ Shapes: R texts (rows), T tokens, V words, B images.
 
 from torch import Tensor
 
-from blip.med import TextDecoder, layers_of
+from blip.med import TextDecoder
 from blip.rows import Cache, ImageKeys
 
 
 class DecoderStep:
     """Steps of R = B * per_image texts about B images; the keys of an image are held once, however many its texts."""
 
-    def __init__(self, decoder: TextDecoder, states: Tensor, per_image: int = 1):
-        """`states` (B, N, image_width) of the images."""
-        self.decoder, self.per_image = decoder, per_image
-        self.keys = ImageKeys([layer.cross_attention.project(states) for layer in layers_of(decoder)])
+    def __init__(self, decoder: TextDecoder, keys: ImageKeys, per_image: int = 1):
+        """`keys` of the images, as `TextDecoder.project` makes them."""
+        self.decoder, self.keys, self.per_image = decoder, keys, per_image
         self.cache = Cache()
 
     def __call__(self, ids: Tensor) -> Tensor:
@@ -28,4 +27,4 @@ class DecoderStep:
         images = rows[::per_image] // self.per_image  # (B',)
         self.per_image = per_image
         if len(images) < len(self.keys.layers[0][0]):  # images stay in order: as many as before are the same
-            self.keys = ImageKeys([(k.index_select(0, images), v.index_select(0, images)) for k, v in self.keys.layers])
+            self.keys = self.keys.select(images)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from blip import losses
-from blip.med import TextConfig, TextDecoder, TextEncoder, TiedLookUp
+from blip.med import TextDecoder, TextEncoder
 from blip.models.matching import Draw, contrast, match_with_negatives, project
 from blip.momentum import Candidates
 from blip.rows import Rows, Specials, with_first
 from blip.vit import ViT, ViTConfig
+from blip.words import TextConfig, TiedLookUp
 
 
 @dataclass
@@ -45,7 +46,7 @@ class PretrainModel(nn.Module):
         self.specials, self.label_smoothing = specials, label_smoothing
         self.image_encoder = ViT(vit)
         self.text_encoder = TextEncoder(text)
-        self.text_decoder = TextDecoder(self.text_encoder)
+        self.text_decoder = TextDecoder(text, self.text_encoder)
         self.image_proj = nn.Linear(vit.width, embed_dim)
         self.text_proj = nn.Linear(text.width, embed_dim)
         self.itm_head = nn.Linear(text.width, 2)

@@ -1,23 +1,116 @@
-"""Image-text retrieval and matching: the encoders, projections and match head, without a decoder.
+"""Image-text retrieval: contrast and matching, without a decoder (Li et al. 2022, section 5.1).
 
-This is what inference needs; fine-tuning is not here yet.
+Pairs of the same image are positives of one another, in the batch and in the queue.
+
+Shapes: B pairs, W processes, N image tokens, T text tokens, E embedding width, C candidates.
 """
 
-import torch
-from torch import nn
+from dataclasses import dataclass
 
-from blip.med import TextConfig, TextEncoder
+import torch
+from torch import Tensor, nn
+
+from blip import distributed, losses
+from blip.med import TextEncoder
+from blip.models.matching import Draw, contrast, match_logits, match_with_negatives, project
+from blip.momentum import Candidates
+from blip.rows import ImageKeys, Rows, Specials, with_first
 from blip.vit import ViT, ViTConfig
+from blip.words import TextConfig
+
+
+@dataclass
+class Output:
+    """Both losses and the match logits (3B, 2) of the rows: matched, (text, hard image), (hard text, image)."""
+
+    itc: Tensor
+    itm: Tensor
+    match_logits: Tensor
 
 
 class RetrievalModel(nn.Module):
-    """Image encoder, text encoder, two projections and the match head, with the names that pre-training gives them."""
+    """Image encoder, text encoder, two projections and the match head, with the names that pre-training gives them.
 
-    def __init__(self, vit: ViTConfig, text: TextConfig, embed_dim: int = 256, temperature: float = 0.07):
+    `forward` changes no state: the training step clamps the temperature, moves the twin and pushes the queue.
+    """
+
+    def __init__(
+        self, vit: ViTConfig, text: TextConfig, specials: Specials, embed_dim: int = 256, temperature: float = 0.07
+    ):
         super().__init__()
+        self.specials = specials
         self.image_encoder = ViT(vit)
         self.text_encoder = TextEncoder(text)
         self.image_proj = nn.Linear(vit.width, embed_dim)
         self.text_proj = nn.Linear(text.width, embed_dim)
         self.itm_head = nn.Linear(text.width, 2)
         self.temperature = nn.Parameter(torch.tensor(temperature))
+
+    def forward(
+        self,
+        images: Tensor,
+        ids: Tensor,
+        lengths: Tensor,
+        candidates: Candidates,
+        alpha: float,
+        others: Tensor | None = None,
+        draw: Draw = losses.draw_negatives,
+        packed: bool = True,
+    ) -> Output:
+        """One batch to its losses.
+
+        Args:
+            images: (B, 3, height, width), normalised.
+            ids: (B, T), each text `[CLS] ... [SEP]` and padding after it.
+            lengths: (B,) tokens of each text, on the CPU when `packed`.
+            candidates: momentum features of this batch and the queue, and who is whose positive.
+            alpha: weight of the twin's opinion in the contrastive targets.
+            others: (B, W*B) who is whose positive over the batches of all processes, in the order of their ranks: hard
+                negatives are then drawn from all of them. Without it, from this process's batch.
+            draw: picks hard negatives from weights (B, B) or (B, W*B); tests give the arg-max.
+            packed: leave padding out of memory.
+        """
+        states = self.image_encoder(images)  # (B, N, D)
+        rows = Rows(lengths, ids.shape[1], ids.device, packed)
+        image_features = project(self.image_proj, states[:, 0])  # (B, E)
+        text_features = project(self.text_proj, self.text_encoder.text(ids, rows, first_only=True))
+        itc, _, _ = contrast(image_features, text_features, candidates, self.temperature, alpha)
+
+        positives = candidates.positives[:, : len(ids)] if others is None else others
+        with torch.no_grad():  # negatives are drawn from online features; the loss divides by the temperature once
+            all_images, all_texts = image_features, text_features
+            if others is not None:
+                all_images, all_texts = distributed.all_gather(all_images), distributed.all_gather(all_texts)
+            text_weights = losses.negative_weights(image_features @ all_texts.T / self.temperature, positives)
+            image_weights = losses.negative_weights(text_features @ all_images.T / self.temperature, positives)
+        hard_text, has_text = draw(text_weights)
+        hard_image, has_image = draw(image_weights)
+
+        ids = with_first(ids, self.specials.enc)
+        if others is None:
+            keys = self.text_encoder.project(states)
+            logits = match_with_negatives(
+                self.text_encoder, self.itm_head, ids, lengths, keys, hard_text, hard_image, packed
+            )
+        else:
+            logits = self._match_over_processes(states, ids, lengths, hard_text, hard_image, packed)
+        is_match = torch.arange(3 * len(ids), device=ids.device) < len(ids)
+        counts = torch.cat([torch.ones_like(has_text), has_image, has_text])
+        return Output(itc, losses.match(logits, is_match, counts), logits)
+
+    def _match_over_processes(
+        self, states: Tensor, ids: Tensor, lengths: Tensor, hard_text: Tensor, hard_image: Tensor, packed: bool
+    ) -> Tensor:
+        """As `matching.match_with_negatives`, the hard images and texts (B,) being numbered over all processes."""
+        all_states = distributed.all_gather_with_gradient(states)  # (W*B, N, D)
+        all_lengths = distributed.all_gather(lengths.to(ids.device))
+        wide = torch.nn.functional.pad(ids, (0, int(all_lengths.max()) - ids.shape[1]), value=self.specials.pad)
+        all_ids = distributed.all_gather(wide)
+        ids = torch.stack([wide, all_ids[hard_text]], dim=1).flatten(0, 1)  # an image's own text and its hard one
+        own_lengths = torch.stack([lengths, all_lengths[hard_text].to(lengths.device)], dim=1).flatten()
+        keys = self.text_encoder.project(states)
+        own = match_logits(self.text_encoder, self.itm_head, ids, own_lengths, keys, packed)
+        matched, with_hard_text = own.unflatten(0, (len(lengths), 2)).unbind(dim=1)
+        hard_keys: ImageKeys = self.text_encoder.project(all_states[hard_image])
+        with_hard_image = match_logits(self.text_encoder, self.itm_head, wide, lengths, hard_keys, packed)
+        return torch.cat([matched, with_hard_image, with_hard_text])

@@ -6,6 +6,8 @@ OUTPUT/checkpoints/latest             a link to the newest one
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -128,3 +130,19 @@ def restore_random_state(states: list[dict[str, Tensor]]) -> bool:
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
     return True
+
+
+@contextmanager
+def replace_folder(final: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `final` when the block ends, whole or not at all."""
+    temporary = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    yield temporary
+    for path in temporary.iterdir():
+        flush(path)
+    flush(temporary)
+    if final.exists():
+        _remove(final)
+    temporary.rename(final)
+    flush(final.parent)

@@ -128,7 +128,7 @@ class Loop:
         """One optimizer step; True when any process was asked to stop."""
         lr = self.lr(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         count = self.options.accumulation
         described: list[Callable[[], str]] = []
         losses: list[Tensor] = []
@@ -176,7 +176,7 @@ class Loop:
         return stop
 
     def _line(self) -> dict[str, Any]:
-        line = {**self.meter.take(), "lr": self.optimizer.param_groups[0]["lr"]}
+        line = {**self.meter.take(), "lr": self.lr(self.step - 1)}
         images, flops, seconds = self._window.images, self._window.flops, time.perf_counter() - self._window.start
         line["images_per_s"] = images * distributed.world_size() / seconds
         line["memory_mb"] = memory_mb(self.device)

@@ -17,11 +17,16 @@ from blip.errors import BlipError
 
 def launch(
     run: Callable[[Config, Path, str, torch.device], None],
-    dry_run: Callable[[Config, torch.device], None],
     config_class: type[Config],
     default_output: str,
+    dry_run: Callable[[Config, torch.device], None] | None = None,
+    evaluate: Callable[[Config, Path, torch.device], None] | None = None,
 ) -> None:
-    """Reads the command line and calls `run(config, output_dir, resume, device)`, or `dry_run(config, device)`."""
+    """Reads the command line and calls `run(config, output_dir, resume, device)`.
+
+    A script that has them also offers `--dry_run`, `dry_run(config, device)`, and `--evaluate`, `evaluate(config,
+    output_dir, device)`.
+    """
 
     def command(
         config: Annotated[Path, typer.Option(help="a file of configs/, or your own")],
@@ -31,7 +36,12 @@ def launch(
         resume: Annotated[str, typer.Option(help="continue a run: auto, or a checkpoint folder")] = "",
         init_from: Annotated[str, typer.Option("--init_from", help="checkpoint that a new run starts from")] = "",
         set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, overrides the file")] = None,
-        rehearse: Annotated[bool, typer.Option("--dry_run", help="one step on made-up data; print sizes")] = False,
+        rehearse: Annotated[
+            bool, typer.Option("--dry_run", help="one step on made-up data; print sizes", hidden=dry_run is None)
+        ] = False,
+        score: Annotated[
+            bool, typer.Option("--evaluate", help="no training: score val_file and test_file", hidden=evaluate is None)
+        ] = False,
     ) -> None:
         if resume and init_from:
             raise ConfigError("--resume continues a run, --init_from starts a new one: give one of them")
@@ -40,13 +50,21 @@ def launch(
         settings = load_config(config, config_class, overrides)
         device = distributed.start(settings.device)  # type: ignore[attr-defined]
         if rehearse:
-            dry_run(settings, device)
+            _offered(dry_run, "--dry_run")(settings, device)
+        elif score:
+            _offered(evaluate, "--evaluate")(settings, output_dir, device)
         else:
             run(settings, output_dir, resume, device)
 
     command.__doc__ = sys.modules["__main__"].__doc__
     with errors_for_people():
         typer.run(command)
+
+
+def _offered(action: Callable | None, option: str) -> Callable:
+    if action is None:
+        raise ConfigError(f"this script has no {option}")
+    return action
 
 
 class errors_for_people:

@@ -1,28 +1,76 @@
 """Optimizer and learning rate."""
 
 import math
+import re
 from typing import Any
 
 import torch
 from torch import nn
 
+from blip.train.parallel import OptionError
+
+ENCODER = r"(image_encoder|text_encoder|text_decoder)"
+LAYER = re.compile(ENCODER + r"\.(?:blocks|layers)\.(\d+)\.")
+BELOW = re.compile(ENCODER + r"\.(?:patch_embed|cls_token|positions|embeddings)\b")  # what the first layer reads
+
 
 def build_optimizer(
-    model: nn.Module, lr: float, weight_decay: float, decay_norms_and_biases: bool = True
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    decay_norms_and_biases: bool = True,
+    layer_decay: float = 1.0,
 ) -> torch.optim.AdamW:
-    """AdamW in its fused form over all trainable parameters.
+    """AdamW in its fused form over all trainable parameters, a shared one once.
 
     As published, every parameter decays; without `decay_norms_and_biases` those of fewer than two dimensions do not.
+    With `layer_decay` below 1 each group holds its factor on the learning rate, as `lr_scale` (`layer_scales`).
+
+    Raises:
+        OptionError: `layer_decay` for a model without layers that it knows, or nothing is left to train.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    if decay_norms_and_biases:
-        groups: list[dict[str, Any]] = [{"params": trainable}]
-    else:
-        groups = [
-            {"params": [p for p in trainable if p.ndim >= 2]},
-            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-        ]
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not named:
+        raise OptionError("every parameter is frozen: nothing is left to train; take something out of freeze")
+    scales = layer_scales(model, layer_decay) if layer_decay != 1.0 else dict.fromkeys(named, 1.0)
+    groups: list[dict[str, Any]] = []
+    for scale in sorted({scales[name] for name in named}, reverse=True):
+        trainable = [p for name, p in named.items() if scales[name] == scale]
+        own: dict[str, Any] = {} if layer_decay == 1.0 else {"lr": lr * scale, "lr_scale": scale}
+        if decay_norms_and_biases:
+            groups.append({"params": trainable, **own})
+        else:
+            groups.append({"params": [p for p in trainable if p.ndim >= 2], **own})
+            groups.append({"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0, **own})
     return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
+
+
+def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
+    """The factor on the learning rate of each parameter, by name (Clark et al. 2020; Bao et al. 2022).
+
+    Of an encoder or decoder with L layers, layer n (from 0) gets `layer_decay ** (L - n)`; embeddings, of patches too,
+    `layer_decay ** (L + 1)`; norms behind the last layer, heads, projections and all else 1. What several parts share
+    counts for the first: cross-attention for the text encoder, the words for its embeddings though they are the
+    decoder's head too.
+    """
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    depth: dict[str, int] = {}
+    for found in filter(None, map(LAYER.match, names)):
+        depth[found[1]] = max(depth.get(found[1], 0), int(found[2]) + 1)
+    if not depth:
+        raise OptionError(
+            "layer_decay: this model has no image_encoder.blocks, text_encoder.layers or text_decoder.layers; "
+            "set layer_decay: 1"
+        )
+    scales = {}
+    for name, _ in model.named_parameters():
+        if layer := LAYER.match(name):
+            scales[name] = layer_decay ** (depth[layer[1]] - int(layer[2]))
+        elif below := BELOW.match(name):
+            scales[name] = layer_decay ** (depth[below[1]] + 1)
+        else:
+            scales[name] = 1.0
+    return scales
 
 
 def scaled_lr(lr: float, global_batch: int, reference_batch: int | None) -> float:

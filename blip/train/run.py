@@ -17,17 +17,17 @@ from blip.train.checkpoint import (
     restore_random_state,
 )
 from blip.train.engine import Loop, LoopOptions, Step
+from blip.train.epochs import Epochs
 from blip.train.log import METRICS, RunLog
 from blip.train.optim import build_optimizer, lr_at, scaled_lr
 from blip.train.parallel import measure_peak
-from blip.weights import TOKENIZER, unique_state
+from blip.weights import TOKENIZER
 
 
 class Task(Protocol):
     """What a script gives: a model, its data, and what happens in a step."""
 
-    total_steps: int
-    steps_per_epoch: float  # optimizer steps
+    epochs: Epochs
 
     @property
     def model(self) -> nn.Module:
@@ -52,6 +52,9 @@ class Task(Protocol):
     def describe(self) -> tuple[str, dict]:
         """(a line for the log, what `model.json` says)."""
 
+    def weights(self) -> dict[str, Tensor]:
+        """The model's tensors, as a checkpoint holds them."""
+
     def state(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds beside weights and optimizer."""
 
@@ -73,24 +76,24 @@ def prepare(config: RunConfig, output: Path, resume: str) -> tuple[Path | None, 
     return folder, changed
 
 
-def fit(task: Task, config: RunConfig, output: Path, folder: Path | None, changed: list[str]) -> None:
-    """Trains; `folder` and `changed` as from `prepare`."""
+def fit(task: Task, config: RunConfig, output: Path, folder: Path | None, changed: list[str]) -> bool:
+    """Trains; `folder` and `changed` as from `prepare`. False when a signal ended the run early."""
     training = load_training(folder) if folder else {}
     start = training.get("step", 0)
-    log = RunLog(output, start, task.total_steps, config.tensorboard)
+    log = RunLog(output, start, task.epochs.total_steps, config.tensorboard)
     global_batch = config.batch_size * config.accumulation * distributed.world_size()
     lr = scaled_lr(config.lr, global_batch, config.lr_reference_batch)
-    optimizer = build_optimizer(task.model, lr, config.weight_decay, config.decay_norms_and_biases)
+    optimizer = build_optimizer(task.model, lr, config.weight_decay, config.decay_norms_and_biases, config.layer_decay)
     line, info = task.describe()
     checkpoints = Checkpointer(output, config.keep_checkpoints, info, output / TOKENIZER)
 
     def save(step: int, loop_state: dict) -> None:
         state = {**task.state(), "optimizer": optimizer.state_dict(), "loop": loop_state}
-        checkpoints.save(step, unique_state(task.model), state)
+        checkpoints.save(step, task.weights(), state)
 
     options = _loop_options(config, task, next(task.model.parameters()).device)
     loop = Loop(task.parallel, optimizer, _schedule(config, task, lr), options, log, save, start)
-    log.say(f"{line}, global batch {global_batch}, {task.total_steps} steps of {task.steps_per_epoch:.4g} an epoch")
+    log.say(f"{line}, global batch {global_batch}, {task.epochs.total_steps} steps, {task.epochs.steps:.4g} an epoch")
     if folder:
         task.load(folder, training)
         optimizer.load_state_dict(training["optimizer"])
@@ -106,29 +109,30 @@ def fit(task: Task, config: RunConfig, output: Path, folder: Path | None, change
         log.close()
     if finished:
         log.say(f"done: {output / 'checkpoints' / 'latest'}")
+    return finished
 
 
 def _schedule(config: RunConfig, task: Task, lr: float) -> Callable[[int], float]:
     return lambda step: lr_at(
         step,
-        task.total_steps,
+        task.epochs.total_steps,
         lr,
         config.min_lr,
         config.warmup_steps,
         config.schedule,
         config.lr_decay,
-        task.steps_per_epoch,
+        task.epochs.steps,
     )
 
 
 def _loop_options(config: RunConfig, task: Task, device: torch.device) -> LoopOptions:
     return LoopOptions(
-        task.total_steps,
+        task.epochs.total_steps,
         config.accumulation,
         config.clip_norm,
         config.precision,
         config.log_every_steps,
-        config.save_every_steps or max(1, round(task.steps_per_epoch)),
+        config.save_every_steps or max(1, round(task.epochs.steps)),
         config.save_every_minutes,
         measure_peak(device, config.precision),
     )

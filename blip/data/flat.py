@@ -1,0 +1,78 @@
+"""Lists of strings in a few flat buffers. No object per string: forked workers share the pages and copy none."""
+
+from array import array
+
+
+class Texts:
+    """A list of strings in two buffers."""
+
+    def __init__(self) -> None:
+        self.bytes = bytearray()
+        self.ends = array("q")
+
+    def append(self, text: str) -> None:
+        self.bytes += text.encode("utf-8", "replace")  # JSON may hold half a surrogate pair; it becomes "?"
+        self.ends.append(len(self.bytes))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = self.ends[index - 1] if index else 0
+        return self.bytes[start : self.ends[index]].decode("utf-8")
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.bytes) + len(self.ends) * self.ends.itemsize
+
+
+class TextLists:
+    """A list of lists of strings."""
+
+    def __init__(self) -> None:
+        self.texts = Texts()
+        self.ends = array("q")  # of each list: where it ends in `texts`
+
+    def append(self, texts: list[str]) -> None:
+        for text in texts:
+            self.texts.append(text)
+        self.ends.append(len(self.texts))
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def span(self, index: int) -> tuple[int, int]:
+        """Where list `index` starts and ends in `texts`."""
+        return (self.ends[index - 1] if index else 0), self.ends[index]
+
+    def __getitem__(self, index: int) -> list[str]:
+        return [self.texts[i] for i in range(*self.span(index))]
+
+    @property
+    def nbytes(self) -> int:
+        return self.texts.nbytes + len(self.ends) * self.ends.itemsize
+
+
+class Labels:
+    """A list of strings of which few differ, such as kinds of answers."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.numbers = array("l")
+        self._known: dict[str, int] = {}
+
+    def append(self, name: str) -> None:
+        number = self._known.setdefault(name, len(self.names))
+        if number == len(self.names):
+            self.names.append(name)
+        self.numbers.append(number)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> str:
+        return self.names[self.numbers[index]]
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.numbers) * self.numbers.itemsize

@@ -1,0 +1,53 @@
+"""Captioning: an image encoder and a text decoder (Li et al. 2022, section 5.2).
+
+Shapes: B pairs, N image tokens, T text tokens, P tokens in memory.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from blip import losses
+from blip.generation import Decoding, Generated, generate
+from blip.med import TextDecoder
+from blip.models.decoding import DecoderStep
+from blip.rows import Rows, Specials, with_first
+from blip.vit import ViT, ViTConfig
+from blip.words import TextConfig
+
+
+class CaptionModel(nn.Module):
+    """Writes about an image, going on from a prompt."""
+
+    def __init__(self, vit: ViTConfig, text: TextConfig, specials: Specials, label_smoothing: float = 0.1):
+        super().__init__()
+        self.specials, self.label_smoothing = specials, label_smoothing
+        self.image_encoder = ViT(vit)
+        self.text_decoder = TextDecoder(text)
+
+    def forward(
+        self, images: Tensor, ids: Tensor, lengths: Tensor, prompt_length: int = 1, packed: bool = True
+    ) -> Tensor:
+        """One batch to its language modelling loss, the mean over the tokens behind the prompt.
+
+        Args:
+            images: (B, 3, height, width), normalised.
+            ids: (B, T), each text `[CLS] prompt caption [SEP]` and padding after it.
+            lengths: (B,) tokens of each text, on the CPU when `packed`.
+            prompt_length: tokens of `[CLS] prompt`, from which nothing is learned.
+            packed: leave padding out of memory.
+        """
+        keys = self.text_decoder.project(self.image_encoder(images))
+        rows = Rows(lengths, ids.shape[1], ids.device, packed)
+        ids = with_first(ids, self.specials.dec)
+        learned = ids.clone()
+        learned[:, :prompt_length] = losses.IGNORED
+        states = self.text_decoder(ids, rows, keys)  # (P, D)
+        return losses.language_model(self.text_decoder.head(states), rows.next_tokens(learned), self.label_smoothing)
+
+    @torch.no_grad()
+    def write(
+        self, images: Tensor, prompt: Tensor, how: Decoding, end_id: int, generator: torch.Generator | None = None
+    ) -> Generated:
+        """Captions of images (B, 3, height, width) that go on from `prompt` (B, T), whose first token is `[DEC]`."""
+        keys = self.text_decoder.project(self.image_encoder(images))
+        return generate(DecoderStep(self.text_decoder, keys), prompt, how, end_id, self.specials.pad, generator)

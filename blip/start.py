@@ -1,0 +1,150 @@
+"""What a fine-tuning run starts from: the sizes, the weights and the words of another checkpoint, or nothing.
+
+A checkpoint of any task can start a run of any other: what both have is taken, and what only the new task has starts
+at random and is named in the log.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blip import build, convert
+from blip.config import ConfigError
+from blip.convert_names import with_copies
+from blip.models.pretrain import PretrainModel
+from blip.models.task import Model, model_of
+from blip.rows import Specials
+from blip.task_config import FineTuneConfig
+from blip.tokenizer import Tokenizer
+from blip.vit import ViTConfig, fit_image_size
+from blip.weights import CheckpointError, load_weights, unique_state
+
+# configuration key -> the size that it gives; `vit: custom` goes with the first three
+VIT_KEYS = {"vit_width": "width", "vit_depth": "depth", "vit_heads": "heads", "vit_patch": "patch"}
+TEXT_KEYS = {
+    "text_width": "width",
+    "text_layers": "layers",
+    "text_heads": "heads",
+    "text_hidden": "hidden",
+    "max_positions": "max_positions",
+}
+# what a task adds to every checkpoint of pre-training, and so is no surprise
+NEW_PARTS = {"nlvr": ("cls_head.", ".cross_attention.merge."), "vqa": (".cross_attention.k.", ".cross_attention.v.")}
+
+
+@dataclass
+class Source:
+    """The checkpoint of `init_from`."""
+
+    tensors: dict[str, Tensor]
+    info: dict[str, Any]
+    path: str
+
+    @property
+    def text(self) -> dict[str, Any]:
+        return self.info.get("text_encoder") or self.info["text_decoder"]
+
+
+def read_source(config: FineTuneConfig, resume: Path | None = None) -> Source | None:
+    """The checkpoint that `init_from` names, or None. Its momentum twin and queue are left out.
+
+    A run that goes on has its own; with adapters, though, whose weights there are folded in, it needs the first one.
+    """
+    if resume is not None and config.lora is None:
+        return Source(*load_weights(resume), str(resume))
+    if not config.init_from:
+        return None
+    given = "text_heads" in config.model_fields_set and config.init_from.endswith(".pth")
+    tensors, info = convert.read(config.init_from, config.image_heads, config.text_heads if given else None)
+    return Source(convert.split(tensors)[0], info, config.init_from)
+
+
+def with_sizes_of(config: FineTuneConfig, source: Source | None) -> FineTuneConfig:
+    """The configuration with the sizes of the checkpoint that it starts from; ConfigError where it asks for others."""
+    if source is None:
+        return config
+    sizes: dict[str, Any] = {key: source.info["image_encoder"][name] for key, name in VIT_KEYS.items()}
+    sizes |= {key: source.text[name] for key, name in TEXT_KEYS.items()}
+    if "embed_dim" in source.info:
+        sizes["embed_dim"] = source.info["embed_dim"]
+    asked = {key: getattr(config, key) for key in sizes if key in config.model_fields_set}
+    other = [f"{key} {value} (it has {sizes[key]})" for key, value in asked.items() if value not in (None, sizes[key])]
+    if other:
+        raise ConfigError(f"{source.path} has sizes of its own: leave out {', '.join(other)}")
+    return config.model_copy(update={"vit": "custom", **sizes})
+
+
+def start_model(
+    task: str, config: FineTuneConfig, source: Source | None, tokenizer: Tokenizer
+) -> tuple[Model, list[str]]:
+    """The task's model -> (it, the names of what starts at random although there is a checkpoint)."""
+    specials = Specials(tokenizer.pad_id, tokenizer.enc_id, tokenizer.dec_id)
+    vit, text = build.vit_config(config), build.text_config(config, tokenizer.size)
+    text.images = 2 if task == "nlvr" else 1
+    smoothing = getattr(config, "label_smoothing", 0.1)
+    model = model_of(task, vit, text, specials, config.embed_dim, label_smoothing=smoothing)
+    if source is None:  # a model of pre-training gives the start: from nothing, or from ViT and BERT weights
+        text.images = 1
+        whole = PretrainModel(vit, text, specials, config.embed_dim)
+        if config.vision_init:
+            build.init_vision(whole, config.vision_init)
+        if config.text_init:
+            build.init_text(whole, config.text_init)
+        adopt(model, task, Source(unique_state(whole), {"task": "pretrain"}, "a new model"), vit)
+        return model, []
+    known = source.text["vocab_size"]
+    if known != tokenizer.size:
+        raise CheckpointError(f"{source.path} has {known} tokens and the tokenizer {tokenizer.size}: use its own")
+    return model, adopt(model, task, source, vit)
+
+
+@torch.no_grad()
+def adopt(model: Model, task: str, source: Source, vit: ViTConfig) -> list[str]:
+    """Copies what `source` has for this model; returns the names of what it has not.
+
+    CheckpointError for a tensor of another shape, but for the keys of VQA's decoder, which looks at other states.
+    """
+    tensors = with_copies(source.tensors, source.info["task"])[0]
+    fit_image_size(tensors, vit)
+    if task == "nlvr" and source.info["task"] != "nlvr":
+        for name in [n for n in tensors if ".cross_attention." in n]:
+            for image in ("first", "second"):
+                tensors.setdefault(name.replace(".cross_attention.", f".cross_attention.{image}."), tensors[name])
+    missing = []
+    for name, own in unique_state(model).items():
+        theirs = tensors.get(name)
+        if theirs is not None and theirs.shape == own.shape:
+            own.copy_(theirs)
+        elif theirs is None or (task == "vqa" and name.startswith("text_decoder.") and ".cross_attention." in name):
+            missing.append(name)
+        else:
+            raise CheckpointError(f"{source.path}: {name} is {tuple(theirs.shape)}, the model needs {tuple(own.shape)}")
+    return missing
+
+
+def advice(task: str, source: Source, missing: list[str]) -> str:
+    """What the log says of a start: from what, and which parts start at random; "" where there is nothing to tell."""
+    theirs = source.info["task"]
+    new = [name for name in missing if not any(part in name for part in NEW_PARTS.get(task, ()))]
+    new = [name for name in new if name != "temperature"]  # matching models are released without one
+    if not new:
+        return ""
+    parts = sorted({".".join(name.split(".")[:2]) for name in new})
+    return (
+        f"{source.path} is a checkpoint of {theirs}, not one that {task} usually starts from: {len(new)} tensors of "
+        f"{', '.join(parts)} start at random"
+    )
+
+
+def describe(task: str, config: FineTuneConfig, model: Model, **more: Any) -> dict:
+    """What `model.json` says: enough to build the model again and to prepare its inputs."""
+    info: dict[str, Any] = {"task": task, "image_encoder": asdict(model.image_encoder.config)}
+    for part in ("text_encoder", "text_decoder"):
+        if hasattr(model, part) and not (part == "text_decoder" and task == "pretrain"):
+            info[part] = asdict(getattr(model, part).config)
+    if hasattr(model, "text_proj"):
+        info["embed_dim"] = config.embed_dim
+    return {**info, "max_text_tokens": config.max_text_tokens, "text_cleaning": config.text_cleaning, **more}

@@ -1,0 +1,42 @@
+"""Parts of a model that training leaves as they are."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from blip.config import ConfigError
+
+
+def freeze(model: nn.Module, parts: Sequence[str]) -> None:
+    """Takes parts of the model, such as `image_encoder` or `image_encoder.blocks.0`, out of training, in place.
+
+    What a part shares with another is frozen in both: with `text_encoder` go the decoder's words, cross-attention and
+    feed-forward networks. Call it before `data_parallel` and `build_optimizer`, which look at trainable parameters.
+    A part whose parameters are all frozen, and whose inputs need no gradient, keeps no activations.
+    Dropout and drop path of a frozen part stay on while the model trains: set drop_path or dropout to 0 for features
+    that are equal each time.
+
+    Raises:
+        ConfigError: the model has no such part (nothing is frozen then), or nothing would be left to train.
+    """
+    found = [_part(model, name) for name in parts]
+    frozen = {id(p) for part in found for p in ([part] if isinstance(part, Tensor) else part.parameters())}
+    if parts and all(id(p) in frozen or not p.requires_grad for p in model.parameters()):
+        raise ConfigError(f"freeze: {', '.join(parts)}: nothing would be left to train")
+    for part in found:
+        part.requires_grad_(False)
+
+
+def _part(model: nn.Module, name: str) -> nn.Module | Tensor:
+    part: nn.Module | Tensor = model
+    path = name.split(".")
+    for i, step in enumerate(path):
+        inside: dict[str, nn.Module | Tensor] = {}
+        if isinstance(part, nn.Module):
+            inside = {**dict(part.named_children()), **dict(part.named_parameters(recurse=False))}
+        if step not in inside:
+            where = ".".join(path[:i]) or "the model"
+            has = f"it has {', '.join(inside)}" if inside else "it has no parts"
+            raise ConfigError(f"freeze: {name}: {where} has no part {step!r}; {has}")
+        part = inside[step]
+    return part

@@ -1,0 +1,277 @@
+"""Answer and ranking scores against numbers worked out by hand, and against loops that do the obvious."""
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+
+from blip import metrics
+from blip.metrics import MetricError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("  The Left   Lung. ", "the left lung"),
+        ("X-ray", "xray"),
+        ("x ray of the chest, x-rays", "xray of the chest xrays"),
+        ("xr - plain film", "xr-plain film"),
+        ("Two lesions; none (left)", "2 lesions 0 left"),
+        ("0.5 mm", "05 mm"),
+        ('it\'s *not* #1: ~a "b"?!', "its not 1 a b"),
+        ("t2-weighted w/ contrast", "t2-weighted w/ contrast"),
+        ("matrix rays", "matrix rays"),
+        ("7", "7"),
+        ("...", ""),
+    ],
+)
+def test_normalise_answer(text: str, expected: str) -> None:
+    assert metrics.normalise_answer(text) == expected
+    assert metrics.normalise_answer(expected) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ct", ["ct"]),
+        ("cta#ct angiography", ["cta", "ct angiography"]),
+        ("ct (with contrast)#cta", ["ct", "ct with contrast", "cta"]),
+        ("(left) lung (mass)", ["lung", "lung mass", "left lung", "left lung mass"]),
+        ("(noncontrast)", ["noncontrast"]),
+        ("mr (t2 (weighted))", ["mr", "mr t2", "mr t2 weighted"]),
+        ("ct#CT#ct", ["ct", "CT"]),
+        ("open (bracket", ["open (bracket"]),
+    ],
+)
+def test_expand_reference(text: str, expected: list[str]) -> None:
+    assert sorted(metrics.expand_reference(text)) == sorted(expected)
+
+
+def test_expand_reference_stays_small() -> None:
+    many = " ".join(f"(w{i})" for i in range(30))
+    assert len(metrics.expand_reference(many)) <= 2**metrics.MAX_OPTIONAL
+    for empty in ("", " # ", "( )"):
+        with pytest.raises(MetricError, match="empty"):
+            metrics.expand_reference(empty)
+
+
+def test_answer_scores_by_hand() -> None:
+    # shared: left, lung; the answer has 3 words, the references 4 and 2
+    answer, references = "left lung mass", ["The left upper lung", "right pleura"]
+    assert metrics.exact_match(answer, references) == 0.0
+    assert metrics.token_recall(answer, references) == pytest.approx(2 / 4)
+    assert metrics.token_f1(answer, references) == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
+    assert metrics.bleu1(answer, references) == pytest.approx(2 / 3 * math.exp(1 - 4 / 3))
+    assert metrics.bleu1("the left upper lung mass", references) == pytest.approx(4 / 5)  # longer: no penalty
+    assert metrics.exact_match("LEFT LUNG MASS.", ["no", "left lung mass"]) == 1.0
+    assert metrics.bleu1("ct ct ct", ["ct"]) == pytest.approx(1 / 3)  # a repeated word counts as often as it is there
+    assert metrics.token_recall("no", ["no no"]) == pytest.approx(1 / 2)
+
+
+def test_the_best_reference_counts_by_itself() -> None:
+    references = ["a b c d", "e f"]
+    assert metrics.token_recall("e f", references) == 1.0
+    assert metrics.token_f1("e f", references) == 1.0
+    assert metrics.bleu1("a e", references) == pytest.approx(1 / 2)  # half of it in either, never in both together
+
+
+def test_scores_agree_with_naive_code() -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        answer = [rng.choice("abcd") for _ in range(rng.randint(0, 6))]
+        references = [[rng.choice("abcd") for _ in range(rng.randint(1, 6))] for _ in range(rng.randint(1, 3))]
+        recalls, f1s, bleus = [], [], []
+        for reference in references:
+            left, shared = list(reference), 0
+            for word in answer:
+                if word in left:
+                    left.remove(word)
+                    shared += 1
+            precision = shared / len(answer) if answer else 0.0
+            recall = shared / len(reference)
+            recalls.append(recall)
+            f1s.append(2 * precision * recall / (precision + recall) if shared else 0.0)
+            short = 1.0 if len(answer) >= len(reference) else math.exp(1 - len(reference) / max(1, len(answer)))
+            bleus.append(precision * short)
+        texts = [" ".join(reference) for reference in references]
+        assert metrics.token_recall(" ".join(answer), texts) == pytest.approx(max(recalls))
+        assert metrics.token_f1(" ".join(answer), texts) == pytest.approx(max(f1s))
+        assert metrics.bleu1(" ".join(answer), texts) == pytest.approx(max(bleus))
+
+
+@pytest.mark.parametrize("score", list(metrics.ANSWER_SCORES.values()))
+def test_empty_answers_score_zero_and_references_must_exist(score) -> None:
+    assert score("", ["left"]) == 0.0
+    assert score("?", ["left", "."]) == 0.0
+    assert score("left", ["..."]) == 0.0
+    with pytest.raises(MetricError, match="at least one reference"):
+        score("left", [])
+    with pytest.raises(MetricError, match="not one text"):
+        score("left", "left")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A dog", "dog"),
+        ("the  two\tdogs\n", "2 dogs"),
+        ("dont know", "don't know"),
+        ("couldntve", "couldntve"),  # the public table knows one missing apostrophe, not two
+        ("couldnt've", "couldn't've"),
+        ("oclock", "o'clock"),
+        ("red/blue", "red blue"),  # no blank beside the mark: it becomes one
+        ("red / blue", "red blue"),  # with one: it goes
+        ("t-shirt - red", "tshirt red"),  # and then all of its kind go
+        ("1,000", "1000"),
+        ("1,000 t-shirts", "1000 tshirts"),
+        ("yes.", "yes"),
+        ("3.5", "3.5"),
+        ("none", "0"),
+        ("?", ""),
+    ],
+)
+def test_normalise_vqa(text: str, expected: str) -> None:
+    assert metrics.normalise_vqa(text) == expected
+
+
+def test_vqa_accuracy_against_brute_force() -> None:
+    for matches in range(11):
+        ten = ["yes"] * matches + ["no"] * (10 - matches)
+        per_subset = []
+        for left_out in range(10):
+            others = [other for i, other in enumerate(ten) if i != left_out]
+            per_subset.append(min(1.0, sum(other == "yes" for other in others) / 3))
+        assert metrics.vqa_accuracy("Yes.", ten) == pytest.approx(sum(per_subset) / 10)
+    assert metrics.vqa_accuracy("yes", ["yes"] * 3 + ["no"] * 7) == pytest.approx(0.9)  # as every table of VQA v2 says
+
+
+def test_vqa_accuracy_normalises_both_sides_and_checks() -> None:
+    assert metrics.vqa_accuracy("the two dogs", ["2 dogs", "two dogs.", "a 2 dogs", "2  dogs"] + ["cat"] * 6) == 1.0
+    with pytest.raises(MetricError, match="ten answers"):
+        metrics.vqa_accuracy("yes", ["yes"])
+    with pytest.raises(MetricError, match="ten answers"):
+        metrics.vqa_accuracy("yes", "yes yes yes")
+
+
+def test_bootstrap_of_independent_values() -> None:
+    values = np.random.default_rng(1).normal(2.0, 1.0, size=400)
+    interval = metrics.bootstrap(values, repeats=2000)
+    assert interval.mean == pytest.approx(values.mean()) and interval.count == 400
+    half = 1.96 * values.std() / math.sqrt(400)  # the normal approximation
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.15 * half)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.15 * half)
+    wider, narrower = metrics.bootstrap(values, level=0.99), metrics.bootstrap(values, level=0.5)
+    assert wider.low < interval.low < narrower.low < narrower.high < interval.high < wider.high
+    assert metrics.bootstrap(values) == metrics.bootstrap(values)
+    assert metrics.bootstrap(values) != metrics.bootstrap(values, seed=1)
+
+
+def test_bootstrap_draws_whole_groups() -> None:
+    """Ten equal answers on each of 40 images tell no more than one: the interval is that of 40 values."""
+    per_image = np.random.default_rng(2).random(40)
+    values, groups = per_image.repeat(10), [f"image {i}" for i in range(40) for _ in range(10)]
+    grouped = metrics.bootstrap(values, groups)
+    single = metrics.bootstrap(per_image)
+    assert (grouped.low, grouped.high) == pytest.approx((single.low, single.high))
+    naive = metrics.bootstrap(values)
+    assert grouped.high - grouped.low > 2.5 * (naive.high - naive.low)
+    assert grouped.mean == pytest.approx(values.mean()) and grouped.count == 400
+
+
+def test_bootstrap_of_unequal_groups_against_a_loop() -> None:
+    values, groups = [0.0, 1.0, 1.0, 0.5, 0.25], ["b", "a", "b", 3, "a"]
+    members = [[0.0, 1.0], [1.0, 0.25], [0.5]]  # in the order in which the groups appear
+    generator, means = np.random.default_rng(7), []
+    for _ in range(300):
+        drawn = [value for i in generator.integers(3, size=3) for value in members[i]]
+        means.append(sum(drawn) / len(drawn))
+    interval = metrics.bootstrap(values, groups, repeats=300, seed=7)
+    assert interval.low == pytest.approx(np.quantile(means, 0.025))
+    assert interval.high == pytest.approx(np.quantile(means, 0.975))
+    assert interval.mean == pytest.approx(0.55)
+
+
+def test_bootstrap_of_one_group_has_no_spread() -> None:
+    assert metrics.bootstrap([0.0, 1.0], ["x", "x"]) == metrics.Interval(0.5, 0.5, 0.5, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"values": []}, "no values"),
+        ({"values": [1.0, 2.0], "groups": ["a"]}, "2 values but 1 groups"),
+        ({"values": [1.0, math.nan]}, "value 1 is not a finite number"),
+        ({"values": np.zeros((2, 2))}, "shape"),
+        ({"values": [1.0], "repeats": 0}, "repeats"),
+        ({"values": [1.0], "level": 95}, "level"),
+    ],
+)
+def test_bootstrap_refuses(arguments: dict, message: str) -> None:
+    with pytest.raises(MetricError, match=message):
+        metrics.bootstrap(**arguments)
+
+
+def test_score_answers() -> None:
+    predictions = ["yes", "no", "left lung", "", "two"]
+    references = [["Yes"], ["yes"], ["left upper lung", "chest"], ["mass"], ["2"]]
+    types = ["CLOSED ", "closed", "OPEN", "open", "open"]
+    scores = metrics.score_answers(predictions, references, types, groups=["a", "a", "b", "c", "c"], seed=3)
+    assert {name: set(kinds) for name, kinds in scores.items()} == {
+        name: {"closed", "open", "all"} for name in ("exact_match", "token_recall", "token_f1", "bleu1")
+    }
+    exact = scores["exact_match"]
+    assert [exact[kind].mean for kind in ("closed", "open", "all")] == pytest.approx([1 / 2, 1 / 3, 2 / 5])
+    assert [exact[kind].count for kind in ("closed", "open", "all")] == [2, 3, 5]
+    assert scores["token_recall"]["open"].mean == pytest.approx((2 / 3 + 0 + 1) / 3)
+    assert exact["closed"].low == exact["closed"].high == 0.5  # both answers are on image a
+    assert exact["open"] == metrics.bootstrap([0.0, 0.0, 1.0], ["b", "c", "c"], seed=3)
+    loaded = json.loads(json.dumps(metrics.as_json(scores)))
+    assert loaded["exact_match"]["all"] == {
+        "mean": 0.4,
+        "low": exact["all"].low,
+        "high": exact["all"].high,
+        "count": 5,
+    }
+
+
+def test_score_answers_refuses() -> None:
+    with pytest.raises(MetricError, match="2 predictions, 1 references, 2 answer types"):
+        metrics.score_answers(["a", "b"], [["a"]], ["open", "open"])
+    with pytest.raises(MetricError, match="1 groups"):
+        metrics.score_answers(["a", "b"], [["a"], ["b"]], ["open", "open"], groups=["x"])
+    with pytest.raises(MetricError, match="no values"):
+        metrics.score_answers([], [], [])
+
+
+def test_as_json_of_arrays_and_tuples() -> None:
+    mixed = {1: (np.float64(0.5), np.arange(2)), "none": None}
+    assert json.loads(json.dumps(metrics.as_json(mixed))) == {"1": [0.5, [0, 1]], "none": None}
+
+
+def test_ranking_scores_by_hand() -> None:
+    scores = metrics.ranking_scores([0, 4, 5, 0, 19, 9], candidates=20)
+    assert scores == pytest.approx(
+        {"r1": 2 / 6, "r5": 3 / 6, "r10": 5 / 6, "median_rank": 5.5, "candidates": 20, "chance_r1": 1 / 20}
+    )
+    assert metrics.ranking_scores([2, 0, 1], 3)["median_rank"] == 2.0
+    assert metrics.ranking_scores([2, 0, 1], 3)["r10"] == 1.0  # k beyond the candidates
+
+
+def test_chance_is_what_a_random_order_scores() -> None:
+    rng = np.random.default_rng(0)
+    candidates, right = 6, 2
+    ranks = [int(rng.permutation(candidates)[:right].min()) for _ in range(20_000)]
+    scores = metrics.ranking_scores(np.array(ranks), candidates, positives=[right] * len(ranks))
+    assert scores["chance_r1"] == pytest.approx(1 / 3)
+    assert scores["r1"] == pytest.approx(scores["chance_r1"], abs=0.015)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "positives", "message"),
+    [([], None, "no queries"), ([3], None, "rank 3"), ([-1], None, "rank -1"), ([0], [1, 1], "1 ranks but 2")],
+)
+def test_ranking_scores_refuses(ranks: list[int], positives: list[int] | None, message: str) -> None:
+    with pytest.raises(MetricError, match=message):
+        metrics.ranking_scores(ranks, candidates=3, positives=positives)

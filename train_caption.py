@@ -1,0 +1,139 @@
+"""Fine-tunes captioning, and scores captions.
+
+    python train_caption.py --config configs/caption_coco.yaml --output_dir runs/coco --init_from model_base.pth
+    python train_caption.py --config configs/caption_coco.yaml --output_dir runs/coco --evaluate
+
+The loss is in blip/models/caption.py, what the scripts share in blip/finetune.py, writing in blip/generation.py.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from blip import build, distributed
+from blip.caption_scores import score_captions
+from blip.data.loader import Batch
+from blip.data.pairs import EvalPairs, PairDataset, Pairs, read_pairs
+from blip.finetune import FineTuning, NothingToScore, evaluate, train
+from blip.metrics import as_json
+from blip.models.caption import CaptionModel
+from blip.rows import with_first
+from blip.task_config import CaptionConfig
+from blip.train.engine import Step
+from blip.train.launch import launch
+
+LOGGED = {"BLEU-1": "bleu1", "BLEU-4": "bleu4", "ROUGE-L": "rouge_l", "CIDEr": "cider", "METEOR": "meteor"}
+
+
+class Captioning(FineTuning):
+    """Language modelling of captions behind a prompt."""
+
+    task = "caption"
+    config: CaptionConfig
+    model: CaptionModel
+
+    def read_data(self) -> None:
+        self.pairs: Pairs | None = None
+        if self.config.train_file:
+            self.pairs = self._read(build.annotation_files(self.config), "train")
+        self.held_out = {split: self._read(self.files(split), split) for split in ("val", "test") if self.files(split)}
+
+    def _read(self, files: Any, split: str) -> Pairs:
+        return read_pairs(files, self.config.image_root, self.config.dataset, self.part(split))
+
+    def texts(self) -> Iterator[str]:
+        assert self.pairs is not None
+        for i in range(len(self.pairs)):
+            yield from self.pairs.captions(i)
+
+    def records(self) -> tuple[int, np.ndarray | None]:
+        return (len(self.pairs), self.pairs.record_weights()) if self.pairs else (0, None)
+
+    def dataset(self, transform: Callable[[Image.Image], Tensor]) -> PairDataset:
+        assert self.pairs is not None
+        config = self.config
+        return PairDataset(
+            self.pairs,
+            self.order,
+            self.tokenizer,
+            transform,
+            config.max_text_tokens,
+            config.seed,
+            config.prompt,
+            config.text_cleaning,
+            config.max_skipped_fraction,
+        )
+
+    def add_parts(self) -> None:
+        """The prompt's tokens: `[DEC]` and its words."""
+        ids = self.tokenizer.encode([self.config.prompt], self.config.max_text_tokens)[0][:-1]
+        self.prompt = with_first(torch.tensor([ids], device=self.device), self.tokenizer.dec_id)  # (1, T)
+
+    def step(self, batch: Batch, step: int) -> Step:
+        """A batch to its loss."""
+        self.skipped.add(batch.skipped)
+        batch = batch.to(self.device, non_blocking=True)
+        packed = not self.config.compile
+        loss = self.parallel(batch.images, batch.ids, batch.lengths, self.prompt.shape[1], packed)
+        return Step(loss, {"lm": loss}, len(batch), describe=lambda: self._name(batch))
+
+    def _name(self, batch: Batch) -> str:
+        assert self.pairs is not None
+        return ", ".join(self.pairs.image_path(i) for i in batch.indices[:16])
+
+    def evaluate(self, split: str) -> dict[str, Any]:
+        """Writes a caption for each image of the split and scores them; each one goes into `captions_SPLIT.json`."""
+        pairs, how = self.held_out[split], self.config.decoding()
+        dataset = EvalPairs(pairs, self.tokenizer, self.eval_transform(), self.config.max_text_tokens)
+        batches = self.eval_batches(dataset)
+        own: list[tuple[int, str, float]] = []
+        for batch in batches:
+            images = batch.images.to(self.device)
+            prompt = self.prompt.expand(len(images), -1)
+            generator = torch.Generator().manual_seed(self.config.seed) if how.sample else None
+            out = self.model.write(images, prompt, how, self.tokenizer.sep_id, generator)
+            for index, ids, log_prob in zip(
+                batch.indices, out.ids.tolist(), out.log_probs.sum(1).tolist(), strict=True
+            ):
+                own.append((index, self.tokenizer.decode(ids), log_prob))
+        written = sorted(row for part in distributed.gather_objects(own) for row in part)
+        if not written:
+            raise NothingToScore(f"no image of {', '.join(self.files(split))} could be read")
+        rows = [
+            {"image": pairs.image_path(i), "image_id": pairs.image_id(i), "caption": text, "log_prob": log_prob}
+            for i, text, log_prob in written
+        ]
+        self.write(f"captions_{split}.json", rows)
+        scores = score_captions(
+            [text for _, text, _ in written],
+            [pairs.captions(i) for i, _, _ in written],
+            bert_score_model=self.config.bert_score_model or None,
+        )
+        exact = [text == " ".join(pairs.captions(i)[0].lower().split()) for i, text, _ in written]
+        found: dict[str, Any] = {f"{split}_images": len(written), f"{split}_exact": float(np.mean(exact))}
+        found |= {f"{split}_{LOGGED[name]}": x.mean for name, x in scores.scores.items() if name in LOGGED}
+        details = {"scores": as_json(scores.scores), "notes": scores.notes, "words": scores.tokenizer}
+        self.write(f"scores_{split}.json", {"decoding": vars(how), **details})
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        return {"prompt": self.config.prompt}
+
+
+def run(config: CaptionConfig, output: Path, resume: str, device: torch.device) -> None:
+    """Trains and leaves the result in `output`."""
+    train(Captioning, config, output, resume, device)
+
+
+def score(config: CaptionConfig, output: Path, device: torch.device) -> None:
+    """Evaluates without training."""
+    evaluate(Captioning, config, output, device)
+
+
+if __name__ == "__main__":
+    launch(run, CaptionConfig, default_output="runs/caption", evaluate=score)

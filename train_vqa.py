@@ -1,0 +1,218 @@
+"""Fine-tunes visual question answering, and scores answers.
+
+    python train_vqa.py --config configs/vqa_rad.yaml --output_dir runs/vqa_rad --init_from model_base.pth
+    python train_vqa.py --config configs/vqa_rad.yaml --output_dir runs/vqa_rad --evaluate
+
+The loss is in blip/models/vqa.py, ranking of answers in blip/ranking.py, scores in blip/metrics.py.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from blip import build, distributed
+from blip.config import ConfigError
+from blip.data.question_sets import Question
+from blip.data.vqa import EvalQuestions, QuestionEncoder, Questions, VqaBatch, VqaDataset, collate_vqa, read_questions
+from blip.data.vqa_splits import answer_list, shared_images, split_by_image
+from blip.finetune import FineTuning, NothingToScore, evaluate, train
+from blip.metrics import as_json, score_answers, vqa_accuracy
+from blip.models.vqa import VqaModel
+from blip.ranking import AnswerTree, rank_answers
+from blip.task_config import VqaConfig
+from blip.train.engine import Step
+from blip.train.launch import launch
+from blip.weights import INFO
+
+
+class Answering(FineTuning):
+    """Language modelling of weighted answers to questions about images."""
+
+    task = "vqa"
+    collate_fn = staticmethod(collate_vqa)
+    config: VqaConfig
+    model: VqaModel
+
+    def read_data(self) -> None:
+        self.questions: Questions | None = None
+        self.held_out: dict[str, Questions] = {}
+        config = self.config
+        for split in ("val", "test"):
+            if self.files(split):
+                self.held_out[split] = self._read(self.files(split), split)
+        if config.train_file:
+            self.questions = self._read(build.annotation_files(config), "train")
+            if config.split_shares:
+                self._split(config.split_shares)
+        self.answers = self._answers()
+
+    def _read(self, files: Any, split: str) -> Questions:
+        return read_questions(files, self.config.image_root, self.config.dataset, self.part(split))
+
+    def _split(self, shares: tuple[float, float, float]) -> None:
+        assert self.questions is not None
+        if self.held_out:
+            raise ConfigError("split_shares divides train_file: leave out val_file and test_file")
+        parts = split_by_image(self.questions, shares, self.config.seed)
+        self.questions, self.held_out["val"], self.held_out["test"] = parts
+
+    def files(self, split: str) -> list[str]:
+        if self.config.split_shares and self.config.train_file:
+            return [f"{split} part of train_file"] if split in self.held_out or not hasattr(self, "answers") else []
+        return super().files(split)
+
+    def _answers(self) -> list[str]:
+        """The answers that ranking chooses from: a file's, the training set's, or those that a checkpoint brings."""
+        path = self.config.answer_file
+        if path:
+            text = Path(path).read_text(encoding="utf-8")
+            found = json.loads(text) if path.endswith(".json") else text.splitlines()
+            if not isinstance(found, list) or not all(isinstance(answer, str) for answer in found):
+                raise ConfigError(f"answer_file {path}: expected a JSON list of texts, or a text file of one a line")
+            found = [answer.strip() for answer in found if answer.strip()]
+        elif self.questions is not None:
+            found = answer_list(self.questions)
+        else:
+            file = Path(self.config.init_from) / INFO
+            found = json.loads(file.read_text(encoding="utf-8")).get("answers", []) if file.is_file() else []
+        if not found and self.config.inference == "rank":
+            raise ConfigError("there is no answer to rank: set answer_file, or inference: generate")
+        return found
+
+    def texts(self) -> Iterator[str]:
+        assert self.questions is not None
+        for i in range(len(self.questions)):
+            question = self.questions[i]
+            yield from (question.question, *question.answers)
+
+    def records(self) -> tuple[int, np.ndarray | None]:
+        return (len(self.questions), self.questions.record_weights()) if self.questions is not None else (0, None)
+
+    def encoder(self) -> QuestionEncoder:
+        return QuestionEncoder(self.tokenizer, self.config.max_text_tokens, self.config.max_answer_tokens)
+
+    def dataset(self, transform: Callable[[Image.Image], Tensor]) -> VqaDataset:
+        assert self.questions is not None
+        config = self.config
+        return VqaDataset(
+            self.questions, self.order, self.encoder(), transform, config.seed, config.max_skipped_fraction
+        )
+
+    def step(self, batch: VqaBatch, step: int) -> Step:
+        """A batch to its loss."""
+        self.skipped.add(batch.skipped)
+        batch = batch.to(self.device, non_blocking=True)
+        loss = self.parallel(
+            batch.images,
+            batch.ids,
+            batch.lengths,
+            batch.answer_ids,
+            batch.answer_lengths,
+            batch.owner,
+            batch.weights,
+            packed=not self.config.compile,
+        )
+        return Step(loss, {"lm": loss}, len(batch), describe=lambda: self._name(batch))
+
+    def _name(self, batch: VqaBatch) -> str:
+        assert self.questions is not None
+        return ", ".join(self.questions[i].question_id for i in batch.indices[:16])
+
+    def add_parts(self) -> None:
+        """The list of answers as a tree of tokens."""
+        encoded = self.tokenizer.encode(self.answers, self.config.max_answer_tokens) if self.answers else []
+        kept = [(text, ids[1:-1]) for text, ids in zip(self.answers, encoded, strict=True) if len(ids) > 2]
+        self.answers = [text for text, _ in kept]
+        self.tree = AnswerTree([i for _, i in kept], self.tokenizer.dec_id, self.tokenizer.sep_id) if kept else None
+
+    def evaluate(self, split: str) -> dict[str, Any]:
+        """Answers the questions of the split and scores them; each answer goes into `answers_SPLIT.json`."""
+        questions = self.held_out[split]
+        batches = self.eval_batches(EvalQuestions(questions, self.encoder(), self.eval_transform()))
+        own: list[tuple[int, str, float]] = []
+        for batch in batches:
+            batch = batch.to(self.device)
+            keys = self.model.question_keys(batch.images, batch.ids, batch.lengths)
+            own += [(i, *answer) for i, answer in zip(batch.indices, self._answer(keys), strict=True)]
+        given = sorted(row for part in distributed.gather_objects(own) for row in part)
+        if not given:
+            raise NothingToScore(f"no image of {', '.join(self.files(split))} could be read")
+        asked = [questions[i] for i, _, _ in given]
+        self._write(split, asked, given)
+        return self._score(split, asked, [text for _, text, _ in given])
+
+    def _answer(self, keys: Any) -> list[tuple[str, float]]:
+        """(answer, its probability) for each question of a batch."""
+        if self.config.inference == "rank":
+            assert self.tree is not None
+            ranked = rank_answers(self.model.text_decoder, keys, self.tree, self.config.k_test)
+            best, sure = ranked.answers[:, 0].tolist(), ranked.probabilities[:, 0].tolist()
+            return [(self.answers[i], p) for i, p in zip(best, sure, strict=True)]
+        out = self.model.answer(keys, self.config.decoding(), self.tokenizer.sep_id)
+        sure = out.log_probs.sum(dim=1).exp().tolist()
+        return [(self.tokenizer.decode(ids), p) for ids, p in zip(out.ids.tolist(), sure, strict=True)]
+
+    def _write(self, split: str, asked: list[Question], given: list[tuple[int, str, float]]) -> None:
+        rows = [
+            {"question_id": q.question_id, "image": q.image, "question": q.question, "answer": text, "probability": p,
+             "references": q.references or q.answers}
+            for q, (_, text, p) in zip(asked, given, strict=True)
+        ]  # fmt: skip
+        self.write(f"answers_{split}.json", rows)
+
+    def _score(self, split: str, asked: list[Question], answers: list[str]) -> dict[str, Any]:
+        known = [(q, text) for q, text in zip(asked, answers, strict=True) if q.answers]
+        if not known:  # the references of some test sets are kept back
+            return {f"{split}_questions": len(asked)}
+        questions, texts = [q for q, _ in known], [text for _, text in known]
+        references = [q.references or q.answers for q in questions]
+        groups = [q.group or q.image_id for q in questions]
+        details: dict[str, Any] = {"by_type": as_json(
+            score_answers(texts, references, [q.answer_type for q in questions], groups, self.config.seed)
+        )}  # fmt: skip
+        categories = sorted({q.category for q in questions if q.category})
+        if categories:
+            details["by_category"] = as_json(
+                score_answers(texts, references, [q.category for q in questions], groups, self.config.seed)
+            )
+        found: dict[str, Any] = {f"{split}_questions": len(known)}
+        for name, scores in details["by_type"].items():
+            found |= {
+                f"{split}_{name}" if kind == "all" else f"{split}_{name}_{kind}": x["mean"]
+                for kind, x in scores.items()
+            }
+        for kind, x in details.get("by_category", {}).get("exact_match", {}).items():
+            if kind != "all":
+                found[f"{split}_exact_match_{kind}"] = x["mean"]
+        if all(len(q.references) == 10 for q in questions):
+            found[f"{split}_vqa_accuracy"] = float(np.mean([vqa_accuracy(t, q.references) for q, t in known]))
+        if self.questions is not None:
+            found[f"{split}_images_in_training"] = shared_images(self.questions, self.held_out[split])
+        how = {"k": self.config.k_test, "answers": len(self.answers)} if self.config.inference == "rank" else vars(
+            self.config.decoding()
+        )  # fmt: skip
+        self.write(f"scores_{split}.json", {"inference": self.config.inference, "decoding": how, **details})
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        return {"answers": self.answers, "max_answer_tokens": self.config.max_answer_tokens}
+
+
+def run(config: VqaConfig, output: Path, resume: str, device: torch.device) -> None:
+    """Trains and leaves the result in `output`."""
+    train(Answering, config, output, resume, device)
+
+
+def score(config: VqaConfig, output: Path, device: torch.device) -> None:
+    """Evaluates without training."""
+    evaluate(Answering, config, output, device)
+
+
+if __name__ == "__main__":
+    launch(run, VqaConfig, default_output="runs/vqa", evaluate=score)
