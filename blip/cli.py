@@ -1,11 +1,14 @@
 """`blip VERB ...`: each verb is a thin cover of a function that can be called from Python."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from blip.train.launch import errors_for_people
+
+if TYPE_CHECKING:
+    from blip.predictor import Predictor
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 
@@ -79,6 +82,112 @@ def convert(
         typer.echo(f"{len(tensors) - len(left_out)} tensors: {target}")
         if left_out:
             typer.echo(f"{to} cannot hold {len(left_out)}: {', '.join(sorted(left_out)[:20])}")
+
+
+Images = Annotated[list[str], typer.Argument(help="image files, and folders of them")]
+Checkpoint = Annotated[str, typer.Option(help="our folder, a released .pth, or a Hugging Face folder")]
+Words = Annotated[str, typer.Option(help="vocab.txt or tokenizer.json, where the checkpoint has none")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Out = Annotated[Path | None, typer.Option(help="write JSON to this file")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+BatchSize = Annotated[int, typer.Option("--batch_size", help="images at once")]
+
+
+def _load(checkpoint: str, tokenizer: str, device: str) -> "Predictor":
+    import torch
+
+    from blip.restore import load
+
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return load(checkpoint, device=chosen, tokenizer=tokenizer or None)
+
+
+@app.command()
+def caption(
+    images: Images,
+    checkpoint: Checkpoint,
+    prompt: Annotated[str | None, typer.Option(help="what captions begin with; the model's own unless given")] = None,
+    beams: Annotated[int, typer.Option(help="1: the likeliest token at each step")] = 3,
+    sample: Annotated[bool, typer.Option(help="draw tokens instead of searching")] = False,
+    top_p: Annotated[float, typer.Option("--top_p", help="nucleus to draw from")] = 0.9,
+    num_return: Annotated[int, typer.Option("--num_return", help="captions an image")] = 1,
+    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens")] = 30,
+    min_new_tokens: Annotated[int, typer.Option("--min_new_tokens")] = 0,
+    seed: Annotated[int, typer.Option(help="of sampling")] = 0,
+    batch_size: BatchSize = 32,
+    tokenizer: Words = "",
+    device: Device = "auto",
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Writes captions; status 1 when an image cannot be read."""
+    from blip import predict
+    from blip.generation import Decoding
+
+    with errors_for_people():
+        paths = predict.find_images(images)
+        how = Decoding(
+            beams=1 if sample else beams,
+            sample=sample,
+            top_p=top_p if sample else 1.0,
+            num_return=num_return,
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+        )
+        rows = predict.caption_rows(_load(checkpoint, tokenizer, device), paths, prompt, how, batch_size, seed)
+        unread = predict.show(rows, out, as_json)
+    raise typer.Exit(1 if unread else 0)
+
+
+@app.command()
+def match(
+    image: Annotated[str, typer.Argument(help="an image, or a folder of them")],
+    texts: Annotated[list[str], typer.Argument(help="one text or several")],
+    checkpoint: Checkpoint,
+    batch_size: BatchSize = 32,
+    tokenizer: Words = "",
+    device: Device = "auto",
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Says how probably an image and a text belong together (ITM), with the cosine of their features (ITC)."""
+    from blip import predict
+
+    with errors_for_people():
+        paths = predict.find_images([image])
+        unread = predict.show(
+            predict.match_rows(_load(checkpoint, tokenizer, device), paths, texts, batch_size), out, as_json
+        )
+    raise typer.Exit(1 if unread else 0)
+
+
+@app.command()
+def answer(
+    image: Annotated[str, typer.Argument(help="an image, or a folder of them")],
+    questions: Annotated[list[str], typer.Argument(help="one question or several")],
+    checkpoint: Checkpoint,
+    answers: Annotated[Path | None, typer.Option(help="text file of one answer a line to choose from")] = None,
+    generate: Annotated[bool, typer.Option(help="write the answer instead of choosing one")] = False,
+    k: Annotated[int, typer.Option(help="answers that are scored whole")] = 128,
+    batch_size: BatchSize = 16,
+    tokenizer: Words = "",
+    device: Device = "auto",
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answers questions about images, from the list that the model was fine-tuned with unless told otherwise."""
+    from blip import predict
+    from blip.generation import Decoding
+
+    with errors_for_people():
+        paths = predict.find_images([image])
+        choices = None
+        if answers is not None:
+            choices = [line.strip() for line in answers.read_text(encoding="utf-8").splitlines() if line.strip()]
+        how = Decoding(beams=3, max_new_tokens=10) if generate else None
+        model = _load(checkpoint, tokenizer, device)
+        unread = predict.show(predict.answer_rows(model, paths, questions, choices, k, how, batch_size), out, as_json)
+    raise typer.Exit(1 if unread else 0)
 
 
 def main() -> None:

@@ -150,6 +150,65 @@ def head_forward(text: Text, tokens: int) -> float:
     return 2.0 * tokens * text.width * (text.width + text.vocab_size)
 
 
+# ---- inference -------------------------------------------------------------------------------------------------------
+
+
+def match_pair(vision: Vision, text: Text, longest: int) -> float:
+    """An image and a text of `longest` tokens, padding included, as published: the pair projects its own keys."""
+    pair = text_forward(text, 1, longest, longest, image_tokens(vision)) + keys_forward(vision, text)
+    return pair + 2 * text.width * 2  # the head's two classes
+
+
+def match_grouped(vision: Vision, text: Text, lengths: Sequence[int], images: int) -> float:
+    """Pairs whose texts have `lengths` tokens, grouped by image: an image's keys are made once, nothing is padded.
+
+    Only self-attention unfolds, to a length near a text's own since texts are sorted; it is counted at its own.
+    """
+    seen = image_tokens(vision)
+    texts = sum(text_forward(text, 1, n, n, seen, first_only=True) for n in lengths)
+    return texts + images * keys_forward(vision, text) + len(lengths) * 2 * text.width * 2
+
+
+def write(vision: Vision, text: Text, rows: int, new: int, key_sets: int, prompt: int = 1) -> float:
+    """`new` tokens of each of `rows` texts by a decoder with a cache; images' keys are projected `key_sets` times.
+
+    Beams come from one text each, so the first step is that of `key_sets` rows at most; it is counted with all.
+    """
+    tokens = prompt - 1 + new  # the last one written is not read
+    alone = text_forward(text, 1, 1, 1, image_tokens(vision))
+    others = text.layers * sum(attention(1, before, text.width) for before in range(tokens))
+    each = tokens * alone + others + new * head_forward(text, 1)
+    return rows * each + key_sets * keys_forward(vision, text)
+
+
+def read_questions(vision: Vision, text: Text, lengths: Sequence[int]) -> float:
+    """Questions of `lengths` tokens, padding included where there is some, each looking at an image of its own."""
+    seen = image_tokens(vision)
+    return sum(text_forward(text, 1, n, n, seen) + keys_forward(vision, text) for n in lengths)
+
+
+def rank_padded(text: Text, k: int, longest: int, question: int) -> float:
+    """k answers padded to `longest` tokens, each with its own copy of a question's `question` states, and [DEC] alone."""
+    once = text_forward(text, 1, 1, 1, question) + head_forward(text, 1)
+    padded = text_forward(text, k, k * longest, longest, question) + head_forward(text, k * longest)
+    return once + padded + (k + 1) * _question_keys(text, question)
+
+
+def rank_tree(text: Text, nodes: int, question: int) -> float:
+    """A tree of `nodes` tokens over one question, and [DEC] alone; attention within rows of 64 nodes."""
+    once = text_forward(text, 1, 1, 1, question) + head_forward(text, 1)
+    tree = text_forward(text, 1, nodes, 0) + text.layers * nodes * (
+        4 * text.width**2 + attention(1, question, text.width)
+    )
+    tree += text.layers * nodes * attention(1, 64, text.width)
+    return once + tree + head_forward(text, nodes) + _question_keys(text, question)
+
+
+def _question_keys(text: Text, question: int) -> float:
+    """Keys and values of a question's states, which are as wide as the decoder's own."""
+    return 2.0 * question * text.width * 2 * text.width * text.layers
+
+
 @dataclass
 class Parameters:
     """Parameter counts. `decoder` is what the decoder does not share with the encoder: self-attention and the head."""

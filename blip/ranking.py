@@ -1,11 +1,12 @@
 """Which answer of a list does a VQA model find likeliest? (Li et al. 2021, section 5; the published `rank_answer`.)
 
 The k answers whose first token is likeliest are scored whole: the sum of the log-probabilities of their tokens, the end
-token included. Their tokens form a tree, so that answers that begin alike share what they begin with: each different
-beginning is computed once, and the end token, which predicts nothing, never enters. All k lie on the query axis, so the
-question's keys are not repeated either.
+token included. Their tokens form a tree under `[DEC]`: answers that begin alike share what they begin with, so that each
+different beginning is computed once, and the end token, which predicts nothing, never enters. Branches of the tree do
+not see one another; they are laid out in rows of some 64 tokens, all on the query axis of their question.
 
-Shapes: B questions, A answers of the list, k of them scored, M tokens of a tree, L tokens of an answer, V words.
+Shapes: B questions, A answers of the list, k of them scored, n nodes of the list's tree, M tokens of one question's
+tree, R rows, T tokens of the longest row, P tokens in memory, L tokens of the longest answer, V words.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from blip.med import TextDecoder
-from blip.rows import Cache, ImageKeys
+from blip.rows import Cache, ImageKeys, Rows
 
 
 @dataclass
@@ -28,7 +29,10 @@ class Ranked:
 
 
 class AnswerTree:
-    """The tokens of a list of answers as a tree under `[DEC]`: a node for each different beginning."""
+    """The tokens of a list of answers as a tree under `[DEC]`: a node for each different beginning.
+
+    Nodes are numbered depth first: `[DEC]` is 0, and what stands under a node follows it.
+    """
 
     def __init__(self, answers: Sequence[Sequence[int]], dec_id: int, end_id: int):
         """`answers`: tokens of each without special ones, at least one each."""
@@ -37,57 +41,70 @@ class AnswerTree:
         for number, tokens in enumerate(answers):
             if not tokens:
                 raise ValueError(f"answer {number + 1} of the list has no token: leave it out")
-        nodes: dict[tuple[int, ...], int] = {(): 0}  # beginning -> node, parents before children
-        tokens, parents, depths = [dec_id], [-1], [0]
-        longest = max(len(a) for a in answers)
-        # the node that predicts each token of an answer, and that token; the end is predicted by the last node
-        self.predictors = torch.zeros(len(answers), longest + 1, dtype=torch.long)
-        self.targets = torch.full((len(answers), longest + 1), -1)
-        for number, answer in enumerate(answers):
-            for depth in range(len(answer) + 1):
-                node = nodes[tuple(answer[:depth])]
-                self.predictors[number, depth] = node
-                self.targets[number, depth] = answer[depth] if depth < len(answer) else end_id
-                begun = tuple(answer[: depth + 1])
-                if depth < len(answer) and begun not in nodes:
-                    nodes[begun] = len(tokens)
-                    tokens.append(answer[depth])
-                    parents.append(node)
-                    depths.append(depth + 1)
-        self.tokens, self.depths = torch.tensor(tokens), torch.tensor(depths)
-        self.first = torch.tensor([a[0] for a in answers])
-        self.ancestors = torch.eye(len(tokens), dtype=torch.bool)  # (nodes, nodes), itself included
-        for node, parent in enumerate(parents):
-            if parent >= 0:
-                self.ancestors[node] |= self.ancestors[parent]
+        beginnings = sorted({tuple(answer[:depth]) for answer in answers for depth in range(len(answer) + 1)})
+        nodes = {beginning: node for node, beginning in enumerate(beginnings)}
+        longest = max(len(beginning) for beginning in beginnings)
+        paths = [[nodes[b[:depth]] for depth in range(len(b) + 1)] + [-1] * (longest - len(b)) for b in beginnings]
+        self.end_id = end_id
+        self.tokens = torch.tensor([b[-1] if b else dec_id for b in beginnings])  # (n,)
+        self.depths = torch.tensor([len(b) for b in beginnings])  # (n,)
+        self.paths = torch.tensor(paths)  # (n, L+1) the nodes from `[DEC]` to each, itself included; then -1
+        self.last = torch.tensor([nodes[tuple(answer)] for answer in answers])  # (A,) where each answer ends
+        self.first = torch.tensor([answer[0] for answer in answers])  # (A,) its first token
 
     def to(self, device: torch.device) -> "AnswerTree":
         """Moves the tree, in place."""
         for name, value in vars(self).items():
-            setattr(self, name, value.to(device))
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
         return self
 
     def __len__(self) -> int:
-        return len(self.first)
+        return len(self.last)
+
+    def nodes_of(self, chosen: Tensor) -> Tensor:
+        """The nodes (M,) of the answers `chosen` (k,), depth first; the first one is `[DEC]`."""
+        nodes = self.paths[self.last[chosen]].unique()
+        return nodes[nodes >= 0]
+
+    def rows_of(self, chosen: Tensor, about: int = 64) -> list[Tensor]:
+        """The same cut into rows of some `about` nodes that do not see those of other rows; each begins with `[DEC]`."""
+        nodes = self.nodes_of(chosen)
+        branches, counts = self.paths[nodes[1:], 1].unique_consecutive(return_counts=True)
+        row = (counts.cumsum(0) - counts) // about  # of each branch: by where it starts
+        _, sizes = row.repeat_interleave(counts).unique_consecutive(return_counts=True)
+        return [torch.cat([nodes[:1], part]) for part in nodes[1:].split(sizes.tolist())]
 
 
-class TreeRows:
-    """The nodes of one tree as a row of tokens, each of which sees its ancestors: the form of `rows.Rows`."""
+class TreeRows(Rows):
+    """Rows of nodes that see what leads to them, in the place of texts whose tokens see what stands before them."""
 
-    def __init__(self, ancestors: Tensor, depths: Tensor):
-        self.ancestors, self.depths = ancestors, depths
-
-    def pack(self, x: Tensor) -> Tensor:
-        return x.flatten(0, 1)
-
-    def unpack(self, x: Tensor) -> Tensor:
-        return x.unsqueeze(0)
+    def __init__(self, tree: AnswerTree, rows: list[Tensor]):
+        device = tree.tokens.device
+        lengths = torch.tensor([len(row) for row in rows])
+        super().__init__(lengths, int(lengths.max()), device)
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+        self.nodes = padded.clamp(min=0)  # (R, T); padding sees what `[DEC]` sees, and is seen by none
+        self.depths = tree.depths[self.nodes]
+        paths = tree.paths[self.nodes]  # (R, T, L+1)
+        # a node sees another one that stands on its own path, at that one's depth
+        passed = paths.gather(2, self.depths[:, None].expand(-1, self.longest, -1))  # (R, T, T)
+        self.visible = (passed == padded[:, None])[:, None]  # (R, 1, T, T)
+        parents = paths.gather(2, (self.depths - 1).clamp(min=0)[..., None])  # (R, T, 1)
+        # places of the parents in memory: in a row, nodes stand in ascending order
+        self.parents = self.pack(
+            torch.searchsorted(padded.masked_fill(padded < 0, len(tree.tokens)), parents[..., 0]) + self.first[:, None]
+        )
 
     def sees(self, causal: bool) -> tuple[Tensor, bool]:
-        return self.ancestors[None, None], False
+        return self.visible, False
 
     def positions(self, ids: Tensor, past: int = 0) -> Tensor:
-        return self.depths[None]
+        return self.depths
+
+
+NODES_AT_ONCE = 2048  # bounds memory; far more than a matrix product needs to be quick
+WORDS_AT_ONCE = 256  # nodes whose logits exist at a time: of BERT's words 31 MB, which stays in a cache
 
 
 @torch.no_grad()
@@ -105,25 +122,59 @@ def rank_answers(
     logits = decoder.step(tree.tokens[:1, None].expand(count, 1), keys, Cache())  # (B, V), after [DEC] alone
     first = logits.float().softmax(dim=1)[:, tree.first]  # (B, A)
     chosen = first.topk(min(k, len(tree)), dim=1).indices  # (B, k)
-    scores = [
-        _score(decoder, keys.select(torch.tensor([b], device=device)), tree, chosen[b], label_smoothing)
-        for b in range(count)
-    ]
-    ordered, order = torch.stack(scores).sort(dim=1, descending=True, stable=True)
+    rows = [(question, row) for question in range(count) for row in tree.rows_of(chosen[question])]
+    # log-probability of each node's token after its parent, and of the end after each node
+    tokens, ends = torch.zeros(2, count, len(tree.tokens), device=device)  # (B, n) each
+    for part in _parts(rows):
+        owner = torch.tensor([question for question, _ in part], device=device)
+        layout = TreeRows(tree, [row for _, row in part])
+        of_tokens, of_ends = _log_probs(decoder, keys, tree, layout, owner, label_smoothing)
+        nodes, question = layout.pack(layout.nodes), layout.pack(owner[:, None].expand_as(layout.nodes))
+        tokens[question, nodes], ends[question, nodes] = of_tokens, of_ends
+    tokens[:, 0] = 0  # nothing predicts `[DEC]`
+    last = tree.last[chosen]  # (B, k)
+    paths = tree.paths[last].flatten(1)  # (B, k*(L+1))
+    passed = tokens.gather(1, paths.clamp(min=0)).masked_fill(paths < 0, 0).unflatten(1, (last.shape[1], -1))
+    scores = passed.sum(dim=2) + ends.gather(1, last)
+    ordered, order = scores.sort(dim=1, descending=True, stable=True)
     return Ranked(chosen.gather(1, order), ordered, ordered.softmax(dim=1))
 
 
-def _score(decoder: TextDecoder, keys: ImageKeys, tree: AnswerTree, chosen: Tensor, smoothing: float) -> Tensor:
-    """The log-probabilities (k,) of the answers `chosen` (k,) to one question."""
-    predictors, targets = tree.predictors[chosen], tree.targets[chosen]  # (k, L)
-    real = targets >= 0
-    nodes = predictors[real].unique()  # (M,), parents before children
-    rows = TreeRows(tree.ancestors[nodes][:, nodes], tree.depths[nodes])
-    states = decoder(tree.tokens[nodes][None], rows, keys)  # (M, D)
-    logits = decoder.head(states).float()  # (M, V)
-    places = torch.searchsorted(nodes, predictors[real])
-    total = logits.logsumexp(dim=1)
-    right = logits[places, targets[real]] - total[places]
-    evenly = (logits.mean(dim=1) - total)[places]  # what smoothing mixes in: the mean log-probability of all words
-    values = (1 - smoothing) * right + smoothing * evenly
-    return torch.zeros(targets.shape, device=values.device).masked_scatter(real, values).sum(dim=1)
+def _parts(rows: list[tuple[int, Tensor]]) -> list[list[tuple[int, Tensor]]]:
+    """Rows together as long as they are NODES_AT_ONCE nodes or fewer."""
+    parts: list[list[tuple[int, Tensor]]] = [[]]
+    nodes = 0
+    for row in rows:
+        nodes += len(row[1])
+        if parts[-1] and nodes > NODES_AT_ONCE:
+            parts.append([])
+            nodes = len(row[1])
+        parts[-1].append(row)
+    return parts
+
+
+def _log_probs(
+    decoder: TextDecoder, keys: ImageKeys, tree: AnswerTree, layout: TreeRows, owner: Tensor, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (P,) of each node's token after its parent, and (P,) of the end after each node.
+
+    `owner` (R,) is the question of each row.
+    """
+    ids = tree.tokens[layout.nodes]  # (R, T)
+    states = decoder(ids, layout, ImageKeys(keys.layers, extra=owner, mask=keys.mask))  # (P, D)
+    ids = layout.pack(ids)
+    tokens, ends = torch.empty(2, len(states), device=states.device)
+    # a node's logits are asked for by its children; they follow it in memory, so its number is theirs in `parents`
+    order = layout.parents.argsort(stable=True)
+    sorted_parents = layout.parents[order].contiguous()
+    for begin in range(0, len(states), WORDS_AT_ONCE):
+        logits = decoder.head(states[begin : begin + WORDS_AT_ONCE]).float()  # (p, V)
+        total, mean = logits.logsumexp(dim=1), logits.mean(dim=1)
+        # smoothing mixes in the mean log-probability of all words
+        rest = smoothing * mean - total
+        ends[begin : begin + len(logits)] = (1 - smoothing) * logits[:, tree.end_id] + rest
+        low, high = torch.searchsorted(sorted_parents, torch.tensor([begin, begin + len(logits)], device=states.device))
+        children = order[int(low) : int(high)]
+        parents = layout.parents[children] - begin
+        tokens[children] = (1 - smoothing) * logits[parents, ids[children]] + rest[parents]
+    return tokens, ends

@@ -21,8 +21,10 @@ import blip
 from blip.data.phantoms import write_phantoms
 from blip.evaluate import recall_at
 from blip.predictor import Predictor
+from blip.tokenizer import Tokenizer
 from blip.train.log import read_metrics
 
+WORDS = 256  # tokens of the vocabulary
 ROOT = Path(__file__).resolve().parent.parent
 GALLERIES, GALLERY = 5, 100  # each of this many images with distinct captions
 
@@ -40,8 +42,10 @@ def main(
     console.print(f"drawing {count} phantoms to train on and others to test on")
     train = write_phantoms(output_dir / "data" / "train", count, seed=2 * seed, max_lesions=1)
     test = write_phantoms(output_dir / "data" / "test", 1000, seed=2 * seed + 1, max_lesions=1)
+    words = choose_words(train, output_dir / "data" / "tokenizer.json")
     run = output_dir / "run"
-    options = [f"train_file=[{train.resolve()}]", f"val_file=[{test.resolve()}]", f"seed={seed}", *(set_ or [])]
+    options = [f"train_file=[{train.resolve()}]", f"val_file=[{test.resolve()}]"]
+    options += [f"tokenizer={words.resolve()}", f"seed={seed}", *(set_ or [])]
     command = [sys.executable, "pretrain.py", "--config", "configs/pretrain_demo.yaml"]
     command += ["--output_dir", str(run.resolve()), "--resume", "auto", *(x for o in options for x in ("--set", o))]
     console.print("training: " + " ".join(command[1:]), soft_wrap=True, markup=False, highlight=False)
@@ -55,6 +59,21 @@ def main(
     show(console, run, scores)
     examples(console, model, test.parent, records[:6])
     console.print(f"{(time.perf_counter() - started) / 60:.1f} minutes. The run: {run}", soft_wrap=True, markup=False)
+
+
+def choose_words(train: Path, file: Path) -> Path:
+    """A tokenizer of captions, questions and statements, so that fine-tuning on them meets no unknown word."""
+    if not file.exists():  # training one is not reproducible: a run that goes on keeps its own
+        texts = []
+        for name, keys in (
+            ("captions", ["caption"]),
+            ("questions", ["question", "answer"]),
+            ("statements", ["sentence"]),
+        ):
+            records = json.loads((train.parent / f"{name}.json").read_text())
+            texts += [record[key] for record in records for key in keys]
+        Tokenizer.train(texts, WORDS).save(file)
+    return file
 
 
 def evaluate(model: Predictor, folder: Path, records: list[dict]) -> dict[str, float]:

@@ -190,6 +190,16 @@ def test_check_tells_generic_files_apart(tmp_path: Path, name: str, record: dict
     assert report.answer_types == {"questions": {"closed": 2}, "sentences": {"true": 2}}.get(kind, {})
 
 
+def test_check_counts_questions_without_answers(tmp_path: Path) -> None:
+    put(tmp_path / "a.png", png(0))
+    asked = {"image": "a.png", "question": "is it?"}
+    path = put(tmp_path / "vqa_test.json", [asked, {**asked, "question": "is it not?", "answer": ["yes", "no no"]}])
+    report = check_data([str(path)], dataset="vqa_v2", workers=0)
+    assert report.ok and report.unanswered == 1
+    assert report.answer_percentiles == {50: 2, 90: 2, 95: 2, 99: 2, 100: 2}
+    assert report.length_percentiles[50] == 3 and report.length_percentiles[100] == 3
+
+
 def test_check_data_verb_knows_sets(tmp_path: Path) -> None:
     put_arrow(tmp_path / "train", hub_rows(4, question="what", answer="cyst"))
     put_arrow(tmp_path / "test", hub_rows(2, first=9, question="is it", answer="yes"))

@@ -52,6 +52,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "flops": {"vit", "med"},
     "metrics": set(),
     "caption_scores": {"metrics"},
+    "ranking": {"med", "rows"},
+    "rerank": {"distributed", "metrics", "models.matching", "models.retrieval", "rows", "med"},
     "evaluate": {"distributed", "metrics", "generation", "models", "rows"},
     "internals": {"attention", "predictor"},
     "explain": {"attention", "predictor"},

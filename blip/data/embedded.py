@@ -37,7 +37,7 @@ def read_image(path: str | Path) -> bytes:
         if reference is None or not os.path.isfile(reference["file"]):
             raise
     file, row = reference["file"], int(reference["row"])
-    # the process is part of the key: a forked loader worker opens its own files, with their own positions
+    # the process is part of the key: pyarrow promises nothing for an open file on the other side of a fork
     find = _parquet_value if reference["kind"].lower() == "parquet" else _arrow_value
     value = find(file, row, os.getpid())
     # `datasets` saves {"bytes", "path"}; the bytes are null where only the path was kept

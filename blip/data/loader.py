@@ -171,7 +171,7 @@ def make_loader(
     """
     sampler = _Positions(steps_per_epoch(order, batch_size), batch_size, start)
     collate_batch = partial(collate_fn, pad_id=pad_id, pad_to=pad_to)
-    return iter(_data_loader(dataset, sampler, num_workers, seed, collate_batch, pin_memory))
+    return iter(data_loader(dataset, sampler, num_workers, seed, collate_batch, pin_memory))
 
 
 def steps_per_epoch(order: EpochOrder, batch_size: int) -> int:
@@ -245,11 +245,11 @@ def eval_loader(
         raise ValueError(f"batch_size is {batch_size}; it needs to be 1 or more")
     indices = range(rank, len(dataset), world)  # type: ignore[arg-type]
     batches = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
-    loader = _data_loader(dataset, batches, num_workers, 0, partial(collate_fn, pad_id=pad_id), pin_memory)
+    loader = data_loader(dataset, batches, num_workers, 0, partial(collate_fn, pad_id=pad_id), pin_memory)
     return EvalLoader(loader, len(indices))
 
 
-def _data_loader(
+def data_loader(
     dataset: Dataset, batches: Any, num_workers: int, seed: int, collate_batch: Callable[..., Any], pin_memory: bool
 ) -> DataLoader:
     if num_workers < 0:

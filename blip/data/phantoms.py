@@ -51,9 +51,7 @@ class Phantom:
         return f"{self.body} with " + " and ".join(lesion.words() for lesion in self.lesions)
 
 
-def draw_phantom(
-    rng: np.random.Generator, image_size: int = 48, max_lesions: int = 3
-) -> tuple[Phantom, Image.Image]:
+def draw_phantom(rng: np.random.Generator, image_size: int = 48, max_lesions: int = 3) -> tuple[Phantom, Image.Image]:
     """One random phantom and its picture, a grey image of `image_size` pixels a side."""
     body = str(rng.choice(BODIES))
     canvas = _draw_body(rng, body, image_size * OVERSAMPLING)
@@ -135,6 +133,33 @@ def questions(phantom: Phantom) -> list[dict[str, str]]:
     return [{"question": q, "answer": a, "answer_type": kind} for q, a, kind in asked]
 
 
+def statements(annotations: list[dict], seed: int = 0) -> list[dict]:
+    """For each image and the next one a statement about the two, true or false by turns: records of NLVR2's kind."""
+    found = []
+    for i, first in enumerate(annotations):
+        second = annotations[(i + 1) % len(annotations)]
+        rng = np.random.default_rng([seed, i, 1])
+        true = [text for text in STATEMENTS if _holds(text, first, second)]
+        false = [text for text in STATEMENTS if text not in true]
+        label = i % 2 == 0
+        text = str(rng.choice(true if label else false))
+        found.append({"images": [first["image"], second["image"]], "sentence": text, "label": label})
+    return found
+
+
+STATEMENTS = [
+    f"the {number} image shows a {value} lesion"
+    for number in ("first", "second")
+    for value in (*SHAPES, *SIZES, *BRIGHTNESSES)
+] + [f"both images show a {value} lesion" for value in (*SIZES, *BRIGHTNESSES)]
+
+
+def _holds(text: str, first: dict, second: dict) -> bool:
+    value = text.split()[-2]
+    shows = [any(value in lesion.values() for lesion in record["lesions"]) for record in (first, second)]
+    return all(shows) if text.startswith("both") else shows["second" in text]
+
+
 def wrong_caption(rng: np.random.Generator, phantom: Phantom, kind: str, max_lesions: int) -> str:
     """A caption that is not true of `phantom`: `other`, of another random one; `attribute`, with one word changed."""
     true = phantom.caption()
@@ -197,9 +222,9 @@ def write_phantoms(
     max_lesions: int = 3,
     noise: float = 0.0,
 ) -> Path:
-    """Writes `folder/images/*.png` and `folder/captions.json`, and returns the latter's path.
+    """Writes `folder/images/*.png`, `captions.json`, `questions.json` and `statements.json` (of two images each).
 
-    Raises ValueError for sizes that cannot be drawn.
+    Returns the path of the captions. Raises ValueError for sizes that cannot be drawn.
     """
     if count < 1:
         raise ValueError(f"count is {count}; a data set needs at least one image")
@@ -211,10 +236,16 @@ def write_phantoms(
         raise ValueError(f"noise is {noise}; it is a share, from 0 to 1")
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    annotations = []
+    annotations, asked = [], []
     for record, image in records(count, seed, image_size, max_lesions, noise):
         image.save(folder / record["image"])
         annotations.append(record)
-    path = folder / "captions.json"
-    path.write_text("[\n" + ",\n".join(json.dumps(r) for r in annotations) + "\n]\n", encoding="utf-8")
+        asked += [{"image": record["image"], **question} for question in record["questions"]]
+    _write(folder / "questions.json", asked)
+    _write(folder / "statements.json", statements(annotations, seed))
+    return _write(folder / "captions.json", annotations)
+
+
+def _write(path: Path, content: list[dict]) -> Path:
+    path.write_text("[\n" + ",\n".join(json.dumps(r) for r in content) + "\n]\n", encoding="utf-8")
     return path

@@ -53,7 +53,7 @@ def make_question(
 ) -> Question:
     """A `Question` whose answers are the different `references`, weighted by share; the text is that of `question`."""
     counts = Counter(references)
-    kind = ANSWER_TYPES.get(answer_type.strip().lower(), answer_type.strip().lower())
+    kind = ANSWER_TYPES.get(answer_type.lower(), answer_type.lower())
     if not kind:
         kind = "closed" if counts and {answer.lower() for answer in counts} <= {"yes", "no"} else "open"
     weights = [count / len(references) for count in counts.values()]

@@ -71,8 +71,13 @@ class VqaModel(nn.Module):
         Padding of a question is masked, so that it never changes an answer.
         """
         states = self.question_states(self.text_encoder.project(self.image_encoder(images)), ids, lengths, packed)
-        mask = None if bool((lengths == ids.shape[1]).all()) else torch.arange(ids.shape[1]) < lengths.cpu()[:, None]
-        return self.text_decoder.project(states, None if mask is None else mask.to(ids.device))
+        return self.answer_keys(states, lengths)
+
+    def answer_keys(self, states: Tensor, lengths: Tensor) -> ImageKeys:
+        """States (B, T, D) of questions of `lengths` (B,) tokens -> the keys of those that are not padding."""
+        longest = states.shape[1]
+        mask = None if bool((lengths == longest).all()) else torch.arange(longest) < lengths.cpu()[:, None]
+        return self.text_decoder.project(states, None if mask is None else mask.to(states.device))
 
     def question_states(self, keys: ImageKeys, ids: Tensor, lengths: Tensor, packed: bool = True) -> Tensor:
         """Questions ids (B, T) that look at images as `keys` says -> states (B, T, D), zeros at padding."""

@@ -1,0 +1,48 @@
+"""The images of an evaluation set by number, each read when it is asked for, and as often."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from blip.data.loader import data_loader
+from blip.data.skipped import Skipped
+from blip.data.transforms import open_image
+from blip.data.walk import open_or_note
+
+
+class ImagesByNumber:
+    """Called with batches of numbers, it gives their pixels (B, 3, S, S), batch by batch.
+
+    An unreadable image is black, so that the others keep their numbers, and is noted in `skipped`.
+    """
+
+    def __init__(self, paths: Sequence[str], transform: Callable[[Image.Image], Tensor], num_workers: int = 0):
+        self.files = _Files(paths, transform)
+        self.num_workers = num_workers
+        self.skipped: set[Skipped] = set()
+
+    def __call__(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        loader = data_loader(self.files, list(batches), self.num_workers, 0, _side_by_side, pin_memory=False)
+        for pixels, skipped in loader:
+            self.skipped.update(skipped)
+            yield pixels
+
+
+class _Files(Dataset):
+    def __init__(self, paths: Sequence[str], transform: Callable[[Image.Image], Tensor]):
+        self.paths, self.transform = paths, transform
+        self.black = torch.zeros_like(transform(Image.new("RGB", (8, 8))))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, list[Skipped]]:
+        pixels, skipped = open_or_note(index, lambda i: self.transform(open_image(self.paths[index])))
+        return self.black if pixels is None else pixels, skipped
+
+
+def _side_by_side(samples: list[tuple[Tensor, list[Skipped]]]) -> tuple[Tensor, list[Skipped]]:
+    return torch.stack([pixels for pixels, _ in samples]), [note for _, notes in samples for note in notes]

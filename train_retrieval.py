@@ -1,0 +1,180 @@
+"""Fine-tunes image-text retrieval, and scores it.
+
+    python train_retrieval.py --config configs/retrieval_roco.yaml --output_dir runs/roco --init_from model_base.pth
+    python train_retrieval.py --config configs/retrieval_roco.yaml --output_dir runs/roco --evaluate
+
+The losses are in blip/models/retrieval.py, twin and queue in blip/momentum.py, re-ranking in blip/rerank.py.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from blip import build, distributed, losses, momentum
+from blip.data.gallery import ImagesByNumber
+from blip.data.loader import Batch, padded
+from blip.data.pairs import CaptionEncoder, PairDataset, Pairs, caption_id, read_pairs
+from blip.finetune import FineTuning, evaluate, train
+from blip.models.matching import TEMPERATURE_RANGE, Twin
+from blip.models.retrieval import RetrievalModel
+from blip.rerank import Texts, evaluate_retrieval
+from blip.task_config import RetrievalConfig
+from blip.train.engine import Step
+from blip.train.launch import launch
+from blip.weights import load_strict, unique_state
+
+
+class Retrieving(FineTuning):
+    """Contrast and matching; pairs of one image are positives of one another."""
+
+    task = "retrieval"
+    config: RetrievalConfig
+    model: RetrievalModel
+
+    def read_data(self) -> None:
+        self.pairs: Pairs | None = None
+        if self.config.train_file:
+            self.pairs = self._read(build.annotation_files(self.config), "train")
+        self.held_out = {split: self._read(self.files(split), split) for split in ("val", "test") if self.files(split)}
+
+    def _read(self, files: Any, split: str) -> Pairs:
+        return read_pairs(files, self.config.image_root, self.config.dataset, self.part(split))
+
+    def texts(self) -> Iterator[str]:
+        assert self.pairs is not None
+        for i in range(len(self.pairs)):
+            yield from self.pairs.captions(i)
+
+    def records(self) -> tuple[int, np.ndarray | None]:
+        return (len(self.pairs), self.pairs.record_weights()) if self.pairs else (0, None)
+
+    def dataset(self, transform: Callable[[Image.Image], Tensor]) -> PairDataset:
+        assert self.pairs is not None
+        config = self.config
+        return PairDataset(
+            self.pairs,
+            self.order,
+            self.tokenizer,
+            transform,
+            config.max_text_tokens,
+            config.seed,
+            text_cleaning=config.text_cleaning,
+            max_skipped_fraction=config.max_skipped_fraction,
+        )
+
+    def add_parts(self) -> None:
+        """The momentum twin and the queue."""
+        config = self.config
+        with torch.no_grad():
+            self.model.temperature.fill_(config.temperature)
+        self.twin = Twin(self.model).to(self.device)
+        self.queue = momentum.Queue(config.queue_size, config.embed_dim).to(self.device)
+        self.pending: list[tuple[Tensor, ...]] = []  # momentum features and ids since the last update
+        self.itm_by_caption = config.equal_captions == "positives"
+
+    def step(self, batch: Batch, step: int) -> Step:
+        """A batch to its losses. Changes nothing; what the update needs later is kept in `pending`."""
+        config = self.config
+        self.skipped.add(batch.skipped)
+        batch = batch.to(self.device, non_blocking=True)
+        packed = not config.compile
+        alpha = losses.alpha_ramp(step, round(config.alpha_ramp_epochs * self.epochs.steps), config.alpha)
+        image_features, text_features = self.twin(batch.images, batch.ids, batch.lengths, packed)  # (B, E) each
+        entries = (image_features, text_features, batch.caption_ids, batch.image_ids)
+        candidates = momentum.candidates(*entries, self.queue, equal_captions=self.itm_by_caption)
+        others = None
+        if config.negative_all_rank:
+            captions, images = batch.caption_ids, batch.image_ids
+            everyone = distributed.all_gather(captions), distributed.all_gather(images)
+            others = momentum.same_pairs(captions, images, *everyone, self.itm_by_caption, by_image=True)
+        out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha, others, packed=packed)
+        self.pending.append(entries)
+        matched, unmatched = out.match_logits.argmax(dim=1).split([len(batch), 2 * len(batch)])
+        logs = {
+            "itc": out.itc,
+            "itm": out.itm,
+            "itm_matched": (matched == 1).float().mean(),
+            "itm_unmatched": (unmatched == 0).float().mean(),
+            "temperature": self.model.temperature,
+            "alpha": alpha,
+        }
+        return Step(out.itc + out.itm, logs, len(batch), describe=lambda: self._name(batch))
+
+    def _name(self, batch: Batch) -> str:
+        assert self.pairs is not None
+        return ", ".join(self.pairs.image_path(i) for i in batch.indices[:16])
+
+    @torch.no_grad()
+    def after_update(self, step: int) -> None:
+        """What follows the optimizer, in this order: clamp the temperature, move the twin, push the queue."""
+        self.model.temperature.clamp_(*TEMPERATURE_RANGE)
+        momentum.update_twin(*self.twin.pairs_with(self.model), self.config.momentum)
+        self.queue.push(*(torch.cat(parts) for parts in zip(*self.pending, strict=True)))
+        self.pending.clear()
+
+    def state(self) -> dict:
+        return {**super().state(), "twin": unique_state(self.twin), "queue": self.queue.state_dict()}
+
+    def load(self, folder: Path, training: dict) -> None:
+        super().load(folder, training)
+        load_strict(self.twin, training["twin"], f"{folder} (momentum twin)")
+        load_strict(self.queue, training["queue"], f"{folder} (queue)")
+
+    def evaluate(self, split: str) -> dict[str, Any]:
+        """Retrieval both ways over the whole split; the ranked lists go into `retrieval_SPLIT.json`."""
+        images, texts, lines = self._gallery(self.held_out[split])
+        pixels = ImagesByNumber(images, self.eval_transform(), self.config.num_workers)
+        found = evaluate_retrieval(
+            self.model, pixels, len(images), texts, self.device, self.config.k_test, self.config.batch_size
+        )
+        unreadable = sorted({note for part in distributed.gather_objects(pixels.skipped) for note in part})
+        details = {"images": images, "texts": lines, "unreadable": [path for _, path, _ in unreadable]}
+        self.write(f"retrieval_{split}.json", {**found.as_json(), **details, "k": self.config.k_test})
+        return {f"{split}_{name}": value for name, value in found.metrics.items()} | {
+            f"{split}_unreadable": len(unreadable)
+        }
+
+    def _gallery(self, pairs: Pairs) -> tuple[list[str], Texts, list[str]]:
+        """The different images, the texts with the images that each describes, and these texts as they are written.
+
+        With `equal_captions: positives` a caption that several images share is one text that describes them all.
+        """
+        numbers: dict[int, int] = {}  # image id -> number
+        images: list[str] = []
+        lines: list[str] = []
+        owners: list[list[int]] = []
+        places: dict[int, int] = {}  # caption id -> text
+        for i in range(len(pairs)):
+            number = numbers.setdefault(pairs.image_id(i), len(images))
+            if number == len(images):
+                images.append(pairs.image_path(i))
+            for caption in pairs.captions(i):
+                place = places.get(caption_id(caption), -1) if self.itm_by_caption else -1
+                if place < 0:
+                    places[caption_id(caption)] = len(lines)
+                    lines.append(caption)
+                    owners.append([number])
+                else:
+                    owners[place].append(number)
+        encode = CaptionEncoder(self.tokenizer, self.config.max_text_tokens, text_cleaning=self.config.text_cleaning)
+        ids, lengths = padded([encode(line) for line in lines], self.tokenizer.pad_id)
+        return images, Texts(ids, lengths, owners), lines
+
+
+def run(config: RetrievalConfig, output: Path, resume: str, device: torch.device) -> None:
+    """Trains and leaves the result in `output`."""
+    train(Retrieving, config, output, resume, device)
+
+
+def score(config: RetrievalConfig, output: Path, device: torch.device) -> None:
+    """Evaluates without training."""
+    evaluate(Retrieving, config, output, device)
+
+
+if __name__ == "__main__":
+    launch(run, RetrievalConfig, default_output="runs/retrieval", evaluate=score)
