@@ -6,6 +6,7 @@
 The loss is in blip/models/caption.py, what the scripts share in blip/finetune.py, writing in blip/generation.py.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip import build, distributed
+from blip import build
 from blip.caption_scores import score_captions
+from blip.config import ConfigError
 from blip.data.loader import Batch
 from blip.data.pairs import EvalPairs, PairDataset, Pairs, read_pairs
-from blip.finetune import FineTuning, NothingToScore, evaluate, train
+from blip.finetune import FineTuning, evaluate, train
 from blip.metrics import as_json
 from blip.models.caption import CaptionModel
 from blip.rows import with_first
@@ -34,6 +36,7 @@ class Captioning(FineTuning):
     """Language modelling of captions behind a prompt."""
 
     task = "caption"
+    scored = ("images", "exact", *LOGGED.values())
     config: CaptionConfig
     model: CaptionModel
 
@@ -71,7 +74,11 @@ class Captioning(FineTuning):
 
     def add_parts(self) -> None:
         """The prompt's tokens: `[DEC]` and its words."""
-        ids = self.tokenizer.encode([self.config.prompt], self.config.max_text_tokens)[0][:-1]
+        room = self.config.max_text_tokens
+        ids = self.tokenizer.encode([self.config.prompt], self.config.max_positions)[0][:-1]
+        if len(ids) + 2 > room:
+            raise ConfigError(f"the prompt has {len(ids)} tokens and max_text_tokens is {room}: no caption fits in")
+        self.needs_positions(len(ids) + self.config.max_new_tokens, "prompt and max_new_tokens")
         self.prompt = with_first(torch.tensor([ids], device=self.device), self.tokenizer.dec_id)  # (1, T)
 
     def step(self, batch: Batch, step: int) -> Step:
@@ -91,7 +98,7 @@ class Captioning(FineTuning):
         pairs, how = self.held_out[split], self.config.decoding()
         dataset = EvalPairs(pairs, self.tokenizer, self.eval_transform(), self.config.max_text_tokens)
         batches = self.eval_batches(dataset)
-        own: list[tuple[int, str, float]] = []
+        own: list[tuple] = []  # index, caption, log-probability
         for batch in batches:
             images = batch.images.to(self.device)
             prompt = self.prompt.expand(len(images), -1)
@@ -101,14 +108,14 @@ class Captioning(FineTuning):
                 batch.indices, out.ids.tolist(), out.log_probs.sum(1).tolist(), strict=True
             ):
                 own.append((index, self.tokenizer.decode(ids), log_prob))
-        written = sorted(row for part in distributed.gather_objects(own) for row in part)
-        if not written:
-            raise NothingToScore(f"no image of {', '.join(self.files(split))} could be read")
+        written = self.gathered(split, own, batches)
         rows = [
-            {"image": pairs.image_path(i), "image_id": pairs.image_id(i), "caption": text, "log_prob": log_prob}
+            {"image": pairs.image_path(i), "caption": text, "log_prob": log_prob, "references": pairs.captions(i)}
             for i, text, log_prob in written
         ]
         self.write(f"captions_{split}.json", rows)
+        results = [{"image_id": result_id(pairs.image_name(i)), "caption": text} for i, text, _ in written]
+        self.write(f"results_{split}.json", results)  # as COCO's and NoCaps' servers take them
         scores = score_captions(
             [text for _, text, _ in written],
             [pairs.captions(i) for i, _, _ in written],
@@ -123,6 +130,12 @@ class Captioning(FineTuning):
 
     def facts(self) -> dict[str, Any]:
         return {"prompt": self.config.prompt}
+
+
+def result_id(name: str) -> int | str:
+    """An image's number where it has one, also at the end of its file name, as in COCO_val2014_000000391895."""
+    digits = re.search(r"\d+$", name)
+    return int(digits[0]) if digits else name
 
 
 def run(config: CaptionConfig, output: Path, resume: str, device: torch.device) -> None:

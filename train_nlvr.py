@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip import build, distributed
+from blip import build
 from blip.data.nlvr import EvalStatements, NlvrBatch, NlvrDataset, Statements, collate_nlvr, read_statements
-from blip.finetune import FineTuning, NothingToScore, evaluate, train
+from blip.finetune import FineTuning, evaluate, train
 from blip.metrics import as_json, bootstrap
 from blip.models.nlvr import NlvrModel, statement_loss
 from blip.task_config import NlvrConfig
@@ -29,6 +29,7 @@ class Judging(FineTuning):
     """Classification of statements about two images."""
 
     task = "nlvr"
+    scored = ("accuracy", "statements", "majority")
     collate_fn = staticmethod(collate_nlvr)
     config: NlvrConfig
     model: NlvrModel
@@ -44,7 +45,8 @@ class Judging(FineTuning):
 
     def texts(self) -> Iterator[str]:
         assert self.statements is not None
-        return (self.statements[i].sentence for i in range(len(self.statements)))
+        for i in range(len(self.statements)):
+            yield self.statements[i].sentence
 
     def records(self) -> tuple[int, np.ndarray | None]:
         return (len(self.statements) if self.statements is not None else 0), None
@@ -80,14 +82,13 @@ class Judging(FineTuning):
         statements = self.held_out[split]
         config = self.config
         dataset = EvalStatements(statements, self.tokenizer, self.eval_transform(), config.max_text_tokens)
-        own: list[tuple[int, float]] = []
-        for batch in self.eval_batches(dataset):
+        batches = self.eval_batches(dataset)
+        own: list[tuple] = []  # index, probability
+        for batch in batches:
             batch = batch.to(self.device)
             true = self.model(batch.images, batch.ids, batch.lengths).float().softmax(dim=1)[:, 1]
             own += zip(batch.indices, true.tolist(), strict=True)
-        judged = sorted(row for part in distributed.gather_objects(own) for row in part)
-        if not judged:
-            raise NothingToScore(f"no images of {', '.join(self.files(split))} could be read")
+        judged = self.gathered(split, own, batches)
         right = [(probability > 0.5) == statements[i].label for i, probability in judged]
         labels = [statements[i].label for i, _ in judged]
         rows = [

@@ -19,7 +19,7 @@ from blip import build, distributed, losses, momentum
 from blip.data.gallery import ImagesByNumber
 from blip.data.loader import Batch, padded
 from blip.data.pairs import CaptionEncoder, PairDataset, Pairs, caption_id, read_pairs
-from blip.finetune import FineTuning, evaluate, train
+from blip.finetune import FineTuning, NothingToScore, evaluate, train
 from blip.models.matching import TEMPERATURE_RANGE, Twin
 from blip.models.retrieval import RetrievalModel
 from blip.rerank import Texts, evaluate_retrieval
@@ -33,6 +33,7 @@ class Retrieving(FineTuning):
     """Contrast and matching; pairs of one image are positives of one another."""
 
     task = "retrieval"
+    scored = ("itc", "itm", "i2t", "t2i", "unreadable")
     config: RetrievalConfig
     model: RetrievalModel
 
@@ -70,8 +71,9 @@ class Retrieving(FineTuning):
     def add_parts(self) -> None:
         """The momentum twin and the queue."""
         config = self.config
-        with torch.no_grad():
-            self.model.temperature.fill_(config.temperature)
+        if "temperature" in self.missing or "temperature" in config.model_fields_set or not config.init_from:
+            with torch.no_grad():
+                self.model.temperature.fill_(config.temperature)
         self.twin = Twin(self.model).to(self.device)
         self.queue = momentum.Queue(config.queue_size, config.embed_dim).to(self.device)
         self.pending: list[tuple[Tensor, ...]] = []  # momentum features and ids since the last update
@@ -133,7 +135,10 @@ class Retrieving(FineTuning):
             self.model, pixels, len(images), texts, self.device, self.config.k_test, self.config.batch_size
         )
         unreadable = sorted({note for part in distributed.gather_objects(pixels.skipped) for note in part})
-        details = {"images": images, "texts": lines, "unreadable": [path for _, path, _ in unreadable]}
+        self.write_unreadable(split, [path for _, path, _ in unreadable])
+        if len({number for number, _, _ in unreadable}) == len(images):
+            raise NothingToScore(f"no image of {', '.join(self.files(split))} could be read, such as {images[0]}")
+        details = {"images": images, "texts": lines}
         self.write(f"retrieval_{split}.json", {**found.as_json(), **details, "k": self.config.k_test})
         return {f"{split}_{name}": value for name, value in found.metrics.items()} | {
             f"{split}_unreadable": len(unreadable)

@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip import build, distributed
+from blip import build
 from blip.config import ConfigError
 from blip.data.question_sets import Question
 from blip.data.vqa import EvalQuestions, QuestionEncoder, Questions, VqaBatch, VqaDataset, collate_vqa, read_questions
 from blip.data.vqa_splits import answer_list, shared_images, split_by_image
-from blip.finetune import FineTuning, NothingToScore, evaluate, train
-from blip.metrics import as_json, score_answers, vqa_accuracy
+from blip.finetune import FineTuning, evaluate, train
+from blip.metrics import ANSWER_SCORES, as_json, score_answers, vqa_accuracy
 from blip.models.vqa import VqaModel
 from blip.ranking import AnswerTree, rank_answers
 from blip.task_config import VqaConfig
@@ -35,6 +35,7 @@ class Answering(FineTuning):
     """Language modelling of weighted answers to questions about images."""
 
     task = "vqa"
+    scored = ("questions", *ANSWER_SCORES, "vqa_accuracy", "images_in_training")
     collate_fn = staticmethod(collate_vqa)
     config: VqaConfig
     model: VqaModel
@@ -43,39 +44,38 @@ class Answering(FineTuning):
         self.questions: Questions | None = None
         self.held_out: dict[str, Questions] = {}
         config = self.config
-        for split in ("val", "test"):
-            if self.files(split):
-                self.held_out[split] = self._read(self.files(split), split)
         if config.train_file:
             self.questions = self._read(build.annotation_files(config), "train")
-            if config.split_shares:
-                self._split(config.split_shares)
+        if config.split_shares and self.questions is not None:
+            self._split(self.questions, config.split_shares)
+        else:
+            self.held_out = {part: self._read(self.files(part), part) for part in ("val", "test") if self.files(part)}
         self.answers = self._answers()
 
     def _read(self, files: Any, split: str) -> Questions:
         return read_questions(files, self.config.image_root, self.config.dataset, self.part(split))
 
-    def _split(self, shares: tuple[float, float, float]) -> None:
-        assert self.questions is not None
-        if self.held_out:
-            raise ConfigError("split_shares divides train_file: leave out val_file and test_file")
-        parts = split_by_image(self.questions, shares, self.config.seed)
-        self.questions, self.held_out["val"], self.held_out["test"] = parts
+    def _split(self, questions: Questions, shares: tuple[float, float, float]) -> None:
+        self.questions, *held_out = split_by_image(questions, shares, self.config.seed)
+        self.held_out = {split: part for split, part in zip(("val", "test"), held_out, strict=True) if len(part)}
 
     def files(self, split: str) -> list[str]:
-        if self.config.split_shares and self.config.train_file:
-            return [f"{split} part of train_file"] if split in self.held_out or not hasattr(self, "answers") else []
+        if self.config.split_shares:
+            return [f"the {split} part of train_file"] if split in self.held_out else []
         return super().files(split)
 
     def _answers(self) -> list[str]:
         """The answers that ranking chooses from: a file's, the training set's, or those that a checkpoint brings."""
         path = self.config.answer_file
         if path:
-            text = Path(path).read_text(encoding="utf-8")
-            found = json.loads(text) if path.endswith(".json") else text.splitlines()
+            try:
+                text = Path(path).read_text(encoding="utf-8")
+                found = json.loads(text) if path.endswith(".json") else text.splitlines()
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"answer_file {path}: {error}") from error
             if not isinstance(found, list) or not all(isinstance(answer, str) for answer in found):
                 raise ConfigError(f"answer_file {path}: expected a JSON list of texts, or a text file of one a line")
-            found = [answer.strip() for answer in found if answer.strip()]
+            found = list(dict.fromkeys(answer.strip() for answer in found if answer.strip()))
         elif self.questions is not None:
             found = answer_list(self.questions)
         else:
@@ -128,21 +128,24 @@ class Answering(FineTuning):
         """The list of answers as a tree of tokens."""
         encoded = self.tokenizer.encode(self.answers, self.config.max_answer_tokens) if self.answers else []
         kept = [(text, ids[1:-1]) for text, ids in zip(self.answers, encoded, strict=True) if len(ids) > 2]
+        if self.answers and not kept and self.config.inference == "rank":
+            raise ConfigError(f"no answer has a token, such as {self.answers[0]!r}: set answer_file")
         self.answers = [text for text, _ in kept]
+        self.needs_positions(self.config.max_answer_tokens, "max_answer_tokens")
+        if self.config.inference == "generate":
+            self.needs_positions(1 + self.config.max_new_tokens, "max_new_tokens and the token before them")
         self.tree = AnswerTree([i for _, i in kept], self.tokenizer.dec_id, self.tokenizer.sep_id) if kept else None
 
     def evaluate(self, split: str) -> dict[str, Any]:
         """Answers the questions of the split and scores them; each answer goes into `answers_SPLIT.json`."""
         questions = self.held_out[split]
         batches = self.eval_batches(EvalQuestions(questions, self.encoder(), self.eval_transform()))
-        own: list[tuple[int, str, float]] = []
+        own: list[tuple] = []  # index, answer, probability
         for batch in batches:
             batch = batch.to(self.device)
             keys = self.model.question_keys(batch.images, batch.ids, batch.lengths)
             own += [(i, *answer) for i, answer in zip(batch.indices, self._answer(keys), strict=True)]
-        given = sorted(row for part in distributed.gather_objects(own) for row in part)
-        if not given:
-            raise NothingToScore(f"no image of {', '.join(self.files(split))} could be read")
+        given = self.gathered(split, own, batches)
         asked = [questions[i] for i, _, _ in given]
         self._write(split, asked, given)
         return self._score(split, asked, [text for _, text, _ in given])
@@ -158,7 +161,7 @@ class Answering(FineTuning):
         sure = out.log_probs.sum(dim=1).exp().tolist()
         return [(self.tokenizer.decode(ids), p) for ids, p in zip(out.ids.tolist(), sure, strict=True)]
 
-    def _write(self, split: str, asked: list[Question], given: list[tuple[int, str, float]]) -> None:
+    def _write(self, split: str, asked: list[Question], given: list[tuple]) -> None:
         rows = [
             {"question_id": q.question_id, "image": q.image, "question": q.question, "answer": text, "probability": p,
              "references": q.references or q.answers}

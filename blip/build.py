@@ -48,6 +48,8 @@ def choose_tokenizer(config: ModelConfig, texts: Iterable[str], output: Path, re
 
 def own_tokenizer(checkpoint: str) -> Path:
     """The tokenizer that lies in a checkpoint's folder."""
+    if not checkpoint:
+        raise ConfigError("without init_from there is no tokenizer: set tokenizer, or tokenizer: train")
     for name in (TOKENIZER, "vocab.txt"):
         if (Path(checkpoint) / name).is_file():
             return Path(checkpoint) / name

@@ -286,47 +286,15 @@ def _rouge_1(captions: Captions, resample: Resample) -> Scored:
 
 
 def _bert_score(captions: Captions, resample: Resample) -> Scored:
-    """Each token's best cosine in the other caption (Zhang et al. 2020), without idf weights and baseline rescaling.
-
-    As in the bert_score package, `[CLS]` and `[SEP]` may be matched but are not averaged. The reference of the best F1
-    counts. Captions are prepared as for ROUGE-1.
-    """
+    """See `bert_score.bert_scores`. Captions are prepared as for ROUGE-1."""
     folder, layer = captions.bert_score
     if folder is None or not folder.is_dir():
         raise Missing("no folder with a model was given" if folder is None else f"{folder} is not a folder")
-    import torch
-    from transformers import AutoModel, AutoTokenizer
+    from blip.bert_score import bert_scores  # torch and transformers, which nothing else here needs
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model = AutoModel.from_pretrained(folder, local_files_only=True).eval().to(device)
-    # RoBERTa's positions start at 2; its kind of tokenizer knows a word by the blank before it
-    longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 514) - 2)
-    options = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
-    blank = " " if "\u0120the" in tokenizer.get_vocab() else ""
-
-    def encode(texts: Sequence[str]) -> list[torch.Tensor]:
-        """Unit vectors (P, T, D), where tokens are (P, T) and which of them are averaged (P, T)."""
-        texts = [blank + clean_for_imageclef(text) for text in texts]
-        batch = tokenizer(texts, return_special_tokens_mask=True, **options).to(device)
-        special, there = batch.pop("special_tokens_mask").bool(), batch["attention_mask"].bool()
-        states = model(**batch, output_hidden_states=True).hidden_states[-1 if layer is None else layer].float()
-        return [states / states.norm(dim=-1, keepdim=True), there, there & ~special]
-
-    pairs = [(i, text) for i, several in enumerate(captions.references) for text in several]
-    best = np.zeros((len(captions.generated), 2))  # recall, F1
-    with torch.inference_mode():
-        for start in range(0, len(pairs), 64):
-            images, references = zip(*pairs[start : start + 64], strict=True)
-            vectors, there, counted = encode([captions.generated[i] for i in images])
-            other_vectors, other_there, other_counted = encode(references)
-            cosine = vectors @ other_vectors.mT  # (P, T of generated, T of reference)
-            cosine = cosine.masked_fill(~(there[:, :, None] & other_there[:, None, :]), -1)
-            precision = (cosine.amax(dim=2) * counted).sum(dim=1) / counted.sum(dim=1)
-            recall = (cosine.amax(dim=1) * other_counted).sum(dim=1) / other_counted.sum(dim=1)
-            f1 = 2 * precision * recall / (precision + recall)
-            for image, score in zip(images, torch.stack([recall, f1], dim=1).tolist(), strict=True):
-                best[image] = max(best[image].tolist(), score, key=lambda row: row[1])
+    texts = [clean_for_imageclef(text) for text in captions.generated]
+    references = [[clean_for_imageclef(text) for text in several] for several in captions.references]
+    best = bert_scores(texts, references, folder, layer)
     return {"BERTScore-R": _mean(captions, best[:, 0], resample), "BERTScore-F1": _mean(captions, best[:, 1], resample)}
 
 

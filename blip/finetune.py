@@ -2,6 +2,7 @@
 `step` and `evaluate`.
 """
 
+import difflib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -35,9 +36,13 @@ BEST = "best"
 
 
 class FineTuning:
-    """A run of one task: its parts, and what the loop calls. `task` names it; see `train.run.Task` for the methods."""
+    """A run of one task: its parts, and what the loop calls; see `train.run.Task` for the methods.
+
+    `task` names it, `scored` what its evaluation gives, without the split; `NAME_KIND` may follow for kinds of answers.
+    """
 
     task = ""
+    scored: tuple[str, ...] = ()
     collate_fn: Callable[..., Any] = staticmethod(collate)
 
     def __init__(
@@ -51,12 +56,13 @@ class FineTuning:
         """Reads the data and builds the model from `source`; `resume` is a checkpoint that `load` continues later."""
         self.config: Any = config
         self.output, self.device = output, device
+        self._check_best_metric()
         self.read_data()
         self.tokenizer = build.choose_tokenizer(self.config, self.texts(), output, resume)
         self._count_steps()
         torch.manual_seed(config.seed)  # equal starting weights on every process
-        self.model, missing = start.start_model(self.task, self.config, source, self.tokenizer)
-        self.warning = start.advice(self.task, source, missing) if source else ""
+        self.model, self.missing = start.start_model(self.task, self.config, source, self.tokenizer)
+        self.warning = start.advice(self.task, source, self.missing) if source else ""
         if self.config.lora:
             options = self.config.lora
             lora.add_lora(
@@ -107,6 +113,19 @@ class FineTuning:
 
     # ---- data --------------------------------------------------------------------------------------------------------
 
+    def _check_best_metric(self) -> None:
+        """ConfigError now, where the first evaluation would not give it."""
+        split, _, name = self.config.best_metric.partition("_")
+        if self.config.val_file and not (split == "val" and f"{name}_".startswith(tuple(f"{x}_" for x in self.scored))):
+            known = [f"val_{x}" for x in self.scored]
+            near = difflib.get_close_matches(self.config.best_metric, known, n=3, cutoff=0.0)
+            raise ConfigError(f"best_metric {self.config.best_metric!r} is unknown; the nearest are {', '.join(near)}")
+
+    def needs_positions(self, count: int, what: str) -> None:
+        """ConfigError where a text may become longer than the model can read."""
+        if count > self.config.max_positions:
+            raise ConfigError(f"{what}: {count} tokens, and the model has {self.config.max_positions} positions")
+
     def files(self, split: str) -> list[str]:
         """The annotation files of `val` or `test`."""
         return list(self.config.val_file if split == "val" else self.config.test_file)
@@ -154,6 +173,22 @@ class FineTuning:
             collate_fn=self.collate_fn,
         )
 
+    def gathered(self, split: str, own: list[tuple], batches: EvalLoader) -> list[tuple]:
+        """The rows of all processes, each beginning with its record's number, in the order of the records.
+
+        Images that could not be read are listed in `unreadable_SPLIT.json`; NothingToScore where none could.
+        """
+        rows = sorted(row for part in distributed.gather_objects(own) for row in part)
+        notes = sorted({note for part in distributed.gather_objects(batches.skipped) for note in part})
+        self.write_unreadable(split, [path for _, path, _ in notes])
+        if not rows:
+            raise NothingToScore(f"no image of {', '.join(self.files(split))} could be read, such as {notes[0][1]}")
+        return rows
+
+    def write_unreadable(self, split: str, paths: list[str]) -> None:
+        if paths:
+            self.write(f"unreadable_{split}.json", sorted(set(paths)))
+
     def eval_transform(self) -> Callable[[Image.Image], Tensor]:
         return eval_transform(self.config.image_size)
 
@@ -191,6 +226,9 @@ class FineTuning:
         """Continues from a checkpoint of this run."""
         if self.config.lora:  # the weights on disk have the adapters folded in: the adapters themselves lie beside them
             load_strict(self.model, {**unique_state(self.model), **training["adapter"]}, f"{folder} (adapters)")
+            known = load_weights(folder)[0]
+            if not all(torch.allclose(tensor.cpu(), known[name], atol=1e-4) for name, tensor in self.weights().items()):
+                raise CheckpointError(f"{folder}: its adapters do not belong to init_from {self.config.init_from!r}")
         else:
             load_strict(self.model, load_weights(folder)[0], str(folder))
         if "best" in training["progress"]:
@@ -230,6 +268,8 @@ class FineTuning:
         if distributed.is_main():
             with replace_folder(self.output / BEST) as folder:
                 save_weights(folder, weights, {**self.info(), "step": step})
+                if self.config.lora:
+                    lora.save_adapter(folder, self.model, {"base": self.config.init_from})
                 (folder / TOKENIZER).write_bytes((self.output / TOKENIZER).read_bytes())
                 (folder / "metrics.json").write_text(json.dumps({"step": step, **metrics}, indent=1) + "\n")
         distributed.barrier()
@@ -245,16 +285,18 @@ def train(make: type[FineTuning], config: FineTuneConfig, output: Path, resume: 
     """Trains, from the start or from a checkpoint; then scores `test_file` with the best weights."""
     if not config.train_file:
         raise ConfigError("train_file is empty; --set train_file=[FILE]")
-    source = start.read_source(config, find_checkpoint(resume, output) if resume else None)
+    begun = find_checkpoint(resume, output) if resume else None
+    config = start.as_begun(config, begun) if begun else config
+    source = start.read_source(config, begun)
     config = start.with_sizes_of(config, source)
     folder, changed = prepare(config, output, resume)
     task = make(config, source, output, folder, device)
     if task.warning and folder is None and distributed.is_main():
         Console(stderr=True).print(task.warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if fit(task, config, output, folder, changed) and task.files("test"):
-        if (output / BEST).is_dir():
-            load_strict(plain(task), load_weights(output / BEST)[0], str(output / BEST))
-        report(task, {"weights": str(output / BEST), **task.scores("test")}, "test.json")
+        weights = output / BEST if (output / BEST).is_dir() else complete_checkpoints(output)[-1]
+        load_strict(plain(task), load_weights(weights)[0], str(weights))
+        report(task, {"weights": str(weights), **task.scores("test")}, "test.json")
 
 
 def evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, device: torch.device) -> None:
@@ -263,13 +305,19 @@ def evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, devic
     weights = config.init_from or (str(here[0]) if here else "")
     if not weights:
         raise CheckpointError(f"nothing to evaluate: {output} holds no checkpoint; give --init_from")
-    if not (config.val_file or config.test_file):
+    train_file = config.train_file if getattr(config, "split_shares", None) else []  # whose parts are evaluated
+    if not (config.val_file or config.test_file or train_file):
         raise ConfigError("nothing to evaluate on: --set val_file=[FILE], or test_file")
-    config = config.model_copy(update={"init_from": weights, "train_file": [], "lora": None, "freeze": []})
+    config = config.model_copy(update={"init_from": weights, "train_file": train_file, "lora": None, "freeze": []})
     source = start.read_source(config)
-    task = make(start.with_sizes_of(config, source), source, output, None, device)
-    if task.warning:
-        raise CheckpointError(f"{weights} cannot be evaluated: {task.warning}")
+    own_words = Path(weights) if (Path(weights) / TOKENIZER).is_file() else None
+    task = make(start.with_sizes_of(config, source), source, output, own_words, device)
+    if unknown := [name for name in task.missing if name != "temperature"]:
+        parts = ", ".join(start.parts_of(unknown))
+        raise CheckpointError(
+            f"{weights} cannot be evaluated: it is a checkpoint of {source.info['task'] if source else ''}, and {parts}"
+            f" would be random; fine-tune it for {task.task} first"
+        )
     found: dict[str, Any] = {"weights": weights}
     for split in ("val", "test"):
         if task.files(split):

@@ -188,20 +188,17 @@ def read_questions(vision: Vision, text: Text, lengths: Sequence[int]) -> float:
 
 
 def rank_padded(text: Text, k: int, longest: int, question: int) -> float:
-    """k answers padded to `longest` tokens, each with its own copy of a question's `question` states, and [DEC] alone."""
+    """k answers padded to `longest` tokens, each with a copy of a question's `question` states, and [DEC] alone."""
     once = text_forward(text, 1, 1, 1, question) + head_forward(text, 1)
     padded = text_forward(text, k, k * longest, longest, question) + head_forward(text, k * longest)
     return once + padded + (k + 1) * _question_keys(text, question)
 
 
-def rank_tree(text: Text, nodes: int, question: int) -> float:
-    """A tree of `nodes` tokens over one question, and [DEC] alone; attention within rows of 64 nodes."""
+def rank_tree(text: Text, nodes: int, question: int, row: int = 64) -> float:
+    """A tree of `nodes` tokens over one question, and [DEC] alone; nodes are laid out in rows of some `row` nodes."""
     once = text_forward(text, 1, 1, 1, question) + head_forward(text, 1)
-    tree = text_forward(text, 1, nodes, 0) + text.layers * nodes * (
-        4 * text.width**2 + attention(1, question, text.width)
-    )
-    tree += text.layers * nodes * attention(1, 64, text.width)
-    return once + tree + head_forward(text, nodes) + _question_keys(text, question)
+    one = text_forward(text, 1, 1, 1, question) + text.layers * attention(1, row - 1, text.width)
+    return once + nodes * (one + head_forward(text, 1)) + _question_keys(text, question)
 
 
 def _question_keys(text: Text, question: int) -> float:

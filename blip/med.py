@@ -105,23 +105,25 @@ class TextDecoder(nn.Module):
         """States (B, N, image_width) -> keys and values of every layer; `mask` (B, N), True at what may be seen."""
         return project(self, states, mask)
 
-    def forward(self, ids: Tensor, rows: Rows, keys: ImageKeys, words: Tensor | None = None) -> Tensor:
-        """ids (R, T), the first one `[DEC]`, -> states (P, D), the input of `head`; `words` as in `Embeddings`."""
-        x = self.embeddings(ids, rows, words=words)
+    def forward(
+        self, ids: Tensor, rows: Rows, keys: ImageKeys, words: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """ids (R, T), the first one `[DEC]`, -> states (P, D), the input of `head`; `words` as in `Embeddings`.
+
+        With `cache`, the self-attention keys and values of what came before, these tokens follow it and extend it.
+        """
+        x = self.embeddings(ids, rows, past=cache.length if cache else 0, words=words)
         for i, layer in enumerate(self.layers):
-            x = layer(x, rows, keys, i, causal=True)
+            x = layer(x, rows, keys, i, causal=True, cache=cache)
         return x
 
     def step(self, ids: Tensor, keys: ImageKeys, cache: Cache) -> Tensor:
         """The next T tokens of R texts of equal length: ids (R, T) -> logits of the last one (R, V); extends `cache`.
 
-        `cache` holds the self-attention keys and values of what came before; start with `Cache()`.
+        Start with `Cache()`.
         """
         rows = Rows(torch.full((len(ids),), ids.shape[1]), ids.shape[1], ids.device)
-        x = self.embeddings(ids, rows, past=cache.length)
-        for i, layer in enumerate(self.layers):
-            x = layer(x, rows, keys, i, causal=True, cache=cache)
-        return self.head(rows.unpack(x)[:, -1])
+        return self.head(rows.unpack(self(ids, rows, keys, cache=cache))[:, -1])
 
 
 class Layer(nn.Module):

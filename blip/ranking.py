@@ -1,9 +1,9 @@
 """Which answer of a list does a VQA model find likeliest? (Li et al. 2021, section 5; the published `rank_answer`.)
 
-The k answers whose first token is likeliest are scored whole: the sum of the log-probabilities of their tokens, the end
-token included. Their tokens form a tree under `[DEC]`: answers that begin alike share what they begin with, so that each
-different beginning is computed once, and the end token, which predicts nothing, never enters. Branches of the tree do
-not see one another; they are laid out in rows of some 64 tokens, all on the query axis of their question.
+The k answers whose first token is likeliest are scored whole: the sum of the log-probabilities of their tokens, the
+end token included. Their tokens form a tree under `[DEC]`: answers that begin alike share what they begin with, so that
+each different beginning is computed once, and the end token, which predicts nothing, never enters. Branches of the tree
+do not see one another: they are laid out in rows of some 64 tokens, those of several questions in one pass.
 
 Shapes: B questions, A answers of the list, k of them scored, n nodes of the list's tree, M tokens of one question's
 tree, R rows, T tokens of the longest row, P tokens in memory, L tokens of the longest answer, V words.
@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from blip.med import TextDecoder
-from blip.rows import Cache, ImageKeys, Rows
+from blip.rows import Cache, ImageKeys, Keys, Rows
 
 
 @dataclass
@@ -67,40 +68,55 @@ class AnswerTree:
         nodes = self.paths[self.last[chosen]].unique()
         return nodes[nodes >= 0]
 
-    def rows_of(self, chosen: Tensor, about: int = 64) -> list[Tensor]:
-        """The same cut into rows of some `about` nodes that do not see those of other rows; each begins with `[DEC]`."""
-        nodes = self.nodes_of(chosen)
-        branches, counts = self.paths[nodes[1:], 1].unique_consecutive(return_counts=True)
+    def rows_of(self, chosen: Tensor, about: int = 32) -> list[Tensor]:
+        """The same without `[DEC]`, in rows of some `about` nodes, none of which sees those of other rows."""
+        nodes = self.nodes_of(chosen)[1:]
+        _, counts = self.paths[nodes, 1].unique_consecutive(return_counts=True)  # of the branches
         row = (counts.cumsum(0) - counts) // about  # of each branch: by where it starts
         _, sizes = row.repeat_interleave(counts).unique_consecutive(return_counts=True)
-        return [torch.cat([nodes[:1], part]) for part in nodes[1:].split(sizes.tolist())]
+        return list(nodes.split(sizes.tolist()))
 
 
 class TreeRows(Rows):
-    """Rows of nodes that see what leads to them, in the place of texts whose tokens see what stands before them."""
+    """Rows of nodes that see what leads to them, in the place of texts whose tokens see what stands before them.
+
+    `[DEC]` is in none of them: its keys, the same for all rows of a question, come from a cache.
+    """
 
     def __init__(self, tree: AnswerTree, rows: list[Tensor]):
-        device = tree.tokens.device
         lengths = torch.tensor([len(row) for row in rows])
-        super().__init__(lengths, int(lengths.max()), device)
-        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
-        self.nodes = padded.clamp(min=0)  # (R, T); padding sees what `[DEC]` sees, and is seen by none
+        super().__init__(lengths, int(lengths.max()), tree.tokens.device)
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)  # (R, T)
+        self.nodes = padded.clamp(min=0)
         self.depths = tree.depths[self.nodes]
         paths = tree.paths[self.nodes]  # (R, T, L+1)
-        # a node sees another one that stands on its own path, at that one's depth
+        # a node sees another one that stands on its own path, at that one's depth; padding sees `[DEC]` alone
         passed = paths.gather(2, self.depths[:, None].expand(-1, self.longest, -1))  # (R, T, T)
-        self.visible = (passed == padded[:, None])[:, None]  # (R, 1, T, T)
-        parents = paths.gather(2, (self.depths - 1).clamp(min=0)[..., None])  # (R, T, 1)
-        # places of the parents in memory: in a row, nodes stand in ascending order
-        self.parents = self.pack(
-            torch.searchsorted(padded.masked_fill(padded < 0, len(tree.tokens)), parents[..., 0]) + self.first[:, None]
-        )
+        self.visible = F.pad(passed == padded[:, None], (1, 0), value=True)[:, None]  # (R, 1, T, 1+T)
+        parents = paths.gather(2, (self.depths - 1).clamp(min=0)[..., None])[..., 0]  # (R, T)
+        # a row's nodes ascend, so that its parents can be looked up in it
+        places = torch.searchsorted(padded.masked_fill(padded < 0, len(tree.tokens)), parents) + self.first[:, None]
+        self.parents = self.pack(places.masked_fill(parents == 0, -1))  # (P,) where in memory each node's parent stands
 
     def sees(self, causal: bool) -> tuple[Tensor, bool]:
         return self.visible, False
 
     def positions(self, ids: Tensor, past: int = 0) -> Tensor:
         return self.depths
+
+
+class Past(Cache):
+    """What came before some rows, and stays as it is while they are read."""
+
+    def __init__(self, cache: Cache, rows: Tensor):
+        """The texts `rows` (R,) of a cache."""
+        super().__init__()
+        self.layers = dict(cache.layers)
+        self.select(rows)
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> Keys:
+        past_k, past_v = self.layers[layer]
+        return torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
 
 
 NODES_AT_ONCE = 2048  # bounds memory; far more than a matrix product needs to be quick
@@ -119,19 +135,23 @@ def rank_answers(
         raise ValueError(f"k is {k}; at least one answer has to be scored")
     count, device = keys.layers[0][0].shape[0], keys.layers[0][0].device
     tree.to(device)
-    logits = decoder.step(tree.tokens[:1, None].expand(count, 1), keys, Cache())  # (B, V), after [DEC] alone
-    first = logits.float().softmax(dim=1)[:, tree.first]  # (B, A)
-    chosen = first.topk(min(k, len(tree)), dim=1).indices  # (B, k)
-    rows = [(question, row) for question in range(count) for row in tree.rows_of(chosen[question])]
+    start = Cache()
+    logits = decoder.step(tree.tokens[:1, None].expand(count, 1), keys, start)  # (B, V), after [DEC] alone
+    chosen = logits.float().softmax(dim=1)[:, tree.first].topk(min(k, len(tree)), dim=1).indices  # (B, k)
     # log-probability of each node's token after its parent, and of the end after each node
     tokens, ends = torch.zeros(2, count, len(tree.tokens), device=device)  # (B, n) each
+    rows = [(question, row) for question in range(count) for row in tree.rows_of(chosen[question])]
     for part in _parts(rows):
-        owner = torch.tensor([question for question, _ in part], device=device)
+        owner = torch.tensor([question for question, _ in part], device=device)  # (R,)
         layout = TreeRows(tree, [row for _, row in part])
-        of_tokens, of_ends = _log_probs(decoder, keys, tree, layout, owner, label_smoothing)
-        nodes, question = layout.pack(layout.nodes), layout.pack(owner[:, None].expand_as(layout.nodes))
-        tokens[question, nodes], ends[question, nodes] = of_tokens, of_ends
-    tokens[:, 0] = 0  # nothing predicts `[DEC]`
+        ids = tree.tokens[layout.nodes]  # (R, T)
+        seen = ImageKeys(keys.layers, extra=owner, mask=keys.mask)
+        states = decoder(ids, layout, seen, cache=Past(start, owner))  # (P, D)
+        places = layout.pack(owner[:, None].expand_as(ids)), layout.pack(layout.nodes)
+        tokens[places], ends[places] = _log_probs(
+            decoder, states, layout, layout.pack(ids), tree.end_id, label_smoothing
+        )
+    tokens[:, tree.depths == 1] = _smoothed(logits, label_smoothing)[:, tree.tokens[tree.depths == 1]]
     last = tree.last[chosen]  # (B, k)
     paths = tree.paths[last].flatten(1)  # (B, k*(L+1))
     passed = tokens.gather(1, paths.clamp(min=0)).masked_fill(paths < 0, 0).unflatten(1, (last.shape[1], -1))
@@ -154,27 +174,26 @@ def _parts(rows: list[tuple[int, Tensor]]) -> list[list[tuple[int, Tensor]]]:
 
 
 def _log_probs(
-    decoder: TextDecoder, keys: ImageKeys, tree: AnswerTree, layout: TreeRows, owner: Tensor, smoothing: float
+    decoder: TextDecoder, states: Tensor, layout: TreeRows, ids: Tensor, end_id: int, smoothing: float
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (P,) of each node's token after its parent, and (P,) of the end after each node.
+    """Log-probabilities (P,) of each node's token after its parent, 0 after `[DEC]`, and (P,) of the end after each.
 
-    `owner` (R,) is the question of each row.
+    states (P, D) and tokens (P,) of the nodes.
     """
-    ids = tree.tokens[layout.nodes]  # (R, T)
-    states = decoder(ids, layout, ImageKeys(keys.layers, extra=owner, mask=keys.mask))  # (P, D)
-    ids = layout.pack(ids)
-    tokens, ends = torch.empty(2, len(states), device=states.device)
-    # a node's logits are asked for by its children; they follow it in memory, so its number is theirs in `parents`
-    order = layout.parents.argsort(stable=True)
-    sorted_parents = layout.parents[order].contiguous()
+    tokens, ends = torch.zeros(2, len(states), device=states.device)
+    parents, order = layout.parents.sort(stable=True)  # whose logits are made when, and who asks for them
     for begin in range(0, len(states), WORDS_AT_ONCE):
-        logits = decoder.head(states[begin : begin + WORDS_AT_ONCE]).float()  # (p, V)
-        total, mean = logits.logsumexp(dim=1), logits.mean(dim=1)
-        # smoothing mixes in the mean log-probability of all words
-        rest = smoothing * mean - total
-        ends[begin : begin + len(logits)] = (1 - smoothing) * logits[:, tree.end_id] + rest
-        low, high = torch.searchsorted(sorted_parents, torch.tensor([begin, begin + len(logits)], device=states.device))
-        children = order[int(low) : int(high)]
-        parents = layout.parents[children] - begin
-        tokens[children] = (1 - smoothing) * logits[parents, ids[children]] + rest[parents]
+        values = _smoothed(decoder.head(states[begin : begin + WORDS_AT_ONCE]), smoothing)  # (p, V)
+        ends[begin : begin + len(values)] = values[:, end_id]
+        first, last = torch.searchsorted(
+            parents, torch.tensor([begin, begin + len(values)], device=ids.device)
+        ).tolist()
+        children = order[first:last]
+        tokens[children] = values[parents[first:last] - begin, ids[children]]
     return tokens, ends
+
+
+def _smoothed(logits: Tensor, smoothing: float) -> Tensor:
+    """Log-probabilities (p, V) into which `smoothing` mixes the mean one of all words."""
+    values = logits.float().log_softmax(dim=1)  # logsumexp takes twenty times as long on a CPU
+    return torch.lerp(values, values.mean(dim=1, keepdim=True), smoothing) if smoothing else values

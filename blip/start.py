@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from blip import build, convert
-from blip.config import ConfigError
+from blip.config import ConfigError, load_config
 from blip.convert_names import with_copies
 from blip.models.pretrain import PretrainModel
-from blip.models.task import Model, model_of
+from blip.models.task import TASKS, Model, model_of
 from blip.rows import Specials
 from blip.task_config import FineTuneConfig
 from blip.tokenizer import Tokenizer
-from blip.vit import ViTConfig, fit_image_size
+from blip.vit import VIT_SIZES, ViTConfig, fit_image_size
 from blip.weights import CheckpointError, load_weights, unique_state
 
 # configuration key -> the size that it gives; `vit: custom` goes with the first three
@@ -31,6 +31,8 @@ TEXT_KEYS = {
     "text_hidden": "hidden",
     "max_positions": "max_positions",
 }
+# what the optimizer's state depends on: it cannot change within a run
+FIXED = ("lora", "freeze", "layer_decay", "decay_norms_and_biases")
 # what a task adds to every checkpoint of pre-training, and so is no surprise
 NEW_PARTS = {"nlvr": ("cls_head.", ".cross_attention.merge."), "vqa": (".cross_attention.k.", ".cross_attention.v.")}
 
@@ -48,18 +50,46 @@ class Source:
         return self.info.get("text_encoder") or self.info["text_decoder"]
 
 
+def as_begun(config: FineTuneConfig, resume: Path) -> FineTuneConfig:
+    """The configuration of a run that goes on from a checkpoint: it began where its `config.yaml` says.
+
+    ConfigError for options that cannot change within a run.
+    """
+    saved = resume.parent.parent / "config.yaml"
+    if not saved.is_file():
+        return config
+    before = load_config(saved, type(config))
+    other = [f"{key} {getattr(before, key)} -> {getattr(config, key)}" for key in FIXED
+             if getattr(before, key) != getattr(config, key)]  # fmt: skip
+    if other:
+        raise ConfigError(f"cannot change within a run: {', '.join(other)}; start a new one with --init_from {resume}")
+    return config if config.init_from else config.model_copy(update={"init_from": before.init_from})
+
+
 def read_source(config: FineTuneConfig, resume: Path | None = None) -> Source | None:
     """The checkpoint that `init_from` names, or None. Its momentum twin and queue are left out.
 
     A run that goes on has its own; with adapters, though, whose weights there are folded in, it needs the first one.
     """
     if resume is not None and config.lora is None:
-        return Source(*load_weights(resume), str(resume))
+        return _known(Source(*load_weights(resume), str(resume)))
     if not config.init_from:
         return None
     given = "text_heads" in config.model_fields_set and config.init_from.endswith(".pth")
     tensors, info = convert.read(config.init_from, config.image_heads, config.text_heads if given else None)
-    return Source(convert.split(tensors)[0], info, config.init_from)
+    return _known(Source(convert.split(tensors)[0], info, config.init_from))
+
+
+def _known(source: Source) -> Source:
+    """The checkpoint, if `model.json` says what it is."""
+    task, sizes = source.info.get("task"), [source.info.get("image_encoder"), source.info.get("text_encoder")]
+    if task not in TASKS:
+        raise CheckpointError(f"{source.path} is a checkpoint of {task}; a run can start from {', '.join(TASKS)}")
+    needed = [*VIT_KEYS.values()], [*TEXT_KEYS.values(), "vocab_size"]
+    for part, names in zip([sizes[0], sizes[1] or source.info.get("text_decoder")], needed, strict=True):
+        if not isinstance(part, dict) or not set(names) <= part.keys():
+            raise CheckpointError(f"{source.path} does not say the model's sizes: {', '.join(names)}")
+    return source
 
 
 def with_sizes_of(config: FineTuneConfig, source: Source | None) -> FineTuneConfig:
@@ -72,8 +102,15 @@ def with_sizes_of(config: FineTuneConfig, source: Source | None) -> FineTuneConf
         sizes["embed_dim"] = source.info["embed_dim"]
     asked = {key: getattr(config, key) for key in sizes if key in config.model_fields_set}
     other = [f"{key} {value} (it has {sizes[key]})" for key, value in asked.items() if value not in (None, sizes[key])]
+    if "vit" in config.model_fields_set and config.vit != "custom":
+        own = tuple(sizes[key] for key in VIT_KEYS)
+        other += [f"vit {config.vit} (it has {own})"] if VIT_SIZES[config.vit] != own else []
     if other:
         raise ConfigError(f"{source.path} has sizes of its own: leave out {', '.join(other)}")
+    if config.max_text_tokens > sizes["max_positions"]:
+        raise ConfigError(
+            f"max_text_tokens {config.max_text_tokens} is above the {sizes['max_positions']} positions of {source.path}"
+        )
     return config.model_copy(update={"vit": "custom", **sizes})
 
 
@@ -132,11 +169,15 @@ def advice(task: str, source: Source, missing: list[str]) -> str:
     new = [name for name in new if name != "temperature"]  # matching models are released without one
     if not new:
         return ""
-    parts = sorted({".".join(name.split(".")[:2]) for name in new})
     return (
         f"{source.path} is a checkpoint of {theirs}, not one that {task} usually starts from: {len(new)} tensors of "
-        f"{', '.join(parts)} start at random"
+        f"{', '.join(parts_of(new))} start at random"
     )
+
+
+def parts_of(names: list[str]) -> list[str]:
+    """The parts of a model that tensors of these names belong to, each once."""
+    return sorted({".".join(name.split(".")[:2]) for name in names})
 
 
 def describe(task: str, config: FineTuneConfig, model: Model, **more: Any) -> dict:

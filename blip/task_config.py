@@ -36,13 +36,6 @@ class FineTuneConfig(ModelConfig):
     best_metric: str = ""  # of the validation; the weights that are best by it are kept in `best`
     best_is: Literal["highest", "lowest"] = "highest"
     image_heads: int | None = Field(None, gt=0)  # of a .pth file whose heads are not of width 64
-    bootstrap_repeats: int = Field(1000, ge=10)  # resamples behind each interval
-
-    @model_validator(mode="after")
-    def _sources(self) -> Self:
-        if not self.tokenizer and not self.init_from:
-            raise ValueError("without init_from there is no tokenizer: set tokenizer, or tokenizer: train")
-        return self
 
 
 class RetrievalConfig(FineTuneConfig):
@@ -79,7 +72,7 @@ class WritingConfig(FineTuneConfig):
     def decoding(self) -> Decoding:
         """ValueError where these do not go together."""
         return Decoding(
-            beams=1 if self.sample else self.beams,
+            beams=self.beams,
             sample=self.sample,
             top_p=self.top_p,
             top_k=self.top_k,
@@ -94,6 +87,8 @@ class WritingConfig(FineTuneConfig):
 
     @model_validator(mode="after")
     def _can_be_written(self) -> Self:
+        if self.sample and "beams" not in self.model_fields_set:
+            self.beams = 1
         self.decoding()
         return self
 
@@ -114,6 +109,7 @@ class VqaConfig(WritingConfig):
 
     image_size: int = Field(480, gt=0)
     max_text_tokens: int = Field(35, ge=3)  # of questions
+    text_cleaning: Literal["none"] = "none"
     max_answer_tokens: int = Field(30, ge=3)
     drop_path: float = Field(0.1, ge=0, lt=1)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
@@ -124,11 +120,18 @@ class VqaConfig(WritingConfig):
     split_shares: tuple[float, float, float] | None = None  # train, val, test by image, of train_file alone
     best_metric: str = "val_exact_match"
 
+    @model_validator(mode="after")
+    def _held_out_once(self) -> Self:
+        if self.split_shares and (self.val_file or self.test_file):
+            raise ValueError("split_shares divides train_file: leave out val_file and test_file")
+        return self
+
 
 class NlvrConfig(FineTuneConfig):
     """What `train_nlvr.py` can be told."""
 
     image_size: int = Field(384, gt=0)
     max_text_tokens: int = Field(35, ge=3)
+    text_cleaning: Literal["none"] = "none"
     drop_path: float = Field(0.1, ge=0, lt=1)
     best_metric: str = "val_accuracy"

@@ -38,6 +38,7 @@ class Pairs:
         self._captions = Texts()
         self._caption_ends = array("q")  # of each record: where its captions end in `_captions`
         self._image_ids = array("q")
+        self._names = Texts()  # of images, as the files give them: "" where they do not
         self._files = array("H")
 
     def append(self, file: int, image: str, captions: list[str], image_id: str | None) -> None:
@@ -48,6 +49,7 @@ class Pairs:
         self._caption_ends.append(len(self._captions))
         self._files.append(file)
         self._image_ids.append(stable_hash(image_id or self.image_path(len(self) - 1)))
+        self._names.append(image_id or "")
 
     def __len__(self) -> int:
         return len(self._files)
@@ -63,6 +65,10 @@ class Pairs:
         """63-bit number, the same for records with the same `image_id` or, where none is given, the same path."""
         return self._image_ids[index]
 
+    def image_name(self, index: int) -> str:
+        """The record's `image_id` as its file gives it, else the name of the image file without its ending."""
+        return self._names[index] or os.path.splitext(os.path.basename(self._paths[index]))[0]
+
     def source(self, index: int) -> str:
         """The annotation file that the record comes from."""
         return self.sources[self._files[index]]
@@ -76,7 +82,9 @@ class Pairs:
     @property
     def nbytes(self) -> int:
         arrays = (self._caption_ends, self._image_ids, self._files)
-        return self._paths.nbytes + self._captions.nbytes + sum(len(x) * x.itemsize for x in arrays)
+        return (
+            self._paths.nbytes + self._captions.nbytes + self._names.nbytes + sum(len(x) * x.itemsize for x in arrays)
+        )
 
 
 def read_pairs(
