@@ -26,6 +26,7 @@ from blip.rows import Specials
 from blip.tokenizer import Tokenizer
 from blip.train.engine import Step
 from blip.train.epochs import Epochs
+from blip.train.freeze import freeze
 from blip.train.launch import launch
 from blip.train.log import RunLog
 from blip.train.parallel import autocast, checkpoint_activations, compile_blocks, data_parallel
@@ -38,7 +39,6 @@ PLATEAU = (
     "(init_from) or from ViT and BERT weights (vision_init, text_init), a larger global batch, a lower lr, more "
     "epochs; and captions that say what their images show (blip check-data)."
 )
-BUCKETS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # text lengths, in tokens, that compiled code meets
 
 
 class Pretraining:
@@ -62,6 +62,7 @@ class Pretraining:
             config, self.tokenizer.size, specials, device, fresh=resume is None
         )
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout and negatives differ between processes
+        freeze(self.model, config.freeze)
         recomputed = build.recomputable(self.model, config.activation_checkpointing)
         checkpoint_activations(recomputed, config.activation_checkpointing, device, config.precision)
         if config.compile:
@@ -93,14 +94,14 @@ class Pretraining:
             num_workers=config.num_workers,
             seed=config.seed,
             pad_id=self.tokenizer.pad_id,
-            pad_to=BUCKETS if config.compile else (),
+            pad_to=build.buckets(config.max_text_tokens) if config.compile else (),
             pin_memory=self.device.type == "cuda",
         )
 
     def step(self, batch: Batch, step: int) -> Step:
         """A batch to its losses. Changes nothing; what the update needs later is kept in `pending`."""
         config = self.config
-        self.skipped.add(batch.skipped)
+        self.skipped.add(batch.skipped, len(batch))
         batch = batch.to(self.device, non_blocking=True)
         packed = not config.compile  # compiled code wants few shapes
         alpha = losses.alpha_ramp(step, round(config.alpha_ramp_epochs * self.epochs.steps), config.alpha)
@@ -169,7 +170,9 @@ class Pretraining:
 
     def warn_of_plateau(self, step: int, log: RunLog) -> None:
         """Says once what to try when the ITM loss still stands where a model without skill does."""
-        late = step >= min(self.config.warmup_steps, self.epochs.total_steps // 2) + PATIENCE
+        total = self.epochs.total_steps
+        warmup = min(self.config.warmup_steps, total // 2)
+        late = step >= warmup + min(PATIENCE, (total - warmup) // 2)
         if self.warned or not late or self.itm_mean is None:
             return
         mean = float(self.itm_mean)
@@ -198,7 +201,10 @@ class Pretraining:
 
     def load(self, folder: Path, training: dict) -> None:
         """Continues from a checkpoint of this run."""
-        load_strict(self.model, load_weights(folder)[0], str(folder))
+        tensors, info = load_weights(folder)
+        heads = self.model.image_encoder.config.heads, self.model.text_encoder.config.heads
+        build.check_heads(info, *heads, str(folder))
+        load_strict(self.model, tensors, str(folder))
         load_strict(self.twin, training["twin"], f"{folder} (momentum twin)")
         load_strict(self.queue, training["queue"], f"{folder} (queue)")
         if "itm_mean" in training["progress"]:

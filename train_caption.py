@@ -8,6 +8,7 @@ The loss is in blip/models/caption.py, what the scripts share in blip/finetune.p
 
 import re
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,14 @@ class Captioning(FineTuning):
     """Language modelling of captions behind a prompt."""
 
     task = "caption"
-    scored = ("images", "exact", *LOGGED.values())
     config: CaptionConfig
     model: CaptionModel
 
     def read_data(self) -> None:
         self.pairs: Pairs | None = None
+        by = self.config.best_metric.removeprefix("val_")
+        if self.config.val_file and by in LOGGED.values() and find_spec("pycocoevalcap") is None:
+            raise ConfigError(f"{by} needs pip install -e '.[captions]'; or set best_metric: val_exact")
         if self.config.train_file:
             self.pairs = self._read(build.annotation_files(self.config), "train")
         self.held_out = {split: self._read(self.files(split), split) for split in ("val", "test") if self.files(split)}
@@ -83,7 +86,7 @@ class Captioning(FineTuning):
 
     def step(self, batch: Batch, step: int) -> Step:
         """A batch to its loss."""
-        self.skipped.add(batch.skipped)
+        self.skipped.add(batch.skipped, len(batch))
         batch = batch.to(self.device, non_blocking=True)
         packed = not self.config.compile
         loss = self.parallel(batch.images, batch.ids, batch.lengths, self.prompt.shape[1], packed)

@@ -29,7 +29,6 @@ class Judging(FineTuning):
     """Classification of statements about two images."""
 
     task = "nlvr"
-    scored = ("accuracy", "statements", "majority")
     collate_fn = staticmethod(collate_nlvr)
     config: NlvrConfig
     model: NlvrModel
@@ -66,7 +65,7 @@ class Judging(FineTuning):
 
     def step(self, batch: NlvrBatch, step: int) -> Step:
         """A batch to its loss."""
-        self.skipped.add(batch.skipped)
+        self.skipped.add(batch.skipped, len(batch))
         batch = batch.to(self.device, non_blocking=True)
         logits = self.parallel(batch.images, batch.ids, batch.lengths, packed=not self.config.compile)
         loss = statement_loss(logits, batch.labels)

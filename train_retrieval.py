@@ -20,9 +20,10 @@ from blip.data.gallery import ImagesByNumber
 from blip.data.loader import Batch, padded
 from blip.data.pairs import CaptionEncoder, PairDataset, Pairs, caption_id, read_pairs
 from blip.finetune import FineTuning, NothingToScore, evaluate, train
+from blip.metrics import Interval, as_json, bootstrap
 from blip.models.matching import TEMPERATURE_RANGE, Twin
 from blip.models.retrieval import RetrievalModel
-from blip.rerank import Texts, evaluate_retrieval
+from blip.rerank import Retrieval, Texts, evaluate_retrieval
 from blip.task_config import RetrievalConfig
 from blip.train.engine import Step
 from blip.train.launch import launch
@@ -33,7 +34,6 @@ class Retrieving(FineTuning):
     """Contrast and matching; pairs of one image are positives of one another."""
 
     task = "retrieval"
-    scored = ("itc", "itm", "i2t", "t2i", "unreadable")
     config: RetrievalConfig
     model: RetrievalModel
 
@@ -82,7 +82,7 @@ class Retrieving(FineTuning):
     def step(self, batch: Batch, step: int) -> Step:
         """A batch to its losses. Changes nothing; what the update needs later is kept in `pending`."""
         config = self.config
-        self.skipped.add(batch.skipped)
+        self.skipped.add(batch.skipped, len(batch))
         batch = batch.to(self.device, non_blocking=True)
         packed = not config.compile
         alpha = losses.alpha_ramp(step, round(config.alpha_ramp_epochs * self.epochs.steps), config.alpha)
@@ -139,6 +139,7 @@ class Retrieving(FineTuning):
         if len({number for number, _, _ in unreadable}) == len(images):
             raise NothingToScore(f"no image of {', '.join(self.files(split))} could be read, such as {images[0]}")
         details = {"images": images, "texts": lines}
+        details["intervals"] = as_json(intervals(found, texts, self.config.seed))
         self.write(f"retrieval_{split}.json", {**found.as_json(), **details, "k": self.config.k_test})
         return {f"{split}_{name}": value for name, value in found.metrics.items()} | {
             f"{split}_unreadable": len(unreadable)
@@ -169,6 +170,26 @@ class Retrieving(FineTuning):
         encode = CaptionEncoder(self.tokenizer, self.config.max_text_tokens, text_cleaning=self.config.text_cleaning)
         ids, lengths = padded([encode(line) for line in lines], self.tokenizer.pad_id)
         return images, Texts(ids, lengths, owners), lines
+
+
+def intervals(found: Retrieval, texts: Texts, seed: int) -> dict[str, Interval]:
+    """Bootstrap intervals of R@1, R@5 and R@10 after matching, both ways, by image and by text."""
+    of_image: dict[int, set[int]] = {}
+    for text, owners in enumerate(texts.images):
+        for image in owners:
+            of_image.setdefault(image, set()).add(text)
+    directions = {
+        "i2t": (found.image_to_text.candidates, of_image),
+        "t2i": (found.text_to_image.candidates, {text: set(owners) for text, owners in enumerate(texts.images)}),
+    }
+    result = {}
+    for way, (candidates, answers) in directions.items():
+        asked = [query for query in range(len(candidates)) if answers.get(query)]
+        lists = [candidates[query].tolist() for query in asked]
+        for k in (1, 5, 10):
+            hits = [float(bool(answers[q] & set(row[:k]))) for q, row in zip(asked, lists, strict=True)]
+            result[f"itm_{way}_r{k}"] = bootstrap(hits, seed=seed)
+    return result
 
 
 def run(config: RetrievalConfig, output: Path, resume: str, device: torch.device) -> None:

@@ -20,9 +20,9 @@ from blip import build
 from blip.config import ConfigError
 from blip.data.question_sets import Question
 from blip.data.vqa import EvalQuestions, QuestionEncoder, Questions, VqaBatch, VqaDataset, collate_vqa, read_questions
-from blip.data.vqa_splits import answer_list, shared_images, split_by_image
+from blip.data.vqa_splits import answer_list, majority_answers, shared_images, split_by_image
 from blip.finetune import FineTuning, evaluate, train
-from blip.metrics import ANSWER_SCORES, as_json, score_answers, vqa_accuracy
+from blip.metrics import as_json, exact_match, score_answers, vqa_accuracy
 from blip.models.vqa import VqaModel
 from blip.ranking import AnswerTree, rank_answers
 from blip.task_config import VqaConfig
@@ -35,7 +35,6 @@ class Answering(FineTuning):
     """Language modelling of weighted answers to questions about images."""
 
     task = "vqa"
-    scored = ("questions", *ANSWER_SCORES, "vqa_accuracy", "images_in_training")
     collate_fn = staticmethod(collate_vqa)
     config: VqaConfig
     model: VqaModel
@@ -106,7 +105,7 @@ class Answering(FineTuning):
 
     def step(self, batch: VqaBatch, step: int) -> Step:
         """A batch to its loss."""
-        self.skipped.add(batch.skipped)
+        self.skipped.add(batch.skipped, len(batch))
         batch = batch.to(self.device, non_blocking=True)
         loss = self.parallel(
             batch.images,
@@ -197,6 +196,8 @@ class Answering(FineTuning):
             found[f"{split}_vqa_accuracy"] = float(np.mean([vqa_accuracy(t, q.references) for q, t in known]))
         if self.questions is not None:
             found[f"{split}_images_in_training"] = shared_images(self.questions, self.held_out[split])
+            blind = majority_answers(self.questions, questions)
+            found[f"{split}_majority"] = float(np.mean(list(map(exact_match, blind, references))))
         how = {"k": self.config.k_test, "answers": len(self.answers)} if self.config.inference == "rank" else vars(
             self.config.decoding()
         )  # fmt: skip

@@ -13,12 +13,8 @@ file under `benchmarks/results/`.
 
 import argparse
 import json
-import platform
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import torch  # noqa: E402
-import transformers  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from benchmarks.harness import alternate, clock, describe, matmul_peak, medians, spread, write  # noqa: E402
 from benchmarks.peers import PublishedPretrain  # noqa: E402
 from blip import flops  # noqa: E402
 from blip.med import TextConfig  # noqa: E402
@@ -109,7 +105,9 @@ class Ours:
         pair_ids = torch.arange(len(ids), device=self.device)
         with torch.autocast(self.device, torch.bfloat16, enabled=bf16):
             image_m, text_m = self.twin(images, ids, batch.lengths)
-            others = candidates(image_m, text_m, pair_ids, pair_ids, self.queue, equal_captions="negatives")
+            others = candidates(
+                image_m, text_m, pair_ids, pair_ids, self.queue, equal_captions=False, equal_images=False
+            )
             out = self.model(images, ids, batch.lengths, others, ALPHA, draw=most_similar)
         self.optimizer.zero_grad()
         (out.itc + out.itm + out.lm).backward()
@@ -151,30 +149,6 @@ def compare(ours: Ours, theirs: Theirs, batch: Batch) -> dict:
     }
 
 
-def alternate(
-    runs: dict[str, Callable[[], object]], repeats: int, synchronize: Callable[[], None]
-) -> dict[str, list[float]]:
-    """Seconds of each run, taken in turns, after one turn that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
-        for name, run in runs.items():
-            synchronize()
-            start = time.perf_counter()
-            run()
-            synchronize()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def matmul_peak(dtype: torch.dtype, device: str, synchronize: Callable[[], None]) -> float:
-    """GFLOP/s of the product (1576, 768) x (768, 3072), the first one of a ViT-B's MLP at batch 8: the median of 20."""
-    a = torch.randn(1576, 768, device=device, dtype=dtype)
-    b = torch.randn(3072, 768, device=device, dtype=dtype)
-    seconds = alternate({"product": lambda: a @ b.T}, 20, synchronize)["product"]
-    return 2 * 1576 * 768 * 3072 / statistics.median(seconds) / 1e9
-
-
 def peak_memory(args: argparse.Namespace, who: str, bf16: bool) -> float:
     """GiB at the highest point of two steps, in a process that holds nothing else (child side: `memory_of`)."""
     command = [sys.executable, __file__, "--memory-of", who, "--batch", str(args.batch), "--size", args.size]
@@ -197,24 +171,10 @@ def memory_of(args: argparse.Namespace) -> None:
         print(int(status["VmHWM"].split()[0]) / 2**20)
 
 
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def describe(args: argparse.Namespace) -> dict:
-    hardware = torch.cuda.get_device_name() if args.device == "cuda" else f"{processor()}, {args.threads} threads"
-    return {
-        "command": f"python benchmarks/train_step.py --precision {args.precision} --batch {args.batch} "
-        f"--size {args.size} --device {args.device} --threads {args.threads} --repeats {args.repeats}"
-        + (" --compile" if args.compile else ""),
-        "hardware": hardware,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
+def command(args: argparse.Namespace) -> str:
+    options = ("precision", "batch", "size", "device", "threads", "repeats")
+    line = "".join(f" --{name} {getattr(args, name)}" for name in options)
+    return f"python benchmarks/train_step.py{line}" + (" --compile" if args.compile else "")
 
 
 def measure(args: argparse.Namespace) -> dict:
@@ -226,7 +186,7 @@ def measure(args: argparse.Namespace) -> dict:
     # first, while this process holds nothing: the three would not fit into memory together
     memory = {name: peak_memory(args, name.removesuffix("_bf16"), kind == "bf16") for name, kind in kinds.items()}
     print(json.dumps({"peak_memory_gib": memory}), flush=True)
-    synchronize = torch.cuda.synchronize if args.device == "cuda" else lambda: None
+    synchronize = clock(args.device)
     batch = make_batch(args.batch, size.vit.image_size, seed=0)
     ours, theirs = Ours(size, args.device), Theirs(size, args.device)
     if args.compile:
@@ -239,7 +199,7 @@ def measure(args: argparse.Namespace) -> dict:
         runs["theirs_bf16"] = lambda: theirs.step(batch, bf16=True)
     seconds = alternate(runs, args.repeats, synchronize)
     print(json.dumps({"seconds": seconds}), flush=True)
-    median = {name: statistics.median(times) for name, times in seconds.items()}
+    median = medians(seconds)
 
     lengths = batch.lengths.tolist()
     published = flops.Savings(shared_keys=False, packed=False, one_token=False)
@@ -254,14 +214,13 @@ def measure(args: argparse.Namespace) -> dict:
     }
     rate = {name: cost[name.removesuffix("_bf16")] * args.batch / median[name] / 1e9 for name in median}
     return {
-        **describe(args),
+        **describe(args.device, args.threads, command(args)),
         "name": "train_step",
         "precision": args.precision,
         "ratio": median["theirs"] / median["ours"],
         "ratio_same_precision": median["theirs_bf16" if bf16 else "theirs"] / median["ours"],
         "ratio_of_fastest": min(seconds["theirs"]) / min(seconds["ours"]),
-        # slowest over fastest: far above 1 means that something else ran on the machine, and the ratio means nothing
-        "spread": {name: max(times) / min(times) for name, times in seconds.items()},
+        "spread": spread(seconds),
         "agreement_fp32": agreement,
         "seconds": median,
         "seconds_all": seconds,
@@ -295,9 +254,7 @@ def main() -> None:
     result = measure(args)
     variant = ("_compiled" if args.compile else "") + ("" if args.size == "base" else f"_{args.size}")
     out = args.out or ROOT / "benchmarks" / "results" / f"train_step_{args.device}_{args.precision}{variant}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result))
+    write(result, out)
 
 
 if __name__ == "__main__":

@@ -69,3 +69,9 @@ def attention_pattern(q: Tensor, k: Tensor, mask: Tensor | None = None, causal: 
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(dim=-1)
+
+
+def cast_once(x: Tensor) -> Tensor:
+    """x in the type in which autocast multiplies: else each projection that reads x makes a copy, and keeps it."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x

@@ -31,9 +31,12 @@ def choose_tokenizer(config: ModelConfig, texts: Iterable[str], output: Path, re
 
     `tokenizer: train` learns one from `texts`; none named means that of `init_from`.
     """
-    if resume is not None:
-        return load_tokenizer(str(resume / TOKENIZER))
     saved = output / TOKENIZER
+    if resume is not None:
+        tokenizer = load_tokenizer(str(resume / TOKENIZER))
+        if distributed.is_main() and not saved.is_file():  # the run goes on in another folder
+            tokenizer.save(saved)
+        return tokenizer
     if distributed.is_main():
         if config.tokenizer == "train":
             tokenizer = Tokenizer.train(texts, config.vocab_size)
@@ -109,7 +112,7 @@ def build_pretrain(
         if config.text_init:
             init_text(model, config.text_init)
         if config.init_from:
-            foreign, _ = convert.read(config.init_from, vit.heads, text.heads)  # a .pth file does not say its heads
+            foreign = _foreign(config, vit, text)
     own, twin_tensors, queue_tensors = convert.split(foreign)
     if own:
         fit_image_size(own, vit)
@@ -123,6 +126,26 @@ def build_pretrain(
     if queue_tensors and queue_tensors["images"].shape == queue.images.shape:
         load_strict(queue, queue_tensors, f"{config.init_from} (queue)")
     return model.to(device), twin.to(device), queue.to(device)
+
+
+def _foreign(config: PretrainConfig, vit: ViTConfig, text: TextConfig) -> dict[str, Tensor]:
+    """The tensors of `init_from`; CheckpointError where it is of another task or has other heads."""
+    says_heads = not config.init_from.endswith(".pth")
+    tensors, info = convert.read(config.init_from, *((None, None) if says_heads else (vit.heads, text.heads)))
+    if info["task"] != "pretrain":
+        raise CheckpointError(
+            f"{config.init_from} is a checkpoint of {info['task']}, which lacks parts that pre-training needs; start "
+            "from one of pre-training, or from ViT and BERT weights (vision_init, text_init)"
+        )
+    check_heads(info, vit.heads, text.heads, config.init_from)
+    return tensors
+
+
+def check_heads(info: dict, image_heads: int, text_heads: int, path: str) -> None:
+    """CheckpointError where a checkpoint's attention has other heads than asked for: the tensors do not show it."""
+    for part, asked in (("image_encoder", image_heads), ("text_encoder", text_heads)):
+        if part in info and info[part]["heads"] != asked:
+            raise CheckpointError(f"{path}: its {part} has {info[part]['heads']} heads, the configuration says {asked}")
 
 
 def init_vision(model: PretrainModel, source: str) -> None:
@@ -183,6 +206,11 @@ def describe(config: PretrainConfig, model: PretrainModel) -> dict:
         "max_text_tokens": config.max_text_tokens,
         "text_cleaning": config.text_cleaning,
     }
+
+
+def buckets(longest: int) -> tuple[int, ...]:
+    """Text lengths, in tokens, that compiled code meets: few, and none above `longest`."""
+    return (*(n for n in (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384) if n < longest), longest)
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

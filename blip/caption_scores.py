@@ -1,6 +1,6 @@
 """Scores of generated captions: what runs without Java always, what needs Java or files where they are.
 
-BLEU, ROUGE-L and CIDEr come from pycocoevalcap's scorers (`pip install 'blip[captions]'`), METEOR from its jar, on
+BLEU, ROUGE-L and CIDEr come from pycocoevalcap's scorers (`pip install -e '.[captions]'`), METEOR from its jar, on
 captions split into words by Stanford's PTB tokenizer where `java` is on the PATH and by `split_words` where it is not.
 ROUGE-1 and BERTScore read captions as ImageCLEFmedical prepares them. Nothing is ever downloaded.
 
@@ -106,7 +106,7 @@ def score_captions(
         except Missing as reason:
             notes[name] = str(reason)
         except ModuleNotFoundError as error:
-            notes[name] = f"needs {error.name}: pip install 'blip[captions,huggingface]'"
+            notes[name] = f"needs {error.name}: pip install -e '.[captions,huggingface]'"
         except Exception as error:  # foreign code and programs fail in every way; the other scores must survive it
             notes[name] = f"failed: {type(error).__name__}: {error}"
     if "CIDEr" in found and len(texts) == 1:

@@ -61,7 +61,7 @@ def convert(
     source: Annotated[Path, typer.Argument(help="our folder, a released .pth, or a Hugging Face folder")],
     target: Annotated[Path, typer.Argument(help="what to write")],
     to: Annotated[str, typer.Option(help="blip, salesforce or huggingface")] = "blip",
-    hf_class: Annotated[str, typer.Option("--hf_class", help="retrieval or caption, for huggingface")] = "retrieval",
+    hf_class: Annotated[str, typer.Option("--hf_class", help="retrieval, caption or vqa, for huggingface")] = "",
     tokenizer: Annotated[str, typer.Option(help="to put beside the weights; the source's own unless given")] = "",
     image_heads: Annotated[int | None, typer.Option("--image_heads", help="width / 64 unless given")] = None,
     text_heads: Annotated[int | None, typer.Option("--text_heads", help="width / 64 unless given")] = None,
@@ -76,7 +76,8 @@ def convert(
         own = source / TOKENIZER
         words = tokenizer or (str(own) if own.is_file() else "")
         beside = words if to == "huggingface" and words else None
-        left_out = formats.write(target, tensors, info, to=to, tokenizer_file=beside, hf_class=hf_class)
+        held = hf_class or ("retrieval" if info["task"] == "pretrain" else info["task"])  # no class holds all of it
+        left_out = formats.write(target, tensors, info, to=to, tokenizer_file=beside, hf_class=held)
         if to == "blip" and words:
             load_tokenizer(words).save(target / TOKENIZER)
         typer.echo(f"{len(tensors) - len(left_out)} tensors: {target}")
@@ -90,16 +91,14 @@ Words = Annotated[str, typer.Option(help="vocab.txt or tokenizer.json, where the
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Out = Annotated[Path | None, typer.Option(help="write JSON to this file")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
-BatchSize = Annotated[int, typer.Option("--batch_size", help="images at once")]
+BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="images at once")]
 
 
 def _load(checkpoint: str, tokenizer: str, device: str) -> "Predictor":
-    import torch
-
+    from blip import distributed
     from blip.restore import load
 
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    return load(checkpoint, device=chosen, tokenizer=tokenizer or None)
+    return load(checkpoint, device=distributed.start(device), tokenizer=tokenizer or None)
 
 
 @app.command()
@@ -107,7 +106,7 @@ def caption(
     images: Images,
     checkpoint: Checkpoint,
     prompt: Annotated[str | None, typer.Option(help="what captions begin with; the model's own unless given")] = None,
-    beams: Annotated[int, typer.Option(help="1: the likeliest token at each step")] = 3,
+    beams: Annotated[int | None, typer.Option(help="3 unless given; 1: the likeliest token at each step")] = None,
     sample: Annotated[bool, typer.Option(help="draw tokens instead of searching")] = False,
     top_p: Annotated[float, typer.Option("--top_p", help="nucleus to draw from")] = 0.9,
     num_return: Annotated[int, typer.Option("--num_return", help="captions an image")] = 1,
@@ -127,7 +126,7 @@ def caption(
     with errors_for_people():
         paths = predict.find_images(images)
         how = Decoding(
-            beams=1 if sample else beams,
+            beams=beams or (1 if sample else 3),
             sample=sample,
             top_p=top_p if sample else 1.0,
             num_return=num_return,

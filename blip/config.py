@@ -51,7 +51,7 @@ class RunConfig(BaseModel):
     precision: Literal["fp32", "bf16"] = "bf16"
     compile: bool = False
     activation_checkpointing: Literal["none", "torch", "fairscale"] = "none"
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
 
     # small means, applied to the model from outside
     layer_decay: float = Field(1.0, gt=0, le=1)  # each layer learns this much slower than the one above it
@@ -88,10 +88,10 @@ class ModelConfig(RunConfig):
 
     # model
     vit: Literal["tiny", "small", "base", "large", "custom"] = "base"
-    vit_width: int | None = None  # these four with `vit: custom`
-    vit_depth: int | None = None
-    vit_heads: int | None = None
-    vit_patch: int | None = None
+    vit_width: int | None = Field(None, gt=0)  # these four with `vit: custom`
+    vit_depth: int | None = Field(None, gt=0)
+    vit_heads: int | None = Field(None, gt=0)
+    vit_patch: int | None = Field(None, gt=0)
     drop_path: float = Field(0.0, ge=0, lt=1)
     text_width: int = Field(768, gt=0)
     text_layers: int = Field(12, gt=0)
@@ -102,7 +102,7 @@ class ModelConfig(RunConfig):
     embed_dim: int = Field(256, gt=0)
 
     # where the weights start from
-    init_from: str = ""  # a checkpoint of ours, a released .pth, or a Hugging Face folder
+    init_from: str = ""  # a checkpoint of ours or a released .pth; fine-tuning: or a Hugging Face folder
     vision_init: str = ""  # timm/NAME
     text_init: str = ""  # folder or file of BERT weights, or hub:NAME
 
@@ -122,7 +122,7 @@ class ModelConfig(RunConfig):
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
         if self.init_from and (self.vision_init or self.text_init):
-            raise ValueError("init_from gives every weight: leave out vision_init and text_init")
+            raise ValueError("init_from gives every weight: --set vision_init= --set text_init=")
         return self
 
 
@@ -169,7 +169,9 @@ def dump_config(config: BaseModel, path: str | Path) -> None:
     """Writes every key with its resolved value; `load_config` reads it back to an equal object."""
     text = StringIO()
     YAML(typ="safe", pure=True).dump(config.model_dump(mode="json"), text)
-    Path(path).write_text(text.getvalue(), encoding="utf-8")
+    temporary = Path(f"{path}.partial")
+    temporary.write_text(text.getvalue(), encoding="utf-8")
+    temporary.replace(path)
 
 
 def _parse(text: str, where: str) -> Any:

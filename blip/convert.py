@@ -88,7 +88,7 @@ def write(
         to: `blip`, `salesforce` or `huggingface`.
         tokenizer_file: goes into the folder. `tokenizer.json`, or for `huggingface` also `vocab.txt`.
         hf_class: for `huggingface` and a checkpoint of pre-training, which no single class holds: `retrieval` or
-            `caption`.
+            `caption`. A checkpoint of VQA fits where image and text are equally wide.
     """
     path = Path(path)
     if to == "blip":
@@ -198,6 +198,8 @@ def _write_salesforce(path: Path, tensors: Tensors, task: str) -> list[str]:
         if foreign is not None and foreign.endswith(".embeddings.position_embeddings.weight"):
             module = foreign.removesuffix(".embeddings.position_embeddings.weight")
             state[module + POSITION_IDS] = torch.arange(len(tensor))[None]
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder: the released format is one file, such as {path / 'model.pth'}")
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"model": state}, path)
     return lost
@@ -206,7 +208,11 @@ def _write_salesforce(path: Path, tensors: Tensors, task: str) -> list[str]:
 def _read_huggingface(folder: Path, heads: dict[str, int | None]) -> tuple[Tensors, dict]:
     config = folder / "config.json"
     if not config.is_file():
-        raise CheckpointError(f"{folder} is no checkpoint: it has neither {INFO} (ours) nor config.json (Hugging Face)")
+        inside = folder / "checkpoints" / "latest"
+        hint = f"; you may mean {inside}" if inside.exists() else ""
+        raise CheckpointError(
+            f"{folder} is no checkpoint: it has neither {INFO} (ours) nor config.json (Hugging Face){hint}"
+        )
     stated, dropout = read_huggingface_config(config)
     state = _load_folder(folder)
     task = guess_task(state, folder)
@@ -231,6 +237,14 @@ def _write_huggingface(
     absent = [module for module in modules if not any(name.startswith(module + ".") for name in held)]
     if absent:
         raise CheckpointError(f"{class_name} needs {', '.join(absent)}, which a checkpoint of {info['task']} lacks")
+    if info["task"] not in ("pretrain", hf_class):  # its decoder looks at questions, not at images
+        raise CheckpointError(f"{class_name} cannot use a checkpoint of {info['task']}; hf_class can be {info['task']}")
+    widths = info["image_encoder"]["width"], (info.get("text_encoder") or info["text_decoder"])["width"]
+    if hf_class == "vqa" and widths[0] != widths[1]:
+        raise CheckpointError(
+            f"{class_name} cannot hold this model: its answer decoder looks at states of the image's width, "
+            f"{widths[0]}, and those of a question are {widths[1]} wide"
+        )
     config = {
         "architectures": [class_name],
         **huggingface_config(info, special_ids(tokenizer_file, info)),

@@ -2,7 +2,6 @@
 `step` and `evaluate`.
 """
 
-import difflib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -31,18 +30,13 @@ from blip.train.parallel import autocast, checkpoint_activations, compile_blocks
 from blip.train.run import fit, prepare
 from blip.weights import TOKENIZER, CheckpointError, load_strict, load_weights, save_weights, unique_state
 
-BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # text lengths, in tokens, that compiled code meets
 BEST = "best"
 
 
 class FineTuning:
-    """A run of one task: its parts, and what the loop calls; see `train.run.Task` for the methods.
-
-    `task` names it, `scored` what its evaluation gives, without the split; `NAME_KIND` may follow for kinds of answers.
-    """
+    """A run of one task: its parts, and what the loop calls. `task` names it; see `train.run.Task` for the methods."""
 
     task = ""
-    scored: tuple[str, ...] = ()
     collate_fn: Callable[..., Any] = staticmethod(collate)
 
     def __init__(
@@ -56,7 +50,6 @@ class FineTuning:
         """Reads the data and builds the model from `source`; `resume` is a checkpoint that `load` continues later."""
         self.config: Any = config
         self.output, self.device = output, device
-        self._check_best_metric()
         self.read_data()
         self.tokenizer = build.choose_tokenizer(self.config, self.texts(), output, resume)
         self._count_steps()
@@ -113,14 +106,6 @@ class FineTuning:
 
     # ---- data --------------------------------------------------------------------------------------------------------
 
-    def _check_best_metric(self) -> None:
-        """ConfigError now, where the first evaluation would not give it."""
-        split, _, name = self.config.best_metric.partition("_")
-        if self.config.val_file and not (split == "val" and f"{name}_".startswith(tuple(f"{x}_" for x in self.scored))):
-            known = [f"val_{x}" for x in self.scored]
-            near = difflib.get_close_matches(self.config.best_metric, known, n=3, cutoff=0.0)
-            raise ConfigError(f"best_metric {self.config.best_metric!r} is unknown; the nearest are {', '.join(near)}")
-
     def needs_positions(self, count: int, what: str) -> None:
         """ConfigError where a text may become longer than the model can read."""
         if count > self.config.max_positions:
@@ -156,7 +141,7 @@ class FineTuning:
             num_workers=config.num_workers,
             seed=config.seed,
             pad_id=self.tokenizer.pad_id,
-            pad_to=BUCKETS if config.compile else (),
+            pad_to=build.buckets(config.max_text_tokens) if config.compile else (),
             pin_memory=self.device.type == "cuda",
             collate_fn=self.collate_fn,
         )

@@ -28,6 +28,7 @@ class Text(Protocol):
     vocab_size: int
     width: int
     layers: int
+    heads: int
     hidden: int
     max_positions: int
     image_width: int
@@ -170,21 +171,35 @@ def match_grouped(vision: Vision, text: Text, lengths: Sequence[int], images: in
 
 
 def write(vision: Vision, text: Text, rows: int, new: int, key_sets: int, prompt: int = 1) -> float:
-    """`new` tokens of each of `rows` texts by a decoder with a cache; images' keys are projected `key_sets` times.
+    """`new` tokens of each of `rows` texts by a decoder with a cache.
 
-    Beams come from one text each, so the first step is that of `key_sets` rows at most; it is counted with all.
+    Images' keys are projected `key_sets` times; 0: texts look at states. Beams come from one text each, so the first
+    step has fewer rows; it is counted with all.
     """
     tokens = prompt - 1 + new  # the last one written is not read
     alone = text_forward(text, 1, 1, 1, image_tokens(vision))
+    alone += 0 if key_sets else on_states(vision, text)
     others = text.layers * sum(attention(1, before, text.width) for before in range(tokens))
     each = tokens * alone + others + new * head_forward(text, 1)
     return rows * each + key_sets * keys_forward(vision, text)
 
 
-def read_questions(vision: Vision, text: Text, lengths: Sequence[int]) -> float:
-    """Questions of `lengths` tokens, padding included where there is some, each looking at an image of its own."""
+def read_questions(vision: Vision, text: Text, lengths: Sequence[int], keys: bool) -> float:
+    """Questions of `lengths` tokens, padding included where there is some, each looking at an image of its own.
+
+    `keys`: at its keys, else at its states.
+    """
     seen = image_tokens(vision)
-    return sum(text_forward(text, 1, n, n, seen) + keys_forward(vision, text) for n in lengths)
+    if keys:
+        return sum(text_forward(text, 1, n, n, seen) + keys_forward(vision, text) for n in lengths)
+    return sum(text_forward(text, 1, n, n, seen) + n * on_states(vision, text) for n in lengths)
+
+
+def on_states(vision: Vision, text: Text) -> float:
+    """What a token costs more, over all layers, that looks at an image's states: see `ImageAttention.see_states`."""
+    folded = 2 * 2.0 * text.width * text.image_width  # the keys' projection of its query, the values' of what it saw
+    wider = text.heads * text.image_width - text.width
+    return text.layers * (folded + attention(1, image_tokens(vision), wider))
 
 
 def rank_padded(text: Text, k: int, longest: int, question: int) -> float:

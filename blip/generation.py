@@ -66,6 +66,11 @@ class Decoding:
         if wrong:
             raise ValueError("; ".join(wrong))
 
+    @property
+    def texts(self) -> int:
+        """Texts of one prompt that are written at the same time."""
+        return max(self.beams, self.num_return)
+
 
 @dataclass
 class Generated:

@@ -188,7 +188,7 @@ def _peft() -> ModuleType:
     try:
         import peft
     except ImportError as error:
-        raise LoraError(f"lora needs peft: pip install 'blip[lora]' ({error})") from error
+        raise LoraError(f"lora needs peft: pip install -e '.[lora]' ({error})") from error
     return peft
 
 

@@ -16,8 +16,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blip.attention import Attention
-from blip.rows import ONE_TOKEN, Cache, ImageKeys, Keys, OneToken, Rows
+from blip.attention import Attention, cast_once
+from blip.cross_attention import CrossAttention, PairCrossAttention, cross_attention
+from blip.rows import ONE_TOKEN, Cache, ImageKeys, OneToken, Rows
 from blip.words import Embeddings, LMHead, TextConfig, init_weights
 
 
@@ -36,12 +37,12 @@ class TextEncoder(nn.Module):
         )
         self.apply(partial(init_weights, width=config.width))
 
-    def project(self, states: Tensor) -> ImageKeys:
+    def project(self, states: Tensor, tokens: int | None = None) -> ImageKeys:
         """Image states (B, N, image_width) -> the keys and values of every layer, projected once for all passes.
 
-        Where a text looks at two images: states (B, 2, N, image_width).
+        Where a text looks at two images: states (B, 2, N, image_width). `tokens` as in the function `project`.
         """
-        return project(self, states)
+        return project(self, states, tokens=tokens)
 
     def text(self, ids: Tensor, rows: Rows, first_only: bool = False, words: Tensor | None = None) -> Tensor:
         """ids (R, T) -> states (P, D) of text alone, or (R, D) of each text's first token with `first_only`.
@@ -66,10 +67,18 @@ class TextEncoder(nn.Module):
         return x
 
 
-def project(module: "TextEncoder | TextDecoder", states: Tensor, mask: Tensor | None = None) -> ImageKeys:
-    """States (B, N, image_width) -> keys and values of every layer; `mask` as in `ImageKeys`."""
+def project(
+    module: "TextEncoder | TextDecoder", states: Tensor, mask: Tensor | None = None, tokens: int | None = None
+) -> ImageKeys:
+    """States (B, N, image_width) -> keys and values of every layer; `mask` as in `ImageKeys`.
+
+    `tokens`: how many will look at each image in all. Few ones are quicker without keys (`ImageAttention.see_states`).
+    """
     states = cast_once(states)
-    return ImageKeys([layer.cross_attention.project(states) for layer in layers_of(module)], mask=mask)
+    layers = [layer.cross_attention for layer in layers_of(module)]
+    if tokens is not None and all(layer.can_see_states(tokens) for layer in layers):
+        return ImageKeys([], mask=mask, states=states)
+    return ImageKeys([layer.project(states) for layer in layers], mask=mask)
 
 
 def layers_of(module: "TextEncoder | TextDecoder") -> "list[Layer]":
@@ -101,9 +110,12 @@ class TextDecoder(nn.Module):
             layer.self_attention.apply(partial(init_weights, width=config.width))
         (self.head.transform if shared else self).apply(partial(init_weights, width=config.width))
 
-    def project(self, states: Tensor, mask: Tensor | None = None) -> ImageKeys:
-        """States (B, N, image_width) -> keys and values of every layer; `mask` (B, N), True at what may be seen."""
-        return project(self, states, mask)
+    def project(self, states: Tensor, mask: Tensor | None = None, tokens: int | None = None) -> ImageKeys:
+        """States (B, N, image_width) -> keys and values of every layer; `mask` (B, N), True at what may be seen.
+
+        `tokens` as in the function `project`.
+        """
+        return project(self, states, mask, tokens)
 
     def forward(
         self, ids: Tensor, rows: Rows, keys: ImageKeys, words: Tensor | None = None, cache: Cache | None = None
@@ -192,106 +204,6 @@ class SelfAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "r t (h d) -> r h t d", h=self.heads)
-
-
-def cast_once(x: Tensor) -> Tensor:
-    """x in the type in which autocast multiplies: else each projection that reads x makes a copy, and keeps it."""
-    device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
-
-
-class ImageAttention(nn.Module):
-    """out(attention(x, image)): what a text sees of an image."""
-
-    def __init__(self, config: TextConfig):
-        super().__init__()
-        self.heads = config.heads
-        self.q = nn.Linear(config.width, config.width)
-        self.k = nn.Linear(config.image_width, config.width)
-        self.v = nn.Linear(config.image_width, config.width)
-        self.attention = Attention(config.dropout)
-        self.out = nn.Linear(config.width, config.width)
-
-    def project(self, states: Tensor) -> Keys:
-        """(B, N, image_width) -> keys and values (B, H, N, d)."""
-        k, v = (rearrange(proj(states), "b n (h d) -> b h n d", h=self.heads) for proj in (self.k, self.v))
-        return k, v
-
-    def see(self, x: Tensor, rows: Rows | OneToken, keys: Keys, images: ImageKeys) -> Tensor:
-        """(P, D) -> (P, D), looking at the keys and values of a layer; who looks at which image: see `ImageKeys`."""
-        (k, v), extra, mask = keys, images.extra, images.mask
-        if extra is None and len(k) == 1:  # all tokens look at one image: they lie side by side as they are
-            return self.out(self._side_by_side(self.q(x)[None], k, v, mask)[0])
-        q = rows.unpack(self.q(x))  # (R, T, D)
-        if extra is None:
-            z = self._side_by_side(q, k, v, mask)
-        else:
-            own, q_extra = q.split([len(q) - len(extra), len(extra)])
-            extra_mask = None if mask is None else mask.index_select(0, extra)
-            z = self._side_by_side(q_extra, _select(k, extra), _select(v, extra), extra_mask)
-            if len(own):
-                z = torch.cat([self._side_by_side(own, k, v, mask), z])
-        return self.out(rows.pack(z))
-
-    def _side_by_side(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """(B*c, T, D) -> (B*c, T, D): the c texts of an image side by side on the query axis."""
-        images, width = len(k), q.shape[1]
-        q = rearrange(q, "(b c) t (h d) -> b h (c t) d", b=images, h=self.heads)
-        z = self.attention(q, k, v, None if mask is None else mask[:, None, None])
-        return rearrange(z, "b h (c t) d -> (b c) t (h d)", t=width)
-
-
-class CrossAttention(ImageAttention):
-    """norm(x + out(attention(x, image)))."""
-
-    def __init__(self, config: TextConfig):
-        super().__init__(config)
-        self.dropout = nn.Dropout(config.dropout)
-        self.norm = nn.LayerNorm(config.width, eps=1e-12)
-
-    def forward(self, x: Tensor, rows: Rows | OneToken, keys: ImageKeys, index: int) -> Tensor:
-        """(P, D) -> (P, D), looking at the keys of layer `index`."""
-        return self.norm(x + self.dropout(self.see(x, rows, keys.layers[index], keys)))
-
-
-class PairCrossAttention(nn.Module):
-    """norm(x + both(attention(x, image 0), attention(x, image 1))): each image has projections of its own (NLVR2).
-
-    What was seen in the two is averaged, or with `merge` put side by side and brought back to one width.
-    """
-
-    def __init__(self, config: TextConfig, merge: bool):
-        super().__init__()
-        self.first, self.second = ImageAttention(config), ImageAttention(config)
-        self.merge = nn.Linear(2 * config.width, config.width) if merge else None
-        self.dropout = nn.Dropout(config.dropout)
-        self.norm = nn.LayerNorm(config.width, eps=1e-12)
-
-    def project(self, states: Tensor) -> Keys:
-        """(B, 2, N, image_width) -> keys and values (B, 2, H, N, d)."""
-        (k, v), (k_second, v_second) = self.first.project(states[:, 0]), self.second.project(states[:, 1])
-        return torch.stack([k, k_second], dim=1), torch.stack([v, v_second], dim=1)
-
-    def forward(self, x: Tensor, rows: Rows | OneToken, keys: ImageKeys, index: int) -> Tensor:
-        """(P, D) -> (P, D), looking at the keys of layer `index`."""
-        k, v = keys.layers[index]
-        first = self.first.see(x, rows, (k[:, 0], v[:, 0]), keys)
-        second = self.second.see(x, rows, (k[:, 1], v[:, 1]), keys)
-        both = (first + second) / 2 if self.merge is None else self.merge(torch.cat([first, second], dim=-1))
-        return self.norm(x + self.dropout(both))
-
-
-FIRST_MERGED = 6  # of the layers that look at two images; the published model averages below
-
-
-def cross_attention(config: TextConfig, layer: int) -> CrossAttention | PairCrossAttention:
-    """The cross-attention of layer number `layer`, to as many images as the configuration says."""
-    return CrossAttention(config) if config.images == 1 else PairCrossAttention(config, merge=layer >= FIRST_MERGED)
-
-
-def _select(x: Tensor, images: Tensor) -> Tensor:
-    """x (B, H, N, d) at `images` (E,) -> (E, H, N, d). It lies in memory as (B, N, H, d) and is copied so."""
-    return x.transpose(1, 2).index_select(0, images).transpose(1, 2)
 
 
 class FeedForward(nn.Module):

@@ -196,7 +196,8 @@ class Predictor:
         choices = list(answers if answers is not None else self.info.get("answers", []))
         if answers is not None and not choices:
             raise ValueError("the list of answers is empty")
-        plain = [ids[1:-1] for ids in self.tokenizer.encode(choices, self.positions)]
+        longest = int(self.info.get("max_answer_tokens") or self.positions)
+        plain = [ids[1:-1] for ids in self.tokenizer.encode(choices, longest)]
         rank = bool(choices) and how is None
         tree = AnswerTree(plain, self.tokenizer.dec_id, self.tokenizer.sep_id) if rank else None
         found: list[Answer] = []

@@ -68,13 +68,16 @@ class AnswerTree:
         nodes = self.paths[self.last[chosen]].unique()
         return nodes[nodes >= 0]
 
-    def rows_of(self, chosen: Tensor, about: int = 32) -> list[Tensor]:
-        """The same without `[DEC]`, in rows of some `about` nodes, none of which sees those of other rows."""
+    def rows_of(self, chosen: Tensor, room: int = 64) -> list[Tensor]:
+        """The same without `[DEC]`, in rows of up to `room` nodes, a longer branch alone; rows do not see one another."""
         nodes = self.nodes_of(chosen)[1:]
-        _, counts = self.paths[nodes, 1].unique_consecutive(return_counts=True)  # of the branches
-        row = (counts.cumsum(0) - counts) // about  # of each branch: by where it starts
-        _, sizes = row.repeat_interleave(counts).unique_consecutive(return_counts=True)
-        return list(nodes.split(sizes.tolist()))
+        _, branches = self.paths[nodes, 1].unique_consecutive(return_counts=True)
+        sizes = [0]
+        for nodes_of_branch in branches.tolist():
+            if sizes[-1] and sizes[-1] + nodes_of_branch > room:
+                sizes.append(0)
+            sizes[-1] += nodes_of_branch
+        return list(nodes.split(sizes))
 
 
 class TreeRows(Rows):
@@ -133,7 +136,7 @@ def rank_answers(
     """
     if k < 1:
         raise ValueError(f"k is {k}; at least one answer has to be scored")
-    count, device = keys.layers[0][0].shape[0], keys.layers[0][0].device
+    count, device = len(keys), keys.device
     tree.to(device)
     start = Cache()
     logits = decoder.step(tree.tokens[:1, None].expand(count, 1), keys, start)  # (B, V), after [DEC] alone
@@ -151,7 +154,8 @@ def rank_answers(
         tokens[places], ends[places] = _log_probs(
             decoder, states, layout, layout.pack(ids), tree.end_id, label_smoothing
         )
-    tokens[:, tree.depths == 1] = _smoothed(logits, label_smoothing)[:, tree.tokens[tree.depths == 1]]
+    values, mean = _log_soft_max(logits)
+    tokens[:, tree.depths == 1] = torch.lerp(values[:, tree.tokens[tree.depths == 1]], mean[:, None], label_smoothing)
     last = tree.last[chosen]  # (B, k)
     paths = tree.paths[last].flatten(1)  # (B, k*(L+1))
     passed = tokens.gather(1, paths.clamp(min=0)).masked_fill(paths < 0, 0).unflatten(1, (last.shape[1], -1))
@@ -183,17 +187,17 @@ def _log_probs(
     tokens, ends = torch.zeros(2, len(states), device=states.device)
     parents, order = layout.parents.sort(stable=True)  # whose logits are made when, and who asks for them
     for begin in range(0, len(states), WORDS_AT_ONCE):
-        values = _smoothed(decoder.head(states[begin : begin + WORDS_AT_ONCE]), smoothing)  # (p, V)
-        ends[begin : begin + len(values)] = values[:, end_id]
+        values, mean = _log_soft_max(decoder.head(states[begin : begin + WORDS_AT_ONCE]))
+        ends[begin : begin + len(values)] = torch.lerp(values[:, end_id], mean, smoothing)
         first, last = torch.searchsorted(
             parents, torch.tensor([begin, begin + len(values)], device=ids.device)
         ).tolist()
-        children = order[first:last]
-        tokens[children] = values[parents[first:last] - begin, ids[children]]
+        places, children = parents[first:last] - begin, order[first:last]
+        tokens[children] = torch.lerp(values[places, ids[children]], mean[places], smoothing)
     return tokens, ends
 
 
-def _smoothed(logits: Tensor, smoothing: float) -> Tensor:
-    """Log-probabilities (p, V) into which `smoothing` mixes the mean one of all words."""
-    values = logits.float().log_softmax(dim=1)  # logsumexp takes twenty times as long on a CPU
-    return torch.lerp(values, values.mean(dim=1, keepdim=True), smoothing) if smoothing else values
+def _log_soft_max(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (p, V) of all words, and the mean of a row (p,), which label smoothing mixes in."""
+    values = logits.float().log_softmax(dim=1)  # on a CPU, logsumexp takes twenty times as long
+    return values, values.mean(dim=1)

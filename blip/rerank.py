@@ -161,9 +161,7 @@ def retrieval_features(
     for chosen in _split(order[slice(*share(len(order)))], TEXTS_AT_ONCE):
         ids, rows = _laid_out(texts, chosen, device)
         text_parts.append(project(model.text_proj, model.text_encoder.text(ids, rows, first_only=True)).cpu())
-    image_features, text_features = _gathered(image_parts), _gathered(text_parts)
-    if len(image_features) != count:
-        raise ValueError(f"{count} images were asked for, but {len(image_features)} came")
+    image_features, text_features = _gathered(image_parts, count), _gathered(text_parts, len(order))
     return image_features, torch.empty_like(text_features).index_copy_(0, order, text_features)
 
 
@@ -247,9 +245,7 @@ def match_pairs(
         for one in batch:
             keys = model.text_encoder.project(one[None])
             parts.append(match_texts(model, keys, texts, next(members), device).cpu())
-    if next(members, None) is not None:
-        raise ValueError(f"states of {len(numbers)} images were asked for, but fewer came")
-    return _gathered(parts)
+    return _gathered(parts, len(pairs))
 
 
 TOKENS_AT_ONCE = 2048  # of one image's texts: enough for quick matrix products, and what they write stays in the caches
@@ -292,9 +288,12 @@ def _split(x: Tensor, size: int) -> list[Tensor]:
     return list(x.split(size)) if len(x) else []
 
 
-def _gathered(parts: list[Tensor]) -> Tensor:
-    """Tensors of all processes, one after the other; a process may have none."""
-    return torch.cat([t for several in distributed.gather_objects(parts) for t in several])
+def _gathered(parts: list[Tensor], count: int) -> Tensor:
+    """Tensors of all processes, one after the other; a process may have none. Together they have `count` rows."""
+    everyone = [t for several in distributed.gather_objects(parts) for t in several]
+    if (found := sum(len(t) for t in everyone)) != count:
+        raise ValueError(f"the images that came are fewer than were asked for: they gave {found} results of {count}")
+    return torch.cat(everyone)
 
 
 def _laid_out(texts: Texts, chosen: Tensor, device: torch.device) -> tuple[Tensor, Rows]:

@@ -37,16 +37,31 @@ class ImageKeys:
     further rows, so that a text can be shown another text's image without projecting that image again. Cross-attention
     has no mask on its queries, so rows that share an image lie on the query axis and its keys are never repeated.
     `mask` (B, N) is True at the keys that may be seen, where not all are: questions of different lengths have padding.
+    Where few tokens look, `layers` is empty and `states` (B, N, image_width) stand for the keys of every layer.
     """
 
     layers: list[Keys]
     extra: Tensor | None = None
     mask: Tensor | None = None
+    states: Tensor | None = None
+
+    def __len__(self) -> int:
+        """B, the images."""
+        return len(self.layers[0][0] if self.states is None else self.states)
+
+    @property
+    def device(self) -> torch.device:
+        return (self.layers[0][0] if self.states is None else self.states).device
+
+    def of_layer(self, index: int) -> Keys | None:
+        """None where states stand for keys."""
+        return self.layers[index] if self.states is None else None
 
     def select(self, images: Tensor) -> "ImageKeys":
         """Those of `images` (B',), in that order."""
         layers = [(k.index_select(0, images), v.index_select(0, images)) for k, v in self.layers]
-        return ImageKeys(layers, mask=None if self.mask is None else self.mask.index_select(0, images))
+        mask, states = (x if x is None else x.index_select(0, images) for x in (self.mask, self.states))
+        return ImageKeys(layers, mask=mask, states=states)
 
 
 class Rows:

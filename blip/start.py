@@ -63,7 +63,10 @@ def as_begun(config: FineTuneConfig, resume: Path) -> FineTuneConfig:
              if getattr(before, key) != getattr(config, key)]  # fmt: skip
     if other:
         raise ConfigError(f"cannot change within a run: {', '.join(other)}; start a new one with --init_from {resume}")
-    return config if config.init_from else config.model_copy(update={"init_from": before.init_from})
+    kept: dict[str, Any] = {"init_from": config.init_from or before.init_from}
+    if "embed_dim" not in config.model_fields_set:  # weights without features do not say how wide these were
+        kept["embed_dim"] = before.embed_dim
+    return config.model_copy(update=kept)
 
 
 def read_source(config: FineTuneConfig, resume: Path | None = None) -> Source | None:

@@ -3,7 +3,8 @@
 Defaults are those of the published code (Li et al. 2022, appendix; its configuration files).
 """
 
-from typing import Literal, Self
+import difflib
+from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -25,6 +26,8 @@ class LoraConfig(BaseModel):
 class FineTuneConfig(ModelConfig):
     """What every fine-tuning script can be told."""
 
+    scores: ClassVar[tuple[str, ...]] = ()  # what the evaluation of a task gives; `_KIND` may follow
+
     dataset: str = "json"  # the form of the files: see `blip check-data --help`
     test_file: list[str] = Field(default_factory=list)  # evaluated once, after training, with the best checkpoint
     train_split: str = "train"  # the part of a data set that comes as a folder
@@ -37,10 +40,23 @@ class FineTuneConfig(ModelConfig):
     best_is: Literal["highest", "lowest"] = "highest"
     image_heads: int | None = Field(None, gt=0)  # of a .pth file whose heads are not of width 64
 
+    @model_validator(mode="after")
+    def _best_metric_is_known(self) -> Self:
+        # a name that the first evaluation does not give would cost the epoch before it
+        known = [f"val_{name}" for name in self.scores]
+        if known and not f"{self.best_metric}_".startswith(tuple(f"{name}_" for name in known)):
+            near = difflib.get_close_matches(self.best_metric, known, n=3, cutoff=0.0)
+            raise ValueError(f"best_metric {self.best_metric!r} is unknown; the nearest are {', '.join(near)}")
+        return self
+
 
 class RetrievalConfig(FineTuneConfig):
     """What `train_retrieval.py` can be told."""
 
+    scores = tuple(f"{by}_{way}r_mean" for by in ("itc", "itm") for way in ("", "i2t_", "t2i_")) + tuple(
+        f"{by}_{way}_{name}" for by in ("itc", "itm") for way in ("i2t", "t2i")
+        for name in ("r1", "r5", "r10", "median_rank")
+    )  # fmt: skip
     image_size: int = Field(384, gt=0)
     max_text_tokens: int = Field(35, ge=3)
     temperature: float = Field(0.07, ge=0.001, le=0.5)
@@ -96,6 +112,7 @@ class WritingConfig(FineTuneConfig):
 class CaptionConfig(WritingConfig):
     """What `train_caption.py` can be told."""
 
+    scores = ("exact", "bleu1", "bleu4", "rouge_l", "cider", "meteor")
     image_size: int = Field(384, gt=0)
     max_text_tokens: int = Field(40, ge=3)
     prompt: str = "a picture of "
@@ -107,6 +124,7 @@ class CaptionConfig(WritingConfig):
 class VqaConfig(WritingConfig):
     """What `train_vqa.py` can be told."""
 
+    scores = ("exact_match", "token_recall", "token_f1", "bleu1", "vqa_accuracy")
     image_size: int = Field(480, gt=0)
     max_text_tokens: int = Field(35, ge=3)  # of questions
     text_cleaning: Literal["none"] = "none"
@@ -130,6 +148,7 @@ class VqaConfig(WritingConfig):
 class NlvrConfig(FineTuneConfig):
     """What `train_nlvr.py` can be told."""
 
+    scores = ("accuracy",)
     image_size: int = Field(384, gt=0)
     max_text_tokens: int = Field(35, ge=3)
     text_cleaning: Literal["none"] = "none"

@@ -44,7 +44,7 @@ class Tokenizer:
     @classmethod
     def from_vocab(cls, path: str | Path) -> "Tokenizer":
         """Reads a BERT `vocab.txt`: one token a line, its id is its line number from 0."""
-        tokens = Path(_existing(path)).read_text(encoding="utf-8").rstrip("\r\n").split("\n")
+        tokens = _text(path).rstrip("\r\n").split("\n")
         vocab: dict[str, int] = {}
         for number, token in enumerate(tokens):
             token = token.rstrip("\r")
@@ -58,7 +58,7 @@ class Tokenizer:
     @classmethod
     def from_file(cls, path: str | Path) -> "Tokenizer":
         """Reads the JSON form of the `tokenizers` library, as `save` writes it."""
-        text = Path(_existing(path)).read_text(encoding="utf-8")
+        text = _text(path)
         try:
             backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
@@ -151,7 +151,10 @@ def _bert(model: models.WordPiece) -> tokenizers.Tokenizer:
     return backend
 
 
-def _existing(path: str | Path) -> str | Path:
+def _text(path: str | Path) -> str:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no tokenizer file {path}")
-    return path
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no tokenizer file: it is not UTF-8 text ({error})") from error

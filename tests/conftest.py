@@ -1,9 +1,12 @@
 """Where the tests find what is not part of the project, and what they share."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,17 +89,65 @@ def tiny_config(phantoms: Path) -> Path:
     return path
 
 
-def run_script(*arguments: str | Path, processes: int = 1, env: dict | None = None, timeout: float = 120):
-    """Runs pretrain.py as a user would, alone or under torchrun, from the project's root -> CompletedProcess."""
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_config: Path) -> Path:
+    """A folder of ours with a random pre-training model of `tiny_config` and its tokenizer."""
+    from blip import build
+    from blip.config import PretrainConfig, load_config
+    from blip.rows import Specials
+    from blip.tokenizer import load_tokenizer
+    from blip.weights import save_weights, unique_state
+
+    folder = tiny_config.parent / "tiny_checkpoint"
+    config = load_config(tiny_config, PretrainConfig)
+    tokenizer = load_tokenizer(config.tokenizer)
+    specials = Specials(tokenizer.pad_id, tokenizer.enc_id, tokenizer.dec_id)
+    torch.manual_seed(0)
+    model, _, _ = build.build_pretrain(config, tokenizer.size, specials, torch.device("cpu"))
+    save_weights(folder, unique_state(model), build.describe(config, model))
+    tokenizer.save(folder / "tokenizer.json")
+    return folder
+
+
+def run_script(
+    *arguments: str | Path,
+    processes: int = 1,
+    env: dict | None = None,
+    timeout: float = 120,
+    script: str = "pretrain.py",
+):
+    """Runs a script as a user would, alone or under torchrun, from the project's root -> CompletedProcess."""
     return subprocess.run(
-        script_command(*arguments, processes=processes), cwd=ROOT, env=script_env(env), timeout=timeout,
+        script_command(*arguments, processes=processes, script=script), cwd=ROOT, env=script_env(env), timeout=timeout,
         capture_output=True, text=True,
     )  # fmt: skip
 
 
-def script_command(*arguments: str | Path, processes: int = 1) -> list[str]:
+def script_command(*arguments: str | Path, processes: int = 1, script: str = "pretrain.py") -> list[str]:
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    return [sys.executable, *launcher, str(ROOT / "pretrain.py"), *map(str, arguments)]
+    return [sys.executable, *launcher, str(ROOT / script), *map(str, arguments)]
+
+
+def message_of(call: Callable[[], None], capsys: pytest.CaptureFixture) -> str:
+    """The message with which the call ends, after a check that it is one: status 1, no traceback, one paragraph."""
+    from blip.train.launch import errors_for_people
+
+    with pytest.raises(SystemExit) as ended, errors_for_people():
+        call()
+    shown = capsys.readouterr().err
+    assert ended.value.code == 1, shown
+    message = shown[shown.rindex("error: ") :]
+    assert "Traceback" not in shown
+    assert message.strip() and "\n\n" not in message.strip()
+    return message
+
+
+def forked(target: Callable, *arguments: object) -> Any:
+    """A process of its own, from a server that has imported torch once, of which nobody else has to."""
+    # a fork of this process could not run backward passes
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pretrain", "train_retrieval", "train_caption", "train_vqa", "train_nlvr"])
+    return context.Process(target=target, args=arguments)
 
 
 def script_env(env: dict | None = None) -> dict:

@@ -14,6 +14,7 @@ import bad_checkpoint_cases
 import bad_data_cases
 import pytest
 import typer.testing
+from conftest import message_of
 from PIL import Image
 
 import pretrain
@@ -21,21 +22,9 @@ from blip.cli import app
 from blip.config import PretrainConfig
 from blip.dry_run import run_once
 from blip.tokenizer import Tokenizer
-from blip.train.launch import errors_for_people, launch
+from blip.train.launch import launch
 
 Arguments = list[str | Path]
-
-
-def message_of(call: Callable[[], None], capsys: pytest.CaptureFixture) -> str:
-    """The message with which the call ends, after a check that it is one: status 1, no traceback, one paragraph."""
-    with pytest.raises(SystemExit) as ended, errors_for_people():
-        call()
-    shown = capsys.readouterr().err
-    assert ended.value.code == 1, shown
-    message = shown[shown.rindex("error: ") :]
-    assert "Traceback" not in shown
-    assert message.strip() and "\n\n" not in message.strip()
-    return message
 
 
 def pretraining(*arguments: str | Path, output: Path, config: Path) -> None:

@@ -32,7 +32,7 @@ REFERENCES = [
 ]
 needs_coco = pytest.mark.skipif(
     find_spec("pycocoevalcap") is None,
-    reason="pycocoevalcap is not installed: pip install 'blip[captions]'",
+    reason="pycocoevalcap is not installed: pip install -e '.[captions]'",
 )
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="java is not on the PATH")
 
@@ -260,7 +260,7 @@ def test_without_pycocoevalcap(no_java: None, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "meta_path", [NoPycocoevalcap(), *sys.meta_path])
     result = score_captions(GENERATED, REFERENCES)
     assert set(result.scores) == {"ROUGE-1"}
-    assert all("pip install 'blip[captions" in result.notes[name] for name in ("BLEU", "ROUGE-L", "CIDEr"))
+    assert all("pip install -e '.[captions" in result.notes[name] for name in ("BLEU", "ROUGE-L", "CIDEr"))
 
 
 class NoPycocoevalcap:

@@ -126,7 +126,7 @@ def test_refused(file: Path, override: str, message: str) -> None:
 
 def test_weights_from_two_places_are_refused(file: Path) -> None:
     for option in ("vision_init=timm/vit_tiny_patch16_224", "text_init=bert"):
-        with pytest.raises(ConfigError, match="init_from gives every weight: leave out vision_init and text_init"):
+        with pytest.raises(ConfigError, match="init_from gives every weight: --set vision_init= --set text_init="):
             load_config(file, PretrainConfig, ["init_from=a.pth", option])
 
 

@@ -24,6 +24,7 @@ from two_processes import (
     fresh_parts,
     hardest,
     part,
+    process,
     start_two,
 )
 
@@ -45,7 +46,7 @@ def seen(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> list[di
     for count in EVALUATED:
         absolute = [{**r, "image": str(tiny_config.parent / r["image"])} for r in records[:count]]
         (folder / f"val-{count}.json").write_text(json.dumps(absolute))
-    found = start_two(tiny_config, folder)
+    found = start_two(process, folder, tiny_config)
     for one in found:
         one["folder"] = folder
     return found

@@ -125,6 +125,34 @@ def test_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ended == [128 + signal.SIGINT]
 
 
+def test_the_same_signal_within_a_second_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    clock = [100.0]
+    monkeypatch.setattr(engine.os, "_exit", ended.append)
+    monkeypatch.setattr(engine.time, "monotonic", lambda: clock[0])
+    with engine._Signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        clock[0] += 0.5
+        os.kill(os.getpid(), signal.SIGTERM)  # torchrun passes on what the whole job got
+        assert not ended
+        clock[0] += 1
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended == [128 + signal.SIGTERM]
+
+
+def test_an_evaluation_that_fails_costs_no_step() -> None:
+    rig = Rig(total_steps=4)
+
+    def fail(step: int) -> dict | None:
+        if step == 3:
+            raise RuntimeError("out of memory")
+        return None
+
+    with pytest.raises(RuntimeError):
+        rig.loop.run(iter(batches(4)), rig.step, lambda _: None, fail)
+    assert [step for step, _ in rig.saved] == [3]
+
+
 def test_saves_every_n_steps_and_at_the_end_once() -> None:
     rig = Rig(total_steps=6, save_every=2)
     rig.run(batches(6))
@@ -208,14 +236,15 @@ def test_metrics_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 def test_tensorboard_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(train_log.sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(BlipError, match=r"pip install 'blip\[tensorboard\]'"):
+    with pytest.raises(BlipError, match=r"pip install -e '.\[tensorboard\]'"):
         RunLog(tmp_path, 0, 10, tensorboard=True)
 
 
-def plateau(itm: float, step: int, warned: bool = False) -> list[str]:
+def plateau(itm: float, step: int, warned: bool = False, total: int = 2000) -> list[str]:
     """What `warn_of_plateau` says when the mean ITM loss is `itm`."""
     log, config = SilentLog(), SimpleNamespace(warmup_steps=100)
-    task = SimpleNamespace(config=config, total_steps=2000, warned=warned, itm_mean=torch.tensor(itm))
+    epochs = SimpleNamespace(total_steps=total)
+    task = SimpleNamespace(config=config, epochs=epochs, warned=warned, itm_mean=torch.tensor(itm))
     pretrain.Pretraining.warn_of_plateau(task, step, log)  # type: ignore[arg-type]
     return log.said
 
@@ -226,6 +255,7 @@ def test_warns_when_matching_learns_nothing() -> None:
     assert len(said) == 1
     assert "ITM is at 0.637" in said[0] and "0.6365" in said[0] and "init_from" in said[0]
     assert plateau(0.637, late - 1) == plateau(0.5, late) == plateau(0.637, late, warned=True) == []
+    assert plateau(0.637, 200, total=300) and not plateau(0.637, 199, total=300), "short runs are warned half-way"
     assert pytest.approx(0.6365, abs=1e-4) == losses.ITM_NO_SKILL
 
 

@@ -67,7 +67,7 @@ SOME = ["qkv", "self_attention.q", "cross_attention.v"]
 
 @pytest.fixture
 def with_peft() -> None:
-    pytest.importorskip("peft", reason="peft is not installed: pip install 'blip[lora]'")
+    pytest.importorskip("peft", reason="peft is not installed: pip install -e '.[lora]'")
 
 
 needs_peft = pytest.mark.usefixtures("with_peft")
@@ -344,7 +344,7 @@ def test_adapters_work_in_bf16() -> None:
 def test_without_peft_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     model, *_ = model_and_inputs()
-    install = re.escape("lora needs peft: pip install 'blip[lora]'")
+    install = re.escape("lora needs peft: pip install -e '.[lora]'")
     with pytest.raises(BlipError, match=f"^{install}"):
         add_lora(model, 2, ["qkv"])
     lora.save_file({}, tmp_path / ADAPTER)

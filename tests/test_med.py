@@ -208,3 +208,43 @@ def test_cache_follows_reordered_beams() -> None:
     continued = torch.cat([ids[chosen, :3], ids[:, 3:]], dim=1)
     full = layout.unpack(decoder.head(decoder(continued, layout, keys)))[:, -1]
     assert_close(decoder.step(ids[:, 3:], keys, cache), full, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("per_image", [1, 3])
+@torch.no_grad()
+def test_states_in_the_place_of_keys(per_image: int, masked: bool) -> None:
+    """Few tokens look at states, with the projections on their own side: the same as looking at keys."""
+    encoder, decoder = tiny()
+    encoder.eval(), decoder.eval()
+    layout = rows(torch.tensor([3, 2, 3, 1, 3, 2][: 2 * per_image]), longest=3)
+    ids, states = torch.randint(1, WORDS, (2 * per_image, 3)), torch.randn(2, 5, 20)
+    mask = torch.tensor([[True] * 5, [True, True, False, False, False]]) if masked else None
+    few, many = decoder.project(states, mask, tokens=2), decoder.project(states, mask, tokens=1000)
+    assert few.states is not None and few.layers == []
+    assert many.states is None and len(few) == len(many) == 2
+    assert_close(decoder(ids, layout, few), decoder(ids, layout, many), rtol=1e-4, atol=1e-5)
+    one = torch.tensor([1])
+    single = rows(torch.tensor([3]), longest=3)
+    assert_close(
+        decoder(ids[:1], single, few.select(one)), decoder(ids[:1], single, many.select(one)), rtol=1e-4, atol=1e-5
+    )
+    if not masked:
+        seen = encoder.multimodal(ids, layout, encoder.project(states, tokens=2), first_only=True)
+        assert_close(
+            seen, encoder.multimodal(ids, layout, encoder.project(states), first_only=True), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_keys_are_made_where_something_reads_them() -> None:
+    """In training, where a hook watches, and where an adapter wraps the projection."""
+    encoder, _ = tiny()
+    states = torch.randn(2, 5, 20)
+    assert encoder.train().project(states, tokens=2).states is None
+    assert encoder.eval().project(states, tokens=2).states is not None
+    cross = encoder.layers[1].cross_attention
+    handle = cross.attention.k.register_forward_hook(lambda *_: None)
+    assert encoder.project(states, tokens=2).states is None
+    handle.remove()
+    cross.k = torch.nn.Sequential(cross.k)
+    assert encoder.project(states, tokens=2).states is None

@@ -257,17 +257,29 @@ def test_skip_log_names_each_image_once_also_after_a_restart(tmp_path: Path) -> 
 
 def test_skip_log_stops_above_the_fraction(tmp_path: Path) -> None:
     log = SkipLog(tmp_path / "skipped.jsonl", total=1000, max_fraction=0.01, world=2)
-    log.add([(i, f"{i}.png", "empty") for i in range(5)])
+    log.add([(i, f"{i}.png", "empty") for i in range(5)], looked_at=90)
     message = r"6 images on one of 2 ranks of 1000 records \(limit 1.00%\).*0\.png \(empty\)"
     with pytest.raises(TooManySkipped, match=message):
         log.add([(5, "5.png", "empty")])
     assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 6
 
 
+def test_skip_log_of_one_rank_may_see_all_that_is_broken_in_later_epochs(tmp_path: Path) -> None:
+    path = tmp_path / "skipped.jsonl"
+    ranks = [SkipLog(path, total=1000, max_fraction=0.01, world=2) for _ in range(2)]
+    for epoch in range(3):  # 9 of 1000 are broken; in each epoch a rank looks at another half
+        for rank, log in enumerate(ranks):
+            broken = [(i, f"{i}.png", "empty") for i in range(9) if i % 2 == (rank + epoch) % 2]
+            log.add(broken, looked_at=500 - len(broken))
+    assert len(path.read_text().splitlines()) == 9, "two ranks name an image once"
+    with pytest.raises(TooManySkipped):
+        ranks[0].add([(i, f"{i}.png", "empty") for i in range(9, 11)])
+
+
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "set.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(AnnotationError, match=r"pip install 'blip\[parquet\]'"):
+    with pytest.raises(AnnotationError, match=r"pip install -e '.\[parquet\]'"):
         read_pairs([str(tmp_path / "set.parquet")])
 
 

@@ -82,7 +82,7 @@ def test_fairscale_is_refused_where_it_is_wrong(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(OptionError, match=r"compiled graphs; use activation_checkpointing: torch"):
         compile_blocks(blocks, "fairscale")
     monkeypatch.setitem(sys.modules, "fairscale.nn.checkpoint", None)
-    assert "fairscale is not installed: pip install 'blip[fairscale]'" in refused(blocks)
+    assert "fairscale is not installed: pip install -e '.[fairscale]'" in refused(blocks)
     monkeypatch.setattr(parallel, "world_size", lambda: 2)
     assert "several processes" in refused(blocks)
     for message in (refused(blocks), refused(blocks, "bf16")):

@@ -25,7 +25,6 @@ from blip.tokenizer import Tokenizer
 from blip.weights import CheckpointError, unique_state
 
 
-
 def greedy(model: PretrainModel, states: torch.Tensor, first: torch.Tensor, end: int, pad: int, limit: int):
     step = DecoderStep(model.text_decoder, model.text_decoder.project(states))
     return generate(step, first, Decoding(max_new_tokens=limit), end, pad).ids

@@ -1,31 +1,49 @@
 """Every command of the README and of the configurations' headers runs, with small sizes, local paths and few steps."""
 
+import json
 import re
+import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from bad_finetune_cases import answerer
 from conftest import ROOT, TINY, script_env
+from fine_tuning import SIZES as OWN_SIZES
+from fine_tuning import write_part
+from PIL import Image
 
 # what stands in a command (a pattern) -> what the test puts there. {root} is the project, {here} a folder that holds
-# captions.json (phantoms), vocab.txt (their words) and model_base.pth (a tiny model in the released format)
+# captions.json, questions.json and statements.json (phantoms), vocab.txt (their words), model_base.pth (a tiny model in
+# the released format), and what earlier commands leave: the demo's run, a VQA model in runs/vqa_phantoms, runs/vqa_rad
 SUBSTITUTES = {
-    r"^python ": f"{sys.executable} ",
     r"^torchrun ": f"{sys.executable} -m torch.distributed.run ",
-    r"^blip ": f"{sys.executable} -m blip ",
     r"--nproc_per_node=\d+": "--nproc_per_node=1",
     r"--nnodes=\d+": "--nnodes=1",
     r"HOST:29500": "localhost:0",
-    r" pretrain\.py": " {root}/pretrain.py",
+    r" (pretrain|train_\w+)\.py": r" {root}/\1.py",
     r" configs/": " {root}/configs/",
     r"--count 1000": "--count 10",
-    r"runs/(base|large|tiny|medical)\b": "{here}/{fresh}",  # a new folder each; --resume finds the old one
+    r"data/vqa_rad --dataset vqa_rad": "questions.json",
+    r"--output_dir runs/(?!small|vqa_rad --evaluate)\S+": "--output_dir {here}/{fresh}",  # --resume finds the old one
     r"(blip convert .*)": r"\1 --image_heads 2 --text_heads 2",  # the tiny model's
     r"(.*/pretrain\.py .*)": r"\1 {sizes}",  # of conftest.TINY, two steps
+    r"(.*/train_\w+\.py .*--(?:init_from|evaluate).*)": r"\1 {tuned}",  # with the sizes of the checkpoint
+    r"(.*/train_\w+\.py (?!.*--(?:init_from|evaluate)).*)": r"\1 {own_sizes} {tuned}",
+    r"(.*/train_.* --init_from \S+\.pth.*)": r"\1 --set image_heads=2 --set text_heads=2",
+    r"(.*/train_retrieval.*)": r"\1 {captions} --set queue_size=20",
+    r"(.*/train_caption.*)": r"\1 {captions} --set max_new_tokens=6",
+    r"(.*/train_vqa.*)": r"\1 {questions} --set max_answer_tokens=8 --set max_new_tokens=4",
+    r"(.*/train_nlvr.*)": r"\1 {statements}",
 }
-SIZES = {**TINY, "vision_init": "", "text_init": "", "accumulation": 1, "max_steps": 2, "drop_path": 0.0}
+STEPS = {"accumulation": 1, "max_steps": 2, "drop_path": 0.0}
+SIZES = {**TINY, **STEPS, "vision_init": "", "text_init": ""}
+TUNED = {**TINY, **STEPS, "dataset": "json", "image_root": ""}
+for _key in (*OWN_SIZES, "queue_size"):
+    del TUNED[_key]
 GIVEN = {"tokenizer": "{here}/vocab.txt", "train_file": "[{here}/captions.json]"}  # unless the command names them
 
 README = (ROOT / "README.md").read_text()
@@ -45,52 +63,75 @@ COMMANDS = [*readme_commands(), *(command for commands in HEADERS.values() for c
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpoint: Path) -> Path:
     """A folder with everything that the commands name."""
-    import torch
-
-    from blip import build, convert
-    from blip.config import PretrainConfig, load_config
-    from blip.rows import Specials
+    from blip import convert
     from blip.tokenizer import load_tokenizer
-    from blip.weights import save_weights, unique_state
 
     folder = tmp_path_factory.mktemp("readme")
-    phantoms = tiny_config.parent
-    (folder / "captions.json").write_text((phantoms / "captions.json").read_text())
+    shutil.copy(phantoms / "captions.json", folder)
     (folder / "images").symlink_to(phantoms / "images")
-    words = sorted(load_tokenizer(str(phantoms / "tokenizer.json"))._backend.get_vocab().items(), key=lambda x: x[1])
-    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in words))
-    torch.manual_seed(0)
-    config = load_config(tiny_config, PretrainConfig)
-    tokenizer = load_tokenizer(str(folder / "vocab.txt"))
-    specials = Specials(tokenizer.pad_id, tokenizer.enc_id, tokenizer.dec_id)
-    model, _, _ = build.build_pretrain(config, tokenizer.size, specials, torch.device("cpu"))
-    info = build.describe(config, model)
-    convert.write(folder / "model_base.pth", unique_state(model), info, to="salesforce")
-    latest = folder / "runs" / "demo" / "run" / "checkpoints" / "latest"
-    save_weights(latest, unique_state(model), info)
-    tokenizer.save(latest / "tokenizer.json")
+    Image.open(phantoms / "images" / "000000.png").save(folder / "image.png")
+    write_part(phantoms, "nlvr", 0, 16, folder / "statements.json")
+    questions = json.loads(write_part(phantoms, "vqa", 0, 16, folder / "questions.json").read_text())
+    for question in questions:
+        question["answer"] = 10 * [question["answer"]]  # as in VQA v2, whose score needs ten
+    (folder / "questions.json").write_text(json.dumps(questions))
+    tokenizer = load_tokenizer(str(tiny_checkpoint / "tokenizer.json"))
+    (folder / "vocab.txt").write_text("".join(f"{tokenizer.token(i)}\n" for i in range(tokenizer.size)))
+    convert.write(folder / "model_base.pth", *convert.read(tiny_checkpoint), to="salesforce")
+    shutil.copytree(tiny_checkpoint, folder / "runs" / "demo" / "run" / "checkpoints" / "latest")
+    model = answerer(folder, tiny_checkpoint)
+    about = {**json.loads((model / "model.json").read_text()), "answers": ["yes", "no", "chest"]}
+    (model / "model.json").write_text(json.dumps(about))
+    for run in ("vqa_phantoms", "vqa_rad"):
+        shutil.copytree(model, folder / "runs" / run / "best")
     return folder
 
 
 def localised(command: str, here: Path, fresh: str) -> str:
     """The command as run here."""
+    files = {
+        name: options({f"{split}_file": f"[{{here}}/{name}.json]" for split in ("train", "val", "test")})
+        for name in ("captions", "questions", "statements")
+    }
     sizes = {**SIZES, **{key: value for key, value in GIVEN.items() if f"{key}=" not in command}}
-    options = " ".join(f"--set {shlex.quote(f'{key}={value}')}" for key, value in sizes.items())
+    own_sizes = options({key: TINY[key] for key in OWN_SIZES})
     for pattern, substitute in SUBSTITUTES.items():
         command = re.sub(pattern, substitute, command)
-    for name, value in {"sizes": options, "root": ROOT, "here": here, "fresh": fresh}.items():
+    values = {"sizes": options(sizes), "tuned": options(TUNED), "own_sizes": own_sizes, **files}
+    for name, value in {**values, "root": ROOT, "here": here, "fresh": fresh}.items():
         command = command.replace(f"{{{name}}}", str(value))
     return command
 
 
+def options(values: dict) -> str:
+    return " ".join(f"--set {shlex.quote(f'{key}={value}')}" for key, value in values.items())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("make ")])
-def test_command(command: str, place: Path, tmp_path: Path) -> None:
-    words = shlex.split(localised(command, place, fresh=tmp_path.name))
-    done = subprocess.run(words, cwd=place, env=script_env(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+def test_command(
+    command: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    program, *words = shlex.split(localised(command, place, fresh=tmp_path.name))
+    if program == sys.executable:  # torchrun
+        done = subprocess.run(
+            [program, *words], cwd=place, env=script_env(), capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        return
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("PATH", "")  # no Java
+    monkeypatch.setattr("blip.train.run.measure_peak", lambda *_: 0.0)
+    monkeypatch.setattr(sys, "argv", [program, *words] if program == "blip" else words)
+    with pytest.raises(SystemExit) as ended:  # in this process: importing torch takes longer than two steps
+        if program == "blip":
+            runpy.run_module("blip", run_name="__main__", alter_sys=True)
+        else:
+            assert program == "python"
+            runpy.run_path(words[0], run_name="__main__")
+    assert not ended.value.code, f"{command}\n{''.join(capfd.readouterr())[-4000:]}"
 
 
 def test_make_targets_exist() -> None:

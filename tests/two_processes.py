@@ -1,13 +1,18 @@
-"""What each of two processes does for test_distributed.py: it trains, evaluates, and writes down all that it saw."""
+"""What each of two processes does for test_distributed.py: it trains, evaluates, and writes down all that it saw.
+
+`start_two`, `join`, `record` and `hardest` serve other tests of two processes, too.
+"""
 
 import functools
-import multiprocessing
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from conftest import forked
 from torch import Tensor
 
 from blip import distributed
@@ -81,8 +86,14 @@ def copy_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def train(config: PretrainConfig, scenario: Scenario, output: Path) -> dict:
-    """Runs the loop and keeps every batch, loss and gradient, and all weights after each step."""
+    """A run of pre-training, recorded."""
     task = Pretraining(config, output, None, torch.device("cpu"))
+    options = LoopOptions(scenario.steps, scenario.accumulation, CLIP)
+    return record(task, options, ("itc", "itm", "lm"), scenario.poisoned)
+
+
+def record(task: Any, options: LoopOptions, names: tuple[str, ...], poisoned: tuple[int, int] | None = None) -> dict:
+    """Runs the loop and keeps every batch, loss (by `names`) and gradient, and all weights after each step."""
     wrapped, task.parallel = task.parallel, functools.partial(task.parallel, draw=hardest)
     seen: dict = {"start": copy_of(task.model.state_dict()), "batches": [], "losses": [], "gradients": [], "after": []}
     optimizer = torch.optim.SGD(task.model.parameters(), lr=LR, momentum=0.9)
@@ -91,11 +102,11 @@ def train(config: PretrainConfig, scenario: Scenario, output: Path) -> dict:
         seen["gradients"].append({name: p.grad.clone() for name, p in task.model.named_parameters()})
 
     def step(batch: Batch, number: int) -> Step:
-        if scenario.poisoned == (distributed.rank(), number + 1):
+        if poisoned == (distributed.rank(), number + 1):
             batch.images[0, 0, 0, 0] = float("nan")
         out = task.step(batch, number)
         seen["batches"].append(batch)
-        seen["losses"].append({name: float(out.logs[name]) for name in ("itc", "itm", "lm")})
+        seen["losses"].append({name: torch.as_tensor(out.logs[name]).item() for name in names})
         return out
 
     def after_update(number: int) -> None:
@@ -104,7 +115,6 @@ def train(config: PretrainConfig, scenario: Scenario, output: Path) -> dict:
         seen["after"].append([copy_of(part.state_dict()) for part in parts])
 
     optimizer.register_step_pre_hook(gradients)
-    options = LoopOptions(scenario.steps, scenario.accumulation, CLIP)
     loop = Loop(wrapped, optimizer, lambda _: LR, options, SilentLog(), lambda *_: None)  # type: ignore[arg-type]
     try:
         loop.run(task.batches(0), step, after_update, lambda _: None)
@@ -126,12 +136,9 @@ def part(config: PretrainConfig, file: Path, rank: int, world: int) -> list[Batc
     return list(eval_loader(data, BATCH, rank, world, pad_id=tokenizer.pad_id))
 
 
-def process(rank: int, port: int, config_path: Path, folder: Path) -> None:
-    """All of one process: joins the other as under torchrun, works, writes FOLDER/RANK.pt."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.start("cpu")
+def process(rank: int, port: int, folder: Path, config_path: Path) -> None:
+    """All of one process: joins the other, works, writes FOLDER/RANK.pt."""
+    join(rank, port)
     found: dict = {"train": {}, "evaluate": {}}
     for name, scenario in SCENARIOS.items():
         found["train"][name] = train(configure(config_path, scenario), scenario, folder)
@@ -145,25 +152,30 @@ def process(rank: int, port: int, config_path: Path, folder: Path) -> None:
     torch.save(found, folder / f"{rank}.pt")
 
 
+def join(rank: int, port: int) -> None:
+    """Joins the other process as under torchrun."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.start("cpu")
+
+
 def fresh_parts(config: PretrainConfig, output: Path) -> tuple[PretrainModel, Twin, Queue]:
     """Model, twin and queue as a run of this configuration starts with them."""
     task = Pretraining(config, output, None, torch.device("cpu"))
     return task.model, task.twin, task.queue
 
 
-def start_two(config_path: Path, folder: Path) -> list[dict]:
-    """Runs both processes -> what each of them saw."""
-    # a server that has imported torch once forks both; a fork of this process could not run backward passes
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["two_processes"])
+def start_two(target: Callable, folder: Path, *arguments: object) -> list[dict]:
+    """Runs target(rank, port, folder, *arguments) in two processes -> what each left in FOLDER/RANK.pt."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    running = [context.Process(target=process, args=(rank, port, config_path, folder)) for rank in range(WORLD)]
+    running = [forked(target, rank, port, folder, *arguments) for rank in range(WORLD)]
     for one in running:
         one.start()
     for one in running:
-        one.join(timeout=120)
+        one.join(timeout=300)
         if one.is_alive():
             one.kill()
     assert [one.exitcode for one in running] == [0, 0]

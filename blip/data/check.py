@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from blip.data.caption_sets import CAPTION_SETS, Captioned
@@ -262,7 +263,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console = console or Console()
     table = Table("file", "records", report.kind, "errors")
     for file in report.files:
-        table.add_row(file.path, f"{file.records:,}", f"{file.texts:,}", f"{file.errors:,}")
+        table.add_row(escape(file.path), f"{file.records:,}", f"{file.texts:,}", f"{file.errors:,}")
     console.print(table)
     console.print(f"images: {report.images:,}, unreadable {len(report.broken_images):,}", highlight=False)
     console.print(f"duplicates: {report.duplicate_texts:,} {report.kind}, {report.duplicate_images:,} images")

@@ -17,7 +17,7 @@ from typing import Any
 from blip.errors import BlipError
 
 BLANK = re.compile(r"\s*")
-NEEDS_PYARROW = "reading parquet and arrow files needs pyarrow: pip install 'blip[parquet]'"
+NEEDS_PYARROW = "reading parquet and arrow files needs pyarrow: pip install -e '.[parquet]'"
 
 Records = Iterator[tuple[str, Any]]  # place, as messages call it, and record
 

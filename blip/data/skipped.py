@@ -1,5 +1,6 @@
 """What happens to images that cannot be read: each is named once, and too many of them end the run."""
 
+import fcntl
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,36 +26,47 @@ def too_many(skipped: Iterable[Skipped], what: str) -> str:
 class SkipLog:
     """Names every unreadable image once in a JSONL file and stops the run when there are too many.
 
-    The file outlives restarts. The count is this process's: images that were mended before a restart do not count.
+    The file outlives restarts. The count is this process's: images that were mended before a restart do not count. It
+    is held against the records that this process has looked at, of which there are more with every epoch when several
+    share them, and at least its share of the data set.
     """
 
     def __init__(self, path: str | Path, total: int, max_fraction: float = 0.01, world: int = 1):
         """`total` records in the data set; this rank sees one in `world` of them."""
         self.path, self.total, self.max_fraction, self.world = Path(path), total, max_fraction, world
         self.seen: dict[str, Skipped] = {}
-        self._written: set[str] = set()
-        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        for line in text.splitlines():
-            try:
-                self._written.add(json.loads(line)["path"])
-            except (ValueError, TypeError, KeyError):
-                continue  # a line that a kill cut short
-        self._start = "" if text.endswith("\n") or not text else "\n"
+        self.looked_at = 0
 
-    def add(self, skipped: list[Skipped]) -> None:
-        """Raises TooManySkipped above the fraction, after writing what is new."""
-        self.seen.update({path: (index, path, reason) for index, path, reason in skipped if path not in self.seen})
-        new = [note for path, note in self.seen.items() if path not in self._written]
+    def add(self, skipped: list[Skipped], looked_at: int = 0) -> None:
+        """Notes of a batch, and its samples; raises TooManySkipped above the fraction, after writing what is new."""
+        self.looked_at += looked_at + len(skipped)
+        new = {path: (index, path, reason) for index, path, reason in skipped if path not in self.seen}
+        self.seen.update(new)
         if new:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "a", encoding="utf-8") as file:
-                for index, path, reason in new:
-                    note = {"index": index, "path": path, "reason": reason}
-                    file.write(self._start + json.dumps(note, ensure_ascii=False) + "\n")
-                    self._start = ""
-            self._written.update(path for _, path, _ in new)
-        if len(self.seen) * self.world > self.max_fraction * self.total:
+            self._write(new)
+        share = min(self.total, max(self.total / self.world, self.looked_at))
+        if len(self.seen) > self.max_fraction * share:
             about = f"{len(self.seen)} images" + (f" on one of {self.world} ranks" if self.world > 1 else "")
             raise TooManySkipped(
                 too_many(self.seen.values(), f"{about} of {self.total} records (limit {self.max_fraction:.2%})")
             )
+
+    def _write(self, new: dict[str, Skipped]) -> None:
+        """Appends what no process has written yet."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            text = file.read()
+            written = set()
+            for line in text.splitlines():
+                try:
+                    written.add(json.loads(line)["path"])
+                except (ValueError, TypeError, KeyError):
+                    continue  # a line that a kill cut short
+            if text and not text.endswith("\n"):
+                file.write("\n")
+            for index, path, reason in new.values():
+                if path not in written:
+                    note = {"index": index, "path": path, "reason": reason}
+                    file.write(json.dumps(note, ensure_ascii=False) + "\n")

@@ -8,6 +8,7 @@ import numpy as np
 
 from blip.data.embedded import is_reference, read_image
 from blip.data.loader import stable_hash
+from blip.data.question_sets import Question
 from blip.data.vqa import Questions
 
 
@@ -88,3 +89,15 @@ def _contents(questions: Questions, all_of_them: bool = False) -> dict[int, str]
             except (OSError, ValueError):
                 continue
     return found
+
+
+def majority_answers(train: Questions, asked: Sequence[Question]) -> list[str]:
+    """What someone would say who never looks: the commonest training answer to the same question, else of all."""
+    by_question: dict[str, Counter[str]] = {}
+    overall: Counter[str] = Counter()
+    for index in range(len(train)):
+        question = train[index]
+        by_question.setdefault(question.question, Counter()).update(question.answers)
+        overall.update(question.answers)
+    best = overall.most_common(1)[0][0]
+    return [by_question[q.question].most_common(1)[0][0] if q.question in by_question else best for q in asked]

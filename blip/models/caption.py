@@ -49,5 +49,6 @@ class CaptionModel(nn.Module):
         self, images: Tensor, prompt: Tensor, how: Decoding, end_id: int, generator: torch.Generator | None = None
     ) -> Generated:
         """Captions of images (B, 3, height, width) that go on from `prompt` (B, T), whose first token is `[DEC]`."""
-        keys = self.text_decoder.project(self.image_encoder(images))
+        tokens = how.texts * (prompt.shape[1] + how.max_new_tokens)
+        keys = self.text_decoder.project(self.image_encoder(images), tokens=tokens)
         return generate(DecoderStep(self.text_decoder, keys), prompt, how, end_id, self.specials.pad, generator)

@@ -26,5 +26,5 @@ class DecoderStep:
         self.cache.select(rows)
         images = rows[::per_image] // self.per_image  # (B',)
         self.per_image = per_image
-        if len(images) < len(self.keys.layers[0][0]):  # images stay in order: as many as before are the same
+        if len(images) < len(self.keys):  # images stay in order: as many as before are the same
             self.keys = self.keys.select(images)

@@ -70,7 +70,8 @@ class VqaModel(nn.Module):
 
         Padding of a question is masked, so that it never changes an answer.
         """
-        states = self.question_states(self.text_encoder.project(self.image_encoder(images)), ids, lengths, packed)
+        seen = self.text_encoder.project(self.image_encoder(images), tokens=ids.shape[1])
+        states = self.question_states(seen, ids, lengths, packed)
         return self.answer_keys(states, lengths)
 
     def answer_keys(self, states: Tensor, lengths: Tensor) -> ImageKeys:
@@ -89,7 +90,7 @@ class VqaModel(nn.Module):
         self, keys: ImageKeys, how: Decoding, end_id: int, generator: torch.Generator | None = None
     ) -> Generated:
         """Answers in the decoder's own words to the questions of `keys` (see `question_keys`)."""
-        count, device = keys.layers[0][0].shape[0], keys.layers[0][0].device
+        count, device = len(keys), keys.device
         first = torch.full((count, 1), self.specials.dec, device=device)
         return generate(DecoderStep(self.text_decoder, keys), first, how, end_id, self.specials.pad, generator)
 

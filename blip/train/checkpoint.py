@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from blip import distributed
@@ -40,6 +41,11 @@ class Checkpointer:
         """
         training = {**training, "step": step, "random": distributed.gather_objects(random_state())}
         if distributed.is_main():
+            self._write(step, weights, training)
+        distributed.barrier()
+
+    def _write(self, step: int, weights: dict[str, Tensor], training: dict) -> None:
+        try:
             final = self.folder / f"step-{step:08d}"
             temporary = self.folder / f".step-{step:08d}.partial"
             for leftover in self.folder.glob(".step-*.partial"):
@@ -51,11 +57,22 @@ class Checkpointer:
                 flush(temporary / name)
             flush(temporary)
             if final.exists():  # a run that was resumed from before this step
-                _remove(final)
-            temporary.rename(final)
+                doomed = _aside(final)
+                temporary.rename(final)
+                shutil.rmtree(doomed)
+            else:
+                temporary.rename(final)
             self._point_latest(final)
             self._prune(final)
-        distributed.barrier()
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # of a full disk, each of another kind
+            raise CheckpointError(
+                f"step {step} could not be written to {self.folder}: {error}. Is the disk full? The checkpoint before "
+                "it is whole"
+            ) from error
 
     def _prune(self, newest: Path) -> None:
         """Leaves the last `keep`. Those of later steps go too: `--resume PATH` went back behind them."""
@@ -73,10 +90,15 @@ class Checkpointer:
 
 
 def _remove(checkpoint: Path) -> None:
-    # under another name first, so that a kill leaves no half of it that looks whole
+    shutil.rmtree(_aside(checkpoint))
+
+
+def _aside(checkpoint: Path) -> Path:
+    """Under another name, so that a kill leaves no half of it that looks whole."""
     doomed = checkpoint.with_name(f".{checkpoint.name}.old.partial")
+    shutil.rmtree(doomed, ignore_errors=True)
     checkpoint.rename(doomed)
-    shutil.rmtree(doomed)
+    return doomed
 
 
 def complete_checkpoints(output: str | Path) -> list[Path]:
@@ -108,7 +130,8 @@ def find_checkpoint(resume: str, output: str | Path) -> Path | None:
 def load_training(path: Path) -> dict:
     """The training state beside a checkpoint's weights."""
     try:
-        return torch.load(path / TRAINING, map_location="cpu", weights_only=True)
+        training = torch.load(path / TRAINING, map_location="cpu", weights_only=True)
+        return {**training, "step": int(training["step"]), "random": training["random"]}
     except Exception as error:  # torch raises many kinds for a damaged file
         raise CheckpointError(f"{path / TRAINING} is damaged or cut short: {error}") from error
 

@@ -101,12 +101,12 @@ class Loop:
                 after_update(self.step)
                 if self.step % self.options.log_every == 0 or self.step == self.options.total_steps:
                     self.log.metrics(self.step, self._line())
-                evaluation = at_step_end(self.step)
+                evaluation = self._evaluated(at_step_end, stop)
                 if evaluation is not None:
                     self.log.metrics(self.step, evaluation)
                     self._window = _Window()
                 self.log.advance(self.step)
-                if stop or self._save_is_due():
+                if evaluation is not None if stop else self._save_is_due():
                     self.save()
                 if stop:
                     self.log.say(f"stopped by a signal after step {self.step}; continue with --resume auto")
@@ -114,6 +114,17 @@ class Loop:
         if self.saved_step != self.step:
             self.save()
         return True
+
+    def _evaluated(self, at_step_end: Callable[[int], dict | None], stop: bool) -> dict | None:
+        """What `at_step_end` returns. It may take long, or fail: neither may cost the steps before it."""
+        if stop:  # whoever sent the signal may not wait for an evaluation
+            self.save()
+        try:
+            return at_step_end(self.step)
+        except Exception:
+            if distributed.world_size() == 1 and not stop:  # several processes fail one by one, and save together
+                self.save()
+            raise
 
     def save(self) -> None:
         self._save(self.step, {"meters": distributed.gather_objects(self.meter.state())})
@@ -210,10 +221,14 @@ class _Window:
 
 
 class _Signals:
-    """Notes SIGTERM and SIGINT, so that the step can end and be saved; a second signal ends the process at once."""
+    """Notes SIGTERM and SIGINT, so that the step can end and be saved; a second signal ends the process at once.
+
+    Within a second the same signal counts once: whoever signals a whole job reaches torchrun, which passes it on.
+    """
 
     def __init__(self) -> None:
         self.seen = False
+        self._first = (0, 0.0)  # which signal, and when
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "_Signals":
@@ -226,9 +241,10 @@ class _Signals:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: object) -> None:
-        if self.seen:
+        if not self.seen:
+            self.seen, self._first = True, (number, time.monotonic())
+        elif number != self._first[0] or time.monotonic() - self._first[1] > 1:
             os._exit(128 + number)
-        self.seen = True
 
 
 def _finite(value: float) -> bool:

@@ -35,7 +35,7 @@ class RunLog:
         self.path = Path(output) / METRICS
         _truncate(self.path, start_step)
         if tensorboard:
-            self.writer = _summary_writer(Path(output) / "tensorboard")
+            self.writer = _summary_writer(Path(output) / "tensorboard", start_step + 1)
         self.total_steps = total_steps
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.progress = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=self.console)
@@ -138,9 +138,9 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _summary_writer(folder: Path) -> Any:
+def _summary_writer(folder: Path, first_step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise BlipError("tensorboard: true needs an extra: pip install 'blip[tensorboard]'") from error
-    return SummaryWriter(str(folder))
+        raise BlipError("tensorboard: true needs an extra: pip install -e '.[tensorboard]'") from error
+    return SummaryWriter(str(folder), purge_step=first_step)

@@ -58,7 +58,7 @@ def checkpoint_activations(blocks: Sequence[nn.Module], kind: str, device: torch
     try:
         from fairscale.nn.checkpoint import checkpoint_wrapper
     except ImportError as error:
-        raise OptionError(f"fairscale is not installed: pip install 'blip[fairscale]', or {advice}") from error
+        raise OptionError(f"fairscale is not installed: pip install -e '.[fairscale]', or {advice}") from error
     for block in blocks:
         checkpoint_wrapper(block)
 

@@ -96,7 +96,7 @@ def fit(task: Task, config: RunConfig, output: Path, folder: Path | None, change
     log.say(f"{line}, global batch {global_batch}, {task.epochs.total_steps} steps, {task.epochs.steps:.4g} an epoch")
     if folder:
         task.load(folder, training)
-        optimizer.load_state_dict(training["optimizer"])
+        _load_optimizer(optimizer, training["optimizer"], folder)
         loop.load(training["loop"])
         log.say(f"continuing {folder} after step {start}")
         if not restore_random_state(training["random"]):
@@ -110,6 +110,19 @@ def fit(task: Task, config: RunConfig, output: Path, folder: Path | None, change
     if finished:
         log.say(f"done: {output / 'checkpoints' / 'latest'}")
     return finished
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict, folder: Path) -> None:
+    """Its moments continue; decay and layers' scales are those of the configuration, changed or not."""
+    own = [{k: v for k, v in group.items() if k in ("weight_decay", "lr_scale")} for group in optimizer.param_groups]
+    if [len(g["params"]) for g in state["param_groups"]] != [len(g["params"]) for g in optimizer.param_groups]:
+        raise ConfigError(
+            f"{folder} was trained with other groups of parameters: leave layer_decay, decay_norms_and_biases, freeze "
+            "and lora as they were"
+        )
+    optimizer.load_state_dict(state)
+    for group, options in zip(optimizer.param_groups, own, strict=True):
+        group.update(options)
 
 
 def _schedule(config: RunConfig, task: Task, lr: float) -> Callable[[int], float]:
@@ -141,5 +154,8 @@ def _loop_options(config: RunConfig, task: Task, device: torch.device) -> LoopOp
 def _changed_options(config: RunConfig, saved: Path) -> list[str]:
     if not saved.is_file():
         return []
-    before = load_config(saved, type(config))
+    try:
+        before = load_config(saved, type(config))
+    except ConfigError as error:  # of another version, or cut short: it only serves this comparison
+        return [f"cannot compare with {saved} ({error})"]
     return [f"{key} {getattr(before, key)} -> {value}" for key, value in config if getattr(before, key) != value]

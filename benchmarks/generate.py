@@ -1,0 +1,155 @@
+"""Writing captions: our decoder against transformers' `generate`, after the image encoder and as a whole.
+
+    python benchmarks/generate.py --precision fp32
+
+Batch 8 at 384 px, 20 new tokens, ViT-B and BERT-base, random weights on both sides; every text is as long as the
+others, since random weights seldom end. Beam search with 3 beams and nucleus sampling (top-p 0.9), both sides in the
+precision that is asked for. Token ids are compared first: equal seeds draw equal samples. `ratio` is that of the beam
+search's part after the image encoder.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import Tensor
+
+from benchmarks import harness, peers_tasks
+from blip import flops
+from blip.generation import Decoding, generate
+from blip.models.caption import CaptionModel
+from blip.models.decoding import DecoderStep
+from blip.rows import Specials
+from blip.vit import VIT_SIZES, ViTConfig
+from blip.words import TextConfig
+
+PAD, ENC, DEC, SEP = 0, 30523, 30522, 102
+BATCH, BEAMS, NEW, TOP_P = 8, 3, 20, 0.9
+
+
+@dataclass
+class Size:
+    vit: ViTConfig
+    text: TextConfig
+
+
+def sizes(name: str) -> Size:
+    if name == "tiny":
+        text = TextConfig(width=64, layers=2, heads=4, hidden=128, image_width=64, dropout=0.0)
+        return Size(ViTConfig(32, 8, 64, 2, 4), text)
+    width, depth, heads, patch = VIT_SIZES[name]
+    return Size(ViTConfig(384, patch, width, depth, heads), TextConfig(image_width=width, dropout=0.0))
+
+
+DECODINGS = {
+    "beam": Decoding(beams=BEAMS, max_new_tokens=NEW, min_new_tokens=NEW),
+    "nucleus": Decoding(sample=True, top_p=TOP_P, max_new_tokens=NEW, min_new_tokens=NEW),
+}
+ARGUMENTS = {  # the same for transformers
+    "beam": {"num_beams": BEAMS, "do_sample": False},
+    "nucleus": {"num_beams": 1, "do_sample": True, "top_p": TOP_P, "top_k": 0},
+}
+
+
+class Run:
+    """Both sides on the same weights and images."""
+
+    def __init__(self, args: argparse.Namespace, size: Size):
+        self.args = args
+        self.ours = CaptionModel(size.vit, size.text, Specials(PAD, ENC, DEC)).to(args.device).eval()
+        self.theirs = peers_tasks.captioner(self.ours, SEP).to(args.device)
+        self.images = torch.randn(BATCH, 3, size.vit.image_size, size.vit.image_size, device=args.device)
+        self.prompt = torch.full((BATCH, 1), DEC, device=args.device)
+        with torch.no_grad(), harness.precision(args):
+            self.states = self.ours.image_encoder(self.images)
+
+    def ours_after(self, kind: str) -> Tensor:
+        torch.manual_seed(1)
+        with torch.no_grad(), harness.precision(self.args):
+            how = DECODINGS[kind]
+            keys = self.ours.text_decoder.project(self.states, tokens=how.texts * (1 + NEW))
+            return generate(DecoderStep(self.ours.text_decoder, keys), self.prompt, how, SEP, PAD).ids
+
+    def ours_whole(self, kind: str) -> Tensor:
+        torch.manual_seed(1)
+        with harness.precision(self.args):
+            return self.ours.write(self.images, self.prompt, DECODINGS[kind], SEP).ids
+
+    def theirs_after(self, kind: str) -> Tensor:
+        torch.manual_seed(1)
+        seen = torch.ones(self.states.shape[:-1], dtype=torch.long, device=self.args.device)
+        with torch.no_grad(), harness.precision(self.args):
+            ids = self.theirs.text_decoder.generate(
+                input_ids=self.prompt, encoder_hidden_states=self.states, encoder_attention_mask=seen,
+                eos_token_id=SEP, pad_token_id=PAD, min_new_tokens=NEW, max_new_tokens=NEW, **ARGUMENTS[kind],
+            )  # fmt: skip
+        return ids[:, 1:]
+
+    def theirs_whole(self, kind: str) -> Tensor:
+        torch.manual_seed(1)
+        with harness.precision(self.args):
+            first = torch.tensor([[DEC, SEP]], device=self.args.device).repeat(BATCH, 1)
+            ids = self.theirs.generate(
+                self.images, input_ids=first, min_new_tokens=NEW, max_new_tokens=NEW, **ARGUMENTS[kind]
+            )
+        return ids[:, 1:]
+
+
+def measure(args: argparse.Namespace) -> dict:
+    size = sizes(args.size)
+    run = Run(args, size)
+    agreement = {kind: compare(run.ours_whole(kind), run.theirs_whole(kind)) for kind in DECODINGS}
+    print(json.dumps(agreement), flush=True)
+    calls: dict[str, Callable[[], Tensor]] = {}
+    for kind in DECODINGS:
+        for part in ("after", "whole"):
+            for who in ("theirs", "ours"):
+                function = getattr(run, f"{who}_{part}")
+                calls[f"{who}_{kind}_{part}"] = lambda function=function, kind=kind: function(kind)
+    seconds = harness.alternate(calls, args.repeats, harness.clock(args.device), warm_up=False)
+    median = harness.medians(seconds)
+
+    def ratio(name: str) -> float:
+        return median[f"theirs_{name}"] / median[f"ours_{name}"]
+
+    rows = {"beam": BATCH * BEAMS, "nucleus": BATCH}
+    gflop = {}
+    for kind, count in rows.items():
+        gflop[f"ours_{kind}_after"] = flops.write(size.vit, size.text, count, NEW, key_sets=0) / 1e9
+        gflop[f"theirs_{kind}_after"] = flops.write(size.vit, size.text, count, NEW, key_sets=count) / 1e9
+    for name in list(gflop):
+        whole = gflop[name] + BATCH * flops.vit_forward(size.vit) / 1e9
+        gflop[name.replace("after", "whole")] = whole
+    return {
+        "ratio": ratio("beam_after"),
+        "ratios": {f"{kind}_{part}": ratio(f"{kind}_{part}") for kind in DECODINGS for part in ("after", "whole")},
+        "agreement": agreement,
+        "seconds": median,
+        "seconds_all": seconds,
+        "spread": harness.spread(seconds),
+        **harness.rates(args, gflop, median),
+        "batch": BATCH,
+        "beams": BEAMS,
+        "new_tokens": NEW,
+    }
+
+
+def compare(ours: Tensor, theirs: Tensor) -> dict:
+    """How many of the texts are the same, token by token."""
+    return {"texts": len(ours), "equal": int((ours == theirs).all(dim=1).sum()), "tokens_each": ours.shape[1]}
+
+
+def main() -> None:
+    args = harness.options(__doc__, repeats=3).parse_args()
+    harness.start(args)
+    harness.report(args, "generate", measure(args))
+
+
+if __name__ == "__main__":
+    main()

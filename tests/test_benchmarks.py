@@ -1,0 +1,39 @@
+"""The benchmarks run, and both sides compute the same; nothing here looks at the time that they take."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["rerank", "generate", "vqa_rank"])
+def test_benchmark(
+    name: str,
+    precision: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "result.json"
+    arguments = ["--size", "tiny", "--repeats", "1", "--threads", "1", "--precision", precision, "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", *arguments])
+    importlib.import_module(f"benchmarks.{name}").main()
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert json.loads(out.read_text()) == last
+    assert last["name"] == name and last["precision"] == precision and last["ratio"] > 0
+    assert last["torch"] == torch.__version__ and last["command"].startswith(f"python benchmarks/{name}.py --size tiny")
+    if precision == "bf16":
+        return  # rounding may change an order
+    agreement = last["agreement"]
+    if name == "generate":
+        assert all(kind["equal"] == kind["texts"] for kind in agreement.values())
+    else:
+        assert agreement["largest_difference"] < 1e-4
+    if name == "rerank":
+        assert agreement["same_order"] == agreement["queries"]
+    if name == "vqa_rank":
+        assert agreement["same_best"] == 4
