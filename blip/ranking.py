@@ -69,7 +69,7 @@ class AnswerTree:
         return nodes[nodes >= 0]
 
     def rows_of(self, chosen: Tensor, room: int = 64) -> list[Tensor]:
-        """The same without `[DEC]`, in rows of up to `room` nodes, a longer branch alone; rows do not see one another."""
+        """The same without `[DEC]` in rows of up to `room` nodes, a longer branch alone; no row sees another."""
         nodes = self.nodes_of(chosen)[1:]
         _, branches = self.paths[nodes, 1].unique_consecutive(return_counts=True)
         sizes = [0]

@@ -1,16 +1,25 @@
 """Analytic operation counts against torch's counter, and against the published algorithm's cost by hand."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from blip import flops
+from benchmarks.peers_tasks import PublishedMatch, PublishedRank
+from blip import flops, rerank
 from blip.flops import Savings
+from blip.generation import Decoding, generate
 from blip.med import TextConfig
+from blip.models.caption import CaptionModel
+from blip.models.decoding import DecoderStep
 from blip.models.matching import Twin
 from blip.models.pretrain import PretrainModel
+from blip.models.retrieval import RetrievalModel
+from blip.models.vqa import VqaModel
 from blip.momentum import Queue, candidates
+from blip.ranking import AnswerTree, rank_answers
 from blip.rows import Specials
 from blip.vit import ViTConfig
 
@@ -35,13 +44,64 @@ def test_counts_equal_torchs(lengths: list[int], packed: bool) -> None:
         with FlopCounterMode(display=False) as counted_twin:
             image_m, text_m = twin(images, ids, texts, packed)
         others = candidates(image_m, text_m, pairs, pairs, queue, equal_captions=False, equal_images=False)
-        with FlopCounterMode(display=False) as counted:
+        with FlopCounterMode(display=False) as counted_model:
             out = model(images, ids, texts, others, 0.4, draw=fake_negatives, packed=packed)
             (out.itc + out.itm + out.lm).backward()
     expected = flops.pretrain_step(VIT, TEXT, lengths, embed_dim=8, queue=10, savings=Savings(packed=packed))
-    assert counted_twin.get_total_flops() + counted.get_total_flops() == expected.total
+    assert counted_twin.get_total_flops() + counted_model.get_total_flops() == expected.total
     projections = 2 * 3 * 8 * (24 + 36)
     assert counted_twin.get_total_flops() == expected.image_twin + expected.text_twin + projections
+
+
+def counted(run: Callable[[], object]) -> int:
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    return counter.get_total_flops()
+
+
+def test_counts_of_matching() -> None:
+    """An image's texts of one length side by side, so that nothing unfolds; and the published pair."""
+    model = RetrievalModel(VIT, TEXT, Specials(0, 49, 48), embed_dim=8).eval()
+    lengths, states = torch.tensor([5, 5, 5]), torch.randn(1, 17, 24)
+    texts = rerank.Texts(torch.randint(1, 48, (3, 5)), lengths, [[0]] * 3)
+
+    def grouped() -> None:
+        rerank.match_texts(model, model.text_encoder.project(states), texts, torch.arange(3), torch.device("cpu"))
+
+    assert counted(grouped) == flops.match_grouped(VIT, TEXT, lengths.tolist(), images=1)
+    peer = PublishedMatch(model.text_encoder, model.itm_head)
+    ids = torch.randint(1, 48, (3, 7))
+    theirs = counted(lambda: peer(ids, torch.ones_like(ids), states.expand(3, -1, -1)))
+    assert theirs == 3 * flops.match_pair(VIT, TEXT, 7)
+
+
+@pytest.mark.parametrize("tokens", [None, 1], ids=["keys", "states"])
+def test_counts_of_writing(tokens: int | None) -> None:
+    model = CaptionModel(VIT, TEXT, Specials(0, 49, 48)).eval()
+    states, first = torch.randn(2, 17, 24), torch.full((2, 1), 48)
+
+    def write() -> None:
+        step = DecoderStep(model.text_decoder, model.text_decoder.project(states, tokens=tokens))
+        generate(step, first, Decoding(max_new_tokens=5, min_new_tokens=5), 2, 0)
+
+    assert counted(write) == flops.write(VIT, TEXT, rows=2, new=5, key_sets=0 if tokens else 2)
+
+
+@pytest.mark.parametrize("tokens", [None, 1], ids=["keys", "states"])
+def test_counts_of_ranking(tokens: int | None) -> None:
+    model = VqaModel(VIT, TEXT, Specials(0, 49, 48)).eval()
+    ids, lengths, image_states = torch.randint(1, 48, (1, 5)), torch.tensor([5]), torch.randn(1, 17, 24)
+    read = counted(lambda: model.question_states(model.text_encoder.project(image_states, tokens=tokens), ids, lengths))
+    assert read == flops.read_questions(VIT, TEXT, [5], keys=tokens is None)
+    states, answers = torch.randn(1, 5, 36), [[7], [7, 8], [7, 9], [7, 9, 10]]
+    tree = AnswerTree(answers, 48, 2)
+    ranked = counted(lambda: rank_answers(model.text_decoder, model.answer_keys(states, lengths), tree))
+    answer = model.text_decoder.config
+    assert ranked == flops.rank_tree(answer, nodes=4, question=5, row=5)  # one row of 4 nodes, which see [DEC] too
+    peer = PublishedRank(model)
+    framed = torch.tensor([[48, 7, 2, 0], [48, 7, 8, 2]])
+    theirs = counted(lambda: peer.rank(states, framed, k=2))
+    assert theirs == flops.rank_padded(answer, k=2, longest=4, question=5)
 
 
 @pytest.mark.parametrize(

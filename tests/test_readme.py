@@ -110,28 +110,29 @@ def options(values: dict) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("make ")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("make ")], ids=lambda c: c[:70])
 def test_command(
     command: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
-    program, *words = shlex.split(localised(command, place, fresh=tmp_path.name))
-    if program == sys.executable:  # torchrun
-        done = subprocess.run(
-            [program, *words], cwd=place, env=script_env(), capture_output=True, text=True, timeout=300
-        )
+    words = shlex.split(localised(command, place, fresh=tmp_path.name))
+    if words[0] == sys.executable:  # torchrun
+        done = subprocess.run(words, cwd=place, env=script_env(), capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         return
     monkeypatch.chdir(place)
     monkeypatch.setenv("PATH", "")  # no Java
     monkeypatch.setattr("blip.train.run.measure_peak", lambda *_: 0.0)
-    monkeypatch.setattr(sys, "argv", [program, *words] if program == "blip" else words)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "argv", words if words[0] == "blip" else words[1:])
     with pytest.raises(SystemExit) as ended:  # in this process: importing torch takes longer than two steps
-        if program == "blip":
+        if words[0] == "blip":
             runpy.run_module("blip", run_name="__main__", alter_sys=True)
         else:
-            assert program == "python"
-            runpy.run_path(words[0], run_name="__main__")
+            assert words[0] == "python"
+            runpy.run_path(words[1], run_name="__main__")
     assert not ended.value.code, f"{command}\n{''.join(capfd.readouterr())[-4000:]}"
+    if "train_" in words[1] and "--evaluate" not in words:
+        assert (place / tmp_path.name / "checkpoints" / f"step-{STEPS['max_steps']:08d}").is_dir()
 
 
 def test_make_targets_exist() -> None:
