@@ -7,22 +7,19 @@ The loss is in blip/models/caption.py, what the scripts share in blip/finetune.p
 """
 
 import re
-from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
-from blip import build
 from blip.caption_scores import score_captions
 from blip.config import ConfigError
 from blip.data.loader import Batch
-from blip.data.pairs import EvalPairs, PairDataset, Pairs, read_pairs
-from blip.finetune import FineTuning, evaluate, train
+from blip.data.pairs import EvalPairs
+from blip.finetune import evaluate, train
+from blip.finetune_pairs import PairFineTuning
 from blip.metrics import as_json
 from blip.models.caption import CaptionModel
 from blip.rows import with_first
@@ -33,7 +30,7 @@ from blip.train.launch import launch
 LOGGED = {"BLEU-1": "bleu1", "BLEU-4": "bleu4", "ROUGE-L": "rouge_l", "CIDEr": "cider", "METEOR": "meteor"}
 
 
-class Captioning(FineTuning):
+class Captioning(PairFineTuning):
     """Language modelling of captions behind a prompt."""
 
     task = "caption"
@@ -41,39 +38,11 @@ class Captioning(FineTuning):
     model: CaptionModel
 
     def read_data(self) -> None:
-        self.pairs: Pairs | None = None
+        self.prompt_text = self.config.prompt
         by = self.config.best_metric.removeprefix("val_")
         if self.config.val_file and by in LOGGED.values() and find_spec("pycocoevalcap") is None:
             raise ConfigError(f"{by} needs pip install -e '.[captions]'; or set best_metric: val_exact")
-        if self.config.train_file:
-            self.pairs = self._read(build.annotation_files(self.config), "train")
-        self.held_out = {split: self._read(self.files(split), split) for split in ("val", "test") if self.files(split)}
-
-    def _read(self, files: Any, split: str) -> Pairs:
-        return read_pairs(files, self.config.image_root, self.config.dataset, self.part(split))
-
-    def texts(self) -> Iterator[str]:
-        assert self.pairs is not None
-        for i in range(len(self.pairs)):
-            yield from self.pairs.captions(i)
-
-    def records(self) -> tuple[int, np.ndarray | None]:
-        return (len(self.pairs), self.pairs.record_weights()) if self.pairs else (0, None)
-
-    def dataset(self, transform: Callable[[Image.Image], Tensor]) -> PairDataset:
-        assert self.pairs is not None
-        config = self.config
-        return PairDataset(
-            self.pairs,
-            self.order,
-            self.tokenizer,
-            transform,
-            config.max_text_tokens,
-            config.seed,
-            config.prompt,
-            config.text_cleaning,
-            config.max_skipped_fraction,
-        )
+        super().read_data()
 
     def add_parts(self) -> None:
         """The prompt's tokens: `[DEC]` and its words."""
@@ -90,11 +59,7 @@ class Captioning(FineTuning):
         batch = batch.to(self.device, non_blocking=True)
         packed = not self.config.compile
         loss = self.parallel(batch.images, batch.ids, batch.lengths, self.prompt.shape[1], packed)
-        return Step(loss, {"lm": loss}, len(batch), describe=lambda: self._name(batch))
-
-    def _name(self, batch: Batch) -> str:
-        assert self.pairs is not None
-        return ", ".join(self.pairs.image_path(i) for i in batch.indices[:16])
+        return Step(loss, {"lm": loss}, len(batch), describe=lambda: self.name(batch))
 
     def evaluate(self, split: str) -> dict[str, Any]:
         """Writes a caption for each image of the split and scores them; each one goes into `captions_SPLIT.json`."""

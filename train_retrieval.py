@@ -6,20 +6,18 @@
 The losses are in blip/models/retrieval.py, twin and queue in blip/momentum.py, re-ranking in blip/rerank.py.
 """
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from blip import build, distributed, losses, momentum
+from blip import distributed, losses, momentum
 from blip.data.gallery import ImagesByNumber
 from blip.data.loader import Batch, padded
-from blip.data.pairs import CaptionEncoder, PairDataset, Pairs, caption_id, read_pairs
-from blip.finetune import FineTuning, NothingToScore, evaluate, train
+from blip.data.pairs import CaptionEncoder, Pairs, caption_id
+from blip.finetune import NothingToScore, evaluate, train
+from blip.finetune_pairs import PairFineTuning
 from blip.metrics import Interval, as_json, bootstrap
 from blip.models.matching import TEMPERATURE_RANGE, Twin
 from blip.models.retrieval import RetrievalModel
@@ -30,43 +28,12 @@ from blip.train.launch import launch
 from blip.weights import load_strict, unique_state
 
 
-class Retrieving(FineTuning):
+class Retrieving(PairFineTuning):
     """Contrast and matching; pairs of one image are positives of one another."""
 
     task = "retrieval"
     config: RetrievalConfig
     model: RetrievalModel
-
-    def read_data(self) -> None:
-        self.pairs: Pairs | None = None
-        if self.config.train_file:
-            self.pairs = self._read(build.annotation_files(self.config), "train")
-        self.held_out = {split: self._read(self.files(split), split) for split in ("val", "test") if self.files(split)}
-
-    def _read(self, files: Any, split: str) -> Pairs:
-        return read_pairs(files, self.config.image_root, self.config.dataset, self.part(split))
-
-    def texts(self) -> Iterator[str]:
-        assert self.pairs is not None
-        for i in range(len(self.pairs)):
-            yield from self.pairs.captions(i)
-
-    def records(self) -> tuple[int, np.ndarray | None]:
-        return (len(self.pairs), self.pairs.record_weights()) if self.pairs else (0, None)
-
-    def dataset(self, transform: Callable[[Image.Image], Tensor]) -> PairDataset:
-        assert self.pairs is not None
-        config = self.config
-        return PairDataset(
-            self.pairs,
-            self.order,
-            self.tokenizer,
-            transform,
-            config.max_text_tokens,
-            config.seed,
-            text_cleaning=config.text_cleaning,
-            max_skipped_fraction=config.max_skipped_fraction,
-        )
 
     def add_parts(self) -> None:
         """The momentum twin and the queue."""
@@ -105,11 +72,7 @@ class Retrieving(FineTuning):
             "temperature": self.model.temperature,
             "alpha": alpha,
         }
-        return Step(out.itc + out.itm, logs, len(batch), describe=lambda: self._name(batch))
-
-    def _name(self, batch: Batch) -> str:
-        assert self.pairs is not None
-        return ", ".join(self.pairs.image_path(i) for i in batch.indices[:16])
+        return Step(out.itc + out.itm, logs, len(batch), describe=lambda: self.name(batch))
 
     @torch.no_grad()
     def after_update(self, step: int) -> None:

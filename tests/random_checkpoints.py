@@ -37,6 +37,8 @@ def random_checkpoint(folder: Path, task: str, same_width: bool = False, **info:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
+        if hasattr(model, "text_decoder"):
+            model.text_decoder.head.bias[words.sep_id] += 1.5  # texts end, some sooner than others
     about = {"task": task, "image_encoder": asdict(TINY_VIT), **info}
     about |= {part: asdict(getattr(model, part).config) for part in ("text_encoder", "text_decoder")
               if hasattr(model, part)}  # fmt: skip

@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "build": {"config", "convert", "weights", "vit", "med", "rows", "models", "momentum", "tokenizer", "distributed"},
     "start": {"build", "config", "task_config", "convert", "convert_names", "weights", "vit", "words", "rows", "models"}
     | {"tokenizer"},
+    "finetune_pairs": {"finetune", "build", "data"},
     "finetune": {
         "build",
         "start",
