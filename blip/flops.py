@@ -209,19 +209,11 @@ def rank_padded(text: Text, k: int, longest: int, question: int) -> float:
     return once + padded + (k + 1) * _question_keys(text, question)
 
 
-def rank_tree(text: Text, nodes: int, question: int, row: int = 64, folded: bool = True) -> float:
-    """A tree of `nodes` tokens over one question, and [DEC] alone; nodes are laid out in rows of some `row` nodes.
-
-    `folded`: the projections of queries and outputs are in the question's keys (`ImageAttention.fold`).
-    """
-    once = text_forward(text, 1, 1, 1, question) + head_forward(text, 1) + _question_keys(text, question)
+def rank_tree(text: Text, nodes: int, question: int, row: int = 64) -> float:
+    """A tree of `nodes` tokens over one question, and [DEC] alone; nodes are laid out in rows of some `row` nodes."""
+    once = text_forward(text, 1, 1, 1, question) + head_forward(text, 1)
     one = text_forward(text, 1, 1, 1, question) + text.layers * attention(1, row - 1, text.width)
-    if folded:
-        one -= text.layers * (2 * 2.0 * text.width**2 + attention(1, question, text.width))
-        one += text.layers * attention(1, text.heads * question, text.width)
-        bias = text.layers * 2.0 * question * text.width
-        once += _question_keys(text, question) + bias
-    return once + nodes * (one + head_forward(text, 1))
+    return once + nodes * (one + head_forward(text, 1)) + _question_keys(text, question)
 
 
 def _question_keys(text: Text, question: int) -> float:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from blip.med import TextDecoder, TextEncoder
-from blip.rows import Cache, FoldedKeys, ImageKeys, Rows
+from blip.rows import Cache, ImageKeys, Rows
 from blip.words import TextConfig, TiedLookUp
 
 WORDS, WIDTH, LAYERS, LONGEST = 50, 24, 3, 7
@@ -248,25 +248,3 @@ def test_keys_are_made_where_something_reads_them() -> None:
     handle.remove()
     cross.k = torch.nn.Sequential(cross.k)
     assert encoder.project(states, tokens=2).states is None
-
-
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("per_image", [1, 3])
-@torch.no_grad()
-def test_folded_keys(per_image: int, masked: bool) -> None:
-    """Many tokens look at few keys into which the queries' and outputs' projections went: the same."""
-    _, decoder = tiny()
-    decoder.eval()
-    layout = rows(torch.tensor([3, 2, 3, 1, 3, 2][: 2 * per_image]), longest=3)
-    ids = torch.randint(1, WORDS, (2 * per_image, 3))
-    mask = torch.tensor([[True] * 4, [True, True, False, False]]) if masked else None
-    keys = decoder.project(torch.randn(2, 4, 20), mask)
-    assert decoder.fold(keys, tokens=1) is keys
-    folded = decoder.fold(keys, tokens=1000)
-    assert all(isinstance(layer, FoldedKeys) for layer in folded.layers) and len(folded) == 2
-    assert_close(decoder(ids, layout, folded), decoder(ids, layout, keys), rtol=1e-4, atol=1e-5)
-    one, single = torch.tensor([1]), rows(torch.tensor([3]), longest=3)
-    few, many = (decoder(ids[:1], single, form.select(one)) for form in (folded, keys))
-    assert_close(few, many, rtol=1e-4, atol=1e-5)
-    assert decoder.fold(folded, tokens=1000) is folded
-    assert decoder.train().fold(keys, tokens=1000) is keys
