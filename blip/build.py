@@ -35,6 +35,7 @@ def choose_tokenizer(config: ModelConfig, texts: Iterable[str], output: Path, re
     if resume is not None:
         tokenizer = load_tokenizer(str(resume / TOKENIZER))
         if distributed.is_main() and not saved.is_file():  # the run goes on in another folder
+            output.mkdir(parents=True, exist_ok=True)
             tokenizer.save(saved)
         return tokenizer
     if distributed.is_main():

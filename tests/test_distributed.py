@@ -180,7 +180,7 @@ def torchrun_output(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path)
     output = tmp_path_factory.mktemp("torchrun") / "run"
     done = run_script(*arguments(tiny_config, output), processes=2)
     assert done.returncode == 0, done.stderr
-    assert "global batch 16, 6 steps of 3 an epoch" in done.stderr
+    assert "global batch 16, 6 steps, 3 an epoch" in done.stderr
     assert done.stderr.count("step 6/6  alpha") == 1  # one process speaks
     assert "Warning" not in done.stderr
     return output
