@@ -3,9 +3,9 @@
     python benchmarks/generate.py --precision fp32
 
 Batch 8 at 384 px, 20 new tokens, ViT-B and BERT-base, random weights on both sides; every text is as long as the
-others, since random weights seldom end. Beam search with 3 beams and nucleus sampling (top-p 0.9), both sides in the
-precision that is asked for. Token ids are compared first: equal seeds draw equal samples. `ratio` is that of the beam
-search's part after the image encoder.
+others, since random weights seldom end. Beam search with 3 beams, nucleus sampling (top-p 0.9) of one caption an image
+and of three, as CapFilt may ask for, both sides in the precision that is asked for. Token ids are compared first: equal
+seeds draw equal samples. `ratio` is that of the beam search's part after the image encoder.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from blip.vit import VIT_SIZES, ViTConfig
 from blip.words import TextConfig
 
 PAD, ENC, DEC, SEP = 0, 30523, 30522, 102
-BATCH, BEAMS, NEW, TOP_P = 8, 3, 20, 0.9
+BATCH, BEAMS, SAMPLES, NEW, TOP_P = 8, 3, 3, 20, 0.9
 
 
 @dataclass
@@ -50,10 +50,12 @@ def sizes(name: str) -> Size:
 DECODINGS = {
     "beam": Decoding(beams=BEAMS, max_new_tokens=NEW, min_new_tokens=NEW),
     "nucleus": Decoding(sample=True, top_p=TOP_P, max_new_tokens=NEW, min_new_tokens=NEW),
+    "nucleus_of_3": Decoding(sample=True, top_p=TOP_P, num_return=SAMPLES, max_new_tokens=NEW, min_new_tokens=NEW),
 }
 ARGUMENTS = {  # the same for transformers
     "beam": {"num_beams": BEAMS, "do_sample": False},
     "nucleus": {"num_beams": 1, "do_sample": True, "top_p": TOP_P, "top_k": 0},
+    "nucleus_of_3": {"num_beams": 1, "do_sample": True, "top_p": TOP_P, "top_k": 0, "num_return_sequences": SAMPLES},
 }
 
 
@@ -118,7 +120,7 @@ def measure(args: argparse.Namespace) -> dict:
     def ratio(name: str) -> float:
         return median[f"theirs_{name}"] / median[f"ours_{name}"]
 
-    rows = {"beam": BATCH * BEAMS, "nucleus": BATCH}
+    rows = {kind: BATCH * how.texts for kind, how in DECODINGS.items()}
     gflop = {}
     for kind, count in rows.items():
         gflop[f"ours_{kind}_after"] = flops.write(size.vit, size.text, count, NEW, key_sets=0) / 1e9
@@ -136,6 +138,7 @@ def measure(args: argparse.Namespace) -> dict:
         **harness.rates(args, gflop, median),
         "batch": BATCH,
         "beams": BEAMS,
+        "samples": SAMPLES,
         "new_tokens": NEW,
     }
 

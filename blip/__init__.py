@@ -1,16 +1,21 @@
 """BLIP for medical images: pre-training, fine-tuning, bootstrapping of captions, and a look inside the model."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from blip.internals import names as names
+    from blip.internals import patch_from as patch_from
+    from blip.internals import trace as trace
+    from blip.internals import zero_head as zero_head
     from blip.restore import load as load
 
 __version__ = "0.1.0"
 
+PUBLIC = {"load": "restore"} | dict.fromkeys(("names", "trace", "zero_head", "patch_from"), "internals")
+
 
 def __getattr__(name: str) -> Any:
-    if name == "load":  # imported when asked for: `import blip` alone stays quick
-        from blip.restore import load
-
-        return load
+    if name in PUBLIC:  # imported when asked for: `import blip` alone stays quick
+        return getattr(import_module(f"blip.{PUBLIC[name]}"), name)
     raise AttributeError(f"module 'blip' has no attribute {name!r}")

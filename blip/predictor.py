@@ -3,11 +3,12 @@
 Shapes: B images, R texts, T tokens of the longest, N image tokens, E embedding width.
 """
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from PIL import Image
@@ -52,12 +53,28 @@ class Answer:
     candidates: list[tuple[str, float]]
 
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _without_gradients(method: Method) -> Method:
+    """Computes no gradients, unless `Predictor.grads` is set."""
+
+    @functools.wraps(method)
+    def run(self: "Predictor", *args: Any, **kwargs: Any) -> Any:
+        with torch.set_grad_enabled(self.grads):
+            return method(self, *args, **kwargs)
+
+    return cast(Method, run)
+
+
 class Predictor:
     """A model in evaluation mode with its tokenizer and image transform.
 
     Images are paths, PIL images or lists of them; texts are strings or lists. `[CLS]`, `[ENC]` and `[DEC]` are put
     here. Work goes through the model in batches of `batch_size`.
     """
+
+    grads = False  # scores and features can be differentiated where this is set; `internals.trace` does
 
     def __init__(self, model: Model, tokenizer: Tokenizer, info: dict, device: str | torch.device = "cpu"):
         self.device = torch.device(device)
@@ -68,7 +85,7 @@ class Predictor:
         self.positions = text.config.max_positions
         self.max_text_tokens = int(info.get("max_text_tokens") or self.positions)
 
-    @torch.no_grad()
+    @_without_gradients
     def encode_image(self, images: Images, batch_size: int = 32) -> Tensor:
         """Projected features of unit length (B, E)."""
         model, parts = self._needs("image_proj", "encode for retrieval", PretrainModel, RetrievalModel), []
@@ -77,7 +94,7 @@ class Predictor:
             parts.append(project(model.image_proj, states[:, 0]))
         return torch.cat(parts) if parts else self._empty(model.image_proj.out_features)
 
-    @torch.no_grad()
+    @_without_gradients
     def encode_text(self, texts: Texts, batch_size: int = 32) -> Tensor:
         """Projected features of unit length (R, E)."""
         model, parts = self._needs("text_proj", "encode for retrieval", PretrainModel, RetrievalModel), []
@@ -91,7 +108,7 @@ class Predictor:
         """Cosine of every image to every text (B, R), not divided by the temperature."""
         return self.encode_image(images) @ self.encode_text(texts).T
 
-    @torch.no_grad()
+    @_without_gradients
     def match_logits(self, images: Images, texts: Texts, batch_size: int = 32) -> Tensor:
         """Logits (B, 2) of image i with text i; class 1 = match.
 
@@ -216,7 +233,7 @@ class Predictor:
                 found += [Answer(text.text, math.exp(text.log_prob), []) for text in texts[::step]]
         return found
 
-    @torch.no_grad()
+    @_without_gradients
     def judge(self, left: Images, right: Images, statements: Texts, batch_size: int = 32) -> Tensor:
         """Probability (B,) that statement i is true of image i on the left and image i on the right (NLVR2)."""
         model = self._needs("cls_head", "judge statements about two images", NlvrModel)

@@ -1,5 +1,6 @@
 """Pre-training on real images and captions with the small-data configuration, shortened: the losses fall."""
 
+import json
 from pathlib import Path
 from statistics import mean
 
@@ -42,18 +43,27 @@ def losses(data: Path, vocabulary: Path, output: Path, **more: object) -> list[d
 
 @pytest.mark.real_data
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("file", "names"),
-    [
-        ("vqa_med_2019/captions_composed.json", ["itc", "itm", "lm"]),
-        # 144 photographs of everything: matching does not begin to be learned within these steps
-        ("coco_sample/captions.json", ["itc", "lm"]),
-    ],
-)
-def test_losses_fall(file: str, names: list[str], data_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["vqa_med_2019/captions_composed.json", "coco_sample/captions.json"])
+def test_losses_fall(file: str, data_dir: Path, tmp_path: Path) -> None:
+    """Contrast and language modelling; matching begins to be learned after more steps than these."""
     vocabulary = data_dir / "vocab" / "bert-base-uncased-vocab.txt"
     # without queue and soft targets, whose growth raises the contrastive loss at first
-    lines = losses(data_dir / file, vocabulary, tmp_path / "run", queue_size=0, alpha=0)
-    for name in names:
+    lines = losses(data_dir / file, vocabulary, tmp_path / "run", queue_size=0, alpha=0, max_steps=60)
+    for name in ("itc", "lm"):
         early, late = mean(x[name] for x in lines[:4]), mean(x[name] for x in lines[-4:])
-        assert late < early - 0.005, f"{name} went from {early:.3f} to {late:.3f}"
+        assert late < early - 0.05, f"{name} went from {early:.3f} to {late:.3f}"
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_matching_is_learned(data_dir: Path, tmp_path: Path) -> None:
+    """Of 32 images, matching leaves behind what it costs without skill, 0.6365, and tells both kinds of rows."""
+    source = data_dir / "vqa_med_2019" / "captions_composed.json"
+    records = json.loads(source.read_text())
+    few = [{**r, "image": str((source.parent / r["image"]).resolve())} for r in records[:: len(records) // 32][:32]]
+    (tmp_path / "few.json").write_text(json.dumps(few))
+    vocabulary = data_dir / "vocab" / "bert-base-uncased-vocab.txt"
+    short = {"queue_size": 0, "alpha": 0, "max_text_tokens": 20, "epochs": 1000, "max_steps": 180}
+    last = losses(tmp_path / "few.json", vocabulary, tmp_path / "run", **short)[-1]
+    assert last["itm"] < 0.55
+    assert (last["itm_matched"] + 2 * last["itm_unmatched"]) / 3 > 0.7

@@ -1,0 +1,163 @@
+"""The places inside a model that have a name, and the shape in which each is read and edited (`internals.trace`).
+
+    image.L.in, image.L.mlp, image.L.out         (B, 1+N, D) states of block L: before it, what its MLP adds, after it
+    image.L.attn.{q,k,v,z}                       (B, H, 1+N, d); z is what a head read, before the output projection
+    image.L.attn.pattern                         (B, H, 1+N, 1+N), rows sum to one
+    text.L.in, text.L.mlp, text.L.out            (R, T, D) of text layer L; mlp before the residual and its norm
+    text.L.self.{q,k,v,z}                        (R, H, T, d)
+    text.L.self.pattern                          (R, H, T, T)
+    text.L.cross.{q,z}                           (R, H, T, d)
+    text.L.cross.{k,v}                           (B, H, 1+N, d) of the images that are looked at
+    text.L.cross.pattern                         (R, H, T, 1+N)
+    decoder.L.*                                  the same of the text decoder, whatever it shares with the encoder
+
+B images of N patches, R texts of T tokens, D width, H heads of width d. Padding is zero. The last layer runs for `[ENC]`
+alone where nothing else is needed (matching): T is 1 there. In NLVR2 `cross` is `cross.first` and `cross.second`, one an
+image. In VQA the decoder looks at the T tokens of the question instead of an image. With a cache, T is what is new.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from blip.attention import Attention
+from blip.cross_attention import PairCrossAttention
+from blip.med import Layer
+from blip.rows import ImageKeys, OneToken, Rows
+from blip.vit import Block
+
+STATES = ("in", "mlp", "out")
+LOOKS = ("q", "k", "v", "z", "pattern")
+STACKS = {"image": ("image_encoder", "blocks"), "text": ("text_encoder", "layers"), "decoder": ("text_decoder", "layers")}
+
+
+def layers_of(model: nn.Module) -> Iterator[tuple[str, Block | Layer]]:
+    """("image.0", its block), ... ("decoder.11", its layer), as far as the model has them."""
+    for stack, (part, attribute) in STACKS.items():
+        if hasattr(model, part):
+            for number, layer in enumerate(getattr(getattr(model, part), attribute)):
+                yield f"{stack}.{number}", layer
+
+
+def attentions(layer: Block | Layer) -> dict[str, Attention]:
+    """The attention of a layer by what follows the layer's name: `attn`, or `self` and `cross`."""
+    if isinstance(layer, Block):
+        return {"attn": layer.attention}
+    found = {"self": cast(Attention, layer.self_attention.attention)}
+    cross = layer.cross_attention
+    if isinstance(cross, PairCrossAttention):
+        return found | {"cross.first": cross.first.attention, "cross.second": cross.second.attention}
+    return found | {"cross": cross.attention}
+
+
+def names_of(model: nn.Module) -> list[str]:
+    """Every name that a model has, in the order in which it computes them."""
+    found = []
+    for name, layer in layers_of(model):
+        inside = [f"{site}.{point}" for site in attentions(layer) for point in LOOKS]
+        found += [f"{name}.{point}" for point in ("in", *inside, "mlp", "out")]
+    return found
+
+
+class Layout(Protocol):
+    """How a tensor of the network and what a reader sees of it follow from one another."""
+
+    def grid(self, x: Tensor) -> Tensor:
+        """As it lies in memory -> as the table above says."""
+
+    def flat(self, x: Tensor) -> Tensor:
+        """And back."""
+
+
+class AsItIs:
+    def grid(self, x: Tensor) -> Tensor:
+        return x
+
+    def flat(self, x: Tensor) -> Tensor:
+        return x
+
+
+@dataclass
+class States:
+    """States of texts: (P, D) in memory, (R, T, D) to a reader."""
+
+    rows: Rows | OneToken
+
+    def grid(self, x: Tensor) -> Tensor:
+        x = self.rows.unpack(x)
+        return x if isinstance(self.rows, OneToken) else _without_padding(x, self.rows.real)
+
+    def flat(self, x: Tensor) -> Tensor:
+        return self.rows.pack(x)
+
+
+@dataclass
+class OwnTokens:
+    """Queries, or what comes of them, in self-attention: (R, H, T, e), where padding is made zero for a reader."""
+
+    rows: Rows | OneToken
+
+    def grid(self, x: Tensor) -> Tensor:
+        if isinstance(self.rows, OneToken) or self.rows.real is None:
+            return x
+        return x * self.rows.real[:, None, :, None]
+
+    def flat(self, x: Tensor) -> Tensor:
+        return x
+
+
+@dataclass
+class Lookers:
+    """Queries, or what comes of them, in cross-attention, where the texts of an image lie side by side.
+
+    In memory (B, H, c*T, e), or (1, H, P, e) where all texts look at one image. `real` (R, T) of these texts.
+    """
+
+    rows: Rows | OneToken
+    images: int
+    packed: bool
+    real: Tensor | None
+
+    def grid(self, x: Tensor) -> Tensor:
+        if self.packed:
+            return self.rows.unpack(x[0].transpose(0, 1)).transpose(1, 2)
+        tokens = 1 if isinstance(self.rows, OneToken) else self.rows.longest
+        x = rearrange(x, "b h (c t) e -> (b c) h t e", t=tokens)
+        return x if self.real is None else x * self.real[:, None, :, None]
+
+    def flat(self, x: Tensor) -> Tensor:
+        if self.packed:
+            return self.rows.pack(x.transpose(1, 2)).transpose(0, 1)[None]
+        return rearrange(x, "(b c) h t e -> b h (c t) e", b=self.images)
+
+
+@dataclass
+class Visit:
+    """One pass of some texts through one text layer."""
+
+    name: str
+    rows: Rows
+    keys: ImageKeys | None
+    queries: Rows | OneToken  # of attention and what follows it: all tokens, or the first one of each text
+
+    def layout(self, site: str, images: int, earlier: int) -> Layout:
+        """Of queries at `site`: `images` keys are looked at, and `earlier` calls of this visit went before.
+
+        Where `keys.extra` names images, the texts that look at those come first, in a call of their own.
+        """
+        if site == "self":
+            return OwnTokens(self.queries)
+        keys = cast(ImageKeys, self.keys)
+        real = None if isinstance(self.queries, OneToken) else self.queries.real
+        if keys.extra is None:
+            return Lookers(self.queries, images, images == 1 and not isinstance(self.queries, OneToken), real)
+        own = self.rows.count - len(keys.extra)
+        part = None if real is None else (real[own:] if earlier == 0 else real[:own])
+        return Lookers(self.queries, images, False, part)
+
+
+def _without_padding(x: Tensor, real: Tensor | None) -> Tensor:
+    return x if real is None else x * real[..., None]
