@@ -88,7 +88,7 @@ class Predictor:
     @_without_gradients
     def encode_image(self, images: Images, batch_size: int = 32) -> Tensor:
         """Projected features of unit length (B, E)."""
-        model, parts = self._needs("image_proj", "encode for retrieval", PretrainModel, RetrievalModel), []
+        model, parts = self.needs("image_proj", "encode for retrieval", PretrainModel, RetrievalModel), []
         for batch in _batches(_list(images), batch_size):
             states = model.image_encoder(self.pixels(batch), cls_only=True)
             parts.append(project(model.image_proj, states[:, 0]))
@@ -97,7 +97,7 @@ class Predictor:
     @_without_gradients
     def encode_text(self, texts: Texts, batch_size: int = 32) -> Tensor:
         """Projected features of unit length (R, E)."""
-        model, parts = self._needs("text_proj", "encode for retrieval", PretrainModel, RetrievalModel), []
+        model, parts = self.needs("text_proj", "encode for retrieval", PretrainModel, RetrievalModel), []
         for batch in _batches(_list(texts), batch_size):
             ids, lengths = self.ids(batch)
             rows = Rows(lengths, ids.shape[1], self.device)
@@ -115,7 +115,7 @@ class Predictor:
         One image goes with all texts, one text with all images. The texts of one image lie side by side on the query
         axis: it is encoded once.
         """
-        model = self._needs("itm_head", "match images and texts", PretrainModel, RetrievalModel)
+        model = self.needs("itm_head", "match images and texts", PretrainModel, RetrievalModel)
         images, texts = _list(images), _list(texts)
         if len(texts) == 1:
             texts = texts * len(images)
@@ -168,7 +168,7 @@ class Predictor:
             how: greedy, beams or sampling, and their options.
             seed: of sampling: the same batches give the same captions.
         """
-        model, how = self._needs("text_decoder", "write captions", PretrainModel, CaptionModel), how or Decoding()
+        model, how = self.needs("text_decoder", "write captions", PretrainModel, CaptionModel), how or Decoding()
         positions = self.positions
         prompt = self.info.get("prompt", "") if prompt is None else prompt
         first = self.tokenizer.encode([prompt], positions)[0][:-1]  # without [SEP]
@@ -204,7 +204,7 @@ class Predictor:
         The likeliest of `answers`, or of the list that the model was fine-tuned with, is taken; with `how`, or where
         there is no list, the answer is written freely.
         """
-        model = self._needs("text_decoder", "answer questions", VqaModel)
+        model = self.needs("text_decoder", "answer questions", VqaModel)
         images, questions = _list(images), _list(questions)
         if len(images) == 1:
             images = images * len(questions)
@@ -236,7 +236,7 @@ class Predictor:
     @_without_gradients
     def judge(self, left: Images, right: Images, statements: Texts, batch_size: int = 32) -> Tensor:
         """Probability (B,) that statement i is true of image i on the left and image i on the right (NLVR2)."""
-        model = self._needs("cls_head", "judge statements about two images", NlvrModel)
+        model = self.needs("cls_head", "judge statements about two images", NlvrModel)
         left, right, statements = _list(left), _list(right), _list(statements)
         if not len(left) == len(right) == len(statements):
             raise ValueError(f"{len(left)} and {len(right)} images and {len(statements)} statements: give as many")
@@ -256,7 +256,7 @@ class Predictor:
             written.append(Written(text, sum(log_probs[:end]), tokens, log_probs[:end]))
         return written
 
-    def _needs(self, part: str, what: str, *kinds: type) -> Any:
+    def needs(self, part: str, what: str, *kinds: type) -> Any:
         """The model, if it is of one of these kinds."""
         if isinstance(self.model, kinds):
             return self.model

@@ -1,0 +1,268 @@
+"""Which parts of an image a model looked at when it matched, captioned or answered: maps for words and sentences.
+
+    for found in explain_pairs(m, "chest.png", "small left effusion"):
+        found.maps  # (words, h, w), at the resolution of the patches
+
+Methods, each with the same signature:
+
+    gradcam    mean over heads of A * max(ds/dA, 0), at one layer's cross-attention (Li et al. 2021, section 5)
+    raw        mean over heads of A, whatever it does to s
+    relevance  the rules of Chefer et al. 2021 (equations 5 to 11) through image encoder and text transformer, where
+               texts look at images and images at nothing but themselves; all layers
+    rollout    raw attention, carried back to the patches by attention rollout (Abnar and Zuidema 2020)
+
+A is a pattern of cross-attention and s what is explained: for `match` the match logit before its soft-max; for `caption`
+the log-probability of word t, read at row t-1, whence it was written; for `answer` that of the whole answer, through the
+question encoder's cross-attention. Maps are none of a diagnosis, and not all methods find what mattered
+(`docs/results.md`).
+
+Shapes: R pairs of image and text, T tokens, H heads, N = h*w patches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blip.internals import trace
+from blip.lenses import attention_rollout
+from blip.points import layers_of
+from blip.predictor import ImageInput, Images, Predictor, Texts
+from blip.scoring import answer_log_probs, caption_log_probs
+from blip.tracing import Trace, TraceError
+
+METHODS = ("gradcam", "raw", "relevance", "rollout")
+TASKS = ("match", "caption", "answer")
+STACK = {"match": "text", "caption": "decoder", "answer": "text"}
+OF_CHECKPOINT = {"pretrain": "match", "retrieval": "match", "caption": "caption", "vqa": "answer"}
+
+
+@dataclass
+class Explanation:
+    """Maps of one text about one image. Values are those of the method, not scaled; 0 is nothing."""
+
+    task: str
+    method: str
+    layer: int | None  # of the cross-attention; None where a method reads all
+    text: str  # what was matched, written or asked
+    answer: str  # of a question; else empty
+    score: float  # s, in all
+    words: list[str]
+    maps: Tensor  # (words, h, w)
+    sentence: Tensor  # (h, w)
+
+
+# ---- methods ---------------------------------------------------------------------------------------------------------
+
+
+def gradcam(t: Trace, attention: str) -> Tensor:
+    """(R, T, h, w), at least 0, of an attention to images such as `text.6.cross`, traced with gradients."""
+    return _patches(t, (t.pattern(attention) * t.pattern_grad(attention).clamp(min=0)).mean(dim=1))
+
+
+def raw(t: Trace, attention: str) -> Tensor:
+    """(R, T, h, w): the attention itself, heads averaged; what goes to CLS is left out."""
+    return _patches(t, t.pattern(attention).mean(dim=1))
+
+
+def rollout(t: Trace, attention: str) -> Tensor:
+    """(R, T, h, w): attention to states of the image, carried back to the patches that they came from."""
+    return _patches(t, t.pattern(attention).mean(dim=1) @ attention_rollout(t))
+
+
+def relevance(t: Trace, attention: str) -> Tensor:
+    """(R, T, h, w) through all layers; of `attention` only the stack counts, `text` or `decoder`."""
+    stack = attention.split(".")[0]
+    layers = [name for name, _ in layers_of(t.model) if name.startswith(stack + ".")]
+    in_images = _identity(t.pattern("image.0.attn")[:, 0])  # (R, 1+N, 1+N) of each state to each patch
+    for name, _ in layers_of(t.model):
+        if name.startswith("image."):
+            in_images = in_images + _weighted(t, f"{name}.attn") @ in_images
+    in_text = _identity(_weighted(t, f"{layers[0]}.self"))  # (R, T, T)
+    of_images = in_text.new_zeros(*in_text.shape[:2], in_images.shape[2])  # (R, T, 1+N)
+    for name in layers:
+        step = _weighted(t, f"{name}.self", rows=in_text.shape[1])
+        of_images = of_images + step @ of_images
+        in_text = in_text + step @ in_text
+        looked = _weighted(t, f"{name}.cross", rows=in_text.shape[1])
+        of_images = of_images + _normalised(in_text).transpose(1, 2) @ looked @ _normalised(in_images)
+    return _patches(t, of_images)
+
+
+MAPS = {"gradcam": gradcam, "raw": raw, "relevance": relevance, "rollout": rollout}
+
+
+def _weighted(t: Trace, attention: str, rows: int = 0) -> Tensor:
+    """mean over heads of max(A * ds/dA, 0); a last layer that ran for its first token alone is filled up to `rows`."""
+    found = (t.pattern(attention) * t.pattern_grad(attention)).clamp(min=0).mean(dim=1)
+    return torch.nn.functional.pad(found, (0, 0, 0, max(rows - found.shape[1], 0)))
+
+
+def _identity(like: Tensor) -> Tensor:
+    return torch.eye(like.shape[-1], device=like.device, dtype=like.dtype).expand(len(like), -1, -1)
+
+
+def _normalised(relevance: Tensor) -> Tensor:
+    """What was added to the identity, each row brought to a sum of 1, and the identity again (equation 8)."""
+    identity = _identity(relevance)
+    added = relevance - identity
+    sums = added.sum(dim=-1, keepdim=True)
+    return added / sums.masked_fill(sums == 0, 1) + identity
+
+
+def _patches(t: Trace, x: Tensor) -> Tensor:
+    """(R, T, 1+N) -> (R, T, h, w), without CLS."""
+    if t.grid is None or x.shape[2] != 1 + t.grid[0] * t.grid[1]:
+        raise TraceError(f"an attention with {x.shape[2]} keys does not look at the patches of an image")
+    return x[:, :, 1:].unflatten(2, t.grid)
+
+
+# ---- tasks -----------------------------------------------------------------------------------------------------------
+
+
+def explain_pairs(
+    m: Predictor,
+    images: Images,
+    texts: Texts = "",
+    task: str = "",
+    method: str = "gradcam",
+    layer: int | None = None,
+    rows: str = "words",
+    answers: Texts = "",
+    batch_size: int = 8,
+) -> list[Explanation]:
+    """One explanation for each pair of image i and text i; one image goes with all texts, one text with all images.
+
+    Args:
+        m: what `blip.load` returns.
+        images: paths, PIL images or a list of them.
+        texts: what is matched; captions, or "" for the model's own; questions.
+        task: match, caption or answer; what the checkpoint was made for unless given.
+        method: gradcam, raw, relevance or rollout.
+        layer: whose cross-attention; the middle one unless given, and never the last one of a matching model.
+        rows: `words`, or `enc` for the `[ENC]` row alone, which is all that the last layer of a matching model has.
+        answers: to the questions; the model's own unless given.
+        batch_size: pairs at once.
+
+    Raises:
+        TraceError, ValueError: an unknown or impossible wish; the message says what is possible.
+    """
+    task = task or OF_CHECKPOINT.get(m.info["task"], m.info["task"])
+    pairs = _pairs(m, images, texts, answers, task)
+    site = _site(m, task, method, layer, rows)
+    found = []
+    for start in range(0, len(pairs), batch_size):
+        found += _explain_batch(m, pairs[start : start + batch_size], task, method, site, rows)
+    return found
+
+
+@dataclass
+class Pair:
+    image: ImageInput
+    text: str
+    answer: str
+
+
+def _pairs(m: Predictor, images: Images, texts: Texts, answers: Texts, task: str) -> list[Pair]:
+    listed = [list(x) if isinstance(x, list | tuple) else [x] for x in (images, texts, answers)]
+    count = max(len(x) for x in listed)
+    if not all(listed) or any(len(x) not in (1, count) for x in listed):
+        raise ValueError(f"{len(listed[0])} images and {len(listed[1])} texts: give as many, or one of either")
+    pictures, words, replies = (x * count if len(x) == 1 else x for x in listed)
+    if task == "caption" and not all(words):
+        own = m.caption(list(pictures))
+        words = [text or written for text, written in zip(words, own, strict=True)]
+    if empty := [i for i, text in enumerate(words) if not str(text).strip()]:
+        raise ValueError(f"text {empty[0] + 1} is empty: there are no words to explain")
+    if task == "answer" and not all(replies):
+        own = [answer.text for answer in m.answer(list(pictures), words)]
+        replies = [given or answer for given, answer in zip(replies, own, strict=True)]
+    counts = m.tokenizer.count(words)
+    if too_long := [i for i, tokens in enumerate(counts) if tokens > m.max_text_tokens]:
+        i = too_long[0]
+        raise ValueError(f"text {i + 1} has {counts[i]} tokens, the model reads {m.max_text_tokens}: shorten it")
+    return [Pair(*pair) for pair in zip(pictures, words, replies, strict=True)]
+
+
+def _site(m: Predictor, task: str, method: str, layer: int | None, rows: str) -> str:
+    """The attention that a map is read from, such as `text.6.cross`."""
+    if task not in TASKS:
+        raise ValueError(f"task is {task!r}; it can be {', '.join(TASKS)}")
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; it can be {', '.join(METHODS)}")
+    if rows not in ("words", "enc"):
+        raise ValueError(f"rows is {rows!r}; it can be words or enc")
+    stack = STACK[task]
+    count = sum(name.startswith(stack + ".") for name, _ in layers_of(m.model))
+    if count == 0 or (task == "match" and not hasattr(m.model, "itm_head")):
+        raise TraceError(f"a checkpoint of {m.info['task']} cannot {task}: choose --task {_possible(m)}")
+    last_is_enc = task == "match"
+    if layer is None:
+        layer = max(0, min(count // 2, count - 2 if last_is_enc and rows == "words" else count - 1))
+    if not 0 <= layer < count:
+        raise ValueError(f"there is no layer {layer}: this model has layers 0 to {count - 1}")
+    if last_is_enc and rows == "words" and layer == count - 1 and method != "relevance":
+        raise TraceError(
+            f"layer {layer} is the last one: the match logit reads its [ENC] row alone, so the gradient of its word rows "
+            f"is zero and they are not computed; take a layer below, or rows=enc"
+        )
+    return f"{stack}.{layer}.cross"
+
+
+def _possible(m: Predictor) -> str:
+    return OF_CHECKPOINT.get(m.info["task"], "of another checkpoint: this one cannot be explained")
+
+
+def _explain_batch(
+    m: Predictor, pairs: Sequence[Pair], task: str, method: str, site: str, rows: str
+) -> list[Explanation]:
+    images, texts, answers = [p.image for p in pairs], [p.text for p in pairs], [p.answer for p in pairs]
+    points = [f"{site}.*"]
+    if method in ("relevance", "rollout"):
+        points = ["image.*.attn.*", f"{STACK[task]}.*"]
+    with trace(m, points, grads=True) as t:
+        if task == "match":
+            scores = m.match_logits(images, texts, len(pairs))[:, 1:]
+        elif task == "answer":
+            scores = answer_log_probs(m, images, texts, answers)[:, None]
+        else:
+            scores = caption_log_probs(m, images, texts)
+    maps_of = MAPS[method]
+    if task == "caption":  # each word has a score of its own, read at the row before it
+        steps = []
+        for token in range(scores.shape[1]):
+            t.backward(scores[:, token], again=True)
+            steps.append(maps_of(t, site)[:, token])
+        maps = torch.stack(steps, dim=1)  # of tokens 1, 2, ...
+        maps = torch.cat([torch.zeros_like(maps[:, :1]), maps], dim=1)
+    else:
+        t.backward(scores, again=False)
+        maps = maps_of(t, site)
+    ids, lengths = m.ids(texts)
+    layer = None if method == "relevance" else int(site.split(".")[1])
+    found = []
+    for i, pair in enumerate(pairs):
+        total = float(scores[i].detach().sum())
+        spans = [] if rows == "enc" else word_spans(m, ids[i, : int(lengths[i])].tolist())
+        words = [word for word, _ in spans]
+        of_words = [maps[i, span].sum(dim=0) for _, span in spans]
+        tokens = [token for _, span in spans for token in range(span.start, span.stop)]
+        # in matching, relevance arrives at the row that is read; the other methods speak of each row alone
+        whole = maps[i, 0] if rows == "enc" or (method == "relevance" and task == "match") else maps[i, tokens].mean(dim=0)
+        stacked = torch.stack(of_words) if of_words else maps.new_zeros(0, *maps.shape[2:])
+        found.append(Explanation(task, method, layer, pair.text, pair.answer, total, words, stacked, whole))
+    return found
+
+
+def word_spans(m: Predictor, ids: Sequence[int]) -> list[tuple[str, slice]]:
+    """Words of `[CLS] ... [SEP]` and which tokens are theirs; a word may have been cut into several (`##`)."""
+    spans: list[tuple[str, slice]] = []
+    for place, number in enumerate(ids[1:-1], start=1):
+        piece = m.tokenizer.token(number)
+        if piece.startswith("##") and spans:
+            word, span = spans[-1]
+            spans[-1] = (word + piece[2:], slice(span.start, place + 1))
+        else:
+            spans.append((piece, slice(place, place + 1)))
+    return spans

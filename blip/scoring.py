@@ -1,0 +1,49 @@
+"""How probable a model finds a text that it is given: of a caption token by token, of an answer as a whole.
+
+Shapes: R pairs of image and text, T tokens of the longest text.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from blip.models.caption import CaptionModel
+from blip.models.pretrain import PretrainModel
+from blip.models.vqa import VqaModel
+from blip.predictor import ImageInput, Predictor
+from blip.rows import ImageKeys, Rows, with_first
+
+
+def caption_log_probs(m: Predictor, images: Sequence[ImageInput], captions: Sequence[str]) -> Tensor:
+    """Log-probability (R, T-1) of each token of caption i about image i, the end included, given those before it.
+
+    Zero behind the end. The first token, `[DEC]`, is not counted. `m.grads` keeps what gradients need.
+    """
+    model = m.needs("text_decoder", "write captions", PretrainModel, CaptionModel)
+    with torch.set_grad_enabled(m.grads):
+        keys = model.text_decoder.project(model.image_encoder(m.pixels(images)))
+        ids, lengths = m.ids(captions)
+        return _log_probs(m, model.text_decoder, ids, lengths, keys)
+
+
+def answer_log_probs(
+    m: Predictor, images: Sequence[ImageInput], questions: Sequence[str], answers: Sequence[str]
+) -> Tensor:
+    """Log-probability (R,) of answer i to question i about image i, the end included."""
+    model = m.needs("text_decoder", "answer questions", VqaModel)
+    if empty := [i for i, answer in enumerate(answers) if not m.tokenizer.count([answer])[0] > 2]:
+        raise ValueError(f"answer {empty[0] + 1} is empty")
+    with torch.set_grad_enabled(m.grads):
+        keys = model.question_keys(m.pixels(images), *m.ids(questions))
+        ids, lengths = m.ids(answers)
+        return _log_probs(m, model.text_decoder, ids, lengths, keys).sum(dim=1)
+
+
+def _log_probs(m: Predictor, decoder: torch.nn.Module, ids: Tensor, lengths: Tensor, keys: ImageKeys) -> Tensor:
+    rows = Rows(lengths, ids.shape[1], ids.device)
+    ids = with_first(ids, m.tokenizer.dec_id)
+    values = rows.unpack(decoder.head(decoder(ids, rows, keys)).float().log_softmax(dim=-1))  # (R, T, V)
+    each = values[:, :-1].gather(2, ids[:, 1:, None]).squeeze(2)
+    behind = torch.arange(1, ids.shape[1]) >= lengths[:, None]
+    return each.masked_fill(behind.to(ids.device), 0.0)
