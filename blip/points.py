@@ -123,9 +123,10 @@ class Lookers:
 
     def grid(self, x: Tensor) -> Tensor:
         if self.packed:
-            return self.rows.unpack(x[0].transpose(0, 1)).transpose(1, 2)
-        tokens = 1 if isinstance(self.rows, OneToken) else self.rows.longest
-        x = rearrange(x, "b h (c t) e -> (b c) h t e", t=tokens)
+            x = self.rows.unpack(x[0].transpose(0, 1)).transpose(1, 2)
+        else:
+            tokens = 1 if isinstance(self.rows, OneToken) else self.rows.longest
+            x = rearrange(x, "b h (c t) e -> (b c) h t e", t=tokens)
         return x if self.real is None else x * self.real[:, None, :, None]
 
     def flat(self, x: Tensor) -> Tensor:
