@@ -189,6 +189,34 @@ def answer(
     raise typer.Exit(1 if unread else 0)
 
 
+@app.command()
+def explain(
+    image: Annotated[str, typer.Argument(help="an image, a folder, or an annotation file with its texts")],
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="map.png, map.html or map.npz")],
+    texts: Annotated[list[str] | None, typer.Argument(help="texts, captions or questions")] = None,
+    task: Annotated[str, typer.Option(help="match, caption or answer; the checkpoint's own unless given")] = "",
+    method: Annotated[str, typer.Option(help="gradcam, raw, relevance or rollout")] = "gradcam",
+    layer: Annotated[int | None, typer.Option(help="whose cross-attention; the middle one unless given")] = None,
+    rows: Annotated[str, typer.Option(help="words, or enc: the [ENC] row alone")] = "words",
+    batch_size: BatchSize = 8,
+    tokenizer: Words = "",
+    device: Device = "auto",
+) -> None:
+    """Draws which parts of an image a model looked at, word by word. Not for diagnosis."""
+    from blip.explain_files import explain_files, find_pairs
+
+    with errors_for_people():
+        wanted = find_pairs(image, texts or [])
+        model = _load(checkpoint, tokenizer, device)
+        files, problems = explain_files(model, wanted, out, task, method, layer, rows, batch_size)
+        for problem in problems:
+            typer.echo(problem, err=True)
+        typer.echo(f"{len(wanted) - len(problems)} explained: {files[0] if files else 'nothing written'}"
+                   + (f" to {files[-1]}" if len(files) > 1 else ""))  # fmt: skip
+    raise typer.Exit(1 if problems else 0)
+
+
 def main() -> None:
     app()
 

@@ -1,0 +1,83 @@
+"""`blip explain`: maps for images, folders and annotation files, in batches, written as pictures."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blip.data.formats import iter_records
+from blip.data.transforms import UnreadableImage, open_image
+from blip.explain import Explanation, explain_pairs
+from blip.pictures import ENDINGS, PictureError, save
+from blip.predict import find_images
+from blip.predictor import Predictor
+
+
+@dataclass
+class Wanted:
+    """An image to explain with its text, and its answer where the text is a question."""
+
+    image: Path
+    text: str
+    answer: str = ""
+
+
+def find_pairs(place: str | Path, texts: Sequence[str]) -> list[Wanted]:
+    """Every text about an image, or about every image of a folder; or the records of an annotation file.
+
+    Records have `image` and `caption`, or `question` and perhaps `answer`; of several captions the first is taken.
+    """
+    place = Path(place)
+    if place.suffix.lower() not in (".json", ".jsonl", ".csv", ".tsv"):
+        return [Wanted(image, text) for image in find_images([place]) for text in texts or [""]]
+    if texts:
+        raise PictureError(f"{place} brings its own texts: leave out {texts[0]!r}")
+    found = []
+    for where, record in iter_records(place, needed=("image",)):
+        text = record.get("question") or record.get("caption") if isinstance(record, dict) else None
+        text = text[0] if isinstance(text, list) and text else text
+        if not text or not isinstance(text, str) or not isinstance(record.get("image"), str):
+            raise PictureError(f"{place}, {where}: needs image, and caption or question, as texts")
+        answer = record.get("answer", "") if record.get("question") else ""
+        answer = answer[0] if isinstance(answer, list) and answer else answer
+        found.append(Wanted(place.parent / record["image"], text, str(answer)))
+    return found
+
+
+def explain_files(
+    m: Predictor,
+    wanted: Sequence[Wanted],
+    out: Path,
+    task: str = "",
+    method: str = "gradcam",
+    layer: int | None = None,
+    rows: str = "words",
+    batch_size: int = 8,
+) -> tuple[list[Path], list[str]]:
+    """Writes the pictures; returns their files, and what is wrong with the images that could not be read."""
+    if out.suffix not in ENDINGS:
+        raise PictureError(f"{out}: --out has to end in {', '.join(ENDINGS)}")
+    images: list[Any] = []
+    found: list[Explanation] = []
+    names: list[str] = []
+    problems: list[str] = []
+    for batch in _readable(wanted, batch_size, problems):
+        opened = [image for _, image in batch]
+        asked = [w for w, _ in batch]
+        texts, answers = [w.text for w in asked], [w.answer for w in asked]
+        found += explain_pairs(m, opened, texts, task, method, layer, rows, answers, batch_size)
+        images += opened
+        names += [str(w.image) for w in asked]
+    return (save(images, found, names, out) if found else []), problems
+
+
+def _readable(wanted: Sequence[Wanted], size: int, problems: list[str]) -> Iterator[list[tuple[Wanted, Any]]]:
+    for start in range(0, len(wanted), size):
+        batch = []
+        for one in wanted[start : start + size]:
+            try:
+                batch.append((one, open_image(one.image)))
+            except UnreadableImage as error:
+                problems.append(str(error))
+        if batch:
+            yield batch
