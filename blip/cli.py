@@ -23,12 +23,13 @@ def phantoms(
     image_size: Annotated[int, typer.Option("--image_size", help="pixels a side")] = 48,
     max_lesions: Annotated[int, typer.Option("--max_lesions", help="one to this many an image")] = 3,
     noise: Annotated[float, typer.Option(help="share of captions made wrong, recorded as such")] = 0.0,
+    name_one: Annotated[bool, typer.Option("--name_one", help="captions name one lesion of those there are")] = False,
 ) -> None:
     """Draws a data set of scanner-like phantoms with captions, questions and boxes."""
     from blip.data.phantoms import write_phantoms
 
     with errors_for_people():
-        path = write_phantoms(out, count, seed, image_size, max_lesions, noise)
+        path = write_phantoms(out, count, seed, image_size, max_lesions, noise, name_one)
         typer.echo(f"{count} phantoms: {path}")
 
 
@@ -215,6 +216,28 @@ def explain(
         typer.echo(f"{len(wanted) - len(problems)} explained: {files[0] if files else 'nothing written'}"
                    + (f" to {files[-1]}" if len(files) > 1 else ""))  # fmt: skip
     raise typer.Exit(1 if problems else 0)
+
+
+@app.command()
+def localise(
+    data: Annotated[Path, typer.Argument(help="annotation file with boxes: blip phantoms OUT --name_one")],
+    checkpoint: Checkpoint,
+    method: Annotated[list[str] | None, typer.Option(help="one or several; all unless given")] = None,
+    limit: Annotated[int, typer.Option(help="this many records; 0: all")] = 0,
+    batch_size: BatchSize = 16,
+    tokenizer: Words = "",
+    device: Device = "auto",
+    out: Out = None,
+) -> None:
+    """Plays the pointing game: do maps peak on what the text names? With every control."""
+    from blip import localise as game
+    from blip.explain import METHODS
+
+    with errors_for_people():
+        records = game.read_named(data, limit)
+        model = _load(checkpoint, tokenizer, device)
+        lines = game.localise(model, records, method or METHODS, batch_size)
+        game.show(lines, game.centre(model, records), out)
 
 
 def main() -> None:

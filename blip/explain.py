@@ -194,7 +194,7 @@ def _site(m: Predictor, task: str, method: str, layer: int | None, rows: str) ->
     if rows not in ("words", "enc"):
         raise ValueError(f"rows is {rows!r}; it can be words or enc")
     stack = STACK[task]
-    count = sum(name.startswith(stack + ".") for name, _ in layers_of(m.model))
+    count = layer_count(m, task)
     if count == 0 or (task == "match" and not hasattr(m.model, "itm_head")):
         raise TraceError(f"a checkpoint of {m.info['task']} cannot {task}: choose --task {_possible(m)}")
     last_is_enc = task == "match"
@@ -208,6 +208,11 @@ def _site(m: Predictor, task: str, method: str, layer: int | None, rows: str) ->
             f"is zero and they are not computed; take a layer below, or rows=enc"
         )
     return f"{stack}.{layer}.cross"
+
+
+def layer_count(m: Predictor, task: str) -> int:
+    """Layers of the stack whose cross-attention a task is explained by."""
+    return sum(name.startswith(STACK[task] + ".") for name, _ in layers_of(m.model))
 
 
 def _possible(m: Predictor) -> str:

@@ -47,8 +47,10 @@ class Phantom:
     body: str
     lesions: tuple[Lesion, ...]
 
-    def caption(self) -> str:
-        return f"{self.body} with " + " and ".join(lesion.words() for lesion in self.lesions)
+    def caption(self, named: int | None = None) -> str:
+        """Of all lesions, or of the one numbered `named`."""
+        lesions = self.lesions if named is None else self.lesions[named : named + 1]
+        return f"{self.body} with " + " and ".join(lesion.words() for lesion in lesions)
 
 
 def draw_phantom(rng: np.random.Generator, image_size: int = 48, max_lesions: int = 3) -> tuple[Phantom, Image.Image]:
@@ -190,11 +192,17 @@ def _another(rng: np.random.Generator, values: tuple[str, ...], value: str) -> s
 
 
 def records(
-    count: int, seed: int = 0, image_size: int = 48, max_lesions: int = 3, noise: float = 0.0
+    count: int,
+    seed: int = 0,
+    image_size: int = 48,
+    max_lesions: int = 3,
+    noise: float = 0.0,
+    name_one: bool = False,
 ) -> Iterator[tuple[dict, Image.Image]]:
     """`count` annotated images; each depends on (seed, its number) alone, so a longer set begins with a shorter one.
 
     With `noise`, that share of captions is made wrong, half of either kind; `noise` and `true_caption` record it.
+    With `name_one`, a caption names a random one of the lesions, and `named` says which.
     """
     for i in range(count):
         rng = np.random.default_rng([seed, i])
@@ -206,6 +214,9 @@ def records(
             "lesions": [asdict(lesion) for lesion in phantom.lesions],
             "questions": questions(phantom),
         }
+        if name_one:
+            record["named"] = int(np.random.default_rng([seed, i, 2]).integers(len(phantom.lesions)))
+            record["caption"] = phantom.caption(record["named"])
         if noise:
             kind = str(rng.choice(NOISE_KINDS)) if rng.random() < noise else "none"
             record |= {"noise": kind, "true_caption": record["caption"]}
@@ -221,6 +232,7 @@ def write_phantoms(
     image_size: int = 48,
     max_lesions: int = 3,
     noise: float = 0.0,
+    name_one: bool = False,
 ) -> Path:
     """Writes `folder/images/*.png`, `captions.json`, `questions.json` and `statements.json` (of two images each).
 
@@ -234,10 +246,12 @@ def write_phantoms(
         raise ValueError(f"max_lesions is {max_lesions}; there are {len(POSITIONS) * len(SIDES)} places for one to six")
     if not 0 <= noise <= 1:
         raise ValueError(f"noise is {noise}; it is a share, from 0 to 1")
+    if noise and name_one:
+        raise ValueError("noise changes captions of all lesions: not together with name_one")
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     annotations, asked = [], []
-    for record, image in records(count, seed, image_size, max_lesions, noise):
+    for record, image in records(count, seed, image_size, max_lesions, noise, name_one):
         image.save(folder / record["image"])
         annotations.append(record)
         asked += [{"image": record["image"], **question} for question in record["questions"]]

@@ -1,0 +1,207 @@
+"""The pointing game (Zhang et al. 2018): does the peak of a map lie on what the text names? `blip localise`.
+
+A record is an image, a caption that names one lesion of several, their boxes, and which one is named. The peak of the
+sentence's map hits where it lies in the named lesion's box; half a patch beyond is allowed, since a map knows no finer
+place. Beside the hit rate stand the controls that tell whether a method earned it:
+
+    distractor   the same peaks against the box of another lesion of the image, which the caption does not name
+    centre       the middle of the image in the place of every peak
+    untrained    the same method on the same network with random weights
+    shuffled     the caption's words in random order
+
+Intervals are Wilson's, 95 %.
+"""
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+
+from blip.data.formats import AnnotationError, iter_records
+from blip.data.transforms import UnreadableImage, open_image
+from blip.explain import METHODS, explain_pairs, layer_count
+from blip.models.task import model_of
+from blip.predictor import Predictor
+from blip.rows import Specials
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+
+
+@dataclass
+class Named:
+    """A picture, a caption of one of its lesions, and where that one and the others lie."""
+
+    image: Any
+    caption: str
+    target: Box
+    others: list[Box]
+
+
+@dataclass
+class Share:
+    """Hits of a number of trials, with a 95 % interval."""
+
+    hits: int
+    trials: int
+
+    @property
+    def rate(self) -> float:
+        return self.hits / self.trials if self.trials else float("nan")
+
+    def interval(self) -> tuple[float, float]:
+        """Wilson's score interval."""
+        n, z = self.trials, 1.96
+        if n == 0:
+            return float("nan"), float("nan")
+        middle, half = self.rate + z * z / (2 * n), z * math.sqrt(self.rate * (1 - self.rate) / n + (z / (2 * n)) ** 2)
+        return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        return f"{100 * self.rate:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+@dataclass
+class Line:
+    """One method at one layer, and its controls."""
+
+    method: str
+    layer: int | None
+    rows: str
+    target: Share
+    distractor: Share
+    untrained: Share
+    shuffled: Share
+
+
+def read_named(path: str | Path, limit: int = 0) -> list[Named]:
+    """Records with `image`, `caption`, `lesions` (each with a `box`) and `named`, the number of the one in the caption.
+
+    Images that cannot be read are left out, and those of a single lesion: a map of whatever stands out would hit it.
+    """
+    found = []
+    path = Path(path)
+    for place, record in iter_records(path, needed=("image", "caption", "lesions", "named")):
+        try:
+            boxes = [tuple(lesion["box"]) for lesion in record["lesions"]]
+            target = boxes[record["named"]]
+            if any(len(box) != 4 for box in boxes):
+                raise ValueError("a box has four numbers")
+            others = [box for i, box in enumerate(boxes) if i != record["named"]]
+            if others:
+                found.append(Named(open_image(path.parent / record["image"]), record["caption"], target, others))
+        except UnreadableImage:
+            continue
+        except (KeyError, TypeError, IndexError, ValueError) as error:
+            raise AnnotationError(
+                path, place, f"needs image, caption, lesions with a box each, and named, the number of one ({error}); "
+                "`blip phantoms OUT --name_one` writes such"
+            ) from None  # fmt: skip
+        if limit and len(found) == limit:
+            break
+    if not found:
+        raise AnnotationError(path, "", "holds no readable image of two lesions or more")
+    return found
+
+
+def peak(values: Tensor, width: int, height: int) -> tuple[float, float]:
+    """Where a map (h, w), drawn over an image of width x height pixels, is largest: (x, y) in pixels."""
+    drawn = F.interpolate(values[None, None].float(), size=(height, width), mode="bilinear", align_corners=False)[0, 0]
+    y, x = divmod(int(drawn.argmax()), width)
+    return x + 0.5, y + 0.5
+
+
+def inside(point: tuple[float, float], box: Box, margin: tuple[float, float]) -> bool:
+    """Whether a point lies in a box, or within `margin` (x, y) of it."""
+    left, top, right, bottom = box
+    return left - margin[0] <= point[0] < right + margin[0] and top - margin[1] <= point[1] < bottom + margin[1]
+
+
+def untrained(m: Predictor, seed: int = 0) -> Predictor:
+    """The same network with random weights."""
+    torch.manual_seed(seed)
+    model, tokens = m.model, m.tokenizer
+    specials = Specials(tokens.pad_id, tokens.enc_id, tokens.dec_id)
+    fresh = model_of(m.info["task"], model.image_encoder.config, model.text_encoder.config, specials, m.info["embed_dim"])
+    return Predictor(fresh, tokens, m.info, m.device)
+
+
+def localise(m: Predictor, records: Sequence[Named], methods: Sequence[str] = METHODS, batch_size: int = 16) -> list[Line]:
+    """Every method at every layer that it can read, for a model that matches images and texts."""
+    mixed = [_shuffled(record, seed) for seed, record in enumerate(records)]
+    random_weights = untrained(m)
+    last = layer_count(m, "match") - 1
+    wishes: list[tuple[str, int | None, str]] = []
+    for method in methods:
+        if method == "relevance":
+            wishes.append((method, None, "words"))
+        else:
+            wishes += [(method, layer, rows) for layer in range(last + 1) for rows in ("words", "enc")
+                       if rows == "enc" or layer < last]  # fmt: skip
+    lines = []
+    for method, layer, rows in wishes:
+        hits = _hits(m, records, method, layer, rows, batch_size)
+        others = _hits(random_weights, records, method, layer, rows, batch_size)
+        scrambled = _hits(m, mixed, method, layer, rows, batch_size)
+        lines.append(Line(method, layer, rows, hits[0], hits[1], others[0], scrambled[0]))
+    return lines
+
+
+def centre(m: Predictor, records: Sequence[Named]) -> Share:
+    """Hits of the middle of each image."""
+    points = [(r.image.width / 2, r.image.height / 2) for r in records]
+    return _count(m, records, points)[0]
+
+
+def _hits(
+    m: Predictor, records: Sequence[Named], method: str, layer: int | None, rows: str, batch_size: int
+) -> tuple[Share, Share]:
+    images, texts = [r.image for r in records], [r.caption for r in records]
+    found = explain_pairs(m, images, texts, "match", method, layer, rows, batch_size=batch_size)
+    points = [peak(one.sentence, r.image.width, r.image.height) for one, r in zip(found, records, strict=True)]
+    return _count(m, records, points)
+
+
+def _count(m: Predictor, records: Sequence[Named], points: list[tuple[float, float]]) -> tuple[Share, Share]:
+    config = m.model.image_encoder.config
+    half = config.patch / config.image_size / 2  # of a patch, as a share of the image
+    on_target, on_other = 0, 0
+    for record, point in zip(records, points, strict=True):
+        margin = (half * record.image.width, half * record.image.height)
+        on_target += inside(point, record.target, margin)
+        on_other += inside(point, record.others[0], margin)
+    return Share(on_target, len(records)), Share(on_other, len(records))
+
+
+def _shuffled(record: Named, seed: int) -> Named:
+    words = record.caption.split()
+    random.Random(seed).shuffle(words)
+    mixed = deepcopy(record)
+    mixed.caption = " ".join(words)
+    return mixed
+
+
+def show(lines: Sequence[Line], middle: Share, out: Path | None) -> None:
+    """Prints the table, per cent with 95 % intervals, best first, and writes it to `out` as JSON."""
+    ordered = sorted(lines, key=lambda line: -line.target.rate)
+    table = Table("method", "layer", "rows", "named", "distractor", "untrained", "shuffled", "centre")
+    table.title = f"peaks on the box, % with 95 % interval, of {middle.trials} images"
+    for line in ordered:
+        layer = "all" if line.layer is None else str(line.layer)
+        shares = (line.target, line.distractor, line.untrained, line.shuffled, middle)
+        table.add_row(line.method, layer, line.rows, *(str(share) for share in shares))
+    Console(width=max(110, Console().width)).print(table, markup=False)
+    if out is not None:
+        content = {"centre": asdict(middle), "lines": [asdict(line) for line in ordered]}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
