@@ -219,6 +219,38 @@ def explain(
 
 
 @app.command()
+def activations(
+    data: Annotated[str, typer.Argument(help="annotation file, or a folder of images")],
+    checkpoint: Checkpoint,
+    points: Annotated[list[str], typer.Option(help="names or patterns, such as 'text.*.out'; several times")],
+    out: Annotated[Path, typer.Option(help="folder to write, or to go on with")],
+    task: Annotated[str, typer.Option(help="match, caption, answer or image; the checkpoint's own unless given")] = "",
+    pool: Annotated[str, typer.Option(help="tokens: all, first or mean")] = "all",
+    format: Annotated[str, typer.Option(help="safetensors or npy")] = "safetensors",
+    shard_size: Annotated[int, typer.Option("--shard_size", help="records a shard")] = 1024,
+    batch_size: BatchSize = 32,
+    tokenizer: Words = "",
+    device: Device = "auto",
+) -> None:
+    """Writes what passes through named points for a whole data set, in shards; goes on where it was interrupted."""
+    from blip import activations as shards
+    from blip.explain import OF_CHECKPOINT
+    from blip.explain_files import find_pairs
+
+    with errors_for_people():
+        wanted = find_pairs(data, [])
+        model = _load(checkpoint, tokenizer, device)
+        chosen = shards.points_of(model, points)
+        own = "image" if all(name.startswith("image.") for name in chosen) else OF_CHECKPOINT[model.info["task"]]
+        what = shards.Capture(checkpoint, data, chosen, task or own, pool, format, shard_size)
+        problems = shards.capture(model, wanted, what, out, batch_size)
+        for problem in problems:
+            typer.echo(problem, err=True)
+        typer.echo(f"{len(wanted) - len(problems)} records, {len(chosen)} points: {out / shards.INDEX}")
+    raise typer.Exit(1 if problems else 0)
+
+
+@app.command()
 def localise(
     data: Annotated[Path, typer.Argument(help="annotation file with boxes: blip phantoms OUT --name_one")],
     checkpoint: Checkpoint,

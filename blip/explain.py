@@ -11,9 +11,9 @@ Methods, each with the same signature:
                texts look at images and images at nothing but themselves; all layers
     rollout    raw attention, carried back to the patches by attention rollout (Abnar and Zuidema 2020)
 
-A is a pattern of cross-attention and s what is explained: for `match` the match logit before its soft-max; for `caption`
-the log-probability of word t, read at row t-1, whence it was written; for `answer` that of the whole answer, through the
-question encoder's cross-attention. Maps are none of a diagnosis, and not all methods find what mattered
+A is a pattern of cross-attention and s what is explained: for `match` the match logit before its soft-max; for
+`caption` the log-probability of word t, read at row t-1, whence it was written; for `answer` that of the whole answer,
+through the question encoder's cross-attention. Maps are none of a diagnosis, and not all methods find what mattered
 (`docs/results.md`).
 
 Shapes: R pairs of image and text, T tokens, H heads, N = h*w patches.
@@ -28,8 +28,8 @@ from torch import Tensor
 from blip.internals import trace
 from blip.lenses import attention_rollout
 from blip.points import layers_of
-from blip.predictor import ImageInput, Images, Predictor, Texts
-from blip.scoring import answer_log_probs, caption_log_probs
+from blip.predictor import ImageInput, Images, Predictor, Texts, listed
+from blip.scoring import scores_of
 from blip.tracing import Trace, TraceError
 
 METHODS = ("gradcam", "raw", "relevance", "rollout")
@@ -165,23 +165,22 @@ class Pair:
 
 
 def _pairs(m: Predictor, images: Images, texts: Texts, answers: Texts, task: str) -> list[Pair]:
-    listed = [list(x) if isinstance(x, list | tuple) else [x] for x in (images, texts, answers)]
-    count = max(len(x) for x in listed)
-    if not all(listed) or any(len(x) not in (1, count) for x in listed):
-        raise ValueError(f"{len(listed[0])} images and {len(listed[1])} texts: give as many, or one of either")
-    pictures, words, replies = (x * count if len(x) == 1 else x for x in listed)
+    pictures, words, replies = listed(images), listed(texts), listed(answers)
+    counts = {len(pictures), len(words), len(replies)}
+    if 0 in counts or len(counts - {1}) > 1:
+        raise ValueError(f"{len(pictures)} images and {len(words)} texts: give as many, or one of either")
+    pictures, words, replies = (x * max(counts) if len(x) == 1 else x for x in (pictures, words, replies))
     if task == "caption" and not all(words):
-        own = m.caption(list(pictures))
+        own = m.caption(pictures)
         words = [text or written for text, written in zip(words, own, strict=True)]
     if empty := [i for i, text in enumerate(words) if not str(text).strip()]:
         raise ValueError(f"text {empty[0] + 1} is empty: there are no words to explain")
     if task == "answer" and not all(replies):
-        own = [answer.text for answer in m.answer(list(pictures), words)]
+        own = [answer.text for answer in m.answer(pictures, words)]
         replies = [given or answer for given, answer in zip(replies, own, strict=True)]
-    counts = m.tokenizer.count(words)
-    if too_long := [i for i, tokens in enumerate(counts) if tokens > m.max_text_tokens]:
-        i = too_long[0]
-        raise ValueError(f"text {i + 1} has {counts[i]} tokens, the model reads {m.max_text_tokens}: shorten it")
+    for number, tokens in enumerate(m.tokenizer.count(words), start=1):
+        if tokens > m.max_text_tokens:
+            raise ValueError(f"text {number} has {tokens} tokens, the model reads {m.max_text_tokens}: shorten it")
     return [Pair(*pair) for pair in zip(pictures, words, replies, strict=True)]
 
 
@@ -204,8 +203,8 @@ def _site(m: Predictor, task: str, method: str, layer: int | None, rows: str) ->
         raise ValueError(f"there is no layer {layer}: this model has layers 0 to {count - 1}")
     if last_is_enc and rows == "words" and layer == count - 1 and method != "relevance":
         raise TraceError(
-            f"layer {layer} is the last one: the match logit reads its [ENC] row alone, so the gradient of its word rows "
-            f"is zero and they are not computed; take a layer below, or rows=enc"
+            f"layer {layer} is the last one: the match logit reads its [ENC] row alone, so the gradient of its word "
+            f"rows is zero and they are not computed; take a layer below, or rows=enc"
         )
     return f"{stack}.{layer}.cross"
 
@@ -227,12 +226,7 @@ def _explain_batch(
     if method in ("relevance", "rollout"):
         points = ["image.*.attn.*", f"{STACK[task]}.*"]
     with trace(m, points, grads=True) as t:
-        if task == "match":
-            scores = m.match_logits(images, texts, len(pairs))[:, 1:]
-        elif task == "answer":
-            scores = answer_log_probs(m, images, texts, answers)[:, None]
-        else:
-            scores = caption_log_probs(m, images, texts)
+        scores = scores_of(m, task, images, texts, answers)
     maps_of = MAPS[method]
     if task == "caption":  # each word has a score of its own, read at the row before it
         steps = []
@@ -254,7 +248,9 @@ def _explain_batch(
         of_words = [maps[i, span].sum(dim=0) for _, span in spans]
         tokens = [token for _, span in spans for token in range(span.start, span.stop)]
         # in matching, relevance arrives at the row that is read; the other methods speak of each row alone
-        whole = maps[i, 0] if rows == "enc" or (method == "relevance" and task == "match") else maps[i, tokens].mean(dim=0)
+        whole = (
+            maps[i, 0] if rows == "enc" or (method == "relevance" and task == "match") else maps[i, tokens].mean(dim=0)
+        )
         stacked = torch.stack(of_words) if of_words else maps.new_zeros(0, *maps.shape[2:])
         found.append(Explanation(task, method, layer, pair.text, pair.answer, total, words, stacked, whole))
     return found

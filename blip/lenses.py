@@ -1,12 +1,14 @@
-"""What the inside of a model would say: layers of the decoder as words, patches as text features, attention rolled out."""
+"""What the inside of a model would say: decoder layers as words, patches as text features, attention rolled out."""
 
 import torch
 from torch import Tensor
 
 from blip.med import TextDecoder
 from blip.models.matching import project
+from blip.models.pretrain import PretrainModel
+from blip.models.retrieval import RetrievalModel
 from blip.points import layers_of
-from blip.predictor import Images, Predictor, Texts
+from blip.predictor import Images, Predictor, Texts, listed
 from blip.tracing import Trace, TraceError
 
 
@@ -29,12 +31,12 @@ def patch_lens(m: Predictor, images: Images, texts: Texts) -> Tensor:
 
     The projection was trained on CLS alone; that patches mean something to it has to be seen, not taken for granted.
     """
-    text_features = m.encode_text(texts)  # says what is wrong where a model has no projections
-    model = m.model
-    pixels = m.pixels([images] if not isinstance(images, list | tuple) else images)
+    model = m.needs("image_proj", "compare patches with texts", PretrainModel, RetrievalModel)
+    pixels = m.pixels(listed(images))
     patch = model.image_encoder.config.patch
-    features = project(model.image_proj, model.image_encoder(pixels)[:, 1:])  # type: ignore[union-attr]
-    return (features @ text_features.T).transpose(1, 2).unflatten(2, (pixels.shape[2] // patch, pixels.shape[3] // patch))
+    features = project(model.image_proj, model.image_encoder(pixels)[:, 1:])  # (B, N, E)
+    cosines = (features @ m.encode_text(texts).T).transpose(1, 2)
+    return cosines.unflatten(2, (pixels.shape[2] // patch, pixels.shape[3] // patch))
 
 
 def attention_rollout(t: Trace) -> Tensor:

@@ -30,6 +30,8 @@ from torch.nn import functional as F
 from blip.data.formats import AnnotationError, iter_records
 from blip.data.transforms import UnreadableImage, open_image
 from blip.explain import METHODS, explain_pairs, layer_count
+from blip.models.pretrain import PretrainModel
+from blip.models.retrieval import RetrievalModel
 from blip.models.task import model_of
 from blip.predictor import Predictor
 from blip.rows import Specials
@@ -130,13 +132,16 @@ def inside(point: tuple[float, float], box: Box, margin: tuple[float, float]) ->
 def untrained(m: Predictor, seed: int = 0) -> Predictor:
     """The same network with random weights."""
     torch.manual_seed(seed)
-    model, tokens = m.model, m.tokenizer
+    model, tokens = m.needs("itm_head", "match images and texts", PretrainModel, RetrievalModel), m.tokenizer
     specials = Specials(tokens.pad_id, tokens.enc_id, tokens.dec_id)
-    fresh = model_of(m.info["task"], model.image_encoder.config, model.text_encoder.config, specials, m.info["embed_dim"])
+    sizes = model.image_encoder.config, model.text_encoder.config
+    fresh = model_of(m.info["task"], *sizes, specials, m.info["embed_dim"])
     return Predictor(fresh, tokens, m.info, m.device)
 
 
-def localise(m: Predictor, records: Sequence[Named], methods: Sequence[str] = METHODS, batch_size: int = 16) -> list[Line]:
+def localise(
+    m: Predictor, records: Sequence[Named], methods: Sequence[str] = METHODS, batch_size: int = 16
+) -> list[Line]:
     """Every method at every layer that it can read, for a model that matches images and texts."""
     mixed = [_shuffled(record, seed) for seed, record in enumerate(records)]
     random_weights = untrained(m)

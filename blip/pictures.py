@@ -46,7 +46,9 @@ def blend(image: Image.Image, values: Tensor) -> Image.Image:
     except ImportError as error:
         raise PictureError(NEEDS_MATPLOTLIB) from error
     size = (image.height, image.width)
-    values = F.interpolate(values.detach()[None, None].float().cpu(), size=size, mode="bilinear", align_corners=False)[0, 0]
+    values = F.interpolate(values.detach()[None, None].float().cpu(), size=size, mode="bilinear", align_corners=False)[
+        0, 0
+    ]
     top = float(values.max())
     share = (values / top if top > 0 else torch.zeros_like(values)).clamp(min=0).numpy()
     colours = colormaps["inferno"](share)[..., :3] * 255

@@ -11,9 +11,9 @@
     text.L.cross.pattern                         (R, H, T, 1+N)
     decoder.L.*                                  the same of the text decoder, whatever it shares with the encoder
 
-B images of N patches, R texts of T tokens, D width, H heads of width d. Padding is zero. The last layer runs for `[ENC]`
-alone where nothing else is needed (matching): T is 1 there. In NLVR2 `cross` is `cross.first` and `cross.second`, one an
-image. In VQA the decoder looks at the T tokens of the question instead of an image. With a cache, T is what is new.
+B images of N patches, R texts of T tokens, D width, H heads of width d. Padding is zero. The last layer runs for
+`[ENC]` alone where nothing else is needed (matching): T is 1 there. In NLVR2 `cross` is `cross.first` and
+`cross.second`, one an image. In VQA the decoder looks at the T tokens of the question instead of an image. With a cache, T is what is new.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,11 @@ from blip.vit import Block
 
 STATES = ("in", "mlp", "out")
 LOOKS = ("q", "k", "v", "z", "pattern")
-STACKS = {"image": ("image_encoder", "blocks"), "text": ("text_encoder", "layers"), "decoder": ("text_decoder", "layers")}
+STACKS = {
+    "image": ("image_encoder", "blocks"),
+    "text": ("text_encoder", "layers"),
+    "decoder": ("text_decoder", "layers"),
+}
 
 
 def layers_of(model: nn.Module) -> Iterator[tuple[str, Block | Layer]]:
@@ -51,6 +55,10 @@ def attentions(layer: Block | Layer) -> dict[str, Attention]:
     if isinstance(cross, PairCrossAttention):
         return found | {"cross.first": cross.first.attention, "cross.second": cross.second.attention}
     return found | {"cross": cross.attention}
+
+
+def mlp_of(layer: Block | Layer) -> nn.Module:
+    return layer.mlp if isinstance(layer, Block) else layer.feed_forward
 
 
 def names_of(model: nn.Module) -> list[str]:

@@ -89,7 +89,7 @@ class Predictor:
     def encode_image(self, images: Images, batch_size: int = 32) -> Tensor:
         """Projected features of unit length (B, E)."""
         model, parts = self.needs("image_proj", "encode for retrieval", PretrainModel, RetrievalModel), []
-        for batch in _batches(_list(images), batch_size):
+        for batch in _batches(listed(images), batch_size):
             states = model.image_encoder(self.pixels(batch), cls_only=True)
             parts.append(project(model.image_proj, states[:, 0]))
         return torch.cat(parts) if parts else self._empty(model.image_proj.out_features)
@@ -98,7 +98,7 @@ class Predictor:
     def encode_text(self, texts: Texts, batch_size: int = 32) -> Tensor:
         """Projected features of unit length (R, E)."""
         model, parts = self.needs("text_proj", "encode for retrieval", PretrainModel, RetrievalModel), []
-        for batch in _batches(_list(texts), batch_size):
+        for batch in _batches(listed(texts), batch_size):
             ids, lengths = self.ids(batch)
             rows = Rows(lengths, ids.shape[1], self.device)
             parts.append(project(model.text_proj, model.text_encoder.text(ids, rows, first_only=True)))
@@ -116,7 +116,7 @@ class Predictor:
         axis: it is encoded once.
         """
         model = self.needs("itm_head", "match images and texts", PretrainModel, RetrievalModel)
-        images, texts = _list(images), _list(texts)
+        images, texts = listed(images), listed(texts)
         if len(texts) == 1:
             texts = texts * len(images)
         if len(images) not in (1, len(texts)):
@@ -147,7 +147,7 @@ class Predictor:
     ) -> list[str]:
         """A caption for each image; `prompt` begins it and is part of the answer. Arguments as in `write`."""
         if max_new_tokens == 0:
-            return [prompt or ""] * len(_list(images))
+            return [prompt or ""] * len(listed(images))
         how = how or Decoding(max_new_tokens=max_new_tokens)
         return [text.text for texts in self.write(images, prompt, how, batch_size, seed) for text in texts[:1]]
 
@@ -180,7 +180,7 @@ class Predictor:
             )
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         written: list[list[Written]] = []
-        for batch in _batches(_list(images), batch_size):
+        for batch in _batches(listed(images), batch_size):
             keys = model.text_decoder.project(model.image_encoder(self.pixels(batch)))
             step = DecoderStep(model.text_decoder, keys)
             ids = torch.tensor([first] * len(batch), device=self.device)
@@ -205,7 +205,7 @@ class Predictor:
         there is no list, the answer is written freely.
         """
         model = self.needs("text_decoder", "answer questions", VqaModel)
-        images, questions = _list(images), _list(questions)
+        images, questions = listed(images), listed(questions)
         if len(images) == 1:
             images = images * len(questions)
         if len(images) != len(questions):
@@ -237,7 +237,7 @@ class Predictor:
     def judge(self, left: Images, right: Images, statements: Texts, batch_size: int = 32) -> Tensor:
         """Probability (B,) that statement i is true of image i on the left and image i on the right (NLVR2)."""
         model = self.needs("cls_head", "judge statements about two images", NlvrModel)
-        left, right, statements = _list(left), _list(right), _list(statements)
+        left, right, statements = listed(left), listed(right), listed(statements)
         if not len(left) == len(right) == len(statements):
             raise ValueError(f"{len(left)} and {len(right)} images and {len(statements)} statements: give as many")
         parts = []
@@ -282,7 +282,7 @@ class Predictor:
         return torch.zeros(0, width, device=self.device)
 
 
-def _list(items: Images | Texts) -> list:
+def listed(items: Images | Texts) -> list:
     return [items] if isinstance(items, str | Path | Image.Image) else list(items)
 
 

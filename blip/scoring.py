@@ -8,11 +8,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from blip.med import TextDecoder
 from blip.models.caption import CaptionModel
 from blip.models.pretrain import PretrainModel
 from blip.models.vqa import VqaModel
 from blip.predictor import ImageInput, Predictor
 from blip.rows import ImageKeys, Rows, with_first
+
+
+def scores_of(
+    m: Predictor, task: str, images: Sequence[ImageInput], texts: Sequence[str], answers: Sequence[str] = ()
+) -> Tensor:
+    """What a task thinks of pairs, (R, n): `match` logits (n = 1), log-probabilities of a `caption`'s tokens (n = T-1)
+    or of an `answer` to a question (n = 1). `image` encodes alone and returns nothing (n = 0).
+    """
+    if task == "match":
+        return m.match_logits(images, texts, len(texts))[:, 1:]
+    if task == "caption":
+        return caption_log_probs(m, images, texts)
+    if task == "answer":
+        return answer_log_probs(m, images, texts, answers)[:, None]
+    if task == "image":
+        with torch.set_grad_enabled(m.grads):
+            return m.model.image_encoder(m.pixels(images))[:, 0, :0]
+    raise ValueError(f"there is no task {task!r}: match, caption, answer or image")
 
 
 def caption_log_probs(m: Predictor, images: Sequence[ImageInput], captions: Sequence[str]) -> Tensor:
@@ -40,7 +59,7 @@ def answer_log_probs(
         return _log_probs(m, model.text_decoder, ids, lengths, keys).sum(dim=1)
 
 
-def _log_probs(m: Predictor, decoder: torch.nn.Module, ids: Tensor, lengths: Tensor, keys: ImageKeys) -> Tensor:
+def _log_probs(m: Predictor, decoder: TextDecoder, ids: Tensor, lengths: Tensor, keys: ImageKeys) -> Tensor:
     rows = Rows(lengths, ids.shape[1], ids.device)
     ids = with_first(ids, m.tokenizer.dec_id)
     values = rows.unpack(decoder.head(decoder(ids, rows, keys)).float().log_softmax(dim=-1))  # (R, T, V)

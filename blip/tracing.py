@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from blip.attention import Attention, attention_pattern
 from blip.errors import BlipError
-from blip.points import LOOKS, AsItIs, Layout, States, Visit, attentions, layers_of, names_of
+from blip.points import LOOKS, AsItIs, Layout, States, Visit, attentions, layers_of, mlp_of, names_of
 from blip.rows import ONE_TOKEN
 
 Edit = Callable[[Tensor], Tensor | None]
@@ -61,7 +61,7 @@ class Trace:
     def __init__(self, model: nn.Module, wanted: set[str], edits: dict[str, Edit], grads: bool):
         self.model, self.grads = model, grads
         self.grid: tuple[int, int] | None = None  # patches (height, width) of the images that went in
-        self._wanted, self._edits = wanted, edits
+        self.wanted, self._edits = wanted, edits
         self._states: dict[str, list[Kept]] = {}
         self._looks: dict[str, list[list[Look]]] = {}  # by attention; the calls of one visit together
         self._visit: Visit | None = None
@@ -107,9 +107,9 @@ class Trace:
             return [[of_look(look, point) for look in looks] for looks in self._looks[site]]
         if name in self._states:
             return [[of_state(kept)] for kept in self._states[name]]
-        if name not in self._wanted and name not in names_of(self.model):
+        if name not in self.wanted and name not in names_of(self.model):
             raise TraceError(no_such_point(name, names_of(self.model)))
-        if name not in self._wanted:
+        if name not in self.wanted:
             raise TraceError(f"{name} was not traced: name it in trace(...)")
         raise TraceError(f"nothing passed through {name}: run the model inside the block, on a task that goes there")
 
@@ -134,7 +134,7 @@ class Trace:
     # ---- hooks
 
     def attach(self) -> None:
-        needed = self._wanted | self._edits.keys()
+        needed = self.wanted | self._edits.keys()
         if not needed:
             return
         patches = getattr(getattr(self.model, "image_encoder", None), "patch_embed", None)
@@ -147,7 +147,7 @@ class Trace:
                 continue
             self._hooks.append(layer.register_forward_pre_hook(self._entering(name, text), with_kwargs=True))
             self._hooks.append(layer.register_forward_hook(self._leaving(name, text)))
-            feed_forward = layer.feed_forward if text else layer.mlp
+            feed_forward = mlp_of(layer)
             if feed_forward not in seen:
                 seen.add(feed_forward)
                 self._hooks.append(feed_forward.register_forward_hook(self._after_mlp(name, text)))
@@ -158,7 +158,7 @@ class Trace:
 
     def _watch(self, name: str, text: bool, site: str, attention: Attention) -> None:
         sites = {f"{layer}.{site}" for layer, _ in layers_of(self.model)} if text else {f"{name}.{site}"}
-        points = {p for p in LOOKS for s in sites if f"{s}.{p}" in self._wanted | self._edits.keys()}
+        points = {p for p in LOOKS for s in sites if f"{s}.{p}" in self.wanted | self._edits.keys()}
         if not points:
             return
         self._hooks.append(attention.register_forward_pre_hook(self._looking(name, text, site), with_kwargs=True))
@@ -237,7 +237,7 @@ class Trace:
     def _through(self, name: str, value: Tensor, layout: Layout) -> Tensor | None:
         """Edits and keeps a state; returns what stands for it, or None."""
         new = self._edited(name, value, layout)
-        if name in self._wanted:
+        if name in self.wanted:
             self._states.setdefault(name, []).append(Kept(self._kept(value if new is None else new), layout))
         return new
 
@@ -250,7 +250,9 @@ class Trace:
             return None
         if not isinstance(new, Tensor) or new.shape != seen.shape:
             got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
-            raise TraceError(f"the edit of {name} returned {got}; it has to be a tensor of {tuple(seen.shape)}, or None")
+            raise TraceError(
+                f"the edit of {name} returned {got}; it has to be a tensor of {tuple(seen.shape)}, or None"
+            )
         return layout.flat(new.to(value.dtype))
 
     def _kept(self, value: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", ["rerank", "generate", "vqa_rank"])
+@pytest.mark.parametrize("name", ["rerank", "generate", "vqa_rank", "taps"])
 def test_benchmark(
     name: str,
     precision: str,
@@ -26,6 +26,9 @@ def test_benchmark(
     assert json.loads(out.read_text()) == last
     assert last["name"] == name and last["precision"] == precision and last["ratio"] > 0
     assert last["torch"] == torch.__version__ and last["command"].startswith(f"python benchmarks/{name}.py --size tiny")
+    if name == "taps":
+        assert last["outputs_equal"]
+        return
     if precision == "bf16":
         return  # rounding may change an order
     agreement = last["agreement"]

@@ -69,15 +69,24 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bert_score": set(),
     "rerank": {"distributed", "metrics", "models.matching", "models.retrieval", "rows", "med"},
     "evaluate": {"distributed", "metrics", "generation", "models", "rows"},
-    "internals": {"attention", "predictor"},
-    "explain": {"attention", "predictor"},
+    # a look inside
+    "points": {"attention", "cross_attention", "med", "rows", "vit"},
+    "tracing": {"attention", "points", "rows"},
+    "internals": {"points", "tracing", "predictor"},
+    "scoring": {"predictor", "models", "med", "rows"},
+    "lenses": {"points", "tracing", "predictor", "med", "models"},
+    "explain": {"internals", "lenses", "points", "tracing", "predictor", "scoring"},
+    "pictures": {"explain"},
+    "explain_files": {"explain", "pictures", "predict", "predictor", "data.formats", "data.transforms"},
+    "localise": {"explain", "predictor", "models", "rows", "data.formats", "data.transforms"},
+    "activations": {"explain_files", "internals", "predictor", "scoring", "weights", "data.transforms"},
     "capfilt": {"predictor", "data", "distributed"},
     "pubmed": {"pubmed"},
     # what people start
     "report": ANYTHING,
     "cli": ANYTHING,
     "__main__": {"cli"},
-    "__init__": {"restore"},
+    "__init__": {"restore", "explain", "internals", "lenses"},
 }
 
 PACKAGE = ROOT / "blip"

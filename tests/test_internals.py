@@ -226,8 +226,20 @@ def test_questions_and_pairs_of_images() -> None:
 
 
 @pytest.mark.parametrize("images", [1, 4])
-@pytest.mark.parametrize("name", ["image.0.out", "image.1.attn.z", "text.0.in", "text.0.cross.z", "text.1.self.q",
-                                  "text.1.mlp", "text.0.self.pattern", "text.0.cross.pattern", "text.2.out"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "image.0.out",
+        "image.1.attn.z",
+        "text.0.in",
+        "text.0.cross.z",
+        "text.1.self.q",
+        "text.1.mlp",
+        "text.0.self.pattern",
+        "text.0.cross.pattern",
+        "text.2.out",
+    ],
+)
 def test_an_edit_that_returns_what_it_got_changes_nothing(exact: PretrainModel, name: str, images: int) -> None:
     pixels, ids = inputs(images)
     with torch.no_grad():
@@ -273,7 +285,10 @@ def test_nothing_stays_behind_after_an_exception(model: Predictor, pictures: lis
     def fails(x: Tensor) -> Tensor:
         raise RuntimeError("on purpose")
 
-    with pytest.raises(RuntimeError, match="on purpose"), blip.trace(model, "*", edit={"text.1.out": fails}, grads=True):
+    with (
+        pytest.raises(RuntimeError, match="on purpose"),
+        blip.trace(model, "*", edit={"text.1.out": fails}, grads=True),
+    ):
         model.match_logits(pictures, TEXTS)
     assert hooks(model.model) == 0 and not model.grads
     again = model.match_logits(pictures, TEXTS)

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -207,7 +208,7 @@ def records(
     for i in range(count):
         rng = np.random.default_rng([seed, i])
         phantom, image = draw_phantom(rng, image_size, max_lesions)
-        record = {
+        record: dict[str, Any] = {
             "image": f"images/{i:06d}.png",
             "caption": phantom.caption(),
             "body": phantom.body,
@@ -215,8 +216,8 @@ def records(
             "questions": questions(phantom),
         }
         if name_one:
-            record["named"] = int(np.random.default_rng([seed, i, 2]).integers(len(phantom.lesions)))
-            record["caption"] = phantom.caption(record["named"])
+            named = int(np.random.default_rng([seed, i, 2]).integers(len(phantom.lesions)))
+            record |= {"named": named, "caption": phantom.caption(named)}
         if noise:
             kind = str(rng.choice(NOISE_KINDS)) if rng.random() < noise else "none"
             record |= {"noise": kind, "true_caption": record["caption"]}
