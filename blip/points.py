@@ -13,7 +13,8 @@
 
 B images of N patches, R texts of T tokens, D width, H heads of width d. Padding is zero. The last layer runs for
 `[ENC]` alone where nothing else is needed (matching): T is 1 there. In NLVR2 `cross` is `cross.first` and
-`cross.second`, one an image. In VQA the decoder looks at the T tokens of the question instead of an image. With a cache, T is what is new.
+`cross.second`, one an image. In VQA the decoder looks at the T tokens of the question instead of an image. With a
+cache, T is what is new.
 """
 
 from collections.abc import Iterator

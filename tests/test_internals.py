@@ -1,10 +1,12 @@
 """Tracing: what is read is what the model computed, edits do what they say, and nothing stays behind."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import Tensor, nn
 
 import blip
@@ -413,3 +415,27 @@ def test_impossible_reading(model: Predictor, pictures: list[Path], read: Callab
 def test_gradient_that_never_came(model: Predictor, pictures: list[Path]) -> None:
     with pytest.raises(TraceError, match="no gradient has reached"):
         traced(model, pictures, points="text.0.out", grads=True).grad("text.0.out")
+
+
+# ---- the notebook ----------------------------------------------------------------------------------------------------
+
+
+def test_notebook_runs(
+    tiny_checkpoint: Path,
+    phantoms: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    (tmp_path / "runs/demo/run/checkpoints").mkdir(parents=True)
+    (tmp_path / "runs/demo/run/checkpoints/latest").symlink_to(tiny_checkpoint)
+    (tmp_path / "runs/demo/data").mkdir()
+    (tmp_path / "runs/demo/data/test").symlink_to(phantoms)
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((ROOT / "docs" / "internals.ipynb").read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert len(sources) == 7
+    scope: dict = {}
+    for number, source in enumerate(sources):
+        exec(compile(source, f"cell {number + 1}", "exec"), scope)
+    assert "% of held-out images" in capsys.readouterr().out

@@ -26,7 +26,7 @@ SUBSTITUTES = {
     r"HOST:29500": "localhost:0",
     r" (pretrain|train_\w+)\.py": r" {root}/\1.py",
     r" configs/": " {root}/configs/",
-    r"--count 1000": "--count 10",
+    r"--count \d+": "--count 12",
     r"data/vqa_rad --dataset vqa_rad": "questions.json",
     r"--output_dir runs/(?!small|vqa_rad --evaluate)\S+": "--output_dir {here}/{fresh}",  # --resume finds the old one
     r"(blip convert .*)": r"\1 --image_heads 2 --text_heads 2",  # the tiny model's
@@ -80,7 +80,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
     tokenizer = load_tokenizer(str(tiny_checkpoint / "tokenizer.json"))
     (folder / "vocab.txt").write_text("".join(f"{tokenizer.token(i)}\n" for i in range(tokenizer.size)))
     convert.write(folder / "model_base.pth", *convert.read(tiny_checkpoint), to="salesforce")
-    shutil.copytree(tiny_checkpoint, folder / "runs" / "demo" / "run" / "checkpoints" / "latest")
+    for run in ("demo", "named"):
+        shutil.copytree(tiny_checkpoint, folder / "runs" / run / "run" / "checkpoints" / "latest")
     model = answerer(folder, tiny_checkpoint)
     about = {**json.loads((model / "model.json").read_text()), "answers": ["yes", "no", "chest"]}
     (model / "model.json").write_text(json.dumps(about))
