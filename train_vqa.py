@@ -22,9 +22,10 @@ from blip.data.question_sets import Question
 from blip.data.vqa import EvalQuestions, QuestionEncoder, Questions, VqaBatch, VqaDataset, collate_vqa, read_questions
 from blip.data.vqa_splits import answer_list, majority_answers, shared_images, split_by_image
 from blip.finetune import FineTuning, evaluate, train
-from blip.metrics import as_json, exact_match, score_answers, vqa_accuracy
+from blip.metrics import as_json, bootstrap, exact_match, score_answers, vqa_accuracy
 from blip.models.vqa import VqaModel
-from blip.ranking import AnswerTree, rank_answers
+from blip.ranking import AnswerTree, distinct_answers, rank_answers
+from blip.rows import ImageKeys
 from blip.task_config import VqaConfig
 from blip.train.engine import Step
 from blip.train.launch import launch
@@ -49,10 +50,16 @@ class Answering(FineTuning):
             self._split(self.questions, config.split_shares)
         else:
             self.held_out = {part: self._read(self.files(part), part) for part in ("val", "test") if self.files(part)}
+        self.trained_on = self.questions
         self.answers = self._answers()
 
     def _read(self, files: Any, split: str) -> Questions:
         return read_questions(files, self.config.image_root, self.config.dataset, self.part(split))
+
+    def compare_with(self, train_file: list[str]) -> None:
+        """Evaluation alone: the questions that were trained on, where they lie here, for what `_score` says of them."""
+        if self.questions is None and all(Path(file).exists() for file in train_file):
+            self.trained_on = self._read(train_file, "train")
 
     def _split(self, questions: Questions, shares: tuple[float, float, float]) -> None:
         self.questions, *held_out = split_by_image(questions, shares, self.config.seed)
@@ -125,15 +132,34 @@ class Answering(FineTuning):
 
     def add_parts(self) -> None:
         """The list of answers as a tree of tokens."""
-        encoded = self.tokenizer.encode(self.answers, self.config.max_answer_tokens) if self.answers else []
-        kept = [(text, ids[1:-1]) for text, ids in zip(self.answers, encoded, strict=True) if len(ids) > 2]
-        if self.answers and not kept and self.config.inference == "rank":
-            raise ConfigError(f"no answer has a token, such as {self.answers[0]!r}: set answer_file")
-        self.answers = [text for text, _ in kept]
+        given = self.answers
+        self.answers, tokens = distinct_answers(self.tokenizer, given, self.config.max_answer_tokens)
+        if given and not tokens and self.config.inference == "rank":
+            raise ConfigError(f"no answer has a token, such as {given[0]!r}: set answer_file")
+        self._check_metric()
         self.needs_positions(self.config.max_answer_tokens, "max_answer_tokens")
         if self.config.inference == "generate":
             self.needs_positions(1 + self.config.max_new_tokens, "max_new_tokens and the token before them")
-        self.tree = AnswerTree([i for _, i in kept], self.tokenizer.dec_id, self.tokenizer.sep_id) if kept else None
+        self.tree = AnswerTree(tokens, self.tokenizer.dec_id, self.tokenizer.sep_id) if tokens else None
+
+    def _check_metric(self) -> None:
+        """ConfigError where the validation set cannot give `best_metric`, which would cost the first epoch."""
+        metric, questions = self.config.best_metric, self.held_out.get("val")
+        if questions is None:
+            return
+        kinds = set()
+        ten = True
+        for i in range(len(questions)):
+            question = questions[i]
+            kinds |= {question.answer_type, question.category}
+            ten = ten and len(question.references) == 10
+        if metric == "val_vqa_accuracy" and not ten:
+            raise ConfigError("best_metric is 'val_vqa_accuracy', which needs ten answers to every validation question")
+        score = next((name for name in self.config.scores if metric.startswith(f"val_{name}_")), None)
+        kind = metric.removeprefix(f"val_{score}_")
+        if score is not None and kind not in kinds:
+            raise ConfigError(f"best_metric is {metric!r}, but of the validation questions none is {kind}; there are "
+                              f"{', '.join(sorted(kinds - {''}))}")  # fmt: skip
 
     def evaluate(self, split: str) -> dict[str, Any]:
         """Answers the questions of the split and scores them; each answer goes into `answers_SPLIT.json`."""
@@ -143,22 +169,37 @@ class Answering(FineTuning):
         for batch in batches:
             batch = batch.to(self.device)
             keys = self.model.question_keys(batch.images, batch.ids, batch.lengths)
-            own += [(i, *answer) for i, answer in zip(batch.indices, self._answer(keys), strict=True)]
+            found = self._answer(keys, batch.indices, [questions[i].choices for i in batch.indices])
+            own += [(i, *answer) for i, answer in zip(batch.indices, found, strict=True)]
         given = self.gathered(split, own, batches)
         asked = [questions[i] for i, _, _ in given]
         self._write(split, asked, given)
         return self._score(split, asked, [text for _, text, _ in given])
 
-    def _answer(self, keys: Any) -> list[tuple[str, float]]:
+    def _answer(self, keys: ImageKeys, indices: list[int], choices: list[list[str]]) -> list[tuple[str, float]]:
         """(answer, its probability) for each question of a batch."""
+        if self.config.inference == "choices":
+            return [self._choose(keys, row, texts) for row, texts in enumerate(choices)]
         if self.config.inference == "rank":
             assert self.tree is not None
             ranked = rank_answers(self.model.text_decoder, keys, self.tree, self.config.k_test)
             best, sure = ranked.answers[:, 0].tolist(), ranked.probabilities[:, 0].tolist()
             return [(self.answers[i], p) for i, p in zip(best, sure, strict=True)]
-        out = self.model.answer(keys, self.config.decoding(), self.tokenizer.sep_id)
+        # samples depend on the seed and the batch alone, and leave the random numbers of training as they are
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + indices[0])
+        out = self.model.answer(keys, self.config.decoding(), self.tokenizer.sep_id, generator)
         sure = out.log_probs.sum(dim=1).exp().tolist()
         return [(self.tokenizer.decode(ids), p) for ids, p in zip(out.ids.tolist(), sure, strict=True)]
+
+    def _choose(self, keys: ImageKeys, row: int, choices: list[str]) -> tuple[str, float]:
+        """The likeliest of a question's own choices; without choices an empty answer, which is wrong."""
+        texts, tokens = distinct_answers(self.tokenizer, choices, self.config.max_answer_tokens)
+        if not texts:
+            return "", 0.0
+        tree = AnswerTree(tokens, self.tokenizer.dec_id, self.tokenizer.sep_id)
+        one = keys.select(torch.tensor([row], device=keys.device))
+        ranked = rank_answers(self.model.text_decoder, one, tree, len(texts))
+        return texts[int(ranked.answers[0, 0])], float(ranked.probabilities[0, 0])
 
     def _write(self, split: str, asked: list[Question], given: list[tuple]) -> None:
         rows = [
@@ -193,10 +234,13 @@ class Answering(FineTuning):
             if kind != "all":
                 found[f"{split}_exact_match_{kind}"] = x["mean"]
         if all(len(q.references) == 10 for q in questions):
-            found[f"{split}_vqa_accuracy"] = float(np.mean([vqa_accuracy(t, q.references) for q, t in known]))
-        if self.questions is not None:
-            found[f"{split}_images_in_training"] = shared_images(self.questions, self.held_out[split])
-            blind = majority_answers(self.questions, questions)
+            each = [vqa_accuracy(text, q.references) for q, text in known]
+            found[f"{split}_vqa_accuracy"] = float(np.mean(each))
+            details["vqa_accuracy"] = as_json({"vqa_accuracy": {"all": bootstrap(each, groups, seed=self.config.seed)}})
+        found[f"{split}_images"] = len({q.image_id or q.image for q in questions})
+        if self.trained_on is not None:
+            found[f"{split}_images_in_training"] = shared_images(self.trained_on, self.held_out[split])
+            blind = majority_answers(self.trained_on, questions)
             found[f"{split}_majority"] = float(np.mean(list(map(exact_match, blind, references))))
         how = {"k": self.config.k_test, "answers": len(self.answers)} if self.config.inference == "rank" else vars(
             self.config.decoding()

@@ -100,6 +100,9 @@ class FineTuning:
     def after_update(self, step: int) -> None:
         """Follows each optimizer step."""
 
+    def compare_with(self, train_file: list[str]) -> None:
+        """Evaluation alone: what the model was trained on, for scores that speak of it."""
+
     def facts(self) -> dict[str, Any]:
         """What `model.json` says beside sizes, such as a prompt."""
         return {}
@@ -276,8 +279,8 @@ def train(make: type[FineTuning], config: FineTuneConfig, output: Path, resume: 
     config = start.with_sizes_of(config, source)
     folder, changed = prepare(config, output, resume)
     task = make(config, source, output, folder, device)
-    if task.warning and folder is None and distributed.is_main():
-        Console(stderr=True).print(task.warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if task.warning and folder is None:
+        warn(task.warning)
     if fit(task, config, output, folder, changed) and task.files("test"):
         weights = output / BEST if (output / BEST).is_dir() else complete_checkpoints(output)[-1]
         load_strict(plain(task), load_weights(weights)[0], str(weights))
@@ -290,13 +293,19 @@ def evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, devic
     weights = config.init_from or (str(here[0]) if here else "")
     if not weights:
         raise CheckpointError(f"nothing to evaluate: {output} holds no checkpoint; give --init_from")
+    trained_on = [entry if isinstance(entry, str) else entry.path for entry in config.train_file]
     train_file = config.train_file if getattr(config, "split_shares", None) else []  # whose parts are evaluated
     if not (config.val_file or config.test_file or train_file):
         raise ConfigError("nothing to evaluate on: --set val_file=[FILE], or test_file")
     config = config.model_copy(update={"init_from": weights, "train_file": train_file, "lora": None, "freeze": []})
     source = start.read_source(config)
+    if source is not None:
+        start.check_task(make.task, source)
     own_words = Path(weights) if (Path(weights) / TOKENIZER).is_file() else None
     task = make(start.with_sizes_of(config, source), source, output, own_words, device)
+    task.compare_with(trained_on)
+    if source is not None and (other := start.other_settings(task.info(), source)):
+        warn(f"{weights} was made with {'; '.join(other)}: scores depend on it")
     if unknown := [name for name in task.missing if name != "temperature"]:
         parts = ", ".join(start.parts_of(unknown))
         raise CheckpointError(
@@ -308,6 +317,11 @@ def evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, devic
         if task.files(split):
             found |= task.scores(split)
     report(task, found, "evaluation.json")
+
+
+def warn(text: str) -> None:
+    if distributed.is_main():
+        Console(stderr=True).print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def plain(task: FineTuning) -> nn.Module:

@@ -76,15 +76,19 @@ def match_rows(
     for text in texts:
         if not text.strip():
             raise NoImages("a text is empty: there is nothing to match")
+    text_features = model.encode_text(list(texts), batch_size)
     for kept, images, problems in readable(paths, batch_size):
         yield from ({"problem": problem} for problem in problems)
-        if kept:
-            cosines = model.itc_score(images, list(texts))
-        for row, (path, image) in enumerate(zip(kept, images, strict=True)):
-            probabilities = model.match_probability(image, list(texts), batch_size).tolist()
-            for column, (text, probability) in enumerate(zip(texts, probabilities, strict=True)):
-                cosine = float(cosines[row, column])
-                yield {"image": str(path), "text": text, "match_probability": probability, "itc_score": cosine}
+        if not kept:
+            continue
+        cosines, probabilities = model.match_all(images, text_features, list(texts), batch_size)
+        for row, path in enumerate(kept):
+            for column, text in enumerate(texts):
+                values = {
+                    "match_probability": float(probabilities[row, column]),
+                    "itc_score": float(cosines[row, column]),
+                }
+                yield {"image": str(path), "text": text, **values}
 
 
 def answer_rows(
@@ -100,17 +104,14 @@ def answer_rows(
     for question in questions:
         if not question.strip():
             raise NoImages("a question is empty")
-    for question in questions:
-
-        def ask(images: list[Any], question: str = question) -> list[dict[str, Any]]:
-            found = model.answer(images, [question] * len(images), answers, k, how, batch_size)
-            return [
-                {"question": question, "answer": one.text, "probability": one.probability}
-                | ({"candidates": one.candidates[:5]} if one.candidates else {})
-                for one in found
-            ]
-
-        yield from _rows(paths, batch_size, ask)
+    for kept, images, problems in readable(paths, batch_size):
+        yield from ({"problem": problem} for problem in problems)
+        pairs = [(path, image, question) for path, image in zip(kept, images, strict=True) for question in questions]
+        shown, asked = [image for _, image, _ in pairs], [question for _, _, question in pairs]
+        found = model.answer(shown, asked, answers, k, how, batch_size) if pairs else []
+        for (path, _, question), one in zip(pairs, found, strict=True):
+            row = {"image": str(path), "question": question, "answer": one.text, "probability": one.probability}
+            yield row | ({"candidates": one.candidates[:5]} if one.candidates else {})
 
 
 def _rows(

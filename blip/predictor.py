@@ -24,7 +24,7 @@ from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
 from blip.models.task import Model
 from blip.models.vqa import VqaModel
-from blip.ranking import AnswerTree, rank_answers
+from blip.ranking import AnswerTree, distinct_answers, rank_answers
 from blip.rows import Rows, with_first
 from blip.tokenizer import Tokenizer, blip_cleaning
 from blip.weights import CheckpointError
@@ -80,6 +80,7 @@ class Predictor:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
         self.tokenizer, self.info = tokenizer, info
+        self._last_tree: tuple[list[str], list[str], AnswerTree] | None = None
         self.transform = eval_transform(model.image_encoder.config.image_size)
         text = model.text_decoder if isinstance(model, CaptionModel) else model.text_encoder
         self.positions = text.config.max_positions
@@ -131,6 +132,30 @@ class Predictor:
             logits = match_logits(model.text_encoder, model.itm_head, ids, lengths, keys)
             parts.append(logits.float())
         return torch.cat(parts) if parts else self._empty(2)
+
+    @_without_gradients
+    def match_all(
+        self, images: Images, text_features: Tensor, texts: Texts, batch_size: int = 32
+    ) -> tuple[Tensor, Tensor]:
+        """Every image with every text: cosines and match probabilities, each (B, R); an image is encoded once.
+
+        `text_features` are those of the texts (`encode_text`), which several calls share.
+        """
+        model = self.needs("itm_head", "match images and texts", PretrainModel, RetrievalModel)
+        texts = listed(texts)
+        encoded = [self.ids(texts[start : start + batch_size]) for start in range(0, len(texts), batch_size)]
+        cosines, probabilities = [], []
+        for batch in _batches(listed(images), batch_size):
+            states = model.image_encoder(self.pixels(batch))
+            cosines.append(project(model.image_proj, states[:, 0]) @ text_features.T)
+            for image in states.split(1):
+                keys = model.text_encoder.project(image)  # the texts of one image lie side by side
+                logits = [
+                    match_logits(model.text_encoder, model.itm_head, with_first(ids, self.tokenizer.enc_id), n, keys)
+                    for ids, n in encoded
+                ]
+                probabilities.append(torch.cat(logits).float().softmax(dim=1)[:, 1])
+        return torch.cat(cosines), torch.stack(probabilities)
 
     def match_probability(self, images: Images, texts: Texts, batch_size: int = 32) -> Tensor:
         """Probability (B,) that image and text belong together; pairs as in `match_logits`."""
@@ -213,14 +238,13 @@ class Predictor:
         choices = list(answers if answers is not None else self.info.get("answers", []))
         if answers is not None and not choices:
             raise ValueError("the list of answers is empty")
-        longest = int(self.info.get("max_answer_tokens") or self.positions)
-        plain = [ids[1:-1] for ids in self.tokenizer.encode(choices, longest)]
-        rank = bool(choices) and how is None
-        tree = AnswerTree(plain, self.tokenizer.dec_id, self.tokenizer.sep_id) if rank else None
+        choices, tree = self._tree(choices) if choices and how is None else (choices, None)
         found: list[Answer] = []
         for start in range(0, len(questions), batch_size):
             ids, lengths = self.ids(questions[start : start + batch_size])
-            keys = model.question_keys(self.pixels(images[start : start + batch_size]), ids, lengths)
+            shown, which = _each_once(images[start : start + batch_size])  # an image is encoded once for its questions
+            states = model.image_encoder(self.pixels(shown))[torch.tensor(which, device=self.device)]
+            keys = model.keys_of_questions(states, ids, lengths)
             if tree is not None:
                 ranked = rank_answers(model.text_decoder, keys, tree, k)
                 for row, sure in zip(ranked.answers.tolist(), ranked.probabilities.tolist(), strict=True):
@@ -232,6 +256,17 @@ class Predictor:
                 step = len(texts) // len(ids)
                 found += [Answer(text.text, math.exp(text.log_prob), []) for text in texts[::step]]
         return found
+
+    def _tree(self, choices: list[str]) -> tuple[list[str], AnswerTree]:
+        """Different answers and the tree of their tokens; that of the last list is kept."""
+        if self._last_tree is None or self._last_tree[0] != choices:
+            longest = int(self.info.get("max_answer_tokens") or self.positions)
+            texts, tokens = distinct_answers(self.tokenizer, choices, longest)
+            if wordless := [i for i, count in enumerate(self.tokenizer.count(choices), start=1) if count < 3]:
+                raise ValueError(f"answer {wordless[0]} of the list has no token: leave it out")
+            tree = AnswerTree(tokens, self.tokenizer.dec_id, self.tokenizer.sep_id)
+            self._last_tree = (choices, texts, tree)
+        return self._last_tree[1:]
 
     @_without_gradients
     def judge(self, left: Images, right: Images, statements: Texts, batch_size: int = 32) -> Tensor:
@@ -280,6 +315,13 @@ class Predictor:
 
     def _empty(self, width: int) -> Tensor:
         return torch.zeros(0, width, device=self.device)
+
+
+def _each_once(images: list) -> tuple[list, list[int]]:
+    """The different objects of a list, and for each place of the list which of them stands there."""
+    first: dict[int, int] = {}
+    which = [first.setdefault(id(image), len(first)) for image in images]
+    return [images[which.index(number)] for number in range(len(first))], which
 
 
 def listed(items: Images | Texts) -> list:

@@ -11,6 +11,7 @@ tree, R rows, T tokens of the longest row, P tokens in memory, L tokens of the l
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +21,13 @@ from blip.med import TextDecoder
 from blip.rows import Cache, ImageKeys, Keys, Rows
 
 
+class Encoder(Protocol):
+    """What turns texts into tokens."""
+
+    def encode(self, texts: list[str], max_tokens: int) -> list[list[int]]:
+        """Texts -> `[CLS] ... [SEP]` of each."""
+
+
 @dataclass
 class Ranked:
     """The k best-beginning answers of each question, the likeliest first."""
@@ -27,6 +35,18 @@ class Ranked:
     answers: Tensor  # (B, k) numbers in the list
     scores: Tensor  # (B, k) log-probability of each, label smoothing included where asked for
     probabilities: Tensor  # (B, k) soft-max of the scores over the k
+
+
+def distinct_answers(tokenizer: Encoder, answers: Sequence[str], max_tokens: int) -> tuple[list[str], list[list[int]]]:
+    """Answers and their tokens, without special ones: those of no token are left out, and of equal tokens the first
+    spelling stands. `Yes` and `yes` are one answer to an uncased model, and would share its probability.
+    """
+    encoded = tokenizer.encode(list(answers), max_tokens) if answers else []
+    found: dict[tuple[int, ...], str] = {}
+    for answer, ids in zip(answers, encoded, strict=True):
+        if len(ids) > 2:
+            found.setdefault(tuple(ids[1:-1]), answer)
+    return list(found.values()), [list(ids) for ids in found]
 
 
 class AnswerTree:

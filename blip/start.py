@@ -35,6 +35,10 @@ TEXT_KEYS = {
 FIXED = ("lora", "freeze", "layer_decay", "decay_norms_and_biases")
 # what a task adds to every checkpoint of pre-training, and so is no surprise
 NEW_PARTS = {"nlvr": ("cls_head.", ".cross_attention.merge."), "vqa": (".cross_attention.k.", ".cross_attention.v.")}
+# whose checkpoints can be scored at a task without training, beside its own
+SCORED = {"retrieval": ("retrieval", "pretrain"), "caption": ("caption", "pretrain")}
+# what `model.json` says of how inputs were prepared
+SETTINGS = ("image_size", "max_text_tokens", "max_answer_tokens", "text_cleaning", "prompt")
 
 
 @dataclass
@@ -170,17 +174,37 @@ def advice(task: str, source: Source, missing: list[str]) -> str:
     theirs = source.info["task"]
     new = [name for name in missing if not any(part in name for part in NEW_PARTS.get(task, ()))]
     new = [name for name in new if name != "temperature"]  # matching models are released without one
-    if not new:
+    if not new and theirs in ("pretrain", task):
         return ""
-    return (
-        f"{source.path} is a checkpoint of {theirs}, not one that {task} usually starts from: {len(new)} tensors of "
-        f"{', '.join(parts_of(new))} start at random"
-    )
+    said = f"{source.path} is a checkpoint of {theirs}, not one that {task} usually starts from: "
+    if missing:
+        return said + f"{len(missing)} tensors of {', '.join(parts_of(missing))} start at random"
+    return said + f"every tensor has a start, but what it learned is {theirs}"
+
+
+def check_task(task: str, source: Source) -> None:
+    """CheckpointError for a checkpoint that cannot be scored at a task, whether or not its tensors would fit."""
+    if source.info["task"] not in SCORED.get(task, (task,)):
+        raise CheckpointError(
+            f"{source.path} cannot be evaluated: it is a checkpoint of {source.info['task']}, which never learned "
+            f"{task}; fine-tune it for {task} first"
+        )
+
+
+def other_settings(info: dict[str, Any], source: Source) -> list[str]:
+    """Settings that scores depend on and that differ from those the checkpoint was made with, in words."""
+    now, before = _flat(info), _flat(source.info)
+    return [f"{name} {before[name]!r}, here it is {now[name]!r}" for name in SETTINGS
+            if name in before and name in now and before[name] != now[name]]  # fmt: skip
+
+
+def _flat(info: dict[str, Any]) -> dict[str, Any]:
+    return {**info, "image_size": info["image_encoder"].get("image_size")}
 
 
 def parts_of(names: list[str]) -> list[str]:
     """The parts of a model that tensors of these names belong to, each once."""
-    return sorted({".".join(name.split(".")[:2]) for name in names})
+    return sorted({name.split(".")[0] for name in names})
 
 
 def describe(task: str, config: FineTuneConfig, model: Model, **more: Any) -> dict:

@@ -131,7 +131,7 @@ class VqaConfig(WritingConfig):
     max_answer_tokens: int = Field(30, ge=3)
     drop_path: float = Field(0.1, ge=0, lt=1)
     label_smoothing: float = Field(0.1, ge=0, lt=1)
-    inference: Literal["rank", "generate"] = "rank"
+    inference: Literal["rank", "generate", "choices"] = "rank"  # choices: a question's own, where it brings them
     k_test: int = Field(128, gt=0)  # answers that are scored whole
     answer_file: str = ""  # a JSON list, or a text file of one answer a line; empty: the answers of the training set
     max_new_tokens: int = 10

@@ -108,6 +108,10 @@ def answerer(folder: Path, start: Path) -> Path:
     return folder / "vqa"
 
 
+def of_vqa(*arguments: str) -> Make:
+    return lambda folder, start: [*arguments, str(answerer(folder, start))]
+
+
 def asking(*arguments: str) -> Make:
     """`blip answer` with a list of no tokens in FOLDER/answers.txt, an empty one in FOLDER/none.txt."""
 
@@ -176,9 +180,14 @@ SCRIPTS: list[tuple[str, str, Make, str]] = [
     # evaluation
     ("no checkpoint", "caption", given("--evaluate", "--set", "init_from="), "holds no checkpoint; give --init"),
     ("nothing to evaluate", "caption", given("--evaluate", "--set", "val_file=[]", "--set", "test_file=[]"), "te on: "),
-    ("not fine-tuned", "nlvr", EVALUATE, "checkpoint of pretrain, and cls_head.0, cls_head.2 would be random"),
-    ("another task", "caption", of_retrieval("--evaluate", "--init_from"), "and text_decoder.* would be random"),
-    ("no answers known", "vqa", EVALUATE, "no answer to rank: set answer_file"),
+    ("not fine-tuned", "nlvr", EVALUATE, "checkpoint of pretrain, which never learned nlvr"),
+    ("another task", "caption", of_retrieval("--evaluate", "--init_from"), "of retrieval, which never learned caption"),
+    ("pre-training as VQA", "vqa", EVALUATE, "checkpoint of pretrain, which never learned vqa"),
+    ("VQA as captioning", "caption", of_vqa("--evaluate", "--init_from"), "of vqa, which never learned caption"),
+    ("no answers known", "vqa", of_vqa("--evaluate", "--init_from"), "no answer to rank: set answer_file"),
+    ("evaluate and resume", "vqa", given("--evaluate", "--resume", "auto"), "leave out --resume"),
+    ("a kind of question that is not there", "vqa", options("best_metric=val_exact_match_number"), "none is number"),
+    ("ten answers", "vqa", options("best_metric=val_vqa_accuracy"), "needs ten answers to every validation question"),
     ("no dry run", "vqa", given("--dry_run"), "this script has no --dry_run"),
 ]  # fmt: skip
 

@@ -70,7 +70,11 @@ class VqaModel(nn.Module):
 
         Padding of a question is masked, so that it never changes an answer.
         """
-        seen = self.text_encoder.project(self.image_encoder(images), tokens=ids.shape[1])
+        return self.keys_of_questions(self.image_encoder(images), ids, lengths, packed)
+
+    def keys_of_questions(self, image_states: Tensor, ids: Tensor, lengths: Tensor, packed: bool = True) -> ImageKeys:
+        """`question_keys` from the states (B, N, D) of encoded images."""
+        seen = self.text_encoder.project(image_states, tokens=ids.shape[1])
         states = self.question_states(seen, ids, lengths, packed)
         return self.answer_keys(states, lengths)
 

@@ -45,6 +45,9 @@ def launch(
     ) -> None:
         if resume and init_from:
             raise ConfigError("--resume continues a run, --init_from starts a new one: give one of them")
+        if score and (resume or rehearse):
+            raise ConfigError(f"--evaluate scores a checkpoint without training: leave out "
+                              f"{'--resume' if resume else '--dry_run'}")  # fmt: skip
         # in quotation marks, so that YAML does not read a path as something else
         overrides = [*(set_ or []), *([f"init_from={json.dumps(init_from)}"] if init_from else [])]
         settings = load_config(config, config_class, overrides)
