@@ -17,9 +17,10 @@ from blip.data.loader import Batch, EpochOrder, EvalLoader, eval_loader, make_lo
 from blip.data.pairs import EvalPairs, PairDataset, read_pairs
 from blip.data.skipped import SkipLog
 from blip.data.transforms import eval_transform, train_transform, unnormalise
+from blip.decoding import Decoding
 from blip.dry_run import run_once
 from blip.evaluate import evaluate_pretraining
-from blip.generation import Decoding, generate
+from blip.generation import generate
 from blip.models.decoding import DecoderStep
 from blip.models.matching import TEMPERATURE_RANGE
 from blip.rows import Specials

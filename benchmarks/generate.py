@@ -22,7 +22,8 @@ from torch import Tensor
 
 from benchmarks import harness, peers_tasks
 from blip import flops
-from blip.generation import Decoding, generate
+from blip.decoding import Decoding
+from blip.generation import generate
 from blip.models.caption import CaptionModel
 from blip.models.decoding import DecoderStep
 from blip.rows import Specials

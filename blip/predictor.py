@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from blip.data.transforms import eval_transform, open_image
-from blip.generation import Decoding, Generated, generate
+from blip.decoding import Decoding, Generated
+from blip.generation import generate
 from blip.models.caption import CaptionModel
 from blip.models.decoding import DecoderStep
 from blip.models.matching import match_logits, project

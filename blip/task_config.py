@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from blip.config import ModelConfig
-from blip.generation import Decoding
+from blip.decoding import Decoding
 
 
 class LoraConfig(BaseModel):

@@ -9,8 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers_tasks import PublishedMatch, PublishedRank
 from blip import flops, rerank
+from blip.decoding import Decoding
 from blip.flops import Savings
-from blip.generation import Decoding, generate
+from blip.generation import generate
 from blip.med import TextConfig
 from blip.models.caption import CaptionModel
 from blip.models.decoding import DecoderStep

@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from benchmarks.peers_tasks import captioner
-from blip import generation
-from blip.generation import Decoding, Generated, generate, generate_each
+from blip import decoding
+from blip.decoding import Decoding, Generated
+from blip.generation import generate, generate_each
 from blip.models.caption import CaptionModel
 from blip.models.decoding import DecoderStep
 from blip.rows import ImageKeys, Rows, Specials
@@ -216,14 +217,14 @@ def nucleus(logits: Tensor, top_p: float) -> set[int]:
 )
 def test_draws_stay_in_their_set_and_reach_all_of_it(how: Decoding, allowed) -> None:
     logits = torch.randn(4, 12) * 1.5
-    drawn = [generation._draw(logits, how, torch.Generator().manual_seed(seed)) for seed in range(400)]
+    drawn = [decoding.draw(logits, how, torch.Generator().manual_seed(seed)) for seed in range(400)]
     for row in range(4):
         assert {int(tokens[row]) for tokens in drawn} == allowed(logits[row])
 
 
 def test_draws_are_as_frequent_as_likely() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]]).repeat(20000, 1)
-    drawn = generation._draw(logits, Decoding(sample=True, temperature=0.8), torch.Generator().manual_seed(0))
+    drawn = decoding.draw(logits, Decoding(sample=True, temperature=0.8), torch.Generator().manual_seed(0))
     assert_close(drawn.bincount() / 20000, (logits[0] / 0.8).softmax(dim=0), rtol=0, atol=0.015)
 
 
@@ -252,7 +253,7 @@ def test_constraints_equal_naive_ones(penalty: float, size: int, length: int) ->
     how = Decoding(repetition_penalty=penalty, no_repeat_ngram=size, min_new_tokens=2)
     texts, logits = torch.randint(3, 6, (5, length)), torch.randn(5, 8)  # few words: runs repeat
     for new in (1, 2):
-        scores = generation._constrained(logits, texts, new, how, END)
+        scores = decoding.constrained(logits, texts, new, how, END)
         expected = [naive_constrained(x, t, new, how) for x, t in zip(logits.tolist(), texts.tolist(), strict=True)]
         assert_close(scores, torch.tensor(expected))
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from golden_numbers import FEATURES, LATER, Golden, arg_max, check_gradients, check_twin, close, train
 
-from blip.generation import Decoding, Generated
+from blip.decoding import Decoding, Generated
 from blip.models.caption import CaptionModel
 from blip.models.matching import Twin
 from blip.models.nlvr import NlvrModel, statement_loss

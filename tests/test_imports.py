@@ -26,10 +26,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "med": {"attention", "cross_attention", "rows", "words"},
     "losses": set(),
     "momentum": {"distributed"},
-    "generation": set(),
+    "decoding": set(),
+    "generation": {"decoding"},
     "lora": {"weights"},
-    "models": {"vit", "med", "rows", "words", "attention", "losses", "momentum", "generation", "distributed"}
-    | {"models.matching", "models.decoding"},
+    "models": {"vit", "med", "rows", "words", "attention", "losses", "momentum", "distributed"}
+    | {"decoding", "generation", "models.matching", "models.decoding"},
     "models.task": {"models", "vit", "rows", "words"},
     "ranking": {"med", "rows"},
     # data
@@ -41,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "convert": {"convert_names", "convert_sizes", "weights"},
     "convert_names": {"weights"},
     "convert_sizes": {"convert_names", "weights"},
-    "task_config": {"config", "generation"},
+    "task_config": {"config", "decoding"},
     "build": {"config", "convert", "weights", "vit", "med", "rows", "models", "momentum", "tokenizer", "distributed"},
     "start": {"build", "config", "task_config", "convert", "convert_names", "weights", "vit", "words", "rows", "models"}
     | {"tokenizer"},
@@ -59,8 +60,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "distributed",
     },
     "dry_run": {"config", "build", "distributed", "flops", "momentum", "rows", "models", "data", "tokenizer", "train"},
-    "predictor": {"models", "ranking", "rows", "generation", "weights", "tokenizer", "data.transforms"},
-    "predict": {"predictor", "generation", "data.transforms"},
+    "predictor": {"models", "ranking", "rows", "decoding", "generation", "weights", "tokenizer", "data.transforms"},
+    "predict": {"predictor", "decoding", "data.transforms"},
     "restore": {"predictor", "models", "vit", "words", "rows", "convert", "weights", "tokenizer"},
     # measures
     "flops": {"vit", "med"},
@@ -68,7 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "caption_scores": {"metrics", "bert_score"},
     "bert_score": set(),
     "rerank": {"distributed", "metrics", "models.matching", "models.retrieval", "rows", "med"},
-    "evaluate": {"distributed", "metrics", "generation", "models", "rows"},
+    "evaluate": {"distributed", "metrics", "generation", "decoding", "models", "rows"},
     # a look inside
     "points": {"attention", "cross_attention", "med", "rows", "vit"},
     "tracing": {"attention", "points", "rows"},

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import blip
 from blip.attention import Attention, attention_pattern
-from blip.generation import Decoding
+from blip.decoding import Decoding
 from blip.models.nlvr import NlvrModel
 from blip.models.pretrain import PretrainModel
 from blip.models.vqa import VqaModel

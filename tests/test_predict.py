@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 import blip
 from blip.cli import app
-from blip.generation import Decoding, generate
+from blip.decoding import Decoding
+from blip.generation import generate
 from blip.models.decoding import DecoderStep
 from blip.predictor import Predictor
 from blip.ranking import AnswerTree, rank_answers

@@ -14,7 +14,8 @@ from PIL import Image
 import blip
 from blip import convert
 from blip.data.transforms import eval_transform, open_image
-from blip.generation import Decoding, generate
+from blip.decoding import Decoding
+from blip.generation import generate
 from blip.med import TextConfig
 from blip.models.decoding import DecoderStep
 from blip.models.matching import project

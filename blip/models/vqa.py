@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from blip import losses
-from blip.generation import Decoding, Generated, generate
+from blip.decoding import Decoding, Generated
+from blip.generation import generate
 from blip.med import TextDecoder, TextEncoder
 from blip.models.decoding import DecoderStep
 from blip.rows import ImageKeys, Rows, Specials, with_first
