@@ -6,21 +6,22 @@
 The loss is in blip/models/caption.py, what the scripts share in blip/finetune.py, writing in blip/generation.py.
 """
 
+import os
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from blip.caption_scores import score_captions
 from blip.config import ConfigError
-from blip.data.loader import Batch
-from blip.data.pairs import EvalPairs
+from blip.data.loader import Batch, stable_hash
+from blip.data.pairs import EvalPairs, Pairs
 from blip.finetune import evaluate, train
 from blip.finetune_pairs import PairFineTuning
-from blip.metrics import as_json
+from blip.metrics import as_json, bootstrap
 from blip.models.caption import CaptionModel
 from blip.rows import with_first
 from blip.task_config import CaptionConfig
@@ -46,6 +47,7 @@ class Captioning(PairFineTuning):
 
     def add_parts(self) -> None:
         """The prompt's tokens: `[DEC]` and its words."""
+        super().add_parts()
         room = self.config.max_text_tokens
         ids = self.tokenizer.encode([self.config.prompt], self.config.max_positions)[0][:-1]
         if len(ids) + 2 > room:
@@ -70,7 +72,9 @@ class Captioning(PairFineTuning):
         for batch in batches:
             images = batch.images.to(self.device)
             prompt = self.prompt.expand(len(images), -1)
-            generator = torch.Generator().manual_seed(self.config.seed) if how.sample else None
+            # samples depend on the seed and on which images share a batch: on batch_size and the number of processes
+            seed = stable_hash("samples", self.config.seed, batch.indices[0])
+            generator = torch.Generator().manual_seed(seed) if how.sample else None
             out = self.model.write(images, prompt, how, self.tokenizer.sep_id, generator)
             for index, ids, log_prob in zip(
                 batch.indices, out.ids.tolist(), out.log_probs.sum(1).tolist(), strict=True
@@ -82,17 +86,23 @@ class Captioning(PairFineTuning):
             for i, text, log_prob in written
         ]
         self.write(f"captions_{split}.json", rows)
-        results = [{"image_id": result_id(pairs.image_name(i)), "caption": text} for i, text, _ in written]
+        names = result_ids(pairs, [i for i, _, _ in written])
+        results = [{"image_id": name, "caption": text} for name, (_, text, _) in zip(names, written, strict=True)]
         self.write(f"results_{split}.json", results)  # as COCO's and NoCaps' servers take them
+        groups = [pairs.group(i) for i, _, _ in written]
         scores = score_captions(
             [text for _, text, _ in written],
             [pairs.captions(i) for i, _, _ in written],
+            groups,
             bert_score_model=self.config.bert_score_model or None,
+            seed=self.config.seed,
         )
-        exact = [text == " ".join(pairs.captions(i)[0].lower().split()) for i, text, _ in written]
-        found: dict[str, Any] = {f"{split}_images": len(written), f"{split}_exact": float(np.mean(exact))}
+        same = [float(text == " ".join(pairs.captions(i)[0].lower().split())) for i, text, _ in written]
+        exact = bootstrap(same, groups, seed=self.config.seed)
+        found: dict[str, Any] = {f"{split}_images": len(written), f"{split}_exact": exact.mean}
         found |= {f"{split}_{LOGGED[name]}": x.mean for name, x in scores.scores.items() if name in LOGGED}
-        details = {"scores": as_json(scores.scores), "notes": scores.notes, "words": scores.tokenizer}
+        intervals = as_json(scores.scores | {"exact": exact})
+        details = {"scores": intervals, "notes": scores.notes, "words": scores.tokenizer}
         self.write(f"scores_{split}.json", {"decoding": vars(how), **details})
         return found
 
@@ -100,10 +110,31 @@ class Captioning(PairFineTuning):
         return {"prompt": self.config.prompt}
 
 
-def result_id(name: str) -> int | str:
-    """An image's number where it has one, also at the end of its file name, as in COCO_val2014_000000391895."""
-    digits = re.search(r"\d+$", name)
-    return int(digits[0]) if digits else name
+# COCO's files, 2014 and 2017, and the ids of BLIP's annotations; digits elsewhere do not name an image
+NUMBERED = re.compile(r"(?:COCO_[a-z]+\d{4}_|coco_)?([0-9]+)")
+
+
+def result_ids(pairs: Pairs, indices: Sequence[int]) -> list[int | str]:
+    """How servers and people know these images: by number where the data number them, by name, or by path where
+    several images share a name."""
+    names = [result_id(pairs.image_name(i), os.path.basename(pairs.given_path(i))) for i in indices]
+    paths = [pairs.image_path(i) for i in indices]
+    for finer in (pairs.given_path, pairs.image_path):  # images of two folders may have equal paths as given
+        images: dict[int | str, set[str]] = {}
+        for name, path in zip(names, paths, strict=True):
+            images.setdefault(name, set()).add(path)
+        names = [finer(i) if len(images[name]) > 1 else name for i, name in zip(indices, names, strict=True)]
+    return names
+
+
+def result_id(name: str, file: str) -> int | str:
+    """The number in COCO's names (COCO_val2014_000000391895, 000000391895, coco_391895), else the name.
+
+    `name` is the record's id; where that is the whole name of the `file`, as in ROCO, the ending is left out.
+    """
+    name = os.path.splitext(file)[0] if name == file else name
+    found = NUMBERED.fullmatch(name)
+    return int(found[1]) if found else name
 
 
 def run(config: CaptionConfig, output: Path, resume: str, device: torch.device) -> None:

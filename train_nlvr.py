@@ -95,7 +95,8 @@ class Judging(FineTuning):
             for i, p in judged
         ]
         self.write(f"judgements_{split}.json", rows)
-        interval = bootstrap([float(x) for x in right], [str(statements[i].images) for i, _ in judged])
+        images = [str(statements[i].images) for i, _ in judged]
+        interval = bootstrap([float(x) for x in right], images, seed=config.seed)
         self.write(f"scores_{split}.json", {"accuracy": as_json(interval)})
         majority = max(float(np.mean(labels)), 1 - float(np.mean(labels)))
         return {f"{split}_accuracy": interval.mean, f"{split}_statements": len(judged), f"{split}_majority": majority}

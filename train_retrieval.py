@@ -6,6 +6,8 @@
 The losses are in blip/models/retrieval.py, twin and queue in blip/momentum.py, re-ranking in blip/rerank.py.
 """
 
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ import torch
 from torch import Tensor
 
 from blip import distributed, losses, momentum
-from blip.data.gallery import ImagesByNumber
+from blip.data.gallery import ImagesByNumber, unreadable
 from blip.data.loader import Batch, padded
-from blip.data.pairs import CaptionEncoder, Pairs, caption_id
+from blip.data.pairs import CaptionEncoder, caption_id
 from blip.finetune import NothingToScore, evaluate, train
 from blip.finetune_pairs import PairFineTuning
 from blip.metrics import Interval, as_json, bootstrap
@@ -28,6 +30,17 @@ from blip.train.launch import launch
 from blip.weights import load_strict, unique_state
 
 
+@dataclass
+class Gallery:
+    """What is ranked: the different images that can be read, and the texts of these."""
+
+    images: list[str]
+    groups: list[int]  # of each image: its article or patient, else itself
+    texts: Texts
+    lines: list[str]  # the texts as they are written
+    unreadable: int  # images that are left out, with the texts that describe no other
+
+
 class Retrieving(PairFineTuning):
     """Contrast and matching; pairs of one image are positives of one another."""
 
@@ -37,6 +50,8 @@ class Retrieving(PairFineTuning):
 
     def add_parts(self) -> None:
         """The momentum twin and the queue."""
+        super().add_parts()
+        self.galleries: dict[str, Gallery] = {}  # by split
         config = self.config
         if "temperature" in self.missing or "temperature" in config.model_fields_set or not config.init_from:
             with torch.no_grad():
@@ -92,37 +107,44 @@ class Retrieving(PairFineTuning):
 
     def evaluate(self, split: str) -> dict[str, Any]:
         """Retrieval both ways over the whole split; the ranked lists go into `retrieval_SPLIT.json`."""
-        images, texts, lines = self._gallery(self.held_out[split])
-        pixels = ImagesByNumber(images, self.eval_transform(), self.config.num_workers)
+        if split not in self.galleries:  # images are looked for once a run, not in each evaluation
+            self.galleries[split] = self._gallery(split)
+        gallery = self.galleries[split]
+        pixels = ImagesByNumber(gallery.images, self.eval_transform(), self.config.num_workers)
+        count, texts = len(gallery.images), gallery.texts
         found = evaluate_retrieval(
-            self.model, pixels, len(images), texts, self.device, self.config.k_test, self.config.batch_size
+            self.model, pixels, count, texts, self.device, self.config.k_test, self.config.batch_size
         )
-        unreadable = sorted({note for part in distributed.gather_objects(pixels.skipped) for note in part})
-        self.write_unreadable(split, [path for _, path, _ in unreadable])
-        if len({number for number, _, _ in unreadable}) == len(images):
-            raise NothingToScore(f"no image of {', '.join(self.files(split))} could be read, such as {images[0]}")
-        details = {"images": images, "texts": lines}
-        details["intervals"] = as_json(intervals(found, texts, self.config.seed))
+        lost = {note for part in distributed.gather_objects(pixels.skipped) for note in part}  # since they were opened
+        details = {"images": gallery.images, "texts": gallery.lines}
+        details["intervals"] = as_json(intervals(found, texts, gallery.groups, self.config.seed))
         self.write(f"retrieval_{split}.json", {**found.as_json(), **details, "k": self.config.k_test})
         return {f"{split}_{name}": value for name, value in found.metrics.items()} | {
-            f"{split}_unreadable": len(unreadable)
+            f"{split}_unreadable": gallery.unreadable + len({number for number, _, _ in lost})
         }
 
-    def _gallery(self, pairs: Pairs) -> tuple[list[str], Texts, list[str]]:
-        """The different images, the texts with the images that each describes, and these texts as they are written.
+    def _gallery(self, split: str) -> Gallery:
+        """The different images of a split, and the texts with the images that each describes.
 
         With `equal_captions: positives` a caption that several images share is one text that describes them all.
         """
-        numbers: dict[int, int] = {}  # image id -> number
-        images: list[str] = []
+        pairs = self.held_out[split]
+        first: dict[int, int] = {}  # image id -> its first record
+        for i in range(len(pairs)):
+            first.setdefault(pairs.image_id(i), i)
+        notes = unreadable([pairs.image_path(i) for i in first.values()], self.config.num_workers)
+        self.write_unreadable(split, [path for _, path, _ in notes])
+        if len(notes) == len(first):
+            raise NothingToScore(f"no image of {', '.join(self.files(split))} could be read, such as {notes[0][1]}")
+        broken = {number for number, _, _ in notes}
+        kept = [i for number, i in enumerate(first.values()) if number not in broken]
+        numbers = {pairs.image_id(i): number for number, i in enumerate(kept)}
         lines: list[str] = []
         owners: list[list[int]] = []
         places: dict[int, int] = {}  # caption id -> text
         for i in range(len(pairs)):
-            number = numbers.setdefault(pairs.image_id(i), len(images))
-            if number == len(images):
-                images.append(pairs.image_path(i))
-            for caption in pairs.captions(i):
+            number = numbers.get(pairs.image_id(i), -1)
+            for caption in pairs.captions(i) if number >= 0 else ():
                 place = places.get(caption_id(caption), -1) if self.itm_by_caption else -1
                 if place < 0:
                     places[caption_id(caption)] = len(lines)
@@ -132,26 +154,32 @@ class Retrieving(PairFineTuning):
                     owners[place].append(number)
         encode = CaptionEncoder(self.tokenizer, self.config.max_text_tokens, text_cleaning=self.config.text_cleaning)
         ids, lengths = padded([encode(line) for line in lines], self.tokenizer.pad_id)
-        return images, Texts(ids, lengths, owners), lines
+        images, groups = [pairs.image_path(i) for i in kept], [pairs.group(i) for i in kept]
+        return Gallery(images, groups, Texts(ids, lengths, owners), lines, len(notes))
 
 
-def intervals(found: Retrieval, texts: Texts, seed: int) -> dict[str, Interval]:
-    """Bootstrap intervals of R@1, R@5 and R@10 after matching, both ways, by image and by text."""
+def intervals(found: Retrieval, texts: Texts, groups: Sequence[Hashable], seed: int) -> dict[str, Interval]:
+    """Bootstrap intervals of R@1, R@5 and R@10 after matching, both ways; `groups` (I,) are drawn as a whole.
+
+    Texts of one image fail together: a text belongs to the group of its image, the first of several.
+    """
     of_image: dict[int, set[int]] = {}
     for text, owners in enumerate(texts.images):
         for image in owners:
             of_image.setdefault(image, set()).add(text)
+    of_text = {text: set(owners) for text, owners in enumerate(texts.images)}
+    groups_of_texts = [groups[owners[0]] if owners else None for owners in texts.images]
     directions = {
-        "i2t": (found.image_to_text.candidates, of_image),
-        "t2i": (found.text_to_image.candidates, {text: set(owners) for text, owners in enumerate(texts.images)}),
+        "i2t": (found.image_to_text.candidates, of_image, groups),
+        "t2i": (found.text_to_image.candidates, of_text, groups_of_texts),
     }
     result = {}
-    for way, (candidates, answers) in directions.items():
+    for way, (candidates, answers, drawn) in directions.items():
         asked = [query for query in range(len(candidates)) if answers.get(query)]
         lists = [candidates[query].tolist() for query in asked]
         for k in (1, 5, 10):
             hits = [float(bool(answers[q] & set(row[:k]))) for q, row in zip(asked, lists, strict=True)]
-            result[f"itm_{way}_r{k}"] = bootstrap(hits, seed=seed)
+            result[f"itm_{way}_r{k}"] = bootstrap(hits, [drawn[q] for q in asked], seed=seed)
     return result
 
 

@@ -151,7 +151,7 @@ class Answering(FineTuning):
         ten = True
         for i in range(len(questions)):
             question = questions[i]
-            kinds |= {question.answer_type, question.category}
+            kinds |= {question.answer_type, *question.category.split("+")}
             ten = ten and len(question.references) == 10
         if metric == "val_vqa_accuracy" and not ten:
             raise ConfigError("best_metric is 'val_vqa_accuracy', which needs ten answers to every validation question")

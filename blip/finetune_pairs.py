@@ -8,8 +8,9 @@ from PIL import Image
 from torch import Tensor
 
 from blip import build
+from blip.data.formats import AnnotationError
 from blip.data.loader import Batch
-from blip.data.pairs import PairDataset, Pairs, read_pairs
+from blip.data.pairs import PairDataset, Pairs, has_words, read_pairs
 from blip.finetune import FineTuning
 
 
@@ -23,6 +24,21 @@ class PairFineTuning(FineTuning):
         if self.config.train_file:
             self.pairs = self._read(build.annotation_files(self.config), "train")
         self.held_out = {split: self._read(self.files(split), split) for split in ("val", "test") if self.files(split)}
+
+    def add_parts(self) -> None:
+        """A word on captions from which nothing is learned, which would pass in silence."""
+        if not self.pairs:
+            return
+        count, wordless = 0, 0
+        for text in self.texts():
+            count += 1
+            wordless += not has_words(text)
+        if wordless == count:
+            problem = f"none of {count} captions has a letter or a digit, the first being {self.pairs.captions(0)[0]!r}"
+            raise AnnotationError(self.pairs.source(0), "", problem)
+        if wordless:
+            said = f"{wordless} of {count} training captions have no letter and no digit: leave them out, or mend them"
+            self.warning = "\n".join(filter(None, (self.warning, said)))
 
     def _read(self, files: Any, split: str) -> Pairs:
         return read_pairs(files, self.config.image_root, self.config.dataset, self.part(split))

@@ -43,31 +43,6 @@ def normalise_answer(text: str) -> str:
     return " ".join(NUMBER_WORDS.get(word, word) for word in X_RAY.sub("xray", text).split())
 
 
-OPTIONAL = re.compile(r"\(([^()]*)\)")
-MAX_OPTIONAL = 6  # each doubles the variants of an alternative
-
-
-def expand_reference(text: str) -> list[str]:
-    """The answers that a VQA-Med 2019 reference accepts: `#` separates alternatives, `( )` holds optional parts.
-
-    "ct (with contrast)#cta" gives "ct", "ct with contrast" and "cta". Beyond six optional parts the rest is taken as
-    said. Only for files that use these marks: elsewhere they are part of the answer. An empty reference is an error.
-    """
-    variants: list[str] = []
-    for alternative in text.split("#"):
-        choices = [alternative]
-        for _ in range(MAX_OPTIONAL):  # innermost parts first, so that nested ones work
-            if not OPTIONAL.search(choices[-1]):
-                break
-            choices = [OPTIONAL.sub(part, choice, count=1) for choice in choices for part in (" ", r" \1 ")]
-        choices = [OPTIONAL.sub(r" \1 ", choice) for choice in choices]
-        variants += [" ".join(choice.split()) for choice in choices]
-    variants = list(dict.fromkeys(variant for variant in variants if variant))
-    if not variants:
-        raise MetricError(f"the reference answer {text!r} is empty")
-    return variants
-
-
 def exact_match(answer: str, references: Sequence[str]) -> float:
     """1 if the normalised answer is one of the normalised references; an empty answer never is."""
     answer = normalise_answer(answer)
@@ -239,15 +214,16 @@ def score_answers(
 ) -> dict[str, dict[str, Interval]]:
     """Every answer score by answer type: result["token_f1"]["open"] is an interval with its number of answers.
 
-    `answer_types` are the data set's names ("CLOSED " is read as "closed"); a type that does not occur is left out,
-    "all" is everything. Errors: lists of different lengths, nothing to score, an answer without reference.
+    `answer_types` are the data set's names ("CLOSED " is read as "closed"); an answer of "attrib+pres" counts under
+    both, one of "" under none. A type that does not occur is left out, "all" is everything. Errors: lists of different
+    lengths, nothing to score, an answer without reference.
     """
     lengths = {"predictions": len(predictions), "references": len(references), "answer types": len(answer_types)}
     lengths |= {} if groups is None else {"groups": len(groups)}
     if len(set(lengths.values())) > 1:
         raise MetricError("lists differ in length: " + ", ".join(f"{count} {name}" for name, count in lengths.items()))
-    kinds = [kind.strip().lower() for kind in answer_types]
-    members = {kind: [i for i, other in enumerate(kinds) if other == kind] for kind in sorted(set(kinds))}
+    kinds = [{name.strip() for name in kind.lower().split("+")} - {""} for kind in answer_types]
+    members = {kind: [i for i, own in enumerate(kinds) if kind in own] for kind in sorted(set[str]().union(*kinds))}
     members["all"] = list(range(len(kinds)))
     result: dict[str, dict[str, Interval]] = {}
     for name, score in ANSWER_SCORES.items():
@@ -281,6 +257,8 @@ def ranking_scores(
 ) -> dict[str, float]:
     """R@k ("r1" ...), median rank counted from 1, number of candidates and chance of R@1, for one direction.
 
+    Shares are floats and counts ints, by which who prints them tells them apart; a median between two ranks has a half.
+
     Args:
         ranks: (N,) place of each query's best right answer among the candidates, counted from 0.
         candidates: how many there are; k may exceed it.
@@ -295,5 +273,6 @@ def ranking_scores(
         raise MetricError(f"{len(places)} ranks but {len(positives)} numbers of right answers")
     scores = {f"r{k}": sum(rank < k for rank in places) / len(places) for k in ks}
     right = 1.0 if positives is None else sum(positives) / len(positives)
-    median = float(statistics.median(places) + 1)
-    return scores | {"median_rank": median, "candidates": float(candidates), "chance_r1": right / candidates}
+    median = statistics.median(places) + 1
+    median = int(median) if median == int(median) else median
+    return scores | {"median_rank": median, "candidates": candidates, "chance_r1": right / candidates}

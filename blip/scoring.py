@@ -1,4 +1,4 @@
-"""How probable a model finds a text that it is given: of a caption token by token, of an answer as a whole.
+"""How probable a model finds a text that it is given: a caption token by token, an answer, a match with an image.
 
 Shapes: R pairs of image and text, T tokens of the longest text.
 """
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from blip.med import TextDecoder
 from blip.models.caption import CaptionModel
+from blip.models.matching import match_logits, project
 from blip.models.pretrain import PretrainModel
+from blip.models.retrieval import RetrievalModel
 from blip.models.vqa import VqaModel
 from blip.predictor import ImageInput, Predictor
 from blip.rows import ImageKeys, Rows, with_first
@@ -32,6 +34,36 @@ def scores_of(
         with torch.set_grad_enabled(m.grads):
             return m.model.image_encoder(m.pixels(images))[:, 0, :0]
     raise ValueError(f"there is no task {task!r}: match, caption, answer or image")
+
+
+@torch.no_grad()
+def match_groups(
+    m: Predictor, images: Sequence[ImageInput], texts: Sequence[Sequence[str]]
+) -> list[list[tuple[float, float]]]:
+    """(match probability, cosine) of each text of each image; an image is encoded once, its keys are never repeated.
+
+    Images with equally many texts go through the text encoder together.
+    """
+    model = m.needs("itm_head", "match images and texts", PretrainModel, RetrievalModel)
+    found: list[list[tuple[float, float]]] = [[] for _ in images]
+    if not images:
+        return found
+    states = model.image_encoder(m.pixels(images))
+    features = project(model.image_proj, states[:, 0])  # (B, E)
+    for count in {len(several) for several in texts} - {0}:
+        members = [i for i, several in enumerate(texts) if len(several) == count]
+        index = torch.tensor(members, device=m.device)
+        flat = [text for i in members for text in texts[i]]
+        cosines = (features[index].repeat_interleave(count, dim=0) * m.encode_text(flat, len(flat))).sum(dim=1)
+        ids, lengths = m.ids(flat)
+        keys = model.text_encoder.project(states[index])  # the texts of an image lie side by side
+        ids = with_first(ids, m.tokenizer.enc_id)
+        logits = match_logits(model.text_encoder, model.itm_head, ids, lengths, keys)
+        matches = logits.float().softmax(dim=1)[:, 1]
+        values = list(zip(matches.tolist(), cosines.tolist(), strict=True))
+        for place, i in enumerate(members):
+            found[i] = values[place * count : (place + 1) * count]
+    return found
 
 
 def caption_log_probs(m: Predictor, images: Sequence[ImageInput], captions: Sequence[str]) -> Tensor:

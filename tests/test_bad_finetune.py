@@ -112,7 +112,7 @@ def test_one_broken_image_among_good_ones_is_listed(
     listed = json.loads((tmp_path / "run" / "unreadable_val.json").read_text())
     assert [Path(path).name for path in listed] == ["1.png"]
     found = json.loads((tmp_path / "run" / f"{TASKS[task][4]}_val.json").read_text())
-    assert len(found["images"] if task == "retrieval" else found) == (3 if task == "retrieval" else 2)
+    assert len(found["images"] if task == "retrieval" else found) == 2
 
 
 def with_images(task: str, config, images: list[bytes]):

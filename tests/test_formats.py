@@ -13,8 +13,11 @@ from blip.cli import app
 from blip.data import embedded
 from blip.data.check import check_data
 from blip.data.formats import iter_json_object
+from blip.data.loader import stable_hash
 from blip.data.pairs import Pairs, read_pairs
+from blip.data.question_sets import MAX_OPTIONAL, alternatives
 from blip.data.transforms import UnreadableImage, open_image
+from blip.data.vqa import read_questions
 
 
 def listed(pairs: Pairs) -> list[tuple[str, list[str]]]:
@@ -33,6 +36,7 @@ def test_roco_both_forms(tmp_path: Path) -> None:
     found = read_pairs([str(tmp_path / "csv")], dataset="roco", split="train")
     name = f"{tmp_path.as_posix()}/csv/train/radiology/images/PMC4083729_AMHSR-4-14-g002.jpg"
     assert listed(found) == [(name, ["Computed tomography, axial"])]
+    assert found.group(0) == stable_hash("group", "PMC4083729")
     found = read_pairs([str(tmp_path / "git")], dataset="roco", split="val")
     folder = f"{tmp_path.as_posix()}/git/data/validation/radiology/images"
     expected = [(f"{folder}/ROCO_00017.jpg", ['A "12" mm mass']), (f"{folder}/ROCO_00018.jpg", ["B"])]
@@ -61,6 +65,7 @@ def test_pmc_oa_and_medicat(tmp_path: Path) -> None:
     (tmp_path / "oa/images").mkdir()
     found = read_pairs([str(tmp_path / "oa")], dataset="pmc_oa", split="train")
     assert listed(found) == [(f"{tmp_path.as_posix()}/oa/images/PMC212319_Fig3_4.jpg", ["A. Real time image"])]
+    assert found.group(0) == stable_hash("group", "PMC212319")
     figure = {"pdf_hash": "57c9", "fig_key": "Figure1", "s2orc_references": ["as Figure 1 shows"]}
     lines = [
         {**figure, "fig_uri": "2-Figure1-1.png", "s2_caption": "(A) Barium enema", "s2orc_caption": "other"},
@@ -113,6 +118,43 @@ def test_json_objects_are_read_item_by_item(tmp_path: Path) -> None:
         ("a", 1), ("a", [2]), ("a", {"b": "]}"}), ("text", "x, y"), ("object", {"k": [3]}), ("last", None),
     ]  # fmt: skip
     assert list(iter_json_object(put(tmp_path / "y.json", "{}"))) == []
+
+
+# ---- questions -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ct", ["ct"]),
+        ("cta#ct angiography", ["cta", "ct angiography"]),
+        ("ct (with contrast)#cta", ["ct with contrast", "ct", "cta"]),
+        ("(left) lung (mass)", ["left lung mass", "left lung", "lung mass", "lung"]),
+        (
+            "ct (with) contrast (iv)#cta",
+            ["ct with contrast iv", "ct with contrast", "ct contrast iv", "ct contrast", "cta"],
+        ),
+        ("(noncontrast)", ["noncontrast"]),
+        ("mr (t2 (weighted))", ["mr t2 weighted", "mr", "mr t2"]),
+        ("ct#CT#ct", ["ct", "CT"]),
+        ("open (bracket", ["open (bracket"]),
+        (" # ( )", []),
+    ],
+)
+def test_alternatives_of_a_reference(text: str, expected: list[str]) -> None:
+    assert alternatives(text) == expected
+
+
+def test_alternatives_stay_few() -> None:
+    assert len(alternatives(" ".join(f"(w{i})" for i in range(30)))) <= 2**MAX_OPTIONAL
+
+
+def test_joined_categories_of_vqa_rad_have_one_name(tmp_path: Path) -> None:
+    row = {"image_name": "a.jpg", "question": "where?", "answer": "left", "answer_type": "OPEN"}
+    kinds = ["PRES, ATTRIB", "ATTRIB,PRES ", "Other", ""]
+    path = put(tmp_path / "x.json", [{**row, "qid": i, "question_type": kind} for i, kind in enumerate(kinds)])
+    found = read_questions([str(path)], str(tmp_path), "vqa_rad")
+    assert [found[i].category for i in range(4)] == ["attrib+pres", "attrib+pres", "other", ""]
 
 
 # ---- images inside parquet and arrow ---------------------------------------------------------------------------------

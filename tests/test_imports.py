@@ -81,7 +81,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "explain_files": {"explain", "pictures", "predict", "predictor", "data.formats", "data.transforms"},
     "localise": {"explain", "predictor", "models", "rows", "data.formats", "data.transforms"},
     "activations": {"explain_files", "internals", "predictor", "scoring", "weights", "data.transforms"},
-    "capfilt": {"predictor", "data", "distributed"},
+    # captioning and filtering
+    "capfilt": {"predictor", "scoring", "decoding", "data"},
+    "capfilt_merge": {"data"},
+    "capfilt_report": {"capfilt_merge", "data"},
+    "capfilt_cli": ANYTHING,
     "pubmed": {"pubmed"},
     # what people start
     "report": ANYTHING,

@@ -32,31 +32,6 @@ def test_normalise_answer(text: str, expected: str) -> None:
     assert metrics.normalise_answer(expected) == expected
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("ct", ["ct"]),
-        ("cta#ct angiography", ["cta", "ct angiography"]),
-        ("ct (with contrast)#cta", ["ct", "ct with contrast", "cta"]),
-        ("(left) lung (mass)", ["lung", "lung mass", "left lung", "left lung mass"]),
-        ("(noncontrast)", ["noncontrast"]),
-        ("mr (t2 (weighted))", ["mr", "mr t2", "mr t2 weighted"]),
-        ("ct#CT#ct", ["ct", "CT"]),
-        ("open (bracket", ["open (bracket"]),
-    ],
-)
-def test_expand_reference(text: str, expected: list[str]) -> None:
-    assert sorted(metrics.expand_reference(text)) == sorted(expected)
-
-
-def test_expand_reference_stays_small() -> None:
-    many = " ".join(f"(w{i})" for i in range(30))
-    assert len(metrics.expand_reference(many)) <= 2**metrics.MAX_OPTIONAL
-    for empty in ("", " # ", "( )"):
-        with pytest.raises(MetricError, match="empty"):
-            metrics.expand_reference(empty)
-
-
 def test_answer_scores_by_hand() -> None:
     # shared: left, lung; the answer has 3 words, the references 4 and 2
     answer, references = "left lung mass", ["The left upper lung", "right pleura"]
@@ -245,6 +220,16 @@ def test_score_answers_refuses() -> None:
         metrics.score_answers([], [], [])
 
 
+def test_an_answer_of_several_categories_counts_under_each() -> None:
+    given = ["yes", "no", "left", "4"], [["yes"], ["yes"], ["left"], ["5"]]
+    scores = metrics.score_answers(*given, ["PRES ", "attrib+pres", "attrib", ""], groups=["a", "a", "b", "b"], seed=3)
+    exact = scores["exact_match"]
+    assert {kind: (x.mean, x.count) for kind, x in exact.items()} == {
+        "attrib": (0.5, 2), "pres": (0.5, 2), "all": (0.5, 4),
+    }  # fmt: skip
+    assert exact["attrib"] == metrics.bootstrap([0, 1], ["a", "b"], seed=3)
+
+
 def test_as_json_of_arrays_and_tuples() -> None:
     mixed = {1: (np.float64(0.5), np.arange(2)), "none": None}
     assert json.loads(json.dumps(metrics.as_json(mixed))) == {"1": [0.5, [0, 1]], "none": None}
@@ -255,7 +240,10 @@ def test_ranking_scores_by_hand() -> None:
     assert scores == pytest.approx(
         {"r1": 2 / 6, "r5": 3 / 6, "r10": 5 / 6, "median_rank": 5.5, "candidates": 20, "chance_r1": 1 / 20}
     )
-    assert metrics.ranking_scores([2, 0, 1], 3)["median_rank"] == 2.0
+    median = metrics.ranking_scores([2, 0, 1], 3)["median_rank"]
+    assert median == 2 and isinstance(median, int), "a count, not a share"
+    kinds = {name: type(value) for name, value in metrics.ranking_scores([0, 4], 20).items()}
+    assert kinds == {"r1": float, "r5": float, "r10": float, "median_rank": int, "candidates": int, "chance_r1": float}
     assert metrics.ranking_scores([2, 0, 1], 3)["r10"] == 1.0  # k beyond the candidates
 
 

@@ -15,7 +15,7 @@ from blip.data import pairs as pairs_module
 from blip.data.check import check_data, print_report
 from blip.data.formats import AnnotationError
 from blip.data.loader import EpochOrder, Sample, collate
-from blip.data.pairs import EvalPairs, PairDataset, Pairs, caption_id, read_pairs
+from blip.data.pairs import EvalPairs, PairDataset, Pairs, caption_id, has_words, read_pairs
 from blip.data.skipped import SkipLog, TooManySkipped
 from blip.data.transforms import eval_transform, train_transform
 from blip.tokenizer import Tokenizer
@@ -103,6 +103,24 @@ def test_caption_id() -> None:
     assert caption_id("left lung") == 6371487221083048106  # stored in checkpoints: it must never change
 
 
+def test_groups_are_numbers_and_without_one_an_image_is_its_own(tmp_path: Path) -> None:
+    given = [{}, {"pmcid": "PMC1"}, {"article": "PMC1"}, {}, {"patient": 0}, {"group": ""}]
+    records = [{"image": f"{i}.png", "caption": "x", **more} for i, more in enumerate(given)]
+    write_as(tmp_path / "set.jsonl", records)
+    write_as(tmp_path / "plain.jsonl", [{"image": "9.png", "caption": "x"}])
+    pairs = read_pairs([str(tmp_path / "set.jsonl"), str(tmp_path / "plain.jsonl")])
+    groups = [pairs.group(i) for i in range(7)]
+    assert groups[1] == groups[2] and len(set(groups)) == 6
+    assert [groups[i] for i in (0, 3, 5, 6)] == [pairs.image_id(i) for i in (0, 3, 5, 6)]
+    plain = read_pairs([str(tmp_path / "plain.jsonl")])
+    assert plain.group(0) == plain.image_id(0) and not plain._groups
+
+
+def test_words_have_a_letter_or_a_digit() -> None:
+    assert all(map(has_words, ["a", "4.", "größer", "肺", "-1"]))
+    assert not any(map(has_words, ["", ".", "\u200b", "( - )", "\u200d\ufeff"]))
+
+
 def test_memory_is_flat_arrays(tmp_path: Path) -> None:
     count = 100_000
     pairs = Pairs()
@@ -115,6 +133,7 @@ def test_memory_is_flat_arrays(tmp_path: Path) -> None:
     held += [buffer for texts in (pairs._paths, pairs._captions, pairs._names) for buffer in (texts.bytes, texts.ends)]
     assert {type(item).__name__ for item in held} == {"array", "bytearray"}
     assert sum(map(sys.getsizeof, held)) < 20e6
+    assert len(pairs._groups) == 0, "nothing is kept where no record has a group"
     assert pairs.captions(count - 1) == [f"caption number {count - 1} of some thirty characters more"]
 
 
@@ -321,6 +340,19 @@ def test_check_data_counts_tokens_and_accepts_a_sound_set(tmp_path: Path, tokeni
     assert report.length_unit == "tokens"
     assert report.length_percentiles[100] == max(tokenizer.count([f"text {i}" for i in range(3)]))
     assert report.cut_share == 0
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_check_data_counts_captions_without_words(
+    tmp_path: Path, tokenizer: Tokenizer, counted: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path, 1)
+    captions = [".", "\u200b", "one two", "\u200b\u200d"]
+    write_as(tmp_path / "set.jsonl", [{"image": "0.png", "caption": caption} for caption in captions])
+    report = check_data([str(tmp_path / "set.jsonl")], tokenizer=tokenizer if counted else None, workers=0)
+    assert report.wordless_texts == 3
+    print_report(report)
+    assert "without words: 3 captions" in capsys.readouterr().out
 
 
 @pytest.mark.real_data

@@ -103,7 +103,7 @@ def test_vqa_med_2019(tmp_path: Path) -> None:
         "s2.jpg", "what method?", ["us-d - doppler ultrasound", "ultrasound"], "open", "modality",
     )  # fmt: skip
     assert found[0].weights == [0.5, 0.5]
-    assert found[1].answers == ["left cyst large", "cyst"]
+    assert found[1].answers == ["left cyst large", "left cyst", "cyst large", "cyst"]
     assert [found[i].question_id[-2:] for i in range(2)] == [":1", ":2"]
     own = read_questions([str(train / "QAPairsByCategory/C2_Plane_train.txt")], kind="vqa_med_2019")
     assert own[0].category == "plane" and Path(own[0].image) == train / "Train_images/s1.jpg"

@@ -21,6 +21,7 @@ from blip.data.formats import (
 from blip.data.sets import SetFormat
 
 ARTICLE = re.compile(r"PMC\d+")
+GROUPS = ("pmcid", "article", "group", "patient")  # what splits must not cut
 
 
 @dataclass
@@ -34,9 +35,9 @@ class Captioned:
 
 
 def captioned(record: Any) -> Captioned:
-    """The generic record: `image`, `caption` (text or a list), perhaps `image_id` and `pmcid`, `article` or `group`."""
+    """The generic record: `image`, `caption` (text or a list), perhaps `image_id` and one of GROUPS."""
     image, captions, image_id = parse_record(record)
-    group = record.get("pmcid") or record.get("article") or record.get("group") or ""
+    group = next((record[name] for name in GROUPS if record.get(name) not in (None, "")), "")
     return Captioned(image, captions, image_id, str(group))
 
 
@@ -164,7 +165,7 @@ def _coco_captions_file(path: Path, root: str) -> Records:
 
 
 def _plain(path: Path, root: str) -> Records:
-    return iter_records(path, also=("image_id", "pmcid", "article", "group", "split"))
+    return iter_records(path, also=("image_id", *GROUPS, "split"))
 
 
 def _roco_files(part: str, table: str) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from blip.data.caption_sets import CAPTION_SETS, Captioned
 from blip.data.embedded import read_image
 from blip.data.formats import AnnotationError, file_entry, iter_records
 from blip.data.loader import stable_hash, worker_context
-from blip.data.pairs import caption_id
+from blip.data.pairs import caption_id, has_words
 from blip.data.question_sets import QUESTION_SETS, Question
 from blip.data.sets import SetFile, SetFormat, open_set
 from blip.data.statement_sets import STATEMENT_SETS, Statement
@@ -51,6 +51,7 @@ class Report:
     broken_images: list[tuple[str, str]] = field(default_factory=list)  # path, reason
     images: int = 0  # different paths
     empty_texts: int = 0  # also among the errors
+    wordless_texts: int = 0  # no letter and no digit or, with a tokenizer, no token: a model learns nothing from them
     duplicate_texts: int = 0  # equal but for white space and case; questions and sentences: about the same image
     duplicate_images: int = 0  # different paths with the same bytes
     answer_types: dict[str, int] = field(default_factory=dict)  # of questions; of sentences: true and false
@@ -121,7 +122,12 @@ def check_data(
             images.update(dict.fromkeys(content.images))
             about = "" if report.kind == "captions" else content.images[0]
             seen.update(stable_hash(about, caption_id(text)) for text in content.texts)
-            lengths += measure(content.texts)
+            measured = measure(content.texts)
+            nothing = 2 if tokenizer else 0  # [CLS] and [SEP]
+            report.wordless_texts += sum(
+                length <= nothing or not has_words(text) for text, length in zip(content.texts, measured, strict=True)
+            )
+            lengths += measured
             answer_lengths += measure(content.answers)
             types.update([content.answer_type] if content.answer_type else [])
             report.unanswered += report.kind == "questions" and not content.answers
@@ -267,6 +273,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console.print(table)
     console.print(f"images: {report.images:,}, unreadable {len(report.broken_images):,}", highlight=False)
     console.print(f"duplicates: {report.duplicate_texts:,} {report.kind}, {report.duplicate_images:,} images")
+    if report.wordless_texts:
+        console.print(f"without words: {report.wordless_texts:,} {report.kind}", style="yellow", highlight=False)
     if report.answer_types:
         kinds = ", ".join(f"{count:,} {name}" for name, count in report.answer_types.items())
         without = f"; {report.unanswered:,} questions without an answer" if report.unanswered else ""

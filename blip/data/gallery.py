@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from blip import distributed
 from blip.data.loader import data_loader
 from blip.data.skipped import Skipped
 from blip.data.transforms import open_image
@@ -29,6 +30,25 @@ class ImagesByNumber:
         for pixels, skipped in loader:
             self.skipped.update(skipped)
             yield pixels
+
+
+def unreadable(paths: Sequence[str], num_workers: int = 0) -> list[Skipped]:
+    """Notes of those that cannot be read, by number, in every process. Each process opens its part, and encodes none.
+
+    Who ranks images must know before: an image that is not there is neither a query nor a candidate.
+    """
+    images = ImagesByNumber(paths, _no_pixels, num_workers)
+    own = range(distributed.rank(), len(paths), distributed.world_size())
+    for _ in images([own[first : first + OPENED_AT_ONCE] for first in range(0, len(own), OPENED_AT_ONCE)]):
+        pass
+    return sorted({note for part in distributed.gather_objects(images.skipped) for note in part})
+
+
+OPENED_AT_ONCE = 16
+
+
+def _no_pixels(image: Image.Image) -> Tensor:
+    return torch.empty(0)
 
 
 class _Files(Dataset):

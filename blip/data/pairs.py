@@ -38,11 +38,12 @@ class Pairs:
         self._captions = Texts()
         self._caption_ends = array("q")  # of each record: where its captions end in `_captions`
         self._image_ids = array("q")
+        self._groups = array("q")  # 0: not said; empty where no record says, as in most sets
         self._names = Texts()  # of images, as the files give them: "" where they do not
         self._files = array("H")
 
-    def append(self, file: int, image: str, captions: list[str], image_id: str | None) -> None:
-        """Adds a record of the annotation file `sources[file]`."""
+    def append(self, file: int, image: str, captions: list[str], image_id: str | None, group: str = "") -> None:
+        """Adds a record of the annotation file `sources[file]`; `group` as in `Captioned`."""
         self._paths.append(image)
         for caption in captions:
             self._captions.append(caption)
@@ -50,6 +51,10 @@ class Pairs:
         self._files.append(file)
         self._image_ids.append(stable_hash(image_id or self.image_path(len(self) - 1)))
         self._names.append(image_id or "")
+        if group and not self._groups:
+            self._groups.extend([0] * (len(self) - 1))  # of the records before
+        if group or self._groups:
+            self._groups.append(stable_hash("group", group) if group else 0)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -64,6 +69,14 @@ class Pairs:
     def image_id(self, index: int) -> int:
         """63-bit number, the same for records with the same `image_id` or, where none is given, the same path."""
         return self._image_ids[index]
+
+    def group(self, index: int) -> int:
+        """63-bit number, the same for records of one article or patient or, where the data do not say, one image."""
+        return (self._groups[index] if self._groups else 0) or self._image_ids[index]
+
+    def given_path(self, index: int) -> str:
+        """The path of the image as the file gives it."""
+        return self._paths[index]
 
     def image_name(self, index: int) -> str:
         """The record's `image_id` as its file gives it, else the name of the image file without its ending."""
@@ -81,7 +94,7 @@ class Pairs:
 
     @property
     def nbytes(self) -> int:
-        arrays = (self._caption_ends, self._image_ids, self._files)
+        arrays = (self._caption_ends, self._image_ids, self._groups, self._files)
         return (
             self._paths.nbytes + self._captions.nbytes + self._names.nbytes + sum(len(x) * x.itemsize for x in arrays)
         )
@@ -117,8 +130,13 @@ def read_pairs(
             pairs.weights.append(weight)
             for place, raw in file.raw():
                 record = file.parse(place, raw)
-                pairs.append(len(pairs.sources) - 1, record.image, record.captions, record.image_id)
+                pairs.append(len(pairs.sources) - 1, record.image, record.captions, record.image_id, record.group)
     return pairs
+
+
+def has_words(text: str) -> bool:
+    """Whether it has a letter or a digit. "." and zero-width characters are no words, with any vocabulary."""
+    return any(map(str.isalnum, text))
 
 
 def caption_id(text: str) -> int:

@@ -116,8 +116,13 @@ def _vqa_rad(record: Any) -> Question:
         answers_of(record),
         _optional(record, "answer_type"),
         question_id=_optional(record, "qid"),
-        category=_optional(record, "question_type"),
+        category=_joined(_optional(record, "question_type")),
     )
+
+
+def _joined(categories: str) -> str:
+    """VQA-RAD's "PRES, ATTRIB", which also stands in another order, is "attrib+pres": see `metrics.score_answers`."""
+    return "+".join(sorted({name for part in categories.lower().split(",") if (name := part.strip())}))
 
 
 def _vqa_rad_part(record: Mapping[str, Any]) -> str | None:
@@ -172,12 +177,24 @@ def _vqa_med_file(path: Path, root: str) -> Records:
         )
 
 
+OPTIONAL = re.compile(r"\(([^()]*)\)")
+MAX_OPTIONAL = 6  # each doubles the variants of an alternative
+
+
 def alternatives(answer: str) -> list[str]:
-    """Answers that a reference of VQA-Med's test allows: `#` between them, each with and without its parts in ( )."""
-    found = []
+    """Answers that a reference of VQA-Med's test allows: `#` between them, each with and without any part in ( ).
+
+    "ct (with contrast)#cta" gives "ct with contrast", "ct" and "cta". Beyond six optional parts the rest is taken as
+    said. Only for files that use these marks: elsewhere they are part of the answer.
+    """
+    found: list[str] = []
     for part in answer.split("#"):
-        for text in (re.sub(r"[()]", " ", part), re.sub(r"\([^()]*\)", " ", part)):
-            found.append(" ".join(text.split()))
+        choices = [part]
+        for _ in range(MAX_OPTIONAL):  # innermost parts first, so that nested ones work
+            if not OPTIONAL.search(choices[-1]):
+                break
+            choices = [OPTIONAL.sub(kept, choice, count=1) for choice in choices for kept in (r" \1 ", " ")]
+        found += [" ".join(OPTIONAL.sub(r" \1 ", choice).split()) for choice in choices]
     return [text for text in dict.fromkeys(found) if text]
 
 

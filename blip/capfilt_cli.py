@@ -1,0 +1,151 @@
+"""`blip capfilt STEP ...`: the steps of CapFilt, each as one process or under torchrun."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from blip.train.launch import errors_for_people
+
+app = typer.Typer(no_args_is_help=True, help="CapFilt: write captions, filter all of them, merge what passes.")
+
+Data = Annotated[list[str], typer.Option(help="annotation file, or folder of shards; several times")]
+Checkpoint = Annotated[str, typer.Option(help="our folder, a released .pth, or a Hugging Face folder")]
+Folder = Annotated[Path, typer.Option(help="folder of shards to write, or to go on with")]
+Scored = Annotated[list[Path], typer.Option(help="folder that `filter` wrote; several times")]
+Root = Annotated[str, typer.Option("--image_root", help="folder that image paths of annotation files start from")]
+ShardSize = Annotated[int, typer.Option("--shard_size", min=1, help="images a shard")]
+BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="images at once")]
+Words = Annotated[str, typer.Option(help="vocab.txt or tokenizer.json, where the checkpoint has none")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Threshold = Annotated[float, typer.Option(help="least match probability")]
+ItcThreshold = Annotated[float | None, typer.Option("--itc_threshold", help="least cosine, beside the other")]
+Fraction = Annotated[float | None, typer.Option(help="instead of a threshold: this share of all texts")]
+
+
+def _start(checkpoint: str, tokenizer: str, device: str) -> Any:
+    from blip import distributed
+    from blip.restore import load
+
+    return load(checkpoint, device=distributed.start(device), tokenizer=tokenizer or None)
+
+
+def _counter(images: int, shard_size: int) -> Any:
+    from blip import distributed
+
+    total = -(-images // shard_size)
+
+    def show(number: int) -> None:
+        if distributed.is_main():
+            typer.echo(f"shard {number + 1} of {total}")
+
+    return show
+
+
+@app.command()
+def caption(
+    checkpoint: Checkpoint,
+    data: Data,
+    out: Folder,
+    captions_per_image: Annotated[int, typer.Option("--captions_per_image", min=1)] = 1,
+    top_p: Annotated[float, typer.Option("--top_p", help="nucleus to draw from")] = 0.9,
+    beams: Annotated[int, typer.Option(help="search with as many beams instead of drawing")] = 0,
+    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens")] = 30,
+    min_new_tokens: Annotated[int, typer.Option("--min_new_tokens")] = 0,
+    prompt: Annotated[str | None, typer.Option(help="what captions begin with; the model's own unless given")] = None,
+    seed: Annotated[int, typer.Option(help="of sampling")] = 0,
+    round_: Annotated[int, typer.Option("--round", help="which round of CapFilt this is")] = 1,
+    image_root: Root = "",
+    shard_size: ShardSize = 1024,
+    batch_size: BatchSize = 32,
+    tokenizer: Words = "",
+    device: Device = "auto",
+) -> None:
+    """Writes captions for every image."""
+    from blip import capfilt
+    from blip.data.candidates import read_candidates
+    from blip.decoding import Decoding
+
+    with errors_for_people():
+        how = Decoding(
+            beams=beams or 1,
+            sample=not beams,
+            top_p=1.0 if beams else top_p,
+            num_return=captions_per_image,
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+        )
+        candidates = read_candidates(data, image_root)
+        model, own = _start(checkpoint, tokenizer, device), capfilt.fingerprint(checkpoint)
+        progress = _counter(len(candidates), shard_size)
+        capfilt.caption(
+            model, candidates, out, own, how, seed, round_, prompt, shard_size, batch_size, progress=progress
+        )
+        typer.echo(f"{len(candidates)} images: {out}")
+
+
+@app.command("filter")
+def filter_(
+    checkpoint: Checkpoint,
+    data: Data,
+    out: Folder,
+    image_root: Root = "",
+    shard_size: ShardSize = 1024,
+    batch_size: BatchSize = 32,
+    tokenizer: Words = "",
+    device: Device = "auto",
+) -> None:
+    """Scores every text of every image by matching and contrast."""
+    from blip import capfilt
+    from blip.data.candidates import read_candidates
+
+    with errors_for_people():
+        candidates = read_candidates(data, image_root)
+        model, own = _start(checkpoint, tokenizer, device), capfilt.fingerprint(checkpoint)
+        progress = _counter(len(candidates), shard_size)
+        capfilt.score(model, candidates, out, own, shard_size, batch_size, progress)
+        typer.echo(f"{candidates.texts} texts of {len(candidates)} images: {out}")
+
+
+@app.command()
+def merge(
+    scored: Scored,
+    out: Annotated[Path, typer.Option(help="annotations to write: .json or .jsonl")],
+    keep: Annotated[
+        list[str] | None, typer.Option(help="annotation file of texts that all stay; several times")
+    ] = None,
+    threshold: Threshold = 0.5,
+    itc_threshold: ItcThreshold = None,
+    fraction: Fraction = None,
+    image_root: Root = "",
+) -> None:
+    """Writes what passes, with what people wrote, as annotations to train on."""
+    from blip.capfilt_merge import Rule
+    from blip.capfilt_merge import merge as merge_
+
+    with errors_for_people():
+        found = merge_(scored, out, Rule(threshold, itc_threshold, fraction), keep or [], image_root)
+        for source in sorted({**found.kept, **found.dropped}):
+            typer.echo(f"{source}: {found.kept[source]} kept, {found.dropped[source]} dropped")
+        if found.problems:
+            typer.echo(f"{found.problems} images could not be read")
+        typer.echo(str(out))
+
+
+@app.command()
+def report(
+    scored: Scored,
+    out: Annotated[Path, typer.Option(help="page to write, .html")],
+    threshold: Threshold = 0.5,
+    itc_threshold: ItcThreshold = None,
+    fraction: Fraction = None,
+    examples: Annotated[int, typer.Option(help="pairs of each kind", min=1)] = 50,
+    seed: Annotated[int, typer.Option(help="of what is drawn")] = 0,
+) -> None:
+    """Writes a page with histograms, counts, and pairs to look at."""
+    from blip.capfilt_merge import Rule
+    from blip.capfilt_report import write_report
+
+    with errors_for_people():
+        write_report(scored, out, Rule(threshold, itc_threshold, fraction), examples, seed)
+        typer.echo(str(out))

@@ -1,0 +1,104 @@
+"""Images with the texts that were proposed for them: from the web, from a captioner, from people.
+
+What CapFilt reads: annotation files, and the folders of shards that its own steps write.
+"""
+
+import hashlib
+import os
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from blip.data.flat import Labels, Texts
+from blip.data.pairs import read_pairs
+from blip.data.shards import is_shards, read_lines
+
+WEB, SYNTHETIC, HUMAN = "web", "synthetic", "human"
+
+
+@dataclass
+class Candidate:
+    """A text for an image, and where it comes from; `round` 0 is what was there before CapFilt."""
+
+    text: str
+    source: str
+    round: int
+
+
+class Candidates:
+    """N images in the order in which they first occur, each with its texts, in flat arrays."""
+
+    def __init__(self) -> None:
+        self._paths = Texts()  # of images
+        self._numbers: dict[bytes, int] = {}  # digest of a path -> number of the image
+        self._texts, self._sources = Texts(), Labels()
+        self._rounds, self._image = array("H"), array("q")  # of each text
+        self._order: list[int] | None = None
+
+    def add(self, path: str, text: str, source: str, round_: int) -> None:
+        number = self.add_image(path)
+        self._texts.append(text)
+        self._sources.append(source)
+        self._rounds.append(round_)
+        self._image.append(number)
+
+    def add_image(self, path: str) -> int:
+        path = os.path.normpath(path)
+        key = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        number = self._numbers.setdefault(key, len(self._paths))
+        if number == len(self._paths):
+            self._paths.append(path)
+        return number
+
+    def finish(self) -> "Candidates":
+        """Brings the texts of an image together; to be called once, when all are there."""
+        order = sorted(range(len(self._image)), key=self._image.__getitem__)  # stable: an image's texts stay in order
+        self._rows = array("q", order)
+        self._ends = array("q", [0]) * len(self._paths)
+        for image in self._image:
+            self._ends[image] += 1
+        total = 0
+        for number, count in enumerate(self._ends):
+            total += count
+            self._ends[number] = total
+        self._numbers.clear()
+        return self
+
+    def __len__(self) -> int:
+        """N, the images."""
+        return len(self._paths)
+
+    @property
+    def texts(self) -> int:
+        return len(self._texts)
+
+    def image_path(self, index: int) -> str:
+        return self._paths[index]
+
+    def __getitem__(self, index: int) -> list[Candidate]:
+        start = self._ends[index - 1] if index else 0
+        rows = self._rows[start : self._ends[index]]
+        return [Candidate(self._texts[i], self._sources[i], self._rounds[i]) for i in rows]
+
+
+def read_candidates(data: Sequence[str], image_root: str = "") -> Candidates:
+    """Annotation files (texts from the web) and shard folders of CapFilt (their own sources), in the order given.
+
+    Raises:
+        AnnotationError, ShardError: what cannot be read, and why.
+    """
+    found = Candidates()
+    for place in data:
+        if is_shards(place):
+            for line in read_lines(Path(place)):
+                if "text" in line:
+                    found.add(line["image"], line["text"], line["source"], line["round"])
+                elif "problem" not in line:
+                    found.add_image(line["image"])
+            continue
+        pairs = read_pairs([place], image_root)
+        for i in range(len(pairs)):
+            for text in pairs.captions(i):
+                found.add(os.path.abspath(pairs.image_path(i)), text, WEB, 0)
+    return found.finish()

@@ -1,0 +1,119 @@
+"""Lines of JSON in numbered shards, each written whole or not at all, by any number of processes.
+
+FOLDER/settings.json        what made the shards; a run that goes on has to be asked for the same
+FOLDER/shard-00000.jsonl    one JSON object a line
+
+Shard k holds what follows from block k of the input, whoever writes it: rank r of W processes takes blocks r, r+W, ...
+A shard that has its name is complete; after a kill at most the one in work is made again by each process.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from blip import distributed
+from blip.errors import BlipError
+
+SETTINGS = "settings.json"
+Line = dict[str, Any]
+
+
+class ShardError(BlipError):
+    """Shards that cannot be written, continued or read; the message says why."""
+
+
+def write_shards(
+    folder: Path, settings: dict[str, Any], blocks: int, make: Callable[[int], Iterable[Line]]
+) -> Iterator[int]:
+    """Writes the shards that are missing of `blocks`, those of this process; yields the number of each when it is done.
+
+    Args:
+        folder: where they go; created when absent.
+        settings: JSON; what the lines depend on.
+        blocks: shards in all.
+        make: number of a block -> its lines.
+
+    Raises:
+        ShardError: the folder holds shards of other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _agree(folder, {**settings, "shards": blocks})
+    for number in range(distributed.rank(), blocks, distributed.world_size()):
+        path = shard_path(folder, number)
+        if path.exists():
+            continue
+        write_lines(path, make(number))
+        yield number
+
+
+def write_lines(path: Path, lines: Iterable[Line]) -> int:
+    """Writes a file of JSON lines under another name first; returns how many."""
+    partial, count = path.with_name(f"{path.name}.partial"), 0
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            for line in lines:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                count += 1
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ShardError(f"{path} could not be written ({error.strerror}): finished shards are whole; make room and "
+                         "start the same command again") from error  # fmt: skip
+    os.replace(partial, path)
+    return count
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file under another name first: what has its own name is whole."""
+    partial = path.with_name(f"{path.name}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.jsonl"
+
+
+def is_shards(path: str | Path) -> bool:
+    return (Path(path) / SETTINGS).is_file()
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{folder} holds no shards: {SETTINGS} cannot be read ({error})") from None
+
+
+def read_lines(folder: Path) -> Iterator[Line]:
+    """Every line of all shards, in order; ShardError where one is missing."""
+    for number in range(settings_of(folder)["shards"]):
+        path = shard_path(folder, number)
+        if not path.is_file():
+            raise ShardError(f"{path} is missing: let the command that writes {folder} end first")
+        with open(path, encoding="utf-8") as file:
+            for place, line in enumerate(file, start=1):
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise ShardError(f"{path}, line {place}: {error}; delete the file and make it again") from None
+
+
+def _agree(folder: Path, settings: dict[str, Any]) -> None:
+    path = folder / SETTINGS
+    if distributed.is_main() and not path.exists():
+        write_whole(path, json.dumps(settings, indent=1) + "\n")
+    distributed.barrier()
+    before, now = settings_of(folder), json.loads(json.dumps(settings))
+    if other := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
+        name = other[0]
+        raise ShardError(
+            f"{folder} was begun with {name} {before.get(name)!r}, now it is {now.get(name)!r}: give another --out, "
+            "or the same settings"
+        )

@@ -1,0 +1,281 @@
+"""CapFilt: the same files however they are made, nothing kept that should go, nothing lost on the way."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import blip
+from blip import capfilt
+from blip.capfilt_merge import Rule, merge, threshold_of
+from blip.cli import app
+from blip.data.candidates import HUMAN, SYNTHETIC, WEB, read_candidates
+from blip.data.shards import ShardError, read_lines, shard_path, write_shards
+from blip.decoding import Decoding
+from blip.predictor import Predictor
+
+HOW = Decoding(sample=True, top_p=0.9, num_return=2, max_new_tokens=5)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> Predictor:
+    return blip.load(tiny_checkpoint)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["capfilt", *(str(a) for a in arguments)])
+    return done.exit_code, " ".join(done.output.split())
+
+
+# ---- shards ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_shard_is_whole_or_absent(tmp_path: Path) -> None:
+    made = []
+
+    def make(block: int) -> list[dict]:
+        made.append(block)
+        if block == 2 and made.count(2) == 1:
+            raise KeyboardInterrupt
+        return [{"image": f"{block}.png", "text": "é"}]
+
+    with pytest.raises(KeyboardInterrupt):
+        list(write_shards(tmp_path, {"seed": 1}, 4, make))
+    with pytest.raises(ShardError, match=r"shard-00002\.jsonl is missing"):
+        list(read_lines(tmp_path))
+    assert list(write_shards(tmp_path, {"seed": 1}, 4, make)) == [2, 3]
+    assert [line["image"] for line in read_lines(tmp_path)] == ["0.png", "1.png", "2.png", "3.png"]
+    with pytest.raises(ShardError, match="begun with seed 1, now it is 2"):
+        list(write_shards(tmp_path, {"seed": 2}, 4, make))
+
+
+def test_a_full_disk_is_said_and_leaves_whole_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        if shard_path(tmp_path, 0).exists():
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("blip.data.shards.os.fsync", full)
+    with pytest.raises(ShardError, match=r"No space left on device.*finished shards are whole"):
+        list(write_shards(tmp_path, {}, 3, lambda block: [{"image": str(block)}]))
+    assert sorted(files(tmp_path)) == ["settings.json", "shard-00000.jsonl"]
+
+
+def test_candidates_bring_the_texts_of_an_image_together(tmp_path: Path) -> None:
+    (tmp_path / "web.json").write_text(
+        json.dumps(
+            [
+                {"image": "b.png", "caption": "one"},
+                {"image": "a.png", "caption": ["two", "three"]},
+                {"image": "b.png", "caption": "four"},
+            ]
+        )
+    )
+    lines = [{"image": str(tmp_path / "a.png"), "text": "five", "source": SYNTHETIC, "round": 2},
+             {"image": str(tmp_path / "c.png"), "problem": "broken"}]  # fmt: skip
+    list(write_shards(tmp_path / "syn", {"step": "caption"}, 1, lambda block: lines))
+    found = read_candidates([str(tmp_path / "web.json"), str(tmp_path / "syn")])
+    texts = {Path(found.image_path(i)).name: [(c.text, c.source, c.round) for c in found[i]] for i in range(len(found))}
+    assert texts == {
+        "b.png": [("one", WEB, 0), ("four", WEB, 0)],
+        "a.png": [("two", WEB, 0), ("three", WEB, 0), ("five", SYNTHETIC, 2)],
+    }
+    assert found.texts == 5
+
+
+# ---- captioner -------------------------------------------------------------------------------------------------------
+
+
+def test_captions_are_new_and_different(model: Predictor, phantoms: Path, tmp_path: Path) -> None:
+    candidates = read_candidates([str(phantoms / "captions.json")])
+    capfilt.caption(model, candidates, tmp_path, "m", HOW, shard_size=20, batch_size=7)
+    lines = list(read_lines(tmp_path))
+    assert len({line["image"] for line in lines}) == 48 and {line["source"] for line in lines} == {SYNTHETIC}
+    for i in range(len(candidates)):
+        own = [line["text"].lower() for line in lines if line["image"] == candidates.image_path(i)]
+        assert len(own) == len(set(own)) and not {c.text for c in candidates[i]} & set(own)
+    assert all(line["log_prob"] < 0 and line["round"] == 1 and line["model"] == "m" for line in lines)
+
+
+def write_captions(checkpoint: Path, data: Path, out: Path, rank: int, world: int) -> None:
+    """What one of several processes does, without a rendezvous."""
+    torch.set_num_threads(1)
+    blip.distributed.rank = lambda: rank  # type: ignore[assignment]
+    blip.distributed.world_size = lambda: world  # type: ignore[assignment]
+    blip.distributed.is_main = lambda: rank == 0  # type: ignore[assignment]
+    blip.distributed.barrier = lambda: None  # type: ignore[assignment]
+    while rank and not (out / "settings.json").exists():
+        time.sleep(0.02)
+    candidates = read_candidates([str(data / "captions.json")])
+    capfilt.caption(blip.load(checkpoint), candidates, out, "m", HOW, seed=4, shard_size=6, batch_size=3)
+
+
+@pytest.mark.slow
+def test_killed_processes_leave_what_an_undisturbed_one_leaves(
+    tiny_checkpoint: Path, model: Predictor, phantoms: Path, tmp_path: Path
+) -> None:
+    candidates = read_candidates([str(phantoms / "captions.json")])
+    capfilt.caption(model, candidates, tmp_path / "one", "m", HOW, seed=4, shard_size=6, batch_size=3)
+    context, out = multiprocessing.get_context("spawn"), tmp_path / "two"
+    for wait_for in (1, 3, None):  # shards that are there when both processes are killed; at last they end
+        arguments = (tiny_checkpoint, phantoms, out)
+        processes = [context.Process(target=write_captions, args=(*arguments, rank, 2)) for rank in range(2)]
+        for process in processes:
+            process.start()
+        if wait_for is not None:
+            limit = time.monotonic() + 60
+            while len(list(out.glob("shard-*.jsonl"))) < wait_for and time.monotonic() < limit:
+                time.sleep(0.005)
+            for process in processes:
+                if process.is_alive():
+                    os.kill(process.pid or 0, signal.SIGKILL)
+        for process in processes:
+            process.join(60)
+    assert files(tmp_path / "one") == {k: v for k, v in files(out).items() if not k.endswith(".partial")}
+
+
+# ---- filter ----------------------------------------------------------------------------------------------------------
+
+
+def test_scores_are_those_of_pair_by_pair(model: Predictor, phantoms: Path, tmp_path: Path) -> None:
+    records = json.loads((phantoms / "captions.json").read_text())[:7]
+    for number, record in enumerate(records):
+        record["image"] = str(phantoms / record["image"])
+        record["caption"] = [record["caption"], "a dark square", "chest"][: number % 3 + 1]
+    (tmp_path / "some.json").write_text(json.dumps(records))
+    candidates = read_candidates([str(tmp_path / "some.json")])
+    capfilt.score(model, candidates, tmp_path / "scored", "f", shard_size=4, batch_size=3)
+    lines = list(read_lines(tmp_path / "scored"))
+    assert len(lines) == sum(len(r["caption"]) for r in records)
+    for line in lines:
+        assert line["match"] == pytest.approx(float(model.match_probability(line["image"], line["text"])[0]), abs=1e-5)
+        assert line["itc"] == pytest.approx(float(model.itc_score(line["image"], line["text"])[0, 0]), abs=1e-5)
+        assert line["source"] == WEB and line["model"] == "f"
+
+
+def test_each_image_is_encoded_once(
+    model: Predictor, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidates = read_candidates([str(phantoms / "captions.json"), str(phantoms / "captions.json")])
+    assert candidates.texts == 96
+    seen, forward = [], blip.vit.ViT.forward
+    monkeypatch.setattr(
+        "blip.vit.ViT.forward", lambda self, x, *a, **k: seen.append(len(x)) or forward(self, x, *a, **k)
+    )
+    capfilt.score(model, candidates, tmp_path / "scored", "f")
+    assert sum(seen) == 48
+
+
+def test_broken_images_are_listed_and_left_out(model: Predictor, phantoms: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    good = str(phantoms / "images" / "000000.png")
+    data = tmp_path / "web.json"
+    data.write_text(json.dumps([{"image": i, "caption": "x"} for i in ("gone.png", good, "broken.png")]))
+    candidates = read_candidates([str(data)])
+    capfilt.caption(model, candidates, tmp_path / "syn", "m", HOW)
+    capfilt.score(model, read_candidates([str(data), str(tmp_path / "syn")]), tmp_path / "scored", "f")
+    for folder in ("syn", "scored"):
+        problems = [line for line in read_lines(tmp_path / folder) if "problem" in line]
+        assert sorted(Path(line["image"]).name for line in problems) == ["broken.png", "gone.png"]
+    found = merge([tmp_path / "scored"], tmp_path / "out.jsonl", Rule(match=0.0))
+    assert found.problems == 2 and found.kept[WEB] == 1
+
+
+# ---- merge -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> Path:
+    lines = [
+        {"image": f"/i/{i}.png", "text": f"text {i}", "source": WEB if i % 2 else SYNTHETIC, "round": i % 2 ^ 1,
+         "match": i / 10, "itc": 1 - i / 10, "model": "f"}
+        for i in range(10)
+    ]  # fmt: skip
+    folder = tmp_path / "made"
+    list(write_shards(folder, {"step": "score"}, 2, lambda block: lines[5 * block : 5 * block + 5]))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [
+        (Rule(0.5), [5, 6, 7, 8, 9]),
+        (Rule(0.5, itc=0.3), [5, 6, 7]),
+        (Rule(None, itc=0.8), [0, 1, 2]),
+        (Rule(fraction=0.3), [7, 8, 9]),
+        (Rule(fraction=1.0), list(range(10))),
+    ],
+)
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+def test_what_passes(scored: Path, tmp_path: Path, rule: Rule, kept: list[int], ending: str) -> None:
+    out = tmp_path / f"out.{ending}"
+    found = merge([scored], out, rule)
+    text = out.read_text()
+    records = json.loads(text) if ending == "json" else [json.loads(line) for line in text.splitlines()]
+    assert [int(r["caption"].split()[1]) for r in records] == kept
+    assert records[0].keys() == {"image", "caption", "source", "round"}
+    assert sum(found.kept.values()) == len(kept) and sum(found.dropped.values()) == 10 - len(kept)
+    assert json.loads((tmp_path / f"out.{ending}.merge.json").read_text())["kept"] == found.kept
+    pairs = blip.data.pairs.read_pairs([str(out)])  # pre-training reads it
+    assert len(pairs) == len(kept)
+
+
+def test_what_people_wrote_stays(scored: Path, phantoms: Path, tmp_path: Path) -> None:
+    found = merge([scored], tmp_path / "out.json", Rule(0.9), [str(phantoms / "captions.json")])
+    assert found.kept == {HUMAN: 48, WEB: 1}
+    records = json.loads((tmp_path / "out.json").read_text())
+    assert Path(records[0]["image"]).is_file() and records[0]["source"] == HUMAN
+
+
+def test_threshold_of_a_share(scored: Path) -> None:
+    assert threshold_of([scored], 0.3) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["merge", "--scored", "{scored}", "--out", "{tmp}/o.csv"], "end in .json or .jsonl"),
+        (["merge", "--scored", "{scored}", "--out", "{tmp}/o.json", "--threshold", "1.0"], "nothing passes"),
+        (["merge", "--scored", "{scored}", "--out", "{tmp}/o.json", "--threshold", "2"], "between 0 and 1"),
+        (["merge", "--scored", "{scored}", "--out", "{tmp}/o.json", "--fraction", "0"], "above 0"),
+        (["merge", "--scored", "{tmp}", "--out", "{tmp}/o.json"], "holds no shards"),
+        (["merge", "--scored", "{captions}", "--out", "{tmp}/o.json"], "score them first"),
+        (["filter", "--data", "nowhere.json", "--checkpoint", "{start}", "--out", "{tmp}/o"], "no such file"),
+    ],
+)
+def test_bad_input(scored: Path, tiny_checkpoint: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    list(write_shards(tmp_path / "captions", {"step": "caption"}, 0, lambda block: []))
+    places = {"scored": scored, "tmp": tmp_path, "captions": tmp_path / "captions", "start": tiny_checkpoint}
+    code, said = run(*(a.format(**places) for a in arguments))
+    assert code != 0 and message in said, said
+    assert not (tmp_path / "o.json").exists()
+
+
+# ---- the verbs -------------------------------------------------------------------------------------------------------
+
+
+def test_verbs_from_captions_to_a_page(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
+    data, syn, out = phantoms / "captions.json", tmp_path / "syn", tmp_path / "scored"
+    options = ["--checkpoint", tiny_checkpoint, "--shard_size", 16]
+    assert run("caption", "--data", data, "--out", syn, "--max_new_tokens", 4, *options)[0] == 0
+    code, said = run("filter", "--data", data, "--data", syn, "--out", out, *options)
+    assert code == 0 and "texts of 48 images" in said, said
+    assert run("merge", "--scored", out, "--out", tmp_path / "boot.json", "--fraction", 0.5)[0] == 0
+    lines = list(read_lines(out))
+    lines[0]["text"] = "<script>alert(1)</script>"
+    (out / "shard-00000.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines if x in lines[:30]))
+    code, said = run("report", "--scored", out, "--out", tmp_path / "page.html", "--fraction", 0.5, "--examples", 5)
+    page = (tmp_path / "page.html").read_text()
+    assert code == 0 and "<script>alert" not in page and "http" not in page, said
+    assert page.count("<article") == 20 and page.count("data:image/jpeg") == 20 and page.count("<svg") == 4
+    code, said = run("caption", "--data", data, "--out", syn, "--max_new_tokens", 5, *options)
+    assert code != 0 and "begun with max_new_tokens 4, now it is 5" in said
