@@ -1,12 +1,14 @@
 """What passes through a model for a whole data set, in shards on disk, so that probes can be trained elsewhere.
 
 FOLDER/index.json              what was captured with which model and settings; of each shard file, records, shapes
-FOLDER/shard-00000.safetensors a tensor for each point, (records, ...); `lengths` (records,) are the tokens of each text
+FOLDER/shard-00000.safetensors a tensor for each point, (records, ...); `lengths` (records,): tokens of each text;
+                               `answer_lengths`, where a decoder reads answers: of each answer
 FOLDER/shard-00000/POINT.npy   the same with --format npy
 
 Texts of a shard are padded with zeros to its longest. An interrupted run goes on after its last whole shard.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -24,13 +26,14 @@ from torch.nn import functional as F
 
 from blip.data.transforms import UnreadableImage, open_image
 from blip.errors import BlipError
-from blip.explain_files import Wanted
+from blip.explain_files import Wanted, check_wanted
 from blip.internals import names, trace
 from blip.predictor import Predictor
 from blip.scoring import scores_of
 from blip.weights import flush
 
 INDEX, FORMATS = "index.json", ("safetensors", "npy")
+TASKS = ("match", "caption", "answer", "image")
 POOLS = ("all", "first", "mean")
 
 
@@ -42,18 +45,19 @@ class ActivationError(BlipError):
 class Capture:
     """What is captured, and how; a run that goes on has to be asked for the same."""
 
-    checkpoint: str
-    data: str
+    weights: str  # fingerprint of the checkpoint
+    data: str  # where it lies, for the reader; `contents` is compared
     points: list[str]
     task: str
     pool: str = "all"  # tokens: all, the first one, or the mean over those that are not padding
     format: str = "safetensors"
     shard_size: int = 1024
     records: int = 0
+    contents: str = ""  # fingerprint of images' paths, texts and answers
     shards: list[dict[str, Any]] = field(default_factory=list)
 
     def asked(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "shards"}
+        return {name: value for name, value in asdict(self).items() if name not in ("shards", "data")}
 
 
 def capture(m: Predictor, wanted: Sequence[Wanted], what: Capture, folder: Path, batch_size: int = 32) -> list[str]:
@@ -65,12 +69,14 @@ def capture(m: Predictor, wanted: Sequence[Wanted], what: Capture, folder: Path,
         raise ActivationError(f"pool can be {', '.join(POOLS)}; format {', '.join(FORMATS)}; shard_size 1 or more")
     if wrong := [name for name in what.points if what.pool != "all" and _attention(name)]:
         raise ActivationError(f"{wrong[0]} has a head axis: pool is for states (in, mlp, out); take pool=all")
-    if what.task != "image" and (empty := [one for one in wanted if not one.text]):
-        raise ActivationError(
-            f"{empty[0].image} has no text, which points of a text need: give an annotation file, or only image points"
-        )
+    if what.task not in TASKS:
+        raise ActivationError(f"task is {what.task!r}; it can be {', '.join(TASKS)}")
+    if not wanted:
+        raise ActivationError(f"{what.data} holds no records")
+    if what.task != "image":
+        check_wanted(m, wanted, needed=True)
     folder.mkdir(parents=True, exist_ok=True)
-    what.records = len(wanted)
+    what.records, what.contents = len(wanted), _contents(wanted)
     what.shards = _done(folder, what)
     begin = sum(shard["asked"] for shard in what.shards)
     problems: list[str] = [problem for shard in what.shards for problem in shard["problems"]]
@@ -112,7 +118,8 @@ def _done(folder: Path, what: Capture) -> list[dict[str, Any]]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         shards = found.pop("shards")
-    except (json.JSONDecodeError, KeyError) as error:
+        whole = [not shard["file"] or (folder / shard["file"]).exists() for shard in shards]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ActivationError(f"{path} is damaged ({error}): delete the folder and start again") from None
     if different := [name for name, value in what.asked().items() if found.get(name) != value]:
         name = different[0]
@@ -120,14 +127,14 @@ def _done(folder: Path, what: Capture) -> list[dict[str, Any]]:
             f"{folder} holds activations with {name} {found.get(name)!r}, now it is {what.asked()[name]!r}: "
             "give another --out, or delete it"
         )
-    return shards
+    return shards[: whole.index(False)] if False in whole else shards
 
 
 def _shard(
     m: Predictor, wanted: Sequence[Wanted], first: int, what: Capture, batch_size: int
 ) -> tuple[dict[str, Tensor], list[int], list[str]]:
     parts: dict[str, list[Tensor]] = {point: [] for point in what.points}
-    lengths: list[Tensor] = []
+    lengths: dict[str, list[Tensor]] = {}
     numbers, problems = [], []
     for start in range(0, len(wanted), batch_size):
         batch, images = [], []
@@ -142,24 +149,38 @@ def _shard(
         if not batch:
             continue
         texts, answers = [one.text for one in batch], [one.answer for one in batch]
+        if what.task == "answer" and not all(answers):  # the model's own, where none is given
+            own = [answer.text for answer in m.answer(images, texts)]
+            answers = [given or answer for given, answer in zip(answers, own, strict=True)]
         with torch.no_grad(), trace(m, what.points) as t:
             scores_of(m, what.task, images, texts, answers)
-        tokens = m.ids(texts)[1] if what.task != "image" else torch.ones(len(batch), dtype=torch.long)
-        lengths.append(tokens)
+        tokens = {} if what.task == "image" else {"lengths": m.ids(texts)[1]}
+        if what.task == "answer":
+            tokens["answer_lengths"] = m.ids(answers)[1]
+        for name, counts in tokens.items():
+            lengths.setdefault(name, []).append(counts)
         for point in what.points:
-            parts[point].append(_pooled(t[point], tokens, what.pool, point).cpu())
+            stack = "answer_lengths" if what.task == "answer" and point.startswith("decoder.") else "lengths"
+            parts[point].append(_pooled(t[point], tokens.get(stack), what.pool, point).cpu())
     if not numbers:
         return {}, [], problems
     joined = {point: _joined(tensors) for point, tensors in parts.items()}
-    return joined | {"lengths": torch.cat(lengths)}, numbers, problems
+    return joined | {name: torch.cat(counts) for name, counts in lengths.items()}, numbers, problems
 
 
-def _pooled(x: Tensor, lengths: Tensor, pool: str, point: str) -> Tensor:
+def _contents(wanted: Sequence[Wanted]) -> str:
+    digest = hashlib.sha256()
+    for one in wanted:
+        digest.update(json.dumps([str(one.image), one.text, one.answer]).encode())
+    return digest.hexdigest()[:12]
+
+
+def _pooled(x: Tensor, lengths: Tensor | None, pool: str, point: str) -> Tensor:
     if pool == "all":
         return x.clone()
     if pool == "first":
         return x[:, 0].clone()
-    if point.startswith("image.") or x.shape[1] == 1:
+    if lengths is None or point.startswith("image.") or x.shape[1] == 1:
         return x.mean(dim=1)
     return x.sum(dim=1) / lengths.to(x.device)[:, None]  # padding is zero
 

@@ -31,19 +31,6 @@ from blip.scoring import match_groups
 Progress = Callable[[int], None]  # is told of each finished shard
 
 
-def fingerprint(checkpoint: str | Path) -> str:
-    """12 hexadecimal digits that follow from the weights of a checkpoint: a file, or all files of a folder."""
-    checkpoint, digest = Path(checkpoint), hashlib.sha256()
-    files = sorted(p for p in checkpoint.rglob("*") if p.is_file()) if checkpoint.is_dir() else [checkpoint]
-    for file in files:
-        if file.suffix in (".safetensors", ".pth", ".bin", ".json"):
-            digest.update(file.name.encode())
-            with open(file, "rb") as content:
-                while block := content.read(1 << 20):
-                    digest.update(block)
-    return digest.hexdigest()[:12]
-
-
 def data_fingerprint(candidates: Candidates) -> str:
     """12 hexadecimal digits that follow from images and texts: shards of other data are not continued."""
     digest = hashlib.sha256(f"{len(candidates)} {candidates.texts}".encode())

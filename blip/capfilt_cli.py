@@ -65,6 +65,7 @@ def caption(
     from blip import capfilt
     from blip.data.candidates import read_candidates
     from blip.decoding import Decoding
+    from blip.weights import fingerprint
 
     with errors_for_people():
         how = Decoding(
@@ -76,7 +77,7 @@ def caption(
             min_new_tokens=min_new_tokens,
         )
         candidates = read_candidates(data, image_root)
-        model, own = _start(checkpoint, tokenizer, device), capfilt.fingerprint(checkpoint)
+        model, own = _start(checkpoint, tokenizer, device), fingerprint(checkpoint)
         progress = _counter(len(candidates), shard_size)
         capfilt.caption(
             model, candidates, out, own, how, seed, round_, prompt, shard_size, batch_size, progress=progress
@@ -98,10 +99,11 @@ def filter_(
     """Scores every text of every image by matching and contrast."""
     from blip import capfilt
     from blip.data.candidates import read_candidates
+    from blip.weights import fingerprint
 
     with errors_for_people():
         candidates = read_candidates(data, image_root)
-        model, own = _start(checkpoint, tokenizer, device), capfilt.fingerprint(checkpoint)
+        model, own = _start(checkpoint, tokenizer, device), fingerprint(checkpoint)
         progress = _counter(len(candidates), shard_size)
         capfilt.score(model, candidates, out, own, shard_size, batch_size, progress)
         typer.echo(f"{candidates.texts} texts of {len(candidates)} images: {out}")

@@ -238,13 +238,16 @@ def activations(
     from blip import activations as shards
     from blip.explain import OF_CHECKPOINT
     from blip.explain_files import find_pairs
+    from blip.weights import fingerprint
 
     with errors_for_people():
         wanted = find_pairs(data, [])
         model = _load(checkpoint, tokenizer, device)
         chosen = shards.points_of(model, points)
-        own = "image" if all(name.startswith("image.") for name in chosen) else OF_CHECKPOINT[model.info["task"]]
-        what = shards.Capture(checkpoint, data, chosen, task or own, pool, format, shard_size)
+        own = (
+            "image" if all(name.startswith("image.") for name in chosen) else OF_CHECKPOINT.get(model.info["task"], "")
+        )
+        what = shards.Capture(fingerprint(checkpoint), data, chosen, task or own, pool, format, shard_size)
         problems = shards.capture(model, wanted, what, out, batch_size)
         for problem in problems:
             typer.echo(problem, err=True)
@@ -268,7 +271,11 @@ def localise(
     from blip.explain import METHODS
 
     with errors_for_people():
-        records = game.read_named(data, limit)
+        records, left_out = game.read_named(data, limit)
+        for reason, count in left_out.items():
+            typer.echo(f"left out: {count} images {reason}", err=True)
+        if out:
+            out.parent.mkdir(parents=True, exist_ok=True)
         model = _load(checkpoint, tokenizer, device)
         lines = game.localise(model, records, method or METHODS, batch_size)
         game.show(lines, game.centre(model, records), out)

@@ -29,7 +29,7 @@ from blip.internals import trace
 from blip.lenses import attention_rollout
 from blip.points import layers_of
 from blip.predictor import ImageInput, Images, Predictor, Texts, listed
-from blip.scoring import scores_of
+from blip.scoring import check_texts, scores_of
 from blip.tracing import Trace, TraceError
 
 METHODS = ("gradcam", "raw", "relevance", "rollout")
@@ -72,7 +72,13 @@ def rollout(t: Trace, attention: str) -> Tensor:
 
 
 def relevance(t: Trace, attention: str) -> Tensor:
-    """(R, T, h, w) through all layers; of `attention` only the stack counts, `text` or `decoder`."""
+    """(R, T, h, w) through all layers; of `attention` only the stack counts, `text` or `decoder`.
+
+    Each text needs an image of its own: gradients in the image encoder add up over the texts of an image.
+    """
+    texts, images = len(t.pattern(f"{attention.split('.')[0]}.0.self")), len(t.pattern("image.0.attn"))
+    if texts != images:
+        raise TraceError(f"relevance needs as many images as texts, here are {images} and {texts}: repeat the image")
     stack = attention.split(".")[0]
     layers = [name for name, _ in layers_of(t.model) if name.startswith(stack + ".")]
     in_images = _identity(t.pattern("image.0.attn")[:, 0])  # (R, 1+N, 1+N) of each state to each patch
@@ -148,9 +154,11 @@ def explain_pairs(
     Raises:
         TraceError, ValueError: an unknown or impossible wish; the message says what is possible.
     """
-    task = task or OF_CHECKPOINT.get(m.info["task"], m.info["task"])
-    pairs = _pairs(m, images, texts, answers, task)
+    task = task or OF_CHECKPOINT.get(m.info["task"], "")
     site = _site(m, task, method, layer, rows)
+    pairs = _pairs(m, images, texts, answers, task)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, it must be 1 or more")
     found = []
     for start in range(0, len(pairs), batch_size):
         found += _explain_batch(m, pairs[start : start + batch_size], task, method, site, rows)
@@ -168,24 +176,25 @@ def _pairs(m: Predictor, images: Images, texts: Texts, answers: Texts, task: str
     pictures, words, replies = listed(images), listed(texts), listed(answers)
     counts = {len(pictures), len(words), len(replies)}
     if 0 in counts or len(counts - {1}) > 1:
-        raise ValueError(f"{len(pictures)} images and {len(words)} texts: give as many, or one of either")
+        given = f"{len(pictures)} images and {len(words)} texts" + (f" and {len(replies)} answers" if answers else "")
+        raise ValueError(f"{given}: give as many, or one of either")
     pictures, words, replies = (x * max(counts) if len(x) == 1 else x for x in (pictures, words, replies))
     if task == "caption" and not all(words):
         own = m.caption(pictures)
         words = [text or written for text, written in zip(words, own, strict=True)]
-    if empty := [i for i, text in enumerate(words) if not str(text).strip()]:
-        raise ValueError(f"text {empty[0] + 1} is empty: there are no words to explain")
+    check_texts(m, words)
     if task == "answer" and not all(replies):
         own = [answer.text for answer in m.answer(pictures, words)]
         replies = [given or answer for given, answer in zip(replies, own, strict=True)]
-    for number, tokens in enumerate(m.tokenizer.count(words), start=1):
-        if tokens > m.max_text_tokens:
-            raise ValueError(f"text {number} has {tokens} tokens, the model reads {m.max_text_tokens}: shorten it")
+    if task == "answer":
+        check_texts(m, replies, "answer")
     return [Pair(*pair) for pair in zip(pictures, words, replies, strict=True)]
 
 
 def _site(m: Predictor, task: str, method: str, layer: int | None, rows: str) -> str:
     """The attention that a map is read from, such as `text.6.cross`."""
+    if m.info["task"] not in OF_CHECKPOINT:
+        raise TraceError(f"a checkpoint of {m.info['task']} cannot be explained; {', '.join(OF_CHECKPOINT)} can")
     if task not in TASKS:
         raise ValueError(f"task is {task!r}; it can be {', '.join(TASKS)}")
     if method not in METHODS:
@@ -195,7 +204,9 @@ def _site(m: Predictor, task: str, method: str, layer: int | None, rows: str) ->
     stack = STACK[task]
     count = layer_count(m, task)
     if count == 0 or (task == "match" and not hasattr(m.model, "itm_head")):
-        raise TraceError(f"a checkpoint of {m.info['task']} cannot {task}: choose --task {_possible(m)}")
+        raise TraceError(f"a checkpoint of {m.info['task']} cannot {task}: its task is {OF_CHECKPOINT[m.info['task']]}")
+    if rows == "enc" and task == "caption":
+        raise TraceError("a caption is written by a decoder, which has no [ENC] row: rows=words")
     last_is_enc = task == "match"
     if layer is None:
         layer = max(0, min(count // 2, count - 2 if last_is_enc and rows == "words" else count - 1))
@@ -212,10 +223,6 @@ def _site(m: Predictor, task: str, method: str, layer: int | None, rows: str) ->
 def layer_count(m: Predictor, task: str) -> int:
     """Layers of the stack whose cross-attention a task is explained by."""
     return sum(name.startswith(STACK[task] + ".") for name, _ in layers_of(m.model))
-
-
-def _possible(m: Predictor) -> str:
-    return OF_CHECKPOINT.get(m.info["task"], "of another checkpoint: this one cannot be explained")
 
 
 def _explain_batch(
@@ -238,32 +245,27 @@ def _explain_batch(
     else:
         t.backward(scores, again=False)
         maps = maps_of(t, site)
-    ids, lengths = m.ids(texts)
     layer = None if method == "relevance" else int(site.split(".")[1])
     found = []
     for i, pair in enumerate(pairs):
         total = float(scores[i].detach().sum())
-        spans = [] if rows == "enc" else word_spans(m, ids[i, : int(lengths[i])].tolist())
+        spans = [] if rows == "enc" else word_spans(m, pair.text)
         words = [word for word, _ in spans]
         of_words = [maps[i, span].sum(dim=0) for _, span in spans]
         tokens = [token for _, span in spans for token in range(span.start, span.stop)]
         # in matching, relevance arrives at the row that is read; the other methods speak of each row alone
-        whole = (
-            maps[i, 0] if rows == "enc" or (method == "relevance" and task == "match") else maps[i, tokens].mean(dim=0)
-        )
+        of_enc = rows == "enc" or (method == "relevance" and task == "match")
+        whole = maps[i, 0].clone() if of_enc else maps[i, tokens].mean(dim=0)
         stacked = torch.stack(of_words) if of_words else maps.new_zeros(0, *maps.shape[2:])
         found.append(Explanation(task, method, layer, pair.text, pair.answer, total, words, stacked, whole))
     return found
 
 
-def word_spans(m: Predictor, ids: Sequence[int]) -> list[tuple[str, slice]]:
-    """Words of `[CLS] ... [SEP]` and which tokens are theirs; a word may have been cut into several (`##`)."""
+def word_spans(m: Predictor, text: str) -> list[tuple[str, slice]]:
+    """Words of a text and which tokens of `[CLS] ... [SEP]` are theirs; a word may have been cut into several."""
     spans: list[tuple[str, slice]] = []
-    for place, number in enumerate(ids[1:-1], start=1):
-        piece = m.tokenizer.token(number)
-        if piece.startswith("##") and spans:
-            word, span = spans[-1]
-            spans[-1] = (word + piece[2:], slice(span.start, place + 1))
-        else:
-            spans.append((piece, slice(place, place + 1)))
+    place = 1
+    for word, count in m.tokenizer.words(m.cleaned(text)):
+        spans.append((word, slice(place, place + count)))
+        place += count
     return spans

@@ -7,8 +7,8 @@ from typing import Any
 
 from blip.data.formats import iter_records
 from blip.data.transforms import UnreadableImage, open_image
-from blip.explain import Explanation, explain_pairs
-from blip.pictures import ENDINGS, PictureError, save
+from blip.explain import OF_CHECKPOINT, Explanation, explain_pairs
+from blip.pictures import ENDINGS, PictureError, needs_matplotlib, save
 from blip.predict import find_images
 from blip.predictor import Predictor
 
@@ -26,6 +26,7 @@ def find_pairs(place: str | Path, texts: Sequence[str]) -> list[Wanted]:
     """Every text about an image, or about every image of a folder; or the records of an annotation file.
 
     Records have `image` and `caption`, or `question` and perhaps `answer`; of several captions the first is taken.
+    Without either the text is empty, which is enough where none is needed.
     """
     place = Path(place)
     if place.suffix.lower() not in (".json", ".jsonl", ".csv", ".tsv"):
@@ -34,14 +35,30 @@ def find_pairs(place: str | Path, texts: Sequence[str]) -> list[Wanted]:
         raise PictureError(f"{place} brings its own texts: leave out {texts[0]!r}")
     found = []
     for where, record in iter_records(place, needed=("image",)):
-        text = record.get("question") or record.get("caption") if isinstance(record, dict) else None
-        text = text[0] if isinstance(text, list) and text else text
-        if not text or not isinstance(text, str) or not isinstance(record.get("image"), str):
-            raise PictureError(f"{place}, {where}: needs image, and caption or question, as texts")
-        answer = record.get("answer", "") if record.get("question") else ""
-        answer = answer[0] if isinstance(answer, list) and answer else answer
-        found.append(Wanted(place.parent / record["image"], text, str(answer)))
+        record = record if isinstance(record, dict) else {}
+        image, text = record.get("image"), _first(record.get("question") or record.get("caption"))
+        answer = _first(record.get("answer")) if record.get("question") else ""
+        if not isinstance(image, str) or text is None or answer is None:
+            raise PictureError(f"{place}, {where}: needs image, and caption, or question and answer, as texts")
+        found.append(Wanted(place.parent / image, text, answer))
     return found
+
+
+def _first(value: Any) -> str | None:
+    """A text, or the first one of a list; "" for nothing, None for anything else."""
+    value = value[0] if isinstance(value, list) and value else value
+    value = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+    return "" if value is None or value == [] else value if isinstance(value, str) else None
+
+
+def check_wanted(m: Predictor, wanted: Sequence[Wanted], needed: bool) -> None:
+    """PictureError for a text that the model cannot read whole, before any work; `needed`: none may be empty."""
+    counts = m.tokenizer.count([m.cleaned(one.text) for one in wanted])
+    for one, tokens in zip(wanted, counts, strict=True):
+        if tokens > m.max_text_tokens:
+            raise PictureError(f"{one.image}: its text has {tokens} tokens, the model reads {m.max_text_tokens}")
+        if needed and tokens < 3:
+            raise PictureError(f"{one.image}: its text is empty; give an annotation file, or a text")
 
 
 def explain_files(
@@ -57,6 +74,10 @@ def explain_files(
     """Writes the pictures; returns their files, and what is wrong with the images that could not be read."""
     if out.suffix not in ENDINGS:
         raise PictureError(f"{out}: --out has to end in {', '.join(ENDINGS)}")
+    task = task or OF_CHECKPOINT.get(m.info["task"], "")
+    check_wanted(m, wanted, needed=task != "caption")
+    needs_matplotlib()
+    out.parent.mkdir(parents=True, exist_ok=True)
     images: list[Any] = []
     found: list[Explanation] = []
     names: list[str] = []

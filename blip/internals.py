@@ -41,7 +41,9 @@ def trace(
     Args:
         m: what `blip.load` returns, or a model.
         points: names, or patterns of them (`text.*.cross.*`).
-        edit: for names or patterns, a function from the tensor there to its replacement, or to None to leave it.
+        edit: for names or patterns, a function from the tensor there to its replacement, or to None to leave it (what
+            it writes in place is lost). Several of one point follow one another, in the order given. Of two traces,
+            one inside the other, the outer one reads what was there before the inner one's edits.
         grads: keep gradients too; a `Predictor` then computes them. Read them after `backward()`.
 
     Raises:
@@ -49,7 +51,10 @@ def trace(
     """
     network = _network(m)
     wanted = _matching(network, points)
-    edits = {name: fn for pattern, fn in (edit or {}).items() for name in _matching(network, pattern)}
+    edits: dict[str, Edit] = {}
+    for pattern, fn in (edit or {}).items():
+        for name in _matching(network, pattern):
+            edits[name] = _then(edits[name], fn) if name in edits else fn
     with ExitStack() as undo:
         undo.enter_context(torch.compiler.set_stance("force_eager"))
         for _, layer in layers_of(network):
@@ -87,10 +92,21 @@ def _matching(model: nn.Module, points: Patterns) -> set[str]:
 # ---- edits -----------------------------------------------------------------------------------------------------------
 
 
+def _then(first: Edit, second: Edit) -> Edit:
+    def both(x: Tensor) -> Tensor | None:
+        between = first(x)
+        after = second(x if between is None else between)
+        return between if after is None else after
+
+    return both
+
+
 def zero_head(*heads: int) -> Edit:
     """An edit for `z`: these heads say nothing (ablation)."""
 
     def edit(z: Tensor) -> Tensor:
+        if z.dim() != 4:
+            raise TraceError(f"zero_head edits q, k, v or z, which have heads; this is {tuple(z.shape)}")
         if wrong := [head for head in heads if not -z.shape[1] <= head < z.shape[1]]:
             raise TraceError(f"there is no head {wrong[0]}: this attention has {z.shape[1]}, from 0")
         z = z.clone()
@@ -107,6 +123,8 @@ def patch_from(other: Trace, name: str, tokens: Sequence[int] | slice = slice(No
     def edit(x: Tensor) -> Tensor:
         if x.shape != value.shape:
             raise TraceError(f"{name} is {tuple(x.shape)} here and {tuple(value.shape)} in the other trace")
+        if not isinstance(tokens, slice) and (far := [t for t in tokens if not -x.shape[-2] <= t < x.shape[-2]]):
+            raise TraceError(f"there is no token {far[0]}: {name} has {x.shape[-2]}, from 0")
         x = x.clone()
         x[..., tokens, :] = value[..., tokens, :].to(x)
         return x

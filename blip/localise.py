@@ -1,8 +1,9 @@
 """The pointing game (Zhang et al. 2018): does the peak of a map lie on what the text names? `blip localise`.
 
 A record is an image, a caption that names one lesion of several, their boxes, and which one is named. The peak of the
-sentence's map hits where it lies in the named lesion's box; half a patch beyond is allowed, since a map knows no finer
-place. Beside the hit rate stand the controls that tell whether a method earned it:
+sentence's map is the centre of its largest patch; it hits where it lies in the named lesion's box, or within half a
+patch of it, since a map knows no finer place. Beside the hit rate stand the controls that tell whether a method earned
+it:
 
     distractor   the same peaks against the box of another lesion of the image, which the caption does not name
     centre       the middle of the image in the place of every peak
@@ -15,6 +16,7 @@ Intervals are Wilson's, 95 %.
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -25,7 +27,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.nn import functional as F
 
 from blip.data.formats import AnnotationError, iter_records
 from blip.data.transforms import UnreadableImage, open_image
@@ -86,24 +87,29 @@ class Line:
     shuffled: Share
 
 
-def read_named(path: str | Path, limit: int = 0) -> list[Named]:
+def read_named(path: str | Path, limit: int = 0) -> tuple[list[Named], Counter[str]]:
     """Records with `image`, `caption`, `lesions` (each with a `box`) and `named`, the number of the one in the caption.
 
     Images that cannot be read are left out, and those of a single lesion: a map of whatever stands out would hit it.
+    The second value counts them by reason.
     """
-    found = []
+    found, left_out = [], Counter[str]()
     path = Path(path)
     for place, record in iter_records(path, needed=("image", "caption", "lesions", "named")):
         try:
-            boxes = [tuple(lesion["box"]) for lesion in record["lesions"]]
-            target = boxes[record["named"]]
-            if any(len(box) != 4 for box in boxes):
-                raise ValueError("a box has four numbers")
-            others = [box for i, box in enumerate(boxes) if i != record["named"]]
-            if others:
-                found.append(Named(open_image(path.parent / record["image"]), record["caption"], target, others))
+            boxes = [_box(lesion["box"]) for lesion in record["lesions"]]
+            named, caption = record["named"], record["caption"]
+            if type(named) is not int or not 0 <= named < len(boxes):
+                raise ValueError(f"named is {named!r}, there are {len(boxes)} lesions, from 0")
+            if not isinstance(caption, str) or not caption.strip():
+                raise ValueError("caption is no text")
+            others = boxes[:named] + boxes[named + 1 :]
+            if not others:
+                left_out["of a single lesion"] += 1
+                continue
+            found.append(Named(open_image(path.parent / record["image"]), caption, boxes[named], others))
         except UnreadableImage:
-            continue
+            left_out["unreadable"] += 1
         except (KeyError, TypeError, IndexError, ValueError) as error:
             raise AnnotationError(
                 path, place, f"needs image, caption, lesions with a box each, and named, the number of one ({error}); "
@@ -113,18 +119,35 @@ def read_named(path: str | Path, limit: int = 0) -> list[Named]:
             break
     if not found:
         raise AnnotationError(path, "", "holds no readable image of two lesions or more")
-    return found
+    return found, left_out
 
 
-def peak(values: Tensor, width: int, height: int) -> tuple[float, float]:
-    """Where a map (h, w), drawn over an image of width x height pixels, is largest: (x, y) in pixels."""
-    drawn = F.interpolate(values[None, None].float(), size=(height, width), mode="bilinear", align_corners=False)[0, 0]
-    y, x = divmod(int(drawn.argmax()), width)
-    return x + 0.5, y + 0.5
+def _box(values: Any) -> Box:
+    if not isinstance(values, list | tuple) or len(values) != 4:
+        raise ValueError("a box has four numbers")
+    if not all(type(v) in (int, float) and math.isfinite(v) for v in values):
+        raise ValueError(f"box {values} holds something else than numbers")
+    left, top, right, bottom = values
+    if not (0 <= left < right and 0 <= top < bottom):
+        raise ValueError(f"box {values} is not left, top, right, bottom in pixels")
+    return left, top, right, bottom
 
 
-def inside(point: tuple[float, float], box: Box, margin: tuple[float, float]) -> bool:
+def peak(values: Tensor, width: int, height: int) -> tuple[float, float] | None:
+    """The centre (x, y) in pixels of the patch where a map (h, w) of a width x height image is largest.
+
+    None for a map that points nowhere: all of it equal, or not a number.
+    """
+    if not values.isfinite().all() or values.max() == values.min():
+        return None
+    y, x = divmod(int(values.argmax()), values.shape[1])
+    return (x + 0.5) * width / values.shape[1], (y + 0.5) * height / values.shape[0]
+
+
+def inside(point: tuple[float, float] | None, box: Box, margin: tuple[float, float]) -> bool:
     """Whether a point lies in a box, or within `margin` (x, y) of it."""
+    if point is None:
+        return False
     left, top, right, bottom = box
     return left - margin[0] <= point[0] < right + margin[0] and top - margin[1] <= point[1] < bottom + margin[1]
 
@@ -177,7 +200,7 @@ def _hits(
     return _count(m, records, points)
 
 
-def _count(m: Predictor, records: Sequence[Named], points: list[tuple[float, float]]) -> tuple[Share, Share]:
+def _count(m: Predictor, records: Sequence[Named], points: Sequence[tuple[float, float] | None]) -> tuple[Share, Share]:
     config = m.model.image_encoder.config
     half = config.patch / config.image_size / 2  # of a patch, as a share of the image
     on_target, on_other = 0, 0

@@ -5,6 +5,7 @@ Each panel has its own scale, from 0 to the largest value, which is printed on i
 
 import base64
 import html
+import importlib.util
 import io
 import textwrap
 from collections.abc import Sequence
@@ -39,12 +40,17 @@ def panels(image: Image.Image, found: Explanation) -> list[tuple[str, Image.Imag
     return shown
 
 
+def needs_matplotlib() -> None:
+    """PictureError where it is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise PictureError(NEEDS_MATPLOTLIB)
+
+
 def blend(image: Image.Image, values: Tensor) -> Image.Image:
     """A map (h, w) over an image of any size, bilinear; the map covers the whole image, whatever its shape."""
-    try:
-        from matplotlib import colormaps
-    except ImportError as error:
-        raise PictureError(NEEDS_MATPLOTLIB) from error
+    needs_matplotlib()
+    from matplotlib import colormaps
+
     size = (image.height, image.width)
     values = F.interpolate(values.detach()[None, None].float().cpu(), size=size, mode="bilinear", align_corners=False)[
         0, 0
@@ -81,11 +87,10 @@ def headline(found: Explanation) -> str:
 
 def figure(image: Image.Image, found: Explanation) -> Image.Image:
     """All panels of one explanation on one page."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise PictureError(NEEDS_MATPLOTLIB) from error
+    needs_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     shown = panels(image, found)
     columns = min(COLUMNS, len(shown))
     lines = -(-len(shown) // columns)
@@ -113,12 +118,14 @@ def save(images: Sequence[Image.Image], found: Sequence[Explanation], names: Seq
         raise PictureError(f"{out}: pictures end in {', '.join(ENDINGS)}")
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".html":
-        out.write_text(page_of(images, found, names), encoding="utf-8")
+        out.write_text(page_of(images, found, names), encoding="utf-8", errors="replace")
     elif out.suffix == ".npz":
         arrays: dict[str, np.ndarray] = {}
         for i, (one, name) in enumerate(zip(found, names, strict=True)):
             arrays |= {f"image_{i}": np.array(name), f"text_{i}": np.array(one.text), f"score_{i}": np.array(one.score)}
-            arrays |= {f"words_{i}": np.array(one.words), f"maps_{i}": one.maps.cpu().numpy()}
+            arrays |= {f"words_{i}": np.array(one.words, dtype=np.str_), f"maps_{i}": one.maps.cpu().numpy()}
+            about = f"{one.task}, {one.method}, {'all layers' if one.layer is None else f'layer {one.layer}'}"
+            arrays |= {f"answer_{i}": np.array(one.answer), f"about_{i}": np.array(f"{about}; {NOT_FOR_DIAGNOSIS}")}
             arrays |= {f"sentence_{i}": one.sentence.cpu().numpy()}
         np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
     elif len(found) == 1:

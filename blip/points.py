@@ -12,7 +12,8 @@
     decoder.L.*                                  the same of the text decoder, whatever it shares with the encoder
 
 B images of N patches, R texts of T tokens, D width, H heads of width d. Padding is zero. The last layer runs for
-`[ENC]` alone where nothing else is needed (matching): T is 1 there. In NLVR2 `cross` is `cross.first` and
+`[ENC]` alone where nothing else is needed (matching): T is 1 there; of an image whose CLS alone is needed
+(`encode_image`) the last block gives one row. In NLVR2 `cross` is `cross.first` and
 `cross.second`, one an image. In VQA the decoder looks at the T tokens of the question instead of an image. With a
 cache, T is what is new.
 """
@@ -59,7 +60,8 @@ def attentions(layer: Block | Layer) -> dict[str, Attention]:
 
 
 def mlp_of(layer: Block | Layer) -> nn.Module:
-    return layer.mlp if isinstance(layer, Block) else layer.feed_forward
+    """The module whose output is what a feed-forward network adds, before residual and norm."""
+    return layer.mlp if isinstance(layer, Block) else layer.feed_forward.down
 
 
 def names_of(model: nn.Module) -> list[str]:

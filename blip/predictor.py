@@ -303,11 +303,13 @@ class Predictor:
         """Images -> (B, 3, S, S), normalised, on the device."""
         return torch.stack([self.transform(open_image(image)) for image in images]).to(self.device)
 
+    def cleaned(self, text: str) -> str:
+        """A text as the model was trained to read it."""
+        return blip_cleaning(text) if self.info.get("text_cleaning") == "blip" else text
+
     def ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Texts -> ids (R, T), `[CLS] ... [SEP]` and padding, on the device; lengths (R,), on the CPU."""
-        if self.info.get("text_cleaning") == "blip":
-            texts = [blip_cleaning(text) for text in texts]
-        encoded = self.tokenizer.encode(list(texts), self.max_text_tokens)
+        encoded = self.tokenizer.encode([self.cleaned(text) for text in texts], self.max_text_tokens)
         lengths = torch.tensor([len(ids) for ids in encoded])
         ids = torch.full((len(encoded), int(lengths.max())), self.tokenizer.pad_id)
         for row, tokens in zip(ids, encoded, strict=True):

@@ -18,12 +18,23 @@ from blip.predictor import ImageInput, Predictor
 from blip.rows import ImageKeys, Rows, with_first
 
 
+def check_texts(m: Predictor, texts: Sequence[str], what: str = "text") -> None:
+    """ValueError for a text without tokens, or with more than the model reads."""
+    for number, tokens in enumerate(m.tokenizer.count([m.cleaned(text) for text in texts]), start=1):
+        if tokens < 3:
+            raise ValueError(f"{what} {number} is empty: it has no words")
+        if tokens > m.max_text_tokens:
+            raise ValueError(f"{what} {number} has {tokens} tokens, the model reads {m.max_text_tokens}: shorten it")
+
+
 def scores_of(
     m: Predictor, task: str, images: Sequence[ImageInput], texts: Sequence[str], answers: Sequence[str] = ()
 ) -> Tensor:
     """What a task thinks of pairs, (R, n): `match` logits (n = 1), log-probabilities of a `caption`'s tokens (n = T-1)
     or of an `answer` to a question (n = 1). `image` encodes alone and returns nothing (n = 0).
     """
+    if task != "image" and len(images) != len(texts):
+        raise ValueError(f"{len(images)} images and {len(texts)} texts: give as many")
     if task == "match":
         return m.match_logits(images, texts, len(texts))[:, 1:]
     if task == "caption":
@@ -83,8 +94,7 @@ def answer_log_probs(
 ) -> Tensor:
     """Log-probability (R,) of answer i to question i about image i, the end included."""
     model = m.needs("text_decoder", "answer questions", VqaModel)
-    if empty := [i for i, answer in enumerate(answers) if not m.tokenizer.count([answer])[0] > 2]:
-        raise ValueError(f"answer {empty[0] + 1} is empty")
+    check_texts(m, answers, "answer")
     with torch.set_grad_enabled(m.grads):
         keys = model.question_keys(m.pixels(images), *m.ids(questions))
         ids, lengths = m.ids(answers)

@@ -104,6 +104,20 @@ class Tokenizer:
         """The word piece with this id."""
         return self._backend.id_to_token(number) or ""
 
+    def words(self, text: str) -> list[tuple[str, int]]:
+        """The words of a text as it spells them, each with the number of its tokens."""
+        encoded = self._backend.encode(text, add_special_tokens=False)
+        found: list[tuple[str, int]] = []
+        last = None
+        for number, (start, end) in zip(encoded.word_ids, encoded.offsets, strict=True):
+            if number == last and found:
+                word, count = found[-1]
+                found[-1] = (word + text[start:end], count + 1)
+            else:
+                found.append((text[start:end], 1))
+            last = number
+        return found
+
     def save(self, path: str | Path) -> None:
         """Writes the JSON form, which `from_file` reads."""
         Path(path).write_text(json.dumps(json.loads(self._backend.to_str()), ensure_ascii=False), encoding="utf-8")

@@ -35,8 +35,10 @@ class Look:
     layout: Layout
     mask: Tensor | None
     causal: bool
-    visit: Visit | None
-    tensors: dict[str, Tensor] = field(default_factory=dict)  # q, k, v, z; `pattern` where it was edited
+    dropout: float  # of the pattern, in this pass
+    visit: int | None  # number of the visit of a text layer that it was part of
+    # what was asked for, or is needed for it: q, k, v, z; `pattern` where it was edited; `before`: z before its edit
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def read(self, point: str) -> Tensor:
         """As `points.py` says."""
@@ -49,14 +51,16 @@ class Look:
 
     def gradient(self, point: str) -> Tensor | None:
         if point == "pattern" and point not in self.tensors:
-            z = self.tensors["z"].grad  # z = pattern v, so the pattern's gradient is z's times v
+            if self.dropout:
+                raise TraceError("attention dropout was on, and hides the pattern's gradient: call model.eval() first")
+            z = self.tensors["before"].grad  # z = pattern v, so the pattern's gradient is z's times v
             return None if z is None else self.layout.grid(z @ self.tensors["v"].detach().transpose(-1, -2))
         grad = self.tensors[point].grad
         return grad if grad is None or point in ("k", "v") else self.layout.grid(grad)
 
 
 class Trace:
-    """What passed through a model inside a `trace` block. It stays readable after the block."""
+    """What passed through a model inside a `trace` block, readable after it too; not to be written into."""
 
     def __init__(self, model: nn.Module, wanted: set[str], edits: dict[str, Edit], grads: bool):
         self.model, self.grads = model, grads
@@ -65,6 +69,7 @@ class Trace:
         self._states: dict[str, list[Kept]] = {}
         self._looks: dict[str, list[list[Look]]] = {}  # by attention; the calls of one visit together
         self._visit: Visit | None = None
+        self._visits = 0
         self._hooks: list[Any] = []
 
     # ---- reading
@@ -111,7 +116,8 @@ class Trace:
             raise TraceError(no_such_point(name, names_of(self.model)))
         if name not in self.wanted:
             raise TraceError(f"{name} was not traced: name it in trace(...)")
-        raise TraceError(f"nothing passed through {name}: run the model inside the block, on a task that goes there")
+        raise TraceError(f"nothing passed through {name}: run the model inside the block, on a task that goes there "
+                         "(match reads text.*, caption and answer decoder.*)")  # fmt: skip
 
     def _only(self, name: str, values: list[Tensor]) -> Tensor:
         if len(values) != 1:
@@ -126,7 +132,8 @@ class Trace:
         traced += [x for passes in self._looks.values() for looks in passes for k in looks for x in k.tensors.values()]
         inputs = [x for x in traced if x.requires_grad]
         if not self.grads or not inputs:
-            raise TraceError("nothing that was traced has a gradient: trace(..., grads=True) around the model")
+            raise TraceError("nothing that was traced has a gradient: trace(..., grads=True) around the model, without "
+                             "torch.no_grad()")  # fmt: skip
         for x in inputs:
             x.grad = None
         torch.autograd.backward(scores.sum(), inputs=inputs, retain_graph=again)
@@ -157,7 +164,8 @@ class Trace:
                     self._watch(name, text, site, attention)
 
     def _watch(self, name: str, text: bool, site: str, attention: Attention) -> None:
-        sites = {f"{layer}.{site}" for layer, _ in layers_of(self.model)} if text else {f"{name}.{site}"}
+        # encoder and decoder may share it
+        sites = {f"{own}.{site}" for own, layer in layers_of(self.model) if attentions(layer).get(site) is attention}
         points = {p for p in LOOKS for s in sites if f"{s}.{p}" in self.wanted | self._edits.keys()}
         if not points:
             return
@@ -183,6 +191,7 @@ class Trace:
                 _, rows, keys, *_ = args
                 queries = ONE_TOKEN if kwargs.get("first_only") else rows
                 self._visit, layout = Visit(name, rows, keys, queries), States(rows)
+                self._visits += 1
             new = self._through(f"{name}.in", args[0], layout)
             return None if new is None else ((new, *args[1:]), kwargs)
 
@@ -212,10 +221,10 @@ class Trace:
             mask = more[0] if more else kwargs.get("mask")
             causal = more[1] if len(more) > 1 else kwargs.get("causal", False)
             passes = self._looks.setdefault(f"{self._here(name, text)}.{site}", [])
-            visit = self._visit if text else None
-            again = bool(passes) and visit is not None and passes[-1][0].visit is visit
+            visit, number = (self._visit, self._visits) if text else (None, None)
+            again = bool(passes) and number is not None and passes[-1][0].visit == number
             layout = visit.layout(site, len(k), earlier=len(passes[-1]) if again else 0) if visit else AsItIs()
-            look = Look(layout, mask, causal, visit)
+            look = Look(layout, mask, causal, module.dropout if module.training else 0.0, number)
             if again:
                 passes[-1].insert(0, look)  # texts that look at `extra` images come first and stand last
             else:
@@ -226,28 +235,42 @@ class Trace:
     def _tapped(self, name: str, text: bool, site: str, point: str) -> Callable:
         def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
             here = f"{self._here(name, text)}.{site}"
-            look = self._looks[here][-1][0]
-            new = self._edited(f"{here}.{point}", output, AsItIs() if point in ("k", "v") else look.layout)
-            if point != "pattern" or f"{here}.pattern" in self._edits:
-                look.tensors[point] = self._kept(output if new is None else new)
-            return new
+            look, needed = self._looks[here][-1][0], self._needed(here)
+            layout = AsItIs() if point in ("k", "v") else look.layout
+            before = output
+            if point == "z" and "before" in needed:
+                before = self._kept(output)
+                look.tensors["before"] = self._stored(before)
+            after = self._edited(f"{here}.{point}", before, layout)
+            if point in needed:
+                after = self._kept(after)
+                look.tensors[point] = self._stored(after)
+            return after if after is not output else None
 
         return hook
 
+    def _needed(self, attention: str) -> set[str]:
+        """The tensors of an attention that are kept: those asked for, and what patterns and their gradients need."""
+        found = {point for point in LOOKS if f"{attention}.{point}" in self.wanted}
+        if "pattern" in found and f"{attention}.pattern" not in self._edits:
+            found |= {"q", "k", "v", "before"} if self.grads else {"q", "k"}
+        return found
+
     def _through(self, name: str, value: Tensor, layout: Layout) -> Tensor | None:
         """Edits and keeps a state; returns what stands for it, or None."""
-        new = self._edited(name, value, layout)
+        after = self._edited(name, value, layout)
         if name in self.wanted:
-            self._states.setdefault(name, []).append(Kept(self._kept(value if new is None else new), layout))
-        return new
+            after = self._kept(after)
+            self._states.setdefault(name, []).append(Kept(self._stored(after), layout))
+        return after if after is not value else None
 
-    def _edited(self, name: str, value: Tensor, layout: Layout) -> Tensor | None:
+    def _edited(self, name: str, value: Tensor, layout: Layout) -> Tensor:
         if name not in self._edits:
-            return None
+            return value
         seen = layout.grid(value)
-        new = self._edits[name](seen)
+        new = self._edits[name](seen.clone())  # what is written into it in place is lost, here and everywhere
         if new is None:
-            return None
+            return value
         if not isinstance(new, Tensor) or new.shape != seen.shape:
             got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
             raise TraceError(
@@ -255,9 +278,15 @@ class Trace:
             )
         return layout.flat(new.to(value.dtype))
 
+    def _stored(self, value: Tensor) -> Tensor:
+        return value if self.grads else value.detach()
+
     def _kept(self, value: Tensor) -> Tensor:
+        """The tensor itself, ready for a gradient; below frozen parameters it becomes one that has a gradient."""
         if not self.grads:
-            return value.detach()
+            return value
+        if not value.requires_grad and torch.is_grad_enabled():
+            value = value.detach().requires_grad_()
         if value.requires_grad:
             value.retain_grad()
         return value

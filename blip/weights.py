@@ -5,6 +5,7 @@ model.json           format version, task, sizes; enough to build the model
 tokenizer.json       in the format of `tokenizers`
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -88,6 +89,19 @@ def load_strict(module: nn.Module, tensors: dict[str, Tensor], what: str) -> Non
         raise CheckpointError(f"{what} does not fit the model:\n" + "\n".join(lines))
     for name, tensor in expected.items():
         tensor.copy_(tensors[name])
+
+
+def fingerprint(checkpoint: str | Path) -> str:
+    """12 hexadecimal digits that follow from the weights of a checkpoint: a file, or all files of a folder."""
+    checkpoint, digest = Path(checkpoint), hashlib.sha256()
+    files = sorted(p for p in checkpoint.rglob("*") if p.is_file()) if checkpoint.is_dir() else [checkpoint]
+    for file in files:
+        if file.suffix in (".safetensors", ".pth", ".bin", ".json"):
+            digest.update(file.name.encode())
+            with open(file, "rb") as content:
+                while block := content.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()[:12]
 
 
 def flush(path: Path) -> None:

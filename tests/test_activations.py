@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bad_finetune_cases import answerer
 from typer.testing import CliRunner
 
 import blip
@@ -26,7 +27,7 @@ def wanted(phantoms: Path) -> list[Wanted]:
 
 
 def wish(points: list[str], **more: object) -> Capture:
-    return Capture("tiny", "captions.json", points, "match", shard_size=4, **more)  # type: ignore[arg-type]
+    return Capture("weights", "captions.json", points, "match", shard_size=4, **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("form", ["safetensors", "npy"])
@@ -101,6 +102,8 @@ def test_unreadable_images_are_named_and_left_out(model: Predictor, wanted: list
         ({"pool": "max"}, "all, first, mean"),
         ({"format": "zarr"}, "safetensors, npy"),
         ({"points": ["text.0.cross.q"], "pool": "mean"}, "has a head axis"),
+        ({"weights": "others"}, "with weights 'weights', now it is 'others'"),
+        ({"task": "nlvr"}, "match, caption, answer, image"),
     ],
 )
 def test_another_wish_is_refused(
@@ -114,6 +117,37 @@ def test_another_wish_is_refused(
         capture(model, wanted, again, tmp_path)
 
 
+def test_other_contents_are_refused_and_lost_shards_made_again(
+    model: Predictor, wanted: list[Wanted], tmp_path: Path
+) -> None:
+    capture(model, wanted, wish(["text.1.out"]), tmp_path)
+    (tmp_path / "shard-00001.safetensors").unlink()
+    capture(model, wanted, wish(["text.1.out"]), tmp_path)
+    assert [records for records, _ in read_shards(tmp_path)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    changed = [*wanted[:-1], Wanted(wanted[-1].image, "another text")]
+    with pytest.raises(ActivationError, match="with contents"):
+        capture(model, changed, wish(["text.1.out"]), tmp_path)
+    for damaged in ("[]", '{"shards": 3}', "{"):
+        (tmp_path / "index.json").write_text(damaged)
+        with pytest.raises(ActivationError, match="is damaged"):
+            capture(model, wanted, wish(["text.1.out"]), tmp_path)
+
+
+def test_lengths_of_answers_are_their_own(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
+    m = blip.load(answerer(tmp_path, tiny_checkpoint))
+    picture = phantoms / "images" / "000000.png"
+    asked = [Wanted(picture, "where is the lesion?", "left"), Wanted(picture, "what?", "upper left lesion")]
+    points = ["decoder.1.out", "text.0.out"]
+    for pool in ("all", "mean"):
+        capture(m, asked, Capture("w", "d", points, "answer", pool=pool), tmp_path / pool)
+    (_, full), (_, mean) = (next(read_shards(tmp_path / pool)) for pool in ("all", "mean"))
+    counts = {"decoder.1.out": full["answer_lengths"], "text.0.out": full["lengths"]}
+    assert counts["decoder.1.out"].tolist() == m.ids(["left", "upper left lesion"])[1].tolist()
+    for point in points:
+        expected = torch.stack([x[:n].mean(0) for x, n in zip(full[point], counts[point], strict=True)])
+        assert torch.allclose(mean[point], expected, atol=1e-5)
+
+
 def test_command(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
     def run(*arguments: object) -> tuple[int, str]:
         done = CliRunner().invoke(
@@ -124,6 +158,6 @@ def test_command(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
     code, said = run(phantoms / "images", "--points", "image.*.out", "--out", tmp_path / "a", "--pool", "first")
     assert code == 0 and "48 records, 2 points" in said
     code, said = run(phantoms / "images", "--points", "text.1.out", "--out", tmp_path / "b")
-    assert code != 0 and "has no text" in said
+    assert code != 0 and "its text is empty" in said
     code, said = run(phantoms / "captions.json", "--points", "txt.1.out", "--out", tmp_path / "c")
     assert code != 0 and "nearest: text.1.out" in said

@@ -98,8 +98,7 @@ def test_maps_of_published_checkpoints_follow_the_published_formula(golden_dir: 
 def test_words_sum_their_pieces_and_leave_special_tokens_out(model: Predictor, pictures: list[Path]) -> None:
     text = "head with an unheardof lesion"
     (found,) = explain_pairs(model, pictures[0], text)
-    ids = model.ids([text])[0][0].tolist()
-    spans = word_spans(model, ids)
+    spans = word_spans(model, text)
     assert " ".join(found.words) == text and any(span.stop - span.start > 1 for _, span in spans)
     with blip.trace(model, "text.0.cross.*", grads=True) as t:
         model.match_logits(pictures[0], text)[:, 1].sum().backward()
@@ -172,6 +171,27 @@ def test_scores_of_given_texts_are_those_of_writing(model: Predictor, pictures: 
     assert several[0].token_log_probs[0] == pytest.approx(float(last_word.detach().max()), abs=1e-5)
 
 
+def test_words_are_shown_as_they_are_written(model: Predictor, pictures: list[Path]) -> None:
+    text = "Head, \u00e9t\u00e9 \u65e5 lesion"
+    (found,) = explain_pairs(model, pictures[0], text)
+    assert found.words == ["Head", ",", "\u00e9t\u00e9", "\u65e5", "lesion"]
+
+
+def test_relevance_needs_an_image_a_text(model: Predictor, pictures: list[Path]) -> None:
+    with blip.trace(model, ["image.*", "text.*"], grads=True) as t:
+        model.match_logits(pictures[0], TEXTS)[:, 1].sum().backward()
+    with pytest.raises(TraceError, match="here are 1 and 3"):
+        blip.explain.relevance(t, "text.0.cross")
+
+
+def test_maps_of_frozen_models(tiny_checkpoint: Path, pictures: list[Path]) -> None:
+    frozen, free = blip.load(tiny_checkpoint), blip.load(tiny_checkpoint)
+    frozen.model.requires_grad_(False)
+    for method in METHODS:
+        (one,), (other,) = (explain_pairs(m, pictures[0], TEXTS[0], method=method) for m in (frozen, free))
+        assert torch.allclose(one.maps, other.maps, atol=1e-7)
+
+
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 
@@ -212,6 +232,7 @@ def test_command_for_an_image(tiny_checkpoint: Path, pictures: list[Path], tmp_p
     if ending == "npz":
         with np.load(out) as file:
             assert file["words_0"].tolist() == ["small", "bright", "lesion"] and file["maps_0"].shape == (3, 2, 2)
+            assert str(file["about_0"]) == "match, gradcam, layer 0; not for diagnosis" and str(file["answer_0"]) == ""
 
 
 def test_command_for_folders_and_files(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
@@ -239,6 +260,10 @@ def test_command_for_folders_and_files(tiny_checkpoint: Path, phantoms: Path, tm
     ("texts", "options", "message"),
     [
         ("", {}, "text 1 is empty"),
+        ("\u200b", {}, "text 1 is empty"),
+        (["a", "b", ""], {"answers": ["c", "d"]}, "3 images and 3 texts and 2 answers: give as many"),
+        ("a", {"batch_size": 0}, "batch_size is 0"),
+        ("a", {"task": "caption", "rows": "enc"}, "no .ENC. row"),
         ("head " * 60, {}, r"text 1 has 6\d tokens, the model reads 32"),
         ("a", {"layer": 1}, r"layer 1 is the last one.*rows=enc"),
         ("a", {"layer": 5}, "layers 0 to 1"),
@@ -299,7 +324,7 @@ def test_questions_through_the_question_encoder(tiny_checkpoint: Path, pictures:
     assert [one.score for one in found] == pytest.approx(expected.tolist())
     with blip.trace(m, "text.1.cross.*", grads=True) as t:
         answer_log_probs(m, pictures[1:2], questions[1:], ["upper left"]).sum().backward()
-    word, span = word_spans(m, m.ids(["where?"])[0][0].tolist())[0]
+    word, span = word_spans(m, "where?")[0]
     assert word == "where"
     assert torch.allclose(found[1].maps[0], blip.gradcam(t, "text.1.cross")[0, span].sum(0), atol=1e-9)
     with pytest.raises(TraceError, match="cannot match"):

@@ -274,6 +274,70 @@ def test_patching_a_layer_gives_the_other_images_score(exact: PretrainModel) -> 
             assert not torch.equal(match(exact, pixels, ids), expected)
 
 
+def test_mlp_is_what_is_added(exact: PretrainModel) -> None:
+    pixels, ids = inputs()
+    layer = exact.text_encoder.layers[0].feed_forward
+    seen: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    rows = Rows(LENGTHS, 6, ids.device)
+    with torch.no_grad(), blip.trace(exact, ["text.0.mlp", "text.0.out"]) as t:
+        match(exact, pixels, ids)
+    handle.remove()
+    expected = rows.unpack(layer.norm(seen[0] + rows.pack(t["text.0.mlp"])))
+    assert (expected - t["text.0.out"]).abs().max() < 1e-12
+
+
+def test_an_ablated_head_has_no_gradient(exact: PretrainModel) -> None:
+    pixels, ids = inputs()
+    edit = {"text.0.cross.z": blip.zero_head(0)}
+    with blip.trace(exact, "text.0.cross.*", edit, grads=True) as t:
+        t.backward(match(exact, pixels, ids))
+    with blip.trace(exact, "text.0.cross.*", {**edit, "text.0.cross.pattern": torch.clone}, grads=True) as written_out:
+        written_out.backward(match(exact, pixels, ids))
+    grad = t.pattern_grad("text.0.cross")
+    assert (grad[:, 0] == 0).all() and (grad[:, 1] != 0).any()
+    assert (grad - written_out.pattern_grad("text.0.cross")).abs().max() < 1e-12
+
+
+def test_dropped_patterns_have_no_gradient_to_give() -> None:
+    config = TextConfig(**{**TEXT.__dict__, "dropout": 0.5})
+    model = PretrainModel(VIT, config, SPECIALS, embed_dim=8).double().train()
+    pixels, ids = inputs()
+    with blip.trace(model, "text.0.cross.*", grads=True) as t:
+        t.backward(match(model, pixels, ids))
+    with pytest.raises(TraceError, match="dropout was on"):
+        t.pattern_grad("text.0.cross")
+
+
+@pytest.mark.parametrize("images", [1, 4])
+def test_writing_in_place_is_lost_everywhere(exact: PretrainModel, images: int) -> None:
+    def in_place(x: Tensor) -> None:
+        x.zero_()
+
+    pixels, ids = inputs(images)
+    with torch.no_grad():
+        plain = match(exact, pixels, ids)
+        for name in ("text.0.cross.z", "text.0.in", "text.1.self.z", "image.0.out"):
+            with blip.trace(exact, edit={name: in_place}):
+                assert torch.equal(match(exact, pixels, ids), plain)
+
+
+def test_edits_of_one_point_follow_one_another(exact: PretrainModel) -> None:
+    pixels, ids = inputs()
+    edits = {"text.0.cross.z": blip.zero_head(0), "text.*.cross.z": blip.zero_head(1)}
+    with torch.no_grad(), blip.trace(exact, "text.0.cross.z", edits) as t:
+        match(exact, pixels, ids)
+    z = t["text.0.cross.z"]
+    assert (z[:, :2] == 0).all() and (z[:, 2] != 0).any()
+
+
+def test_a_trace_keeps_what_was_asked(model: Predictor, pictures: list[Path]) -> None:
+    with blip.trace(model, "text.0.self.q") as t:
+        model.match_logits(pictures, TEXTS)
+    ((look,),) = t._looks["text.0.self"]
+    assert look.tensors.keys() == {"q"} and isinstance(look.visit, int)
+
+
 # ---- nothing stays behind --------------------------------------------------------------------------------------------
 
 
@@ -390,6 +454,7 @@ def traced(model: Predictor, pictures: list[Path], **wish: object) -> Trace:
         ({"edit": {"text.0.cross.z": lambda x: x[:, :1]}}, r"returned \(3, 1, .*has to be a tensor of \(3, 2"),
         ({"edit": {"text.0.out": lambda x: 3}}, "returned int"),
         ({"edit": {"text.0.cross.z": blip.zero_head(5)}}, "no head 5: this attention has 2"),
+        ({"edit": {"text.0.out": blip.zero_head(0)}}, "which have heads"),
     ],
 )
 def test_impossible_wishes(model: Predictor, pictures: list[Path], wish: dict, message: str) -> None:

@@ -30,8 +30,13 @@ def test_captions_name_one_lesion(named: Path) -> None:
 def test_peaks_and_boxes() -> None:
     values = torch.zeros(6, 6)
     values[1, 4] = 1
-    assert peak(values, 48, 48) == pytest.approx((36, 12), abs=1)
-    assert peak(values, 96, 48) == pytest.approx((72, 12), abs=1.5)  # wide images keep their proportions
+    assert peak(values, 48, 48) == (36, 12)
+    assert peak(values, 96, 48) == (72, 12)  # wide images keep their proportions
+    edge = torch.zeros(6, 6)
+    edge[0, 3] = 1
+    assert peak(edge, 48, 48) == (28, 4)
+    assert peak(torch.zeros(6, 6), 48, 48) is None and peak(torch.full((6, 6), float("nan")), 48, 48) is None
+    assert not inside(None, (0, 0, 48, 48), (4, 4))
     assert inside((12, 5), (10, 4, 14, 8), (0, 0)) and not inside((14, 5), (10, 4, 14, 8), (0, 0))
     assert inside((16, 5), (10, 4, 14, 8), (4, 0)) and not inside((12, 9), (10, 4, 14, 8), (4, 0))
 
@@ -46,8 +51,8 @@ def test_a_map_of_the_box_hits_it_and_nothing_else(
     named: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     m = blip.load(tiny_checkpoint)
-    records = read_named(named)
-    assert all(record.others for record in records)
+    records, left_out = read_named(named)
+    assert all(record.others for record in records) and left_out == {"of a single lesion": 30 - len(records)}
     boxes = {record.caption: record.target for record in records}
 
     def knows(m: object, images: list, texts: list, *args: object, **kwargs: object) -> list:
@@ -68,7 +73,7 @@ def test_a_map_of_the_box_hits_it_and_nothing_else(
 
 def test_every_method_and_layer_with_its_controls(named: Path, tiny_checkpoint: Path) -> None:
     m = blip.load(tiny_checkpoint)
-    lines = localise(m, read_named(named, limit=4))
+    lines = localise(m, read_named(named, limit=4)[0])
     # two layers, the last one for [ENC] alone: three rows for each method that has layers
     assert len(lines) == 3 * 3 + 1
     assert all(share.trials == 4 for line in lines for share in (line.target, line.untrained, line.shuffled))
@@ -89,7 +94,15 @@ def test_command(named: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     [
         ('[{"image": "a.png", "caption": "x"}]', "--name_one"),
         ('[{"image": "a.png", "caption": "x", "lesions": [{"box": [1, 2]}], "named": 0}]', "four numbers"),
-        ('[{"image": "a.png", "caption": "x", "lesions": [{"box": [1, 2, 3, 4]}], "named": 3}]', "named"),
+        ('[{"image": "a.png", "caption": "x", "lesions": [{"box": [1, 2, 3, 4]}], "named": 3}]', "named is 3"),
+        ('[{"image": "a.png", "caption": "x", "lesions": [{"box": [1, 2, 3, 4]}], "named": -1}]', "named is -1"),
+        ('[{"image": "a.png", "caption": "x", "lesions": [{"box": [5, 2, 3, 4]}], "named": 0}]', "left, top, right"),
+        ('[{"image": "a.png", "caption": "x", "lesions": [{"box": [1, 2, null, 4]}], "named": 0}]', "than numbers"),
+        ('[{"image": "a.png", "caption": "x", "lesions": [{"box": "abcd"}], "named": 0}]', "four numbers"),
+        (
+            '[{"image": "a.png", "caption": ["x"], "lesions": [{"box": [1, 2, 3, 4]}], "named": 0}]',
+            "caption is no text",
+        ),
         ("[]", "no records"),
     ],
 )
