@@ -17,7 +17,8 @@ from torch import Tensor
 
 from blip import build
 from blip.data.nlvr import EvalStatements, NlvrBatch, NlvrDataset, Statements, collate_nlvr, read_statements
-from blip.finetune import FineTuning, evaluate, train
+from blip.finetune import FineTuning
+from blip.finetune_run import evaluate, train
 from blip.metrics import as_json, bootstrap
 from blip.models.nlvr import NlvrModel, statement_loss
 from blip.task_config import NlvrConfig

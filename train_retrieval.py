@@ -18,8 +18,9 @@ from blip import distributed, losses, momentum
 from blip.data.gallery import ImagesByNumber, unreadable
 from blip.data.loader import Batch, padded
 from blip.data.pairs import CaptionEncoder, caption_id
-from blip.finetune import NothingToScore, evaluate, train
+from blip.finetune import NothingToScore
 from blip.finetune_pairs import PairFineTuning
+from blip.finetune_run import evaluate, train
 from blip.metrics import Interval, as_json, bootstrap
 from blip.models.matching import TEMPERATURE_RANGE, Twin
 from blip.models.retrieval import RetrievalModel

@@ -216,7 +216,7 @@ class Trace:
         return self._visit.name if text and self._visit else name
 
     def _looking(self, name: str, text: bool, site: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        def hook(module: Attention, args: tuple, kwargs: dict) -> None:
             _, k, _, *more = args
             mask = more[0] if more else kwargs.get("mask")
             causal = more[1] if len(more) > 1 else kwargs.get("causal", False)

@@ -59,6 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "train",
         "distributed",
     },
+    "finetune_run": {"finetune", "start", "config", "task_config", "lora", "weights", "train", "distributed"},
     "dry_run": {"config", "build", "distributed", "flops", "momentum", "rows", "models", "data", "tokenizer", "train"},
     "predictor": {"models", "ranking", "rows", "decoding", "generation", "weights", "tokenizer", "data.transforms"},
     "predict": {"predictor", "decoding", "data.transforms"},
