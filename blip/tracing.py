@@ -107,15 +107,16 @@ class Trace:
         return self.grad(f"{attention}.pattern")
 
     def _passes(self, name: str, of_look: Callable, of_state: Callable) -> list[list[Any]]:
+        if name not in self.wanted:
+            known = names_of(self.model)
+            raise TraceError(
+                f"{name} was not traced: name it in trace(...)" if name in known else no_such_point(name, known)
+            )
         site, _, point = name.rpartition(".")
         if point in LOOKS and site in self._looks:
             return [[of_look(look, point) for look in looks] for looks in self._looks[site]]
         if name in self._states:
             return [[of_state(kept)] for kept in self._states[name]]
-        if name not in self.wanted and name not in names_of(self.model):
-            raise TraceError(no_such_point(name, names_of(self.model)))
-        if name not in self.wanted:
-            raise TraceError(f"{name} was not traced: name it in trace(...)")
         raise TraceError(f"nothing passed through {name}: run the model inside the block, on a task that goes there "
                          "(match reads text.*, caption and answer decoder.*)")  # fmt: skip
 

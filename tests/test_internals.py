@@ -466,13 +466,14 @@ def test_impossible_wishes(model: Predictor, pictures: list[Path], wish: dict, m
     ("read", "message"),
     [
         (lambda t: t["text.0.mlp"], "was not traced"),
+        (lambda t: t["text.0.cross.v"], "was not traced"),
         (lambda t: t["text.0.mpl"], "nearest: text.0.mlp"),
         (lambda t: t.grad("text.0.out"), "gradients were not kept"),
         (lambda t: blip.logit_lens(t), "was not traced"),
     ],
 )
 def test_impossible_reading(model: Predictor, pictures: list[Path], read: Callable, message: str) -> None:
-    t = traced(model, pictures, points=["text.0.out"])
+    t = traced(model, pictures, points=["text.0.out", "text.0.cross.q"])
     with pytest.raises(TraceError, match=message):
         read(t)
 
