@@ -31,7 +31,7 @@ SHORT = {
 }
 
 
-def losses(data: Path, vocabulary: Path, output: Path, **more: object) -> list[dict]:
+def losses(data: Path, vocabulary: Path | str, output: Path, **more: object) -> list[dict]:
     """The log of a shortened run on one annotation file."""
     settings = {**SHORT, "train_file": f"[{data}]", "tokenizer": vocabulary, **more}
     overrides = [x for key, value in settings.items() for x in ("--set", f"{key}={value}")]
@@ -57,13 +57,13 @@ def test_losses_fall(file: str, data_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.real_data
 @pytest.mark.slow
 def test_matching_is_learned(data_dir: Path, tmp_path: Path) -> None:
-    """Of 32 images, matching leaves behind what it costs without skill, 0.6365, and tells both kinds of rows."""
+    """Of 16 images, matching leaves behind what it costs without skill, 0.6365, and tells both kinds of rows."""
     source = data_dir / "vqa_med_2019" / "captions_composed.json"
     records = json.loads(source.read_text())
-    few = [{**r, "image": str((source.parent / r["image"]).resolve())} for r in records[:: len(records) // 32][:32]]
+    few = [{**r, "image": str((source.parent / r["image"]).resolve())} for r in records[:: len(records) // 16][:16]]
     (tmp_path / "few.json").write_text(json.dumps(few))
-    vocabulary = data_dir / "vocab" / "bert-base-uncased-vocab.txt"
-    short = {"queue_size": 0, "alpha": 0, "max_text_tokens": 20, "epochs": 1000, "max_steps": 180}
-    last = losses(tmp_path / "few.json", vocabulary, tmp_path / "run", **short)[-1]
-    assert last["itm"] < 0.55
-    assert (last["itm_matched"] + 2 * last["itm_unmatched"]) / 3 > 0.7
+    # with few words of their own, since BERT's 30,522 take most of the time of so small a model
+    short = {"queue_size": 0, "alpha": 0, "max_text_tokens": 20, "epochs": 1000, "max_steps": 150, "vocab_size": 400}
+    last = losses(tmp_path / "few.json", "train", tmp_path / "run", **short, text_layers=3, lr=2e-3)[-1]
+    assert last["itm"] < 0.4
+    assert last["itm_matched"] > 0.7 and last["itm_unmatched"] > 0.7

@@ -15,6 +15,12 @@ from blip.tokenizer import load_tokenizer
 from blip.train.log import read_metrics
 
 
+@pytest.fixture(autouse=True)
+def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")  # no Java
+    monkeypatch.setattr("blip.train.run.measure_peak", lambda *_: 0.0)
+
+
 def losses(output: Path) -> list[float]:
     return [line["lm"] for line in read_metrics(output) if "lm" in line]
 
