@@ -24,10 +24,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from blip.data.shards import write_whole
 from blip.data.transforms import UnreadableImage, open_image
 from blip.errors import BlipError
 from blip.explain_files import Wanted, check_wanted
 from blip.internals import names, trace
+from blip.points import STATES
 from blip.predictor import Predictor
 from blip.scoring import scores_of
 from blip.weights import flush
@@ -89,7 +91,7 @@ def capture(m: Predictor, wanted: Sequence[Wanted], what: Capture, folder: Path,
         shapes = {point: list(tensor.shape) for point, tensor in tensors.items()}
         line = {"file": name, "asked": len(part), "records": numbers, "shapes": shapes, "problems": unread}
         what.shards.append(line)
-        _save_index(folder, what)
+        write_whole(folder / INDEX, json.dumps(asdict(what), indent=1) + "\n")
     return problems
 
 
@@ -107,7 +109,7 @@ def read_shards(folder: str | Path) -> Iterator[tuple[list[int], dict[str, Tenso
 
 
 def _attention(name: str) -> bool:
-    return name.rpartition(".")[2] not in ("in", "mlp", "out")
+    return name.rpartition(".")[2] not in STATES
 
 
 def _done(folder: Path, what: Capture) -> list[dict[str, Any]]:
@@ -210,13 +212,6 @@ def _write(folder: Path, number: int, form: str, tensors: dict[str, Tensor]) -> 
         shutil.rmtree(folder / name, ignore_errors=True)
     os.replace(partial, folder / name)
     return name
-
-
-def _save_index(folder: Path, what: Capture) -> None:
-    partial = folder / f"{INDEX}.partial"
-    partial.write_text(json.dumps(asdict(what), indent=1) + "\n", encoding="utf-8")
-    flush(partial)
-    os.replace(partial, folder / INDEX)
 
 
 def points_of(m: Predictor, patterns: Sequence[str]) -> list[str]:

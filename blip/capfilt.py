@@ -15,13 +15,13 @@ Shapes: B images, K texts of one image.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from blip.data.candidates import SYNTHETIC, Candidate, Candidates
+from blip.data.loader import stable_hash
 from blip.data.shards import Line, write_shards
 from blip.data.transforms import UnreadableImage, open_image
 from blip.decoding import Decoding
@@ -79,7 +79,7 @@ def caption(
         for number, batch in enumerate(_batches(candidates, block, shard_size, batch_size)):
             yield from _problems(batch)
             readable = [one for one in batch if not one.problem]
-            own_seed = hash_of(seed, block, number) if how.sample else None
+            own_seed = stable_hash(seed, block, number) if how.sample else None
             written = m.write([one.image for one in readable], prompt, how, batch_size, own_seed)
             for one, several in zip(readable, written, strict=True):
                 known = {_plain(candidate.text) for candidate in one.texts}
@@ -91,11 +91,6 @@ def caption(
 
     for number in write_shards(folder, settings, blocks, lines):
         progress(number)
-
-
-def hash_of(*numbers: int) -> int:
-    """A seed that follows from several numbers."""
-    return int.from_bytes(hashlib.blake2b(json.dumps(numbers).encode(), digest_size=6).digest(), "big")
 
 
 def _plain(text: str) -> str:

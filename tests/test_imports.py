@@ -81,7 +81,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pictures": {"explain"},
     "explain_files": {"explain", "pictures", "predict", "predictor", "data.formats", "data.transforms"},
     "localise": {"explain", "predictor", "models", "rows", "data.formats", "data.transforms"},
-    "activations": {"explain_files", "internals", "predictor", "scoring", "weights", "data.transforms"},
+    "activations": {"explain_files", "internals", "points", "predictor", "scoring", "weights"}
+    | {"data.shards", "data.transforms"},
     # captioning and filtering
     "capfilt": {"predictor", "scoring", "decoding", "data"},
     "capfilt_merge": {"data"},

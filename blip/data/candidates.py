@@ -34,7 +34,6 @@ class Candidates:
         self._numbers: dict[bytes, int] = {}  # digest of a path -> number of the image
         self._texts, self._sources = Texts(), Labels()
         self._rounds, self._image = array("H"), array("q")  # of each text
-        self._order: list[int] | None = None
 
     def add(self, path: str, text: str, source: str, round_: int) -> None:
         number = self.add_image(path)
