@@ -3,9 +3,12 @@
     python pretrain.py --config configs/pretrain_demo.yaml --output_dir runs/demo
     torchrun --nproc_per_node=8 pretrain.py --config configs/pretrain.yaml --output_dir runs/base
 
-The batch is made in blip/data/pairs.py, the losses in blip/models/pretrain.py, the loop runs in blip/train/engine.py.
+The batch is made in blip/data/pairs.py (of shards: stream.py), the losses in blip/models/pretrain.py, the loop
+runs in blip/train/engine.py.
 """
 
+import itertools
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +16,10 @@ import torch
 
 from blip import build, distributed, flops, losses, momentum
 from blip.config import ConfigError, PretrainConfig
-from blip.data.loader import Batch, EpochOrder, EvalLoader, eval_loader, make_loader, steps_per_epoch
-from blip.data.pairs import EvalPairs, PairDataset, read_pairs
+from blip.data.loader import Batch, EvalLoader, eval_loader
+from blip.data.pairs import EvalPairs, read_pairs
 from blip.data.skipped import SkipLog
+from blip.data.training import open_training
 from blip.data.transforms import eval_transform, train_transform, unnormalise
 from blip.decoding import Decoding
 from blip.dry_run import run_once
@@ -48,14 +52,11 @@ class Pretraining:
     def __init__(self, config: PretrainConfig, output: Path, resume: Path | None, device: torch.device):
         self.config, self.output, self.device = config, output, device
         world = distributed.world_size()
-        self.pairs = read_pairs(build.annotation_files(config), config.image_root)
-        captions = (text for i in range(len(self.pairs)) for text in self.pairs.captions(i))
-        self.tokenizer = build.choose_tokenizer(config, captions, output, resume)
-        self.order = EpochOrder(len(self.pairs), config.seed, distributed.rank(), world, self.pairs.record_weights())
-        batches = steps_per_epoch(self.order, config.batch_size)
-        self.epochs = Epochs(batches, config.accumulation, config.epochs, config.max_steps)
+        self.data = open_training(config, output)
+        self.tokenizer = build.choose_tokenizer(config, self.data.captions(), output, resume)
+        self.epochs = Epochs(self.data.steps, config.accumulation, config.epochs, config.max_steps)
         self.val = build_validation(config, self.tokenizer)
-        self.skipped = SkipLog(output / "skipped.jsonl", len(self.pairs), config.max_skipped_fraction, world)
+        self.skipped = SkipLog(output / "skipped.jsonl", len(self.data), config.max_skipped_fraction, world)
 
         torch.manual_seed(config.seed)  # equal starting weights on every process
         specials = Specials(self.tokenizer.pad_id, self.tokenizer.enc_id, self.tokenizer.dec_id)
@@ -72,37 +73,21 @@ class Pretraining:
         self.pending: list[tuple[torch.Tensor, ...]] = []  # momentum features and ids since the last update
         self.itm_mean: torch.Tensor | None = None  # running mean of the ITM loss
         self.warned = False
+        self.seen: Counter[str] = Counter()  # pairs of each source that this process was trained on
 
     def batches(self, start_step: int) -> Iterator[Batch]:
         """Training batches for ever, from the one that optimizer step `start_step` begins with."""
         config = self.config
         transform = train_transform(config.image_size, config.crop_scale, config.randaugment, config.horizontal_flip)
-        dataset = PairDataset(
-            self.pairs,
-            self.order,
-            self.tokenizer,
-            transform,
-            config.max_text_tokens,
-            config.seed,
-            text_cleaning=config.text_cleaning,
-            max_skipped_fraction=config.max_skipped_fraction,
-        )
-        return make_loader(
-            dataset,
-            self.order,
-            config.batch_size,
-            start=self.epochs.position(start_step),
-            num_workers=config.num_workers,
-            seed=config.seed,
-            pad_id=self.tokenizer.pad_id,
-            pad_to=build.buckets(config.max_text_tokens) if config.compile else (),
-            pin_memory=self.device.type == "cuda",
-        )
+        pad_to = build.buckets(config.max_text_tokens) if config.compile else ()
+        start = self.epochs.position(start_step)
+        return self.data.batches(self.tokenizer, transform, start, pad_to, pin=self.device.type == "cuda")
 
     def step(self, batch: Batch, step: int) -> Step:
         """A batch to its losses. Changes nothing; what the update needs later is kept in `pending`."""
         config = self.config
         self.skipped.add(batch.skipped, len(batch))
+        self.seen.update(source for source in batch.sources if source)
         batch = batch.to(self.device, non_blocking=True)
         packed = not config.compile  # compiled code wants few shapes
         alpha = losses.alpha_ramp(step, round(config.alpha_ramp_epochs * self.epochs.steps), config.alpha)
@@ -141,18 +126,26 @@ class Pretraining:
         self.pending.clear()
 
     def at_step_end(self, step: int, log: RunLog) -> dict | None:
-        """An evaluation after each `eval_every_epochs` epochs and at the end; advice when matching learns nothing."""
+        """An evaluation after each `eval_every_epochs` epochs and at the end, with the pairs seen until then of each
+        source that the data name; advice when matching learns nothing."""
         if step % self.config.log_every_steps == 0:
             self.warn_of_plateau(step, log)
         done = self.epochs.evaluation_due(step, self.config.eval_every_epochs)
-        if self.val is None or done is None:
+        if done is None:
             return None
+        seen = {f"pairs_{source}": count for source, count in sorted(self.all_seen().items())}
+        if self.val is None:
+            return {"epoch": done, **seen} if seen else None
         with autocast(self.device, self.config.precision):
             metrics = evaluate_pretraining(self.model, self.val, self.device)
             metrics["val_unreadable"] = len(self.val.skipped)
             if self.config.tensorboard and distributed.is_main():
                 self.show_samples(step, log)
-        return {"epoch": done, **metrics}
+        return {"epoch": done, **metrics, **seen}
+
+    def all_seen(self) -> Counter[str]:
+        """Pairs of each source, over all processes."""
+        return sum(distributed.gather_objects(self.seen), Counter())
 
     @torch.no_grad()
     def show_samples(self, step: int, log: RunLog, count: int = 4) -> None:
@@ -186,7 +179,7 @@ class Pretraining:
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
         cut, limit = self.truncated(), self.config.max_text_tokens
         line = (
-            f"{len(self.pairs)} pairs, {cut:.1%} of captions cut at {limit} tokens, {parameters:.1f} M parameters on "
+            f"{len(self.data)} pairs, {cut:.1%} of captions cut at {limit} tokens, {parameters:.1f} M parameters on "
             f"{self.device} in {self.config.precision}, ITM without skill is {losses.ITM_NO_SKILL:.4f}"
         )
         return line, build.describe(self.config, self.model)
@@ -197,7 +190,8 @@ class Pretraining:
 
     def state(self) -> dict:
         """What a checkpoint holds beside weights and optimizer."""
-        progress = {} if self.itm_mean is None else {"itm_mean": self.itm_mean}
+        progress: dict = {} if self.itm_mean is None else {"itm_mean": self.itm_mean}
+        progress["seen"] = dict(self.all_seen())
         return {"twin": unique_state(self.twin), "queue": self.queue.state_dict(), "progress": progress}
 
     def load(self, folder: Path, training: dict) -> None:
@@ -210,14 +204,16 @@ class Pretraining:
         load_strict(self.queue, training["queue"], f"{folder} (queue)")
         if "itm_mean" in training["progress"]:
             self.itm_mean = training["progress"]["itm_mean"].to(self.device)
+        if distributed.is_main():  # the others count what they see from here on
+            self.seen.update(training["progress"].get("seen", {}))
 
     def truncated(self, sample: int = 2000) -> float:
-        """Share of captions, of the first `sample` records, that are cut at `max_text_tokens`."""
-        captions = [text for i in range(min(sample, len(self.pairs))) for text in self.pairs.captions(i)]
+        """Share of captions, of the first `sample`, that are cut at `max_text_tokens`."""
+        captions = list(itertools.islice(self.data.captions(), sample))
         return sum(n > self.config.max_text_tokens for n in self.tokenizer.count(captions)) / len(captions)
 
     def _name(self, batch: Batch) -> str:
-        return ", ".join(f"{self.pairs.image_path(i)} ({self.pairs.source(i)} record {i})" for i in batch.indices[:16])
+        return ", ".join(self.data.name(i) for i in batch.indices[:16])
 
 
 def build_validation(config: PretrainConfig, tokenizer: Tokenizer) -> EvalLoader | None:
@@ -233,12 +229,12 @@ def build_validation(config: PretrainConfig, tokenizer: Tokenizer) -> EvalLoader
     )
 
 
-def run(config: PretrainConfig, output: Path, resume: str, device: torch.device) -> None:
-    """Trains, from the start or from a checkpoint, and leaves the result in `output`."""
+def run(config: PretrainConfig, output: Path, resume: str, device: torch.device) -> bool:
+    """Trains, from the start or from a checkpoint, and leaves the result in `output`. False: a signal ended it."""
     if not config.train_file:
         raise ConfigError("train_file is empty; --set train_file=[captions.json]")
     folder, changed = prepare(config, output, resume)
-    fit(Pretraining(config, output, folder, device), config, output, folder, changed)
+    return fit(Pretraining(config, output, folder, device), config, output, folder, changed)
 
 
 if __name__ == "__main__":

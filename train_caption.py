@@ -137,9 +137,9 @@ def result_id(name: str, file: str) -> int | str:
     return int(found[1]) if found else name
 
 
-def run(config: CaptionConfig, output: Path, resume: str, device: torch.device) -> None:
-    """Trains and leaves the result in `output`."""
-    train(Captioning, config, output, resume, device)
+def run(config: CaptionConfig, output: Path, resume: str, device: torch.device) -> bool:
+    """Trains and leaves the result in `output`. False: a signal ended it."""
+    return train(Captioning, config, output, resume, device)
 
 
 def score(config: CaptionConfig, output: Path, device: torch.device) -> None:

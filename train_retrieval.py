@@ -184,9 +184,9 @@ def intervals(found: Retrieval, texts: Texts, groups: Sequence[Hashable], seed: 
     return result
 
 
-def run(config: RetrievalConfig, output: Path, resume: str, device: torch.device) -> None:
-    """Trains and leaves the result in `output`."""
-    train(Retrieving, config, output, resume, device)
+def run(config: RetrievalConfig, output: Path, resume: str, device: torch.device) -> bool:
+    """Trains and leaves the result in `output`. False: a signal ended it."""
+    return train(Retrieving, config, output, resume, device)
 
 
 def score(config: RetrievalConfig, output: Path, device: torch.device) -> None:

@@ -41,6 +41,20 @@ def data_fingerprint(candidates: Candidates) -> str:
     return digest.hexdigest()[:12]
 
 
+def decoding(
+    captions_per_image: int = 1, beams: int = 0, top_p: float = 0.9, max_new_tokens: int = 30, min_new_tokens: int = 0
+) -> Decoding:
+    """How captions are written: nucleus sampling, which the paper prefers, or the best of as many `beams`."""
+    return Decoding(
+        beams=beams or 1,
+        sample=not beams,
+        top_p=1.0 if beams else top_p,
+        num_return=captions_per_image,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+    )
+
+
 # ---- captioner -------------------------------------------------------------------------------------------------------
 
 

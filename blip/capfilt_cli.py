@@ -64,18 +64,10 @@ def caption(
     """Writes captions for every image."""
     from blip import capfilt
     from blip.data.candidates import read_candidates
-    from blip.decoding import Decoding
     from blip.weights import fingerprint
 
     with errors_for_people():
-        how = Decoding(
-            beams=beams or 1,
-            sample=not beams,
-            top_p=1.0 if beams else top_p,
-            num_return=captions_per_image,
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-        )
+        how = capfilt.decoding(captions_per_image, beams, top_p, max_new_tokens, min_new_tokens)
         candidates = read_candidates(data, image_root)
         model, own = _start(checkpoint, tokenizer, device), fingerprint(checkpoint)
         progress = _counter(len(candidates), shard_size)
@@ -112,21 +104,24 @@ def filter_(
 @app.command()
 def merge(
     scored: Scored,
-    out: Annotated[Path, typer.Option(help="annotations to write: .json or .jsonl")],
+    out: Annotated[Path, typer.Option(help="what to write: .json, .jsonl, or a folder of webdataset shards")],
     keep: Annotated[
         list[str] | None, typer.Option(help="annotation file of texts that all stay; several times")
     ] = None,
     threshold: Threshold = 0.5,
     itc_threshold: ItcThreshold = None,
     fraction: Fraction = None,
+    source: Annotated[list[str] | None, typer.Option(help="web or synthetic alone; both unless given")] = None,
+    tar_size: Annotated[int, typer.Option("--tar_size", min=1, help="pairs in a webdataset shard")] = 1000,
     image_root: Root = "",
 ) -> None:
-    """Writes what passes, with what people wrote, as annotations to train on."""
+    """Writes what passes, with what people wrote, to train on."""
     from blip.capfilt_merge import Rule
     from blip.capfilt_merge import merge as merge_
 
     with errors_for_people():
-        found = merge_(scored, out, Rule(threshold, itc_threshold, fraction), keep or [], image_root)
+        rule = Rule(threshold, itc_threshold, fraction)
+        found = merge_(scored, out, rule, keep or [], image_root, source or [], tar_size)
         for source in sorted({**found.kept, **found.dropped}):
             typer.echo(f"{source}: {found.kept[source]} kept, {found.dropped[source]} dropped")
         if found.problems:

@@ -4,6 +4,8 @@ A text passes at a threshold of the match probability, of the cosine, or both; o
 that is asked for. Everything streams: of a text no more than its score stays in memory.
 """
 
+import io
+import itertools
 import json
 import os
 from collections import Counter
@@ -13,13 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from blip.data.candidates import HUMAN
+from blip.data.candidates import HUMAN, SYNTHETIC, WEB
+from blip.data.embedded import read_image
 from blip.data.pairs import read_pairs
-from blip.data.shards import Line, read_lines, settings_of, write_lines, write_whole
+from blip.data.shards import Line, read_lines, settings_of, whole_file, write_lines, write_whole
+from blip.data.tar_shards import write_tars
 from blip.errors import BlipError
 
 ENDINGS = (".json", ".jsonl")
+ENDING_OF = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif", "BMP": "bmp", "GIF": "gif"}  # Pillow's formats
+TAR_SIZE = 1000  # pairs in a webdataset shard
 
 
 class MergeError(BlipError):
@@ -72,39 +79,57 @@ def threshold_of(folders: Sequence[Path], fraction: float) -> float:
     return float(np.quantile(scores, 1 - fraction, method="higher"))
 
 
-def merge(folders: Sequence[Path], out: Path, rule: Rule, keep: Sequence[str] = (), image_root: str = "") -> Merged:
-    """Writes one record a text, `{image, caption, source, round}`, and beside it `OUT.merge.json`: rule and counts.
+def merge(
+    folders: Sequence[Path],
+    out: Path,
+    rule: Rule,
+    keep: Sequence[str] = (),
+    image_root: str = "",
+    sources: Sequence[str] = (),
+    tar_size: int = TAR_SIZE,
+) -> Merged:
+    """Writes one record a text, `{image, caption, source, round}`, and `OUT.merge.json`: rule and counts.
 
     Args:
         folders: shards of `capfilt.score`.
-        out: .json or .jsonl; it has its name only when it is whole.
+        out: .json or .jsonl, which has its name only when it is whole; a name without ending is a folder of webdataset
+            shards, with the images as they are, whose `sizes.json` comes last.
         rule: what passes.
         keep: annotation files of texts that people wrote, all of which are kept.
+        sources: of scored texts; others are dropped; empty: all.
+        tar_size: pairs in a webdataset shard.
 
     Raises:
-        MergeError: wrong ending, or nothing passes.
+        MergeError: wrong ending, unknown source, or nothing passes.
     """
-    if out.suffix not in ENDINGS:
-        raise MergeError(f"{out}: merged annotations end in {' or '.join(ENDINGS)}")
+    if out.suffix and out.suffix not in ENDINGS:
+        raise MergeError(f"{out}: merged annotations end in {' or '.join(ENDINGS)}; webdataset shards have a folder")
+    if unknown := [source for source in sources if source not in (WEB, SYNTHETIC)]:
+        raise MergeError(f"source is {unknown[0]!r}; it can be {WEB} or {SYNTHETIC}")
     if rule.fraction is not None:
         rule = Rule(threshold_of(folders, rule.fraction), rule.itc, rule.fraction)
     found = Merged(rule)
     out.parent.mkdir(parents=True, exist_ok=True)
-    lines = _records(folders, rule, keep, image_root, found)
+    about = out.with_name(f"{out.name}.merge.json")
+    about.unlink(missing_ok=True)  # it speaks of what was there before
+    lines = _records(folders, rule, keep, image_root, sources, found)
+    first = next(lines, None)
+    if first is None:
+        raise MergeError(f"nothing passes {rule}: of {sum(found.dropped.values())} texts none is kept")
+    lines = itertools.chain([first], lines)
     if out.suffix == ".jsonl":
         write_lines(out, lines)
-    else:
+    elif out.suffix == ".json":
         _write_list(out, lines)
-    if not found.kept:
-        out.unlink()
-        raise MergeError(f"nothing passes {rule}: of {sum(found.dropped.values())} texts none is kept")
-    about: dict[str, Any] = {**asdict(rule), "kept": found.kept, "dropped": found.dropped, "unreadable": found.problems}
-    write_whole(out.with_name(f"{out.name}.merge.json"), json.dumps(about, indent=1) + "\n")
+    else:
+        write_tars(out, _samples(lines, found), tar_size)
+    counts: dict[str, Any] = {"kept": found.kept, "dropped": found.dropped, "unreadable": found.problems}
+    write_whole(about, json.dumps({**asdict(rule), "sources": list(sources), **counts}, indent=1) + "\n")
     return found
 
 
 def _records(
-    folders: Sequence[Path], rule: Rule, keep: Sequence[str], image_root: str, found: Merged
+    folders: Sequence[Path], rule: Rule, keep: Sequence[str], image_root: str, sources: Sequence[str], found: Merged
 ) -> Iterator[Line]:
     if keep:
         pairs = read_pairs(list(keep), image_root)
@@ -115,7 +140,7 @@ def _records(
     for line in scored_lines(folders):
         if "problem" in line:
             found.problems += 1
-        elif rule.passes(line):
+        elif rule.passes(line) and (not sources or line["source"] in sources):
             found.kept[line["source"]] += 1
             yield {"image": line["image"], "caption": line["text"], "source": line["source"], "round": line["round"]}
         else:
@@ -124,12 +149,23 @@ def _records(
 
 def _write_list(path: Path, lines: Iterator[Line]) -> None:
     """A JSON list, one record a line."""
-    partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write("[")
+    with whole_file(path) as file:
         for number, line in enumerate(lines):
-            file.write((",\n" if number else "\n") + json.dumps(line, ensure_ascii=False))
-        file.write("\n]\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+            file.write((b",\n" if number else b"[\n") + json.dumps(line, ensure_ascii=False).encode())
+        file.write(b"\n]\n")
+
+
+def _samples(lines: Iterator[Line], found: Merged) -> Iterator[dict[str, Any]]:
+    """Samples of webdataset shards: the image's bytes as they are, and the record. Unreadable images are left out."""
+    for line in lines:
+        try:
+            data = read_image(line["image"])
+            with Image.open(io.BytesIO(data)) as image:
+                ending = ENDING_OF.get(image.format or "", "")
+            if not ending:
+                raise ValueError(f"its format, {image.format}, is none of webdataset's")
+        except (OSError, ValueError):  # listed by `caption` and `filter`; it may have gone since
+            found.problems += 1
+            found.kept[line["source"]] -= 1
+            continue
+        yield {ending: data, "json": line}

@@ -136,6 +136,8 @@ class PretrainConfig(ModelConfig):
     alpha_ramp_epochs: float = Field(2.0, ge=0)
     equal_captions: Literal["positives", "negatives"] = "positives"
     label_smoothing: float = Field(0.1, ge=0, lt=1)
+    stream_lanes: int = Field(4, gt=0)  # webdataset shards read side by side in a process; a multiple of num_workers
+    stream_window: int = Field(1000, gt=0)  # samples among which each of them shuffles
 
 
 def load_config(path: str | Path, cls: type[Config], overrides: list[str] | None = None) -> Config:

@@ -16,8 +16,9 @@ from blip.train.run import fit, prepare
 from blip.weights import TOKENIZER, CheckpointError, load_strict, load_weights
 
 
-def train(make: type[FineTuning], config: FineTuneConfig, output: Path, resume: str, device: torch.device) -> None:
-    """Trains, from the start or from a checkpoint; then scores `test_file` with the best weights."""
+def train(make: type[FineTuning], config: FineTuneConfig, output: Path, resume: str, device: torch.device) -> bool:
+    """Trains, from the start or from a checkpoint; then scores `test_file` with the best weights. False: a signal
+    ended it."""
     if not config.train_file:
         raise ConfigError("train_file is empty; --set train_file=[FILE]")
     begun = find_checkpoint(resume, output) if resume else None
@@ -28,10 +29,12 @@ def train(make: type[FineTuning], config: FineTuneConfig, output: Path, resume: 
     task = make(config, source, output, folder, device)
     if task.warning and folder is None:
         warn(task.warning)
-    if fit(task, config, output, folder, changed) and task.files("test"):
+    finished = fit(task, config, output, folder, changed)
+    if finished and task.files("test"):
         weights = output / BEST if (output / BEST).is_dir() else complete_checkpoints(output)[-1]
         load_strict(plain(task), load_weights(weights)[0], str(weights))
         report(task, {"weights": str(weights), **task.scores("test")}, "test.json")
+    return finished
 
 
 def evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, device: torch.device) -> None:

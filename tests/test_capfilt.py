@@ -65,7 +65,7 @@ def test_a_full_disk_is_said_and_leaves_whole_shards(tmp_path: Path, monkeypatch
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("blip.data.shards.os.fsync", full)
-    with pytest.raises(ShardError, match=r"No space left on device.*finished shards are whole"):
+    with pytest.raises(ShardError, match=r"No space left on device.*finished files are whole"):
         list(write_shards(tmp_path, {}, 3, lambda block: [{"image": str(block)}]))
     assert sorted(files(tmp_path)) == ["settings.json", "shard-00000.jsonl"]
 

@@ -32,13 +32,14 @@ class Captioned:
     captions: list[str]
     image_id: str | None = None  # equal for records of one image; None: its path
     group: str = ""  # what splits must not cut: an article or a patient; "": the image
+    source: str = ""  # where the pair comes from, such as web or synthetic; "": not said
 
 
 def captioned(record: Any) -> Captioned:
-    """The generic record: `image`, `caption` (text or a list), perhaps `image_id` and one of GROUPS."""
+    """The generic record: `image`, `caption` (text or a list), perhaps `image_id`, `source` and one of GROUPS."""
     image, captions, image_id = parse_record(record)
     group = next((record[name] for name in GROUPS if record.get(name) not in (None, "")), "")
-    return Captioned(image, captions, image_id, str(group))
+    return Captioned(image, captions, image_id, str(group), str(record.get("source") or ""))
 
 
 def text_of(record: Any, *names: str) -> str:
@@ -165,7 +166,7 @@ def _coco_captions_file(path: Path, root: str) -> Records:
 
 
 def _plain(path: Path, root: str) -> Records:
-    return iter_records(path, also=("image_id", *GROUPS, "split"))
+    return iter_records(path, also=("image_id", *GROUPS, "split", "source"))
 
 
 def _roco_files(part: str, table: str) -> tuple[str, ...]:

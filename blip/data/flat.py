@@ -58,7 +58,7 @@ class Labels:
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self.numbers = array("l")
+        self.numbers = array("i")
         self._known: dict[str, int] = {}
 
     def append(self, name: str) -> None:

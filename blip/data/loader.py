@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Self
 
@@ -80,6 +80,7 @@ class Sample:
     image_id: int
     index: int
     skipped: list[Skipped]  # unreadable images in whose place this one stands
+    source: str = ""  # where the pair comes from, such as web or synthetic; "": the data do not say
 
 
 @dataclass
@@ -112,6 +113,7 @@ class Batch(TensorBatch):
     image_ids: Tensor  # int64 (B,), equal for equal images
     indices: list[int]  # of the records, to name a sample in a message
     skipped: list[Skipped]
+    sources: list[str] = field(default_factory=list)  # of each pair, see `Sample`
 
 
 def collate(samples: list[Sample], pad_id: int = 0, pad_to: tuple[int, ...] = ()) -> Batch:
@@ -127,6 +129,7 @@ def collate(samples: list[Sample], pad_id: int = 0, pad_to: tuple[int, ...] = ()
         image_ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
         indices=[sample.index for sample in samples],
         skipped=skipped,
+        sources=[sample.source for sample in samples],
     )
 
 
@@ -252,19 +255,22 @@ def eval_loader(
 def data_loader(
     dataset: Dataset, batches: Any, num_workers: int, seed: int, collate_batch: Callable[..., Any], pin_memory: bool
 ) -> DataLoader:
+    options = loader_options(num_workers, seed, pin_memory)
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=collate_batch, **options)
+
+
+def loader_options(num_workers: int, seed: int, pin_memory: bool) -> dict[str, Any]:
+    """What every loader of ours has in common: how its workers start and end."""
     if num_workers < 0:
         raise ValueError(f"num_workers is {num_workers}; it needs to be 0 or more")
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=num_workers,
-        collate_fn=collate_batch,
-        pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
-        multiprocessing_context=worker_context() if num_workers else None,
-        persistent_workers=num_workers > 0,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    return {
+        "num_workers": num_workers,
+        "pin_memory": pin_memory,
+        "worker_init_fn": _start_worker,
+        "multiprocessing_context": worker_context() if num_workers else None,
+        "persistent_workers": num_workers > 0,
+        "generator": torch.Generator().manual_seed(seed),
+    }
 
 
 def worker_context() -> str | None:

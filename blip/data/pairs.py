@@ -16,13 +16,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from blip.data.caption_sets import CAPTION_SETS
-from blip.data.flat import Texts
+from blip.data.flat import Labels, Texts
 from blip.data.formats import file_entry
 from blip.data.loader import EpochOrder, Sample, stable_hash
 from blip.data.sets import open_set
 from blip.data.transforms import open_image
 from blip.data.walk import Walk, open_or_note, own_chance
 from blip.tokenizer import Tokenizer, blip_cleaning
+
+MAX_ORIGINS = 20  # kinds of sources that are told apart
 
 # ---- annotations in memory -------------------------------------------------------------------------------------------
 
@@ -41,9 +43,12 @@ class Pairs:
         self._groups = array("q")  # 0: not said; empty where no record says, as in most sets
         self._names = Texts()  # of images, as the files give them: "" where they do not
         self._files = array("H")
+        self._origins = Labels()  # as `_groups`: empty where no record says
 
-    def append(self, file: int, image: str, captions: list[str], image_id: str | None, group: str = "") -> None:
-        """Adds a record of the annotation file `sources[file]`; `group` as in `Captioned`."""
+    def append(
+        self, file: int, image: str, captions: list[str], image_id: str | None, group: str = "", origin: str = ""
+    ) -> None:
+        """Adds a record of the annotation file `sources[file]`; `group` and `origin` as `Captioned` has them."""
         self._paths.append(image)
         for caption in captions:
             self._captions.append(caption)
@@ -55,6 +60,13 @@ class Pairs:
             self._groups.extend([0] * (len(self) - 1))  # of the records before
         if group or self._groups:
             self._groups.append(stable_hash("group", group) if group else 0)
+        if origin and not self._origins:
+            for _ in range(len(self) - 1):
+                self._origins.append("")
+        if len(self._origins.names) >= MAX_ORIGINS and origin not in self._origins.names:
+            origin = "other"  # addresses, one a record, are no kinds of sources
+        if origin or self._origins:
+            self._origins.append(origin)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -86,6 +98,10 @@ class Pairs:
         """The annotation file that the record comes from."""
         return self.sources[self._files[index]]
 
+    def origin(self, index: int) -> str:
+        """What the record says of where its pair comes from, such as web or synthetic; "" where it says nothing."""
+        return self._origins[index] if self._origins else ""
+
     def record_weights(self) -> np.ndarray | None:
         """(N,) float64: the weight of each record's file; None where all are 1."""
         if all(weight == 1 for weight in self.weights):
@@ -96,7 +112,11 @@ class Pairs:
     def nbytes(self) -> int:
         arrays = (self._caption_ends, self._image_ids, self._groups, self._files)
         return (
-            self._paths.nbytes + self._captions.nbytes + self._names.nbytes + sum(len(x) * x.itemsize for x in arrays)
+            self._paths.nbytes
+            + self._captions.nbytes
+            + self._names.nbytes
+            + self._origins.nbytes
+            + sum(len(x) * x.itemsize for x in arrays)
         )
 
 
@@ -130,7 +150,9 @@ def read_pairs(
             pairs.weights.append(weight)
             for place, raw in file.raw():
                 record = file.parse(place, raw)
-                pairs.append(len(pairs.sources) - 1, record.image, record.captions, record.image_id, record.group)
+                pairs.append(
+                    len(pairs.sources) - 1, record.image, record.captions, record.image_id, record.group, record.source
+                )
     return pairs
 
 
@@ -195,9 +217,8 @@ class PairDataset(Dataset):
         with own_chance(self.seed, epoch, index):
             caption = captions[int(torch.randint(len(captions), ()))]
             pixels = self.transform(image)
-        return Sample(
-            pixels, self.encode(caption), caption_id(caption), self.pairs.image_id(index), index, skipped=skipped
-        )
+        image_id, origin = self.pairs.image_id(index), self.pairs.origin(index)
+        return Sample(pixels, self.encode(caption), caption_id(caption), image_id, index, skipped, origin)
 
 
 class EvalPairs(Dataset):

@@ -10,8 +10,9 @@ A shard that has its name is complete; after a kill at most the one in work is m
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from blip import distributed
 from blip.errors import BlipError
@@ -49,31 +50,37 @@ def write_shards(
 
 
 def write_lines(path: Path, lines: Iterable[Line]) -> int:
-    """Writes a file of JSON lines under another name first; returns how many."""
-    partial, count = path.with_name(f"{path.name}.partial"), 0
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            for line in lines:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                count += 1
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ShardError(f"{path} could not be written ({error.strerror}): finished shards are whole; make room and "
-                         "start the same command again") from error  # fmt: skip
-    os.replace(partial, path)
+    """Writes a file of JSON lines; returns how many."""
+    count = 0
+    with whole_file(path) as file:
+        for line in lines:
+            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            count += 1
     return count
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file under another name first: what has its own name is whole."""
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that has its name only when it is whole and on disk; ShardError where that cannot be."""
     partial = path.with_name(f"{path.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ShardError(f"{path} could not be written ({error.strerror or error}): finished files are whole; make "
+                         "room and start the same command again") from error  # fmt: skip
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def shard_path(folder: Path, number: int) -> Path:

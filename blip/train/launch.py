@@ -16,7 +16,7 @@ from blip.errors import BlipError
 
 
 def launch(
-    run: Callable[[Config, Path, str, torch.device], None],
+    run: Callable[[Config, Path, str, torch.device], object],
     config_class: type[Config],
     default_output: str,
     dry_run: Callable[[Config, torch.device], None] | None = None,
