@@ -40,7 +40,8 @@ class Study:
     seed: int
     images: int
     clean: int
-    steps: int  # of pre-training, of every model
+    first_steps: int  # of pre-training, of the model that captioner and filter start from
+    steps: int  # of pre-training, of every model that is compared
     threshold: float
     options: list[str]  # for run_capfilt.py
 
@@ -54,13 +55,15 @@ class Study:
 
     def run(self) -> dict:
         """Everything -> its numbers."""
-        main = self.round("nucleus")
-        model = json.dumps(str((main / "start" / "checkpoints" / "latest").resolve()))
-        beams = self.round("beams", f"start={model}", "pretrain=", "beams=3")
-        shared = self.round("shared", f"start={model}", "pretrain=", "shared=configs/pretrain_demo.yaml")
+        web_and_human = f"[{self.web},{self.human}]"
+        model = self.pretrained("start", web_and_human, self.first_steps) / "checkpoints" / "latest"
+        start = f"start={json.dumps(str(model.resolve()))}"
+        main = self.round("nucleus", start)
+        beams = self.round("beams", start, "beams=3", "pretrain=")
+        shared = self.round("shared", start, "shared=configs/pretrain_demo.yaml", "pretrain=")
         scored = main / "round1" / "scored"
         models = {
-            "noisy": main / "start",
+            "noisy": self.pretrained("noisy", web_and_human, self.steps),
             "filter alone": self.pretrained("filter", self.merged(scored, "filter", "--source", WEB)),
             "captioner alone": self.pretrained("captioner", self.merged(scored, "captioner", "--threshold", "0")),
             "both (CapFilt), nucleus": main / "round1" / "model",
@@ -78,6 +81,7 @@ class Study:
             "seed": self.seed,
             "images": self.images,
             "clean": self.clean,
+            "first_steps": self.first_steps,
             "steps": self.steps,
             "threshold": self.threshold,
             "models": scores,
@@ -88,7 +92,7 @@ class Study:
         """One round of CapFilt in a folder of its own, which is returned."""
         folder = self.output / name
         given = [f"web_file=[{self.web}]", f"human_file=[{self.human}]", f"seed={self.seed}"]
-        given += [f"pretrain_set={{val_file: [], tokenizer: {self.words}, max_steps: {self.steps}}}"]
+        given += [f"pretrain_set={{val_file: [], tokenizer: {self.words}, epochs: 100, max_steps: {self.steps}}}"]
         given += [f"threshold={self.threshold}", *self.options, *changes]
         self.call("run_capfilt.py", "--config", CONFIG, "--output_dir", folder, *sets(given))
         return folder
@@ -100,12 +104,13 @@ class Study:
         self.call("-m", "blip", "capfilt", "merge", "--scored", scored, "--out", out, "--keep", self.human, *options)
         return out
 
-    def pretrained(self, name: str, file: Path) -> Path:
-        """A model pre-trained as those of the rounds are; the folder of its run."""
+    def pretrained(self, name: str, data: Path | str, steps: int = 0) -> Path:
+        """A model pre-trained as those of the rounds are, on a file or a list of files; the folder of its run."""
         folder = self.output / f"model_{name}"
-        given = [f"train_file=[{file.resolve()}]", "val_file=[]", f"tokenizer={self.words}", f"seed={self.seed}"]
+        files = data if isinstance(data, str) else f"[{data.resolve()}]"
+        given = [f"train_file={files}", "val_file=[]", f"tokenizer={self.words}", f"seed={self.seed}"]
         command = ["pretrain.py", "--config", "configs/pretrain_demo.yaml", "--output_dir", folder, "--resume", "auto"]
-        self.call(*command, *sets([*given, f"max_steps={self.steps}"]))
+        self.call(*command, *sets([*given, f"max_steps={steps or self.steps}", "epochs=100"]))
         return folder
 
     def call(self, *command: object) -> None:
@@ -173,13 +178,16 @@ def main(
     seed: Annotated[int, typer.Option(help="of data and training")] = 0,
     images: Annotated[int, typer.Option(help="phantoms with noisy captions")] = 16_000,
     clean: Annotated[int, typer.Option(help="phantoms with right ones, which captioner and filter learn from")] = 4000,
-    steps: Annotated[int, typer.Option(help="of pre-training, for every model")] = 1000,
-    threshold: Annotated[float, typer.Option(help="least match probability")] = 0.2,
+    first_steps: Annotated[
+        int, typer.Option("--first_steps", help="of pre-training, for the model that captioner and filter start from")
+    ] = 2000,
+    steps: Annotated[int, typer.Option(help="of pre-training, for each model that is compared")] = 700,
+    threshold: Annotated[float, typer.Option(help="least match probability")] = 0.1,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value for configs/capfilt_phantoms.yaml")] = None,
 ) -> None:
     """Compares what models learn from noisy and from bootstrapped captions."""
     folder = output_dir / f"seed{seed}"
-    results = Study(folder, seed, images, clean, steps, threshold, set_ or []).run()
+    results = Study(folder, seed, images, clean, first_steps, steps, threshold, set_ or []).run()
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     table = Table("trained on", *(name for name in results["models"]["noisy"] if "chance" not in name))
     for name, scores in results["models"].items():

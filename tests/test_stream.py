@@ -218,7 +218,7 @@ def test_a_shard_that_breaks_off_costs_its_rest(
     raws = list(shards.read(1))
     readable = [raw.number - 7 for raw in raws if not raw.problem]
     assert len(raws) == 11 and readable == ([] if damage == "gone" else [0, 1, 2, 3, 4])
-    order, batches = stream(shards, encode, lanes=1, batch_size=30)
+    _, batches = stream(shards, encode, lanes=1, batch_size=30)
     batch = next(batches)
     assert len(batch.skipped) == 11 - len(readable) and len(batch.indices) == 30
 
