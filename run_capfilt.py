@@ -22,13 +22,13 @@ import train_retrieval
 from blip import capfilt, distributed
 from blip.capfilt_merge import Rule, merge
 from blip.capfilt_report import write_report
-from blip.config import ConfigError, PretrainConfig, RunConfig, dump_config, load_config
+from blip.config import ConfigError, PretrainConfig, RunConfig, dump_config, load_config, with_options
 from blip.data.candidates import read_candidates
 from blip.data.shards import write_whole
 from blip.errors import BlipError
 from blip.finetune import BEST
 from blip.restore import load
-from blip.task_config import CapFiltConfig, CaptionConfig, RetrievalConfig
+from blip.task_config import CapFiltConfig, CaptionConfig, FineTuneConfig, RetrievalConfig
 from blip.train.checkpoint import complete_checkpoints
 from blip.train.launch import errors_for_people
 from blip.weights import TOKENIZER, fingerprint
@@ -115,7 +115,11 @@ class Rounds:
 
     def fine_tune(self, place: Path, run: Train, config: RunConfig, set_: dict[str, Any], model: Path) -> Path:
         """A model for one purpose, from `model` and the clean pairs."""
-        given = {"train_file": self.config.human_file, "init_from": str(model), "tokenizer": str(model / TOKENIZER)}
+        given: dict[str, Any] = {"train_file": self.config.human_file, "init_from": str(model)}
+        if (model / TOKENIZER).is_file():
+            given["tokenizer"] = str(model / TOKENIZER)
+        if isinstance(config, FineTuneConfig):  # whose files may be of another data set
+            given |= {"dataset": "json", "val_file": [], "test_file": []}
         return self.train(place, run, config, {**given, **set_})
 
     def train(self, place: Path, run: Train, config: RunConfig, given: dict[str, Any]) -> Path:
@@ -124,8 +128,7 @@ class Rounds:
         if not done.exists():
             shared = {"image_root": self.config.image_root, "seed": self.config.seed, "device": self.config.device}
             self.say(f"training {place}")
-            # validated again: what is given here may contradict the file
-            changed = type(config).model_validate({**config.model_dump(exclude_unset=True), **shared, **given})
+            changed = with_options(config, {**shared, **given}, f"options for {place}")
             if not run(changed, place, "auto", self.device):
                 raise Stopped(f"stopped by a signal while training {place}; the same command goes on")
             gc.collect()  # the run's model, twin and optimizer, before the next is made

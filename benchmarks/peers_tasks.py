@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BlipConfig, BlipForConditionalGeneration
+from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel, BlipTextModel
 
 from benchmarks.peers import HEAD_NAMES, TEXT_NAMES, VISION_NAMES, renamed, text_configuration, vision_configuration
 from blip.med import TextDecoder, TextEncoder
 from blip.models.caption import CaptionModel
+from blip.models.retrieval import RetrievalModel
 from blip.models.vqa import VqaModel
 from blip.vit import ViT
 from blip.words import TextConfig
@@ -61,9 +63,38 @@ class PublishedMatch(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor, states: Tensor) -> Tensor:
         """ids and mask (k, T), the first token `[ENC]`; states (k, N, D) -> logits (k,) of a match."""
+        return self.logits(ids, mask, states)[:, 1]
+
+    def probability(self, ids: Tensor, mask: Tensor, states: Tensor) -> Tensor:
+        return self.logits(ids, mask, states).float().softmax(dim=1)[:, 1]
+
+    def logits(self, ids: Tensor, mask: Tensor, states: Tensor) -> Tensor:
         seen = torch.ones(states.shape[:-1], dtype=torch.long, device=states.device)
         out = self.encoder(ids, attention_mask=mask, encoder_hidden_states=states, encoder_attention_mask=seen)
-        return self.head(out.last_hidden_state[:, 0])[:, 1]
+        return self.head(out.last_hidden_state[:, 0])
+
+
+class PublishedFilter(nn.Module):
+    """Image encoder, text encoder and heads, as `BlipForImageTextRetrieval` has them, for several texts an image."""
+
+    def __init__(self, ours: RetrievalModel):
+        super().__init__()
+        self.vision_model = BlipVisionModel(vision_configuration(ours.image_encoder.config))
+        load_vision(self.vision_model, ours.image_encoder)
+        self.match = PublishedMatch(ours.text_encoder, ours.itm_head)
+        self.image_proj, self.text_proj = ours.image_proj, ours.text_proj
+        self.eval()
+
+    def forward(self, images: Tensor, ids: Tensor, mask: Tensor, enc_id: int) -> Tensor:
+        """images (B, 3, S, S), ids and mask (B*c, T), the first token `[CLS]` -> (2, B*c): matches, cosines."""
+        states = self.vision_model(images).last_hidden_state
+        states = states.repeat_interleave(len(ids) // len(states), dim=0)
+        alone = self.match.encoder(ids, attention_mask=mask).last_hidden_state[:, 0]
+        features = [F.normalize(linear(x).float(), dim=-1)
+                    for linear, x in ((self.image_proj, states[:, 0]), (self.text_proj, alone))]  # fmt: skip
+        first = ids.clone()
+        first[:, 0] = enc_id
+        return torch.stack([self.match.probability(first, mask, states), (features[0] * features[1]).sum(dim=1)])
 
 
 class PublishedRank(nn.Module):

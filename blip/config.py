@@ -161,10 +161,20 @@ def load_config(path: str | Path, cls: type[Config], overrides: list[str] | None
             raise ConfigError(f"--set {override}: expected key=value")
         _check_keys({key: None}, cls, f"--set {override}")
         values[key] = _parse(text, f"--set {override}")
+    return _validated(cls, values, str(path))
+
+
+def with_options(config: Config, values: dict[str, Any], where: str) -> Config:
+    """The configuration with other values; `where` says in a ConfigError which ones they are."""
+    _check_keys(values, type(config), where)
+    return _validated(type(config), {**config.model_dump(exclude_unset=True), **values}, where)
+
+
+def _validated(cls: type[Config], values: dict[str, Any], where: str) -> Config:
     try:
         return cls(**values)
     except ValidationError as error:
-        raise ConfigError(f"{path}:\n" + "\n".join(_explain(e) for e in error.errors())) from error
+        raise ConfigError(f"{where}:\n" + "\n".join(_explain(e) for e in error.errors())) from error
 
 
 def dump_config(config: BaseModel, path: str | Path) -> None:

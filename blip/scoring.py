@@ -60,21 +60,29 @@ def match_groups(
     if not images:
         return found
     states = model.image_encoder(m.pixels(images))
-    features = project(model.image_proj, states[:, 0])  # (B, E)
     for count in {len(several) for several in texts} - {0}:
         members = [i for i, several in enumerate(texts) if len(several) == count]
+        ids, lengths = m.ids([text for i in members for text in texts[i]])
         index = torch.tensor(members, device=m.device)
-        flat = [text for i in members for text in texts[i]]
-        cosines = (features[index].repeat_interleave(count, dim=0) * m.encode_text(flat, len(flat))).sum(dim=1)
-        ids, lengths = m.ids(flat)
-        keys = model.text_encoder.project(states[index])  # the texts of an image lie side by side
-        ids = with_first(ids, m.tokenizer.enc_id)
-        logits = match_logits(model.text_encoder, model.itm_head, ids, lengths, keys)
-        matches = logits.float().softmax(dim=1)[:, 1]
+        matches, cosines = match_states(model, states[index], ids, lengths, m.tokenizer.enc_id)
         values = list(zip(matches.tolist(), cosines.tolist(), strict=True))
         for place, i in enumerate(members):
             found[i] = values[place * count : (place + 1) * count]
     return found
+
+
+def match_states(
+    model: PretrainModel | RetrievalModel, states: Tensor, ids: Tensor, lengths: Tensor, enc_id: int
+) -> tuple[Tensor, Tensor]:
+    """Image states (B, N, D), ids (B*c, T) of c texts an image and their lengths -> probability of a match and cosine
+    of the features, (B*c,) each. The texts of an image lie side by side on the query axis."""
+    count = len(ids) // len(states)
+    rows = Rows(lengths, ids.shape[1], ids.device)
+    text_features = project(model.text_proj, model.text_encoder.text(ids, rows, first_only=True))
+    cosines = (project(model.image_proj, states[:, 0])[:, None] * text_features.unflatten(0, (-1, count))).sum(dim=2)
+    keys = model.text_encoder.project(states, tokens=count * ids.shape[1])
+    logits = match_logits(model.text_encoder, model.itm_head, with_first(ids, enc_id), lengths, keys)
+    return logits.float().softmax(dim=1)[:, 1], cosines.flatten()
 
 
 def caption_log_probs(m: Predictor, images: Sequence[ImageInput], captions: Sequence[str]) -> Tensor:

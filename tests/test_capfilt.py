@@ -2,23 +2,30 @@
 
 import json
 import multiprocessing
-import os
-import signal
+import random
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT, TINY, script_env
+from fine_tuning import SIZES as OWN_SIZES
 from typer.testing import CliRunner
 
 import blip
 from blip import capfilt
 from blip.capfilt_merge import Rule, merge, threshold_of
 from blip.cli import app
+from blip.config import ConfigError, load_config
 from blip.data.candidates import HUMAN, SYNTHETIC, WEB, read_candidates
 from blip.data.shards import ShardError, read_lines, shard_path, write_shards
+from blip.data.tar_shards import open_shards
 from blip.decoding import Decoding
 from blip.predictor import Predictor
+from blip.task_config import CapFiltConfig
 
 HOW = Decoding(sample=True, top_p=0.9, num_return=2, max_new_tokens=5)
 
@@ -104,43 +111,6 @@ def test_captions_are_new_and_different(model: Predictor, phantoms: Path, tmp_pa
         own = [line["text"].lower() for line in lines if line["image"] == candidates.image_path(i)]
         assert len(own) == len(set(own)) and not {c.text for c in candidates[i]} & set(own)
     assert all(line["log_prob"] < 0 and line["round"] == 1 and line["model"] == "m" for line in lines)
-
-
-def write_captions(checkpoint: Path, data: Path, out: Path, rank: int, world: int) -> None:
-    """What one of several processes does, without a rendezvous."""
-    torch.set_num_threads(1)
-    blip.distributed.rank = lambda: rank  # type: ignore[assignment]
-    blip.distributed.world_size = lambda: world  # type: ignore[assignment]
-    blip.distributed.is_main = lambda: rank == 0  # type: ignore[assignment]
-    blip.distributed.barrier = lambda: None  # type: ignore[assignment]
-    while rank and not (out / "settings.json").exists():
-        time.sleep(0.02)
-    candidates = read_candidates([str(data / "captions.json")])
-    capfilt.caption(blip.load(checkpoint), candidates, out, "m", HOW, seed=4, shard_size=6, batch_size=3)
-
-
-@pytest.mark.slow
-def test_killed_processes_leave_what_an_undisturbed_one_leaves(
-    tiny_checkpoint: Path, model: Predictor, phantoms: Path, tmp_path: Path
-) -> None:
-    candidates = read_candidates([str(phantoms / "captions.json")])
-    capfilt.caption(model, candidates, tmp_path / "one", "m", HOW, seed=4, shard_size=6, batch_size=3)
-    context, out = multiprocessing.get_context("spawn"), tmp_path / "two"
-    for wait_for in (1, 3, None):  # shards that are there when both processes are killed; at last they end
-        arguments = (tiny_checkpoint, phantoms, out)
-        processes = [context.Process(target=write_captions, args=(*arguments, rank, 2)) for rank in range(2)]
-        for process in processes:
-            process.start()
-        if wait_for is not None:
-            limit = time.monotonic() + 60
-            while len(list(out.glob("shard-*.jsonl"))) < wait_for and time.monotonic() < limit:
-                time.sleep(0.005)
-            for process in processes:
-                if process.is_alive():
-                    os.kill(process.pid or 0, signal.SIGKILL)
-        for process in processes:
-            process.join(60)
-    assert files(tmp_path / "one") == {k: v for k, v in files(out).items() if not k.endswith(".partial")}
 
 
 # ---- filter ----------------------------------------------------------------------------------------------------------
@@ -247,6 +217,7 @@ def test_threshold_of_a_share(scored: Path) -> None:
         (["merge", "--scored", "{scored}", "--out", "{tmp}/o.json", "--threshold", "1.0"], "nothing passes"),
         (["merge", "--scored", "{scored}", "--out", "{tmp}/o.json", "--threshold", "2"], "between 0 and 1"),
         (["merge", "--scored", "{scored}", "--out", "{tmp}/o.json", "--fraction", "0"], "above 0"),
+        (["merge", "--scored", "{scored}", "--out", "{tmp}/o.json", "--source", "human"], "can be web or synthetic"),
         (["merge", "--scored", "{tmp}", "--out", "{tmp}/o.json"], "holds no shards"),
         (["merge", "--scored", "{captions}", "--out", "{tmp}/o.json"], "score them first"),
         (["filter", "--data", "nowhere.json", "--checkpoint", "{start}", "--out", "{tmp}/o"], "no such file"),
@@ -258,6 +229,166 @@ def test_bad_input(scored: Path, tiny_checkpoint: Path, tmp_path: Path, argument
     code, said = run(*(a.format(**places) for a in arguments))
     assert code != 0 and message in said, said
     assert not (tmp_path / "o.json").exists()
+
+
+def test_one_source_alone(scored: Path, tmp_path: Path) -> None:
+    found = merge([scored], tmp_path / "out.json", Rule(0.0), sources=[WEB])
+    assert found.kept == {WEB: 5} and found.dropped == {SYNTHETIC: 5}
+
+
+def test_webdataset_shards_hold_the_images(model: Predictor, phantoms: Path, tmp_path: Path) -> None:
+    pytest.importorskip("webdataset")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    good = [str(phantoms / "images" / f"{n:06d}.png") for n in range(5)]
+    lines = [{"image": i, "text": f"text {n}", "source": WEB, "round": 0, "match": 0.9, "itc": 0.1}
+             for n, i in enumerate([*good, str(tmp_path / "broken.png"), str(tmp_path / "gone.png")])]  # fmt: skip
+    list(write_shards(tmp_path / "scored", {"step": "score"}, 1, lambda block: lines))
+    found = merge([tmp_path / "scored"], tmp_path / "tars", Rule(), tar_size=2)
+    assert found.kept[WEB] == 5 and found.problems == 2
+    shards = open_shards([str(tmp_path / "tars")])
+    assert shards.counts == [2, 2, 1]
+    raws = [raw for n in range(3) for raw in shards.read(n)]
+    assert [raw.image() for raw in raws] == [Path(image).read_bytes() for image in good]
+    assert [raw.record()["caption"] for raw in raws] == [[f"text {n}"] for n in range(5)]
+    assert raws[0].record()["source"] == WEB and raws[0].record()["image"] == good[0]
+    again = merge([tmp_path / "scored"], tmp_path / "tars", Rule(), tar_size=100)  # fewer shards than before
+    assert again.kept[WEB] == 5 and open_shards([str(tmp_path / "tars")]).counts == [5]
+    assert not (tmp_path / "tars" / "shard-00001.tar").exists()
+
+
+# ---- killed ----------------------------------------------------------------------------------------------------------
+
+
+def one_process(step: str, checkpoint: Path, data: Path, out: Path, rank: int, world: int) -> None:
+    """What one of several processes does in a step, without a rendezvous."""
+    torch.set_num_threads(1)
+    blip.data.shards.os.fsync = lambda descriptor: time.sleep(0.05)  # a slow disk: there is a middle to be killed in
+    blip.distributed.rank = lambda: rank  # type: ignore[assignment]
+    blip.distributed.world_size = lambda: world  # type: ignore[assignment]
+    blip.distributed.is_main = lambda: rank == 0  # type: ignore[assignment]
+    blip.distributed.barrier = lambda: None  # type: ignore[assignment]
+    if step == "merge":  # the main process's work, while the others wait
+        if rank == 0:
+            merge([data], out / "tars", Rule(0.0), tar_size=3)
+            merge([data], out / "out.jsonl", Rule(0.0))
+        return
+    while rank and not (out / "settings.json").exists():
+        time.sleep(0.005)
+    candidates, model = read_candidates([str(data)]), blip.load(checkpoint)
+    if step == "caption":
+        capfilt.caption(model, candidates, out, "m", HOW, seed=4, shard_size=3, batch_size=2)
+    else:
+        capfilt.score(model, candidates, out, "m", shard_size=3, batch_size=2)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.suffix != ".partial"}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["caption", "filter", "merge"])
+def test_killed_processes_leave_what_an_undisturbed_one_leaves(
+    step: str, tiny_checkpoint: Path, model: Predictor, phantoms: Path, tmp_path: Path
+) -> None:
+    """Both processes are killed five times, at random moments; then they may end."""
+    if step == "merge":
+        pytest.importorskip("webdataset")
+    data, out = phantoms / "captions.json", tmp_path / "two"
+    if step == "merge":
+        capfilt.score(model, read_candidates([str(data)]), tmp_path / "scored", "m")
+        data = tmp_path / "scored"
+    one_process_in_order = (step, tiny_checkpoint, data, tmp_path / "one")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["blip.capfilt", "blip.capfilt_merge", "blip.restore"])
+
+    def start(out: Path, world: int) -> list:
+        arguments = (*one_process_in_order[:3], out)
+        processes = [context.Process(target=one_process, args=(*arguments, rank, world)) for rank in range(world)]
+        for process in processes:
+            process.start()
+        return processes
+
+    for folder in ("one", "timed"):  # the first one also waits for the server of processes
+        begun = time.monotonic()
+        for process in start(tmp_path / folder, 1):
+            process.join(120)
+    whole, rng, cut = time.monotonic() - begun, random.Random(step), 0
+    for _ in range(5):
+        processes = start(out, 2)
+        time.sleep(rng.uniform(0.1, 0.5) * whole)
+        for process in processes:
+            cut += process.is_alive()
+            process.kill()  # SIGKILL
+            process.join(60)
+    assert cut  # at least one was killed in its work
+    for process in start(out, 2):
+        process.join(120)
+        assert process.exitcode == 0
+    assert contents(tmp_path / "one") == contents(out)
+
+
+# ---- a whole round ---------------------------------------------------------------------------------------------------
+
+
+def bootstrap(start: Path, phantoms: Path, output: Path, *more: str) -> subprocess.CompletedProcess:
+    """One round or more on 48 phantoms, two training steps each."""
+    whole = {key: None if value == "null" else value for key, value in TINY.items()}
+    whole |= {"crop_scale": [0.5, 1.0], "max_steps": 2, "val_file": []}
+    small = {key: value for key, value in whole.items() if key not in (*OWN_SIZES, "queue_size")}
+    data = [str(phantoms / "captions.json")]
+    options = {
+        "web_file": data, "human_file": data, "start": str(start), "device": "cpu",
+        "pretrain_set": {**whole, "tokenizer": str(start / "tokenizer.json")},
+        "captioner_set": small, "filter_set": {**small, "queue_size": 8}, "shared_set": {**whole, "lr": 1e-3},
+        "fraction": 0.5, "shard_size": 20, "max_new_tokens": 5,
+    }  # fmt: skip
+    words = [word for key, value in options.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    command = [sys.executable, ROOT / "run_capfilt.py", "--config", ROOT / "configs" / "capfilt_phantoms.yaml"]
+    return subprocess.run(
+        [*command, "--output_dir", output, *words, *more],
+        cwd=ROOT, env=script_env(), capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_rounds_by_one_command(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
+    done = bootstrap(tiny_checkpoint, phantoms, tmp_path, "--rounds", "2")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    for number in (1, 2):
+        place = tmp_path / f"round{number}"
+        records = [json.loads(line) for line in (place / "bootstrapped.jsonl").read_text().splitlines()]
+        assert {record["source"] for record in records} >= {HUMAN, WEB}
+        assert (place / "report.html").is_file() and (place / "model" / "checkpoints" / "latest").exists()
+        assert {line["round"] for line in read_lines(place / "synthetic") if "text" in line} == {number}
+    config = (tmp_path / "round2" / "captioner" / "config.yaml").read_text()
+    assert "round1/model" in config  # the second round starts from the model of the first
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("shard-*")}
+    shutil.rmtree(tmp_path / "round2" / "model")
+    again = bootstrap(tiny_checkpoint, phantoms, tmp_path, "--rounds", "2")
+    assert again.returncode == 0 and "training" in again.stdout
+    assert again.stdout.count("training") == 1  # what was done is not done again
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("shard-*")}
+    shared = bootstrap(tiny_checkpoint, phantoms, tmp_path / "s", "--set", "shared=configs/pretrain_demo.yaml")
+    assert shared.returncode == 0, shared.stderr[-3000:]
+    assert not (tmp_path / "s" / "round1" / "filter").exists()
+    other = bootstrap(tiny_checkpoint, phantoms, tmp_path, "--set", "threshold=0.7")
+    assert other.returncode == 1 and "begun with other settings: threshold 0.1 -> 0.7" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rounds": 2, "pretrain": "", "start": "x"}, "set pretrain"),
+        ({"pretrain": ""}, "nothing to start from"),
+        ({"web_file": []}, "web_file"),
+        ({"treshold": 0.4}, "threshold"),
+    ],
+)
+def test_rounds_that_cannot_be(options: dict, message: str) -> None:
+    words = [f"{key}={json.dumps(value)}" for key, value in options.items()]
+    with pytest.raises(ConfigError, match=message):
+        load_config(ROOT / "configs" / "capfilt_phantoms.yaml", CapFiltConfig, words)
 
 
 # ---- the verbs -------------------------------------------------------------------------------------------------------

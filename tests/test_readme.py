@@ -24,13 +24,14 @@ SUBSTITUTES = {
     r"--nproc_per_node=\d+": "--nproc_per_node=1",
     r"--nnodes=\d+": "--nnodes=1",
     r"HOST:29500": "localhost:0",
-    r" (pretrain|train_\w+)\.py": r" {root}/\1.py",
+    r" (pretrain|train_\w+|run_capfilt)\.py": r" {root}/\1.py",
     r" configs/": " {root}/configs/",
     r"--count \d+": "--count 12",
     r"data/vqa_rad --dataset vqa_rad": "questions.json",
     r"--output_dir runs/(?!small|vqa_rad --evaluate)\S+": "--output_dir {here}/{fresh}",  # --resume finds the old one
     r"(blip convert .*)": r"\1 --image_heads 2 --text_heads 2",  # the tiny model's
     r"(.*/pretrain\.py .*)": r"\1 {sizes}",  # of conftest.TINY, two steps
+    r"(.*/run_capfilt\.py .*)": r"\1 {capfilt}",  # two steps of each training
     r"(.*/train_\w+\.py .*--(?:init_from|evaluate).*)": r"\1 {tuned}",  # with the sizes of the checkpoint
     r"(.*/train_\w+\.py (?!.*--(?:init_from|evaluate)).*)": r"\1 {own_sizes} {tuned}",
     r"(.*/train_.* --init_from \S+\.pth.*)": r"\1 --set image_heads=2 --set text_heads=2",
@@ -40,10 +41,26 @@ SUBSTITUTES = {
     r"(.*/train_nlvr.*)": r"\1 {statements}",
 }
 STEPS = {"accumulation": 1, "max_steps": 2, "drop_path": 0.0}
-SIZES = {**TINY, **STEPS, "vision_init": "", "text_init": ""}
+SIZES = {**TINY, **STEPS, "vision_init": "", "text_init": "", "val_file": "[]"}
 TUNED = {**TINY, **STEPS, "dataset": "json", "image_root": ""}
 for _key in (*OWN_SIZES, "queue_size"):
     del TUNED[_key]
+DEMO = "{here}/runs/demo/run/checkpoints/latest"
+CAPFILT = {
+    "web_file": "[{here}/captions.json]",
+    "human_file": "[{here}/captions.json]",
+    "start": DEMO,
+    "pretrain": "{root}/configs/pretrain_demo.yaml",
+    "captioner": "{root}/configs/caption_phantoms.yaml",
+    "filter": "{root}/configs/retrieval_phantoms.yaml",
+    "pretrain_set": {**SIZES, "tokenizer": f"{DEMO}/tokenizer.json"},
+    "captioner_set": TUNED,
+    "filter_set": {**TUNED, "queue_size": 20},
+    "fraction": 0.5,
+    "shard_size": 20,
+    "max_new_tokens": 4,
+    "min_new_tokens": 0,
+}
 GIVEN = {"tokenizer": "{here}/vocab.txt", "train_file": "[{here}/captions.json]"}  # unless the command names them
 
 README = (ROOT / "README.md").read_text()
@@ -100,10 +117,22 @@ def localised(command: str, here: Path, fresh: str) -> str:
     own_sizes = options({key: TINY[key] for key in OWN_SIZES})
     for pattern, substitute in SUBSTITUTES.items():
         command = re.sub(pattern, substitute, command)
-    values = {"sizes": options(sizes), "tuned": options(TUNED), "own_sizes": own_sizes, **files}
+    capfilt = {key: yaml(value) for key, value in CAPFILT.items() if f"{key}=" not in command}
+    values = {
+        "sizes": options(sizes),
+        "capfilt": options(capfilt),
+        "tuned": options(TUNED),
+        "own_sizes": own_sizes,
+        **files,
+    }
     for name, value in {**values, "root": ROOT, "here": here, "fresh": fresh}.items():
         command = command.replace(f"{{{name}}}", str(value))
     return command
+
+
+def yaml(value: object) -> object:
+    """A value of an option that has options of its own."""
+    return "{" + ", ".join(f"{k}: {v or repr(v)}" for k, v in value.items()) + "}" if isinstance(value, dict) else value
 
 
 def options(values: dict) -> str:
