@@ -85,17 +85,13 @@ class Rounds:
         rule = Rule(config.threshold, config.itc_threshold, config.fraction)
         web = read_candidates(config.web_file, config.image_root)
         self.say(f"round {number}: captions for {len(web)} images")
-        capfilt.caption(
-            load(captioner, self.device), web, place / "synthetic", fingerprint(captioner), how, config.seed,
-            number, config.prompt, config.shard_size, config.batch_size,
-        )  # fmt: skip
+        work = capfilt.Work(config.shard_size, config.batch_size, config.precision, config.num_workers)
+        about = fingerprint(captioner), how, config.seed, number, config.prompt, work
+        capfilt.caption(load(captioner, self.device), web, place / "synthetic", *about)
         distributed.barrier()
         candidates = read_candidates([*config.web_file, str(place / "synthetic")], config.image_root)
         self.say(f"round {number}: scores of {candidates.texts} texts")
-        capfilt.score(
-            load(filter_, self.device), candidates, place / "scored", fingerprint(filter_), config.shard_size,
-            config.batch_size,
-        )  # fmt: skip
+        capfilt.score(load(filter_, self.device), candidates, place / "scored", fingerprint(filter_), work)
         distributed.barrier()
         out = place / "bootstrapped.jsonl"
         if distributed.is_main() and not out.exists():

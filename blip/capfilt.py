@@ -15,10 +15,15 @@ Shapes: B images, K texts of one image.
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
 
 from blip.data.candidates import SYNTHETIC, Candidate, Candidates
 from blip.data.loader import stable_hash
@@ -29,6 +34,28 @@ from blip.predictor import Predictor
 from blip.scoring import match_groups
 
 Progress = Callable[[int], None]  # is told of each finished shard
+
+
+@dataclass
+class Work:
+    """How the work is cut and done. Captions and scores depend on all of it but `workers`."""
+
+    shard_size: int = 1024  # images
+    batch_size: int = 32  # images
+    precision: Literal["fp32", "bf16"] = "fp32"
+    workers: int = 2  # threads that open images
+
+    def __post_init__(self) -> None:
+        if min(self.shard_size, self.batch_size, self.workers) < 1:
+            raise ValueError("shard_size, batch_size and workers need to be 1 or more")
+        if self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"precision is {self.precision!r}; it can be fp32 or bf16")
+
+    def settings(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "workers"}
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def data_fingerprint(candidates: Candidates) -> str:
@@ -67,8 +94,7 @@ def caption(
     seed: int = 0,
     round_: int = 1,
     prompt: str | None = None,
-    shard_size: int = 1024,
-    batch_size: int = 32,
+    work: Work | None = None,
     progress: Progress = lambda number: None,
 ) -> None:
     """Writes texts for every image of `candidates`; `how.num_return` an image, without repetitions.
@@ -80,21 +106,23 @@ def caption(
         how: nucleus sampling, or beams.
         round_: which round of CapFilt this is.
         prompt: as in `Predictor.write`.
-        shard_size: images a shard.
+        work: shards, batches, precision.
 
     Raises:
         ShardError: `folder` was begun with other settings.
     """
-    blocks = -(-len(candidates) // shard_size)
+    work = work or Work()
+    blocks = -(-len(candidates) // work.shard_size)
     settings: dict[str, Any] = {"step": "caption", "model": model, "data": data_fingerprint(candidates), "seed": seed}
-    settings |= {"round": round_, "prompt": prompt, "shard_size": shard_size, "batch_size": batch_size, **vars(how)}
+    settings |= {"round": round_, "prompt": prompt, **work.settings(), **vars(how)}
 
     def lines(block: int) -> Iterator[Line]:
-        for number, batch in enumerate(_batches(candidates, block, shard_size, batch_size)):
+        for number, batch in enumerate(_batches(m, candidates, block, work)):
             yield from _problems(batch)
             readable = [one for one in batch if not one.problem]
             own_seed = stable_hash(seed, block, number) if how.sample else None
-            written = m.write([one.image for one in readable], prompt, how, batch_size, own_seed)
+            with work.autocast(m.device):
+                written = m.write([one.pixels for one in readable], prompt, how, work.batch_size, own_seed)
             for one, several in zip(readable, written, strict=True):
                 known = {_plain(candidate.text) for candidate in one.texts}
                 for new in several:
@@ -120,8 +148,7 @@ def score(
     candidates: Candidates,
     folder: Path,
     model: str,
-    shard_size: int = 1024,
-    batch_size: int = 32,
+    work: Work | None = None,
     progress: Progress = lambda number: None,
 ) -> None:
     """Scores every text of every image: probability of a match, and cosine of the features.
@@ -130,19 +157,22 @@ def score(
 
     Args:
         m: the filter; `model` is its fingerprint.
-        shard_size: images a shard.
+        work: shards, batches, precision.
 
     Raises:
         ShardError: `folder` was begun with other settings.
     """
-    blocks = -(-len(candidates) // shard_size)
-    settings = {"step": "score", "model": model, "data": data_fingerprint(candidates), "shard_size": shard_size}
+    work = work or Work()
+    blocks = -(-len(candidates) // work.shard_size)
+    settings = {"step": "score", "model": model, "data": data_fingerprint(candidates), **work.settings()}
 
     def lines(block: int) -> Iterator[Line]:
-        for batch in _batches(candidates, block, shard_size, batch_size):
+        for batch in _batches(m, candidates, block, work):
             yield from _problems(batch)
             told = [one for one in batch if one.texts and not one.problem]
-            found = match_groups(m, [one.image for one in told], [[text.text for text in one.texts] for one in told])
+            texts = [[text.text for text in one.texts] for one in told]
+            with work.autocast(m.device):
+                found = match_groups(m, [one.pixels for one in told], texts)
             for one, scores in zip(told, found, strict=True):
                 for text, (match, cosine) in zip(one.texts, scores, strict=True):
                     about = {"image": one.path, "text": text.text, "source": text.source, "round": text.round}
@@ -158,23 +188,29 @@ class Opened:
 
     path: str
     texts: list[Candidate]
-    image: Any = None
+    pixels: Tensor = field(default_factory=lambda: torch.empty(0))  # (3, S, S)
     problem: str = ""
 
 
-def _batches(candidates: Candidates, block: int, shard_size: int, batch_size: int) -> Iterator[list[Opened]]:
-    """The images of a block in batches."""
-    end = min(len(candidates), (block + 1) * shard_size)
-    for start in range(block * shard_size, end, batch_size):
-        batch = []
-        for index in range(start, min(end, start + batch_size)):
-            one = Opened(candidates.image_path(index), candidates[index])
-            try:
-                one.image = open_image(one.path)
-            except UnreadableImage as error:
-                one.problem = str(error)
-            batch.append(one)
-        yield batch
+def _open(m: Predictor, path: str, texts: list[Candidate]) -> Opened:
+    try:
+        return Opened(path, texts, m.transform(open_image(path)))
+    except UnreadableImage as error:
+        return Opened(path, texts, problem=str(error))
+
+
+def _batches(m: Predictor, candidates: Candidates, block: int, how: Work) -> Iterator[list[Opened]]:
+    """The images of a block in batches; the next one is opened by other threads while a batch is worked on."""
+    end = min(len(candidates), (block + 1) * how.shard_size)
+    waiting: deque[list[Future[Opened]]] = deque()
+    with ThreadPoolExecutor(how.workers) as pool:
+        for start in range(block * how.shard_size, end, how.batch_size):
+            numbers = range(start, min(end, start + how.batch_size))
+            waiting.append([pool.submit(_open, m, candidates.image_path(i), candidates[i]) for i in numbers])
+            if len(waiting) > 1:
+                yield [future.result() for future in waiting.popleft()]
+        while waiting:
+            yield [future.result() for future in waiting.popleft()]
 
 
 def _problems(batch: list[Opened]) -> Iterator[Line]:

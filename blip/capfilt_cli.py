@@ -16,6 +16,8 @@ Scored = Annotated[list[Path], typer.Option(help="folder that `filter` wrote; se
 Root = Annotated[str, typer.Option("--image_root", help="folder that image paths of annotation files start from")]
 ShardSize = Annotated[int, typer.Option("--shard_size", min=1, help="images a shard")]
 BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="images at once")]
+Precision = Annotated[str, typer.Option(help="fp32, or bf16 on a GPU that has it")]
+Workers = Annotated[int, typer.Option(min=1, help="threads that open images")]
 Words = Annotated[str, typer.Option(help="vocab.txt or tokenizer.json, where the checkpoint has none")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Threshold = Annotated[float, typer.Option(help="least match probability")]
@@ -58,6 +60,8 @@ def caption(
     image_root: Root = "",
     shard_size: ShardSize = 1024,
     batch_size: BatchSize = 32,
+    precision: Precision = "fp32",
+    workers: Workers = 2,
     tokenizer: Words = "",
     device: Device = "auto",
 ) -> None:
@@ -67,13 +71,12 @@ def caption(
     from blip.weights import fingerprint
 
     with errors_for_people():
+        work = capfilt.Work(shard_size, batch_size, precision, workers)  # type: ignore[arg-type]
         how = capfilt.decoding(captions_per_image, beams, top_p, max_new_tokens, min_new_tokens)
         candidates = read_candidates(data, image_root)
         model, own = _start(checkpoint, tokenizer, device), fingerprint(checkpoint)
         progress = _counter(len(candidates), shard_size)
-        capfilt.caption(
-            model, candidates, out, own, how, seed, round_, prompt, shard_size, batch_size, progress=progress
-        )
+        capfilt.caption(model, candidates, out, own, how, seed, round_, prompt, work, progress)
         typer.echo(f"{len(candidates)} images: {out}")
 
 
@@ -85,6 +88,8 @@ def filter_(
     image_root: Root = "",
     shard_size: ShardSize = 1024,
     batch_size: BatchSize = 32,
+    precision: Precision = "fp32",
+    workers: Workers = 2,
     tokenizer: Words = "",
     device: Device = "auto",
 ) -> None:
@@ -97,7 +102,8 @@ def filter_(
         candidates = read_candidates(data, image_root)
         model, own = _start(checkpoint, tokenizer, device), fingerprint(checkpoint)
         progress = _counter(len(candidates), shard_size)
-        capfilt.score(model, candidates, out, own, shard_size, batch_size, progress)
+        work = capfilt.Work(shard_size, batch_size, precision, workers)  # type: ignore[arg-type]
+        capfilt.score(model, candidates, out, own, work, progress)
         typer.echo(f"{candidates.texts} texts of {len(candidates)} images: {out}")
 
 

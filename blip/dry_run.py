@@ -10,6 +10,7 @@ from rich.table import Table
 from blip import build, distributed, flops, momentum
 from blip.config import PretrainConfig
 from blip.data.pairs import read_pairs
+from blip.data.tar_shards import is_tar_address, open_shards
 from blip.errors import BlipError
 from blip.models.matching import Twin
 from blip.models.pretrain import Output, PretrainModel
@@ -96,7 +97,8 @@ def _data(config: PretrainConfig) -> list[str]:
     for entry in build.annotation_files(config):
         path = entry if isinstance(entry, str) else entry["path"]
         try:
-            lines.append(f"data: {path}: {len(read_pairs([entry], config.image_root))} pairs")
+            count = len(open_shards([path]) if is_tar_address(path) else read_pairs([entry], config.image_root))
+            lines.append(f"data: {path}: {count} pairs")
         except (BlipError, ValueError, OSError) as error:
             lines.append(f"data: {error}")
     return lines

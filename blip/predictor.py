@@ -30,7 +30,7 @@ from blip.rows import Rows, with_first
 from blip.tokenizer import Tokenizer, blip_cleaning
 from blip.weights import CheckpointError
 
-ImageInput = str | Path | Image.Image
+ImageInput = str | Path | Image.Image | Tensor  # a tensor is (3, S, S), as `Predictor.transform` gives it
 Images = ImageInput | Sequence[ImageInput]
 Texts = str | Sequence[str]
 
@@ -301,7 +301,8 @@ class Predictor:
 
     def pixels(self, images: Sequence[ImageInput]) -> Tensor:
         """Images -> (B, 3, S, S), normalised, on the device."""
-        return torch.stack([self.transform(open_image(image)) for image in images]).to(self.device)
+        ready = [image if isinstance(image, Tensor) else self.transform(open_image(image)) for image in images]
+        return torch.stack(ready).to(self.device)
 
     def cleaned(self, text: str) -> str:
         """A text as the model was trained to read it."""

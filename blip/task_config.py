@@ -193,6 +193,8 @@ class CapFiltConfig(BaseModel):
 
     shard_size: int = Field(1024, gt=0)  # images
     batch_size: int = Field(32, gt=0)
+    precision: Literal["fp32", "bf16"] = "fp32"  # of captions and scores; trainings have their own
+    num_workers: int = Field(2, gt=0)  # threads that open images
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 

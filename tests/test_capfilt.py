@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import blip
 from blip import capfilt
+from blip.capfilt import Work
 from blip.capfilt_merge import Rule, merge, threshold_of
 from blip.cli import app
 from blip.config import ConfigError, load_config
@@ -104,7 +105,7 @@ def test_candidates_bring_the_texts_of_an_image_together(tmp_path: Path) -> None
 
 def test_captions_are_new_and_different(model: Predictor, phantoms: Path, tmp_path: Path) -> None:
     candidates = read_candidates([str(phantoms / "captions.json")])
-    capfilt.caption(model, candidates, tmp_path, "m", HOW, shard_size=20, batch_size=7)
+    capfilt.caption(model, candidates, tmp_path, "m", HOW, work=Work(shard_size=20, batch_size=7))
     lines = list(read_lines(tmp_path))
     assert len({line["image"] for line in lines}) == 48 and {line["source"] for line in lines} == {SYNTHETIC}
     for i in range(len(candidates)):
@@ -123,7 +124,7 @@ def test_scores_are_those_of_pair_by_pair(model: Predictor, phantoms: Path, tmp_
         record["caption"] = [record["caption"], "a dark square", "chest"][: number % 3 + 1]
     (tmp_path / "some.json").write_text(json.dumps(records))
     candidates = read_candidates([str(tmp_path / "some.json")])
-    capfilt.score(model, candidates, tmp_path / "scored", "f", shard_size=4, batch_size=3)
+    capfilt.score(model, candidates, tmp_path / "scored", "f", work=Work(shard_size=4, batch_size=3))
     lines = list(read_lines(tmp_path / "scored"))
     assert len(lines) == sum(len(r["caption"]) for r in records)
     for line in lines:
@@ -276,9 +277,9 @@ def one_process(step: str, checkpoint: Path, data: Path, out: Path, rank: int, w
         time.sleep(0.005)
     candidates, model = read_candidates([str(data)]), blip.load(checkpoint)
     if step == "caption":
-        capfilt.caption(model, candidates, out, "m", HOW, seed=4, shard_size=3, batch_size=2)
+        capfilt.caption(model, candidates, out, "m", HOW, seed=4, work=Work(shard_size=3, batch_size=2))
     else:
-        capfilt.score(model, candidates, out, "m", shard_size=3, batch_size=2)
+        capfilt.score(model, candidates, out, "m", work=Work(shard_size=3, batch_size=2))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -60,6 +60,7 @@ CAPFILT = {
     "shard_size": 20,
     "max_new_tokens": 4,
     "min_new_tokens": 0,
+    "precision": "fp32",
 }
 GIVEN = {"tokenizer": "{here}/vocab.txt", "train_file": "[{here}/captions.json]"}  # unless the command names them
 
