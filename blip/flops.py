@@ -160,14 +160,16 @@ def match_pair(vision: Vision, text: Text, longest: int) -> float:
     return pair + 2 * text.width * 2  # the head's two classes
 
 
-def match_grouped(vision: Vision, text: Text, lengths: Sequence[int], images: int) -> float:
+def match_grouped(vision: Vision, text: Text, lengths: Sequence[int], images: int, keys: bool = True) -> float:
     """Pairs whose texts have `lengths` tokens, grouped by image: an image's keys are made once, nothing is padded.
 
-    Only self-attention unfolds, to a length near a text's own since texts are sorted; it is counted at its own.
+    Only self-attention unfolds, to a length near a text's own since texts are sorted; it is counted at its own. Without
+    `keys`, texts look at states, and in the last layer one token of each.
     """
     seen = image_tokens(vision)
     texts = sum(text_forward(text, 1, n, n, seen, first_only=True) for n in lengths)
-    return texts + images * keys_forward(vision, text) + len(lengths) * 2 * text.width * 2
+    looks = sum((text.layers - 1) * n + 1 for n in lengths) * on_states(vision, text) / text.layers
+    return texts + (images * keys_forward(vision, text) if keys else looks) + len(lengths) * 2 * text.width * 2
 
 
 def write(vision: Vision, text: Text, rows: int, new: int, key_sets: int, prompt: int = 1) -> float:

@@ -22,6 +22,7 @@ from blip.models.vqa import VqaModel
 from blip.momentum import Queue, candidates
 from blip.ranking import AnswerTree, rank_answers
 from blip.rows import Specials
+from blip.scoring import match_states
 from blip.vit import ViTConfig
 
 VIT = ViTConfig(32, 8, 24, 3, 3)
@@ -74,6 +75,15 @@ def test_counts_of_matching() -> None:
     ids = torch.randint(1, 48, (3, 7))
     theirs = counted(lambda: peer(ids, torch.ones_like(ids), states.expand(3, -1, -1)))
     assert theirs == 3 * flops.match_pair(VIT, TEXT, 7)
+
+
+def test_counts_of_filtering() -> None:
+    """Two texts an image, few enough to look at states: match logits and features."""
+    model = RetrievalModel(VIT, TEXT, Specials(0, 49, 48), embed_dim=8).eval()
+    ids, lengths, states = torch.randint(1, 48, (6, 5)), [5] * 6, torch.randn(3, 17, 24)
+    alone = 6 * flops.text_forward(TEXT, 1, 5, 5, first_only=True)
+    expected = alone + flops.match_grouped(VIT, TEXT, lengths, 3, keys=False) + 2 * 8 * (3 * 24 + 6 * 36)
+    assert counted(lambda: match_states(model, states, ids, torch.tensor(lengths), 49)) == expected
 
 
 @pytest.mark.parametrize("tokens", [None, 1], ids=["keys", "states"])
