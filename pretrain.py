@@ -17,7 +17,7 @@ import torch
 from blip import build, distributed, flops, losses, momentum
 from blip.config import ConfigError, PretrainConfig
 from blip.data.loader import Batch, EvalLoader, eval_loader
-from blip.data.pairs import EvalPairs, read_pairs
+from blip.data.pairs import MAX_ORIGINS, EvalPairs, read_pairs
 from blip.data.skipped import SkipLog
 from blip.data.training import open_training
 from blip.data.transforms import eval_transform, train_transform, unnormalise
@@ -87,7 +87,8 @@ class Pretraining:
         """A batch to its losses. Changes nothing; what the update needs later is kept in `pending`."""
         config = self.config
         self.skipped.add(batch.skipped, len(batch))
-        self.seen.update(source for source in batch.sources if source)
+        for source in filter(None, batch.sources):
+            self.seen[source if source in self.seen or len(self.seen) < MAX_ORIGINS else "other"] += 1
         batch = batch.to(self.device, non_blocking=True)
         packed = not config.compile  # compiled code wants few shapes
         alpha = losses.alpha_ramp(step, round(config.alpha_ramp_epochs * self.epochs.steps), config.alpha)
@@ -210,6 +211,8 @@ class Pretraining:
     def truncated(self, sample: int = 2000) -> float:
         """Share of captions, of the first `sample`, that are cut at `max_text_tokens`."""
         captions = list(itertools.islice(self.data.captions(), sample))
+        if not captions:
+            return 0.0
         return sum(n > self.config.max_text_tokens for n in self.tokenizer.count(captions)) / len(captions)
 
     def _name(self, batch: Batch) -> str:

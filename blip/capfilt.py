@@ -28,6 +28,7 @@ from torch import Tensor
 from blip.data.candidates import SYNTHETIC, Candidate, Candidates
 from blip.data.loader import stable_hash
 from blip.data.shards import Line, write_shards
+from blip.data.skipped import TooManySkipped
 from blip.data.transforms import UnreadableImage, open_image
 from blip.decoding import Decoding
 from blip.predictor import Predictor
@@ -38,12 +39,13 @@ Progress = Callable[[int], None]  # is told of each finished shard
 
 @dataclass
 class Work:
-    """How the work is cut and done. Captions and scores depend on all of it but `workers`."""
+    """How the work is cut and done. Captions and scores depend on the first three."""
 
     shard_size: int = 1024  # images
     batch_size: int = 32  # images
     precision: Literal["fp32", "bf16"] = "fp32"
     workers: int = 2  # threads that open images
+    max_skipped_fraction: float = 0.05  # of a shard's images; more unreadable ones, above ten, end the work
 
     def __post_init__(self) -> None:
         if min(self.shard_size, self.batch_size, self.workers) < 1:
@@ -52,7 +54,7 @@ class Work:
             raise ValueError(f"precision is {self.precision!r}; it can be fp32 or bf16")
 
     def settings(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "workers"}
+        return {"shard_size": self.shard_size, "batch_size": self.batch_size, "precision": self.precision}
 
     def autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -105,7 +107,7 @@ def caption(
         m: the captioner; `model` is its fingerprint.
         how: nucleus sampling, or beams.
         round_: which round of CapFilt this is.
-        prompt: as in `Predictor.write`.
+        prompt: as in `Predictor.write`; it is no part of the texts.
         work: shards, batches, precision.
 
     Raises:
@@ -114,11 +116,14 @@ def caption(
     work = work or Work()
     blocks = -(-len(candidates) // work.shard_size)
     settings: dict[str, Any] = {"step": "caption", "model": model, "data": data_fingerprint(candidates), "seed": seed}
+    given = m.info.get("prompt", "") if prompt is None else prompt
+    begin = m.tokenizer.decode(m.tokenizer.encode([given], m.positions)[0])  # as it will be written
     settings |= {"round": round_, "prompt": prompt, **work.settings(), **vars(how)}
 
     def lines(block: int) -> Iterator[Line]:
+        problems = _Problems(candidates, block, work)
         for number, batch in enumerate(_batches(m, candidates, block, work)):
-            yield from _problems(batch)
+            yield from problems.of(batch)
             readable = [one for one in batch if not one.problem]
             own_seed = stable_hash(seed, block, number) if how.sample else None
             with work.autocast(m.device):
@@ -126,9 +131,10 @@ def caption(
             for one, several in zip(readable, written, strict=True):
                 known = {_plain(candidate.text) for candidate in one.texts}
                 for new in several:
-                    if (plain := _plain(new.text)) and plain not in known:
+                    text = new.text.removeprefix(begin).strip()
+                    if (plain := _plain(text)) and plain not in known:
                         known.add(plain)
-                        about = {"image": one.path, "text": new.text, "source": SYNTHETIC, "round": round_}
+                        about = {"image": one.path, "text": text, "source": SYNTHETIC, "round": round_}
                         yield about | {"model": model, "log_prob": round(new.log_prob, 5)}
 
     for number in write_shards(folder, settings, blocks, lines):
@@ -167,8 +173,9 @@ def score(
     settings = {"step": "score", "model": model, "data": data_fingerprint(candidates), **work.settings()}
 
     def lines(block: int) -> Iterator[Line]:
+        problems = _Problems(candidates, block, work)
         for batch in _batches(m, candidates, block, work):
-            yield from _problems(batch)
+            yield from problems.of(batch)
             told = [one for one in batch if one.texts and not one.problem]
             texts = [[text.text for text in one.texts] for one in told]
             with work.autocast(m.device):
@@ -213,7 +220,21 @@ def _batches(m: Predictor, candidates: Candidates, block: int, how: Work) -> Ite
             yield [future.result() for future in waiting.popleft()]
 
 
-def _problems(batch: list[Opened]) -> Iterator[Line]:
-    for one in batch:
-        if one.problem:
-            yield {"image": one.path, "problem": one.problem}
+class _Problems:
+    """Lines on the unreadable images of a block; TooManySkipped before a shard of little else counts as written."""
+
+    def __init__(self, candidates: Candidates, block: int, work: Work):
+        self.images = min(work.shard_size, len(candidates) - block * work.shard_size)
+        self.most = min(max(10, int(work.max_skipped_fraction * self.images)), self.images - 1)
+        self.count = 0
+
+    def of(self, batch: list[Opened]) -> Iterator[Line]:
+        for one in batch:
+            if one.problem:
+                self.count += 1
+                if self.count > self.most:
+                    raise TooManySkipped(
+                        f"{self.count} of a shard's {self.images} images could not be read, the last being {one.path} "
+                        f"({one.problem}). Is image_root right? `max_skipped_fraction` says how many are tolerated"
+                    )
+                yield {"image": one.path, "problem": one.problem}

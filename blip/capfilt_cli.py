@@ -18,6 +18,10 @@ ShardSize = Annotated[int, typer.Option("--shard_size", min=1, help="images a sh
 BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="images at once")]
 Precision = Annotated[str, typer.Option(help="fp32, or bf16 on a GPU that has it")]
 Workers = Annotated[int, typer.Option(min=1, help="threads that open images")]
+Skipped = Annotated[
+    float,
+    typer.Option("--max_skipped_fraction", min=0, max=1, help="share of unreadable images, in a shard, that ends it"),
+]
 Words = Annotated[str, typer.Option(help="vocab.txt or tokenizer.json, where the checkpoint has none")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Threshold = Annotated[float, typer.Option(help="least match probability")]
@@ -29,7 +33,7 @@ def _start(checkpoint: str, tokenizer: str, device: str) -> Any:
     from blip import distributed
     from blip.restore import load
 
-    return load(checkpoint, device=distributed.start(device), tokenizer=tokenizer or None)
+    return load(checkpoint, device=distributed.start(device, hours=24), tokenizer=tokenizer or None)
 
 
 def _counter(images: int, shard_size: int) -> Any:
@@ -44,6 +48,28 @@ def _counter(images: int, shard_size: int) -> Any:
     return show
 
 
+def _model_name(checkpoint: str, tokenizer: str) -> str:
+    """What tells shards of one model from those of another: its weights, and its words where these are given."""
+    from blip.weights import fingerprint
+
+    if not tokenizer:
+        return fingerprint(checkpoint)
+    words = fingerprint(tokenizer) if Path(tokenizer).exists() else tokenizer
+    return f"{fingerprint(checkpoint)} {words}"
+
+
+def _tell(out: Path, what: str) -> None:
+    """The last lines of the main process, when all shards are there."""
+    from blip import distributed
+    from blip.data.shards import read_lines
+
+    distributed.barrier()
+    if distributed.is_main():
+        if count := sum("problem" in line for line in read_lines(out)):
+            typer.echo(f"{count} images could not be read: see `problem` in {out}")
+        typer.echo(f"{what}: {out}")
+
+
 @app.command()
 def caption(
     checkpoint: Checkpoint,
@@ -56,28 +82,28 @@ def caption(
     min_new_tokens: Annotated[int, typer.Option("--min_new_tokens")] = 0,
     prompt: Annotated[str | None, typer.Option(help="what captions begin with; the model's own unless given")] = None,
     seed: Annotated[int, typer.Option(help="of sampling")] = 0,
-    round_: Annotated[int, typer.Option("--round", help="which round of CapFilt this is")] = 1,
+    round_: Annotated[int, typer.Option("--round", min=0, max=65535, help="which round of CapFilt this is")] = 1,
     image_root: Root = "",
     shard_size: ShardSize = 1024,
     batch_size: BatchSize = 32,
     precision: Precision = "fp32",
     workers: Workers = 2,
+    max_skipped_fraction: Skipped = 0.05,
     tokenizer: Words = "",
     device: Device = "auto",
 ) -> None:
     """Writes captions for every image."""
     from blip import capfilt
     from blip.data.candidates import read_candidates
-    from blip.weights import fingerprint
 
     with errors_for_people():
-        work = capfilt.Work(shard_size, batch_size, precision, workers)  # type: ignore[arg-type]
+        work = capfilt.Work(shard_size, batch_size, precision, workers, max_skipped_fraction)  # type: ignore[arg-type]
         how = capfilt.decoding(captions_per_image, beams, top_p, max_new_tokens, min_new_tokens)
         candidates = read_candidates(data, image_root)
-        model, own = _start(checkpoint, tokenizer, device), fingerprint(checkpoint)
+        model, own = _start(checkpoint, tokenizer, device), _model_name(checkpoint, tokenizer)
         progress = _counter(len(candidates), shard_size)
         capfilt.caption(model, candidates, out, own, how, seed, round_, prompt, work, progress)
-        typer.echo(f"{len(candidates)} images: {out}")
+        _tell(out, f"{len(candidates)} images")
 
 
 @app.command("filter")
@@ -90,21 +116,21 @@ def filter_(
     batch_size: BatchSize = 32,
     precision: Precision = "fp32",
     workers: Workers = 2,
+    max_skipped_fraction: Skipped = 0.05,
     tokenizer: Words = "",
     device: Device = "auto",
 ) -> None:
     """Scores every text of every image by matching and contrast."""
     from blip import capfilt
     from blip.data.candidates import read_candidates
-    from blip.weights import fingerprint
 
     with errors_for_people():
         candidates = read_candidates(data, image_root)
-        model, own = _start(checkpoint, tokenizer, device), fingerprint(checkpoint)
+        model, own = _start(checkpoint, tokenizer, device), _model_name(checkpoint, tokenizer)
         progress = _counter(len(candidates), shard_size)
-        work = capfilt.Work(shard_size, batch_size, precision, workers)  # type: ignore[arg-type]
+        work = capfilt.Work(shard_size, batch_size, precision, workers, max_skipped_fraction)  # type: ignore[arg-type]
         capfilt.score(model, candidates, out, own, work, progress)
-        typer.echo(f"{candidates.texts} texts of {len(candidates)} images: {out}")
+        _tell(out, f"{candidates.texts} texts of {len(candidates)} images")
 
 
 @app.command()
@@ -122,10 +148,14 @@ def merge(
     image_root: Root = "",
 ) -> None:
     """Writes what passes, with what people wrote, to train on."""
+    from blip import distributed
     from blip.capfilt_merge import Rule
     from blip.capfilt_merge import merge as merge_
 
     with errors_for_people():
+        distributed.start("cpu")
+        if not distributed.is_main():  # it is the work of one process
+            return
         rule = Rule(threshold, itc_threshold, fraction)
         found = merge_(scored, out, rule, keep or [], image_root, source or [], tar_size)
         for source in sorted({**found.kept, **found.dropped}):
@@ -146,9 +176,13 @@ def report(
     seed: Annotated[int, typer.Option(help="of what is drawn")] = 0,
 ) -> None:
     """Writes a page with histograms, counts, and pairs to look at."""
+    from blip import distributed
     from blip.capfilt_merge import Rule
     from blip.capfilt_report import write_report
 
     with errors_for_people():
+        distributed.start("cpu")
+        if not distributed.is_main():
+            return
         write_report(scored, out, Rule(threshold, itc_threshold, fraction), examples, seed)
         typer.echo(str(out))

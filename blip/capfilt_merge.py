@@ -22,10 +22,19 @@ from blip.data.embedded import read_image
 from blip.data.pairs import read_pairs
 from blip.data.shards import Line, read_lines, settings_of, whole_file, write_lines, write_whole
 from blip.data.tar_shards import write_tars
+from blip.data.transforms import UnreadableImage, open_image
 from blip.errors import BlipError
 
 ENDINGS = (".json", ".jsonl")
-ENDING_OF = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif", "BMP": "bmp", "GIF": "gif"}  # Pillow's formats
+ENDING_OF = {
+    "JPEG": "jpg",
+    "MPO": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+    "TIFF": "tif",
+    "BMP": "bmp",
+    "GIF": "gif",
+}  # Pillow's formats
 TAR_SIZE = 1000  # pairs in a webdataset shard
 
 
@@ -72,11 +81,12 @@ def scored_lines(folders: Sequence[Path]) -> Iterator[Line]:
 
 
 def threshold_of(folders: Sequence[Path], fraction: float) -> float:
-    """The match probability that this share of all texts reaches."""
-    scores = np.fromiter((line["match"] for line in scored_lines(folders) if "match" in line), np.float32)
+    """The match probability that this share of all texts reaches, at least one of them."""
+    scores = np.fromiter((line["match"] for line in scored_lines(folders) if "match" in line), np.float64)
     if not len(scores):
         raise MergeError(f"{', '.join(map(str, folders))}: no text has a score")
-    return float(np.quantile(scores, 1 - fraction, method="higher"))
+    left_out = len(scores) - max(1, round(fraction * len(scores)))
+    return float(np.partition(scores, left_out)[left_out])
 
 
 def merge(
@@ -110,33 +120,32 @@ def merge(
         rule = Rule(threshold_of(folders, rule.fraction), rule.itc, rule.fraction)
     found = Merged(rule)
     out.parent.mkdir(parents=True, exist_ok=True)
-    about = out.with_name(f"{out.name}.merge.json")
+    about = about_merged(out)
     about.unlink(missing_ok=True)  # it speaks of what was there before
     lines = _records(folders, rule, keep, image_root, sources, found)
     first = next(lines, None)
-    if first is None:
-        raise MergeError(f"nothing passes {rule}: of {sum(found.dropped.values())} texts none is kept")
+    if first is None or first["source"] == HUMAN:  # which come last
+        raise MergeError(f"nothing passes {rule}: of {sum(found.dropped.values())} scored texts none is kept")
     lines = itertools.chain([first], lines)
     if out.suffix == ".jsonl":
         write_lines(out, lines)
     elif out.suffix == ".json":
         _write_list(out, lines)
-    else:
-        write_tars(out, _samples(lines, found), tar_size)
+    elif not write_tars(out, _samples(lines, found), tar_size):
+        raise MergeError(f"{out}: none of {found.problems} images could be read, so there are no shards")
     counts: dict[str, Any] = {"kept": found.kept, "dropped": found.dropped, "unreadable": found.problems}
     write_whole(about, json.dumps({**asdict(rule), "sources": list(sources), **counts}, indent=1) + "\n")
     return found
 
 
+def about_merged(out: Path) -> Path:
+    """The file beside merged annotations with rule and counts; it is there when they are complete."""
+    return out.with_name(f"{out.name}.merge.json")
+
+
 def _records(
     folders: Sequence[Path], rule: Rule, keep: Sequence[str], image_root: str, sources: Sequence[str], found: Merged
 ) -> Iterator[Line]:
-    if keep:
-        pairs = read_pairs(list(keep), image_root)
-        for i in range(len(pairs)):
-            for text in pairs.captions(i):
-                found.kept[HUMAN] += 1
-                yield {"image": os.path.abspath(pairs.image_path(i)), "caption": text, "source": HUMAN, "round": 0}
     for line in scored_lines(folders):
         if "problem" in line:
             found.problems += 1
@@ -145,6 +154,12 @@ def _records(
             yield {"image": line["image"], "caption": line["text"], "source": line["source"], "round": line["round"]}
         else:
             found.dropped[line["source"]] += 1
+    if keep:
+        pairs = read_pairs(list(keep), image_root)
+        for i in range(len(pairs)):
+            for text in pairs.captions(i):
+                found.kept[HUMAN] += 1
+                yield {"image": os.path.abspath(pairs.image_path(i)), "caption": text, "source": HUMAN, "round": 0}
 
 
 def _write_list(path: Path, lines: Iterator[Line]) -> None:
@@ -156,15 +171,20 @@ def _write_list(path: Path, lines: Iterator[Line]) -> None:
 
 
 def _samples(lines: Iterator[Line], found: Merged) -> Iterator[dict[str, Any]]:
-    """Samples of webdataset shards: the image's bytes as they are, and the record. Unreadable images are left out."""
+    """Samples of webdataset shards: the image's bytes as they are, and the record. Unreadable images are left out.
+
+    An image of a format that the shards do not know becomes a PNG.
+    """
     for line in lines:
         try:
             data = read_image(line["image"])
             with Image.open(io.BytesIO(data)) as image:
                 ending = ENDING_OF.get(image.format or "", "")
             if not ending:
-                raise ValueError(f"its format, {image.format}, is none of webdataset's")
-        except (OSError, ValueError):  # listed by `caption` and `filter`; it may have gone since
+                ending, buffer = "png", io.BytesIO()
+                open_image(data).save(buffer, "PNG")
+                data = buffer.getvalue()
+        except (OSError, ValueError, UnreadableImage, Image.DecompressionBombError):  # or it has gone since `filter`
             found.problems += 1
             found.kept[line["source"]] -= 1
             continue

@@ -6,6 +6,7 @@ Shards are read twice: for the scores, and for the few lines that are shown.
 import base64
 import html
 import io
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from blip.capfilt_merge import MergeError, Rule, scored_lines, threshold_of
-from blip.data.shards import Line
+from blip.data.shards import Line, write_whole
 from blip.data.transforms import UnreadableImage, open_image
 
 BINS = 40
@@ -24,8 +25,8 @@ SIDE = 160  # pixels of an image's longer side on the page
 class Scores:
     """Of all scored texts, in the order of the shards."""
 
-    match: np.ndarray  # (n,) float32
-    itc: np.ndarray  # (n,) float32
+    match: np.ndarray  # (n,) float64, as they are written: a threshold may be one of them
+    itc: np.ndarray  # (n,) float64
     source: np.ndarray  # (n,) which of `sources`
     sources: list[str]
     problems: list[str]  # images that could not be read, the first hundred
@@ -33,7 +34,7 @@ class Scores:
 
 
 def read_scores(folders: Sequence[Path]) -> Scores:
-    match, itc, source = [], [], []
+    match, itc, source = array("d"), array("d"), array("h")
     sources: dict[str, int] = {}
     problems: list[str] = []
     unreadable = 0
@@ -47,7 +48,7 @@ def read_scores(folders: Sequence[Path]) -> Scores:
         source.append(sources.setdefault(line["source"], len(sources)))
     if not match:
         raise MergeError(f"{', '.join(map(str, folders))}: no text has a score")
-    arrays = np.array(match, np.float32), np.array(itc, np.float32), np.array(source, np.int16)
+    arrays = np.frombuffer(match), np.frombuffer(itc), np.frombuffer(source, np.int16)
     return Scores(*arrays, list(sources), problems, unreadable)
 
 
@@ -85,7 +86,7 @@ def write_report(folders: Sequence[Path], out: Path, rule: Rule, examples: int =
         body.append(f"<h2>Images that could not be read ({scores.unreadable})</h2>")
         body.append("<ul>" + "".join(f"<li>{html.escape(problem)}</li>" for problem in scores.problems) + "</ul>")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(PAGE.replace("BODY", "\n".join(body)), encoding="utf-8")
+    write_whole(out, PAGE.replace("BODY", "\n".join(body)))
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -9,10 +9,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def start(device: str = "auto") -> torch.device:
+def start(device: str = "auto", hours: float = 0.5) -> torch.device:
     """Joins torchrun's process group where there is one and returns this process's device.
 
     `device`: `auto` takes a GPU where there is one, `cpu` and `cuda` insist. gloo on CPU, NCCL on GPU.
+    `hours`: so long processes wait for one another before they give up.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device is {device!r}; it can be auto, cpu or cuda")
@@ -29,7 +30,7 @@ def start(device: str = "auto") -> torch.device:
             )
         torch.cuda.set_device(target)
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=30))
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=hours))
     return target
 
 

@@ -96,7 +96,7 @@ def fingerprint(checkpoint: str | Path) -> str:
     checkpoint, digest = Path(checkpoint), hashlib.sha256()
     files = sorted(p for p in checkpoint.rglob("*") if p.is_file()) if checkpoint.is_dir() else [checkpoint]
     for file in files:
-        if file.suffix in (".safetensors", ".pth", ".bin", ".json"):
+        if file.suffix in (".safetensors", ".pth", ".bin", ".json", ".txt"):
             digest.update(file.name.encode())
             with open(file, "rb") as content:
                 while block := content.read(1 << 20):

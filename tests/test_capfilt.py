@@ -13,17 +13,21 @@ import pytest
 import torch
 from conftest import ROOT, TINY, script_env
 from fine_tuning import SIZES as OWN_SIZES
+from PIL import Image
 from typer.testing import CliRunner
 
 import blip
 from blip import capfilt
 from blip.capfilt import Work
-from blip.capfilt_merge import Rule, merge, threshold_of
+from blip.capfilt_merge import MergeError, Rule, merge, threshold_of
+from blip.capfilt_report import write_report
 from blip.cli import app
 from blip.config import ConfigError, load_config
 from blip.data.candidates import HUMAN, SYNTHETIC, WEB, read_candidates
 from blip.data.shards import ShardError, read_lines, shard_path, write_shards
-from blip.data.tar_shards import open_shards
+from blip.data.skipped import TooManySkipped
+from blip.data.tar_shards import SIZES, UNFINISHED, TarError, open_shards
+from blip.data.transforms import open_image
 from blip.decoding import Decoding
 from blip.predictor import Predictor
 from blip.task_config import CapFiltConfig
@@ -161,6 +165,29 @@ def test_broken_images_are_listed_and_left_out(model: Predictor, phantoms: Path,
     assert found.problems == 2 and found.kept[WEB] == 1
 
 
+def test_little_but_unreadable_images_end_the_work(model: Predictor, tmp_path: Path) -> None:
+    data = tmp_path / "web.json"
+    data.write_text(json.dumps([{"image": f"gone{n}.png", "caption": "x"} for n in range(40)]))
+    candidates = read_candidates([str(data)])
+    with pytest.raises(TooManySkipped, match=r"11 of a shard's 20 images.*gone10\.png.*no such file.*image_root"):
+        capfilt.score(model, candidates, tmp_path / "scored", "f", work=Work(shard_size=20))
+    with pytest.raises(TooManySkipped, match="5 of a shard's 5"):
+        capfilt.caption(model, candidates, tmp_path / "syn", "m", HOW, work=Work(shard_size=5))
+    assert not list(tmp_path.rglob("shard-*.jsonl"))  # nothing that a second try would take for done
+    work = Work(shard_size=20, max_skipped_fraction=1.0, precision="bf16")
+    with pytest.raises(TooManySkipped, match="20 of a shard's 20"):
+        capfilt.score(model, candidates, tmp_path / "scored", "f", work=work)  # other settings: no shard binds it
+
+
+def test_the_prompt_is_no_part_of_a_caption(model: Predictor, phantoms: Path, tmp_path: Path) -> None:
+    candidates = read_candidates([str(phantoms / "captions.json")])
+    how = Decoding(sample=True, max_new_tokens=4, min_new_tokens=3)
+    capfilt.caption(model, candidates, tmp_path, "m", how, prompt="Chest with ")
+    texts = [line["text"] for line in read_lines(tmp_path)]
+    written = [several[0].text for several in model.write([candidates.image_path(0)], "Chest with ", how, 1)]
+    assert written[0].startswith("chest with") and texts and not any(text.startswith("chest with") for text in texts)
+
+
 # ---- merge -----------------------------------------------------------------------------------------------------------
 
 
@@ -204,7 +231,7 @@ def test_what_people_wrote_stays(scored: Path, phantoms: Path, tmp_path: Path) -
     found = merge([scored], tmp_path / "out.json", Rule(0.9), [str(phantoms / "captions.json")])
     assert found.kept == {HUMAN: 48, WEB: 1}
     records = json.loads((tmp_path / "out.json").read_text())
-    assert Path(records[0]["image"]).is_file() and records[0]["source"] == HUMAN
+    assert Path(records[-1]["image"]).is_file() and records[-1]["source"] == HUMAN
 
 
 def test_threshold_of_a_share(scored: Path) -> None:
@@ -232,6 +259,27 @@ def test_bad_input(scored: Path, tiny_checkpoint: Path, tmp_path: Path, argument
     assert not (tmp_path / "o.json").exists()
 
 
+@pytest.mark.parametrize("scores", [[i / 10 for i in range(10)], [0.999997] * 6 + [0.1] * 4, [0.3] * 10])
+def test_a_share_is_kept_whatever_the_scores(scores: list[float], tmp_path: Path) -> None:
+    """At least as many as asked for; more only where texts share the score at the border."""
+    lines = [{"image": "i", "text": str(n), "source": WEB, "round": 0, "match": x, "itc": 0.0}
+             for n, x in enumerate(scores)]  # fmt: skip
+    list(write_shards(tmp_path / "scored", {"step": "score"}, 1, lambda block: lines))
+    for tenth in range(1, 11):
+        found = merge([tmp_path / "scored"], tmp_path / "out.jsonl", Rule(fraction=tenth / 10))
+        border = sorted(scores, reverse=True)[tenth - 1]
+        assert found.kept[WEB] == sum(score >= border for score in scores) >= tenth
+    write_report([tmp_path / "scored"], tmp_path / "page.html", Rule(fraction=0.2))
+    kept = len(scores) if len(set(scores)) == 1 else 6 if len(set(scores)) == 2 else 2
+    assert f"<td>10<td>{kept}<td>{10 - kept}<td>" in (tmp_path / "page.html").read_text()
+
+
+def test_human_texts_alone_are_no_result(scored: Path, phantoms: Path, tmp_path: Path) -> None:
+    with pytest.raises(MergeError, match="nothing passes"):
+        merge([scored], tmp_path / "out.json", Rule(1.0), [str(phantoms / "captions.json")])
+    assert not (tmp_path / "out.json").exists()
+
+
 def test_one_source_alone(scored: Path, tmp_path: Path) -> None:
     found = merge([scored], tmp_path / "out.json", Rule(0.0), sources=[WEB])
     assert found.kept == {WEB: 5} and found.dropped == {SYNTHETIC: 5}
@@ -240,7 +288,8 @@ def test_one_source_alone(scored: Path, tmp_path: Path) -> None:
 def test_webdataset_shards_hold_the_images(model: Predictor, phantoms: Path, tmp_path: Path) -> None:
     pytest.importorskip("webdataset")
     (tmp_path / "broken.png").write_bytes(b"no image")
-    good = [str(phantoms / "images" / f"{n:06d}.png") for n in range(5)]
+    good = [str(phantoms / "images" / f"{n:06d}.png") for n in range(4)] + [str(tmp_path / "rare.ppm")]
+    Image.new("L", (8, 8), 7).save(good[4])
     lines = [{"image": i, "text": f"text {n}", "source": WEB, "round": 0, "match": 0.9, "itc": 0.1}
              for n, i in enumerate([*good, str(tmp_path / "broken.png"), str(tmp_path / "gone.png")])]  # fmt: skip
     list(write_shards(tmp_path / "scored", {"step": "score"}, 1, lambda block: lines))
@@ -249,9 +298,14 @@ def test_webdataset_shards_hold_the_images(model: Predictor, phantoms: Path, tmp
     shards = open_shards([str(tmp_path / "tars")])
     assert shards.counts == [2, 2, 1]
     raws = [raw for n in range(3) for raw in shards.read(n)]
-    assert [raw.image() for raw in raws] == [Path(image).read_bytes() for image in good]
+    assert [raw.image() for raw in raws[:4]] == [Path(image).read_bytes() for image in good[:4]]
+    assert open_image(raws[4].image()).getpixel((0, 0)) == (7, 7, 7) and "png" in raws[4].parts
     assert [raw.record()["caption"] for raw in raws] == [[f"text {n}"] for n in range(5)]
     assert raws[0].record()["source"] == WEB and raws[0].record()["image"] == good[0]
+    (tmp_path / "tars" / SIZES).rename(tmp_path / "sizes")
+    (tmp_path / "tars" / UNFINISHED).write_text("true")  # as a kill leaves it
+    with pytest.raises(TarError, match="not complete"):
+        open_shards([str(tmp_path / "tars")])
     again = merge([tmp_path / "scored"], tmp_path / "tars", Rule(), tar_size=100)  # fewer shards than before
     assert again.kept[WEB] == 5 and open_shards([str(tmp_path / "tars")]).counts == [5]
     assert not (tmp_path / "tars" / "shard-00001.tar").exists()
@@ -373,6 +427,12 @@ def test_two_rounds_by_one_command(tiny_checkpoint: Path, phantoms: Path, tmp_pa
     shared = bootstrap(tiny_checkpoint, phantoms, tmp_path / "s", "--set", "shared=configs/pretrain_demo.yaml")
     assert shared.returncode == 0, shared.stderr[-3000:]
     assert not (tmp_path / "s" / "round1" / "filter").exists()
+    longer = bootstrap(tiny_checkpoint, phantoms, tmp_path / "s", "--set", "shared=configs/pretrain_demo.yaml")
+    assert longer.returncode == 0 and "training" not in longer.stdout
+    done = tmp_path / "s" / "round1" / "shared" / "done.json"
+    done.write_text(done.read_text().replace('"max_steps": 2', '"max_steps": 3'))
+    changed = bootstrap(tiny_checkpoint, phantoms, tmp_path / "s", "--set", "shared=configs/pretrain_demo.yaml")
+    assert changed.returncode == 1 and "was trained with another max_steps" in changed.stderr
     other = bootstrap(tiny_checkpoint, phantoms, tmp_path, "--set", "threshold=0.7")
     assert other.returncode == 1 and "begun with other settings: threshold 0.1 -> 0.7" in other.stderr
 
@@ -393,6 +453,25 @@ def test_rounds_that_cannot_be(options: dict, message: str) -> None:
 
 
 # ---- the verbs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_verbs_under_torchrun(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
+    """Two processes write what one writes; merging is the work of one of them."""
+    data = phantoms / "captions.json"
+    steps = [
+        ["filter", "--checkpoint", tiny_checkpoint, "--data", data, "--shard_size", 10, "--device", "cpu"],
+        ["merge", "--scored", tmp_path / "two" / "filter", "--fraction", 0.5],
+    ]
+    for step in steps:
+        name = step[0] + ("" if step[0] == "filter" else ".jsonl")
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "blip",
+                   "capfilt", *step, "--out", tmp_path / "two" / name]  # fmt: skip
+        words = [str(word) for word in command]
+        done = subprocess.run(words, cwd=ROOT, env=script_env(), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert run(*step, "--out", tmp_path / "one" / name)[0] == 0
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
 def test_verbs_from_captions_to_a_page(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
+        if error.filename not in (None, str(partial)):  # of a file that is read meanwhile
+            raise
         raise ShardError(f"{path} could not be written ({error.strerror or error}): finished files are whole; make "
                          "room and start the same command again") from error  # fmt: skip
     except BaseException:
@@ -93,9 +95,12 @@ def is_shards(path: str | Path) -> bool:
 
 def settings_of(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ShardError(f"{folder} holds no shards: {SETTINGS} cannot be read ({error})") from None
+    if not isinstance(settings, dict) or "shards" not in settings:
+        raise ShardError(f"{folder} holds no shards of ours: {SETTINGS} does not say how many there are")
+    return settings
 
 
 def read_lines(folder: Path) -> Iterator[Line]:
@@ -114,7 +119,8 @@ def read_lines(folder: Path) -> Iterator[Line]:
 
 def _agree(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / SETTINGS
-    if distributed.is_main() and not path.exists():
+    # settings of a command that failed before its first shard bind nobody
+    if distributed.is_main() and not (path.exists() and any(folder.glob("shard-*.jsonl"))):
         write_whole(path, json.dumps(settings, indent=1) + "\n")
     distributed.barrier()
     before, now = settings_of(folder), json.loads(json.dumps(settings))

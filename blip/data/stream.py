@@ -114,7 +114,7 @@ class StreamDataset(IterableDataset):
         at, samples = lanes.get(lane, (start, None))
         if samples is None:
             samples = self.order.samples(epoch, lane, start)
-        samples = itertools.islice(samples, start - at, None) if start > at else samples  # of other workers' batches
+        next(itertools.islice(samples, start - at, start - at), None)  # passes over other workers' batches
         raws = list(itertools.islice(samples, size))
         lanes[lane] = start + size, samples
         return collate(self._readable(epoch, raws), pad_id=self.pad_id, pad_to=self.pad_to)

@@ -10,7 +10,7 @@ import bisect
 import itertools
 import json
 import re
-import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from blip.data.shards import whole_file, write_whole
 from blip.errors import BlipError
 
 SIZES = "sizes.json"
+UNFINISHED = "unfinished"  # beside shards that are being written
 IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif")
 TEXTS = ("json", "txt", "text", "caption")
 RETRIES = 2  # of a connection that breaks, before the rest of its shard counts as unreadable
@@ -117,7 +118,7 @@ class TarShards:
                     place, tries = place + 1, 0
                 problem = f"the shard holds {place} samples, not {count}"
                 break
-            except (OSError, tarfile.TarError, EOFError) as error:
+            except Exception as error:  # every library behind fsspec has its own
                 problem = f"the shard cannot be read ({error or type(error).__name__})"
                 tries += 1
         for number in range(place, count):
@@ -137,7 +138,7 @@ def open_shards(addresses: Sequence[str], known: Path | None = None) -> TarShard
     found: list[str] = []
     for address in addresses:
         found += _expand(address)
-    if twice := [address for address in dict.fromkeys(found) if found.count(address) > 1]:
+    if twice := [address for address, count in Counter(found).items() if count > 1]:
         raise TarError(f"{twice[0]} is given twice")
     sizes = _sizes(found, known)
     return TarShards(found, [sizes[address] for address in found])
@@ -167,22 +168,23 @@ def _expand(address: str) -> list[str]:
 
 def _sizes(addresses: list[str], known: Path | None) -> dict[str, int]:
     """Samples of each shard: from `sizes.json` in its folder, from `known`, or counted."""
-    import fsspec
 
     sizes: dict[str, int] = json.loads(known.read_text()) if known and known.is_file() else {}
     folders = dict.fromkeys(address.rpartition("/")[0] for address in addresses if address not in sizes)
     for folder in folders:
-        try:
-            with fsspec.open(f"{folder}/{SIZES}" if folder else SIZES) as file:
-                own = json.loads(file.read())
-        except (OSError, ValueError):
+        own = _read(f"{folder}/{SIZES}" if folder else SIZES)
+        if own is None and _read(f"{folder}/{UNFINISHED}" if folder else UNFINISHED) is not None:
+            raise TarError(f"{folder}: these shards are not complete; let the command that writes them end")
+        if own is None:
             continue
+        if not isinstance(own, dict) or not all(isinstance(count, int) for count in own.values()):
+            raise TarError(f"{folder}/{SIZES}: is no JSON object of names and numbers of samples")
         sizes |= {f"{folder}/{name}" if folder else name: int(count) for name, count in own.items()}
     counted = [address for address in addresses if address not in sizes]
     for address in counted:
         try:
             sizes[address] = sum(1 for _ in _samples(address))
-        except (OSError, tarfile.TarError, EOFError) as error:
+        except Exception as error:  # as in `TarShards.read`
             raise TarError(f"{address}: cannot be read ({error}); fetch it again, or take it out") from None
     if known and counted:
         known.parent.mkdir(parents=True, exist_ok=True)
@@ -190,6 +192,17 @@ def _sizes(addresses: list[str], known: Path | None) -> dict[str, int]:
     if empty := [address for address in addresses if not sizes[address] > 0]:
         raise TarError(f"{empty[0]}: holds no samples")
     return {address: sizes[address] for address in addresses}
+
+
+def _read(address: str) -> Any:
+    """A JSON file, or None where there is none that can be read."""
+    import fsspec
+
+    try:
+        with fsspec.open(address) as file:
+            return json.loads(file.read())
+    except Exception:  # every library behind fsspec has its own
+        return None
 
 
 def _samples(address: str) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -225,7 +238,8 @@ def write_tars(folder: Path, samples: Iterator[dict[str, Any]], shard_size: int)
         ShardError: the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / SIZES).unlink(missing_ok=True)  # what says that the shards are complete comes last
+    write_whole(folder / UNFINISHED, "true\n")
+    (folder / SIZES).unlink(missing_ok=True)
     counts: list[int] = []
     writer = _webdataset().TarWriter
     while first := next(samples, None):
@@ -238,4 +252,5 @@ def write_tars(folder: Path, samples: Iterator[dict[str, Any]], shard_size: int)
     for path in sorted(folder.glob("shard-*.tar"))[len(counts) :]:  # of another run with more
         path.unlink()
     write_whole(folder / SIZES, json.dumps({f"shard-{n:05d}.tar": c for n, c in enumerate(counts)}, indent=1) + "\n")
+    (folder / UNFINISHED).unlink()
     return counts
