@@ -52,7 +52,9 @@ class Rounds:
         self.how = capfilt.decoding(
             config.captions_per_image, config.beams, config.top_p, config.max_new_tokens, config.min_new_tokens
         )
-        self.work = capfilt.Work(config.shard_size, config.batch_size, config.precision, config.num_workers)
+        self.work = capfilt.Work(
+            config.shard_size, config.batch_size, config.precision, config.num_workers, config.max_skipped_fraction
+        )
         self.rule = Rule(config.threshold, config.itc_threshold, config.fraction)
         self.next_model = self.options(config.pretrain, PretrainConfig, config.pretrain_set)
         self.shared = self.options(config.shared, PretrainConfig, config.shared_set)
@@ -189,8 +191,9 @@ def remember(config: CapFiltConfig, output: Path) -> None:
     saved = output / "config.yaml"
     if saved.is_file():
         before = load_config(saved, CapFiltConfig)
+        free = ("rounds", "device", "num_workers", "max_skipped_fraction")
         changed = [f"{key} {getattr(before, key)} -> {value}" for key, value in config
-                   if getattr(before, key) != value and key not in ("rounds", "device", "num_workers")]  # fmt: skip
+                   if getattr(before, key) != value and key not in free]  # fmt: skip
         if changed:
             raise ConfigError(
                 f"{output} was begun with other settings: {', '.join(changed)}; give another --output_dir"

@@ -195,6 +195,7 @@ class CapFiltConfig(BaseModel):
     batch_size: int = Field(32, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"  # of captions and scores; trainings have their own
     num_workers: int = Field(2, gt=0)  # threads that open images
+    max_skipped_fraction: float = Field(0.05, ge=0, le=1)  # of a shard's images; more unreadable ones end the round
     seed: int = Field(0, ge=0, lt=2**63)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 

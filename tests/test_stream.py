@@ -133,6 +133,15 @@ def test_batches_depend_neither_on_workers_nor_on_the_start(folder: Path, encode
             assert equal(next(loader), expected[number]), (start, number)
 
 
+def test_a_caption_may_lie_beside_other_facts(tmp_path: Path) -> None:
+    """As img2dataset writes them: the text in one file, and JSON with or without it."""
+    facts = {"url": "https://somewhere", "width": 8}
+    beside = [{"txt": "one\n"}, {"txt": "two", "json": facts}, {"txt": "x", "json": {**facts, "caption": "three"}}]
+    write_tars(tmp_path, ({"png": picture(0), **parts} for parts in beside), 100)
+    raws = list(open_shards([str(tmp_path)]).read(0))
+    assert [raw.record()["caption"] for raw in raws] == [["one"], ["two"], ["three"]]
+
+
 def test_sources_and_captions_travel(folder: Path, encode: CaptionEncoder) -> None:
     _, batches = stream(open_shards([str(folder)]), encode, batch_size=15, lanes=1)
     batch = next(batches)

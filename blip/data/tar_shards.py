@@ -23,7 +23,7 @@ from blip.errors import BlipError
 SIZES = "sizes.json"
 UNFINISHED = "unfinished"  # beside shards that are being written
 IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif")
-TEXTS = ("json", "txt", "text", "caption")
+TEXTS = ("txt", "text", "caption")  # of a caption alone
 RETRIES = 2  # of a connection that breaks, before the rest of its shard counts as unreadable
 NEEDS_WEBDATASET = "reading and writing webdataset shards needs webdataset: pip install -e '.[webdataset]'"
 
@@ -58,14 +58,15 @@ class Raw:
         """What an annotation file would say: `caption` is a list, `image` its path or ""; BrokenSample for no text."""
         if self.problem:
             raise BrokenSample(self.problem)
-        ending = next((ending for ending in TEXTS if ending in self.parts), None)
-        if ending is None:
+        text = next((self.parts[ending] for ending in TEXTS if ending in self.parts), None)
+        if text is None and "json" not in self.parts:
             raise BrokenSample(f"has no caption; its parts: {', '.join(self.parts)}")
         try:
-            text = self.parts[ending].decode("utf-8")
-            raw = json.loads(text) if ending == "json" else {"caption": text.strip()}
+            raw = json.loads(self.parts.get("json", b"{}"))
             if not isinstance(raw, dict):
                 raise ValueError("its JSON is no object")
+            if text is not None and "caption" not in raw:
+                raw["caption"] = text.decode("utf-8").strip()
             _, captions, image_id = parse_record({**raw, "image": raw.get("image") or self.key})
         except ValueError as error:  # of UTF-8 and of JSON too
             raise BrokenSample(str(error)) from None
