@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blip import capfilt_cli
+from blip import capfilt_cli, pubmed_cli
 from blip.train.launch import errors_for_people
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(capfilt_cli.app, name="capfilt")
+app.add_typer(pubmed_cli.app, name="pubmed")
 
 Files = Annotated[list[str], typer.Argument(help="annotation files, or folders of sets as distributed")]
 

@@ -91,6 +91,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
     (folder / "images").symlink_to(phantoms / "images")
     Image.open(phantoms / "images" / "000000.png").save(folder / "image.png")
     write_part(phantoms, "nlvr", 0, 16, folder / "statements.json")
+    (folder / "articles").mkdir()
+    (folder / "articles" / "one.xml").write_text("<article><body><fig id='f'/></body></article>")
     questions = json.loads(write_part(phantoms, "vqa", 0, 16, folder / "questions.json").read_text())
     for question in questions:
         question["answer"] = 10 * [question["answer"]]  # as in VQA v2, whose score needs ten

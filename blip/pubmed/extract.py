@@ -1,0 +1,169 @@
+"""`blip pubmed extract`: a folder of articles with their figure files -> one JSON line a figure.
+
+Each line has what `pretrain.py` reads, `image` and `caption`, and what later steps filter by: article, licence,
+retraction, label, section, mentions. A figure without a file here has an empty `image`, and is counted.
+"""
+
+import json
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from blip.errors import BlipError
+from blip.pubmed.jats import Article, JatsError, parse_article
+
+ARTICLES = (".xml", ".nxml")
+IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".gif", ".webp", ".bmp")  # in order of preference
+NAMED = 100  # problems that a summary names
+
+
+class ExtractError(BlipError):
+    """Nothing that could be extracted; the message says why."""
+
+
+@dataclass
+class Summary:
+    """What was found, and what was not."""
+
+    articles: int = 0
+    figures: int = 0
+    files: int = 0  # figures with at least one file here
+    several_files: int = 0
+    no_file: int = 0
+    no_caption: int = 0
+    unreadable: int = 0  # articles
+    licenses: Counter[str] = field(default_factory=Counter)
+    homes: Counter[str] = field(default_factory=Counter)  # where figures stand
+    other_graphics: Counter[str] = field(default_factory=Counter)  # images that are no figures, by what is round them
+    problems: list[str] = field(default_factory=list)  # the first hundred
+
+
+def find_articles(folder: Path) -> Iterator[Path]:
+    """The XML files of a folder and of those below it, by name."""
+    for place, folders, files in os.walk(folder):
+        folders.sort()
+        yield from (Path(place, name) for name in sorted(files) if name.lower().endswith(ARTICLES))
+
+
+def extract(folder: Path, out: Path, workers: int = 1) -> Summary:
+    """Writes a line a figure; `OUT.summary.json` beside it says what was found.
+
+    Args:
+        folder: articles, each with its figures in the same folder or below it.
+        out: .jsonl; it has its name only when it is whole.
+        workers: processes that parse.
+
+    Raises:
+        ExtractError: there are no articles.
+    """
+    if not folder.is_dir():
+        raise ExtractError(f"{folder} is no folder")
+    found = Summary()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f"{out.name}.partial")
+    with open(partial, "w", encoding="utf-8") as file:
+        for lines, part in _each(find_articles(folder), workers):
+            for line in lines:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            _add(found, part)
+    if not found.articles + found.unreadable:
+        partial.unlink()
+        raise ExtractError(f"{folder}: there are no articles ({', '.join(ARTICLES)})")
+    os.replace(partial, out)
+    out.with_name(f"{out.name}.summary.json").write_text(json.dumps(vars(found), indent=1) + "\n")
+    return found
+
+
+def _each(paths: Iterator[Path], workers: int) -> Iterable[tuple[list[dict[str, Any]], Summary]]:
+    if workers < 2:
+        yield from map(read_one, paths)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        while some := list(islice(paths, 2000)):  # a pool reads its whole input at once
+            yield from pool.imap(read_one, some, chunksize=16)
+
+
+def read_one(path: Path) -> tuple[list[dict[str, Any]], Summary]:
+    """The lines of an article, and its counts."""
+    part = Summary()
+    try:
+        article = parse_article(path)
+    except JatsError as error:
+        part.unreadable, part.problems = 1, [str(error)]
+        return [], part
+    part.articles, part.figures = 1, len(article.figures)
+    part.licenses[article.license or "none"] += 1
+    part.other_graphics = article.other_graphics
+    files = _files_below(path.parent)
+    lines = []
+    for figure in article.figures:
+        here = [file for name in figure.files if (file := resolve(name, files))]
+        missing = [name for name in figure.files if not resolve(name, files)]
+        part.homes[figure.home] += 1
+        part.files += bool(here)
+        part.several_files += len(here) > 1
+        part.no_file += not here
+        part.no_caption += not figure.caption
+        if missing or not figure.files:
+            what = f"no file {', '.join(missing)}" if missing else "names no file"
+            part.problems.append(f"{path}, {figure.label or figure.id}: {what}")
+        lines.append(_line(article, path, vars(figure), here))
+    return lines, part
+
+
+def _line(article: Article, path: Path, figure: dict[str, Any], here: list[str]) -> dict[str, Any]:
+    about = {key: value for key, value in vars(article).items() if key not in ("figures", "other_graphics")}
+    about["article_title"] = about.pop("title")
+    return {
+        "image": here[0] if here else "",
+        "caption": figure["caption"],
+        "article": article.pmcid or article.doi or path.stem,
+        "figure": figure["id"],
+        "label": figure["label"],
+        "title": figure["title"],
+        "section": figure["section"],
+        "home": figure["home"],
+        "mentions": figure["mentions"],
+        "files": here,
+        "named_files": figure["files"],
+        "source": "pubmed",
+        "xml": str(path),
+        **about,
+    }
+
+
+def _files_below(folder: Path) -> dict[str, str]:
+    """Image files of a folder and of those below it without articles, by name and by name without ending."""
+    found: dict[str, str] = {}
+    for place, folders, names in os.walk(folder):
+        if place != str(folder) and any(name.lower().endswith(ARTICLES) for name in names):
+            folders.clear()  # of another article
+            continue
+        images = [name for name in names if name.lower().endswith(IMAGES)]
+        for name in sorted(images, key=lambda name: (IMAGES.index(os.path.splitext(name)[1].lower()), name)):
+            path = os.path.abspath(os.path.join(place, name))
+            for key in (name.lower(), os.path.splitext(name)[0].lower()):
+                found.setdefault(key, path)
+    return found
+
+
+def resolve(name: str, files: dict[str, str]) -> str:
+    """The file that an article means: named with or without ending, by a path, or as info:doi/... in PLOS; or ""."""
+    last = name.rstrip("/").rpartition("/")[2].lower()
+    tries = [last, os.path.splitext(last)[0] if last.endswith(IMAGES) else last, last.removeprefix("journal.")]
+    return next((files[key] for key in tries if key in files), "")
+
+
+def _add(found: Summary, part: Summary) -> None:
+    for key, value in vars(part).items():
+        if isinstance(value, Counter):
+            getattr(found, key).update(value)
+        elif isinstance(value, list):
+            found.problems += value[: NAMED - len(found.problems)]
+        else:
+            setattr(found, key, getattr(found, key) + value)

@@ -1,0 +1,220 @@
+"""Articles: every figure with its label, caption and file, text that can be read, nothing expanded or fetched."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from blip.cli import app
+
+pytest.importorskip("lxml")
+
+from blip.pubmed.extract import ExtractError, extract, find_articles, resolve
+from blip.pubmed.jats import Article, JatsError, license_name, parse_article
+
+HEAD = """<?xml version="1.0"?><article xmlns:xlink="http://www.w3.org/1999/xlink"
+ xmlns:mml="http://www.w3.org/1998/Math/MathML" article-type="research-article"><front>
+ <journal-meta><journal-title-group><journal-title>J. Test</journal-title></journal-title-group></journal-meta>
+ <article-meta><article-id pub-id-type="pmc">123</article-id><article-id pub-id-type="pmid">45</article-id>
+ <article-id pub-id-type="doi">10.1/x</article-id><title-group><article-title>On <italic>T</italic></article-title>
+ </title-group><contrib-group><contrib contrib-type="author"><name><surname>Doe</surname><given-names>J</given-names>
+ </name></contrib></contrib-group><pub-date><year>2021</year></pub-date><pub-date><year>2020</year></pub-date>
+ <permissions><license xlink:href="https://creativecommons.org/licenses/by-nc/4.0/"><license-p>CC.</license-p></license>
+ </permissions></article-meta></front>"""
+
+
+def article(body: str, head: str = HEAD) -> Article:
+    return parse_article(f"{head}<body>{body}</body></article>".encode())
+
+
+def caption(inner: str) -> str:
+    return article(f'<fig id="f"><caption>{inner}</caption></fig>').figures[0].caption
+
+
+def test_metadata() -> None:
+    found = article("")
+    assert (found.pmcid, found.pmid, found.doi, found.title) == ("PMC123", "45", "10.1/x", "On T")
+    assert (found.journal, found.year, found.authors) == ("J. Test", 2020, ["Doe J"])
+    assert found.license == "CC-BY-NC-4.0" and not found.retracted
+    assert article("", HEAD.replace("On <italic>", "RETRACTED: On <italic>")).retracted
+    related = '<related-article related-article-type="retraction-forward"/></article-meta>'
+    assert article("", HEAD.replace("</article-meta>", related)).retracted
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("http://creativecommons.org/licenses/by/4.0/", "CC-BY-4.0"),
+        ("https://creativecommons.org/licenses/by-nc-nd/3.0/igo", "CC-BY-NC-ND-3.0"),
+        ("http://creativecommons.org/publicdomain/zero/1.0/", "CC0-1.0"),
+        ("http://creativecommons.org/licenses/by-sa", "CC-BY-SA"),
+        ("distributed under the terms of the Creative Commons Attribution License, which permits", "CC-BY"),
+        ("the Creative Commons Attribution-NonCommercial-NoDerivs License", "CC-BY-NC-ND"),
+        ("under a CC BY-NC 4.0 licence", "CC-BY-NC-4.0"),
+        ("This work is in the public domain", "CC0"),
+        ("All rights reserved", ""),
+    ],
+)
+def test_licences(text: str, name: str) -> None:
+    assert license_name(text) == name
+
+
+@pytest.mark.parametrize(
+    ("inner", "text"),
+    [
+        ("<title>A title.</title><p>One<break/>two.</p><p>Three.</p>", "A title. One two. Three."),
+        ("<p>(<bold>a</bold>) <italic>Taar1<sup>+</sup></italic>&#160;mice</p>", "(a) Taar1+ mice"),
+        ("<p>10<sup>5</sup> cells, CO<sub>2</sub></p>", "10^5 cells, CO2"),
+        ("<p>see <xref ref-type='bibr' rid='b'>[3]</xref>, <ext-link>here</ext-link></p>", "see [3], here"),
+        ("<p>x <inline-formula><mml:math><mml:mi>t</mml:mi><mml:mo>&#8290;</mml:mo><mml:mi>u</mml:mi></mml:math>"
+         "</inline-formula> y</p>", "x tu y"),
+        ("<p>x <inline-formula><alternatives><tex-math>\\beta</tex-math><mml:math><mml:mi>β</mml:mi></mml:math>"
+         "<inline-graphic xlink:href='e'/></alternatives></inline-formula> y</p>", "x β y"),
+        ("<p>x <alternatives><tex-math>\\beta</tex-math><inline-graphic xlink:href='e'/></alternatives> y</p>",
+         "x \\beta y"),
+        ("<p>Text.<supplementary-material><label>Data 1</label><caption><p>No.</p></caption>"
+         "</supplementary-material> More.</p>", "Text. More."),
+        ("<p><list><list-item><p>one</p></list-item><list-item><p>two</p></list-item></list></p>", "one two"),
+        ("<p>A<!-- comment -->B<?pi x?>C</p>", "ABC"),
+    ],
+)  # fmt: skip
+def test_captions_can_be_read(inner: str, text: str) -> None:
+    assert caption(inner) == text
+
+
+def fig(own: str, href: str = "x.jpg", more: str = "") -> str:
+    return (f'<fig id="{own}"><label>Figure {own}</label><caption><p>Of {own}.</p></caption>'
+            f'<graphic xlink:href="{href}"/>{more}</fig>')  # fmt: skip
+
+
+def test_every_home_of_a_figure() -> None:
+    group = '<fig-group><label>G</label><caption><p>Shared.</p></caption><fig id="g"><graphic xlink:href="g"/></fig>'
+    group += "</fig-group>"
+    body = f"<sec><title>Results</title><p>See it.{fig('1')}</p>{group}<boxed-text>{fig('2')}</boxed-text></sec>"
+    back = f"</body><back><app-group><app><title>App</title>{fig('3')}</app></app-group></back>"
+    back += f"<floats-group>{fig('4')}</floats-group><body>"
+    found = parse_article(f"{HEAD}<body>{body}{back}</body></article>".encode()).figures
+    assert [(f.id, f.home) for f in found] == [
+        ("1", "body"), ("g", "fig-group"), ("2", "boxed-text"), ("3", "app"), ("4", "floats-group"),
+    ]  # fmt: skip
+    assert found[0].section == "Results" and found[3].section == "App"
+    assert (found[1].label, found[1].caption, found[1].files) == ("G", "Shared.", ["g"])
+
+
+def test_files_of_a_figure() -> None:
+    choice = ('<alternatives><graphic specific-use="thumbnail" xlink:href="small.gif"/><graphic xlink:href="big.tif"/>'
+              '<graphic xlink:href="big.jpg"/></alternatives>')  # fmt: skip
+    several = '<graphic xlink:href="second.png"/>'
+    formula = '<disp-formula><graphic xlink:href="formula.png"/></disp-formula>'
+    body = f'{fig("1", "a.jpg", several + choice + formula)}<table-wrap><graphic xlink:href="t.png"/></table-wrap>'
+    found = article(body)
+    assert found.figures[0].files == ["a.jpg", "second.png", "big.tif"]
+    assert found.other_graphics == {"table-wrap": 1}
+
+
+def test_mentions_are_paragraphs_outside_of_captions() -> None:
+    see = '<xref ref-type="fig" rid="1">Fig 1</xref>'
+    inside = fig("1", more="").replace("Of 1.", f"Of 1, {see}.")
+    body = f'<p>First {see} and {see}.</p><p>Of <xref ref-type="fig" rid="1 2">both</xref>.</p>{inside}{fig("2")}'
+    found = article(body).figures
+    assert found[0].mentions == ["First Fig 1 and Fig 1.", "Of both."] and found[1].mentions == ["Of both."]
+
+
+def test_nothing_is_expanded_or_fetched(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    head = f'<!DOCTYPE article [<!ENTITY x SYSTEM "file://{secret}"><!ENTITY y "yes">]>'
+    text = HEAD.replace('<?xml version="1.0"?>', f'<?xml version="1.0"?>{head}')
+    found = article('<fig id="f"><caption><p>a &x; b &y; c &#181;</p></caption></fig>', text)
+    assert found.figures[0].caption == "a &x; b &y; c µ"
+    laughs = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10 if n else "ha"}">' for n in range(12))
+    with pytest.raises(JatsError, match="amplification"):
+        article("<p>&l11;</p>", text.replace("<!ENTITY x", f"{laughs}<!ENTITY x"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "not readable XML"), (b"<article><p></article>", "not readable XML"), (b"<html/>", "holds no <article>")],
+)
+def test_broken_articles_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "broken.nxml").write_bytes(content)
+    with pytest.raises(JatsError, match=message):
+        parse_article(tmp_path / "a" / "broken.nxml")
+    (tmp_path / "good.xml").write_text(f"{HEAD}<body>{fig('1')}</body></article>")
+    found = extract(tmp_path, tmp_path / "out.jsonl")
+    assert (found.articles, found.unreadable, found.figures, found.no_file) == (1, 1, 1, 1)
+    assert any("broken.nxml" in problem for problem in found.problems)
+
+
+def test_a_folder_without_articles(tmp_path: Path) -> None:
+    for folder, message in ((tmp_path, "there are no articles"), (tmp_path / "gone", "is no folder")):
+        with pytest.raises(ExtractError, match=message):
+            extract(folder, tmp_path / "out.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("fig1.jpg", "fig1.jpg"),
+        ("FIG1.tif", "fig1.jpg"),
+        ("fig1", "fig1.jpg"),
+        ("images/fig1.jpg", "fig1.jpg"),
+        ("info:doi/10.1371/journal.pone.0050698.g001", "pone.0050698.g001.png"),
+        ("pone.0050698.g001", "pone.0050698.g001.png"),
+        ("fig2", ""),
+    ],
+)
+def test_names_of_files(name: str, file: str) -> None:
+    files = {key: f for f in ("fig1.jpg", "pone.0050698.g001.png") for key in (f, os.path.splitext(f)[0])}
+    assert resolve(name, files) == file
+
+
+# ---- real articles ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def articles(data_dir: Path) -> Path:
+    return data_dir / "jats"
+
+
+def plain(text: str) -> str:
+    """Without white space, marks of powers and operators that nobody sees."""
+    return "".join(c for c in text if not c.isspace() and c not in "^\u2061\u2062\u2063\u2064\u200b")
+
+
+@pytest.mark.real_data
+def test_every_figure_of_real_articles(articles: Path, tmp_path: Path) -> None:
+    """Against an independent extraction, which also has the `object-id` and words of supplementary files at the end."""
+    found = extract(articles, tmp_path / "out.jsonl")
+    assert found.unreadable == 0 and found.articles == 11 and found.no_caption == 0
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    own = {(Path(line["xml"]).parent.name, line["figure"]): line for line in lines}
+    expected = json.loads((articles / "figures.json").read_text())
+    assert len(expected) == 34
+    longer = 0
+    for figure in expected:
+        line = own[figure["article"], figure["fig_id"]]
+        assert line["label"] == figure["label"]
+        assert line["files"] == [str((articles / file).resolve()) for file in figure["image_files"]]
+        ours, theirs = plain(line["caption"]), plain(figure["caption"])
+        if ours != theirs:
+            longer += 1
+            assert theirs.startswith(ours) and theirs[len(ours) :].startswith("10.7554/eLife")  # an object-id
+    assert longer == 7
+    assert all(line["license"].startswith("CC") for line in lines if "32671" not in line["xml"])  # it has none
+    assert sum(bool(line["mentions"]) for line in lines) > 0.9 * len(lines)
+
+
+@pytest.mark.real_data
+def test_processes_change_nothing(articles: Path, tmp_path: Path) -> None:
+    extract(articles, tmp_path / "one.jsonl")
+    done = CliRunner().invoke(
+        app, ["pubmed", "extract", str(articles), "--out", str(tmp_path / "two.jsonl"), "--workers", "2"]
+    )
+    assert done.exit_code == 0 and "11 articles, 79 figures, 34 with a file" in done.output
+    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
+    assert len(list(find_articles(articles))) == 11
