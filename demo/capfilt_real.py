@@ -66,20 +66,42 @@ def main(
     for name, content in (("human", human), ("web", web)):
         files[name] = (output_dir / f"{name}.json").resolve()
         files[name].write_text(json.dumps(content, indent=1))
+    start = (output_dir / "start").resolve()
+    both = f"[{files['web']},{files['human']}]"
+    call(
+        ["pretrain.py", "--config", "configs/pretrain_small_data_tiny.yaml", "--output_dir", str(start)],
+        {**SMALL, "train_file": both, "epochs": epochs, "seed": seed},
+        ["--resume", "auto"],
+    )
     options = {
-        "web_file": [str(files["web"])], "human_file": [str(files["human"])], "seed": seed, "fraction": 0.7,
-        "pretrain": "configs/pretrain_small_data_tiny.yaml", "pretrain_set": {**SMALL, "epochs": epochs},
+        "web_file": [str(files["web"])],
+        "human_file": [str(files["human"])],
+        "start": str(start / "checkpoints" / "latest"),
+        "pretrain": "",
+        "seed": seed,
+        "fraction": 0.7,
         "captioner_set": {**TUNED, "epochs": 40, "max_steps": 150},
         "filter_set": {**TUNED, "epochs": 100, "batch_size": 32, "max_steps": 400, "lr": 3e-4, "queue_size": 128},
-    }  # fmt: skip
-    words = [word for key, value in options.items() for word in ("--set", f"{key}={json.dumps(value)}")]
-    words += [word for option in set_ or [] for word in ("--set", option)]
-    command = [sys.executable, "run_capfilt.py", "--config", "configs/capfilt_phantoms.yaml"]
-    if subprocess.run([*command, "--output_dir", str(output_dir.resolve()), *words], cwd=ROOT).returncode:
-        raise SystemExit("the round failed; its last lines above say why")
+    }
+    command = ["run_capfilt.py", "--config", "configs/capfilt_phantoms.yaml", "--output_dir", str(output_dir.resolve())]
+    call(command, options, [word for option in set_ or [] for word in ("--set", option)])
+    results = compare(web, output_dir / "round1" / "scored", seed)
+    (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps(results, indent=1))
 
+
+def call(command: list[str], options: dict, more: list[str]) -> None:
+    """Runs a script of the project; ends where it fails."""
+    words = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
+    given = [word for option in words for word in ("--set", option)]
+    if subprocess.run([sys.executable, *command, *given, *more], cwd=ROOT).returncode:
+        raise SystemExit(f"{command[0]} failed; its last lines above say why")
+
+
+def compare(web: list[dict], scored: Path, seed: int) -> dict:
+    """What the filter says of the originals, against what was mixed."""
     truth = {record["image"]: record["right"] for record in web}
-    lines = [line for line in read_lines(output_dir / "round1" / "scored") if "text" in line]
+    lines = [line for line in read_lines(scored) if "text" in line]
     own = [line for line in lines if line["source"] == WEB]
     right = np.array([truth[line["image"]] for line in own])
     results: dict = {"seed": seed, "texts": len(own), "wrong": int((~right).sum())}
@@ -89,8 +111,7 @@ def main(
         results[name] = {"area": area(scores, right), "precision = recall": float((~right[removed]).mean())}
     written = [line for line in lines if line["source"] == SYNTHETIC]
     results["synthetic"] = {"texts": len(written), "mean match": float(np.mean([x["match"] for x in written]))}
-    (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(json.dumps(results, indent=1))
+    return results
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,15 @@ def golden_dir() -> Path:
 def data_dir() -> Path:
     """Real images, captions and questions; not part of the project."""
     return _folder("BLIP_DATA", "data")
+
+
+@pytest.fixture(scope="module")
+def no_java_nor_peak() -> Iterator[None]:
+    """Captions are scored without Java's METEOR, and nobody measures how fast this machine multiplies."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("blip.train.run.measure_peak", lambda *_: 0.0)
+        patch.setenv("PATH", "")
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,14 +34,7 @@ from blip.train.checkpoint import complete_checkpoints, load_training
 from blip.train.log import read_metrics
 from blip.weights import CheckpointError, load_weights, unique_state
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick() -> Iterator[None]:
-    """Without Java's scores and without a measurement of this machine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("blip.train.run.measure_peak", lambda *_: 0.0)
-        patch.setenv("PATH", "")
-        yield
+pytestmark = pytest.mark.usefixtures("no_java_nor_peak")
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Scores of captioning and retrieval: samples, groups, seeds, names of images, what is left out; NLVR2's interval."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,7 @@ from blip.rerank import Ranking, Retrieval, Texts
 NO_WORD = "\u200b."
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick() -> Iterator[None]:
-    """Without Java's scores and without a measurement of this machine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("blip.train.run.measure_peak", lambda *_: 0.0)
-        patch.setenv("PATH", "")
-        yield
+pytestmark = pytest.mark.usefixtures("no_java_nor_peak")
 
 
 @pytest.fixture

@@ -14,11 +14,7 @@ from blip.ranking import distinct_answers
 from blip.tokenizer import load_tokenizer
 from blip.train.log import read_metrics
 
-
-@pytest.fixture(autouse=True)
-def _quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")  # no Java
-    monkeypatch.setattr("blip.train.run.measure_peak", lambda *_: 0.0)
+pytestmark = pytest.mark.usefixtures("no_java_nor_peak")
 
 
 def losses(output: Path) -> list[float]:
