@@ -257,7 +257,14 @@ def test_bad_settings(folder: Path, tmp_path: Path) -> None:
 
 def pretrain(output: Path, folder: Path, *more: str) -> subprocess.CompletedProcess:
     options = {**TINY, "train_file": f"[{folder}]", "batch_size": 4, "stream_lanes": 2, "stream_window": 6}
-    options |= {"max_steps": 9, "log_every_steps": 1, "image_size": 16, "vit_patch": 8, "tokenizer": "train"}
+    options |= {
+        "val_file": "[]",
+        "max_steps": 9,
+        "log_every_steps": 1,
+        "image_size": 16,
+        "vit_patch": 8,
+        "tokenizer": "train",
+    }
     words = [word for key, value in options.items() for word in ("--set", f"{key}={value}")]
     command = [sys.executable, ROOT / "pretrain.py", "--config", ROOT / "configs" / "pretrain_demo.yaml"]
     return subprocess.run(
