@@ -131,7 +131,7 @@ def count(args: argparse.Namespace, lengths: list[int], longest: int) -> dict[st
 
 def main() -> None:
     parser = harness.options(__doc__, repeats=3)
-    parser.add_argument("--batch", type=int, default=16, help="images")
+    parser.add_argument("--batch", type=int, default=8, help="images")
     args = parser.parse_args()
     harness.start(args)
     harness.report(args, "capfilt", measure(args))
