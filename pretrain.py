@@ -52,7 +52,7 @@ class Pretraining:
     def __init__(self, config: PretrainConfig, output: Path, resume: Path | None, device: torch.device):
         self.config, self.output, self.device = config, output, device
         world = distributed.world_size()
-        self.data = open_training(config, output)
+        self.data = open_training(config, build.annotation_files(config), output)
         self.tokenizer = build.choose_tokenizer(config, self.data.captions(), output, resume)
         self.epochs = Epochs(self.data.steps, config.accumulation, config.epochs, config.max_steps)
         self.val = build_validation(config, self.tokenizer)

@@ -9,7 +9,6 @@ the next model is pre-trained on. The steps are in blip/capfilt.py; the same com
 """
 
 import gc
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +60,7 @@ class Rounds:
         self.captioner = self.options("" if config.shared else config.captioner, CaptionConfig, config.captioner_set)
         self.filter = self.options("" if config.shared else config.filter, RetrievalConfig, config.filter_set)
         self.web = read_candidates(config.web_file, config.image_root)
-        read_candidates(config.human_file, config.image_root)
+        read_candidates(config.human_file, config.image_root)  # for its errors alone
 
     def options(self, path: str, kind: type[Config], set_: dict[str, Any]) -> Config | None:
         """A configuration with what the round's says, or None where it names none."""
@@ -174,16 +173,11 @@ def main(
 
 def made_from(config: RunConfig) -> dict[str, Any]:
     """What a training depends on, as JSON: its options, the checkpoint that it starts from, its annotations."""
-    about = config.model_dump(mode="json", exclude={"device", "num_workers", "output_dir"})
+    about = config.model_dump(mode="json", exclude={"device", "num_workers"})
     files = [entry if isinstance(entry, str) else entry["path"] for entry in about["train_file"]]
-    about["annotations"] = [digest(Path(file)) for file in files if Path(file).is_file()]
+    about["annotations"] = [fingerprint(file) for file in files if Path(file).is_file()]
     about["start"] = fingerprint(about["init_from"]) if about.get("init_from") else ""
     return about
-
-
-def digest(file: Path) -> str:
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "blake2b").hexdigest()[:16]
 
 
 def remember(config: CapFiltConfig, output: Path) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class Work:
 
     shard_size: int = 1024  # images
     batch_size: int = 32  # images
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: str = "fp32"  # or bf16
     workers: int = 2  # threads that open images
     max_skipped_fraction: float = 0.05  # of a shard's images; more unreadable ones, above ten, end the work
 

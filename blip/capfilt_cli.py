@@ -97,7 +97,7 @@ def caption(
     from blip.data.candidates import read_candidates
 
     with errors_for_people():
-        work = capfilt.Work(shard_size, batch_size, precision, workers, max_skipped_fraction)  # type: ignore[arg-type]
+        work = capfilt.Work(shard_size, batch_size, precision, workers, max_skipped_fraction)
         how = capfilt.decoding(captions_per_image, beams, top_p, max_new_tokens, min_new_tokens)
         candidates = read_candidates(data, image_root)
         model, own = _start(checkpoint, tokenizer, device), _model_name(checkpoint, tokenizer)
@@ -128,7 +128,7 @@ def filter_(
         candidates = read_candidates(data, image_root)
         model, own = _start(checkpoint, tokenizer, device), _model_name(checkpoint, tokenizer)
         progress = _counter(len(candidates), shard_size)
-        work = capfilt.Work(shard_size, batch_size, precision, workers, max_skipped_fraction)  # type: ignore[arg-type]
+        work = capfilt.Work(shard_size, batch_size, precision, workers, max_skipped_fraction)
         capfilt.score(model, candidates, out, own, work, progress)
         _tell(out, f"{candidates.texts} texts of {len(candidates)} images")
 

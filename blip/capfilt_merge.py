@@ -89,6 +89,13 @@ def threshold_of(folders: Sequence[Path], fraction: float) -> float:
     return float(np.partition(scores, left_out)[left_out])
 
 
+def settled(rule: Rule, folders: Sequence[Path]) -> Rule:
+    """The rule with its threshold, where that follows from the data."""
+    if rule.fraction is None:
+        return rule
+    return Rule(threshold_of(folders, rule.fraction), rule.itc, rule.fraction)
+
+
 def merge(
     folders: Sequence[Path],
     out: Path,
@@ -116,8 +123,7 @@ def merge(
         raise MergeError(f"{out}: merged annotations end in {' or '.join(ENDINGS)}; webdataset shards have a folder")
     if unknown := [source for source in sources if source not in (WEB, SYNTHETIC)]:
         raise MergeError(f"source is {unknown[0]!r}; it can be {WEB} or {SYNTHETIC}")
-    if rule.fraction is not None:
-        rule = Rule(threshold_of(folders, rule.fraction), rule.itc, rule.fraction)
+    rule = settled(rule, folders)
     found = Merged(rule)
     out.parent.mkdir(parents=True, exist_ok=True)
     about = about_merged(out)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from blip.capfilt_merge import MergeError, Rule, scored_lines, threshold_of
+from blip.capfilt_merge import MergeError, Rule, scored_lines, settled
 from blip.data.shards import Line, write_whole
 from blip.data.transforms import UnreadableImage, open_image
 
@@ -55,8 +55,7 @@ def read_scores(folders: Sequence[Path]) -> Scores:
 def write_report(folders: Sequence[Path], out: Path, rule: Rule, examples: int = 50, seed: int = 0) -> None:
     """Writes the page: histograms by source, counts, random kept and dropped pairs, those nearest the threshold, and
     those about which matching and contrast differ most."""
-    if rule.fraction is not None:
-        rule = Rule(threshold_of(folders, rule.fraction), rule.itc, rule.fraction)
+    rule = settled(rule, folders)
     scores = read_scores(folders)
     kept = np.ones(len(scores.match), bool)
     kept &= scores.match >= rule.match if rule.match is not None else True

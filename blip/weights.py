@@ -92,15 +92,16 @@ def load_strict(module: nn.Module, tensors: dict[str, Tensor], what: str) -> Non
 
 
 def fingerprint(checkpoint: str | Path) -> str:
-    """12 hexadecimal digits that follow from the weights of a checkpoint: a file, or all files of a folder."""
-    checkpoint, digest = Path(checkpoint), hashlib.sha256()
-    files = sorted(p for p in checkpoint.rglob("*") if p.is_file()) if checkpoint.is_dir() else [checkpoint]
+    """12 hexadecimal digits that follow from a file, or from the weights and words of a checkpoint's folder."""
+    checkpoint, digest, files = Path(checkpoint), hashlib.sha256(), [Path(checkpoint)]
+    if checkpoint.is_dir():
+        kinds = (".safetensors", ".pth", ".bin", ".json", ".txt")
+        files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.suffix in kinds)
     for file in files:
-        if file.suffix in (".safetensors", ".pth", ".bin", ".json", ".txt"):
-            digest.update(file.name.encode())
-            with open(file, "rb") as content:
-                while block := content.read(1 << 20):
-                    digest.update(block)
+        digest.update(file.name.encode())
+        with open(file, "rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()[:12]
 
 

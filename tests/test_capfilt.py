@@ -318,10 +318,9 @@ def one_process(step: str, checkpoint: Path, data: Path, out: Path, rank: int, w
     """What one of several processes does in a step, without a rendezvous."""
     torch.set_num_threads(1)
     blip.data.shards.os.fsync = lambda descriptor: time.sleep(0.05)  # a slow disk: there is a middle to be killed in
-    blip.distributed.rank = lambda: rank  # type: ignore[assignment]
-    blip.distributed.world_size = lambda: world  # type: ignore[assignment]
-    blip.distributed.is_main = lambda: rank == 0  # type: ignore[assignment]
-    blip.distributed.barrier = lambda: None  # type: ignore[assignment]
+    answers = {"rank": rank, "world_size": world, "is_main": rank == 0, "barrier": None}
+    for name, answer in answers.items():
+        setattr(blip.distributed, name, lambda answer=answer: answer)
     if step == "merge":  # the main process's work, while the others wait
         if rank == 0:
             merge([data], out / "tars", Rule(0.0), tar_size=3)

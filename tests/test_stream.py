@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT, TINY, script_env
 from PIL import Image
 
+from blip.build import annotation_files
 from blip.config import ConfigError, PretrainConfig
 from blip.data.loader import Batch
 from blip.data.pairs import CaptionEncoder
@@ -249,7 +250,7 @@ def test_bad_settings(folder: Path, tmp_path: Path) -> None:
     ):
         config = PretrainConfig(train_file=files)
         with pytest.raises(ConfigError, match=message):
-            open_training(config, tmp_path)
+            open_training(config, annotation_files(config), tmp_path)
 
 
 # ---- pre-training ----------------------------------------------------------------------------------------------------

@@ -79,10 +79,9 @@ class StreamData:
         """`output` keeps the counts of shards that come without."""
         self.config = config
         known = output / "shard_sizes.json"
-        if distributed.is_main():  # one process counts for all
-            open_shards(addresses, known)
+        shards = open_shards(addresses, known) if distributed.is_main() else None  # one process counts for all
         distributed.barrier()
-        self.shards = open_shards(addresses, known)
+        self.shards = shards or open_shards(addresses, known)
         self.order = StreamOrder(
             self.shards, config.batch_size, config.seed, distributed.rank(), distributed.world_size(),
             config.stream_lanes, config.stream_window,
@@ -114,13 +113,14 @@ class StreamData:
         return stream_loader(dataset, self.config.num_workers, pin)
 
 
-def open_training(config: PretrainConfig, output: Path) -> FileData | StreamData:
-    """The training data of a configuration.
+def open_training(
+    config: PretrainConfig, files: Sequence[str | Mapping[str, Any]], output: Path
+) -> FileData | StreamData:
+    """The training data of a configuration; `files` as `build.annotation_files` gives them.
 
     Raises:
         ConfigError: annotation files and shards are mixed, or shards have weights.
     """
-    files = [entry if isinstance(entry, str) else entry.model_dump() for entry in config.train_file]
     paths = [file_entry(entry)[0] for entry in files]
     tars = [path for path in paths if is_tar_address(path)]
     if not tars:

@@ -102,8 +102,9 @@ def read_one(path: Path) -> tuple[list[dict[str, Any]], Summary]:
     files = _files_below(path.parent)
     lines = []
     for figure in article.figures:
-        here = [file for name in figure.files if (file := resolve(name, files))]
-        missing = [name for name in figure.files if not resolve(name, files)]
+        found = {name: resolve(name, files) for name in figure.files}
+        here = [file for file in found.values() if file]
+        missing = [name for name, file in found.items() if not file]
         part.homes[figure.home] += 1
         part.files += bool(here)
         part.several_files += len(here) > 1
