@@ -1,9 +1,10 @@
 """A caption of several panels -> the part of each, by rules that say how sure they are.
 
-Labels come in styles: (A) text, A, text, A: text, A. text, a) text, [A] text, Left: text. Of each style the labels that
-continue a row from its first (A, B, C; i, ii, iii) are counted, and the style with the longest row is taken. Text
-before the first label belongs to every panel. `Figure 1A`, `vitamin A` and the like are no labels: they do not begin a
-sentence or stand in brackets, or break the row.
+Labels come in styles: (A) text, A, text, A: text, A. text, a) text, [A] text, A Text, Left: text. Of each style the
+labels that continue a row from its first (A, B, C; i, ii, iii) are counted, and the style with the longest row is taken.
+Whether labels stand before or behind what they name is voted on by the words around each. Text before the first label
+belongs to every panel. `Figure 1A`, `vitamin A` and the like are no labels: they do not begin a sentence or stand in
+brackets, or they are in no row. A label that opens a sentence somewhere is a mere reference wherever it does not.
 """
 
 import re
@@ -12,22 +13,36 @@ from dataclasses import dataclass
 
 ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x", "xi", "xii")
 DASH = "-~\u2010-\u2015\u2212"
-ONE = r"(?:[A-Za-z]|[ivx]{2,5}|[IVX]{2,5})['\u2032]?"
-SEVERAL = rf"{ONE}(?:\s*(?:[{DASH},&;]|\band\b|\bto\b|\bor\b)\s*{ONE})*"
+PRIME = "'\u2019\u2032\u2033"
+ONE = rf"(?:[A-Za-z]|[ivx]{{2,5}}|[IVX]{{2,5}})[{PRIME}]{{0,2}}"
+LINK = rf"\s*(?:[,;]\s*(?:and|or)\b|[{DASH},&;]|\band\b|\bto\b|\bor\b)\s*"
+SEVERAL = rf"{ONE}(?:{LINK}{ONE})*"
 BEGIN = r"(?:(?<=^)|(?<=[.;:!?)\]]\s)|(?<=[.;]))"  # of the caption or of a sentence
 # style -> pattern whose first group holds the labels
 STYLES = {
-    "(A)": re.compile(rf"\(\s*({SEVERAL})\s*\)"),
-    "[A]": re.compile(rf"\[\s*({SEVERAL})\s*\]"),
+    "(A)": re.compile(rf"(\(\s*{SEVERAL}\s*\)(?:{LINK}\(\s*{SEVERAL}\s*\))*)\s?:?"),
+    "(A, left)": re.compile(rf"\((?:[Pp]anels?\s)?({SEVERAL})(?:,?\s(?:upper|lower|top|bottom|left|right)(?:\s\w+)?)?\)\s?:?"),
+    "[A]": re.compile(rf"(\[\s*{SEVERAL}\s*\](?:{LINK}\[\s*{SEVERAL}\s*\])*)\s?:?"),
     "A)": re.compile(rf"(?:(?<=^)|(?<=[\s;.,]))({SEVERAL})\)"),
-    "A:": re.compile(rf"{BEGIN}(?:[Pp]anels?\s+)?({SEVERAL})\s?:"),
-    "A,": re.compile(rf"{BEGIN}({SEVERAL}),(?=\s)"),
-    "A.": re.compile(rf"{BEGIN}({SEVERAL})\.(?=\s)"),
+    "A:": re.compile(rf"(?:{BEGIN}|(?<=,\s))(?:[Pp]anels?\s+)?({SEVERAL})\s?:"),
+    "A,": re.compile(rf"(?:{BEGIN}|(?<=[;,]\sand\s)|(?<=[;,]\s))(?:[Pp]anels?\s+)?({SEVERAL}),(?=\s)"),
+    "A.": re.compile(rf"{BEGIN}(?:({SEVERAL})\.(?=\s?[A-Z0-9(])|((?-i:[a-z]))\.(?=\s))"),
+    "A |": re.compile(rf"{BEGIN}({SEVERAL})\s?[|\u2013\u2014]\s"),
+    "Panel A": re.compile(rf"{BEGIN}(?:In\s)?[Pp]anels?\s\(?({SEVERAL})\)?[\s,:.](?!and\b)"),
+    "A Text": re.compile(rf"{BEGIN}({SEVERAL})\s(?=[A-Z0-9][\w-]*[a-z]|[A-Z]{{2}}|[a-z]{{1,2}}[A-Z0-9])"),
 }  # fmt: skip
-PLACE_WORDS = ("upper", "lower", "top", "bottom", "middle", "center", "centre", "central", "left", "right", "first",
-               "second", "third")  # fmt: skip
-ROW = "|".join(f"{word}|{word.title()}" for word in PLACE_WORDS)
-PLACES = re.compile(rf"{BEGIN}((?:{ROW})(?:[ -](?:{ROW}))?)(?:\s+(?:panels?|rows?|columns?|images?))?\s?[:,]")
+SURE = {"(A)": 0.95, "(A, left)": 0.85, "A |": 0.85, "Panel A": 0.85, "[A]": 0.9, "A)": 0.9, "A:": 0.9, "A,": 0.8, "A.": 0.75, "A Text": 0.7, "Left:": 0.6}
+PLACE = r"(?:upper|lower|top|bottom|middle|cent(?:er|re|ral)|left|right|above|below)"
+ORDINAL = r"(?:first|second|third|fourth|1st|2nd|3rd|4th)"  # a place before a noun alone
+NOUN = r"(?:panels?|rows?|columns?|images?|side|half|part|graphs?|plots?)"
+PLACE_NAME = rf"({PLACE}(?:[ -]?{PLACE}|(?:,| and) {PLACE})?(?=\W|{NOUN})|{ORDINAL}(?=\s?{NOUN}))"
+BEFORE_TEXT = re.compile(
+    rf"(?:{BEGIN}|(?<=\())(?:The )?{PLACE_NAME}(?:\s?{NOUN})?\s?(?:[:,]|(?=\s(?:shows?|depicts?|represents?)\b)|(?=\s(?-i:[A-Z])))",
+    re.IGNORECASE,
+)
+BEHIND_TEXT = re.compile(rf"\((?:the )?{PLACE_NAME}(?:\s?{NOUN})?\)", re.IGNORECASE)
+# words that end no phrase: a label behind one of these stands before what it names
+OPEN_WORDS = frozenset("a an the of for from in on at with by to between under after before using shows showing".split())
 
 
 @dataclass
@@ -68,16 +83,15 @@ Splitter = Callable[[str], Split]  # what may stand in the place of `split_capti
 
 def split_caption(caption: str) -> Split:
     """The parts of a caption, or the whole as `lead` where no row of at least two labels is found."""
-    text = " ".join(caption.split())
+    text = " ".join(caption.split()).replace("\uff08", "(").replace("\uff09", ")")
     found = {style: row_of(text, pattern) for style, pattern in STYLES.items()}
-    style = max(found, key=lambda name: sum(len(label.names) for label in found[name]))
+    style = max(found, key=lambda name: len({one for label in found[name] for one in label.names}))
     labels = found[style]
-    if sum(len(label.names) for label in labels) < 2:
-        style, labels = "Left:", [Label([m[1].lower()], m.start(), m.end(), True) for m in PLACES.finditer(text)]
-        if len({name for label in labels for name in label.names}) < 2:
+    if len({name for label in labels for name in label.names}) < 2:
+        style, labels = "Left:", _places(text)
+        if not labels:
             return Split(text, [])
-    # labels stand before what they name where the first begins a sentence, or most do
-    before = labels[0].begins or 2 * sum(label.begins for label in labels) > len(labels)
+    before = sum(pull(text, label) for label in labels) > 0
     parts = _parts_behind(text, labels) if before else _parts_around(text, labels)
     lead = text[: labels[0].start].strip(" :;,") if before else ""
     if before and lead.endswith(("Panels", "panels", "Panel", "panel")):
@@ -86,46 +100,96 @@ def split_caption(caption: str) -> Split:
 
 
 def row_of(text: str, pattern: re.Pattern[str]) -> list[Label]:
-    """The labels of a style that continue a row from its first one; others are no labels."""
+    """The labels of a style that belong to a row from its first one; others are no labels."""
     candidates = []
     for match in pattern.finditer(text):
-        if names := expand(match[1]):
+        if names := expand(match[match.lastindex or 1]):
             candidates.append(Label(names, match.start(), match.end(), begins(text, match.start())))
-    best: list[Label] = []
+    rows = []
     for kind in (str.isupper, str.islower):
+        some = [label for label in candidates if all(kind(name[0]) for name in label.names)]
+        allowed = _closed({name for label in some for name in label.names})
+        openers = {name for label in some if label.begins for name in label.names}
         row, known = [], set[str]()
-        for label in (c for c in candidates if all(kind(name[0]) for name in c.names)):
+        some = [label for label in some if set(label.names) <= allowed]
+        behind = not openers and sum(pull(text, label) for label in some) <= 0  # then a label may come as often as it likes
+        for label in some:
             new = set(label.names) - known
-            if label.names[0] in following(known) or (label.names[0] in known and (new or label.begins)):
+            if label.begins or behind or (new and not set(label.names) <= openers):
                 row.append(label)
                 known.update(label.names)
-        best = max(best, row, key=lambda labels: len({name for label in labels for name in label.names}))
-    return best
+        rows.append((row, known))
+    # of an outer and an inner row the outer comes first
+    rows.sort(key=lambda both: (len(both[1]) < 2, both[0][0].start if both[0] else len(text)))
+    return rows[0][0]
+
+
+def _closed(names: set[str]) -> set[str]:
+    """Those of the names that a row from its first one reaches."""
+    allowed: set[str] = set()
+    while new := (following(allowed) & names) - allowed:
+        allowed |= new
+    return allowed
 
 
 def following(known: set[str]) -> set[str]:
-    """What may come next: the first of any alphabet, or the one behind the last that is known."""
+    """What may come next: the first of any alphabet, or the one behind any that is known."""
     if not known:
         return {"A", "a", "i", "I"}
     found = set()
     for name in known:
-        plain = name.rstrip("'\u2032")
+        plain = name.rstrip(PRIME)
+        found |= {name + prime for prime in PRIME} if len(name) < 3 else set()
         if len(plain) == 1 and plain.lower() != "z":
-            found |= {chr(ord(plain) + 1), f"{plain}'", f"{plain}\u2032"}
+            found.add(chr(ord(plain) + 1))
         if plain.lower() in ROMAN[:-1]:
             after = ROMAN[ROMAN.index(plain.lower()) + 1]
             found.add(after if plain.islower() else after.upper())
     return found
 
 
+def pull(text: str, label: Label) -> float:
+    """Above 0 where a label seems to stand before what it names, below 0 where it seems to stand behind."""
+    if label.begins:
+        return 3.0
+    before, behind = text[: label.start].rstrip(), text[label.end :].lstrip()
+    word = re.search(r"(\w+)$", before)
+    value = 0.0
+    if word and word[1].lower() in OPEN_WORDS:
+        value += 2.0
+    elif before.endswith((",", ";")) or (word and word[1].lower() in ("and", "or")):
+        value += 0.5
+    else:
+        value -= 0.5
+    if not behind or behind[0] in ".,;:)":
+        value -= 2.0
+    elif re.match(r"[A-Z][a-z]", behind):
+        value += 2.0
+    elif not re.match(r"(and|or|in|of|is|are|was|were|shows?|with|for|from)\b", behind):
+        value += 1.0
+    return value
+
+
+def _places(text: str) -> list[Label]:
+    """Places instead of letters: `Left: ...`, or `... (left)`; at least two, else none."""
+    for pattern, begin in ((BEFORE_TEXT, True), (BEHIND_TEXT, False)):
+        labels = [Label(_place_names(m[1]), m.start(), m.end(), begin) for m in pattern.finditer(text)]
+        if len({name for label in labels for name in label.names}) > 1:
+            return labels
+    return []
+
+
+def _place_names(words: str) -> list[str]:
+    several = re.split(r",\s*| and ", words.lower())
+    return [re.sub(rf"^({PLACE})-?({PLACE})$", r"\1 \2", name) for name in several]
+
+
 def expand(names: str) -> list[str]:
-    """`A-C, E` -> A B C E; empty where it is no list of labels."""
+    """`A-C, E`, also `(A)-(C)`, -> A B C E; empty where it is no list of labels."""
     found: list[str] = []
-    pieces = re.split(rf"\s*([{DASH},&;]|\band\b|\bto\b|\bor\b)\s*", names.strip())
+    pieces = re.split(rf"({LINK})", re.sub(r"[()\[\]\s]+", " ", names).strip().rstrip(":").strip())
     for place, name in enumerate(pieces[::2]):
-        if not name:
-            continue
-        link = pieces[2 * place - 1] if place else ""
+        link = pieces[2 * place - 1].strip() if place else ""
         if (link == "to" or re.fullmatch(f"[{DASH}]", link)) and found:
             between = _between(found[-1], name)
             if not between:
@@ -153,7 +217,7 @@ def begins(text: str, place: int) -> bool:
 
 def _parts_behind(text: str, labels: list[Label]) -> list[Part]:
     ends = [label.start for label in labels[1:]] + [len(text)]
-    return [Part(label.names, text[label.end : end].strip(" :;,").removesuffix(" and"))
+    return [Part(label.names, re.sub(r"[\s:;,]+(?:and)?\s*$", "", text[label.end : end]).lstrip(" :;,"))
             for label, end in zip(labels, ends, strict=True)]  # fmt: skip
 
 
@@ -170,7 +234,7 @@ def _parts_around(text: str, labels: list[Label]) -> list[Part]:
 
 def _confidence(style: str, labels: list[Label], parts: list[Part], before: bool) -> float:
     """By hand: rows of letters in brackets before their text are surest; sentences that several panels share least."""
-    value = {"(A)": 0.95, "[A]": 0.9, "A)": 0.9, "A:": 0.9, "A,": 0.8, "A.": 0.75, "Left:": 0.6}[style]
+    value = SURE[style]
     value *= 1.0 if before else 0.6
     names = [name for label in labels for name in label.names]
     value *= 0.8 if len(set(names)) < len(names) else 1.0  # a label comes back
