@@ -1,7 +1,7 @@
 """How well the rules split captions that were labelled by hand before the rules were tried on them.
 
-`captions_composed.jsonl` are sentences of our own in the forms of the literature, `captions_real.json` offsets into real
-captions. Rules were written looking at the half named `tune` alone; `held` tells how they do elsewhere.
+`captions_composed.jsonl` are sentences of our own in the forms of the literature, `captions_real.json` offsets into
+real captions. Rules were written looking at the half named `tune` alone; `held` tells how they do elsewhere.
 """
 
 import json
@@ -82,8 +82,8 @@ def test_composed_captions(half: str) -> None:
 
 
 @pytest.mark.real_data
-def test_real_captions(data: Path) -> None:
-    rows = real(data / "jats")
+def test_real_captions(data_dir: Path) -> None:
+    rows = real(data_dir / "jats")
     assert sum(bool(row["parts"]) for row in rows) >= 60
     held = scores([row for row in rows if row["half"] == "held"])
     both = scores([row for row in rows + composed() if row["half"] == "held"])

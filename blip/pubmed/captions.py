@@ -1,7 +1,7 @@
 """A caption of several panels -> the part of each, by rules that say how sure they are.
 
 Labels come in styles: (A) text, A, text, A: text, A. text, a) text, [A] text, A Text, Left: text. Of each style the
-labels that continue a row from its first (A, B, C; i, ii, iii) are counted, and the style with the longest row is taken.
+labels that belong to a row from its first (A, B, C; i, ii, iii) are counted; the style with the longest row is taken.
 Whether labels stand before or behind what they name is voted on by the words around each. Text before the first label
 belongs to every panel. `Figure 1A`, `vitamin A` and the like are no labels: they do not begin a sentence or stand in
 brackets, or they are in no row. A label that opens a sentence somewhere is a mere reference wherever it does not.
@@ -21,7 +21,9 @@ BEGIN = r"(?:(?<=^)|(?<=[.;:!?)\]]\s)|(?<=[.;]))"  # of the caption or of a sent
 # style -> pattern whose first group holds the labels
 STYLES = {
     "(A)": re.compile(rf"(\(\s*{SEVERAL}\s*\)(?:{LINK}\(\s*{SEVERAL}\s*\))*)\s?:?"),
-    "(A, left)": re.compile(rf"\((?:[Pp]anels?\s)?({SEVERAL})(?:,?\s(?:upper|lower|top|bottom|left|right)(?:\s\w+)?)?\)\s?:?"),
+    "(A, left)": re.compile(
+        rf"\((?:[Pp]anels?\s)?({SEVERAL})(?:,?\s(?:upper|lower|top|bottom|left|right)(?:\s\w+)?)?\)\s?:?"
+    ),
     "[A]": re.compile(rf"(\[\s*{SEVERAL}\s*\](?:{LINK}\[\s*{SEVERAL}\s*\])*)\s?:?"),
     "A)": re.compile(rf"(?:(?<=^)|(?<=[\s;.,]))({SEVERAL})\)"),
     "A:": re.compile(rf"(?:{BEGIN}|(?<=,\s))(?:[Pp]anels?\s+)?({SEVERAL})\s?:"),
@@ -31,18 +33,21 @@ STYLES = {
     "Panel A": re.compile(rf"{BEGIN}(?:In\s)?[Pp]anels?\s\(?({SEVERAL})\)?[\s,:.](?!and\b)"),
     "A Text": re.compile(rf"{BEGIN}({SEVERAL})\s(?=[A-Z0-9][\w-]*[a-z]|[A-Z]{{2}}|[a-z]{{1,2}}[A-Z0-9])"),
 }  # fmt: skip
-SURE = {"(A)": 0.95, "(A, left)": 0.85, "A |": 0.85, "Panel A": 0.85, "[A]": 0.9, "A)": 0.9, "A:": 0.9, "A,": 0.8, "A.": 0.75, "A Text": 0.7, "Left:": 0.6}
+SURE = {"(A)": 0.95, "[A]": 0.9, "A)": 0.9, "A:": 0.9, "(A, left)": 0.85, "A |": 0.85, "Panel A": 0.85, "A,": 0.8,
+        "A.": 0.75, "A Text": 0.7, "Left:": 0.6}  # fmt: skip
 PLACE = r"(?:upper|lower|top|bottom|middle|cent(?:er|re|ral)|left|right|above|below)"
 ORDINAL = r"(?:first|second|third|fourth|1st|2nd|3rd|4th)"  # a place before a noun alone
 NOUN = r"(?:panels?|rows?|columns?|images?|side|half|part|graphs?|plots?)"
 PLACE_NAME = rf"({PLACE}(?:[ -]?{PLACE}|(?:,| and) {PLACE})?(?=\W|{NOUN})|{ORDINAL}(?=\s?{NOUN}))"
 BEFORE_TEXT = re.compile(
-    rf"(?:{BEGIN}|(?<=\())(?:The )?{PLACE_NAME}(?:\s?{NOUN})?\s?(?:[:,]|(?=\s(?:shows?|depicts?|represents?)\b)|(?=\s(?-i:[A-Z])))",
+    rf"(?:{BEGIN}|(?<=\())(?:The )?{PLACE_NAME}(?:\s?{NOUN})?\s?"
+    r"(?:[:,]|(?=\s(?:shows?|depicts?|represents?)\b)|(?=\s(?-i:[A-Z])))",
     re.IGNORECASE,
 )
 BEHIND_TEXT = re.compile(rf"\((?:the )?{PLACE_NAME}(?:\s?{NOUN})?\)", re.IGNORECASE)
 # words that end no phrase: a label behind one of these stands before what it names
-OPEN_WORDS = frozenset("a an the of for from in on at with by to between under after before using shows showing".split())
+OPEN_WORDS = {"a", "an", "the", "of", "for", "from", "in", "on", "at", "with", "by", "to", "between", "under", "after",
+              "before", "using", "shows", "showing"}  # fmt: skip
 
 
 @dataclass
@@ -112,7 +117,8 @@ def row_of(text: str, pattern: re.Pattern[str]) -> list[Label]:
         openers = {name for label in some if label.begins for name in label.names}
         row, known = [], set[str]()
         some = [label for label in some if set(label.names) <= allowed]
-        behind = not openers and sum(pull(text, label) for label in some) <= 0  # then a label may come as often as it likes
+        # behind their text, labels may come as often as they like
+        behind = not openers and sum(pull(text, label) for label in some) <= 0
         for label in some:
             new = set(label.names) - known
             if label.begins or behind or (new and not set(label.names) <= openers):
