@@ -76,6 +76,7 @@ class Split:
     parts: list[Part]
     style: str = ""
     confidence: float = 0.0  # 0 to 1
+    whole: str = ""  # the caption as it was
 
     def of(self, label: str) -> str:
         """The caption of one panel, with what all share; "" for a label that there is none of."""
@@ -95,13 +96,13 @@ def split_caption(caption: str) -> Split:
     if len({name for label in labels for name in label.names}) < 2:
         style, labels = "Left:", _places(text)
         if not labels:
-            return Split(text, [])
+            return Split(text, [], whole=text)
     before = sum(pull(text, label) for label in labels) > 0
     parts = _parts_behind(text, labels) if before else _parts_around(text, labels)
     lead = text[: labels[0].start].strip(" :;,") if before else ""
     if before and lead.endswith(("Panels", "panels", "Panel", "panel")):
         lead = lead.rpartition(" ")[0]
-    return Split(lead, parts, style, _confidence(style, labels, parts, before))
+    return Split(lead, parts, style, _confidence(style, labels, parts, before), text)
 
 
 def row_of(text: str, pattern: re.Pattern[str]) -> list[Label]:

@@ -1,0 +1,311 @@
+"""`blip pubmed build`: lines of pairs -> a data set to train on, divided by article.
+
+    DATASET/train.json val.json test.json    lists of {"image", "caption", "image_id", "article", "license", ...}
+    DATASET/README.md  credits.csv            the data card; every article with authors, licence and address
+    DATASET/build.json                        counts, by which the report is made
+
+An article's part depends on its name and the seed alone: it stays where it is when the corpus grows.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from blip.errors import BlipError
+from blip.pubmed.card import data_card, write_credits
+from blip.pubmed.duplicates import Look, Seen, look
+from blip.pubmed.fetch import short_license
+
+NAMES = ("train", "val", "test")
+IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
+KEPT_KEYS = ("article", "figure", "label", "panel", "how", "confidence", "license", "retracted", "source", "year",
+             "whole_image", "whole_caption")  # fmt: skip
+BLOCK = 256  # pictures that are looked at in one go
+
+
+class BuildError(BlipError):
+    """A data set that cannot be built; the message says why."""
+
+
+@dataclass
+class Rules:
+    """What goes into the data set."""
+
+    splits: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    licenses: list[str] = field(default_factory=list)  # such as CC-BY, CC0; none: any that is named
+    retracted: bool = False
+    unlicensed: bool = False  # also what names no licence
+    confidence: float = 0.5  # of a pair
+    whole: bool = True  # also compound figures that stayed whole
+    min_side: int = 64  # pixels of the shorter side
+    max_aspect: float = 5.0
+    min_words: int = 3
+    max_words: int = 300
+    words: list[str] = field(default_factory=list)  # of which the caption holds one, such as MRI; none: any
+    not_words: list[str] = field(default_factory=list)  # of which it holds none
+    duplicates: bool = False  # also the same picture again
+    seed: int = 0
+
+    def check(self) -> None:
+        if any(share < 0 for share in self.splits) or abs(sum(self.splits) - 1) > 1e-6:
+            raise BuildError(f"the shares {' '.join(map(str, self.splits))} of train, val and test do not add up to 1")
+
+    def refuses(self, line: dict[str, Any]) -> str:
+        """Why a pair stays out, "" if it does not; what needs the image is asked later."""
+        license, caption = short_license(line.get("license") or ""), line["caption"]
+        count = len(caption.split())
+        if line.get("retracted") and not self.retracted:
+            return "retracted"
+        if self.licenses and license not in {short_license(name) for name in self.licenses}:
+            return "licence"
+        if not license and not self.unlicensed and not self.licenses:
+            return "no licence named"
+        if not line.get("image"):
+            return "no file"
+        if line.get("confidence", 1.0) < self.confidence:
+            return "confidence"
+        if not self.whole and line.get("how") == "whole" and len(line.get("panels") or []) > 1:
+            return "compound figure that stayed whole"
+        if count < self.min_words:
+            return "caption too short"
+        if count > self.max_words:
+            return "caption too long"
+        if self.words and not _any_word(self.words, caption):
+            return "none of the words"
+        return "word that is not wanted" if self.not_words and _any_word(self.not_words, caption) else ""
+
+    def refuses_size(self, size: tuple[int, int]) -> str:
+        if min(size) < self.min_side:
+            return "too small"
+        return "too long and narrow" if max(size) > self.max_aspect * min(size) else ""
+
+    def part(self, article: str) -> str:
+        """Whether an article is of train, val or test."""
+        digest = hashlib.sha256(f"{self.seed} {article}".encode()).digest()
+        place = int.from_bytes(digest[:8], "big") / 2**64
+        bounds = (self.splits[0], self.splits[0] + self.splits[1])
+        return NAMES[(place >= bounds[0]) + (place >= bounds[1])]
+
+
+def _any_word(words: list[str], text: str) -> bool:
+    return any(re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) for word in words)
+
+
+@dataclass
+class Built:
+    """Counts of a build."""
+
+    read: int = 0
+    pairs: Counter[str] = field(default_factory=Counter)  # by part
+    articles: Counter[str] = field(default_factory=Counter)
+    out: Counter[str] = field(default_factory=Counter)  # pairs by why they stayed out
+    licenses: Counter[str] = field(default_factory=Counter)
+    years: Counter[str] = field(default_factory=Counter)
+    words: Counter[str] = field(default_factory=Counter)  # captions by tens of words
+    how: Counter[str] = field(default_factory=Counter)
+    evaluation_images: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def build(pairs: Path, out: Path, rules: Rules, decontaminate: list[Path] | None = None, shards: bool = False,
+          workers: int = 1) -> Built:  # fmt: skip
+    """Writes the data set.
+
+    Args:
+        pairs: .jsonl of `blip pubmed split`, or of `extract`.
+        decontaminate: folders or annotation files of evaluation sets, none of whose images may be in the data set.
+        shards: also webdataset shards of each part.
+        workers: processes that open images.
+
+    Raises:
+        BuildError: nothing is left, or a line that is none.
+    """
+    rules.check()
+    if not pairs.is_file():
+        raise BuildError(f"{pairs} is no file: make it with `blip pubmed split` or `extract`")
+    out.mkdir(parents=True, exist_ok=True)
+    built, seen = Built(), Seen()
+    writers = {name: _ListWriter(out / f"{name}.json") for name in NAMES}
+    articles: dict[str, dict[str, Any]] = {}
+    with _Looker(workers) as looker:
+        evaluation = sorted({path for place in decontaminate or [] for path in evaluation_images(place)})
+        for path, found in looker.of(evaluation):
+            if isinstance(found, Look):
+                seen.add(found, f"evaluation image {path}")
+                built.evaluation_images += 1
+        for line, found in _wanted(pairs, rules, built, looker):
+            if why := _why_not(line, found, rules, seen, built):
+                built.out[why] += 1
+                continue
+            part = rules.part(line["article"])
+            record = {"image": line["image"], "caption": line["caption"], "image_id": _image_id(line),
+                      **{key: line[key] for key in KEPT_KEYS if key in line}}  # fmt: skip
+            writers[part].add(record)
+            _count(built, line, part, articles)
+    if not built.pairs:
+        reasons = ", ".join(f"{why} {count}" for why, count in built.out.most_common())
+        for writer in writers.values():
+            writer.drop()
+        raise BuildError(f"{pairs}: of {built.read} pairs none is left ({reasons})")
+    for writer in writers.values():
+        writer.close()
+    write_credits(out / "credits.csv", articles)
+    summary = {"rules": asdict(rules), **vars(built), "pairs_file": str(pairs),
+               "decontaminated": [str(place) for place in decontaminate or []]}  # fmt: skip
+    (out / "build.json").write_text(json.dumps(summary, indent=1) + "\n")
+    (out / "README.md").write_text(data_card(summary, NAMES))
+    if shards:
+        for name in NAMES:
+            write_shards(out / f"{name}.json", out / "shards" / name)
+    return built
+
+
+def _wanted(pairs: Path, rules: Rules, built: Built,
+            looker: "_Looker") -> Iterator[tuple[dict[str, Any], "Look | str"]]:  # fmt: skip
+    """The lines that words and licence let through, each with a look at its image."""
+    lines = _lines(pairs, rules, built)
+    while block := list(islice(lines, BLOCK * max(1, looker.workers))):
+        for line, (_, found) in zip(block, looker.of([line["image"] for line in block]), strict=True):
+            yield line, found
+
+
+def _lines(pairs: Path, rules: Rules, built: Built) -> Iterator[dict[str, Any]]:
+    with open(pairs, encoding="utf-8") as file:
+        for at, raw in enumerate(file):
+            try:
+                line = json.loads(raw)
+                line["caption"], line["article"], line["image"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise BuildError(f"{pairs}, line {at + 1}: no pair ({error!r})") from None
+            built.read += 1
+            if why := rules.refuses(line):
+                built.out[why] += 1
+            else:
+                yield line
+
+
+def _why_not(line: dict[str, Any], found: "Look | str", rules: Rules, seen: Seen, built: Built) -> str:
+    """Why a picture stays out, "" if it does not; from then on it is seen."""
+    if isinstance(found, str):
+        built.problems += [found] if len(built.problems) < 100 else []
+        return "unreadable image"
+    if why := rules.refuses_size(found.size):
+        return why
+    same = seen.find(found)
+    if same and same.startswith("evaluation image"):
+        return "evaluation image"
+    if same and not rules.duplicates:
+        return "same picture again"
+    seen.add(found, line["image"])
+    return ""
+
+
+def _count(built: Built, line: dict[str, Any], part: str, articles: dict[str, dict[str, Any]]) -> None:
+    built.pairs[part] += 1
+    if line["article"] not in articles:
+        built.articles[part] += 1
+        about = ("title", "authors", "journal", "year", "doi", "license")
+        articles[line["article"]] = {key: line.get("article_title" if key == "title" else key) for key in about}
+    built.licenses[line.get("license") or "none named"] += 1
+    built.years[str(line.get("year") or "unknown")] += 1
+    built.words[str(min(30, len(line["caption"].split()) // 10) * 10)] += 1
+    built.how[line.get("how") or "figure"] += 1
+
+
+def _image_id(line: dict[str, Any]) -> str:
+    """Sub-figures are images of their own, so that they are one another's negatives."""
+    return hashlib.sha1(line["image"].encode(), usedforsecurity=False).hexdigest()[:16]
+
+
+def evaluation_images(place: Path) -> Iterator[str]:
+    """Images below a folder, or those that an annotation file names beside itself."""
+    if place.is_dir():
+        found = (Path(folder, name) for folder, _, names in sorted(os.walk(place)) for name in sorted(names))
+        yield from (str(path) for path in found if path.suffix.lower() in IMAGES)
+        return
+    try:
+        records = json.loads(place.read_text(encoding="utf-8"))
+        names = [record["image"] for record in records]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BuildError(
+            f"{place}: neither a folder of images nor a list of records with `image` ({error!r})"
+        ) from None
+    yield from (str(place.parent / name) for name in names)
+
+
+class _Looker:
+    """Looks at images, in order, with some processes."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers, self.pool = workers, None
+        if workers > 1:
+            self.pool = multiprocessing.get_context("spawn").Pool(workers)
+
+    def __enter__(self) -> "_Looker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool:
+            self.pool.terminate()
+
+    def of(self, paths: Iterable[str]) -> Iterable[tuple[str, "Look | str"]]:
+        return self.pool.imap(_look, paths, chunksize=16) if self.pool else map(_look, paths)
+
+
+def _look(path: str) -> tuple[str, "Look | str"]:
+    try:
+        with Image.open(path) as image:
+            size = image.size
+            image.draft("L", (256, 256))
+            found = look(image)
+            return path, Look(found.bits, found.copy, size)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return path, f"{path}: {type(error).__name__} {error}"
+
+
+class _ListWriter:
+    """A JSON list, written record by record, which has its name only when it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.partial, self.count = path, path.with_name(f"{path.name}.partial"), 0
+        self.file = open(self.partial, "w", encoding="utf-8")  # noqa: SIM115 (closed by close or drop)
+        self.file.write("[")
+
+    def add(self, record: dict[str, Any]) -> None:
+        self.file.write((",\n" if self.count else "\n") + json.dumps(record, ensure_ascii=False))
+        self.count += 1
+
+    def close(self) -> None:
+        self.file.write("\n]\n")
+        self.file.close()
+        os.replace(self.partial, self.path)
+
+    def drop(self) -> None:
+        self.file.close()
+        self.partial.unlink()
+
+
+def write_shards(annotations: Path, folder: Path, most: int = 2000) -> None:
+    """Webdataset shards of a part: image, and its record as JSON; `sizes.json` says how many each holds."""
+    import webdataset
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.tar"):
+        old.unlink()
+    sizes: Counter[str] = Counter()
+    with webdataset.ShardWriter(str(folder / "%05d.tar"), maxcount=most, maxsize=2**40, verbose=0) as writer:
+        for at, record in enumerate(json.loads(annotations.read_text(encoding="utf-8"))):
+            ending = Path(record["image"]).suffix.lower().lstrip(".")
+            writer.write({"__key__": f"{at:09d}", ending: Path(record["image"]).read_bytes(), "json": record})
+            sizes[f"{at // most:05d}.tar"] += 1
+    (folder / "sizes.json").write_text(json.dumps(sizes))

@@ -1,0 +1,286 @@
+"""`blip pubmed split`: lines of figures -> lines of sub-figures with their part of the caption.
+
+A figure becomes one line a panel where caption and picture agree, else stays one line, marked `whole`. It is written in
+the order of the input; a run that was stopped goes on behind the last figure that it finished.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from blip.errors import BlipError
+from blip.pubmed import gutters
+from blip.pubmed.captions import Part, Split, Splitter, split_caption
+from blip.pubmed.detector import PanelDetector
+from blip.pubmed.letters import LetterReader
+from blip.pubmed.match import Layout, Pair, layout, match
+
+NAMED = 100  # problems that a summary names
+BATCH = 32  # figures that a process takes at a time
+UNREADABLE = 0.2  # share of images that cannot be read from which on it is no accident
+
+
+class SplitError(BlipError):
+    """Figures that cannot be split; the message says why."""
+
+
+@dataclass
+class Options:
+    """How to split; it goes to every process."""
+
+    crops: str  # folder of the sub-figures
+    weights: str | None = None
+    read_letters: bool = False
+    smallest: int = 48  # pixels of a sub-figure's shorter side
+    given: dict[str, Split] = field(default_factory=dict)  # captions that somebody else split, by `key`
+    splitter: Splitter = split_caption
+
+
+@dataclass
+class Summary:
+    """What became of the figures."""
+
+    figures: int = 0
+    pairs: int = 0
+    how: Counter[str] = field(default_factory=Counter)  # figures by letter, place, order, whole
+    way: Counter[str] = field(default_factory=Counter)  # figures by gutters, detector, none
+    why_whole: Counter[str] = field(default_factory=Counter)
+    unreadable: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+class FigureSplitter:
+    """One process's parts: detector, reader, rules."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.detector = PanelDetector(Path(options.weights) if options.weights else None)
+        self.reader = LetterReader() if options.read_letters else None
+
+    def __call__(self, image: Image.Image, split: Split) -> tuple[list[Pair], Layout]:
+        """The pairs of a figure, and the panels that it was taken to have."""
+        names = list(dict.fromkeys(name for part in split.parts for name in part.labels))
+        panels = self.detector([image])[0]
+        found = layout(gutters.cut(image), panels, len(names))
+        read = None
+        if self.reader and len(names) > 1 and len(found.boxes) > 1:
+            read = self.reader(image, panels.letters[: 2 * len(names)], names)
+        return match(split, found, read), found
+
+    def lines(self, at: int, line: dict[str, Any]) -> tuple[list[dict[str, Any]], Summary]:
+        """A figure's line -> those of its parts."""
+        part, options = Summary(figures=1), self.options
+        if not line.get("image"):
+            part.why_whole["no file"] += 1
+            return [], part
+        split = options.given.get(key(line)) or options.splitter(line["caption"])
+        try:
+            with Image.open(line["image"]) as opened:
+                image = plain(opened)
+            pairs, found = self(image, split)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            part.unreadable, part.problems = 1, [f"{line['image']}: {type(error).__name__} {error}"]
+            return [], part
+        part.how[pairs[0].how] += 1
+        part.way[found.way] += 1
+        if pairs[0].how == "whole":
+            part.why_whole[_why(split, found)] += 1
+        out = []
+        for pair in pairs:
+            made = {**line, "caption": pair.text, "whole_caption": line["caption"], "whole_image": line["image"],
+                    "panel": pair.labels, "box": pair.box, "how": pair.how, "confidence": pair.confidence,
+                    "panels": found.boxes, "row": at}  # fmt: skip
+            if pair.box is not None:
+                crop = image.crop(pair.box)
+                if min(crop.size) < options.smallest:
+                    part.problems.append(f"{line['image']}, {pair.labels}: {crop.width} x {crop.height} pixels")
+                    continue
+                made["image"] = _save(crop, Path(options.crops), line, pair)
+            out.append(made)
+        part.pairs = len(out)
+        return out, part
+
+
+def _why(split: Split, found: Layout) -> str:
+    names = {name for part in split.parts for name in part.labels}
+    if len(names) < 2:
+        return "caption of one part"
+    if len(found.boxes) < 2:
+        return "no panels found"
+    return "other number of panels than labels" if len(names) != len(found.boxes) else "letters contradict the panels"
+
+
+def plain(image: Image.Image) -> Image.Image:
+    """In a form that JPEG has: grey stays grey, 16 bits become 8 over their own range, the rest becomes RGB."""
+    if image.mode in ("L", "RGB"):
+        return image.copy()
+    if image.mode.startswith(("I", "F")):
+        low, high = image.getextrema()
+        scale = 255 / max(1e-9, float(high) - float(low))  # type: ignore[arg-type]
+        return image.convert("F").point(lambda value: (value - float(low)) * scale).convert("L")  # type: ignore[arg-type]
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        clear = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
+    return image.convert("RGB")
+
+
+def _save(crop: Image.Image, folder: Path, line: dict[str, Any], pair: Pair) -> str:
+    """Writes a sub-figure under a name that its figure and its label give it."""
+    own = hashlib.sha1(f"{line['image']} {pair.labels}".encode(), usedforsecurity=False).hexdigest()[:16]
+    path = folder / own[:2] / f"{own}.jpg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    crop.save(partial, "JPEG", quality=95)
+    os.replace(partial, path)
+    return str(path)
+
+
+# ---- many figures ----------------------------------------------------------------------------------------------------
+
+
+def split(pairs: Path, out: Path, options: Options, workers: int = 1,
+          tell: Callable[[str], None] = lambda line: None) -> Summary:  # fmt: skip
+    """Splits all figures of a file of `blip pubmed extract`.
+
+    Args:
+        pairs: a line a figure, .jsonl.
+        out: .jsonl; `OUT.summary.json` says what became of the figures.
+        workers: processes.
+
+    Raises:
+        SplitError: a line that is none, or images that cannot be read, one in five.
+    """
+    if not pairs.is_file():
+        raise SplitError(f"{pairs} is no file: make it with `blip pubmed extract`")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial, mark = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.partial.json")
+    made_from = {"pairs": str(pairs.resolve()), "bytes": pairs.stat().st_size, "weights": options.weights,
+                 "read_letters": options.read_letters, "smallest": options.smallest}  # fmt: skip
+    done, summary = _resume(partial, mark, made_from)
+    if done:
+        tell(f"goes on behind figure {done}")
+    mark.write_text(json.dumps(made_from))
+    with open(partial, "a", encoding="utf-8") as file:
+        for lines, part in _each(islice(_numbered(pairs), done, None), options, workers):
+            for line in lines:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            _add(summary, part)
+            file.write(json.dumps({"figure_done": vars(part)}) + "\n")
+            if summary.figures % 500 == 0:
+                tell(f"{summary.figures} figures, {summary.pairs} pairs")
+            if summary.unreadable > max(5, UNREADABLE * summary.figures):
+                raise SplitError(f"{summary.unreadable} of {summary.figures} images cannot be read, the last "
+                                 f"{summary.problems[-1]}")  # fmt: skip
+    final = out.with_name(f"{out.name}.final")
+    with open(partial, encoding="utf-8") as source, open(final, "w", encoding="utf-8") as file:
+        file.writelines(line for line in source if not line.startswith('{"figure_done"'))
+    out.with_name(f"{out.name}.summary.json").write_text(json.dumps(vars(summary), indent=1) + "\n")
+    os.replace(final, out)
+    partial.unlink()
+    mark.unlink()
+    return summary
+
+
+def _resume(partial: Path, mark: Path, made_from: dict[str, Any]) -> tuple[int, Summary]:
+    """(figures that are finished, what became of them); what was begun behind them is cut off."""
+    summary, end, place = Summary(), 0, 0
+    if not mark.exists() or not partial.exists() or json.loads(mark.read_text() or "{}") != made_from:
+        partial.unlink(missing_ok=True)
+        return 0, summary
+    with open(partial, "rb") as file:
+        for raw in file:
+            place += len(raw)
+            if raw.startswith(b'{"figure_done"') and raw.endswith(b"\n"):
+                end = place
+                part = json.loads(raw)["figure_done"]
+                for name in ("how", "way", "why_whole"):
+                    part[name] = Counter(part[name])
+                _add(summary, Summary(**part))
+    os.truncate(partial, end)
+    return summary.figures, summary
+
+
+def _numbered(pairs: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with open(pairs, encoding="utf-8") as file:
+        for at, raw in enumerate(file):
+            try:
+                line = json.loads(raw)
+                line["caption"], line["image"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise SplitError(f"{pairs}, line {at + 1}: no figure ({error!r})") from None
+            yield at, line
+
+
+_splitter: FigureSplitter | None = None  # of this process
+
+
+def _start(options: Options) -> None:
+    import torch
+
+    global _splitter
+    torch.set_num_threads(1)
+    _splitter = FigureSplitter(options)
+
+
+def _one(numbered: tuple[int, dict[str, Any]]) -> tuple[list[dict[str, Any]], Summary]:
+    assert _splitter is not None
+    return _splitter.lines(*numbered)
+
+
+def _each(figures: Iterator[tuple[int, dict[str, Any]]], options: Options,
+          workers: int) -> Iterable[tuple[list[dict[str, Any]], Summary]]:  # fmt: skip
+    if workers < 2:
+        own = FigureSplitter(options)
+        for figure in figures:
+            yield own.lines(*figure)
+        return
+    with multiprocessing.get_context("spawn").Pool(workers, _start, (options,)) as pool:
+        while some := list(islice(figures, BATCH * workers * 4)):  # a pool reads its whole input at once
+            yield from pool.imap(_one, some, chunksize=BATCH // 8)
+
+
+def _add(summary: Summary, part: Summary) -> None:
+    for name, value in vars(part).items():
+        if isinstance(value, Counter):
+            getattr(summary, name).update(value)
+        elif isinstance(value, list):
+            summary.problems += value[: NAMED - len(summary.problems)]
+        else:
+            setattr(summary, name, getattr(summary, name) + value)
+
+
+# ---- captions that somebody else split -------------------------------------------------------------------------------
+
+
+def key(line: dict[str, Any]) -> str:
+    """What names a figure: its article and its id there."""
+    return f"{line.get('article', '')}/{line.get('figure', '')}"
+
+
+def read_splits(path: Path) -> dict[str, Split]:
+    """Captions split by a learned splitter, an LLM or a person: lines of article, figure, lead, parts, confidence.
+
+    `{"article": "PMC1", "figure": "F1", "lead": "...", "parts": [{"labels": ["A"], "text": "..."}], "confidence": 0.9}`
+
+    Raises:
+        SplitError: a line of another form.
+    """
+    found = {}
+    for at, raw in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        try:
+            line = json.loads(raw)
+            parts = [Part(list(part["labels"]), str(part["text"])) for part in line["parts"]]
+            sure, lead = float(line.get("confidence", 1.0)), str(line.get("lead", ""))
+            found[key(line)] = Split(lead, parts, "given", sure, line.get("caption", lead))
+        except (ValueError, KeyError, TypeError) as error:
+            raise SplitError(f"{path}, line {at + 1}: no split caption ({error!r})") from None
+    return found
