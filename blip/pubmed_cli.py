@@ -6,11 +6,21 @@ from typing import Annotated
 
 import typer
 
+from blip.errors import BlipError
 from blip.train.launch import errors_for_people
 
 app = typer.Typer(no_args_is_help=True, help="Articles of PubMed Central: from a search to image-caption pairs.")
 Corpus = Annotated[Path, typer.Argument(help="folder of the catalogue and the articles")]
 Workers = Annotated[int, typer.Option(min=1, help="processes")]
+
+
+class for_people(errors_for_people):
+    """The same, and a missing package is named with the line that installs it."""
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ModuleNotFoundError):
+            error = BlipError(f"{error.name} is not installed: pip install -e '.[pubmed]'")
+        super().__exit__(kind, error, trace)
 
 
 @app.callback()
@@ -31,10 +41,10 @@ def search(
     openi: Annotated[str, typer.Option(help="address")] = "",
 ) -> None:
     """Finds articles and notes them in a catalogue; fetch brings them."""
-    from blip.pubmed import search as steps
-    from blip.pubmed.catalogue import Catalogue
+    with for_people():
+        from blip.pubmed import search as steps
+        from blip.pubmed.catalogue import Catalogue
 
-    with errors_for_people():
         server = steps.Server(email, api_key, eutils or steps.EUTILS, openi or steps.OPENI)
         new = steps.search(out, query, count, server, source, again)
         seen, total = Catalogue(out).progress(source, query)
@@ -53,11 +63,11 @@ def fetch(
     bucket: Annotated[str, typer.Option(help="base address")] = "",
 ) -> None:
     """Brings XML and figures of the catalogue's articles, checked; stop it and start it as you like."""
-    from blip.pubmed import fetch as steps
-    from blip.pubmed.catalogue import Catalogue
-    from blip.pubmed.inventory import update as update_
+    with for_people():
+        from blip.pubmed import fetch as steps
+        from blip.pubmed.catalogue import Catalogue
+        from blip.pubmed.inventory import update as update_
 
-    with errors_for_people():
         place = bucket or steps.BUCKET
         if update:
             typer.echo(f"{len(update_(corpus, place, inventory))} articles changed")
@@ -82,9 +92,9 @@ def extract(
     workers: Annotated[int, typer.Option(min=1, help="processes that parse")] = 1,
 ) -> None:
     """Figures, captions and the paragraphs that name them, out of a folder of articles."""
-    from blip.pubmed.extract import extract as extract_
+    with for_people():
+        from blip.pubmed.extract import extract as extract_
 
-    with errors_for_people():
         found = extract_(folder, out, workers)
         typer.echo(f"{found.articles} articles, {found.figures} figures, {found.files} with a file: {out}")
         for count, what in (
@@ -110,10 +120,10 @@ def split(
     min_side: Annotated[int, typer.Option(min=1, help="pixels of a sub-figure's shorter side")] = 48,
 ) -> None:
     """Compound figures into sub-figures with their part of the caption; in doubt a figure stays whole."""
-    from blip.pubmed import split as steps
-
     logging.getLogger("rapidocr").setLevel(logging.WARNING)
-    with errors_for_people():
+    with for_people():
+        from blip.pubmed import split as steps
+
         given = steps.read_splits(splits) if splits else {}
         crops = out.with_suffix("")
         options = steps.Options(str(crops.resolve()), str(weights) if weights else None, read_letters, min_side, given)
@@ -151,12 +161,13 @@ def build(
     seed: int = 0,
 ) -> None:
     """A data set divided by article, without evaluation images, with licences and credits."""
-    from blip.pubmed import build as steps
 
     def listed(text: str) -> list[str]:
         return [part.strip() for part in text.split(",") if part.strip()]
 
-    with errors_for_people():
+    with for_people():
+        from blip.pubmed import build as steps
+
         rules = steps.Rules(
             splits=splits,
             licenses=listed(licenses),
@@ -190,9 +201,9 @@ def report(
     seed: int = 0,
 ) -> None:
     """One HTML page on a data set: counts, licences, pairs, split figures, failures."""
-    from blip.pubmed.report import write_report
+    with for_people():
+        from blip.pubmed.report import write_report
 
-    with errors_for_people():
         write_report(dataset, out, pairs, figures, seed)
         typer.echo(str(out))
 
@@ -203,9 +214,9 @@ def run(
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, overrides the file")] = None,
 ) -> None:
     """All steps, from the search to the page."""
-    from blip.pubmed_run import run as run_
+    with for_people():
+        from blip.pubmed_run import run as run_
 
-    with errors_for_people():
         run_(config, set_ or [], typer.echo)
 
 

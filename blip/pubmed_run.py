@@ -75,7 +75,7 @@ def run(config: Path, overrides: list[str], tell: Callable[[str], None]) -> None
         if pairs.exists() and mark.exists() and json.loads(mark.read_text()) == made_from:
             tell("split: done before")
         else:
-            options = Options(str(corpus / "subfigures"), read_letters=settings.read_letters)
+            options = Options(str((corpus / "subfigures").resolve()), read_letters=settings.read_letters)
             done = split(figures, pairs, options, settings.workers, tell)
             mark.write_text(json.dumps(made_from))
             tell(f"split: {done.pairs} pairs of {done.figures} figures")

@@ -150,6 +150,9 @@ def build(pairs: Path, out: Path, rules: Rules, decontaminate: list[Path] | None
             part = rules.part(line["article"])
             record = {"image": line["image"], "caption": line["caption"], "image_id": _image_id(line),
                       **{key: line[key] for key in KEPT_KEYS if key in line}}  # fmt: skip
+            for key in ("image", "whole_image"):  # relative to the data set, which may move with the corpus
+                if key in record:
+                    record[key] = os.path.relpath(record[key], out)
             writers[part].add(record)
             _count(built, line, part, articles)
     if not built.pairs:
@@ -160,7 +163,7 @@ def build(pairs: Path, out: Path, rules: Rules, decontaminate: list[Path] | None
     for writer in writers.values():
         writer.close()
     write_credits(out / "credits.csv", articles)
-    summary = {"rules": asdict(rules), **vars(built), "pairs_file": str(pairs),
+    summary = {"rules": asdict(rules) | {"splits": list(rules.splits)}, **vars(built), "pairs_file": str(pairs),
                "decontaminated": [str(place) for place in decontaminate or []]}  # fmt: skip
     (out / "build.json").write_text(json.dumps(summary, indent=1) + "\n")
     (out / "README.md").write_text(data_card(summary, NAMES))
@@ -305,7 +308,8 @@ def write_shards(annotations: Path, folder: Path, most: int = 2000) -> None:
     sizes: Counter[str] = Counter()
     with webdataset.ShardWriter(str(folder / "%05d.tar"), maxcount=most, maxsize=2**40, verbose=0) as writer:
         for at, record in enumerate(json.loads(annotations.read_text(encoding="utf-8"))):
-            ending = Path(record["image"]).suffix.lower().lstrip(".")
-            writer.write({"__key__": f"{at:09d}", ending: Path(record["image"]).read_bytes(), "json": record})
+            image = annotations.parent / record["image"]
+            ending = image.suffix.lower().lstrip(".")
+            writer.write({"__key__": f"{at:09d}", ending: image.read_bytes(), "json": record})
             sizes[f"{at // most:05d}.tar"] += 1
     (folder / "sizes.json").write_text(json.dumps(sizes))

@@ -17,12 +17,16 @@ LICENSES = {
 }  # fmt: skip
 
 
+def most_first(counts: dict[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda one: -one[1])
+
+
 def data_card(built: dict[str, Any], parts: tuple[str, ...]) -> str:
     """What the data set is, in Markdown."""
     rows = [f"| {name} | {built['pairs'].get(name, 0)} | {built['articles'].get(name, 0)} |" for name in parts]
-    out = [f"| {why} | {count} |" for why, count in built["out"].most_common()] or ["| nothing | 0 |"]
+    out = [f"| {why} | {count} |" for why, count in most_first(built["out"])] or ["| nothing | 0 |"]
     licenses = []
-    for name, count in built["licenses"].most_common():
+    for name, count in most_first(built["licenses"]):
         terms, address = LICENSES.get(short_license(name), ("see the article", ""))
         licenses.append(f"| {name} | {count} | {terms} | {address} |")
     clean = ", ".join(built["decontaminated"])

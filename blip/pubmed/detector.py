@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.ops import nms
@@ -178,7 +178,7 @@ def load(path: Path) -> Detector:
     try:
         with safe_open(str(path), "pt") as file:
             net.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118 (no dict)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise DetectorError(f"{path}: no weights of this detector ({str(error).splitlines()[0]})") from None
     return net
 

@@ -51,7 +51,7 @@ def layout(pieces: list[Piece], panels: Panels, expected: int) -> Layout:
     images = len(pieces) > 1 and min(piece.filled for piece in pieces) > FILLED
     if images and expected in (0, len(pieces)):
         return _ordered([piece.box for piece in pieces], [0.95] * len(pieces), "gutters")
-    boxes, scores = with_letters(panels)
+    boxes, scores = panels.boxes, panels.scores
     seen = int((scores >= SEEN).sum())
     if expected > 1 and seen != expected and len(scores) >= expected and scores[expected - 1] >= MAYBE:
         seen = expected  # the caption decides between panels and what only looks like one
@@ -60,11 +60,6 @@ def layout(pieces: list[Piece], panels: Panels, expected: int) -> Layout:
     if images:
         return _ordered([piece.box for piece in pieces], [0.8] * len(pieces), "gutters")
     return Layout()
-
-
-def with_letters(panels: Panels) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes and scores, surest first, where every panel has its letter in a corner: others count less."""
-    return panels.boxes, panels.scores
 
 
 def _whole_pixels(box: np.ndarray) -> Box:

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from blip.errors import BlipError
 from blip.pubmed.build import NAMES
+from blip.pubmed.card import most_first
 
 SIDE, WIDE = 220, 420  # pixels of pairs and of split figures on the page
 COLORS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
@@ -53,12 +54,12 @@ def write_report(dataset: Path, out: Path, pairs: int = 24, figures: int = 10, s
         "<h2>From articles to pairs</h2>", _table(_stages(stages, built)),
         "<h2>Parts</h2>", _table((name, built["pairs"].get(name, 0), f"{built['articles'].get(name, 0)} articles")
                                  for name in NAMES),
-        "<h2>Left out</h2>", _table(_sorted(built["out"])),
-        "<h2>Licences</h2>", _table(_sorted(built["licenses"])),
+        "<h2>Left out</h2>", _table(most_first(built["out"])),
+        "<h2>Licences</h2>", _table(most_first(built["licenses"])),
         "<h2>Years</h2>", _table((year, n) for year, n in sorted(built["years"].items())),
         "<h2>Words of captions</h2>", _table((f"{low} to {int(low) + 9}" if low != "30" else "30 and more", n)
                                              for low, n in sorted(built["words"].items(), key=lambda one: int(one[0]))),
-        "<h2>How pairs were made</h2>", _table(_sorted(built["how"])),
+        "<h2>How pairs were made</h2>", _table(most_first(built["how"])),
         *_failures(stages, built),
         "<h2>Pairs</h2>", _pairs(dataset, pairs, rng),
         "<h2>Split figures</h2>", _figures(Path(built["pairs_file"]), figures, rng), "</body></html>",
@@ -96,10 +97,10 @@ def _failures(stages: dict[str, Any], built: dict[str, Any]) -> Iterable[str]:
     if extract := stages.get("extract"):
         rows += [("article that is not readable", extract["unreadable"]), ("figure without a file", extract["no_file"]),
                  ("figure without a caption", extract["no_caption"])]  # fmt: skip
-        rows += [(f"image of {tag}, no figure", count) for tag, count in _sorted(extract["other_graphics"])]
+        rows += [(f"image of {tag}, no figure", count) for tag, count in most_first(extract["other_graphics"])]
     if split := stages.get("split"):
         rows += [("figure whose image is not readable", split["unreadable"])]
-        rows += [(f"stayed whole: {why}", count) for why, count in _sorted(split["why_whole"])]
+        rows += [(f"stayed whole: {why}", count) for why, count in most_first(split["why_whole"])]
     yield "<h2>Failures by kind</h2>"
     yield _table(rows)
     problems = [text for stage in (*stages.values(), built) for text in stage["problems"]][:30]
@@ -107,10 +108,6 @@ def _failures(stages: dict[str, Any], built: dict[str, Any]) -> Iterable[str]:
         yield "<h3>The first of them</h3><ul class='meta'>"
         yield from (f"<li>{html.escape(text)}</li>" for text in problems)
         yield "</ul>"
-
-
-def _sorted(counts: dict[str, int]) -> list[tuple[str, int]]:
-    return sorted(counts.items(), key=lambda one: -one[1])
 
 
 def _table(rows: Iterable[tuple[Any, ...]]) -> str:
@@ -134,7 +131,8 @@ def _pairs(dataset: Path, most: int, rng: random.Random) -> str:
         sure = f"{record['how']} {record['confidence']:.2f}" if "how" in record else ""
         about = (record.get("article"), record.get("label"), record.get("license"), sure)
         meta = " \u00b7 ".join(str(part) for part in about if part)
-        cards.append(f"<div class='pair'>{_picture(record['image'], SIDE)}<p>{html.escape(record['caption'])}</p>"
+        shown = _picture(str(dataset / record["image"]), SIDE)
+        cards.append(f"<div class='pair'>{shown}<p>{html.escape(record['caption'])}</p>"
                      f"<p class='meta'>{html.escape(meta)}</p></div>")  # fmt: skip
     return f"<div class='pairs'>{''.join(cards)}</div>"
 

@@ -136,10 +136,10 @@ def plain(image: Image.Image) -> Image.Image:
 def _save(crop: Image.Image, folder: Path, line: dict[str, Any], pair: Pair) -> str:
     """Writes a sub-figure under a name that its figure and its label give it."""
     own = hashlib.sha1(f"{line['image']} {pair.labels}".encode(), usedforsecurity=False).hexdigest()[:16]
-    path = folder / own[:2] / f"{own}.jpg"
+    path = folder.absolute() / own[:2] / f"{own}.jpg"
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    crop.save(partial, "JPEG", quality=95)
+    crop.save(partial, "JPEG", quality=95, subsampling=0)  # colours as sharp as the rest
     os.replace(partial, path)
     return str(path)
 

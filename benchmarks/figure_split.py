@@ -1,0 +1,158 @@
+"""How well and how fast compound figures are split: generated ones, and real ones with boxes drawn by hand.
+
+    python benchmarks/figure_split.py --jats FOLDER [--figures 500] [--images FOLDER]
+
+Average precision at an IoU of 0.5, by pycocotools, of the detector alone and of what `blip pubmed split` makes of
+gutters, detector and the number of panels that the caption names. The peer for speed is torchvision's smallest detector
+of 320 pixels with a pyramid; its weights are random, as only its time is asked. `ratio` is of one figure.
+"""
+
+import contextlib
+import io
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+
+from benchmarks import harness
+from blip.pubmed import gutters
+from blip.pubmed.compose import compose, find_images
+from blip.pubmed.detector import PanelDetector
+from blip.pubmed.match import layout
+from blip.pubmed.split import Options, split
+
+Found = tuple[np.ndarray, np.ndarray]  # boxes (panels, 4), scores (panels,)
+HELD_OUT = 900_000_000  # seeds from here on are never trained on
+BOXES = harness.ROOT / "tests" / "panel_boxes.json"
+
+
+def average_precision(found: list[Found], wanted: list[list[tuple[float, float, float, float]]]) -> float:
+    """At an IoU of 0.5 over all figures together, as COCO has it (101 points of recall)."""
+    truth, said = [], []
+    for figure, ((boxes, scores), true) in enumerate(zip(found, wanted, strict=True), start=1):
+        for left, top, right, bottom in true:
+            box = [left, top, right - left, bottom - top]
+            truth.append({"id": len(truth) + 1, "image_id": figure, "category_id": 1, "bbox": box,
+                          "area": box[2] * box[3], "iscrowd": 0})  # fmt: skip
+        for (left, top, right, bottom), score in zip(boxes, scores, strict=True):
+            box = [float(left), float(top), float(right - left), float(bottom - top)]
+            said.append({"image_id": figure, "category_id": 1, "bbox": box, "score": float(score)})
+    if not said:
+        return 0.0
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        images = [{"id": figure} for figure in range(1, len(wanted) + 1)]
+        coco.dataset = {"images": images, "annotations": truth, "categories": [{"id": 1}]}
+        coco.createIndex()
+        scorer = COCOeval(coco, coco.loadRes(said), "bbox")
+        scorer.params.iouThrs = np.array([0.5])
+        scorer.params.areaRng, scorer.params.areaRngLbl, scorer.params.maxDets = [[0, 1e12]], ["all"], [100]
+        scorer.evaluate()
+        scorer.accumulate()
+    precision = scorer.eval["precision"]
+    return float(precision[precision > -1].mean())
+
+
+def generated(detector: PanelDetector, figures: int, images: list[Path]) -> dict[str, float]:
+    alone, whole, wanted = [], [], []
+    for at in range(figures):
+        figure = compose(np.random.default_rng(HELD_OUT + at), images)
+        panels = detector([figure.image])[0]
+        found = layout(gutters.cut(figure.image), panels, len(figure.letters))
+        alone.append((panels.boxes, panels.scores))
+        whole.append((np.array(found.boxes).reshape(-1, 4), np.array(found.scores)))
+        wanted.append(figure.boxes)
+    compound = [at for at in range(figures) if len(wanted[at]) > 1]  # one panel: `layout` says none
+    return {"detector": average_precision(alone, wanted),
+            "split": average_precision([whole[at] for at in compound], [wanted[at] for at in compound])}  # fmt: skip
+
+
+def real(detector: PanelDetector, jats: Path) -> dict[str, float]:
+    rows = json.loads(BOXES.read_text())
+    alone, whole, wanted = [], [], []
+    for row in rows:
+        with Image.open(jats / row["image"]) as opened:
+            image = opened.convert("RGB")
+        panels = detector([image])[0]
+        lettered = len(row["panels"]) if row["lettered"] else 0
+        found = layout(gutters.cut(image), panels, lettered)
+        alone.append((panels.boxes, panels.scores))
+        whole.append((np.array(found.boxes).reshape(-1, 4), np.array(found.scores)))
+        wanted.append([panel["box"] for panel in row["panels"]])
+    compound = [at for at, boxes in enumerate(wanted) if len(boxes) > 1]
+    some = [[row[at] for at in compound] for row in (alone, whole, wanted)]
+    return {"figures": len(rows), "compound": len(compound), "panels": sum(map(len, wanted)),
+            "detector": average_precision(alone, wanted), "detector_compound": average_precision(some[0], some[2]),
+            "split_compound": average_precision(some[1], some[2])}  # fmt: skip
+
+
+def figures_a_second(jats: Path, copies: int, workers: int) -> float:
+    """Of the whole verb, decoding and writing included, without the start of its processes."""
+    rows = [json.loads(line) for line in _lines(jats)]
+    seconds = []
+    for times in (1, 1 + copies):
+        with tempfile.TemporaryDirectory() as place:
+            pairs = Path(place) / "pairs.jsonl"
+            pairs.write_text("\n".join(json.dumps(row | {"figure": f"{row['figure']}-{n}"})
+                                       for n in range(times) for row in rows))  # fmt: skip
+            begin = time.perf_counter()
+            split(pairs, Path(place) / "out.jsonl", Options(str(Path(place) / "crops")), workers)
+            seconds.append(time.perf_counter() - begin)
+    return copies * len(rows) / (seconds[1] - seconds[0])
+
+
+def _lines(jats: Path) -> list[str]:
+    from blip.pubmed.extract import extract
+
+    with tempfile.TemporaryDirectory() as place:
+        extract(jats, Path(place) / "figures.jsonl")
+        lines = (Path(place) / "figures.jsonl").read_text().splitlines()
+    return [line for line in lines if json.loads(line)["image"]]
+
+
+def main() -> None:
+    parser = harness.options(__doc__, repeats=30)
+    parser.add_argument("--jats", type=Path, required=True, help="the articles that tests/panel_boxes.json names")
+    parser.add_argument("--images", type=Path, action="append", help="photographs in the generated figures")
+    parser.add_argument("--figures", type=int, default=500, help="generated ones")
+    parser.add_argument("--copies", type=int, default=10, help="of the real figures, to measure the verb's speed")
+    parser.add_argument("--weights", type=Path, help="of a detector; the package's own without")
+    args = parser.parse_args()
+    harness.start(args)
+    detector = PanelDetector(args.weights, args.device)
+    quality = {"real": real(detector, args.jats), "generated": generated(detector, args.figures,
+                                                                         find_images(args.images or []))}  # fmt: skip
+    print(json.dumps(quality), flush=True)
+    with Image.open(args.jats / json.loads(BOXES.read_text())[0]["image"]) as opened:
+        image = opened.convert("RGB")
+    peer = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None).eval().to(args.device)
+
+    def theirs() -> None:
+        pixels = torch.from_numpy(np.asarray(image.resize((320, 320)))).to(args.device)
+        with torch.inference_mode(), harness.precision(args):
+            peer([pixels.permute(2, 0, 1).float() / 255])
+
+    def ours() -> None:
+        with harness.precision(args):
+            detector([image])
+
+    seconds = harness.alternate({"theirs": theirs, "ours": ours}, args.repeats, harness.clock(args.device))
+    median = harness.medians(seconds)
+    result = {"ratio": median["theirs"] / median["ours"], "average_precision_50": quality, "figures": args.figures,
+              "seconds_a_figure": median, "spread": harness.spread(seconds),
+              "split_figures_a_second": figures_a_second(args.jats, args.copies, args.threads)}  # fmt: skip
+    harness.report(args, "figure_split", result)
+
+
+if __name__ == "__main__":
+    main()
