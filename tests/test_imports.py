@@ -89,6 +89,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "capfilt_report": {"capfilt_merge", "data"},
     "capfilt_cli": ANYTHING,
     "pubmed": {"pubmed"},
+    "pubmed_run": {"pubmed", "config", "weights"},
     "pubmed_cli": ANYTHING,
     # what people start
     "report": ANYTHING,

@@ -135,7 +135,7 @@ def test_the_same_picture_is_taken_once(tmp_path: Path) -> None:
 
 def test_plots_are_not_all_the_same(tmp_path: Path) -> None:
     """Lines on white paper: their hashes are near, they are not."""
-    from blip.pubmed.singles import plot
+    from blip.pubmed.plots import plot
 
     seen = Seen()
     for seed in range(60):

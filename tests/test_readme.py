@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from conftest import ROOT, TINY, script_env
 from fine_tuning import SIZES as OWN_SIZES
 from fine_tuning import write_part
 from PIL import Image
+
+from demo.pmc_server import Library, Server
 
 # what stands in a command (a pattern) -> what the test puts there. {root} is the project, {here} a folder that holds
 # captions.json, questions.json and statements.json (phantoms), vocab.txt (their words), model_base.pth (a tiny model in
@@ -39,6 +42,10 @@ SUBSTITUTES = {
     r"(.*/train_caption.*)": r"\1 {captions} --set max_new_tokens=6",
     r"(.*/train_vqa.*)": r"\1 {questions} --set max_answer_tokens=8 --set max_new_tokens=4",
     r"(.*/train_nlvr.*)": r"\1 {statements}",
+    r"(blip pubmed search .*)": r"\1 --eutils {server}",
+    r"(blip pubmed fetch .*)": r"\1 --bucket {server} --rate 100",
+    r"(blip pubmed run .*)": r"\1 {pubmed}",
+    r" \.\./vqa_rad/": " images",
 }
 STEPS = {"accumulation": 1, "max_steps": 2, "drop_path": 0.0}
 SIZES = {**TINY, **STEPS, "vision_init": "", "text_init": "", "val_file": "[]"}
@@ -62,6 +69,7 @@ CAPFILT = {
     "min_new_tokens": 0,
     "precision": "fp32",
 }
+PUBMED = {"email": "me@lab.org", "eutils": "{server}", "bucket": "{server}", "rate": 100, "workers": 1, "min_side": 32}
 GIVEN = {"tokenizer": "{here}/vocab.txt", "train_file": "[{here}/captions.json]"}  # unless the command names them
 
 README = (ROOT / "README.md").read_text()
@@ -91,8 +99,6 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
     (folder / "images").symlink_to(phantoms / "images")
     Image.open(phantoms / "images" / "000000.png").save(folder / "image.png")
     write_part(phantoms, "nlvr", 0, 16, folder / "statements.json")
-    (folder / "articles").mkdir()
-    (folder / "articles" / "one.xml").write_text("<article><body><fig id='f'/></body></article>")
     questions = json.loads(write_part(phantoms, "vqa", 0, 16, folder / "questions.json").read_text())
     for question in questions:
         question["answer"] = 10 * [question["answer"]]  # as in VQA v2, whose score needs ten
@@ -110,7 +116,14 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
     return folder
 
 
-def localised(command: str, here: Path, fresh: str) -> str:
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A PubMed Central of six articles."""
+    with Server(Library(6)) as server:
+        yield server
+
+
+def localised(command: str, here: Path, fresh: str, server: str) -> str:
     """The command as run here."""
     files = {
         name: options({f"{split}_file": f"[{{here}}/{name}.json]" for split in ("train", "val", "test")})
@@ -124,11 +137,12 @@ def localised(command: str, here: Path, fresh: str) -> str:
     values = {
         "sizes": options(sizes),
         "capfilt": options(capfilt),
+        "pubmed": options(PUBMED),
         "tuned": options(TUNED),
         "own_sizes": own_sizes,
         **files,
     }
-    for name, value in {**values, "root": ROOT, "here": here, "fresh": fresh}.items():
+    for name, value in {**values, "root": ROOT, "here": here, "fresh": fresh, "server": server}.items():
         command = command.replace(f"{{{name}}}", str(value))
     return command
 
@@ -145,9 +159,14 @@ def options(values: dict) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("make ")], ids=lambda c: c[:70])
 def test_command(
-    command: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    command: str,
+    place: Path,
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
 ) -> None:
-    words = shlex.split(localised(command, place, fresh=tmp_path.name))
+    words = shlex.split(localised(command, place, tmp_path.name, server.url))
     if words[0] == sys.executable:  # torchrun
         done = subprocess.run(words, cwd=place, env=script_env(), capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"

@@ -9,21 +9,18 @@ An article's part depends on its name and the seed alone: it stays where it is w
 
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from blip.errors import BlipError
 from blip.pubmed.card import data_card, write_credits
-from blip.pubmed.duplicates import Look, Seen, look
+from blip.pubmed.duplicates import Look, Looker, Seen
 from blip.pubmed.fetch import short_license
 
 NAMES = ("train", "val", "test")
@@ -137,7 +134,7 @@ def build(pairs: Path, out: Path, rules: Rules, decontaminate: list[Path] | None
     built, seen = Built(), Seen()
     writers = {name: _ListWriter(out / f"{name}.json") for name in NAMES}
     articles: dict[str, dict[str, Any]] = {}
-    with _Looker(workers) as looker:
+    with Looker(workers) as looker:
         evaluation = sorted({path for place in decontaminate or [] for path in evaluation_images(place)})
         for path, found in looker.of(evaluation):
             if isinstance(found, Look):
@@ -174,7 +171,7 @@ def build(pairs: Path, out: Path, rules: Rules, decontaminate: list[Path] | None
 
 
 def _wanted(pairs: Path, rules: Rules, built: Built,
-            looker: "_Looker") -> Iterator[tuple[dict[str, Any], "Look | str"]]:  # fmt: skip
+            looker: Looker) -> Iterator[tuple[dict[str, Any], Look | str]]:  # fmt: skip
     """The lines that words and licence let through, each with a look at its image."""
     lines = _lines(pairs, rules, built)
     while block := list(islice(lines, BLOCK * max(1, looker.workers))):
@@ -197,7 +194,7 @@ def _lines(pairs: Path, rules: Rules, built: Built) -> Iterator[dict[str, Any]]:
                 yield line
 
 
-def _why_not(line: dict[str, Any], found: "Look | str", rules: Rules, seen: Seen, built: Built) -> str:
+def _why_not(line: dict[str, Any], found: Look | str, rules: Rules, seen: Seen, built: Built) -> str:
     """Why a picture stays out, "" if it does not; from then on it is seen."""
     if isinstance(found, str):
         built.problems += [found] if len(built.problems) < 100 else []
@@ -244,36 +241,6 @@ def evaluation_images(place: Path) -> Iterator[str]:
             f"{place}: neither a folder of images nor a list of records with `image` ({error!r})"
         ) from None
     yield from (str(place.parent / name) for name in names)
-
-
-class _Looker:
-    """Looks at images, in order, with some processes."""
-
-    def __init__(self, workers: int) -> None:
-        self.workers, self.pool = workers, None
-        if workers > 1:
-            self.pool = multiprocessing.get_context("spawn").Pool(workers)
-
-    def __enter__(self) -> "_Looker":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.pool:
-            self.pool.terminate()
-
-    def of(self, paths: Iterable[str]) -> Iterable[tuple[str, "Look | str"]]:
-        return self.pool.imap(_look, paths, chunksize=16) if self.pool else map(_look, paths)
-
-
-def _look(path: str) -> tuple[str, "Look | str"]:
-    try:
-        with Image.open(path) as image:
-            size = image.size
-            image.draft("L", (256, 256))
-            found = look(image)
-            return path, Look(found.bits, found.copy, size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return path, f"{path}: {type(error).__name__} {error}"
 
 
 class _ListWriter:

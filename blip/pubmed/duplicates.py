@@ -5,6 +5,8 @@ so that candidates are looked up, not compared with all. Plots on white paper ha
 the 16 x 16 copies must be alike as well.
 """
 
+import multiprocessing
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,3 +75,33 @@ def _same(a: Look, b: Look) -> bool:
     copies = (np.frombuffer(one.copy, np.uint8).astype(np.int16) for one in (a, b))
     first, second = copies
     return float(np.abs(first - second).mean()) < ALIKE
+
+
+class Looker:
+    """Looks at images, in order, with some processes."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers, self.pool = workers, None
+        if workers > 1:
+            self.pool = multiprocessing.get_context("spawn").Pool(workers)
+
+    def __enter__(self) -> "Looker":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool:
+            self.pool.terminate()
+
+    def of(self, paths: Iterable[str]) -> Iterable[tuple[str, Look | str]]:
+        return self.pool.imap(_look_at, paths, chunksize=16) if self.pool else map(_look_at, paths)
+
+
+def _look_at(path: str) -> tuple[str, Look | str]:
+    try:
+        with Image.open(path) as image:
+            size = image.size
+            image.draft("L", (256, 256))
+            found = look(image)
+            return path, Look(found.bits, found.copy, size)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return path, f"{path}: {type(error).__name__} {error}"
