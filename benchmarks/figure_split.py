@@ -26,10 +26,11 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from benchmarks import harness
 from blip.pubmed import gutters
+from blip.pubmed.captions import split_caption
 from blip.pubmed.compose import compose, find_images
 from blip.pubmed.detector import PanelDetector
 from blip.pubmed.match import layout
-from blip.pubmed.split import Options, split
+from blip.pubmed.split import FigureSplitter, Options, plain, split
 
 Found = tuple[np.ndarray, np.ndarray]  # boxes (panels, 4), scores (panels,)
 HELD_OUT = 900_000_000  # seeds from here on are never trained on
@@ -96,6 +97,41 @@ def real(detector: PanelDetector, jats: Path) -> dict[str, float]:
             "split_compound": average_precision(some[1], some[2])}  # fmt: skip
 
 
+def real_pairs(jats: Path, read_letters: bool) -> dict[str, int]:
+    """What a user gets: compound figures whose caption names panels, how many are split, how many pairs are right.
+
+    A pair is right where its box overlaps the one of its label by an IoU of 0.5.
+    """
+    rows = {row["image"]: {p["label"]: p["box"] for p in row["panels"]} for row in json.loads(BOXES.read_text())}
+    splitter = FigureSplitter(Options("", read_letters=read_letters))
+    counts = {"figures": 0, "split": 0, "pairs": 0, "right": 0, "right_at_half_confidence": 0, "at_half_confidence": 0}
+    for text in _lines(jats):
+        line = json.loads(text)
+        wanted = rows.get(str(Path(line["image"]).relative_to(jats.resolve())), {})
+        parted = split_caption(line["caption"])
+        if len(wanted) < 2 or "" in wanted or len({n for part in parted.parts for n in part.labels}) < 2:
+            continue
+        with Image.open(line["image"]) as opened:
+            pairs, _ = splitter(plain(opened), parted)
+        counts["figures"] += 1
+        if pairs[0].how == "whole":
+            continue
+        counts["split"] += 1
+        for pair in pairs:
+            right = pair.box is not None and overlap(pair.box, wanted.get(pair.labels[0], (0, 0, 0, 0))) >= 0.5
+            counts["pairs"] += 1
+            counts["right"] += right
+            counts["at_half_confidence"] += pair.confidence >= 0.5
+            counts["right_at_half_confidence"] += right and pair.confidence >= 0.5
+    return counts
+
+
+def overlap(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+    """IoU of two boxes."""
+    both = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
 def figures_a_second(jats: Path, copies: int, workers: int) -> float:
     """Of the whole verb, decoding and writing included, without the start of its processes."""
     rows = [json.loads(line) for line in _lines(jats)]
@@ -130,8 +166,9 @@ def main() -> None:
     args = parser.parse_args()
     harness.start(args)
     detector = PanelDetector(args.weights, args.device)
-    quality = {"real": real(detector, args.jats), "generated": generated(detector, args.figures,
+    quality: dict[str, dict] = {"real": real(detector, args.jats), "generated": generated(detector, args.figures,
                                                                          find_images(args.images or []))}  # fmt: skip
+    quality["real_pairs"] = {"by_order": real_pairs(args.jats, False), "by_letter": real_pairs(args.jats, True)}
     print(json.dumps(quality), flush=True)
     with Image.open(args.jats / json.loads(BOXES.read_text())[0]["image"]) as opened:
         image = opened.convert("RGB")

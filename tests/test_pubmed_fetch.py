@@ -1,5 +1,6 @@
 """Search and fetch against a server on this machine that speaks the protocol, and that answers wrongly now and then."""
 
+import json
 import os
 import random
 import shutil
@@ -17,6 +18,7 @@ from conftest import ROOT
 
 from blip.pubmed import polite
 from blip.pubmed.catalogue import NAME, Catalogue, CatalogueError
+from blip.pubmed.extract import extract
 from blip.pubmed.fetch import Wanted, fetch, file_of, short_license
 from blip.pubmed.inventory import update
 from blip.pubmed.polite import Client, FetchError, Patience, Rate
@@ -198,6 +200,33 @@ def test_a_server_that_is_down_ends_the_run(library: Library, tmp_path: Path) ->
         assert fetch(tmp_path, wanted(server)).failed == 0  # nothing was given up
 
 
+def test_an_article_that_failed_before_its_licence_was_known_is_tried_again(tmp_path: Path) -> None:
+    library = Library(3)
+    with Server(library) as server:
+        corpus_of(tmp_path, server)
+        first = Patience(tries=1, timeout=1)
+        server.faults = Faults(share=1.0, most=1, kinds=("500",))
+        assert fetch(tmp_path, wanted(server, licenses=["CC0", "CC-BY"], patience=first)).failed == 3
+        server.faults = Faults()
+        assert fetch(tmp_path, wanted(server, licenses=["CC0", "CC-BY"])).failed == 0
+        allowed = [p for p in library.pmcids if library.license(p) in ("CC0", "CC BY") and not library.retracted(p)]
+        assert Catalogue(tmp_path).pmcids("done") == allowed and allowed
+
+
+def test_a_retraction_after_the_fetch_reaches_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Library(3)
+    with Server(library) as server:
+        fetch(corpus_of(tmp_path, server), wanted(server))
+        retracted = Catalogue(tmp_path).pmcids("done")[0]
+        monkeypatch.setattr(library, "retracted", lambda pmcid: pmcid == retracted)
+        library.files.cache_clear()
+        assert update(tmp_path, server.url, patience=QUICK) != []
+        fetch(tmp_path, wanted(server))
+    extract(tmp_path, tmp_path / "figures.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "figures.jsonl").read_text().splitlines()]
+    assert {line["article"]: line["retracted"] for line in lines}[retracted] is True
+
+
 def test_updates_by_the_inventory(tmp_path: Path) -> None:
     library = Library(8)
     with Server(library) as server:
@@ -234,6 +263,7 @@ def test_names_that_would_leave_the_folder(url: str) -> None:
 RUN = """
 import sys
 from pathlib import Path
+from blip.pubmed.extract import extract
 from blip.pubmed.fetch import Wanted, fetch
 from blip.pubmed.polite import Patience
 fetch(Path(sys.argv[1]), Wanted(bucket=sys.argv[2], rate=40, workers=4, patience=Patience(8, 0.02, 0.1, 1.0)))

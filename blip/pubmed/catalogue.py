@@ -169,6 +169,11 @@ class Catalogue:
                     changed.append(pmcid)
         return changed
 
+    def said(self) -> dict[str, tuple[str, bool]]:
+        """Licence and retraction of every article that was described: newer than what its XML says of itself."""
+        rows = self._rows("SELECT pmcid, license, retracted FROM articles WHERE version IS NOT NULL")
+        return {pmcid: (license, bool(retracted)) for pmcid, license, retracted in rows}
+
     def counts(self) -> dict[str, dict[str, int]]:
         """Articles by state and by licence, retracted ones, files that are there."""
         by_state = dict(self._rows("SELECT state, COUNT(*) FROM articles GROUP BY state ORDER BY state"))

@@ -48,7 +48,7 @@ def find_images(folders: list[Path]) -> list[Path]:
 
 
 def compose(rng: np.random.Generator, images: list[Path]) -> Compound:
-    """One figure; a tenth of them hold a single panel."""
+    """One figure; one in seven holds a single panel."""
     longer = int(rng.integers(420, 1000))
     aspect = float(np.exp(rng.uniform(np.log(0.45), np.log(2.4))))
     width, height = (longer, int(longer / aspect)) if aspect > 1 else (int(longer * aspect), longer)
@@ -105,13 +105,13 @@ def _ground(rng: np.random.Generator, width: int, height: int, color: tuple[int,
 def _cells(rng: np.random.Generator, area: Box, gap: int) -> list[Box]:
     """Panels' places: a grid, rows of different numbers, or a rectangle cut again and again."""
     kind = rng.random()
-    if kind < 0.1:
+    if kind < 0.14:
         return [area]
-    if kind < 0.4:
-        rows, columns = int(rng.choice([1, 1, 2, 2, 3, 4])), int(rng.choice([1, 2, 2, 3, 3, 4, 5]))
+    if kind < 0.45:
+        rows, columns = int(rng.choice([1, 1, 2, 2, 3, 4])), int(rng.choice([1, 1, 2, 2, 3, 3, 4, 5]))
         shares = [rng.uniform(0.6, 1.4, columns) if rng.random() < 0.3 else np.ones(columns)] * rows
         return _rows(area, rng.uniform(0.7, 1.3, rows) if rng.random() < 0.4 else np.ones(rows), shares, gap)
-    if kind < 0.65:
+    if kind < 0.68:
         rows = int(rng.integers(2, 5))
         shares = [rng.uniform(0.6, 1.4, rng.integers(1, 6)) for _ in range(rows)]
         return _rows(area, rng.uniform(0.6, 1.4, rows), shares, gap)

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from blip.errors import BlipError
+from blip.pubmed.catalogue import NAME as CATALOGUE
+from blip.pubmed.catalogue import Catalogue
 from blip.pubmed.jats import Article, JatsError, parse_article
 
 ARTICLES = (".xml", ".nxml")
@@ -64,11 +66,15 @@ def extract(folder: Path, out: Path, workers: int = 1) -> Summary:
     if not folder.is_dir():
         raise ExtractError(f"{folder} is no folder")
     found = Summary()
+    known = _known(folder)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f"{out.name}.partial")
     with open(partial, "w", encoding="utf-8") as file:
         for lines, part in _each(find_articles(folder), workers):
             for line in lines:
+                license, retracted = known.get(Path(line["xml"]).parent.name, ("", False))
+                line["retracted"] = line["retracted"] or retracted
+                line["license"] = line["license"] or license
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             _add(found, part)
     if not found.articles + found.unreadable:
@@ -77,6 +83,17 @@ def extract(folder: Path, out: Path, workers: int = 1) -> Summary:
     os.replace(partial, out)
     out.with_name(f"{out.name}.summary.json").write_text(json.dumps(vars(found), indent=1) + "\n")
     return found
+
+
+def _known(folder: Path) -> dict[str, tuple[str, bool]]:
+    """Licence and retraction by article, as the catalogue of a corpus has them; nothing of other folders."""
+    if not (folder / CATALOGUE).is_file():
+        return {}
+    catalogue = Catalogue(folder)
+    try:
+        return catalogue.said()
+    finally:
+        catalogue.close()
 
 
 def _each(paths: Iterator[Path], workers: int) -> Iterable[tuple[list[dict[str, Any]], Summary]]:

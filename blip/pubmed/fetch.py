@@ -110,7 +110,7 @@ def fetch(folder: Path, wanted: Wanted, tell: Callable[[str], None] = lambda lin
 
 def _may_be(entry: Entry, wanted: Wanted, done: Fetched) -> bool:
     """Whether an article may be wanted; those known not to be are counted and asked for nothing."""
-    if entry.state == "found" or wanted.allows(entry):
+    if entry.state == "found" or entry.version is None or wanted.allows(entry):
         return True
     done.left_out += 1
     return False

@@ -21,7 +21,7 @@ PALETTES: tuple[tuple[Color, ...], ...] = (
 
 def _axes(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, height: int) -> Box:
     """Axes with ticks, numbers and names; returns the rectangle between them."""
-    size = int(np.clip(min(width, height) * rng.uniform(0.05, 0.11), 6, 26))
+    size = int(np.clip(min(width, height) * rng.uniform(0.04, 0.12), 6, 40))
     letters = font(int(rng.integers(8)), size)
     left = int(size * rng.uniform(1.2, 3.8))
     bottom = int(height - size * rng.uniform(1.2, 3.2))
@@ -33,6 +33,10 @@ def _axes(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, heigh
     else:
         draw.line([(left, top), (left, bottom), (right, bottom)], fill="black", width=line)
     step = rng.choice([1, 2, 5, 10, 20, 50, 0.1, 0.2, 0.5])
+    if rng.random() < 0.15:  # lines to read values by
+        for share in np.linspace(0, 1, int(rng.integers(3, 8))):
+            y = bottom - share * (bottom - top)
+            draw.line((left, y, right, y), fill=(215, 215, 215))
     for axis in (0, 1):
         for at in range(n := int(rng.integers(2, 7))):
             x = left + (right - left) * at // max(1, n - 1) if axis == 0 else left
@@ -85,6 +89,112 @@ def plot(rng: np.random.Generator, width: int, height: int) -> Picture:
             step = max(8, height // 15)
             draw.rectangle((x, y + s * step, x + step, y + s * step + step // 2), fill=colors[s % len(colors)])
             draw.text((x + step + 3, y + s * step), words(rng, 1), fill="black", font=letters)
+    return out
+
+
+def groups(rng: np.random.Generator, width: int, height: int) -> Picture:
+    """A few groups of bars far apart, with single values, errors and stars above them."""
+    out = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(out)
+    left, top, right, bottom = _axes(rng, draw, width, height)
+    count, bars = int(rng.integers(2, 7)), int(rng.integers(1, 5))
+    colors = PALETTES[rng.integers(len(PALETTES))]
+    wide, tall, dot = (right - left) / count, bottom - top, max(2, min(width, height) // 60)
+    fill = rng.uniform(0.3, 0.8)  # of a group's width
+    letters = font(0, max(6, height // 16))
+    for group in range(count):
+        for bar in range(bars):
+            half = wide * fill / bars / 2
+            x = left + (group + 0.5) * wide + (bar - (bars - 1) / 2) * 2 * half
+            y = bottom - rng.uniform(0.05, 0.8) * tall
+            color = colors[bar % 5]
+            draw.rectangle((x - half * 0.9, y, x + half * 0.9, bottom), fill=color, outline="black")
+            if rng.random() < 0.5:
+                for value in rng.normal(y, tall * 0.1, rng.integers(3, 15)):
+                    draw.ellipse((x - dot, value - dot, x + dot, value + dot), fill="white", outline="black")
+            draw.line((x, y - tall * 0.06, x, y + tall * 0.06), fill="black", width=max(1, dot // 2))
+            if rng.random() < 0.2:
+                draw.text((x, y - tall * 0.08), "***", fill="black", font=letters, anchor="md")
+    if rng.random() < 0.4:  # a bracket over two groups
+        y, (a, b) = top + 0.08 * tall, left + wide * np.sort(rng.uniform(0.2, count - 0.2, 2))
+        draw.line([(a, y + 6), (a, y), (b, y), (b, y + 6)], fill="black", width=2)
+    if rng.random() < 0.5:
+        _legend(rng, draw, (left, top, right, bottom), colors, bars)
+    return out
+
+
+def cloud(rng: np.random.Generator, width: int, height: int) -> Picture:
+    """Points or paths over a wide empty plane: with its axes through the middle, a frame, or lines at some values."""
+    out = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(out)
+    colors = PALETTES[rng.integers(len(PALETTES))]
+    pad = max(3, min(width, height) // 12)
+    left, top, right, bottom = pad, pad // 2, width - pad // 2, height - pad
+    x, y = left + rng.uniform(0.2, 0.8) * (right - left), top + rng.uniform(0.2, 0.8) * (bottom - top)
+    kind = rng.integers(3)
+    if kind == 0:
+        draw.line((x, top, x, bottom), fill="black", width=int(rng.integers(1, 3)))
+        draw.line((left, y, right, y), fill="black", width=int(rng.integers(1, 3)))
+    if kind > 0 or rng.random() < 0.5:
+        draw.rectangle((left, top, right, bottom), outline="black", width=int(rng.integers(1, 3)))
+    if kind == 2:
+        for place in rng.uniform(left, right, rng.integers(1, 4)):
+            draw.line((place, (top + bottom) / 2, place, bottom), fill=colors[int(rng.integers(5))], width=1)
+    middle = np.array([(left + right) / 2, (top + bottom) / 2])
+    size = np.array([right - left, bottom - top])
+    for series in range(int(rng.integers(1, 6))):
+        color, count = colors[series % 5], int(rng.integers(5, 60))
+        if rng.random() < 0.5:
+            dots = (
+                middle + rng.uniform(-0.35, 0.35, 2) * size + rng.normal(0, rng.uniform(0.03, 0.2), (count, 2)) * size
+            )
+            for a, b in dots:
+                draw.ellipse((a - 2, b - 2, a + 2, b + 2), fill=color)
+        else:
+            path = middle + np.cumsum(rng.normal(0, 0.035, (count, 2)), axis=0) * size
+            draw.line([(float(a), float(b)) for a, b in path], fill=color, width=int(rng.integers(1, 4)))
+    if rng.random() < 0.4:
+        _legend(rng, draw, (left, top, right, bottom), colors, int(rng.integers(1, 5)))
+    letters = font(int(rng.integers(8)), max(6, pad * 2 // 3))
+    for share in (0.1, 0.35, 0.6, 0.85):
+        draw.text(
+            (left + share * (right - left), bottom + 1), f"{share * 40:g}", fill="black", font=letters, anchor="ma"
+        )
+    return out
+
+
+def _legend(rng: np.random.Generator, draw: ImageDraw.ImageDraw, box: Box, colors: tuple[Color, ...],
+            lines: int) -> None:  # fmt: skip
+    """What colours mean, somewhere in a plot, now and then in a frame."""
+    left, top, right, bottom = box
+    step = max(9, int((bottom - top) * rng.uniform(0.05, 0.1)))
+    letters, x, y = font(int(rng.integers(8)), step - 3), left + rng.uniform(0.02, 0.7) * (right - left), top + 4
+    for line in range(lines):
+        draw.rectangle((x, y + line * step, x + 1.5 * step, y + line * step + step / 2), fill=colors[line % 5])
+        draw.text((x + 2 * step, y + line * step), words(rng, 2), fill="black", font=letters)
+    if rng.random() < 0.4:
+        draw.rectangle((x - 3, y - 3, min(right, x + 7 * step), y + lines * step + 2), outline="black")
+
+
+def steps(rng: np.random.Generator, width: int, height: int) -> Picture:
+    """A flow chart: boxes of text one below the other, joined by arrows."""
+    out = Image.new("RGB", (width, height), "white")
+    draw, rows = ImageDraw.Draw(out), int(rng.integers(3, 9))
+    tall, letters = height / rows, font(int(rng.integers(8)), int(np.clip(height / rows * 0.2, 6, 20)))
+    wide = width * rng.uniform(0.45, 0.9)
+    left = (width - wide) * rng.random()
+    for row in range(rows):
+        top, bottom = row * tall + 0.12 * tall, row * tall + 0.72 * tall
+        draw.rectangle((left, top, left + wide, bottom), outline="black", width=int(rng.integers(1, 3)))
+        draw.text((left + wide / 2, (top + bottom) / 2), words(rng, 5), fill="black", font=letters, anchor="mm")
+        if row < rows - 1:
+            x = left + wide / 2
+            draw.line((x, bottom, x, bottom + 0.4 * tall), fill="black", width=2)
+            draw.polygon([(x, bottom + 0.4 * tall), (x - 4, bottom + 0.28 * tall), (x + 4, bottom + 0.28 * tall)],
+                         fill="black")  # fmt: skip
+        if rng.random() < 0.2 and left + wide < 0.8 * width - 12:  # one beside
+            draw.rectangle((left + wide + 8, top, width - 2, bottom), outline="black")
+            draw.line((left + wide / 2, bottom + 0.1 * tall, left + wide + 8, bottom + 0.1 * tall), fill="black")
     return out
 
 
@@ -235,4 +345,20 @@ def table(rng: np.random.Generator, width: int, height: int) -> Picture:
     return out
 
 
-DRAWINGS: tuple[Drawer, ...] = (plot, plot, plot, plot, heatmap, tree, traces, scheme, scheme, circles, table)
+DRAWINGS: tuple[Drawer, ...] = (
+    plot,
+    plot,
+    plot,
+    groups,
+    groups,
+    cloud,
+    cloud,
+    steps,
+    heatmap,
+    tree,
+    traces,
+    scheme,
+    scheme,
+    circles,
+    table,
+)

@@ -163,7 +163,10 @@ def split(pairs: Path, out: Path, options: Options, workers: int = 1,
         raise SplitError(f"{pairs} is no file: make it with `blip pubmed extract`")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial, mark = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.partial.json")
-    made_from = {"pairs": str(pairs.resolve()), "bytes": pairs.stat().st_size, "weights": options.weights,
+    with open(pairs, "rb") as source:
+        digest = hashlib.file_digest(source, "sha256").hexdigest()
+    given = hashlib.sha256(repr(sorted(options.given.items())).encode()).hexdigest()
+    made_from = {"pairs": digest, "given": given, "weights": options.weights, "crops": options.crops,
                  "read_letters": options.read_letters, "smallest": options.smallest}  # fmt: skip
     done, summary = _resume(partial, mark, made_from)
     if done:

@@ -19,7 +19,7 @@ import typer
 from torch import Tensor
 
 from blip.pubmed.compose import compose, find_images
-from blip.pubmed.detector import PLACES, SIDE, STRIDE, Detector, boxes_of, centers, prepare, save
+from blip.pubmed.detector import PLACES, SIDE, STRIDE, Detector, boxes_of, centers, load, prepare, save
 
 MOST = 40  # panels, and letters, of a figure
 
@@ -116,6 +116,7 @@ def main(
     batch: int = 16,
     lr: float = 2e-3,
     seed: int = 0,
+    start: Annotated[Path | None, typer.Option(help="weights to start from")] = None,
     workers: Annotated[int, typer.Option(help="processes that compose")] = 2,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
 ) -> None:
@@ -128,10 +129,13 @@ def main(
     del drawn
     typer.echo(f"{len(pixels)} figures, {int((~boxes[..., 0].isnan()).sum())} panels, {len(photos)} photographs")
     net = Detector().to(device).to(memory_format=torch.channels_last)
+    if start:
+        net.load_state_dict(load(start).state_dict())
+        net.train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
     generator = torch.Generator().manual_seed(seed)
-    start, shown = time.perf_counter(), torch.zeros(3)
+    begin, shown = time.perf_counter(), torch.zeros(3)
     for step in range(1, steps + 1):
         rows = torch.randint(len(pixels), (batch,), generator=generator)
         image, some_boxes, some_letters = vary(pixels[rows], boxes[rows], letters[rows], generator)
@@ -147,7 +151,7 @@ def main(
         shown += torch.stack(losses).detach().cpu()
         if step % 100 == 0:
             parts = ", ".join(f"{n} {v:.4f}" for n, v in zip(("panel", "box", "letter"), shown / 100, strict=True))
-            typer.echo(f"step {step}: {parts}, {time.perf_counter() - start:.0f} s")
+            typer.echo(f"step {step}: {parts}, {time.perf_counter() - begin:.0f} s")
             shown.zero_()
         if step % 1000 == 0 or step == steps:
             about: dict[str, object] = {
