@@ -29,8 +29,9 @@ from blip.pubmed import gutters
 from blip.pubmed.captions import split_caption
 from blip.pubmed.compose import compose, find_images
 from blip.pubmed.detector import PanelDetector
+from blip.pubmed.images import plain
 from blip.pubmed.match import layout
-from blip.pubmed.split import FigureSplitter, Options, plain, split
+from blip.pubmed.split import FigureSplitter, Options, split
 
 Found = tuple[np.ndarray, np.ndarray]  # boxes (panels, 4), scores (panels,)
 HELD_OUT = 900_000_000  # seeds from here on are never trained on

@@ -99,6 +99,7 @@ def extract(
         typer.echo(f"{found.articles} articles, {found.figures} figures, {found.files} with a file: {out}")
         for count, what in (
             (found.unreadable, "articles could not be read"),
+            (found.left_out, "articles are not done, as the catalogue says, and were left out"),
             (found.no_file, "figures have no file here"),
             (found.no_caption, "figures have no caption"),
         ):
@@ -189,6 +190,8 @@ def build(
             typer.echo(f"{name}: {built.pairs[name]} pairs of {built.articles[name]} articles: {out / f'{name}.json'}")
         for why, count in built.out.most_common():
             typer.echo(f"{count} left out: {why}")
+        if decontaminate:
+            typer.echo(f"{built.evaluation_images} evaluation images were looked at")
         _problems(built.problems, out / "build.json")
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from blip.config import load_config
+from blip.config import ConfigError, load_config
 from blip.pubmed.build import Rules, build
 from blip.pubmed.extract import extract
 from blip.pubmed.fetch import BUCKET, Wanted, fetch
@@ -57,6 +57,10 @@ class PubmedConfig(BaseModel):
 def run(config: Path, overrides: list[str], tell: Callable[[str], None]) -> None:
     """Every step of a configuration; those that are done and made from the same are not done again."""
     settings = load_config(config, PubmedConfig, overrides)
+    if settings.source == "pmc" and not settings.email:
+        raise ConfigError(
+            f"{config}: NCBI asks for an address to write to: set `email`, or --set email=you@example.org"
+        )
     corpus, dataset = Path(settings.folder), Path(settings.dataset)
     server = Server(settings.email, settings.api_key, settings.eutils, settings.openi)
     new = search(corpus, settings.query, settings.count, server, settings.source)

@@ -23,7 +23,8 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from blip.pubmed.compose import compose
+from blip.pubmed.compose import Compound, compose
+from blip.pubmed.singles import scan
 
 FIRST = 7000001
 LICENSES = ("CC BY", "CC BY", "CC BY", "CC0", "CC BY-NC", "CC BY-NC-ND")
@@ -66,10 +67,10 @@ class Faults:
 
 
 class Library:
-    """The articles; each is drawn when it is first asked for, always the same."""
+    """The articles; each is drawn when it is first asked for, always the same. `small`: a little scan a figure."""
 
-    def __init__(self, articles: int, seed: int = 0) -> None:
-        self.seed, self.pmcids = seed, [f"PMC{FIRST + at}" for at in range(articles)]
+    def __init__(self, articles: int, seed: int = 0, small: bool = False) -> None:
+        self.seed, self.small, self.pmcids = seed, small, [f"PMC{FIRST + at}" for at in range(articles)]
         self.versions = {pmcid: 1 + (at % 7 == 3) for at, pmcid in enumerate(self.pmcids)}
         self.files = lru_cache(maxsize=None)(self._files)
 
@@ -84,7 +85,7 @@ class Library:
         rng = np.random.default_rng([self.seed, int(pmcid[3:]), version])
         figures, files = [], {}
         for number in range(1, int(rng.integers(2, 4))):
-            figure = compose(rng, [])
+            figure = Compound(scan(rng, 64, 48), [(0, 0, 64, 48)]) if self.small else compose(rng, [])
             name, jpeg = f"fig-g{number:03d}", io.BytesIO()
             figure.image.save(jpeg, "JPEG", quality=85)
             files[f"{name}.jpg"] = jpeg.getvalue()

@@ -12,7 +12,8 @@ from blip.cli import app
 pytest.importorskip("lxml")
 
 from blip.pubmed.extract import ExtractError, extract, find_articles, resolve
-from blip.pubmed.jats import Article, JatsError, license_name, parse_article
+from blip.pubmed.jats import Article, JatsError, parse_article
+from blip.pubmed.licenses import license_name
 
 HEAD = """<?xml version="1.0"?><article xmlns:xlink="http://www.w3.org/1999/xlink"
  xmlns:mml="http://www.w3.org/1998/Math/MathML" article-type="research-article"><front>
@@ -218,3 +219,32 @@ def test_processes_change_nothing(articles: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0 and "11 articles, 79 figures, 34 with a file" in done.output
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
     assert len(list(find_articles(articles))) == 11
+
+
+def test_odd_articles(tmp_path: Path) -> None:
+    """A namespace of its own, groups as authors, references as raised numbers, formulas as documents, two captions."""
+    source = b"""<a:set xmlns:a="urn:a"><article xmlns="https://jats.nlm.nih.gov/ns/archiving/1.3/"><front><article-meta>
+    <title-group><article-title>Retraction pockets of the ear</article-title></title-group>
+    <contrib-group><contrib contrib-type="author"><collab>The Group<contrib-group><contrib contrib-type="author"><name>
+    <surname>Inner</surname></name></contrib></contrib-group></collab></contrib>
+    <contrib contrib-type="author"><name-alternatives><name><surname>One</surname><given-names>A</given-names></name>
+    </name-alternatives></contrib><contrib contrib-type="author"><string-name>B. Two</string-name></contrib>
+    </contrib-group><pub-date><year>\xc2\xb2</year></pub-date></article-meta></front><body><fig-group><caption>
+    <p>MRI of a glioma.</p></caption><fig id="f1"><caption><p>Axial<sup><xref ref-type="bibr">12</xref></sup> view of
+    <tex-math>\\documentclass{x}\\begin{document}$$E=mc^2$$\\end{document}</tex-math>.</p></caption></fig></fig-group>
+    </body></article></a:set>"""
+    article = parse_article(source)
+    assert article.figures[0].caption == "MRI of a glioma. Axial view of E=mc^2."
+    assert article.authors == ["The Group", "One A", "B. Two"] and article.year is None and not article.retracted
+
+
+def test_one_odd_article_does_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import blip.pubmed.extract as module
+
+    (tmp_path / "a.xml").write_text("<article/>")
+    (tmp_path / "b.xml").write_text("<s><article/><article/></s>")
+    found = module.extract(tmp_path, tmp_path / "out.jsonl")
+    assert found.articles == 2 and "holds 2 articles" in found.problems[0]
+    monkeypatch.setattr(module, "parse_article", lambda path: 1 / 0)
+    found = module.extract(tmp_path, tmp_path / "out.jsonl")
+    assert found.unreadable == 2 and "a.xml: ZeroDivisionError" in found.problems[0]

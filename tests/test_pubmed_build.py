@@ -89,7 +89,9 @@ def test_what_is_written_can_be_trained_on(many: Path, tmp_path: Path) -> None:
     ("more", "rules", "why"),
     [
         ({"license": "CC-BY-NC-4.0"}, {"licenses": ["CC-BY", "CC0"]}, "licence"),
-        ({"license": ""}, {}, "no licence named"),
+        ({"license": ""}, {}, "no open licence named"),
+        ({"license": "other"}, {}, "no open licence named"),
+        ({"license": "TDM"}, {}, "no open licence named"),
         ({"retracted": True}, {}, "retracted"),
         ({"image": ""}, {}, "no file"),
         ({"confidence": 0.3}, {}, "confidence"),
@@ -161,6 +163,39 @@ def test_evaluation_images_are_removed(many: Path, tmp_path: Path, form: str) ->
     assert "(2 images) were removed" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_panels_of_evaluation_figures_are_removed(many: Path, tmp_path: Path) -> None:
+    """The evaluation set has the whole figure, the data set a part of it that looks otherwise."""
+    whole = picture(tmp_path / "whole.png", 500, (400, 300))
+    (tmp_path / "evaluation").mkdir()
+    Image.open(whole).save(tmp_path / "evaluation" / "q.png")
+    wholes = [whole if at == 3 else str(tmp_path / f"{at}.png") for at in range(6)]
+    lines = [line(str(tmp_path / f"{at}.png"), f"PMC{at}", box=[0, 0, 9, 9], whole_image=wholes[at]) for at in range(6)]
+    pairs = write(tmp_path / "p.jsonl", lines)
+    built = build(pairs, tmp_path / "out", Rules(), decontaminate=[tmp_path / "evaluation"])
+    assert built.out == {"evaluation image": 1}
+    assert {r["article"] for r in records(tmp_path / "out")} == {f"PMC{at}" for at in range(6) if at != 3}
+
+
+def test_pictures_on_clear_ground_and_of_16_bits_differ(tmp_path: Path) -> None:
+    from blip.pubmed.duplicates import look_at
+
+    seen = Seen()
+    for seed in range(2):
+        coarse = np.random.default_rng(seed).integers(0, 2, (8, 8), dtype=np.uint8).repeat(20, 0).repeat(20, 1)
+        clear = np.zeros((160, 160, 4), dtype=np.uint8)
+        clear[..., 3] = coarse * 255
+        Image.fromarray(clear).save(tmp_path / f"clear{seed}.png")
+        Image.fromarray(1000 + coarse.astype(np.uint16) * 2000).save(tmp_path / f"deep{seed}.png")
+    for name in ("clear0", "clear1", "deep0", "deep1"):
+        found = look_at(str(tmp_path / f"{name}.png"))
+        assert not isinstance(found, str)
+        if name.startswith("clear"):  # both kinds show the same drawings
+            assert seen.find(found) is None
+            seen.add(found, name)
+    deep = [look_at(str(tmp_path / f"deep{seed}.png")) for seed in range(2)]
+    assert deep[0].copy != deep[1].copy  # type: ignore[union-attr]
+
+
 def test_card_and_credits(many: Path, tmp_path: Path) -> None:
     build(many, tmp_path / "out", Rules())
     card = (tmp_path / "out" / "README.md").read_text()
@@ -195,6 +230,11 @@ def test_build_tells_what_is_wrong(many: Path, tmp_path: Path) -> None:
         build(tmp_path / "nothing.jsonl", tmp_path / "out", Rules())
     with pytest.raises(BuildError, match="line 1: no pair"):
         build(write(tmp_path / "odd.jsonl", [{"image": "x"}]), tmp_path / "out", Rules())
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "elsewhere.json").write_text('[{"image": "not/here.png"}]')
+    for place in ("empty", "elsewhere.json"):
+        with pytest.raises(BuildError, match=r"none of its \d images can be read"):
+            build(many, tmp_path / "out", Rules(), decontaminate=[tmp_path / place])
     with pytest.raises(BuildError, match="neither a folder"):
         build(many, tmp_path / "out", Rules(), decontaminate=[many])
     damaged = tmp_path / "0.png"

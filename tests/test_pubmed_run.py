@@ -55,7 +55,7 @@ def test_run_names_what_is_wrong_in_its_configuration(tmp_path: Path) -> None:
     assert result.exit_code == 1 and "license" in result.output and "licenses" in result.output
     config.write_text("query: brain\n")
     result = CliRunner().invoke(app, ["pubmed", "run", "--config", str(config), "--set", f"folder={tmp_path / 'c'}"])
-    assert result.exit_code == 1 and "--email" in result.output
+    assert result.exit_code == 1 and "--set email=" in result.output
 
 
 # ---- captions of somebody else's parser ------------------------------------------------------------------------------

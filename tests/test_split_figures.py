@@ -22,8 +22,9 @@ from blip.pubmed import gutters
 from blip.pubmed.captions import Part, Split, split_caption
 from blip.pubmed.compose import compose
 from blip.pubmed.detector import Detector, DetectorError, PanelDetector, Panels, centers, load, prepare
+from blip.pubmed.images import plain
 from blip.pubmed.match import Layout, layout, match, reading_order
-from blip.pubmed.split import Options, SplitError, plain, read_splits, split
+from blip.pubmed.split import Options, SplitError, read_splits, split
 from blip.pubmed.train_detector import draw, loss_of, targets, vary
 
 GRID = [(0, 0, 100, 100), (110, 0, 210, 100), (0, 110, 100, 210), (110, 110, 210, 210)]
@@ -168,6 +169,7 @@ FOUR = split_caption("All. (A) One. (B) Two. (C) Three. (D) Four.")
 
 
 def test_reading_order() -> None:
+    assert reading_order([(0, 0, 10, 0), (0, 5, 10, 10)]) == [0, 1], "a box without height too"
     assert reading_order([GRID[3], GRID[0], GRID[2], GRID[1]]) == [1, 3, 2, 0]
     assert reading_order([(110, 0, 200, 220), (0, 5, 100, 100), (0, 120, 100, 220)]) == [1, 0, 2]
 
@@ -195,6 +197,7 @@ def test_letters_decide_over_reading_order() -> None:
         ([*GRID, (220, 0, 300, 100)], None),  # one too many
         ([], None),
         (GRID, {"A": (5.0, 5.0), "B": (8.0, 50.0)}),  # two letters in one panel
+        ([*GRID, (220, 0, 300, 100)], {"A": (5.0, 5.0), "B": (115.0, 5.0), "C": (5.0, 115.0), "D": (115.0, 115.0)}),
         (GRID, {"A": (150.0, 50.0)}),  # contradicts reading order, too few to go by
     ],
 )
@@ -301,10 +304,43 @@ def test_captions_that_something_else_split(corpus: Path, tmp_path: Path) -> Non
     assert read_splits(given) == {"PMC0/f1": Split("L.", own, "given", 0.8, "L.")}
     out = tmp_path / "out.jsonl"
     split(corpus, out, Options(str(tmp_path / "crops"), given=read_splits(given)))
-    assert read_lines(out)[0]["caption"] == "L. part A" and read_lines(out)[6]["caption"] == "Scans. One."
+    made = read_lines(out)
+    assert made[0]["whole_caption"].startswith("Scans.") and made[0]["caption"] == "L. part A"
+    assert made[6]["caption"] == "Scans. One."
     given.write_text('{"article": "PMC0"}')
     with pytest.raises(SplitError, match="line 1: no split caption"):
         read_splits(given)
+
+
+def test_images_that_were_away_are_tried_again(corpus: Path, tmp_path: Path) -> None:
+    """A disk that was not mounted: the run ends; mounted, the next one reads all."""
+    lines = [line for line in read_lines(corpus) if line["image"] and "damaged" not in line["image"]]
+    corpus.write_text("\n".join(map(json.dumps, lines)))
+    away = [Path(line["image"]).rename(line["image"] + ".away") for line in lines]
+    with pytest.raises(SplitError, match="cannot be read"):
+        split(corpus, tmp_path / "out.jsonl", Options(str(tmp_path / "crops")))
+    for path in away:
+        path.rename(str(path).removesuffix(".away"))
+    assert split(corpus, tmp_path / "out.jsonl", Options(str(tmp_path / "crops"))).unreadable == 0
+
+
+def test_wrong_weights_are_told_whatever_the_number_of_processes(corpus: Path, tmp_path: Path) -> None:
+    for workers in (1, 2):
+        with pytest.raises(DetectorError, match="no weights of this detector"):
+            split(corpus, tmp_path / "out.jsonl", Options(str(tmp_path), weights="nothing.safetensors"), workers)
+
+
+@pytest.mark.parametrize(("caption", "how"), [("(A) One. (B) Two.", "file"), ("(A) One. (B) Two. (C) Three.", "whole")])
+def test_a_figure_of_several_files(corpus: Path, tmp_path: Path, caption: str, how: str) -> None:
+    files = [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
+    line = {"image": files[0], "files": files, "caption": caption, "article": "PMC1", "figure": "f"}
+    corpus.write_text(json.dumps(line))
+    split(corpus, tmp_path / "out.jsonl", Options(str(tmp_path / "crops")))
+    made = read_lines(tmp_path / "out.jsonl")
+    if how == "file":
+        assert [(one["image"], one["caption"]) for one in made] == [(files[0], "One."), (files[1], "Two.")]
+    else:
+        assert [one["how"] for one in made] == ["whole"] and made[0]["confidence"] < 0.5
 
 
 def test_split_tells_what_is_wrong(tmp_path: Path) -> None:
@@ -319,15 +355,16 @@ def test_split_tells_what_is_wrong(tmp_path: Path) -> None:
         split(tmp_path / "pairs.jsonl", tmp_path / "out.jsonl", Options(str(tmp_path)))
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "LA", "I;16", "1", "CMYK"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "LA", "I;16", "I;16B", "F", "1", "CMYK"])
 def test_images_of_any_mode_become_plain(mode: str) -> None:
-    if mode == "I;16":
+    if mode.startswith("I;16"):
         image = Image.fromarray((np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64))
+        image = image if mode == "I;16" else Image.frombytes(mode, (64, 64), np.asarray(image).byteswap().tobytes())
     else:
         image = texture((64, 64), 0).convert(mode)
     made = plain(image)
     assert made.mode in ("L", "RGB") and made.size == (64, 64)
-    if mode == "I;16":
+    if mode.startswith("I;16"):
         assert made.getextrema() == (0, 255)
 
 

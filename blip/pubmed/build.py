@@ -14,20 +14,19 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from blip.errors import BlipError
 from blip.pubmed.card import data_card, write_credits
-from blip.pubmed.duplicates import Look, Looker, Seen
-from blip.pubmed.fetch import short_license
+from blip.pubmed.duplicates import Look, Seen, look_at
+from blip.pubmed.images import ENDINGS
+from blip.pubmed.licenses import FAMILIES, short_license
+from blip.pubmed.work import NAMED, in_order
 
 NAMES = ("train", "val", "test")
-IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp"}
 KEPT_KEYS = ("article", "figure", "label", "panel", "how", "confidence", "license", "retracted", "source", "year",
              "whole_image", "whole_caption")  # fmt: skip
-BLOCK = 256  # pictures that are looked at in one go
 
 
 class BuildError(BlipError):
@@ -39,9 +38,9 @@ class Rules:
     """What goes into the data set."""
 
     splits: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    licenses: list[str] = field(default_factory=list)  # such as CC-BY, CC0; none: any that is named
+    licenses: list[str] = field(default_factory=list)  # such as CC-BY, CC0; none: any of Creative Commons
     retracted: bool = False
-    unlicensed: bool = False  # also what names no licence
+    unlicensed: bool = False  # also what names none of these
     confidence: float = 0.5  # of a pair
     whole: bool = True  # also compound figures that stayed whole
     min_side: int = 64  # pixels of the shorter side
@@ -59,17 +58,19 @@ class Rules:
 
     def refuses(self, line: dict[str, Any]) -> str:
         """Why a pair stays out, "" if it does not; what needs the image is asked later."""
-        license, caption = short_license(line.get("license") or ""), line["caption"]
+        license, caption = short_license(str(line.get("license") or "")), line["caption"]
+        if not isinstance(caption, str):
+            return "no caption"
         count = len(caption.split())
         if line.get("retracted") and not self.retracted:
             return "retracted"
         if self.licenses and license not in {short_license(name) for name in self.licenses}:
             return "licence"
-        if not license and not self.unlicensed and not self.licenses:
-            return "no licence named"
+        if license not in FAMILIES and not self.unlicensed and not self.licenses:
+            return "no open licence named"
         if not line.get("image"):
             return "no file"
-        if line.get("confidence", 1.0) < self.confidence:
+        if float(1.0 if line.get("confidence") is None else line["confidence"]) < self.confidence:
             return "confidence"
         if not self.whole and line.get("how") == "whole" and len(line.get("panels") or []) > 1:
             return "compound figure that stayed whole"
@@ -95,7 +96,7 @@ class Rules:
 
 
 def _any_word(words: list[str], text: str) -> bool:
-    return any(re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE) for word in words)
+    return any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) for word in words)
 
 
 @dataclass
@@ -132,26 +133,21 @@ def build(pairs: Path, out: Path, rules: Rules, decontaminate: list[Path] | None
         raise BuildError(f"{pairs} is no file: make it with `blip pubmed split` or `extract`")
     out.mkdir(parents=True, exist_ok=True)
     built, seen = Built(), Seen()
+    evaluation = _evaluation(decontaminate or [], built, workers)
     writers = {name: _ListWriter(out / f"{name}.json") for name in NAMES}
     articles: dict[str, dict[str, Any]] = {}
-    with Looker(workers) as looker:
-        evaluation = sorted({path for place in decontaminate or [] for path in evaluation_images(place)})
-        for path, found in looker.of(evaluation):
-            if isinstance(found, Look):
-                seen.add(found, f"evaluation image {path}")
-                built.evaluation_images += 1
-        for line, found in _wanted(pairs, rules, built, looker):
-            if why := _why_not(line, found, rules, seen, built):
-                built.out[why] += 1
-                continue
-            part = rules.part(line["article"])
-            record = {"image": line["image"], "caption": line["caption"], "image_id": _image_id(line),
-                      **{key: line[key] for key in KEPT_KEYS if key in line}}  # fmt: skip
-            for key in ("image", "whole_image"):  # relative to the data set, which may move with the corpus
-                if key in record:
-                    record[key] = os.path.relpath(record[key], out)
-            writers[part].add(record)
-            _count(built, line, part, articles)
+    for line, found, whole in in_order(_looked_at, _lines(pairs, rules, built, bool(decontaminate)), workers):
+        if why := _why_not(line, found, whole, rules, evaluation, seen, built):
+            built.out[why] += 1
+            continue
+        part = rules.part(line["article"])
+        record = {"image": line["image"], "caption": line["caption"], "image_id": _image_id(line),
+                  **{key: line[key] for key in KEPT_KEYS if key in line}}  # fmt: skip
+        for key in ("image", "whole_image"):  # relative to the data set, which may move with the corpus
+            if key in record:
+                record[key] = os.path.relpath(record[key], out)
+        writers[part].add(record)
+        _count(built, line, part, articles)
     if not built.pairs:
         reasons = ", ".join(f"{why} {count}" for why, count in built.out.most_common())
         for writer in writers.values():
@@ -160,26 +156,44 @@ def build(pairs: Path, out: Path, rules: Rules, decontaminate: list[Path] | None
     for writer in writers.values():
         writer.close()
     write_credits(out / "credits.csv", articles)
-    summary = {"rules": asdict(rules) | {"splits": list(rules.splits)}, **vars(built), "pairs_file": str(pairs),
-               "decontaminated": [str(place) for place in decontaminate or []]}  # fmt: skip
+    places = [str(place) for place in decontaminate or []]
+    kept_rules = asdict(rules) | {"splits": list(rules.splits)}
+    summary = {"rules": kept_rules, **vars(built), "pairs_file": str(pairs.resolve()), "decontaminated": places}
     (out / "build.json").write_text(json.dumps(summary, indent=1) + "\n")
-    (out / "README.md").write_text(data_card(summary, NAMES))
+    (out / "README.md").write_text(data_card(summary, NAMES), encoding="utf-8")
     if shards:
         for name in NAMES:
             write_shards(out / f"{name}.json", out / "shards" / name)
     return built
 
 
-def _wanted(pairs: Path, rules: Rules, built: Built,
-            looker: Looker) -> Iterator[tuple[dict[str, Any], Look | str]]:  # fmt: skip
-    """The lines that words and licence let through, each with a look at its image."""
-    lines = _lines(pairs, rules, built)
-    while block := list(islice(lines, BLOCK * max(1, looker.workers))):
-        for line, (_, found) in zip(block, looker.of([line["image"] for line in block]), strict=True):
-            yield line, found
+def _evaluation(places: list[Path], built: Built, workers: int) -> Seen:
+    """Looks at all images of evaluation sets; BuildError where a place has none that can be read."""
+    seen = Seen()
+    for place in places:
+        paths = sorted(set(evaluation_images(place)))
+        before = built.evaluation_images
+        for path, found in zip(paths, in_order(look_at, iter(paths), workers), strict=True):
+            if isinstance(found, str):
+                built.problems += [f"evaluation image {found}"] if len(built.problems) < NAMED else []
+            else:
+                seen.add(found, path)
+                built.evaluation_images += 1
+        if built.evaluation_images == before:
+            raise BuildError(f"{place}: none of its {len(paths)} images can be read, so none would be kept out; give a "
+                             "folder of images, or a JSON whose `image` paths are relative to it")  # fmt: skip
+    return seen
 
 
-def _lines(pairs: Path, rules: Rules, built: Built) -> Iterator[dict[str, Any]]:
+def _looked_at(asked: tuple[dict[str, Any], bool]) -> tuple[dict[str, Any], Look | str, Look | str | None]:
+    """A line, with a look at its image, and at its whole figure where it is a part of one and that is asked."""
+    line, also_whole = asked
+    whole = line.get("whole_image") if also_whole and line.get("box") else None
+    return line, look_at(line["image"]), look_at(whole) if whole else None
+
+
+def _lines(pairs: Path, rules: Rules, built: Built, also_whole: bool) -> Iterator[tuple[dict[str, Any], bool]]:
+    """The lines that words and licence let through."""
     with open(pairs, encoding="utf-8") as file:
         for at, raw in enumerate(file):
             try:
@@ -191,22 +205,23 @@ def _lines(pairs: Path, rules: Rules, built: Built) -> Iterator[dict[str, Any]]:
             if why := rules.refuses(line):
                 built.out[why] += 1
             else:
-                yield line
+                yield line, also_whole
 
 
-def _why_not(line: dict[str, Any], found: Look | str, rules: Rules, seen: Seen, built: Built) -> str:
+def _why_not(line: dict[str, Any], found: Look | str, whole: Look | str | None, rules: Rules, evaluation: Seen,
+             seen: Seen, built: Built) -> str:  # fmt: skip
     """Why a picture stays out, "" if it does not; from then on it is seen."""
     if isinstance(found, str):
-        built.problems += [found] if len(built.problems) < 100 else []
+        built.problems += [found] if len(built.problems) < NAMED else []
         return "unreadable image"
     if why := rules.refuses_size(found.size):
         return why
-    same = seen.find(found)
-    if same and same.startswith("evaluation image"):
+    if evaluation.find(found) or (isinstance(whole, Look) and evaluation.find(whole)):
         return "evaluation image"
-    if same and not rules.duplicates:
-        return "same picture again"
-    seen.add(found, line["image"])
+    if not rules.duplicates:
+        if seen.find(found):
+            return "same picture again"
+        seen.add(found, line["image"])
     return ""
 
 
@@ -224,14 +239,15 @@ def _count(built: Built, line: dict[str, Any], part: str, articles: dict[str, di
 
 def _image_id(line: dict[str, Any]) -> str:
     """Sub-figures are images of their own, so that they are one another's negatives."""
-    return hashlib.sha1(line["image"].encode(), usedforsecurity=False).hexdigest()[:16]
+    own = f"{line['article']} {line.get('figure')} {line.get('panel')} {os.path.basename(line['image'])}"
+    return hashlib.sha1(own.encode(), usedforsecurity=False).hexdigest()[:16]
 
 
 def evaluation_images(place: Path) -> Iterator[str]:
     """Images below a folder, or those that an annotation file names beside itself."""
     if place.is_dir():
         found = (Path(folder, name) for folder, _, names in sorted(os.walk(place)) for name in sorted(names))
-        yield from (str(path) for path in found if path.suffix.lower() in IMAGES)
+        yield from (str(path) for path in found if path.suffix.lower() in ENDINGS)
         return
     try:
         records = json.loads(place.read_text(encoding="utf-8"))

@@ -17,7 +17,7 @@ PRIME = "'\u2019\u2032\u2033"
 ONE = rf"(?:[A-Za-z]|[ivx]{{2,5}}|[IVX]{{2,5}})[{PRIME}]{{0,2}}"
 LINK = rf"\s*(?:[,;]\s*(?:and|or)\b|[{DASH},&;]|\band\b|\bto\b|\bor\b)\s*"
 SEVERAL = rf"{ONE}(?:{LINK}{ONE})*"
-BEGIN = r"(?:(?<=^)|(?<=[.;:!?)\]]\s)|(?<=[.;]))"  # of the caption or of a sentence
+BEGIN = r"(?:(?<=^)|(?<=[.;:!?)\]]\s)|(?<=[.;\u3002]))"  # of the caption or of a sentence
 # style -> pattern whose first group holds the labels
 STYLES = {
     "(A)": re.compile(rf"(\(\s*{SEVERAL}\s*\)(?:{LINK}\(\s*{SEVERAL}\s*\))*)\s?:?"),
@@ -91,8 +91,10 @@ def split_caption(caption: str) -> Split:
     """The parts of a caption, or the whole as `lead` where no row of at least two labels is found."""
     text = " ".join(caption.split()).replace("\uff08", "(").replace("\uff09", ")")
     found = {style: row_of(text, pattern) for style, pattern in STYLES.items()}
-    style = max(found, key=lambda name: len({one for label in found[name] for one in label.names}))
-    labels = found[style]
+    found = {style: labels for style, labels in found.items() if len(labels) > 1}  # one list of names is no row
+    style = max(found, key=lambda name: SURE[name] * len({one for label in found[name] for one in label.names}),
+                default="")  # fmt: skip
+    labels = found.get(style, [])
     if len({name for label in labels for name in label.names}) < 2:
         style, labels = "Left:", _places(text)
         if not labels:
@@ -243,6 +245,7 @@ def _confidence(style: str, labels: list[Label], parts: list[Part], before: bool
     """By hand: rows of letters in brackets before their text are surest; sentences that several panels share least."""
     value = SURE[style]
     value *= 1.0 if before else 0.6
+    value *= 1.0 if not before or any(label.begins for label in labels) else 0.75  # perhaps a list within a sentence
     names = [name for label in labels for name in label.names]
     value *= 0.8 if len(set(names)) < len(names) else 1.0  # a label comes back
     empty = sum(not part.text for part in parts)

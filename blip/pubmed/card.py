@@ -4,17 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from blip.pubmed.fetch import short_license
-
-LICENSES = {
-    "CC0": ("no rights reserved", "https://creativecommons.org/publicdomain/zero/1.0/"),
-    "CC-BY": ("credit the authors", "https://creativecommons.org/licenses/by/4.0/"),
-    "CC-BY-SA": ("credit the authors; what you make of it has the same licence", "https://creativecommons.org/licenses/by-sa/4.0/"),
-    "CC-BY-NC": ("credit the authors; no commercial use", "https://creativecommons.org/licenses/by-nc/4.0/"),
-    "CC-BY-ND": ("credit the authors; no changed versions, which cut-out panels may be", "https://creativecommons.org/licenses/by-nd/4.0/"),
-    "CC-BY-NC-SA": ("credit the authors; no commercial use; same licence", "https://creativecommons.org/licenses/by-nc-sa/4.0/"),
-    "CC-BY-NC-ND": ("credit the authors; no commercial use; no changed versions", "https://creativecommons.org/licenses/by-nc-nd/4.0/"),
-}  # fmt: skip
+from blip.pubmed.licenses import FAMILIES, short_license
 
 
 def most_first(counts: dict[str, int]) -> list[tuple[str, int]]:
@@ -27,7 +17,7 @@ def data_card(built: dict[str, Any], parts: tuple[str, ...]) -> str:
     out = [f"| {why} | {count} |" for why, count in most_first(built["out"])] or ["| nothing | 0 |"]
     licenses = []
     for name, count in most_first(built["licenses"]):
-        terms, address = LICENSES.get(short_license(name), ("see the article", ""))
+        terms, address = FAMILIES.get(short_license(name), ("see the article", ""))
         licenses.append(f"| {name} | {count} | {terms} | {address} |")
     clean = ", ".join(built["decontaminated"])
     decontaminated = (f"Images of {clean} ({built['evaluation_images']} images) were removed from it."

@@ -6,6 +6,7 @@ An article is `found` by a search, `described` when its newest version's metadat
 with checksums), `done` when all of its files that are wanted lie there with the right checksum.
 """
 
+import fcntl
 import json
 import sqlite3
 import threading
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from blip.errors import BlipError
 
@@ -60,6 +61,10 @@ class Entry:
     files: list[File] = field(default_factory=list)
 
 
+def is_true(value: object) -> bool:
+    return value is True or str(value).strip().lower() in ("true", "yes", "1")
+
+
 class Catalogue:
     """Opens the catalogue of a folder, or begins it. Safe to use from several threads of one process."""
 
@@ -69,6 +74,7 @@ class Catalogue:
             raise CatalogueError(f"{folder} holds no {NAME}: begin with `blip pubmed search ... --out {folder}`")
         folder.mkdir(parents=True, exist_ok=True)
         self.lock = threading.RLock()
+        self.held: TextIO | None = None
         try:
             self.db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self.db.execute("PRAGMA journal_mode=WAL")
@@ -76,8 +82,18 @@ class Catalogue:
         except sqlite3.DatabaseError as error:
             raise CatalogueError(f"{path}: {error}; remove it, and the next search and fetch make it anew") from None
 
+    def lock_folder(self) -> None:
+        """One fetch at a time: two would keep half a rate each, and write the same files."""
+        self.held = open(self.folder / "fetch.lock", "w")  # noqa: SIM115 (held until the catalogue is closed)
+        try:
+            fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CatalogueError(f"{self.folder}: another fetch is at work there") from None
+
     def close(self) -> None:
         self.db.close()
+        if self.held:
+            self.held.close()
 
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
@@ -138,7 +154,7 @@ class Catalogue:
             db.execute(
                 "UPDATE articles SET state = 'described', error = '', version = ?, etag = ?, license = ?, "
                 "retracted = ?, about = ? WHERE pmcid = ?",
-                (version, etag, license, bool(about.get("is_retracted")), json.dumps(about, sort_keys=True), pmcid),
+                (version, etag, license, is_true(about.get("is_retracted")), json.dumps(about, sort_keys=True), pmcid),
             )
             db.execute("DELETE FROM files WHERE pmcid = ?", (pmcid,))
             rows = [(pmcid, file.name, file.url, file.md5) for file in files]
@@ -158,20 +174,30 @@ class Catalogue:
         with self._change() as db:
             db.execute("UPDATE articles SET state = ?, error = ? WHERE pmcid = ?", (state, error, pmcid))
 
+    def forget_version(self, pmcid: str) -> None:
+        """Its metadata are to be read again."""
+        with self._change() as db:
+            db.execute("UPDATE articles SET version = NULL WHERE pmcid = ?", (pmcid,))
+
     def renew(self, etags: dict[str, tuple[int, str]]) -> list[str]:
-        """Articles of which there is a newer version, or other metadata, are to be described again; returns them."""
+        """Articles of which there is a newer version, or other metadata of the same, are to be described again.
+
+        Returns them. An inventory that is older than the catalogue changes nothing.
+        """
         changed = []
         with self._change() as db:
             for pmcid, (version, etag) in etags.items():
                 row = db.execute("SELECT version, etag, state FROM articles WHERE pmcid = ?", (pmcid,)).fetchone()
-                if row is not None and row[2] != "found" and (row[0], row[1]) != (version, etag):
+                if row is None or row[2] == "found":
+                    continue
+                if version > (row[0] or 0) or (version == row[0] and etag and row[1] and etag != row[1]):
                     db.execute("UPDATE articles SET state = 'found', version = NULL WHERE pmcid = ?", (pmcid,))
                     changed.append(pmcid)
         return changed
 
     def said(self) -> dict[str, tuple[str, bool]]:
-        """Licence and retraction of every article that was described: newer than what its XML says of itself."""
-        rows = self._rows("SELECT pmcid, license, retracted FROM articles WHERE version IS NOT NULL")
+        """Licence and retraction of every article that is there: newer than what its XML says of itself."""
+        rows = self._rows("SELECT pmcid, license, retracted FROM articles WHERE state = 'done'")
         return {pmcid: (license, bool(retracted)) for pmcid, license, retracted in rows}
 
     def counts(self) -> dict[str, dict[str, int]]:

@@ -123,7 +123,6 @@ def prepare(image: Image.Image) -> tuple[np.ndarray, float]:
     """A figure at 384 x 384 as (H, W, 3) bytes, padded with its own corner's colour, and how much it shrank."""
     scale = SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    image.draft("RGB", (2 * size[0], 2 * size[1]))  # JPEG is read at a fraction of its size where that suffices
     small = image.convert("RGB").resize(size, Image.Resampling.BOX if scale < 0.5 else Image.Resampling.BILINEAR,
                                         reducing_gap=2.0)  # fmt: skip
     out = np.empty((SIDE, SIDE, 3), dtype=np.uint8)
@@ -133,20 +132,22 @@ def prepare(image: Image.Image) -> tuple[np.ndarray, float]:
     return out, scale
 
 
-def read(out: Tensor, scale: float, threshold: float = 0.05) -> Panels:
-    """The net's answer for one figure, (6, S, S), as boxes in the figure's own pixels."""
+def read(out: Tensor, scale: float, size: tuple[int, int], threshold: float = 0.05) -> Panels:
+    """The net's answer for one figure, (6, S, S), as boxes in the figure's own pixels, `size` (width, height)."""
     out = out.float()
     panel, letter = out[0].sigmoid(), out[1].sigmoid()
-    boxes = (boxes_of(out).flatten(1).T * SIDE).clamp(0, SIDE)
+    width, height = size
+    boxes = boxes_of(out).flatten(1).T * SIDE / scale
+    boxes = torch.minimum(boxes, torch.tensor([width, height, width, height])).clamp(min=0)
     scores = panel.flatten()
-    keep = scores > threshold
+    keep = (scores > threshold) & (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
     boxes, scores = boxes[keep], scores[keep]
     kept = nms(boxes, scores, 0.4)
     peak = (F.max_pool2d(letter[None], 3, 1, 1)[0] == letter) & (letter > 0.3)
     row, column = peak.nonzero().unbind(1)
     middles = (torch.stack([column, row], dim=1) + 0.5) * STRIDE / scale
     order = letter[peak].argsort(descending=True)
-    found = boxes[kept] / scale, scores[kept], middles[order], letter[peak][order]
+    found = boxes[kept], scores[kept], middles[order], letter[peak][order]
     return Panels(*(part.numpy() for part in found))
 
 
@@ -169,7 +170,7 @@ class PanelDetector:
         ready = [prepare(image) for image in images]
         pixels = torch.from_numpy(np.stack([pixels for pixels, _ in ready])).to(self.device)
         out = self.net(pixels.permute(0, 3, 1, 2).float() / 255).cpu()
-        return [read(one, scale) for one, (_, scale) in zip(out, ready, strict=True)]
+        return [read(one, scale, image.size) for one, (_, scale), image in zip(out, ready, images, strict=True)]
 
 
 def load(path: Path) -> Detector:

@@ -5,23 +5,24 @@ retraction, label, section, mentions. A figure without a file here has an empty 
 """
 
 import json
-import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from blip.errors import BlipError
 from blip.pubmed.catalogue import NAME as CATALOGUE
 from blip.pubmed.catalogue import Catalogue
-from blip.pubmed.jats import Article, JatsError, parse_article
+from blip.pubmed.images import ENDINGS
+from blip.pubmed.jats import Article, parse_article
+from blip.pubmed.licenses import short_license
+from blip.pubmed.work import add, in_order
 
 ARTICLES = (".xml", ".nxml")
-IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".gif", ".webp", ".bmp")  # in order of preference
-NAMED = 100  # problems that a summary names
+SEVERAL = 0.4  # confidence in the first file of a figure that has several with the caption of all
 
 
 class ExtractError(BlipError):
@@ -39,6 +40,7 @@ class Summary:
     no_file: int = 0
     no_caption: int = 0
     unreadable: int = 0  # articles
+    left_out: int = 0  # articles that the catalogue does not call done
     licenses: Counter[str] = field(default_factory=Counter)
     homes: Counter[str] = field(default_factory=Counter)  # where figures stand
     other_graphics: Counter[str] = field(default_factory=Counter)  # images that are no figures, by what is round them
@@ -70,13 +72,13 @@ def extract(folder: Path, out: Path, workers: int = 1) -> Summary:
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f"{out.name}.partial")
     with open(partial, "w", encoding="utf-8") as file:
-        for lines, part in _each(find_articles(folder), workers):
+        for lines, part in in_order(read_one, _wanted(folder, known, found), workers):
             for line in lines:
-                license, retracted = known.get(Path(line["xml"]).parent.name, ("", False))
+                license, retracted = (known or {}).get(Path(line["xml"]).parent.name, ("", False))
                 line["retracted"] = line["retracted"] or retracted
-                line["license"] = line["license"] or license
+                line["license"] = _of_both(line["license"], license)
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            _add(found, part)
+            add(found, part)
     if not found.articles + found.unreadable:
         partial.unlink()
         raise ExtractError(f"{folder}: there are no articles ({', '.join(ARTICLES)})")
@@ -85,10 +87,24 @@ def extract(folder: Path, out: Path, workers: int = 1) -> Summary:
     return found
 
 
-def _known(folder: Path) -> dict[str, tuple[str, bool]]:
-    """Licence and retraction by article, as the catalogue of a corpus has them; nothing of other folders."""
+def _of_both(said: str, code: str) -> str:
+    """The archive's code decides; what the article says only adds the version of the same licence."""
+    return said if not code or short_license(said) == short_license(code) else code
+
+
+def _wanted(folder: Path, known: dict[str, tuple[str, bool]] | None, found: Summary) -> Iterator[Path]:
+    """The articles of a folder; of a corpus those that are done."""
+    for path in find_articles(folder):
+        if known is None or path.parent.name in known:
+            yield path
+        else:
+            found.left_out += 1
+
+
+def _known(folder: Path) -> dict[str, tuple[str, bool]] | None:
+    """Licence and retraction of the articles of a corpus that are done; None for other folders."""
     if not (folder / CATALOGUE).is_file():
-        return {}
+        return None
     catalogue = Catalogue(folder)
     try:
         return catalogue.said()
@@ -96,23 +112,17 @@ def _known(folder: Path) -> dict[str, tuple[str, bool]]:
         catalogue.close()
 
 
-def _each(paths: Iterator[Path], workers: int) -> Iterable[tuple[list[dict[str, Any]], Summary]]:
-    if workers < 2:
-        yield from map(read_one, paths)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        while some := list(islice(paths, 2000)):  # a pool reads its whole input at once
-            yield from pool.imap(read_one, some, chunksize=16)
-
-
 def read_one(path: Path) -> tuple[list[dict[str, Any]], Summary]:
     """The lines of an article, and its counts."""
     part = Summary()
     try:
         article = parse_article(path)
-    except JatsError as error:
-        part.unreadable, part.problems = 1, [str(error)]
+    except Exception as error:  # one odd article must not end a run over a hundred thousand
+        said = str(error) if isinstance(error, BlipError) else f"{path}: {type(error).__name__} {error}"
+        part.unreadable, part.problems = 1, [said]
         return [], part
+    if article.others:
+        part.problems.append(f"{path}: holds {article.others + 1} articles, only the first is read")
     part.articles, part.figures = 1, len(article.figures)
     part.licenses[article.license or "none"] += 1
     part.other_graphics = article.other_graphics
@@ -150,11 +160,13 @@ def _line(article: Article, path: Path, figure: dict[str, Any], here: list[str])
         "files": here,
         "named_files": figure["files"],
         "source": "pubmed",
+        **({"confidence": SEVERAL} if len(here) > 1 else {}),
         "xml": str(path),
         **about,
     }
 
 
+@lru_cache(maxsize=8)
 def _files_below(folder: Path) -> dict[str, str]:
     """Image files of a folder and of those below it without articles, by name and by name without ending."""
     found: dict[str, str] = {}
@@ -162,8 +174,8 @@ def _files_below(folder: Path) -> dict[str, str]:
         if place != str(folder) and any(name.lower().endswith(ARTICLES) for name in names):
             folders.clear()  # of another article
             continue
-        images = [name for name in names if name.lower().endswith(IMAGES)]
-        for name in sorted(images, key=lambda name: (IMAGES.index(os.path.splitext(name)[1].lower()), name)):
+        images = [name for name in names if name.lower().endswith(ENDINGS)]
+        for name in sorted(images, key=lambda name: (ENDINGS.index(os.path.splitext(name)[1].lower()), name)):
             path = os.path.abspath(os.path.join(place, name))
             for key in (name.lower(), os.path.splitext(name)[0].lower()):
                 found.setdefault(key, path)
@@ -173,15 +185,6 @@ def _files_below(folder: Path) -> dict[str, str]:
 def resolve(name: str, files: dict[str, str]) -> str:
     """The file that an article means: named with or without ending, by a path, or as info:doi/... in PLOS; or ""."""
     last = name.rstrip("/").rpartition("/")[2].lower()
-    tries = [last, os.path.splitext(last)[0] if last.endswith(IMAGES) else last, last.removeprefix("journal.")]
+    stem = os.path.splitext(last)[0]  # a drawing as .eps, .svg or .pdf lies there as an image
+    tries = [last, stem, last.removeprefix("journal.")]
     return next((files[key] for key in tries if key in files), "")
-
-
-def _add(found: Summary, part: Summary) -> None:
-    for key, value in vars(part).items():
-        if isinstance(value, Counter):
-            getattr(found, key).update(value)
-        elif isinstance(value, list):
-            found.problems += value[: NAMED - len(found.problems)]
-        else:
-            setattr(found, key, getattr(found, key) + value)

@@ -11,15 +11,16 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from lxml import etree
 
 from blip.pubmed.catalogue import Catalogue, Entry, File
-from blip.pubmed.extract import IMAGES
-from blip.pubmed.polite import Client, FetchError, Patience
+from blip.pubmed.images import ENDINGS
+from blip.pubmed.licenses import short_license
+from blip.pubmed.polite import Client, FetchError, Mismatch, Patience
 
 BUCKET = "https://pmc-oa-opendata.s3.amazonaws.com/"
 ARTICLES = "articles"  # folder of a corpus, with one folder an article
@@ -55,9 +56,8 @@ class Fetched:
     requests: int = 0
 
 
-def short_license(code: str) -> str:
-    """`CC BY-NC 4.0`, `cc-by-nc` -> CC-BY-NC: a licence's family, without its version."""
-    return re.sub(r"-?\d\.\d$", "", re.sub(r"[\s_-]+", "-", code.strip().upper()))
+class NotThere(FetchError):
+    """An article that the bucket does not have."""
 
 
 def fetch(folder: Path, wanted: Wanted, tell: Callable[[str], None] = lambda line: None) -> Fetched:
@@ -70,21 +70,23 @@ def fetch(folder: Path, wanted: Wanted, tell: Callable[[str], None] = lambda lin
     Raises:
         CatalogueError: no corpus. FetchError: the server cannot be reached.
     """
+    wanted = replace(wanted, bucket=base(wanted.bucket))
     catalogue = Catalogue(folder)
     client = Client(wanted.rate, wanted.patience)
-    done, stop, lock = Fetched(), threading.Event(), threading.Lock()
+    done, lock = Fetched(), threading.Lock()
     pmcids = catalogue.pmcids("found", "described", "failed")
     if wanted.licenses or not wanted.retracted:
         pmcids = [p for p in pmcids if _may_be(catalogue.entry(p), wanted, done)]
-    in_a_row, told = 0, time.monotonic()
+    in_a_row, told, known_out = 0, time.monotonic(), done.left_out
     try:
+        catalogue.lock_folder()
         with ThreadPoolExecutor(wanted.workers) as pool:
             waiting: set[Future[bool]] = set()
             rest = iter(pmcids)
             try:
                 while True:
                     while len(waiting) < 2 * wanted.workers and (pmcid := next(rest, None)) is not None:
-                        waiting.add(pool.submit(_article, catalogue, client, pmcid, wanted, done, lock, stop))
+                        waiting.add(pool.submit(_article, catalogue, client, pmcid, wanted, done, lock))
                     if not waiting:
                         break
                     finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -95,10 +97,10 @@ def fetch(folder: Path, wanted: Wanted, tell: Callable[[str], None] = lambda lin
                         raise FetchError(f"{in_a_row} articles in a row failed, the last ones like this: {why}")
                     if time.monotonic() - told > 10:
                         told = time.monotonic()
-                        tell(f"{done.articles + done.left_out + done.failed} of {len(pmcids)} articles, "
+                        tell(f"{done.articles + done.left_out - known_out + done.failed} of {len(pmcids)} articles, "
                              f"{done.files} files, {done.bytes / 1e6:.0f} MB, {done.failed} failed")  # fmt: skip
             except BaseException:
-                stop.set()  # the others end after the request that they are at
+                client.stop.set()  # the others end with the request that they are at
                 pool.shutdown(cancel_futures=True)
                 raise
     finally:
@@ -116,8 +118,8 @@ def _may_be(entry: Entry, wanted: Wanted, done: Fetched) -> bool:
     return False
 
 
-def _article(catalogue: Catalogue, client: Client, pmcid: str, wanted: Wanted, done: Fetched, lock: threading.Lock,
-             stop: threading.Event) -> bool:  # fmt: skip
+def _article(catalogue: Catalogue, client: Client, pmcid: str, wanted: Wanted, done: Fetched,
+             lock: threading.Lock) -> bool:  # fmt: skip
     """One article as far as it gets; False where it failed in a way that others may share."""
     try:
         entry = catalogue.entry(pmcid)
@@ -131,25 +133,30 @@ def _article(catalogue: Catalogue, client: Client, pmcid: str, wanted: Wanted, d
             return True
         folder = catalogue.folder / ARTICLES / pmcid
         for file in entry.files:
-            if stop.is_set():
-                return True
-            if not file.done:
+            if file.done:
+                continue
+            try:
                 size = _file(catalogue, client, entry.pmcid, file, folder, wanted.bucket)
-                with lock:
-                    done.files, done.bytes = done.files + 1, done.bytes + size
+            except FetchError as error:
+                if not error.lasting or not is_image(file.name):
+                    raise
+                continue  # one image that is not there; it is noted with the file
+            with lock:
+                done.files, done.bytes = done.files + 1, done.bytes + size
         _remove_others(folder, entry.files)
         catalogue.set_state(pmcid, "done")
         with lock:
             done.articles += 1
         return True
-    except (FetchError, OSError) as error:
-        if isinstance(error, OSError):
-            stop.set()
-            raise
-        catalogue.set_state(pmcid, "gone" if error.lasting else "failed", str(error))
+    except FetchError as error:
+        if client.stop.is_set():
+            return True  # nobody's fault
+        catalogue.set_state(pmcid, "gone" if isinstance(error, NotThere) else "failed", str(error))
+        if isinstance(error, Mismatch):
+            catalogue.forget_version(pmcid)  # the file may have been replaced since the metadata were read
         with lock:
             done.failed += 1
-        return error.lasting
+        return not error.shared
 
 
 def describe(catalogue: Catalogue, client: Client, pmcid: str, bucket: str) -> None:
@@ -158,19 +165,21 @@ def describe(catalogue: Catalogue, client: Client, pmcid: str, bucket: str) -> N
     try:
         root = etree.fromstring(listing, etree.XMLParser(resolve_entities=False, no_network=True))
     except etree.XMLSyntaxError as error:
-        raise FetchError(f"{pmcid}: the bucket's listing is no XML ({error})") from None
+        raise FetchError(f"the bucket's listing is no XML ({error})", shared=True) from None
+    if not root.tag.endswith("ListBucketResult"):
+        raise FetchError(f"{bucket} answers with <{root.tag}>, no listing: is it a bucket's address?", shared=True)
     prefixes = [element.text or "" for element in root.iter("{*}Prefix")]
     versions = [int(m[1]) for p in prefixes if (m := re.fullmatch(rf"{pmcid}\.(\d+)/", p))]
     if not versions:
-        raise FetchError(f"{pmcid}: not in the open bucket (no open licence, or removed)", lasting=True)
+        raise NotThere("not in the open bucket (no open licence, or removed)", lasting=True)
     version = max(versions)
     body, etag = client.get_tagged(f"{bucket}metadata/{pmcid}.{version}.json")
     try:
         about = json.loads(body)
         urls = [about["xml_url"], *(about.get("media_urls") or [])]
-    except (ValueError, KeyError, TypeError) as error:
-        raise FetchError(f"{pmcid}: its metadata cannot be read ({error!r})") from None
-    files = [file_of(url) for at, url in enumerate(urls) if at == 0 or is_image(url)]
+        files = [file_of(url) for at, url in enumerate(urls) if at == 0 or is_image(url)]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FetchError(f"its metadata cannot be read ({error!r})") from None
     license = short_license(str(about.get("license_code") or ""))
     catalogue.describe(pmcid, version, etag, license, about, files)
 
@@ -180,13 +189,13 @@ def file_of(url: str) -> File:
     parts = urlsplit(url)
     key = unquote(parts.path.lstrip("/"))
     name = key.rpartition("/")[2]
-    if not name or name in (".", "..") or "\\" in name:
+    if not name or name in (".", "..") or "\\" in name or "\0" in name:
         raise FetchError(f"{url}: names no file", lasting=True)
     return File(name, key, parse_qs(parts.query).get("md5", [""])[0].lower())
 
 
 def is_image(url: str) -> bool:
-    return urlsplit(url).path.lower().endswith(IMAGES)
+    return urlsplit(url).path.lower().endswith(ENDINGS)
 
 
 def _file(catalogue: Catalogue, client: Client, pmcid: str, file: File, folder: Path, bucket: str) -> int:
@@ -211,5 +220,10 @@ def _remove_others(folder: Path, files: list[File]) -> None:
     """What an older version had and this one has not."""
     names = {file.name for file in files}
     for path in folder.iterdir():
-        if path.name not in names:
+        if path.name not in names and path.is_file():
             path.unlink()
+
+
+def base(address: str) -> str:
+    """An address that others are put behind."""
+    return address.rstrip("/") + "/"

@@ -11,7 +11,7 @@ from pathlib import Path
 from lxml import etree
 
 from blip.pubmed.catalogue import Catalogue
-from blip.pubmed.fetch import BUCKET
+from blip.pubmed.fetch import BUCKET, base
 from blip.pubmed.polite import Client, FetchError, Patience
 
 REPORTS = "inventory-reports/pmc-oa-opendata/metadata/"
@@ -32,7 +32,8 @@ def update(folder: Path, bucket: str = BUCKET, inventory: Path | None = None,
         FetchError: no inventory there.
     """
     catalogue = Catalogue(folder)
-    known = set(catalogue.pmcids("described", "done", "failed"))
+    known = set(catalogue.pmcids("described", "done", "failed", "gone"))
+    bucket = base(bucket)
     newest: dict[str, tuple[int, str]] = {}
     client = Client(3.0, patience)
     try:
@@ -55,10 +56,14 @@ def _newest(client: Client, bucket: str, scratch: Path) -> Iterator[Path]:
     days = [e.text for e in root.iter("{*}Prefix") if re.search(r"/\d{4}-\d\d-\d\dT[\d-]+Z/$", e.text or "")]
     if not days:
         raise FetchError(f"{bucket}{REPORTS}: no inventory there", lasting=True)
-    manifest = json.loads(client.get(f"{bucket}{max(days)}manifest.json"))
-    for entry in manifest["files"]:
-        path = scratch / entry["key"].rpartition("/")[2]
-        client.download(bucket + entry["key"], path, entry.get("MD5checksum", "").lower())
+    try:
+        manifest = json.loads(client.get(f"{bucket}{max(days)}manifest.json"))
+        entries = [(entry["key"], str(entry.get("MD5checksum", "")).lower()) for entry in manifest["files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise FetchError(f"{bucket}{max(days)}manifest.json cannot be read ({error!r})") from None
+    for key, md5 in entries:
+        path = scratch / key.rpartition("/")[2]
+        client.download(bucket + key, path, md5)
         yield path
         path.unlink()
 

@@ -15,6 +15,7 @@ from typing import Any
 from lxml import etree
 
 from blip.errors import BlipError
+from blip.pubmed.licenses import license_name
 
 Element = Any  # of lxml, which has no types
 HREF = "{http://www.w3.org/1999/xlink}href"
@@ -37,6 +38,7 @@ BLOCKS = {
     "th",
 }
 POWER = re.compile(r"\s*[-\u2212\u2013+]?\d")
+TEX = re.compile(r"\$+([^$]+)\$+")  # a formula in a document of its own
 INVISIBLE = dict.fromkeys((*range(0x2061, 0x2065), 0x200B, 0xFEFF))  # operators of MathML, blanks of no width
 FIGURE_HOMES = ("fig-group", "floats-group", "boxed-text", "app", "sub-article", "response")
 
@@ -75,6 +77,7 @@ class Article:
     retracted: bool = False
     figures: list[Figure] = field(default_factory=list)
     other_graphics: Counter[str] = field(default_factory=Counter)  # images outside of figures, by the element around
+    others: int = 0  # articles in the same file, which are not read
 
 
 def parse_article(source: Path | bytes) -> Article:
@@ -88,15 +91,26 @@ def parse_article(source: Path | bytes) -> Article:
         raise JatsError(f"{name}: not readable XML ({error})") from None
     except OSError as error:
         raise JatsError(f"{name}: {error.strerror or error}") from None
-    article = root if root.tag == "article" else root.find(".//article")  # E-utilities wrap it in a set
-    if article is None:
+    _without_namespace(root)
+    articles = [root] if root.tag == "article" else root.findall(".//article")  # E-utilities wrap it in a set
+    if not articles:
         raise JatsError(f"{name}: holds no <article>; its root is <{root.tag}>")
+    article = articles[0]
     found = _metadata(article)
+    found.others = len(articles) - 1
     mentions = _mentions(article)
     for element in article.iter("fig"):
         found.figures.append(_figure(element, mentions))
     found.other_graphics.update(_other_graphics(article))
     return found
+
+
+def _without_namespace(root: Element) -> None:
+    """Some servers put all of JATS into a namespace of its own: its elements lose that, MathML keeps its."""
+    spaces = [tag[1:].partition("}") for tag in (str(e.tag) for e in root.iter()) if tag.endswith("}article")]
+    for element in root.iter() if spaces else ():
+        if isinstance(element.tag, str) and element.tag.startswith(f"{{{spaces[0][0]}}}"):
+            element.tag = element.tag.rpartition("}")[2]
 
 
 # ---- metadata --------------------------------------------------------------------------------------------------------
@@ -118,15 +132,28 @@ def _metadata(article: Element) -> Article:
         elif kind == "doi" and not found.doi:
             found.doi = value
     found.title = text_of(meta.find("title-group/article-title"))
-    years = [int(y) for date in meta.findall("pub-date") if (y := (date.findtext("year") or "").strip()).isdigit()]
+    years = [int(y) for date in meta.findall("pub-date") if (y := (date.findtext("year") or "").strip()).isdecimal()]
     found.year = min(years, default=None)
-    for person in meta.iterfind("contrib-group/contrib[@contrib-type='author']/name"):
-        found.authors.append(f"{person.findtext('surname') or ''} {person.findtext('given-names') or ''}".strip())
+    for person in meta.iterfind("contrib-group/contrib[@contrib-type='author']"):
+        found.authors += [name] if (name := _author(person)) else []
     found.license, found.license_text = _license(meta)
     related = {item.get("related-article-type") for item in meta.iter("related-article")}
-    retracted = found.title.upper().startswith(("RETRACTED", "RETRACTION"))
+    retracted = re.match(r"RETRACTED\b|RETRACTION( NOTICE| NOTE)?( OF\b|\s*:|$)", found.title.upper()) is not None
     found.retracted = found.retracted or retracted or bool(related & {"retraction-forward", "retracted-article"})
     return found
+
+
+def _author(person: Element) -> str:
+    """A person's surname and given names, or a group's name; "" where neither is there."""
+    name = person.find("name") if person.find("name") is not None else person.find("name-alternatives/name")
+    if name is not None:
+        return f"{name.findtext('surname') or ''} {name.findtext('given-names') or ''}".strip()
+    other = next(person.iter("string-name", "collab"), None)
+    if other is None:
+        return ""
+    for contributors in other.findall("contrib-group"):  # a group's members
+        other.remove(contributors)
+    return text_of(other)
 
 
 def _license(meta: Element) -> tuple[str, str]:
@@ -144,39 +171,22 @@ def _license(meta: Element) -> tuple[str, str]:
     return license_name(text) or ("other" if text else ""), text
 
 
-def license_name(text: str) -> str:
-    """CC-BY-4.0 and the like, from a link or from words; "" where it speaks of no Creative Commons licence."""
-    if link := re.search(r"creativecommons\.org/(licenses|publicdomain)/([a-z-]+)(?:/(\d\.\d))?", text, re.IGNORECASE):
-        kind = "CC0" if link[1].lower() == "publicdomain" else f"CC-{link[2].upper()}"
-        return f"{kind}-{link[3]}" if link[3] else kind
-    if re.search(r"\bCC0\b|public domain", text, re.IGNORECASE):
-        return "CC0"
-    if short := re.search(r"\bCC[ -](BY(?:[ -](?:NC|ND|SA))*)(?:[ -](\d\.\d))?", text):
-        return f"CC-{short[1].replace(' ', '-')}" + (f"-{short[2]}" if short[2] else "")
-    if re.search(r"Creative Commons", text):
-        parts = ["BY"] if re.search(r"attribution", text, re.IGNORECASE) else []
-        for name, words in (("NC", r"non-?commercial"), ("ND", r"no ?deriv"), ("SA", r"share ?-?alike")):
-            # the name of the licence, not "non-commercial use is permitted" elsewhere in its words
-            parts += [name] if re.search(rf"attribution[^.]*{words}", text, re.IGNORECASE) else []
-        return "-".join(["CC", *parts]) if parts else ""
-    return ""
-
-
 # ---- figures ---------------------------------------------------------------------------------------------------------
 
 
 def _figure(element: Element, mentions: dict[str, list[str]]) -> Figure:
     group = next((a for a in element.iterancestors() if a.tag == "fig-group"), None)
-    caption, label = element.find("caption"), text_of(element.find("label"))
+    caption, label, shared = element.find("caption"), text_of(element.find("label")), ""
     if group is not None:  # what several figures share
-        caption = group.find("caption") if caption is None else caption
         label = label or text_of(group.find("label"))
+        shared = text_of(group.find("caption"))
     section = next((a for a in element.iterancestors() if a.tag in ("sec", "boxed-text", "app")), None)
     home = next((a.tag for a in element.iterancestors() if a.tag in FIGURE_HOMES), "body")
     own = element.get("id", "")
     heading = "" if section is None else text_of(section.find("title"))
     title = "" if caption is None else text_of(caption.find("title"))
-    return Figure(own, label, title, text_of(caption), _files(element), heading, home, mentions.get(own, []))
+    words = f"{shared} {text_of(caption)}".strip()
+    return Figure(own, label, title, words, _files(element), heading, home, mentions.get(own, []))
 
 
 def _files(element: Element) -> list[str]:
@@ -256,6 +266,11 @@ def _collect(element: Element, parts: list[str]) -> None:
     if not isinstance(tag, str):
         return
     name = tag.rpartition("}")[2]
+    if name == "sup" and element.find("xref[@ref-type='bibr']") is not None:
+        return  # the number of a reference
+    if name == "tex-math":
+        parts.append(" ".join(TEX.findall("".join(element.itertext()))) or "".join(element.itertext()))
+        return
     block = name in BLOCKS
     if block:
         parts.append(" ")

@@ -78,8 +78,8 @@ def reading_order(boxes: list[Box]) -> list[int]:
     order: list[int] = []
     while left:
         top, bottom = boxes[left[0]][1], boxes[left[0]][3]
-        row = []
-        for at in left:
+        row = [left[0]]
+        for at in left[1:]:
             shared = min(bottom, boxes[at][3]) - max(top, boxes[at][1])
             if shared > 0.5 * min(bottom - top, boxes[at][3] - boxes[at][1]) and boxes[at][1] < (top + bottom) / 2:
                 row.append(at)
@@ -131,8 +131,8 @@ def _by_letter(names: list[str], boxes: list[Box], read: dict[str, tuple[float, 
     boxes_left = [at for at in range(len(boxes)) if at not in places.values()]
     if len(names_left) == len(boxes_left) == 1:
         places[names_left[0]] = boxes_left[0]
-        names_left = []
-    return None if names_left else places
+        names_left, boxes_left = [], []
+    return None if names_left or boxes_left else places  # a panel that no letter claims may be another's second one
 
 
 def _contradicts(names: list[str], boxes: list[Box], read: dict[str, tuple[float, float]]) -> bool:

@@ -21,11 +21,18 @@ AGAIN = {408, 425, 429, 500, 502, 503, 504}  # answers that may be others later
 
 
 class FetchError(BlipError):
-    """A request that did not succeed; the message says why, `lasting` whether it never will."""
+    """A request that did not succeed; the message says why.
 
-    def __init__(self, message: str, lasting: bool = False) -> None:
+    `lasting`: trying again is no use. `shared`: others would fail as well, as the server or the network is at fault.
+    """
+
+    def __init__(self, message: str, lasting: bool = False, shared: bool = False) -> None:
         super().__init__(message)
-        self.lasting = lasting
+        self.lasting, self.shared = lasting, shared
+
+
+class Mismatch(FetchError):
+    """A body that is not what its checksum promises."""
 
 
 class Rate:
@@ -36,12 +43,12 @@ class Rate:
             raise ValueError(f"a rate of {per_second} requests a second")
         self.step, self.next, self.lock = 1 / per_second, 0.0, threading.Lock()
 
-    def wait(self) -> None:
+    def wait(self, sleep: Callable[[float], object] = time.sleep) -> None:
         """Returns when this thread may ask."""
         with self.lock:
             at = max(self.next, time.monotonic())
             self.next = at + self.step
-        time.sleep(max(0.0, at - time.monotonic()))
+        sleep(max(0.0, at - time.monotonic()))
 
     def pause(self, seconds: float) -> None:
         """Nobody asks for so long: the server said that it is asked too much."""
@@ -64,7 +71,7 @@ class Patience:
 
 
 class Client:
-    """Asks one server.
+    """Asks one server. Setting `stop` ends all waiting: every request under way raises FetchError.
 
     Args:
         rate: requests a second, over all threads.
@@ -75,6 +82,7 @@ class Client:
         self.rate, self.patience = Rate(rate), patience or Patience()
         self.http = httpx.Client(timeout=self.patience.timeout, follow_redirects=True, headers={"User-Agent": agent})
         self.requests = 0
+        self.stop = threading.Event()
 
     def close(self) -> None:
         self.http.close()
@@ -108,7 +116,7 @@ class Client:
                 file.flush()
                 os.fsync(file.fileno())
             if md5 and digest.hexdigest() != md5:
-                raise FetchError(f"{url}: its MD5 is {digest.hexdigest()}, not {md5}")
+                raise Mismatch(f"{url}: its MD5 is {digest.hexdigest()}, not {md5}")
             return digest.hexdigest()
 
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -120,9 +128,11 @@ class Client:
         return found
 
     def _try(self, url: str, params: dict[str, Any] | None, use: Callable[[httpx.Response], T]) -> T:
-        problem = ""
+        error = FetchError(url)
         for attempt in range(1, self.patience.tries + 1):
-            self.rate.wait()
+            self.rate.wait(self.stop.wait)
+            if self.stop.is_set():
+                raise FetchError(f"{url}: stopped", shared=True)
             with self.rate.lock:
                 self.requests += 1
             wait = self.patience.before(attempt)
@@ -130,24 +140,23 @@ class Client:
                 with self.http.stream("GET", url, params=params) as response:
                     if response.status_code == 200:
                         return use(response)
-                    problem = f"{url}: the server answers {response.status_code} {response.reason_phrase}"
+                    said = f"{url}: the server answers {response.status_code} {response.reason_phrase}"
+                    error = FetchError(said, lasting=response.status_code in (404, 410), shared=True)
                     if response.status_code not in AGAIN:
-                        raise FetchError(problem, lasting=True)
+                        raise error
                     wait = max(wait, _asked_for(response))
                     if response.status_code in (429, 503):
                         self.rate.pause(wait)
-            except httpx.InvalidURL as error:
-                raise FetchError(f"{url}: no address ({error})", lasting=True) from None
-            except httpx.HTTPError as error:  # broken, cut short, silent
-                problem = f"{url}: {type(error).__name__} {error}".rstrip()
-            except FetchError as error:
-                if error.lasting:
-                    raise
-                problem = str(error)
-            log.info("%s; try %d of %d", problem, attempt, self.patience.tries)
+            except (httpx.InvalidURL, httpx.UnsupportedProtocol) as wrong:
+                raise FetchError(f"{url}: no address ({wrong})", lasting=True, shared=True) from None
+            except httpx.HTTPError as broken:  # cut short, silent, refused
+                error = FetchError(f"{url}: {type(broken).__name__} {broken}".rstrip(), shared=True)
+            except Mismatch as wrong:
+                error = wrong
+            log.info("%s; try %d of %d", error, attempt, self.patience.tries)
             if attempt < self.patience.tries:
-                time.sleep(wait)
-        raise FetchError(f"{problem} ({self.patience.tries} tries)")
+                self.stop.wait(wait)
+        raise type(error)(f"{error} ({self.patience.tries} tries)", shared=error.shared)
 
 
 def _asked_for(response: httpx.Response) -> float:

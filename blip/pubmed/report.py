@@ -72,10 +72,13 @@ def write_report(dataset: Path, out: Path, pairs: int = 24, figures: int = 10, s
 
 def _summaries(pairs: Path) -> dict[str, Any]:
     """What the stages before the build said, as far as their files are still there."""
-    found = {}
-    for path in sorted(pairs.parent.glob("*.summary.json")):
+    found: dict[str, Any] = {}
+    while (path := pairs.with_name(f"{pairs.name}.summary.json")).is_file():
         summary = json.loads(path.read_text())
         found["split" if "why_whole" in summary else "extract"] = summary
+        if not summary.get("made_from") or "extract" in found:
+            break
+        pairs = Path(summary["made_from"])
     return found
 
 
@@ -124,10 +127,16 @@ def _table(rows: Iterable[tuple[Any, ...]]) -> str:
 
 
 def _pairs(dataset: Path, most: int, rng: random.Random) -> str:
-    records = [record for path in sorted(dataset.glob("*.json")) if path.name != "build.json"
-               for record in json.loads(path.read_text(encoding="utf-8"))]  # fmt: skip
+    records: list[dict[str, Any]] = []
+    seen = 0
+    for path in (dataset / f"{name}.json" for name in NAMES):
+        for raw in open(path, encoding="utf-8"):  # noqa: SIM115 (a record a line, as the build writes them)
+            if raw.startswith("{"):
+                seen += 1
+                place = len(records) if len(records) < most else rng.randrange(seen)
+                records[place : place + 1] = [json.loads(raw.rstrip(",\n"))] if place < most else []
     cards = []
-    for record in rng.sample(records, min(most, len(records))):
+    for record in records:
         sure = f"{record['how']} {record['confidence']:.2f}" if "how" in record else ""
         about = (record.get("article"), record.get("label"), record.get("license"), sure)
         meta = " \u00b7 ".join(str(part) for part in about if part)
@@ -156,6 +165,8 @@ def _figures(pairs: Path, most: int, rng: random.Random) -> str:
     with open(pairs, encoding="utf-8") as file:
         for raw in file:
             line = json.loads(raw)
+            if not line.get("box"):
+                continue
             if current and line.get("whole_image") != current[0].get("whole_image"):
                 finish()
                 current.clear()
@@ -180,7 +191,7 @@ def _picture(path: str, side: int, boxes: list[tuple[list[int], str]] | None = N
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return f"<p class='meta'>{html.escape(f'{path}: {error}')}</p>"
     width = max(2, max(image.size) // 150)
     for box, color in boxes or []:

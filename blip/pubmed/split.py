@@ -6,11 +6,10 @@ the order of the input; a run that was stopped goes on behind the last figure th
 
 import hashlib
 import json
-import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,12 @@ from blip.errors import BlipError
 from blip.pubmed import gutters
 from blip.pubmed.captions import Part, Split, Splitter, split_caption
 from blip.pubmed.detector import PanelDetector
+from blip.pubmed.extract import SEVERAL
+from blip.pubmed.images import plain
 from blip.pubmed.letters import LetterReader
 from blip.pubmed.match import Layout, Pair, layout, match
+from blip.pubmed.work import add, in_order
 
-NAMED = 100  # problems that a summary names
-BATCH = 32  # figures that a process takes at a time
 UNREADABLE = 0.2  # share of images that cannot be read from which on it is no accident
 
 
@@ -55,6 +55,7 @@ class Summary:
     way: Counter[str] = field(default_factory=Counter)  # figures by gutters, detector, none
     why_whole: Counter[str] = field(default_factory=Counter)
     unreadable: int = 0
+    made_from: str = ""
     problems: list[str] = field(default_factory=list)
 
 
@@ -82,7 +83,10 @@ class FigureSplitter:
         if not line.get("image"):
             part.why_whole["no file"] += 1
             return [], part
-        split = options.given.get(key(line)) or options.splitter(line["caption"])
+        given = options.given.get(key(line)) if line.get("figure") else None
+        split = replace(given, whole=line["caption"]) if given else options.splitter(line["caption"])
+        if len(line.get("files") or []) > 1:
+            return _several_files(at, line, split, part)
         try:
             with Image.open(line["image"]) as opened:
                 image = plain(opened)
@@ -110,6 +114,24 @@ class FigureSplitter:
         return out, part
 
 
+def _several_files(at: int, line: dict[str, Any], split: Split,
+                   part: Summary) -> tuple[list[dict[str, Any]], Summary]:  # fmt: skip
+    """A figure of several files: each with its label's words where there are as many; else the first, unsure."""
+    names = list(dict.fromkeys(name for one in split.parts for name in one.labels))
+    about = {"whole_caption": line["caption"], "whole_image": line["image"], "box": None, "panels": [], "row": at}
+    if len(names) != len(line["files"]):
+        part.how["whole"] += 1
+        part.why_whole["several files, other number of labels"] += 1
+        part.pairs = 1
+        return [line | about | {"panel": [], "how": "whole", "confidence": SEVERAL}], part
+    part.how["file"] += 1
+    part.pairs = len(names)
+    sure = round(0.9 * split.confidence, 3)
+    about |= {"how": "file", "confidence": sure}
+    each = zip(names, line["files"], strict=True)
+    return [line | about | {"image": file, "caption": split.of(name), "panel": [name]} for name, file in each], part
+
+
 def _why(split: Split, found: Layout) -> str:
     names = {name for part in split.parts for name in part.labels}
     if len(names) < 2:
@@ -117,20 +139,6 @@ def _why(split: Split, found: Layout) -> str:
     if len(found.boxes) < 2:
         return "no panels found"
     return "other number of panels than labels" if len(names) != len(found.boxes) else "letters contradict the panels"
-
-
-def plain(image: Image.Image) -> Image.Image:
-    """In a form that JPEG has: grey stays grey, 16 bits become 8 over their own range, the rest becomes RGB."""
-    if image.mode in ("L", "RGB"):
-        return image.copy()
-    if image.mode.startswith(("I", "F")):
-        low, high = image.getextrema()
-        scale = 255 / max(1e-9, float(high) - float(low))  # type: ignore[arg-type]
-        return image.convert("F").point(lambda value: (value - float(low)) * scale).convert("L")  # type: ignore[arg-type]
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        clear = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
-    return image.convert("RGB")
 
 
 def _save(crop: Image.Image, folder: Path, line: dict[str, Any], pair: Pair) -> str:
@@ -168,19 +176,24 @@ def split(pairs: Path, out: Path, options: Options, workers: int = 1,
     given = hashlib.sha256(repr(sorted(options.given.items())).encode()).hexdigest()
     made_from = {"pairs": digest, "given": given, "weights": options.weights, "crops": options.crops,
                  "read_letters": options.read_letters, "smallest": options.smallest}  # fmt: skip
+    if workers > 1:
+        FigureSplitter(options)  # what is wrong with it is told here, not by each process
     done, summary = _resume(partial, mark, made_from)
+    summary.made_from = str(pairs.resolve())
     if done:
         tell(f"goes on behind figure {done}")
     mark.write_text(json.dumps(made_from))
     with open(partial, "a", encoding="utf-8") as file:
-        for lines, part in _each(islice(_numbered(pairs), done, None), options, workers):
+        figures = islice(_numbered(pairs), done, None)
+        for lines, part in in_order(_one, figures, workers, _start, (options, 1 if workers > 1 else 0)):
             for line in lines:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            _add(summary, part)
+            add(summary, part)
             file.write(json.dumps({"figure_done": vars(part)}) + "\n")
             if summary.figures % 500 == 0:
                 tell(f"{summary.figures} figures, {summary.pairs} pairs")
             if summary.unreadable > max(5, UNREADABLE * summary.figures):
+                partial.unlink()  # so that they are tried again
                 raise SplitError(f"{summary.unreadable} of {summary.figures} images cannot be read, the last "
                                  f"{summary.problems[-1]}")  # fmt: skip
     final = out.with_name(f"{out.name}.final")
@@ -207,7 +220,7 @@ def _resume(partial: Path, mark: Path, made_from: dict[str, Any]) -> tuple[int, 
                 part = json.loads(raw)["figure_done"]
                 for name in ("how", "way", "why_whole"):
                     part[name] = Counter(part[name])
-                _add(summary, Summary(**part))
+                add(summary, Summary(**part))
     os.truncate(partial, end)
     return summary.figures, summary
 
@@ -223,42 +236,19 @@ def _numbered(pairs: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield at, line
 
 
-_splitter: FigureSplitter | None = None  # of this process
+_splitter: list[FigureSplitter] = []  # of this process
 
 
-def _start(options: Options) -> None:
+def _start(options: Options, threads: int) -> None:
     import torch
 
-    global _splitter
-    torch.set_num_threads(1)
-    _splitter = FigureSplitter(options)
+    if threads:
+        torch.set_num_threads(threads)
+    _splitter[:] = [FigureSplitter(options)]
 
 
 def _one(numbered: tuple[int, dict[str, Any]]) -> tuple[list[dict[str, Any]], Summary]:
-    assert _splitter is not None
-    return _splitter.lines(*numbered)
-
-
-def _each(figures: Iterator[tuple[int, dict[str, Any]]], options: Options,
-          workers: int) -> Iterable[tuple[list[dict[str, Any]], Summary]]:  # fmt: skip
-    if workers < 2:
-        own = FigureSplitter(options)
-        for figure in figures:
-            yield own.lines(*figure)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers, _start, (options,)) as pool:
-        while some := list(islice(figures, BATCH * workers * 4)):  # a pool reads its whole input at once
-            yield from pool.imap(_one, some, chunksize=BATCH // 8)
-
-
-def _add(summary: Summary, part: Summary) -> None:
-    for name, value in vars(part).items():
-        if isinstance(value, Counter):
-            getattr(summary, name).update(value)
-        elif isinstance(value, list):
-            summary.problems += value[: NAMED - len(summary.problems)]
-        else:
-            setattr(summary, name, getattr(summary, name) + value)
+    return _splitter[0].lines(*numbered)
 
 
 # ---- captions that somebody else split -------------------------------------------------------------------------------
