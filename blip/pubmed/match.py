@@ -88,6 +88,22 @@ def reading_order(boxes: list[Box]) -> list[int]:
     return order
 
 
+def regular(boxes: list[Box]) -> bool:
+    """Whether boxes in reading order stand in rows of like height: elsewhere letters often run another way."""
+    rows: list[list[Box]] = []
+    for box in boxes:
+        if rows and min(box[3], rows[-1][0][3]) - max(box[1], rows[-1][0][1]) > 0:
+            rows[-1].append(box)
+        else:
+            rows.append([box])
+    for row in rows:
+        for box in row:
+            shared = min(box[3], row[0][3]) - max(box[1], row[0][1])
+            if shared < 0.6 * (max(box[3], row[0][3]) - min(box[1], row[0][1])):
+                return False
+    return True
+
+
 def match(split: Split, found: Layout, read: dict[str, tuple[float, float]] | None = None) -> list[Pair]:
     """Pairs of a figure; a single one, of the whole, where the caption has no parts or anything is in doubt.
 
@@ -106,7 +122,7 @@ def match(split: Split, found: Layout, read: dict[str, tuple[float, float]] | No
     if places is None and split.style == "Left:":
         places, how, sure = _by_place(names, found.boxes), "place", 0.9
     elif places is None and len(names) == len(found.boxes) and not _contradicts(names, found.boxes, read or {}):
-        places, how, sure = {name: at for at, name in enumerate(names)}, "order", 0.8
+        places, how, sure = {name: at for at, name in enumerate(names)}, "order", 0.8 if regular(found.boxes) else 0.4
     if places is None:
         return whole
     pairs = []
