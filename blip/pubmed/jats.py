@@ -107,9 +107,11 @@ def parse_article(source: Path | bytes) -> Article:
 
 def _without_namespace(root: Element) -> None:
     """Some servers put all of JATS into a namespace of its own: its elements lose that, MathML keeps its."""
-    spaces = [tag[1:].partition("}") for tag in (str(e.tag) for e in root.iter()) if tag.endswith("}article")]
-    for element in root.iter() if spaces else ():
-        if isinstance(element.tag, str) and element.tag.startswith(f"{{{spaces[0][0]}}}"):
+    if root.tag == "article":
+        return
+    space = next((str(e.tag).removesuffix("article") for e in root.iter() if str(e.tag).endswith("}article")), "")
+    for element in root.iter() if space else ():
+        if isinstance(element.tag, str) and element.tag.startswith(space):
             element.tag = element.tag.rpartition("}")[2]
 
 
