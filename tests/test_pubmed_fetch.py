@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from pmc_server import Faults, Library, Server
 
 from blip.pubmed import polite
 from blip.pubmed.catalogue import NAME, Catalogue, CatalogueError
@@ -25,7 +26,6 @@ from blip.pubmed.licenses import short_license
 from blip.pubmed.polite import Client, FetchError, Patience, Rate
 from blip.pubmed.search import Server as Where
 from blip.pubmed.search import search
-from demo.pmc_server import Faults, Library, Server
 
 QUICK = Patience(tries=6, first=0.02, longest=0.1, timeout=3.0)
 QUERY = "brain AND open_access[Filter]"

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from pmc_server import Faults, Library, Server
 from typer.testing import CliRunner
 
 from blip.cli import app
 from blip.pubmed.catalogue import Catalogue
 from blip.pubmed.jats import parse_article
-from demo.pmc_server import Faults, Library, Server
 
 
 @pytest.mark.slow

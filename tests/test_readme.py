@@ -16,8 +16,7 @@ from conftest import ROOT, TINY, script_env
 from fine_tuning import SIZES as OWN_SIZES
 from fine_tuning import write_part
 from PIL import Image
-
-from demo.pmc_server import Library, Server
+from pmc_server import Library, Server
 
 # what stands in a command (a pattern) -> what the test puts there. {root} is the project, {here} a folder that holds
 # captions.json, questions.json and statements.json (phantoms), vocab.txt (their words), model_base.pth (a tiny model in
