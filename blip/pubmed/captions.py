@@ -78,6 +78,11 @@ class Split:
     confidence: float = 0.0  # 0 to 1
     whole: str = ""  # the caption as it was
 
+    @property
+    def labels(self) -> list[str]:
+        """Each label once, in order."""
+        return list(dict.fromkeys(name for part in self.parts for name in part.labels))
+
     def of(self, label: str) -> str:
         """The caption of one panel, with what all share; "" for a label that there is none of."""
         own = [part.text for part in self.parts if label in part.labels]

@@ -224,12 +224,10 @@ def _single(rng: np.random.Generator, canvas: Picture, body: Box, style: Style, 
         ImageDraw.Draw(drawn).line((width * 0.7, y, width * 0.92, y), fill="white", width=max(2, height // 60))
     if style.border:
         ImageDraw.Draw(drawn).rectangle((0, 0, width - 1, height - 1), outline="black")
-    if not is_image and style.ground != (255, 255, 255):
-        canvas.paste(drawn, (left, top))
-        return left, top, left + width, top + height
     canvas.paste(drawn, (left, top))
-    # of images the whole is the panel; of drawings what is not paper
-    ink = None if is_image else ImageChops.difference(drawn, Image.new("RGB", drawn.size, "white")).getbbox()
+    # of images, and of paper that shows on another ground, the whole is the panel; of drawings what is not paper
+    whole = is_image or style.ground != (255, 255, 255)
+    ink = None if whole else ImageChops.difference(drawn, Image.new("RGB", drawn.size, "white")).getbbox()
     if ink is None:
         return left, top, left + width, top + height
     return left + ink[0], top + ink[1], left + ink[2], top + ink[3]

@@ -145,7 +145,7 @@ def read_one(path: Path) -> tuple[list[dict[str, Any]], Summary]:
 
 
 def _line(article: Article, path: Path, figure: dict[str, Any], here: list[str]) -> dict[str, Any]:
-    about = {key: value for key, value in vars(article).items() if key not in ("figures", "other_graphics")}
+    about = {key: value for key, value in vars(article).items() if key not in ("figures", "other_graphics", "others")}
     about["article_title"] = about.pop("title")
     return {
         "image": here[0] if here else "",

@@ -159,16 +159,21 @@ def _article(catalogue: Catalogue, client: Client, pmcid: str, wanted: Wanted, d
         return not error.shared
 
 
-def describe(catalogue: Catalogue, client: Client, pmcid: str, bucket: str) -> None:
-    """Reads the newest version's metadata into the catalogue."""
-    listing = client.get(bucket, {"list-type": "2", "prefix": f"{pmcid}.", "delimiter": "/"})
+def listed(client: Client, bucket: str, prefix: str) -> list[str]:
+    """The folders of the bucket whose names begin so."""
+    listing = client.get(bucket, {"list-type": "2", "prefix": prefix, "delimiter": "/"})
     try:
         root = etree.fromstring(listing, etree.XMLParser(resolve_entities=False, no_network=True))
     except etree.XMLSyntaxError as error:
         raise FetchError(f"the bucket's listing is no XML ({error})", shared=True) from None
     if not root.tag.endswith("ListBucketResult"):
         raise FetchError(f"{bucket} answers with <{root.tag}>, no listing: is it a bucket's address?", shared=True)
-    prefixes = [element.text or "" for element in root.iter("{*}Prefix")]
+    return [element.text or "" for element in root.iter("{*}Prefix")]
+
+
+def describe(catalogue: Catalogue, client: Client, pmcid: str, bucket: str) -> None:
+    """Reads the newest version's metadata into the catalogue."""
+    prefixes = listed(client, bucket, f"{pmcid}.")
     versions = [int(m[1]) for p in prefixes if (m := re.fullmatch(rf"{pmcid}\.(\d+)/", p))]
     if not versions:
         raise NotThere("not in the open bucket (no open licence, or removed)", lasting=True)

@@ -8,10 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from lxml import etree
-
 from blip.pubmed.catalogue import Catalogue
-from blip.pubmed.fetch import BUCKET, base
+from blip.pubmed.fetch import BUCKET, base, listed
 from blip.pubmed.polite import Client, FetchError, Patience
 
 REPORTS = "inventory-reports/pmc-oa-opendata/metadata/"
@@ -51,9 +49,7 @@ def update(folder: Path, bucket: str = BUCKET, inventory: Path | None = None,
 
 def _newest(client: Client, bucket: str, scratch: Path) -> Iterator[Path]:
     """The CSV files of the newest inventory, each downloaded when it is asked for."""
-    listing = client.get(bucket, {"list-type": "2", "prefix": REPORTS, "delimiter": "/"})
-    root = etree.fromstring(listing, etree.XMLParser(resolve_entities=False, no_network=True))
-    days = [e.text for e in root.iter("{*}Prefix") if re.search(r"/\d{4}-\d\d-\d\dT[\d-]+Z/$", e.text or "")]
+    days = [day for day in listed(client, bucket, REPORTS) if re.search(r"/\d{4}-\d\d-\d\dT[\d-]+Z/$", day)]
     if not days:
         raise FetchError(f"{bucket}{REPORTS}: no inventory there", lasting=True)
     try:

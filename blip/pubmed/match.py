@@ -112,7 +112,7 @@ def match(split: Split, found: Layout, read: dict[str, tuple[float, float]] | No
         found: the panels.
         read: where which of the caption's labels stand in the figure, if somebody read them.
     """
-    names = list(dict.fromkeys(name for part in split.parts for name in part.labels))
+    names = split.labels
     whole = [Pair([], None, split.whole, "whole", 1.0)]
     if len(names) < 2 or len(found.boxes) < 2:
         return whole

@@ -69,7 +69,7 @@ class FigureSplitter:
 
     def __call__(self, image: Image.Image, split: Split) -> tuple[list[Pair], Layout]:
         """The pairs of a figure, and the panels that it was taken to have."""
-        names = list(dict.fromkeys(name for part in split.parts for name in part.labels))
+        names = split.labels
         panels = self.detector([image])[0]
         found = layout(gutters.cut(image), panels, len(names))
         read = None
@@ -117,7 +117,7 @@ class FigureSplitter:
 def _several_files(at: int, line: dict[str, Any], split: Split,
                    part: Summary) -> tuple[list[dict[str, Any]], Summary]:  # fmt: skip
     """A figure of several files: each with its label's words where there are as many; else the first, unsure."""
-    names = list(dict.fromkeys(name for one in split.parts for name in one.labels))
+    names = split.labels
     about = {"whole_caption": line["caption"], "whole_image": line["image"], "box": None, "panels": [], "row": at}
     if len(names) != len(line["files"]):
         part.how["whole"] += 1
@@ -133,7 +133,7 @@ def _several_files(at: int, line: dict[str, Any], split: Split,
 
 
 def _why(split: Split, found: Layout) -> str:
-    names = {name for part in split.parts for name in part.labels}
+    names = split.labels
     if len(names) < 2:
         return "caption of one part"
     if len(found.boxes) < 2:
