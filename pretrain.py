@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from blip import build, distributed, flops, losses, momentum
+from blip import build, distributed, losses, momentum
 from blip.config import ConfigError, PretrainConfig
 from blip.data.loader import Batch, EvalLoader, eval_loader
 from blip.data.pairs import MAX_ORIGINS, EvalPairs, read_pairs
@@ -25,10 +25,10 @@ from blip.decoding import Decoding
 from blip.dry_run import run_once
 from blip.evaluate import evaluate_pretraining
 from blip.generation import generate
-from blip.models.decoding import DecoderStep
 from blip.models.matching import TEMPERATURE_RANGE
-from blip.rows import Specials
-from blip.tokenizer import Tokenizer
+from blip.network import flops
+from blip.network.med import DecoderStep
+from blip.tokenizer import Specials, Tokenizer
 from blip.train.engine import Step
 from blip.train.epochs import Epochs
 from blip.train.freeze import freeze

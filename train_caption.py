@@ -23,7 +23,7 @@ from blip.finetune_pairs import PairFineTuning
 from blip.finetune_run import evaluate, train
 from blip.metrics import as_json, bootstrap
 from blip.models.caption import CaptionModel
-from blip.rows import with_first
+from blip.network.packing import with_first
 from blip.task_config import CaptionConfig
 from blip.train.engine import Step
 from blip.train.launch import launch

@@ -25,8 +25,8 @@ from blip.finetune import FineTuning
 from blip.finetune_run import evaluate, train
 from blip.metrics import as_json, bootstrap, exact_match, score_answers, vqa_accuracy
 from blip.models.vqa import VqaModel
+from blip.network.packing import ImageKeys
 from blip.ranking import AnswerTree, distinct_answers, rank_answers
-from blip.rows import ImageKeys
 from blip.task_config import VqaConfig
 from blip.train.engine import Step
 from blip.train.launch import launch

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from blip import convert, distributed
 from blip.config import ConfigError, ModelConfig, PretrainConfig
-from blip.med import TextConfig
 from blip.models.matching import Twin
 from blip.models.pretrain import PretrainModel
 from blip.momentum import Queue, update_twin
-from blip.rows import Specials
-from blip.tokenizer import Tokenizer, load_tokenizer
-from blip.vit import VIT_SIZES, ViTConfig, fit_image_size
+from blip.network.med import TextConfig
+from blip.network.vit import VIT_SIZES, ViTConfig, fit_image_size
+from blip.tokenizer import Specials, Tokenizer, load_tokenizer
 from blip.weights import TOKENIZER, CheckpointError, load_strict, unique_state
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from blip import distributed
 from blip.models.matching import match_logits, project
 from blip.models.pretrain import PretrainModel
-from blip.rows import ImageKeys, Rows, with_first
+from blip.network.packing import ImageKeys, Rows, with_first
 
 
 def recall_at(similarity: Tensor, positives: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dict[int, float]:

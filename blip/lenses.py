@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from blip.med import TextDecoder
 from blip.models.matching import project
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
+from blip.network.med import TextDecoder
 from blip.points import layers_of
 from blip.predictor import Images, Predictor, Texts, listed
 from blip.tracing import Trace, TraceError

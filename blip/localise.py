@@ -35,7 +35,7 @@ from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
 from blip.models.task import model_of
 from blip.predictor import Predictor
-from blip.rows import Specials
+from blip.tokenizer import Specials
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 

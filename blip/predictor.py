@@ -18,15 +18,15 @@ from blip.data.transforms import eval_transform, open_image
 from blip.decoding import Decoding, Generated
 from blip.generation import generate
 from blip.models.caption import CaptionModel
-from blip.models.decoding import DecoderStep
 from blip.models.matching import match_logits, project
 from blip.models.nlvr import NlvrModel
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
 from blip.models.task import Model
 from blip.models.vqa import VqaModel
+from blip.network.med import DecoderStep
+from blip.network.packing import Rows, with_first
 from blip.ranking import AnswerTree, distinct_answers, rank_answers
-from blip.rows import Rows, with_first
 from blip.tokenizer import Tokenizer, blip_cleaning
 from blip.weights import CheckpointError
 

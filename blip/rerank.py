@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from blip import distributed
 from blip.metrics import ranking_scores
 from blip.models.matching import Contrastive, match_logits, project
-from blip.rows import ImageKeys, Rows, Specials, with_first
+from blip.network.packing import ImageKeys, Rows, with_first
+from blip.tokenizer import Specials
 
 # Batches of image numbers -> their tensors, batch by batch: pixels (B, 3, height, width), or states (B, N, D).
 Batches = Callable[[Sequence[Sequence[int]]], Iterable[Tensor]]

@@ -7,12 +7,11 @@ import torch
 from blip import convert
 from blip.models.retrieval import RetrievalModel
 from blip.models.task import TASKS, model_of
+from blip.network.embeddings import TextConfig
+from blip.network.vit import ViTConfig, fit_image_size
 from blip.predictor import Predictor
-from blip.rows import Specials
-from blip.tokenizer import Tokenizer, load_tokenizer
-from blip.vit import ViTConfig, fit_image_size
+from blip.tokenizer import Specials, Tokenizer, load_tokenizer
 from blip.weights import TOKENIZER, CheckpointError, load_strict
-from blip.words import TextConfig
 
 
 def load(

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from blip.med import TextDecoder
 from blip.models.caption import CaptionModel
 from blip.models.matching import match_logits, project
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
 from blip.models.vqa import VqaModel
+from blip.network.med import TextDecoder
+from blip.network.packing import ImageKeys, Rows, with_first
 from blip.predictor import ImageInput, Predictor
-from blip.rows import ImageKeys, Rows, with_first
 
 
 def check_texts(m: Predictor, texts: Sequence[str], what: str = "text") -> None:

@@ -16,10 +16,9 @@ from blip.config import ConfigError, load_config
 from blip.convert_names import with_copies
 from blip.models.pretrain import PretrainModel
 from blip.models.task import TASKS, Model, model_of
-from blip.rows import Specials
+from blip.network.vit import VIT_SIZES, ViTConfig, fit_image_size
 from blip.task_config import FineTuneConfig
-from blip.tokenizer import Tokenizer
-from blip.vit import VIT_SIZES, ViTConfig, fit_image_size
+from blip.tokenizer import Specials, Tokenizer
 from blip.weights import CheckpointError, load_weights, unique_state
 
 # configuration key -> the size that it gives; `vit: custom` goes with the first three

@@ -10,12 +10,11 @@ from torch import Tensor
 
 import blip
 from blip import convert
-from blip.med import TextConfig
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
-from blip.rows import Specials
-from blip.tokenizer import Tokenizer
-from blip.vit import ViTConfig
+from blip.network.med import TextConfig
+from blip.network.vit import ViTConfig
+from blip.tokenizer import Specials, Tokenizer
 from blip.weights import CheckpointError, unique_state
 
 TINY_VIT = ViTConfig(image_size=32, patch=8, width=32, depth=2, heads=2, mlp_ratio=2)

@@ -92,10 +92,10 @@ def of_retrieval(*arguments: str) -> Make:
 
 def answerer(folder: Path, start: Path) -> Path:
     """A random VQA model with the start's words, fine-tuned with no list."""
-    from blip.med import TextConfig
     from blip.models.vqa import VqaModel
-    from blip.rows import Specials
-    from blip.vit import ViTConfig
+    from blip.network.med import TextConfig
+    from blip.network.vit import ViTConfig
+    from blip.tokenizer import Specials
     from blip.weights import unique_state
 
     words = Tokenizer.from_file(start / "tokenizer.json")

@@ -15,11 +15,11 @@ from blip.models.matching import Twin
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
 from blip.momentum import Queue
-from blip.rows import Rows, Specials
-from blip.tokenizer import load_tokenizer
-from blip.vit import ViTConfig
+from blip.network.embeddings import TextConfig
+from blip.network.packing import Rows
+from blip.network.vit import ViTConfig
+from blip.tokenizer import Specials, load_tokenizer
 from blip.weights import load_strict
-from blip.words import TextConfig
 
 FEATURES = 1e-5  # absolute; also of the first step's losses
 LATER = 1e-4  # AdamW amplifies rounding; also of gradients, relative to their norm

@@ -9,10 +9,9 @@ from bad_checkpoint_cases import TINY_TEXT, TINY_VIT
 from PIL import Image
 
 from blip import convert
-from blip.med import TextConfig
 from blip.models.task import model_of
-from blip.rows import Specials
-from blip.tokenizer import Tokenizer
+from blip.network.med import TextConfig
+from blip.tokenizer import Specials, Tokenizer
 from blip.weights import unique_state
 
 TEXTS = ["a large lesion in the left lung", "normal chest x-ray", "is there a lesion", "yes", "no"]

@@ -142,9 +142,9 @@ def test_each_image_is_encoded_once(
 ) -> None:
     candidates = read_candidates([str(phantoms / "captions.json"), str(phantoms / "captions.json")])
     assert candidates.texts == 96
-    seen, forward = [], blip.vit.ViT.forward
+    seen, forward = [], blip.network.vit.ViT.forward
     monkeypatch.setattr(
-        "blip.vit.ViT.forward", lambda self, x, *a, **k: seen.append(len(x)) or forward(self, x, *a, **k)
+        "blip.network.vit.ViT.forward", lambda self, x, *a, **k: seen.append(len(x)) or forward(self, x, *a, **k)
     )
     capfilt.score(model, candidates, tmp_path / "scored", "f")
     assert sum(seen) == 48

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blip import convert, momentum
-from blip.med import TextConfig, TextEncoder
 from blip.models.matching import Twin, project
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
-from blip.rows import Rows, Specials
-from blip.tokenizer import Tokenizer
-from blip.vit import ViT, ViTConfig
+from blip.network.med import TextConfig, TextEncoder
+from blip.network.packing import Rows
+from blip.network.vit import ViT, ViTConfig
+from blip.tokenizer import Specials, Tokenizer
 from blip.weights import CheckpointError, load_strict, unique_state
 
 TOLERANCE = 1e-5

@@ -13,7 +13,7 @@ import blip
 from blip import convert
 from blip.cli import app
 from blip.decoding import Decoding
-from blip.rows import Rows, with_first
+from blip.network.packing import Rows, with_first
 from blip.weights import CheckpointError
 
 

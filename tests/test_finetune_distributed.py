@@ -16,7 +16,7 @@ from two_processes import CLIP, LR, hardest, start_two
 from blip import losses, momentum
 from blip.models.matching import contrast, project
 from blip.models.retrieval import RetrievalModel
-from blip.rows import Rows, with_first
+from blip.network.packing import Rows, with_first
 
 COUNTS = (1, 7)  # records: one process has none; they have 4 and 3
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32, summed in another order

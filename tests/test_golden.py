@@ -10,11 +10,11 @@ from golden_numbers import FEATURES, LATER, Golden, arg_max, check_gradients, ch
 from torch.nn import functional as F
 
 from blip import convert
-from blip.med import TextConfig
 from blip.models.matching import project
 from blip.momentum import Queue, candidates, update_twin
-from blip.rows import with_first
-from blip.vit import ViTConfig, resize_positions
+from blip.network.med import TextConfig
+from blip.network.packing import with_first
+from blip.network.vit import ViTConfig, resize_positions
 from blip.weights import load_strict
 
 pytestmark = pytest.mark.golden

@@ -13,10 +13,10 @@ from blip.models.matching import Twin
 from blip.models.nlvr import NlvrModel, statement_loss
 from blip.models.vqa import VqaModel
 from blip.momentum import Queue, candidates, update_twin
+from blip.network.embeddings import TextConfig
+from blip.network.packing import with_first
 from blip.ranking import AnswerTree, rank_answers
-from blip.rows import with_first
 from blip.weights import load_strict
-from blip.words import TextConfig
 
 pytestmark = pytest.mark.golden
 

@@ -27,9 +27,9 @@ from blip.lora import (
     merged_state,
     save_adapter,
 )
-from blip.med import TextConfig, TextDecoder, TextEncoder
-from blip.rows import Rows
-from blip.vit import ViT, ViTConfig
+from blip.network.med import TextConfig, TextDecoder, TextEncoder
+from blip.network.packing import Rows
+from blip.network.vit import ViT, ViTConfig
 from blip.weights import CheckpointError, load_strict, unique_state
 
 WORDS = 50

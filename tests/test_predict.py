@@ -14,10 +14,10 @@ import blip
 from blip.cli import app
 from blip.decoding import Decoding
 from blip.generation import generate
-from blip.models.decoding import DecoderStep
+from blip.network.med import DecoderStep
+from blip.network.packing import Rows, with_first
 from blip.predictor import Predictor
 from blip.ranking import AnswerTree, rank_answers
-from blip.rows import Rows, with_first
 
 
 @pytest.fixture(scope="module")

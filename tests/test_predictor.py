@@ -16,13 +16,12 @@ from blip import convert
 from blip.data.transforms import eval_transform, open_image
 from blip.decoding import Decoding
 from blip.generation import generate
-from blip.med import TextConfig
-from blip.models.decoding import DecoderStep
 from blip.models.matching import project
 from blip.models.pretrain import PretrainModel
+from blip.network.med import DecoderStep, TextConfig
+from blip.network.packing import Rows, with_first
 from blip.predictor import Predictor
-from blip.rows import Rows, Specials, with_first
-from blip.tokenizer import Tokenizer
+from blip.tokenizer import Specials, Tokenizer
 from blip.weights import CheckpointError, unique_state
 
 

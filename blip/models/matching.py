@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blip import losses
-from blip.med import TextEncoder
 from blip.momentum import Candidates
-from blip.rows import ImageKeys, Rows
-from blip.vit import ViT
+from blip.network.med import TextEncoder
+from blip.network.packing import ImageKeys, Rows
+from blip.network.vit import ViT
 
 TEMPERATURE_RANGE = (0.001, 0.5)
 Draw = Callable[[Tensor], tuple[Tensor, Tensor]]  # weights (B, C) -> index (B,), exists (B,); see losses.draw_negatives

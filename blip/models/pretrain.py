@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from blip import losses
-from blip.med import TextDecoder, TextEncoder
 from blip.models.matching import Draw, contrast, match_with_negatives, project
 from blip.momentum import Candidates
-from blip.rows import Rows, Specials, with_first
-from blip.vit import ViT, ViTConfig
-from blip.words import TextConfig, TiedLookUp
+from blip.network.embeddings import TextConfig, TiedLookUp
+from blip.network.med import TextDecoder, TextEncoder
+from blip.network.packing import Rows, with_first
+from blip.network.vit import ViT, ViTConfig
+from blip.tokenizer import Specials
 
 
 @dataclass

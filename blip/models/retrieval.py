@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from blip import distributed, losses
-from blip.med import TextEncoder
 from blip.models.matching import Draw, contrast, match_logits, match_with_negatives, project
 from blip.momentum import Candidates
-from blip.rows import ImageKeys, Rows, Specials, with_first
-from blip.vit import ViT, ViTConfig
-from blip.words import TextConfig
+from blip.network.embeddings import TextConfig
+from blip.network.med import TextEncoder
+from blip.network.packing import ImageKeys, Rows, with_first
+from blip.network.vit import ViT, ViTConfig
+from blip.tokenizer import Specials
 
 
 @dataclass
