@@ -14,18 +14,19 @@ from pathlib import Path
 
 import torch
 
-from blip import build, distributed, losses, momentum
+from blip import build, distributed
 from blip.config import ConfigError, PretrainConfig
 from blip.data.loader import Batch, EvalLoader, eval_loader
 from blip.data.pairs import MAX_ORIGINS, EvalPairs, read_pairs
 from blip.data.skipped import SkipLog
 from blip.data.training import open_training
 from blip.data.transforms import eval_transform, train_transform, unnormalise
-from blip.decoding import Decoding
 from blip.dry_run import run_once
 from blip.evaluate import evaluate_pretraining
-from blip.generation import generate
-from blip.models.matching import TEMPERATURE_RANGE
+from blip.models import losses, momentum
+from blip.models.decoding import Decoding
+from blip.models.generation import generate
+from blip.models.momentum import TEMPERATURE_RANGE
 from blip.network import flops
 from blip.network.med import DecoderStep
 from blip.tokenizer import Specials, Tokenizer

@@ -3,7 +3,7 @@
     python train_vqa.py --config configs/vqa_rad.yaml --output_dir runs/vqa_rad --init_from model_base.pth
     python train_vqa.py --config configs/vqa_rad.yaml --output_dir runs/vqa_rad --evaluate
 
-The loss is in blip/models/vqa.py, ranking of answers in blip/ranking.py, scores in blip/metrics.py.
+The loss is in blip/models/vqa.py, ranking of answers in blip/models/ranking.py, scores in blip/metrics.py.
 """
 
 import json
@@ -24,9 +24,9 @@ from blip.data.vqa_splits import answer_list, majority_answers, shared_images, s
 from blip.finetune import FineTuning
 from blip.finetune_run import evaluate, train
 from blip.metrics import as_json, bootstrap, exact_match, score_answers, vqa_accuracy
+from blip.models.ranking import AnswerTree, distinct_answers, rank_answers
 from blip.models.vqa import VqaModel
 from blip.network.packing import ImageKeys
-from blip.ranking import AnswerTree, distinct_answers, rank_answers
 from blip.task_config import VqaConfig
 from blip.train.engine import Step
 from blip.train.launch import launch

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness, peers_tasks
-from blip.decoding import Decoding
-from blip.generation import generate
 from blip.models.caption import CaptionModel
+from blip.models.decoding import Decoding
+from blip.models.generation import generate
 from blip.network import flops
 from blip.network.embeddings import TextConfig
 from blip.network.med import DecoderStep

@@ -27,11 +27,11 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.peers_tasks import PublishedRank
+from blip.models.ranking import AnswerTree, Ranked, rank_answers
 from blip.models.vqa import VqaModel
 from blip.network import flops
 from blip.network.embeddings import TextConfig
 from blip.network.vit import VIT_SIZES, ViTConfig
-from blip.ranking import AnswerTree, Ranked, rank_answers
 from blip.tokenizer import Specials
 
 PAD, ENC, DEC, CLS, SEP = 0, 30523, 30522, 101, 102

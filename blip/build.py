@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from blip import convert, distributed
 from blip.config import ConfigError, ModelConfig, PretrainConfig
-from blip.models.matching import Twin
+from blip.models.momentum import Queue, Twin, update_twin
 from blip.models.pretrain import PretrainModel
-from blip.momentum import Queue, update_twin
 from blip.network.med import TextConfig
 from blip.network.vit import VIT_SIZES, ViTConfig, fit_image_size
 from blip.tokenizer import Specials, Tokenizer, load_tokenizer

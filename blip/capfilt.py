@@ -30,7 +30,7 @@ from blip.data.loader import stable_hash
 from blip.data.shards import Line, write_shards
 from blip.data.skipped import TooManySkipped
 from blip.data.transforms import UnreadableImage, open_image
-from blip.decoding import Decoding
+from blip.models.decoding import Decoding
 from blip.predictor import Predictor
 from blip.scoring import match_groups
 

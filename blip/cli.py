@@ -125,7 +125,7 @@ def caption(
 ) -> None:
     """Writes captions; status 1 when an image cannot be read."""
     from blip import predict
-    from blip.decoding import Decoding
+    from blip.models.decoding import Decoding
 
     with errors_for_people():
         paths = predict.find_images(images)
@@ -180,7 +180,7 @@ def answer(
 ) -> None:
     """Answers questions about images, from the list that the model was fine-tuned with unless told otherwise."""
     from blip import predict
-    from blip.decoding import Decoding
+    from blip.models.decoding import Decoding
 
     with errors_for_people():
         paths = predict.find_images([image])

@@ -7,12 +7,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from blip import build, distributed, momentum
+from blip import build, distributed
 from blip.config import PretrainConfig
 from blip.data.pairs import read_pairs
 from blip.data.tar_shards import is_tar_address, open_shards
 from blip.errors import BlipError
-from blip.models.matching import Twin
+from blip.models import momentum
+from blip.models.momentum import Twin
 from blip.models.pretrain import Output, PretrainModel
 from blip.network import flops
 from blip.tokenizer import Specials, load_tokenizer

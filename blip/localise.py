@@ -31,9 +31,9 @@ from torch import Tensor
 from blip.data.formats import AnnotationError, iter_records
 from blip.data.transforms import UnreadableImage, open_image
 from blip.explain import METHODS, explain_pairs, layer_count
+from blip.models.factory import model_of
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
-from blip.models.task import model_of
 from blip.predictor import Predictor
 from blip.tokenizer import Specials
 

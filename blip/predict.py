@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from blip.data.transforms import UnreadableImage, open_image
-from blip.decoding import Decoding
 from blip.errors import BlipError
+from blip.models.decoding import Decoding
 from blip.predictor import Predictor
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pgm"}

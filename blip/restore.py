@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 
 from blip import convert
+from blip.models.factory import TASKS, model_of
 from blip.models.retrieval import RetrievalModel
-from blip.models.task import TASKS, model_of
 from blip.network.embeddings import TextConfig
 from blip.network.vit import ViTConfig, fit_image_size
 from blip.predictor import Predictor

@@ -14,8 +14,8 @@ from torch import Tensor
 from blip import build, convert
 from blip.config import ConfigError, load_config
 from blip.convert_names import with_copies
+from blip.models.factory import TASKS, Model, model_of
 from blip.models.pretrain import PretrainModel
-from blip.models.task import TASKS, Model, model_of
 from blip.network.vit import VIT_SIZES, ViTConfig, fit_image_size
 from blip.task_config import FineTuneConfig
 from blip.tokenizer import Specials, Tokenizer

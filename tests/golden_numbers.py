@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from blip import convert
 from blip.convert_names import SALESFORCE, rename
-from blip.models.matching import Twin
+from blip.models.momentum import Queue, Twin
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
-from blip.momentum import Queue
 from blip.network.embeddings import TextConfig
 from blip.network.packing import Rows
 from blip.network.vit import ViTConfig

@@ -9,7 +9,7 @@ from bad_checkpoint_cases import TINY_TEXT, TINY_VIT
 from PIL import Image
 
 from blip import convert
-from blip.models.task import model_of
+from blip.models.factory import model_of
 from blip.network.med import TextConfig
 from blip.tokenizer import Specials, Tokenizer
 from blip.weights import unique_state

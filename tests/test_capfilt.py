@@ -28,7 +28,7 @@ from blip.data.shards import ShardError, read_lines, shard_path, write_shards
 from blip.data.skipped import TooManySkipped
 from blip.data.tar_shards import SIZES, UNFINISHED, TarError, open_shards
 from blip.data.transforms import open_image
-from blip.decoding import Decoding
+from blip.models.decoding import Decoding
 from blip.predictor import Predictor
 from blip.task_config import CapFiltConfig
 

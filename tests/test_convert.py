@@ -11,8 +11,9 @@ from bad_checkpoint_cases import TINY_TEXT, TINY_VIT, tiny_retrieval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blip import convert, momentum
-from blip.models.matching import Twin, project
+from blip import convert
+from blip.models import momentum
+from blip.models.momentum import Twin, unit_features
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
 from blip.network.med import TextConfig, TextEncoder
@@ -164,8 +165,8 @@ def test_transformers_retrieval_agrees(pretrain: tuple, tmp_path: Path, tokenize
     torch.testing.assert_close(ours, theirs.itm_score, rtol=0, atol=TOLERANCE)
 
     theirs = foreign(input_ids=ids, pixel_values=images, attention_mask=mask, use_itm_head=False).itm_score
-    texts = project(model.text_proj, model.text_encoder.text(ids, rows, first_only=True))
-    ours = project(model.image_proj, states[:, 0]) @ texts.T
+    texts = unit_features(model.text_proj, model.text_encoder.text(ids, rows, first_only=True))
+    ours = unit_features(model.image_proj, states[:, 0]) @ texts.T
     torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
 
 

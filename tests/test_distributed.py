@@ -28,8 +28,8 @@ from two_processes import (
     start_two,
 )
 
-from blip import momentum
 from blip.evaluate import evaluate_pretraining
+from blip.models import momentum
 from blip.train.checkpoint import complete_checkpoints
 from blip.train.log import read_metrics
 from blip.weights import load_weights

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 import blip
 from blip.cli import app
-from blip.decoding import Decoding
 from blip.explain import METHODS, explain_pairs, word_spans
+from blip.models.decoding import Decoding
 from blip.models.matching import match_logits
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel

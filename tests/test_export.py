@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import blip
 from blip import convert
 from blip.cli import app
-from blip.decoding import Decoding
+from blip.models.decoding import Decoding
 from blip.network.packing import Rows, with_first
 from blip.weights import CheckpointError
 

@@ -8,10 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from blip import losses
-from blip.models.matching import Twin
+from blip.models import losses
+from blip.models.momentum import Candidates, Queue, Twin, candidates
 from blip.models.pretrain import Output, PretrainModel
-from blip.momentum import Candidates, Queue, candidates
 from blip.network.med import TextConfig
 from blip.network.packing import Rows
 from blip.network.vit import ViTConfig

@@ -9,19 +9,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers_tasks import PublishedMatch, PublishedRank
 from blip import rerank
-from blip.decoding import Decoding
-from blip.generation import generate
 from blip.models.caption import CaptionModel
-from blip.models.matching import Twin
+from blip.models.decoding import Decoding
+from blip.models.generation import generate
+from blip.models.momentum import Queue, Twin, candidates
 from blip.models.pretrain import PretrainModel
+from blip.models.ranking import AnswerTree, rank_answers
 from blip.models.retrieval import RetrievalModel
 from blip.models.vqa import VqaModel
-from blip.momentum import Queue, candidates
 from blip.network import flops
 from blip.network.flops import Savings
 from blip.network.med import DecoderStep, TextConfig
 from blip.network.vit import ViTConfig
-from blip.ranking import AnswerTree, rank_answers
 from blip.scoring import match_states
 from blip.tokenizer import Specials
 

@@ -10,7 +10,7 @@ from conftest import ROOT
 from torch import Tensor, nn
 
 import blip
-from blip.decoding import Decoding
+from blip.models.decoding import Decoding
 from blip.models.nlvr import NlvrModel
 from blip.models.pretrain import PretrainModel
 from blip.models.vqa import VqaModel

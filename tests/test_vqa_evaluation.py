@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import blip
 from blip.cli import app
-from blip.ranking import distinct_answers
+from blip.models.ranking import distinct_answers
 from blip.tokenizer import load_tokenizer
 from blip.train.log import read_metrics
 

@@ -7,9 +7,9 @@ Shapes: B images with a question each, A answers of the batch, N image tokens, T
 import torch
 from torch import Tensor, nn
 
-from blip import losses
-from blip.decoding import Decoding, Generated
-from blip.generation import generate
+from blip.models import losses
+from blip.models.decoding import Decoding, Generated
+from blip.models.generation import generate
 from blip.network.embeddings import TextConfig
 from blip.network.med import DecoderStep, TextDecoder, TextEncoder
 from blip.network.packing import ImageKeys, Rows, with_first
