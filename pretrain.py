@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 
 from blip import build, distributed
+from blip.checkpoints import initialize
+from blip.checkpoints.format import load_strict, load_weights, unique_state
 from blip.config import ConfigError, PretrainConfig
 from blip.data.loader import Batch, EvalLoader, eval_loader
 from blip.data.pairs import MAX_ORIGINS, EvalPairs, read_pairs
@@ -37,7 +39,6 @@ from blip.train.launch import launch
 from blip.train.log import RunLog
 from blip.train.parallel import autocast, checkpoint_activations, compile_blocks, data_parallel
 from blip.train.run import fit, prepare
-from blip.weights import load_strict, load_weights, unique_state
 
 PATIENCE = 500  # steps after the warm-up within which matching should have begun to learn
 PLATEAU = (
@@ -200,7 +201,7 @@ class Pretraining:
         """Continues from a checkpoint of this run."""
         tensors, info = load_weights(folder)
         heads = self.model.image_encoder.config.heads, self.model.text_encoder.config.heads
-        build.check_heads(info, *heads, str(folder))
+        initialize.check_heads(info, *heads, str(folder))
         load_strict(self.model, tensors, str(folder))
         load_strict(self.twin, training["twin"], f"{folder} (momentum twin)")
         load_strict(self.queue, training["queue"], f"{folder} (queue)")

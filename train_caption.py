@@ -17,10 +17,11 @@ import torch
 
 from blip.caption_scores import score_captions
 from blip.config import ConfigError
-from blip.data.loader import Batch, stable_hash
+from blip.data.loader import Batch
 from blip.data.pairs import EvalPairs, Pairs
 from blip.finetune_pairs import PairFineTuning
 from blip.finetune_run import evaluate, train
+from blip.hashing import stable_hash
 from blip.metrics import as_json, bootstrap
 from blip.models.caption import CaptionModel
 from blip.network.packing import with_first

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from blip import distributed
+from blip.checkpoints.format import load_strict, unique_state
 from blip.data.gallery import ImagesByNumber, unreadable
 from blip.data.loader import Batch, padded
 from blip.data.pairs import CaptionEncoder, caption_id
@@ -29,7 +30,6 @@ from blip.rerank import Retrieval, Texts, evaluate_retrieval
 from blip.task_config import RetrievalConfig
 from blip.train.engine import Step
 from blip.train.launch import launch
-from blip.weights import load_strict, unique_state
 
 
 @dataclass

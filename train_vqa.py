@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip import build
+from blip.checkpoints.format import INFO
 from blip.config import ConfigError
 from blip.data.question_sets import Question
 from blip.data.vqa import EvalQuestions, QuestionEncoder, Questions, VqaBatch, VqaDataset, collate_vqa, read_questions
@@ -30,7 +31,6 @@ from blip.network.packing import ImageKeys
 from blip.task_config import VqaConfig
 from blip.train.engine import Step
 from blip.train.launch import launch
-from blip.weights import INFO
 
 
 class Answering(FineTuning):

@@ -50,7 +50,7 @@ def _counter(images: int, shard_size: int) -> Any:
 
 def _model_name(checkpoint: str, tokenizer: str) -> str:
     """What tells shards of one model from those of another: its weights, and its words where these are given."""
-    from blip.weights import fingerprint
+    from blip.hashing import fingerprint
 
     if not tokenizer:
         return fingerprint(checkpoint)

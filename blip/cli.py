@@ -71,9 +71,9 @@ def convert(
     text_heads: Annotated[int | None, typer.Option("--text_heads", help="width / 64 unless given")] = None,
 ) -> None:
     """Writes a checkpoint in another format and lists what that format cannot hold."""
-    from blip import convert as formats
+    from blip.checkpoints import convert as formats
+    from blip.checkpoints.format import TOKENIZER
     from blip.tokenizer import load_tokenizer
-    from blip.weights import TOKENIZER
 
     with errors_for_people():
         tensors, info = formats.read(source, image_heads=image_heads, text_heads=text_heads)
@@ -239,7 +239,7 @@ def activations(
     from blip import activations as shards
     from blip.explain import OF_CHECKPOINT
     from blip.explain_files import find_pairs
-    from blip.weights import fingerprint
+    from blip.hashing import fingerprint
 
     with errors_for_people():
         wanted = find_pairs(data, [])

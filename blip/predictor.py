@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from blip.checkpoints.format import CheckpointError
 from blip.data.transforms import eval_transform, open_image
 from blip.models.caption import CaptionModel
 from blip.models.decoding import Decoding, Generated
@@ -29,7 +30,6 @@ from blip.models.vqa import VqaModel
 from blip.network.med import DecoderStep
 from blip.network.packing import Rows, with_first
 from blip.tokenizer import Tokenizer, blip_cleaning
-from blip.weights import CheckpointError
 
 ImageInput = str | Path | Image.Image | Tensor  # a tensor is (3, S, S), as `Predictor.transform` gives it
 Images = ImageInput | Sequence[ImageInput]

@@ -11,7 +11,8 @@ from bad_checkpoint_cases import TINY_TEXT, TINY_VIT, tiny_retrieval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blip import convert
+from blip.checkpoints import convert
+from blip.checkpoints.format import CheckpointError, load_strict, unique_state
 from blip.models import momentum
 from blip.models.momentum import Twin, unit_features
 from blip.models.pretrain import PretrainModel
@@ -20,7 +21,6 @@ from blip.network.med import TextConfig, TextEncoder
 from blip.network.packing import Rows
 from blip.network.vit import ViT, ViTConfig
 from blip.tokenizer import Specials, Tokenizer
-from blip.weights import CheckpointError, load_strict, unique_state
 
 TOLERANCE = 1e-5
 EMBED, QUEUE = 24, 7

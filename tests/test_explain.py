@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import blip
+from blip.checkpoints.format import load_strict
 from blip.cli import app
 from blip.explain import METHODS, explain_pairs, word_spans
 from blip.models.decoding import Decoding
@@ -23,7 +24,6 @@ from blip.pictures import blend, figure, page_of
 from blip.predictor import Predictor
 from blip.scoring import answer_log_probs, caption_log_probs
 from blip.tracing import TraceError
-from blip.weights import load_strict
 
 TEXTS = ["head with a small bright round lesion", "chest", "a dark square"]
 

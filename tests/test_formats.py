@@ -13,11 +13,11 @@ from blip.cli import app
 from blip.data import embedded
 from blip.data.check import check_data
 from blip.data.formats import iter_json_object
-from blip.data.loader import stable_hash
 from blip.data.pairs import Pairs, read_pairs
 from blip.data.question_sets import MAX_OPTIONAL, alternatives
 from blip.data.transforms import UnreadableImage, open_image
 from blip.data.vqa import read_questions
+from blip.hashing import stable_hash
 
 
 def listed(pairs: Pairs) -> list[tuple[str, list[str]]]:

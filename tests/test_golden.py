@@ -9,12 +9,12 @@ import torch
 from golden_numbers import FEATURES, LATER, Golden, arg_max, check_gradients, check_twin, close
 from torch.nn import functional as F
 
-from blip import convert
+from blip.checkpoints import convert
+from blip.checkpoints.format import load_strict
 from blip.models.momentum import Queue, candidates, unit_features, update_twin
 from blip.network.med import TextConfig
 from blip.network.packing import with_first
 from blip.network.vit import ViTConfig, resize_positions
-from blip.weights import load_strict
 
 pytestmark = pytest.mark.golden
 

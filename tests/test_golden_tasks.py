@@ -7,6 +7,7 @@ import pytest
 import torch
 from golden_numbers import FEATURES, LATER, Golden, arg_max, check_gradients, check_twin, close, train
 
+from blip.checkpoints.format import load_strict
 from blip.models.caption import CaptionModel
 from blip.models.decoding import Decoding, Generated
 from blip.models.momentum import Queue, Twin, candidates, update_twin
@@ -15,7 +16,6 @@ from blip.models.ranking import AnswerTree, rank_answers
 from blip.models.vqa import VqaModel
 from blip.network.embeddings import TextConfig
 from blip.network.packing import with_first
-from blip.weights import load_strict
 
 pytestmark = pytest.mark.golden
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from blip import lora
+from blip.checkpoints.format import CheckpointError, load_strict, unique_state
 from blip.errors import BlipError
 from blip.lora import (
     ADAPTER,
@@ -30,7 +31,6 @@ from blip.lora import (
 from blip.network.med import TextConfig, TextDecoder, TextEncoder
 from blip.network.packing import Rows
 from blip.network.vit import ViT, ViTConfig
-from blip.weights import CheckpointError, load_strict, unique_state
 
 WORDS = 50
 

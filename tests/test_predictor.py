@@ -12,7 +12,8 @@ from bad_checkpoint_cases import CAPTIONS, TINY_TEXT, TINY_VIT, folder
 from PIL import Image
 
 import blip
-from blip import convert
+from blip.checkpoints import convert
+from blip.checkpoints.format import CheckpointError, unique_state
 from blip.data.transforms import eval_transform, open_image
 from blip.models.decoding import Decoding
 from blip.models.generation import generate
@@ -22,7 +23,6 @@ from blip.network.med import DecoderStep, TextConfig
 from blip.network.packing import Rows, with_first
 from blip.predictor import Predictor
 from blip.tokenizer import Specials, Tokenizer
-from blip.weights import CheckpointError, unique_state
 
 
 def greedy(model: PretrainModel, states: torch.Tensor, first: torch.Tensor, end: int, pad: int, limit: int):

@@ -4,7 +4,6 @@ A training position is (epoch, batch). Whatever the number of workers, the same 
 B images in a batch, T text tokens, S side of an image in pixels.
 """
 
-import hashlib
 import multiprocessing
 import os
 import signal
@@ -21,12 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from blip.data.skipped import Skipped
-
-
-def stable_hash(*parts: object) -> int:
-    """63-bit number from the text of `parts`, the same on every machine and in every process."""
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode("utf-8", "replace"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+from blip.hashing import stable_hash
 
 
 class EpochOrder:

@@ -18,10 +18,11 @@ from torch.utils.data import Dataset
 from blip.data.caption_sets import CAPTION_SETS
 from blip.data.flat import Labels, Texts
 from blip.data.formats import file_entry
-from blip.data.loader import EpochOrder, Sample, stable_hash
+from blip.data.loader import EpochOrder, Sample
 from blip.data.sets import open_set
 from blip.data.transforms import open_image
 from blip.data.walk import Walk, open_or_note, own_chance
+from blip.hashing import stable_hash
 from blip.tokenizer import Tokenizer, blip_cleaning
 
 MAX_ORIGINS = 20  # kinds of sources that are told apart

@@ -6,9 +6,10 @@ from typing import TypeVar
 
 import torch
 
-from blip.data.loader import EpochOrder, stable_hash
+from blip.data.loader import EpochOrder
 from blip.data.skipped import Skipped, TooManySkipped, too_many
 from blip.data.transforms import UnreadableImage
+from blip.hashing import stable_hash
 
 Opened = TypeVar("Opened")
 
