@@ -18,10 +18,10 @@ from blip import build, distributed
 from blip.checkpoints import initialize
 from blip.checkpoints.format import load_strict, load_weights, unique_state
 from blip.config import ConfigError, PretrainConfig
-from blip.data.loader import Batch, EvalLoader, eval_loader
+from blip.data.batches import Batch
+from blip.data.loader import EvalLoader, eval_loader
 from blip.data.pairs import MAX_ORIGINS, EvalPairs, read_pairs
 from blip.data.skipped import SkipLog
-from blip.data.training import open_training
 from blip.data.transforms import eval_transform, train_transform, unnormalise
 from blip.dry_run import run_once
 from blip.evaluate import evaluate_pretraining
@@ -31,6 +31,7 @@ from blip.models.generation import generate
 from blip.models.momentum import TEMPERATURE_RANGE
 from blip.network import flops
 from blip.network.med import DecoderStep
+from blip.tasks.pretrain_data import open_training
 from blip.tokenizer import Specials, Tokenizer
 from blip.train.engine import Step
 from blip.train.epochs import Epochs

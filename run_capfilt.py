@@ -26,7 +26,7 @@ from blip.capfilt_report import write_report
 from blip.checkpoints.format import TOKENIZER
 from blip.config import Config, ConfigError, PretrainConfig, RunConfig, dump_config, load_config, with_options
 from blip.data.candidates import read_candidates
-from blip.data.shards import write_whole
+from blip.data.jsonl_shards import write_whole
 from blip.errors import BlipError
 from blip.finetune import BEST
 from blip.hashing import fingerprint

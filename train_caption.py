@@ -17,7 +17,7 @@ import torch
 
 from blip.caption_scores import score_captions
 from blip.config import ConfigError
-from blip.data.loader import Batch
+from blip.data.batches import Batch
 from blip.data.pairs import EvalPairs, Pairs
 from blip.finetune_pairs import PairFineTuning
 from blip.finetune_run import evaluate, train

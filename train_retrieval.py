@@ -16,8 +16,8 @@ from torch import Tensor
 
 from blip import distributed
 from blip.checkpoints.format import load_strict, unique_state
+from blip.data.batches import Batch, padded
 from blip.data.gallery import ImagesByNumber, unreadable
-from blip.data.loader import Batch, padded
 from blip.data.pairs import CaptionEncoder, caption_id
 from blip.finetune import NothingToScore
 from blip.finetune_pairs import PairFineTuning

@@ -19,9 +19,17 @@ from torch import Tensor
 from blip import build
 from blip.checkpoints.format import INFO
 from blip.config import ConfigError
-from blip.data.question_sets import Question
-from blip.data.vqa import EvalQuestions, QuestionEncoder, Questions, VqaBatch, VqaDataset, collate_vqa, read_questions
-from blip.data.vqa_splits import answer_list, majority_answers, shared_images, split_by_image
+from blip.data.question_splits import answer_list, majority_answers, shared_images, split_by_image
+from blip.data.questions import (
+    EvalQuestions,
+    QuestionEncoder,
+    Questions,
+    VqaBatch,
+    VqaDataset,
+    collate_vqa,
+    read_questions,
+)
+from blip.data.sets.questions import Question
 from blip.finetune import FineTuning
 from blip.finetune_run import evaluate, train
 from blip.metrics import as_json, bootstrap, exact_match, score_answers, vqa_accuracy

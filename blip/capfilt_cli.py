@@ -61,7 +61,7 @@ def _model_name(checkpoint: str, tokenizer: str) -> str:
 def _tell(out: Path, what: str) -> None:
     """The last lines of the main process, when all shards are there."""
     from blip import distributed
-    from blip.data.shards import read_lines
+    from blip.data.jsonl_shards import read_lines
 
     distributed.barrier()
     if distributed.is_main():

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blip import capfilt_cli, pubmed_cli
+from blip.data.images import find_images
 from blip.train.launch import errors_for_people
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def caption(
     from blip.models.decoding import Decoding
 
     with errors_for_people():
-        paths = predict.find_images(images)
+        paths = find_images(images)
         how = Decoding(
             beams=beams or (1 if sample else 3),
             sample=sample,
@@ -157,7 +158,7 @@ def match(
     from blip import predict
 
     with errors_for_people():
-        paths = predict.find_images([image])
+        paths = find_images([image])
         unread = predict.show(
             predict.match_rows(_load(checkpoint, tokenizer, device), paths, texts, batch_size), out, as_json
         )
@@ -183,7 +184,7 @@ def answer(
     from blip.models.decoding import Decoding
 
     with errors_for_people():
-        paths = predict.find_images([image])
+        paths = find_images([image])
         choices = None
         if answers is not None:
             choices = [line.strip() for line in answers.read_text(encoding="utf-8").splitlines() if line.strip()]

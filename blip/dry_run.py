@@ -10,7 +10,7 @@ from rich.table import Table
 from blip import build, distributed
 from blip.config import PretrainConfig
 from blip.data.pairs import read_pairs
-from blip.data.tar_shards import is_tar_address, open_shards
+from blip.data.webdataset import is_tar_address, open_shards
 from blip.errors import BlipError
 from blip.models import momentum
 from blip.models.momentum import Twin

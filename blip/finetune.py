@@ -17,7 +17,9 @@ from blip import build, distributed, lora, start
 from blip.checkpoints import initialize
 from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict, load_weights, save_weights, unique_state
 from blip.config import ConfigError
-from blip.data.loader import EpochOrder, EvalLoader, collate, eval_loader, make_loader, steps_per_epoch
+from blip.data.batches import collate
+from blip.data.loader import EvalLoader, eval_loader, make_loader
+from blip.data.order import EpochOrder, steps_per_epoch
 from blip.data.skipped import SkipLog
 from blip.data.transforms import eval_transform, train_transform
 from blip.errors import BlipError

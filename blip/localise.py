@@ -29,7 +29,7 @@ from rich.table import Table
 from torch import Tensor
 
 from blip.data.formats import AnnotationError, iter_records
-from blip.data.transforms import UnreadableImage, open_image
+from blip.data.images import UnreadableImage, open_image
 from blip.explain import METHODS, explain_pairs, layer_count
 from blip.models.factory import model_of
 from blip.models.pretrain import PretrainModel

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from blip.checkpoints.format import CheckpointError
-from blip.data.transforms import eval_transform, open_image
+from blip.data.images import open_image
+from blip.data.transforms import eval_transform
 from blip.models.caption import CaptionModel
 from blip.models.decoding import Decoding, Generated
 from blip.models.factory import Model

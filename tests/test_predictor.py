@@ -14,7 +14,8 @@ from PIL import Image
 import blip
 from blip.checkpoints import convert
 from blip.checkpoints.format import CheckpointError, unique_state
-from blip.data.transforms import eval_transform, open_image
+from blip.data.images import open_image
+from blip.data.transforms import eval_transform
 from blip.models.decoding import Decoding
 from blip.models.generation import generate
 from blip.models.momentum import unit_features
