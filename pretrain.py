@@ -24,7 +24,7 @@ from blip.data.pairs import MAX_ORIGINS, EvalPairs, read_pairs
 from blip.data.skipped import SkipLog
 from blip.data.transforms import eval_transform, train_transform, unnormalise
 from blip.dry_run import run_once
-from blip.evaluate import evaluate_pretraining
+from blip.evaluation.pretraining import evaluate_pretraining
 from blip.models import losses, momentum
 from blip.models.decoding import Decoding
 from blip.models.generation import generate

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from blip.caption_scores import score_captions
 from blip.config import ConfigError
 from blip.data.batches import Batch
 from blip.data.pairs import EvalPairs, Pairs
+from blip.evaluation.bootstrap import as_json, bootstrap
+from blip.evaluation.captions import score_captions
 from blip.finetune_pairs import PairFineTuning
 from blip.finetune_run import evaluate, train
 from blip.hashing import stable_hash
-from blip.metrics import as_json, bootstrap
 from blip.models.caption import CaptionModel
 from blip.network.packing import with_first
 from blip.task_config import CaptionConfig

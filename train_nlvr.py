@@ -17,9 +17,9 @@ from torch import Tensor
 
 from blip import build
 from blip.data.statements import EvalStatements, NlvrBatch, NlvrDataset, Statements, collate_nlvr, read_statements
+from blip.evaluation.bootstrap import as_json, bootstrap
 from blip.finetune import FineTuning
 from blip.finetune_run import evaluate, train
-from blip.metrics import as_json, bootstrap
 from blip.models.nlvr import NlvrModel, statement_loss
 from blip.task_config import NlvrConfig
 from blip.train.engine import Step

@@ -3,7 +3,7 @@
     python train_vqa.py --config configs/vqa_rad.yaml --output_dir runs/vqa_rad --init_from model_base.pth
     python train_vqa.py --config configs/vqa_rad.yaml --output_dir runs/vqa_rad --evaluate
 
-The loss is in blip/models/vqa.py, ranking of answers in blip/models/ranking.py, scores in blip/metrics.py.
+The loss is in blip/models/vqa.py, ranking of answers in blip/models/ranking.py, scores in blip/evaluation/answers.py.
 """
 
 import json
@@ -30,9 +30,10 @@ from blip.data.questions import (
     read_questions,
 )
 from blip.data.sets.questions import Question
+from blip.evaluation.answers import exact_match, score_answers, vqa_accuracy
+from blip.evaluation.bootstrap import as_json, bootstrap
 from blip.finetune import FineTuning
 from blip.finetune_run import evaluate, train
-from blip.metrics import as_json, bootstrap, exact_match, score_answers, vqa_accuracy
 from blip.models.ranking import AnswerTree, distinct_answers, rank_answers
 from blip.models.vqa import VqaModel
 from blip.network.packing import ImageKeys

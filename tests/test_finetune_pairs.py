@@ -15,9 +15,9 @@ import train_retrieval
 from blip import start
 from blip.data.formats import AnnotationError
 from blip.data.pairs import read_pairs
+from blip.evaluation.bootstrap import bootstrap
+from blip.evaluation.retrieval import Ranking, Retrieval, Texts
 from blip.finetune import FineTuning
-from blip.metrics import bootstrap
-from blip.rerank import Ranking, Retrieval, Texts
 
 NO_WORD = "\u200b."
 

@@ -21,7 +21,7 @@ from blip.data.batches import Batch
 from blip.data.loader import eval_loader
 from blip.data.pairs import EvalPairs, read_pairs
 from blip.data.transforms import eval_transform
-from blip.evaluate import evaluate_pretraining
+from blip.evaluation.pretraining import evaluate_pretraining
 from blip.models.momentum import Queue, Twin
 from blip.models.pretrain import PretrainModel
 from blip.tokenizer import Tokenizer
