@@ -4,7 +4,7 @@
     torchrun --nproc_per_node=8 pretrain.py --config configs/pretrain.yaml --output_dir runs/base
 
 The batch is made in blip/data/pairs.py (of shards: stream.py), the losses in blip/models/pretrain.py, the loop
-runs in blip/train/engine.py.
+runs in blip/train/loop.py.
 """
 
 import itertools
@@ -17,7 +17,7 @@ import torch
 from blip import build, distributed
 from blip.checkpoints import initialize
 from blip.checkpoints.format import load_strict, load_weights, unique_state
-from blip.config import ConfigError, PretrainConfig
+from blip.config import ConfigError, PretrainConfig, annotation_files
 from blip.data.batches import Batch
 from blip.data.loader import EvalLoader, eval_loader
 from blip.data.pairs import MAX_ORIGINS, EvalPairs, read_pairs
@@ -33,13 +33,21 @@ from blip.network import flops
 from blip.network.med import DecoderStep
 from blip.tasks.pretrain_data import open_training
 from blip.tokenizer import Specials, Tokenizer
-from blip.train.engine import Step
-from blip.train.epochs import Epochs
 from blip.train.freeze import freeze
 from blip.train.launch import launch
 from blip.train.log import RunLog
-from blip.train.parallel import autocast, checkpoint_activations, compile_blocks, data_parallel
+from blip.train.loop import Step
+from blip.train.parallel import (
+    autocast,
+    blocks,
+    buckets,
+    checkpoint_activations,
+    compile_blocks,
+    data_parallel,
+    recomputable,
+)
 from blip.train.run import fit, prepare
+from blip.train.schedule import Epochs
 
 PATIENCE = 500  # steps after the warm-up within which matching should have begun to learn
 PLATEAU = (
@@ -55,7 +63,7 @@ class Pretraining:
     def __init__(self, config: PretrainConfig, output: Path, resume: Path | None, device: torch.device):
         self.config, self.output, self.device = config, output, device
         world = distributed.world_size()
-        self.data = open_training(config, build.annotation_files(config), output)
+        self.data = open_training(config, annotation_files(config), output)
         self.tokenizer = build.choose_tokenizer(config, self.data.captions(), output, resume)
         self.epochs = Epochs(self.data.steps, config.accumulation, config.epochs, config.max_steps)
         self.val = build_validation(config, self.tokenizer)
@@ -68,10 +76,10 @@ class Pretraining:
         )
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout and negatives differ between processes
         freeze(self.model, config.freeze)
-        recomputed = build.recomputable(self.model, config.activation_checkpointing)
+        recomputed = recomputable(self.model, config.activation_checkpointing)
         checkpoint_activations(recomputed, config.activation_checkpointing, device, config.precision)
         if config.compile:
-            compile_blocks(build.blocks(self.model), config.activation_checkpointing)
+            compile_blocks(blocks(self.model), config.activation_checkpointing)
         self.parallel = data_parallel(self.model, device)
         self.pending: list[tuple[torch.Tensor, ...]] = []  # momentum features and ids since the last update
         self.itm_mean: torch.Tensor | None = None  # running mean of the ITM loss
@@ -82,7 +90,7 @@ class Pretraining:
         """Training batches for ever, from the one that optimizer step `start_step` begins with."""
         config = self.config
         transform = train_transform(config.image_size, config.crop_scale, config.randaugment, config.horizontal_flip)
-        pad_to = build.buckets(config.max_text_tokens) if config.compile else ()
+        pad_to = buckets(config.max_text_tokens) if config.compile else ()
         start = self.epochs.position(start_step)
         return self.data.batches(self.tokenizer, transform, start, pad_to, pin=self.device.type == "cuda")
 

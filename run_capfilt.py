@@ -24,6 +24,7 @@ from blip import capfilt, distributed
 from blip.capfilt_merge import Rule, about_merged, merge
 from blip.capfilt_report import write_report
 from blip.checkpoints.format import TOKENIZER
+from blip.command_line import user_errors
 from blip.config import Config, ConfigError, PretrainConfig, RunConfig, dump_config, load_config, with_options
 from blip.data.candidates import read_candidates
 from blip.data.jsonl_shards import write_whole
@@ -33,7 +34,6 @@ from blip.hashing import fingerprint
 from blip.restore import load
 from blip.task_config import CapFiltConfig, CaptionConfig, FineTuneConfig, RetrievalConfig
 from blip.train.checkpoint import complete_checkpoints
-from blip.train.launch import errors_for_people
 
 DONE = "done.json"  # in the folder of a step: it ended, and with these settings
 
@@ -201,5 +201,5 @@ def remember(config: CapFiltConfig, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    with errors_for_people():
+    with user_errors():
         typer.run(main)

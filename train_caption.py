@@ -26,8 +26,8 @@ from blip.hashing import stable_hash
 from blip.models.caption import CaptionModel
 from blip.network.packing import with_first
 from blip.task_config import CaptionConfig
-from blip.train.engine import Step
 from blip.train.launch import launch
+from blip.train.loop import Step
 
 LOGGED = {"BLEU-1": "bleu1", "BLEU-4": "bleu4", "ROUGE-L": "rouge_l", "CIDEr": "cider", "METEOR": "meteor"}
 

@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip import build
+from blip.config import annotation_files
 from blip.data.statements import EvalStatements, NlvrBatch, NlvrDataset, Statements, collate_nlvr, read_statements
 from blip.evaluation.bootstrap import as_json, bootstrap
 from blip.finetune import FineTuning
 from blip.finetune_run import evaluate, train
 from blip.models.nlvr import NlvrModel, statement_loss
 from blip.task_config import NlvrConfig
-from blip.train.engine import Step
 from blip.train.launch import launch
+from blip.train.loop import Step
 
 
 class Judging(FineTuning):
@@ -37,7 +37,7 @@ class Judging(FineTuning):
     def read_data(self) -> None:
         self.statements: Statements | None = None
         if self.config.train_file:
-            self.statements = self._read(build.annotation_files(self.config), "train")
+            self.statements = self._read(annotation_files(self.config), "train")
         self.held_out = {split: self._read(self.files(split), split) for split in ("val", "test") if self.files(split)}
 
     def _read(self, files: Any, split: str) -> Statements:

@@ -29,8 +29,8 @@ from blip.models import losses, momentum
 from blip.models.momentum import TEMPERATURE_RANGE, Twin
 from blip.models.retrieval import RetrievalModel
 from blip.task_config import RetrievalConfig
-from blip.train.engine import Step
 from blip.train.launch import launch
+from blip.train.loop import Step
 
 
 @dataclass

@@ -16,9 +16,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip import build
 from blip.checkpoints.format import INFO
-from blip.config import ConfigError
+from blip.config import ConfigError, annotation_files
 from blip.data.question_splits import answer_list, majority_answers, shared_images, split_by_image
 from blip.data.questions import (
     EvalQuestions,
@@ -38,8 +37,8 @@ from blip.models.ranking import AnswerTree, distinct_answers, rank_answers
 from blip.models.vqa import VqaModel
 from blip.network.packing import ImageKeys
 from blip.task_config import VqaConfig
-from blip.train.engine import Step
 from blip.train.launch import launch
+from blip.train.loop import Step
 
 
 class Answering(FineTuning):
@@ -55,7 +54,7 @@ class Answering(FineTuning):
         self.held_out: dict[str, Questions] = {}
         config = self.config
         if config.train_file:
-            self.questions = self._read(build.annotation_files(config), "train")
+            self.questions = self._read(annotation_files(config), "train")
         if config.split_shares and self.questions is not None:
             self._split(self.questions, config.split_shares)
         else:

@@ -1,13 +1,12 @@
 """From a configuration to a model: its sizes, and the weights that it starts from."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip import distributed
 from blip.checkpoints import convert
@@ -19,11 +18,6 @@ from blip.models.pretrain import PretrainModel
 from blip.network.med import TextConfig
 from blip.network.vit import VIT_SIZES, ViTConfig, fit_image_size
 from blip.tokenizer import Specials, Tokenizer, load_tokenizer
-
-
-def annotation_files(config: ModelConfig) -> list[str | Mapping[str, Any]]:
-    """The training files, each a path or a path and a weight."""
-    return [entry if isinstance(entry, str) else entry.model_dump() for entry in config.train_file]
 
 
 def choose_tokenizer(config: ModelConfig, texts: Iterable[str], output: Path, resume: Path | None) -> Tokenizer:
@@ -152,27 +146,3 @@ def describe(config: PretrainConfig, model: PretrainModel) -> dict:
         "max_text_tokens": config.max_text_tokens,
         "text_cleaning": config.text_cleaning,
     }
-
-
-def buckets(longest: int) -> tuple[int, ...]:
-    """Text lengths, in tokens, that compiled code meets: few, and none above `longest`."""
-    return (*(n for n in (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384) if n < longest), longest)
-
-
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The modules that are compiled, or whose activations are recomputed, one by one."""
-    parts = (("image_encoder", "blocks"), ("text_encoder", "layers"), ("text_decoder", "layers"))
-    found: list[nn.Module] = []
-    for part, name in parts:
-        if hasattr(model, part):
-            found += getattr(getattr(model, part), name)
-    return found
-
-
-def recomputable(model: nn.Module, kind: str) -> list[nn.Module]:
-    """The blocks whose activations `kind` of checkpointing can recompute.
-
-    fairscale follows tensors among the arguments alone. Text layers get an image's keys inside an object: its backward
-    pass would run through what is behind them once for each layer, which fails.
-    """
-    return list(model.get_submodule("image_encoder.blocks").children()) if kind == "fairscale" else blocks(model)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blip import capfilt_cli, pubmed_cli
+from blip.command_line import user_errors
 from blip.data.images import find_images
-from blip.train.launch import errors_for_people
 
 if TYPE_CHECKING:
     from blip.predictor import Predictor
@@ -32,7 +32,7 @@ def phantoms(
     """Draws a data set of scanner-like phantoms with captions, questions and boxes."""
     from blip.data.phantoms import write_phantoms
 
-    with errors_for_people():
+    with user_errors():
         path = write_phantoms(out, count, seed, image_size, max_lesions, noise, name_one)
         typer.echo(f"{count} phantoms: {path}")
 
@@ -52,7 +52,7 @@ def check_data(
     from blip.data.check import check_data, print_report
     from blip.tokenizer import load_tokenizer
 
-    with errors_for_people():
+    with user_errors():
         words = load_tokenizer(tokenizer) if tokenizer else None
         found = check_data(list(files), image_root, words, max_tokens, workers, dataset, split)
         print_report(found)
@@ -76,7 +76,7 @@ def convert(
     from blip.checkpoints.format import TOKENIZER
     from blip.tokenizer import load_tokenizer
 
-    with errors_for_people():
+    with user_errors():
         tensors, info = formats.read(source, image_heads=image_heads, text_heads=text_heads)
         own = source / TOKENIZER
         words = tokenizer or (str(own) if own.is_file() else "")
@@ -128,7 +128,7 @@ def caption(
     from blip import predict
     from blip.models.decoding import Decoding
 
-    with errors_for_people():
+    with user_errors():
         paths = find_images(images)
         how = Decoding(
             beams=beams or (1 if sample else 3),
@@ -157,7 +157,7 @@ def match(
     """Says how probably an image and a text belong together (ITM), with the cosine of their features (ITC)."""
     from blip import predict
 
-    with errors_for_people():
+    with user_errors():
         paths = find_images([image])
         unread = predict.show(
             predict.match_rows(_load(checkpoint, tokenizer, device), paths, texts, batch_size), out, as_json
@@ -183,7 +183,7 @@ def answer(
     from blip import predict
     from blip.models.decoding import Decoding
 
-    with errors_for_people():
+    with user_errors():
         paths = find_images([image])
         choices = None
         if answers is not None:
@@ -211,7 +211,7 @@ def explain(
     """Draws which parts of an image a model looked at, word by word. Not for diagnosis."""
     from blip.explain_files import explain_files, find_pairs
 
-    with errors_for_people():
+    with user_errors():
         wanted = find_pairs(image, texts or [])
         model = _load(checkpoint, tokenizer, device)
         files, problems = explain_files(model, wanted, out, task, method, layer, rows, batch_size)
@@ -242,7 +242,7 @@ def activations(
     from blip.explain_files import find_pairs
     from blip.hashing import fingerprint
 
-    with errors_for_people():
+    with user_errors():
         wanted = find_pairs(data, [])
         model = _load(checkpoint, tokenizer, device)
         chosen = shards.points_of(model, points)
@@ -272,7 +272,7 @@ def localise(
     from blip import localise as game
     from blip.explain import METHODS
 
-    with errors_for_people():
+    with user_errors():
         records, left_out = game.read_named(data, limit)
         for reason, count in left_out.items():
             typer.echo(f"left out: {count} images {reason}", err=True)

@@ -138,9 +138,9 @@ def script_command(*arguments: str | Path, processes: int = 1, script: str = "pr
 
 def message_of(call: Callable[[], None], capsys: pytest.CaptureFixture) -> str:
     """The message with which the call ends, after a check that it is one: status 1, no traceback, one paragraph."""
-    from blip.train.launch import errors_for_people
+    from blip.command_line import user_errors
 
-    with pytest.raises(SystemExit) as ended, errors_for_people():
+    with pytest.raises(SystemExit) as ended, user_errors():
         call()
     shown = capsys.readouterr().err
     assert ended.value.code == 1, shown

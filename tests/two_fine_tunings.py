@@ -11,7 +11,7 @@ from two_processes import CLIP, join, record
 from blip import distributed, start
 from blip.finetune import FineTuning
 from blip.task_config import FineTuneConfig
-from blip.train.engine import LoopOptions
+from blip.train.loop import LoopOptions
 
 STEPS = 2  # of the recorded run
 

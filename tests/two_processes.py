@@ -25,7 +25,7 @@ from blip.evaluation.pretraining import evaluate_pretraining
 from blip.models.momentum import Queue, Twin
 from blip.models.pretrain import PretrainModel
 from blip.tokenizer import Tokenizer
-from blip.train.engine import Loop, LoopOptions, NonFiniteError, Step
+from blip.train.loop import Loop, LoopOptions, NonFiniteError, Step
 from pretrain import Pretraining
 
 WORLD, BATCH, LR, CLIP = 2, 4, 0.05, 1.0
