@@ -31,7 +31,7 @@ from blip.data.jsonl_shards import write_whole
 from blip.errors import BlipError
 from blip.finetune import BEST
 from blip.hashing import fingerprint
-from blip.restore import load
+from blip.inference.load import load
 from blip.task_config import CapFiltConfig, CaptionConfig, FineTuneConfig, RetrievalConfig
 from blip.train.checkpoint import complete_checkpoints
 

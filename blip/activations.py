@@ -29,10 +29,10 @@ from blip.data.jsonl_shards import write_whole
 from blip.errors import BlipError
 from blip.explain_files import Wanted, check_wanted
 from blip.files import flush
+from blip.inference.predictor import Predictor
+from blip.inference.scoring import scores_of
 from blip.internals import names, trace
 from blip.points import STATES
-from blip.predictor import Predictor
-from blip.scoring import scores_of
 
 INDEX, FORMATS = "index.json", ("safetensors", "npy")
 TASKS = ("match", "caption", "answer", "image")

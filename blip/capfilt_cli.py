@@ -31,7 +31,7 @@ Fraction = Annotated[float | None, typer.Option(help="instead of a threshold: th
 
 def _start(checkpoint: str, tokenizer: str, device: str) -> Any:
     from blip import distributed
-    from blip.restore import load
+    from blip.inference.load import load
 
     return load(checkpoint, device=distributed.start(device, hours=24), tokenizer=tokenizer or None)
 

@@ -10,7 +10,7 @@ from blip.command_line import user_errors
 from blip.data.images import find_images
 
 if TYPE_CHECKING:
-    from blip.predictor import Predictor
+    from blip.inference.predictor import Predictor
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(capfilt_cli.app, name="capfilt")
@@ -101,7 +101,7 @@ BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="images at o
 
 def _load(checkpoint: str, tokenizer: str, device: str) -> "Predictor":
     from blip import distributed
-    from blip.restore import load
+    from blip.inference.load import load
 
     return load(checkpoint, device=distributed.start(device), tokenizer=tokenizer or None)
 
@@ -125,7 +125,7 @@ def caption(
     as_json: AsJson = False,
 ) -> None:
     """Writes captions; status 1 when an image cannot be read."""
-    from blip import predict
+    from blip.inference import files
     from blip.models.decoding import Decoding
 
     with user_errors():
@@ -138,8 +138,8 @@ def caption(
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
         )
-        rows = predict.caption_rows(_load(checkpoint, tokenizer, device), paths, prompt, how, batch_size, seed)
-        unread = predict.show(rows, out, as_json)
+        rows = files.caption_rows(_load(checkpoint, tokenizer, device), paths, prompt, how, batch_size, seed)
+        unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
 
 
@@ -155,12 +155,12 @@ def match(
     as_json: AsJson = False,
 ) -> None:
     """Says how probably an image and a text belong together (ITM), with the cosine of their features (ITC)."""
-    from blip import predict
+    from blip.inference import files
 
     with user_errors():
         paths = find_images([image])
-        unread = predict.show(
-            predict.match_rows(_load(checkpoint, tokenizer, device), paths, texts, batch_size), out, as_json
+        unread = files.show(
+            files.match_rows(_load(checkpoint, tokenizer, device), paths, texts, batch_size), out, as_json
         )
     raise typer.Exit(1 if unread else 0)
 
@@ -180,7 +180,7 @@ def answer(
     as_json: AsJson = False,
 ) -> None:
     """Answers questions about images, from the list that the model was fine-tuned with unless told otherwise."""
-    from blip import predict
+    from blip.inference import files
     from blip.models.decoding import Decoding
 
     with user_errors():
@@ -190,7 +190,7 @@ def answer(
             choices = [line.strip() for line in answers.read_text(encoding="utf-8").splitlines() if line.strip()]
         how = Decoding(beams=3, max_new_tokens=10) if generate else None
         model = _load(checkpoint, tokenizer, device)
-        unread = predict.show(predict.answer_rows(model, paths, questions, choices, k, how, batch_size), out, as_json)
+        unread = files.show(files.answer_rows(model, paths, questions, choices, k, how, batch_size), out, as_json)
     raise typer.Exit(1 if unread else 0)
 
 

@@ -15,14 +15,14 @@ import blip
 from blip.checkpoints.format import load_strict
 from blip.cli import app
 from blip.explain import METHODS, explain_pairs, word_spans
+from blip.inference.predictor import Predictor
+from blip.inference.scoring import answer_log_probs, caption_log_probs
 from blip.models.decoding import Decoding
 from blip.models.matching import match_logits
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
 from blip.network.packing import with_first
 from blip.pictures import blend, figure, page_of
-from blip.predictor import Predictor
-from blip.scoring import answer_log_probs, caption_log_probs
 from blip.tracing import TraceError
 
 TEXTS = ["head with a small bright round lesion", "chest", "a dark square"]

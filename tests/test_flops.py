@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers_tasks import PublishedMatch, PublishedRank
 from blip.evaluation import retrieval
+from blip.inference.scoring import match_states
 from blip.models.caption import CaptionModel
 from blip.models.decoding import Decoding
 from blip.models.generation import generate
@@ -21,7 +22,6 @@ from blip.network import flops
 from blip.network.flops import Savings
 from blip.network.med import DecoderStep, TextConfig
 from blip.network.vit import ViTConfig
-from blip.scoring import match_states
 from blip.tokenizer import Specials
 
 VIT = ViTConfig(32, 8, 24, 3, 3)
