@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from blip.explain import explain_pairs as explain_pairs
     from blip.explain import gradcam as gradcam
-    from blip.inference.load import load
+    from blip.inference.load import load as load
     from blip.internals import names as names
     from blip.internals import patch_from as patch_from
     from blip.internals import trace as trace
