@@ -30,7 +30,7 @@ from blip.data.skipped import TooManySkipped
 from blip.data.webdataset import SIZES, UNFINISHED, TarError, open_shards
 from blip.inference.predictor import Predictor
 from blip.models.decoding import Decoding
-from blip.task_config import CapFiltConfig
+from blip.tasks.capfilt_config import CapFiltConfig
 
 HOW = Decoding(sample=True, top_p=0.9, num_return=2, max_new_tokens=5)
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from two_processes import SilentLog
 
-import pretrain
 from blip.config import PretrainConfig, load_config
 from blip.errors import BlipError
 from blip.models import losses, momentum
+from blip.tasks import pretrain
 from blip.train import log as train_log
 from blip.train import loop
 from blip.train.log import METRICS, Meter, RunLog, read_metrics

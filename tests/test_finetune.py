@@ -25,12 +25,12 @@ from fine_tuning import (
 from torch import Tensor
 
 import blip
-from blip import start
 from blip.checkpoints import initialize
 from blip.checkpoints.format import CheckpointError, load_weights, unique_state
 from blip.config import ConfigError, load_config
-from blip.finetune import FineTuning
-from blip.task_config import FineTuneConfig
+from blip.tasks import start
+from blip.tasks.config import FineTuneConfig
+from blip.tasks.finetune import FineTuning
 from blip.tokenizer import load_tokenizer
 from blip.train.checkpoint import complete_checkpoints, load_training
 from blip.train.log import read_metrics

@@ -24,9 +24,9 @@ from blip.data.transforms import eval_transform
 from blip.evaluation.pretraining import evaluate_pretraining
 from blip.models.momentum import Queue, Twin
 from blip.models.pretrain import PretrainModel
+from blip.tasks.pretrain import Pretraining
 from blip.tokenizer import Tokenizer
 from blip.train.loop import Loop, LoopOptions, NonFiniteError, Step
-from pretrain import Pretraining
 
 WORLD, BATCH, LR, CLIP = 2, 4, 0.05, 1.0
 

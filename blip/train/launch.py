@@ -1,7 +1,6 @@
 """The command line of the training scripts: the same options everywhere, and errors without a traceback."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +19,7 @@ def launch(
     default_output: str,
     dry_run: Callable[[Config, torch.device], None] | None = None,
     evaluate: Callable[[Config, Path, torch.device], None] | None = None,
+    help: str | None = None,
 ) -> None:
     """Reads the command line and calls `run(config, output_dir, resume, device)`.
 
@@ -58,7 +58,7 @@ def launch(
         else:
             run(settings, output_dir, resume, device)
 
-    command.__doc__ = sys.modules["__main__"].__doc__
+    command.__doc__ = help
     with user_errors():
         typer.run(command)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from blip import build, distributed, start
+from blip import distributed
 from blip.checkpoints import initialize
 from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict, load_weights, save_weights, unique_state
 from blip.config import ConfigError
@@ -23,7 +23,8 @@ from blip.data.order import EpochOrder, steps_per_epoch
 from blip.data.skipped import SkipLog
 from blip.data.transforms import eval_transform, train_transform
 from blip.errors import BlipError
-from blip.task_config import FineTuneConfig
+from blip.tasks import start, tokenizers
+from blip.tasks.config import FineTuneConfig
 from blip.train import lora
 from blip.train.checkpoint import replace_folder
 from blip.train.freeze import freeze
@@ -61,7 +62,7 @@ class FineTuning:
         self.config: Any = config
         self.output, self.device = output, device
         self.read_data()
-        self.tokenizer = build.choose_tokenizer(self.config, self.texts(), output, resume)
+        self.tokenizer = tokenizers.choose_tokenizer(self.config, self.texts(), output, resume)
         self._count_steps()
         torch.manual_seed(config.seed)  # equal starting weights on every process
         self.model, self.missing = start.start_model(self.task, self.config, source, self.tokenizer)

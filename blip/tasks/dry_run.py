@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from blip import build, distributed
+from blip import distributed
 from blip.config import PretrainConfig, annotation_files
 from blip.data.pairs import read_pairs
 from blip.data.webdataset import is_tar_address, open_shards
@@ -16,6 +16,7 @@ from blip.models import momentum
 from blip.models.momentum import Twin
 from blip.models.pretrain import Output, PretrainModel
 from blip.network import flops
+from blip.tasks import start
 from blip.tokenizer import Specials, load_tokenizer
 from blip.train.optim import build_optimizer
 from blip.train.parallel import (
@@ -39,7 +40,7 @@ def run_once(config: PretrainConfig, device: torch.device) -> None:
         tokenizer = load_tokenizer(config.tokenizer)
         size, specials = tokenizer.size, Specials(tokenizer.pad_id, tokenizer.enc_id, tokenizer.dec_id)
     torch.manual_seed(config.seed)
-    model, twin, queue = build.build_pretrain(config, size, specials, device)
+    model, twin, queue = start.build_pretrain(config, size, specials, device)
     out, seconds = _two_steps(config, device, model, twin, queue)
 
     vit, text = model.image_encoder.config, model.text_encoder.config

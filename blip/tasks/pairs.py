@@ -11,7 +11,7 @@ from blip.config import annotation_files
 from blip.data.batches import Batch
 from blip.data.formats import AnnotationError
 from blip.data.pairs import PairDataset, Pairs, has_words, read_pairs
-from blip.finetune import FineTuning
+from blip.tasks.finetune import FineTuning
 
 
 class PairFineTuning(FineTuning):
