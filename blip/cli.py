@@ -209,7 +209,7 @@ def explain(
     device: Device = "auto",
 ) -> None:
     """Draws which parts of an image a model looked at, word by word. Not for diagnosis."""
-    from blip.explain_files import explain_files, find_pairs
+    from blip.interpret.explain_files import explain_files, find_pairs
 
     with user_errors():
         wanted = find_pairs(image, texts or [])
@@ -237,10 +237,10 @@ def activations(
     device: Device = "auto",
 ) -> None:
     """Writes what passes through named points for a whole data set, in shards; goes on where it was interrupted."""
-    from blip import activations as shards
-    from blip.explain import OF_CHECKPOINT
-    from blip.explain_files import find_pairs
     from blip.hashing import fingerprint
+    from blip.interpret import activations as shards
+    from blip.interpret.explain import OF_CHECKPOINT
+    from blip.interpret.explain_files import find_pairs
 
     with user_errors():
         wanted = find_pairs(data, [])
@@ -269,8 +269,8 @@ def localise(
     out: Out = None,
 ) -> None:
     """Plays the pointing game: do maps peak on what the text names? With every control."""
-    from blip import localise as game
-    from blip.explain import METHODS
+    from blip.interpret import pointing_game as game
+    from blip.interpret.maps import METHODS
 
     with user_errors():
         records, left_out = game.read_named(data, limit)

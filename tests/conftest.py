@@ -154,7 +154,9 @@ def forked(target: Callable, *arguments: object) -> Any:
     """A process of its own, from a server that has imported torch once, of which nobody else has to."""
     # a fork of this process could not run backward passes
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"blip.tasks.{task}" for task in ("pretrain", "retrieval", "caption", "vqa", "nlvr")])
+    context.set_forkserver_preload(
+        [f"blip.tasks.{task}" for task in ("pretrain", "retrieval", "caption", "vqa", "nlvr")]
+    )
     return context.Process(target=target, args=arguments)
 
 

@@ -126,7 +126,7 @@ def test_the_tasks_facts_go_with_the_weights(undisturbed: Callable) -> None:
 def test_as_a_program(task: str, phantoms: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     configure(task, phantoms, tmp_path, init_from=tiny_checkpoint)
     command = ["--config", tmp_path / f"{task}.yaml", "--output_dir", tmp_path / "run", "--set", "max_steps=1"]
-    script = Path(TASKS[task][0].__file__).name
+    script = f"train_{task}.py"
     done = run_script(*command, "--init_from", tiny_checkpoint, script=script, env={"PATH": ""})
     assert done.returncode == 0, done.stderr
     assert "test_" in done.stdout and "1 steps" in done.stderr

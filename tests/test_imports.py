@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"data.images", "data.transforms", "data.batches"},
     "tasks": {"network", "models", "checkpoints", "data", "evaluation", "train", "inference"}
     | {"config", "tokenizer", "distributed", "errors", "files", "hashing", "command_line"},
-    "interpret": {"inference", "models", "network", "files", "html_page", "errors"}
+    "interpret": {"inference", "models", "network", "tokenizer", "files", "html_page", "errors"}
     | {"data.formats", "data.images", "data.jsonl_shards"},
     "capfilt": {"inference", "models", "data", "checkpoints", "config"}
     | {"distributed", "errors", "files", "hashing", "html_page", "tokenizer"},
