@@ -26,14 +26,14 @@ SUBSTITUTES = {
     r"--nproc_per_node=\d+": "--nproc_per_node=1",
     r"--nnodes=\d+": "--nnodes=1",
     r"HOST:29500": "localhost:0",
-    r" (pretrain|train_\w+|run_capfilt)\.py": r" {root}/\1.py",
+    r" (pretrain|train_\w+)\.py": r" {root}/\1.py",
     r" configs/": " {root}/configs/",
     r"--count \d+": "--count 12",
     r"data/vqa_rad --dataset vqa_rad": "questions.json",
     r"--output_dir runs/(?!small|vqa_rad --evaluate)\S+": "--output_dir {here}/{fresh}",  # --resume finds the old one
     r"(blip convert .*)": r"\1 --image_heads 2 --text_heads 2",  # the tiny model's
     r"(.*/pretrain\.py .*)": r"\1 {sizes}",  # of conftest.TINY, two steps
-    r"(.*/run_capfilt\.py .*)": r"\1 {capfilt}",  # two steps of each training
+    r"(.*blip capfilt run .*)": r"\1 {capfilt}",  # two steps of each training
     r"(.*/train_\w+\.py .*--(?:init_from|evaluate).*)": r"\1 {tuned}",  # with the sizes of the checkpoint
     r"(.*/train_\w+\.py (?!.*--(?:init_from|evaluate)).*)": r"\1 {own_sizes} {tuned}",
     r"(.*/train_.* --init_from \S+\.pth.*)": r"\1 --set image_heads=2 --set text_heads=2",

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class CapFiltConfig(BaseModel):
-    """What `run_capfilt.py` can be told. `*_set` hold options that override those of the file beside them."""
+    """Options of `blip capfilt run`. `*_set` hold options that override those of the file beside them."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
