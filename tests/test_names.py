@@ -29,11 +29,10 @@ from blip.cli import app
 FOLDERS = ("blip", "configs", "tests", "docs", "demo", "benchmarks")
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 SOURCES = sorted(
-    [*ROOT.glob("*.py"), *(p for name in ("blip", "demo", "benchmarks") for p in (ROOT / name).rglob("*.py"))]
+    [*ROOT.glob("*.py"), *(p for top in ("blip", "demo", "benchmarks") for p in (ROOT / top).rglob("*.py"))]
 )
-TESTS = sorted(
-    p for p in (ROOT / "tests").rglob("*.py") if p != Path(__file__)
-)  # use names that the sources compose, such as those of scores
+# they use names that the sources compose, such as those of scores
+TESTS = sorted(path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__))
 # of other packages and programs, though they look like ours
 FOREIGN = {
     "transforms.v2",  # torchvision's
@@ -41,17 +40,7 @@ FOREIGN = {
     "config.yaml",  # of a run
     "rank_answer",  # the published code's
 }
-DATA = (
-    ".json",
-    ".jsonl",
-    ".txt",
-    ".npz",
-    ".csv",
-    ".html",
-    ".tar",
-    ".pth",
-    ".safetensors",
-)  # endings of files of users and runs
+DATA = (".json", ".jsonl", ".txt", ".npz", ".csv", ".html", ".tar", ".pth", ".safetensors")  # files of users and runs
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 IDENTIFIER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
@@ -64,6 +53,7 @@ class Sources:
         self.words: set[str] = set(dir(builtins))
         self.options: set[str] = {"--help"}
         self.firsts = {"blip"}  # with which a dotted name of ours begins
+        self.bases: dict[str, list[str]] = {}
         for path in paths:
             tree = ast.parse(path.read_text(encoding="utf-8"))
             parts = path.relative_to(ROOT).with_suffix("").parts
@@ -83,12 +73,20 @@ class Sources:
         parts = name.split(".")
         self.defined.update(".".join(parts[i:]) for i in range(len(parts)))
 
+    def resolves(self, name: str) -> bool:
+        """Whether a dotted name is defined, in a class also by those that it extends."""
+        if name in self.defined:
+            return True
+        owner, _, member = name.rpartition(".")
+        return any(self.resolves(f"{base}.{member}") for base in self.bases.get(owner.rpartition(".")[2], []))
+
     def read_definitions(self, node: ast.AST, scope: str, *, exports: bool = False) -> None:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 self.define(f"{scope}.{child.name}")
                 if isinstance(child, ast.ClassDef):
                     self.firsts.add(child.name)
+                    self.bases[child.name] = [ast.unparse(base).rpartition(".")[2] for base in child.bases]
                 self.read_definitions(child, f"{scope}.{child.name}")
                 continue
             if isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
@@ -110,9 +108,9 @@ class Sources:
                     self.words.add(name)
                     if annotation is not None and "typer.Option" in ast.unparse(annotation):
                         self.options.add("--" + name.strip("_").replace("_", "-"))
-                case (
-                    ast.Name(id=name) | ast.Attribute(attr=name) | ast.ClassDef(name=name) | ast.FunctionDef(name=name)
-                ):
+                case ast.Name(id=name) | ast.Attribute(attr=name):
+                    self.words.add(name)
+                case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
                     self.words.add(name)
                 case ast.alias(name=name) | ast.keyword(arg=str(name)):
                     self.words.update(name.split("."))
@@ -169,7 +167,7 @@ def problem_of_name(span: str) -> str:
         return ""
     if "." in name:
         ours = name.split(".")[0] in sources().firsts
-        return f"nothing defines {name}" if ours and name not in sources().defined else ""
+        return f"nothing defines {name}" if ours and not sources().resolves(name) else ""
     camel = re.fullmatch(r"(?:[A-Z][a-z0-9]+){2,}", name)
     joined = "_" in name.strip("_") and not re.search(r"\d", name)  # names with digits are composed: `i2t_r1`
     if (called or camel or joined) and name not in sources().words:
@@ -220,7 +218,7 @@ def test_names_resolve(path: Path) -> None:
 
 
 OURS = [
-    "blip.load(path)", "config.RunConfig", "blip.config.RunConfig.batch_size", "ConfigError", "dump_config()",
+    "blip.load(path)", "config.RunConfig", "blip.config.PretrainConfig.batch_size", "ConfigError", "dump_config()",
     "equal_captions", "--output_dir", "--set key=value", "blip/config.py", "config.py", "configs/pretrain_demo.yaml",
     "configs/*.yaml", "configs/NAME.yaml", "tests/", "blip check-data FILE", "blip pubmed run", "make test",
 ]  # fmt: skip
