@@ -6,8 +6,8 @@ OLDEST ?= .venv-oldest
 BIN = $(VENV)/bin
 DEMO ?= runs/demo
 SEED ?= 0
-# the models of the tests are tiny: a second thread would only wait. A file stays in one process, for its fixtures
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# a file's tests stay in one process, which makes the fixtures of the file once
+PYTEST = -m pytest -n 2 --dist loadfile
 INSTALL = -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-quick test-oldest lint docs clean
@@ -26,11 +26,14 @@ $(VENV)/.test $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.core
 demo: $(VENV)/.core
 	$(BIN)/python demo/demo.py --output_dir $(DEMO) --seed $(SEED)
 
+# the models of the tests are tiny: more threads would wait for each other more than they work
+test test-quick test-oldest: export OMP_NUM_THREADS = 1
+
 test: $(VENV)/.test
-	$(PYTEST)
+	$(BIN)/python $(PYTEST)
 
 test-quick: $(VENV)/.test
-	$(PYTEST) -m "not slow"
+	$(BIN)/python $(PYTEST) -m "not slow"
 
 # the lowest versions that requirements.txt and the extras allow
 test-oldest:
@@ -38,7 +41,7 @@ test-oldest:
 	$(PYTHON) .ci/lowest_versions.py > $(OLDEST)/requirements.txt
 	$(OLDEST)/bin/python $(INSTALL) -r $(OLDEST)/requirements.txt
 	$(OLDEST)/bin/python $(INSTALL) --no-deps --editable .
-	$(MAKE) test VENV=$(OLDEST) --assume-old=$(OLDEST)/.test
+	$(OLDEST)/bin/python $(PYTEST)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+pytest.importorskip("transformers")
+
 from benchmarks.peers_tasks import captioner
 from blip import decoding
 from blip.decoding import Decoding, Generated

@@ -17,6 +17,10 @@ import pytest
 from conftest import ROOT
 from pmc_server import Faults, Library, Server
 
+pytest.importorskip("lxml")
+pytest.importorskip("httpx")
+pytest.importorskip("Bio")
+
 from blip.pubmed import polite
 from blip.pubmed.catalogue import NAME, Catalogue, CatalogueError
 from blip.pubmed.extract import extract
