@@ -6,8 +6,8 @@ OLDEST ?= .venv-oldest
 BIN = $(VENV)/bin
 DEMO ?= runs/demo
 SEED ?= 0
-# a file's tests stay in one process, which makes the fixtures of the file once
-PYTEST = -m pytest -n 2 --dist loadfile
+# a file's tests stay in one process, which makes the fixtures of the file once; tests/conftest.py orders the files
+PYTEST = -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 INSTALL = -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-quick test-oldest lint docs clean

@@ -134,6 +134,7 @@ def test_licences_and_retractions(library: Library, tmp_path: Path) -> None:
         assert Catalogue(tmp_path).pmcids("done") == more
 
 
+@pytest.mark.slow
 def test_faults_leave_no_trace(library: Library, undisturbed: tuple[Path, int], tmp_path: Path) -> None:
     """Every kind of fault happens; catalogue and files end as without, and nothing is asked more often than it must."""
     faults = Faults(share=0.4, silence=4.0, seed=3)
