@@ -1,1 +1,1 @@
-"""Measurements, each against a named peer: see CONTRIBUTING.md. Without this file, fairscale's package hides it."""
+"""Measurements against a named peer. A package, since fairscale installs one of the same name."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from blip.explain import explain_pairs as explain_pairs
     from blip.explain import gradcam as gradcam
+    from blip.inference.load import load as load
     from blip.internals import names as names
     from blip.internals import patch_from as patch_from
     from blip.internals import trace as trace
@@ -13,11 +14,10 @@ if TYPE_CHECKING:
     from blip.lenses import attention_rollout as attention_rollout
     from blip.lenses import logit_lens as logit_lens
     from blip.lenses import patch_lens as patch_lens
-    from blip.restore import load as load
 
 __version__ = "0.1.0"
 
-PUBLIC = {"load": "restore"}
+PUBLIC = {"load": "inference.load"}
 PUBLIC |= dict.fromkeys(("names", "trace", "zero_head", "patch_from"), "internals")
 PUBLIC |= dict.fromkeys(("logit_lens", "patch_lens", "attention_rollout"), "lenses")
 PUBLIC |= dict.fromkeys(("gradcam", "explain_pairs"), "explain")

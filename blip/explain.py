@@ -25,11 +25,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blip.inference.predictor import ImageInput, Images, Predictor, Texts, listed
+from blip.inference.scoring import check_texts, scores_of
 from blip.internals import trace
 from blip.lenses import attention_rollout
 from blip.points import layers_of
-from blip.predictor import ImageInput, Images, Predictor, Texts, listed
-from blip.scoring import check_texts, scores_of
 from blip.tracing import Trace, TraceError
 
 METHODS = ("gradcam", "raw", "relevance", "rollout")

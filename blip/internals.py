@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from blip.inference.predictor import Predictor
 from blip.points import layers_of, names_of
-from blip.predictor import Predictor
 from blip.tracing import Edit, Trace, TraceError, no_such_point
 
 Patterns = str | Iterable[str]

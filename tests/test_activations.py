@@ -13,7 +13,7 @@ from blip import activations
 from blip.activations import ActivationError, Capture, capture, read_shards
 from blip.cli import app
 from blip.explain_files import Wanted, find_pairs
-from blip.predictor import Predictor
+from blip.inference.predictor import Predictor
 
 
 @pytest.fixture(scope="module")

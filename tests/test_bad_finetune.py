@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from blip.cli import app
 from blip.config import ConfigError
-from blip.finetune import NothingToScore
+from blip.tasks.finetune import NothingToScore
 from blip.train.launch import launch
 
 

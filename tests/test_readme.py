@@ -90,7 +90,7 @@ COMMANDS = [*readme_commands(), *(command for commands in HEADERS.values() for c
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpoint: Path) -> Path:
     """A folder with everything that the commands name."""
-    from blip import convert
+    from blip.checkpoints import convert
     from blip.tokenizer import load_tokenizer
 
     folder = tmp_path_factory.mktemp("readme")

@@ -1,0 +1,296 @@
+"""Weights from elsewhere and back: only names change, never values.
+
+`read` understands our own folders, the released `.pth` files of BLIP and Hugging Face `Blip*` folders; `write` makes
+any of the three. BERT and timm weights, which only start a model, are for `read_bert` and `from_timm`.
+"""
+
+import json
+import pickle
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from blip.checkpoints.format import INFO, TOKENIZER, WEIGHTS, CheckpointError, load_weights, save_weights
+from blip.checkpoints.names import (
+    BERT,
+    BERT_HEAD,
+    HUGGINGFACE,
+    HUGGINGFACE_CLASSES,
+    POSITION_IDS,
+    SALESFORCE,
+    SALESFORCE_QUEUE,
+    TIMM_VIT,
+    Tensors,
+    inverse,
+    listed,
+    prefixed,
+    rename,
+    to_ours,
+    with_copies,
+)
+from blip.checkpoints.sizes import (
+    grid_side,
+    guess_task,
+    huggingface_config,
+    info_of,
+    read_huggingface_config,
+    special_ids,
+)
+
+_BERT_UNUSED = re.compile(r"(pooler|cls\.seq_relationship|cls\.predictions\.decoder)\.|embeddings\.position_ids$")
+_QUEUE_SHAPES = {"queue.pointer": (1,), "queue.image_ids": (1, -1)}  # in the released files; ours are () and (Q,)
+NO_ID = -1  # of a queue entry without a known image or caption, as in `momentum`
+
+
+def read(path: str | Path, image_heads: int | None = None, text_heads: int | None = None) -> tuple[Tensors, dict]:
+    """Reads one of our folders, a released `.pth` file or a Hugging Face folder: (tensors on the CPU, info).
+
+    `info` holds `task`, the sizes `image_encoder`, `text_encoder` and/or `text_decoder` (of a decoder that shares
+    nothing), and `embed_dim`. Sizes follow from the tensors. The number of heads does not: a `.pth` file is taken to
+    have heads of width 64, as all released ones have, unless `image_heads` or `text_heads` says otherwise.
+
+    Raises:
+        CheckpointError: what is wrong with which file.
+    """
+    path = Path(path)
+    heads = {"image_encoder": image_heads, "text_encoder": text_heads, "text_decoder": text_heads}
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist")
+    if (path / INFO).is_file():
+        tensors, info = load_weights(path)
+        for part, count in heads.items():
+            if count and part in info:
+                info[part] = {**info[part], "heads": count}
+        return tensors, info
+    if path.is_dir():
+        return _read_huggingface(path, heads)
+    if path.suffix == ".safetensors":
+        raise CheckpointError(f"{path} holds weights without their sizes: give the folder that it lies in")
+    state = _load_file(path)
+    task = guess_task(state, path)
+    tensors = to_ours(state, {**SALESFORCE, **SALESFORCE_QUEUE.get(task, {})}, task, path)
+    if "queue.images" in tensors:
+        _fill_queue(tensors)
+    return tensors, info_of(tensors, task, heads, path)
+
+
+def write(
+    path: str | Path,
+    tensors: Tensors,
+    info: dict,
+    to: str = "blip",
+    tokenizer_file: str | Path | None = None,
+    hf_class: str | None = None,
+) -> list[str]:
+    """Writes a checkpoint; returns the names of what the target format cannot hold and is lost.
+
+    Args:
+        path: a folder, or for `salesforce` a file.
+        tensors, info: as `read` returns them.
+        to: `blip`, `salesforce` or `huggingface`.
+        tokenizer_file: goes into the folder. `tokenizer.json`, or for `huggingface` also `vocab.txt`.
+        hf_class: for `huggingface` and a checkpoint of pre-training, which no single class holds: `retrieval` or
+            `caption`. A checkpoint of VQA fits where image and text are equally wide.
+    """
+    path = Path(path)
+    if to == "blip":
+        if tokenizer_file and Path(tokenizer_file).suffix != ".json":
+            raise CheckpointError(f"{tokenizer_file}: our folders hold a tokenizer.json; save it as one first")
+        save_weights(path, tensors, info)
+        if tokenizer_file:
+            shutil.copyfile(tokenizer_file, path / TOKENIZER)
+        return []
+    if to == "salesforce":
+        return _write_salesforce(path, tensors, info["task"]) + ([TOKENIZER] if tokenizer_file else [])
+    if to == "huggingface":
+        return _write_huggingface(path, tensors, info, tokenizer_file, hf_class)
+    raise ValueError(f"to is {to!r}; it can be blip, salesforce or huggingface")
+
+
+def split(tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:
+    """(model, twin, queue), each with the names of its own module; twin and queue may be empty."""
+    parts: tuple[Tensors, Tensors, Tensors] = ({}, {}, {})
+    for name, tensor in tensors.items():
+        if name.startswith("twin."):
+            parts[1][name.removeprefix("twin.")] = tensor
+        elif name.startswith("queue."):
+            parts[2][name.removeprefix("queue.")] = tensor
+        else:
+            parts[0][name] = tensor
+    return parts
+
+
+def read_bert(path: str | Path) -> Tensors:
+    """BERT weights of Hugging Face, a folder or a file, as `text_encoder.*` and the head of `text_decoder.*`.
+
+    What BERT lacks is missing here too: cross-attention, the decoder's own self-attention (start it from the
+    encoder's), a head if the file has none, and the rows of the word embedding for tokens added to its vocabulary.
+    BLIP has no token types: that of the first segment, which plain text has, is added to the positions, so that the
+    states of a text are BERT's own.
+    """
+    path = Path(path)
+    table = {**prefixed(BERT, "", "text_encoder."), **prefixed(BERT_HEAD, "", "text_decoder.")}
+    tensors, unknown = {}, []
+    types = None
+    for name, tensor in (_load_folder(path) if path.is_dir() else _load_file(path)).items():
+        short = name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
+        short = short.replace("LayerNorm.beta", "LayerNorm.bias")
+        if short == "embeddings.token_type_embeddings.weight":
+            types = tensor
+        elif not _BERT_UNUSED.match(short):
+            ours = rename(short, table)
+            if ours is None:
+                unknown.append(name)
+            else:
+                tensors[ours] = tensor
+    positions = "text_encoder.embeddings.positions.weight"
+    if unknown or positions not in tensors:
+        raise CheckpointError(f"{path} is no BERT: " + (listed("not known", unknown) or "it has no position embedding"))
+    if types is not None:
+        tensors[positions] = tensors[positions] + types[0]
+    return tensors
+
+
+def from_timm(state: Tensors) -> Tensors:
+    """The state dict of a plain Vision Transformer of timm (DeiT, AugReg, DINO ...) as `image_encoder.*`.
+
+    The classifier (`head.*`) is left out. Raises CheckpointError for transformers that compute something else.
+    """
+    reasons = {
+        r"dist_token|head_dist": "a distillation token",
+        r"\.ls[12]\.|\.gamma_[12]$": "layer scale",
+        r"reg_token": "register tokens",
+        r"[qk]_norm": "normalised queries and keys",
+        r"norm_pre": "a norm before the blocks",
+        r"fc_norm": "the mean of all tokens instead of a CLS token",
+    }
+    for pattern, reason in reasons.items():
+        if any(re.search(pattern, name) for name in state):
+            raise CheckpointError(f"not a plain Vision Transformer: it has {reason}; choose another model of timm")
+    if "cls_token" not in state or "pos_embed" not in state:
+        raise CheckpointError("not a plain Vision Transformer: it has no cls_token or no pos_embed")
+    if state["pos_embed"].shape[1] == grid_side(state["pos_embed"].shape[1]) ** 2:
+        raise CheckpointError("not a plain Vision Transformer: its CLS token has no position")
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    table = prefixed(TIMM_VIT, "", "image_encoder.")
+    renamed = {name: rename(name, table) for name in state}
+    unknown = [name for name, ours in renamed.items() if ours is None]
+    if unknown:
+        raise CheckpointError("not a plain Vision Transformer: " + listed("not known", unknown))
+    return {ours: state[name] for name, ours in renamed.items() if ours}
+
+
+def _fill_queue(tensors: Tensors) -> None:
+    """The queue's shapes as ours are; entries whose image or caption the file does not name get `NO_ID`."""
+    size = tensors["queue.images"].shape[1]
+    tensors["queue.pointer"] = tensors["queue.pointer"].reshape(())
+    for name in ("queue.image_ids", "queue.caption_ids"):
+        tensors[name] = tensors[name].reshape(size) if name in tensors else torch.full((size,), NO_ID)
+
+
+def _write_salesforce(path: Path, tensors: Tensors, task: str) -> list[str]:
+    to_foreign = inverse({**SALESFORCE, **SALESFORCE_QUEUE.get(task, {})})
+    state, lost = {}, []
+    for name, tensor in with_copies(tensors, task)[0].items():
+        foreign = rename(name, to_foreign)
+        if foreign is not None:
+            state[foreign] = tensor.reshape(_QUEUE_SHAPES[name]) if name in _QUEUE_SHAPES else tensor
+        elif not (name in ("queue.image_ids", "queue.caption_ids") and bool((tensor == NO_ID).all())):
+            lost.append(name)
+        if foreign is not None and foreign.endswith(".embeddings.position_embeddings.weight"):
+            module = foreign.removesuffix(".embeddings.position_embeddings.weight")
+            state[module + POSITION_IDS] = torch.arange(len(tensor))[None]
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder: the released format is one file, such as {path / 'model.pth'}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": state}, path)
+    return lost
+
+
+def _read_huggingface(folder: Path, heads: dict[str, int | None]) -> tuple[Tensors, dict]:
+    config = folder / "config.json"
+    if not config.is_file():
+        inside = folder / "checkpoints" / "latest"
+        hint = f"; you may mean {inside}" if inside.exists() else ""
+        raise CheckpointError(
+            f"{folder} is no checkpoint: it has neither {INFO} (ours) nor config.json (Hugging Face){hint}"
+        )
+    stated, dropout = read_huggingface_config(config)
+    state = _load_folder(folder)
+    task = guess_task(state, folder)
+    tensors = to_ours(state, HUGGINGFACE, task, folder)
+    info = info_of(tensors, task, {part: heads[part] or stated[part] for part in stated}, folder)
+    for part in ("text_encoder", "text_decoder"):
+        if part in info and dropout:
+            info[part]["dropout"] = dropout
+    return tensors, info
+
+
+def _write_huggingface(
+    folder: Path, tensors: Tensors, info: dict, tokenizer_file: str | Path | None, hf_class: str | None
+) -> list[str]:
+    hf_class = hf_class or info["task"]
+    if hf_class not in HUGGINGFACE_CLASSES:
+        options = " or ".join(f"{option} ({name})" for option, (name, _) in HUGGINGFACE_CLASSES.items())
+        raise CheckpointError(f"no Hugging Face class holds a checkpoint of {hf_class}; hf_class can be {options}")
+    class_name, modules = HUGGINGFACE_CLASSES[hf_class]
+    everything, held_as = with_copies(tensors, info["task"])
+    held = {name: tensor for name, tensor in everything.items() if name.split(".")[0] in modules}
+    absent = [module for module in modules if not any(name.startswith(module + ".") for name in held)]
+    if absent:
+        raise CheckpointError(f"{class_name} needs {', '.join(absent)}, which a checkpoint of {info['task']} lacks")
+    if info["task"] not in ("pretrain", hf_class):  # its decoder looks at questions, not at images
+        raise CheckpointError(f"{class_name} cannot use a checkpoint of {info['task']}; hf_class can be {info['task']}")
+    widths = info["image_encoder"]["width"], (info.get("text_encoder") or info["text_decoder"])["width"]
+    if hf_class == "vqa" and widths[0] != widths[1]:
+        raise CheckpointError(
+            f"{class_name} cannot hold this model: its answer decoder looks at states of the image's width, "
+            f"{widths[0]}, and those of a question are {widths[1]} wide"
+        )
+    config = {
+        "architectures": [class_name],
+        **huggingface_config(info, special_ids(tokenizer_file, info)),
+    }
+    to_foreign = inverse(HUGGINGFACE)
+    # safetensors refuses tensors that share memory
+    state = {str(rename(name, to_foreign)): tensor.detach().clone() for name, tensor in held.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / WEIGHTS, {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    if tokenizer_file:
+        shutil.copyfile(tokenizer_file, folder / (TOKENIZER if Path(tokenizer_file).suffix == ".json" else "vocab.txt"))
+    kept = {held_as.get(name, name) for name in held}
+    return [name for name in tensors if name not in kept]
+
+
+def _load_folder(folder: Path) -> Tensors:
+    for name in (WEIGHTS, "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return _load_file(folder / name)
+    raise CheckpointError(f"{folder} holds neither {WEIGHTS} nor pytorch_model.bin")
+
+
+def _load_file(path: Path) -> Tensors:
+    """The tensors of a safetensors file or a pickle, which may hold them as `model`. No code in it is run."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or cut short: {error}") from error
+    except pickle.UnpicklingError as error:  # torch's own message advises to load the file regardless
+        raise CheckpointError(
+            f"{path} is no file of PyTorch weights, or holds objects other than tensors, which could run code"
+        ) from error
+    except Exception as error:  # a broken file raises nearly every other kind
+        raise CheckpointError(f"{path} is no file of PyTorch weights, or is damaged or cut short") from error
+    if isinstance(state, dict) and isinstance(state.get("model"), dict):
+        state = state["model"]
+    if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise CheckpointError(f"{path} holds no state dict, that is, no names with a tensor each")
+    return state

@@ -1,0 +1,103 @@
+"""Whole sets of questions: the answers a training set offers, splits that cut no image, images that two sets share."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from blip.data.images import is_reference, read_image
+from blip.data.questions import Questions
+from blip.data.sets.questions import Question
+from blip.hashing import stable_hash
+
+
+def answer_list(questions: Questions, min_count: int = 1) -> list[str]:
+    """The different answers of a training set, most frequent first, those equally frequent in order of the alphabet.
+
+    Lower-cased and with single blanks, since the tokenizer tells no more apart. Each question counts an answer once.
+    """
+    counts: Counter[str] = Counter()
+    for index in range(len(questions)):
+        counts.update({" ".join(answer.lower().split()) for answer in questions[index].answers})
+    return sorted((text for text, count in counts.items() if count >= min_count), key=lambda x: (-counts[x], x))
+
+
+def split_by_image(questions: Questions, shares: Sequence[float], seed: int = 0) -> list[Questions]:
+    """One part per share, as views: no image, and no patient or article where the set tells, is in two of them.
+
+    Args:
+        shares: of the questions, such as (0.8, 0.1, 0.1); their sum is 1.
+        seed: another seed, another split. But for the edges, an image's part depends on it and the image's name alone.
+    """
+    if not shares or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"shares are {list(shares)}; they are 0 or more and sum to 1, such as [0.8, 0.1, 0.1]")
+    groups: dict[str, list[int]] = {}
+    contents = _contents(questions)
+    for index in range(len(questions)):
+        groups.setdefault(contents.get(questions.image_number(index)) or questions.group(index), []).append(index)
+    order = sorted(groups, key=lambda group: stable_hash("split", seed, group))
+    # a group belongs to the part in which its middle question falls
+    ends = np.cumsum([len(groups[group]) for group in order])
+    middles = (ends - np.asarray([len(groups[group]) for group in order]) / 2) / max(len(questions), 1)
+    parts: list[list[int]] = [[] for _ in shares]
+    for group, part in zip(order, np.searchsorted(np.cumsum(shares)[:-1], middles, side="right"), strict=True):
+        parts[part] += groups[group]
+    return [questions.view(sorted(part)) for part in parts]
+
+
+def shared_images(train: Questions, test: Questions, by_content: bool = False) -> int:
+    """How many images of `test` occur in `train` too: by their id or path, or, where they lie in parquet, their bytes.
+
+    `by_content` reads and compares the bytes of all of them, and so finds copies under other names.
+    """
+    known = _names(train, by_content)
+    return sum(bool(names & known) for names in _each(test, by_content).values())
+
+
+def _names(questions: Questions, by_content: bool) -> set[str]:
+    return set().union(*_each(questions, by_content).values())
+
+
+def _each(questions: Questions, by_content: bool) -> dict[int, set[str]]:
+    """Of each image all that it can be known by."""
+    contents = _contents(questions, by_content)
+    names: dict[int, set[str]] = {}
+    for index in range(len(questions)):
+        image = questions.image_number(index)
+        if image not in names:
+            question = questions[index]
+            names[image] = {contents[image]} if image in contents else set()
+            if not is_reference(question.image):
+                names[image] |= {f"path {question.image}", f"id {question.image_id}"}
+    return names
+
+
+def _contents(questions: Questions, all_of_them: bool = False) -> dict[int, str]:
+    """Image number -> hash of its bytes, of images in parquet and arrow files, which have no name, or of all images.
+
+    An image that cannot be read is left out.
+    """
+    found: dict[int, str] = {}
+    seen = set()
+    for index in range(len(questions)):
+        image, path = questions.image_number(index), questions.image_path(index)
+        if image not in seen and (all_of_them or is_reference(path)):
+            seen.add(image)
+            try:
+                found[image] = "bytes " + hashlib.blake2b(read_image(path), digest_size=16).hexdigest()
+            except (OSError, ValueError):
+                continue
+    return found
+
+
+def majority_answers(train: Questions, asked: Sequence[Question]) -> list[str]:
+    """What someone would say who never looks: the commonest training answer to the same question, else of all."""
+    by_question: dict[str, Counter[str]] = {}
+    overall: Counter[str] = Counter()
+    for index in range(len(train)):
+        question = train[index]
+        by_question.setdefault(question.question, Counter()).update(question.answers)
+        overall.update(question.answers)
+    best = overall.most_common(1)[0][0]
+    return [by_question[q.question].most_common(1)[0][0] if q.question in by_question else best for q in asked]

@@ -1,0 +1,287 @@
+"""Visual questions, in the order in which a record travels: in memory (`read_questions`, `Questions`), then samples
+(`VqaDataset`, `EvalQuestions`), then batches (`collate_vqa`).
+
+Before come the files (`question_sets.py`). What is done with whole sets, such as splitting them by image, is in
+`vqa_splits.py`. B questions in a batch, A answers of all of them, T and Ta text tokens, S side of an image in pixels.
+"""
+
+import os
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from blip.data.batches import TensorBatch, padded
+from blip.data.compact import Labels, TextLists, Texts
+from blip.data.formats import file_entry
+from blip.data.images import open_image
+from blip.data.order import EpochOrder, Walk, open_or_note, own_chance
+from blip.data.sets.layout import open_set
+from blip.data.sets.questions import QUESTION_SETS, Question
+from blip.data.skipped import Skipped
+from blip.tokenizer import Tokenizer
+
+# ---- annotations in memory -------------------------------------------------------------------------------------------
+
+
+class Questions:
+    """N questions in flat arrays, from `read_questions`. `questions[i]` is the record, with the image's full path."""
+
+    def __init__(self) -> None:
+        # of each image, of which there are fewer than questions
+        self._paths, self._image_ids, self._groups = Texts(), Texts(), Texts()
+        # of each question
+        self._image = array("q")
+        self._questions, self._ids = Texts(), Texts()
+        self._answers, self._choices = TextLists(), TextLists()
+        self._weights = array("d")  # of each answer
+        self._references, self._reference_ends = array("H"), array("q")  # each reference: which of the answers it is
+        self._types, self._categories = Labels(), Labels()
+        self._file_weights = array("d")
+        self._rows: np.ndarray | None = None  # of a view: where its questions lie in these arrays
+
+    def append(self, question: Question, images: dict[str, int], weight: float = 1.0) -> None:
+        """Adds a question. `images`, empty at first, is the caller's memory of the images that came before.
+
+        Of several questions on one path the first says which id and group the image has.
+        """
+        if question.image not in images:
+            images[question.image] = len(self._paths)
+            self._paths.append(question.image)
+            self._image_ids.append(question.image_id)
+            self._groups.append(question.group)
+        self._image.append(images[question.image])
+        self._questions.append(question.question)
+        self._ids.append(question.question_id)
+        self._answers.append(question.answers)
+        self._weights.extend(question.weights)
+        self._references.extend(question.answers.index(text) for text in question.references)
+        self._reference_ends.append(len(self._references))
+        self._choices.append(question.choices)
+        self._types.append(question.answer_type)
+        self._categories.append(question.category)
+        self._file_weights.append(weight)
+
+    def __len__(self) -> int:
+        return len(self._image) if self._rows is None else len(self._rows)
+
+    def __getitem__(self, index: int) -> Question:
+        row, image = self._row(index), self._image[self._row(index)]
+        answers = self._answers[row]
+        first = self._reference_ends[row - 1] if row else 0
+        return Question(
+            self._paths[image],
+            self._questions[row],
+            answers,
+            self._weights[slice(*self._answers.span(row))].tolist(),
+            self._types[row],
+            self._ids[row],
+            self._image_ids[image],
+            self._categories[row],
+            self._choices[row],
+            self._groups[image],
+            [answers[i] for i in self._references[first : self._reference_ends[row]]],
+        )
+
+    def image_path(self, index: int) -> str:
+        return self._paths[self._image[self._row(index)]]
+
+    def image_number(self, index: int) -> int:
+        """Equal for questions on the same image, by its path."""
+        return self._image[self._row(index)]
+
+    def group(self, index: int) -> str:
+        """What splits must not cut: a patient or an article where the set tells, else the image's id."""
+        return self._groups[self._image[self._row(index)]]
+
+    def answer_counts(self) -> np.ndarray:
+        """(N,) int64: how many different answers each question has; 0 where a test set keeps them back."""
+        counts = np.diff(np.array(self._answers.ends), prepend=0)
+        return counts if self._rows is None else counts[self._rows]
+
+    def record_weights(self) -> np.ndarray | None:
+        """(N,) float64: how often an epoch visits each question; None where all are 1."""
+        rows = slice(None) if self._rows is None else self._rows
+        weights = np.array(self._file_weights)[rows]
+        return None if (weights == 1).all() else weights
+
+    def view(self, indices: Sequence[int] | np.ndarray) -> "Questions":
+        """Those questions alone, in that order, without copying their texts."""
+        part = copy(self)
+        chosen = np.asarray(indices, np.int64)
+        part._rows = chosen if self._rows is None else self._rows[chosen]
+        return part
+
+    def _row(self, index: int) -> int:
+        if not 0 <= index < len(self):
+            raise IndexError(f"question {index} of {len(self)}")
+        return index if self._rows is None else int(self._rows[index])
+
+    @property
+    def nbytes(self) -> int:
+        lists = (self._paths, self._image_ids, self._groups, self._questions, self._ids, self._answers, self._choices)
+        arrays = (self._image, self._weights, self._references, self._reference_ends, self._file_weights)
+        held = sum(x.nbytes for x in (*lists, self._types, self._categories))
+        return held + sum(len(x) * x.itemsize for x in arrays) + (0 if self._rows is None else self._rows.nbytes)
+
+
+def read_questions(
+    files: list[str | Mapping[str, Any]], image_root: str = "", kind: str = "json", split: str = ""
+) -> Questions:
+    """Reads sets of questions, each a file or the folder as its authors distribute it.
+
+    In a configuration: `dataset: slake`, `train_file: [/data/Slake1.0]`, read with split train; or
+    `train_file: [/data/Slake1.0/train.json]`. The generic form, `json`, is a file whose records have `image`,
+    `question` and `answer`; see `question_sets.generic`.
+
+    Args:
+        files: paths, or {"path": ..., "weight": ...}; the weight says how often an epoch visits the file's records.
+        image_root: folder that image paths are relative to; empty: where the set has its images, or the folder of the
+            annotation file.
+        kind: a name of QUESTION_SETS.
+        split: train, validation, test or all. A folder of several parts needs it. In a file it selects the records that
+            name their part, as those of VQA-RAD do; a file whose records name none is one part and is read whole.
+
+    Raises:
+        ValueError: no such kind, split or image_root.
+        AnnotationError: names the file, the record and what is wrong with it.
+    """
+    if not files:
+        raise ValueError("no files of questions are given")
+    questions, images = Questions(), dict[str, int]()
+    for entry in files:
+        path, weight = file_entry(entry)
+        for file in open_set(QUESTION_SETS, kind, path, split, image_root):
+            for place, raw in file.raw():
+                record = file.parse(place, raw)
+                record.image = os.path.normpath(os.path.join(file.root, record.image))
+                record.question_id = record.question_id or f"{os.path.basename(file.path)}:{place.split()[-1]}"
+                questions.append(record, images, weight)
+    return questions
+
+
+# ---- samples ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class VqaSample:
+    """One image with a question and its answers. `image` is None where evaluation met an unreadable image."""
+
+    image: Tensor | None  # float32 (3, S, S)
+    ids: list[int]  # the question, [CLS] ... [SEP]
+    answers: list[list[int]]  # each [CLS] ... [SEP]
+    weights: list[float]  # of each answer
+    index: int
+    skipped: list[Skipped]
+
+
+class QuestionEncoder:
+    """Question and answers to ids, [CLS] ... [SEP]."""
+
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int = 35, max_answer_tokens: int = 30):
+        """Longest question and answer, [CLS] and [SEP] included."""
+        for name, value in (("max_tokens", max_tokens), ("max_answer_tokens", max_answer_tokens)):
+            if value < 3:
+                raise ValueError(f"{name} is {value}: [CLS] and [SEP] take 2, the text needs some more")
+        self.tokenizer, self.max_tokens, self.max_answer_tokens = tokenizer, max_tokens, max_answer_tokens
+
+    def __call__(self, question: Question) -> tuple[list[int], list[list[int]]]:
+        ids = self.tokenizer.encode([question.question], self.max_tokens)[0]
+        return ids, self.tokenizer.encode(question.answers, self.max_answer_tokens)
+
+
+class VqaDataset(Dataset):
+    """Training samples by (epoch, position). All chance in a sample depends on (seed, epoch, index) alone."""
+
+    def __init__(
+        self,
+        questions: Questions,
+        order: EpochOrder,
+        encode: QuestionEncoder,
+        transform: Callable[[Image.Image], Tensor],
+        seed: int,
+        max_skipped_fraction: float = 0.01,
+    ):
+        """`order`: of the questions' number and `record_weights`; `max_skipped_fraction`: see `Walk`.
+
+        Raises ValueError where a question has no answer, as in test sets whose answers are kept back.
+        """
+        unanswered = np.flatnonzero(questions.answer_counts() == 0)
+        if len(unanswered):
+            name = questions[int(unanswered[0])].question_id
+            raise ValueError(f"{len(unanswered)} questions have no answer to learn from, the first being {name}")
+        self.questions, self.encode, self.transform, self.seed = questions, encode, transform, seed
+        self.order, self.walk = order, Walk(order, len(questions), max_skipped_fraction)
+
+    def __len__(self) -> int:
+        return self.order.per_rank
+
+    def __getitem__(self, key: tuple[int, int]) -> VqaSample:
+        """The sample at (epoch, position), or the next readable one behind it, with a note of those skipped."""
+        epoch, position = key
+        index, image, skipped = self.walk.open(epoch, position, lambda i: open_image(self.questions.image_path(i)))
+        with own_chance(self.seed, epoch, index):
+            pixels = self.transform(image)
+        question = self.questions[index]
+        return VqaSample(pixels, *self.encode(question), question.weights, index, skipped)
+
+
+class EvalQuestions(Dataset):
+    """Evaluation samples by index, each question once."""
+
+    def __init__(self, questions: Questions, encode: QuestionEncoder, transform: Callable[[Image.Image], Tensor]):
+        self.questions, self.encode, self.transform = questions, encode, transform
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, index: int) -> VqaSample:
+        """The sample; where the image is unreadable, one whose `image` is None and whose `skipped` says so."""
+        question = self.questions[index]
+        pixels, skipped = open_or_note(index, lambda _: self.transform(open_image(question.image)))
+        return VqaSample(pixels, *self.encode(question), question.weights, index, skipped)
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class VqaBatch(TensorBatch):
+    """Tensors of B questions with A answers in all."""
+
+    images: Tensor  # float32 (B, 3, S, S)
+    ids: Tensor  # int64 (B, T), questions, [CLS] first, padded to the longest of the batch
+    lengths: Tensor  # int64 (B,), without pads; stays on the CPU
+    answer_ids: Tensor  # int64 (A, Ta), [CLS] first, padded to the longest of the batch
+    answer_lengths: Tensor  # int64 (A,), without pads; stays on the CPU
+    owner: Tensor  # int64 (A,), the question's row, never falling
+    weights: Tensor  # float32 (A,)
+    indices: list[int]  # of the questions, to name one in a message
+    skipped: list[Skipped]
+
+
+def collate_vqa(samples: list[VqaSample], pad_id: int = 0, pad_to: tuple[int, ...] = ()) -> VqaBatch:
+    """Puts samples side by side; those without an image only leave their note in `skipped`. `pad_to`: see `padded`."""
+    skipped = [note for sample in samples for note in sample.skipped]
+    samples = [sample for sample in samples if sample.image is not None]
+    ids, lengths = padded([sample.ids for sample in samples], pad_id, pad_to)
+    answer_ids, answer_lengths = padded([ids for sample in samples for ids in sample.answers], pad_id, pad_to)
+    owner = [row for row, sample in enumerate(samples) for _ in sample.answers]
+    return VqaBatch(
+        images=torch.stack([sample.image for sample in samples]) if samples else torch.empty(0),  # type: ignore[misc]
+        ids=ids,
+        lengths=lengths,
+        answer_ids=answer_ids,
+        answer_lengths=answer_lengths,
+        owner=torch.tensor(owner, dtype=torch.int64),
+        weights=torch.tensor([weight for sample in samples for weight in sample.weights], dtype=torch.float32),
+        indices=[sample.index for sample in samples],
+        skipped=skipped,
+    )

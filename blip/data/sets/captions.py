@@ -1,0 +1,229 @@
+"""Images with captions, as their data sets are distributed: CAPTION_SETS, name -> format."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blip.data.formats import (
+    AnnotationError,
+    Records,
+    checked,
+    is_object,
+    iter_json_object,
+    iter_lines,
+    iter_records,
+    kind_of,
+    parse_record,
+)
+from blip.data.sets.layout import SetFormat
+
+ARTICLE = re.compile(r"PMC\d+")
+GROUPS = ("pmcid", "article", "group", "patient")  # what splits must not cut
+
+
+@dataclass
+class Captioned:
+    """An image with one or more captions."""
+
+    image: str  # path relative to the set's images, or FILE#ROW
+    captions: list[str]
+    image_id: str | None = None  # equal for records of one image; None: its path
+    group: str = ""  # what splits must not cut: an article or a patient; "": the image
+    source: str = ""  # where the pair comes from, such as web or synthetic; "": not said
+
+
+def captioned(record: Any) -> Captioned:
+    """The generic record: `image`, `caption` (text or a list), perhaps `image_id`, `source` and one of GROUPS."""
+    image, captions, image_id = parse_record(record)
+    group = next((record[name] for name in GROUPS if record.get(name) not in (None, "")), "")
+    return Captioned(image, captions, image_id, str(group), str(record.get("source") or ""))
+
+
+def text_of(record: Any, *names: str) -> str:
+    """The text under the first of `names` that the record has, without blanks round it; ValueError if it is none."""
+    if not isinstance(record, Mapping):
+        raise ValueError(f"a record is an object, not {kind_of(record)}")
+    name = next((name for name in names if name in record), None)
+    if name is None:
+        raise ValueError(f"has no {names[0]!r}; its keys: {', '.join(map(str, record)) or 'none'}")
+    value = record[name]
+    # identifiers, and answers such as 4
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        value = str(int(value) if value == int(value) else value)
+    if not isinstance(value, str):
+        raise ValueError(f"its {name} is {kind_of(value)}, not text")
+    if not value.strip() or "\0" in value:
+        raise ValueError(f"its {name} {'holds a NUL character' if value.strip() else 'is empty'}")
+    return value.strip()
+
+
+# ---- ROCO, ROCOv2 ----------------------------------------------------------------------------------------------------
+
+
+def _roco_lines(path: Path) -> Records:
+    for place, line in iter_lines(path):
+        name, tab, caption = line.partition("\t")
+        if not tab:
+            raise AnnotationError(path, place, "has no tab; a line is the name of an image, a tab and its caption")
+        yield place, {"name": f"{name.strip()}.jpg", "caption": caption}
+
+
+def _roco_file(path: Path, root: str) -> Records:
+    """`captions.txt` of the git form, or the CSV with id, name, caption."""
+    if path.suffix.lower() == ".txt":
+        return checked(path, _roco_lines)
+    return iter_records(path, needed=("name", "caption"), also=("id",))
+
+
+def _roco(record: Any) -> Captioned:
+    name = text_of(record, "name")
+    article = ARTICLE.match(name)
+    return Captioned(name, [text_of(record, "caption")], name, article[0] if article else "")
+
+
+def _rocov2_file(path: Path, root: str) -> Records:
+    if path.suffix.lower() == ".parquet":
+        return iter_records(path, needed=("image", "image_id", "caption"), also=())
+    return iter_records(path, needed=("ID", "Caption"), also=())
+
+
+def _rocov2(record: Any) -> Captioned:
+    name = text_of(record, "ID", "image_id")
+    image = text_of(record, "image") if "image" in record else f"{name}.jpg"
+    return Captioned(image, [text_of(record, "Caption", "caption")], name)
+
+
+# ---- articles --------------------------------------------------------------------------------------------------------
+
+
+def _pmc_oa(record: Any) -> Captioned:
+    found = captioned(record)
+    article = ARTICLE.match(found.image)
+    return Captioned(found.image, found.captions, found.image_id, found.group or (article[0] if article else ""))
+
+
+def _medicat(record: Any) -> Captioned:
+    """The caption that Semantic Scholar cut from the PDF, or else S2ORC's; `s2orc_references`, mentions in the text of
+    the article, are no captions and are left out."""
+    article, figure = text_of(record, "pdf_hash"), text_of(record, "fig_uri")
+    key = "s2_caption" if record.get("s2_caption") else "s2orc_caption"
+    # files carry the article's hash; the sample of the publication leaves it out of fig_uri
+    name = figure if figure.startswith(article) else f"{article}_{figure}"
+    return Captioned(name, [text_of(record, key)], name, article)
+
+
+# ---- photographs -----------------------------------------------------------------------------------------------------
+
+
+def _karpathy_file(path: Path, root: str) -> Records:
+    """BLIP's form, a list of records, or the original `dataset_coco.json`, whose sentences become captions."""
+    if not is_object(path):
+        yield from iter_records(path)
+        return
+    number = 0
+    for key, item in checked(path, iter_json_object):
+        if key == "images":
+            number += 1
+            if not isinstance(item, dict) or not isinstance(item.get("sentences"), list):
+                raise AnnotationError(path, f"image {number}", "has no list of sentences: not Karpathy's form")
+            yield (
+                f"image {number}",
+                {
+                    "image": str(Path(item.get("filepath", ""), item.get("filename", ""))),
+                    "caption": [sentence.get("raw") for sentence in item["sentences"]],
+                    "image_id": item.get("cocoid", item.get("imgid")),
+                    "split": item.get("split"),
+                },
+            )
+    if not number:
+        raise AnnotationError(path, "", "has no images: not Karpathy's form")
+
+
+def _coco_captions_file(path: Path, root: str) -> Records:
+    """The original `captions_train2017.json`: `images` and `annotations` apart, put together by the image's id."""
+    names: dict[Any, str] = {}
+    captions: dict[Any, list[str]] = {}
+    for key, item in checked(path, iter_json_object):
+        if key == "images":
+            if not isinstance(item, dict) or not {"id", "file_name"} <= set(item):
+                raise AnnotationError(path, f"image {len(names) + 1}", "needs id and file_name")
+            names[item["id"]] = item["file_name"]
+        elif key == "annotations":
+            if not isinstance(item, dict) or not {"image_id", "caption"} <= set(item):
+                raise AnnotationError(path, f"an annotation of {item!r:.60}", "needs image_id and caption")
+            captions.setdefault(item["image_id"], []).append(item["caption"])
+    if not names or not captions:
+        raise AnnotationError(path, "", "needs lists images and annotations: not COCO's form")
+    if unknown := [image for image in captions if image not in names]:
+        raise AnnotationError(
+            path, "", f"has captions of {len(unknown)} images that it does not list, such as {unknown[0]}"
+        )
+    for image, name in names.items():
+        yield f"image {image}", {"image": name, "caption": captions.get(image, []), "image_id": image}
+
+
+def _plain(path: Path, root: str) -> Records:
+    return iter_records(path, also=("image_id", *GROUPS, "split", "source"))
+
+
+def _roco_files(part: str, table: str) -> tuple[str, ...]:
+    places = (f"{part}/{table}", f"{part}/radiology/captions.txt")
+    return (*places, *(f"*/{place}" for place in places))
+
+
+_ROCO_FILES = {
+    "train": _roco_files("train", "radiologytraindata.csv"),
+    "validation": _roco_files("validation", "radiologyvaldata.csv"),
+    "test": _roco_files("test", "radiologytestdata.csv"),
+}
+_COCO_2017 = ("annotations/captions_{0}2017.json", "annotations/captions_{0}2014.json")
+
+CAPTION_SETS: dict[str, SetFormat[Captioned]] = {
+    "json": SetFormat(_plain, captioned),
+    "roco": SetFormat(_roco_file, _roco, _ROCO_FILES, ("radiology/images", "images")),
+    "rocov2": SetFormat(
+        _rocov2_file,
+        _rocov2,
+        {"train": ("train_captions.csv",), "validation": ("valid_captions.csv",), "test": ("test_captions.csv",)},
+        ("{first}_images", "{first}", "images"),
+    ),
+    "pmc_oa": SetFormat(
+        _plain,
+        _pmc_oa,
+        {"train": ("train.jsonl", "pmc_oa.jsonl"), "validation": ("valid.jsonl",), "test": ("test.jsonl",)},
+        ("images", "caption_T060_filtered_top4_sep_v0_subfigures"),
+    ),
+    "medicat": SetFormat(lambda path, root: iter_records(path), _medicat, {"train": ("*.jsonl",)}, ("figures",)),
+    "coco": SetFormat(
+        _karpathy_file,
+        captioned,
+        {
+            "train": ("coco_karpathy_train.json", "dataset_coco.json"),
+            "validation": ("coco_karpathy_val.json", "dataset_coco.json"),
+            "test": ("coco_karpathy_test.json", "dataset_coco.json"),
+        },
+        ("images",),
+    ),
+    "flickr": SetFormat(
+        _karpathy_file,
+        captioned,
+        {
+            "train": ("flickr30k_train.json", "dataset_flickr30k.json"),
+            "validation": ("flickr30k_val.json", "dataset_flickr30k.json"),
+            "test": ("flickr30k_test.json", "dataset_flickr30k.json"),
+        },
+        ("images", "flickr30k-images"),
+    ),
+    "coco_captions": SetFormat(
+        _coco_captions_file,
+        captioned,
+        {
+            "train": tuple(pattern.format("train") for pattern in _COCO_2017),
+            "validation": tuple(pattern.format("val") for pattern in _COCO_2017),
+        },
+        ("../{last}", "../images", "images"),
+    ),
+}

@@ -1,0 +1,213 @@
+"""Statements about two images, true or false: in memory (`read_statements`), samples, batches.
+
+The model takes two images, left and right. NLVR2 has two photographs. NLVR has one drawing of three boxes side by side;
+it is cut between the first and the second box: left is box 1, right are boxes 2 and 3. Every box is then seen once, so
+that statements which count boxes stay true; the model has to learn that the right image holds two.
+
+B statements in a batch, T text tokens, S side of an image in pixels.
+"""
+
+import os
+from array import array
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from blip.data.batches import TensorBatch, padded
+from blip.data.compact import TextLists, Texts
+from blip.data.formats import file_entry
+from blip.data.images import UnreadableImage, open_image
+from blip.data.order import EpochOrder, Walk, open_or_note, own_chance
+from blip.data.sets.layout import open_set
+from blip.data.sets.statements import STATEMENT_SETS, Statement
+from blip.data.skipped import Skipped
+from blip.tokenizer import Tokenizer
+
+# ---- annotations in memory -------------------------------------------------------------------------------------------
+
+
+class Statements:
+    """N statements in flat arrays; filled by `read_statements`. `statements[i]` has the full paths of its images."""
+
+    def __init__(self) -> None:
+        self._images, self._sentences, self._ids = TextLists(), Texts(), Texts()
+        self._labels = array("b")
+
+    def append(self, item: Statement) -> None:
+        self._images.append([item.images] if isinstance(item.images, str) else list(item.images))
+        self._sentences.append(item.sentence)
+        self._ids.append(item.id)
+        self._labels.append(item.label)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> Statement:
+        images = self._images[index]
+        pair = images[0] if len(images) == 1 else (images[0], images[1])
+        return Statement(pair, self._sentences[index], bool(self._labels[index]), self._ids[index])
+
+
+def read_statements(
+    files: list[str | Mapping[str, Any]], image_root: str = "", kind: str = "json", split: str = ""
+) -> Statements:
+    """Reads sets of statements, each a file or the folder as distributed; `kind` is a name of STATEMENT_SETS.
+
+    Arguments and errors: as for `vqa.read_questions`; weights of files are not known here and raise ValueError.
+    """
+    if not files:
+        raise ValueError("no files of statements are given")
+    statements = Statements()
+    for entry in files:
+        path, weight = file_entry(entry)
+        if weight != 1:
+            raise ValueError(f"{path}: weight is {weight}; files of statements take none")
+        for file in open_set(STATEMENT_SETS, kind, path, split, image_root):
+            for place, raw in file.raw():
+                item = file.parse(place, raw)
+                item.images = full_paths(item.images, file.root)
+                item.id = item.id or f"{os.path.basename(file.path)}:{place.split()[-1]}"
+                statements.append(item)
+    return statements
+
+
+def full_paths(images: tuple[str, str] | str, root: str) -> tuple[str, str] | str:
+    """The paths joined to the folder that they are relative to."""
+    if isinstance(images, str):
+        return os.path.normpath(os.path.join(root, images))
+    left, right = (os.path.normpath(os.path.join(root, image)) for image in images)
+    return left, right
+
+
+# ---- samples ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class NlvrSample:
+    """Two images with a sentence. `images` is None where evaluation met an unreadable image."""
+
+    images: Tensor | None  # float32 (2, 3, S, S), left and right
+    ids: list[int]  # [CLS] ... [SEP]
+    label: bool
+    index: int
+    skipped: list[Skipped]
+
+
+def open_images(images: tuple[str, str] | str) -> tuple[Image.Image, Image.Image]:
+    """Left and right. UnreadableImage names the one that cannot be read."""
+    if not isinstance(images, str):
+        return open_image(images[0]), open_image(images[1])
+    try:
+        return cut_boxes(open_image(images))
+    except ValueError as error:
+        raise UnreadableImage(images, str(error)) from None
+
+
+def cut_boxes(drawing: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """A drawing of NLVR -> box 1, boxes 2 and 3. ValueError where its sides are not four to one.
+
+    Boxes are squares as high as the drawing, half a box apart (400 x 100 pixels, boxes from 0, 150 and 300).
+    """
+    width, height = drawing.size
+    if width != 4 * height:
+        raise ValueError(f"{width} x {height} pixels; a drawing of three boxes is four times as wide as high")
+    return drawing.crop((0, 0, height, height)), drawing.crop((height * 3 // 2, 0, width, height))
+
+
+class NlvrDataset(Dataset):
+    """Training samples by (epoch, position). All chance in a sample depends on (seed, epoch, index) alone.
+
+    Left and right are never swapped, neither here nor in evaluation, as the published code does with the words left and
+    right in the sentence: a statement of medical images means the sides that it names.
+    """
+
+    def __init__(
+        self,
+        statements: Statements,
+        order: EpochOrder,
+        tokenizer: Tokenizer,
+        transform: Callable[[Image.Image], Tensor],
+        max_tokens: int,
+        seed: int,
+        max_skipped_fraction: float = 0.01,
+    ):
+        """`max_skipped_fraction`: see `Walk`; a statement is skipped if one of its images is unreadable."""
+        self.statements, self.tokenizer, self.transform = statements, tokenizer, transform
+        self.max_tokens, self.seed = max_tokens, seed
+        self.order, self.walk = order, Walk(order, len(statements), max_skipped_fraction)
+
+    def __len__(self) -> int:
+        return self.order.per_rank
+
+    def __getitem__(self, key: tuple[int, int]) -> NlvrSample:
+        """The sample at (epoch, position), or the next readable one behind it, with a note of those skipped."""
+        epoch, position = key
+        index, pair, skipped = self.walk.open(epoch, position, lambda i: open_images(self.statements[i].images))
+        with own_chance(self.seed, epoch, index):
+            images = torch.stack([self.transform(image) for image in pair])
+        item = self.statements[index]
+        return NlvrSample(
+            images, self.tokenizer.encode([item.sentence], self.max_tokens)[0], item.label, index, skipped
+        )
+
+
+class EvalStatements(Dataset):
+    """Evaluation samples by index, each statement once."""
+
+    def __init__(
+        self,
+        statements: Statements,
+        tokenizer: Tokenizer,
+        transform: Callable[[Image.Image], Tensor],
+        max_tokens: int,
+    ):
+        self.statements, self.tokenizer, self.transform = statements, tokenizer, transform
+        self.max_tokens = max_tokens
+
+    def __len__(self) -> int:
+        return len(self.statements)
+
+    def __getitem__(self, index: int) -> NlvrSample:
+        """The sample; where an image is unreadable, one whose `images` is None and whose `skipped` says so."""
+        item = self.statements[index]
+        images, skipped = open_or_note(
+            index, lambda _: torch.stack([self.transform(image) for image in open_images(item.images)])
+        )
+        return NlvrSample(
+            images, self.tokenizer.encode([item.sentence], self.max_tokens)[0], item.label, index, skipped
+        )
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class NlvrBatch(TensorBatch):
+    """Tensors of B statements."""
+
+    images: Tensor  # float32 (B, 2, 3, S, S), left and right
+    ids: Tensor  # int64 (B, T), [CLS] first, padded to the longest of the batch
+    lengths: Tensor  # int64 (B,), without pads; stays on the CPU
+    labels: Tensor  # int64 (B,), 1 where the statement is true
+    indices: list[int]  # of the statements, to name one in a message
+    skipped: list[Skipped]
+
+
+def collate_nlvr(samples: list[NlvrSample], pad_id: int = 0, pad_to: tuple[int, ...] = ()) -> NlvrBatch:
+    """Puts samples side by side; those without images only leave their note in `skipped`. `pad_to`: see `padded`."""
+    skipped = [note for sample in samples for note in sample.skipped]
+    samples = [sample for sample in samples if sample.images is not None]
+    ids, lengths = padded([sample.ids for sample in samples], pad_id, pad_to)
+    return NlvrBatch(
+        images=torch.stack([sample.images for sample in samples]) if samples else torch.empty(0),  # type: ignore[misc]
+        ids=ids,
+        lengths=lengths,
+        labels=torch.tensor([sample.label for sample in samples], dtype=torch.int64),
+        indices=[sample.index for sample in samples],
+        skipped=skipped,
+    )

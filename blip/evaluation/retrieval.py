@@ -1,0 +1,300 @@
+"""Image-text retrieval over a whole set: contrast finds k candidates for each query, matching puts them in order.
+
+The published evaluation (Li et al. 2022, section 5.1), with the same scores: raw cosine plus match logit. What differs
+is the order of work. The candidate pairs of both directions are put together and grouped by image: a pair that both
+want is scored once, an image's keys are made once, and its texts lie side by side on the query axis. Images are
+streamed, so that the states of no more than one batch are held.
+
+Shapes: I images, M texts, E embedding width, T text tokens, N image tokens, D width, Q queries, C candidates to choose
+from, k chosen ones, P pairs, B images of a batch.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from blip import distributed
+from blip.distributed import share
+from blip.evaluation.ranking import ranking_scores
+from blip.models.matching import match_logits
+from blip.models.momentum import Contrastive, unit_features
+from blip.network.packing import ImageKeys, Rows, with_first
+from blip.tokenizer import Specials
+
+# Batches of image numbers -> their tensors, batch by batch: pixels (B, 3, height, width), or states (B, N, D).
+Batches = Callable[[Sequence[Sequence[int]]], Iterable[Tensor]]
+
+
+TEXTS_AT_ONCE = 256  # encoded alone
+
+
+class Matcher(Contrastive, Protocol):
+    """A model that contrasts and matches: `PretrainModel`, `RetrievalModel`."""
+
+    itm_head: nn.Linear
+    specials: Specials
+
+
+@dataclass
+class Texts:
+    """The captions of a set, on the CPU. An image may have several, and a caption may describe several images."""
+
+    ids: Tensor  # (M, T) `[CLS] ... [SEP]` and padding
+    lengths: Tensor  # (M,)
+    images: Sequence[Sequence[int]]  # M lists: the numbers of the images that each describes
+
+    def __post_init__(self) -> None:
+        if not len(self.ids) == len(self.lengths) == len(self.images):
+            raise ValueError(
+                f"{len(self.ids)} texts, {len(self.lengths)} lengths and {len(self.images)} lists of images: "
+                "each text needs one of each"
+            )
+        if len(self.ids) == 0:
+            raise ValueError("there are no texts to retrieve")
+
+
+@dataclass
+class Ranking:
+    """The candidates of each query, the best first."""
+
+    candidates: Tensor  # (Q, k) numbers of texts or images
+    scores: Tensor  # (Q, k)
+
+    def lists(self) -> list[dict[str, list]]:
+        """One dictionary a query, for JSON."""
+        rows = zip(self.candidates.tolist(), self.scores.tolist(), strict=True)
+        return [{"candidates": candidates, "scores": [round(s, 6) for s in scores]} for candidates, scores in rows]
+
+
+@dataclass
+class Retrieval:
+    """What `evaluate_retrieval` found; `metrics` are shares, and places counted from 1."""
+
+    metrics: dict[str, float]
+    image_to_text: Ranking
+    text_to_image: Ranking
+
+    def as_json(self) -> dict:
+        return {
+            "metrics": self.metrics,
+            "image_to_text": self.image_to_text.lists(),
+            "text_to_image": self.text_to_image.lists(),
+        }
+
+
+# ---- the whole evaluation --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def evaluate_retrieval(
+    model: Matcher, images: Batches, count: int, texts: Texts, device: torch.device, k: int = 128, batch_size: int = 16
+) -> Retrieval:
+    """Retrieval both ways, by contrast alone (`itc_...`) and after matching (`itm_...`).
+
+    Args:
+        images: pixels of batches of images, called with the numbers that this process needs; see `Batches`.
+        count: I, the images of the set.
+        texts: all of the set, in every process.
+        k: candidates of a query that matching puts in order; more than there are means all.
+        batch_size: images encoded at once.
+
+    Returns, in every process, R@1, R@5, R@10 (`itc_i2t_r1`, `itm_t2i_r5` ...), the mean of a direction's three and of
+    all six (`itm_i2t_r_mean`, `itm_r_mean`), `itm_i2t_median_rank`, and `i2t_candidates` and `i2t_chance_r1`, which do
+    not depend on the model. What matching does not see stays behind the candidates, in the order of contrast. Images
+    without text and texts without image are wrong answers for others, but no queries.
+    """
+    if count < 1 or k < 1:
+        raise ValueError(f"there are {count} images and k is {k}: both must be 1 or more")
+    if stray := [i for several in texts.images for i in several if not 0 <= i < count]:
+        raise ValueError(f"a text describes image {stray[0]}, but the images are numbered from 0 to {count - 1}")
+    text_answers = [sorted(set(several)) for several in texts.images]
+    image_answers: list[list[int]] = [[] for _ in range(count)]
+    for number, several in enumerate(text_answers):
+        for image in several:
+            image_answers[image].append(number)
+    training = model.training  # type: ignore[attr-defined]
+    model.eval()  # type: ignore[attr-defined]
+    try:
+        image_features, text_features = retrieval_features(model, images, count, texts, device, batch_size)
+        forward, forward_ranks = by_contrast(image_features, text_features, k, image_answers)
+        backward, backward_ranks = by_contrast(text_features, image_features, k, text_answers)
+        states = image_states(model, images, device)
+        reranked = rerank(model, states, texts, forward, backward, device, batch_size)
+    finally:
+        model.train(training)  # type: ignore[attr-defined]
+    forward_scores = _direction("i2t", reranked[0], forward_ranks, image_answers, len(texts.ids))
+    backward_scores = _direction("t2i", reranked[1], backward_ranks, text_answers, count)
+    metrics = forward_scores | backward_scores
+    for name in ("itc", "itm"):
+        metrics[f"{name}_r_mean"] = (metrics[f"{name}_i2t_r_mean"] + metrics[f"{name}_t2i_r_mean"]) / 2
+    return Retrieval(metrics, *reranked)
+
+
+def _direction(
+    way: str, ranking: Ranking, ranks: Tensor, answers: Sequence[Sequence[int]], candidates: int
+) -> dict[str, float]:
+    """The scores of one direction: `ranks` (Q,) by contrast, `ranking` after matching."""
+    metrics: dict[str, float] = {}
+    queries = [q for q, right in enumerate(answers) if right]
+    for name, places in (("itc", ranks), ("itm", ranks_after(ranking, ranks, answers))):
+        positives = [len(answers[q]) for q in queries]
+        scores = ranking_scores(places[queries].tolist(), candidates, positives=positives)
+        for shared in ("candidates", "chance_r1"):
+            metrics[f"{way}_{shared}"] = scores.pop(shared)
+        scores["r_mean"] = (scores["r1"] + scores["r5"] + scores["r10"]) / 3
+        metrics |= {f"{name}_{way}_{key}": value for key, value in scores.items()}
+    return metrics
+
+
+def retrieval_features(
+    model: Matcher, images: Batches, count: int, texts: Texts, device: torch.device, batch_size: int = 16
+) -> tuple[Tensor, Tensor]:
+    """Features of unit length of all images (I, E) and texts (M, E), each process encoding its part; on the CPU."""
+    own = range(*share(count))
+    numbers = [list(own[first : first + batch_size]) for first in range(0, len(own), batch_size)]
+    image_parts = [
+        unit_features(model.image_proj, model.image_encoder(pixels.to(device), cls_only=True)[:, 0]).cpu()
+        for pixels in images(numbers)
+    ]
+    order = texts.lengths.argsort(stable=True)  # texts of like lengths together need no padding
+    text_parts = []
+    for chosen in _split(order[slice(*share(len(order)))], TEXTS_AT_ONCE):
+        ids, rows = _laid_out(texts, chosen, device)
+        text_parts.append(unit_features(model.text_proj, model.text_encoder.text(ids, rows, first_only=True)).cpu())
+    image_features, text_features = _gathered(image_parts, count), _gathered(text_parts, len(order))
+    return image_features, torch.empty_like(text_features).index_copy_(0, order, text_features)
+
+
+# ---- contrast --------------------------------------------------------------------------------------------------------
+
+
+def by_contrast(
+    queries: Tensor, candidates: Tensor, k: int, answers: Sequence[Sequence[int]], rows_at_once: int = 512
+) -> tuple[Ranking, Tensor]:
+    """Features (Q, E) and (C, E) -> the k most similar to each query, and the place (Q,) of its best right answer.
+
+    Places count from 0; a query without right answers is at C. Equal similarities keep the order of the candidates.
+    """
+    chosen, scores, ranks = [], [], []
+    for first in range(0, len(queries), rows_at_once):
+        similarity, order = (queries[first : first + rows_at_once] @ candidates.T).sort(descending=True, stable=True)
+        chosen.append(order[:, :k].clone())
+        scores.append(similarity[:, :k].clone())
+        places = torch.empty_like(order)
+        places.scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
+        for row, right in zip(places, answers[first : first + rows_at_once], strict=True):
+            ranks.append(int(row[list(right)].min()) if right else len(candidates))
+    return Ranking(torch.cat(chosen), torch.cat(scores)), torch.tensor(ranks)
+
+
+def ranks_after(ranking: Ranking, before: Tensor, answers: Sequence[Sequence[int]]) -> Tensor:
+    """The place (Q,) of each query's best right answer when its candidates stand in a new order; else as `before`."""
+    ranks = before.clone()
+    for query, right in enumerate(answers):
+        found = torch.isin(ranking.candidates[query], torch.tensor(list(right), dtype=torch.long)).nonzero()
+        if len(found):
+            ranks[query] = found[0, 0]
+    return ranks
+
+
+# ---- matching --------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def rerank(
+    model: Matcher,
+    states: Batches,
+    texts: Texts,
+    image_to_text: Ranking,
+    text_to_image: Ranking,
+    device: torch.device,
+    batch_size: int = 16,
+) -> tuple[Ranking, Ranking]:
+    """Both rankings with score = cosine + match logit, in the order of that score.
+
+    `states`: of batches of images, see `Batches` and `image_states`; `batch_size` images are asked for at once.
+    """
+    count = len(texts.ids)
+    forward = torch.arange(len(image_to_text.candidates))[:, None] * count + image_to_text.candidates  # (I, k)
+    backward = text_to_image.candidates * count + torch.arange(count)[:, None]  # (M, k)
+    wanted = torch.cat([forward.flatten(), backward.flatten()]).unique()  # (P,) in the order of images
+    logits = match_pairs(
+        model, states, texts, torch.stack([wanted // count, wanted % count], dim=1), device, batch_size
+    )
+
+    def reordered(ranking: Ranking, pairs: Tensor) -> Ranking:
+        scores = ranking.scores + logits[torch.searchsorted(wanted, pairs)]
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        return Ranking(ranking.candidates.gather(1, order), scores)
+
+    return reordered(image_to_text, forward), reordered(text_to_image, backward)
+
+
+def match_pairs(
+    model: Matcher, states: Batches, texts: Texts, pairs: Tensor, device: torch.device, batch_size: int = 16
+) -> Tensor:
+    """Match logits (P,) of pairs (P, 2), an image's and a text's number, sorted by image. Each process does its part.
+
+    Parts have equally many pairs: an image on a border is encoded by both neighbours.
+    """
+    own = pairs[slice(*share(len(pairs)))]
+    numbers, counts = own[:, 0].unique_consecutive(return_counts=True)
+    members = iter(own[:, 1].split(counts.tolist()))
+    parts = []
+    for batch in states([part.tolist() for part in _split(numbers, batch_size)]):
+        for one in batch:
+            keys = model.text_encoder.project(one[None])
+            parts.append(match_texts(model, keys, texts, next(members), device).cpu())
+    return _gathered(parts, len(pairs))
+
+
+TOKENS_AT_ONCE = 2048  # of one image's texts: enough for quick matrix products, and what they write stays in the caches
+
+
+def match_texts(model: Matcher, keys: ImageKeys, texts: Texts, chosen: Tensor, device: torch.device) -> Tensor:
+    """Match logits (c,), in float32, of the texts `chosen` (c,) with the one image of `keys`."""
+    lengths = texts.lengths[chosen]
+    order = lengths.argsort(stable=True)
+    room = max(1, TOKENS_AT_ONCE // int(lengths.max()))
+    parts = []
+    for part in order.split(room):
+        ids, _ = _laid_out(texts, chosen[part], device)
+        ids = with_first(ids, model.specials.enc)
+        parts.append(match_logits(model.text_encoder, model.itm_head, ids, lengths[part], keys)[:, 1].float())
+    return torch.empty(len(chosen), device=device).index_copy_(0, order.to(device), torch.cat(parts))
+
+
+def image_states(model: Matcher, images: Batches, device: torch.device) -> Batches:
+    """States of the images that `images` gives the pixels of, encoded when they are asked for and held no longer."""
+
+    def states(numbers: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        for pixels in images(numbers):
+            yield model.image_encoder(pixels.to(device))
+
+    return states
+
+
+# ---- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def _split(x: Tensor, size: int) -> list[Tensor]:
+    """As `Tensor.split`, which makes one part of nothing."""
+    return list(x.split(size)) if len(x) else []
+
+
+def _gathered(parts: list[Tensor], count: int) -> Tensor:
+    """Tensors of all processes, one after the other; a process may have none. Together they have `count` rows."""
+    everyone = [t for several in distributed.gather_objects(parts) for t in several]
+    if (found := sum(len(t) for t in everyone)) != count:
+        raise ValueError(f"the images that came are fewer than were asked for: they gave {found} results of {count}")
+    return torch.cat(everyone)
+
+
+def _laid_out(texts: Texts, chosen: Tensor, device: torch.device) -> tuple[Tensor, Rows]:
+    """The texts `chosen` (R,) -> ids (R, T), T tokens the longest of them, and their rows."""
+    lengths = texts.lengths[chosen]
+    longest = int(lengths.max())
+    return texts.ids[chosen, :longest].to(device, non_blocking=True), Rows(lengths, longest, device)

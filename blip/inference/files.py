@@ -1,0 +1,110 @@
+"""`blip caption`, `blip answer` and `blip match`: a model over files and folders, in batches, to a table or JSON.
+
+An image that cannot be read is named and left out; it never ends the run.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from blip.data.images import NoImages, readable
+from blip.inference.predictor import Predictor
+from blip.models.decoding import Decoding
+
+
+def caption_rows(
+    model: Predictor, paths: Sequence[Path], prompt: str | None, how: Decoding, batch_size: int, seed: int | None
+) -> Iterator[dict[str, Any]]:
+    """One row an image: its path, captions and their log-probabilities, or what is wrong with it."""
+
+    def write(images: list[Any]) -> list[dict[str, Any]]:
+        texts = model.write(images, prompt, how, batch_size, seed)
+        return [
+            {"caption": several[0].text, "log_prob": several[0].log_prob}
+            | ({"captions": [asdict(text) for text in several]} if len(several) > 1 else {})
+            for several in texts
+        ]
+
+    yield from _rows(paths, batch_size, write)
+
+
+def match_rows(
+    model: Predictor, paths: Sequence[Path], texts: Sequence[str], batch_size: int
+) -> Iterator[dict[str, Any]]:
+    """One row an image and text: match probability of ITM and cosine of ITC."""
+    for text in texts:
+        if not text.strip():
+            raise NoImages("a text is empty: there is nothing to match")
+    text_features = model.encode_text(list(texts), batch_size)
+    for kept, images, problems in readable(paths, batch_size):
+        yield from ({"problem": problem} for problem in problems)
+        if not kept:
+            continue
+        cosines, probabilities = model.match_all(images, text_features, list(texts), batch_size)
+        for row, path in enumerate(kept):
+            for column, text in enumerate(texts):
+                values = {
+                    "match_probability": float(probabilities[row, column]),
+                    "itc_score": float(cosines[row, column]),
+                }
+                yield {"image": str(path), "text": text, **values}
+
+
+def answer_rows(
+    model: Predictor,
+    paths: Sequence[Path],
+    questions: Sequence[str],
+    answers: Sequence[str] | None,
+    k: int,
+    how: Decoding | None,
+    batch_size: int,
+) -> Iterator[dict[str, Any]]:
+    """One row an image and question: the answer, its probability, and the five likeliest candidates where ranked."""
+    for question in questions:
+        if not question.strip():
+            raise NoImages("a question is empty")
+    for kept, images, problems in readable(paths, batch_size):
+        yield from ({"problem": problem} for problem in problems)
+        pairs = [(path, image, question) for path, image in zip(kept, images, strict=True) for question in questions]
+        shown, asked = [image for _, image, _ in pairs], [question for _, _, question in pairs]
+        found = model.answer(shown, asked, answers, k, how, batch_size) if pairs else []
+        for (path, _, question), one in zip(pairs, found, strict=True):
+            row = {"image": str(path), "question": question, "answer": one.text, "probability": one.probability}
+            yield row | ({"candidates": one.candidates[:5]} if one.candidates else {})
+
+
+def _rows(
+    paths: Sequence[Path], batch_size: int, work: Callable[[list[Any]], list[dict[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    for kept, images, problems in readable(paths, batch_size):
+        yield from ({"problem": problem} for problem in problems)
+        if kept:
+            for path, row in zip(kept, work(images), strict=True):
+                yield {"image": str(path), **row}
+
+
+def show(rows: Iterator[dict[str, Any]], out: Path | None, as_json: bool) -> int:
+    """Prints rows as a table or as JSON, or writes JSON to `out`; returns how many images could not be read."""
+    everything = list(rows)
+    good = [row for row in everything if "problem" not in row]
+    problems = [row["problem"] for row in everything if "problem" in row]
+    for problem in problems:
+        Console(stderr=True).print(problem, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(good, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"{len(good)} rows: {out}")
+    elif as_json:
+        print(json.dumps(good, indent=1, ensure_ascii=False))
+    elif good:
+        names = [name for name in good[0] if not isinstance(good[0][name], list)]
+        table = Table(*names)
+        for row in good:
+            table.add_row(*(f"{row[n]:.3f}" if isinstance(row[n], float) else str(row[n]) for n in names))
+        Console().print(table, markup=False)
+    return len(problems)

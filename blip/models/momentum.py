@@ -1,0 +1,165 @@
+"""The momentum twin and the feature queue of image-text contrast (He et al. 2020; Li et al. 2021).
+
+Shapes: B pairs, Q queue entries, E embedding width.
+"""
+
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blip.distributed import all_gather
+from blip.models import losses
+from blip.network.med import TextEncoder
+from blip.network.packing import Rows
+from blip.network.vit import ViT
+
+NO_ID = -1  # of a queue entry that no pair has filled yet: equal to nothing
+
+
+@torch.no_grad()
+def update_twin(twin: Iterable[Tensor], model: Iterable[Tensor], momentum: float) -> None:
+    """twin = momentum * twin + (1 - momentum) * model, in place, for two equally ordered lists of parameters."""
+    torch._foreach_lerp_(list(twin), list(model), 1 - momentum)
+
+
+class Queue(nn.Module):
+    """The last Q momentum features with the ids of their captions and images; the oldest are overwritten.
+
+    Any batch fits, larger than the queue or not dividing its size: the pointer wraps. Entries start as random unit
+    vectors, as published, and are negatives of everything until they are filled.
+    """
+
+    images: Tensor  # (E, Q); columns are entries, as in the released checkpoints
+    texts: Tensor  # (E, Q)
+    caption_ids: Tensor  # (Q,)
+    image_ids: Tensor  # (Q,)
+    pointer: Tensor  # (), the next entry to overwrite
+
+    def __init__(self, size: int, embed_dim: int):
+        super().__init__()
+        self.size = size
+        self.register_buffer("images", F.normalize(torch.randn(embed_dim, size), dim=0))
+        self.register_buffer("texts", F.normalize(torch.randn(embed_dim, size), dim=0))
+        self.register_buffer("caption_ids", torch.full((size,), NO_ID))
+        self.register_buffer("image_ids", torch.full((size,), NO_ID))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def push(self, images: Tensor, texts: Tensor, caption_ids: Tensor, image_ids: Tensor) -> None:
+        """Adds the features (B, E) and ids (B,) of every rank's batch, in the order of the ranks."""
+        if self.size == 0:
+            return
+        entries = [all_gather(t)[-self.size :] for t in (images, texts, caption_ids, image_ids)]
+        count = len(entries[0])
+        places = (self.pointer + torch.arange(count, device=images.device)) % self.size
+        self.images[:, places] = entries[0].T.to(self.images.dtype)
+        self.texts[:, places] = entries[1].T.to(self.texts.dtype)
+        self.caption_ids[places] = entries[2]
+        self.image_ids[places] = entries[3]
+        self.pointer.copy_((self.pointer + count) % self.size)
+
+
+@dataclass
+class Candidates:
+    """What a batch's pairs are contrasted with: this batch's momentum features first, then the queue (C = B + Q)."""
+
+    images: Tensor  # (E, C)
+    texts: Tensor  # (E, C)
+    positives: Tensor  # (B, C) boolean
+
+
+def candidates(
+    images: Tensor,
+    texts: Tensor,
+    caption_ids: Tensor,
+    image_ids: Tensor,
+    queue: Queue,
+    equal_captions: bool = True,
+    equal_images: bool = True,
+) -> Candidates:
+    """Momentum features (B, E) and ids (B,) of a batch, with the queue as it was before this batch.
+
+    Pairs with the same caption are positives of one another with `equal_captions` (medical captions repeat), pairs with
+    the same image with `equal_images`. As published, pre-training has neither and retrieval the latter.
+    """
+    others = torch.cat([caption_ids, queue.caption_ids]), torch.cat([image_ids, queue.image_ids])
+    positives = same_pairs(caption_ids, image_ids, *others, equal_captions, equal_images)
+    positives.fill_diagonal_(True)
+    return Candidates(torch.cat([images.T, queue.images], dim=1), torch.cat([texts.T, queue.texts], dim=1), positives)
+
+
+def same_pairs(
+    captions: Tensor, images: Tensor, other_captions: Tensor, other_images: Tensor, by_caption: bool, by_image: bool
+) -> Tensor:
+    """Which of C other pairs are positives of B pairs, by the ids of captions and images: (B, C) boolean."""
+    same = torch.zeros(len(captions), len(other_captions), dtype=torch.bool, device=captions.device)
+    if by_caption:
+        same |= captions[:, None] == other_captions
+    if by_image:
+        same |= images[:, None] == other_images
+    return same
+
+
+TEMPERATURE_RANGE = (0.001, 0.5)
+
+
+def unit_features(linear: nn.Linear, states: Tensor) -> Tensor:
+    """States (B, D) -> features of unit length (B, E), in float32."""
+    return F.normalize(linear(states).float(), dim=-1)
+
+
+def contrast_with_candidates(
+    image_features: Tensor, text_features: Tensor, candidates: Candidates, temperature: Tensor, alpha: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features (B, E) -> the ITC loss and both similarities (B, C) over the temperature, image to text and back."""
+    count = len(image_features)
+    with torch.autocast(image_features.device.type, enabled=False):
+        temperature = temperature.clamp(*TEMPERATURE_RANGE)
+        image_to_text = image_features @ candidates.texts / temperature
+        text_to_image = text_features @ candidates.images / temperature
+        with torch.no_grad():
+            twin_image_to_text = candidates.images[:, :count].T @ candidates.texts / temperature
+            twin_text_to_image = candidates.texts[:, :count].T @ candidates.images / temperature
+        itc_images = losses.contrast(image_to_text, twin_image_to_text, candidates.positives, alpha)
+        itc_texts = losses.contrast(text_to_image, twin_text_to_image, candidates.positives, alpha)
+    return (itc_images + itc_texts) / 2, image_to_text, text_to_image
+
+
+class Contrastive(Protocol):
+    """A model with what contrast needs."""
+
+    image_encoder: ViT
+    text_encoder: TextEncoder
+    image_proj: nn.Linear
+    text_proj: nn.Linear
+
+
+class Twin(nn.Module):
+    """The encoders and projections that contrast needs, as a slowly moving average of the model's."""
+
+    def __init__(self, model: Contrastive):
+        super().__init__()
+        self.image_encoder = deepcopy(model.image_encoder)
+        self.text_encoder = deepcopy(model.text_encoder)
+        self.image_proj = deepcopy(model.image_proj)
+        self.text_proj = deepcopy(model.text_proj)
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, ids: Tensor, lengths: Tensor, packed: bool = True) -> tuple[Tensor, Tensor]:
+        """One batch -> image and text features, each (B, E). It runs in training mode, dropout on, as published."""
+        rows = Rows(lengths, ids.shape[1], ids.device, packed)
+        image_features = unit_features(self.image_proj, self.image_encoder(images, cls_only=True)[:, 0])
+        text_features = unit_features(self.text_proj, self.text_encoder.text(ids, rows, first_only=True))
+        return image_features, text_features
+
+    def pairs_with(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        """The twin's parameters and the model's of the same names, in one order, for `momentum.update_twin`."""
+        theirs = dict(model.named_parameters())
+        own = dict(self.named_parameters())
+        return list(own.values()), [theirs[name] for name in own]

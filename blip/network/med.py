@@ -1,0 +1,243 @@
+"""MED, the mixture of encoder and decoder (Li et al. 2022, section 3.1): one text transformer, three ways through it.
+
+`TextEncoder.text` sees text alone; `TextEncoder.multimodal` also looks at images; `TextDecoder` writes about images.
+Encoder and decoder share everything but self-attention.
+
+Shapes: R texts (rows), T tokens of the longest, P tokens in memory (R*T, or fewer when packed), D width, H heads,
+d head width, B images, N image tokens, V words. Images stand for whatever cross-attention looks at: in VQA the decoder
+looks at the states of a question.
+"""
+
+from functools import partial
+from typing import cast
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blip.network.attention import Attention, cast_once
+from blip.network.cross_attention import CrossAttention, PairCrossAttention, cross_attention
+from blip.network.embeddings import Embeddings, LMHead, TextConfig, init_weights
+from blip.network.packing import ONE_TOKEN, Cache, ImageKeys, OneToken, Rows
+
+pass
+
+
+class TextEncoder(nn.Module):
+    """Bidirectional self-attention; `multimodal` adds cross-attention to images."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.layers = nn.ModuleList(
+            [
+                Layer(SelfAttention(config), cross_attention(config, i), FeedForward(config))
+                for i in range(config.layers)
+            ]
+        )
+        self.apply(partial(init_weights, width=config.width))
+
+    def project(self, states: Tensor, tokens: int | None = None) -> ImageKeys:
+        """Image states (B, N, image_width) -> the keys and values of every layer, projected once for all passes.
+
+        Where a text looks at two images: states (B, 2, N, image_width). `tokens` as in the function `project`.
+        """
+        return project(self, states, tokens=tokens)
+
+    def text(self, ids: Tensor, rows: Rows, first_only: bool = False, words: Tensor | None = None) -> Tensor:
+        """ids (R, T) -> states (P, D) of text alone, or (R, D) of each text's first token with `first_only`.
+
+        `words` as in `Embeddings`.
+        """
+        return self._encode(ids, rows, None, first_only, words)
+
+    def multimodal(
+        self, ids: Tensor, rows: Rows, keys: ImageKeys, first_only: bool = False, words: Tensor | None = None
+    ) -> Tensor:
+        """ids (R, T), the first one `[ENC]`, -> states (P, D) of text that looks at images; the rest as in `text`."""
+        return self._encode(ids, rows, keys, first_only, words)
+
+    def _encode(
+        self, ids: Tensor, rows: Rows, keys: ImageKeys | None, first_only: bool, words: Tensor | None
+    ) -> Tensor:
+        x = self.embeddings(ids, rows, words=words)
+        last = len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            x = layer(x, rows, keys, i, first_only=first_only and i == last)
+        return x
+
+
+def project(
+    module: "TextEncoder | TextDecoder", states: Tensor, mask: Tensor | None = None, tokens: int | None = None
+) -> ImageKeys:
+    """States (B, N, image_width) -> keys and values of every layer; `mask` as in `ImageKeys`.
+
+    `tokens`: how many will look at each image in all. Few ones are quicker without keys (`ImageAttention.see_states`).
+    """
+    states = cast_once(states)
+    layers = [layer.cross_attention for layer in layers_of(module)]
+    if tokens is not None and all(layer.can_see_states(tokens) for layer in layers):
+        return ImageKeys([], mask=mask, states=states)
+    return ImageKeys([layer.project(states) for layer in layers], mask=mask)
+
+
+def layers_of(module: "TextEncoder | TextDecoder") -> "list[Layer]":
+    """The layers with their type, which a ModuleList does not tell a type checker."""
+    return cast("list[Layer]", list(module.layers))
+
+
+class TextDecoder(nn.Module):
+    """Causal self-attention and cross-attention: predicts the next token. The head's matrix is the word embedding.
+
+    Its embeddings, cross-attention and feed-forward networks are those of `shared`, by reference; only self-attention
+    is its own. Without `shared` (captioning, VQA) everything is.
+    """
+
+    def __init__(self, config: TextConfig, shared: TextEncoder | None = None):
+        super().__init__()
+        self.config = config
+        self.embeddings = shared.embeddings if shared else Embeddings(config)
+        self.layers = nn.ModuleList()
+        for i in range(config.layers):
+            if shared:
+                theirs = layers_of(shared)[i]
+                cross, feed_forward = theirs.cross_attention, theirs.feed_forward
+            else:
+                cross, feed_forward = cross_attention(config, i), FeedForward(config)
+            self.layers.append(Layer(SelfAttention(config), cross, feed_forward))
+        self.head = LMHead(config, self.embeddings.words)
+        for layer in layers_of(self) if shared else []:
+            layer.self_attention.apply(partial(init_weights, width=config.width))
+        (self.head.transform if shared else self).apply(partial(init_weights, width=config.width))
+
+    def project(self, states: Tensor, mask: Tensor | None = None, tokens: int | None = None) -> ImageKeys:
+        """States (B, N, image_width) -> keys and values of every layer; `mask` (B, N), True at what may be seen.
+
+        `tokens` as in the function `project`.
+        """
+        return project(self, states, mask, tokens)
+
+    def forward(
+        self, ids: Tensor, rows: Rows, keys: ImageKeys, words: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """ids (R, T), the first one `[DEC]`, -> states (P, D), the input of `head`; `words` as in `Embeddings`.
+
+        With `cache`, the self-attention keys and values of what came before, these tokens follow it and extend it.
+        """
+        x = self.embeddings(ids, rows, past=cache.length if cache else 0, words=words)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, rows, keys, i, causal=True, cache=cache)
+        return x
+
+    def step(self, ids: Tensor, keys: ImageKeys, cache: Cache) -> Tensor:
+        """The next T tokens of R texts of equal length: ids (R, T) -> logits of the last one (R, V); extends `cache`.
+
+        Start with `Cache()`.
+        """
+        rows = Rows(torch.full((len(ids),), ids.shape[1]), ids.shape[1], ids.device)
+        return self.head(rows.unpack(self(ids, rows, keys, cache=cache))[:, -1])
+
+
+class Layer(nn.Module):
+    """Self-attention, cross-attention when there is an image, then a feed-forward network; post-norm as in BERT."""
+
+    def __init__(
+        self,
+        self_attention: "SelfAttention",
+        cross_attention: "CrossAttention | PairCrossAttention",
+        feed_forward: "FeedForward",
+    ):
+        super().__init__()
+        self.self_attention = self_attention
+        self.cross_attention = cross_attention
+        self.feed_forward = feed_forward
+
+    def forward(
+        self,
+        x: Tensor,
+        rows: Rows,
+        keys: ImageKeys | None,
+        index: int,
+        causal: bool = False,
+        first_only: bool = False,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """(P, D) -> (P, D), or (R, D) with `first_only`: all tokens are keys, each text's first one alone comes out."""
+        x = self.self_attention(x, rows, causal, first_only, cache, index)
+        if keys is not None:
+            queries = ONE_TOKEN if first_only else rows
+            x = self.cross_attention(x, queries, keys, index)
+        return self.feed_forward(x)
+
+
+class SelfAttention(nn.Module):
+    """norm(x + out(attention(x))) within each text."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.q = nn.Linear(config.width, config.width)
+        self.k = nn.Linear(config.width, config.width)
+        self.v = nn.Linear(config.width, config.width)
+        self.attention = Attention(config.dropout)
+        self.out = nn.Linear(config.width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.LayerNorm(config.width, eps=1e-12)
+
+    def forward(
+        self, x: Tensor, rows: Rows, causal: bool, first_only: bool, cache: Cache | None = None, index: int = 0
+    ) -> Tensor:
+        """(P, D) -> (P, D), or (R, D) with `first_only`."""
+        queries: Rows | OneToken = rows
+        y = cast_once(x)
+        k, v = self._heads(rows.unpack(self.k(y))), self._heads(rows.unpack(self.v(y)))
+        if first_only:
+            x, y, queries = x.index_select(0, rows.first), y.index_select(0, rows.first), ONE_TOKEN
+        q = self._heads(queries.unpack(self.q(y)))
+        if cache is not None:
+            k, v = cache.extend(index, k, v)
+            causal = causal and q.shape[2] > 1  # a single new token may see all that came before
+        mask, causal = rows.sees(causal)
+        z = self.attention(q, k, v, mask, causal)
+        z = queries.pack(rearrange(z, "r h t d -> r t (h d)"))
+        return self.norm(x + self.dropout(self.out(z)))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return rearrange(x, "r t (h d) -> r h t d", h=self.heads)
+
+
+class FeedForward(nn.Module):
+    """norm(x + W2 gelu(W1 x))."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.up = nn.Linear(config.width, config.hidden)
+        self.down = nn.Linear(config.hidden, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.LayerNorm(config.width, eps=1e-12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))
+
+
+class DecoderStep:
+    """Steps of R = B * per_image texts about B images; the keys of an image are held once, however many its texts."""
+
+    def __init__(self, decoder: TextDecoder, keys: ImageKeys, per_image: int = 1):
+        """`keys` of the images, as `TextDecoder.project` makes them."""
+        self.decoder, self.keys, self.per_image = decoder, keys, per_image
+        self.cache = Cache()
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """The newest tokens (R, T) -> logits of the next one (R, V)."""
+        return self.decoder.step(ids, self.keys, self.cache)
+
+    def select(self, rows: Tensor, per_image: int = 1) -> None:
+        """Goes on with the texts `rows` (R',): see `generation.Step`."""
+        self.cache.select(rows)
+        images = rows[::per_image] // self.per_image  # (B',)
+        self.per_image = per_image
+        if len(images) < len(self.keys):  # images stay in order: as many as before are the same
+            self.keys = self.keys.select(images)

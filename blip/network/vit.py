@@ -1,0 +1,169 @@
+"""The image encoder: a Vision Transformer (Dosovitskiy et al. 2021), as BLIP uses it.
+
+Shapes: B images, h x w patches, N = 1 + h*w tokens (CLS first), D width, H heads, d head width.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blip.network.attention import Attention
+
+
+@dataclass
+class ViTConfig:
+    """Sizes of the image encoder. `image_size` and `patch` in pixels; `drop_path` is the last block's rate."""
+
+    image_size: int = 224
+    patch: int = 16
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: int = 4
+    drop_path: float = 0.0
+
+
+VIT_SIZES = {  # width, depth, heads, patch
+    "tiny": (192, 6, 3, 16),
+    "small": (384, 12, 6, 16),
+    "base": (768, 12, 12, 16),
+    "large": (1024, 24, 16, 16),
+}
+
+
+class ViT(nn.Module):
+    """Patches of an image in, states of all tokens out."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        if config.image_size % config.patch or config.width % config.heads:
+            raise ValueError(
+                f"image size {config.image_size} must be a multiple of patch {config.patch}, "
+                f"and width {config.width} of heads {config.heads}"
+            )
+        self.config = config
+        grid = config.image_size // config.patch
+        self.patch_embed = nn.Conv2d(3, config.width, kernel_size=config.patch, stride=config.patch)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.positions = nn.Parameter(torch.zeros(1, 1 + grid * grid, config.width))
+        # stochastic depth grows linearly from 0 at the first block to `drop_path` at the last
+        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        self.blocks = nn.ModuleList([Block(config, rate) for rate in rates])
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        # 0.02 at width 768; narrower models start larger, as in `med.py`
+        std = 0.02 * (768 / config.width) ** 0.5
+        self.apply(partial(_init_weights, std=std))
+        nn.init.trunc_normal_(self.cls_token, std=std)
+        nn.init.trunc_normal_(self.positions, std=std)
+
+    def forward(self, images: Tensor, cls_only: bool = False) -> Tensor:
+        """images (B, 3, h*patch, w*patch) -> states (B, N, D), or (B, 1, D) with `cls_only`.
+
+        `cls_only` computes the last block for the CLS token alone: contrast needs no other.
+        """
+        x = self.patch_embed(images)
+        h, w = x.shape[-2:]
+        x = rearrange(x, "b d h w -> b (h w) d")
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # (B, N, D)
+        positions: Tensor = self.positions
+        if positions.shape[1] != x.shape[1] or h != w:
+            positions = resize_positions(positions, (h, w))
+        # autocast leaves the convolution's output in bf16 and this parameter in float32: the residual stream is float32
+        x = x + positions
+        for block in self.blocks[:-1]:
+            x = block(x)
+        x = self.blocks[-1](x, cls_only)
+        return self.norm(x)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: ViTConfig, drop_path: float):
+        super().__init__()
+        self.heads = config.heads
+        self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.attention = Attention()
+        self.proj = nn.Linear(config.width, config.width)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
+        self.mlp = MLP(config.width, config.mlp_ratio * config.width)
+
+    def forward(self, x: Tensor, cls_only: bool = False) -> Tensor:
+        """(B, N, D) -> (B, N, D); with `cls_only` every token is a key, but only CLS comes out: (B, 1, D)."""
+        y = self.norm1(x)
+        if cls_only:
+            width = x.shape[-1]
+            q = _outputs(self.qkv, y[:, :1], slice(0, width))
+            k, v = _outputs(self.qkv, y, slice(width, None)).chunk(2, dim=-1)
+            x = x[:, :1]
+        else:
+            q, k, v = self.qkv(y).chunk(3, dim=-1)
+        q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=self.heads) for t in (q, k, v))
+        z = rearrange(self.attention(q, k, v), "b h n d -> b n (h d)")
+        x = x + self.drop_path(self.proj(z))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def _outputs(linear: nn.Linear, x: Tensor, which: slice) -> Tensor:
+    """`linear(x)[..., which]`, where a plain linear layer computes no other outputs.
+
+    One that something wraps, such as an adapter, is called whole: its weight alone is not all that it computes.
+    """
+    if type(linear) is nn.Linear:
+        return F.linear(x, linear.weight[which], linear.bias[which])
+    return linear(x)[..., which]
+
+
+class MLP(nn.Sequential):
+    """Two linear layers with GELU (erf) between them."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): drops a sample's whole residual branch with probability `rate`."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = 1 - self.rate
+        kept = torch.rand(len(x), 1, 1, device=x.device) < keep  # (B, 1, 1)
+        return x * kept / keep
+
+
+def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Learned positions for another grid of patches, bicubic: (1, 1+n*n, D) -> (1, 1+h*w, D). CLS keeps its own."""
+    side = int((positions.shape[1] - 1) ** 0.5)
+    cls, patches = positions[:, :1], positions[:, 1:]
+    patches = rearrange(patches, "1 (h w) d -> 1 d h w", h=side)
+    patches = F.interpolate(patches.float(), size=grid, mode="bicubic", align_corners=False)
+    patches = rearrange(patches, "1 d h w -> 1 (h w) d").to(positions.dtype)
+    return torch.cat([cls, patches], dim=1)
+
+
+def fit_image_size(tensors: dict[str, Tensor], config: ViTConfig, prefix: str = "image_encoder.") -> None:
+    """Interpolates the positions in `tensors` to the image size of `config`, in place of the old ones.
+
+    Positions that are absent, or of another width, stay as they are: loading them says what is wrong.
+    """
+    positions = tensors.get(prefix + "positions")
+    side = config.image_size // config.patch
+    if positions is not None and positions.shape[2] == config.width and positions.shape[1] != 1 + side * side:
+        tensors[prefix + "positions"] = resize_positions(positions, (side, side))
+
+
+def _init_weights(module: nn.Module, std: float) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=std)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,108 @@
+"""What a configuration would cost: everything is built, one step runs on made-up data, nothing is kept."""
+
+import time
+from dataclasses import fields
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from blip import distributed
+from blip.config import PretrainConfig, annotation_files
+from blip.data.pairs import read_pairs
+from blip.data.webdataset import is_tar_address, open_shards
+from blip.errors import BlipError
+from blip.models import momentum
+from blip.models.momentum import Twin
+from blip.models.pretrain import Output, PretrainModel
+from blip.network import flops
+from blip.tasks import start
+from blip.tokenizer import Specials, load_tokenizer
+from blip.train.optim import build_optimizer
+from blip.train.parallel import (
+    autocast,
+    blocks,
+    checkpoint_activations,
+    compile_blocks,
+    data_parallel,
+    measure_peak,
+    memory_mb,
+    recomputable,
+)
+
+
+def run_once(config: PretrainConfig, device: torch.device) -> None:
+    """Prints parameters, memory, FLOPs and time of one step on this device, and the data that a run would read."""
+    console = Console(quiet=not distributed.is_main())
+    if config.tokenizer == "train":
+        size, specials = config.vocab_size, Specials(0, config.vocab_size - 1, config.vocab_size - 2)
+    else:
+        tokenizer = load_tokenizer(config.tokenizer)
+        size, specials = tokenizer.size, Specials(tokenizer.pad_id, tokenizer.enc_id, tokenizer.dec_id)
+    torch.manual_seed(config.seed)
+    model, twin, queue = start.build_pretrain(config, size, specials, device)
+    out, seconds = _two_steps(config, device, model, twin, queue)
+
+    vit, text = model.image_encoder.config, model.text_encoder.config
+    parameters = flops.pretrain_parameters(vit, text, config.embed_dim)
+    table = Table("part", "parameters (M)", title="the model, without its twin")
+    for field in fields(parameters):
+        table.add_row(field.name, f"{getattr(parameters, field.name) / 1e6:.2f}")
+    table.add_row("all", f"{parameters.total / 1e6:.2f}")
+    console.print(table)
+    lengths = [config.max_text_tokens] * config.batch_size
+    cost = flops.pretrain_step(vit, text, lengths, None, config.embed_dim, config.queue_size).total
+    share = cost / seconds / measure_peak(device, config.precision)
+    for line in (
+        f"a step of {config.batch_size} pairs, {config.max_text_tokens} tokens each, on {device} in {config.precision}",
+        f"losses: itc {float(out.itc):.3f}, itm {float(out.itm):.3f}, lm {float(out.lm):.3f}",
+        f"compute: {cost / 1e9:.1f} GFLOP, {cost / config.batch_size / 1e9:.2f} a pair",
+        f"time: {seconds:.2f} s, {share:.0%} of this device's matrix-product rate",
+        f"memory: {memory_mb(device):.0f} MB at most",
+        *_data(config),
+    ):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _two_steps(
+    config: PretrainConfig, device: torch.device, model: PretrainModel, twin: Twin, queue: momentum.Queue
+) -> tuple[Output, float]:
+    """The losses and seconds of a second step; the first one warms up."""
+    recomputed = recomputable(model, config.activation_checkpointing)
+    checkpoint_activations(recomputed, config.activation_checkpointing, device, config.precision)
+    if config.compile:
+        compile_blocks(blocks(model), config.activation_checkpointing)
+    parallel = data_parallel(model, device)
+    optimizer = build_optimizer(model, config.lr, config.weight_decay, config.decay_norms_and_biases)
+    count, longest = config.batch_size, config.max_text_tokens
+    images = torch.randn(count, 3, config.image_size, config.image_size, device=device)
+    ids = torch.randint(5, max(6, model.text_encoder.config.vocab_size - 2), (count, longest), device=device)
+    lengths, own, packed = torch.full((count,), longest), torch.arange(count, device=device), not config.compile
+    for _ in range(2):
+        start = time.perf_counter()
+        with autocast(device, config.precision):
+            image_features, text_features = twin(images, ids, lengths, packed)
+            candidates = momentum.candidates(image_features, text_features, own, own, queue)
+            out = parallel(images, ids, lengths, candidates, config.alpha, packed=packed)
+        (out.itc + out.itm + out.lm).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        momentum.update_twin(*twin.pairs_with(model), config.momentum)
+        out = Output(*(part.detach() for part in (out.itc, out.itm, out.lm, out.match_logits)))
+        float(out.itc)  # waits for the device
+    return out, time.perf_counter() - start
+
+
+def _data(config: PretrainConfig) -> list[str]:
+    """A line for each file that a run would read."""
+    if not config.train_file:
+        return ["data: train_file is empty; --set train_file=[captions.json]"]
+    lines = []
+    for entry in annotation_files(config):
+        path = entry if isinstance(entry, str) else entry["path"]
+        try:
+            count = len(open_shards([path]) if is_tar_address(path) else read_pairs([entry], config.image_root))
+            lines.append(f"data: {path}: {count} pairs")
+        except (BlipError, ValueError, OSError) as error:
+            lines.append(f"data: {error}")
+    return lines

@@ -1,0 +1,284 @@
+"""What the fine-tuning scripts share: the parts of a run, exact resuming, the best weights. A script adds its data,
+`step` and `evaluate`.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from blip import distributed
+from blip.checkpoints import initialize
+from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict, load_weights, save_weights, unique_state
+from blip.config import ConfigError
+from blip.data.batches import collate
+from blip.data.loader import EvalLoader, eval_loader, make_loader
+from blip.data.order import EpochOrder, steps_per_epoch
+from blip.data.skipped import SkipLog
+from blip.data.transforms import eval_transform, train_transform
+from blip.errors import BlipError
+from blip.tasks import start, tokenizers
+from blip.tasks.config import FineTuneConfig
+from blip.train import lora
+from blip.train.checkpoint import replace_folder
+from blip.train.freeze import freeze
+from blip.train.log import RunLog
+from blip.train.loop import Step
+from blip.train.parallel import (
+    autocast,
+    blocks,
+    buckets,
+    checkpoint_activations,
+    compile_blocks,
+    data_parallel,
+    recomputable,
+)
+from blip.train.schedule import Epochs
+
+BEST = "best"
+
+
+class FineTuning:
+    """A run of one task: its parts, and what the loop calls. `task` names it; see `train.run.Task` for the methods."""
+
+    task = ""
+    collate_fn: Callable[..., Any] = staticmethod(collate)
+
+    def __init__(
+        self,
+        config: FineTuneConfig,
+        source: initialize.Source | None,
+        output: Path,
+        resume: Path | None,
+        device: torch.device,
+    ):
+        """Reads the data and builds the model from `source`; `resume` is a checkpoint that `load` continues later."""
+        self.config: Any = config
+        self.output, self.device = output, device
+        self.read_data()
+        self.tokenizer = tokenizers.choose_tokenizer(self.config, self.texts(), output, resume)
+        self._count_steps()
+        torch.manual_seed(config.seed)  # equal starting weights on every process
+        self.model, self.missing = start.start_model(self.task, self.config, source, self.tokenizer)
+        self.warning = start.advice(self.task, source, self.missing) if source else ""
+        if self.config.lora:
+            options = self.config.lora
+            lora.add_lora(
+                self.model, options.rank, options.targets, options.alpha, options.dropout, tuple(options.trainable)
+            )
+        self.model.to(device)
+        self.add_parts()
+        torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout differs between processes
+        self._apply_options()
+        self.parallel = data_parallel(self.model, device)
+        self.best: float | None = None
+
+    # ---- what a script adds ------------------------------------------------------------------------------------------
+
+    def read_data(self) -> None:
+        """Reads the annotation files of training, if there are any, and of validation."""
+        raise NotImplementedError
+
+    def texts(self) -> Iterable[str]:
+        """The training texts, for `tokenizer: train`."""
+        raise NotImplementedError
+
+    def records(self) -> tuple[int, np.ndarray | None]:
+        """The number of training records, and the weight of each."""
+        raise NotImplementedError
+
+    def dataset(self, transform: Callable[[Image.Image], Tensor]) -> Dataset:
+        """Training samples by (epoch, position)."""
+        raise NotImplementedError
+
+    def step(self, batch: Any, step: int) -> Step:
+        """A batch to its losses."""
+        raise NotImplementedError
+
+    def evaluate(self, split: str) -> dict[str, Any]:
+        """Scores of the files of `split` (val or test), on every process; names begin with the split."""
+        raise NotImplementedError
+
+    def add_parts(self) -> None:
+        """Momentum twin and queue, where there are any."""
+
+    def after_update(self, step: int) -> None:
+        """Follows each optimizer step."""
+
+    def compare_with(self, train_file: list[str]) -> None:
+        """Evaluation alone: what the model was trained on, for scores that speak of it."""
+
+    def facts(self) -> dict[str, Any]:
+        """What `model.json` says beside sizes, such as a prompt."""
+        return {}
+
+    # ---- data --------------------------------------------------------------------------------------------------------
+
+    def needs_positions(self, count: int, what: str) -> None:
+        """ConfigError where a text may become longer than the model can read."""
+        if count > self.config.max_positions:
+            raise ConfigError(f"{what}: {count} tokens, and the model has {self.config.max_positions} positions")
+
+    def files(self, split: str) -> list[str]:
+        """The annotation files of `val` or `test`."""
+        return list(self.config.val_file if split == "val" else self.config.test_file)
+
+    def part(self, split: str) -> str:
+        """The part of a set, as its folder is read for `train`, `val` or `test`."""
+        return getattr(self.config, f"{split}_split")
+
+    def _count_steps(self) -> None:
+        count, weights = self.records()
+        if not count:  # evaluation alone
+            return
+        config, world = self.config, distributed.world_size()
+        self.order = EpochOrder(count, config.seed, distributed.rank(), world, weights)
+        batches = steps_per_epoch(self.order, config.batch_size)
+        self.epochs = Epochs(batches, config.accumulation, config.epochs, config.max_steps)
+        self.skipped = SkipLog(self.output / "skipped.jsonl", count, config.max_skipped_fraction, world)
+
+    def batches(self, start_step: int) -> Iterator[Any]:
+        """Training batches for ever, from the one that optimizer step `start_step` begins with."""
+        config = self.config
+        transform = train_transform(config.image_size, config.crop_scale, config.randaugment, config.horizontal_flip)
+        return make_loader(
+            self.dataset(transform),
+            self.order,
+            config.batch_size,
+            start=self.epochs.position(start_step),
+            num_workers=config.num_workers,
+            seed=config.seed,
+            pad_id=self.tokenizer.pad_id,
+            pad_to=buckets(config.max_text_tokens) if config.compile else (),
+            pin_memory=self.device.type == "cuda",
+            collate_fn=self.collate_fn,
+        )
+
+    def eval_batches(self, dataset: Dataset) -> EvalLoader:
+        """This process's share of an evaluation set, in batches."""
+        return eval_loader(
+            dataset,
+            self.config.batch_size,
+            distributed.rank(),
+            distributed.world_size(),
+            self.config.num_workers,
+            self.tokenizer.pad_id,
+            collate_fn=self.collate_fn,
+        )
+
+    def gathered(self, split: str, own: list[tuple], batches: EvalLoader) -> list[tuple]:
+        """The rows of all processes, each beginning with its record's number, in the order of the records.
+
+        Images that could not be read are listed in `unreadable_SPLIT.json`; NothingToScore where none could.
+        """
+        rows = sorted(row for part in distributed.gather_objects(own) for row in part)
+        notes = sorted({note for part in distributed.gather_objects(batches.skipped) for note in part})
+        self.write_unreadable(split, [path for _, path, _ in notes])
+        if not rows:
+            raise NothingToScore(f"no image of {', '.join(self.files(split))} could be read, such as {notes[0][1]}")
+        return rows
+
+    def write_unreadable(self, split: str, paths: list[str]) -> None:
+        if paths:
+            self.write(f"unreadable_{split}.json", sorted(set(paths)))
+
+    def eval_transform(self) -> Callable[[Image.Image], Tensor]:
+        return eval_transform(self.config.image_size)
+
+    # ---- model -------------------------------------------------------------------------------------------------------
+
+    def _apply_options(self) -> None:
+        config = self.config
+        freeze(self.model, config.freeze)
+        recomputed = recomputable(self.model, config.activation_checkpointing)
+        checkpoint_activations(recomputed, config.activation_checkpointing, self.device, config.precision)
+        if config.compile:
+            compile_blocks(blocks(self.model), config.activation_checkpointing)
+
+    def describe(self) -> tuple[str, dict]:
+        """A line on data and model, and what `model.json` says."""
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad) / 1e6
+        parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
+        share = "" if trained == parameters else f", {trained:.2f} M of them trained"
+        line = f"{self.task}: {self.records()[0]} records, {parameters:.1f} M parameters{share} on {self.device} in "
+        return line + self.config.precision, self.info()
+
+    def info(self) -> dict:
+        return start.describe(self.task, self.config, self.model, **self.facts())
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's tensors; adapters are folded in, so that any program can load them."""
+        return lora.merged_state(self.model) if self.config.lora else unique_state(self.model)
+
+    def state(self) -> dict:
+        """What a checkpoint holds beside weights and optimizer."""
+        progress = {} if self.best is None else {"best": torch.tensor(self.best, dtype=torch.float64)}
+        return {"progress": progress, **({"adapter": self._trained_state()} if self.config.lora else {})}
+
+    def load(self, folder: Path, training: dict) -> None:
+        """Continues from a checkpoint of this run."""
+        if self.config.lora:  # the weights on disk have the adapters folded in: the adapters themselves lie beside them
+            load_strict(self.model, {**unique_state(self.model), **training["adapter"]}, f"{folder} (adapters)")
+            known = load_weights(folder)[0]
+            if not all(torch.allclose(tensor.cpu(), known[name], atol=1e-4) for name, tensor in self.weights().items()):
+                raise CheckpointError(f"{folder}: its adapters do not belong to init_from {self.config.init_from!r}")
+        else:
+            load_strict(self.model, load_weights(folder)[0], str(folder))
+        if "best" in training["progress"]:
+            self.best = float(training["progress"]["best"])
+
+    def _trained_state(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+
+    # ---- evaluation --------------------------------------------------------------------------------------------------
+
+    def at_step_end(self, step: int, log: RunLog) -> dict | None:
+        """An evaluation after each `eval_every_epochs` epochs and at the end; the best weights are kept."""
+        done = self.epochs.evaluation_due(step, self.config.eval_every_epochs)
+        if done is None or not self.files("val"):
+            return None
+        metrics = self.scores("val")
+        name = self.config.best_metric
+        if name not in metrics:
+            raise ConfigError(f"best_metric is {name!r}; the validation gives {', '.join(metrics)}")
+        better = self.best is None or (metrics[name] > self.best) == (self.config.best_is == "highest")
+        if better and metrics[name] != self.best:
+            self.best = metrics[name]
+            self._keep_best(step, metrics)
+        return {"epoch": done, **metrics, "best": self.best}
+
+    def scores(self, split: str) -> dict[str, Any]:
+        """`evaluate` in evaluation mode, without gradients, in the run's precision."""
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad(), autocast(self.device, self.config.precision):
+            metrics = self.evaluate(split)
+        self.model.train(training)
+        return metrics
+
+    def _keep_best(self, step: int, metrics: dict) -> None:
+        weights = self.weights()
+        if distributed.is_main():
+            with replace_folder(self.output / BEST) as folder:
+                save_weights(folder, weights, {**self.info(), "step": step})
+                if self.config.lora:
+                    lora.save_adapter(folder, self.model, {"base": self.config.init_from})
+                (folder / TOKENIZER).write_bytes((self.output / TOKENIZER).read_bytes())
+                (folder / "metrics.json").write_text(json.dumps({"step": step, **metrics}, indent=1) + "\n")
+        distributed.barrier()
+
+    def write(self, name: str, content: Any) -> None:
+        """Writes a JSON file beside the checkpoints, from the main process."""
+        if distributed.is_main():
+            self.output.mkdir(parents=True, exist_ok=True)
+            (self.output / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class NothingToScore(BlipError):
+    """No image of an evaluation set could be read."""

@@ -1,0 +1,72 @@
+"""What captioning and retrieval share: image-caption pairs in, batches of them out."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from blip.config import annotation_files
+from blip.data.batches import Batch
+from blip.data.formats import AnnotationError
+from blip.data.pairs import PairDataset, Pairs, has_words, read_pairs
+from blip.tasks.finetune import FineTuning
+
+
+class PairFineTuning(FineTuning):
+    """A fine-tuning run on image-caption pairs."""
+
+    prompt_text = ""  # before every caption
+
+    def read_data(self) -> None:
+        self.pairs: Pairs | None = None
+        if self.config.train_file:
+            self.pairs = self._read(annotation_files(self.config), "train")
+        self.held_out = {split: self._read(self.files(split), split) for split in ("val", "test") if self.files(split)}
+
+    def add_parts(self) -> None:
+        """A word on captions from which nothing is learned, which would pass in silence."""
+        if not self.pairs:
+            return
+        count, wordless = 0, 0
+        for text in self.texts():
+            count += 1
+            wordless += not has_words(text)
+        if wordless == count:
+            problem = f"none of {count} captions has a letter or a digit, the first being {self.pairs.captions(0)[0]!r}"
+            raise AnnotationError(self.pairs.source(0), "", problem)
+        if wordless:
+            said = f"{wordless} of {count} training captions have no letter and no digit: leave them out, or mend them"
+            self.warning = "\n".join(filter(None, (self.warning, said)))
+
+    def _read(self, files: Any, split: str) -> Pairs:
+        return read_pairs(files, self.config.image_root, self.config.dataset, self.part(split))
+
+    def texts(self) -> Iterator[str]:
+        assert self.pairs is not None
+        for i in range(len(self.pairs)):
+            yield from self.pairs.captions(i)
+
+    def records(self) -> tuple[int, np.ndarray | None]:
+        return (len(self.pairs), self.pairs.record_weights()) if self.pairs else (0, None)
+
+    def dataset(self, transform: Callable[[Image.Image], Tensor]) -> PairDataset:
+        assert self.pairs is not None
+        config = self.config
+        return PairDataset(
+            self.pairs,
+            self.order,
+            self.tokenizer,
+            transform,
+            config.max_text_tokens,
+            config.seed,
+            self.prompt_text,
+            config.text_cleaning,
+            config.max_skipped_fraction,
+        )
+
+    def name(self, batch: Batch) -> str:
+        """The images of a batch, for an error message."""
+        assert self.pairs is not None
+        return ", ".join(self.pairs.image_path(i) for i in batch.indices[:16])

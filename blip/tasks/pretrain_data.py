@@ -1,0 +1,136 @@
+"""What pre-training reads: annotation files, every record at hand, or webdataset shards, which are streamed.
+
+Both say how many pairs there are and how many batches an epoch of this process has, and give these from any position.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from blip import distributed
+from blip.config import ConfigError, PretrainConfig
+from blip.data.batches import Batch
+from blip.data.formats import file_entry
+from blip.data.loader import make_loader
+from blip.data.order import EpochOrder, steps_per_epoch
+from blip.data.pairs import CaptionEncoder, PairDataset, read_pairs
+from blip.data.stream import StreamDataset, StreamOrder, stream_loader
+from blip.data.webdataset import BrokenSample, is_tar_address, open_shards
+from blip.tokenizer import Tokenizer
+
+Transform = Callable[[Image.Image], Tensor]
+SAMPLES_FOR_WORDS = 20_000  # of a stream, from whose captions a tokenizer is trained
+
+
+class FileData:
+    """Pairs of annotation files, whose captions and paths lie in memory."""
+
+    def __init__(self, config: PretrainConfig, files: Sequence[str | Mapping[str, Any]]):
+        self.config = config
+        self.pairs = read_pairs(list(files), config.image_root)
+        weights = self.pairs.record_weights()
+        self.order = EpochOrder(len(self.pairs), config.seed, distributed.rank(), distributed.world_size(), weights)
+        self.steps = steps_per_epoch(self.order, config.batch_size)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def captions(self) -> Iterator[str]:
+        return (text for i in range(len(self.pairs)) for text in self.pairs.captions(i))
+
+    def name(self, index: int) -> str:
+        """Where a pair comes from, for messages."""
+        return f"{self.pairs.image_path(index)} ({self.pairs.source(index)} record {index})"
+
+    def batches(
+        self, tokenizer: Tokenizer, transform: Transform, start: tuple[int, int], pad_to: tuple[int, ...], pin: bool
+    ) -> Iterator[Batch]:
+        """Batches for ever, from `start`, (epoch, batch), on."""
+        config = self.config
+        dataset = PairDataset(
+            self.pairs,
+            self.order,
+            tokenizer,
+            transform,
+            config.max_text_tokens,
+            config.seed,
+            text_cleaning=config.text_cleaning,
+            max_skipped_fraction=config.max_skipped_fraction,
+        )
+        return make_loader(
+            dataset,
+            self.order,
+            config.batch_size,
+            start,
+            config.num_workers,
+            config.seed,
+            tokenizer.pad_id,
+            pad_to,
+            pin,
+        )
+
+
+class StreamData:
+    """Pairs of webdataset shards, read from a disk or a network as they are needed."""
+
+    def __init__(self, config: PretrainConfig, addresses: Sequence[str], output: Path):
+        """`output` keeps the counts of shards that come without."""
+        self.config = config
+        known = output / "shard_sizes.json"
+        shards = open_shards(addresses, known) if distributed.is_main() else None  # one process counts for all
+        distributed.barrier()
+        self.shards = shards or open_shards(addresses, known)
+        self.order = StreamOrder(
+            self.shards, config.batch_size, config.seed, distributed.rank(), distributed.world_size(),
+            config.stream_lanes, config.stream_window,
+        )  # fmt: skip
+        self.steps = self.order.steps
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def captions(self) -> Iterator[str]:
+        """Those of the first samples: a stream is not read through for them."""
+        raws = itertools.chain.from_iterable(self.shards.read(n) for n in range(len(self.shards.counts)))
+        for raw in itertools.islice(raws, SAMPLES_FOR_WORDS):
+            try:
+                yield from raw.record()["caption"]
+            except BrokenSample:  # training names it
+                continue
+
+    def name(self, index: int) -> str:
+        """Where a pair comes from, for messages."""
+        return self.shards.name(index)
+
+    def batches(
+        self, tokenizer: Tokenizer, transform: Transform, start: tuple[int, int], pad_to: tuple[int, ...], pin: bool
+    ) -> Iterator[Batch]:
+        """Batches for ever, from `start`, (epoch, batch), on."""
+        encode = CaptionEncoder(tokenizer, self.config.max_text_tokens, text_cleaning=self.config.text_cleaning)
+        dataset = StreamDataset(self.order, encode, transform, start, tokenizer.pad_id, pad_to)
+        return stream_loader(dataset, self.config.num_workers, pin)
+
+
+def open_training(
+    config: PretrainConfig, files: Sequence[str | Mapping[str, Any]], output: Path
+) -> FileData | StreamData:
+    """The training data of a configuration; `files` as `build.annotation_files` gives them.
+
+    Raises:
+        ConfigError: annotation files and shards are mixed, or shards have weights.
+    """
+    paths = [file_entry(entry)[0] for entry in files]
+    tars = [path for path in paths if is_tar_address(path)]
+    if not tars:
+        return FileData(config, files)
+    if len(tars) < len(paths):
+        other = next(path for path in paths if path not in tars)
+        raise ConfigError(f"train_file names shards ({tars[0]}) and annotations ({other}): one kind at a time; "
+                          "`blip capfilt merge --out FOLDER` makes shards")  # fmt: skip
+    if weighted := [path for path, weight in map(file_entry, files) if weight != 1]:
+        raise ConfigError(f"train_file: {weighted[0]} has a weight, which shards cannot have")
+    return StreamData(config, tars, output)

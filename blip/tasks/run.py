@@ -1,0 +1,96 @@
+"""How a fine-tuning script runs: training with a score of the test files at the end, or scores alone."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from blip import distributed
+from blip.checkpoints import initialize
+from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict, load_weights
+from blip.config import ConfigError
+from blip.tasks import start
+from blip.tasks.config import FineTuneConfig
+from blip.tasks.finetune import BEST, FineTuning
+from blip.train import lora
+from blip.train.checkpoint import complete_checkpoints, find_checkpoint
+from blip.train.run import fit, prepare
+
+
+def train(make: type[FineTuning], config: FineTuneConfig, output: Path, resume: str, device: torch.device) -> bool:
+    """Trains, from the start or from a checkpoint; then scores `test_file` with the best weights. False: a signal
+    ended it."""
+    if not config.train_file:
+        raise ConfigError("train_file is empty; --set train_file=[FILE]")
+    begun = find_checkpoint(resume, output) if resume else None
+    config = start.as_begun(config, begun) if begun else config
+    source = start.read_source(config, begun)
+    config = start.with_sizes_of(config, source)
+    folder, changed = prepare(config, output, resume)
+    task = make(config, source, output, folder, device)
+    if task.warning and folder is None:
+        warn(task.warning)
+    finished = fit(task, config, output, folder, changed)
+    if finished and task.files("test"):
+        weights = output / BEST if (output / BEST).is_dir() else complete_checkpoints(output)[-1]
+        load_strict(plain(task), load_weights(weights)[0], str(weights))
+        report(task, {"weights": str(weights), **task.scores("test")}, "test.json")
+    return finished
+
+
+def evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, device: torch.device) -> None:
+    """Scores `val_file` and `test_file` without training: with `init_from`, or with the best or newest of `output`."""
+    here = [folder for folder in (output / BEST, *complete_checkpoints(output)[::-1]) if folder.is_dir()]
+    weights = config.init_from or (str(here[0]) if here else "")
+    if not weights:
+        raise CheckpointError(f"nothing to evaluate: {output} holds no checkpoint; give --init_from")
+    trained_on = [entry if isinstance(entry, str) else entry.path for entry in config.train_file]
+    train_file = config.train_file if getattr(config, "split_shares", None) else []  # whose parts are evaluated
+    if not (config.val_file or config.test_file or train_file):
+        raise ConfigError("nothing to evaluate on: --set val_file=[FILE], or test_file")
+    config = config.model_copy(update={"init_from": weights, "train_file": train_file, "lora": None, "freeze": []})
+    source = start.read_source(config)
+    if source is not None:
+        start.check_task(make.task, source)
+    own_words = Path(weights) if (Path(weights) / TOKENIZER).is_file() else None
+    task = make(start.with_sizes_of(config, source), source, output, own_words, device)
+    task.compare_with(trained_on)
+    if source is not None and (other := start.other_settings(task.info(), source)):
+        warn(f"{weights} was made with {'; '.join(other)}: scores depend on it")
+    if unknown := [name for name in task.missing if name != "temperature"]:
+        parts = ", ".join(initialize.parts_of(unknown))
+        raise CheckpointError(
+            f"{weights} cannot be evaluated: it is a checkpoint of {source.info['task'] if source else ''}, and {parts}"
+            f" would be random; fine-tune it for {task.task} first"
+        )
+    found: dict[str, Any] = {"weights": weights}
+    for split in ("val", "test"):
+        if task.files(split):
+            found |= task.scores(split)
+    report(task, found, "evaluation.json")
+
+
+def warn(text: str) -> None:
+    if distributed.is_main():
+        Console(stderr=True).print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def plain(task: FineTuning) -> nn.Module:
+    """The run's model without adapters, which takes the weights of a checkpoint."""
+    if task.config.lora:
+        lora.merge(task.model)
+    return task.model
+
+
+def report(task: FineTuning, found: dict[str, Any], name: str) -> None:
+    """Writes scores to a file of the run and shows them."""
+    task.write(name, found)
+    if distributed.is_main():
+        console = Console()
+        for key, value in found.items():
+            shown = f"{value:.4f}" if isinstance(value, float) else value
+            if not isinstance(value, list | dict):
+                console.print(f"{key}: {shown}", markup=False, highlight=False, soft_wrap=True)
+        console.print(str(task.output / name), markup=False, highlight=False, soft_wrap=True)

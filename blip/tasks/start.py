@@ -1,0 +1,259 @@
+"""What a fine-tuning run starts from: the sizes, the weights and the words of another checkpoint, or nothing.
+
+A checkpoint of any task can start a run of any other: what both have is taken, and what only the new task has starts
+at random and is named in the log.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blip.checkpoints import convert, initialize
+from blip.checkpoints.format import CheckpointError, load_strict, load_weights, unique_state
+from blip.checkpoints.initialize import Source, adopt, check_heads, init_text, init_vision, parts_of
+from blip.config import ConfigError, ModelConfig, PretrainConfig, load_config
+from blip.models.factory import TASKS, Model, model_of
+from blip.models.momentum import Queue, Twin, update_twin
+from blip.models.pretrain import PretrainModel
+from blip.network.med import TextConfig
+from blip.network.vit import VIT_SIZES, ViTConfig, fit_image_size
+from blip.tasks.config import FineTuneConfig
+from blip.tokenizer import Specials, Tokenizer
+
+# configuration key -> the size that it gives; `vit: custom` goes with the first three
+VIT_KEYS = {"vit_width": "width", "vit_depth": "depth", "vit_heads": "heads", "vit_patch": "patch"}
+TEXT_KEYS = {
+    "text_width": "width",
+    "text_layers": "layers",
+    "text_heads": "heads",
+    "text_hidden": "hidden",
+    "max_positions": "max_positions",
+}
+# what the optimizer's state depends on: it cannot change within a run
+FIXED = ("lora", "freeze", "layer_decay", "decay_norms_and_biases")
+# what a task adds to every checkpoint of pre-training, and so is no surprise
+NEW_PARTS = {"nlvr": ("cls_head.", ".cross_attention.merge."), "vqa": (".cross_attention.k.", ".cross_attention.v.")}
+# whose checkpoints can be scored at a task without training, beside its own
+SCORED = {"retrieval": ("retrieval", "pretrain"), "caption": ("caption", "pretrain")}
+# what `model.json` says of how inputs were prepared
+SETTINGS = ("image_size", "max_text_tokens", "max_answer_tokens", "text_cleaning", "prompt")
+
+
+def as_begun(config: FineTuneConfig, resume: Path) -> FineTuneConfig:
+    """The configuration of a run that goes on from a checkpoint: it began where its `config.yaml` says.
+
+    ConfigError for options that cannot change within a run.
+    """
+    saved = resume.parent.parent / "config.yaml"
+    if not saved.is_file():
+        return config
+    before = load_config(saved, type(config))
+    other = [f"{key} {getattr(before, key)} -> {getattr(config, key)}" for key in FIXED
+             if getattr(before, key) != getattr(config, key)]  # fmt: skip
+    if other:
+        raise ConfigError(f"cannot change within a run: {', '.join(other)}; start a new one with --init_from {resume}")
+    kept: dict[str, Any] = {"init_from": config.init_from or before.init_from}
+    if "embed_dim" not in config.model_fields_set:  # weights without features do not say how wide these were
+        kept["embed_dim"] = before.embed_dim
+    return config.model_copy(update=kept)
+
+
+def read_source(config: FineTuneConfig, resume: Path | None = None) -> Source | None:
+    """The checkpoint that `init_from` names, or None. Its momentum twin and queue are left out.
+
+    A run that goes on has its own; with adapters, though, whose weights there are folded in, it needs the first one.
+    """
+    if resume is not None and config.lora is None:
+        return _known(Source(*load_weights(resume), str(resume)))
+    if not config.init_from:
+        return None
+    given = "text_heads" in config.model_fields_set and config.init_from.endswith(".pth")
+    tensors, info = convert.read(config.init_from, config.image_heads, config.text_heads if given else None)
+    return _known(Source(convert.split(tensors)[0], info, config.init_from))
+
+
+def _known(source: Source) -> Source:
+    """The checkpoint, if `model.json` says what it is."""
+    task, sizes = source.info.get("task"), [source.info.get("image_encoder"), source.info.get("text_encoder")]
+    if task not in TASKS:
+        raise CheckpointError(f"{source.path} is a checkpoint of {task}; a run can start from {', '.join(TASKS)}")
+    needed = [*VIT_KEYS.values()], [*TEXT_KEYS.values(), "vocab_size"]
+    for part, names in zip([sizes[0], sizes[1] or source.info.get("text_decoder")], needed, strict=True):
+        if not isinstance(part, dict) or not set(names) <= part.keys():
+            raise CheckpointError(f"{source.path} does not say the model's sizes: {', '.join(names)}")
+    return source
+
+
+def with_sizes_of(config: FineTuneConfig, source: Source | None) -> FineTuneConfig:
+    """The configuration with the sizes of the checkpoint that it starts from; ConfigError where it asks for others."""
+    if source is None:
+        return config
+    sizes: dict[str, Any] = {key: source.info["image_encoder"][name] for key, name in VIT_KEYS.items()}
+    sizes |= {key: source.text[name] for key, name in TEXT_KEYS.items()}
+    if "embed_dim" in source.info:
+        sizes["embed_dim"] = source.info["embed_dim"]
+    asked = {key: getattr(config, key) for key in sizes if key in config.model_fields_set}
+    other = [f"{key} {value} (it has {sizes[key]})" for key, value in asked.items() if value not in (None, sizes[key])]
+    if "vit" in config.model_fields_set and config.vit != "custom":
+        own = tuple(sizes[key] for key in VIT_KEYS)
+        other += [f"vit {config.vit} (it has {own})"] if VIT_SIZES[config.vit] != own else []
+    if other:
+        raise ConfigError(f"{source.path} has sizes of its own: leave out {', '.join(other)}")
+    if config.max_text_tokens > sizes["max_positions"]:
+        raise ConfigError(
+            f"max_text_tokens {config.max_text_tokens} is above the {sizes['max_positions']} positions of {source.path}"
+        )
+    return config.model_copy(update={"vit": "custom", **sizes})
+
+
+def start_model(
+    task: str, config: FineTuneConfig, source: Source | None, tokenizer: Tokenizer
+) -> tuple[Model, list[str]]:
+    """The task's model -> (it, the names of what starts at random although there is a checkpoint)."""
+    specials = Specials(tokenizer.pad_id, tokenizer.enc_id, tokenizer.dec_id)
+    vit, text = vit_config(config), text_config(config, tokenizer.size)
+    text.images = 2 if task == "nlvr" else 1
+    smoothing = getattr(config, "label_smoothing", 0.1)
+    model = model_of(task, vit, text, specials, config.embed_dim, label_smoothing=smoothing)
+    if source is None:  # a model of pre-training gives the start: from nothing, or from ViT and BERT weights
+        text.images = 1
+        whole = PretrainModel(vit, text, specials, config.embed_dim)
+        if config.vision_init:
+            initialize.init_vision(whole, config.vision_init)
+        if config.text_init:
+            initialize.init_text(whole, config.text_init)
+        adopt(model, task, Source(unique_state(whole), {"task": "pretrain"}, "a new model"), vit)
+        return model, []
+    known = source.text["vocab_size"]
+    if known != tokenizer.size:
+        raise CheckpointError(f"{source.path} has {known} tokens and the tokenizer {tokenizer.size}: use its own")
+    return model, adopt(model, task, source, vit)
+
+
+def advice(task: str, source: Source, missing: list[str]) -> str:
+    """What the log says of a start: from what, and which parts start at random; "" where there is nothing to tell."""
+    theirs = source.info["task"]
+    new = [name for name in missing if not any(part in name for part in NEW_PARTS.get(task, ()))]
+    new = [name for name in new if name != "temperature"]  # matching models are released without one
+    if not new and theirs in ("pretrain", task):
+        return ""
+    said = f"{source.path} is a checkpoint of {theirs}, not one that {task} usually starts from: "
+    if missing:
+        return said + f"{len(missing)} tensors of {', '.join(parts_of(missing))} start at random"
+    return said + f"every tensor has a start, but what it learned is {theirs}"
+
+
+def check_task(task: str, source: Source) -> None:
+    """CheckpointError for a checkpoint that cannot be scored at a task, whether or not its tensors would fit."""
+    if source.info["task"] not in SCORED.get(task, (task,)):
+        raise CheckpointError(
+            f"{source.path} cannot be evaluated: it is a checkpoint of {source.info['task']}, which never learned "
+            f"{task}; fine-tune it for {task} first"
+        )
+
+
+def other_settings(info: dict[str, Any], source: Source) -> list[str]:
+    """Settings that scores depend on and that differ from those the checkpoint was made with, in words."""
+    now, before = _flat(info), _flat(source.info)
+    return [f"{name} {before[name]!r}, here it is {now[name]!r}" for name in SETTINGS
+            if name in before and name in now and before[name] != now[name]]  # fmt: skip
+
+
+def _flat(info: dict[str, Any]) -> dict[str, Any]:
+    return {**info, "image_size": info["image_encoder"].get("image_size")}
+
+
+def describe(task: str, config: FineTuneConfig, model: Model, **more: Any) -> dict:
+    """What `model.json` says: enough to build the model again and to prepare its inputs."""
+    info: dict[str, Any] = {"task": task, "image_encoder": asdict(model.image_encoder.config)}
+    for part in ("text_encoder", "text_decoder"):
+        if hasattr(model, part) and not (part == "text_decoder" and task == "pretrain"):
+            info[part] = asdict(getattr(model, part).config)
+    if hasattr(model, "text_proj"):
+        info["embed_dim"] = config.embed_dim
+    return {**info, "max_text_tokens": config.max_text_tokens, "text_cleaning": config.text_cleaning, **more}
+
+
+def vit_config(config: ModelConfig) -> ViTConfig:
+    """The image encoder's sizes: those of a name, or the four numbers of `vit: custom`."""
+    if config.vit == "custom":
+        sizes = (config.vit_width, config.vit_depth, config.vit_heads, config.vit_patch)
+    else:
+        sizes = VIT_SIZES[config.vit]
+    width, depth, heads, patch = (int(size or 0) for size in sizes)
+    return ViTConfig(config.image_size, patch, width, depth, heads, drop_path=config.drop_path)
+
+
+def text_config(config: ModelConfig, vocab_size: int) -> TextConfig:
+    """The text transformer's sizes."""
+    return TextConfig(
+        vocab_size=vocab_size,
+        width=config.text_width,
+        layers=config.text_layers,
+        heads=config.text_heads,
+        hidden=config.text_hidden,
+        max_positions=config.max_positions,
+        image_width=vit_config(config).width,
+        dropout=config.dropout,
+    )
+
+
+def build_pretrain(
+    config: PretrainConfig, vocab_size: int, specials: Specials, device: torch.device, fresh: bool = True
+) -> tuple[PretrainModel, Twin, Queue]:
+    """The model, its momentum twin and its queue, with the starting weights that the configuration names.
+
+    Not `fresh`, all weights are random: a checkpoint's are loaded next.
+    """
+    vit, text = vit_config(config), text_config(config, vocab_size)
+    model = PretrainModel(vit, text, specials, config.embed_dim, config.temperature, config.label_smoothing)
+    queue = Queue(config.queue_size, config.embed_dim)
+    foreign: dict[str, Tensor] = {}
+    if fresh:
+        if config.vision_init:
+            init_vision(model, config.vision_init)
+        if config.text_init:
+            init_text(model, config.text_init)
+        if config.init_from:
+            foreign = _foreign(config, vit, text)
+    own, twin_tensors, queue_tensors = convert.split(foreign)
+    if own:
+        fit_image_size(own, vit)
+        load_strict(model, own, config.init_from)
+    twin = Twin(model)
+    if twin_tensors:
+        fit_image_size(twin_tensors, vit)
+        load_strict(twin, twin_tensors, f"{config.init_from} (momentum twin)")
+        # the published code saves a twin that is one update behind
+        update_twin(*twin.pairs_with(model), config.momentum)
+    if queue_tensors and queue_tensors["images"].shape == queue.images.shape:
+        load_strict(queue, queue_tensors, f"{config.init_from} (queue)")
+    return model.to(device), twin.to(device), queue.to(device)
+
+
+def _foreign(config: PretrainConfig, vit: ViTConfig, text: TextConfig) -> dict[str, Tensor]:
+    """The tensors of `init_from`; CheckpointError where it is of another task or has other heads."""
+    says_heads = not config.init_from.endswith(".pth")
+    tensors, info = convert.read(config.init_from, *((None, None) if says_heads else (vit.heads, text.heads)))
+    if info["task"] != "pretrain":
+        raise CheckpointError(
+            f"{config.init_from} is a checkpoint of {info['task']}, which lacks parts that pre-training needs; start "
+            "from one of pre-training, or from ViT and BERT weights (vision_init, text_init)"
+        )
+    check_heads(info, vit.heads, text.heads, config.init_from)
+    return tensors
+
+
+def describe_pretraining(config: PretrainConfig, model: PretrainModel) -> dict:
+    """What `model.json` says of a pre-trained model: enough to build it again and to prepare its inputs."""
+    return {
+        "task": "pretrain",
+        "image_encoder": asdict(model.image_encoder.config),
+        "text_encoder": asdict(model.text_encoder.config),
+        "embed_dim": config.embed_dim,
+        "max_text_tokens": config.max_text_tokens,
+        "text_cleaning": config.text_cleaning,
+    }
