@@ -60,6 +60,7 @@ class Sources:
             module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
             self.define(module)
             self.firsts.add(module.rpartition(".")[2])
+            self.words.update(parts)
             self.read_definitions(tree, module, exports=path.name == "__init__.py")
             self.read_words(tree)
         for path in TESTS:
@@ -78,7 +79,8 @@ class Sources:
         if name in self.defined:
             return True
         owner, _, member = name.rpartition(".")
-        return any(self.resolves(f"{base}.{member}") for base in self.bases.get(owner.rpartition(".")[2], []))
+        extended = [base for base in self.bases.get(owner.rpartition(".")[2], []) if base not in owner.split(".")]
+        return any(self.resolves(f"{base}.{member}") for base in extended)
 
     def read_definitions(self, node: ast.AST, scope: str, *, exports: bool = False) -> None:
         for child in ast.iter_child_nodes(node):
