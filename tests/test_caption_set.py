@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("lxml")
+
 from blip.pubmed.jats import parse_article
 from blip.pubmed.panels.captions import Part, Split, split_caption
 

@@ -17,6 +17,10 @@ import pytest
 from conftest import ROOT
 from pmc_server import Faults, Library, Server
 
+pytest.importorskip("lxml")
+pytest.importorskip("httpx")
+pytest.importorskip("Bio")
+
 from blip.pubmed import http_client
 from blip.pubmed.catalogue import NAME, Catalogue, CatalogueError
 from blip.pubmed.extract import extract
@@ -130,6 +134,7 @@ def test_licences_and_retractions(library: Library, tmp_path: Path) -> None:
         assert Catalogue(tmp_path).pmcids("done") == more
 
 
+@pytest.mark.slow
 def test_faults_leave_no_trace(library: Library, undisturbed: tuple[Path, int], tmp_path: Path) -> None:
     """Every kind of fault happens; catalogue and files end as without, and nothing is asked more often than it must."""
     faults = Faults(share=0.4, silence=4.0, seed=3)

@@ -16,6 +16,9 @@ from conftest import ROOT
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
+pytest.importorskip("transformers")
+pytest.importorskip("pycocotools")
+
 from benchmarks.figure_split import average_precision, generated, real
 from blip.cli import app
 from blip.data.images import plain
