@@ -62,7 +62,7 @@ def files(name: str) -> dict[str, str]:
 
 DEMO = "runs/demo/run/checkpoints/latest"
 RETRIEVAL = {**FINE_TUNE, "queue_size": 20}
-# program -> options that are set where the command does not set them; see `localised` for how
+# program -> options that are set, over those of the command except KEPT
 SET = {
     "pretrain": {**PRETRAIN, "tokenizer": "vocab.txt", "train_file": "[captions.json]"},
     "train_retrieval": {**RETRIEVAL, **files("captions")},
@@ -95,7 +95,10 @@ ADDED = {
     "blip pubmed search": "--eutils SERVER",
     "blip pubmed fetch": "--bucket SERVER --rate 100",
 }
-KEPT = ("train_file", "web_file", "human_file", "tokenizer", "lora")  # of pre-training and CapFilt: the command's own
+KEPT = {
+    "pretrain": ("train_file", "tokenizer"),
+    "blip capfilt run": ("web_file", "human_file"),
+}  # if the command sets them
 
 
 def localised(command: str, fresh: str, server: str) -> list[str]:
@@ -106,7 +109,8 @@ def localised(command: str, fresh: str, server: str) -> list[str]:
         place = words.index("--output_dir") + 1
         words[place] = words[place] if words[place] == "runs/small" else f"runs/{fresh}"  # runs/small is resumed
     program = program_of(words)
-    values = {key: value for key, value in SET.get(program, {}).items() if key not in KEPT or f" {key}=" not in command}
+    own = [key for key in KEPT.get(program, ()) if f" {key}=" in command]
+    values = {key: value for key, value in SET.get(program, {}).items() if key not in own}
     if program.startswith("train_"):
         values |= HEADS if ".pth" in command else {}
         values |= {} if {"--init_from", "--evaluate"} & set(words) else {key: TINY[key] for key in OWN_SIZES}
@@ -258,6 +262,13 @@ def test_python_blocks(page: str, place: Path, monkeypatch: pytest.MonkeyPatch) 
     scope: dict = {}  # the blocks of a page go on with what those before them made
     for number, source in enumerate(blocks(PAGES[page], "python"), start=1):
         exec(compile(source, f"{page}, Python block {number}", "exec"), scope)
+
+
+def test_notebook_has_the_outputs_of_one_run() -> None:
+    cells = json.loads((ROOT / "docs" / "internals.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    assert all(cell["outputs"] for cell in code), "run: python docs/run_notebook.py"
 
 
 # ---- links, pages, tree ----------------------------------------------------------------------------------------------
