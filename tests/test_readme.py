@@ -62,7 +62,7 @@ def files(name: str) -> dict[str, str]:
 
 DEMO = "runs/demo/run/checkpoints/latest"
 RETRIEVAL = {**FINE_TUNE, "queue_size": 20}
-# program -> options that are set, over those of the command except KEPT
+# program -> options that are set, also where the command has them
 SET = {
     "pretrain": {**PRETRAIN, "tokenizer": "vocab.txt", "train_file": "[captions.json]"},
     "train_retrieval": {**RETRIEVAL, **files("captions")},
@@ -95,10 +95,8 @@ ADDED = {
     "blip pubmed search": "--eutils SERVER",
     "blip pubmed fetch": "--bucket SERVER --rate 100",
 }
-KEPT = {
-    "pretrain": ("train_file", "tokenizer"),
-    "blip capfilt run": ("web_file", "human_file"),
-}  # if the command sets them
+# program -> options of SET that a command may set itself
+KEPT = {"pretrain": ("train_file", "tokenizer"), "blip capfilt run": ("web_file", "human_file")}
 
 
 def localised(command: str, fresh: str, server: str) -> list[str]:
