@@ -14,21 +14,25 @@ from pathlib import Path
 
 import torch
 
-from blip import build, distributed, flops, losses, momentum
+from blip import build, distributed
+from blip.checkpoints import initialize
+from blip.checkpoints.format import load_strict, load_weights, unique_state
 from blip.config import ConfigError, PretrainConfig
-from blip.data.loader import Batch, EvalLoader, eval_loader
+from blip.data.batches import Batch
+from blip.data.loader import EvalLoader, eval_loader
 from blip.data.pairs import MAX_ORIGINS, EvalPairs, read_pairs
 from blip.data.skipped import SkipLog
-from blip.data.training import open_training
 from blip.data.transforms import eval_transform, train_transform, unnormalise
-from blip.decoding import Decoding
 from blip.dry_run import run_once
 from blip.evaluate import evaluate_pretraining
-from blip.generation import generate
-from blip.models.decoding import DecoderStep
-from blip.models.matching import TEMPERATURE_RANGE
-from blip.rows import Specials
-from blip.tokenizer import Tokenizer
+from blip.models import losses, momentum
+from blip.models.decoding import Decoding
+from blip.models.generation import generate
+from blip.models.momentum import TEMPERATURE_RANGE
+from blip.network import flops
+from blip.network.med import DecoderStep
+from blip.tasks.pretrain_data import open_training
+from blip.tokenizer import Specials, Tokenizer
 from blip.train.engine import Step
 from blip.train.epochs import Epochs
 from blip.train.freeze import freeze
@@ -36,7 +40,6 @@ from blip.train.launch import launch
 from blip.train.log import RunLog
 from blip.train.parallel import autocast, checkpoint_activations, compile_blocks, data_parallel
 from blip.train.run import fit, prepare
-from blip.weights import load_strict, load_weights, unique_state
 
 PATIENCE = 500  # steps after the warm-up within which matching should have begun to learn
 PLATEAU = (
@@ -199,7 +202,7 @@ class Pretraining:
         """Continues from a checkpoint of this run."""
         tensors, info = load_weights(folder)
         heads = self.model.image_encoder.config.heads, self.model.text_encoder.config.heads
-        build.check_heads(info, *heads, str(folder))
+        initialize.check_heads(info, *heads, str(folder))
         load_strict(self.model, tensors, str(folder))
         load_strict(self.twin, training["twin"], f"{folder} (momentum twin)")
         load_strict(self.queue, training["queue"], f"{folder} (queue)")

@@ -23,16 +23,17 @@ import train_retrieval
 from blip import capfilt, distributed
 from blip.capfilt_merge import Rule, about_merged, merge
 from blip.capfilt_report import write_report
+from blip.checkpoints.format import TOKENIZER
 from blip.config import Config, ConfigError, PretrainConfig, RunConfig, dump_config, load_config, with_options
 from blip.data.candidates import read_candidates
-from blip.data.shards import write_whole
+from blip.data.jsonl_shards import write_whole
 from blip.errors import BlipError
 from blip.finetune import BEST
+from blip.hashing import fingerprint
 from blip.restore import load
 from blip.task_config import CapFiltConfig, CaptionConfig, FineTuneConfig, RetrievalConfig
 from blip.train.checkpoint import complete_checkpoints
 from blip.train.launch import errors_for_people
-from blip.weights import TOKENIZER, fingerprint
 
 DONE = "done.json"  # in the folder of a step: it ended, and with these settings
 

@@ -3,7 +3,7 @@
     python train_caption.py --config configs/caption_coco.yaml --output_dir runs/coco --init_from model_base.pth
     python train_caption.py --config configs/caption_coco.yaml --output_dir runs/coco --evaluate
 
-The loss is in blip/models/caption.py, what the scripts share in blip/finetune.py, writing in blip/generation.py.
+The loss is in blip/models/caption.py, what the scripts share in blip/finetune.py, writing in blip/models/generation.py.
 """
 
 import os
@@ -17,13 +17,14 @@ import torch
 
 from blip.caption_scores import score_captions
 from blip.config import ConfigError
-from blip.data.loader import Batch, stable_hash
+from blip.data.batches import Batch
 from blip.data.pairs import EvalPairs, Pairs
 from blip.finetune_pairs import PairFineTuning
 from blip.finetune_run import evaluate, train
+from blip.hashing import stable_hash
 from blip.metrics import as_json, bootstrap
 from blip.models.caption import CaptionModel
-from blip.rows import with_first
+from blip.network.packing import with_first
 from blip.task_config import CaptionConfig
 from blip.train.engine import Step
 from blip.train.launch import launch

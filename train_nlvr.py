@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip import build
-from blip.data.nlvr import EvalStatements, NlvrBatch, NlvrDataset, Statements, collate_nlvr, read_statements
+from blip.data.statements import EvalStatements, NlvrBatch, NlvrDataset, Statements, collate_nlvr, read_statements
 from blip.finetune import FineTuning
 from blip.finetune_run import evaluate, train
 from blip.metrics import as_json, bootstrap

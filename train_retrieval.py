@@ -3,7 +3,7 @@
     python train_retrieval.py --config configs/retrieval_roco.yaml --output_dir runs/roco --init_from model_base.pth
     python train_retrieval.py --config configs/retrieval_roco.yaml --output_dir runs/roco --evaluate
 
-The losses are in blip/models/retrieval.py, twin and queue in blip/momentum.py, re-ranking in blip/rerank.py.
+The losses are in blip/models/retrieval.py, twin and queue in blip/models/momentum.py, re-ranking in blip/rerank.py.
 """
 
 from collections.abc import Hashable, Sequence
@@ -14,21 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blip import distributed, losses, momentum
+from blip import distributed
+from blip.checkpoints.format import load_strict, unique_state
+from blip.data.batches import Batch, padded
 from blip.data.gallery import ImagesByNumber, unreadable
-from blip.data.loader import Batch, padded
 from blip.data.pairs import CaptionEncoder, caption_id
 from blip.finetune import NothingToScore
 from blip.finetune_pairs import PairFineTuning
 from blip.finetune_run import evaluate, train
 from blip.metrics import Interval, as_json, bootstrap
-from blip.models.matching import TEMPERATURE_RANGE, Twin
+from blip.models import losses, momentum
+from blip.models.momentum import TEMPERATURE_RANGE, Twin
 from blip.models.retrieval import RetrievalModel
 from blip.rerank import Retrieval, Texts, evaluate_retrieval
 from blip.task_config import RetrievalConfig
 from blip.train.engine import Step
 from blip.train.launch import launch
-from blip.weights import load_strict, unique_state
 
 
 @dataclass

@@ -3,7 +3,7 @@
     python train_vqa.py --config configs/vqa_rad.yaml --output_dir runs/vqa_rad --init_from model_base.pth
     python train_vqa.py --config configs/vqa_rad.yaml --output_dir runs/vqa_rad --evaluate
 
-The loss is in blip/models/vqa.py, ranking of answers in blip/ranking.py, scores in blip/metrics.py.
+The loss is in blip/models/vqa.py, ranking of answers in blip/models/ranking.py, scores in blip/metrics.py.
 """
 
 import json
@@ -17,20 +17,28 @@ from PIL import Image
 from torch import Tensor
 
 from blip import build
+from blip.checkpoints.format import INFO
 from blip.config import ConfigError
-from blip.data.question_sets import Question
-from blip.data.vqa import EvalQuestions, QuestionEncoder, Questions, VqaBatch, VqaDataset, collate_vqa, read_questions
-from blip.data.vqa_splits import answer_list, majority_answers, shared_images, split_by_image
+from blip.data.question_splits import answer_list, majority_answers, shared_images, split_by_image
+from blip.data.questions import (
+    EvalQuestions,
+    QuestionEncoder,
+    Questions,
+    VqaBatch,
+    VqaDataset,
+    collate_vqa,
+    read_questions,
+)
+from blip.data.sets.questions import Question
 from blip.finetune import FineTuning
 from blip.finetune_run import evaluate, train
 from blip.metrics import as_json, bootstrap, exact_match, score_answers, vqa_accuracy
+from blip.models.ranking import AnswerTree, distinct_answers, rank_answers
 from blip.models.vqa import VqaModel
-from blip.ranking import AnswerTree, distinct_answers, rank_answers
-from blip.rows import ImageKeys
+from blip.network.packing import ImageKeys
 from blip.task_config import VqaConfig
 from blip.train.engine import Step
 from blip.train.launch import launch
-from blip.weights import INFO
 
 
 class Answering(FineTuning):

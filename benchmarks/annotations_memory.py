@@ -14,7 +14,7 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from blip.data.loader import EpochOrder
+from blip.data.order import EpochOrder
 from blip.data.pairs import Pairs, read_pairs
 
 # as long as a caption of a figure in an article often is

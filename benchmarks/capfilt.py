@@ -21,12 +21,12 @@ from torch import Tensor
 from benchmarks import harness, peers_tasks
 from benchmarks.generate import DEC, ENC, PAD, SEP, TOP_P, compare, sizes
 from benchmarks.rerank import make_texts
-from blip import flops
-from blip.decoding import Decoding
 from blip.models.caption import CaptionModel
+from blip.models.decoding import Decoding
 from blip.models.retrieval import RetrievalModel
-from blip.rows import Specials
+from blip.network import flops
 from blip.scoring import match_states
+from blip.tokenizer import Specials
 
 TEXTS, NEW = 2, 20
 SAMPLED = {"do_sample": True, "num_beams": 1, "top_p": TOP_P, "top_k": 0, "min_new_tokens": NEW, "max_new_tokens": NEW}

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness, peers_tasks
-from blip import flops
-from blip.decoding import Decoding
-from blip.generation import generate
 from blip.models.caption import CaptionModel
-from blip.models.decoding import DecoderStep
-from blip.rows import Specials
-from blip.vit import VIT_SIZES, ViTConfig
-from blip.words import TextConfig
+from blip.models.decoding import Decoding
+from blip.models.generation import generate
+from blip.network import flops
+from blip.network.embeddings import TextConfig
+from blip.network.med import DecoderStep
+from blip.network.vit import VIT_SIZES, ViTConfig
+from blip.tokenizer import Specials
 
 PAD, ENC, DEC, SEP = 0, 30523, 30522, 102
 BATCH, BEAMS, SAMPLES, NEW, TOP_P = 8, 3, 3, 20, 0.9

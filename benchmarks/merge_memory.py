@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.annotations_memory import CAPTION
 from blip.capfilt_merge import Rule, merge
-from blip.data.shards import Line, write_shards
+from blip.data.jsonl_shards import Line, write_shards
 
 SHARD = 100_000  # texts
 

@@ -17,8 +17,8 @@ from transformers import BlipTextConfig, BlipVisionConfig
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel, BlipTextModel
 
-from blip.med import TextConfig
-from blip.vit import ViTConfig
+from blip.network.med import TextConfig
+from blip.network.vit import ViTConfig
 
 # parts of our names and of transformers', applied in this order
 VISION_NAMES = [

@@ -14,12 +14,12 @@ from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel, BlipTextModel
 
 from benchmarks.peers import HEAD_NAMES, TEXT_NAMES, VISION_NAMES, renamed, text_configuration, vision_configuration
-from blip.med import TextDecoder, TextEncoder
 from blip.models.caption import CaptionModel
 from blip.models.retrieval import RetrievalModel
 from blip.models.vqa import VqaModel
-from blip.vit import ViT
-from blip.words import TextConfig
+from blip.network.embeddings import TextConfig
+from blip.network.med import TextDecoder, TextEncoder
+from blip.network.vit import ViT
 
 
 def encoder(ours: TextEncoder) -> BlipTextModel:

@@ -25,11 +25,12 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.peers_tasks import PublishedMatch
-from blip import flops, rerank
+from blip import rerank
 from blip.models.retrieval import RetrievalModel
-from blip.rows import Specials
-from blip.vit import VIT_SIZES, ViTConfig
-from blip.words import TextConfig
+from blip.network import flops
+from blip.network.embeddings import TextConfig
+from blip.network.vit import VIT_SIZES, ViTConfig
+from blip.tokenizer import Specials
 
 PAD, ENC, DEC, CLS, SEP = 0, 30523, 30522, 101, 102
 PADDED, MEAN_LENGTH = 35, 13

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
-from blip.attention import Tap
 from blip.models.matching import match_logits
 from blip.models.pretrain import PretrainModel
-from blip.rows import Specials
-from blip.vit import VIT_SIZES, ViTConfig
-from blip.words import TextConfig
+from blip.network.attention import Tap
+from blip.network.embeddings import TextConfig
+from blip.network.vit import VIT_SIZES, ViTConfig
+from blip.tokenizer import Specials
 
 PAD, ENC, DEC = 0, 30523, 30522
 BATCH, TOKENS = 4, 20

@@ -26,13 +26,12 @@ from torch import Tensor  # noqa: E402
 
 from benchmarks.harness import alternate, clock, describe, matmul_peak, medians, spread, write  # noqa: E402
 from benchmarks.peers import PublishedPretrain  # noqa: E402
-from blip import flops  # noqa: E402
-from blip.med import TextConfig  # noqa: E402
-from blip.models.matching import TEMPERATURE_RANGE, Twin  # noqa: E402
+from blip.models.momentum import TEMPERATURE_RANGE, Queue, Twin, candidates, update_twin  # noqa: E402  # noqa: E402
 from blip.models.pretrain import PretrainModel  # noqa: E402
-from blip.momentum import Queue, candidates, update_twin  # noqa: E402
-from blip.rows import Specials  # noqa: E402
-from blip.vit import VIT_SIZES, ViTConfig  # noqa: E402
+from blip.network import flops  # noqa: E402
+from blip.network.med import TextConfig  # noqa: E402
+from blip.network.vit import VIT_SIZES, ViTConfig  # noqa: E402
+from blip.tokenizer import Specials  # noqa: E402
 
 PAD, ENC, DEC = 0, 30523, 30522
 CLS, SEP = 101, 102

@@ -27,12 +27,12 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.peers_tasks import PublishedRank
-from blip import flops
+from blip.models.ranking import AnswerTree, Ranked, rank_answers
 from blip.models.vqa import VqaModel
-from blip.ranking import AnswerTree, Ranked, rank_answers
-from blip.rows import Specials
-from blip.vit import VIT_SIZES, ViTConfig
-from blip.words import TextConfig
+from blip.network import flops
+from blip.network.embeddings import TextConfig
+from blip.network.vit import VIT_SIZES, ViTConfig
+from blip.tokenizer import Specials
 
 PAD, ENC, DEC, CLS, SEP = 0, 30523, 30522, 101, 102
 QUESTIONS, QUESTION_LENGTHS = 4, [9, 11, 12, 14]  # tokens, special ones included

@@ -24,15 +24,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from blip.data.shards import write_whole
-from blip.data.transforms import UnreadableImage, open_image
+from blip.data.images import UnreadableImage, open_image
+from blip.data.jsonl_shards import write_whole
 from blip.errors import BlipError
 from blip.explain_files import Wanted, check_wanted
+from blip.files import flush
 from blip.internals import names, trace
 from blip.points import STATES
 from blip.predictor import Predictor
 from blip.scoring import scores_of
-from blip.weights import flush
 
 INDEX, FORMATS = "index.json", ("safetensors", "npy")
 TASKS = ("match", "caption", "answer", "image")

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blip import convert, distributed
+from blip import distributed
+from blip.checkpoints import convert
+from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict
+from blip.checkpoints.initialize import check_heads, init_text, init_vision
 from blip.config import ConfigError, ModelConfig, PretrainConfig
-from blip.med import TextConfig
-from blip.models.matching import Twin
+from blip.models.momentum import Queue, Twin, update_twin
 from blip.models.pretrain import PretrainModel
-from blip.momentum import Queue, update_twin
-from blip.rows import Specials
-from blip.tokenizer import Tokenizer, load_tokenizer
-from blip.vit import VIT_SIZES, ViTConfig, fit_image_size
-from blip.weights import TOKENIZER, CheckpointError, load_strict, unique_state
+from blip.network.med import TextConfig
+from blip.network.vit import VIT_SIZES, ViTConfig, fit_image_size
+from blip.tokenizer import Specials, Tokenizer, load_tokenizer
 
 
 def annotation_files(config: ModelConfig) -> list[str | Mapping[str, Any]]:
@@ -140,61 +140,6 @@ def _foreign(config: PretrainConfig, vit: ViTConfig, text: TextConfig) -> dict[s
         )
     check_heads(info, vit.heads, text.heads, config.init_from)
     return tensors
-
-
-def check_heads(info: dict, image_heads: int, text_heads: int, path: str) -> None:
-    """CheckpointError where a checkpoint's attention has other heads than asked for: the tensors do not show it."""
-    for part, asked in (("image_encoder", image_heads), ("text_encoder", text_heads)):
-        if part in info and info[part]["heads"] != asked:
-            raise CheckpointError(f"{path}: its {part} has {info[part]['heads']} heads, the configuration says {asked}")
-
-
-def init_vision(model: PretrainModel, source: str) -> None:
-    """Image encoder weights from a plain ViT of timm: `timm/NAME`, which timm downloads unless it has them."""
-    if not source.startswith("timm/"):
-        raise CheckpointError(
-            f"vision_init: {source!r}; expected timm/NAME, for example timm/vit_base_patch16_224.augreg_in21k"
-        )
-    try:
-        import timm
-
-        vit = timm.create_model(source.removeprefix("timm/"), pretrained=True)
-    except Exception as error:  # an unknown name, no weights of it, no network: each of another kind
-        raise CheckpointError(f"vision_init: {source}: {error}") from error
-    weights = convert.from_timm(vit.state_dict())
-    fit_image_size(weights, model.image_encoder.config)
-    own = {name.removeprefix("image_encoder."): tensor for name, tensor in weights.items()}
-    load_strict(model.image_encoder, own, f"vision_init: {source}")
-
-
-def init_text(model: PretrainModel, source: str) -> None:
-    """Text encoder and decoder weights from BERT; cross-attention, which BERT lacks, keeps its random start.
-
-    The decoder's self-attention starts as the encoder's. Words that BERT lacks ([DEC], [ENC]) keep their random start.
-    """
-    weights = convert.read_bert(source)
-    expected = unique_state(model)
-    for name in [n for n in weights if ".self_attention." in n]:
-        weights[name.replace("text_encoder.", "text_decoder.")] = weights[name]
-    words = "text_encoder.embeddings.words.weight"
-    for name, tensor in weights.items():
-        if name not in expected:
-            raise CheckpointError(f"text_init: {source}: {name} has no place in a text encoder of this depth")
-        target = expected[name]
-        if name in (words, "text_decoder.head.bias") and len(tensor) <= len(target) <= len(tensor) + 2:
-            target = target[: len(tensor)]
-        if target.shape != tensor.shape:
-            raise CheckpointError(
-                f"text_init: {source}: {name} is {tuple(tensor.shape)}, the model needs {tuple(target.shape)}; "
-                "text_width, text_layers, text_hidden and the tokenizer must be those of the BERT"
-            )
-        target.copy_(tensor)
-    layers = {name.split(".")[2] for name in weights if name.startswith("text_encoder.layers.")}
-    if len(layers) != model.text_encoder.config.layers:
-        raise CheckpointError(
-            f"text_init: {source} has {len(layers)} layers, the model {model.text_encoder.config.layers}: "
-            "set text_layers"
-        )
 
 
 def describe(config: PretrainConfig, model: PretrainModel) -> dict:

@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from blip.data.candidates import SYNTHETIC, Candidate, Candidates
-from blip.data.loader import stable_hash
-from blip.data.shards import Line, write_shards
+from blip.data.images import UnreadableImage, open_image
+from blip.data.jsonl_shards import Line, write_shards
 from blip.data.skipped import TooManySkipped
-from blip.data.transforms import UnreadableImage, open_image
-from blip.decoding import Decoding
+from blip.hashing import stable_hash
+from blip.models.decoding import Decoding
 from blip.predictor import Predictor
 from blip.scoring import match_groups
 

@@ -50,7 +50,7 @@ def _counter(images: int, shard_size: int) -> Any:
 
 def _model_name(checkpoint: str, tokenizer: str) -> str:
     """What tells shards of one model from those of another: its weights, and its words where these are given."""
-    from blip.weights import fingerprint
+    from blip.hashing import fingerprint
 
     if not tokenizer:
         return fingerprint(checkpoint)
@@ -61,7 +61,7 @@ def _model_name(checkpoint: str, tokenizer: str) -> str:
 def _tell(out: Path, what: str) -> None:
     """The last lines of the main process, when all shards are there."""
     from blip import distributed
-    from blip.data.shards import read_lines
+    from blip.data.jsonl_shards import read_lines
 
     distributed.barrier()
     if distributed.is_main():

@@ -18,11 +18,10 @@ import numpy as np
 from PIL import Image
 
 from blip.data.candidates import HUMAN, SYNTHETIC, WEB
-from blip.data.embedded import read_image
+from blip.data.images import UnreadableImage, open_image, read_image
+from blip.data.jsonl_shards import Line, read_lines, settings_of, whole_file, write_lines, write_whole
 from blip.data.pairs import read_pairs
-from blip.data.shards import Line, read_lines, settings_of, whole_file, write_lines, write_whole
-from blip.data.tar_shards import write_tars
-from blip.data.transforms import UnreadableImage, open_image
+from blip.data.webdataset import write_tars
 from blip.errors import BlipError
 
 ENDINGS = (".json", ".jsonl")

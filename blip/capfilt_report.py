@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from blip.capfilt_merge import MergeError, Rule, scored_lines, settled
-from blip.data.shards import Line, write_whole
-from blip.data.transforms import UnreadableImage, open_image
+from blip.data.images import UnreadableImage, open_image
+from blip.data.jsonl_shards import Line, write_whole
 
 BINS = 40
 SIDE = 160  # pixels of an image's longer side on the page

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blip import capfilt_cli, pubmed_cli
+from blip.data.images import find_images
 from blip.train.launch import errors_for_people
 
 if TYPE_CHECKING:
@@ -71,9 +72,9 @@ def convert(
     text_heads: Annotated[int | None, typer.Option("--text_heads", help="width / 64 unless given")] = None,
 ) -> None:
     """Writes a checkpoint in another format and lists what that format cannot hold."""
-    from blip import convert as formats
+    from blip.checkpoints import convert as formats
+    from blip.checkpoints.format import TOKENIZER
     from blip.tokenizer import load_tokenizer
-    from blip.weights import TOKENIZER
 
     with errors_for_people():
         tensors, info = formats.read(source, image_heads=image_heads, text_heads=text_heads)
@@ -125,10 +126,10 @@ def caption(
 ) -> None:
     """Writes captions; status 1 when an image cannot be read."""
     from blip import predict
-    from blip.decoding import Decoding
+    from blip.models.decoding import Decoding
 
     with errors_for_people():
-        paths = predict.find_images(images)
+        paths = find_images(images)
         how = Decoding(
             beams=beams or (1 if sample else 3),
             sample=sample,
@@ -157,7 +158,7 @@ def match(
     from blip import predict
 
     with errors_for_people():
-        paths = predict.find_images([image])
+        paths = find_images([image])
         unread = predict.show(
             predict.match_rows(_load(checkpoint, tokenizer, device), paths, texts, batch_size), out, as_json
         )
@@ -180,10 +181,10 @@ def answer(
 ) -> None:
     """Answers questions about images, from the list that the model was fine-tuned with unless told otherwise."""
     from blip import predict
-    from blip.decoding import Decoding
+    from blip.models.decoding import Decoding
 
     with errors_for_people():
-        paths = predict.find_images([image])
+        paths = find_images([image])
         choices = None
         if answers is not None:
             choices = [line.strip() for line in answers.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -239,7 +240,7 @@ def activations(
     from blip import activations as shards
     from blip.explain import OF_CHECKPOINT
     from blip.explain_files import find_pairs
-    from blip.weights import fingerprint
+    from blip.hashing import fingerprint
 
     with errors_for_people():
         wanted = find_pairs(data, [])

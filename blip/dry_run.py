@@ -7,15 +7,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from blip import build, distributed, flops, momentum
+from blip import build, distributed
 from blip.config import PretrainConfig
 from blip.data.pairs import read_pairs
-from blip.data.tar_shards import is_tar_address, open_shards
+from blip.data.webdataset import is_tar_address, open_shards
 from blip.errors import BlipError
-from blip.models.matching import Twin
+from blip.models import momentum
+from blip.models.momentum import Twin
 from blip.models.pretrain import Output, PretrainModel
-from blip.rows import Specials
-from blip.tokenizer import load_tokenizer
+from blip.network import flops
+from blip.tokenizer import Specials, load_tokenizer
 from blip.train.optim import build_optimizer
 from blip.train.parallel import (
     autocast,

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from blip import distributed
-from blip.models.matching import match_logits, project
+from blip.models.matching import match_logits
+from blip.models.momentum import unit_features
 from blip.models.pretrain import PretrainModel
-from blip.rows import ImageKeys, Rows, with_first
+from blip.network.packing import ImageKeys, Rows, with_first
 
 
 def recall_at(similarity: Tensor, positives: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dict[int, float]:
@@ -50,8 +51,8 @@ def evaluate_pretraining(model: PretrainModel, batches: Iterable[Any], device: t
         batch = batch.to(device)
         states = model.image_encoder(batch.images)
         rows = Rows(batch.lengths, batch.ids.shape[1], device)
-        images = project(model.image_proj, states[:, 0])
-        texts = project(model.text_proj, model.text_encoder.text(batch.ids, rows, first_only=True))
+        images = unit_features(model.image_proj, states[:, 0])
+        texts = unit_features(model.text_proj, model.text_encoder.text(batch.ids, rows, first_only=True))
         other = torch.arange(len(batch.ids), device=device).roll(1)
         right, wrong = balanced_match_accuracy(model, states, batch.ids, batch.lengths, other)
         # a shifted text that equals its own is no wrong pair

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from blip.data.formats import iter_records
-from blip.data.transforms import UnreadableImage, open_image
+from blip.data.images import UnreadableImage, find_images, open_image
 from blip.explain import OF_CHECKPOINT, Explanation, explain_pairs
 from blip.pictures import ENDINGS, PictureError, needs_matplotlib, save
-from blip.predict import find_images
 from blip.predictor import Predictor
 
 

@@ -14,8 +14,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from blip import build, distributed, lora, start
+from blip.checkpoints import initialize
+from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict, load_weights, save_weights, unique_state
 from blip.config import ConfigError
-from blip.data.loader import EpochOrder, EvalLoader, collate, eval_loader, make_loader, steps_per_epoch
+from blip.data.batches import collate
+from blip.data.loader import EvalLoader, eval_loader, make_loader
+from blip.data.order import EpochOrder, steps_per_epoch
 from blip.data.skipped import SkipLog
 from blip.data.transforms import eval_transform, train_transform
 from blip.errors import BlipError
@@ -26,7 +30,6 @@ from blip.train.epochs import Epochs
 from blip.train.freeze import freeze
 from blip.train.log import RunLog
 from blip.train.parallel import autocast, checkpoint_activations, compile_blocks, data_parallel
-from blip.weights import TOKENIZER, CheckpointError, load_strict, load_weights, save_weights, unique_state
 
 BEST = "best"
 
@@ -40,7 +43,7 @@ class FineTuning:
     def __init__(
         self,
         config: FineTuneConfig,
-        source: start.Source | None,
+        source: initialize.Source | None,
         output: Path,
         resume: Path | None,
         device: torch.device,

@@ -8,8 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from blip import build
+from blip.data.batches import Batch
 from blip.data.formats import AnnotationError
-from blip.data.loader import Batch
 from blip.data.pairs import PairDataset, Pairs, has_words, read_pairs
 from blip.finetune import FineTuning
 

@@ -8,12 +8,13 @@ from rich.console import Console
 from torch import nn
 
 from blip import distributed, lora, start
+from blip.checkpoints import initialize
+from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict, load_weights
 from blip.config import ConfigError
 from blip.finetune import BEST, FineTuning
 from blip.task_config import FineTuneConfig
 from blip.train.checkpoint import complete_checkpoints, find_checkpoint
 from blip.train.run import fit, prepare
-from blip.weights import TOKENIZER, CheckpointError, load_strict, load_weights
 
 
 def train(make: type[FineTuning], config: FineTuneConfig, output: Path, resume: str, device: torch.device) -> bool:
@@ -57,7 +58,7 @@ def evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, devic
     if source is not None and (other := start.other_settings(task.info(), source)):
         warn(f"{weights} was made with {'; '.join(other)}: scores depend on it")
     if unknown := [name for name in task.missing if name != "temperature"]:
-        parts = ", ".join(start.parts_of(unknown))
+        parts = ", ".join(initialize.parts_of(unknown))
         raise CheckpointError(
             f"{weights} cannot be evaluated: it is a checkpoint of {source.info['task'] if source else ''}, and {parts}"
             f" would be random; fine-tune it for {task.task} first"

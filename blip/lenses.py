@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from blip.med import TextDecoder
-from blip.models.matching import project
+from blip.models.momentum import unit_features
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
+from blip.network.med import TextDecoder
 from blip.points import layers_of
 from blip.predictor import Images, Predictor, Texts, listed
 from blip.tracing import Trace, TraceError
@@ -34,7 +34,7 @@ def patch_lens(m: Predictor, images: Images, texts: Texts) -> Tensor:
     model = m.needs("image_proj", "compare patches with texts", PretrainModel, RetrievalModel)
     pixels = m.pixels(listed(images))
     patch = model.image_encoder.config.patch
-    features = project(model.image_proj, model.image_encoder(pixels)[:, 1:])  # (B, N, E)
+    features = unit_features(model.image_proj, model.image_encoder(pixels)[:, 1:])  # (B, N, E)
     cosines = (features @ m.encode_text(texts).T).transpose(1, 2)
     return cosines.unflatten(2, (pixels.shape[2] // patch, pixels.shape[3] // patch))
 

@@ -29,13 +29,13 @@ from rich.table import Table
 from torch import Tensor
 
 from blip.data.formats import AnnotationError, iter_records
-from blip.data.transforms import UnreadableImage, open_image
+from blip.data.images import UnreadableImage, open_image
 from blip.explain import METHODS, explain_pairs, layer_count
+from blip.models.factory import model_of
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
-from blip.models.task import model_of
 from blip.predictor import Predictor
-from blip.rows import Specials
+from blip.tokenizer import Specials
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 

@@ -21,8 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from blip.checkpoints.format import CheckpointError, unique_state
 from blip.errors import BlipError
-from blip.weights import CheckpointError, flush, unique_state
+from blip.files import flush
 
 FORMAT_VERSION = 1
 ADAPTER, ADAPTER_INFO = "adapter.safetensors", "adapter.json"

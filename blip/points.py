@@ -25,11 +25,11 @@ from typing import Protocol, cast
 from einops import rearrange
 from torch import Tensor, nn
 
-from blip.attention import Attention
-from blip.cross_attention import PairCrossAttention
-from blip.med import Layer
-from blip.rows import ImageKeys, OneToken, Rows
-from blip.vit import Block
+from blip.network.attention import Attention
+from blip.network.cross_attention import PairCrossAttention
+from blip.network.med import Layer
+from blip.network.packing import ImageKeys, OneToken, Rows
+from blip.network.vit import Block
 
 STATES = ("in", "mlp", "out")
 LOOKS = ("q", "k", "v", "z", "pattern")

@@ -12,45 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from blip.data.transforms import UnreadableImage, open_image
-from blip.decoding import Decoding
-from blip.errors import BlipError
+from blip.data.images import NoImages, readable
+from blip.models.decoding import Decoding
 from blip.predictor import Predictor
-
-ENDINGS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pgm"}
-
-
-class NoImages(BlipError):
-    """Nothing to look at."""
-
-
-def find_images(places: Sequence[str | Path]) -> list[Path]:
-    """Files as they are given, and all images below the folders among them, in the order of their names."""
-    found: list[Path] = []
-    for place in map(Path, places):
-        if place.is_dir():
-            inside = sorted(path for path in place.rglob("*") if path.suffix.lower() in ENDINGS)
-            if not inside:
-                raise NoImages(f"{place} is a folder without images; looked for {', '.join(sorted(ENDINGS))}")
-            found += inside
-        elif place.is_file():
-            found.append(place)
-        else:
-            raise NoImages(f"{place}: no such file or folder")
-    return found
-
-
-def readable(paths: Sequence[Path], batch_size: int) -> Iterator[tuple[list[Path], list[Any], list[str]]]:
-    """Batches of (paths, their images, messages about those that cannot be read)."""
-    for start in range(0, len(paths), batch_size):
-        kept, images, problems = [], [], []
-        for path in paths[start : start + batch_size]:
-            try:
-                images.append(open_image(path))
-                kept.append(path)
-            except UnreadableImage as error:
-                problems.append(str(error))
-        yield kept, images, problems
 
 
 def caption_rows(

@@ -14,21 +14,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip.data.transforms import eval_transform, open_image
-from blip.decoding import Decoding, Generated
-from blip.generation import generate
+from blip.checkpoints.format import CheckpointError
+from blip.data.images import open_image
+from blip.data.transforms import eval_transform
 from blip.models.caption import CaptionModel
-from blip.models.decoding import DecoderStep
-from blip.models.matching import match_logits, project
+from blip.models.decoding import Decoding, Generated
+from blip.models.factory import Model
+from blip.models.generation import generate
+from blip.models.matching import match_logits
+from blip.models.momentum import unit_features
 from blip.models.nlvr import NlvrModel
 from blip.models.pretrain import PretrainModel
+from blip.models.ranking import AnswerTree, distinct_answers, rank_answers
 from blip.models.retrieval import RetrievalModel
-from blip.models.task import Model
 from blip.models.vqa import VqaModel
-from blip.ranking import AnswerTree, distinct_answers, rank_answers
-from blip.rows import Rows, with_first
+from blip.network.med import DecoderStep
+from blip.network.packing import Rows, with_first
 from blip.tokenizer import Tokenizer, blip_cleaning
-from blip.weights import CheckpointError
 
 ImageInput = str | Path | Image.Image | Tensor  # a tensor is (3, S, S), as `Predictor.transform` gives it
 Images = ImageInput | Sequence[ImageInput]
@@ -93,7 +95,7 @@ class Predictor:
         model, parts = self.needs("image_proj", "encode for retrieval", PretrainModel, RetrievalModel), []
         for batch in _batches(listed(images), batch_size):
             states = model.image_encoder(self.pixels(batch), cls_only=True)
-            parts.append(project(model.image_proj, states[:, 0]))
+            parts.append(unit_features(model.image_proj, states[:, 0]))
         return torch.cat(parts) if parts else self._empty(model.image_proj.out_features)
 
     @_without_gradients
@@ -103,7 +105,7 @@ class Predictor:
         for batch in _batches(listed(texts), batch_size):
             ids, lengths = self.ids(batch)
             rows = Rows(lengths, ids.shape[1], self.device)
-            parts.append(project(model.text_proj, model.text_encoder.text(ids, rows, first_only=True)))
+            parts.append(unit_features(model.text_proj, model.text_encoder.text(ids, rows, first_only=True)))
         return torch.cat(parts) if parts else self._empty(model.text_proj.out_features)
 
     def itc_score(self, images: Images, texts: Texts) -> Tensor:
@@ -148,7 +150,7 @@ class Predictor:
         cosines, probabilities = [], []
         for batch in _batches(listed(images), batch_size):
             states = model.image_encoder(self.pixels(batch))
-            cosines.append(project(model.image_proj, states[:, 0]) @ text_features.T)
+            cosines.append(unit_features(model.image_proj, states[:, 0]) @ text_features.T)
             for image in states.split(1):
                 keys = model.text_encoder.project(image)  # the texts of one image lie side by side
                 logits = [

@@ -8,13 +8,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from blip.config import ConfigError, load_config
+from blip.hashing import fingerprint
 from blip.pubmed.build import Rules, build
 from blip.pubmed.extract import extract
 from blip.pubmed.fetch import BUCKET, Wanted, fetch
 from blip.pubmed.report import write_report
 from blip.pubmed.search import EUTILS, OPENI, Server, search
 from blip.pubmed.split import Options, split
-from blip.weights import fingerprint
 
 
 class PubmedConfig(BaseModel):

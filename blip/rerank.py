@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from blip import distributed
 from blip.metrics import ranking_scores
-from blip.models.matching import Contrastive, match_logits, project
-from blip.rows import ImageKeys, Rows, Specials, with_first
+from blip.models.matching import match_logits
+from blip.models.momentum import Contrastive, unit_features
+from blip.network.packing import ImageKeys, Rows, with_first
+from blip.tokenizer import Specials
 
 # Batches of image numbers -> their tensors, batch by batch: pixels (B, 3, height, width), or states (B, N, D).
 Batches = Callable[[Sequence[Sequence[int]]], Iterable[Tensor]]
@@ -153,14 +155,14 @@ def retrieval_features(
     own = range(*share(count))
     numbers = [list(own[first : first + batch_size]) for first in range(0, len(own), batch_size)]
     image_parts = [
-        project(model.image_proj, model.image_encoder(pixels.to(device), cls_only=True)[:, 0]).cpu()
+        unit_features(model.image_proj, model.image_encoder(pixels.to(device), cls_only=True)[:, 0]).cpu()
         for pixels in images(numbers)
     ]
     order = texts.lengths.argsort(stable=True)  # texts of like lengths together need no padding
     text_parts = []
     for chosen in _split(order[slice(*share(len(order)))], TEXTS_AT_ONCE):
         ids, rows = _laid_out(texts, chosen, device)
-        text_parts.append(project(model.text_proj, model.text_encoder.text(ids, rows, first_only=True)).cpu())
+        text_parts.append(unit_features(model.text_proj, model.text_encoder.text(ids, rows, first_only=True)).cpu())
     image_features, text_features = _gathered(image_parts, count), _gathered(text_parts, len(order))
     return image_features, torch.empty_like(text_features).index_copy_(0, order, text_features)
 

@@ -4,15 +4,14 @@ from pathlib import Path
 
 import torch
 
-from blip import convert
+from blip.checkpoints import convert
+from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict
+from blip.models.factory import TASKS, model_of
 from blip.models.retrieval import RetrievalModel
-from blip.models.task import TASKS, model_of
+from blip.network.embeddings import TextConfig
+from blip.network.vit import ViTConfig, fit_image_size
 from blip.predictor import Predictor
-from blip.rows import Specials
-from blip.tokenizer import Tokenizer, load_tokenizer
-from blip.vit import ViTConfig, fit_image_size
-from blip.weights import TOKENIZER, CheckpointError, load_strict
-from blip.words import TextConfig
+from blip.tokenizer import Specials, Tokenizer, load_tokenizer
 
 
 def load(

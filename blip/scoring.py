@@ -8,14 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from blip.med import TextDecoder
 from blip.models.caption import CaptionModel
-from blip.models.matching import match_logits, project
+from blip.models.matching import match_logits
+from blip.models.momentum import unit_features
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
 from blip.models.vqa import VqaModel
+from blip.network.med import TextDecoder
+from blip.network.packing import ImageKeys, Rows, with_first
 from blip.predictor import ImageInput, Predictor
-from blip.rows import ImageKeys, Rows, with_first
 
 
 def check_texts(m: Predictor, texts: Sequence[str], what: str = "text") -> None:
@@ -78,8 +79,10 @@ def match_states(
     of the features, (B*c,) each. The texts of an image lie side by side on the query axis."""
     count = len(ids) // len(states)
     rows = Rows(lengths, ids.shape[1], ids.device)
-    text_features = project(model.text_proj, model.text_encoder.text(ids, rows, first_only=True))
-    cosines = (project(model.image_proj, states[:, 0])[:, None] * text_features.unflatten(0, (-1, count))).sum(dim=2)
+    text_features = unit_features(model.text_proj, model.text_encoder.text(ids, rows, first_only=True))
+    cosines = (unit_features(model.image_proj, states[:, 0])[:, None] * text_features.unflatten(0, (-1, count))).sum(
+        dim=2
+    )
     keys = model.text_encoder.project(states, tokens=count * ids.shape[1])
     logits = match_logits(model.text_encoder, model.itm_head, with_first(ids, enc_id), lengths, keys)
     return logits.float().softmax(dim=1)[:, 1], cosines.flatten()

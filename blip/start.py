@@ -4,23 +4,20 @@ A checkpoint of any task can start a run of any other: what both have is taken, 
 at random and is named in the log.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from blip import build, convert
+from blip import build
+from blip.checkpoints import convert, initialize
+from blip.checkpoints.format import CheckpointError, load_weights, unique_state
+from blip.checkpoints.initialize import Source, adopt, parts_of
 from blip.config import ConfigError, load_config
-from blip.convert_names import with_copies
+from blip.models.factory import TASKS, Model, model_of
 from blip.models.pretrain import PretrainModel
-from blip.models.task import TASKS, Model, model_of
-from blip.rows import Specials
+from blip.network.vit import VIT_SIZES
 from blip.task_config import FineTuneConfig
-from blip.tokenizer import Tokenizer
-from blip.vit import VIT_SIZES, ViTConfig, fit_image_size
-from blip.weights import CheckpointError, load_weights, unique_state
+from blip.tokenizer import Specials, Tokenizer
 
 # configuration key -> the size that it gives; `vit: custom` goes with the first three
 VIT_KEYS = {"vit_width": "width", "vit_depth": "depth", "vit_heads": "heads", "vit_patch": "patch"}
@@ -39,19 +36,6 @@ NEW_PARTS = {"nlvr": ("cls_head.", ".cross_attention.merge."), "vqa": (".cross_a
 SCORED = {"retrieval": ("retrieval", "pretrain"), "caption": ("caption", "pretrain")}
 # what `model.json` says of how inputs were prepared
 SETTINGS = ("image_size", "max_text_tokens", "max_answer_tokens", "text_cleaning", "prompt")
-
-
-@dataclass
-class Source:
-    """The checkpoint of `init_from`."""
-
-    tensors: dict[str, Tensor]
-    info: dict[str, Any]
-    path: str
-
-    @property
-    def text(self) -> dict[str, Any]:
-        return self.info.get("text_encoder") or self.info["text_decoder"]
 
 
 def as_begun(config: FineTuneConfig, resume: Path) -> FineTuneConfig:
@@ -134,39 +118,15 @@ def start_model(
         text.images = 1
         whole = PretrainModel(vit, text, specials, config.embed_dim)
         if config.vision_init:
-            build.init_vision(whole, config.vision_init)
+            initialize.init_vision(whole, config.vision_init)
         if config.text_init:
-            build.init_text(whole, config.text_init)
+            initialize.init_text(whole, config.text_init)
         adopt(model, task, Source(unique_state(whole), {"task": "pretrain"}, "a new model"), vit)
         return model, []
     known = source.text["vocab_size"]
     if known != tokenizer.size:
         raise CheckpointError(f"{source.path} has {known} tokens and the tokenizer {tokenizer.size}: use its own")
     return model, adopt(model, task, source, vit)
-
-
-@torch.no_grad()
-def adopt(model: Model, task: str, source: Source, vit: ViTConfig) -> list[str]:
-    """Copies what `source` has for this model; returns the names of what it has not.
-
-    CheckpointError for a tensor of another shape, but for the keys of VQA's decoder, which looks at other states.
-    """
-    tensors = with_copies(source.tensors, source.info["task"])[0]
-    fit_image_size(tensors, vit)
-    if task == "nlvr" and source.info["task"] != "nlvr":
-        for name in [n for n in tensors if ".cross_attention." in n]:
-            for image in ("first", "second"):
-                tensors.setdefault(name.replace(".cross_attention.", f".cross_attention.{image}."), tensors[name])
-    missing = []
-    for name, own in unique_state(model).items():
-        theirs = tensors.get(name)
-        if theirs is not None and theirs.shape == own.shape:
-            own.copy_(theirs)
-        elif theirs is None or (task == "vqa" and name.startswith("text_decoder.") and ".cross_attention." in name):
-            missing.append(name)
-        else:
-            raise CheckpointError(f"{source.path}: {name} is {tuple(theirs.shape)}, the model needs {tuple(own.shape)}")
-    return missing
 
 
 def advice(task: str, source: Source, missing: list[str]) -> str:
@@ -200,11 +160,6 @@ def other_settings(info: dict[str, Any], source: Source) -> list[str]:
 
 def _flat(info: dict[str, Any]) -> dict[str, Any]:
     return {**info, "image_size": info["image_encoder"].get("image_size")}
-
-
-def parts_of(names: list[str]) -> list[str]:
-    """The parts of a model that tensors of these names belong to, each once."""
-    return sorted({name.split(".")[0] for name in names})
 
 
 def describe(task: str, config: FineTuneConfig, model: Model, **more: Any) -> dict:

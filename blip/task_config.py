@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from blip.config import ModelConfig
-from blip.decoding import Decoding
+from blip.models.decoding import Decoding
 
 
 class LoraConfig(BaseModel):

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
@@ -172,3 +173,12 @@ def _text(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no tokenizer file: it is not UTF-8 text ({error})") from error
+
+
+@dataclass
+class Specials:
+    """Ids of the tokens that models put in place themselves."""
+
+    pad: int
+    enc: int
+    dec: int

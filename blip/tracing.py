@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blip.attention import Attention, attention_pattern
 from blip.errors import BlipError
+from blip.network.attention import Attention, attention_pattern
+from blip.network.packing import ONE_TOKEN
 from blip.points import LOOKS, AsItIs, Layout, States, Visit, attentions, layers_of, mlp_of, names_of
-from blip.rows import ONE_TOKEN
 
 Edit = Callable[[Tensor], Tensor | None]
 

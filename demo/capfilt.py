@@ -23,8 +23,8 @@ from rich.table import Table
 
 import blip
 from blip.data.candidates import SYNTHETIC, WEB
+from blip.data.jsonl_shards import read_lines
 from blip.data.phantoms import BODIES, BRIGHTNESSES, POSITIONS, SHAPES, SIDES, SIZES, write_phantoms
-from blip.data.shards import read_lines
 from demo import choose_words, evaluate
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,7 +17,7 @@ import numpy as np
 import typer
 
 from blip.data.candidates import SYNTHETIC, WEB
-from blip.data.shards import read_lines
+from blip.data.jsonl_shards import read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 CLEAN, WRONG = 250, 0.3

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 import blip
-from blip import convert
-from blip.med import TextConfig
+from blip.checkpoints import convert
+from blip.checkpoints.format import CheckpointError, unique_state
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
-from blip.rows import Specials
-from blip.tokenizer import Tokenizer
-from blip.vit import ViTConfig
-from blip.weights import CheckpointError, unique_state
+from blip.network.med import TextConfig
+from blip.network.vit import ViTConfig
+from blip.tokenizer import Specials, Tokenizer
 
 TINY_VIT = ViTConfig(image_size=32, patch=8, width=32, depth=2, heads=2, mlp_ratio=2)
 TINY_TEXT = TextConfig(vocab_size=60, width=48, layers=2, heads=3, hidden=64, max_positions=40, image_width=32)

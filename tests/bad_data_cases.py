@@ -11,10 +11,12 @@ from typing import Any
 from PIL import Image
 
 from blip.data.formats import AnnotationError
-from blip.data.loader import EpochOrder, make_loader
+from blip.data.images import UnreadableImage, open_image
+from blip.data.loader import make_loader
+from blip.data.order import EpochOrder
 from blip.data.pairs import PairDataset, read_pairs
 from blip.data.skipped import TooManySkipped
-from blip.data.transforms import UnreadableImage, open_image, train_transform
+from blip.data.transforms import train_transform
 from blip.tokenizer import Tokenizer, load_tokenizer
 
 Case = tuple[str, Callable[[Path], None], type[Exception], str]

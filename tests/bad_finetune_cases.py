@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from blip.convert import read
+from blip.checkpoints.convert import read
+from blip.checkpoints.format import save_weights
 from blip.tokenizer import Tokenizer
-from blip.weights import save_weights
 
 Make = Callable[[Path, Path], list[str]]  # (FOLDER, START) -> arguments
 NO_WORD = "\u200b"  # a character without width: the tokenizer leaves nothing of it
@@ -92,11 +92,11 @@ def of_retrieval(*arguments: str) -> Make:
 
 def answerer(folder: Path, start: Path) -> Path:
     """A random VQA model with the start's words, fine-tuned with no list."""
-    from blip.med import TextConfig
+    from blip.checkpoints.format import unique_state
     from blip.models.vqa import VqaModel
-    from blip.rows import Specials
-    from blip.vit import ViTConfig
-    from blip.weights import unique_state
+    from blip.network.med import TextConfig
+    from blip.network.vit import ViTConfig
+    from blip.tokenizer import Specials
 
     words = Tokenizer.from_file(start / "tokenizer.json")
     info = read(start)[1]

@@ -102,10 +102,9 @@ def tiny_config(phantoms: Path) -> Path:
 def tiny_checkpoint(tiny_config: Path) -> Path:
     """A folder of ours with a random pre-training model of `tiny_config` and its tokenizer."""
     from blip import build
+    from blip.checkpoints.format import save_weights, unique_state
     from blip.config import PretrainConfig, load_config
-    from blip.rows import Specials
-    from blip.tokenizer import load_tokenizer
-    from blip.weights import save_weights, unique_state
+    from blip.tokenizer import Specials, load_tokenizer
 
     folder = tiny_config.parent / "tiny_checkpoint"
     config = load_config(tiny_config, PretrainConfig)

@@ -13,12 +13,12 @@ import train_caption
 import train_nlvr
 import train_retrieval
 import train_vqa
+from blip.checkpoints.format import load_weights
 from blip.config import load_config
 from blip.finetune import FineTuning
 from blip.task_config import CaptionConfig, FineTuneConfig, NlvrConfig, RetrievalConfig, VqaConfig
 from blip.train.checkpoint import complete_checkpoints
 from blip.train.log import read_metrics
-from blip.weights import load_weights
 
 CPU = torch.device("cpu")
 TIMES = {"images_per_s", "memory_mb", "mfu"}  # what may differ between runs

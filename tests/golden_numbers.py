@@ -9,17 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from blip import convert
-from blip.convert_names import SALESFORCE, rename
-from blip.models.matching import Twin
+from blip.checkpoints import convert
+from blip.checkpoints.format import load_strict
+from blip.checkpoints.names import SALESFORCE, rename
+from blip.models.momentum import Queue, Twin
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
-from blip.momentum import Queue
-from blip.rows import Rows, Specials
-from blip.tokenizer import load_tokenizer
-from blip.vit import ViTConfig
-from blip.weights import load_strict
-from blip.words import TextConfig
+from blip.network.embeddings import TextConfig
+from blip.network.packing import Rows
+from blip.network.vit import ViTConfig
+from blip.tokenizer import Specials, load_tokenizer
 
 FEATURES = 1e-5  # absolute; also of the first step's losses
 LATER = 1e-4  # AdamW amplifies rounding; also of gradients, relative to their norm

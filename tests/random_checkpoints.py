@@ -8,12 +8,11 @@ import torch
 from bad_checkpoint_cases import TINY_TEXT, TINY_VIT
 from PIL import Image
 
-from blip import convert
-from blip.med import TextConfig
-from blip.models.task import model_of
-from blip.rows import Specials
-from blip.tokenizer import Tokenizer
-from blip.weights import unique_state
+from blip.checkpoints import convert
+from blip.checkpoints.format import unique_state
+from blip.models.factory import model_of
+from blip.network.med import TextConfig
+from blip.tokenizer import Specials, Tokenizer
 
 TEXTS = ["a large lesion in the left lung", "normal chest x-ray", "is there a lesion", "yes", "no"]
 QUESTIONS = ["normal", "is there a large lesion in the left lung", "a chest x-ray"]

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from blip import distributed, rerank
 from blip.models.retrieval import RetrievalModel
-from blip.rows import Specials
-from blip.vit import ViTConfig
-from blip.words import TextConfig
+from blip.network.embeddings import TextConfig
+from blip.network.vit import ViTConfig
+from blip.tokenizer import Specials
 
 PAD, ENC, DEC = 0, 49, 48
 WORLD = 2

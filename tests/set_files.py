@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from blip.data.formats import AnnotationError
-from blip.data.nlvr import read_statements
 from blip.data.pairs import read_pairs
-from blip.data.vqa import read_questions
+from blip.data.questions import read_questions
+from blip.data.statements import read_statements
 
 # ---- files of each kind, tiny, made on the spot ----------------------------------------------------------------------
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from blip import attention as module
-from blip.attention import Attention, attention_pattern
+from blip.network import attention as module
+from blip.network.attention import Attention, attention_pattern
 
 
 def inputs(t: int = 5, n: int = 7, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,11 +24,11 @@ from blip.capfilt_report import write_report
 from blip.cli import app
 from blip.config import ConfigError, load_config
 from blip.data.candidates import HUMAN, SYNTHETIC, WEB, read_candidates
-from blip.data.shards import ShardError, read_lines, shard_path, write_shards
+from blip.data.images import open_image
+from blip.data.jsonl_shards import ShardError, read_lines, shard_path, write_shards
 from blip.data.skipped import TooManySkipped
-from blip.data.tar_shards import SIZES, UNFINISHED, TarError, open_shards
-from blip.data.transforms import open_image
-from blip.decoding import Decoding
+from blip.data.webdataset import SIZES, UNFINISHED, TarError, open_shards
+from blip.models.decoding import Decoding
 from blip.predictor import Predictor
 from blip.task_config import CapFiltConfig
 
@@ -76,7 +76,7 @@ def test_a_full_disk_is_said_and_leaves_whole_shards(tmp_path: Path, monkeypatch
         if shard_path(tmp_path, 0).exists():
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("blip.data.shards.os.fsync", full)
+    monkeypatch.setattr("blip.data.jsonl_shards.os.fsync", full)
     with pytest.raises(ShardError, match=r"No space left on device.*finished files are whole"):
         list(write_shards(tmp_path, {}, 3, lambda block: [{"image": str(block)}]))
     assert sorted(files(tmp_path)) == ["settings.json", "shard-00000.jsonl"]
@@ -142,9 +142,9 @@ def test_each_image_is_encoded_once(
 ) -> None:
     candidates = read_candidates([str(phantoms / "captions.json"), str(phantoms / "captions.json")])
     assert candidates.texts == 96
-    seen, forward = [], blip.vit.ViT.forward
+    seen, forward = [], blip.network.vit.ViT.forward
     monkeypatch.setattr(
-        "blip.vit.ViT.forward", lambda self, x, *a, **k: seen.append(len(x)) or forward(self, x, *a, **k)
+        "blip.network.vit.ViT.forward", lambda self, x, *a, **k: seen.append(len(x)) or forward(self, x, *a, **k)
     )
     capfilt.score(model, candidates, tmp_path / "scored", "f")
     assert sum(seen) == 48
@@ -317,7 +317,9 @@ def test_webdataset_shards_hold_the_images(model: Predictor, phantoms: Path, tmp
 def one_process(step: str, checkpoint: Path, data: Path, out: Path, rank: int, world: int) -> None:
     """What one of several processes does in a step, without a rendezvous."""
     torch.set_num_threads(1)
-    blip.data.shards.os.fsync = lambda descriptor: time.sleep(0.05)  # a slow disk: there is a middle to be killed in
+    blip.data.jsonl_shards.os.fsync = lambda descriptor: time.sleep(
+        0.05
+    )  # a slow disk: there is a middle to be killed in
     answers = {"rank": rank, "world_size": world, "is_main": rank == 0, "barrier": None}
     for name, answer in answers.items():
         setattr(blip.distributed, name, lambda answer=answer: answer)

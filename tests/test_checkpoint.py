@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from blip.checkpoints.format import CheckpointError, load_weights
 from blip.train.checkpoint import TRAINING, Checkpointer, complete_checkpoints, find_checkpoint, load_training
-from blip.weights import CheckpointError, load_weights
 
 
 @pytest.fixture

@@ -11,15 +11,16 @@ from bad_checkpoint_cases import TINY_TEXT, TINY_VIT, tiny_retrieval
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blip import convert, momentum
-from blip.med import TextConfig, TextEncoder
-from blip.models.matching import Twin, project
+from blip.checkpoints import convert
+from blip.checkpoints.format import CheckpointError, load_strict, unique_state
+from blip.models import momentum
+from blip.models.momentum import Twin, unit_features
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
-from blip.rows import Rows, Specials
-from blip.tokenizer import Tokenizer
-from blip.vit import ViT, ViTConfig
-from blip.weights import CheckpointError, load_strict, unique_state
+from blip.network.med import TextConfig, TextEncoder
+from blip.network.packing import Rows
+from blip.network.vit import ViT, ViTConfig
+from blip.tokenizer import Specials, Tokenizer
 
 TOLERANCE = 1e-5
 EMBED, QUEUE = 24, 7
@@ -164,8 +165,8 @@ def test_transformers_retrieval_agrees(pretrain: tuple, tmp_path: Path, tokenize
     torch.testing.assert_close(ours, theirs.itm_score, rtol=0, atol=TOLERANCE)
 
     theirs = foreign(input_ids=ids, pixel_values=images, attention_mask=mask, use_itm_head=False).itm_score
-    texts = project(model.text_proj, model.text_encoder.text(ids, rows, first_only=True))
-    ours = project(model.image_proj, states[:, 0]) @ texts.T
+    texts = unit_features(model.text_proj, model.text_encoder.text(ids, rows, first_only=True))
+    ours = unit_features(model.image_proj, states[:, 0]) @ texts.T
     torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
 
 

@@ -28,11 +28,11 @@ from two_processes import (
     start_two,
 )
 
-from blip import momentum
+from blip.checkpoints.format import load_weights
 from blip.evaluate import evaluate_pretraining
+from blip.models import momentum
 from blip.train.checkpoint import complete_checkpoints
 from blip.train.log import read_metrics
-from blip.weights import load_weights
 
 TRAINED = [name for name, scenario in SCENARIOS.items() if scenario.poisoned is None]
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32, summed in another order

@@ -11,9 +11,9 @@ from torch import nn
 from two_processes import SilentLog
 
 import pretrain
-from blip import losses, momentum
 from blip.config import PretrainConfig, load_config
 from blip.errors import BlipError
+from blip.models import losses, momentum
 from blip.train import engine
 from blip.train import log as train_log
 from blip.train.engine import Loop, LoopOptions, NonFiniteError, Step

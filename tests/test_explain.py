@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import blip
+from blip.checkpoints.format import load_strict
 from blip.cli import app
-from blip.decoding import Decoding
 from blip.explain import METHODS, explain_pairs, word_spans
+from blip.models.decoding import Decoding
 from blip.models.matching import match_logits
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
+from blip.network.packing import with_first
 from blip.pictures import blend, figure, page_of
 from blip.predictor import Predictor
-from blip.rows import with_first
 from blip.scoring import answer_log_probs, caption_log_probs
 from blip.tracing import TraceError
-from blip.weights import load_strict
 
 TEXTS = ["head with a small bright round lesion", "chest", "a dark square"]
 
@@ -309,7 +309,7 @@ def test_maps_need_patches(model: Predictor, pictures: list[Path]) -> None:
 
 def test_questions_through_the_question_encoder(tiny_checkpoint: Path, pictures: list[Path]) -> None:
     from blip.models.vqa import VqaModel
-    from blip.rows import Specials
+    from blip.tokenizer import Specials
 
     base = blip.load(tiny_checkpoint)
     tokens = base.tokenizer

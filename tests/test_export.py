@@ -10,11 +10,11 @@ from random_checkpoints import ANSWERS, CLOSE, QUESTIONS, all_checkpoints, noise
 from typer.testing import CliRunner
 
 import blip
-from blip import convert
+from blip.checkpoints import convert
+from blip.checkpoints.format import CheckpointError
 from blip.cli import app
-from blip.decoding import Decoding
-from blip.rows import Rows, with_first
-from blip.weights import CheckpointError
+from blip.models.decoding import Decoding
+from blip.network.packing import Rows, with_first
 
 
 @pytest.fixture(scope="module")

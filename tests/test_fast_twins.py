@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from blip import losses
-from blip.med import TextConfig
-from blip.models.matching import Twin
+from blip.models import losses
+from blip.models.momentum import Candidates, Queue, Twin, candidates
 from blip.models.pretrain import Output, PretrainModel
-from blip.momentum import Candidates, Queue, candidates
-from blip.rows import Rows, Specials
-from blip.vit import ViTConfig
+from blip.network.med import TextConfig
+from blip.network.packing import Rows
+from blip.network.vit import ViTConfig
+from blip.tokenizer import Specials
 
 PAD, ENC, DEC = 0, 49, 48
 LENGTHS = torch.tensor([5, 3, 7, 4])

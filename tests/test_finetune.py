@@ -26,13 +26,14 @@ from torch import Tensor
 
 import blip
 from blip import start
+from blip.checkpoints import initialize
+from blip.checkpoints.format import CheckpointError, load_weights, unique_state
 from blip.config import ConfigError, load_config
 from blip.finetune import FineTuning
 from blip.task_config import FineTuneConfig
 from blip.tokenizer import load_tokenizer
 from blip.train.checkpoint import complete_checkpoints, load_training
 from blip.train.log import read_metrics
-from blip.weights import CheckpointError, load_weights, unique_state
 
 pytestmark = pytest.mark.usefixtures("no_java_nor_peak")
 
@@ -145,7 +146,7 @@ def test_starts_from_a_checkpoint_of_pretraining(
 ) -> None:
     made = build(task, options(task), tmp_path)
     theirs, own = load_weights(tiny_checkpoint)[0], unique_state(made.model)
-    assert set(start.parts_of(made.missing)) == NEW[task]
+    assert set(initialize.parts_of(made.missing)) == NEW[task]
     assert not made.warning
     for name, tensor in own.items():
         if name in theirs:

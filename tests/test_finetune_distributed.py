@@ -13,10 +13,10 @@ from torch.testing import assert_close
 from two_fine_tunings import STEPS, build, process
 from two_processes import CLIP, LR, hardest, start_two
 
-from blip import losses, momentum
-from blip.models.matching import contrast, project
+from blip.models import losses, momentum
+from blip.models.momentum import contrast_with_candidates, unit_features
 from blip.models.retrieval import RetrievalModel
-from blip.rows import Rows, with_first
+from blip.network.packing import Rows, with_first
 
 COUNTS = (1, 7)  # records: one process has none; they have 4 and 3
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32, summed in another order
@@ -102,15 +102,17 @@ def plain_losses(
         images += list(model.image_encoder(batch.images))  # (N, D) each
         texts += [ids[:length] for ids, length in zip(batch.ids, batch.lengths.tolist(), strict=True)]
         owner += [rank] * len(batch)
-    image_features = project(model.image_proj, torch.stack(images)[:, 0])
-    text_features = torch.cat([project(model.text_proj, first_state(model, ids, None)) for ids in texts])
+    image_features = unit_features(model.image_proj, torch.stack(images)[:, 0])
+    text_features = torch.cat([unit_features(model.text_proj, first_state(model, ids, None)) for ids in texts])
     captions = torch.cat([batch.caption_ids for batch in batches])
     image_ids = torch.cat([batch.image_ids for batch in batches])
     same = (captions[:, None] == captions) | (image_ids[:, None] == image_ids)
     out, foreign = [], 0
     for rank in range(len(batches)):
         own = [i for i, r in enumerate(owner) if r == rank]
-        itc, _, _ = contrast(image_features[own], text_features[own], found[rank], model.temperature, alpha)
+        itc, _, _ = contrast_with_candidates(
+            image_features[own], text_features[own], found[rank], model.temperature, alpha
+        )
         each = []
         for i in own:
             to_texts = (image_features[i] @ text_features.T).detach().masked_fill(same[i], -2)

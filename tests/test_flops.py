@@ -8,22 +8,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers_tasks import PublishedMatch, PublishedRank
-from blip import flops, rerank
-from blip.decoding import Decoding
-from blip.flops import Savings
-from blip.generation import generate
-from blip.med import TextConfig
+from blip import rerank
 from blip.models.caption import CaptionModel
-from blip.models.decoding import DecoderStep
-from blip.models.matching import Twin
+from blip.models.decoding import Decoding
+from blip.models.generation import generate
+from blip.models.momentum import Queue, Twin, candidates
 from blip.models.pretrain import PretrainModel
+from blip.models.ranking import AnswerTree, rank_answers
 from blip.models.retrieval import RetrievalModel
 from blip.models.vqa import VqaModel
-from blip.momentum import Queue, candidates
-from blip.ranking import AnswerTree, rank_answers
-from blip.rows import Specials
+from blip.network import flops
+from blip.network.flops import Savings
+from blip.network.med import DecoderStep, TextConfig
+from blip.network.vit import ViTConfig
 from blip.scoring import match_states
-from blip.vit import ViTConfig
+from blip.tokenizer import Specials
 
 VIT = ViTConfig(32, 8, 24, 3, 3)
 TEXT = TextConfig(50, 36, 2, 3, 40, 16, image_width=24, dropout=0.0)

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from blip.config import ConfigError
-from blip.med import TextConfig, TextDecoder, TextEncoder
-from blip.rows import Rows
+from blip.network.med import TextConfig, TextDecoder, TextEncoder
+from blip.network.packing import Rows
+from blip.network.vit import ViT, ViTConfig
 from blip.train.freeze import freeze
 from blip.train.optim import build_optimizer
-from blip.vit import ViT, ViTConfig
 
 WORDS, WIDTH = 50, 24
 

@@ -8,14 +8,15 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from benchmarks.peers_tasks import captioner
-from blip import decoding
-from blip.decoding import Decoding, Generated
-from blip.generation import generate, generate_each
+from blip.models import decoding
 from blip.models.caption import CaptionModel
-from blip.models.decoding import DecoderStep
-from blip.rows import ImageKeys, Rows, Specials
-from blip.vit import ViTConfig
-from blip.words import TextConfig
+from blip.models.decoding import Decoding, Generated
+from blip.models.generation import generate, generate_each
+from blip.network.embeddings import TextConfig
+from blip.network.med import DecoderStep
+from blip.network.packing import ImageKeys, Rows
+from blip.network.vit import ViTConfig
+from blip.tokenizer import Specials
 
 PAD, END, ENC, DEC, WORDS = 0, 2, 23, 22, 24
 CPU = torch.device("cpu")

@@ -9,13 +9,12 @@ import torch
 from golden_numbers import FEATURES, LATER, Golden, arg_max, check_gradients, check_twin, close
 from torch.nn import functional as F
 
-from blip import convert
-from blip.med import TextConfig
-from blip.models.matching import project
-from blip.momentum import Queue, candidates, update_twin
-from blip.rows import with_first
-from blip.vit import ViTConfig, resize_positions
-from blip.weights import load_strict
+from blip.checkpoints import convert
+from blip.checkpoints.format import load_strict
+from blip.models.momentum import Queue, candidates, unit_features, update_twin
+from blip.network.med import TextConfig
+from blip.network.packing import with_first
+from blip.network.vit import ViTConfig, resize_positions
 
 pytestmark = pytest.mark.golden
 
@@ -65,9 +64,9 @@ def test_retrieval(golden_dir: Path, packed: bool) -> None:
     rows = golden.rows(lengths, packed)
     states = model.image_encoder(numbers["image0"])
     close(states, numbers["eval_image_embeds"], FEATURES)
-    close(project(model.image_proj, states[:, 0]), numbers["eval_image_feat"], FEATURES)
+    close(unit_features(model.image_proj, states[:, 0]), numbers["eval_image_feat"], FEATURES)
     first = model.text_encoder.text(ids, rows, first_only=True)
-    close(project(model.text_proj, first), numbers["eval_text_feat"], FEATURES)
+    close(unit_features(model.text_proj, first), numbers["eval_text_feat"], FEATURES)
 
     # every text of every image side by side on the query axis
     images, texts = len(states), len(ids)
@@ -95,7 +94,7 @@ def test_matching(golden_dir: Path) -> None:
     states = model.image_encoder(numbers["image0"])
     close(states, numbers["image_states"], FEATURES)
     first = F.normalize(model.text_proj(model.text_encoder.text(ids, rows, first_only=True)), dim=-1)
-    close(project(model.image_proj, states[:, 0]) @ first.T, numbers["itc"], FEATURES)
+    close(unit_features(model.image_proj, states[:, 0]) @ first.T, numbers["itc"], FEATURES)
 
     keys = model.text_encoder.project(states)
     with_cls = model.text_encoder.multimodal(ids, rows, keys, first_only=True)  # that class leaves [CLS] first

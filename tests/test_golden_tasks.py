@@ -7,16 +7,15 @@ import pytest
 import torch
 from golden_numbers import FEATURES, LATER, Golden, arg_max, check_gradients, check_twin, close, train
 
-from blip.decoding import Decoding, Generated
+from blip.checkpoints.format import load_strict
 from blip.models.caption import CaptionModel
-from blip.models.matching import Twin
+from blip.models.decoding import Decoding, Generated
+from blip.models.momentum import Queue, Twin, candidates, update_twin
 from blip.models.nlvr import NlvrModel, statement_loss
+from blip.models.ranking import AnswerTree, rank_answers
 from blip.models.vqa import VqaModel
-from blip.momentum import Queue, candidates, update_twin
-from blip.ranking import AnswerTree, rank_answers
-from blip.rows import with_first
-from blip.weights import load_strict
-from blip.words import TextConfig
+from blip.network.embeddings import TextConfig
+from blip.network.packing import with_first
 
 pytestmark = pytest.mark.golden
 

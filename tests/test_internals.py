@@ -10,18 +10,19 @@ from conftest import ROOT
 from torch import Tensor, nn
 
 import blip
-from blip.attention import Attention, attention_pattern
-from blip.decoding import Decoding
+from blip.models.decoding import Decoding
 from blip.models.nlvr import NlvrModel
 from blip.models.pretrain import PretrainModel
 from blip.models.vqa import VqaModel
+from blip.network.attention import Attention, attention_pattern
+from blip.network.embeddings import TextConfig
+from blip.network.packing import Rows
+from blip.network.vit import ViTConfig
 from blip.predictor import Predictor
-from blip.rows import Rows, Specials
 from blip.scoring import caption_log_probs
+from blip.tokenizer import Specials
 from blip.tracing import Trace, TraceError
 from blip.train.parallel import checkpoint_activations
-from blip.vit import ViTConfig
-from blip.words import TextConfig
 
 VIT = ViTConfig(image_size=16, patch=8, width=16, depth=2, heads=2)
 TEXT = TextConfig(vocab_size=40, width=24, layers=3, heads=3, hidden=32, max_positions=16, image_width=16, dropout=0.0)
@@ -43,7 +44,7 @@ def inputs(count: int = 4) -> tuple[Tensor, Tensor]:
 
 def match(model: PretrainModel, images: Tensor, ids: Tensor, packed: bool = True) -> Tensor:
     from blip.models.matching import match_logits
-    from blip.rows import with_first
+    from blip.network.packing import with_first
 
     keys = model.text_encoder.project(model.image_encoder(images))
     ids = with_first(ids, SPECIALS.enc)

@@ -8,7 +8,9 @@ import pytest
 import torch
 from test_pairs import write_images
 
-from blip.data.loader import Batch, EpochOrder, eval_loader, make_loader, steps_per_epoch
+from blip.data.batches import Batch
+from blip.data.loader import eval_loader, make_loader
+from blip.data.order import EpochOrder, steps_per_epoch
 from blip.data.pairs import EvalPairs, PairDataset, Pairs, read_pairs
 from blip.data.skipped import TooManySkipped
 from blip.data.transforms import eval_transform, train_transform

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from blip import lora
+from blip.checkpoints.format import CheckpointError, load_strict, unique_state
 from blip.errors import BlipError
 from blip.lora import (
     ADAPTER,
@@ -27,10 +28,9 @@ from blip.lora import (
     merged_state,
     save_adapter,
 )
-from blip.med import TextConfig, TextDecoder, TextEncoder
-from blip.rows import Rows
-from blip.vit import ViT, ViTConfig
-from blip.weights import CheckpointError, load_strict, unique_state
+from blip.network.med import TextConfig, TextDecoder, TextEncoder
+from blip.network.packing import Rows
+from blip.network.vit import ViT, ViTConfig
 
 WORDS = 50
 

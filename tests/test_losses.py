@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from blip import losses
+from blip.models import losses
 
 B, C, V = 4, 9, 12
 

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from blip.med import TextDecoder, TextEncoder
-from blip.rows import Cache, ImageKeys, Rows
-from blip.words import TextConfig, TiedLookUp
+from blip.network.embeddings import TextConfig, TiedLookUp
+from blip.network.med import TextDecoder, TextEncoder
+from blip.network.packing import Cache, ImageKeys, Rows
 
 WORDS, WIDTH, LAYERS, LONGEST = 50, 24, 3, 7
 LENGTHS = torch.tensor([4, 7, 2, 5])

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from blip.momentum import NO_ID, Queue, candidates, update_twin
+from blip.models.momentum import NO_ID, Queue, candidates, update_twin
 
 E = 6
 

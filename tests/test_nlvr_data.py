@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 from set_files import png, put
 
-from blip.data.loader import EpochOrder, eval_loader, make_loader
-from blip.data.nlvr import (
+from blip.data.images import UnreadableImage
+from blip.data.loader import eval_loader, make_loader
+from blip.data.order import EpochOrder
+from blip.data.statements import (
     EvalStatements,
     NlvrBatch,
     NlvrDataset,
@@ -20,7 +22,7 @@ from blip.data.nlvr import (
     open_images,
     read_statements,
 )
-from blip.data.transforms import UnreadableImage, eval_transform, train_transform
+from blip.data.transforms import eval_transform, train_transform
 from blip.tokenizer import Tokenizer
 
 

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from blip.data import pairs as pairs_module
+from blip.data.batches import Sample, collate
 from blip.data.check import check_data, print_report
 from blip.data.formats import AnnotationError
-from blip.data.loader import EpochOrder, Sample, collate
+from blip.data.order import EpochOrder
 from blip.data.pairs import EvalPairs, PairDataset, Pairs, caption_id, has_words, read_pairs
 from blip.data.skipped import SkipLog, TooManySkipped
 from blip.data.transforms import eval_transform, train_transform

@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 import blip
 from blip.cli import app
-from blip.decoding import Decoding
-from blip.generation import generate
-from blip.models.decoding import DecoderStep
+from blip.models.decoding import Decoding
+from blip.models.generation import generate
+from blip.models.ranking import AnswerTree, rank_answers
+from blip.network.med import DecoderStep
+from blip.network.packing import Rows, with_first
 from blip.predictor import Predictor
-from blip.ranking import AnswerTree, rank_answers
-from blip.rows import Rows, with_first
 
 
 @pytest.fixture(scope="module")

@@ -12,18 +12,18 @@ from bad_checkpoint_cases import CAPTIONS, TINY_TEXT, TINY_VIT, folder
 from PIL import Image
 
 import blip
-from blip import convert
-from blip.data.transforms import eval_transform, open_image
-from blip.decoding import Decoding
-from blip.generation import generate
-from blip.med import TextConfig
-from blip.models.decoding import DecoderStep
-from blip.models.matching import project
+from blip.checkpoints import convert
+from blip.checkpoints.format import CheckpointError, unique_state
+from blip.data.images import open_image
+from blip.data.transforms import eval_transform
+from blip.models.decoding import Decoding
+from blip.models.generation import generate
+from blip.models.momentum import unit_features
 from blip.models.pretrain import PretrainModel
+from blip.network.med import DecoderStep, TextConfig
+from blip.network.packing import Rows, with_first
 from blip.predictor import Predictor
-from blip.rows import Rows, Specials, with_first
-from blip.tokenizer import Tokenizer
-from blip.weights import CheckpointError, unique_state
+from blip.tokenizer import Specials, Tokenizer
 
 
 def greedy(model: PretrainModel, states: torch.Tensor, first: torch.Tensor, end: int, pad: int, limit: int):
@@ -93,7 +93,7 @@ def test_features_are_the_models_own(predictor: Predictor, images: list[Image.Im
     model = predictor.model
     pixels = torch.stack([eval_transform(TINY_VIT.image_size)(open_image(image)) for image in images])
     with torch.no_grad():
-        expected = project(model.image_proj, model.image_encoder(pixels)[:, 0])
+        expected = unit_features(model.image_proj, model.image_encoder(pixels)[:, 0])
     features = predictor.encode_image(images)
     close(features, expected, rtol=0, atol=TOLERANCE)
     close(features.norm(dim=1), torch.ones(3))
@@ -208,7 +208,7 @@ def test_other_image_size_interpolates_positions(checkpoint: Path, images: list[
     assert larger.pixels(images).shape == (3, 3, 48, 48)
     original = blip.load(checkpoint)
     with torch.no_grad():  # the network interpolates by itself, too, when an image is larger
-        expected = project(original.model.image_proj, original.model.image_encoder(larger.pixels(images))[:, 0])
+        expected = unit_features(original.model.image_proj, original.model.image_encoder(larger.pixels(images))[:, 0])
     close(larger.encode_image(images), expected, rtol=0, atol=TOLERANCE)
     with pytest.raises(ValueError, match="multiple of the patch, 8"):
         blip.load(checkpoint, image_size=50)

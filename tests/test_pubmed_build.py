@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from blip.cli import app
 from blip.data.pairs import read_pairs
-from blip.data.tar_shards import open_shards
+from blip.data.webdataset import open_shards
 from blip.pubmed.build import BuildError, Rules, build
 from blip.pubmed.card import data_card
 from blip.pubmed.duplicates import Seen, look

@@ -6,11 +6,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from blip import ranking
-from blip.med import TextDecoder
-from blip.ranking import AnswerTree, rank_answers
-from blip.rows import ImageKeys, Rows
-from blip.words import TextConfig
+from blip.models import ranking
+from blip.models.ranking import AnswerTree, rank_answers
+from blip.network.embeddings import TextConfig
+from blip.network.med import TextDecoder
+from blip.network.packing import ImageKeys, Rows
 
 DEC, END, WORDS = 48, 2, 50
 CPU = torch.device("cpu")

@@ -139,7 +139,7 @@ def flow(value: object) -> object:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpoint: Path) -> Path:
     """A folder with everything that the commands name: the scripts, annotations, a data set, checkpoints."""
-    from blip import convert
+    from blip.checkpoints import convert
     from blip.tokenizer import load_tokenizer
 
     folder = tmp_path_factory.mktemp("readme") / "here"

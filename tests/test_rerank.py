@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from blip import rerank
 from blip.models.retrieval import RetrievalModel
-from blip.rows import Rows
+from blip.network.packing import Rows
 
 CPU = torch.device("cpu")
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import ROOT, run_script, script_command, script_env
 
+from blip.checkpoints.format import load_weights
 from blip.train.checkpoint import complete_checkpoints
 from blip.train.log import read_metrics
-from blip.weights import load_weights
 
 STEPS = 30
 TIMES = {"images_per_s", "memory_mb", "mfu"}  # what may differ between runs

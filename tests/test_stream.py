@@ -16,13 +16,13 @@ from PIL import Image
 
 from blip.build import annotation_files
 from blip.config import ConfigError, PretrainConfig
-from blip.data.loader import Batch
+from blip.data.batches import Batch
 from blip.data.pairs import CaptionEncoder
 from blip.data.skipped import TooManySkipped
 from blip.data.stream import StreamDataset, StreamOrder, stream_loader
-from blip.data.tar_shards import SIZES, TarError, TarShards, open_shards, write_tars
-from blip.data.training import open_training
 from blip.data.transforms import eval_transform
+from blip.data.webdataset import SIZES, TarError, TarShards, open_shards, write_tars
+from blip.tasks.pretrain_data import open_training
 from blip.tokenizer import Tokenizer
 
 pytest.importorskip("webdataset")
@@ -173,7 +173,7 @@ def test_shards_without_sizes_are_counted_once(folder: Path, tmp_path: Path, mon
         (tmp_path / file.name).symlink_to(file)
     known = tmp_path / "out" / "known.json"
     assert open_shards([str(tmp_path)], known).counts == COUNTS
-    monkeypatch.setattr("blip.data.tar_shards._samples", lambda address: pytest.fail("read again"))
+    monkeypatch.setattr("blip.data.webdataset._samples", lambda address: pytest.fail("read again"))
     assert open_shards([str(tmp_path)], known).counts == COUNTS
 
 

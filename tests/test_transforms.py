@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from blip.data import transforms
-from blip.data.transforms import RandAugment, UnreadableImage, eval_transform, open_image, to_rgb, train_transform
+from blip.data import images, transforms
+from blip.data.images import UnreadableImage, open_image, to_rgb
+from blip.data.transforms import RandAugment, eval_transform, train_transform
 
 RAMP = np.linspace(0, 255, 64 * 48).reshape(48, 64)
 
@@ -48,15 +49,15 @@ def test_deep_images_are_windowed_not_clipped(dtype: type, top: float) -> None:
 def test_window_ignores_outliers_and_survives_odd_content() -> None:
     values = RAMP.copy()
     values[0, :2] = 1e9
-    assert np.abs(transforms.window(values)[1:] - RAMP[1:]).max() < 6
-    assert transforms.window(np.full((4, 4), 7.0)).max() == 0
+    assert np.abs(images.window(values)[1:] - RAMP[1:]).max() < 6
+    assert images.window(np.full((4, 4), 7.0)).max() == 0
     few = np.zeros((100, 100))
     few[0, 0] = 3
-    assert transforms.window(few)[0, 0] == 255
+    assert images.window(few)[0, 0] == 255
     holes = RAMP.copy()
     holes[0, 0], holes[0, 1] = np.nan, np.inf
-    assert transforms.window(holes)[0, :2].tolist() == [0, 255]
-    assert transforms.window(np.full((2, 2), np.nan)).max() == 0
+    assert images.window(holes)[0, :2].tolist() == [0, 255]
+    assert images.window(np.full((2, 2), np.nan)).max() == 0
 
 
 def test_transparency_lies_on_white() -> None:

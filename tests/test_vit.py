@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from blip.vit import DropPath, ViT, ViTConfig, resize_positions
+from blip.network.vit import DropPath, ViT, ViTConfig, resize_positions
 
 
 def tiny(**changes: float) -> ViT:

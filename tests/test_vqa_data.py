@@ -10,12 +10,22 @@ import torch
 from PIL import Image
 from set_files import hub_rows, png, put, put_arrow, put_parquet, shade
 
-from blip.data.loader import EpochOrder, eval_loader, make_loader
-from blip.data.question_sets import Question, alternatives
+from blip.data.images import open_image
+from blip.data.loader import eval_loader, make_loader
+from blip.data.order import EpochOrder
+from blip.data.question_splits import shared_images, split_by_image
+from blip.data.questions import (
+    EvalQuestions,
+    QuestionEncoder,
+    Questions,
+    VqaBatch,
+    VqaDataset,
+    collate_vqa,
+    read_questions,
+)
+from blip.data.sets.questions import Question, alternatives
 from blip.data.skipped import TooManySkipped
-from blip.data.transforms import eval_transform, open_image, train_transform
-from blip.data.vqa import EvalQuestions, QuestionEncoder, Questions, VqaBatch, VqaDataset, collate_vqa, read_questions
-from blip.data.vqa_splits import shared_images, split_by_image
+from blip.data.transforms import eval_transform, train_transform
 from blip.tokenizer import Tokenizer
 
 

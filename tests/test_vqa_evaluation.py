@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import blip
 from blip.cli import app
-from blip.ranking import distinct_answers
+from blip.models.ranking import distinct_answers
 from blip.tokenizer import load_tokenizer
 from blip.train.log import read_metrics
 
@@ -111,9 +111,9 @@ def test_images_are_encoded_once(
     for picture in sorted((phantoms / "images").glob("*.png"))[:4]:
         (folder / picture.name).symlink_to(picture)
     seen = []
-    forward = blip.vit.ViT.forward
+    forward = blip.network.vit.ViT.forward
     monkeypatch.setattr(
-        "blip.vit.ViT.forward", lambda self, x, *a, **k: seen.append(len(x)) or forward(self, x, *a, **k)
+        "blip.network.vit.ViT.forward", lambda self, x, *a, **k: seen.append(len(x)) or forward(self, x, *a, **k)
     )
     arguments = [verb, str(folder), *texts, "--checkpoint", str(checkpoint), "--batch_size", "12", "--device", CPU.type]
     done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "rows.json")])

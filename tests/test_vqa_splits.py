@@ -8,9 +8,9 @@ import pytest
 from set_files import png, put
 from test_vqa_data import every
 
+from blip.data.question_splits import answer_list, shared_images, split_by_image
+from blip.data.questions import EvalQuestions, QuestionEncoder, Questions, read_questions
 from blip.data.transforms import eval_transform
-from blip.data.vqa import EvalQuestions, QuestionEncoder, Questions, read_questions
-from blip.data.vqa_splits import answer_list, shared_images, split_by_image
 from blip.tokenizer import Tokenizer
 
 

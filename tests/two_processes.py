@@ -17,13 +17,13 @@ from torch import Tensor
 
 from blip import distributed
 from blip.config import PretrainConfig, load_config
-from blip.data.loader import Batch, eval_loader
+from blip.data.batches import Batch
+from blip.data.loader import eval_loader
 from blip.data.pairs import EvalPairs, read_pairs
 from blip.data.transforms import eval_transform
 from blip.evaluate import evaluate_pretraining
-from blip.models.matching import Twin
+from blip.models.momentum import Queue, Twin
 from blip.models.pretrain import PretrainModel
-from blip.momentum import Queue
 from blip.tokenizer import Tokenizer
 from blip.train.engine import Loop, LoopOptions, NonFiniteError, Step
 from pretrain import Pretraining

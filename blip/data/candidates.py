@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from blip.data.flat import Labels, Texts
+from blip.data.compact import Labels, Texts
+from blip.data.jsonl_shards import is_shards, read_lines
 from blip.data.pairs import read_pairs
-from blip.data.shards import is_shards, read_lines
 
 WEB, SYNTHETIC, HUMAN = "web", "synthetic", "human"
 

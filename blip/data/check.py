@@ -16,15 +16,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from blip.data.caption_sets import CAPTION_SETS, Captioned
-from blip.data.embedded import read_image
 from blip.data.formats import AnnotationError, file_entry, iter_records
-from blip.data.loader import stable_hash, worker_context
+from blip.data.images import UnreadableImage, open_image, read_image
+from blip.data.loader import worker_context
 from blip.data.pairs import caption_id, has_words
-from blip.data.question_sets import QUESTION_SETS, Question
-from blip.data.sets import SetFile, SetFormat, open_set
-from blip.data.statement_sets import STATEMENT_SETS, Statement
-from blip.data.transforms import UnreadableImage, open_image
+from blip.data.sets.captions import CAPTION_SETS, Captioned
+from blip.data.sets.layout import SetFile, SetFormat, open_set
+from blip.data.sets.questions import QUESTION_SETS, Question
+from blip.data.sets.statements import STATEMENT_SETS, Statement
+from blip.hashing import stable_hash
 from blip.tokenizer import Tokenizer
 
 PERCENTILES = (50, 90, 95, 99, 100)

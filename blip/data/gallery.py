@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from blip import distributed
+from blip.data.images import open_image
 from blip.data.loader import data_loader
+from blip.data.order import open_or_note
 from blip.data.skipped import Skipped
-from blip.data.transforms import open_image
-from blip.data.walk import open_or_note
 
 
 class ImagesByNumber:

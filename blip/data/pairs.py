@@ -15,13 +15,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from blip.data.caption_sets import CAPTION_SETS
-from blip.data.flat import Labels, Texts
+from blip.data.batches import Sample
+from blip.data.compact import Labels, Texts
 from blip.data.formats import file_entry
-from blip.data.loader import EpochOrder, Sample, stable_hash
-from blip.data.sets import open_set
-from blip.data.transforms import open_image
-from blip.data.walk import Walk, open_or_note, own_chance
+from blip.data.images import open_image
+from blip.data.order import EpochOrder, Walk, open_or_note, own_chance
+from blip.data.sets.captions import CAPTION_SETS
+from blip.data.sets.layout import open_set
+from blip.hashing import stable_hash
 from blip.tokenizer import Tokenizer, blip_cleaning
 
 MAX_ORIGINS = 20  # kinds of sources that are told apart

@@ -20,12 +20,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from blip.data.loader import Batch, Sample, collate, loader_options, stable_hash
+from blip.data.batches import Batch, Sample, collate
+from blip.data.images import UnreadableImage, open_image
+from blip.data.loader import loader_options
+from blip.data.order import own_chance
 from blip.data.pairs import caption_id
 from blip.data.skipped import Skipped, TooManySkipped, too_many
-from blip.data.tar_shards import BrokenSample, Raw, TarShards
-from blip.data.transforms import UnreadableImage, open_image
-from blip.data.walk import own_chance
+from blip.data.webdataset import BrokenSample, Raw, TarShards
+from blip.hashing import stable_hash
 
 
 @dataclass

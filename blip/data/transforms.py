@@ -3,115 +3,16 @@
 S is the side of the square image that the network takes, in pixels.
 """
 
-import contextlib
-import io
-from pathlib import Path
-
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from blip.data.embedded import read_image
-from blip.errors import BlipError
-
 # of CLIP's training images; BLIP (Li et al. 2022) uses them too
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-
-# 1 GiB / 4 / 3, the number above which Pillow warns of a decompression bomb: 256 MiB as RGB. Here it is an error.
-MAX_PIXELS = 89_478_485
-
-HIGH_DEPTH = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-WINDOW = (0.5, 99.5)  # percentiles that become black and white
-
-
-class UnreadableImage(BlipError):
-    """An image that cannot be used: `path` names it, `reason` says why."""
-
-    def __init__(self, path: str, reason: str):
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"cannot read image {self.path}: {self.reason}"
-
-
-def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
-    """Reads a path, a row of a parquet or arrow file (`embedded.py`), bytes or a PIL image as 8-bit RGB, upright.
-
-    Raises:
-        UnreadableImage: missing, empty, truncated, not an image, of no size, or of more than `MAX_PIXELS`.
-    """
-    name = str(source) if isinstance(source, (str, Path)) else "(in memory)"
-    try:
-        if isinstance(source, Image.Image):
-            return _checked_rgb(source)
-        data = source if isinstance(source, bytes) else read_image(source)
-        if not data:
-            raise ValueError("the file is empty")
-        with Image.open(io.BytesIO(data)) as image:
-            return _checked_rgb(image)
-    except FileNotFoundError:
-        raise UnreadableImage(name, "no such file") from None
-    except Image.UnidentifiedImageError:
-        raise UnreadableImage(name, "not an image, or of a kind that Pillow does not know") from None
-    except MemoryError:
-        raise
-    except Exception as error:  # on broken files Pillow's decoders raise nearly every kind of exception
-        raise UnreadableImage(name, str(error) or type(error).__name__) from error
-
-
-def _checked_rgb(image: Image.Image) -> Image.Image:
-    width, height = image.size
-    if width == 0 or height == 0:
-        raise ValueError(f"it has {width} x {height} pixels")
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"it has {width} x {height} pixels, more than {MAX_PIXELS:,}: make it smaller")
-    return to_rgb(image)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode as RGB, turned upright by its EXIF entry.
-
-    16-bit, 32-bit and float images are windowed (see `window`), never clipped. Transparency is laid on white: such
-    files are figures made for white pages, whose black letters and lines would vanish on black; scans carry none.
-    Of several frames or pages the first counts.
-    """
-    # a broken EXIF block says nothing about the pixels; if those are broken, converting raises
-    with contextlib.suppress(Exception):
-        image = ImageOps.exif_transpose(image)
-    if image.mode in HIGH_DEPTH:
-        return Image.fromarray(window(np.asarray(image))).convert("RGB")
-    if (image.mode == "P" and "transparency" in image.info) or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        # premultiplied modes convert to RGBA through their plain twin only
-        image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, "RGBA")).convert("RGBA")
-        if image.getchannel("A").getextrema()[1] == 0:  # all transparent: a broken alpha channel, not an empty picture
-            return image.convert("RGB")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def window(values: np.ndarray) -> np.ndarray:
-    """(H, W) of any number type -> (H, W) uint8: the 0.5th percentile becomes 0, the 99.5th 255, linear between.
-
-    Where these two are equal (a small object on an even ground) the minimum and maximum take their place; a constant
-    image becomes black. NaN and infinities become the nearest end (NaN: black) and do not count in the percentiles.
-    """
-    values = values.astype(np.float64)
-    finite = values[np.isfinite(values)]
-    if finite.size == 0:
-        return np.zeros(values.shape, np.uint8)
-    low, high = np.percentile(finite, WINDOW)
-    if low == high:
-        low, high = finite.min(), finite.max()
-    if low == high:
-        return np.zeros(values.shape, np.uint8)
-    scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low).clip(low, high) - low) / (high - low)
-    return np.round(scaled * 255).astype(np.uint8)
 
 
 def train_transform(

@@ -6,14 +6,14 @@ Shapes: B pairs, N image tokens, T text tokens, P tokens in memory.
 import torch
 from torch import Tensor, nn
 
-from blip import losses
-from blip.decoding import Decoding, Generated
-from blip.generation import generate
-from blip.med import TextDecoder
-from blip.models.decoding import DecoderStep
-from blip.rows import Rows, Specials, with_first
-from blip.vit import ViT, ViTConfig
-from blip.words import TextConfig
+from blip.models import losses
+from blip.models.decoding import Decoding, Generated
+from blip.models.generation import generate
+from blip.network.embeddings import TextConfig
+from blip.network.med import DecoderStep, TextDecoder
+from blip.network.packing import Rows, with_first
+from blip.network.vit import ViT, ViTConfig
+from blip.tokenizer import Specials
 
 
 class CaptionModel(nn.Module):

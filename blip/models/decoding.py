@@ -1,30 +1,114 @@
-"""The text decoder as a `generation.Step`.
+"""How text is written, and what may be written next: options, penalties and bans, a draw. `generation.py` writes.
 
-Shapes: R texts (rows), T tokens, V words, B images.
+Shapes: R texts being written (rows), T tokens of a prompt, L new tokens, V words.
 """
 
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
 from torch import Tensor
 
-from blip.med import TextDecoder
-from blip.rows import Cache, ImageKeys
+NEVER = float("-inf")
 
 
-class DecoderStep:
-    """Steps of R = B * per_image texts about B images; the keys of an image are held once, however many its texts."""
-
-    def __init__(self, decoder: TextDecoder, keys: ImageKeys, per_image: int = 1):
-        """`keys` of the images, as `TextDecoder.project` makes them."""
-        self.decoder, self.keys, self.per_image = decoder, keys, per_image
-        self.cache = Cache()
+class Step(Protocol):
+    """One step of a decoder that keeps a cache."""
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """The newest tokens (R, T) -> logits of the next one (R, V)."""
-        return self.decoder.step(ids, self.keys, self.cache)
+        """The newest tokens (R, T) of R texts -> logits of the next one (R, V)."""
 
     def select(self, rows: Tensor, per_image: int = 1) -> None:
-        """Goes on with the texts `rows` (R',): see `generation.Step`."""
-        self.cache.select(rows)
-        images = rows[::per_image] // self.per_image  # (B',)
-        self.per_image = per_image
-        if len(images) < len(self.keys):  # images stay in order: as many as before are the same
-            self.keys = self.keys.select(images)
+        """Goes on with the texts `rows` (R',), in that order; a text may be dropped or taken several times.
+
+        The texts of an image lie side by side, `per_image` of them, and images stay in order.
+        """
+
+
+@dataclass
+class Decoding:
+    """How to write: greedy, unless `beams` is above 1 or `sample` is set. Lengths in tokens, the prompt not counted."""
+
+    beams: int = 1
+    sample: bool = False
+    max_new_tokens: int = 30
+    min_new_tokens: int = 0  # as many stand before the end
+    num_return: int = 1  # texts a prompt; with beams at most their number
+    temperature: float = 1.0  # these three for sampling alone
+    top_k: int = 0  # draw from this many tokens; 0: from all (the published code has a hidden 50)
+    top_p: float = 1.0  # draw from the fewest tokens that hold this probability (nucleus, Holtzman et al. 2020)
+    length_penalty: float = 1.0  # a beam's score is its log-probability over its length to this power
+    length_norm: Literal["generated", "whole"] = "generated"  # `whole` counts the prompt, as the published code does
+    repetition_penalty: float = 1.0  # above 1: tokens that occurred, in the prompt too, become less likely
+    no_repeat_ngram: int = 0  # no run of this many tokens occurs twice; 0: they may
+
+    def __post_init__(self) -> None:
+        counts = ("beams", "max_new_tokens", "num_return")
+        wrong = [f"{name} is {getattr(self, name)}, it must be 1 or more" for name in counts if getattr(self, name) < 1]
+        wrong += [f"{n} is {getattr(self, n)}, it must be above 0" for n in ("temperature", "repetition_penalty")
+                  if getattr(self, n) <= 0]  # fmt: skip
+        if not 0 < self.top_p <= 1:
+            wrong.append(f"top_p is {self.top_p}, it must be above 0 and at most 1")
+        if min(self.top_k, self.no_repeat_ngram, self.min_new_tokens) < 0:
+            wrong.append("top_k, no_repeat_ngram and min_new_tokens must be 0 or more")
+        if self.min_new_tokens > self.max_new_tokens:
+            wrong.append(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
+        if self.length_norm not in ("generated", "whole"):
+            wrong.append(f"length_norm is {self.length_norm!r}, it can be generated or whole")
+        if self.sample and self.beams > 1:
+            wrong.append("sample and beams exclude each other")
+        if not self.sample and self.num_return > self.beams:
+            wrong.append(f"num_return is {self.num_return} with {self.beams} beams: sample, or search with more beams")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+
+    @property
+    def texts(self) -> int:
+        """Texts of one prompt that are written at the same time."""
+        return max(self.beams, self.num_return)
+
+
+@dataclass
+class Generated:
+    """What was written, R = B * num_return rows, those of a prompt side by side and, of beams, the best first."""
+
+    ids: Tensor  # (R, L) new tokens, the end token included, then padding
+    log_probs: Tensor  # (R, L) of each token, as the model gives it before any penalty; 0 at padding
+    scores: Tensor  # (R,) the sum of log_probs, or what the beam search ranked by
+
+
+def constrained(logits: Tensor, texts: Tensor, new: int, how: Decoding, end_id: int) -> Tensor:
+    """Scores (R, V) with penalties and bans applied; texts (R, T+new) are what was read and written so far."""
+    scores = logits
+    if how.repetition_penalty != 1:
+        seen = scores.gather(1, texts)
+        seen = torch.where(seen < 0, seen * how.repetition_penalty, seen / how.repetition_penalty)
+        scores = scores.scatter(1, texts, seen)
+    size = how.no_repeat_ngram
+    if size and texts.shape[1] >= size:
+        runs = texts.unfold(1, size, 1)  # (R, runs, size)
+        begun = (runs[:, :, :-1] == texts[:, None, texts.shape[1] - size + 1 :]).all(dim=2)
+        banned = torch.zeros_like(scores).scatter_add(1, runs[:, :, -1], begun.to(scores.dtype)) > 0
+        scores = scores.masked_fill(banned, NEVER)
+    if new < how.min_new_tokens:
+        scores = scores.index_fill(1, torch.tensor([end_id], device=scores.device), NEVER)
+    return scores
+
+
+def draw(scores: Tensor, how: Decoding, generator: torch.Generator | None) -> Tensor:
+    """A token a row, drawn from scores (R, V)."""
+    scores = scores / how.temperature
+    if 0 < how.top_k < scores.shape[1]:
+        least = scores.topk(how.top_k, dim=1).values[:, -1:]
+        scores = scores.masked_fill(scores < least, NEVER)
+    if how.top_p < 1:
+        ordered, order = scores.sort(dim=1, descending=True)
+        probabilities = ordered.softmax(dim=1)
+        before = probabilities.cumsum(dim=1) - probabilities  # of the likelier tokens; the first one always stays
+        ordered = ordered.masked_fill(before >= how.top_p, NEVER)
+        scores = torch.empty_like(scores).scatter_(1, order, ordered)
+    probabilities = scores.softmax(dim=1)
+    if generator is None:
+        return probabilities.multinomial(1).squeeze(1)
+    device = generator.device  # a generator of the CPU gives the same samples whatever device the model runs on
+    return probabilities.to(device).multinomial(1, generator=generator).squeeze(1).to(scores.device)

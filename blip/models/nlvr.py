@@ -6,10 +6,11 @@ Shapes: B statements, N image tokens, T text tokens.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blip.med import TextEncoder
-from blip.rows import Rows, Specials, with_first
-from blip.vit import ViT, ViTConfig
-from blip.words import TextConfig
+from blip.network.embeddings import TextConfig
+from blip.network.med import TextEncoder
+from blip.network.packing import Rows, with_first
+from blip.network.vit import ViT, ViTConfig
+from blip.tokenizer import Specials
 
 
 class NlvrModel(nn.Module):

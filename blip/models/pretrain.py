@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from blip import losses
-from blip.med import TextDecoder, TextEncoder
-from blip.models.matching import Draw, contrast, match_with_negatives, project
-from blip.momentum import Candidates
-from blip.rows import Rows, Specials, with_first
-from blip.vit import ViT, ViTConfig
-from blip.words import TextConfig, TiedLookUp
+from blip.models import losses
+from blip.models.matching import Draw, match_with_negatives
+from blip.models.momentum import Candidates, contrast_with_candidates, unit_features
+from blip.network.embeddings import TextConfig, TiedLookUp
+from blip.network.med import TextDecoder, TextEncoder
+from blip.network.packing import Rows, with_first
+from blip.network.vit import ViT, ViTConfig
+from blip.tokenizer import Specials
 
 
 @dataclass
@@ -81,10 +82,12 @@ class PretrainModel(nn.Module):
         words, matrix = TiedLookUp.apply(vocabulary, torch.cat([ids.flatten(), specials]))  # (B*T+2, D), (V, D)
         places = torch.arange(ids.numel(), device=ids.device).view_as(ids)
         first = self.text_encoder.text(places, rows, first_only=True, words=words)  # (B, D)
-        image_features = project(self.image_proj, states[:, 0])  # (B, E)
-        text_features = project(self.text_proj, first)
+        image_features = unit_features(self.image_proj, states[:, 0])  # (B, E)
+        text_features = unit_features(self.text_proj, first)
 
-        itc, image_to_text, text_to_image = contrast(image_features, text_features, candidates, self.temperature, alpha)
+        itc, image_to_text, text_to_image = contrast_with_candidates(
+            image_features, text_features, candidates, self.temperature, alpha
+        )
 
         keys = self.text_encoder.project(states)  # once, for every pass below
         batch = candidates.positives[:, : len(ids)]

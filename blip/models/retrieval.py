@@ -10,13 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from blip import distributed, losses
-from blip.med import TextEncoder
-from blip.models.matching import Draw, contrast, match_logits, match_with_negatives, project
-from blip.momentum import Candidates
-from blip.rows import ImageKeys, Rows, Specials, with_first
-from blip.vit import ViT, ViTConfig
-from blip.words import TextConfig
+from blip import distributed
+from blip.models import losses
+from blip.models.matching import Draw, match_logits, match_with_negatives
+from blip.models.momentum import Candidates, contrast_with_candidates, unit_features
+from blip.network.embeddings import TextConfig
+from blip.network.med import TextEncoder
+from blip.network.packing import ImageKeys, Rows, with_first
+from blip.network.vit import ViT, ViTConfig
+from blip.tokenizer import Specials
 
 
 @dataclass
@@ -72,9 +74,9 @@ class RetrievalModel(nn.Module):
         """
         states = self.image_encoder(images)  # (B, N, D)
         rows = Rows(lengths, ids.shape[1], ids.device, packed)
-        image_features = project(self.image_proj, states[:, 0])  # (B, E)
-        text_features = project(self.text_proj, self.text_encoder.text(ids, rows, first_only=True))
-        itc, _, _ = contrast(image_features, text_features, candidates, self.temperature, alpha)
+        image_features = unit_features(self.image_proj, states[:, 0])  # (B, E)
+        text_features = unit_features(self.text_proj, self.text_encoder.text(ids, rows, first_only=True))
+        itc, _, _ = contrast_with_candidates(image_features, text_features, candidates, self.temperature, alpha)
 
         positives = candidates.positives[:, : len(ids)] if others is None else others
         with torch.no_grad():  # negatives are drawn from online features; the loss divides by the temperature once

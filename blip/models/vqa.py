@@ -7,14 +7,14 @@ Shapes: B images with a question each, A answers of the batch, N image tokens, T
 import torch
 from torch import Tensor, nn
 
-from blip import losses
-from blip.decoding import Decoding, Generated
-from blip.generation import generate
-from blip.med import TextDecoder, TextEncoder
-from blip.models.decoding import DecoderStep
-from blip.rows import ImageKeys, Rows, Specials, with_first
-from blip.vit import ViT, ViTConfig
-from blip.words import TextConfig
+from blip.models import losses
+from blip.models.decoding import Decoding, Generated
+from blip.models.generation import generate
+from blip.network.embeddings import TextConfig
+from blip.network.med import DecoderStep, TextDecoder, TextEncoder
+from blip.network.packing import ImageKeys, Rows, with_first
+from blip.network.vit import ViT, ViTConfig
+from blip.tokenizer import Specials
 
 
 class VqaModel(nn.Module):

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from blip import distributed
-from blip.weights import TOKENIZER, CheckpointError, flush, save_weights
+from blip.checkpoints.format import TOKENIZER, CheckpointError, save_weights
+from blip.files import flush
 
 TRAINING = "training.pt"
 

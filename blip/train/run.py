@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from blip import distributed
+from blip.checkpoints.format import TOKENIZER
 from blip.config import ConfigError, RunConfig, dump_config, load_config
 from blip.train.checkpoint import (
     Checkpointer,
@@ -21,7 +22,6 @@ from blip.train.epochs import Epochs
 from blip.train.log import METRICS, RunLog
 from blip.train.optim import build_optimizer, lr_at, scaled_lr
 from blip.train.parallel import measure_peak
-from blip.weights import TOKENIZER
 
 
 class Task(Protocol):

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blip.attention import Attention
+from blip.network.attention import Attention
 
 
 @dataclass

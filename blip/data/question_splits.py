@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from blip.data.embedded import is_reference, read_image
-from blip.data.loader import stable_hash
-from blip.data.question_sets import Question
-from blip.data.vqa import Questions
+from blip.data.images import is_reference, read_image
+from blip.data.questions import Questions
+from blip.data.sets.questions import Question
+from blip.hashing import stable_hash
 
 
 def answer_list(questions: Questions, min_count: int = 1) -> list[str]:

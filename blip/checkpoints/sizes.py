@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from blip.convert_names import Tensors, listed
-from blip.weights import CheckpointError
+from blip.checkpoints.format import CheckpointError
+from blip.checkpoints.names import Tensors, listed
 
 
 def guess_task(state: Tensors, path: Path) -> str:

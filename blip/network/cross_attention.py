@@ -8,9 +8,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from blip.attention import Attention
-from blip.rows import ImageKeys, Keys, OneToken, Rows
-from blip.words import TextConfig
+from blip.network.attention import Attention
+from blip.network.embeddings import TextConfig
+from blip.network.packing import ImageKeys, Keys, OneToken, Rows
 
 
 class ImageAttention(nn.Module):

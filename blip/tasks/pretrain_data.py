@@ -13,11 +13,13 @@ from torch import Tensor
 
 from blip import distributed
 from blip.config import ConfigError, PretrainConfig
+from blip.data.batches import Batch
 from blip.data.formats import file_entry
-from blip.data.loader import Batch, EpochOrder, make_loader, steps_per_epoch
+from blip.data.loader import make_loader
+from blip.data.order import EpochOrder, steps_per_epoch
 from blip.data.pairs import CaptionEncoder, PairDataset, read_pairs
 from blip.data.stream import StreamDataset, StreamOrder, stream_loader
-from blip.data.tar_shards import BrokenSample, is_tar_address, open_shards
+from blip.data.webdataset import BrokenSample, is_tar_address, open_shards
 from blip.tokenizer import Tokenizer
 
 Transform = Callable[[Image.Image], Tensor]

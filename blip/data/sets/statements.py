@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip.data.caption_sets import text_of
 from blip.data.formats import AnnotationError, Records, checked, is_object, iter_json_lines, iter_records
-from blip.data.sets import SetFormat
+from blip.data.sets.captions import text_of
+from blip.data.sets.layout import SetFormat
 
 
 @dataclass

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.data.formats import parse_record
-from blip.data.shards import whole_file, write_whole
+from blip.data.jsonl_shards import whole_file, write_whole
 from blip.errors import BlipError
 
 SIZES = "sizes.json"

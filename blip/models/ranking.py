@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blip.med import TextDecoder
-from blip.rows import Cache, ImageKeys, Keys, Rows
+from blip.network.med import TextDecoder
+from blip.network.packing import Cache, ImageKeys, Keys, Rows
 
 
 class Encoder(Protocol):

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from blip.data.caption_sets import ARTICLE, text_of
 from blip.data.formats import AnnotationError, Records, checked, iter_lines, iter_records, kind_of
-from blip.data.sets import SetFormat, any_part
-from blip.data.vqa_v2 import VQA_V2_FILES, vqa_v2_file
+from blip.data.sets.captions import ARTICLE, text_of
+from blip.data.sets.layout import SetFormat, any_part
+from blip.data.sets.vqa_v2 import VQA_V2_FILES, vqa_v2_file
 
 ANSWER_TYPES = {"yes/no": "closed", "other": "open"}  # VQA v2's names
 ALSO = ("question_id", "qid", "image_id", "answer_type", "question_type", "category", "choices", "group", "split")

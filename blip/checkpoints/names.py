@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from blip.weights import CheckpointError
+from blip.checkpoints.format import CheckpointError
 
 Tensors = dict[str, Tensor]
 Table = dict[str, str]  # foreign name -> ours; `*` is the number of a layer, `.weight` and `.bias` may follow

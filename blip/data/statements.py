@@ -18,14 +18,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from blip.data.flat import TextLists, Texts
+from blip.data.batches import TensorBatch, padded
+from blip.data.compact import TextLists, Texts
 from blip.data.formats import file_entry
-from blip.data.loader import EpochOrder, TensorBatch, padded
-from blip.data.sets import open_set
+from blip.data.images import UnreadableImage, open_image
+from blip.data.order import EpochOrder, Walk, open_or_note, own_chance
+from blip.data.sets.layout import open_set
+from blip.data.sets.statements import STATEMENT_SETS, Statement
 from blip.data.skipped import Skipped
-from blip.data.statement_sets import STATEMENT_SETS, Statement
-from blip.data.transforms import UnreadableImage, open_image
-from blip.data.walk import Walk, open_or_note, own_chance
 from blip.tokenizer import Tokenizer
 
 # ---- annotations in memory -------------------------------------------------------------------------------------------

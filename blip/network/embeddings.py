@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blip.rows import Rows
+from blip.network.packing import Rows
 
 
 @dataclass

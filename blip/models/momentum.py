@@ -4,13 +4,19 @@ Shapes: B pairs, Q queue entries, E embedding width.
 """
 
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blip.distributed import all_gather
+from blip.models import losses
+from blip.network.med import TextEncoder
+from blip.network.packing import Rows
+from blip.network.vit import ViT
 
 NO_ID = -1  # of a queue entry that no pair has filled yet: equal to nothing
 
@@ -97,3 +103,63 @@ def same_pairs(
     if by_image:
         same |= images[:, None] == other_images
     return same
+
+
+TEMPERATURE_RANGE = (0.001, 0.5)
+
+
+def unit_features(linear: nn.Linear, states: Tensor) -> Tensor:
+    """States (B, D) -> features of unit length (B, E), in float32."""
+    return F.normalize(linear(states).float(), dim=-1)
+
+
+def contrast_with_candidates(
+    image_features: Tensor, text_features: Tensor, candidates: Candidates, temperature: Tensor, alpha: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Features (B, E) -> the ITC loss and both similarities (B, C) over the temperature, image to text and back."""
+    count = len(image_features)
+    with torch.autocast(image_features.device.type, enabled=False):
+        temperature = temperature.clamp(*TEMPERATURE_RANGE)
+        image_to_text = image_features @ candidates.texts / temperature
+        text_to_image = text_features @ candidates.images / temperature
+        with torch.no_grad():
+            twin_image_to_text = candidates.images[:, :count].T @ candidates.texts / temperature
+            twin_text_to_image = candidates.texts[:, :count].T @ candidates.images / temperature
+        itc_images = losses.contrast(image_to_text, twin_image_to_text, candidates.positives, alpha)
+        itc_texts = losses.contrast(text_to_image, twin_text_to_image, candidates.positives, alpha)
+    return (itc_images + itc_texts) / 2, image_to_text, text_to_image
+
+
+class Contrastive(Protocol):
+    """A model with what contrast needs."""
+
+    image_encoder: ViT
+    text_encoder: TextEncoder
+    image_proj: nn.Linear
+    text_proj: nn.Linear
+
+
+class Twin(nn.Module):
+    """The encoders and projections that contrast needs, as a slowly moving average of the model's."""
+
+    def __init__(self, model: Contrastive):
+        super().__init__()
+        self.image_encoder = deepcopy(model.image_encoder)
+        self.text_encoder = deepcopy(model.text_encoder)
+        self.image_proj = deepcopy(model.image_proj)
+        self.text_proj = deepcopy(model.text_proj)
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, ids: Tensor, lengths: Tensor, packed: bool = True) -> tuple[Tensor, Tensor]:
+        """One batch -> image and text features, each (B, E). It runs in training mode, dropout on, as published."""
+        rows = Rows(lengths, ids.shape[1], ids.device, packed)
+        image_features = unit_features(self.image_proj, self.image_encoder(images, cls_only=True)[:, 0])
+        text_features = unit_features(self.text_proj, self.text_encoder.text(ids, rows, first_only=True))
+        return image_features, text_features
+
+    def pairs_with(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        """The twin's parameters and the model's of the same names, in one order, for `momentum.update_twin`."""
+        theirs = dict(model.named_parameters())
+        own = dict(self.named_parameters())
+        return list(own.values()), [theirs[name] for name in own]

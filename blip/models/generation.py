@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blip.decoding import NEVER, Decoding, Generated, Step, constrained, draw
+from blip.models.decoding import NEVER, Decoding, Generated, Step, constrained, draw
 
 
 @torch.no_grad()

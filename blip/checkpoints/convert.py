@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from blip.convert_names import (
+from blip.checkpoints.format import INFO, TOKENIZER, WEIGHTS, CheckpointError, load_weights, save_weights
+from blip.checkpoints.names import (
     BERT,
     BERT_HEAD,
     HUGGINGFACE,
@@ -32,8 +33,14 @@ from blip.convert_names import (
     to_ours,
     with_copies,
 )
-from blip.convert_sizes import grid_side, guess_task, huggingface_config, info_of, read_huggingface_config, special_ids
-from blip.weights import INFO, TOKENIZER, WEIGHTS, CheckpointError, load_weights, save_weights
+from blip.checkpoints.sizes import (
+    grid_side,
+    guess_task,
+    huggingface_config,
+    info_of,
+    read_huggingface_config,
+    special_ids,
+)
 
 _BERT_UNUSED = re.compile(r"(pooler|cls\.seq_relationship|cls\.predictions\.decoder)\.|embeddings\.position_ids$")
 _QUEUE_SHAPES = {"queue.pointer": (1,), "queue.image_ids": (1, -1)}  # in the released files; ours are () and (Q,)

@@ -18,14 +18,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from blip.data.flat import Labels, TextLists, Texts
+from blip.data.batches import TensorBatch, padded
+from blip.data.compact import Labels, TextLists, Texts
 from blip.data.formats import file_entry
-from blip.data.loader import EpochOrder, TensorBatch, padded
-from blip.data.question_sets import QUESTION_SETS, Question
-from blip.data.sets import open_set
+from blip.data.images import open_image
+from blip.data.order import EpochOrder, Walk, open_or_note, own_chance
+from blip.data.sets.layout import open_set
+from blip.data.sets.questions import QUESTION_SETS, Question
 from blip.data.skipped import Skipped
-from blip.data.transforms import open_image
-from blip.data.walk import Walk, open_or_note, own_chance
 from blip.tokenizer import Tokenizer
 
 # ---- annotations in memory -------------------------------------------------------------------------------------------

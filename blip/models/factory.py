@@ -5,9 +5,9 @@ from blip.models.nlvr import NlvrModel
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
 from blip.models.vqa import VqaModel
-from blip.rows import Specials
-from blip.vit import ViTConfig
-from blip.words import TextConfig
+from blip.network.embeddings import TextConfig
+from blip.network.vit import ViTConfig
+from blip.tokenizer import Specials
 
 Model = PretrainModel | RetrievalModel | CaptionModel | VqaModel | NlvrModel
 TASKS = ("pretrain", "retrieval", "caption", "vqa", "nlvr")

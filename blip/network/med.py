@@ -16,10 +16,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blip.attention import Attention, cast_once
-from blip.cross_attention import CrossAttention, PairCrossAttention, cross_attention
-from blip.rows import ONE_TOKEN, Cache, ImageKeys, OneToken, Rows
-from blip.words import Embeddings, LMHead, TextConfig, init_weights
+from blip.network.attention import Attention, cast_once
+from blip.network.cross_attention import CrossAttention, PairCrossAttention, cross_attention
+from blip.network.embeddings import Embeddings, LMHead, TextConfig, init_weights
+from blip.network.packing import ONE_TOKEN, Cache, ImageKeys, OneToken, Rows
+
+pass
 
 
 class TextEncoder(nn.Module):
@@ -218,3 +220,24 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))
+
+
+class DecoderStep:
+    """Steps of R = B * per_image texts about B images; the keys of an image are held once, however many its texts."""
+
+    def __init__(self, decoder: TextDecoder, keys: ImageKeys, per_image: int = 1):
+        """`keys` of the images, as `TextDecoder.project` makes them."""
+        self.decoder, self.keys, self.per_image = decoder, keys, per_image
+        self.cache = Cache()
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """The newest tokens (R, T) -> logits of the next one (R, V)."""
+        return self.decoder.step(ids, self.keys, self.cache)
+
+    def select(self, rows: Tensor, per_image: int = 1) -> None:
+        """Goes on with the texts `rows` (R',): see `generation.Step`."""
+        self.cache.select(rows)
+        images = rows[::per_image] // self.per_image  # (B',)
+        self.per_image = per_image
+        if len(images) < len(self.keys):  # images stay in order: as many as before are the same
+            self.keys = self.keys.select(images)

@@ -13,15 +13,6 @@ from torch.nn import functional as F
 Keys = tuple[Tensor, Tensor]  # keys and values of one layer, each (B, H, N, d)
 
 
-@dataclass
-class Specials:
-    """Ids of the tokens that models put in place themselves."""
-
-    pad: int
-    enc: int
-    dec: int
-
-
 def with_first(ids: Tensor, token: int) -> Tensor:
     """A copy of ids (R, T) whose first token is `token`."""
     ids = ids.clone()

@@ -5,9 +5,7 @@ model.json           format version, task, sizes; enough to build the model
 tokenizer.json       in the format of `tokenizers`
 """
 
-import hashlib
 import json
-import os
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -15,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from blip.errors import BlipError
+from blip.files import flush
 
 FORMAT_VERSION = 1
 WEIGHTS, INFO, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
@@ -89,26 +88,3 @@ def load_strict(module: nn.Module, tensors: dict[str, Tensor], what: str) -> Non
         raise CheckpointError(f"{what} does not fit the model:\n" + "\n".join(lines))
     for name, tensor in expected.items():
         tensor.copy_(tensors[name])
-
-
-def fingerprint(checkpoint: str | Path) -> str:
-    """12 hexadecimal digits that follow from a file, or from the weights and words of a checkpoint's folder."""
-    checkpoint, digest, files = Path(checkpoint), hashlib.sha256(), [Path(checkpoint)]
-    if checkpoint.is_dir():
-        kinds = (".safetensors", ".pth", ".bin", ".json", ".txt")
-        files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.suffix in kinds)
-    for file in files:
-        digest.update(file.name.encode())
-        with open(file, "rb") as content:
-            while block := content.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:12]
-
-
-def flush(path: Path) -> None:
-    """Waits until a file's, or a folder's, contents are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,7 +18,7 @@ from blip.data.formats import (
     kind_of,
     parse_record,
 )
-from blip.data.sets import SetFormat
+from blip.data.sets.layout import SetFormat
 
 ARTICLE = re.compile(r"PMC\d+")
 GROUPS = ("pmcid", "article", "group", "patient")  # what splits must not cut

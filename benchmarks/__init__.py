@@ -1,0 +1,1 @@
+"""Measurements against a named peer. A package, since fairscale installs one of the same name."""

@@ -1,0 +1,10 @@
+"""Checkpoints: the file format, conversion from and to other formats, and starting weights. Read `format.py` first.
+
+Imports `network`, `models`, `files`, `hashing` and `tokenizer`.
+
+format       model.safetensors, model.json and tokenizer.json in a folder
+convert      reading and writing the released files and Hugging Face folders
+names        tensor names of the other formats
+sizes        a model's sizes from its tensors, and to a Hugging Face configuration
+initialize   starting weights from timm, from BERT or from a checkpoint of another task
+"""

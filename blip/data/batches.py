@@ -1,0 +1,87 @@
+"""Samples and batches: what a data set gives, and how samples are put side by side."""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from blip.data.skipped import Skipped
+
+
+@dataclass
+class Sample:
+    """One image with one caption. `image` is None where evaluation met an unreadable image."""
+
+    image: Tensor | None  # float32 (3, S, S)
+    ids: list[int]  # [CLS] ... [SEP]
+    caption_id: int
+    image_id: int
+    index: int
+    skipped: list[Skipped]  # unreadable images in whose place this one stands
+    source: str = ""  # where the pair comes from, such as web or synthetic; "": the data do not say
+
+
+@dataclass
+class TensorBatch:
+    """What batches of every task do: move. All tensors go along, but for lengths, which the CPU reads."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """A copy on the device; lengths stay on the CPU."""
+        tensors = {name: x for name, x in self._tensors().items() if not name.endswith("lengths")}
+        return replace(self, **{name: x.to(device, non_blocking=non_blocking) for name, x in tensors.items()})
+
+    def pin_memory(self) -> Self:
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+
+    def __len__(self) -> int:
+        return len(self.indices)  # type: ignore[attr-defined]
+
+
+@dataclass
+class Batch(TensorBatch):
+    """Tensors of B samples."""
+
+    images: Tensor  # float32 (B, 3, S, S)
+    ids: Tensor  # int64 (B, T), [CLS] first, padded to the longest of the batch
+    lengths: Tensor  # int64 (B,), without pads; stays on the CPU
+    caption_ids: Tensor  # int64 (B,), equal for equal captions
+    image_ids: Tensor  # int64 (B,), equal for equal images
+    indices: list[int]  # of the records, to name a sample in a message
+    skipped: list[Skipped]
+    sources: list[str] = field(default_factory=list)  # of each pair, see `Sample`
+
+
+def collate(samples: list[Sample], pad_id: int = 0, pad_to: tuple[int, ...] = ()) -> Batch:
+    """Puts samples side by side; those without an image only leave their note in `skipped`. `pad_to`: see `padded`."""
+    skipped = [note for sample in samples for note in sample.skipped]
+    samples = [sample for sample in samples if sample.image is not None]
+    ids, lengths = padded([sample.ids for sample in samples], pad_id, pad_to)
+    return Batch(
+        images=torch.stack([sample.image for sample in samples]) if samples else torch.empty(0),  # type: ignore[misc]
+        ids=ids,
+        lengths=lengths,
+        caption_ids=torch.tensor([sample.caption_id for sample in samples], dtype=torch.int64),
+        image_ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
+        indices=[sample.index for sample in samples],
+        skipped=skipped,
+        sources=[sample.source for sample in samples],
+    )
+
+
+def padded(rows: list[list[int]], pad_id: int, pad_to: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
+    """B lists of ids -> int64 (B, T) and their lengths (B,).
+
+    `pad_to`: lengths that compiled code knows; ids are padded to the smallest that holds the longest text, or to that
+    text itself where none does.
+    """
+    lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+    longest = max(map(len, rows), default=0)
+    width = min((length for length in pad_to if length >= longest), default=longest)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    for row, values in zip(ids, rows, strict=True):
+        row[: len(values)] = torch.tensor(values)
+    return ids, lengths

@@ -1,0 +1,127 @@
+"""Which record comes when: the order of an epoch, and the next readable record behind an unreadable image."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from blip.data.images import UnreadableImage
+from blip.data.skipped import Skipped, TooManySkipped, too_many
+from blip.hashing import stable_hash
+
+
+class EpochOrder:
+    """A new permutation of the records every epoch, from (seed, epoch) alone; rank r takes every world-th from r on.
+
+    Weights: a record of weight w is visited floor(w) times an epoch, and of the records that share a weight a random
+    subset, new every epoch, is visited once more, so that the visits sum to w times their number (rounded).
+    Ranks get equal lengths: up to world - 1 records at the end of the permutation wait for another epoch.
+    """
+
+    def __init__(self, count: int, seed: int, rank: int = 0, world: int = 1, weights: np.ndarray | None = None):
+        """`count` records; `weights` (count,) or None for 1 each. `per_rank` is the number of positions."""
+        if weights is not None and len(weights) != count:
+            raise ValueError(f"{len(weights)} weights for {count} records")
+        self.seed, self.rank, self.world = seed, rank, world
+        # records of equal weight, and that weight
+        self._groups = [(np.arange(count, dtype=np.int32), 1.0)]
+        if weights is not None:
+            values, inverse = np.unique(weights, return_inverse=True)
+            self._groups = [
+                (np.flatnonzero(inverse == k).astype(np.int32), float(value)) for k, value in enumerate(values)
+            ]
+        self.per_rank = sum(round(len(group) * weight) for group, weight in self._groups) // world
+        self._epoch, self._order = -1, np.empty(0, np.int32)
+
+    def index(self, epoch: int, position: int) -> int:
+        """The record at `position` (0 to per_rank - 1) of this rank's epoch."""
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._draw(epoch)
+        return int(self._order[position])
+
+    def _draw(self, epoch: int) -> np.ndarray:
+        generator = np.random.default_rng(stable_hash("order", self.seed, epoch))
+        visits = []
+        for group, weight in self._groups:
+            whole = int(weight)
+            extra = round(len(group) * weight) - whole * len(group)
+            visits += [group] * whole + [generator.permutation(group)[:extra]]
+        order = np.concatenate(visits)
+        generator.shuffle(order)
+        return order[self.rank :: self.world][: self.per_rank].copy()
+
+
+def steps_per_epoch(order: EpochOrder, batch_size: int) -> int:
+    """Full batches in an epoch of one rank; ValueError where there is none."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it needs to be 1 or more")
+    if order.per_rank < batch_size:
+        raise ValueError(
+            f"an epoch has {order.per_rank} records on each of {order.world} ranks, fewer than one batch of "
+            f"{batch_size}: set batch_size to {max(order.per_rank, 1)} or lower, use fewer ranks, or add data"
+        )
+    return order.per_rank // batch_size
+
+
+class _Positions(Sampler):
+    """For each batch the keys of its samples: [(epoch, position), ...], without end."""
+
+    def __init__(self, steps: int, batch_size: int, start: tuple[int, int]):
+        epoch, batch = start
+        if epoch < 0 or not 0 <= batch <= steps:
+            raise ValueError(f"cannot start at batch {batch} of epoch {epoch}: an epoch has {steps} batches")
+        self.steps, self.batch_size, self.start = steps, batch_size, start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, first = self.start
+        while True:
+            for batch in range(first, self.steps):
+                yield [(epoch, batch * self.batch_size + i) for i in range(self.batch_size)]
+            epoch, first = epoch + 1, 0
+
+
+Opened = TypeVar("Opened")
+
+
+class Walk:
+    """Opens the record at a place of an epoch's order or, where its image is unreadable, the next one behind it."""
+
+    def __init__(self, order: EpochOrder, count: int, max_skipped_fraction: float = 0.01):
+        """`count` records. More unreadable images in a row than 10 and than `max_skipped_fraction` of the records, or
+        all of them, raise TooManySkipped."""
+        self.order = order
+        self.patience = min(max(10, int(max_skipped_fraction * count)), order.per_rank - 1)
+
+    def open(
+        self, epoch: int, position: int, open_record: Callable[[int], Opened]
+    ) -> tuple[int, Opened, list[Skipped]]:
+        """(index of the record, what `open_record` gives for it, notes of those skipped on the way)."""
+        skipped: list[Skipped] = []
+        while True:
+            index = self.order.index(epoch, (position + len(skipped)) % self.order.per_rank)
+            try:
+                return index, open_record(index), skipped
+            except UnreadableImage as error:
+                skipped.append((index, error.path, error.reason))
+                if len(skipped) > self.patience:
+                    raise TooManySkipped(too_many(skipped, f"{len(skipped)} images in a row")) from None
+
+
+@contextmanager
+def own_chance(seed: int, epoch: int, index: int) -> Iterator[None]:
+    """Within it torch's generator of the CPU starts from (seed, epoch, index); afterwards it is as it was."""
+    with torch.random.fork_rng(devices=[]):
+        # not torch.manual_seed, which would also reset the GPU's generator when there are no workers
+        torch.default_generator.manual_seed(stable_hash("sample", seed, epoch, index))
+        yield
+
+
+def open_or_note(index: int, open_record: Callable[[int], Opened]) -> tuple[Opened | None, list[Skipped]]:
+    """For evaluation, which replaces nothing: what `open_record` gives, or None and a note."""
+    try:
+        return open_record(index), []
+    except UnreadableImage as error:
+        return None, [(index, error.path, error.reason)]

@@ -1,0 +1,24 @@
+"""Numbers and fingerprints that depend on content alone, equal on every machine and in every process."""
+
+import hashlib
+from pathlib import Path
+
+
+def stable_hash(*parts: object) -> int:
+    """63-bit number from the text of `parts`, the same on every machine and in every process."""
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def fingerprint(checkpoint: str | Path) -> str:
+    """12 hexadecimal digits that follow from a file, or from the weights and words of a checkpoint's folder."""
+    checkpoint, digest, files = Path(checkpoint), hashlib.sha256(), [Path(checkpoint)]
+    if checkpoint.is_dir():
+        kinds = (".safetensors", ".pth", ".bin", ".json", ".txt")
+        files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.suffix in kinds)
+    for file in files:
+        digest.update(file.name.encode())
+        with open(file, "rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:12]

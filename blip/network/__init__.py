@@ -1,0 +1,10 @@
+"""The network: tensors in, tensors out. Imports nothing else of this package. Read `med.py` first, then `vit.py`.
+
+attention        soft-max attention, with named places for hooks
+vit              the image encoder
+embeddings       words in and out of the text transformer
+packing          how texts of different lengths lie in memory
+cross_attention  how a text attends to an image, or to two
+med              the text transformer as text encoder, image-grounded encoder and image-grounded decoder
+flops            how many operations each part takes
+"""
