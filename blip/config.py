@@ -102,7 +102,7 @@ class ModelConfig(RunConfig):
     embed_dim: int = Field(256, gt=0)  # width of the features that contrast compares
 
     # starting weights
-    init_from: str = ""  # our checkpoint or a released .pth; fine-tuning: or a Hugging Face folder
+    init_from: str = ""  # a checkpoint, or a released .pth; fine-tuning: or a Hugging Face folder
     vision_init: str = ""  # timm/NAME: weights of the image encoder alone
     text_init: str = ""  # folder or file of BERT weights, or hub:NAME
 
