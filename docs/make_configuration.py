@@ -73,7 +73,7 @@ def section(title: str, cls: type[BaseModel]) -> str:
     for name in (name for name in cls.__annotations__ if name in cls.model_fields):
         if name == next(iter(meanings)) or groups[name] != group:
             group = groups[name]
-                heading = ["", f"### {group[0].upper()}{group[1:]}"] if group else []
+            heading = ["", f"### {group[0].upper()}{group[1:]}"] if group else []
             lines += [*heading, "", "| option | type | default | meaning |", "| --- | --- | --- | --- |"]
         field = cls.model_fields[name]
         lines.append(f"| `{name}` | {type_of(field)} | {default_of(field)} | {meaning(cls, name)} |")
