@@ -27,7 +27,7 @@ BLUE, GREY = "#00796b", "#b0bec5"
 def main(
     checkpoint: Annotated[str, typer.Option(help="of `make demo`")] = "runs/demo/run/checkpoints/latest",
     answerer: Annotated[str, typer.Option(help="fine-tuned with configs/vqa_phantoms.yaml; without: no answers")] = "",
-    number: Annotated[int, typer.Option(help="which held-out phantom")] = 0,
+    number: Annotated[int, typer.Option(help="which held-out phantom")] = 9,
     out: Annotated[Path, typer.Option(help="picture to write")] = Path("docs/assets/figure.png"),
 ) -> None:
     """Draws the phantom, its caption, answers, match probabilities and relevance map side by side."""
@@ -52,7 +52,7 @@ def main(
     show_map(right, image, explained.sentence.numpy(), lesion["box"])
     right.set_title("relevance of the caption", fontsize=11)
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
+    figure.savefig(out, dpi=140)
     typer.echo(str(out))
 
 
