@@ -17,23 +17,22 @@ from typing import Annotated, Any
 import torch
 import typer
 
-import pretrain
-import train_caption
-import train_retrieval
 from blip import capfilt, distributed
 from blip.capfilt_merge import Rule, about_merged, merge
 from blip.capfilt_report import write_report
 from blip.checkpoints.format import TOKENIZER
+from blip.command_line import user_errors
 from blip.config import Config, ConfigError, PretrainConfig, RunConfig, dump_config, load_config, with_options
 from blip.data.candidates import read_candidates
 from blip.data.jsonl_shards import write_whole
 from blip.errors import BlipError
-from blip.finetune import BEST
 from blip.hashing import fingerprint
-from blip.restore import load
-from blip.task_config import CapFiltConfig, CaptionConfig, FineTuneConfig, RetrievalConfig
+from blip.inference.load import load
+from blip.tasks import caption, pretrain, retrieval
+from blip.tasks.capfilt_config import CapFiltConfig
+from blip.tasks.config import CaptionConfig, FineTuneConfig, RetrievalConfig
+from blip.tasks.finetune import BEST
 from blip.train.checkpoint import complete_checkpoints
-from blip.train.launch import errors_for_people
 
 DONE = "done.json"  # in the folder of a step: it ended, and with these settings
 
@@ -90,8 +89,8 @@ class Rounds:
         if self.shared:  # as the paper's table 4: the filter then likes what it would have written itself
             captioner = filter_ = self.fine_tune(place / "shared", pretrain.run, self.shared, model)
         else:
-            captioner = self.fine_tune(place / "captioner", train_caption.run, self.captioner, model)
-            filter_ = self.fine_tune(place / "filter", train_retrieval.run, self.filter, model)
+            captioner = self.fine_tune(place / "captioner", caption.run, self.captioner, model)
+            filter_ = self.fine_tune(place / "filter", retrieval.run, self.filter, model)
         return self.texts(place, number, captioner, filter_)
 
     def texts(self, place: Path, number: int, captioner: Path, filter_: Path) -> Path:
@@ -201,5 +200,5 @@ def remember(config: CapFiltConfig, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    with errors_for_people():
+    with user_errors():
         typer.run(main)

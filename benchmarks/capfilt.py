@@ -21,11 +21,11 @@ from torch import Tensor
 from benchmarks import harness, peers_tasks
 from benchmarks.generate import DEC, ENC, PAD, SEP, TOP_P, compare, sizes
 from benchmarks.rerank import make_texts
+from blip.inference.scoring import match_states
 from blip.models.caption import CaptionModel
 from blip.models.decoding import Decoding
 from blip.models.retrieval import RetrievalModel
 from blip.network import flops
-from blip.scoring import match_states
 from blip.tokenizer import Specials
 
 TEXTS, NEW = 2, 20

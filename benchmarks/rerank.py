@@ -25,7 +25,7 @@ from torch import Tensor
 
 from benchmarks import harness
 from benchmarks.peers_tasks import PublishedMatch
-from blip import rerank
+from blip.evaluation import retrieval
 from blip.models.retrieval import RetrievalModel
 from blip.network import flops
 from blip.network.embeddings import TextConfig
@@ -55,7 +55,7 @@ def sizes(name: str) -> Size:
     return Size(ViTConfig(384, patch, width, depth, heads), text, images=50, k=32, sampled_images=1)
 
 
-def make_texts(count: int, images: int) -> rerank.Texts:
+def make_texts(count: int, images: int) -> retrieval.Texts:
     """Captions of 8 to 21 tokens, 13 on average to the token, special tokens included, as COCO's."""
     lengths = (MEAN_LENGTH + 2.5 * torch.randn(count)).round().long().clamp(8, 21)
     while (excess := int(lengths.sum()) - MEAN_LENGTH * count) != 0:
@@ -66,13 +66,13 @@ def make_texts(count: int, images: int) -> rerank.Texts:
     ids[:, 0] = CLS
     ids[torch.arange(count), lengths - 1] = SEP
     ids[torch.arange(PADDED) >= lengths[:, None]] = PAD
-    return rerank.Texts(ids, lengths, [[i // CAPTIONS] for i in range(count)])
+    return retrieval.Texts(ids, lengths, [[i // CAPTIONS] for i in range(count)])
 
 
 class Peer:
     """One query's k candidates a batch."""
 
-    def __init__(self, model: RetrievalModel, states: Tensor, texts: rerank.Texts, device: torch.device):
+    def __init__(self, model: RetrievalModel, states: Tensor, texts: retrieval.Texts, device: torch.device):
         self.match = PublishedMatch(model.text_encoder, model.itm_head).to(device)
         ids = texts.ids.clone()
         ids[:, 0] = ENC
@@ -101,16 +101,16 @@ def measure(args) -> dict:
         states = mix * one[:1] + (1 - mix) * one[1:] + 0.5 * torch.randn(size.images, *one.shape[1:], device=device)
     image_features = torch.nn.functional.normalize(torch.randn(size.images, 256), dim=1)
     text_features = torch.nn.functional.normalize(torch.randn(count, 256), dim=1)
-    forward, _ = rerank.by_contrast(image_features, text_features, size.k, [[]] * size.images)
-    backward, _ = rerank.by_contrast(text_features, image_features, size.k, [[]] * count)
+    forward, _ = retrieval.by_contrast(image_features, text_features, size.k, [[]] * size.images)
+    backward, _ = retrieval.by_contrast(text_features, image_features, size.k, [[]] * count)
 
     def states_of(numbers: Sequence[Sequence[int]]):
         for batch in numbers:
             yield states[list(batch)]
 
-    def ours() -> tuple[rerank.Ranking, rerank.Ranking]:
+    def ours() -> tuple[retrieval.Ranking, retrieval.Ranking]:
         with harness.precision(args):
-            return rerank.rerank(model, states_of, texts, forward, backward, device)
+            return retrieval.rerank(model, states_of, texts, forward, backward, device)
 
     peer = Peer(model, states, texts, device)
     sampled_images = torch.randperm(size.images)[: size.sampled_images].tolist()
@@ -159,10 +159,10 @@ def measure(args) -> dict:
 
 
 def compare(
-    ours: tuple[rerank.Ranking, rerank.Ranking],
+    ours: tuple[retrieval.Ranking, retrieval.Ranking],
     theirs: list[Tensor],
-    forward: rerank.Ranking,
-    backward: rerank.Ranking,
+    forward: retrieval.Ranking,
+    backward: retrieval.Ranking,
     images: list[int],
     texts: list[int],
 ) -> dict:

@@ -30,9 +30,9 @@ from blip.data.images import UnreadableImage, open_image
 from blip.data.jsonl_shards import Line, write_shards
 from blip.data.skipped import TooManySkipped
 from blip.hashing import stable_hash
+from blip.inference.predictor import Predictor
+from blip.inference.scoring import match_groups
 from blip.models.decoding import Decoding
-from blip.predictor import Predictor
-from blip.scoring import match_groups
 
 Progress = Callable[[int], None]  # is told of each finished shard
 

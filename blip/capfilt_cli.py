@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from blip.train.launch import errors_for_people
+from blip.command_line import user_errors
 
 app = typer.Typer(no_args_is_help=True, help="CapFilt: write captions, filter all of them, merge what passes.")
 
@@ -31,7 +31,7 @@ Fraction = Annotated[float | None, typer.Option(help="instead of a threshold: th
 
 def _start(checkpoint: str, tokenizer: str, device: str) -> Any:
     from blip import distributed
-    from blip.restore import load
+    from blip.inference.load import load
 
     return load(checkpoint, device=distributed.start(device, hours=24), tokenizer=tokenizer or None)
 
@@ -96,7 +96,7 @@ def caption(
     from blip import capfilt
     from blip.data.candidates import read_candidates
 
-    with errors_for_people():
+    with user_errors():
         work = capfilt.Work(shard_size, batch_size, precision, workers, max_skipped_fraction)
         how = capfilt.decoding(captions_per_image, beams, top_p, max_new_tokens, min_new_tokens)
         candidates = read_candidates(data, image_root)
@@ -124,7 +124,7 @@ def filter_(
     from blip import capfilt
     from blip.data.candidates import read_candidates
 
-    with errors_for_people():
+    with user_errors():
         candidates = read_candidates(data, image_root)
         model, own = _start(checkpoint, tokenizer, device), _model_name(checkpoint, tokenizer)
         progress = _counter(len(candidates), shard_size)
@@ -152,7 +152,7 @@ def merge(
     from blip.capfilt_merge import Rule
     from blip.capfilt_merge import merge as merge_
 
-    with errors_for_people():
+    with user_errors():
         distributed.start("cpu")
         if not distributed.is_main():  # it is the work of one process
             return
@@ -180,7 +180,7 @@ def report(
     from blip.capfilt_merge import Rule
     from blip.capfilt_report import write_report
 
-    with errors_for_people():
+    with user_errors():
         distributed.start("cpu")
         if not distributed.is_main():
             return

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blip import capfilt_cli, pubmed_cli
+from blip.command_line import user_errors
 from blip.data.images import find_images
-from blip.train.launch import errors_for_people
 
 if TYPE_CHECKING:
-    from blip.predictor import Predictor
+    from blip.inference.predictor import Predictor
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(capfilt_cli.app, name="capfilt")
@@ -32,7 +32,7 @@ def phantoms(
     """Draws a data set of scanner-like phantoms with captions, questions and boxes."""
     from blip.data.phantoms import write_phantoms
 
-    with errors_for_people():
+    with user_errors():
         path = write_phantoms(out, count, seed, image_size, max_lesions, noise, name_one)
         typer.echo(f"{count} phantoms: {path}")
 
@@ -52,7 +52,7 @@ def check_data(
     from blip.data.check import check_data, print_report
     from blip.tokenizer import load_tokenizer
 
-    with errors_for_people():
+    with user_errors():
         words = load_tokenizer(tokenizer) if tokenizer else None
         found = check_data(list(files), image_root, words, max_tokens, workers, dataset, split)
         print_report(found)
@@ -76,7 +76,7 @@ def convert(
     from blip.checkpoints.format import TOKENIZER
     from blip.tokenizer import load_tokenizer
 
-    with errors_for_people():
+    with user_errors():
         tensors, info = formats.read(source, image_heads=image_heads, text_heads=text_heads)
         own = source / TOKENIZER
         words = tokenizer or (str(own) if own.is_file() else "")
@@ -101,7 +101,7 @@ BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="images at o
 
 def _load(checkpoint: str, tokenizer: str, device: str) -> "Predictor":
     from blip import distributed
-    from blip.restore import load
+    from blip.inference.load import load
 
     return load(checkpoint, device=distributed.start(device), tokenizer=tokenizer or None)
 
@@ -125,10 +125,10 @@ def caption(
     as_json: AsJson = False,
 ) -> None:
     """Writes captions; status 1 when an image cannot be read."""
-    from blip import predict
+    from blip.inference import files
     from blip.models.decoding import Decoding
 
-    with errors_for_people():
+    with user_errors():
         paths = find_images(images)
         how = Decoding(
             beams=beams or (1 if sample else 3),
@@ -138,8 +138,8 @@ def caption(
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
         )
-        rows = predict.caption_rows(_load(checkpoint, tokenizer, device), paths, prompt, how, batch_size, seed)
-        unread = predict.show(rows, out, as_json)
+        rows = files.caption_rows(_load(checkpoint, tokenizer, device), paths, prompt, how, batch_size, seed)
+        unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
 
 
@@ -155,12 +155,12 @@ def match(
     as_json: AsJson = False,
 ) -> None:
     """Says how probably an image and a text belong together (ITM), with the cosine of their features (ITC)."""
-    from blip import predict
+    from blip.inference import files
 
-    with errors_for_people():
+    with user_errors():
         paths = find_images([image])
-        unread = predict.show(
-            predict.match_rows(_load(checkpoint, tokenizer, device), paths, texts, batch_size), out, as_json
+        unread = files.show(
+            files.match_rows(_load(checkpoint, tokenizer, device), paths, texts, batch_size), out, as_json
         )
     raise typer.Exit(1 if unread else 0)
 
@@ -180,17 +180,17 @@ def answer(
     as_json: AsJson = False,
 ) -> None:
     """Answers questions about images, from the list that the model was fine-tuned with unless told otherwise."""
-    from blip import predict
+    from blip.inference import files
     from blip.models.decoding import Decoding
 
-    with errors_for_people():
+    with user_errors():
         paths = find_images([image])
         choices = None
         if answers is not None:
             choices = [line.strip() for line in answers.read_text(encoding="utf-8").splitlines() if line.strip()]
         how = Decoding(beams=3, max_new_tokens=10) if generate else None
         model = _load(checkpoint, tokenizer, device)
-        unread = predict.show(predict.answer_rows(model, paths, questions, choices, k, how, batch_size), out, as_json)
+        unread = files.show(files.answer_rows(model, paths, questions, choices, k, how, batch_size), out, as_json)
     raise typer.Exit(1 if unread else 0)
 
 
@@ -209,9 +209,9 @@ def explain(
     device: Device = "auto",
 ) -> None:
     """Draws which parts of an image a model looked at, word by word. Not for diagnosis."""
-    from blip.explain_files import explain_files, find_pairs
+    from blip.interpret.explain_files import explain_files, find_pairs
 
-    with errors_for_people():
+    with user_errors():
         wanted = find_pairs(image, texts or [])
         model = _load(checkpoint, tokenizer, device)
         files, problems = explain_files(model, wanted, out, task, method, layer, rows, batch_size)
@@ -237,12 +237,12 @@ def activations(
     device: Device = "auto",
 ) -> None:
     """Writes what passes through named points for a whole data set, in shards; goes on where it was interrupted."""
-    from blip import activations as shards
-    from blip.explain import OF_CHECKPOINT
-    from blip.explain_files import find_pairs
     from blip.hashing import fingerprint
+    from blip.interpret import activations as shards
+    from blip.interpret.explain import OF_CHECKPOINT
+    from blip.interpret.explain_files import find_pairs
 
-    with errors_for_people():
+    with user_errors():
         wanted = find_pairs(data, [])
         model = _load(checkpoint, tokenizer, device)
         chosen = shards.points_of(model, points)
@@ -269,10 +269,10 @@ def localise(
     out: Out = None,
 ) -> None:
     """Plays the pointing game: do maps peak on what the text names? With every control."""
-    from blip import localise as game
-    from blip.explain import METHODS
+    from blip.interpret import pointing_game as game
+    from blip.interpret.maps import METHODS
 
-    with errors_for_people():
+    with user_errors():
         records, left_out = game.read_named(data, limit)
         for reason, count in left_out.items():
             typer.echo(f"left out: {count} images {reason}", err=True)

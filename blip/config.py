@@ -1,6 +1,7 @@
 """Configuration: a flat YAML file read into a typed object. An unknown key or a wrong type is an error that says so."""
 
 import difflib
+from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -207,3 +208,8 @@ def _explain(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"])
     message = error["msg"].removeprefix("Value error, ")
     return f"  {key}: {message} (got {error['input']!r})" if key else f"  {message}"
+
+
+def annotation_files(config: ModelConfig) -> list[str | Mapping[str, Any]]:
+    """The training files, each a path or a path and a weight."""
+    return [entry if isinstance(entry, str) else entry.model_dump() for entry in config.train_file]

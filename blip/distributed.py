@@ -98,3 +98,9 @@ def gather_objects(item: object) -> list:
     items: list = [None] * world_size()
     dist.all_gather_object(items, item)
     return items
+
+
+def share(count: int) -> tuple[int, int]:
+    """This process's part of `count` things: from, to. Parts differ by one at most and stand in the order of ranks."""
+    own, world = rank(), world_size()
+    return count * own // world, count * (own + 1) // world

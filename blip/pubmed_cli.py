@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
+from blip.command_line import user_errors
 from blip.errors import BlipError
-from blip.train.launch import errors_for_people
 
 app = typer.Typer(no_args_is_help=True, help="Articles of PubMed Central: from a search to image-caption pairs.")
 Corpus = Annotated[Path, typer.Argument(help="folder of the catalogue and the articles")]
 Workers = Annotated[int, typer.Option(min=1, help="processes")]
 
 
-class for_people(errors_for_people):
+class for_people(user_errors):
     """The same, and a missing package is named with the line that installs it."""
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:

@@ -19,8 +19,8 @@ from rich.table import Table
 
 import blip
 from blip.data.phantoms import write_phantoms
-from blip.evaluate import recall_at
-from blip.predictor import Predictor
+from blip.evaluation.ranking import recall_at
+from blip.inference.predictor import Predictor
 from blip.tokenizer import Tokenizer
 from blip.train.log import read_metrics
 

@@ -19,8 +19,8 @@ from pydantic.fields import FieldInfo
 
 from blip.config import ModelConfig, PretrainConfig, RunConfig
 from blip.pubmed_run import PubmedConfig
-from blip.task_config import (
-    CapFiltConfig,
+from blip.tasks.capfilt_config import CapFiltConfig
+from blip.tasks.config import (
     CaptionConfig,
     FineTuneConfig,
     LoraConfig,

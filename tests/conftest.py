@@ -101,9 +101,9 @@ def tiny_config(phantoms: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tiny_config: Path) -> Path:
     """A folder of ours with a random pre-training model of `tiny_config` and its tokenizer."""
-    from blip import build
     from blip.checkpoints.format import save_weights, unique_state
     from blip.config import PretrainConfig, load_config
+    from blip.tasks import start
     from blip.tokenizer import Specials, load_tokenizer
 
     folder = tiny_config.parent / "tiny_checkpoint"
@@ -111,8 +111,8 @@ def tiny_checkpoint(tiny_config: Path) -> Path:
     tokenizer = load_tokenizer(config.tokenizer)
     specials = Specials(tokenizer.pad_id, tokenizer.enc_id, tokenizer.dec_id)
     torch.manual_seed(0)
-    model, _, _ = build.build_pretrain(config, tokenizer.size, specials, torch.device("cpu"))
-    save_weights(folder, unique_state(model), build.describe(config, model))
+    model, _, _ = start.build_pretrain(config, tokenizer.size, specials, torch.device("cpu"))
+    save_weights(folder, unique_state(model), start.describe_pretraining(config, model))
     tokenizer.save(folder / "tokenizer.json")
     return folder
 
@@ -138,9 +138,9 @@ def script_command(*arguments: str | Path, processes: int = 1, script: str = "pr
 
 def message_of(call: Callable[[], None], capsys: pytest.CaptureFixture) -> str:
     """The message with which the call ends, after a check that it is one: status 1, no traceback, one paragraph."""
-    from blip.train.launch import errors_for_people
+    from blip.command_line import user_errors
 
-    with pytest.raises(SystemExit) as ended, errors_for_people():
+    with pytest.raises(SystemExit) as ended, user_errors():
         call()
     shown = capsys.readouterr().err
     assert ended.value.code == 1, shown
@@ -154,7 +154,9 @@ def forked(target: Callable, *arguments: object) -> Any:
     """A process of its own, from a server that has imported torch once, of which nobody else has to."""
     # a fork of this process could not run backward passes
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pretrain", "train_retrieval", "train_caption", "train_vqa", "train_nlvr"])
+    context.set_forkserver_preload(
+        [f"blip.tasks.{task}" for task in ("pretrain", "retrieval", "caption", "vqa", "nlvr")]
+    )
     return context.Process(target=target, args=arguments)
 
 

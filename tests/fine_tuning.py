@@ -9,14 +9,11 @@ import torch
 from conftest import TINY
 
 import blip.train.run
-import train_caption
-import train_nlvr
-import train_retrieval
-import train_vqa
 from blip.checkpoints.format import load_weights
 from blip.config import load_config
-from blip.finetune import FineTuning
-from blip.task_config import CaptionConfig, FineTuneConfig, NlvrConfig, RetrievalConfig, VqaConfig
+from blip.tasks import caption, nlvr, retrieval, vqa
+from blip.tasks.config import CaptionConfig, FineTuneConfig, NlvrConfig, RetrievalConfig, VqaConfig
+from blip.tasks.finetune import FineTuning
 from blip.train.checkpoint import complete_checkpoints
 from blip.train.log import read_metrics
 
@@ -28,18 +25,18 @@ SIZES += ("text_width", "text_layers", "text_heads", "text_hidden")
 # task -> script, configuration, class, annotations of `write_phantoms`, what validation leaves, options
 TASKS: dict[str, tuple[Any, type[FineTuneConfig], type[FineTuning], str, str, dict]] = {
     "retrieval": (
-        train_retrieval, RetrievalConfig, train_retrieval.Retrieving, "captions.json", "retrieval",
+        retrieval, RetrievalConfig, retrieval.Retrieving, "captions.json", "retrieval",
         {"queue_size": 20, "k_test": 4, "alpha_ramp_epochs": 0.5},
     ),
     "caption": (
-        train_caption, CaptionConfig, train_caption.Captioning, "captions.json", "captions",
+        caption, CaptionConfig, caption.Captioning, "captions.json", "captions",
         {"prompt": '"a picture of "', "beams": 2, "max_new_tokens": 4, "best_metric": "val_bleu1"},
     ),
     "vqa": (
-        train_vqa, VqaConfig, train_vqa.Answering, "questions.json", "answers",
+        vqa, VqaConfig, vqa.Answering, "questions.json", "answers",
         {"k_test": 3, "max_answer_tokens": 8, "drop_path": 0},
     ),
-    "nlvr": (train_nlvr, NlvrConfig, train_nlvr.Judging, "statements.json", "judgements", {"drop_path": 0.1}),
+    "nlvr": (nlvr, NlvrConfig, nlvr.Judging, "statements.json", "judgements", {"drop_path": 0.1}),
 }  # fmt: skip
 SHARED = {
     **{key: value for key, value in TINY.items() if key not in SIZES and key != "queue_size"},

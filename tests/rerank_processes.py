@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from blip import distributed, rerank
+from blip import distributed
+from blip.evaluation import retrieval
 from blip.models.retrieval import RetrievalModel
 from blip.network.embeddings import TextConfig
 from blip.network.vit import ViTConfig
@@ -31,17 +32,17 @@ def build() -> RetrievalModel:
     return model
 
 
-def make_set(images: int, texts: int) -> tuple[Tensor, rerank.Texts]:
+def make_set(images: int, texts: int) -> tuple[Tensor, retrieval.Texts]:
     """Pixels, and texts of 3 to 9 tokens. Text 1 describes two images; the last image has no text of its own."""
     g = torch.Generator().manual_seed(6)
     lengths = torch.randint(3, 10, (texts,), generator=g)
     ids = torch.randint(1, 48, (texts, 9), generator=g).masked_fill(torch.arange(9) >= lengths[:, None], PAD)
     answers = [[i % max(1, images - 1)] for i in range(texts)]
     answers[1] = sorted({0, min(1, images - 1)})
-    return torch.randn(images, 3, 32, 32, generator=g), rerank.Texts(ids, lengths, answers)
+    return torch.randn(images, 3, 32, 32, generator=g), retrieval.Texts(ids, lengths, answers)
 
 
-def source(pixels: Tensor) -> rerank.Batches:
+def source(pixels: Tensor) -> retrieval.Batches:
     def images(numbers: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         for batch in numbers:
             yield pixels[list(batch)]
@@ -49,9 +50,9 @@ def source(pixels: Tensor) -> rerank.Batches:
     return images
 
 
-def evaluate(name: str, k: int, batch_size: int = 2) -> rerank.Retrieval:
+def evaluate(name: str, k: int, batch_size: int = 2) -> retrieval.Retrieval:
     pixels, texts = make_set(*SETS[name])
-    return rerank.evaluate_retrieval(
+    return retrieval.evaluate_retrieval(
         build(), source(pixels), len(pixels), texts, torch.device("cpu"), k=k, batch_size=batch_size
     )
 
@@ -69,7 +70,7 @@ def process(rank: int, port: int, folder: Path) -> None:
     torch.save(found, folder / f"{rank}.pt")
 
 
-def start_two(folder: Path) -> list[list[rerank.Retrieval]]:
+def start_two(folder: Path) -> list[list[retrieval.Retrieval]]:
     """Runs both processes -> what each found in CASES."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["rerank_processes"])

@@ -9,11 +9,11 @@ from bad_finetune_cases import answerer
 from typer.testing import CliRunner
 
 import blip
-from blip import activations
-from blip.activations import ActivationError, Capture, capture, read_shards
 from blip.cli import app
-from blip.explain_files import Wanted, find_pairs
-from blip.predictor import Predictor
+from blip.inference.predictor import Predictor
+from blip.interpret import activations
+from blip.interpret.activations import ActivationError, Capture, capture, read_shards
+from blip.interpret.explain_files import Wanted, find_pairs
 
 
 @pytest.fixture(scope="module")

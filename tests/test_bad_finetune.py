@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from blip.cli import app
 from blip.config import ConfigError
-from blip.finetune import NothingToScore
+from blip.tasks.finetune import NothingToScore
 from blip.train.launch import launch
 
 
@@ -52,7 +52,7 @@ def test_scripts(
     configure(task, phantoms, tmp_path, init_from=tiny_checkpoint)
     script, kind = TASKS[task][:2]
     given = arguments(make, tmp_path, tiny_checkpoint, phantoms)
-    sys.argv = [f"{script.__name__}.py", "--config", str(tmp_path / f"{task}.yaml"), *given]
+    sys.argv = [f"train_{task}.py", "--config", str(tmp_path / f"{task}.yaml"), *given]
     sys.argv += ["--output_dir", str(tmp_path / "out")]
     message = message_of(lambda: launch(script.run, kind, "runs/x", evaluate=script.score), capsys)
     assert re.search(pattern, message), message

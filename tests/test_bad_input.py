@@ -17,10 +17,10 @@ import typer.testing
 from conftest import message_of
 from PIL import Image
 
-import pretrain
 from blip.cli import app
 from blip.config import PretrainConfig
-from blip.dry_run import run_once
+from blip.tasks import pretrain
+from blip.tasks.dry_run import run_once
 from blip.tokenizer import Tokenizer
 from blip.train.launch import launch
 

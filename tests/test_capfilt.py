@@ -28,9 +28,9 @@ from blip.data.images import open_image
 from blip.data.jsonl_shards import ShardError, read_lines, shard_path, write_shards
 from blip.data.skipped import TooManySkipped
 from blip.data.webdataset import SIZES, UNFINISHED, TarError, open_shards
+from blip.inference.predictor import Predictor
 from blip.models.decoding import Decoding
-from blip.predictor import Predictor
-from blip.task_config import CapFiltConfig
+from blip.tasks.capfilt_config import CapFiltConfig
 
 HOW = Decoding(sample=True, top_p=0.9, num_return=2, max_new_tokens=5)
 
@@ -356,7 +356,7 @@ def test_killed_processes_leave_what_an_undisturbed_one_leaves(
         data = tmp_path / "scored"
     one_process_in_order = (step, tiny_checkpoint, data, tmp_path / "one")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["blip.capfilt", "blip.capfilt_merge", "blip.restore"])
+    context.set_forkserver_preload(["blip.capfilt", "blip.capfilt_merge", "blip.inference.load"])
 
     def start(out: Path, world: int) -> list:
         arguments = (*one_process_in_order[:3], out)

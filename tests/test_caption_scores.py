@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blip import caption_scores, metrics
-from blip.caption_scores import CaptionScoreError, CaptionScores, score_captions, split_words
+from blip.evaluation import bootstrap, caption_words, captions
+from blip.evaluation.caption_words import split_words
+from blip.evaluation.captions import CaptionScoreError, CaptionScores, score_captions
 
 GENERATED = [
     "Axial CT of the chest shows a mass in the left lung.",
@@ -39,7 +40,7 @@ needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="java is no
 
 @pytest.fixture
 def no_java(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(caption_scores.shutil, "which", lambda name: None)
+    monkeypatch.setattr(caption_words.shutil, "which", lambda name: None)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_rouge_l_against_all_subsequences(no_java: None) -> None:
         for caption, several in zip(GENERATED, words(REFERENCES), strict=True)
     ]
     assert result.per_image["ROUGE-L"] == pytest.approx(expected)
-    assert result.scores["ROUGE-L"] == metrics.bootstrap(result.per_image["ROUGE-L"])
+    assert result.scores["ROUGE-L"] == bootstrap.bootstrap(result.per_image["ROUGE-L"])
 
 
 @needs_coco
@@ -154,12 +155,12 @@ def test_cider_against_naive_code(no_java: None) -> None:
 
 
 def test_rouge_1_by_hand() -> None:
-    assert caption_scores.clean_for_imageclef("A 3.5 mm X-ray, (T2)!") == "a numbernumber mm xray tnumber"
+    assert caption_words.clean_for_imageclef("A 3.5 mm X-ray, (T2)!") == "a numbernumber mm xray tnumber"
     # shared: mass, of, number, mm; 5 words against 6
-    assert caption_scores.rouge_1("Mass of 12 mm, left", ["a mass of 7 mm seen"]) == pytest.approx(2 * 4 / (5 + 6))
-    assert caption_scores.rouge_1("the the the", ["the cat"]) == pytest.approx(2 * 1 / (3 + 2))
-    assert caption_scores.rouge_1("liver", ["the brain", "liver"]) == 1.0
-    assert caption_scores.rouge_1("", ["liver"]) == 0.0
+    assert captions.rouge_1("Mass of 12 mm, left", ["a mass of 7 mm seen"]) == pytest.approx(2 * 4 / (5 + 6))
+    assert captions.rouge_1("the the the", ["the cat"]) == pytest.approx(2 * 1 / (3 + 2))
+    assert captions.rouge_1("liver", ["the brain", "liver"]) == 1.0
+    assert captions.rouge_1("", ["liver"]) == 0.0
 
 
 def test_split_words_by_hand() -> None:
@@ -182,12 +183,12 @@ def test_words_are_those_of_pycocoevalcap(monkeypatch: pytest.MonkeyPatch, tmp_p
         theirs = PTBTokenizer().tokenize({i: [{"caption": text}] for i, text in enumerate(texts)})
     except OSError as error:  # it writes into its own folder
         pytest.skip(f"pycocoevalcap's folder cannot be written: {error}")
-    ours, how = caption_scores.tokenize(texts)
+    ours, how = caption_words.tokenize(texts)
     assert how == "PTB (Java)"
     assert ours == [theirs[i][0] for i in range(len(texts))]
     assert [split_words(text) for text in texts] == ours
     monkeypatch.setenv("LC_ALL", "C")
-    assert caption_scores.tokenize(["5 \u00b5m \u03b2-amyloid stra\u00dfe"])[0] == [
+    assert caption_words.tokenize(["5 \u00b5m \u03b2-amyloid stra\u00dfe"])[0] == [
         "5 \u00b5m \u03b2-amyloid stra\u00dfe"
     ]
 
@@ -198,7 +199,7 @@ def test_words_are_those_of_pycocoevalcap(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_meteor_is_that_of_pycocoevalcap(with_java: CaptionScores) -> None:
     from pycocoevalcap.meteor.meteor import Meteor
 
-    split, _ = caption_scores.tokenize([*GENERATED, *(text for several in REFERENCES for text in several)])
+    split, _ = caption_words.tokenize([*GENERATED, *(text for several in REFERENCES for text in several)])
     rest = iter(split[len(GENERATED) :])
     references = {i: [next(rest) for _ in several] for i, several in enumerate(REFERENCES)}
     score, images = Meteor().compute_score(references, {i: [split[i]] for i in range(len(GENERATED))})
@@ -227,7 +228,7 @@ def test_without_java(no_java: None) -> None:
     assert set(result.notes) == {"METEOR", "SPICE", "BERTScore"}
     assert "java" in result.notes["METEOR"] and "java" in result.tokenizer
     assert all(len(values) == 5 and values[2] == 0.0 for values in result.per_image.values())
-    assert json.loads(json.dumps(metrics.as_json(result)))["scores"]["CIDEr"]["count"] == 5
+    assert json.loads(json.dumps(bootstrap.as_json(result)))["scores"]["CIDEr"]["count"] == 5
 
 
 @needs_coco
@@ -308,7 +309,7 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     folder = tmp_path_factory.mktemp("bert")
     texts = [*GENERATED, *(text for several in REFERENCES for text in several)]
-    known = sorted({word for text in texts for word in caption_scores.clean_for_imageclef(text).split()})
+    known = sorted({word for text in texts for word in caption_words.clean_for_imageclef(text).split()})
     (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *known]))
     tokenizer = transformers.BertTokenizerFast(str(folder / "vocab.txt"))
     tokenizer.save_pretrained(folder)
@@ -327,7 +328,7 @@ def test_bert_score_against_a_loop(no_java: None, bert_folder: Path, layer: int 
     tokenizer, model = AutoTokenizer.from_pretrained(bert_folder), AutoModel.from_pretrained(bert_folder).eval()
 
     def vectors(text: str) -> torch.Tensor:
-        batch = tokenizer(caption_scores.clean_for_imageclef(text), return_tensors="pt")
+        batch = tokenizer(caption_words.clean_for_imageclef(text), return_tensors="pt")
         with torch.no_grad():
             return model(**batch, output_hidden_states=True).hidden_states[2 if layer is None else layer][0]
 

@@ -29,7 +29,7 @@ from two_processes import (
 )
 
 from blip.checkpoints.format import load_weights
-from blip.evaluate import evaluate_pretraining
+from blip.evaluation.pretraining import evaluate_pretraining
 from blip.models import momentum
 from blip.train.checkpoint import complete_checkpoints
 from blip.train.log import read_metrics

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from two_processes import SilentLog
 
-import pretrain
 from blip.config import PretrainConfig, load_config
 from blip.errors import BlipError
 from blip.models import losses, momentum
-from blip.train import engine
+from blip.tasks import pretrain
 from blip.train import log as train_log
-from blip.train.engine import Loop, LoopOptions, NonFiniteError, Step
+from blip.train import loop
 from blip.train.log import METRICS, Meter, RunLog, read_metrics
+from blip.train.loop import Loop, LoopOptions, NonFiniteError, Step
 
 
 class Rig:
@@ -117,8 +117,8 @@ def test_signal_ends_the_step_saves_and_stops(number: signal.Signals) -> None:
 
 def test_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
-    monkeypatch.setattr(engine.os, "_exit", ended.append)
-    with engine._Signals() as signals:
+    monkeypatch.setattr(loop.os, "_exit", ended.append)
+    with loop._Signals() as signals:
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.seen and not ended
         os.kill(os.getpid(), signal.SIGINT)
@@ -128,9 +128,9 @@ def test_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_same_signal_within_a_second_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
     clock = [100.0]
-    monkeypatch.setattr(engine.os, "_exit", ended.append)
-    monkeypatch.setattr(engine.time, "monotonic", lambda: clock[0])
-    with engine._Signals():
+    monkeypatch.setattr(loop.os, "_exit", ended.append)
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+    with loop._Signals():
         os.kill(os.getpid(), signal.SIGTERM)
         clock[0] += 0.5
         os.kill(os.getpid(), signal.SIGTERM)  # torchrun passes on what the whole job got
@@ -162,7 +162,7 @@ def test_saves_every_n_steps_and_at_the_end_once() -> None:
 
 def test_saves_every_m_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now))
     rig = Rig(total_steps=9, save_every_minutes=2)
     plain_step = rig.step
 
@@ -180,7 +180,7 @@ def test_saves_every_m_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lines_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: 0.0, perf_counter=lambda: clock.now))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: 0.0, perf_counter=lambda: clock.now))
     rig = Rig(total_steps=3, accumulation=2, log_every=2, peak_flops=80.0)
     plain_step = rig.step
 

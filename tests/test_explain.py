@@ -14,16 +14,17 @@ from typer.testing import CliRunner
 import blip
 from blip.checkpoints.format import load_strict
 from blip.cli import app
-from blip.explain import METHODS, explain_pairs, word_spans
+from blip.inference.predictor import Predictor
+from blip.inference.scoring import answer_log_probs, caption_log_probs
+from blip.interpret.explain import explain_pairs, word_spans
+from blip.interpret.hooks import TraceError
+from blip.interpret.maps import METHODS
+from blip.interpret.pictures import blend, figure, page_of
 from blip.models.decoding import Decoding
 from blip.models.matching import match_logits
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
 from blip.network.packing import with_first
-from blip.pictures import blend, figure, page_of
-from blip.predictor import Predictor
-from blip.scoring import answer_log_probs, caption_log_probs
-from blip.tracing import TraceError
 
 TEXTS = ["head with a small bright round lesion", "chest", "a dark square"]
 
@@ -181,7 +182,7 @@ def test_relevance_needs_an_image_a_text(model: Predictor, pictures: list[Path])
     with blip.trace(model, ["image.*", "text.*"], grads=True) as t:
         model.match_logits(pictures[0], TEXTS)[:, 1].sum().backward()
     with pytest.raises(TraceError, match="here are 1 and 3"):
-        blip.explain.relevance(t, "text.0.cross")
+        blip.interpret.maps.relevance(t, "text.0.cross")
 
 
 def test_maps_of_frozen_models(tiny_checkpoint: Path, pictures: list[Path]) -> None:
@@ -279,7 +280,7 @@ def test_command_for_folders_and_files(tiny_checkpoint: Path, phantoms: Path, tm
 def test_impossible_wishes(
     model: Predictor, pictures: list[Path], texts: str | list, options: dict, message: str
 ) -> None:
-    with pytest.raises((ValueError, blip.tracing.TraceError, blip.errors.BlipError), match=message):
+    with pytest.raises((ValueError, blip.interpret.hooks.TraceError, blip.errors.BlipError), match=message):
         explain_pairs(model, pictures, texts, **options)
 
 

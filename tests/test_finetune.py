@@ -25,12 +25,12 @@ from fine_tuning import (
 from torch import Tensor
 
 import blip
-from blip import start
 from blip.checkpoints import initialize
 from blip.checkpoints.format import CheckpointError, load_weights, unique_state
 from blip.config import ConfigError, load_config
-from blip.finetune import FineTuning
-from blip.task_config import FineTuneConfig
+from blip.tasks import start
+from blip.tasks.config import FineTuneConfig
+from blip.tasks.finetune import FineTuning
 from blip.tokenizer import load_tokenizer
 from blip.train.checkpoint import complete_checkpoints, load_training
 from blip.train.log import read_metrics
@@ -126,7 +126,7 @@ def test_the_tasks_facts_go_with_the_weights(undisturbed: Callable) -> None:
 def test_as_a_program(task: str, phantoms: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     configure(task, phantoms, tmp_path, init_from=tiny_checkpoint)
     command = ["--config", tmp_path / f"{task}.yaml", "--output_dir", tmp_path / "run", "--set", "max_steps=1"]
-    script = Path(TASKS[task][0].__file__).name
+    script = f"train_{task}.py"
     done = run_script(*command, "--init_from", tiny_checkpoint, script=script, env={"PATH": ""})
     assert done.returncode == 0, done.stderr
     assert "test_" in done.stdout and "1 steps" in done.stderr

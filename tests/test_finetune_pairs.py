@@ -9,15 +9,12 @@ import pytest
 import torch
 from fine_tuning import CPU, TASKS, configure, train
 
-import train_caption
-import train_nlvr
-import train_retrieval
-from blip import start
 from blip.data.formats import AnnotationError
 from blip.data.pairs import read_pairs
-from blip.finetune import FineTuning
-from blip.metrics import bootstrap
-from blip.rerank import Ranking, Retrieval, Texts
+from blip.evaluation.bootstrap import bootstrap
+from blip.evaluation.retrieval import Ranking, Retrieval, Texts
+from blip.tasks import caption, nlvr, retrieval, start
+from blip.tasks.finetune import FineTuning
 
 NO_WORD = "\u200b."
 
@@ -66,13 +63,13 @@ def test_batches_draw_different_samples_that_repeat(make: Callable, phantoms: Pa
 
 def test_captions_of_an_article_are_drawn_together(make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
-    score_captions = train_caption.score_captions
+    score_captions = caption.score_captions
 
     def noting(generated: Any, references: Any, groups: Any, **more: Any) -> Any:
         given.update(more, groups=groups)
         return score_captions(generated, references, groups, **more)
 
-    monkeypatch.setattr(train_caption, "score_captions", noting)
+    monkeypatch.setattr(caption, "score_captions", noting)
     article = {0: "PMC1", 2: "PMC1", 5: "PMC2"}
 
     def change(i: int, record: dict) -> dict:
@@ -107,13 +104,13 @@ def test_numbers_that_name_an_image_and_numbers_that_do_not(tmp_path: Path) -> N
     records += [{"image": "case.png", "caption": text, "image_id": "case 12"} for text in "xy"]
     (tmp_path / "set.json").write_text(json.dumps(records))
     pairs = read_pairs([str(tmp_path / "set.json")])
-    found = train_caption.result_ids(pairs, range(len(pairs)))
+    found = caption.result_ids(pairs, range(len(pairs)))
     assert found == [*expected.values(), 10, "roco_3", "case 12", "case 12"]
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "set.json").write_text(json.dumps(records[2:3]))
     pairs = read_pairs([str(tmp_path / folder / "set.json") for folder in ("x", "y")])
-    assert train_caption.result_ids(pairs, [0, 1]) == [str(tmp_path / f / "p0/slice-001.png") for f in ("x", "y")]
+    assert caption.result_ids(pairs, [0, 1]) == [str(tmp_path / f / "p0/slice-001.png") for f in ("x", "y")]
 
 
 # ---- retrieval -------------------------------------------------------------------------------------------------------
@@ -124,11 +121,11 @@ def test_texts_of_an_image_and_images_of_an_article_are_drawn_together() -> None
     own = torch.tensor([[0, 1], [0, 2], [0, 1], [2, 0], [2, 1], [1, 0]])  # right, right, wrong, wrong, right, right
     images = torch.tensor([[0, 1], [4, 0], [4, 5]])  # right, wrong, right
     found = Retrieval({}, Ranking(images, torch.zeros(3, 2)), Ranking(own, torch.zeros(6, 2)))
-    alone = train_retrieval.intervals(found, texts, ["a", "b", "c"], seed=3)
+    alone = retrieval.intervals(found, texts, ["a", "b", "c"], seed=3)
     assert alone["itm_t2i_r1"] == bootstrap([1, 1, 0, 0, 1, 0], [0, 0, 1, 1, 2, 2], seed=3)
     assert alone["itm_t2i_r1"] != bootstrap([1, 1, 0, 0, 1, 0], seed=3)
     assert alone["itm_i2t_r1"] == bootstrap([1, 0, 1], seed=3)
-    articles = train_retrieval.intervals(found, texts, ["a", "a", "c"], seed=3)
+    articles = retrieval.intervals(found, texts, ["a", "a", "c"], seed=3)
     assert articles["itm_i2t_r1"] == bootstrap([1, 0, 1], ["a", "a", "c"], seed=3) != alone["itm_i2t_r1"]
     assert articles["itm_t2i_r5"] == bootstrap([1, 1, 1, 0, 1, 1], [0, 0, 0, 0, 1, 1], seed=3)
     assert set(articles) == {f"itm_{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
@@ -136,7 +133,7 @@ def test_texts_of_an_image_and_images_of_an_article_are_drawn_together() -> None
 
 def test_the_article_reaches_the_intervals(make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(train_retrieval, "intervals", lambda found, texts, groups, seed: seen.append(groups) or {})
+    monkeypatch.setattr(retrieval, "intervals", lambda found, texts, groups, seed: seen.append(groups) or {})
     make("retrieval", lambda i, record: record | {"patient": i // 3}).scores("val")
     assert len(seen[0]) == 7 and len(set(seen[0])) == 3, "patient 0 is one too"
 
@@ -164,7 +161,7 @@ def test_an_unreadable_image_and_its_texts_are_left_out(make: Callable, phantoms
 
 
 def test_an_image_that_is_lost_after_it_was_opened_is_counted(make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_retrieval, "unreadable", lambda *_: [])
+    monkeypatch.setattr(retrieval, "unreadable", lambda *_: [])
     task = make("retrieval", lambda i, record: record | {"image": "no.png"} if i == 2 else record)
     assert task.scores("val")["val_unreadable"] == 1
 
@@ -189,7 +186,7 @@ def test_nlvr_draws_with_the_seed_of_the_run(make: Callable, monkeypatch: pytest
         seeds.append(seed)
         return bootstrap(values, groups, seed=seed)
 
-    monkeypatch.setattr(train_nlvr, "bootstrap", noting)
+    monkeypatch.setattr(nlvr, "bootstrap", noting)
     make("nlvr", lambda i, record: record, "seed=5").scores("val")
     assert seeds == [5]
 

@@ -8,7 +8,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers_tasks import PublishedMatch, PublishedRank
-from blip import rerank
+from blip.evaluation import retrieval
+from blip.inference.scoring import match_states
 from blip.models.caption import CaptionModel
 from blip.models.decoding import Decoding
 from blip.models.generation import generate
@@ -21,7 +22,6 @@ from blip.network import flops
 from blip.network.flops import Savings
 from blip.network.med import DecoderStep, TextConfig
 from blip.network.vit import ViTConfig
-from blip.scoring import match_states
 from blip.tokenizer import Specials
 
 VIT = ViTConfig(32, 8, 24, 3, 3)
@@ -64,10 +64,10 @@ def test_counts_of_matching() -> None:
     """An image's texts of one length side by side, so that nothing unfolds; and the published pair."""
     model = RetrievalModel(VIT, TEXT, Specials(0, 49, 48), embed_dim=8).eval()
     lengths, states = torch.tensor([5, 5, 5]), torch.randn(1, 17, 24)
-    texts = rerank.Texts(torch.randint(1, 48, (3, 5)), lengths, [[0]] * 3)
+    texts = retrieval.Texts(torch.randint(1, 48, (3, 5)), lengths, [[0]] * 3)
 
     def grouped() -> None:
-        rerank.match_texts(model, model.text_encoder.project(states), texts, torch.arange(3), torch.device("cpu"))
+        retrieval.match_texts(model, model.text_encoder.project(states), texts, torch.arange(3), torch.device("cpu"))
 
     assert counted(grouped) == flops.match_grouped(VIT, TEXT, lengths.tolist(), images=1)
     peer = PublishedMatch(model.text_encoder, model.itm_head)

@@ -10,6 +10,9 @@ from conftest import ROOT
 from torch import Tensor, nn
 
 import blip
+from blip.inference.predictor import Predictor
+from blip.inference.scoring import caption_log_probs
+from blip.interpret.hooks import Trace, TraceError
 from blip.models.decoding import Decoding
 from blip.models.nlvr import NlvrModel
 from blip.models.pretrain import PretrainModel
@@ -18,10 +21,7 @@ from blip.network.attention import Attention, attention_pattern
 from blip.network.embeddings import TextConfig
 from blip.network.packing import Rows
 from blip.network.vit import ViTConfig
-from blip.predictor import Predictor
-from blip.scoring import caption_log_probs
 from blip.tokenizer import Specials
-from blip.tracing import Trace, TraceError
 from blip.train.parallel import checkpoint_activations
 
 VIT = ViTConfig(image_size=16, patch=8, width=16, depth=2, heads=2)

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import blip
 from blip.cli import app
 from blip.data.phantoms import write_phantoms
-from blip.localise import Share, centre, inside, localise, peak, read_named, untrained
+from blip.interpret.pointing_game import Share, centre, inside, localise, peak, read_named, untrained
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_a_map_of_the_box_hits_it_and_nothing_else(
             found.append(type("Found", (), {"sentence": sentence}))
         return found
 
-    monkeypatch.setattr("blip.localise.explain_pairs", knows)
+    monkeypatch.setattr("blip.interpret.pointing_game.explain_pairs", knows)
     lines = localise(m, records, ["relevance"])
     assert lines[0].target.rate == 1 and lines[0].shuffled.rate < 0.2
     assert 0 <= lines[0].distractor.rate < 0.5

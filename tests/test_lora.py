@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from blip import lora
 from blip.checkpoints.format import CheckpointError, load_strict, unique_state
 from blip.errors import BlipError
-from blip.lora import (
+from blip.network.med import TextConfig, TextDecoder, TextEncoder
+from blip.network.packing import Rows
+from blip.network.vit import ViT, ViTConfig
+from blip.train import lora
+from blip.train.lora import (
     ADAPTER,
     ADAPTER_INFO,
     LoraError,
@@ -28,9 +31,6 @@ from blip.lora import (
     merged_state,
     save_adapter,
 )
-from blip.network.med import TextConfig, TextDecoder, TextEncoder
-from blip.network.packing import Rows
-from blip.network.vit import ViT, ViTConfig
 
 WORDS = 50
 

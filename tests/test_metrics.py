@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from blip import metrics
-from blip.metrics import MetricError
+from blip.evaluation import answers, bootstrap, ranking
+from blip.evaluation.bootstrap import MetricError
 
 
 @pytest.mark.parametrize(
@@ -28,28 +28,28 @@ from blip.metrics import MetricError
     ],
 )
 def test_normalise_answer(text: str, expected: str) -> None:
-    assert metrics.normalise_answer(text) == expected
-    assert metrics.normalise_answer(expected) == expected
+    assert answers.normalise_answer(text) == expected
+    assert answers.normalise_answer(expected) == expected
 
 
 def test_answer_scores_by_hand() -> None:
     # shared: left, lung; the answer has 3 words, the references 4 and 2
     answer, references = "left lung mass", ["The left upper lung", "right pleura"]
-    assert metrics.exact_match(answer, references) == 0.0
-    assert metrics.token_recall(answer, references) == pytest.approx(2 / 4)
-    assert metrics.token_f1(answer, references) == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
-    assert metrics.bleu1(answer, references) == pytest.approx(2 / 3 * math.exp(1 - 4 / 3))
-    assert metrics.bleu1("the left upper lung mass", references) == pytest.approx(4 / 5)  # longer: no penalty
-    assert metrics.exact_match("LEFT LUNG MASS.", ["no", "left lung mass"]) == 1.0
-    assert metrics.bleu1("ct ct ct", ["ct"]) == pytest.approx(1 / 3)  # a repeated word counts as often as it is there
-    assert metrics.token_recall("no", ["no no"]) == pytest.approx(1 / 2)
+    assert answers.exact_match(answer, references) == 0.0
+    assert answers.token_recall(answer, references) == pytest.approx(2 / 4)
+    assert answers.token_f1(answer, references) == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
+    assert answers.bleu1(answer, references) == pytest.approx(2 / 3 * math.exp(1 - 4 / 3))
+    assert answers.bleu1("the left upper lung mass", references) == pytest.approx(4 / 5)  # longer: no penalty
+    assert answers.exact_match("LEFT LUNG MASS.", ["no", "left lung mass"]) == 1.0
+    assert answers.bleu1("ct ct ct", ["ct"]) == pytest.approx(1 / 3)  # a repeated word counts as often as it is there
+    assert answers.token_recall("no", ["no no"]) == pytest.approx(1 / 2)
 
 
 def test_the_best_reference_counts_by_itself() -> None:
     references = ["a b c d", "e f"]
-    assert metrics.token_recall("e f", references) == 1.0
-    assert metrics.token_f1("e f", references) == 1.0
-    assert metrics.bleu1("a e", references) == pytest.approx(1 / 2)  # half of it in either, never in both together
+    assert answers.token_recall("e f", references) == 1.0
+    assert answers.token_f1("e f", references) == 1.0
+    assert answers.bleu1("a e", references) == pytest.approx(1 / 2)  # half of it in either, never in both together
 
 
 def test_scores_agree_with_naive_code() -> None:
@@ -71,12 +71,12 @@ def test_scores_agree_with_naive_code() -> None:
             short = 1.0 if len(answer) >= len(reference) else math.exp(1 - len(reference) / max(1, len(answer)))
             bleus.append(precision * short)
         texts = [" ".join(reference) for reference in references]
-        assert metrics.token_recall(" ".join(answer), texts) == pytest.approx(max(recalls))
-        assert metrics.token_f1(" ".join(answer), texts) == pytest.approx(max(f1s))
-        assert metrics.bleu1(" ".join(answer), texts) == pytest.approx(max(bleus))
+        assert answers.token_recall(" ".join(answer), texts) == pytest.approx(max(recalls))
+        assert answers.token_f1(" ".join(answer), texts) == pytest.approx(max(f1s))
+        assert answers.bleu1(" ".join(answer), texts) == pytest.approx(max(bleus))
 
 
-@pytest.mark.parametrize("score", list(metrics.ANSWER_SCORES.values()))
+@pytest.mark.parametrize("score", list(answers.ANSWER_SCORES.values()))
 def test_empty_answers_score_zero_and_references_must_exist(score) -> None:
     assert score("", ["left"]) == 0.0
     assert score("?", ["left", "."]) == 0.0
@@ -108,7 +108,7 @@ def test_empty_answers_score_zero_and_references_must_exist(score) -> None:
     ],
 )
 def test_normalise_vqa(text: str, expected: str) -> None:
-    assert metrics.normalise_vqa(text) == expected
+    assert answers.normalise_vqa(text) == expected
 
 
 def test_vqa_accuracy_against_brute_force() -> None:
@@ -118,39 +118,39 @@ def test_vqa_accuracy_against_brute_force() -> None:
         for left_out in range(10):
             others = [other for i, other in enumerate(ten) if i != left_out]
             per_subset.append(min(1.0, sum(other == "yes" for other in others) / 3))
-        assert metrics.vqa_accuracy("Yes.", ten) == pytest.approx(sum(per_subset) / 10)
-    assert metrics.vqa_accuracy("yes", ["yes"] * 3 + ["no"] * 7) == pytest.approx(0.9)  # as every table of VQA v2 says
+        assert answers.vqa_accuracy("Yes.", ten) == pytest.approx(sum(per_subset) / 10)
+    assert answers.vqa_accuracy("yes", ["yes"] * 3 + ["no"] * 7) == pytest.approx(0.9)  # as every table of VQA v2 says
 
 
 def test_vqa_accuracy_normalises_both_sides_and_checks() -> None:
-    assert metrics.vqa_accuracy("the two dogs", ["2 dogs", "two dogs.", "a 2 dogs", "2  dogs"] + ["cat"] * 6) == 1.0
+    assert answers.vqa_accuracy("the two dogs", ["2 dogs", "two dogs.", "a 2 dogs", "2  dogs"] + ["cat"] * 6) == 1.0
     with pytest.raises(MetricError, match="ten answers"):
-        metrics.vqa_accuracy("yes", ["yes"])
+        answers.vqa_accuracy("yes", ["yes"])
     with pytest.raises(MetricError, match="ten answers"):
-        metrics.vqa_accuracy("yes", "yes yes yes")
+        answers.vqa_accuracy("yes", "yes yes yes")
 
 
 def test_bootstrap_of_independent_values() -> None:
     values = np.random.default_rng(1).normal(2.0, 1.0, size=400)
-    interval = metrics.bootstrap(values, repeats=2000)
+    interval = bootstrap.bootstrap(values, repeats=2000)
     assert interval.mean == pytest.approx(values.mean()) and interval.count == 400
     half = 1.96 * values.std() / math.sqrt(400)  # the normal approximation
     assert interval.low == pytest.approx(values.mean() - half, abs=0.15 * half)
     assert interval.high == pytest.approx(values.mean() + half, abs=0.15 * half)
-    wider, narrower = metrics.bootstrap(values, level=0.99), metrics.bootstrap(values, level=0.5)
+    wider, narrower = bootstrap.bootstrap(values, level=0.99), bootstrap.bootstrap(values, level=0.5)
     assert wider.low < interval.low < narrower.low < narrower.high < interval.high < wider.high
-    assert metrics.bootstrap(values) == metrics.bootstrap(values)
-    assert metrics.bootstrap(values) != metrics.bootstrap(values, seed=1)
+    assert bootstrap.bootstrap(values) == bootstrap.bootstrap(values)
+    assert bootstrap.bootstrap(values) != bootstrap.bootstrap(values, seed=1)
 
 
 def test_bootstrap_draws_whole_groups() -> None:
     """Ten equal answers on each of 40 images tell no more than one: the interval is that of 40 values."""
     per_image = np.random.default_rng(2).random(40)
     values, groups = per_image.repeat(10), [f"image {i}" for i in range(40) for _ in range(10)]
-    grouped = metrics.bootstrap(values, groups)
-    single = metrics.bootstrap(per_image)
+    grouped = bootstrap.bootstrap(values, groups)
+    single = bootstrap.bootstrap(per_image)
     assert (grouped.low, grouped.high) == pytest.approx((single.low, single.high))
-    naive = metrics.bootstrap(values)
+    naive = bootstrap.bootstrap(values)
     assert grouped.high - grouped.low > 2.5 * (naive.high - naive.low)
     assert grouped.mean == pytest.approx(values.mean()) and grouped.count == 400
 
@@ -162,14 +162,14 @@ def test_bootstrap_of_unequal_groups_against_a_loop() -> None:
     for _ in range(300):
         drawn = [value for i in generator.integers(3, size=3) for value in members[i]]
         means.append(sum(drawn) / len(drawn))
-    interval = metrics.bootstrap(values, groups, repeats=300, seed=7)
+    interval = bootstrap.bootstrap(values, groups, repeats=300, seed=7)
     assert interval.low == pytest.approx(np.quantile(means, 0.025))
     assert interval.high == pytest.approx(np.quantile(means, 0.975))
     assert interval.mean == pytest.approx(0.55)
 
 
 def test_bootstrap_of_one_group_has_no_spread() -> None:
-    assert metrics.bootstrap([0.0, 1.0], ["x", "x"]) == metrics.Interval(0.5, 0.5, 0.5, 2)
+    assert bootstrap.bootstrap([0.0, 1.0], ["x", "x"]) == bootstrap.Interval(0.5, 0.5, 0.5, 2)
 
 
 @pytest.mark.parametrize(
@@ -185,14 +185,14 @@ def test_bootstrap_of_one_group_has_no_spread() -> None:
 )
 def test_bootstrap_refuses(arguments: dict, message: str) -> None:
     with pytest.raises(MetricError, match=message):
-        metrics.bootstrap(**arguments)
+        bootstrap.bootstrap(**arguments)
 
 
 def test_score_answers() -> None:
     predictions = ["yes", "no", "left lung", "", "two"]
     references = [["Yes"], ["yes"], ["left upper lung", "chest"], ["mass"], ["2"]]
     types = ["CLOSED ", "closed", "OPEN", "open", "open"]
-    scores = metrics.score_answers(predictions, references, types, groups=["a", "a", "b", "c", "c"], seed=3)
+    scores = answers.score_answers(predictions, references, types, groups=["a", "a", "b", "c", "c"], seed=3)
     assert {name: set(kinds) for name, kinds in scores.items()} == {
         name: {"closed", "open", "all"} for name in ("exact_match", "token_recall", "token_f1", "bleu1")
     }
@@ -201,8 +201,8 @@ def test_score_answers() -> None:
     assert [exact[kind].count for kind in ("closed", "open", "all")] == [2, 3, 5]
     assert scores["token_recall"]["open"].mean == pytest.approx((2 / 3 + 0 + 1) / 3)
     assert exact["closed"].low == exact["closed"].high == 0.5  # both answers are on image a
-    assert exact["open"] == metrics.bootstrap([0.0, 0.0, 1.0], ["b", "c", "c"], seed=3)
-    loaded = json.loads(json.dumps(metrics.as_json(scores)))
+    assert exact["open"] == bootstrap.bootstrap([0.0, 0.0, 1.0], ["b", "c", "c"], seed=3)
+    loaded = json.loads(json.dumps(bootstrap.as_json(scores)))
     assert loaded["exact_match"]["all"] == {
         "mean": 0.4,
         "low": exact["all"].low,
@@ -213,45 +213,45 @@ def test_score_answers() -> None:
 
 def test_score_answers_refuses() -> None:
     with pytest.raises(MetricError, match="2 predictions, 1 references, 2 answer types"):
-        metrics.score_answers(["a", "b"], [["a"]], ["open", "open"])
+        answers.score_answers(["a", "b"], [["a"]], ["open", "open"])
     with pytest.raises(MetricError, match="1 groups"):
-        metrics.score_answers(["a", "b"], [["a"], ["b"]], ["open", "open"], groups=["x"])
+        answers.score_answers(["a", "b"], [["a"], ["b"]], ["open", "open"], groups=["x"])
     with pytest.raises(MetricError, match="no values"):
-        metrics.score_answers([], [], [])
+        answers.score_answers([], [], [])
 
 
 def test_an_answer_of_several_categories_counts_under_each() -> None:
     given = ["yes", "no", "left", "4"], [["yes"], ["yes"], ["left"], ["5"]]
-    scores = metrics.score_answers(*given, ["PRES ", "attrib+pres", "attrib", ""], groups=["a", "a", "b", "b"], seed=3)
+    scores = answers.score_answers(*given, ["PRES ", "attrib+pres", "attrib", ""], groups=["a", "a", "b", "b"], seed=3)
     exact = scores["exact_match"]
     assert {kind: (x.mean, x.count) for kind, x in exact.items()} == {
         "attrib": (0.5, 2), "pres": (0.5, 2), "all": (0.5, 4),
     }  # fmt: skip
-    assert exact["attrib"] == metrics.bootstrap([0, 1], ["a", "b"], seed=3)
+    assert exact["attrib"] == bootstrap.bootstrap([0, 1], ["a", "b"], seed=3)
 
 
 def test_as_json_of_arrays_and_tuples() -> None:
     mixed = {1: (np.float64(0.5), np.arange(2)), "none": None}
-    assert json.loads(json.dumps(metrics.as_json(mixed))) == {"1": [0.5, [0, 1]], "none": None}
+    assert json.loads(json.dumps(bootstrap.as_json(mixed))) == {"1": [0.5, [0, 1]], "none": None}
 
 
 def test_ranking_scores_by_hand() -> None:
-    scores = metrics.ranking_scores([0, 4, 5, 0, 19, 9], candidates=20)
+    scores = ranking.ranking_scores([0, 4, 5, 0, 19, 9], candidates=20)
     assert scores == pytest.approx(
         {"r1": 2 / 6, "r5": 3 / 6, "r10": 5 / 6, "median_rank": 5.5, "candidates": 20, "chance_r1": 1 / 20}
     )
-    median = metrics.ranking_scores([2, 0, 1], 3)["median_rank"]
+    median = ranking.ranking_scores([2, 0, 1], 3)["median_rank"]
     assert median == 2 and isinstance(median, int), "a count, not a share"
-    kinds = {name: type(value) for name, value in metrics.ranking_scores([0, 4], 20).items()}
+    kinds = {name: type(value) for name, value in ranking.ranking_scores([0, 4], 20).items()}
     assert kinds == {"r1": float, "r5": float, "r10": float, "median_rank": int, "candidates": int, "chance_r1": float}
-    assert metrics.ranking_scores([2, 0, 1], 3)["r10"] == 1.0  # k beyond the candidates
+    assert ranking.ranking_scores([2, 0, 1], 3)["r10"] == 1.0  # k beyond the candidates
 
 
 def test_chance_is_what_a_random_order_scores() -> None:
     rng = np.random.default_rng(0)
     candidates, right = 6, 2
     ranks = [int(rng.permutation(candidates)[:right].min()) for _ in range(20_000)]
-    scores = metrics.ranking_scores(np.array(ranks), candidates, positives=[right] * len(ranks))
+    scores = ranking.ranking_scores(np.array(ranks), candidates, positives=[right] * len(ranks))
     assert scores["chance_r1"] == pytest.approx(1 / 3)
     assert scores["r1"] == pytest.approx(scores["chance_r1"], abs=0.015)
 
@@ -262,4 +262,4 @@ def test_chance_is_what_a_random_order_scores() -> None:
 )
 def test_ranking_scores_refuses(ranks: list[int], positives: list[int] | None, message: str) -> None:
     with pytest.raises(MetricError, match=message):
-        metrics.ranking_scores(ranks, candidates=3, positives=positives)
+        ranking.ranking_scores(ranks, candidates=3, positives=positives)

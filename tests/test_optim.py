@@ -9,9 +9,10 @@ from two_processes import SilentLog
 
 from blip.network.med import TextConfig, TextDecoder, TextEncoder
 from blip.network.vit import ViT, ViTConfig
-from blip.train.engine import Loop, LoopOptions, Step
-from blip.train.optim import build_optimizer, layer_scales, lr_at, scaled_lr
+from blip.train.loop import Loop, LoopOptions, Step
+from blip.train.optim import build_optimizer, layer_scales
 from blip.train.parallel import OptionError
+from blip.train.schedule import lr_at, scaled_lr
 
 
 def test_warm_up_counts_optimizer_steps_and_takes_at_most_half() -> None:

@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from blip import build
 from blip.config import PretrainConfig, load_config
+from blip.tasks.pretrain import Pretraining
 from blip.train import parallel
-from blip.train.parallel import OptionError, autocast, checkpoint_activations, compile_blocks
-from pretrain import Pretraining
+from blip.train.parallel import OptionError, autocast, blocks, checkpoint_activations, compile_blocks
 
 CPU = torch.device("cpu")
 
@@ -123,4 +122,4 @@ def test_compiled_equals_eager(tiny_config: Path, tmp_path: Path) -> None:
 def test_blocks_are_all_that_repeats(tiny_config: Path, tmp_path: Path) -> None:
     config = load_config(tiny_config, PretrainConfig, ["val_file=[]"])
     model = Pretraining(config, tmp_path, None, CPU).model
-    assert len(build.blocks(model)) == config.vit_depth + 2 * config.text_layers
+    assert len(blocks(model)) == config.vit_depth + 2 * config.text_layers

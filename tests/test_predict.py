@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 import blip
 from blip.cli import app
+from blip.inference.predictor import Predictor
 from blip.models.decoding import Decoding
 from blip.models.generation import generate
 from blip.models.ranking import AnswerTree, rank_answers
 from blip.network.med import DecoderStep
 from blip.network.packing import Rows, with_first
-from blip.predictor import Predictor
 
 
 @pytest.fixture(scope="module")

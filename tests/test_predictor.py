@@ -16,13 +16,13 @@ from blip.checkpoints import convert
 from blip.checkpoints.format import CheckpointError, unique_state
 from blip.data.images import open_image
 from blip.data.transforms import eval_transform
+from blip.inference.predictor import Predictor
 from blip.models.decoding import Decoding
 from blip.models.generation import generate
 from blip.models.momentum import unit_features
 from blip.models.pretrain import PretrainModel
 from blip.network.med import DecoderStep, TextConfig
 from blip.network.packing import Rows, with_first
-from blip.predictor import Predictor
 from blip.tokenizer import Specials, Tokenizer
 
 

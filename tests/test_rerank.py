@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from blip import rerank
+from blip.evaluation import retrieval
 from blip.models.retrieval import RetrievalModel
 from blip.network.packing import Rows
 
@@ -25,7 +25,7 @@ def one(length: int) -> Rows:
 
 
 @torch.no_grad()
-def slow_scores(model: RetrievalModel, pixels: Tensor, texts: rerank.Texts) -> tuple[Tensor, Tensor]:
+def slow_scores(model: RetrievalModel, pixels: Tensor, texts: retrieval.Texts) -> tuple[Tensor, Tensor]:
     """Every image with every text, one pair at a time: cosines and cosine + match logit, (I, M) each."""
     model.eval()
     cosines, scores = torch.zeros(2, len(pixels), len(texts.ids))
@@ -90,14 +90,14 @@ def test_metrics_equal_counting_by_hand(k: int) -> None:
 
 def test_a_pair_is_scored_once_and_an_image_projected_once(monkeypatch: pytest.MonkeyPatch) -> None:
     scored: list[int] = []
-    match_texts = rerank.match_texts
+    match_texts = retrieval.match_texts
 
     def counting(model: Any, keys: Any, texts: Any, chosen: Tensor, device: Any) -> Tensor:
         assert len(chosen.unique()) == len(chosen)
         scored.append(len(chosen))
         return match_texts(model, keys, texts, chosen, device)
 
-    monkeypatch.setattr(rerank, "match_texts", counting)
+    monkeypatch.setattr(retrieval, "match_texts", counting)
     found = evaluate("uneven", 3)
     pairs = {(i, t) for i, row in enumerate(found.image_to_text.candidates.tolist()) for t in row}
     wanted = found.image_to_text.candidates.numel() + found.text_to_image.candidates.numel()
@@ -109,8 +109,8 @@ def test_a_pair_is_scored_once_and_an_image_projected_once(monkeypatch: pytest.M
 @pytest.mark.parametrize("tokens", [1, 12, 40])
 def test_texts_of_an_image_may_come_in_parts(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = evaluate("uneven", 5)
-    monkeypatch.setattr(rerank, "TOKENS_AT_ONCE", tokens)
-    monkeypatch.setattr(rerank, "TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(retrieval, "TOKENS_AT_ONCE", tokens)
+    monkeypatch.setattr(retrieval, "TEXTS_AT_ONCE", 2)
     parts = evaluate("uneven", 5)
     assert torch.equal(parts.image_to_text.candidates, whole.image_to_text.candidates)
     assert_close(parts.text_to_image.scores, whole.text_to_image.scores, rtol=0, atol=1e-5)
@@ -127,7 +127,7 @@ def test_states_are_not_kept() -> None:
         most = max(most, sum(ref() is not None for ref in alive))
 
     model.image_encoder.register_forward_hook(watch)
-    rerank.evaluate_retrieval(model, source(pixels), len(pixels), texts, CPU, k=5, batch_size=1)
+    retrieval.evaluate_retrieval(model, source(pixels), len(pixels), texts, CPU, k=5, batch_size=1)
     assert len(alive) == 2 * len(pixels)  # for the features, then for matching
     assert most <= 2
 
@@ -135,20 +135,20 @@ def test_states_are_not_kept() -> None:
 def test_training_mode_is_kept_and_dropout_is_off() -> None:
     pixels, texts = make_set(*SETS["uneven"])
     model = build().train()
-    found = rerank.evaluate_retrieval(model, source(pixels), len(pixels), texts, CPU, k=3)
+    found = retrieval.evaluate_retrieval(model, source(pixels), len(pixels), texts, CPU, k=3)
     assert model.training
     assert torch.equal(found.image_to_text.candidates, evaluate("uneven", 3).image_to_text.candidates)
 
 
 def test_equal_similarities_keep_their_order() -> None:
     queries, candidates = torch.ones(1, 4), torch.ones(5, 4)
-    ranking, ranks = rerank.by_contrast(queries, candidates, 3, [[4, 2]])
+    ranking, ranks = retrieval.by_contrast(queries, candidates, 3, [[4, 2]])
     assert ranking.candidates.tolist() == [[0, 1, 2]]
     assert ranks.tolist() == [2]
-    assert rerank.ranks_after(rerank.Ranking(torch.tensor([[2, 0, 1]]), ranking.scores), ranks, [[4, 2]]).tolist() == [
-        0
-    ]
-    assert rerank.ranks_after(ranking, torch.tensor([4]), [[4]]).tolist() == [4]
+    assert retrieval.ranks_after(
+        retrieval.Ranking(torch.tensor([[2, 0, 1]]), ranking.scores), ranks, [[4, 2]]
+    ).tolist() == [0]
+    assert retrieval.ranks_after(ranking, torch.tensor([4]), [[4]]).tolist() == [4]
 
 
 def test_lists_can_be_written(tmp_path: Path) -> None:
@@ -187,19 +187,19 @@ def test_bad_sets_are_named(case: str) -> None:
     pixels, texts = make_set(*SETS["uneven"])
     arguments = {"k": 3, "count": 7, "source": source(pixels), **changed}
     with pytest.raises(ValueError, match=message):
-        rerank.evaluate_retrieval(build(), arguments["source"], arguments["count"], texts, CPU, k=arguments["k"])
+        retrieval.evaluate_retrieval(build(), arguments["source"], arguments["count"], texts, CPU, k=arguments["k"])
 
 
 def test_states_that_end_early_are_noticed() -> None:
     pixels, texts = make_set(*SETS["uneven"])
     model, pairs = build().eval(), torch.tensor([[0, 0], [1, 0], [1, 3]])
-    states = rerank.image_states(model, source(pixels), CPU)
+    states = retrieval.image_states(model, source(pixels), CPU)
 
     def short(numbers: Any) -> Any:
         return list(states(numbers))[:1]
 
     with torch.no_grad(), pytest.raises(ValueError, match="they gave 1 results of 3"):
-        rerank.match_pairs(model, short, texts, pairs, CPU, batch_size=1)
+        retrieval.match_pairs(model, short, texts, pairs, CPU, batch_size=1)
 
 
 @pytest.mark.parametrize(
@@ -208,4 +208,4 @@ def test_states_that_end_early_are_noticed() -> None:
 )
 def test_texts_belong_together(count: int, lengths: int, images: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        rerank.Texts(torch.ones(count, 4), torch.ones(lengths), [[0]] * images)
+        retrieval.Texts(torch.ones(count, 4), torch.ones(lengths), [[0]] * images)

@@ -14,8 +14,7 @@ import torch
 from conftest import ROOT, TINY, script_env
 from PIL import Image
 
-from blip.build import annotation_files
-from blip.config import ConfigError, PretrainConfig
+from blip.config import ConfigError, PretrainConfig, annotation_files
 from blip.data.batches import Batch
 from blip.data.pairs import CaptionEncoder
 from blip.data.skipped import TooManySkipped

@@ -8,10 +8,11 @@ import torch
 from fine_tuning import CPU, TASKS, be_quick, train
 from two_processes import CLIP, join, record
 
-from blip import distributed, start
-from blip.finetune import FineTuning
-from blip.task_config import FineTuneConfig
-from blip.train.engine import LoopOptions
+from blip import distributed
+from blip.tasks import start
+from blip.tasks.config import FineTuneConfig
+from blip.tasks.finetune import FineTuning
+from blip.train.loop import LoopOptions
 
 STEPS = 2  # of the recorded run
 

@@ -21,12 +21,12 @@ from blip.data.batches import Batch
 from blip.data.loader import eval_loader
 from blip.data.pairs import EvalPairs, read_pairs
 from blip.data.transforms import eval_transform
-from blip.evaluate import evaluate_pretraining
+from blip.evaluation.pretraining import evaluate_pretraining
 from blip.models.momentum import Queue, Twin
 from blip.models.pretrain import PretrainModel
+from blip.tasks.pretrain import Pretraining
 from blip.tokenizer import Tokenizer
-from blip.train.engine import Loop, LoopOptions, NonFiniteError, Step
-from pretrain import Pretraining
+from blip.train.loop import Loop, LoopOptions, NonFiniteError, Step
 
 WORLD, BATCH, LR, CLIP = 2, 4, 0.05, 1.0
 

@@ -1,0 +1,12 @@
+"""Training: knows no model and no data. Imports `config`, `files`, `distributed`, `command_line`, `checkpoints.format`.
+
+Read `loop.py` first: the only training loop.
+
+launch       the command line of the training scripts
+run          a run from its start, or from a checkpoint, to its end
+loop         batches, gradients, updates, signals
+schedule     epochs and steps; the learning rate of a step
+optim freeze lora   the optimizer, frozen parts, low-rank adapters
+parallel     DDP, compilation, recomputation of activations
+checkpoint log   what a run leaves behind
+"""

@@ -1,8 +1,6 @@
 """The command line of the training scripts: the same options everywhere, and errors without a traceback."""
 
 import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +9,8 @@ import torch
 import typer
 
 from blip import distributed
+from blip.command_line import user_errors
 from blip.config import Config, ConfigError, load_config
-from blip.errors import BlipError
 
 
 def launch(
@@ -21,6 +19,7 @@ def launch(
     default_output: str,
     dry_run: Callable[[Config, torch.device], None] | None = None,
     evaluate: Callable[[Config, Path, torch.device], None] | None = None,
+    help: str | None = None,
 ) -> None:
     """Reads the command line and calls `run(config, output_dir, resume, device)`.
 
@@ -59,8 +58,8 @@ def launch(
         else:
             run(settings, output_dir, resume, device)
 
-    command.__doc__ = sys.modules["__main__"].__doc__
-    with errors_for_people():
+    command.__doc__ = help
+    with user_errors():
         typer.run(command)
 
 
@@ -68,21 +67,3 @@ def _offered(action: Callable | None, option: str) -> Callable:
     if action is None:
         raise ConfigError(f"this script has no {option}")
     return action
-
-
-class errors_for_people:
-    """Within this block, errors that are the person's to mend end the program with a message and status 1.
-
-    BLIP_DEBUG=1 in the environment shows the traceback.
-    """
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
-        distributed.stop()
-        if isinstance(error, BlipError | ValueError | OSError) and not os.environ.get("BLIP_DEBUG"):
-            # a loader's worker sends its traceback as part of the message
-            _, _, message = str(error).rpartition(f"{type(error).__name__}: ")
-            print(f"error: {message.strip()}", file=sys.stderr)
-            raise SystemExit(1) from None

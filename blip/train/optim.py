@@ -1,6 +1,5 @@
 """Optimizer and learning rate."""
 
-import math
 import re
 from typing import Any
 
@@ -71,31 +70,3 @@ def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
         else:
             scales[name] = 1.0
     return scales
-
-
-def scaled_lr(lr: float, global_batch: int, reference_batch: int | None) -> float:
-    """The learning rate for this global batch, in proportion to the one that `lr` was chosen for, if that is given."""
-    return lr if reference_batch is None else lr * global_batch / reference_batch
-
-
-def lr_at(
-    step: int,
-    total_steps: int,
-    lr: float,
-    min_lr: float = 0.0,
-    warmup_steps: int = 0,
-    schedule: str = "cosine",
-    decay: float = 0.9,
-    steps_per_epoch: float = 1.0,
-) -> float:
-    """The learning rate of optimizer step `step` (from 0): linear warm-up, then cosine or a factor `decay` an epoch.
-
-    Warm-up counts optimizer steps of the whole run, so that it ends even when epochs are short, and takes at most half.
-    """
-    warmup_steps = min(warmup_steps, total_steps // 2)
-    if step < warmup_steps:
-        return lr * (step + 1) / warmup_steps
-    if schedule == "cosine":
-        progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-        return min_lr + (lr - min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return max(min_lr, lr * decay ** math.floor(step / steps_per_epoch))

@@ -107,3 +107,27 @@ def memory_mb(device: torch.device) -> float:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def buckets(longest: int) -> tuple[int, ...]:
+    """Text lengths, in tokens, that compiled code meets: few, and none above `longest`."""
+    return (*(n for n in (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384) if n < longest), longest)
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The modules that are compiled, or whose activations are recomputed, one by one."""
+    parts = (("image_encoder", "blocks"), ("text_encoder", "layers"), ("text_decoder", "layers"))
+    found: list[nn.Module] = []
+    for part, name in parts:
+        if hasattr(model, part):
+            found += getattr(getattr(model, part), name)
+    return found
+
+
+def recomputable(model: nn.Module, kind: str) -> list[nn.Module]:
+    """The blocks whose activations `kind` of checkpointing can recompute.
+
+    fairscale follows tensors among the arguments alone. Text layers get an image's keys inside an object: its backward
+    pass would run through what is behind them once for each layer, which fails.
+    """
+    return list(model.get_submodule("image_encoder.blocks").children()) if kind == "fairscale" else blocks(model)

@@ -17,11 +17,11 @@ from blip.train.checkpoint import (
     load_training,
     restore_random_state,
 )
-from blip.train.engine import Loop, LoopOptions, Step
-from blip.train.epochs import Epochs
 from blip.train.log import METRICS, RunLog
-from blip.train.optim import build_optimizer, lr_at, scaled_lr
+from blip.train.loop import Loop, LoopOptions, Step
+from blip.train.optim import build_optimizer
 from blip.train.parallel import measure_peak
+from blip.train.schedule import Epochs, lr_at, scaled_lr
 
 
 class Task(Protocol):

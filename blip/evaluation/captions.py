@@ -8,8 +8,6 @@ N images, R repeats of the bootstrap, P pairs of a batch, T tokens, D width.
 """
 
 import re
-import shutil
-import string
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
@@ -20,17 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from blip.errors import BlipError
-from blip.metrics import Floats, Interval, bootstrap_sums
+from blip.evaluation.bootstrap import Floats, Interval, bootstrap_sums
+from blip.evaluation.caption_words import Missing, _need_java, clean_for_imageclef, tokenize
 
 DEFAULT = ("BLEU", "ROUGE-L", "CIDEr", "METEOR", "SPICE", "ROUGE-1", "BERTScore")
 
 
 class CaptionScoreError(BlipError):
     """Captions and references that do not belong together, or a score that does not exist."""
-
-
-class Missing(Exception):
-    """Why a score is left out."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +71,7 @@ def score_captions(
     Args:
         generated: (N,) one caption an image. An empty one scores zero.
         references: (N,) lists of at least one caption that is not blank.
-        groups: (N,) article or patient of each image, drawn as a whole (see `blip.metrics.bootstrap`).
+        groups: (N,) article or patient of each image, drawn as a whole (see `blip.evaluation.answers.bootstrap`).
         names: which of `DEFAULT`. BLEU gives BLEU-1 to BLEU-4; BERTScore gives BERTScore-R (recall) and -F1.
         bert_score_model: folder with a transformers model and its tokenizer.
         bert_score_layer: the layer compared, counted from 1; the last unless said. The bert_score package takes 40 of
@@ -127,53 +122,6 @@ def _checked(generated: Sequence[str], references: Sequence[Sequence[str]]) -> t
         if not kept[-1]:
             raise CaptionScoreError(f"image {i} has no reference caption: give it one or leave it out")
     return [" ".join(text.split()) for text in generated], kept
-
-
-BRACKETS = zip("()[]{}", ("lrb", "rrb", "lsb", "rsb", "lcb", "rcb"), strict=True)
-SIGNS = str.maketrans({sign: f" -{name}- " for sign, name in BRACKETS} | {"\u2019": "'"})
-SUFFIX = re.compile(r"(?<=\w)(n't|'(?:s|m|d|re|ve|ll))\b")
-WORD = re.compile(  # brackets, suffixes, abbreviations, numbers, words, signs
-    r"-[lr][rsc]b-|n't\b|'(?:s|m|d|re|ve|ll)\b|(?:[^\W\d_]\.){2,}|\d+(?:[.,:]\d+)+(?:[-/]\w+)*|\w+(?:[-/]\w+)*|[^\w\s]"
-)
-IGNORED = frozenset("'`.?!,:-;\"\u2018\u2019\u201c\u201d\u2013\u2014\u2026")  # the last are curly quotes, dashes, dots
-
-
-def split_words(caption: str) -> str:
-    """Words joined by blanks, as the PTB tokenizer splits them, nearly: lower-case, without punctuation.
-
-    "-lrb-" for a bracket stays, as it does in published scores. Measured against Java: equal for all of 720 COCO
-    captions, 99 % of 950 short radiology captions, but few long figure legends (of whose words 98 % are equal).
-    """
-    text = SUFFIX.sub(r" \1", caption.lower().translate(SIGNS))
-    return " ".join(word for word in WORD.findall(text) if word not in IGNORED)
-
-
-def tokenize(captions: Sequence[str]) -> tuple[list[str], str]:
-    """Captions as words joined by blanks, and how: by Stanford's tokenizer, or by `split_words` and why.
-
-    Captions hold no line ends. The jar is called directly, since pycocoevalcap's wrapper writes into the package's
-    folder and reads text in the locale's encoding.
-    """
-    try:
-        _need_java()
-        from pycocoevalcap.tokenizer import ptbtokenizer as ptb
-
-        jar = str(Path(ptb.__file__).with_name(ptb.STANFORD_CORENLP_3_4_1_JAR))
-        options = ["-preserveLines", "-lowerCase", "-encoding", "utf-8"]
-        command = ["java", "-cp", jar, "edu.stanford.nlp.process.PTBTokenizer", *options]
-        text = "".join(caption + "\n" for caption in captions)
-        output = subprocess.run(command, input=text, capture_output=True, encoding="utf-8", check=True).stdout
-        lines = output.split("\n")[:-1]
-        if len(lines) != len(captions):
-            raise Missing(f"Java gave {len(lines)} lines for {len(captions)} captions")
-        return [" ".join(w for w in line.split() if w not in ptb.PUNCTUATIONS) for line in lines], "PTB (Java)"
-    except (Missing, ImportError, OSError, UnicodeError, subprocess.SubprocessError) as reason:
-        return [split_words(caption) for caption in captions], f"split_words, since {reason}"
-
-
-def _need_java() -> None:
-    if shutil.which("java") is None:
-        raise Missing("java is not on the PATH")
 
 
 # ---- scorers: each gives its scores or raises --------------------------------------------------------------------
@@ -267,14 +215,6 @@ def _spice(captions: Captions, resample: Resample) -> Scored:
     return {"SPICE": _mean(captions, np.nan_to_num([image["All"]["f"] for image in images]), resample)}
 
 
-NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def clean_for_imageclef(caption: str) -> str:
-    """ImageCLEFmedical's preparation: lower-case, digits to the word `number`, punctuation deleted, in this order."""
-    return re.sub(r"\d+", "number", caption.lower()).translate(NO_PUNCTUATION).strip()
-
-
 def rouge_1(caption: str, references: Sequence[str]) -> float:
     """F1 of single words after ImageCLEFmedical's preparation, the best over references; a word is `[a-z0-9]+`."""
     here, *others = (Counter(re.findall("[a-z0-9]+", clean_for_imageclef(text))) for text in [caption, *references])
@@ -290,7 +230,7 @@ def _bert_score(captions: Captions, resample: Resample) -> Scored:
     folder, layer = captions.bert_score
     if folder is None or not folder.is_dir():
         raise Missing("no folder with a model was given" if folder is None else f"{folder} is not a folder")
-    from blip.bert_score import bert_scores  # torch and transformers, which nothing else here needs
+    from blip.evaluation.bert_score import bert_scores  # torch and transformers, which nothing else here needs
 
     texts = [clean_for_imageclef(text) for text in captions.generated]
     references = [[clean_for_imageclef(text) for text in several] for several in captions.references]

@@ -30,11 +30,12 @@ from torch import Tensor
 
 from blip.data.formats import AnnotationError, iter_records
 from blip.data.images import UnreadableImage, open_image
-from blip.explain import METHODS, explain_pairs, layer_count
+from blip.inference.predictor import Predictor
+from blip.interpret.explain import explain_pairs, layer_count
+from blip.interpret.maps import METHODS
 from blip.models.factory import model_of
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
-from blip.predictor import Predictor
 from blip.tokenizer import Specials
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
+from blip.inference.predictor import Images, Predictor, Texts, listed
+from blip.interpret.hooks import Trace, TraceError
+from blip.interpret.points import layers_of
 from blip.models.momentum import unit_features
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
 from blip.network.med import TextDecoder
-from blip.points import layers_of
-from blip.predictor import Images, Predictor, Texts, listed
-from blip.tracing import Trace, TraceError
 
 
 @torch.no_grad()

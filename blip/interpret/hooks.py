@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from blip.errors import BlipError
+from blip.interpret.points import LOOKS, AsItIs, Layout, States, Visit, attentions, layers_of, mlp_of, names_of
 from blip.network.attention import Attention, attention_pattern
 from blip.network.packing import ONE_TOKEN
-from blip.points import LOOKS, AsItIs, Layout, States, Visit, attentions, layers_of, mlp_of, names_of
 
 Edit = Callable[[Tensor], Tensor | None]
 

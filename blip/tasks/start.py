@@ -8,15 +8,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from blip import build
+import torch
+from torch import Tensor
+
 from blip.checkpoints import convert, initialize
-from blip.checkpoints.format import CheckpointError, load_weights, unique_state
-from blip.checkpoints.initialize import Source, adopt, parts_of
-from blip.config import ConfigError, load_config
+from blip.checkpoints.format import CheckpointError, load_strict, load_weights, unique_state
+from blip.checkpoints.initialize import Source, adopt, check_heads, init_text, init_vision, parts_of
+from blip.config import ConfigError, ModelConfig, PretrainConfig, load_config
 from blip.models.factory import TASKS, Model, model_of
+from blip.models.momentum import Queue, Twin, update_twin
 from blip.models.pretrain import PretrainModel
-from blip.network.vit import VIT_SIZES
-from blip.task_config import FineTuneConfig
+from blip.network.med import TextConfig
+from blip.network.vit import VIT_SIZES, ViTConfig, fit_image_size
+from blip.tasks.config import FineTuneConfig
 from blip.tokenizer import Specials, Tokenizer
 
 # configuration key -> the size that it gives; `vit: custom` goes with the first three
@@ -110,7 +114,7 @@ def start_model(
 ) -> tuple[Model, list[str]]:
     """The task's model -> (it, the names of what starts at random although there is a checkpoint)."""
     specials = Specials(tokenizer.pad_id, tokenizer.enc_id, tokenizer.dec_id)
-    vit, text = build.vit_config(config), build.text_config(config, tokenizer.size)
+    vit, text = vit_config(config), text_config(config, tokenizer.size)
     text.images = 2 if task == "nlvr" else 1
     smoothing = getattr(config, "label_smoothing", 0.1)
     model = model_of(task, vit, text, specials, config.embed_dim, label_smoothing=smoothing)
@@ -171,3 +175,85 @@ def describe(task: str, config: FineTuneConfig, model: Model, **more: Any) -> di
     if hasattr(model, "text_proj"):
         info["embed_dim"] = config.embed_dim
     return {**info, "max_text_tokens": config.max_text_tokens, "text_cleaning": config.text_cleaning, **more}
+
+
+def vit_config(config: ModelConfig) -> ViTConfig:
+    """The image encoder's sizes: those of a name, or the four numbers of `vit: custom`."""
+    if config.vit == "custom":
+        sizes = (config.vit_width, config.vit_depth, config.vit_heads, config.vit_patch)
+    else:
+        sizes = VIT_SIZES[config.vit]
+    width, depth, heads, patch = (int(size or 0) for size in sizes)
+    return ViTConfig(config.image_size, patch, width, depth, heads, drop_path=config.drop_path)
+
+
+def text_config(config: ModelConfig, vocab_size: int) -> TextConfig:
+    """The text transformer's sizes."""
+    return TextConfig(
+        vocab_size=vocab_size,
+        width=config.text_width,
+        layers=config.text_layers,
+        heads=config.text_heads,
+        hidden=config.text_hidden,
+        max_positions=config.max_positions,
+        image_width=vit_config(config).width,
+        dropout=config.dropout,
+    )
+
+
+def build_pretrain(
+    config: PretrainConfig, vocab_size: int, specials: Specials, device: torch.device, fresh: bool = True
+) -> tuple[PretrainModel, Twin, Queue]:
+    """The model, its momentum twin and its queue, with the starting weights that the configuration names.
+
+    Not `fresh`, all weights are random: a checkpoint's are loaded next.
+    """
+    vit, text = vit_config(config), text_config(config, vocab_size)
+    model = PretrainModel(vit, text, specials, config.embed_dim, config.temperature, config.label_smoothing)
+    queue = Queue(config.queue_size, config.embed_dim)
+    foreign: dict[str, Tensor] = {}
+    if fresh:
+        if config.vision_init:
+            init_vision(model, config.vision_init)
+        if config.text_init:
+            init_text(model, config.text_init)
+        if config.init_from:
+            foreign = _foreign(config, vit, text)
+    own, twin_tensors, queue_tensors = convert.split(foreign)
+    if own:
+        fit_image_size(own, vit)
+        load_strict(model, own, config.init_from)
+    twin = Twin(model)
+    if twin_tensors:
+        fit_image_size(twin_tensors, vit)
+        load_strict(twin, twin_tensors, f"{config.init_from} (momentum twin)")
+        # the published code saves a twin that is one update behind
+        update_twin(*twin.pairs_with(model), config.momentum)
+    if queue_tensors and queue_tensors["images"].shape == queue.images.shape:
+        load_strict(queue, queue_tensors, f"{config.init_from} (queue)")
+    return model.to(device), twin.to(device), queue.to(device)
+
+
+def _foreign(config: PretrainConfig, vit: ViTConfig, text: TextConfig) -> dict[str, Tensor]:
+    """The tensors of `init_from`; CheckpointError where it is of another task or has other heads."""
+    says_heads = not config.init_from.endswith(".pth")
+    tensors, info = convert.read(config.init_from, *((None, None) if says_heads else (vit.heads, text.heads)))
+    if info["task"] != "pretrain":
+        raise CheckpointError(
+            f"{config.init_from} is a checkpoint of {info['task']}, which lacks parts that pre-training needs; start "
+            "from one of pre-training, or from ViT and BERT weights (vision_init, text_init)"
+        )
+    check_heads(info, vit.heads, text.heads, config.init_from)
+    return tensors
+
+
+def describe_pretraining(config: PretrainConfig, model: PretrainModel) -> dict:
+    """What `model.json` says of a pre-trained model: enough to build it again and to prepare its inputs."""
+    return {
+        "task": "pretrain",
+        "image_encoder": asdict(model.image_encoder.config),
+        "text_encoder": asdict(model.text_encoder.config),
+        "embed_dim": config.embed_dim,
+        "max_text_tokens": config.max_text_tokens,
+        "text_cleaning": config.text_cleaning,
+    }

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from blip.inference.predictor import ImageInput, Predictor
 from blip.models.caption import CaptionModel
 from blip.models.matching import match_logits
 from blip.models.momentum import unit_features
@@ -16,7 +17,6 @@ from blip.models.retrieval import RetrievalModel
 from blip.models.vqa import VqaModel
 from blip.network.med import TextDecoder
 from blip.network.packing import ImageKeys, Rows, with_first
-from blip.predictor import ImageInput, Predictor
 
 
 def check_texts(m: Predictor, texts: Sequence[str], what: str = "text") -> None:

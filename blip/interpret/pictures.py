@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blip.errors import BlipError
-from blip.explain import Explanation
+from blip.interpret.explain import Explanation
 
 NOT_FOR_DIAGNOSIS = "not for diagnosis"
 ENDINGS = (".png", ".html", ".npz")

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from blip import build, distributed, lora, start
+from blip import distributed
 from blip.checkpoints import initialize
 from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict, load_weights, save_weights, unique_state
 from blip.config import ConfigError
@@ -23,13 +23,23 @@ from blip.data.order import EpochOrder, steps_per_epoch
 from blip.data.skipped import SkipLog
 from blip.data.transforms import eval_transform, train_transform
 from blip.errors import BlipError
-from blip.task_config import FineTuneConfig
+from blip.tasks import start, tokenizers
+from blip.tasks.config import FineTuneConfig
+from blip.train import lora
 from blip.train.checkpoint import replace_folder
-from blip.train.engine import Step
-from blip.train.epochs import Epochs
 from blip.train.freeze import freeze
 from blip.train.log import RunLog
-from blip.train.parallel import autocast, checkpoint_activations, compile_blocks, data_parallel
+from blip.train.loop import Step
+from blip.train.parallel import (
+    autocast,
+    blocks,
+    buckets,
+    checkpoint_activations,
+    compile_blocks,
+    data_parallel,
+    recomputable,
+)
+from blip.train.schedule import Epochs
 
 BEST = "best"
 
@@ -52,7 +62,7 @@ class FineTuning:
         self.config: Any = config
         self.output, self.device = output, device
         self.read_data()
-        self.tokenizer = build.choose_tokenizer(self.config, self.texts(), output, resume)
+        self.tokenizer = tokenizers.choose_tokenizer(self.config, self.texts(), output, resume)
         self._count_steps()
         torch.manual_seed(config.seed)  # equal starting weights on every process
         self.model, self.missing = start.start_model(self.task, self.config, source, self.tokenizer)
@@ -145,7 +155,7 @@ class FineTuning:
             num_workers=config.num_workers,
             seed=config.seed,
             pad_id=self.tokenizer.pad_id,
-            pad_to=build.buckets(config.max_text_tokens) if config.compile else (),
+            pad_to=buckets(config.max_text_tokens) if config.compile else (),
             pin_memory=self.device.type == "cuda",
             collate_fn=self.collate_fn,
         )
@@ -186,10 +196,10 @@ class FineTuning:
     def _apply_options(self) -> None:
         config = self.config
         freeze(self.model, config.freeze)
-        recomputed = build.recomputable(self.model, config.activation_checkpointing)
+        recomputed = recomputable(self.model, config.activation_checkpointing)
         checkpoint_activations(recomputed, config.activation_checkpointing, self.device, config.precision)
         if config.compile:
-            compile_blocks(build.blocks(self.model), config.activation_checkpointing)
+            compile_blocks(blocks(self.model), config.activation_checkpointing)
 
     def describe(self) -> tuple[str, dict]:
         """A line on data and model, and what `model.json` says."""

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from blip.data.images import NoImages, readable
+from blip.inference.predictor import Predictor
 from blip.models.decoding import Decoding
-from blip.predictor import Predictor
 
 
 def caption_rows(

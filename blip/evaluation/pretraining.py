@@ -10,17 +10,11 @@ import torch
 from torch import Tensor
 
 from blip import distributed
+from blip.evaluation.ranking import recall_at
 from blip.models.matching import match_logits
 from blip.models.momentum import unit_features
 from blip.models.pretrain import PretrainModel
 from blip.network.packing import ImageKeys, Rows, with_first
-
-
-def recall_at(similarity: Tensor, positives: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dict[int, float]:
-    """Share of rows whose best k columns hold a positive: similarity and positives (R, C). k may exceed C."""
-    order = similarity.argsort(dim=1, descending=True, stable=True)
-    hits = positives.gather(1, order)
-    return {k: hits[:, :k].any(dim=1).float().mean().item() for k in ks}
 
 
 def balanced_match_accuracy(

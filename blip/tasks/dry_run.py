@@ -7,8 +7,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from blip import build, distributed
-from blip.config import PretrainConfig
+from blip import distributed
+from blip.config import PretrainConfig, annotation_files
 from blip.data.pairs import read_pairs
 from blip.data.webdataset import is_tar_address, open_shards
 from blip.errors import BlipError
@@ -16,15 +16,18 @@ from blip.models import momentum
 from blip.models.momentum import Twin
 from blip.models.pretrain import Output, PretrainModel
 from blip.network import flops
+from blip.tasks import start
 from blip.tokenizer import Specials, load_tokenizer
 from blip.train.optim import build_optimizer
 from blip.train.parallel import (
     autocast,
+    blocks,
     checkpoint_activations,
     compile_blocks,
     data_parallel,
     measure_peak,
     memory_mb,
+    recomputable,
 )
 
 
@@ -37,7 +40,7 @@ def run_once(config: PretrainConfig, device: torch.device) -> None:
         tokenizer = load_tokenizer(config.tokenizer)
         size, specials = tokenizer.size, Specials(tokenizer.pad_id, tokenizer.enc_id, tokenizer.dec_id)
     torch.manual_seed(config.seed)
-    model, twin, queue = build.build_pretrain(config, size, specials, device)
+    model, twin, queue = start.build_pretrain(config, size, specials, device)
     out, seconds = _two_steps(config, device, model, twin, queue)
 
     vit, text = model.image_encoder.config, model.text_encoder.config
@@ -65,10 +68,10 @@ def _two_steps(
     config: PretrainConfig, device: torch.device, model: PretrainModel, twin: Twin, queue: momentum.Queue
 ) -> tuple[Output, float]:
     """The losses and seconds of a second step; the first one warms up."""
-    recomputed = build.recomputable(model, config.activation_checkpointing)
+    recomputed = recomputable(model, config.activation_checkpointing)
     checkpoint_activations(recomputed, config.activation_checkpointing, device, config.precision)
     if config.compile:
-        compile_blocks(build.blocks(model), config.activation_checkpointing)
+        compile_blocks(blocks(model), config.activation_checkpointing)
     parallel = data_parallel(model, device)
     optimizer = build_optimizer(model, config.lr, config.weight_decay, config.decay_norms_and_biases)
     count, longest = config.batch_size, config.max_text_tokens
@@ -95,7 +98,7 @@ def _data(config: PretrainConfig) -> list[str]:
     if not config.train_file:
         return ["data: train_file is empty; --set train_file=[captions.json]"]
     lines = []
-    for entry in build.annotation_files(config):
+    for entry in annotation_files(config):
         path = entry if isinstance(entry, str) else entry["path"]
         try:
             count = len(open_shards([path]) if is_tar_address(path) else read_pairs([entry], config.image_root))

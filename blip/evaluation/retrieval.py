@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from blip import distributed
-from blip.metrics import ranking_scores
+from blip.distributed import share
+from blip.evaluation.ranking import ranking_scores
 from blip.models.matching import match_logits
 from blip.models.momentum import Contrastive, unit_features
 from blip.network.packing import ImageKeys, Rows, with_first
@@ -277,12 +278,6 @@ def image_states(model: Matcher, images: Batches, device: torch.device) -> Batch
 
 
 # ---- helpers ---------------------------------------------------------------------------------------------------------
-
-
-def share(count: int) -> tuple[int, int]:
-    """This process's part of `count` things: from, to. Parts differ by one at most and stand in the order of ranks."""
-    rank, world = distributed.rank(), distributed.world_size()
-    return count * rank // world, count * (rank + 1) // world
 
 
 def _split(x: Tensor, size: int) -> list[Tensor]:

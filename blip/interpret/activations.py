@@ -27,12 +27,12 @@ from torch.nn import functional as F
 from blip.data.images import UnreadableImage, open_image
 from blip.data.jsonl_shards import write_whole
 from blip.errors import BlipError
-from blip.explain_files import Wanted, check_wanted
 from blip.files import flush
-from blip.internals import names, trace
-from blip.points import STATES
-from blip.predictor import Predictor
-from blip.scoring import scores_of
+from blip.inference.predictor import Predictor
+from blip.inference.scoring import scores_of
+from blip.interpret.explain_files import Wanted, check_wanted
+from blip.interpret.points import STATES
+from blip.interpret.trace import names, trace
 
 INDEX, FORMATS = "index.json", ("safetensors", "npy")
 TASKS = ("match", "caption", "answer", "image")

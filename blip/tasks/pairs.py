@@ -7,11 +7,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from blip import build
+from blip.config import annotation_files
 from blip.data.batches import Batch
 from blip.data.formats import AnnotationError
 from blip.data.pairs import PairDataset, Pairs, has_words, read_pairs
-from blip.finetune import FineTuning
+from blip.tasks.finetune import FineTuning
 
 
 class PairFineTuning(FineTuning):
@@ -22,7 +22,7 @@ class PairFineTuning(FineTuning):
     def read_data(self) -> None:
         self.pairs: Pairs | None = None
         if self.config.train_file:
-            self.pairs = self._read(build.annotation_files(self.config), "train")
+            self.pairs = self._read(annotation_files(self.config), "train")
         self.held_out = {split: self._read(self.files(split), split) for split in ("val", "test") if self.files(split)}
 
     def add_parts(self) -> None:

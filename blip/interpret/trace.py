@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blip.points import layers_of, names_of
-from blip.predictor import Predictor
-from blip.tracing import Edit, Trace, TraceError, no_such_point
+from blip.inference.predictor import Predictor
+from blip.interpret.hooks import Edit, Trace, TraceError, no_such_point
+from blip.interpret.points import layers_of, names_of
 
 Patterns = str | Iterable[str]
 

@@ -6,11 +6,11 @@ import torch
 
 from blip.checkpoints import convert
 from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict
+from blip.inference.predictor import Predictor
 from blip.models.factory import TASKS, model_of
 from blip.models.retrieval import RetrievalModel
 from blip.network.embeddings import TextConfig
 from blip.network.vit import ViTConfig, fit_image_size
-from blip.predictor import Predictor
 from blip.tokenizer import Specials, Tokenizer, load_tokenizer
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from blip.data.formats import iter_records
 from blip.data.images import UnreadableImage, find_images, open_image
-from blip.explain import OF_CHECKPOINT, Explanation, explain_pairs
-from blip.pictures import ENDINGS, PictureError, needs_matplotlib, save
-from blip.predictor import Predictor
+from blip.inference.predictor import Predictor
+from blip.interpret.explain import OF_CHECKPOINT, Explanation, explain_pairs
+from blip.interpret.pictures import ENDINGS, PictureError, needs_matplotlib, save
 
 
 @dataclass

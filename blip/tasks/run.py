@@ -7,12 +7,14 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from blip import distributed, lora, start
+from blip import distributed
 from blip.checkpoints import initialize
 from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict, load_weights
 from blip.config import ConfigError
-from blip.finetune import BEST, FineTuning
-from blip.task_config import FineTuneConfig
+from blip.tasks import start
+from blip.tasks.config import FineTuneConfig
+from blip.tasks.finetune import BEST, FineTuning
+from blip.train import lora
 from blip.train.checkpoint import complete_checkpoints, find_checkpoint
 from blip.train.run import fit, prepare
 

@@ -1,0 +1,158 @@
+"""Fine-tunes captioning, and scores captions.
+
+    python train_caption.py --config configs/caption_coco.yaml --output_dir runs/coco --init_from model_base.pth
+    python train_caption.py --config configs/caption_coco.yaml --output_dir runs/coco --evaluate
+
+The loss is in blip/models/caption.py, what the scripts share in blip/tasks/finetune.py,
+generation in blip/models/generation.py.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blip.config import ConfigError
+from blip.data.batches import Batch
+from blip.data.pairs import EvalPairs, Pairs
+from blip.evaluation.bootstrap import as_json, bootstrap
+from blip.evaluation.captions import score_captions
+from blip.hashing import stable_hash
+from blip.models.caption import CaptionModel
+from blip.network.packing import with_first
+from blip.tasks.config import CaptionConfig
+from blip.tasks.pairs import PairFineTuning
+from blip.tasks.run import evaluate, train
+from blip.train.launch import launch
+from blip.train.loop import Step
+
+LOGGED = {"BLEU-1": "bleu1", "BLEU-4": "bleu4", "ROUGE-L": "rouge_l", "CIDEr": "cider", "METEOR": "meteor"}
+
+
+class Captioning(PairFineTuning):
+    """Language modelling of captions behind a prompt."""
+
+    task = "caption"
+    config: CaptionConfig
+    model: CaptionModel
+
+    def read_data(self) -> None:
+        self.prompt_text = self.config.prompt
+        by = self.config.best_metric.removeprefix("val_")
+        if self.config.val_file and by in LOGGED.values() and find_spec("pycocoevalcap") is None:
+            raise ConfigError(f"{by} needs pip install -e '.[captions]'; or set best_metric: val_exact")
+        super().read_data()
+
+    def add_parts(self) -> None:
+        """The prompt's tokens: `[DEC]` and its words."""
+        super().add_parts()
+        room = self.config.max_text_tokens
+        ids = self.tokenizer.encode([self.config.prompt], self.config.max_positions)[0][:-1]
+        if len(ids) + 2 > room:
+            raise ConfigError(f"the prompt has {len(ids)} tokens and max_text_tokens is {room}: no caption fits in")
+        self.needs_positions(len(ids) + self.config.max_new_tokens, "prompt and max_new_tokens")
+        self.prompt = with_first(torch.tensor([ids], device=self.device), self.tokenizer.dec_id)  # (1, T)
+
+    def step(self, batch: Batch, step: int) -> Step:
+        """A batch to its loss."""
+        self.skipped.add(batch.skipped, len(batch))
+        batch = batch.to(self.device, non_blocking=True)
+        packed = not self.config.compile
+        loss = self.parallel(batch.images, batch.ids, batch.lengths, self.prompt.shape[1], packed)
+        return Step(loss, {"lm": loss}, len(batch), describe=lambda: self.name(batch))
+
+    def evaluate(self, split: str) -> dict[str, Any]:
+        """Writes a caption for each image of the split and scores them; each one goes into `captions_SPLIT.json`."""
+        pairs, how = self.held_out[split], self.config.decoding()
+        dataset = EvalPairs(pairs, self.tokenizer, self.eval_transform(), self.config.max_text_tokens)
+        batches = self.eval_batches(dataset)
+        own: list[tuple] = []  # index, caption, log-probability
+        for batch in batches:
+            images = batch.images.to(self.device)
+            prompt = self.prompt.expand(len(images), -1)
+            # samples depend on the seed and on which images share a batch: on batch_size and the number of processes
+            seed = stable_hash("samples", self.config.seed, batch.indices[0])
+            generator = torch.Generator().manual_seed(seed) if how.sample else None
+            out = self.model.write(images, prompt, how, self.tokenizer.sep_id, generator)
+            for index, ids, log_prob in zip(
+                batch.indices, out.ids.tolist(), out.log_probs.sum(1).tolist(), strict=True
+            ):
+                own.append((index, self.tokenizer.decode(ids), log_prob))
+        written = self.gathered(split, own, batches)
+        rows = [
+            {"image": pairs.image_path(i), "caption": text, "log_prob": log_prob, "references": pairs.captions(i)}
+            for i, text, log_prob in written
+        ]
+        self.write(f"captions_{split}.json", rows)
+        names = result_ids(pairs, [i for i, _, _ in written])
+        results = [{"image_id": name, "caption": text} for name, (_, text, _) in zip(names, written, strict=True)]
+        self.write(f"results_{split}.json", results)  # as COCO's and NoCaps' servers take them
+        groups = [pairs.group(i) for i, _, _ in written]
+        scores = score_captions(
+            [text for _, text, _ in written],
+            [pairs.captions(i) for i, _, _ in written],
+            groups,
+            bert_score_model=self.config.bert_score_model or None,
+            seed=self.config.seed,
+        )
+        same = [float(text == " ".join(pairs.captions(i)[0].lower().split())) for i, text, _ in written]
+        exact = bootstrap(same, groups, seed=self.config.seed)
+        found: dict[str, Any] = {f"{split}_images": len(written), f"{split}_exact": exact.mean}
+        found |= {f"{split}_{LOGGED[name]}": x.mean for name, x in scores.scores.items() if name in LOGGED}
+        intervals = as_json(scores.scores | {"exact": exact})
+        details = {"scores": intervals, "notes": scores.notes, "words": scores.tokenizer}
+        self.write(f"scores_{split}.json", {"decoding": vars(how), **details})
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        return {"prompt": self.config.prompt}
+
+
+# COCO's files, 2014 and 2017, and the ids of BLIP's annotations; digits elsewhere do not name an image
+NUMBERED = re.compile(r"(?:COCO_[a-z]+\d{4}_|coco_)?([0-9]+)")
+
+
+def result_ids(pairs: Pairs, indices: Sequence[int]) -> list[int | str]:
+    """How servers and people know these images: by number where the data number them, by name, or by path where
+    several images share a name."""
+    names = [result_id(pairs.image_name(i), os.path.basename(pairs.given_path(i))) for i in indices]
+    paths = [pairs.image_path(i) for i in indices]
+    for finer in (pairs.given_path, pairs.image_path):  # images of two folders may have equal paths as given
+        images: dict[int | str, set[str]] = {}
+        for name, path in zip(names, paths, strict=True):
+            images.setdefault(name, set()).add(path)
+        names = [finer(i) if len(images[name]) > 1 else name for i, name in zip(indices, names, strict=True)]
+    return names
+
+
+def result_id(name: str, file: str) -> int | str:
+    """The number in COCO's names (COCO_val2014_000000391895, 000000391895, coco_391895), else the name.
+
+    `name` is the record's id; where that is the whole name of the `file`, as in ROCO, the ending is left out.
+    """
+    name = os.path.splitext(file)[0] if name == file else name
+    found = NUMBERED.fullmatch(name)
+    return int(found[1]) if found else name
+
+
+def run(config: CaptionConfig, output: Path, resume: str, device: torch.device) -> bool:
+    """Trains and leaves the result in `output`. False: a signal ended it."""
+    return train(Captioning, config, output, resume, device)
+
+
+def score(config: CaptionConfig, output: Path, device: torch.device) -> None:
+    """Evaluates without training."""
+    evaluate(Captioning, config, output, device)
+
+
+def main(help: str | None = None) -> None:
+    """The command line of the task; `help` is shown with `--help`."""
+    launch(run, CaptionConfig, default_output="runs/caption", evaluate=score, help=help or __doc__)
+
+
+if __name__ == "__main__":
+    main()

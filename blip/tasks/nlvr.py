@@ -1,0 +1,122 @@
+"""Fine-tunes NLVR2: is a statement true of two images?
+
+    python train_nlvr.py --config configs/nlvr2.yaml --output_dir runs/nlvr2 --init_from model_base.pth
+    python train_nlvr.py --config configs/nlvr2.yaml --output_dir runs/nlvr2 --evaluate
+
+The network is in blip/models/nlvr.py, what the scripts share in blip/tasks/finetune.py.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from blip.config import annotation_files
+from blip.data.statements import EvalStatements, NlvrBatch, NlvrDataset, Statements, collate_nlvr, read_statements
+from blip.evaluation.bootstrap import as_json, bootstrap
+from blip.models.nlvr import NlvrModel, statement_loss
+from blip.tasks.config import NlvrConfig
+from blip.tasks.finetune import FineTuning
+from blip.tasks.run import evaluate, train
+from blip.train.launch import launch
+from blip.train.loop import Step
+
+
+class Judging(FineTuning):
+    """Classification of statements about two images."""
+
+    task = "nlvr"
+    collate_fn = staticmethod(collate_nlvr)
+    config: NlvrConfig
+    model: NlvrModel
+
+    def read_data(self) -> None:
+        self.statements: Statements | None = None
+        if self.config.train_file:
+            self.statements = self._read(annotation_files(self.config), "train")
+        self.held_out = {split: self._read(self.files(split), split) for split in ("val", "test") if self.files(split)}
+
+    def _read(self, files: Any, split: str) -> Statements:
+        return read_statements(files, self.config.image_root, self.config.dataset, self.part(split))
+
+    def texts(self) -> Iterator[str]:
+        assert self.statements is not None
+        for i in range(len(self.statements)):
+            yield self.statements[i].sentence
+
+    def records(self) -> tuple[int, np.ndarray | None]:
+        return (len(self.statements) if self.statements is not None else 0), None
+
+    def dataset(self, transform: Callable[[Image.Image], Tensor]) -> NlvrDataset:
+        assert self.statements is not None
+        config = self.config
+        return NlvrDataset(
+            self.statements,
+            self.order,
+            self.tokenizer,
+            transform,
+            config.max_text_tokens,
+            config.seed,
+            config.max_skipped_fraction,
+        )
+
+    def step(self, batch: NlvrBatch, step: int) -> Step:
+        """A batch to its loss."""
+        self.skipped.add(batch.skipped, len(batch))
+        batch = batch.to(self.device, non_blocking=True)
+        logits = self.parallel(batch.images, batch.ids, batch.lengths, packed=not self.config.compile)
+        loss = statement_loss(logits, batch.labels)
+        right = (logits.argmax(dim=1) == batch.labels).float().mean()
+        return Step(loss, {"loss": loss, "accuracy": right}, 2 * len(batch), describe=lambda: self._name(batch))
+
+    def _name(self, batch: NlvrBatch) -> str:
+        assert self.statements is not None
+        return ", ".join(self.statements[i].id for i in batch.indices[:16])
+
+    def evaluate(self, split: str) -> dict[str, Any]:
+        """Judges the statements of the split; each judgement goes into `judgements_SPLIT.json`."""
+        statements = self.held_out[split]
+        config = self.config
+        dataset = EvalStatements(statements, self.tokenizer, self.eval_transform(), config.max_text_tokens)
+        batches = self.eval_batches(dataset)
+        own: list[tuple] = []  # index, probability
+        for batch in batches:
+            batch = batch.to(self.device)
+            true = self.model(batch.images, batch.ids, batch.lengths).float().softmax(dim=1)[:, 1]
+            own += zip(batch.indices, true.tolist(), strict=True)
+        judged = self.gathered(split, own, batches)
+        right = [(probability > 0.5) == statements[i].label for i, probability in judged]
+        labels = [statements[i].label for i, _ in judged]
+        rows = [
+            {"id": statements[i].id, "sentence": statements[i].sentence, "label": statements[i].label, "probability": p}
+            for i, p in judged
+        ]
+        self.write(f"judgements_{split}.json", rows)
+        images = [str(statements[i].images) for i, _ in judged]
+        interval = bootstrap([float(x) for x in right], images, seed=config.seed)
+        self.write(f"scores_{split}.json", {"accuracy": as_json(interval)})
+        majority = max(float(np.mean(labels)), 1 - float(np.mean(labels)))
+        return {f"{split}_accuracy": interval.mean, f"{split}_statements": len(judged), f"{split}_majority": majority}
+
+
+def run(config: NlvrConfig, output: Path, resume: str, device: torch.device) -> None:
+    """Trains and leaves the result in `output`."""
+    train(Judging, config, output, resume, device)
+
+
+def score(config: NlvrConfig, output: Path, device: torch.device) -> None:
+    """Evaluates without training."""
+    evaluate(Judging, config, output, device)
+
+
+def main(help: str | None = None) -> None:
+    """The command line of the task; `help` is shown with `--help`."""
+    launch(run, NlvrConfig, default_output="runs/nlvr", evaluate=score, help=help or __doc__)
+
+
+if __name__ == "__main__":
+    main()

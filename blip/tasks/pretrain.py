@@ -1,0 +1,261 @@
+"""Pre-trains BLIP on image-caption files.
+
+    python pretrain.py --config configs/pretrain_demo.yaml --output_dir runs/demo
+    torchrun --nproc_per_node=8 pretrain.py --config configs/pretrain.yaml --output_dir runs/base
+
+The batch is made in blip/data/pairs.py (of shards: stream.py), the losses in blip/models/pretrain.py, the loop
+runs in blip/train/loop.py.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from blip import distributed
+from blip.checkpoints import initialize
+from blip.checkpoints.format import load_strict, load_weights, unique_state
+from blip.config import ConfigError, PretrainConfig, annotation_files
+from blip.data.batches import Batch
+from blip.data.loader import EvalLoader, eval_loader
+from blip.data.pairs import MAX_ORIGINS, EvalPairs, read_pairs
+from blip.data.skipped import SkipLog
+from blip.data.transforms import eval_transform, train_transform, unnormalise
+from blip.evaluation.pretraining import evaluate_pretraining
+from blip.models import losses, momentum
+from blip.models.decoding import Decoding
+from blip.models.generation import generate
+from blip.models.momentum import TEMPERATURE_RANGE
+from blip.network import flops
+from blip.network.med import DecoderStep
+from blip.tasks import start, tokenizers
+from blip.tasks.dry_run import run_once
+from blip.tasks.pretrain_data import open_training
+from blip.tokenizer import Specials, Tokenizer
+from blip.train.freeze import freeze
+from blip.train.launch import launch
+from blip.train.log import RunLog
+from blip.train.loop import Step
+from blip.train.parallel import (
+    autocast,
+    blocks,
+    buckets,
+    checkpoint_activations,
+    compile_blocks,
+    data_parallel,
+    recomputable,
+)
+from blip.train.run import fit, prepare
+from blip.train.schedule import Epochs
+
+PATIENCE = 500  # steps after the warm-up within which matching should have begun to learn
+PLATEAU = (
+    "ITM is at {mean:.3f}, and a model without skill stands at {none:.4f}. What helps: start from released weights "
+    "(init_from) or from ViT and BERT weights (vision_init, text_init), a larger global batch, a lower lr, more "
+    "epochs; and captions that say what their images show (blip check-data)."
+)
+
+
+class Pretraining:
+    """The parts of a run, and what the loop calls: `step`, `after_update`, `at_step_end`."""
+
+    def __init__(self, config: PretrainConfig, output: Path, resume: Path | None, device: torch.device):
+        self.config, self.output, self.device = config, output, device
+        world = distributed.world_size()
+        self.data = open_training(config, annotation_files(config), output)
+        self.tokenizer = tokenizers.choose_tokenizer(config, self.data.captions(), output, resume)
+        self.epochs = Epochs(self.data.steps, config.accumulation, config.epochs, config.max_steps)
+        self.val = build_validation(config, self.tokenizer)
+        self.skipped = SkipLog(output / "skipped.jsonl", len(self.data), config.max_skipped_fraction, world)
+
+        torch.manual_seed(config.seed)  # equal starting weights on every process
+        specials = Specials(self.tokenizer.pad_id, self.tokenizer.enc_id, self.tokenizer.dec_id)
+        self.model, self.twin, self.queue = start.build_pretrain(
+            config, self.tokenizer.size, specials, device, fresh=resume is None
+        )
+        torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout and negatives differ between processes
+        freeze(self.model, config.freeze)
+        recomputed = recomputable(self.model, config.activation_checkpointing)
+        checkpoint_activations(recomputed, config.activation_checkpointing, device, config.precision)
+        if config.compile:
+            compile_blocks(blocks(self.model), config.activation_checkpointing)
+        self.parallel = data_parallel(self.model, device)
+        self.pending: list[tuple[torch.Tensor, ...]] = []  # momentum features and ids since the last update
+        self.itm_mean: torch.Tensor | None = None  # running mean of the ITM loss
+        self.warned = False
+        self.seen: Counter[str] = Counter()  # pairs of each source that this process was trained on
+
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        """Training batches for ever, from the one that optimizer step `start_step` begins with."""
+        config = self.config
+        transform = train_transform(config.image_size, config.crop_scale, config.randaugment, config.horizontal_flip)
+        pad_to = buckets(config.max_text_tokens) if config.compile else ()
+        start = self.epochs.position(start_step)
+        return self.data.batches(self.tokenizer, transform, start, pad_to, pin=self.device.type == "cuda")
+
+    def step(self, batch: Batch, step: int) -> Step:
+        """A batch to its losses. Changes nothing; what the update needs later is kept in `pending`."""
+        config = self.config
+        self.skipped.add(batch.skipped, len(batch))
+        for source in filter(None, batch.sources):
+            self.seen[source if source in self.seen or len(self.seen) < MAX_ORIGINS else "other"] += 1
+        batch = batch.to(self.device, non_blocking=True)
+        packed = not config.compile  # compiled code wants few shapes
+        alpha = losses.alpha_ramp(step, round(config.alpha_ramp_epochs * self.epochs.steps), config.alpha)
+
+        image_features, text_features = self.twin(batch.images, batch.ids, batch.lengths, packed)  # (B, E) each
+        entries = (image_features, text_features, batch.caption_ids, batch.image_ids)
+        equal = config.equal_captions == "positives"
+        candidates = momentum.candidates(*entries, self.queue, equal_captions=equal, equal_images=equal)
+        out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha, packed=packed)
+        self.pending.append(entries)
+
+        recent = out.itm.detach()
+        self.itm_mean = recent if self.itm_mean is None else self.itm_mean.lerp(recent, 0.02)
+        matched, unmatched = out.match_logits.argmax(dim=1).split([len(batch), 2 * len(batch)])
+        logs = {
+            "itc": out.itc,
+            "itm": out.itm,
+            "lm": out.lm,
+            "itm_matched": (matched == 1).float().mean(),
+            "itm_unmatched": (unmatched == 0).float().mean(),
+            "temperature": self.model.temperature,
+            "alpha": alpha,
+        }
+        cost = flops.pretrain_step(
+            self.model.image_encoder.config, self.model.text_encoder.config, batch.lengths.tolist(),
+            batch.ids.shape[1], config.embed_dim, config.queue_size, flops.Savings(packed=packed),
+        )  # fmt: skip
+        return Step(out.itc + out.itm + out.lm, logs, len(batch), cost.total, lambda: self._name(batch))
+
+    @torch.no_grad()
+    def after_update(self, step: int) -> None:
+        """What follows the optimizer, in this order: clamp the temperature, move the twin, push the queue."""
+        self.model.temperature.clamp_(*TEMPERATURE_RANGE)
+        momentum.update_twin(*self.twin.pairs_with(self.model), self.config.momentum)
+        self.queue.push(*(torch.cat(parts) for parts in zip(*self.pending, strict=True)))
+        self.pending.clear()
+
+    def at_step_end(self, step: int, log: RunLog) -> dict | None:
+        """An evaluation after each `eval_every_epochs` epochs and at the end, with the pairs seen until then of each
+        source that the data name; advice when matching learns nothing."""
+        if step % self.config.log_every_steps == 0:
+            self.warn_of_plateau(step, log)
+        done = self.epochs.evaluation_due(step, self.config.eval_every_epochs)
+        if done is None:
+            return None
+        seen = {f"pairs_{source}": count for source, count in sorted(self.all_seen().items())}
+        if self.val is None:
+            return {"epoch": done, **seen} if seen else None
+        with autocast(self.device, self.config.precision):
+            metrics = evaluate_pretraining(self.model, self.val, self.device)
+            metrics["val_unreadable"] = len(self.val.skipped)
+            if self.config.tensorboard and distributed.is_main():
+                self.show_samples(step, log)
+        return {"epoch": done, **metrics, **seen}
+
+    def all_seen(self) -> Counter[str]:
+        """Pairs of each source, over all processes."""
+        return sum(distributed.gather_objects(self.seen), Counter())
+
+    @torch.no_grad()
+    def show_samples(self, step: int, log: RunLog, count: int = 4) -> None:
+        """The first validation images with their generated captions, to TensorBoard."""
+        assert self.val is not None
+        images: torch.Tensor = next(iter(self.val)).images[:count].to(self.device)
+        self.model.eval()
+        decoder = self.model.text_decoder
+        step_one = DecoderStep(decoder, decoder.project(self.model.image_encoder(images)))
+        first = torch.full((len(images), 1), self.tokenizer.dec_id, device=self.device)
+        how = Decoding(max_new_tokens=self.config.max_text_tokens - 1)
+        ids = generate(step_one, first, how, self.tokenizer.sep_id, self.tokenizer.pad_id).ids
+        self.model.train()
+        for number, (image, text) in enumerate(zip(images, ids.tolist(), strict=True)):
+            log.sample(step, number, unnormalise(image), self.tokenizer.decode(text))
+
+    def warn_of_plateau(self, step: int, log: RunLog) -> None:
+        """Says once what to try when the ITM loss still stands where a model without skill does."""
+        total = self.epochs.total_steps
+        warmup = min(self.config.warmup_steps, total // 2)
+        late = step >= warmup + min(PATIENCE, (total - warmup) // 2)
+        if self.warned or not late or self.itm_mean is None:
+            return
+        mean = float(self.itm_mean)
+        if abs(mean - losses.ITM_NO_SKILL) < 0.02:
+            self.warned = True
+            log.say(PLATEAU.format(mean=mean, none=losses.ITM_NO_SKILL), style="yellow")
+
+    def describe(self) -> tuple[str, dict]:
+        """A line on data and model, and what `model.json` says."""
+        parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
+        cut, limit = self.truncated(), self.config.max_text_tokens
+        line = (
+            f"{len(self.data)} pairs, {cut:.1%} of captions cut at {limit} tokens, {parameters:.1f} M parameters on "
+            f"{self.device} in {self.config.precision}, ITM without skill is {losses.ITM_NO_SKILL:.4f}"
+        )
+        return line, start.describe_pretraining(self.config, self.model)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint's `model.safetensors` holds."""
+        return unique_state(self.model)
+
+    def state(self) -> dict:
+        """What a checkpoint holds beside weights and optimizer."""
+        progress: dict = {} if self.itm_mean is None else {"itm_mean": self.itm_mean}
+        progress["seen"] = dict(self.all_seen())
+        return {"twin": unique_state(self.twin), "queue": self.queue.state_dict(), "progress": progress}
+
+    def load(self, folder: Path, training: dict) -> None:
+        """Continues from a checkpoint of this run."""
+        tensors, info = load_weights(folder)
+        heads = self.model.image_encoder.config.heads, self.model.text_encoder.config.heads
+        initialize.check_heads(info, *heads, str(folder))
+        load_strict(self.model, tensors, str(folder))
+        load_strict(self.twin, training["twin"], f"{folder} (momentum twin)")
+        load_strict(self.queue, training["queue"], f"{folder} (queue)")
+        if "itm_mean" in training["progress"]:
+            self.itm_mean = training["progress"]["itm_mean"].to(self.device)
+        if distributed.is_main():  # the others count what they see from here on
+            self.seen.update(training["progress"].get("seen", {}))
+
+    def truncated(self, sample: int = 2000) -> float:
+        """Share of captions, of the first `sample`, that are cut at `max_text_tokens`."""
+        captions = list(itertools.islice(self.data.captions(), sample))
+        if not captions:
+            return 0.0
+        return sum(n > self.config.max_text_tokens for n in self.tokenizer.count(captions)) / len(captions)
+
+    def _name(self, batch: Batch) -> str:
+        return ", ".join(self.data.name(i) for i in batch.indices[:16])
+
+
+def build_validation(config: PretrainConfig, tokenizer: Tokenizer) -> EvalLoader | None:
+    """This process's part of the validation files, or None where there are none."""
+    if not config.val_file:
+        return None
+    pairs = read_pairs(list(config.val_file), config.image_root)
+    dataset = EvalPairs(
+        pairs, tokenizer, eval_transform(config.image_size), config.max_text_tokens, text_cleaning=config.text_cleaning
+    )
+    return eval_loader(
+        dataset, config.batch_size, distributed.rank(), distributed.world_size(), config.num_workers, tokenizer.pad_id
+    )
+
+
+def run(config: PretrainConfig, output: Path, resume: str, device: torch.device) -> bool:
+    """Trains, from the start or from a checkpoint, and leaves the result in `output`. False: a signal ended it."""
+    if not config.train_file:
+        raise ConfigError("train_file is empty; --set train_file=[captions.json]")
+    folder, changed = prepare(config, output, resume)
+    return fit(Pretraining(config, output, folder, device), config, output, folder, changed)
+
+
+def main(help: str | None = None) -> None:
+    """The command line of the task; `help` is shown with `--help`."""
+    launch(run, PretrainConfig, default_output="runs/pretrain", dry_run=run_once, help=help or __doc__)
+
+
+if __name__ == "__main__":
+    main()

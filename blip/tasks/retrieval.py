@@ -1,0 +1,205 @@
+"""Fine-tunes image-text retrieval, and scores it.
+
+    python train_retrieval.py --config configs/retrieval_roco.yaml --output_dir runs/roco --init_from model_base.pth
+    python train_retrieval.py --config configs/retrieval_roco.yaml --output_dir runs/roco --evaluate
+
+The losses are in blip/models/retrieval.py, twin and queue in blip/models/momentum.py, re-ranking in
+blip/evaluation/retrieval.py.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blip import distributed
+from blip.checkpoints.format import load_strict, unique_state
+from blip.data.batches import Batch, padded
+from blip.data.gallery import ImagesByNumber, unreadable
+from blip.data.pairs import CaptionEncoder, caption_id
+from blip.evaluation.bootstrap import Interval, as_json, bootstrap
+from blip.evaluation.retrieval import Retrieval, Texts, evaluate_retrieval
+from blip.models import losses, momentum
+from blip.models.momentum import TEMPERATURE_RANGE, Twin
+from blip.models.retrieval import RetrievalModel
+from blip.tasks.config import RetrievalConfig
+from blip.tasks.finetune import NothingToScore
+from blip.tasks.pairs import PairFineTuning
+from blip.tasks.run import evaluate, train
+from blip.train.launch import launch
+from blip.train.loop import Step
+
+
+@dataclass
+class Gallery:
+    """What is ranked: the different images that can be read, and the texts of these."""
+
+    images: list[str]
+    groups: list[int]  # of each image: its article or patient, else itself
+    texts: Texts
+    lines: list[str]  # the texts as they are written
+    unreadable: int  # images that are left out, with the texts that describe no other
+
+
+class Retrieving(PairFineTuning):
+    """Contrast and matching; pairs of one image are positives of one another."""
+
+    task = "retrieval"
+    config: RetrievalConfig
+    model: RetrievalModel
+
+    def add_parts(self) -> None:
+        """The momentum twin and the queue."""
+        super().add_parts()
+        self.galleries: dict[str, Gallery] = {}  # by split
+        config = self.config
+        if "temperature" in self.missing or "temperature" in config.model_fields_set or not config.init_from:
+            with torch.no_grad():
+                self.model.temperature.fill_(config.temperature)
+        self.twin = Twin(self.model).to(self.device)
+        self.queue = momentum.Queue(config.queue_size, config.embed_dim).to(self.device)
+        self.pending: list[tuple[Tensor, ...]] = []  # momentum features and ids since the last update
+        self.itm_by_caption = config.equal_captions == "positives"
+
+    def step(self, batch: Batch, step: int) -> Step:
+        """A batch to its losses. Changes nothing; what the update needs later is kept in `pending`."""
+        config = self.config
+        self.skipped.add(batch.skipped, len(batch))
+        batch = batch.to(self.device, non_blocking=True)
+        packed = not config.compile
+        alpha = losses.alpha_ramp(step, round(config.alpha_ramp_epochs * self.epochs.steps), config.alpha)
+        image_features, text_features = self.twin(batch.images, batch.ids, batch.lengths, packed)  # (B, E) each
+        entries = (image_features, text_features, batch.caption_ids, batch.image_ids)
+        candidates = momentum.candidates(*entries, self.queue, equal_captions=self.itm_by_caption)
+        others = None
+        if config.negative_all_rank:
+            captions, images = batch.caption_ids, batch.image_ids
+            everyone = distributed.all_gather(captions), distributed.all_gather(images)
+            others = momentum.same_pairs(captions, images, *everyone, self.itm_by_caption, by_image=True)
+        out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha, others, packed=packed)
+        self.pending.append(entries)
+        matched, unmatched = out.match_logits.argmax(dim=1).split([len(batch), 2 * len(batch)])
+        logs = {
+            "itc": out.itc,
+            "itm": out.itm,
+            "itm_matched": (matched == 1).float().mean(),
+            "itm_unmatched": (unmatched == 0).float().mean(),
+            "temperature": self.model.temperature,
+            "alpha": alpha,
+        }
+        return Step(out.itc + out.itm, logs, len(batch), describe=lambda: self.name(batch))
+
+    @torch.no_grad()
+    def after_update(self, step: int) -> None:
+        """What follows the optimizer, in this order: clamp the temperature, move the twin, push the queue."""
+        self.model.temperature.clamp_(*TEMPERATURE_RANGE)
+        momentum.update_twin(*self.twin.pairs_with(self.model), self.config.momentum)
+        self.queue.push(*(torch.cat(parts) for parts in zip(*self.pending, strict=True)))
+        self.pending.clear()
+
+    def state(self) -> dict:
+        return {**super().state(), "twin": unique_state(self.twin), "queue": self.queue.state_dict()}
+
+    def load(self, folder: Path, training: dict) -> None:
+        super().load(folder, training)
+        load_strict(self.twin, training["twin"], f"{folder} (momentum twin)")
+        load_strict(self.queue, training["queue"], f"{folder} (queue)")
+
+    def evaluate(self, split: str) -> dict[str, Any]:
+        """Retrieval both ways over the whole split; the ranked lists go into `retrieval_SPLIT.json`."""
+        if split not in self.galleries:  # images are looked for once a run, not in each evaluation
+            self.galleries[split] = self._gallery(split)
+        gallery = self.galleries[split]
+        pixels = ImagesByNumber(gallery.images, self.eval_transform(), self.config.num_workers)
+        count, texts = len(gallery.images), gallery.texts
+        found = evaluate_retrieval(
+            self.model, pixels, count, texts, self.device, self.config.k_test, self.config.batch_size
+        )
+        lost = {note for part in distributed.gather_objects(pixels.skipped) for note in part}  # since they were opened
+        details = {"images": gallery.images, "texts": gallery.lines}
+        details["intervals"] = as_json(intervals(found, texts, gallery.groups, self.config.seed))
+        self.write(f"retrieval_{split}.json", {**found.as_json(), **details, "k": self.config.k_test})
+        return {f"{split}_{name}": value for name, value in found.metrics.items()} | {
+            f"{split}_unreadable": gallery.unreadable + len({number for number, _, _ in lost})
+        }
+
+    def _gallery(self, split: str) -> Gallery:
+        """The different images of a split, and the texts with the images that each describes.
+
+        With `equal_captions: positives` a caption that several images share is one text that describes them all.
+        """
+        pairs = self.held_out[split]
+        first: dict[int, int] = {}  # image id -> its first record
+        for i in range(len(pairs)):
+            first.setdefault(pairs.image_id(i), i)
+        notes = unreadable([pairs.image_path(i) for i in first.values()], self.config.num_workers)
+        self.write_unreadable(split, [path for _, path, _ in notes])
+        if len(notes) == len(first):
+            raise NothingToScore(f"no image of {', '.join(self.files(split))} could be read, such as {notes[0][1]}")
+        broken = {number for number, _, _ in notes}
+        kept = [i for number, i in enumerate(first.values()) if number not in broken]
+        numbers = {pairs.image_id(i): number for number, i in enumerate(kept)}
+        lines: list[str] = []
+        owners: list[list[int]] = []
+        places: dict[int, int] = {}  # caption id -> text
+        for i in range(len(pairs)):
+            number = numbers.get(pairs.image_id(i), -1)
+            for caption in pairs.captions(i) if number >= 0 else ():
+                place = places.get(caption_id(caption), -1) if self.itm_by_caption else -1
+                if place < 0:
+                    places[caption_id(caption)] = len(lines)
+                    lines.append(caption)
+                    owners.append([number])
+                else:
+                    owners[place].append(number)
+        encode = CaptionEncoder(self.tokenizer, self.config.max_text_tokens, text_cleaning=self.config.text_cleaning)
+        ids, lengths = padded([encode(line) for line in lines], self.tokenizer.pad_id)
+        images, groups = [pairs.image_path(i) for i in kept], [pairs.group(i) for i in kept]
+        return Gallery(images, groups, Texts(ids, lengths, owners), lines, len(notes))
+
+
+def intervals(found: Retrieval, texts: Texts, groups: Sequence[Hashable], seed: int) -> dict[str, Interval]:
+    """Bootstrap intervals of R@1, R@5 and R@10 after matching, both ways; `groups` (I,) are drawn as a whole.
+
+    Texts of one image fail together: a text belongs to the group of its image, the first of several.
+    """
+    of_image: dict[int, set[int]] = {}
+    for text, owners in enumerate(texts.images):
+        for image in owners:
+            of_image.setdefault(image, set()).add(text)
+    of_text = {text: set(owners) for text, owners in enumerate(texts.images)}
+    groups_of_texts = [groups[owners[0]] if owners else None for owners in texts.images]
+    directions = {
+        "i2t": (found.image_to_text.candidates, of_image, groups),
+        "t2i": (found.text_to_image.candidates, of_text, groups_of_texts),
+    }
+    result = {}
+    for way, (candidates, answers, drawn) in directions.items():
+        asked = [query for query in range(len(candidates)) if answers.get(query)]
+        lists = [candidates[query].tolist() for query in asked]
+        for k in (1, 5, 10):
+            hits = [float(bool(answers[q] & set(row[:k]))) for q, row in zip(asked, lists, strict=True)]
+            result[f"itm_{way}_r{k}"] = bootstrap(hits, [drawn[q] for q in asked], seed=seed)
+    return result
+
+
+def run(config: RetrievalConfig, output: Path, resume: str, device: torch.device) -> bool:
+    """Trains and leaves the result in `output`. False: a signal ended it."""
+    return train(Retrieving, config, output, resume, device)
+
+
+def score(config: RetrievalConfig, output: Path, device: torch.device) -> None:
+    """Evaluates without training."""
+    evaluate(Retrieving, config, output, device)
+
+
+def main(help: str | None = None) -> None:
+    """The command line of the task; `help` is shown with `--help`."""
+    launch(run, RetrievalConfig, default_output="runs/retrieval", evaluate=score, help=help or __doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""Fine-tunes visual question answering, and scores answers.
+
+    python train_vqa.py --config configs/vqa_rad.yaml --output_dir runs/vqa_rad --init_from model_base.pth
+    python train_vqa.py --config configs/vqa_rad.yaml --output_dir runs/vqa_rad --evaluate
+
+The loss is in blip/models/vqa.py, ranking of answers in blip/models/ranking.py, scores in blip/evaluation/answers.py.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from blip.checkpoints.format import INFO
+from blip.config import ConfigError, annotation_files
+from blip.data.question_splits import answer_list, majority_answers, shared_images, split_by_image
+from blip.data.questions import (
+    EvalQuestions,
+    QuestionEncoder,
+    Questions,
+    VqaBatch,
+    VqaDataset,
+    collate_vqa,
+    read_questions,
+)
+from blip.data.sets.questions import Question
+from blip.evaluation.answers import exact_match, score_answers, vqa_accuracy
+from blip.evaluation.bootstrap import as_json, bootstrap
+from blip.models.ranking import AnswerTree, distinct_answers, rank_answers
+from blip.models.vqa import VqaModel
+from blip.network.packing import ImageKeys
+from blip.tasks.config import VqaConfig
+from blip.tasks.finetune import FineTuning
+from blip.tasks.run import evaluate, train
+from blip.train.launch import launch
+from blip.train.loop import Step
+
+
+class Answering(FineTuning):
+    """Language modelling of weighted answers to questions about images."""
+
+    task = "vqa"
+    collate_fn = staticmethod(collate_vqa)
+    config: VqaConfig
+    model: VqaModel
+
+    def read_data(self) -> None:
+        self.questions: Questions | None = None
+        self.held_out: dict[str, Questions] = {}
+        config = self.config
+        if config.train_file:
+            self.questions = self._read(annotation_files(config), "train")
+        if config.split_shares and self.questions is not None:
+            self._split(self.questions, config.split_shares)
+        else:
+            self.held_out = {part: self._read(self.files(part), part) for part in ("val", "test") if self.files(part)}
+        self.trained_on = self.questions
+        self.answers = self._answers()
+
+    def _read(self, files: Any, split: str) -> Questions:
+        return read_questions(files, self.config.image_root, self.config.dataset, self.part(split))
+
+    def compare_with(self, train_file: list[str]) -> None:
+        """Evaluation alone: the questions that were trained on, where they lie here, for what `_score` says of them."""
+        if self.questions is None and all(Path(file).exists() for file in train_file):
+            self.trained_on = self._read(train_file, "train")
+
+    def _split(self, questions: Questions, shares: tuple[float, float, float]) -> None:
+        self.questions, *held_out = split_by_image(questions, shares, self.config.seed)
+        self.held_out = {split: part for split, part in zip(("val", "test"), held_out, strict=True) if len(part)}
+
+    def files(self, split: str) -> list[str]:
+        if self.config.split_shares:
+            return [f"the {split} part of train_file"] if split in self.held_out else []
+        return super().files(split)
+
+    def _answers(self) -> list[str]:
+        """The answers that ranking chooses from: a file's, the training set's, or those that a checkpoint brings."""
+        path = self.config.answer_file
+        if path:
+            try:
+                text = Path(path).read_text(encoding="utf-8")
+                found = json.loads(text) if path.endswith(".json") else text.splitlines()
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"answer_file {path}: {error}") from error
+            if not isinstance(found, list) or not all(isinstance(answer, str) for answer in found):
+                raise ConfigError(f"answer_file {path}: expected a JSON list of texts, or a text file of one a line")
+            found = list(dict.fromkeys(answer.strip() for answer in found if answer.strip()))
+        elif self.questions is not None:
+            found = answer_list(self.questions)
+        else:
+            file = Path(self.config.init_from) / INFO
+            found = json.loads(file.read_text(encoding="utf-8")).get("answers", []) if file.is_file() else []
+        if not found and self.config.inference == "rank":
+            raise ConfigError("there is no answer to rank: set answer_file, or inference: generate")
+        return found
+
+    def texts(self) -> Iterator[str]:
+        assert self.questions is not None
+        for i in range(len(self.questions)):
+            question = self.questions[i]
+            yield from (question.question, *question.answers)
+
+    def records(self) -> tuple[int, np.ndarray | None]:
+        return (len(self.questions), self.questions.record_weights()) if self.questions is not None else (0, None)
+
+    def encoder(self) -> QuestionEncoder:
+        return QuestionEncoder(self.tokenizer, self.config.max_text_tokens, self.config.max_answer_tokens)
+
+    def dataset(self, transform: Callable[[Image.Image], Tensor]) -> VqaDataset:
+        assert self.questions is not None
+        config = self.config
+        return VqaDataset(
+            self.questions, self.order, self.encoder(), transform, config.seed, config.max_skipped_fraction
+        )
+
+    def step(self, batch: VqaBatch, step: int) -> Step:
+        """A batch to its loss."""
+        self.skipped.add(batch.skipped, len(batch))
+        batch = batch.to(self.device, non_blocking=True)
+        loss = self.parallel(
+            batch.images,
+            batch.ids,
+            batch.lengths,
+            batch.answer_ids,
+            batch.answer_lengths,
+            batch.owner,
+            batch.weights,
+            packed=not self.config.compile,
+        )
+        return Step(loss, {"lm": loss}, len(batch), describe=lambda: self._name(batch))
+
+    def _name(self, batch: VqaBatch) -> str:
+        assert self.questions is not None
+        return ", ".join(self.questions[i].question_id for i in batch.indices[:16])
+
+    def add_parts(self) -> None:
+        """The list of answers as a tree of tokens."""
+        given = self.answers
+        self.answers, tokens = distinct_answers(self.tokenizer, given, self.config.max_answer_tokens)
+        if given and not tokens and self.config.inference == "rank":
+            raise ConfigError(f"no answer has a token, such as {given[0]!r}: set answer_file")
+        self._check_metric()
+        self.needs_positions(self.config.max_answer_tokens, "max_answer_tokens")
+        if self.config.inference == "generate":
+            self.needs_positions(1 + self.config.max_new_tokens, "max_new_tokens and the token before them")
+        self.tree = AnswerTree(tokens, self.tokenizer.dec_id, self.tokenizer.sep_id) if tokens else None
+
+    def _check_metric(self) -> None:
+        """ConfigError where the validation set cannot give `best_metric`, which would cost the first epoch."""
+        metric, questions = self.config.best_metric, self.held_out.get("val")
+        if questions is None:
+            return
+        kinds = set()
+        ten = True
+        for i in range(len(questions)):
+            question = questions[i]
+            kinds |= {question.answer_type, *question.category.split("+")}
+            ten = ten and len(question.references) == 10
+        if metric == "val_vqa_accuracy" and not ten:
+            raise ConfigError("best_metric is 'val_vqa_accuracy', which needs ten answers to every validation question")
+        score = next((name for name in self.config.scores if metric.startswith(f"val_{name}_")), None)
+        kind = metric.removeprefix(f"val_{score}_")
+        if score is not None and kind not in kinds:
+            raise ConfigError(f"best_metric is {metric!r}, but of the validation questions none is {kind}; there are "
+                              f"{', '.join(sorted(kinds - {''}))}")  # fmt: skip
+
+    def evaluate(self, split: str) -> dict[str, Any]:
+        """Answers the questions of the split and scores them; each answer goes into `answers_SPLIT.json`."""
+        questions = self.held_out[split]
+        batches = self.eval_batches(EvalQuestions(questions, self.encoder(), self.eval_transform()))
+        own: list[tuple] = []  # index, answer, probability
+        for batch in batches:
+            batch = batch.to(self.device)
+            keys = self.model.question_keys(batch.images, batch.ids, batch.lengths)
+            found = self._answer(keys, batch.indices, [questions[i].choices for i in batch.indices])
+            own += [(i, *answer) for i, answer in zip(batch.indices, found, strict=True)]
+        given = self.gathered(split, own, batches)
+        asked = [questions[i] for i, _, _ in given]
+        self._write(split, asked, given)
+        return self._score(split, asked, [text for _, text, _ in given])
+
+    def _answer(self, keys: ImageKeys, indices: list[int], choices: list[list[str]]) -> list[tuple[str, float]]:
+        """(answer, its probability) for each question of a batch."""
+        if self.config.inference == "choices":
+            return [self._choose(keys, row, texts) for row, texts in enumerate(choices)]
+        if self.config.inference == "rank":
+            assert self.tree is not None
+            ranked = rank_answers(self.model.text_decoder, keys, self.tree, self.config.k_test)
+            best, sure = ranked.answers[:, 0].tolist(), ranked.probabilities[:, 0].tolist()
+            return [(self.answers[i], p) for i, p in zip(best, sure, strict=True)]
+        # samples depend on the seed and the batch alone, and leave the random numbers of training as they are
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + indices[0])
+        out = self.model.answer(keys, self.config.decoding(), self.tokenizer.sep_id, generator)
+        sure = out.log_probs.sum(dim=1).exp().tolist()
+        return [(self.tokenizer.decode(ids), p) for ids, p in zip(out.ids.tolist(), sure, strict=True)]
+
+    def _choose(self, keys: ImageKeys, row: int, choices: list[str]) -> tuple[str, float]:
+        """The likeliest of a question's own choices; without choices an empty answer, which is wrong."""
+        texts, tokens = distinct_answers(self.tokenizer, choices, self.config.max_answer_tokens)
+        if not texts:
+            return "", 0.0
+        tree = AnswerTree(tokens, self.tokenizer.dec_id, self.tokenizer.sep_id)
+        one = keys.select(torch.tensor([row], device=keys.device))
+        ranked = rank_answers(self.model.text_decoder, one, tree, len(texts))
+        return texts[int(ranked.answers[0, 0])], float(ranked.probabilities[0, 0])
+
+    def _write(self, split: str, asked: list[Question], given: list[tuple]) -> None:
+        rows = [
+            {"question_id": q.question_id, "image": q.image, "question": q.question, "answer": text, "probability": p,
+             "references": q.references or q.answers}
+            for q, (_, text, p) in zip(asked, given, strict=True)
+        ]  # fmt: skip
+        self.write(f"answers_{split}.json", rows)
+
+    def _score(self, split: str, asked: list[Question], answers: list[str]) -> dict[str, Any]:
+        known = [(q, text) for q, text in zip(asked, answers, strict=True) if q.answers]
+        if not known:  # the references of some test sets are kept back
+            return {f"{split}_questions": len(asked)}
+        questions, texts = [q for q, _ in known], [text for _, text in known]
+        references = [q.references or q.answers for q in questions]
+        groups = [q.group or q.image_id for q in questions]
+        details: dict[str, Any] = {"by_type": as_json(
+            score_answers(texts, references, [q.answer_type for q in questions], groups, self.config.seed)
+        )}  # fmt: skip
+        categories = sorted({q.category for q in questions if q.category})
+        if categories:
+            details["by_category"] = as_json(
+                score_answers(texts, references, [q.category for q in questions], groups, self.config.seed)
+            )
+        found: dict[str, Any] = {f"{split}_questions": len(known)}
+        for name, scores in details["by_type"].items():
+            found |= {
+                f"{split}_{name}" if kind == "all" else f"{split}_{name}_{kind}": x["mean"]
+                for kind, x in scores.items()
+            }
+        for kind, x in details.get("by_category", {}).get("exact_match", {}).items():
+            if kind != "all":
+                found[f"{split}_exact_match_{kind}"] = x["mean"]
+        if all(len(q.references) == 10 for q in questions):
+            each = [vqa_accuracy(text, q.references) for q, text in known]
+            found[f"{split}_vqa_accuracy"] = float(np.mean(each))
+            details["vqa_accuracy"] = as_json({"vqa_accuracy": {"all": bootstrap(each, groups, seed=self.config.seed)}})
+        found[f"{split}_images"] = len({q.image_id or q.image for q in questions})
+        if self.trained_on is not None:
+            found[f"{split}_images_in_training"] = shared_images(self.trained_on, self.held_out[split])
+            blind = majority_answers(self.trained_on, questions)
+            found[f"{split}_majority"] = float(np.mean(list(map(exact_match, blind, references))))
+        how = {"k": self.config.k_test, "answers": len(self.answers)} if self.config.inference == "rank" else vars(
+            self.config.decoding()
+        )  # fmt: skip
+        self.write(f"scores_{split}.json", {"inference": self.config.inference, "decoding": how, **details})
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        return {"answers": self.answers, "max_answer_tokens": self.config.max_answer_tokens}
+
+
+def run(config: VqaConfig, output: Path, resume: str, device: torch.device) -> None:
+    """Trains and leaves the result in `output`."""
+    train(Answering, config, output, resume, device)
+
+
+def score(config: VqaConfig, output: Path, device: torch.device) -> None:
+    """Evaluates without training."""
+    evaluate(Answering, config, output, device)
+
+
+def main(help: str | None = None) -> None:
+    """The command line of the task; `help` is shown with `--help`."""
+    launch(run, VqaConfig, default_output="runs/vqa", evaluate=score, help=help or __doc__)
+
+
+if __name__ == "__main__":
+    main()
