@@ -27,7 +27,7 @@ BLUE, GREY = "#00796b", "#b0bec5"
 def main(
     checkpoint: Annotated[str, typer.Option(help="of `make demo`")] = "runs/demo/run/checkpoints/latest",
     answerer: Annotated[str, typer.Option(help="fine-tuned with configs/vqa_phantoms.yaml; without: no answers")] = "",
-    number: Annotated[int, typer.Option(help="which held-out phantom")] = 9,
+    number: Annotated[int, typer.Option(help="which held-out phantom")] = 5,
     out: Annotated[Path, typer.Option(help="picture to write")] = Path("docs/assets/figure.png"),
 ) -> None:
     """Draws the phantom, its caption, answers, match probabilities and relevance map side by side."""
