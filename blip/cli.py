@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blip import capfilt_cli, pubmed_cli
+from blip import pubmed_cli
+from blip.capfilt import cli
 from blip.command_line import user_errors
 from blip.data.images import find_images
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from blip.inference.predictor import Predictor
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-app.add_typer(capfilt_cli.app, name="capfilt")
+app.add_typer(cli.app, name="capfilt")
 app.add_typer(pubmed_cli.app, name="pubmed")
 
 Files = Annotated[list[str], typer.Argument(help="annotation files, or folders of sets as distributed")]

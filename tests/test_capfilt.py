@@ -17,20 +17,20 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import blip
-from blip import capfilt
-from blip.capfilt import Work
-from blip.capfilt_merge import MergeError, Rule, merge, threshold_of
-from blip.capfilt_report import write_report
+from blip.capfilt import steps
+from blip.capfilt.candidates import HUMAN, SYNTHETIC, WEB, read_candidates
+from blip.capfilt.config import CapFiltConfig
+from blip.capfilt.merge import MergeError, Rule, merge, threshold_of
+from blip.capfilt.report import write_report
+from blip.capfilt.steps import Work
 from blip.cli import app
 from blip.config import ConfigError, load_config
-from blip.data.candidates import HUMAN, SYNTHETIC, WEB, read_candidates
 from blip.data.images import open_image
 from blip.data.jsonl_shards import ShardError, read_lines, shard_path, write_shards
 from blip.data.skipped import TooManySkipped
 from blip.data.webdataset import SIZES, UNFINISHED, TarError, open_shards
 from blip.inference.predictor import Predictor
 from blip.models.decoding import Decoding
-from blip.tasks.capfilt_config import CapFiltConfig
 
 HOW = Decoding(sample=True, top_p=0.9, num_return=2, max_new_tokens=5)
 
@@ -109,7 +109,7 @@ def test_candidates_bring_the_texts_of_an_image_together(tmp_path: Path) -> None
 
 def test_captions_are_new_and_different(model: Predictor, phantoms: Path, tmp_path: Path) -> None:
     candidates = read_candidates([str(phantoms / "captions.json")])
-    capfilt.caption(model, candidates, tmp_path, "m", HOW, work=Work(shard_size=20, batch_size=7))
+    steps.caption(model, candidates, tmp_path, "m", HOW, work=Work(shard_size=20, batch_size=7))
     lines = list(read_lines(tmp_path))
     assert len({line["image"] for line in lines}) == 48 and {line["source"] for line in lines} == {SYNTHETIC}
     for i in range(len(candidates)):
@@ -128,7 +128,7 @@ def test_scores_are_those_of_pair_by_pair(model: Predictor, phantoms: Path, tmp_
         record["caption"] = [record["caption"], "a dark square", "chest"][: number % 3 + 1]
     (tmp_path / "some.json").write_text(json.dumps(records))
     candidates = read_candidates([str(tmp_path / "some.json")])
-    capfilt.score(model, candidates, tmp_path / "scored", "f", work=Work(shard_size=4, batch_size=3))
+    steps.score(model, candidates, tmp_path / "scored", "f", work=Work(shard_size=4, batch_size=3))
     lines = list(read_lines(tmp_path / "scored"))
     assert len(lines) == sum(len(r["caption"]) for r in records)
     for line in lines:
@@ -146,7 +146,7 @@ def test_each_image_is_encoded_once(
     monkeypatch.setattr(
         "blip.network.vit.ViT.forward", lambda self, x, *a, **k: seen.append(len(x)) or forward(self, x, *a, **k)
     )
-    capfilt.score(model, candidates, tmp_path / "scored", "f")
+    steps.score(model, candidates, tmp_path / "scored", "f")
     assert sum(seen) == 48
 
 
@@ -156,8 +156,8 @@ def test_broken_images_are_listed_and_left_out(model: Predictor, phantoms: Path,
     data = tmp_path / "web.json"
     data.write_text(json.dumps([{"image": i, "caption": "x"} for i in ("gone.png", good, "broken.png")]))
     candidates = read_candidates([str(data)])
-    capfilt.caption(model, candidates, tmp_path / "syn", "m", HOW)
-    capfilt.score(model, read_candidates([str(data), str(tmp_path / "syn")]), tmp_path / "scored", "f")
+    steps.caption(model, candidates, tmp_path / "syn", "m", HOW)
+    steps.score(model, read_candidates([str(data), str(tmp_path / "syn")]), tmp_path / "scored", "f")
     for folder in ("syn", "scored"):
         problems = [line for line in read_lines(tmp_path / folder) if "problem" in line]
         assert sorted(Path(line["image"]).name for line in problems) == ["broken.png", "gone.png"]
@@ -170,19 +170,19 @@ def test_little_but_unreadable_images_end_the_work(model: Predictor, tmp_path: P
     data.write_text(json.dumps([{"image": f"gone{n}.png", "caption": "x"} for n in range(40)]))
     candidates = read_candidates([str(data)])
     with pytest.raises(TooManySkipped, match=r"11 of a shard's 20 images.*gone10\.png.*no such file.*image_root"):
-        capfilt.score(model, candidates, tmp_path / "scored", "f", work=Work(shard_size=20))
+        steps.score(model, candidates, tmp_path / "scored", "f", work=Work(shard_size=20))
     with pytest.raises(TooManySkipped, match="5 of a shard's 5"):
-        capfilt.caption(model, candidates, tmp_path / "syn", "m", HOW, work=Work(shard_size=5))
+        steps.caption(model, candidates, tmp_path / "syn", "m", HOW, work=Work(shard_size=5))
     assert not list(tmp_path.rglob("shard-*.jsonl"))  # nothing that a second try would take for done
     work = Work(shard_size=20, max_skipped_fraction=1.0, precision="bf16")
     with pytest.raises(TooManySkipped, match="20 of a shard's 20"):
-        capfilt.score(model, candidates, tmp_path / "scored", "f", work=work)  # other settings: no shard binds it
+        steps.score(model, candidates, tmp_path / "scored", "f", work=work)  # other settings: no shard binds it
 
 
 def test_the_prompt_is_no_part_of_a_caption(model: Predictor, phantoms: Path, tmp_path: Path) -> None:
     candidates = read_candidates([str(phantoms / "captions.json")])
     how = Decoding(sample=True, max_new_tokens=4, min_new_tokens=3)
-    capfilt.caption(model, candidates, tmp_path, "m", how, prompt="Chest with ")
+    steps.caption(model, candidates, tmp_path, "m", how, prompt="Chest with ")
     texts = [line["text"] for line in read_lines(tmp_path)]
     written = [several[0].text for several in model.write([candidates.image_path(0)], "Chest with ", how, 1)]
     assert written[0].startswith("chest with") and texts and not any(text.startswith("chest with") for text in texts)
@@ -332,9 +332,9 @@ def one_process(step: str, checkpoint: Path, data: Path, out: Path, rank: int, w
         time.sleep(0.005)
     candidates, model = read_candidates([str(data)]), blip.load(checkpoint)
     if step == "caption":
-        capfilt.caption(model, candidates, out, "m", HOW, seed=4, work=Work(shard_size=3, batch_size=2))
+        steps.caption(model, candidates, out, "m", HOW, seed=4, work=Work(shard_size=3, batch_size=2))
     else:
-        capfilt.score(model, candidates, out, "m", work=Work(shard_size=3, batch_size=2))
+        steps.score(model, candidates, out, "m", work=Work(shard_size=3, batch_size=2))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -352,11 +352,11 @@ def test_killed_processes_leave_what_an_undisturbed_one_leaves(
         pytest.importorskip("webdataset")
     data, out = phantoms / "captions.json", tmp_path / "two"
     if step == "merge":
-        capfilt.score(model, read_candidates([str(data)]), tmp_path / "scored", "m")
+        steps.score(model, read_candidates([str(data)]), tmp_path / "scored", "m")
         data = tmp_path / "scored"
     one_process_in_order = (step, tiny_checkpoint, data, tmp_path / "one")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["blip.capfilt", "blip.capfilt_merge", "blip.inference.load"])
+    context.set_forkserver_preload(["blip.capfilt.steps", "blip.capfilt.steps.merge", "blip.inference.load"])
 
     def start(out: Path, world: int) -> list:
         arguments = (*one_process_in_order[:3], out)
@@ -400,7 +400,8 @@ def bootstrap(start: Path, phantoms: Path, output: Path, *more: str) -> subproce
         "fraction": 0.5, "shard_size": 20, "max_new_tokens": 5,
     }  # fmt: skip
     words = [word for key, value in options.items() for word in ("--set", f"{key}={json.dumps(value)}")]
-    command = [sys.executable, ROOT / "run_capfilt.py", "--config", ROOT / "configs" / "capfilt_phantoms.yaml"]
+    command = [sys.executable, "-m", "blip", "capfilt", "run"]
+    command += ["--config", str(ROOT / "configs" / "capfilt_phantoms.yaml")]
     return subprocess.run(
         [*command, "--output_dir", output, *words, *more],
         cwd=ROOT, env=script_env(), capture_output=True, text=True, timeout=600,

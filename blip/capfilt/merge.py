@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from blip.data.candidates import HUMAN, SYNTHETIC, WEB
+from blip.capfilt.candidates import HUMAN, SYNTHETIC, WEB
 from blip.data.images import UnreadableImage, open_image, read_image
 from blip.data.jsonl_shards import Line, read_lines, settings_of, whole_file, write_lines, write_whole
 from blip.data.pairs import read_pairs

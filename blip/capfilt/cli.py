@@ -71,6 +71,22 @@ def _tell(out: Path, what: str) -> None:
 
 
 @app.command()
+def run(
+    config: Annotated[Path, typer.Option(help="a file of configs/, or your own")],
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="where every step leaves its files")] = Path(
+        "runs/capfilt"
+    ),
+    rounds: Annotated[int | None, typer.Option(min=1, help="how often; overrides the file")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, overrides the file")] = None,
+) -> None:
+    """Bootstraps the captions of a noisy set, round by round; started again, it continues."""
+    with user_errors():
+        from blip.capfilt.rounds import run
+
+        run(config, output_dir, [*(set_ or []), *([f"rounds={rounds}"] if rounds else [])])
+
+
+@app.command()
 def caption(
     checkpoint: Checkpoint,
     data: Data,
@@ -93,16 +109,16 @@ def caption(
     device: Device = "auto",
 ) -> None:
     """Writes captions for every image."""
-    from blip import capfilt
-    from blip.data.candidates import read_candidates
+    from blip.capfilt import steps
+    from blip.capfilt.candidates import read_candidates
 
     with user_errors():
-        work = capfilt.Work(shard_size, batch_size, precision, workers, max_skipped_fraction)
-        how = capfilt.decoding(captions_per_image, beams, top_p, max_new_tokens, min_new_tokens)
+        work = steps.Work(shard_size, batch_size, precision, workers, max_skipped_fraction)
+        how = steps.decoding(captions_per_image, beams, top_p, max_new_tokens, min_new_tokens)
         candidates = read_candidates(data, image_root)
         model, own = _start(checkpoint, tokenizer, device), _model_name(checkpoint, tokenizer)
         progress = _counter(len(candidates), shard_size)
-        capfilt.caption(model, candidates, out, own, how, seed, round_, prompt, work, progress)
+        steps.caption(model, candidates, out, own, how, seed, round_, prompt, work, progress)
         _tell(out, f"{len(candidates)} images")
 
 
@@ -121,15 +137,15 @@ def filter_(
     device: Device = "auto",
 ) -> None:
     """Scores every text of every image by matching and contrast."""
-    from blip import capfilt
-    from blip.data.candidates import read_candidates
+    from blip.capfilt import steps
+    from blip.capfilt.candidates import read_candidates
 
     with user_errors():
         candidates = read_candidates(data, image_root)
         model, own = _start(checkpoint, tokenizer, device), _model_name(checkpoint, tokenizer)
         progress = _counter(len(candidates), shard_size)
-        work = capfilt.Work(shard_size, batch_size, precision, workers, max_skipped_fraction)
-        capfilt.score(model, candidates, out, own, work, progress)
+        work = steps.Work(shard_size, batch_size, precision, workers, max_skipped_fraction)
+        steps.score(model, candidates, out, own, work, progress)
         _tell(out, f"{candidates.texts} texts of {len(candidates)} images")
 
 
@@ -149,8 +165,8 @@ def merge(
 ) -> None:
     """Writes what passes, with what people wrote, to train on."""
     from blip import distributed
-    from blip.capfilt_merge import Rule
-    from blip.capfilt_merge import merge as merge_
+    from blip.capfilt.merge import Rule
+    from blip.capfilt.merge import merge as merge_
 
     with user_errors():
         distributed.start("cpu")
@@ -177,8 +193,8 @@ def report(
 ) -> None:
     """Writes a page with histograms, counts, and pairs to look at."""
     from blip import distributed
-    from blip.capfilt_merge import Rule
-    from blip.capfilt_report import write_report
+    from blip.capfilt.merge import Rule
+    from blip.capfilt.report import write_report
 
     with user_errors():
         distributed.start("cpu")

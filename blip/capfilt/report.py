@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from blip.capfilt_merge import MergeError, Rule, scored_lines, settled
+from blip.capfilt.merge import MergeError, Rule, scored_lines, settled
 from blip.data.images import UnreadableImage, open_image
 from blip.data.jsonl_shards import Line, write_whole
 

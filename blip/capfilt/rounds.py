@@ -1,35 +1,35 @@
 """Bootstraps the captions of a noisy set: CapFilt (Li et al. 2022, section 3.3), from a pre-trained model to the next.
 
-    python run_capfilt.py --config configs/capfilt.yaml --output_dir runs/capfilt
-    torchrun --nproc_per_node=8 run_capfilt.py --config configs/capfilt.yaml --output_dir runs/capfilt --rounds 2
+    blip capfilt run --config configs/capfilt.yaml --output_dir runs/capfilt
+    torchrun --nproc_per_node=8 -m blip capfilt run --config configs/capfilt.yaml --output_dir runs/capfilt --rounds 2
 
 A round: captioner and filter are fine-tuned from one model on clean pairs, each on its own; the captioner writes texts
 for the noisy images; the filter scores these and the texts that were there; what passes, with the clean pairs, is what
-the next model is pre-trained on. The steps are in blip/capfilt.py; the same command goes on after a kill.
+the next model is pre-trained on. The steps are in blip/capfilt/steps.py; the same command goes on after a kill.
 """
 
 import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
 
-from blip import capfilt, distributed
-from blip.capfilt_merge import Rule, about_merged, merge
-from blip.capfilt_report import write_report
+from blip import distributed
+from blip.capfilt import steps
+from blip.capfilt.candidates import read_candidates
+from blip.capfilt.config import CapFiltConfig
+from blip.capfilt.merge import Rule, about_merged, merge
+from blip.capfilt.report import write_report
 from blip.checkpoints.format import TOKENIZER
-from blip.command_line import user_errors
 from blip.config import Config, ConfigError, PretrainConfig, RunConfig, dump_config, load_config, with_options
-from blip.data.candidates import read_candidates
 from blip.data.jsonl_shards import write_whole
 from blip.errors import BlipError
 from blip.hashing import fingerprint
 from blip.inference.load import load
 from blip.tasks import caption, pretrain, retrieval
-from blip.tasks.capfilt_config import CapFiltConfig
 from blip.tasks.config import CaptionConfig, FineTuneConfig, RetrievalConfig
 from blip.tasks.finetune import BEST
 from blip.train.checkpoint import complete_checkpoints
@@ -48,10 +48,10 @@ class Rounds:
 
     def __init__(self, config: CapFiltConfig, output: Path, device: torch.device):
         self.config, self.output, self.device = config, output, device
-        self.how = capfilt.decoding(
+        self.how = steps.decoding(
             config.captions_per_image, config.beams, config.top_p, config.max_new_tokens, config.min_new_tokens
         )
-        self.work = capfilt.Work(
+        self.work = steps.Work(
             config.shard_size, config.batch_size, config.precision, config.num_workers, config.max_skipped_fraction
         )
         self.rule = Rule(config.threshold, config.itc_threshold, config.fraction)
@@ -98,11 +98,11 @@ class Rounds:
         config, scored = self.config, place / "scored"
         self.say(f"round {number}: captions for {len(self.web)} images")
         about = fingerprint(captioner), self.how, config.seed, number, config.prompt, self.work
-        capfilt.caption(load(captioner, self.device), self.web, place / "synthetic", *about)
+        steps.caption(load(captioner, self.device), self.web, place / "synthetic", *about)
         distributed.barrier()
         candidates = read_candidates([*config.web_file, str(place / "synthetic")], config.image_root)
         self.say(f"round {number}: scores of {candidates.texts} texts")
-        capfilt.score(load(filter_, self.device), candidates, scored, fingerprint(filter_), self.work)
+        steps.score(load(filter_, self.device), candidates, scored, fingerprint(filter_), self.work)
         distributed.barrier()
         out = place / "bootstrapped.jsonl"
         if distributed.is_main() and not about_merged(out).exists():
@@ -153,20 +153,12 @@ class Rounds:
             typer.echo(text)
 
 
-def main(
-    config: Annotated[Path, typer.Option(help="a file of configs/, or your own")],
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="where every step leaves its files")] = Path(
-        "runs/capfilt"
-    ),
-    rounds: Annotated[int | None, typer.Option(min=1, help="how often; overrides the file")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, overrides the file")] = None,
-) -> None:
-    """Bootstraps the captions of a noisy set, round by round; started again, it goes on."""
-    overrides = [*(set_ or []), *([f"rounds={rounds}"] if rounds else [])]
+def run(config: Path, output: Path, overrides: list[str]) -> None:
+    """Every round of a configuration file; started again in the same folder, it continues."""
     settings = load_config(config, CapFiltConfig, overrides)
     device = distributed.start(settings.device, hours=24)  # one process may merge while the others wait
-    remember(settings, output_dir)
-    result = Rounds(settings, output_dir, device).run()
+    remember(settings, output)
+    result = Rounds(settings, output, device).run()
     if distributed.is_main():
         typer.echo(f"done: {result}")
 
@@ -197,8 +189,3 @@ def remember(config: CapFiltConfig, output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
         dump_config(config, saved)
     distributed.barrier()
-
-
-if __name__ == "__main__":
-    with user_errors():
-        typer.run(main)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blip.data.candidates import SYNTHETIC, Candidate, Candidates
+from blip.capfilt.candidates import SYNTHETIC, Candidate, Candidates
 from blip.data.images import UnreadableImage, open_image
 from blip.data.jsonl_shards import Line, write_shards
 from blip.data.skipped import TooManySkipped
