@@ -17,9 +17,9 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from blip.capfilt.config import CapFiltConfig
 from blip.config import ModelConfig, PretrainConfig, RunConfig
 from blip.pubmed_run import PubmedConfig
-from blip.capfilt.config import CapFiltConfig
 from blip.tasks.config import (
     CaptionConfig,
     FineTuneConfig,
