@@ -52,7 +52,8 @@ HEAD = """# Configuration
 A configuration is a flat YAML file. Files in `configs/` set the options of one run each, and `--set key=value` on the
 command line overrides the file; the value is in YAML's notation. An unknown key, a wrong type or a value outside its
 limits ends the run with a message before anything is read; for an unknown key the message names the nearest known one.
-Every run writes the configuration with all resolved values to `config.yaml` in its folder.
+`--config` takes a path, or the name of a file of `configs/` such as `pretrain_demo`. Every run writes the
+configuration with all resolved values to `config.yaml` in its folder.
 
 A section below lists the options that a group of scripts adds. Each training script takes the first two sections;
 retrieval, captioning, VQA and NLVR2 also take *Fine-tuning* and their own section, and captioning and VQA
