@@ -1,4 +1,5 @@
-"""Every command of the README and of the configurations' headers runs, with small sizes, local paths and few steps."""
+"""Every command and every Python block of the README and the documentation runs, as do the commands in the headers of
+the configurations: with small sizes, local files and few steps. Links resolve."""
 
 import json
 import re
@@ -7,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,87 +20,142 @@ from fine_tuning import write_part
 from PIL import Image
 from pmc_server import Library, Server
 
-# what stands in a command (a pattern) -> what the test puts there. {root} is the project, {here} a folder that holds
-# captions.json, questions.json and statements.json (phantoms), vocab.txt (their words), model_base.pth (a tiny model in
-# the released format), and what earlier commands leave: the demo's run, a VQA model in runs/vqa_phantoms, runs/vqa_rad
-SUBSTITUTES = {
-    r"^torchrun ": f"{sys.executable} -m torch.distributed.run ",
-    r"--nproc_per_node=\d+": "--nproc_per_node=1",
-    r"--nnodes=\d+": "--nnodes=1",
-    r"HOST:29500": "localhost:0",
-    r" (pretrain|train_\w+)\.py": r" {root}/\1.py",
-    r" configs/": " {root}/configs/",
-    r"--count \d+": "--count 12",
-    r"data/vqa_rad --dataset vqa_rad": "questions.json",
-    r"--output_dir runs/(?!small|vqa_rad --evaluate)\S+": "--output_dir {here}/{fresh}",  # --resume finds the old one
-    r"(blip convert .*)": r"\1 --image_heads 2 --text_heads 2",  # the tiny model's
-    r"(.*/pretrain\.py .*)": r"\1 {sizes}",  # of conftest.TINY, two steps
-    r"(.*blip capfilt run .*)": r"\1 {capfilt}",  # two steps of each training
-    r"(.*/train_\w+\.py .*--(?:init_from|evaluate).*)": r"\1 {tuned}",  # with the sizes of the checkpoint
-    r"(.*/train_\w+\.py (?!.*--(?:init_from|evaluate)).*)": r"\1 {own_sizes} {tuned}",
-    r"(.*/train_.* --init_from \S+\.pth.*)": r"\1 --set image_heads=2 --set text_heads=2",
-    r"(.*/train_retrieval.*)": r"\1 {captions} --set queue_size=20",
-    r"(.*/train_caption.*)": r"\1 {captions} --set max_new_tokens=6",
-    r"(.*/train_vqa.*)": r"\1 {questions} --set max_answer_tokens=8 --set max_new_tokens=4",
-    r"(.*/train_nlvr.*)": r"\1 {statements}",
-    r"(blip pubmed search .*)": r"\1 --eutils {server}",
-    r"(blip pubmed fetch .*)": r"\1 --bucket {server} --rate 100",
-    r"(blip pubmed run .*)": r"\1 {pubmed}",
-    r" \.\./vqa_rad/": " images",
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {"README.md": README} | {
+    f"docs/{path.name}": path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))
 }
-STEPS = {"accumulation": 1, "max_steps": 2, "drop_path": 0.0}
-SIZES = {**TINY, **STEPS, "vision_init": "", "text_init": "", "val_file": "[]"}
-TUNED = {**TINY, **STEPS, "dataset": "json", "image_root": ""}
-for _key in (*OWN_SIZES, "queue_size"):
-    del TUNED[_key]
-DEMO = "{here}/runs/demo/run/checkpoints/latest"
-CAPFILT = {
-    "web_file": "[{here}/captions.json]",
-    "human_file": "[{here}/captions.json]",
-    "start": DEMO,
-    "pretrain": "{root}/configs/pretrain_demo.yaml",
-    "captioner": "{root}/configs/caption_phantoms.yaml",
-    "filter": "{root}/configs/retrieval_phantoms.yaml",
-    "pretrain_set": {**SIZES, "tokenizer": f"{DEMO}/tokenizer.json"},
-    "captioner_set": TUNED,
-    "filter_set": {**TUNED, "queue_size": 20},
-    "fraction": 0.5,
-    "shard_size": 20,
-    "max_new_tokens": 4,
-    "min_new_tokens": 0,
-    "precision": "fp32",
-}
-PUBMED = {"email": "me@lab.org", "eutils": "{server}", "bucket": "{server}", "rate": 100, "workers": 1, "min_side": 32}
-GIVEN = {"tokenizer": "{here}/vocab.txt", "train_file": "[{here}/captions.json]"}  # unless the command names them
-
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
 HEADERS = {
     path.name: re.findall(r"^#   ((?:python|torchrun|blip|make) .*)$", path.read_text(), flags=re.MULTILINE)
     for path in sorted((ROOT / "configs").glob("*.yaml"))
 }
 
 
-def readme_commands() -> list[str]:
-    lines = [line for block in BLOCKS if not block.startswith("#!") for line in block.splitlines()]
-    return [line.split("  #")[0].split("   #")[0].strip() for line in lines if line.strip()]
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
 
 
-COMMANDS = [*readme_commands(), *(command for commands in HEADERS.values() for command in commands)]
+def commands_of(page: str) -> list[str]:
+    lines = [line for block in blocks(page, "bash") if not block.startswith("#!") for line in block.splitlines()]
+    return [line.partition("  #")[0].strip() for line in lines if line.strip()]
+
+
+# in this order, since some commands use what others write; each once
+COMMANDS = list(dict.fromkeys(c for page in PAGES.values() for c in commands_of(page)))
+COMMANDS += [command for commands in HEADERS.values() for command in commands if command not in COMMANDS]
+RUN = [command for command in COMMANDS if command.split()[0] not in ("make", "pip")]
+
+# ---- what is changed in a command ------------------------------------------------------------------------------------
+
+# option -> its value here. One process, one machine, few images
+INSTEAD = {"--nproc_per_node": "1", "--nnodes": "1", "--rdzv_endpoint": "localhost:0", "--count": "12"}
+STEPS = {"accumulation": 1, "max_steps": 2, "drop_path": 0.0}
+PRETRAIN = {**TINY, **STEPS, "vision_init": "", "text_init": "", "val_file": "[]"}
+FINE_TUNE = {**TINY, **STEPS, "dataset": "json", "image_root": ""}  # sizes are those of the checkpoint
+for _key in (*OWN_SIZES, "queue_size"):
+    del FINE_TUNE[_key]
+HEADS = {"image_heads": 2, "text_heads": 2}  # of model_base.pth, which does not say
+
+
+def files(name: str) -> dict[str, str]:
+    return {f"{part}_file": f"[{name}.json]" for part in ("train", "val", "test")}
+
+
+DEMO = "runs/demo/run/checkpoints/latest"
+RETRIEVAL = {**FINE_TUNE, "queue_size": 20}
+# program -> options that are set, also where the command has them
+SET = {
+    "pretrain": {**PRETRAIN, "tokenizer": "vocab.txt", "train_file": "[captions.json]"},
+    "train_retrieval": {**RETRIEVAL, **files("captions")},
+    "train_caption": {**FINE_TUNE, **files("captions"), "max_new_tokens": 6},
+    "train_vqa": {**FINE_TUNE, **files("questions"), "max_answer_tokens": 8, "max_new_tokens": 4},
+    "train_nlvr": {**FINE_TUNE, **files("statements")},
+    "blip capfilt run": {
+        "web_file": "[captions.json]",
+        "human_file": "[captions.json]",
+        "start": DEMO,
+        "pretrain": "configs/pretrain_demo.yaml",
+        "captioner": "configs/caption_phantoms.yaml",
+        "filter": "configs/retrieval_phantoms.yaml",
+        "pretrain_set": {**PRETRAIN, "tokenizer": f"{DEMO}/tokenizer.json"},
+        "captioner_set": FINE_TUNE,
+        "filter_set": RETRIEVAL,
+        "fraction": 0.5,
+        "shard_size": 20,
+        "max_new_tokens": 4,
+        "min_new_tokens": 0,
+        "precision": "fp32",
+    },
+    "blip pubmed run": {
+        "email": "me@lab.org", "eutils": "SERVER", "bucket": "SERVER", "rate": 100, "workers": 1, "min_side": 32,
+    },
+}  # fmt: skip
+# program -> words that are added
+ADDED = {
+    "blip convert": "--image_heads 2 --text_heads 2",
+    "blip pubmed search": "--eutils SERVER",
+    "blip pubmed fetch": "--bucket SERVER --rate 100",
+}
+# program -> options of SET that a command may set itself
+KEPT = {"pretrain": ("train_file", "tokenizer"), "blip capfilt run": ("web_file", "human_file")}
+
+
+def localised(command: str, fresh: str, server: str) -> list[str]:
+    """The words of the command as run here, in the folder of `place`."""
+    words = [INSTEAD.get(before, word) for before, word in with_previous(shlex.split(command))]
+    words = [re.sub(r"^(--\w+)=.*", lambda m: f"{m[1]}={INSTEAD[m[1]]}" if m[1] in INSTEAD else m[0], w) for w in words]
+    if "--output_dir" in words and "--resume" not in words and "--evaluate" not in words:
+        place = words.index("--output_dir") + 1
+        words[place] = words[place] if words[place] == "runs/small" else f"runs/{fresh}"  # runs/small is resumed
+    program = program_of(words)
+    own = [key for key in KEPT.get(program, ()) if f" {key}=" in command]
+    values = {key: value for key, value in SET.get(program, {}).items() if key not in own}
+    if program.startswith("train_"):
+        values |= HEADS if ".pth" in command else {}
+        values |= {} if {"--init_from", "--evaluate"} & set(words) else {key: TINY[key] for key in OWN_SIZES}
+    words += [word for key, value in values.items() for word in ("--set", f"{key}={flow(value)}")]
+    words += shlex.split(ADDED.get(program, ""))
+    return [word.replace("SERVER", server) for word in words]
+
+
+def with_previous(words: list[str]) -> list[tuple[str, str]]:
+    return list(zip(["", *words], words, strict=False))
+
+
+def program_of(words: list[str]) -> str:
+    """`pretrain`, `blip caption`, `blip capfilt run`: whatever starts it."""
+    if "blip" in words:
+        return " ".join(words[words.index("blip") :][: 3 if {"capfilt", "pubmed"} & set(words) else 2])
+    return next(word for word in words if word.endswith(".py")).removesuffix(".py")
+
+
+def flow(value: object) -> object:
+    """A value of `--set`; options of options in YAML's flow style."""
+    return "{" + ", ".join(f"{k}: {v or repr(v)}" for k, v in value.items()) + "}" if isinstance(value, dict) else value
+
+
+# ---- where it runs ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpoint: Path) -> Path:
-    """A folder with everything that the commands name."""
+    """A folder with everything that the commands name: the scripts, annotations, a data set, checkpoints."""
     from blip.checkpoints import convert
     from blip.tokenizer import load_tokenizer
 
-    folder = tmp_path_factory.mktemp("readme")
+    folder = tmp_path_factory.mktemp("readme") / "here"
+    folder.mkdir()
+    for path in [ROOT / "configs", *ROOT.glob("*.py")]:
+        (folder / path.name).symlink_to(path)
     shutil.copy(phantoms / "captions.json", folder)
     (folder / "images").symlink_to(phantoms / "images")
+    (folder / ".." / "vqa_rad").symlink_to(phantoms / "images")  # evaluation images
     Image.open(phantoms / "images" / "000000.png").save(folder / "image.png")
     write_part(phantoms, "nlvr", 0, 16, folder / "statements.json")
     questions = json.loads(write_part(phantoms, "vqa", 0, 16, folder / "questions.json").read_text())
+    official = [{**q, "image_name": Path(q["image"]).name, "qid": i} for i, q in enumerate(questions)]
+    (folder / "data" / "vqa_rad").mkdir(parents=True)
+    (folder / "data" / "vqa_rad" / "trainset.json").write_text(json.dumps(official))
+    (folder / "data" / "vqa_rad" / "images").symlink_to(phantoms / "images")
     for question in questions:
         question["answer"] = 10 * [question["answer"]]  # as in VQA v2, whose score needs ten
     (folder / "questions.json").write_text(json.dumps(questions))
@@ -107,6 +164,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
     convert.write(folder / "model_base.pth", *convert.read(tiny_checkpoint), to="salesforce")
     for run in ("demo", "named"):
         shutil.copytree(tiny_checkpoint, folder / "runs" / run / "run" / "checkpoints" / "latest")
+    (folder / "runs" / "demo" / "data").mkdir()
+    (folder / "runs" / "demo" / "data" / "test").symlink_to(phantoms)
     model = answerer(folder, tiny_checkpoint)
     about = {**json.loads((model / "model.json").read_text()), "answers": ["yes", "no", "chest"]}
     (model / "model.json").write_text(json.dumps(about))
@@ -122,41 +181,11 @@ def server() -> Iterator[Server]:
         yield server
 
 
-def localised(command: str, here: Path, fresh: str, server: str) -> str:
-    """The command as run here."""
-    files = {
-        name: options({f"{split}_file": f"[{{here}}/{name}.json]" for split in ("train", "val", "test")})
-        for name in ("captions", "questions", "statements")
-    }
-    sizes = {**SIZES, **{key: value for key, value in GIVEN.items() if f"{key}=" not in command}}
-    own_sizes = options({key: TINY[key] for key in OWN_SIZES})
-    for pattern, substitute in SUBSTITUTES.items():
-        command = re.sub(pattern, substitute, command)
-    capfilt = {key: yaml(value) for key, value in CAPFILT.items() if f"{key}=" not in command}
-    values = {
-        "sizes": options(sizes),
-        "capfilt": options(capfilt),
-        "pubmed": options(PUBMED),
-        "tuned": options(TUNED),
-        "own_sizes": own_sizes,
-        **files,
-    }
-    for name, value in {**values, "root": ROOT, "here": here, "fresh": fresh, "server": server}.items():
-        command = command.replace(f"{{{name}}}", str(value))
-    return command
-
-
-def yaml(value: object) -> object:
-    """A value of an option that has options of its own."""
-    return "{" + ", ".join(f"{k}: {v or repr(v)}" for k, v in value.items()) + "}" if isinstance(value, dict) else value
-
-
-def options(values: dict) -> str:
-    return " ".join(f"--set {shlex.quote(f'{key}={value}')}" for key, value in values.items())
+# ---- commands --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("make ")], ids=lambda c: c[:70])
+@pytest.mark.parametrize("command", RUN, ids=lambda c: c[:70])
 def test_command(
     command: str,
     place: Path,
@@ -165,9 +194,10 @@ def test_command(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture,
 ) -> None:
-    words = shlex.split(localised(command, place, tmp_path.name, server.url))
-    if words[0] == sys.executable:  # torchrun
-        done = subprocess.run(words, cwd=place, env=script_env(), capture_output=True, text=True, timeout=300)
+    words = localised(command, tmp_path.name, server.url)
+    if words[0] == "torchrun":
+        start = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
+        done = subprocess.run(start, cwd=place, env=script_env(), capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         return
     monkeypatch.chdir(place)
@@ -183,13 +213,24 @@ def test_command(
             runpy.run_path(words[1], run_name="__main__")
     assert not ended.value.code, f"{command}\n{''.join(capfd.readouterr())[-4000:]}"
     if "train_" in words[1] and "--evaluate" not in words:
-        assert (place / tmp_path.name / "checkpoints" / f"step-{STEPS['max_steps']:08d}").is_dir()
+        assert (place / "runs" / tmp_path.name / "checkpoints" / f"step-{STEPS['max_steps']:08d}").is_dir()
 
 
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for command in (c for c in COMMANDS if c.startswith("make ")):
         assert re.search(rf"^{command.split()[1]}:", makefile, flags=re.MULTILINE), command
+
+
+def test_extras_exist_and_are_in_the_tables() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name, page in PAGES.items():
+        for named in re.findall(r"pip install -e '\.\[(.*?)\]'", page):
+            assert set(named.split(",")) <= set(extras), f"{name}: {named}"
+    for name in ("README.md", "docs/getting-started.md"):
+        table = [line for line in PAGES[name].splitlines() if line.startswith("| `")]
+        for extra in extras:
+            assert any(f"`{extra}`" in line.split("|")[1] for line in table), f"{name}: the table lacks {extra}"
 
 
 def test_each_configuration_has_a_command_hardware_and_score() -> None:
@@ -210,10 +251,59 @@ def test_demo(tmp_path: Path) -> None:
         assert wanted in done.stdout.replace("\n", "")
 
 
-def test_every_python_file_is_in_the_tree_of_the_readme() -> None:
-    tree = README[README.index("## The files") :]
-    for path in (ROOT / "blip").rglob("*.py"):
-        if path.stem.startswith("__"):
+# ---- Python ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [name for name, text in PAGES.items() if blocks(text, "python")])
+def test_python_blocks(page: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    scope: dict = {}  # the blocks of a page go on with what those before them made
+    for number, source in enumerate(blocks(PAGES[page], "python"), start=1):
+        exec(compile(source, f"{page}, Python block {number}", "exec"), scope)
+
+
+def test_notebook_has_the_outputs_of_one_run() -> None:
+    cells = json.loads((ROOT / "docs" / "internals.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    assert all(cell["outputs"] for cell in code), "run: python docs/run_notebook.py"
+
+
+# ---- links, pages, tree ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*PAGES, "CONTRIBUTING.md"])
+def test_links_resolve(name: str) -> None:
+    page = ROOT / name
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith(("https://", "../../actions/")):  # the latter: the hosting site's pages on workflows
             continue
-        name = "convert*.py" if path.stem.startswith("convert") else path.name
-        assert name in tree, f"{path.relative_to(ROOT)} is not in the README's tree"
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in [slug(heading) for heading in headings], f"{name}: {target}"
+
+
+def slug(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
+def test_page_of_options_is_up_to_date() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "make_configuration.py"))["page"]()
+    assert made == PAGES["docs/configuration.md"], "run: python docs/make_configuration.py"
+
+
+def test_each_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    for name in PAGES:
+        assert name == "README.md" or f": {Path(name).name}\n" in navigation, name
+
+
+def test_each_room_is_in_the_tree_of_the_readme() -> None:
+    (tree,) = (block for block in blocks(README, "text") if "blip/\n" in block)
+    for path in (ROOT / "blip").rglob("__init__.py"):
+        if path.parent != ROOT / "blip":
+            depth = len(path.parent.relative_to(ROOT).parts) - 1
+            assert re.search(rf"^{'  ' * depth}{path.parent.name}/ ", tree, flags=re.MULTILINE), path.parent

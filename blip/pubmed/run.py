@@ -18,40 +18,42 @@ from blip.pubmed.search import EUTILS, OPENI, Server, search
 
 
 class PubmedConfig(BaseModel):
-    """A data set out of PubMed Central: what to look for, what to keep, how to divide it."""
+    """Options of `blip pubmed run`."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
-    query: str
+    # search and fetch
+    query: str  # in PubMed's notation
     count: int = Field(1000, gt=0)  # articles at most; of Open-i, figures
-    source: Literal["pmc", "openi"] = "pmc"
+    source: Literal["pmc", "openi"] = "pmc"  # PubMed Central, or Open-i, an index of figures
     email: str = ""  # NCBI asks for it
     api_key: str = ""  # of NCBI: ten requests a second instead of three
     licenses: list[str] = ["CC-BY", "CC0"]  # empty: all that are named
-    retracted: bool = False
-
+    retracted: bool = False  # retracted articles too
     folder: str = "corpus"  # articles, lines, sub-figures
-    dataset: str = "dataset"
-    workers: int = Field(4, gt=0)
+    dataset: str = "dataset"  # folder of the data set
+    workers: int = Field(4, gt=0)  # downloads, or processes, at the same time
     rate: float = Field(10.0, gt=0)  # requests a second to the bucket
 
-    split_figures: bool = True
-    read_letters: bool = False
-    min_confidence: float = Field(0.5, ge=0, le=1)
-    keep_whole: bool = True
-    min_side: int = Field(64, gt=0)
-    min_words: int = Field(3, gt=0)
-    max_words: int = Field(300, gt=0)
-    words: list[str] = []
-    not_words: list[str] = []
-    splits: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    decontaminate: list[str] = []
-    shards: bool = False
-    seed: int = 0
+    # sub-figures and data set
+    split_figures: bool = True  # divide compound figures and their captions
+    read_letters: bool = False  # read panel letters with RapidOCR
+    min_confidence: float = Field(0.5, ge=0, le=1)  # that a sub-figure needs
+    keep_whole: bool = True  # keep compound figures that were not divided
+    min_side: int = Field(64, gt=0)  # pixels of the shorter side
+    min_words: int = Field(3, gt=0)  # of a caption
+    max_words: int = Field(300, gt=0)  # of a caption
+    words: list[str] = []  # a caption has one of these; empty: any
+    not_words: list[str] = []  # a caption has none of these
+    splits: tuple[float, float, float] = (0.8, 0.1, 0.1)  # shares of train, val and test, by article
+    decontaminate: list[str] = []  # folders or files of evaluation images to leave out
+    shards: bool = False  # also write webdataset shards
+    seed: int = 0  # of the division
 
-    eutils: str = EUTILS
-    openi: str = OPENI
-    bucket: str = BUCKET
+    # servers
+    eutils: str = EUTILS  # base address of ESearch
+    openi: str = OPENI  # address of Open-i
+    bucket: str = BUCKET  # base address of the open bucket
 
 
 def run(config: Path, overrides: list[str], tell: Callable[[str], None]) -> None:
