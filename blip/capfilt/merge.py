@@ -19,10 +19,11 @@ from PIL import Image
 
 from blip.capfilt.candidates import HUMAN, SYNTHETIC, WEB
 from blip.data.images import UnreadableImage, open_image, read_image
-from blip.data.jsonl_shards import Line, read_lines, settings_of, whole_file, write_lines, write_whole
+from blip.data.jsonl_shards import Line, read_lines, settings_of, write_lines
 from blip.data.pairs import read_pairs
 from blip.data.webdataset import write_tars
 from blip.errors import BlipError
+from blip.files import whole_file, write_whole
 
 ENDINGS = (".json", ".jsonl")
 ENDING_OF = {

@@ -15,7 +15,8 @@ import numpy as np
 
 from blip.capfilt.merge import MergeError, Rule, scored_lines, settled
 from blip.data.images import UnreadableImage, open_image
-from blip.data.jsonl_shards import Line, write_whole
+from blip.data.jsonl_shards import Line
+from blip.files import write_whole
 
 BINS = 40
 SIDE = 160  # pixels of an image's longer side on the page

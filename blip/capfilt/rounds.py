@@ -25,8 +25,8 @@ from blip.capfilt.merge import Rule, about_merged, merge
 from blip.capfilt.report import write_report
 from blip.checkpoints.format import TOKENIZER
 from blip.config import Config, ConfigError, PretrainConfig, RunConfig, dump_config, load_config, with_options
-from blip.data.jsonl_shards import write_whole
 from blip.errors import BlipError
+from blip.files import write_whole
 from blip.hashing import fingerprint
 from blip.inference.load import load
 from blip.tasks import caption, pretrain, retrieval

@@ -29,6 +29,7 @@ from blip.capfilt.candidates import SYNTHETIC, Candidate, Candidates
 from blip.data.images import UnreadableImage, open_image
 from blip.data.jsonl_shards import Line, write_shards
 from blip.data.skipped import TooManySkipped
+from blip.errors import InputError
 from blip.hashing import stable_hash
 from blip.inference.predictor import Predictor
 from blip.inference.scoring import match_groups
@@ -49,9 +50,9 @@ class Work:
 
     def __post_init__(self) -> None:
         if min(self.shard_size, self.batch_size, self.workers) < 1:
-            raise ValueError("shard_size, batch_size and workers need to be 1 or more")
+            raise InputError("shard_size, batch_size and workers need to be 1 or more")
         if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision is {self.precision!r}; it can be fp32 or bf16")
+            raise InputError(f"precision is {self.precision!r}; it can be fp32 or bf16")
 
     def settings(self) -> dict[str, Any]:
         return {"shard_size": self.shard_size, "batch_size": self.batch_size, "precision": self.precision}

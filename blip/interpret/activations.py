@@ -25,9 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blip.data.images import UnreadableImage, open_image
-from blip.data.jsonl_shards import write_whole
 from blip.errors import BlipError
-from blip.files import flush
+from blip.files import flush, write_whole
 from blip.inference.predictor import Predictor
 from blip.inference.scoring import scores_of
 from blip.interpret.explain_files import Wanted, check_wanted

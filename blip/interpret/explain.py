@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blip.errors import InputError
 from blip.inference.predictor import ImageInput, Images, Predictor, Texts, listed
 from blip.inference.scoring import check_texts, scores_of
 from blip.interpret.hooks import TraceError
@@ -89,7 +90,7 @@ def explain_pairs(
     site = _site(m, task, method, layer, rows)
     pairs = _pairs(m, images, texts, answers, task)
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, it must be 1 or more")
+        raise InputError(f"batch_size is {batch_size}, it must be 1 or more")
     found = []
     for start in range(0, len(pairs), batch_size):
         found += _explain_batch(m, pairs[start : start + batch_size], task, method, site, rows)
@@ -108,7 +109,7 @@ def _pairs(m: Predictor, images: Images, texts: Texts, answers: Texts, task: str
     counts = {len(pictures), len(words), len(replies)}
     if 0 in counts or len(counts - {1}) > 1:
         given = f"{len(pictures)} images and {len(words)} texts" + (f" and {len(replies)} answers" if answers else "")
-        raise ValueError(f"{given}: give as many, or one of either")
+        raise InputError(f"{given}: give as many, or one of either")
     pictures, words, replies = (x * max(counts) if len(x) == 1 else x for x in (pictures, words, replies))
     if task == "caption" and not all(words):
         own = m.caption(pictures)
@@ -127,11 +128,11 @@ def _site(m: Predictor, task: str, method: str, layer: int | None, rows: str) ->
     if m.info["task"] not in OF_CHECKPOINT:
         raise TraceError(f"a checkpoint of {m.info['task']} cannot be explained; {', '.join(OF_CHECKPOINT)} can")
     if task not in TASKS:
-        raise ValueError(f"task is {task!r}; it can be {', '.join(TASKS)}")
+        raise InputError(f"task is {task!r}; it can be {', '.join(TASKS)}")
     if method not in METHODS:
-        raise ValueError(f"method is {method!r}; it can be {', '.join(METHODS)}")
+        raise InputError(f"method is {method!r}; it can be {', '.join(METHODS)}")
     if rows not in ("words", "enc"):
-        raise ValueError(f"rows is {rows!r}; it can be words or enc")
+        raise InputError(f"rows is {rows!r}; it can be words or enc")
     stack = STACK[task]
     count = layer_count(m, task)
     if count == 0 or (task == "match" and not hasattr(m.model, "itm_head")):
@@ -142,7 +143,7 @@ def _site(m: Predictor, task: str, method: str, layer: int | None, rows: str) ->
     if layer is None:
         layer = max(0, min(count // 2, count - 2 if last_is_enc and rows == "words" else count - 1))
     if not 0 <= layer < count:
-        raise ValueError(f"there is no layer {layer}: this model has layers 0 to {count - 1}")
+        raise InputError(f"there is no layer {layer}: this model has layers 0 to {count - 1}")
     if last_is_enc and rows == "words" and layer == count - 1 and method != "relevance":
         raise TraceError(
             f"layer {layer} is the last one: the match logit reads its [ENC] row alone, so the gradient of its word "

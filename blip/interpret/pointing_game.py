@@ -30,6 +30,7 @@ from torch import Tensor
 
 from blip.data.formats import AnnotationError, iter_records
 from blip.data.images import UnreadableImage, open_image
+from blip.errors import InputError
 from blip.inference.predictor import Predictor
 from blip.interpret.explain import explain_pairs, layer_count
 from blip.interpret.maps import METHODS
@@ -101,9 +102,9 @@ def read_named(path: str | Path, limit: int = 0) -> tuple[list[Named], Counter[s
             boxes = [_box(lesion["box"]) for lesion in record["lesions"]]
             named, caption = record["named"], record["caption"]
             if type(named) is not int or not 0 <= named < len(boxes):
-                raise ValueError(f"named is {named!r}, there are {len(boxes)} lesions, from 0")
+                raise InputError(f"named is {named!r}, there are {len(boxes)} lesions, from 0")
             if not isinstance(caption, str) or not caption.strip():
-                raise ValueError("caption is no text")
+                raise InputError("caption is no text")
             others = boxes[:named] + boxes[named + 1 :]
             if not others:
                 left_out["of a single lesion"] += 1
@@ -125,12 +126,12 @@ def read_named(path: str | Path, limit: int = 0) -> tuple[list[Named], Counter[s
 
 def _box(values: Any) -> Box:
     if not isinstance(values, list | tuple) or len(values) != 4:
-        raise ValueError("a box has four numbers")
+        raise InputError("a box has four numbers")
     if not all(type(v) in (int, float) and math.isfinite(v) for v in values):
-        raise ValueError(f"box {values} holds something else than numbers")
+        raise InputError(f"box {values} holds something else than numbers")
     left, top, right, bottom = values
     if not (0 <= left < right and 0 <= top < bottom):
-        raise ValueError(f"box {values} is not left, top, right, bottom in pixels")
+        raise InputError(f"box {values} is not left, top, right, bottom in pixels")
     return left, top, right, bottom
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from blip.errors import BlipError
+from blip.errors import BlipError, InputError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class Rate:
 
     def __init__(self, per_second: float) -> None:
         if per_second <= 0:
-            raise ValueError(f"a rate of {per_second} requests a second")
+            raise InputError(f"a rate of {per_second} requests a second")
         self.step, self.next, self.lock = 1 / per_second, 0.0, threading.Lock()
 
     def wait(self, sleep: Callable[[float], object] = time.sleep) -> None:

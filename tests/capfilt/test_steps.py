@@ -30,6 +30,7 @@ from blip.data.images import open_image
 from blip.data.jsonl_shards import ShardError, read_lines, shard_path, write_shards
 from blip.data.skipped import TooManySkipped
 from blip.data.webdataset import SIZES, UNFINISHED, TarError, open_shards
+from blip.files import WriteError
 from blip.inference.predictor import Predictor
 from blip.models.decoding import Decoding
 
@@ -77,8 +78,8 @@ def test_a_full_disk_is_said_and_leaves_whole_shards(tmp_path: Path, monkeypatch
         if shard_path(tmp_path, 0).exists():
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("blip.data.jsonl_shards.os.fsync", full)
-    with pytest.raises(ShardError, match=r"No space left on device.*finished files are whole"):
+    monkeypatch.setattr("blip.files.os.fsync", full)
+    with pytest.raises(WriteError, match=r"No space left on device.*finished files are whole"):
         list(write_shards(tmp_path, {}, 3, lambda block: [{"image": str(block)}]))
     assert sorted(files(tmp_path)) == ["settings.json", "shard-00000.jsonl"]
 
@@ -318,7 +319,7 @@ def test_webdataset_shards_hold_the_images(model: Predictor, phantoms: Path, tmp
 def one_process(step: str, checkpoint: Path, data: Path, out: Path, rank: int, world: int) -> None:
     """What one of several processes does in a step, without a rendezvous."""
     torch.set_num_threads(1)
-    blip.data.jsonl_shards.os.fsync = lambda descriptor: time.sleep(
+    blip.files.os.fsync = lambda descriptor: time.sleep(
         0.05
     )  # a slow disk: there is a middle to be killed in
     answers = {"rank": rank, "world_size": world, "is_main": rank == 0, "barrier": None}
