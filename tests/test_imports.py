@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors", "files"},
     "html_page": {"files"},
     "command_line": {"errors", "distributed"},
-    "network": set(),
+    "network": {"errors"},
     "models": {"network", "distributed", "tokenizer", "errors"},
     "checkpoints": {"network", "models", "files", "hashing", "errors", "tokenizer"},
     "data": {"files", "hashing", "distributed", "tokenizer", "errors"},

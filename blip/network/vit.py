@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from blip.errors import InputError
 from blip.network.attention import Attention
 
 
@@ -41,7 +42,7 @@ class ViT(nn.Module):
     def __init__(self, config: ViTConfig):
         super().__init__()
         if config.image_size % config.patch or config.width % config.heads:
-            raise ValueError(
+            raise InputError(
                 f"image size {config.image_size} must be a multiple of patch {config.patch}, "
                 f"and width {config.width} of heads {config.heads}"
             )
