@@ -10,10 +10,10 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from blip.data.formats import NEEDS_PYARROW
 from blip.errors import BlipError, InputError
 
+Item = TypeVar("Item")
 REFERENCE = re.compile(r"(?P<file>.+\.(?P<kind>parquet|arrow))#(?P<row>\d+)", re.DOTALL | re.IGNORECASE)
 
 
@@ -219,16 +220,38 @@ def find_images(places: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def readable(paths: Sequence[Path], batch_size: int) -> Iterator[tuple[list[Path], list[Any], list[str]]]:
-    """Batches of (paths, their images, messages about those that cannot be read)."""
-    for start in range(0, len(paths), batch_size):
-        kept, images, problems = [], [], []
-        for path in paths[start : start + batch_size]:
-            try:
-                images.append(open_image(path))
-                kept.append(path)
-            except UnreadableImage as error:
-                problems.append(str(error))
+def open_or_problem(source: str | Path | bytes | Image.Image) -> tuple[Image.Image | None, str]:
+    """An image as `open_image` gives it and "", or None and the message about an image that cannot be read."""
+    try:
+        return open_image(source), ""
+    except UnreadableImage as error:
+        return None, str(error)
+
+
+def readable_batches(
+    items: Sequence[Item], batch_size: int, image_of: Callable[[Item], Any] = lambda item: item
+) -> Iterator[tuple[list[Item], list[Image.Image], list[str]]]:
+    """Batches of items with their opened images; unreadable images are left out and described.
+
+    Args:
+        items: paths, or records that have an image.
+        batch_size: items tried at once. A batch holds fewer where images are unreadable, down to none.
+        image_of: gives the image of an item, as `open_image` takes it; the item itself unless given.
+
+    Yields:
+        (items whose image was opened, these images, messages about the other images of the batch)
+    """
+    for start in range(0, len(items), batch_size):
+        kept: list[Item] = []
+        images: list[Image.Image] = []
+        problems: list[str] = []
+        for item in items[start : start + batch_size]:
+            image, problem = open_or_problem(image_of(item))
+            if image is None:
+                problems.append(problem)
+            else:
+                kept.append(item)
+                images.append(image)
         yield kept, images, problems
 
 

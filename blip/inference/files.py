@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from blip.data.images import NoImages, readable
+from blip.data.images import NoImages, readable_batches
 from blip.inference.predictor import Predictor
 from blip.models.decoding import Decoding
 
@@ -41,7 +41,7 @@ def match_rows(
         if not text.strip():
             raise NoImages("a text is empty: there is nothing to match")
     text_features = model.encode_text(list(texts), batch_size)
-    for kept, images, problems in readable(paths, batch_size):
+    for kept, images, problems in readable_batches(paths, batch_size):
         yield from ({"problem": problem} for problem in problems)
         if not kept:
             continue
@@ -68,7 +68,7 @@ def answer_rows(
     for question in questions:
         if not question.strip():
             raise NoImages("a question is empty")
-    for kept, images, problems in readable(paths, batch_size):
+    for kept, images, problems in readable_batches(paths, batch_size):
         yield from ({"problem": problem} for problem in problems)
         pairs = [(path, image, question) for path, image in zip(kept, images, strict=True) for question in questions]
         shown, asked = [image for _, image, _ in pairs], [question for _, _, question in pairs]
@@ -81,7 +81,7 @@ def answer_rows(
 def _rows(
     paths: Sequence[Path], batch_size: int, work: Callable[[list[Any]], list[dict[str, Any]]]
 ) -> Iterator[dict[str, Any]]:
-    for kept, images, problems in readable(paths, batch_size):
+    for kept, images, problems in readable_batches(paths, batch_size):
         yield from ({"problem": problem} for problem in problems)
         if kept:
             for path, row in zip(kept, work(images), strict=True):

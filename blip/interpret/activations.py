@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from blip.data.images import UnreadableImage, open_image
+from blip.data.images import readable_batches
 from blip.errors import BlipError
 from blip.files import flush, write_whole
 from blip.inference.predictor import Predictor
@@ -136,20 +136,15 @@ def _shard(
 ) -> tuple[dict[str, Tensor], list[int], list[str]]:
     parts: dict[str, list[Tensor]] = {point: [] for point in what.points}
     lengths: dict[str, list[Tensor]] = {}
-    numbers, problems = [], []
-    for start in range(0, len(wanted), batch_size):
-        batch, images = [], []
-        for number, one in enumerate(wanted[start : start + batch_size], start=first + start):
-            try:
-                images.append(open_image(one.image))
-            except UnreadableImage as error:
-                problems.append(str(error))
-                continue
-            batch.append(one)
-            numbers.append(number)
+    numbers: list[int] = []
+    problems: list[str] = []
+    numbered = list(enumerate(wanted, start=first))
+    for batch, images, unread in readable_batches(numbered, batch_size, lambda record: record[1].image):
+        problems += unread
         if not batch:
             continue
-        texts, answers = [one.text for one in batch], [one.answer for one in batch]
+        numbers += [number for number, _ in batch]
+        texts, answers = [one.text for _, one in batch], [one.answer for _, one in batch]
         if what.task == "answer" and not all(answers):  # the model's own, where none is given
             own = [answer.text for answer in m.answer(images, texts)]
             answers = [given or answer for given, answer in zip(answers, own, strict=True)]

@@ -1,12 +1,12 @@
 """`blip explain`: maps for images, folders and annotation files, in batches, written as pictures."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from blip.data.formats import iter_records
-from blip.data.images import UnreadableImage, find_images, open_image
+from blip.data.images import find_images, readable_batches
 from blip.inference.predictor import Predictor
 from blip.interpret.explain import OF_CHECKPOINT, Explanation, explain_pairs
 from blip.interpret.pictures import ENDINGS, PictureError, needs_matplotlib, save
@@ -81,23 +81,12 @@ def explain_files(
     found: list[Explanation] = []
     names: list[str] = []
     problems: list[str] = []
-    for batch in _readable(wanted, batch_size, problems):
-        opened = [image for _, image in batch]
-        asked = [w for w, _ in batch]
+    for asked, opened, unread in readable_batches(wanted, batch_size, lambda one: one.image):
+        problems += unread
+        if not asked:
+            continue
         texts, answers = [w.text for w in asked], [w.answer for w in asked]
         found += explain_pairs(m, opened, texts, task, method, layer, rows, answers, batch_size)
         images += opened
         names += [str(w.image) for w in asked]
     return (save(images, found, names, out) if found else []), problems
-
-
-def _readable(wanted: Sequence[Wanted], size: int, problems: list[str]) -> Iterator[list[tuple[Wanted, Any]]]:
-    for start in range(0, len(wanted), size):
-        batch = []
-        for one in wanted[start : start + size]:
-            try:
-                batch.append((one, open_image(one.image)))
-            except UnreadableImage as error:
-                problems.append(str(error))
-        if batch:
-            yield batch
