@@ -11,32 +11,23 @@ from, k chosen ones, P pairs, B images of a batch.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip import distributed
 from blip.distributed import share
 from blip.errors import InputError
 from blip.evaluation.ranking import ranking_scores
 from blip.models.matching import match_logits
-from blip.models.momentum import Contrastive, unit_features
+from blip.models.momentum import Matcher, unit_features
 from blip.network.packing import ImageKeys, Rows, with_first
-from blip.tokenizer import Specials
 
 # Batches of image numbers -> their tensors, batch by batch: pixels (B, 3, height, width), or states (B, N, D).
 Batches = Callable[[Sequence[Sequence[int]]], Iterable[Tensor]]
 
 
 TEXTS_AT_ONCE = 256  # encoded alone
-
-
-class Matcher(Contrastive, Protocol):
-    """A model that contrasts and matches: `PretrainModel`, `RetrievalModel`."""
-
-    itm_head: nn.Linear
-    specials: Specials
 
 
 @dataclass
