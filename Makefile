@@ -1,45 +1,56 @@
-# make demo | test | lint | test-oldest | clean.  PYTHON chooses the interpreter that environments are made with.
+# make demo | test | test-quick | test-oldest | lint | docs | clean
+# PYTHON is the interpreter that environments are made with, VENV the folder of the environment.
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST ?= .venv-oldest
 BIN = $(VENV)/bin
 DEMO ?= runs/demo
 SEED ?= 0
+# a file's tests stay in one process, which makes the fixtures of the file once; tests/conftest.py orders the files
+PYTEST = -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+INSTALL = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint test-oldest clean
+.PHONY: demo test test-quick test-oldest lint docs clean
 
 # stamps are made anew when the file they install from changes
-$(VENV)/.core: requirements.txt pyproject.toml
+$(VENV)/.core: requirements.txt pyproject.toml setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python $(INSTALL) -r requirements.txt
+	$(BIN)/python $(INSTALL) --no-deps --editable .
 	touch $@
 
-$(VENV)/.test: $(VENV)/.core pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-	touch $@
-
-$(VENV)/.lint: $(VENV)/.core pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[lint]'
+$(VENV)/.test $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.core
+	$(BIN)/python $(INSTALL) --editable '.[$*]'
 	touch $@
 
 demo: $(VENV)/.core
 	$(BIN)/python demo/demo.py --output_dir $(DEMO) --seed $(SEED)
 
+# the models of the tests are tiny: more threads would wait for each other more than they work
+test test-quick test-oldest: export OMP_NUM_THREADS = 1
+
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
+
+test-quick: $(VENV)/.test
+	$(BIN)/python $(PYTEST) -m "not slow"
+
+# the lowest versions that requirements.txt and the extras allow
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	$(PYTHON) .ci/lowest_versions.py > $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/python $(INSTALL) -r $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/python $(INSTALL) --no-deps --editable .
+	$(OLDEST)/bin/python $(PYTEST)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/python -m pytest tests/test_names.py
 
-# the lowest versions that requirements.txt allows, each `>=` read as `==`
-test-oldest:
-	$(PYTHON) -m venv .venv-oldest
-	sed 's/>=/==/' requirements.txt > .venv-oldest/requirements.txt
-	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-oldest/requirements.txt \
-		'pytest==8.0' 'transformers==4.46.0' 'pyarrow==15.0' 'tensorboard==2.14' 'numpy==1.26.0'
-	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	.venv-oldest/bin/python -m pytest
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv .venv-oldest runs phantoms .pytest_cache .ruff_cache .mypy_cache blip.egg-info
+	rm -rf .venv .venv-oldest runs phantoms site build .pytest_cache .ruff_cache .mypy_cache blip.egg-info

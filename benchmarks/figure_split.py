@@ -25,13 +25,13 @@ from pycocotools.cocoeval import COCOeval
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from benchmarks import harness
-from blip.pubmed import gutters
-from blip.pubmed.captions import split_caption
-from blip.pubmed.compose import compose, find_images
-from blip.pubmed.detector import PanelDetector
-from blip.pubmed.images import plain
-from blip.pubmed.match import layout
-from blip.pubmed.split import FigureSplitter, Options, split
+from blip.data.images import plain
+from blip.pubmed.panels import gutters
+from blip.pubmed.panels.captions import split_caption
+from blip.pubmed.panels.compose import compose, find_images
+from blip.pubmed.panels.detector import PanelDetector
+from blip.pubmed.panels.match import layout
+from blip.pubmed.panels.split import FigureSplitter, Options, split
 
 Found = tuple[np.ndarray, np.ndarray]  # boxes (panels, 4), scores (panels,)
 HELD_OUT = 900_000_000  # seeds from here on are never trained on

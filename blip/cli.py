@@ -5,17 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blip import pubmed_cli
-from blip.capfilt import cli
+from blip.capfilt import cli as capfilt
 from blip.command_line import user_errors
 from blip.data.images import find_images
+from blip.pubmed import cli as pubmed
 
 if TYPE_CHECKING:
     from blip.inference.predictor import Predictor
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-app.add_typer(cli.app, name="capfilt")
-app.add_typer(pubmed_cli.app, name="pubmed")
+app.add_typer(capfilt.app, name="capfilt")
+app.add_typer(pubmed.app, name="pubmed")
 
 Files = Annotated[list[str], typer.Argument(help="annotation files, or folders of sets as distributed")]
 

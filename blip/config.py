@@ -145,12 +145,11 @@ class PretrainConfig(ModelConfig):
 
 
 def load_config(path: str | Path, cls: type[Config], overrides: list[str] | None = None) -> Config:
-    """Reads a YAML file, applies `key=value` overrides (values in YAML's notation) and returns a `cls`."""
-    path = Path(path)
-    if not path.is_file():
-        near = sorted(str(p) for p in Path("configs").glob("*.yaml"))
-        hint = f"; there are {', '.join(near)}" if near else ""
-        raise ConfigError(f"there is no configuration {path}{hint}")
+    """Reads a YAML file, applies `key=value` overrides (values in YAML's notation) and returns a `cls`.
+
+    `path` may also be the name of a configuration of the package, see `find_config`.
+    """
+    path = find_config(path)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -166,6 +165,31 @@ def load_config(path: str | Path, cls: type[Config], overrides: list[str] | None
         _check_keys({key: None}, cls, f"--set {override}")
         values[key] = _parse(text, f"--set {override}")
     return _validated(cls, values, str(path))
+
+
+def find_config(name: str | Path) -> Path:
+    """The file of a configuration: `name` itself where it is a file, else the package's configuration of that name.
+
+    `pretrain_demo`, `pretrain_demo.yaml` and `configs/pretrain_demo.yaml` all name the packaged one, so that commands
+    and configurations that name another configuration work outside a checkout. ConfigError where there is none.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    packaged = {file.stem: file for file in _packaged_configs().glob("*.yaml")}
+    stem = path.name.removesuffix(".yaml")
+    if path.parent in (Path(), Path("configs")) and stem in packaged:
+        return packaged[stem]
+    near = sorted(str(file) for file in Path("configs").glob("*.yaml"))
+    near = near or difflib.get_close_matches(stem, packaged, n=3)
+    raise ConfigError(f"there is no configuration {path}" + (f"; there are {', '.join(near)}" if near else ""))
+
+
+def _packaged_configs() -> Path:
+    """The folder of configurations: inside an installed package, at the top of a checkout."""
+    package = Path(__file__).resolve().parent
+    inside, beside = package / "configs", package.parent / "configs"
+    return inside if inside.is_dir() else beside
 
 
 def with_options(config: Config, values: dict[str, Any], where: str) -> Config:

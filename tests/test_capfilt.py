@@ -356,7 +356,7 @@ def test_killed_processes_leave_what_an_undisturbed_one_leaves(
         data = tmp_path / "scored"
     one_process_in_order = (step, tiny_checkpoint, data, tmp_path / "one")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["blip.capfilt.steps", "blip.capfilt.steps.merge", "blip.inference.load"])
+    context.set_forkserver_preload(["blip.capfilt.steps", "blip.capfilt.merge", "blip.inference.load"])
 
     def start(out: Path, world: int) -> list:
         arguments = (*one_process_in_order[:3], out)

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from blip.pubmed.captions import Part, Split, split_caption
+pytest.importorskip("lxml")
+
 from blip.pubmed.jats import parse_article
+from blip.pubmed.panels.captions import Part, Split, split_caption
 
 HERE = Path(__file__).parent
 

@@ -1,11 +1,14 @@
 """Configuration files: what is read, what is refused, and what the message says."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from ruamel.yaml import YAML
 
-from blip.config import ConfigError, PretrainConfig, RunConfig, WeightedFile, dump_config, load_config
+from blip import config as config_module
+from blip.config import ConfigError, PretrainConfig, RunConfig, WeightedFile, dump_config, find_config, load_config
 
 
 @pytest.fixture
@@ -166,3 +169,48 @@ def test_every_problem_is_named_at_once(file: Path) -> None:
 def test_run_options_alone(file: Path) -> None:
     file.write_text("epochs: 3\n")
     assert load_config(file, RunConfig).epochs == 3
+
+
+NAMES = ("pretrain_demo", "pretrain_demo.yaml", "configs/pretrain_demo.yaml", "configs/pretrain_demo")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_finds_the_packaged_file(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_config(name) == ROOT / "configs" / "pretrain_demo.yaml"
+    assert load_config(name, PretrainConfig) == load_config(ROOT / "configs" / "pretrain_demo.yaml", PretrainConfig)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_installed_package_has_its_files_inside(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    inside = tmp_path / "site-packages" / "blip" / "configs"
+    shutil.copytree(ROOT / "configs", inside)
+    monkeypatch.setattr(config_module, "__file__", str(inside.parent / "config.py"))
+    monkeypatch.chdir(tmp_path)
+    assert find_config(name) == inside / "pretrain_demo.yaml"
+
+
+def test_an_existing_file_goes_before_a_packaged_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("pretrain", "configs/pretrain_demo.yaml"):
+        path = Path(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("epochs: 77\n")
+        assert find_config(name) == path
+        assert load_config(name, PretrainConfig).epochs == 77
+
+
+def test_files_that_configurations_name_are_found_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("capfilt", "capfilt_phantoms"):
+        values = YAML(typ="safe").load(find_config(name))
+        for named in (values["pretrain"], values["captioner"], values["filter"]):
+            assert find_config(named) == ROOT / named
+
+
+def test_a_name_of_none_is_refused_with_those_near_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"no configuration pretrian_demo; there are pretrain_demo"):
+        load_config("pretrian_demo", PretrainConfig)
+    with pytest.raises(ConfigError, match=r"no configuration runs/pretrain_demo\.yaml; there are pretrain_demo"):
+        load_config("runs/pretrain_demo.yaml", PretrainConfig)  # another folder's file is not replaced

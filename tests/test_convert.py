@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-import transformers
 from bad_checkpoint_cases import TINY_TEXT, TINY_VIT, tiny_retrieval
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+pytest.importorskip("transformers")
+
+import transformers
 
 from blip.checkpoints import convert
 from blip.checkpoints.format import CheckpointError, load_strict, unique_state

@@ -186,6 +186,7 @@ def torchrun_output(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path)
     return output
 
 
+@pytest.mark.slow
 def test_torchrun_writes_one_log_and_whole_checkpoints(torchrun_output: Path) -> None:
     steps = [line["step"] for line in read_metrics(torchrun_output) if "lr" in line]
     assert steps == [1, 2, 3, 4, 5, 6]
@@ -195,6 +196,7 @@ def test_torchrun_writes_one_log_and_whole_checkpoints(torchrun_output: Path) ->
     assert not torch.equal(training["random"][0]["cpu"], training["random"][1]["cpu"])  # dropout differs
 
 
+@pytest.mark.slow
 def test_torchrun_resumed_ends_as_if_undisturbed(torchrun_output: Path, tiny_config: Path, tmp_path: Path) -> None:
     output = tmp_path / "killed"
     shutil.copytree(torchrun_output, output, symlinks=True)

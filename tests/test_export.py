@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from random_checkpoints import ANSWERS, CLOSE, QUESTIONS, all_checkpoints, noise_images, random_checkpoint
 from typer.testing import CliRunner
+
+pytest.importorskip("transformers")
+
+import transformers
 
 import blip
 from blip.checkpoints import convert

@@ -198,6 +198,7 @@ INDUCTOR = pytest.param(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
 def test_compiled_block_equals_eager(backend: str) -> None:
     model = build()

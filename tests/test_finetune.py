@@ -247,6 +247,7 @@ LORA = "lora={rank: 2, targets: [qkv], dropout: 0.1}"
 RUNS = [(task,) for task in TASKS] + [("nlvr", LORA), ("vqa", "freeze=[image_encoder]"), ("caption", "layer_decay=0.8")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", RUNS, ids=["-".join(run).partition("=")[0] for run in RUNS])
 def test_killed_and_resumed_as_if_undisturbed(
     undisturbed: Callable, options: Callable, given: tuple[str, ...], tmp_path: Path

@@ -7,6 +7,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+pytest.importorskip("transformers")
+
 from benchmarks.peers_tasks import PublishedMatch, PublishedRank
 from blip.evaluation import retrieval
 from blip.inference.scoring import match_states

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+pytest.importorskip("transformers")
+
 from benchmarks.peers_tasks import captioner
 from blip.models import decoding
 from blip.models.caption import CaptionModel

@@ -391,6 +391,7 @@ def test_recomputation_of_activations_is_off_inside(exact: PretrainModel) -> Non
     assert [block.forward for block in blocks] == wrapped
 
 
+@pytest.mark.slow
 def test_compiled_models_run_eagerly_inside_and_compile_whole(exact: PretrainModel) -> None:
     pixels, ids = inputs()
     compiled = torch.compile(exact.image_encoder, fullgraph=True, backend="aot_eager")

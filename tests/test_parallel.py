@@ -94,6 +94,7 @@ def test_fairscale_where_it_is_right(tiny_config: Path, tmp_path: Path) -> None:
     assert_equal_steps(kept, one_step(tiny_config, tmp_path, "activation_checkpointing=fairscale"), 1e-6, 1e-7)
 
 
+@pytest.mark.slow
 def test_blocks_compile_whole_and_give_equal_gradients(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,7 +137,7 @@ def test_the_same_picture_is_taken_once(tmp_path: Path) -> None:
 
 def test_plots_are_not_all_the_same(tmp_path: Path) -> None:
     """Lines on white paper: their hashes are near, they are not."""
-    from blip.pubmed.plots import plot
+    from blip.pubmed.panels.plots import plot
 
     seen = Seen()
     for seed in range(60):

@@ -17,13 +17,17 @@ import pytest
 from conftest import ROOT
 from pmc_server import Faults, Library, Server
 
-from blip.pubmed import polite
+pytest.importorskip("lxml")
+pytest.importorskip("httpx")
+pytest.importorskip("Bio")
+
+from blip.pubmed import http_client
 from blip.pubmed.catalogue import NAME, Catalogue, CatalogueError
 from blip.pubmed.extract import extract
 from blip.pubmed.fetch import Wanted, fetch, file_of
+from blip.pubmed.http_client import Client, FetchError, Patience, Rate
 from blip.pubmed.inventory import update
 from blip.pubmed.licenses import short_license
-from blip.pubmed.polite import Client, FetchError, Patience, Rate
 from blip.pubmed.search import Server as Where
 from blip.pubmed.search import search
 
@@ -130,6 +134,7 @@ def test_licences_and_retractions(library: Library, tmp_path: Path) -> None:
         assert Catalogue(tmp_path).pmcids("done") == more
 
 
+@pytest.mark.slow
 def test_faults_leave_no_trace(library: Library, undisturbed: tuple[Path, int], tmp_path: Path) -> None:
     """Every kind of fault happens; catalogue and files end as without, and nothing is asked more often than it must."""
     faults = Faults(share=0.4, silence=4.0, seed=3)
@@ -159,7 +164,7 @@ def test_slots_of_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a clock of our own: evenly apart, and later after a pause."""
     clock = [100.0]
     slept: list[float] = []
-    monkeypatch.setattr(polite.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(http_client.time, "monotonic", lambda: clock[0])
     rate = Rate(4)
     for _ in range(3):
         rate.wait(slept.append)
@@ -171,7 +176,7 @@ def test_slots_of_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_patience_doubles_and_listens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(polite.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(http_client.random, "uniform", lambda low, high: high)
     patience = Patience(first=1.0, longest=10.0)
     assert [patience.before(attempt) for attempt in range(1, 7)] == [1, 2, 4, 8, 10, 10]
     with Server(Library(1, small=True), Faults(share=1.0, most=1, kinds=("429",))) as server:
@@ -328,7 +333,7 @@ RUN = """
 import sys
 from pathlib import Path
 from blip.pubmed.fetch import Wanted, fetch
-from blip.pubmed.polite import Patience
+from blip.pubmed.http_client import Patience
 fetch(Path(sys.argv[1]), Wanted(bucket=sys.argv[2], rate=40, workers=4, patience=Patience(8, 0.02, 0.1, 3.0)))
 """
 

@@ -12,6 +12,11 @@ from conftest import ROOT
 from pmc_server import Faults, Library, Server
 from typer.testing import CliRunner
 
+pytest.importorskip("lxml")
+pytest.importorskip("httpx")
+pytest.importorskip("Bio")
+pytest.importorskip("imagehash")
+
 from blip.cli import app
 from blip.pubmed.catalogue import Catalogue
 from blip.pubmed.jats import parse_article

@@ -102,6 +102,7 @@ def test_half_written_checkpoint_is_not_found(tmp_path: Path) -> None:
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-00000002"]
 
 
+@pytest.mark.slow
 def test_last_checkpoints_are_kept_and_latest_points_to_the_newest(undisturbed: Path) -> None:
     output = undisturbed
     assert [path.name for path in complete_checkpoints(output)] == [f"step-{STEPS - 2:08d}", f"step-{STEPS:08d}"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from blip.pubmed.captions import expand, split_caption
+from blip.pubmed.panels.captions import expand, split_caption
 
 
 @pytest.mark.parametrize(

@@ -16,16 +16,19 @@ from conftest import ROOT
 from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
+pytest.importorskip("transformers")
+pytest.importorskip("pycocotools")
+
 from benchmarks.figure_split import average_precision, generated, real
 from blip.cli import app
-from blip.pubmed import gutters
-from blip.pubmed.captions import Part, Split, split_caption
-from blip.pubmed.compose import compose
-from blip.pubmed.detector import Detector, DetectorError, PanelDetector, Panels, centers, load, prepare
-from blip.pubmed.images import plain
-from blip.pubmed.match import Layout, layout, match, reading_order
-from blip.pubmed.split import Options, SplitError, read_splits, split
-from blip.pubmed.train_detector import draw, loss_of, targets, vary
+from blip.data.images import plain
+from blip.pubmed.panels import gutters
+from blip.pubmed.panels.captions import Part, Split, split_caption
+from blip.pubmed.panels.compose import compose
+from blip.pubmed.panels.detector import Detector, DetectorError, PanelDetector, Panels, centers, load, prepare
+from blip.pubmed.panels.match import Layout, layout, match, reading_order
+from blip.pubmed.panels.split import Options, SplitError, read_splits, split
+from blip.pubmed.panels.train_detector import draw, loss_of, targets, vary
 
 GRID = [(0, 0, 100, 100), (110, 0, 210, 100), (0, 110, 100, 210), (110, 110, 210, 210)]
 
@@ -103,7 +106,7 @@ def test_real_figures(detector: PanelDetector, data_dir: Path) -> None:
 def test_weights_are_small_and_are_checked(tmp_path: Path) -> None:
     from importlib.resources import files
 
-    assert Path(str(files("blip.pubmed").joinpath("detector.safetensors"))).stat().st_size <= 10 * 2**20
+    assert Path(str(files("blip.pubmed.panels").joinpath("detector.safetensors"))).stat().st_size <= 10 * 2**20
     with pytest.raises(DetectorError, match="no weights of this detector"):
         load(tmp_path / "nothing.safetensors")
     (tmp_path / "text.safetensors").write_text("no weights")
@@ -273,7 +276,7 @@ def test_a_run_that_was_killed_goes_on(corpus: Path, tmp_path: Path) -> None:
     """By SIGKILL after some figures; then the file is that of an undisturbed run."""
     whole, out, crops = tmp_path / "whole.jsonl", tmp_path / "out.jsonl", tmp_path / "crops"
     split(corpus, whole, Options(str(crops)))
-    code = ("import sys, time; from pathlib import Path; import blip.pubmed.split as s; own = s.FigureSplitter.lines\n"
+    code = ("import sys, time; from pathlib import Path; import blip.pubmed.panels.split as s; own = s.FigureSplitter.lines\n"
             "def slow(self, at, line):\n    time.sleep(0.3); return own(self, at, line)\n"
             "s.FigureSplitter.lines = slow\n"
             "s.split(Path(sys.argv[1]), Path(sys.argv[2]), s.Options(sys.argv[3]))")  # fmt: skip
@@ -370,8 +373,8 @@ def test_images_of_any_mode_become_plain(mode: str) -> None:
 
 def test_letters_are_read_where_the_detector_saw_them() -> None:
     pytest.importorskip("rapidocr")
-    from blip.pubmed.letters import LetterReader
-    from blip.pubmed.singles import font
+    from blip.pubmed.panels.letters import LetterReader
+    from blip.pubmed.panels.singles import font
 
     image, boxes = grid("white", gap=40)
     places = []

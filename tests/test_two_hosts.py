@@ -9,6 +9,7 @@ import two_hosts
 from conftest import ROOT
 
 
+@pytest.mark.slow
 def test_two_hosts_train_together(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tests" / "two_hosts.py"), str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

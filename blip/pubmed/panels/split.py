@@ -16,15 +16,15 @@ from typing import Any
 
 from PIL import Image
 
+from blip.data.images import plain
 from blip.errors import BlipError
-from blip.pubmed import gutters
-from blip.pubmed.captions import Part, Split, Splitter, split_caption
-from blip.pubmed.detector import PanelDetector
 from blip.pubmed.extract import SEVERAL
-from blip.pubmed.images import plain
-from blip.pubmed.letters import LetterReader
-from blip.pubmed.match import Layout, Pair, layout, match
-from blip.pubmed.work import add, in_order
+from blip.pubmed.panels import gutters
+from blip.pubmed.panels.captions import Part, Split, Splitter, split_caption
+from blip.pubmed.panels.detector import PanelDetector
+from blip.pubmed.panels.letters import LetterReader
+from blip.pubmed.panels.match import Layout, Pair, layout, match
+from blip.pubmed.workers import add, in_order
 
 UNREADABLE = 0.2  # share of images that cannot be read from which on it is no accident
 

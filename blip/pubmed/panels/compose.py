@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-from blip.pubmed.plots import DRAWINGS
-from blip.pubmed.singles import IMAGES, Box, Drawer, Picture, font, noise, picture, words
+from blip.pubmed.panels.plots import DRAWINGS
+from blip.pubmed.panels.singles import IMAGES, Box, Drawer, Picture, font, noise, picture, words
 
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png"}
 

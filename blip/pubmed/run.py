@@ -12,9 +12,9 @@ from blip.hashing import fingerprint
 from blip.pubmed.build import Rules, build
 from blip.pubmed.extract import extract
 from blip.pubmed.fetch import BUCKET, Wanted, fetch
+from blip.pubmed.panels.split import Options, split
 from blip.pubmed.report import write_report
 from blip.pubmed.search import EUTILS, OPENI, Server, search
-from blip.pubmed.split import Options, split
 
 
 class PubmedConfig(BaseModel):

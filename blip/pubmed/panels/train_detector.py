@@ -1,6 +1,6 @@
 """Trains the detector of panels on compound figures that it composes itself.
 
-    python -m blip.pubmed.train_detector --out detector.safetensors --images FOLDER [--images FOLDER]
+    python -m blip.pubmed.panels.train_detector --out detector.safetensors --images FOLDER [--images FOLDER]
 
 `--images` may name folders of single photographs and scans, which are used beside what is drawn. Two CPU cores take
 about an hour for the weights that come with the package; one GPU a few minutes.
@@ -18,8 +18,8 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
-from blip.pubmed.compose import compose, find_images
-from blip.pubmed.detector import PLACES, SIDE, STRIDE, Detector, boxes_of, centers, load, prepare, save
+from blip.pubmed.panels.compose import compose, find_images
+from blip.pubmed.panels.detector import PLACES, SIDE, STRIDE, Detector, boxes_of, centers, load, prepare, save
 
 MOST = 40  # panels, and letters, of a figure
 

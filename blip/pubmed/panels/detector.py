@@ -160,7 +160,7 @@ class PanelDetector:
     """
 
     def __init__(self, weights: Path | None = None, device: str = "cpu") -> None:
-        path = weights or Path(str(files("blip.pubmed").joinpath(WEIGHTS)))
+        path = weights or Path(str(files("blip.pubmed.panels").joinpath(WEIGHTS)))
         self.device = torch.device(device)
         self.net = load(path).to(self.device).to(memory_format=torch.channels_last)
 

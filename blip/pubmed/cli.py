@@ -123,7 +123,7 @@ def split(
     """Compound figures into sub-figures with their part of the caption; in doubt a figure stays whole."""
     logging.getLogger("rapidocr").setLevel(logging.WARNING)
     with for_people():
-        from blip.pubmed import split as steps
+        from blip.pubmed.panels import split as steps
 
         given = steps.read_splits(splits) if splits else {}
         crops = out.with_suffix("")
@@ -218,7 +218,7 @@ def run(
 ) -> None:
     """All steps, from the search to the page."""
     with for_people():
-        from blip.pubmed_run import run as run_
+        from blip.pubmed.run import run as run_
 
         run_(config, set_ or [], typer.echo)
 

@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from blip.pubmed.captions import Split
-from blip.pubmed.detector import Panels
-from blip.pubmed.gutters import Piece
+from blip.pubmed.panels.captions import Split
+from blip.pubmed.panels.detector import Panels
+from blip.pubmed.panels.gutters import Piece
 
 How = Literal["letter", "place", "order", "whole"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image, ImageDraw
 
-from blip.pubmed.singles import Box, Color, Drawer, Picture, font, picture, words
+from blip.pubmed.panels.singles import Box, Color, Drawer, Picture, font, picture, words
 
 PALETTES: tuple[tuple[Color, ...], ...] = (
     ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189)),
