@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from blip.capfilt.config import CapFiltConfig
 from blip.config import ModelConfig, PretrainConfig, RunConfig
-from blip.pubmed_run import PubmedConfig
+from blip.pubmed.run import PubmedConfig
 from blip.tasks.config import (
     CaptionConfig,
     FineTuneConfig,
