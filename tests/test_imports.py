@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.running import ROOT
 
 ANYTHING = {"*"}
 
