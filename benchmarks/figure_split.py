@@ -25,17 +25,17 @@ from pycocotools.cocoeval import COCOeval
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from benchmarks import harness
-from blip.pubmed import gutters
-from blip.pubmed.captions import split_caption
-from blip.pubmed.compose import compose, find_images
-from blip.pubmed.detector import PanelDetector
-from blip.pubmed.images import plain
-from blip.pubmed.match import layout
-from blip.pubmed.split import FigureSplitter, Options, split
+from blip.data.images import plain
+from blip.pubmed.panels import gutters
+from blip.pubmed.panels.captions import split_caption
+from blip.pubmed.panels.compose import compose, find_images
+from blip.pubmed.panels.detector import PanelDetector
+from blip.pubmed.panels.match import layout
+from blip.pubmed.panels.split import FigureSplitter, Options, split
 
 Found = tuple[np.ndarray, np.ndarray]  # boxes (panels, 4), scores (panels,)
 HELD_OUT = 900_000_000  # seeds from here on are never trained on
-BOXES = harness.ROOT / "tests" / "panel_boxes.json"
+BOXES = harness.ROOT / "tests" / "fixtures" / "panel_boxes.json"
 
 
 def average_precision(found: list[Found], wanted: list[list[tuple[float, float, float, float]]]) -> float:
@@ -159,7 +159,7 @@ def _lines(jats: Path) -> list[str]:
 
 def main() -> None:
     parser = harness.options(__doc__, repeats=30)
-    parser.add_argument("--jats", type=Path, required=True, help="the articles that tests/panel_boxes.json names")
+    parser.add_argument("--jats", type=Path, required=True, help="articles that panel_boxes.json names")
     parser.add_argument("--images", type=Path, action="append", help="photographs in the generated figures")
     parser.add_argument("--figures", type=int, default=500, help="generated ones")
     parser.add_argument("--copies", type=int, default=10, help="of the real figures, to measure the verb's speed")

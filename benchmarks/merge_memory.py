@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.annotations_memory import CAPTION
-from blip.capfilt_merge import Rule, merge
+from blip.capfilt.merge import Rule, merge
 from blip.data.jsonl_shards import Line, write_shards
 
 SHARD = 100_000  # texts

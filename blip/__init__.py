@@ -1,29 +1,48 @@
-"""BLIP for medical images: pre-training, fine-tuning, bootstrapping of captions, and a look inside the model."""
+"""BLIP for medical images: pre-training, fine-tuning, bootstrapping of captions, and reading the model's internals.
+
+The public names are those of `blip.__all__`; each docstring has an example.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from blip.explain import explain_pairs as explain_pairs
-    from blip.explain import gradcam as gradcam
-    from blip.inference.load import load as load
-    from blip.internals import names as names
-    from blip.internals import patch_from as patch_from
-    from blip.internals import trace as trace
-    from blip.internals import zero_head as zero_head
-    from blip.lenses import attention_rollout as attention_rollout
-    from blip.lenses import logit_lens as logit_lens
-    from blip.lenses import patch_lens as patch_lens
+    from blip.inference.load import load
+    from blip.interpret.explain import explain_pairs
+    from blip.interpret.lenses import attention_rollout, logit_lens, patch_lens
+    from blip.interpret.maps import gradcam
+    from blip.interpret.trace import names, patch_from, trace, zero_head
 
 __version__ = "0.1.0"
+__all__ = [
+    "__version__",
+    "attention_rollout",
+    "explain_pairs",
+    "gradcam",
+    "load",
+    "logit_lens",
+    "names",
+    "patch_from",
+    "patch_lens",
+    "trace",
+    "zero_head",
+]
 
-PUBLIC = {"load": "inference.load"}
-PUBLIC |= dict.fromkeys(("names", "trace", "zero_head", "patch_from"), "internals")
-PUBLIC |= dict.fromkeys(("logit_lens", "patch_lens", "attention_rollout"), "lenses")
-PUBLIC |= dict.fromkeys(("gradcam", "explain_pairs"), "explain")
+MODULE_OF = {
+    "load": "inference.load",
+    "trace": "interpret.trace",
+    "names": "interpret.trace",
+    "zero_head": "interpret.trace",
+    "patch_from": "interpret.trace",
+    "gradcam": "interpret.maps",
+    "explain_pairs": "interpret.explain",
+    "logit_lens": "interpret.lenses",
+    "patch_lens": "interpret.lenses",
+    "attention_rollout": "interpret.lenses",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in PUBLIC:  # imported when asked for: `import blip` alone stays quick
-        return getattr(import_module(f"blip.{PUBLIC[name]}"), name)
+    if name in MODULE_OF:  # imported on first use: `import blip` alone does not wait for torch
+        return getattr(import_module(f"blip.{MODULE_OF[name]}"), name)
     raise AttributeError(f"module 'blip' has no attribute {name!r}")

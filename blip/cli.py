@@ -5,16 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blip import capfilt_cli, pubmed_cli
+from blip.capfilt import cli as capfilt
 from blip.command_line import user_errors
 from blip.data.images import find_images
+from blip.pubmed import cli as pubmed
 
 if TYPE_CHECKING:
     from blip.inference.predictor import Predictor
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
-app.add_typer(capfilt_cli.app, name="capfilt")
-app.add_typer(pubmed_cli.app, name="pubmed")
+app.add_typer(capfilt.app, name="capfilt")
+app.add_typer(pubmed.app, name="pubmed")
 
 Files = Annotated[list[str], typer.Argument(help="annotation files, or folders of sets as distributed")]
 
@@ -209,7 +210,7 @@ def explain(
     device: Device = "auto",
 ) -> None:
     """Draws which parts of an image a model looked at, word by word. Not for diagnosis."""
-    from blip.explain_files import explain_files, find_pairs
+    from blip.interpret.explain_files import explain_files, find_pairs
 
     with user_errors():
         wanted = find_pairs(image, texts or [])
@@ -237,10 +238,10 @@ def activations(
     device: Device = "auto",
 ) -> None:
     """Writes what passes through named points for a whole data set, in shards; goes on where it was interrupted."""
-    from blip import activations as shards
-    from blip.explain import OF_CHECKPOINT
-    from blip.explain_files import find_pairs
     from blip.hashing import fingerprint
+    from blip.interpret import activations as shards
+    from blip.interpret.explain import OF_CHECKPOINT
+    from blip.interpret.explain_files import find_pairs
 
     with user_errors():
         wanted = find_pairs(data, [])
@@ -269,8 +270,8 @@ def localise(
     out: Out = None,
 ) -> None:
     """Plays the pointing game: do maps peak on what the text names? With every control."""
-    from blip import localise as game
-    from blip.explain import METHODS
+    from blip.interpret import pointing_game as game
+    from blip.interpret.maps import METHODS
 
     with user_errors():
         records, left_out = game.read_named(data, limit)

@@ -28,83 +28,83 @@ class WeightedFile(BaseModel):
 
 
 class RunConfig(BaseModel):
-    """What every training script can be told: how to optimise, on what device, and what to leave behind."""
+    """Options of every training script: optimisation, device, log and checkpoints."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
     # optimisation
-    batch_size: int = Field(32, gt=0)  # pairs in one process and one forward pass
+    batch_size: int = Field(32, gt=0)  # pairs or questions in one process and one forward pass
     accumulation: int = Field(1, gt=0)  # forward passes in one optimizer step
-    epochs: int = Field(20, gt=0)
+    epochs: int = Field(20, gt=0)  # passes over the training data
     max_steps: int | None = Field(None, gt=0)  # ends the run early; the schedule follows
-    lr: float = Field(3e-4, gt=0)
-    lr_reference_batch: int | None = Field(None, gt=0)  # given: lr is multiplied by global batch / this
-    min_lr: float = Field(1e-6, ge=0)
-    schedule: Literal["cosine", "epoch_decay"] = "cosine"
+    lr: float = Field(3e-4, gt=0)  # peak learning rate, after the warm-up
+    lr_reference_batch: int | None = Field(None, gt=0)  # if given, lr is multiplied by global batch / this
+    min_lr: float = Field(1e-6, ge=0)  # learning rate at which the schedule ends
+    schedule: Literal["cosine", "epoch_decay"] = "cosine"  # how the rate falls after the warm-up
     lr_decay: float = Field(0.9, gt=0, le=1)  # a factor an epoch, with `epoch_decay`
-    warmup_steps: int = Field(3000, ge=0)
-    weight_decay: float = Field(0.05, ge=0)
-    decay_norms_and_biases: bool = True
-    clip_norm: float | None = Field(None, gt=0)
+    warmup_steps: int = Field(3000, ge=0)  # optimizer steps of linear warm-up
+    weight_decay: float = Field(0.05, ge=0)  # of AdamW
+    decay_norms_and_biases: bool = True  # weight decay for norms and biases too, as published
+    clip_norm: float | None = Field(None, gt=0)  # largest norm of the gradient; null: no clipping
 
     # device
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "bf16"
-    compile: bool = False
-    activation_checkpointing: Literal["none", "torch", "fairscale"] = "none"
-    seed: int = Field(0, ge=0, lt=2**63)
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
+    precision: Literal["fp32", "bf16"] = "bf16"  # of the forward pass; weights and optimizer stay in fp32
+    compile: bool = False  # compile the blocks with torch.compile
+    activation_checkpointing: Literal["none", "torch", "fairscale"] = "none"  # less memory, more time
+    seed: int = Field(0, ge=0, lt=2**63)  # of weights, data order, augmentation and dropout
 
-    # small means, applied to the model from outside
-    layer_decay: float = Field(1.0, gt=0, le=1)  # each layer learns this much slower than the one above it
-    freeze: list[str] = []  # parts that stay as they are, such as image_encoder
+    # parts that learn slower or not at all
+    layer_decay: float = Field(1.0, gt=0, le=1)  # layer n of L learns at lr * this ** (L - n)
+    freeze: list[str] = []  # parts that are not trained, such as image_encoder
 
     # log and state
-    log_every_steps: int = Field(50, gt=0)
-    eval_every_epochs: int = Field(1, gt=0)
-    save_every_steps: int | None = Field(None, gt=0)  # nothing: at the end of each epoch
-    save_every_minutes: float | None = Field(30.0, gt=0)
-    keep_checkpoints: int = Field(2, gt=0)
-    tensorboard: bool = False
+    log_every_steps: int = Field(50, gt=0)  # steps between two lines of metrics.jsonl
+    eval_every_epochs: int = Field(1, gt=0)  # epochs between two validations
+    save_every_steps: int | None = Field(None, gt=0)  # null: at the end of each epoch
+    save_every_minutes: float | None = Field(30.0, gt=0)  # null: no checkpoints by time
+    keep_checkpoints: int = Field(2, gt=0)  # older ones are deleted
+    tensorboard: bool = False  # write a TensorBoard log beside metrics.jsonl
 
 
 class ModelConfig(RunConfig):
-    """What every task's data and model can be told. Sizes in pixels, tokens or units."""
+    """Options of data and model, for every task. Sizes in pixels, tokens or units."""
 
     # data
-    train_file: list[str | WeightedFile] = []
-    val_file: list[str] = []
+    train_file: list[str | WeightedFile] = []  # annotation files, or {path: FILE, weight: NUMBER}
+    val_file: list[str] = []  # annotation files scored after each epoch
     image_root: str = ""  # empty: image paths are relative to their annotation file
-    image_size: int = Field(224, gt=0)
-    crop_scale: tuple[float, float] | None = (0.2, 1.0)
-    randaugment: tuple[int, int] | None = (2, 5)
-    horizontal_flip: bool = False  # left is left
-    max_text_tokens: int = Field(30, ge=3)
-    text_cleaning: Literal["none", "blip"] = "none"
-    max_skipped_fraction: float = Field(0.01, ge=0, le=1)
-    num_workers: int = Field(4, ge=0)
+    image_size: int = Field(224, gt=0)  # pixels a side after cropping and scaling
+    crop_scale: tuple[float, float] | None = (0.2, 1.0)  # share of the image's area in a random crop; null: no crop
+    randaugment: tuple[int, int] | None = (2, 5)  # operations an image, magnitude of 10; null: none
+    horizontal_flip: bool = False  # off: left and right have a meaning in medical images
+    max_text_tokens: int = Field(30, ge=3)  # longer texts are cut
+    text_cleaning: Literal["none", "blip"] = "none"  # blip: as the published code cleans captions
+    max_skipped_fraction: float = Field(0.01, ge=0, le=1)  # more unreadable images than this end the run
+    num_workers: int = Field(4, ge=0)  # processes that load data; 0: the training process itself
 
-    # tokenizer: a vocab.txt, a tokenizer.json, hub:NAME, or `train` for one trained on the captions
-    tokenizer: str = "train"
-    vocab_size: int = Field(30522, ge=16)
+    # tokenizer
+    tokenizer: str = "train"  # vocab.txt, tokenizer.json, hub:NAME, or `train`: trained on the captions
+    vocab_size: int = Field(30522, ge=16)  # tokens, for `tokenizer: train`
 
     # model
-    vit: Literal["tiny", "small", "base", "large", "custom"] = "base"
-    vit_width: int | None = Field(None, gt=0)  # these four with `vit: custom`
-    vit_depth: int | None = Field(None, gt=0)
-    vit_heads: int | None = Field(None, gt=0)
-    vit_patch: int | None = Field(None, gt=0)
-    drop_path: float = Field(0.0, ge=0, lt=1)
-    text_width: int = Field(768, gt=0)
-    text_layers: int = Field(12, gt=0)
-    text_heads: int = Field(12, gt=0)
-    text_hidden: int = Field(3072, gt=0)
-    max_positions: int = Field(512, gt=0)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    embed_dim: int = Field(256, gt=0)
+    vit: Literal["tiny", "small", "base", "large", "custom"] = "base"  # size of the image encoder
+    vit_width: int | None = Field(None, gt=0)  # this and the next three with `vit: custom`
+    vit_depth: int | None = Field(None, gt=0)  # blocks
+    vit_heads: int | None = Field(None, gt=0)  # attention heads
+    vit_patch: int | None = Field(None, gt=0)  # pixels a side
+    drop_path: float = Field(0.0, ge=0, lt=1)  # stochastic depth of the image encoder
+    text_width: int = Field(768, gt=0)  # width of the text transformer
+    text_layers: int = Field(12, gt=0)  # layers
+    text_heads: int = Field(12, gt=0)  # attention heads
+    text_hidden: int = Field(3072, gt=0)  # width inside the feed-forward networks
+    max_positions: int = Field(512, gt=0)  # position embeddings of the text transformer
+    dropout: float = Field(0.1, ge=0, lt=1)  # in the text transformer
+    embed_dim: int = Field(256, gt=0)  # width of the features that contrast compares
 
-    # where the weights start from
-    init_from: str = ""  # a checkpoint of ours or a released .pth; fine-tuning: or a Hugging Face folder
-    vision_init: str = ""  # timm/NAME
+    # starting weights
+    init_from: str = ""  # a checkpoint, or a released .pth; fine-tuning: or a Hugging Face folder
+    vision_init: str = ""  # timm/NAME: weights of the image encoder alone
     text_init: str = ""  # folder or file of BERT weights, or hub:NAME
 
     @model_validator(mode="after")
@@ -128,17 +128,20 @@ class ModelConfig(RunConfig):
 
 
 class PretrainConfig(ModelConfig):
-    """What `pretrain.py` can be told."""
+    """Options of `pretrain.py`."""
 
-    temperature: float = Field(0.07, ge=0.001, le=0.5)
-    queue_size: int = Field(57600, ge=0)
-    momentum: float = Field(0.995, ge=0, le=1)
-    alpha: float = Field(0.4, ge=0, le=1)
-    alpha_ramp_epochs: float = Field(2.0, ge=0)
-    equal_captions: Literal["positives", "negatives"] = "positives"
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    # objectives
+    temperature: float = Field(0.07, ge=0.001, le=0.5)  # start value of the learned temperature of ITC
+    queue_size: int = Field(57600, ge=0)  # features of earlier batches that ITC compares with; 0: none
+    momentum: float = Field(0.995, ge=0, le=1)  # of the momentum encoders
+    alpha: float = Field(0.4, ge=0, le=1)  # weight of the momentum encoders' soft targets
+    alpha_ramp_epochs: float = Field(2.0, ge=0)  # epochs in which alpha rises from 0
+    equal_captions: Literal["positives", "negatives"] = "positives"  # what pairs of equal captions are in ITC
+    label_smoothing: float = Field(0.1, ge=0, lt=1)  # of language modelling
+
+    # webdataset shards
     stream_lanes: int = Field(4, gt=0)  # webdataset shards read side by side in a process; a multiple of num_workers
-    stream_window: int = Field(1000, gt=0)  # samples among which each of them shuffles
+    stream_window: int = Field(1000, gt=0)  # samples among which each lane shuffles
 
 
 def load_config(path: str | Path, cls: type[Config], overrides: list[str] | None = None) -> Config:

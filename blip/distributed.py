@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from blip.errors import InputError
+
 
 def start(device: str = "auto", hours: float = 0.5) -> torch.device:
     """Joins torchrun's process group where there is one and returns this process's device.
@@ -16,15 +18,15 @@ def start(device: str = "auto", hours: float = 0.5) -> torch.device:
     `hours`: so long processes wait for one another before they give up.
     """
     if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device is {device!r}; it can be auto, cpu or cuda")
+        raise InputError(f"device is {device!r}; it can be auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch sees no GPU here; use device=cpu or device=auto")
+        raise InputError("device is cuda, but torch sees no GPU here; use device=cpu or device=auto")
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     local = int(os.environ.get("LOCAL_RANK", 0))
     target = torch.device("cuda", local) if on_gpu else torch.device("cpu")
     if on_gpu:
         if local >= torch.cuda.device_count():
-            raise ValueError(
+            raise InputError(
                 f"process {local} of this host has no GPU, there are {torch.cuda.device_count()}: "
                 "set --nproc_per_node to that number"
             )

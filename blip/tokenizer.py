@@ -9,6 +9,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from blip.errors import InputError, MissingFile
+
 BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # [DEC] is the first token of the decoder, [ENC] of the image-grounded encoder. The published code appends them in
 # this order, so that they are 30522 and 30523 for bert-base-uncased and the released weights fit.
@@ -28,7 +30,7 @@ class Tokenizer:
         vocab = backend.get_vocab()
         missing = [token for token in REQUIRED if token not in vocab]
         if missing:
-            raise ValueError(f"{source} has no token {', '.join(missing)}: use a vocabulary of the BERT family")
+            raise InputError(f"{source} has no token {', '.join(missing)}: use a vocabulary of the BERT family")
         backend.no_padding()
         backend.no_truncation()
         if backend.decoder is None:
@@ -50,10 +52,10 @@ class Tokenizer:
         for number, token in enumerate(tokens):
             token = token.rstrip("\r")
             if token in vocab:
-                raise ValueError(f"{path}, line {number + 1}: token {token!r} is also on line {vocab[token] + 1}")
+                raise InputError(f"{path}, line {number + 1}: token {token!r} is also on line {vocab[token] + 1}")
             vocab[token] = number
         if "[UNK]" not in vocab:
-            raise ValueError(f"{path} has no token [UNK]: use a vocabulary of the BERT family, one token a line")
+            raise InputError(f"{path} has no token [UNK]: use a vocabulary of the BERT family, one token a line")
         return cls(_bert(models.WordPiece(vocab, unk_token="[UNK]")), str(path))
 
     @classmethod
@@ -63,7 +65,7 @@ class Tokenizer:
         try:
             backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
-            raise ValueError(f"{path} is not a JSON file of the tokenizers library: {error}") from error
+            raise InputError(f"{path} is not a JSON file of the tokenizers library: {error}") from error
         return cls(backend, str(path))
 
     @classmethod
@@ -72,14 +74,14 @@ class Tokenizer:
         try:
             backend = tokenizers.Tokenizer.from_pretrained(name)
         except Exception as error:  # the library raises bare Exception
-            raise OSError(f"could not fetch the tokenizer {name!r} from the Hugging Face hub: {error}") from error
+            raise InputError(f"could not fetch the tokenizer {name!r} from the Hugging Face hub: {error}") from error
         return cls(backend, f"hub:{name}")
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int = 30524) -> "Tokenizer":
         """Learns a WordPiece vocabulary from captions; `vocab_size` is the most ids it may have, specials included."""
         if vocab_size <= len(BERT_SPECIAL) + len(BLIP_SPECIAL):
-            raise ValueError(f"vocab_size is {vocab_size}: the special tokens alone take 7")
+            raise InputError(f"vocab_size is {vocab_size}: the special tokens alone take 7")
         backend = _bert(models.WordPiece(unk_token="[UNK]"))
         trainer = trainers.WordPieceTrainer(
             vocab_size=vocab_size - len(BLIP_SPECIAL), special_tokens=BERT_SPECIAL, show_progress=False
@@ -90,7 +92,7 @@ class Tokenizer:
     def encode(self, texts: list[str], max_tokens: int) -> list[list[int]]:
         """Ids [CLS] ... [SEP] of each text, at most `max_tokens` (2 or more), [SEP] last also where a text is cut."""
         if max_tokens < 2:
-            raise ValueError(f"max_tokens is {max_tokens}: [CLS] and [SEP] alone take 2")
+            raise InputError(f"max_tokens is {max_tokens}: [CLS] and [SEP] alone take 2")
         return [[self.cls_id, *self._pieces(text)[: max_tokens - 2], self.sep_id] for text in texts]
 
     def count(self, texts: list[str]) -> list[int]:
@@ -143,7 +145,7 @@ def load_tokenizer(source: str) -> Tokenizer:
         return Tokenizer.from_vocab(source)
     if source.endswith(".json"):
         return Tokenizer.from_file(source)
-    raise ValueError(
+    raise InputError(
         f"tokenizer is {source!r}; it can be a vocabulary (vocab.txt), a tokenizer file (tokenizer.json) "
         f"or hub:NAME, such as hub:bert-base-uncased, which is downloaded"
     )
@@ -168,11 +170,11 @@ def _bert(model: models.WordPiece) -> tokenizers.Tokenizer:
 
 def _text(path: str | Path) -> str:
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no tokenizer file {path}")
+        raise MissingFile(f"no tokenizer file {path}")
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no tokenizer file: it is not UTF-8 text ({error})") from error
+        raise InputError(f"{path} is no tokenizer file: it is not UTF-8 text ({error})") from error
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 python demo/capfilt.py --output_dir runs/capfilt_study --seed 0
 
-One round of `run_capfilt.py`, the same with beams instead of nucleus sampling, and with one model that writes and
+One round of `blip capfilt run`, the same with beams instead of nucleus sampling, and with one model that writes and
 judges; then models pre-trained with the same number of steps on the noisy pairs, on what is left after filtering, on
 the captioner's texts beside them, and on both. Started again, it goes on. `results.json` has every number.
 """
@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import blip
-from blip.data.candidates import SYNTHETIC, WEB
+from blip.capfilt.candidates import SYNTHETIC, WEB
 from blip.data.jsonl_shards import read_lines
 from blip.data.phantoms import BODIES, BRIGHTNESSES, POSITIONS, SHAPES, SIDES, SIZES, write_phantoms
 from demo import choose_words, evaluate
@@ -43,7 +43,7 @@ class Study:
     first_steps: int  # of pre-training, of the model that captioner and filter start from
     steps: int  # of pre-training, of every model that is compared
     threshold: float
-    options: list[str]  # for run_capfilt.py
+    options: list[str]  # of `blip capfilt run`
 
     def __post_init__(self) -> None:
         place = self.output / "data"
@@ -94,7 +94,7 @@ class Study:
         given = [f"web_file=[{self.web}]", f"human_file=[{self.human}]", f"seed={self.seed}"]
         given += [f"pretrain_set={{val_file: [], tokenizer: {self.words}, epochs: 100, max_steps: {self.steps}}}"]
         given += [f"threshold={self.threshold}", *self.options, *changes]
-        self.call("run_capfilt.py", "--config", CONFIG, "--output_dir", folder, *sets(given))
+        self.call("-m", "blip", "capfilt", "run", "--config", CONFIG, "--output_dir", folder, *sets(given))
         return folder
 
     def merged(self, scored: Path, name: str, *options: str) -> Path:

@@ -16,7 +16,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from blip.data.candidates import SYNTHETIC, WEB
+from blip.capfilt.candidates import SYNTHETIC, WEB
 from blip.data.jsonl_shards import read_lines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,7 +83,16 @@ def main(
         "captioner_set": {**TUNED, "epochs": 40, "max_steps": 150},
         "filter_set": {**TUNED, "epochs": 100, "batch_size": 32, "max_steps": 400, "lr": 3e-4, "queue_size": 128},
     }
-    command = ["run_capfilt.py", "--config", "configs/capfilt_phantoms.yaml", "--output_dir", str(output_dir.resolve())]
+    command = [
+        "-m",
+        "blip",
+        "capfilt",
+        "run",
+        "--config",
+        "configs/capfilt_phantoms.yaml",
+        "--output_dir",
+        str(output_dir.resolve()),
+    ]
     call(command, options, [word for option in set_ or [] for word in ("--set", option)])
     results = compare(web, output_dir / "round1" / "scored", seed)
     (output_dir / "results.json").write_text(json.dumps(results, indent=1) + "\n")

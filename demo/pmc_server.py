@@ -23,8 +23,8 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from blip.pubmed.compose import Compound, compose
-from blip.pubmed.singles import scan
+from blip.pubmed.panels.compose import Compound, compose
+from blip.pubmed.panels.singles import scan
 
 FIRST = 7000001
 LICENSES = ("CC BY", "CC BY", "CC BY", "CC0", "CC BY-NC", "CC BY-NC-ND")

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.running import ROOT
 from ruamel.yaml import YAML
 
 from blip import config as config_module

@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.running import ROOT
 from typer.main import get_command
 
 from blip.cli import app

@@ -41,6 +41,7 @@ from blip.checkpoints.sizes import (
     read_huggingface_config,
     special_ids,
 )
+from blip.errors import InputError
 
 _BERT_UNUSED = re.compile(r"(pooler|cls\.seq_relationship|cls\.predictions\.decoder)\.|embeddings\.position_ids$")
 _QUEUE_SHAPES = {"queue.pointer": (1,), "queue.image_ids": (1, -1)}  # in the released files; ours are () and (Q,)
@@ -109,7 +110,7 @@ def write(
         return _write_salesforce(path, tensors, info["task"]) + ([TOKENIZER] if tokenizer_file else [])
     if to == "huggingface":
         return _write_huggingface(path, tensors, info, tokenizer_file, hf_class)
-    raise ValueError(f"to is {to!r}; it can be blip, salesforce or huggingface")
+    raise InputError(f"to is {to!r}; it can be blip, salesforce or huggingface")
 
 
 def split(tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from blip.checkpoints.format import CheckpointError
 from blip.checkpoints.names import Tensors, listed
+from blip.errors import InputError
 
 
 def guess_task(state: Tensors, path: Path) -> str:
@@ -51,10 +52,10 @@ def _vit_sizes(tensors: Tensors) -> dict:
     _, tokens, _ = tensors["image_encoder.positions"].shape
     side = grid_side(tokens)
     if tokens != 1 + side * side:
-        raise ValueError(f"image_encoder.positions has {tokens - 1} patches, which is no square")
+        raise InputError(f"image_encoder.positions has {tokens - 1} patches, which is no square")
     hidden = len(tensors["image_encoder.blocks.0.mlp.0.weight"])
     if hidden % width:
-        raise ValueError(f"image_encoder.blocks.0.mlp.0.weight has {hidden} rows, no multiple of {width}")
+        raise InputError(f"image_encoder.blocks.0.mlp.0.weight has {hidden} rows, no multiple of {width}")
     depth = _count(tensors, "image_encoder.blocks.")
     return {"image_size": side * patch, "patch": patch, "width": width, "depth": depth, "mlp_ratio": hidden // width}
 

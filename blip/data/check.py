@@ -24,6 +24,7 @@ from blip.data.sets.captions import CAPTION_SETS, Captioned
 from blip.data.sets.layout import SetFile, SetFormat, open_set
 from blip.data.sets.questions import QUESTION_SETS, Question
 from blip.data.sets.statements import STATEMENT_SETS, Statement
+from blip.errors import InputError
 from blip.hashing import stable_hash
 from blip.tokenizer import Tokenizer
 
@@ -177,7 +178,7 @@ def _sets_of(dataset: str, path: str, split: str) -> tuple[Mapping[str, SetForma
         return STATEMENT_SETS, "sentences"
     if dataset not in CAPTION_SETS:
         names = dict.fromkeys([*CAPTION_SETS, *QUESTION_SETS, *STATEMENT_SETS])
-        raise ValueError(f"dataset is {dataset!r}; it can be {', '.join(names)}")
+        raise InputError(f"dataset is {dataset!r}; it can be {', '.join(names)}")
     return CAPTION_SETS, "captions"
 
 

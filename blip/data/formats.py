@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from blip.errors import BlipError
+from blip.errors import BlipError, InputError
 
 BLANK = re.compile(r"\s*")
 NEEDS_PYARROW = "reading parquet and arrow files needs pyarrow: pip install -e '.[parquet]'"
@@ -246,26 +246,26 @@ def _require(path: Path, place: str, names: list[str], needed: tuple[str, ...]) 
 def parse_record(record: Any) -> tuple[str, list[str], str | None]:
     """(image, captions, image id or None) of a record; ValueError says what is wrong with it."""
     if not isinstance(record, dict):
-        raise ValueError(f"a record is an object with image and caption, not {kind_of(record)}")
+        raise InputError(f"a record is an object with image and caption, not {kind_of(record)}")
     for key in ("image", "caption"):
         if key not in record:
-            raise ValueError(f"has no {key!r}; its keys: {', '.join(map(str, record)) or 'none'}")
+            raise InputError(f"has no {key!r}; its keys: {', '.join(map(str, record)) or 'none'}")
     image, caption = record["image"], record["caption"]
     if not isinstance(image, str):
-        raise ValueError(f"its image is {kind_of(image)}, not the path of a file")
+        raise InputError(f"its image is {kind_of(image)}, not the path of a file")
     if not image.strip() or "\0" in image:
-        raise ValueError("its image is empty" if not image.strip() else "its image holds a NUL character")
+        raise InputError("its image is empty" if not image.strip() else "its image holds a NUL character")
     captions = caption if isinstance(caption, list) else [caption]
     if not captions:
-        raise ValueError("its list of captions is empty")
+        raise InputError("its list of captions is empty")
     for text in captions:
         if not isinstance(text, str):
-            raise ValueError(f"its caption is {kind_of(text)}, not text")
+            raise InputError(f"its caption is {kind_of(text)}, not text")
         if not text.strip():
-            raise ValueError("its caption is empty")
+            raise InputError("its caption is empty")
     image_id = record.get("image_id")
     if image_id is not None and (not isinstance(image_id, (str, int)) or isinstance(image_id, bool)):
-        raise ValueError(f"its image_id is {kind_of(image_id)}, not a whole number or text")
+        raise InputError(f"its image_id is {kind_of(image_id)}, not a whole number or text")
     return image, captions, None if image_id is None or image_id == "" else str(image_id)
 
 
@@ -280,8 +280,8 @@ def file_entry(entry: str | Path | Mapping[str, Any]) -> tuple[str, float]:
     if not isinstance(entry, Mapping):
         return str(entry), 1.0
     if "path" not in entry or not set(entry) <= {"path", "weight"}:
-        raise ValueError(f"an annotation file is a path or has the keys path and weight; found: {dict(entry)}")
+        raise InputError(f"an annotation file is a path or has the keys path and weight; found: {dict(entry)}")
     weight = entry.get("weight", 1.0)
     if not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
-        raise ValueError(f"{entry['path']}: weight is {weight!r}; it needs to be a number above 0")
+        raise InputError(f"{entry['path']}: weight is {weight!r}; it needs to be a number above 0")
     return str(entry["path"]), float(weight)

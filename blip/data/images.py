@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from blip.data.formats import NEEDS_PYARROW
-from blip.errors import BlipError
+from blip.errors import BlipError, InputError
 
 REFERENCE = re.compile(r"(?P<file>.+\.(?P<kind>parquet|arrow))#(?P<row>\d+)", re.DOTALL | re.IGNORECASE)
 
@@ -51,7 +51,7 @@ def read_image(path: str | Path) -> bytes:
     if data is None and other:
         return (Path(file).parent / other).read_bytes()
     if not isinstance(data, bytes):
-        raise ValueError(f"row {row} of {file} holds no image")
+        raise InputError(f"row {row} of {file} holds no image")
     return data
 
 
@@ -59,7 +59,7 @@ def _parquet_value(file: str, row: int, process: int) -> Any:
     _, ends = _parquet_file(file, process)
     group = int(np.searchsorted(ends, row, side="right"))
     if group == len(ends):
-        raise ValueError(f"it has {ends[-1] if len(ends) else 0} rows")
+        raise InputError(f"it has {ends[-1] if len(ends) else 0} rows")
     first = int(ends[group - 1]) if group else 0
     return _row_group(file, group, process)[row - first].as_py()
 
@@ -70,7 +70,7 @@ def _parquet_file(file: str, process: int) -> tuple[Any, np.ndarray]:
     try:
         from pyarrow import parquet
     except ImportError:
-        raise ValueError(NEEDS_PYARROW) from None
+        raise InputError(NEEDS_PYARROW) from None
     opened = parquet.ParquetFile(file)
     groups = range(opened.metadata.num_row_groups)
     return opened, np.cumsum([opened.metadata.row_group(i).num_rows for i in groups], dtype=np.int64)
@@ -85,7 +85,7 @@ def _row_group(file: str, group: int, process: int) -> Any:
 def _arrow_value(file: str, row: int, process: int) -> Any:
     column = _arrow_column(file, process)
     if row >= len(column):
-        raise ValueError(f"it has {len(column)} rows")
+        raise InputError(f"it has {len(column)} rows")
     return column[row].as_py()
 
 
@@ -95,7 +95,7 @@ def _arrow_column(file: str, process: int) -> Any:
         import pyarrow
         from pyarrow import ipc
     except ImportError:
-        raise ValueError(NEEDS_PYARROW) from None
+        raise InputError(NEEDS_PYARROW) from None
     return ipc.open_stream(pyarrow.memory_map(file)).read_all().column("image")
 
 
@@ -133,7 +133,7 @@ def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
             return _checked_rgb(source)
         data = source if isinstance(source, bytes) else read_image(source)
         if not data:
-            raise ValueError("the file is empty")
+            raise InputError("the file is empty")
         with Image.open(io.BytesIO(data)) as image:
             return _checked_rgb(image)
     except FileNotFoundError:
@@ -149,9 +149,9 @@ def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
 def _checked_rgb(image: Image.Image) -> Image.Image:
     width, height = image.size
     if width == 0 or height == 0:
-        raise ValueError(f"it has {width} x {height} pixels")
+        raise InputError(f"it has {width} x {height} pixels")
     if width * height > MAX_PIXELS:
-        raise ValueError(f"it has {width} x {height} pixels, more than {MAX_PIXELS:,}: make it smaller")
+        raise InputError(f"it has {width} x {height} pixels, more than {MAX_PIXELS:,}: make it smaller")
     return to_rgb(image)
 
 
@@ -195,7 +195,8 @@ def window(values: np.ndarray) -> np.ndarray:
     return np.round(scaled * 255).astype(np.uint8)
 
 
-ENDINGS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".ppm", ".pgm"}
+# of image files; where a figure has several, the first of these is taken
+ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".gif", ".webp", ".bmp", ".jp2", ".ppm", ".pgm")
 
 
 class NoImages(BlipError):
@@ -229,3 +230,17 @@ def readable(paths: Sequence[Path], batch_size: int) -> Iterator[tuple[list[Path
             except UnreadableImage as error:
                 problems.append(str(error))
         yield kept, images, problems
+
+
+def plain(image: Image.Image) -> Image.Image:
+    """Grey stays grey, 16 bits and floats become 8 bits over their own range, clear pixels white, the rest RGB."""
+    if image.mode in ("L", "RGB"):
+        return image.copy()
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image).astype(np.float64)
+        low, high = np.nanmin(values), np.nanmax(values)
+        return Image.fromarray(np.nan_to_num((values - low) * 255 / max(1e-9, high - low)).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        clear = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
+    return image.convert("RGB")

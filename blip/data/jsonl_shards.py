@@ -8,14 +8,13 @@ A shard that has its name is complete; after a kill at most the one in work is m
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from blip import distributed
 from blip.errors import BlipError
+from blip.files import whole_file, write_whole
 
 SETTINGS = "settings.json"
 Line = dict[str, Any]
@@ -57,32 +56,6 @@ def write_lines(path: Path, lines: Iterable[Line]) -> int:
             file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
             count += 1
     return count
-
-
-def write_whole(path: Path, text: str) -> None:
-    with whole_file(path) as file:
-        file.write(text.encode())
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that has its name only when it is whole and on disk; ShardError where that cannot be."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        if error.filename not in (None, str(partial)):  # of a file that is read meanwhile
-            raise
-        raise ShardError(f"{path} could not be written ({error.strerror or error}): finished files are whole; make "
-                         "room and start the same command again") from error  # fmt: skip
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def shard_path(folder: Path, number: int) -> Path:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from blip.data.batches import collate
 from blip.data.order import EpochOrder, _Positions, steps_per_epoch
 from blip.data.skipped import Skipped
+from blip.errors import InputError
 
 
 def make_loader(
@@ -89,7 +90,7 @@ def eval_loader(
     The last batch may be smaller. Nothing is padded or repeated to make ranks equal.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it needs to be 1 or more")
+        raise InputError(f"batch_size is {batch_size}; it needs to be 1 or more")
     indices = range(rank, len(dataset), world)  # type: ignore[arg-type]
     batches = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
     loader = data_loader(dataset, batches, num_workers, 0, partial(collate_fn, pad_id=pad_id), pin_memory)
@@ -106,7 +107,7 @@ def data_loader(
 def loader_options(num_workers: int, seed: int, pin_memory: bool) -> dict[str, Any]:
     """What every loader of ours has in common: how its workers start and end."""
     if num_workers < 0:
-        raise ValueError(f"num_workers is {num_workers}; it needs to be 0 or more")
+        raise InputError(f"num_workers is {num_workers}; it needs to be 0 or more")
     return {
         "num_workers": num_workers,
         "pin_memory": pin_memory,

@@ -10,6 +10,7 @@ from torch.utils.data import Sampler
 
 from blip.data.images import UnreadableImage
 from blip.data.skipped import Skipped, TooManySkipped, too_many
+from blip.errors import InputError
 from blip.hashing import stable_hash
 
 
@@ -24,7 +25,7 @@ class EpochOrder:
     def __init__(self, count: int, seed: int, rank: int = 0, world: int = 1, weights: np.ndarray | None = None):
         """`count` records; `weights` (count,) or None for 1 each. `per_rank` is the number of positions."""
         if weights is not None and len(weights) != count:
-            raise ValueError(f"{len(weights)} weights for {count} records")
+            raise InputError(f"{len(weights)} weights for {count} records")
         self.seed, self.rank, self.world = seed, rank, world
         # records of equal weight, and that weight
         self._groups = [(np.arange(count, dtype=np.int32), 1.0)]
@@ -57,9 +58,9 @@ class EpochOrder:
 def steps_per_epoch(order: EpochOrder, batch_size: int) -> int:
     """Full batches in an epoch of one rank; ValueError where there is none."""
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it needs to be 1 or more")
+        raise InputError(f"batch_size is {batch_size}; it needs to be 1 or more")
     if order.per_rank < batch_size:
-        raise ValueError(
+        raise InputError(
             f"an epoch has {order.per_rank} records on each of {order.world} ranks, fewer than one batch of "
             f"{batch_size}: set batch_size to {max(order.per_rank, 1)} or lower, use fewer ranks, or add data"
         )
@@ -72,7 +73,7 @@ class _Positions(Sampler):
     def __init__(self, steps: int, batch_size: int, start: tuple[int, int]):
         epoch, batch = start
         if epoch < 0 or not 0 <= batch <= steps:
-            raise ValueError(f"cannot start at batch {batch} of epoch {epoch}: an epoch has {steps} batches")
+            raise InputError(f"cannot start at batch {batch} of epoch {epoch}: an epoch has {steps} batches")
         self.steps, self.batch_size, self.start = steps, batch_size, start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:

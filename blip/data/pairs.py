@@ -22,6 +22,7 @@ from blip.data.images import open_image
 from blip.data.order import EpochOrder, Walk, open_or_note, own_chance
 from blip.data.sets.captions import CAPTION_SETS
 from blip.data.sets.layout import open_set
+from blip.errors import InputError
 from blip.hashing import stable_hash
 from blip.tokenizer import Tokenizer, blip_cleaning
 
@@ -139,9 +140,9 @@ def read_pairs(
         AnnotationError: names the file, the record and what is wrong with it.
     """
     if not files:
-        raise ValueError("no annotation files are given")
+        raise InputError("no annotation files are given")
     if image_root and not os.path.isdir(image_root):
-        raise ValueError(f"image_root is {image_root!r}, which is no folder")
+        raise InputError(f"image_root is {image_root!r}, which is no folder")
     pairs = Pairs()
     for entry in files:
         path, weight = file_entry(entry)
@@ -176,9 +177,9 @@ class CaptionEncoder:
     def __init__(self, tokenizer: Tokenizer, max_tokens: int, prompt: str = "", text_cleaning: str = "none"):
         """`text_cleaning` is none or blip, the published preprocessing (`blip_cleaning`)."""
         if text_cleaning not in ("none", "blip"):
-            raise ValueError(f"text_cleaning is {text_cleaning!r}; it can be none or blip")
+            raise InputError(f"text_cleaning is {text_cleaning!r}; it can be none or blip")
         if max_tokens < 3:
-            raise ValueError(f"max_tokens is {max_tokens}: [CLS] and [SEP] take 2, the caption needs some more")
+            raise InputError(f"max_tokens is {max_tokens}: [CLS] and [SEP] take 2, the caption needs some more")
         self.tokenizer, self.max_tokens, self.prompt = tokenizer, max_tokens, prompt
         self.clean = text_cleaning == "blip"
 

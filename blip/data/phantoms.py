@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from blip.errors import InputError
+
 BODIES = ("head", "chest", "abdomen")
 SHAPES = ("round", "square", "ring", "cross")
 SIZES = ("small", "large")
@@ -240,15 +242,15 @@ def write_phantoms(
     Returns the path of the captions. Raises ValueError for sizes that cannot be drawn.
     """
     if count < 1:
-        raise ValueError(f"count is {count}; a data set needs at least one image")
+        raise InputError(f"count is {count}; a data set needs at least one image")
     if image_size < 16:
-        raise ValueError(f"image size {image_size} is too small to draw lesions; 16 pixels is the least")
+        raise InputError(f"image size {image_size} is too small to draw lesions; 16 pixels is the least")
     if not 1 <= max_lesions <= len(POSITIONS) * len(SIDES):
-        raise ValueError(f"max_lesions is {max_lesions}; there are {len(POSITIONS) * len(SIDES)} places for one to six")
+        raise InputError(f"max_lesions is {max_lesions}; there are {len(POSITIONS) * len(SIDES)} places for one to six")
     if not 0 <= noise <= 1:
-        raise ValueError(f"noise is {noise}; it is a share, from 0 to 1")
+        raise InputError(f"noise is {noise}; it is a share, from 0 to 1")
     if noise and name_one:
-        raise ValueError("noise changes captions of all lesions: not together with name_one")
+        raise InputError("noise changes captions of all lesions: not together with name_one")
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     annotations, asked = [], []

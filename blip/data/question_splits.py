@@ -9,6 +9,7 @@ import numpy as np
 from blip.data.images import is_reference, read_image
 from blip.data.questions import Questions
 from blip.data.sets.questions import Question
+from blip.errors import InputError
 from blip.hashing import stable_hash
 
 
@@ -31,7 +32,7 @@ def split_by_image(questions: Questions, shares: Sequence[float], seed: int = 0)
         seed: another seed, another split. But for the edges, an image's part depends on it and the image's name alone.
     """
     if not shares or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-        raise ValueError(f"shares are {list(shares)}; they are 0 or more and sum to 1, such as [0.8, 0.1, 0.1]")
+        raise InputError(f"shares are {list(shares)}; they are 0 or more and sum to 1, such as [0.8, 0.1, 0.1]")
     groups: dict[str, list[int]] = {}
     contents = _contents(questions)
     for index in range(len(questions)):

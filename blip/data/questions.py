@@ -26,6 +26,7 @@ from blip.data.order import EpochOrder, Walk, open_or_note, own_chance
 from blip.data.sets.layout import open_set
 from blip.data.sets.questions import QUESTION_SETS, Question
 from blip.data.skipped import Skipped
+from blip.errors import InputError
 from blip.tokenizer import Tokenizer
 
 # ---- annotations in memory -------------------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ def read_questions(
         AnnotationError: names the file, the record and what is wrong with it.
     """
     if not files:
-        raise ValueError("no files of questions are given")
+        raise InputError("no files of questions are given")
     questions, images = Questions(), dict[str, int]()
     for entry in files:
         path, weight = file_entry(entry)
@@ -189,7 +190,7 @@ class QuestionEncoder:
         """Longest question and answer, [CLS] and [SEP] included."""
         for name, value in (("max_tokens", max_tokens), ("max_answer_tokens", max_answer_tokens)):
             if value < 3:
-                raise ValueError(f"{name} is {value}: [CLS] and [SEP] take 2, the text needs some more")
+                raise InputError(f"{name} is {value}: [CLS] and [SEP] take 2, the text needs some more")
         self.tokenizer, self.max_tokens, self.max_answer_tokens = tokenizer, max_tokens, max_answer_tokens
 
     def __call__(self, question: Question) -> tuple[list[int], list[list[int]]]:
@@ -216,7 +217,7 @@ class VqaDataset(Dataset):
         unanswered = np.flatnonzero(questions.answer_counts() == 0)
         if len(unanswered):
             name = questions[int(unanswered[0])].question_id
-            raise ValueError(f"{len(unanswered)} questions have no answer to learn from, the first being {name}")
+            raise InputError(f"{len(unanswered)} questions have no answer to learn from, the first being {name}")
         self.questions, self.encode, self.transform, self.seed = questions, encode, transform, seed
         self.order, self.walk = order, Walk(order, len(questions), max_skipped_fraction)
 

@@ -26,6 +26,7 @@ from blip.data.order import EpochOrder, Walk, open_or_note, own_chance
 from blip.data.sets.layout import open_set
 from blip.data.sets.statements import STATEMENT_SETS, Statement
 from blip.data.skipped import Skipped
+from blip.errors import InputError
 from blip.tokenizer import Tokenizer
 
 # ---- annotations in memory -------------------------------------------------------------------------------------------
@@ -61,12 +62,12 @@ def read_statements(
     Arguments and errors: as for `vqa.read_questions`; weights of files are not known here and raise ValueError.
     """
     if not files:
-        raise ValueError("no files of statements are given")
+        raise InputError("no files of statements are given")
     statements = Statements()
     for entry in files:
         path, weight = file_entry(entry)
         if weight != 1:
-            raise ValueError(f"{path}: weight is {weight}; files of statements take none")
+            raise InputError(f"{path}: weight is {weight}; files of statements take none")
         for file in open_set(STATEMENT_SETS, kind, path, split, image_root):
             for place, raw in file.raw():
                 item = file.parse(place, raw)
@@ -115,7 +116,7 @@ def cut_boxes(drawing: Image.Image) -> tuple[Image.Image, Image.Image]:
     """
     width, height = drawing.size
     if width != 4 * height:
-        raise ValueError(f"{width} x {height} pixels; a drawing of three boxes is four times as wide as high")
+        raise InputError(f"{width} x {height} pixels; a drawing of three boxes is four times as wide as high")
     return drawing.crop((0, 0, height, height)), drawing.crop((height * 3 // 2, 0, width, height))
 
 

@@ -27,6 +27,7 @@ from blip.data.order import own_chance
 from blip.data.pairs import caption_id
 from blip.data.skipped import Skipped, TooManySkipped, too_many
 from blip.data.webdataset import BrokenSample, Raw, TarShards
+from blip.errors import InputError
 from blip.hashing import stable_hash
 
 
@@ -44,10 +45,10 @@ class StreamOrder:
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.lanes, self.window) < 1:
-            raise ValueError("batch_size, stream_lanes and stream_window need to be 1 or more")
+            raise InputError("batch_size, stream_lanes and stream_window need to be 1 or more")
         own = len(self.shards) // self.world
         if own < self.batch_size:
-            raise ValueError(
+            raise InputError(
                 f"an epoch has {own} samples on each of {self.world} ranks, fewer than one batch of {self.batch_size}: "
                 f"set batch_size to {max(own, 1)} or lower, use fewer ranks, or add data"
             )

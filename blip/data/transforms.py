@@ -10,6 +10,8 @@ from torch import nn
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from blip.errors import InputError
+
 # of CLIP's training images; BLIP (Li et al. 2022) uses them too
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -34,7 +36,7 @@ def train_transform(
     if crop_scale is not None:
         low, high = crop_scale
         if not 0 < low <= high <= 1:
-            raise ValueError(f"crop_scale is {crop_scale}; it needs 0 < smallest <= largest <= 1, or None for no crop")
+            raise InputError(f"crop_scale is {crop_scale}; it needs 0 < smallest <= largest <= 1, or None for no crop")
         steps = [
             v2.RandomResizedCrop(image_size, scale=(low, high), interpolation=InterpolationMode.BICUBIC, antialias=True)
         ]
@@ -73,7 +75,7 @@ class RandAugment(nn.Module):
     def __init__(self, count: int = 2, magnitude: int = 5):
         super().__init__()
         if count < 0 or not 0 <= magnitude <= 10:
-            raise ValueError(f"randaugment is ({count}, {magnitude}); it needs a count >= 0 and a magnitude of 0 to 10")
+            raise InputError(f"randaugment is ({count}, {magnitude}); it needs a count >= 0 and a magnitude of 0 to 10")
         self.count = count
         self.magnitude = magnitude
 
@@ -122,4 +124,4 @@ def _to_tensor() -> list[nn.Module]:
 
 def _check_size(image_size: int) -> None:
     if image_size < 1:
-        raise ValueError(f"image_size is {image_size}; it is a side in pixels, such as 224")
+        raise InputError(f"image_size is {image_size}; it is a side in pixels, such as 224")

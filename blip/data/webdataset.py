@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from blip.data.formats import parse_record
-from blip.data.jsonl_shards import whole_file, write_whole
-from blip.errors import BlipError
+from blip.errors import BlipError, InputError
+from blip.files import whole_file, write_whole
 
 SIZES = "sizes.json"
 UNFINISHED = "unfinished"  # beside shards that are being written
@@ -64,7 +64,7 @@ class Raw:
         try:
             raw = json.loads(self.parts.get("json", b"{}"))
             if not isinstance(raw, dict):
-                raise ValueError("its JSON is no object")
+                raise InputError("its JSON is no object")
             if text is not None and "caption" not in raw:
                 raw["caption"] = text.decode("utf-8").strip()
             _, captions, image_id = parse_record({**raw, "image": raw.get("image") or self.key})

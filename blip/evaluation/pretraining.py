@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from blip import distributed
+from blip.errors import InputError
 from blip.evaluation.ranking import recall_at
 from blip.models.matching import match_logits
 from blip.models.momentum import unit_features
@@ -56,7 +57,7 @@ def evaluate_pretraining(model: PretrainModel, batches: Iterable[Any], device: t
     columns = [torch.cat(c) for c in zip(*parts, strict=True)] if parts else None
     gathered = [c for c in distributed.gather_objects(columns) if c is not None]
     if not gathered:
-        raise ValueError("there is nothing to evaluate: no image of the validation file could be read")
+        raise InputError("there is nothing to evaluate: no image of the validation file could be read")
     images, texts, captions, image_ids, right, wrong, different = (torch.cat(c) for c in zip(*gathered, strict=True))
     positives = (captions[:, None] == captions) | (image_ids[:, None] == image_ids)
     similarity = images @ texts.T

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from blip import distributed
 from blip.distributed import share
+from blip.errors import InputError
 from blip.evaluation.ranking import ranking_scores
 from blip.models.matching import match_logits
 from blip.models.momentum import Contrastive, unit_features
@@ -48,12 +49,12 @@ class Texts:
 
     def __post_init__(self) -> None:
         if not len(self.ids) == len(self.lengths) == len(self.images):
-            raise ValueError(
+            raise InputError(
                 f"{len(self.ids)} texts, {len(self.lengths)} lengths and {len(self.images)} lists of images: "
                 "each text needs one of each"
             )
         if len(self.ids) == 0:
-            raise ValueError("there are no texts to retrieve")
+            raise InputError("there are no texts to retrieve")
 
 
 @dataclass
@@ -107,9 +108,9 @@ def evaluate_retrieval(
     without text and texts without image are wrong answers for others, but no queries.
     """
     if count < 1 or k < 1:
-        raise ValueError(f"there are {count} images and k is {k}: both must be 1 or more")
+        raise InputError(f"there are {count} images and k is {k}: both must be 1 or more")
     if stray := [i for several in texts.images for i in several if not 0 <= i < count]:
-        raise ValueError(f"a text describes image {stray[0]}, but the images are numbered from 0 to {count - 1}")
+        raise InputError(f"a text describes image {stray[0]}, but the images are numbered from 0 to {count - 1}")
     text_answers = [sorted(set(several)) for several in texts.images]
     image_answers: list[list[int]] = [[] for _ in range(count)]
     for number, several in enumerate(text_answers):
@@ -289,7 +290,7 @@ def _gathered(parts: list[Tensor], count: int) -> Tensor:
     """Tensors of all processes, one after the other; a process may have none. Together they have `count` rows."""
     everyone = [t for several in distributed.gather_objects(parts) for t in several]
     if (found := sum(len(t) for t in everyone)) != count:
-        raise ValueError(f"the images that came are fewer than were asked for: they gave {found} results of {count}")
+        raise InputError(f"the images that came are fewer than were asked for: they gave {found} results of {count}")
     return torch.cat(everyone)
 
 

@@ -6,6 +6,7 @@ import torch
 
 from blip.checkpoints import convert
 from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict
+from blip.errors import InputError
 from blip.inference.predictor import Predictor
 from blip.models.factory import TASKS, model_of
 from blip.models.retrieval import RetrievalModel
@@ -40,7 +41,7 @@ def load(
     vit, text, answer = _sizes(info, path)
     if image_size is not None and image_size != vit.image_size:
         if image_size < vit.patch or image_size % vit.patch:
-            raise ValueError(f"image_size is {image_size}; it has to be a multiple of the patch, {vit.patch}")
+            raise InputError(f"image_size is {image_size}; it has to be a multiple of the patch, {vit.patch}")
         vit.image_size = image_size
         fit_image_size(tensors, vit)
         info = {**info, "image_encoder": {**info["image_encoder"], "image_size": image_size}}

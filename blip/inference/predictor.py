@@ -17,6 +17,7 @@ from torch import Tensor
 from blip.checkpoints.format import CheckpointError
 from blip.data.images import open_image
 from blip.data.transforms import eval_transform
+from blip.errors import InputError
 from blip.models.caption import CaptionModel
 from blip.models.decoding import Decoding, Generated
 from blip.models.factory import Model
@@ -124,7 +125,7 @@ class Predictor:
         if len(texts) == 1:
             texts = texts * len(images)
         if len(images) not in (1, len(texts)):
-            raise ValueError(f"{len(images)} images and {len(texts)} texts: give as many, or one of either")
+            raise InputError(f"{len(images)} images and {len(texts)} texts: give as many, or one of either")
         parts, keys = [], None
         for start in range(0, len(texts), batch_size):
             ids, lengths = self.ids(texts[start : start + batch_size])
@@ -202,7 +203,7 @@ class Predictor:
         first = self.tokenizer.encode([prompt], positions)[0][:-1]  # without [SEP]
         first[0] = self.tokenizer.dec_id
         if len(first) + how.max_new_tokens > positions:
-            raise ValueError(
+            raise InputError(
                 f"the prompt has {len(first)} tokens and max_new_tokens is {how.max_new_tokens}; "
                 f"the model has {positions} positions"
             )
@@ -237,10 +238,10 @@ class Predictor:
         if len(images) == 1:
             images = images * len(questions)
         if len(images) != len(questions):
-            raise ValueError(f"{len(images)} images and {len(questions)} questions: give as many, or one image")
+            raise InputError(f"{len(images)} images and {len(questions)} questions: give as many, or one image")
         choices = list(answers if answers is not None else self.info.get("answers", []))
         if answers is not None and not choices:
-            raise ValueError("the list of answers is empty")
+            raise InputError("the list of answers is empty")
         choices, tree = self._tree(choices) if choices and how is None else (choices, None)
         found: list[Answer] = []
         for start in range(0, len(questions), batch_size):
@@ -266,7 +267,7 @@ class Predictor:
             longest = int(self.info.get("max_answer_tokens") or self.positions)
             texts, tokens = distinct_answers(self.tokenizer, choices, longest)
             if wordless := [i for i, count in enumerate(self.tokenizer.count(choices), start=1) if count < 3]:
-                raise ValueError(f"answer {wordless[0]} of the list has no token: leave it out")
+                raise InputError(f"answer {wordless[0]} of the list has no token: leave it out")
             tree = AnswerTree(tokens, self.tokenizer.dec_id, self.tokenizer.sep_id)
             self._last_tree = (choices, texts, tree)
         return self._last_tree[1:]
@@ -277,7 +278,7 @@ class Predictor:
         model = self.needs("cls_head", "judge statements about two images", NlvrModel)
         left, right, statements = listed(left), listed(right), listed(statements)
         if not len(left) == len(right) == len(statements):
-            raise ValueError(f"{len(left)} and {len(right)} images and {len(statements)} statements: give as many")
+            raise InputError(f"{len(left)} and {len(right)} images and {len(statements)} statements: give as many")
         parts = []
         for start in range(0, len(statements), batch_size):
             end = start + batch_size

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from blip.errors import InputError
 from blip.inference.predictor import ImageInput, Predictor
 from blip.models.caption import CaptionModel
 from blip.models.matching import match_logits
@@ -23,9 +24,9 @@ def check_texts(m: Predictor, texts: Sequence[str], what: str = "text") -> None:
     """ValueError for a text without tokens, or with more than the model reads."""
     for number, tokens in enumerate(m.tokenizer.count([m.cleaned(text) for text in texts]), start=1):
         if tokens < 3:
-            raise ValueError(f"{what} {number} is empty: it has no words")
+            raise InputError(f"{what} {number} is empty: it has no words")
         if tokens > m.max_text_tokens:
-            raise ValueError(f"{what} {number} has {tokens} tokens, the model reads {m.max_text_tokens}: shorten it")
+            raise InputError(f"{what} {number} has {tokens} tokens, the model reads {m.max_text_tokens}: shorten it")
 
 
 def scores_of(
@@ -35,7 +36,7 @@ def scores_of(
     or of an `answer` to a question (n = 1). `image` encodes alone and returns nothing (n = 0).
     """
     if task != "image" and len(images) != len(texts):
-        raise ValueError(f"{len(images)} images and {len(texts)} texts: give as many")
+        raise InputError(f"{len(images)} images and {len(texts)} texts: give as many")
     if task == "match":
         return m.match_logits(images, texts, len(texts))[:, 1:]
     if task == "caption":
@@ -45,7 +46,7 @@ def scores_of(
     if task == "image":
         with torch.set_grad_enabled(m.grads):
             return m.model.image_encoder(m.pixels(images))[:, 0, :0]
-    raise ValueError(f"there is no task {task!r}: match, caption, answer or image")
+    raise InputError(f"there is no task {task!r}: match, caption, answer or image")
 
 
 @torch.no_grad()

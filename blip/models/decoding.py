@@ -9,6 +9,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from blip.errors import InputError
+
 NEVER = float("-inf")
 
 
@@ -60,7 +62,7 @@ class Decoding:
         if not self.sample and self.num_return > self.beams:
             wrong.append(f"num_return is {self.num_return} with {self.beams} beams: sample, or search with more beams")
         if wrong:
-            raise ValueError("; ".join(wrong))
+            raise InputError("; ".join(wrong))
 
     @property
     def texts(self) -> int:

@@ -1,5 +1,6 @@
 """Which model a task has."""
 
+from blip.errors import InputError
 from blip.models.caption import CaptionModel
 from blip.models.nlvr import NlvrModel
 from blip.models.pretrain import PretrainModel
@@ -34,4 +35,4 @@ def model_of(
             return VqaModel(vit, text, specials, answer, label_smoothing)
         case "nlvr":
             return NlvrModel(vit, text, specials)
-    raise ValueError(f"there is no task {task!r}; there are {', '.join(TASKS)}")
+    raise InputError(f"there is no task {task!r}; there are {', '.join(TASKS)}")

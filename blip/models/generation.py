@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blip.errors import InputError
 from blip.models.decoding import NEVER, Decoding, Generated, Step, constrained, draw
 
 
@@ -183,7 +184,7 @@ class BeamSearch:
         words = scores.shape[1]
         total = (scores.view(count, beams, words) + self.sums[..., None]).flatten(1)  # (B, beams*V)
         if total.shape[1] < 2 * self.how.beams:
-            raise ValueError(f"{self.how.beams} beams need a vocabulary of {2 * self.how.beams} tokens or more")
+            raise InputError(f"{self.how.beams} beams need a vocabulary of {2 * self.how.beams} tokens or more")
         sums, best = total.topk(2 * self.how.beams, dim=1)
         beam, tokens = best // words, best % words
         texts, log_probs = _take(self.texts, beam), _take(self.log_probs, beam)

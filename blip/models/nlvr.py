@@ -6,6 +6,7 @@ Shapes: B statements, N image tokens, T text tokens.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from blip.errors import InputError
 from blip.network.embeddings import TextConfig
 from blip.network.med import TextEncoder
 from blip.network.packing import Rows, with_first
@@ -19,7 +20,7 @@ class NlvrModel(nn.Module):
     def __init__(self, vit: ViTConfig, text: TextConfig, specials: Specials):
         super().__init__()
         if text.images != 2:
-            raise ValueError(f"the text encoder of NLVR2 looks at two images, not {text.images}")
+            raise InputError(f"the text encoder of NLVR2 looks at two images, not {text.images}")
         self.specials = specials
         self.image_encoder = ViT(vit)
         self.text_encoder = TextEncoder(text)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from blip.errors import InputError
 from blip.network.med import TextDecoder
 from blip.network.packing import Cache, ImageKeys, Keys, Rows
 
@@ -58,10 +59,10 @@ class AnswerTree:
     def __init__(self, answers: Sequence[Sequence[int]], dec_id: int, end_id: int):
         """`answers`: tokens of each without special ones, at least one each."""
         if not answers:
-            raise ValueError("the list of answers is empty")
+            raise InputError("the list of answers is empty")
         for number, tokens in enumerate(answers):
             if not tokens:
-                raise ValueError(f"answer {number + 1} of the list has no token: leave it out")
+                raise InputError(f"answer {number + 1} of the list has no token: leave it out")
         beginnings = sorted({tuple(answer[:depth]) for answer in answers for depth in range(len(answer) + 1)})
         nodes = {beginning: node for node, beginning in enumerate(beginnings)}
         longest = max(len(beginning) for beginning in beginnings)
@@ -155,7 +156,7 @@ def rank_answers(
     Published scores include the label smoothing of training; 0 gives plain log-probabilities.
     """
     if k < 1:
-        raise ValueError(f"k is {k}; at least one answer has to be scored")
+        raise InputError(f"k is {k}; at least one answer has to be scored")
     count, device = len(keys), keys.device
     tree.to(device)
     start = Cache()

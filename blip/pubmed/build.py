@@ -17,12 +17,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from blip.data.images import ENDINGS
 from blip.errors import BlipError
 from blip.pubmed.card import data_card, write_credits
 from blip.pubmed.duplicates import Look, Seen, look_at
-from blip.pubmed.images import ENDINGS
 from blip.pubmed.licenses import FAMILIES, short_license
-from blip.pubmed.work import NAMED, in_order
+from blip.pubmed.workers import NAMED, in_order
 
 NAMES = ("train", "val", "test")
 KEPT_KEYS = ("article", "figure", "label", "panel", "how", "confidence", "license", "retracted", "source", "year",

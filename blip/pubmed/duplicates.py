@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from blip.pubmed.images import plain
+from blip.data.images import plain
 
 BITS = 4  # by which hashes of one picture may differ
 PIECES = [(0, 13), (13, 26), (26, 39), (39, 52), (52, 64)]

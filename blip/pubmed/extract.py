@@ -13,13 +13,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from blip.data.images import ENDINGS
 from blip.errors import BlipError
 from blip.pubmed.catalogue import NAME as CATALOGUE
 from blip.pubmed.catalogue import Catalogue
-from blip.pubmed.images import ENDINGS
 from blip.pubmed.jats import Article, parse_article
 from blip.pubmed.licenses import short_license
-from blip.pubmed.work import add, in_order
+from blip.pubmed.workers import add, in_order
 
 ARTICLES = (".xml", ".nxml")
 SEVERAL = 0.4  # confidence in the first file of a figure that has several with the caption of all

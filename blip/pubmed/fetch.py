@@ -17,10 +17,10 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from lxml import etree
 
+from blip.data.images import ENDINGS
 from blip.pubmed.catalogue import Catalogue, Entry, File
-from blip.pubmed.images import ENDINGS
+from blip.pubmed.http_client import Client, FetchError, Mismatch, Patience
 from blip.pubmed.licenses import short_license
-from blip.pubmed.polite import Client, FetchError, Mismatch, Patience
 
 BUCKET = "https://pmc-oa-opendata.s3.amazonaws.com/"
 ARTICLES = "articles"  # folder of a corpus, with one folder an article

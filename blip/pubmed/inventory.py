@@ -10,7 +10,7 @@ from pathlib import Path
 
 from blip.pubmed.catalogue import Catalogue
 from blip.pubmed.fetch import BUCKET, base, listed
-from blip.pubmed.polite import Client, FetchError, Patience
+from blip.pubmed.http_client import Client, FetchError, Patience
 
 REPORTS = "inventory-reports/pmc-oa-opendata/metadata/"
 KEY = re.compile(r"metadata/(PMC\d+)\.(\d+)\.json")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.pubmed.catalogue import Catalogue
-from blip.pubmed.polite import Client, FetchError, Patience
+from blip.pubmed.http_client import Client, FetchError, Patience
 
 EUTILS = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils/"
 OPENI = "https://openi.nlm.nih.gov/api/search"

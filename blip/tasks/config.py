@@ -1,4 +1,4 @@
-"""What the fine-tuning scripts can be told, beside what `config.py` says of every run.
+"""Options of the fine-tuning scripts, beside those that `config.py` has for every run.
 
 Defaults are those of the published code (Li et al. 2022, appendix; its configuration files).
 """
@@ -13,31 +13,31 @@ from blip.models.decoding import Decoding
 
 
 class LoraConfig(BaseModel):
-    """Low-rank adapters (Hu et al. 2021) on the linear layers whose names end as `targets` say."""
+    """Low-rank adapters (Hu et al. 2021) on the linear layers whose names end with one of `targets`."""
 
     model_config = ConfigDict(extra="forbid")
-    rank: int = Field(16, gt=0)
-    targets: list[str] = Field(min_length=1)
-    alpha: float | None = Field(None, gt=0)  # nothing: the rank
-    dropout: float = Field(0.0, ge=0, lt=1)
+    rank: int = Field(16, gt=0)  # rank of the adapters
+    targets: list[str] = Field(min_length=1)  # endings of names of linear layers
+    alpha: float | None = Field(None, gt=0)  # null: the rank
+    dropout: float = Field(0.0, ge=0, lt=1)  # before the adapters
     trainable: list[str] = Field(default_factory=list)  # parts trained whole, such as a new head
 
 
 class FineTuneConfig(ModelConfig):
-    """What every fine-tuning script can be told."""
+    """Options of every fine-tuning script."""
 
     scores: ClassVar[tuple[str, ...]] = ()  # what the evaluation of a task gives; `_KIND` may follow
 
     dataset: str = "json"  # the form of the files: see `blip check-data --help`
     test_file: list[str] = Field(default_factory=list)  # evaluated once, after training, with the best checkpoint
-    train_split: str = "train"  # the part of a data set that comes as a folder
-    val_split: str = "validation"
-    test_split: str = "test"
+    train_split: str = "train"  # part of a data set that comes as a folder
+    val_split: str = "validation"  # the same for val_file
+    test_split: str = "test"  # the same for test_file
     tokenizer: str = ""  # empty: the tokenizer of `init_from`
     crop_scale: tuple[float, float] | None = (0.5, 1.0)
-    lora: LoraConfig | None = None
-    best_metric: str = ""  # of the validation; the weights that are best by it are kept in `best`
-    best_is: Literal["highest", "lowest"] = "highest"
+    lora: LoraConfig | None = None  # low-rank adapters, see below; null: every weight is trained
+    best_metric: str = ""  # the weights that are best by this validation score are kept in `best`
+    best_is: Literal["highest", "lowest"] = "highest"  # whether a high or a low best_metric is good
     image_heads: int | None = Field(None, gt=0)  # of a .pth file whose heads are not of width 64
 
     @model_validator(mode="after")
@@ -51,7 +51,7 @@ class FineTuneConfig(ModelConfig):
 
 
 class RetrievalConfig(FineTuneConfig):
-    """What `train_retrieval.py` can be told."""
+    """Options of `train_retrieval.py`."""
 
     scores = tuple(f"{by}_{way}r_mean" for by in ("itc", "itm") for way in ("", "i2t_", "t2i_")) + tuple(
         f"{by}_{way}_{name}" for by in ("itc", "itm") for way in ("i2t", "t2i")
@@ -59,31 +59,31 @@ class RetrievalConfig(FineTuneConfig):
     )  # fmt: skip
     image_size: int = Field(384, gt=0)
     max_text_tokens: int = Field(35, ge=3)
-    temperature: float = Field(0.07, ge=0.001, le=0.5)
-    queue_size: int = Field(57600, ge=0)
-    momentum: float = Field(0.995, ge=0, le=1)
-    alpha: float = Field(0.4, ge=0, le=1)
-    alpha_ramp_epochs: float = Field(1.0, ge=0)
+    temperature: float = Field(0.07, ge=0.001, le=0.5)  # start value of the learned temperature of ITC
+    queue_size: int = Field(57600, ge=0)  # features of earlier batches that ITC compares with; 0: none
+    momentum: float = Field(0.995, ge=0, le=1)  # of the momentum encoders
+    alpha: float = Field(0.4, ge=0, le=1)  # weight of the momentum encoders' soft targets
+    alpha_ramp_epochs: float = Field(1.0, ge=0)  # epochs in which alpha rises from 0
     equal_captions: Literal["positives", "negatives"] = "positives"  # pairs of one image always are positives
     negative_all_rank: bool = False  # hard negatives from the batches of all processes
-    k_test: int = Field(256, gt=0)  # candidates that matching re-ranks; 0.. above the set's size means all
+    k_test: int = Field(256, gt=0)  # candidates that matching re-ranks
     best_metric: str = "val_itm_r_mean"
 
 
 class WritingConfig(FineTuneConfig):
-    """How texts are written in evaluation: see `generation.Decoding`, which these become."""
+    """Options of generation in evaluation, of `train_caption.py` and `train_vqa.py`."""
 
-    beams: int = 3
-    sample: bool = False
-    top_p: float = 1.0
-    top_k: int = 0
-    sampling_temperature: float = 1.0
-    min_new_tokens: int = 1
-    max_new_tokens: int = 20
-    length_penalty: float = 1.0
-    length_norm: Literal["generated", "whole"] = "generated"
-    repetition_penalty: float = 1.0
-    no_repeat_ngram: int = 0
+    beams: int = 3  # 1: no beam search
+    sample: bool = False  # draw tokens instead of searching
+    top_p: float = 1.0  # draw from the fewest tokens that hold this probability
+    top_k: int = 0  # draw from this many tokens; 0: from all
+    sampling_temperature: float = 1.0  # of the distribution that is drawn from
+    min_new_tokens: int = 1  # tokens before the text may end
+    max_new_tokens: int = 20  # tokens at most, the prompt not counted
+    length_penalty: float = 1.0  # beam score: log-probability / length to this power
+    length_norm: Literal["generated", "whole"] = "generated"  # whole: the length counts the prompt, as published
+    repetition_penalty: float = 1.0  # above 1: repeated tokens become less likely
+    no_repeat_ngram: int = 0  # no run of this many tokens occurs twice; 0: it may
 
     def decoding(self) -> Decoding:
         """ValueError where these do not go together."""
@@ -110,30 +110,30 @@ class WritingConfig(FineTuneConfig):
 
 
 class CaptionConfig(WritingConfig):
-    """What `train_caption.py` can be told."""
+    """Options of `train_caption.py`."""
 
     scores = ("exact", "bleu1", "bleu4", "rouge_l", "cider", "meteor")
     image_size: int = Field(384, gt=0)
     max_text_tokens: int = Field(40, ge=3)
-    prompt: str = "a picture of "
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    prompt: str = "a picture of "  # what captions begin with
+    label_smoothing: float = Field(0.1, ge=0, lt=1)  # of the captions' tokens
     bert_score_model: str = ""  # folder of a BERT-like model, for BERTScore
     best_metric: str = "val_cider"
 
 
 class VqaConfig(WritingConfig):
-    """What `train_vqa.py` can be told."""
+    """Options of `train_vqa.py`."""
 
     scores = ("exact_match", "token_recall", "token_f1", "bleu1", "vqa_accuracy")
     image_size: int = Field(480, gt=0)
     max_text_tokens: int = Field(35, ge=3)  # of questions
-    text_cleaning: Literal["none"] = "none"
-    max_answer_tokens: int = Field(30, ge=3)
+    text_cleaning: Literal["none"] = "none"  # texts are not cleaned
+    max_answer_tokens: int = Field(30, ge=3)  # longer answers are cut
     drop_path: float = Field(0.1, ge=0, lt=1)
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-    inference: Literal["rank", "generate", "choices"] = "rank"  # choices: a question's own, where it brings them
+    label_smoothing: float = Field(0.1, ge=0, lt=1)  # of the answers' tokens
+    inference: Literal["rank", "generate", "choices"] = "rank"  # choices: a question's own, where the data set has them
     k_test: int = Field(128, gt=0)  # answers that are scored whole
-    answer_file: str = ""  # a JSON list, or a text file of one answer a line; empty: the answers of the training set
+    answer_file: str = ""  # JSON list, or a line an answer; empty: the answers of the training set
     max_new_tokens: int = 10
     split_shares: tuple[float, float, float] | None = None  # train, val, test by image, of train_file alone
     best_metric: str = "val_exact_match"
@@ -146,11 +146,11 @@ class VqaConfig(WritingConfig):
 
 
 class NlvrConfig(FineTuneConfig):
-    """What `train_nlvr.py` can be told."""
+    """Options of `train_nlvr.py`."""
 
     scores = ("accuracy",)
     image_size: int = Field(384, gt=0)
     max_text_tokens: int = Field(35, ge=3)
-    text_cleaning: Literal["none"] = "none"
+    text_cleaning: Literal["none"] = "none"  # texts are not cleaned
     drop_path: float = Field(0.1, ge=0, lt=1)
     best_metric: str = "val_accuracy"

@@ -23,10 +23,10 @@ from blip.data.order import EpochOrder, steps_per_epoch
 from blip.data.skipped import SkipLog
 from blip.data.transforms import eval_transform, train_transform
 from blip.errors import BlipError
+from blip.files import whole_folder
 from blip.tasks import start, tokenizers
 from blip.tasks.config import FineTuneConfig
 from blip.train import lora
-from blip.train.checkpoint import replace_folder
 from blip.train.freeze import freeze
 from blip.train.log import RunLog
 from blip.train.loop import Step
@@ -265,7 +265,7 @@ class FineTuning:
     def _keep_best(self, step: int, metrics: dict) -> None:
         weights = self.weights()
         if distributed.is_main():
-            with replace_folder(self.output / BEST) as folder:
+            with whole_folder(self.output / BEST) as folder:
                 save_weights(folder, weights, {**self.info(), "step": step})
                 if self.config.lora:
                     lora.save_adapter(folder, self.model, {"base": self.config.init_from})

@@ -6,8 +6,6 @@ OUTPUT/checkpoints/latest             a link to the newest one
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from blip import distributed
 from blip.checkpoints.format import TOKENIZER, CheckpointError, save_weights
-from blip.files import flush
+from blip.files import flush, remove_folder, set_aside
 
 TRAINING = "training.pt"
 
@@ -58,7 +56,7 @@ class Checkpointer:
                 flush(temporary / name)
             flush(temporary)
             if final.exists():  # a run that was resumed from before this step
-                doomed = _aside(final)
+                doomed = set_aside(final)
                 temporary.rename(final)
                 shutil.rmtree(doomed)
             else:
@@ -80,7 +78,7 @@ class Checkpointer:
         found = complete_checkpoints(self.folder.parent)
         end = found.index(newest) + 1
         for checkpoint in [*found[:end][: -self.keep], *found[end:]]:
-            _remove(checkpoint)
+            remove_folder(checkpoint)
 
     def _point_latest(self, final: Path) -> None:
         link = self.folder / ".latest.partial"
@@ -88,18 +86,6 @@ class Checkpointer:
         link.symlink_to(final.name)
         os.replace(link, self.folder / "latest")
         flush(self.folder)
-
-
-def _remove(checkpoint: Path) -> None:
-    shutil.rmtree(_aside(checkpoint))
-
-
-def _aside(checkpoint: Path) -> Path:
-    """Under another name, so that a kill leaves no half of it that looks whole."""
-    doomed = checkpoint.with_name(f".{checkpoint.name}.old.partial")
-    shutil.rmtree(doomed, ignore_errors=True)
-    checkpoint.rename(doomed)
-    return doomed
 
 
 def complete_checkpoints(output: str | Path) -> list[Path]:
@@ -154,19 +140,3 @@ def restore_random_state(states: list[dict[str, Tensor]]) -> bool:
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
     return True
-
-
-@contextmanager
-def replace_folder(final: Path) -> Iterator[Path]:
-    """A folder to write to, which takes the place of `final` when the block ends, whole or not at all."""
-    temporary = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    for path in temporary.iterdir():
-        flush(path)
-    flush(temporary)
-    if final.exists():
-        _remove(final)
-    temporary.rename(final)
-    flush(final.parent)

@@ -19,6 +19,7 @@ from blip.data.formats import (
     parse_record,
 )
 from blip.data.sets.layout import SetFormat
+from blip.errors import InputError
 
 ARTICLE = re.compile(r"PMC\d+")
 GROUPS = ("pmcid", "article", "group", "patient")  # what splits must not cut
@@ -45,18 +46,18 @@ def captioned(record: Any) -> Captioned:
 def text_of(record: Any, *names: str) -> str:
     """The text under the first of `names` that the record has, without blanks round it; ValueError if it is none."""
     if not isinstance(record, Mapping):
-        raise ValueError(f"a record is an object, not {kind_of(record)}")
+        raise InputError(f"a record is an object, not {kind_of(record)}")
     name = next((name for name in names if name in record), None)
     if name is None:
-        raise ValueError(f"has no {names[0]!r}; its keys: {', '.join(map(str, record)) or 'none'}")
+        raise InputError(f"has no {names[0]!r}; its keys: {', '.join(map(str, record)) or 'none'}")
     value = record[name]
     # identifiers, and answers such as 4
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         value = str(int(value) if value == int(value) else value)
     if not isinstance(value, str):
-        raise ValueError(f"its {name} is {kind_of(value)}, not text")
+        raise InputError(f"its {name} is {kind_of(value)}, not text")
     if not value.strip() or "\0" in value:
-        raise ValueError(f"its {name} {'holds a NUL character' if value.strip() else 'is empty'}")
+        raise InputError(f"its {name} {'holds a NUL character' if value.strip() else 'is empty'}")
     return value.strip()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from blip.data.formats import AnnotationError, Records
+from blip.errors import InputError
 
 Record = TypeVar("Record")
 
@@ -100,11 +101,11 @@ def open_set(
         AnnotationError: the folder does not hold what is asked for.
     """
     if dataset not in sets:
-        raise ValueError(f"dataset is {dataset!r}; it can be {', '.join(sets)}")
+        raise InputError(f"dataset is {dataset!r}; it can be {', '.join(sets)}")
     if split not in ("", "all", *SPLIT_NAMES):
-        raise ValueError(f"split is {split!r}; it can be {', '.join(SPLITS)} or all")
+        raise InputError(f"split is {split!r}; it can be {', '.join(SPLITS)} or all")
     if image_root and not os.path.isdir(image_root):
-        raise ValueError(f"image_root is {image_root!r}, which is no folder")
+        raise InputError(f"image_root is {image_root!r}, which is no folder")
     form, part = sets[dataset], "" if split == "all" else SPLIT_NAMES.get(split, "")
     files = _files_of(form, Path(path), split, dataset) if os.path.isdir(path) else [Path(path)]
     return [SetFile(str(file), image_root or _image_folder(form, file), part, form) for file in files]

@@ -16,6 +16,7 @@ from blip.data.formats import AnnotationError, Records, checked, iter_lines, ite
 from blip.data.sets.captions import ARTICLE, text_of
 from blip.data.sets.layout import SetFormat, any_part
 from blip.data.sets.vqa_v2 import VQA_V2_FILES, vqa_v2_file
+from blip.errors import InputError
 
 ANSWER_TYPES = {"yes/no": "closed", "other": "open"}  # VQA v2's names
 ALSO = ("question_id", "qid", "image_id", "answer_type", "question_type", "category", "choices", "group", "split")
@@ -43,7 +44,7 @@ def answers_of(record: Mapping[str, Any], key: str = "answer") -> list[str]:
     value = record.get(key) if key in record else text_of(record, key)
     if isinstance(value, list):
         if not value:
-            raise ValueError(f"its list of {key}s is empty")
+            raise InputError(f"its list of {key}s is empty")
         return [_one_line(text_of({key: item}, key)) for item in value]
     return [_one_line(text_of(record, key))]
 
@@ -75,7 +76,7 @@ def _optional(record: Mapping[str, Any], *names: str) -> str:
     """The text under the first of `names` that holds any, "" where none does."""
     value = next((record[name] for name in names if record.get(name) not in (None, "")), "")
     if isinstance(value, (dict, list)):
-        raise ValueError(f"its {next(name for name in names if record.get(name))} is {kind_of(value)}, not text")
+        raise InputError(f"its {next(name for name in names if record.get(name))} is {kind_of(value)}, not text")
     return str(value).strip()
 
 
@@ -87,7 +88,7 @@ def generic(record: Any) -> Question:
     (or question_type), choices, group."""
     choices = record.get("choices") or [] if isinstance(record, dict) else []
     if not isinstance(choices, list):
-        raise ValueError(f"its choices are {kind_of(choices)}, not a list")
+        raise InputError(f"its choices are {kind_of(choices)}, not a list")
     return make_question(
         record,
         text_of(record, "image"),

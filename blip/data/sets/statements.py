@@ -9,6 +9,7 @@ from typing import Any
 from blip.data.formats import AnnotationError, Records, checked, is_object, iter_json_lines, iter_records
 from blip.data.sets.captions import text_of
 from blip.data.sets.layout import SetFormat
+from blip.errors import InputError
 
 
 @dataclass
@@ -27,13 +28,13 @@ def statement(record: Any) -> Statement:
     label = record.get("label")
     truth = label.strip().lower() if isinstance(label, str) else label
     if truth not in ("true", "false", True, False) or (isinstance(truth, (int, float)) and not isinstance(truth, bool)):
-        raise ValueError(f"its label is {label!r}; it is true or false")
+        raise InputError(f"its label is {label!r}; it is true or false")
     name = str(record.get("identifier") or record.get("id") or "")
     if "images" not in record:
         return Statement(text_of(record, "image"), sentence, truth in (True, "true"), name)
     images = record["images"]
     if not isinstance(images, list) or len(images) != 2:
-        raise ValueError("its images are not a list of two, left and right")
+        raise InputError("its images are not a list of two, left and right")
     left, right = (text_of({"image": image}, "image") for image in images)
     return Statement((left, right), sentence, truth in (True, "true"), name)
 

@@ -1,0 +1,197 @@
+"""The last step of CapFilt: scored texts that pass, and those that people wrote, become training data.
+
+A text passes at a threshold of the match probability, of the cosine, or both; or the share of texts with the best match
+that is asked for. Everything streams: of a text no more than its score stays in memory.
+"""
+
+import io
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from blip.capfilt.candidates import HUMAN, SYNTHETIC, WEB
+from blip.data.images import UnreadableImage, open_image, read_image
+from blip.data.jsonl_shards import Line, read_lines, settings_of, write_lines
+from blip.data.pairs import read_pairs
+from blip.data.webdataset import write_tars
+from blip.errors import BlipError
+from blip.files import whole_file, write_whole
+
+ENDINGS = (".json", ".jsonl")
+ENDING_OF = {
+    "JPEG": "jpg",
+    "MPO": "jpg",
+    "PNG": "png",
+    "WEBP": "webp",
+    "TIFF": "tif",
+    "BMP": "bmp",
+    "GIF": "gif",
+}  # Pillow's formats
+TAR_SIZE = 1000  # pairs in a webdataset shard
+
+
+class MergeError(BlipError):
+    """Texts that cannot be merged; the message says why."""
+
+
+@dataclass
+class Rule:
+    """What passes. With `fraction`, the threshold of the match probability follows from the data."""
+
+    match: float | None = 0.5
+    itc: float | None = None
+    fraction: float | None = None  # of all scored texts, those of highest match probability
+
+    def __post_init__(self) -> None:
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise MergeError(f"fraction is {self.fraction}; it is a share, above 0 and at most 1")
+        if self.match is not None and not 0 <= self.match <= 1:
+            raise MergeError(f"threshold is {self.match}; a match probability lies between 0 and 1")
+        if self.itc is not None and not -1 <= self.itc <= 1:
+            raise MergeError(f"itc_threshold is {self.itc}; a cosine lies between -1 and 1")
+
+    def passes(self, line: Line) -> bool:
+        return (self.match is None or line["match"] >= self.match) and (self.itc is None or line["itc"] >= self.itc)
+
+
+@dataclass
+class Merged:
+    """What was kept and dropped, by source."""
+
+    rule: Rule
+    kept: Counter = field(default_factory=Counter)
+    dropped: Counter = field(default_factory=Counter)
+    problems: int = 0  # images that could not be read
+
+
+def scored_lines(folders: Sequence[Path]) -> Iterator[Line]:
+    """Lines with scores, and those with a problem; MergeError for shards that are not scored."""
+    for folder in folders:
+        if (step := settings_of(folder).get("step")) != "score":
+            raise MergeError(f"{folder} holds shards of `{step}`, not of `filter`: score them first")
+        yield from read_lines(folder)
+
+
+def threshold_of(folders: Sequence[Path], fraction: float) -> float:
+    """The match probability that this share of all texts reaches, at least one of them."""
+    scores = np.fromiter((line["match"] for line in scored_lines(folders) if "match" in line), np.float64)
+    if not len(scores):
+        raise MergeError(f"{', '.join(map(str, folders))}: no text has a score")
+    left_out = len(scores) - max(1, round(fraction * len(scores)))
+    return float(np.partition(scores, left_out)[left_out])
+
+
+def settled(rule: Rule, folders: Sequence[Path]) -> Rule:
+    """The rule with its threshold, where that follows from the data."""
+    if rule.fraction is None:
+        return rule
+    return Rule(threshold_of(folders, rule.fraction), rule.itc, rule.fraction)
+
+
+def merge(
+    folders: Sequence[Path],
+    out: Path,
+    rule: Rule,
+    keep: Sequence[str] = (),
+    image_root: str = "",
+    sources: Sequence[str] = (),
+    tar_size: int = TAR_SIZE,
+) -> Merged:
+    """Writes one record a text, `{image, caption, source, round}`, and `OUT.merge.json`: rule and counts.
+
+    Args:
+        folders: shards of `capfilt.score`.
+        out: .json or .jsonl, which has its name only when it is whole; a name without ending is a folder of webdataset
+            shards, with the images as they are, whose `sizes.json` comes last.
+        rule: what passes.
+        keep: annotation files of texts that people wrote, all of which are kept.
+        sources: of scored texts; others are dropped; empty: all.
+        tar_size: pairs in a webdataset shard.
+
+    Raises:
+        MergeError: wrong ending, unknown source, or nothing passes.
+    """
+    if out.suffix and out.suffix not in ENDINGS:
+        raise MergeError(f"{out}: merged annotations end in {' or '.join(ENDINGS)}; webdataset shards have a folder")
+    if unknown := [source for source in sources if source not in (WEB, SYNTHETIC)]:
+        raise MergeError(f"source is {unknown[0]!r}; it can be {WEB} or {SYNTHETIC}")
+    rule = settled(rule, folders)
+    found = Merged(rule)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    about = about_merged(out)
+    about.unlink(missing_ok=True)  # it speaks of what was there before
+    lines = _records(folders, rule, keep, image_root, sources, found)
+    first = next(lines, None)
+    if first is None or first["source"] == HUMAN:  # which come last
+        raise MergeError(f"nothing passes {rule}: of {sum(found.dropped.values())} scored texts none is kept")
+    lines = itertools.chain([first], lines)
+    if out.suffix == ".jsonl":
+        write_lines(out, lines)
+    elif out.suffix == ".json":
+        _write_list(out, lines)
+    elif not write_tars(out, _samples(lines, found), tar_size):
+        raise MergeError(f"{out}: none of {found.problems} images could be read, so there are no shards")
+    counts: dict[str, Any] = {"kept": found.kept, "dropped": found.dropped, "unreadable": found.problems}
+    write_whole(about, json.dumps({**asdict(rule), "sources": list(sources), **counts}, indent=1) + "\n")
+    return found
+
+
+def about_merged(out: Path) -> Path:
+    """The file beside merged annotations with rule and counts; it is there when they are complete."""
+    return out.with_name(f"{out.name}.merge.json")
+
+
+def _records(
+    folders: Sequence[Path], rule: Rule, keep: Sequence[str], image_root: str, sources: Sequence[str], found: Merged
+) -> Iterator[Line]:
+    for line in scored_lines(folders):
+        if "problem" in line:
+            found.problems += 1
+        elif rule.passes(line) and (not sources or line["source"] in sources):
+            found.kept[line["source"]] += 1
+            yield {"image": line["image"], "caption": line["text"], "source": line["source"], "round": line["round"]}
+        else:
+            found.dropped[line["source"]] += 1
+    if keep:
+        pairs = read_pairs(list(keep), image_root)
+        for i in range(len(pairs)):
+            for text in pairs.captions(i):
+                found.kept[HUMAN] += 1
+                yield {"image": os.path.abspath(pairs.image_path(i)), "caption": text, "source": HUMAN, "round": 0}
+
+
+def _write_list(path: Path, lines: Iterator[Line]) -> None:
+    """A JSON list, one record a line."""
+    with whole_file(path) as file:
+        for number, line in enumerate(lines):
+            file.write((b",\n" if number else b"[\n") + json.dumps(line, ensure_ascii=False).encode())
+        file.write(b"\n]\n")
+
+
+def _samples(lines: Iterator[Line], found: Merged) -> Iterator[dict[str, Any]]:
+    """Samples of webdataset shards: the image's bytes as they are, and the record. Unreadable images are left out.
+
+    An image of a format that the shards do not know becomes a PNG.
+    """
+    for line in lines:
+        try:
+            data = read_image(line["image"])
+            with Image.open(io.BytesIO(data)) as image:
+                ending = ENDING_OF.get(image.format or "", "")
+            if not ending:
+                ending, buffer = "png", io.BytesIO()
+                open_image(data).save(buffer, "PNG")
+                data = buffer.getvalue()
+        except (OSError, ValueError, UnreadableImage, Image.DecompressionBombError):  # or it has gone since `filter`
+            found.problems += 1
+            found.kept[line["source"]] -= 1
+            continue
+        yield {ending: data, "json": line}

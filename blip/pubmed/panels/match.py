@@ -1,0 +1,176 @@
+"""Which part of a caption belongs to which panel: by letter, by place, by reading order; in doubt the whole figure.
+
+A wrong pair is worse than a coarse one: wherever numbers or letters contradict one another nothing is split.
+"""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+
+from blip.pubmed.panels.captions import Split
+from blip.pubmed.panels.detector import Panels
+from blip.pubmed.panels.gutters import Piece
+
+How = Literal["letter", "place", "order", "whole"]
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+FILLED = 0.55  # share of ink from which on a piece between gutters is an image
+SEEN = 0.35  # score of a panel that is there
+MAYBE = 0.15  # score of a panel that may be there, if the caption says so
+
+
+@dataclass
+class Pair:
+    """A part of a figure with its words."""
+
+    labels: list[str]
+    box: Box | None  # None: the whole figure
+    text: str
+    how: How
+    confidence: float  # 0 to 1
+
+
+@dataclass
+class Layout:
+    """The panels that a figure is taken to have."""
+
+    boxes: list[Box] = field(default_factory=list)  # in reading order
+    scores: list[float] = field(default_factory=list)
+    way: str = "none"  # "gutters", "detector" or "none"
+
+
+def layout(pieces: list[Piece], panels: Panels, expected: int) -> Layout:
+    """The panels of a figure by its gutters where these are sure, else by the detector.
+
+    Args:
+        pieces: of `gutters.cut`.
+        panels: of the detector.
+        expected: panels that the caption names, 0 where it names none.
+    """
+    images = len(pieces) > 1 and min(piece.filled for piece in pieces) > FILLED
+    if images and expected in (0, len(pieces)):
+        return _ordered([piece.box for piece in pieces], [0.95] * len(pieces), "gutters")
+    boxes, scores = panels.boxes, panels.scores
+    seen = int((scores >= SEEN).sum())
+    if expected > 1 and seen != expected and len(scores) >= expected and scores[expected - 1] >= MAYBE:
+        seen = expected  # the caption decides between panels and what only looks like one
+    if seen > 1:
+        return _ordered([_whole_pixels(box) for box in boxes[:seen]], scores[:seen].tolist(), "detector")
+    if images:
+        return _ordered([piece.box for piece in pieces], [0.8] * len(pieces), "gutters")
+    return Layout()
+
+
+def _whole_pixels(box: np.ndarray) -> Box:
+    left, top, right, bottom = (round(float(value)) for value in box)
+    return left, top, right, bottom
+
+
+def _ordered(boxes: list[Box], scores: list[float], way: str) -> Layout:
+    order = reading_order(boxes)
+    return Layout([boxes[at] for at in order], [float(scores[at]) for at in order], way)
+
+
+def reading_order(boxes: list[Box]) -> list[int]:
+    """Rows from above, each from the left; a row's boxes share half of the lower one's height with its first."""
+    left = sorted(range(len(boxes)), key=lambda at: (boxes[at][1], boxes[at][0]))
+    order: list[int] = []
+    while left:
+        top, bottom = boxes[left[0]][1], boxes[left[0]][3]
+        row = [left[0]]
+        for at in left[1:]:
+            shared = min(bottom, boxes[at][3]) - max(top, boxes[at][1])
+            if shared > 0.5 * min(bottom - top, boxes[at][3] - boxes[at][1]) and boxes[at][1] < (top + bottom) / 2:
+                row.append(at)
+        order += sorted(row, key=lambda at: boxes[at][0])
+        left = [at for at in left if at not in row]
+    return order
+
+
+def regular(boxes: list[Box]) -> bool:
+    """Whether boxes in reading order stand in rows of like height: elsewhere letters often run another way."""
+    rows: list[list[Box]] = []
+    for box in boxes:
+        if rows and min(box[3], rows[-1][0][3]) - max(box[1], rows[-1][0][1]) > 0:
+            rows[-1].append(box)
+        else:
+            rows.append([box])
+    for row in rows:
+        for box in row:
+            shared = min(box[3], row[0][3]) - max(box[1], row[0][1])
+            if shared < 0.6 * (max(box[3], row[0][3]) - min(box[1], row[0][1])):
+                return False
+    return True
+
+
+def match(split: Split, found: Layout, read: dict[str, tuple[float, float]] | None = None) -> list[Pair]:
+    """Pairs of a figure; a single one, of the whole, where the caption has no parts or anything is in doubt.
+
+    Args:
+        split: the caption.
+        found: the panels.
+        read: where which of the caption's labels stand in the figure, if somebody read them.
+    """
+    names = split.labels
+    whole = [Pair([], None, split.whole, "whole", 1.0)]
+    if len(names) < 2 or len(found.boxes) < 2:
+        return whole
+    places: dict[str, int] | None
+    how: How = "letter"
+    places, sure = (_by_letter(names, found.boxes, read), 1.0) if read else (None, 0.0)
+    if places is None and split.style == "Left:":
+        places, how, sure = _by_place(names, found.boxes), "place", 0.9
+    elif places is None and len(names) == len(found.boxes) and not _contradicts(names, found.boxes, read or {}):
+        places, how, sure = {name: at for at, name in enumerate(names)}, "order", 0.8 if regular(found.boxes) else 0.4
+    if places is None:
+        return whole
+    pairs = []
+    for name in names:
+        at = places[name]
+        confidence = split.confidence * found.scores[at] * sure
+        pairs.append(Pair([name], found.boxes[at], split.of(name), how, round(confidence, 3)))
+    return pairs
+
+
+def _by_letter(names: list[str], boxes: list[Box], read: dict[str, tuple[float, float]]) -> dict[str, int] | None:
+    """Each letter's panel: the smallest one around it, else the nearest; one left over goes to the one left over."""
+    places: dict[str, int] = {}
+    for name, (x, y) in read.items():
+        around = [at for at, b in enumerate(boxes) if b[0] <= x <= b[2] and b[1] <= y <= b[3]]
+        sizes = {at: (boxes[at][2] - boxes[at][0]) * (boxes[at][3] - boxes[at][1]) for at in around}
+        corner = {at: abs(b[0] - x) + abs(b[1] - y) for at, b in enumerate(boxes)}
+        places[name] = min(sizes, key=sizes.__getitem__) if sizes else min(corner, key=corner.__getitem__)
+    if len(set(places.values())) < len(places):
+        return None  # two letters in one panel
+    names_left = [name for name in names if name not in places]
+    boxes_left = [at for at in range(len(boxes)) if at not in places.values()]
+    if len(names_left) == len(boxes_left) == 1:
+        places[names_left[0]] = boxes_left[0]
+        names_left, boxes_left = [], []
+    return None if names_left or boxes_left else places  # a panel that no letter claims may be another's second one
+
+
+def _contradicts(names: list[str], boxes: list[Box], read: dict[str, tuple[float, float]]) -> bool:
+    """Whether a letter that was read stands in another panel than reading order gives it."""
+    for name, (x, y) in read.items():
+        b = boxes[names.index(name)]
+        if not (b[0] <= x <= b[2] and b[1] <= y <= b[3]):
+            return True
+    return False
+
+
+def _by_place(names: list[str], boxes: list[Box]) -> dict[str, int] | None:
+    """`left` and `right`, `upper`, `middle` and `lower`: of as many panels, beside or above one another."""
+    across, down = ("left", "middle", "center", "centre", "central", "right"), ("upper", "top", "above", "middle",
+                    "center", "centre", "central", "lower", "bottom", "below")  # fmt: skip
+    if len(names) != len(boxes):
+        return None
+    for words, axis in ((across, 0), (down, 1)):
+        if set(names) <= set(words):
+            order = sorted(range(len(boxes)), key=lambda at: boxes[at][axis])
+            ends = [(boxes[at][axis], boxes[at][axis + 2]) for at in order]
+            if any(first[1] > second[0] + 0.3 * (second[1] - second[0]) for first, second in pairwise(ends)):
+                return None  # they do not stand in one line
+            return dict(zip(sorted(names, key=words.index), order, strict=True))
+    return None

@@ -1,0 +1,110 @@
+"""Fine-tuned models in the classes of transformers: the same captions, answers and scores, or a clear refusal."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.random_checkpoints import ANSWERS, CLOSE, QUESTIONS, all_checkpoints, noise_images, random_checkpoint
+from typer.testing import CliRunner
+
+pytest.importorskip("transformers")
+
+import transformers
+
+import blip
+from blip.checkpoints import convert
+from blip.checkpoints.format import CheckpointError
+from blip.cli import app
+from blip.models.decoding import Decoding
+from blip.network.packing import Rows, with_first
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return all_checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return noise_images(tmp_path_factory.mktemp("images"))
+
+
+def exported(checkpoint: Path, to: Path, kind: type) -> transformers.PreTrainedModel:
+    """The class of transformers that `blip convert` writes for a fine-tuned checkpoint."""
+    command = ["convert", str(checkpoint), str(to), "--to", "huggingface"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    foreign, report = kind.from_pretrained(to, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return foreign.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("beams", [1, 3])
+def test_transformers_writes_the_same_captions(checkpoints: dict, images: list, tmp_path: Path, beams: int) -> None:
+    foreign = exported(checkpoints["caption"], tmp_path / "hf", transformers.BlipForConditionalGeneration)
+    model = blip.load(checkpoints["caption"])
+    words, pixels = model.tokenizer, model.pixels(images)
+    ids = torch.tensor(words.encode(["a"], 40) * 3)  # generate() puts [DEC] first and takes [SEP] off
+    theirs = foreign.generate(pixels, ids, num_beams=beams, max_new_tokens=8, do_sample=False)
+    ours = model.write(images, how=Decoding(beams=beams, max_new_tokens=8))
+    assert [one[0].text for one in ours] == [words.decode(row) for row in theirs.tolist()]
+    assert blip.load(tmp_path / "hf").caption(images, "a") == model.caption(images)
+
+
+@torch.no_grad()
+def test_transformers_answers_the_same(tmp_path: Path, images: list) -> None:
+    checkpoint = random_checkpoint(tmp_path, "vqa", same_width=True, answers=ANSWERS)
+    foreign = exported(checkpoint, tmp_path / "hf", transformers.BlipForQuestionAnswering)
+    model = blip.load(checkpoint)
+    words, pixels = model.tokenizer, model.pixels(images)
+    ids, lengths = model.ids(QUESTIONS)
+    asked, mask = with_first(ids, words.enc_id), (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    states = foreign.vision_model(pixel_values=pixels).last_hidden_state
+    theirs = foreign.text_encoder(input_ids=asked, attention_mask=mask, encoder_hidden_states=states).last_hidden_state
+    ours = model.model.question_states(model.model.text_encoder.project(states), ids, lengths)
+    torch.testing.assert_close(ours, theirs * mask[..., None], **CLOSE)
+
+    # its answer decoder looks at padding, too (transformers 5.23): one by one from here on
+    answer_ids = with_first(torch.tensor(words.encode(["a lesion"], 40)), words.dec_id)
+    rows, decoder = Rows(torch.tensor([answer_ids.shape[1]]), answer_ids.shape[1], ids.device), model.model.text_decoder
+    for i, length in enumerate(lengths.tolist()):
+        alone = theirs[i : i + 1, :length]
+        logits = foreign.text_decoder(input_ids=answer_ids, encoder_hidden_states=alone).logits[0]
+        torch.testing.assert_close(decoder.head(decoder(answer_ids, rows, decoder.project(alone))), logits, **CLOSE)
+
+    how = Decoding(max_new_tokens=5)
+    for i, one in enumerate(model.answer(images, QUESTIONS, how=how)):
+        alone = foreign.generate(asked[i : i + 1, : lengths[i]], pixels[i : i + 1], max_new_tokens=5, do_sample=False)
+        assert one.text == words.decode(alone[0].tolist())
+
+
+@torch.no_grad()
+def test_transformers_matches_the_same(checkpoints: dict, images: list, tmp_path: Path) -> None:
+    foreign = exported(checkpoints["retrieval"], tmp_path / "hf", transformers.BlipForImageTextRetrieval)
+    model = blip.load(checkpoints["retrieval"])
+    ids, lengths = model.ids(QUESTIONS)
+    given = {
+        "pixel_values": model.pixels(images),
+        "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]) + 0,
+    }
+    matched = foreign(input_ids=with_first(ids, model.tokenizer.enc_id), **given).itm_score
+    torch.testing.assert_close(model.match_logits(images, QUESTIONS), matched, **CLOSE)
+    cosines = foreign(input_ids=ids, use_itm_head=False, **given).itm_score
+    torch.testing.assert_close(model.itc_score(images, QUESTIONS), cosines, **CLOSE)
+
+
+def refused(checkpoint: Path, folder: Path, hf_class: str) -> Callable[[], object]:
+    tensors, info = convert.read(checkpoint)
+    return lambda: convert.write(folder / "hf", tensors, info, "huggingface", checkpoint / "tokenizer.json", hf_class)
+
+
+def test_what_no_class_of_transformers_can_hold(checkpoints: dict, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot hold this model: .*image's width, 32, .*question are 48 wide"):
+        refused(checkpoints["vqa"], tmp_path, "vqa")()
+    with pytest.raises(CheckpointError, match="cannot use a checkpoint of vqa; hf_class can be vqa"):
+        refused(checkpoints["vqa"], tmp_path, "caption")()
+    with pytest.raises(CheckpointError, match="no Hugging Face class holds a checkpoint of nlvr"):
+        refused(checkpoints["nlvr"], tmp_path, "nlvr")()
+    assert not (tmp_path / "hf").exists()

@@ -1,0 +1,279 @@
+"""Data sets of captions as distributed, images inside parquet and arrow files, checks, and broken files of any set."""
+
+import json
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer.testing
+from helpers.set_files import BAD, hub_rows, png, put, put_arrow, put_parquet, shade
+
+from blip.cli import app
+from blip.data import images
+from blip.data.check import check_data
+from blip.data.formats import iter_json_object
+from blip.data.images import UnreadableImage, open_image
+from blip.data.pairs import Pairs, read_pairs
+from blip.data.questions import read_questions
+from blip.data.sets.questions import MAX_OPTIONAL, alternatives
+from blip.hashing import stable_hash
+
+
+def listed(pairs: Pairs) -> list[tuple[str, list[str]]]:
+    return [(Path(pairs.image_path(i)).as_posix(), pairs.captions(i)) for i in range(len(pairs))]
+
+
+# ---- captions --------------------------------------------------------------------------------------------------------
+
+
+def test_roco_both_forms(tmp_path: Path) -> None:
+    table = 'id,name,caption\nROCO_00002,PMC4083729_AMHSR-4-14-g002.jpg," Computed tomography, axial\n"\n'
+    put(tmp_path / "csv/train/radiologytraindata.csv", table)
+    put(tmp_path / "csv/train/radiology/images/PMC4083729_AMHSR-4-14-g002.jpg", png(0))
+    put(tmp_path / "git/data/validation/radiology/captions.txt", 'ROCO_00017\t A "12" mm mass \n\nROCO_00018\t B\n')
+    put(tmp_path / "git/data/validation/radiology/images/ROCO_00017.jpg", png(0))
+    found = read_pairs([str(tmp_path / "csv")], dataset="roco", split="train")
+    name = f"{tmp_path.as_posix()}/csv/train/radiology/images/PMC4083729_AMHSR-4-14-g002.jpg"
+    assert listed(found) == [(name, ["Computed tomography, axial"])]
+    assert found.group(0) == stable_hash("group", "PMC4083729")
+    found = read_pairs([str(tmp_path / "git")], dataset="roco", split="val")
+    folder = f"{tmp_path.as_posix()}/git/data/validation/radiology/images"
+    expected = [(f"{folder}/ROCO_00017.jpg", ['A "12" mm mass']), (f"{folder}/ROCO_00018.jpg", ["B"])]
+    assert listed(found) == expected
+    text = str(tmp_path / "git/data/validation/radiology/captions.txt")
+    assert listed(read_pairs([text], dataset="roco")) == expected
+
+
+def test_rocov2_both_forms(tmp_path: Path) -> None:
+    put(tmp_path / "valid_captions.csv", "ID,Caption\nROCOv2_2023_valid_000001,Chest X-ray\n")
+    put(tmp_path / "valid_concepts.csv", "ID,CUIs\nROCOv2_2023_valid_000001,C1306645;C0817096\n")
+    (tmp_path / "valid").mkdir()
+    found = read_pairs([str(tmp_path)], dataset="rocov2", split="validation")
+    assert listed(found) == [(f"{tmp_path.as_posix()}/valid/ROCOv2_2023_valid_000001.jpg", ["Chest X-ray"])]
+    rows = [{**row, "cui": ["C1"]} for row in hub_rows(3, image_id="ROCOv2_2023_test", caption="axial CT")]
+    put_parquet(tmp_path / "hub/data/test-00000-of-00001.parquet", rows)
+    found = read_pairs([str(tmp_path / "hub")], dataset="rocov2", split="test")
+    assert [found.captions(i) for i in range(3)] == [["axial CT 0"], ["axial CT 1"], ["axial CT 2"]]
+    assert [shade(open_image(found.image_path(i))) for i in (2, 0, 1)] == [2, 0, 1]
+    assert len({found.image_id(i) for i in range(3)}) == 3
+
+
+def test_pmc_oa_and_medicat(tmp_path: Path) -> None:
+    line = {"image": "PMC212319_Fig3_4.jpg", "caption": "A. Real time image", "pmcid": "PMC212319"}
+    put(tmp_path / "oa/pmc_oa.jsonl", json.dumps(line) + "\n")
+    (tmp_path / "oa/images").mkdir()
+    found = read_pairs([str(tmp_path / "oa")], dataset="pmc_oa", split="train")
+    assert listed(found) == [(f"{tmp_path.as_posix()}/oa/images/PMC212319_Fig3_4.jpg", ["A. Real time image"])]
+    assert found.group(0) == stable_hash("group", "PMC212319")
+    figure = {"pdf_hash": "57c9", "fig_key": "Figure1", "s2orc_references": ["as Figure 1 shows"]}
+    lines = [
+        {**figure, "fig_uri": "2-Figure1-1.png", "s2_caption": "(A) Barium enema", "s2orc_caption": "other"},
+        {**figure, "fig_uri": "57c9_3-Figure2-1.png", "s2_caption": None, "s2orc_caption": "only S2ORC"},
+    ]
+    path = put(tmp_path / "medicat/subset.jsonl", "\n".join(map(json.dumps, lines)))
+    (tmp_path / "medicat/figures").mkdir()
+    found = read_pairs([str(path)], dataset="medicat")
+    folder = f"{tmp_path.as_posix()}/medicat/figures"
+    assert listed(found) == [
+        (f"{folder}/57c9_2-Figure1-1.png", ["(A) Barium enema"]),
+        (f"{folder}/57c9_3-Figure2-1.png", ["only S2ORC"]),
+    ]
+
+
+def test_coco_and_flickr(tmp_path: Path) -> None:
+    put(tmp_path / "blip/coco_karpathy_train.json", [{"image": "v/1.jpg", "caption": "one", "image_id": "coco_1"}])
+    put(tmp_path / "blip/coco_karpathy_val.json", [{"image": "v/2.jpg", "caption": ["a", "b"], "image_id": "coco_2"}])
+    found = read_pairs([str(tmp_path / "blip")], dataset="coco", split="val")
+    assert listed(found) == [(f"{tmp_path.as_posix()}/blip/v/2.jpg", ["a", "b"])]
+    images = [
+        {"filename": f"{i}.jpg", "imgid": i, "split": split, "sentences": [{"raw": f"x{i}"}, {"raw": f"y{i}"}]}
+        for i, split in enumerate(["train", "restval", "val", "test"])
+    ]
+    path = put(tmp_path / "dataset_flickr30k.json", {"dataset": "flickr30k", "images": images})
+    found = read_pairs([str(path)], dataset="flickr", split="train")
+    assert listed(found) == [(f"{tmp_path.as_posix()}/{i}.jpg", [f"x{i}", f"y{i}"]) for i in (0, 1)]
+    assert len(read_pairs([str(tmp_path)], dataset="flickr", split="test")) == 1
+    assert len(read_pairs([str(path)], dataset="flickr")) == 4
+
+
+def test_coco_original(tmp_path: Path) -> None:
+    content = {
+        "info": {"year": 2017},
+        "annotations": [{"image_id": 9, "id": 1, "caption": "a"}, {"image_id": 9, "id": 2, "caption": "b"}],
+        "images": [{"id": 9, "file_name": "000000000009.jpg"}],
+        "licenses": [],
+    }
+    put(tmp_path / "annotations/captions_val2017.json", content)
+    (tmp_path / "val2017").mkdir()
+    found = read_pairs([str(tmp_path)], dataset="coco_captions", split="validation")
+    assert listed(found) == [(f"{tmp_path.as_posix()}/val2017/000000000009.jpg", ["a", "b"])]
+
+
+def test_json_objects_are_read_item_by_item(tmp_path: Path) -> None:
+    content = {"a": [1, [2], {"b": "]}"}], "empty": [], "text": "x, y", "object": {"k": [3]}, "last": None}
+    path = put(tmp_path / "x.json", json.dumps(content, indent=2))
+    found = list(iter_json_object(path))
+    assert found == [
+        ("a", 1), ("a", [2]), ("a", {"b": "]}"}), ("text", "x, y"), ("object", {"k": [3]}), ("last", None),
+    ]  # fmt: skip
+    assert list(iter_json_object(put(tmp_path / "y.json", "{}"))) == []
+
+
+# ---- questions -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ct", ["ct"]),
+        ("cta#ct angiography", ["cta", "ct angiography"]),
+        ("ct (with contrast)#cta", ["ct with contrast", "ct", "cta"]),
+        ("(left) lung (mass)", ["left lung mass", "left lung", "lung mass", "lung"]),
+        (
+            "ct (with) contrast (iv)#cta",
+            ["ct with contrast iv", "ct with contrast", "ct contrast iv", "ct contrast", "cta"],
+        ),
+        ("(noncontrast)", ["noncontrast"]),
+        ("mr (t2 (weighted))", ["mr t2 weighted", "mr", "mr t2"]),
+        ("ct#CT#ct", ["ct", "CT"]),
+        ("open (bracket", ["open (bracket"]),
+        (" # ( )", []),
+    ],
+)
+def test_alternatives_of_a_reference(text: str, expected: list[str]) -> None:
+    assert alternatives(text) == expected
+
+
+def test_alternatives_stay_few() -> None:
+    assert len(alternatives(" ".join(f"(w{i})" for i in range(30)))) <= 2**MAX_OPTIONAL
+
+
+def test_joined_categories_of_vqa_rad_have_one_name(tmp_path: Path) -> None:
+    row = {"image_name": "a.jpg", "question": "where?", "answer": "left", "answer_type": "OPEN"}
+    kinds = ["PRES, ATTRIB", "ATTRIB,PRES ", "Other", ""]
+    path = put(tmp_path / "x.json", [{**row, "qid": i, "question_type": kind} for i, kind in enumerate(kinds)])
+    found = read_questions([str(path)], str(tmp_path), "vqa_rad")
+    assert [found[i].category for i in range(4)] == ["attrib+pres", "attrib+pres", "other", ""]
+
+
+# ---- images inside parquet and arrow ---------------------------------------------------------------------------------
+
+
+def test_a_row_of_parquet_and_of_arrow(tmp_path: Path) -> None:
+    path = put_parquet(tmp_path / "x.parquet", hub_rows(5, caption="t"))
+    folder = put_arrow(tmp_path / "train", hub_rows(5, first=40, caption="t"))
+    for row in (4, 0, 3, 2, 1, 4):
+        assert images.read_image(f"{path}#{row}") == png(row)
+    assert [shade(open_image(f"{folder}/data-00001-of-00002.arrow#{row}")) for row in (1, 0)] == [43, 41]
+    for row in (5, 99):
+        with pytest.raises(UnreadableImage, match="it has 5 rows"):
+            open_image(f"{path}#{row}")
+    with pytest.raises(UnreadableImage, match="no such file"):
+        open_image(f"{tmp_path}/y.parquet#0")
+    with pytest.raises(UnreadableImage, match="no such file"):
+        open_image(f"{path}#-1")
+
+
+def test_real_files_with_a_hash_in_their_name_open(tmp_path: Path) -> None:
+    put(tmp_path / "slice#3.png", png(7))
+    put(tmp_path / "odd.parquet#3", png(9))
+    put_parquet(tmp_path / "odd.parquet", hub_rows(4))
+    assert shade(open_image(tmp_path / "slice#3.png")) == 7
+    assert shade(open_image(tmp_path / "odd.parquet#3")) == 9
+    assert shade(open_image(tmp_path / "odd.parquet#2")) == 2
+
+
+def test_bytes_alone_paths_alone_and_nothing(tmp_path: Path) -> None:
+    put(tmp_path / "beside.png", png(5))
+    path = put_parquet(tmp_path / "plain.parquet", [{"image": png(3)}, {"image": None}])
+    assert shade(open_image(f"{path}#0")) == 3
+    with pytest.raises(UnreadableImage, match=r"row 1 of .* holds no image"):
+        open_image(f"{path}#1")
+    path = put_parquet(tmp_path / "s.parquet", [{"image": {"bytes": png(1), "path": "a"}},
+                                               {"image": {"bytes": None, "path": "beside.png"}}])  # fmt: skip
+    assert shade(open_image(f"{path}#1")) == 5
+
+
+def _shades(references: list[str]) -> list[int]:
+    return [shade(open_image(reference)) for reference in references]
+
+
+def test_forked_workers_open_their_own_files(tmp_path: Path) -> None:
+    path = put_parquet(tmp_path / "x.parquet", hub_rows(8))
+    references = [f"{path}#{row}" for row in range(8)]
+    assert _shades(references) == list(range(8))  # opened here first, so that a worker could inherit positions
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(_shades, [references[::-1], references] * 3) == [list(range(8))[::-1], list(range(8))] * 3
+
+
+def test_generic_parquet_with_images(tmp_path: Path) -> None:
+    path = put_parquet(tmp_path / "x.parquet", hub_rows(3, caption="text"))
+    found = read_pairs([str(path)], image_root=str(tmp_path))
+    assert found.image_path(1) == f"{path}#1"
+    report = check_data([str(path)], workers=0)
+    assert report.ok and report.images == 3
+
+
+# ---- checks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "record", "kind"), [
+    ("c.json", {"caption": "x"}, "captions"),
+    ("q.json", {"question": "is it?", "answer": "yes"}, "questions"),
+    ("s.json", {"sentence": "two dogs", "label": "True"}, "sentences"),
+])  # fmt: skip
+def test_check_tells_generic_files_apart(tmp_path: Path, name: str, record: dict, kind: str) -> None:
+    put(tmp_path / "a.png", png(0))
+    path = put(tmp_path / name, [{"image": "a.png", **record}, {"image": "b.png", **record}, {"image": "a.png"}])
+    report = check_data([str(path)], workers=0)
+    assert (report.kind, report.files[0].records, report.files[0].texts, len(report.errors)) == (kind, 3, 2, 1)
+    assert report.broken_images == [(str(tmp_path / "b.png"), "no such file")]
+    assert report.answer_types == {"questions": {"closed": 2}, "sentences": {"true": 2}}.get(kind, {})
+
+
+def test_check_counts_questions_without_answers(tmp_path: Path) -> None:
+    put(tmp_path / "a.png", png(0))
+    asked = {"image": "a.png", "question": "is it?"}
+    path = put(tmp_path / "vqa_test.json", [asked, {**asked, "question": "is it not?", "answer": ["yes", "no no"]}])
+    report = check_data([str(path)], dataset="vqa_v2", workers=0)
+    assert report.ok and report.unanswered == 1
+    assert report.answer_percentiles == {50: 2, 90: 2, 95: 2, 99: 2, 100: 2}
+    assert report.length_percentiles[50] == 3 and report.length_percentiles[100] == 3
+
+
+def test_check_data_verb_knows_sets(tmp_path: Path) -> None:
+    put_arrow(tmp_path / "train", hub_rows(4, question="what", answer="cyst"))
+    put_arrow(tmp_path / "test", hub_rows(2, first=9, question="is it", answer="yes"))
+    put(tmp_path / "dataset_dict.json", {"splits": ["train", "test"]})
+    run = typer.testing.CliRunner().invoke
+    done = run(app, ["check-data", str(tmp_path), "--dataset", "retina_vqa", "--report", str(tmp_path / "r.json")])
+    assert done.exit_code == 0, done.output
+    assert "6 open" in done.stdout and "no errors" in done.stdout
+    assert json.loads((tmp_path / "r.json").read_text())["images"] == 6
+    done = run(app, ["check-data", str(tmp_path), "--dataset", "retina_vqa", "--split", "test"])
+    assert "2 open" in done.stdout
+    done = run(app, ["check-data", str(tmp_path), "--dataset", "retina"])
+    assert done.exit_code == 1 and "dataset is 'retina'; it can be json, roco" in done.stderr
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(("path", "dataset", "counts"), [
+    ("vqa_rad", "vqa_rad", (219, 1576)),
+    ("vqa_med_2019", "vqa_med_2019", (950, 3800)),
+    ("coco_sample/annotations/captions_subset.json", "coco_captions", (144, 720)),
+    ("coco_sample/captions.json", "json", (144, 720)),
+    ("nlvr_sample", "nlvr", (400, 400)),
+    ("format_fixtures/vision/nlvr2/tiny-dev.json", "nlvr2", (8, 8)),
+    ("format_fixtures/vision/vqav2/questions.json", "vqa_v2", (1, 3)),
+])  # fmt: skip
+def test_real_sets_are_complete(data_dir: Path, path: str, dataset: str, counts: tuple[int, int]) -> None:
+    report = check_data([str(data_dir / path)], dataset=dataset, workers=0)
+    assert report.ok, report.errors + report.broken_images
+    assert (report.images, sum(file.texts for file in report.files)) == counts
+
+
+@pytest.mark.parametrize(("trigger", "kind", "pattern"), [c[1:] for c in BAD], ids=[c[0] for c in BAD])
+def test_bad_sets(trigger: Callable[[Path], None], kind: type[Exception], pattern: str, tmp_path: Path) -> None:
+    with pytest.raises(kind, match=pattern):
+        trigger(tmp_path)

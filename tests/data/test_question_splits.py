@@ -1,0 +1,85 @@
+"""Whole sets of questions: their answers, splits that cut no image, shared images; and the real sets."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.samples import every
+from helpers.set_files import png, put
+
+from blip.data.question_splits import answer_list, shared_images, split_by_image
+from blip.data.questions import EvalQuestions, QuestionEncoder, Questions, read_questions
+from blip.data.transforms import eval_transform
+from blip.tokenizer import Tokenizer
+
+
+def _set(tmp_path: Path, name: str, rows: list[tuple[str, str, str]]) -> Questions:
+    """(image, answer, group) of each."""
+    listed = [{"image": image, "question": "q", "answer": answer, "group": group} for image, answer, group in rows]
+    return read_questions([str(put(tmp_path / name, listed))])
+
+
+def test_answer_list(tmp_path: Path) -> None:
+    rows = [("a", text, "") for text in ("Yes", "yes", "no", "right  lung", "Right lung", "no", "yes", "cyst", "ant")]
+    questions = _set(tmp_path, "q.json", rows)
+    assert answer_list(questions) == ["yes", "no", "right lung", "ant", "cyst"]
+    assert answer_list(questions, min_count=2) == ["yes", "no", "right lung"]
+    assert answer_list(questions.view([7])) == ["cyst"]
+
+
+def test_split_by_image(tmp_path: Path) -> None:
+    rows = [(f"{i % 60}.png", "x", f"patient {i % 60 // 2}" if i % 60 < 30 else "") for i in range(300)]
+    questions = _set(tmp_path, "q.json", rows)
+    parts = split_by_image(questions, (0.7, 0.1, 0.2), seed=1)
+    assert [len(part) for part in parts] == pytest.approx([210, 30, 60], abs=10)
+    groups = [{part[i].group for i in range(len(part))} for part in parts]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 15 + 30
+    assert sorted(part[i].question_id for part in parts for i in range(len(part))) == sorted(
+        q.question_id for q in every(questions)
+    )
+    again, other = (split_by_image(questions, (0.7, 0.1, 0.2), seed=seed) for seed in (1, 2))
+    assert [every(part) for part in again] == [every(part) for part in parts]
+    assert [every(part) for part in other] != [every(part) for part in parts]
+    # the order of the file plays no part
+    shuffled = split_by_image(questions.view(np.random.default_rng(0).permutation(300)), (0.7, 0.1, 0.2), seed=1)
+    assert [{q.group for q in every(part)} for part in shuffled] == groups
+    with pytest.raises(ValueError, match="sum to 1"):
+        split_by_image(questions, (0.7, 0.2))
+
+
+def test_shared_images(tmp_path: Path) -> None:
+    for name, grey in (("a", 1), ("b", 2), ("copy of a", 1), ("c", 3)):
+        put(tmp_path / f"{name}.png", png(grey))
+    train = _set(tmp_path, "train.json", [("a.png", "x", ""), ("a.png", "y", ""), ("b.png", "x", "")])
+    test = _set(tmp_path, "test.json", [("copy of a.png", "x", ""), ("./b.png", "x", ""), ("c.png", "x", "")])
+    assert shared_images(train, test) == 1
+    assert shared_images(train, test, by_content=True) == 2
+    assert shared_images(train, test.view([2])) == 0
+
+
+@pytest.mark.real_data
+def test_real_questions(data_dir: Path) -> None:
+    rad = read_questions([str(data_dir / "vqa_rad")], kind="vqa_rad", split="all")
+    assert Counter(question.answer_type for question in every(rad)) == {"closed": 907, "open": 669}
+    assert {"4", "2", "12"} <= set(answer_list(rad))
+    train, test = (read_questions([str(data_dir / "vqa_rad")], kind="vqa_rad", split=x) for x in ("train", "test"))
+    assert (len(train), len(test), shared_images(train, test)) == (1257, 319, 142)  # every test image
+    parts = split_by_image(rad, (0.8, 0.2))
+    assert [len(part) for part in parts] == pytest.approx([1261, 315], abs=15)
+    assert shared_images(*parts, by_content=True) == 0
+    plain = read_questions([str(data_dir / "vqa_rad" / "qa.json")])
+    words = [[(q.question, q.answers, q.answer_type) for q in every(x)] for x in (plain, rad)]
+    assert words[0] == words[1]
+    med = read_questions([str(data_dir / "vqa_med_2019")], kind="vqa_med_2019", split="validation")
+    assert Counter(q.category for q in every(med)) == dict.fromkeys(("modality", "plane", "organ", "abnormality"), 100)
+    plain = read_questions([str(data_dir / "vqa_med_2019" / "qa.json")], split="val")
+    assert sorted((q.question, q.category, *q.answers) for q in every(plain)) == sorted(
+        (q.question, q.category, *q.answers) for q in every(med)
+    )
+    coco = read_questions([str(data_dir / "format_fixtures/vision/vqav2/questions.json")], kind="vqa_v2")
+    assert [len(q.references) for q in every(coco)] == [10, 10, 10]
+    assert coco[0].weights == pytest.approx([0.6, 0.1, 0.1, 0.1, 0.1])
+    encode = QuestionEncoder(Tokenizer.from_vocab(data_dir / "vocab" / "bert-base-uncased-vocab.txt"))
+    sample = EvalQuestions(med, encode, eval_transform(32))[0]
+    assert sample.image is not None and sample.image.shape == (3, 32, 32)

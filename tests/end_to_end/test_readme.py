@@ -1,0 +1,310 @@
+"""Every command and every Python block of the README and the documentation runs, as do the commands in the headers of
+the configurations: with small sizes, local files and few steps. Links resolve."""
+
+import json
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from helpers.bad_finetune_cases import answerer
+from helpers.fine_tuning import SIZES as OWN_SIZES
+from helpers.fine_tuning import write_part
+from helpers.running import ROOT, script_env
+from helpers.tiny import TINY
+from PIL import Image
+from pmc_server import Library, Server
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {"README.md": README} | {
+    f"docs/{path.name}": path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))
+}
+HEADERS = {
+    path.name: re.findall(r"^#   ((?:python|torchrun|blip|make) .*)$", path.read_text(), flags=re.MULTILINE)
+    for path in sorted((ROOT / "configs").glob("*.yaml"))
+}
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands_of(page: str) -> list[str]:
+    lines = [line for block in blocks(page, "bash") if not block.startswith("#!") for line in block.splitlines()]
+    return [line.partition("  #")[0].strip() for line in lines if line.strip()]
+
+
+# in this order, since some commands use what others write; each once
+COMMANDS = list(dict.fromkeys(c for page in PAGES.values() for c in commands_of(page)))
+COMMANDS += [command for commands in HEADERS.values() for command in commands if command not in COMMANDS]
+RUN = [command for command in COMMANDS if command.split()[0] not in ("make", "pip")]
+
+# ---- what is changed in a command ------------------------------------------------------------------------------------
+
+# option -> its value here. One process, one machine, few images
+INSTEAD = {"--nproc_per_node": "1", "--nnodes": "1", "--rdzv_endpoint": "localhost:0", "--count": "12"}
+STEPS = {"accumulation": 1, "max_steps": 2, "drop_path": 0.0}
+PRETRAIN = {**TINY, **STEPS, "vision_init": "", "text_init": "", "val_file": "[]"}
+FINE_TUNE = {**TINY, **STEPS, "dataset": "json", "image_root": ""}  # sizes are those of the checkpoint
+for _key in (*OWN_SIZES, "queue_size"):
+    del FINE_TUNE[_key]
+HEADS = {"image_heads": 2, "text_heads": 2}  # of model_base.pth, which does not say
+
+
+def files(name: str) -> dict[str, str]:
+    return {f"{part}_file": f"[{name}.json]" for part in ("train", "val", "test")}
+
+
+DEMO = "runs/demo/run/checkpoints/latest"
+RETRIEVAL = {**FINE_TUNE, "queue_size": 20}
+# program -> options that are set, also where the command has them
+SET = {
+    "pretrain": {**PRETRAIN, "tokenizer": "vocab.txt", "train_file": "[captions.json]"},
+    "train_retrieval": {**RETRIEVAL, **files("captions")},
+    "train_caption": {**FINE_TUNE, **files("captions"), "max_new_tokens": 6},
+    "train_vqa": {**FINE_TUNE, **files("questions"), "max_answer_tokens": 8, "max_new_tokens": 4},
+    "train_nlvr": {**FINE_TUNE, **files("statements")},
+    "blip capfilt run": {
+        "web_file": "[captions.json]",
+        "human_file": "[captions.json]",
+        "start": DEMO,
+        "pretrain": "configs/pretrain_demo.yaml",
+        "captioner": "configs/caption_phantoms.yaml",
+        "filter": "configs/retrieval_phantoms.yaml",
+        "pretrain_set": {**PRETRAIN, "tokenizer": f"{DEMO}/tokenizer.json"},
+        "captioner_set": FINE_TUNE,
+        "filter_set": RETRIEVAL,
+        "fraction": 0.5,
+        "shard_size": 20,
+        "max_new_tokens": 4,
+        "min_new_tokens": 0,
+        "precision": "fp32",
+    },
+    "blip pubmed run": {
+        "email": "me@lab.org", "eutils": "SERVER", "bucket": "SERVER", "rate": 100, "workers": 1, "min_side": 32,
+    },
+}  # fmt: skip
+# program -> words that are added
+ADDED = {
+    "blip convert": "--image_heads 2 --text_heads 2",
+    "blip pubmed search": "--eutils SERVER",
+    "blip pubmed fetch": "--bucket SERVER --rate 100",
+}
+# program -> options of SET that a command may set itself
+KEPT = {"pretrain": ("train_file", "tokenizer"), "blip capfilt run": ("web_file", "human_file")}
+
+
+def localised(command: str, fresh: str, server: str) -> list[str]:
+    """The words of the command as run here, in the folder of `place`."""
+    words = [INSTEAD.get(before, word) for before, word in with_previous(shlex.split(command))]
+    words = [re.sub(r"^(--\w+)=.*", lambda m: f"{m[1]}={INSTEAD[m[1]]}" if m[1] in INSTEAD else m[0], w) for w in words]
+    if "--output_dir" in words and "--resume" not in words and "--evaluate" not in words:
+        place = words.index("--output_dir") + 1
+        words[place] = words[place] if words[place] == "runs/small" else f"runs/{fresh}"  # runs/small is resumed
+    program = program_of(words)
+    own = [key for key in KEPT.get(program, ()) if f" {key}=" in command]
+    values = {key: value for key, value in SET.get(program, {}).items() if key not in own}
+    if program.startswith("train_"):
+        values |= HEADS if ".pth" in command else {}
+        values |= {} if {"--init_from", "--evaluate"} & set(words) else {key: TINY[key] for key in OWN_SIZES}
+    words += [word for key, value in values.items() for word in ("--set", f"{key}={flow(value)}")]
+    words += shlex.split(ADDED.get(program, ""))
+    return [word.replace("SERVER", server) for word in words]
+
+
+def with_previous(words: list[str]) -> list[tuple[str, str]]:
+    return list(zip(["", *words], words, strict=False))
+
+
+def program_of(words: list[str]) -> str:
+    """`pretrain`, `blip caption`, `blip capfilt run`: whatever starts it."""
+    if "blip" in words:
+        return " ".join(words[words.index("blip") :][: 3 if {"capfilt", "pubmed"} & set(words) else 2])
+    return next(word for word in words if word.endswith(".py")).removesuffix(".py")
+
+
+def flow(value: object) -> object:
+    """A value of `--set`; options of options in YAML's flow style."""
+    return "{" + ", ".join(f"{k}: {v or repr(v)}" for k, v in value.items()) + "}" if isinstance(value, dict) else value
+
+
+# ---- where it runs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpoint: Path) -> Path:
+    """A folder with everything that the commands name: the scripts, annotations, a data set, checkpoints."""
+    from blip.checkpoints import convert
+    from blip.tokenizer import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("readme") / "here"
+    folder.mkdir()
+    for path in [ROOT / "configs", *ROOT.glob("*.py")]:
+        (folder / path.name).symlink_to(path)
+    shutil.copy(phantoms / "captions.json", folder)
+    (folder / "images").symlink_to(phantoms / "images")
+    (folder / ".." / "vqa_rad").symlink_to(phantoms / "images")  # evaluation images
+    Image.open(phantoms / "images" / "000000.png").save(folder / "image.png")
+    write_part(phantoms, "nlvr", 0, 16, folder / "statements.json")
+    questions = json.loads(write_part(phantoms, "vqa", 0, 16, folder / "questions.json").read_text())
+    official = [{**q, "image_name": Path(q["image"]).name, "qid": i} for i, q in enumerate(questions)]
+    (folder / "data" / "vqa_rad").mkdir(parents=True)
+    (folder / "data" / "vqa_rad" / "trainset.json").write_text(json.dumps(official))
+    (folder / "data" / "vqa_rad" / "images").symlink_to(phantoms / "images")
+    for question in questions:
+        question["answer"] = 10 * [question["answer"]]  # as in VQA v2, whose score needs ten
+    (folder / "questions.json").write_text(json.dumps(questions))
+    tokenizer = load_tokenizer(str(tiny_checkpoint / "tokenizer.json"))
+    (folder / "vocab.txt").write_text("".join(f"{tokenizer.token(i)}\n" for i in range(tokenizer.size)))
+    convert.write(folder / "model_base.pth", *convert.read(tiny_checkpoint), to="salesforce")
+    for run in ("demo", "named"):
+        shutil.copytree(tiny_checkpoint, folder / "runs" / run / "run" / "checkpoints" / "latest")
+    (folder / "runs" / "demo" / "data").mkdir()
+    (folder / "runs" / "demo" / "data" / "test").symlink_to(phantoms)
+    model = answerer(folder, tiny_checkpoint)
+    about = {**json.loads((model / "model.json").read_text()), "answers": ["yes", "no", "chest"]}
+    (model / "model.json").write_text(json.dumps(about))
+    for run in ("vqa_phantoms", "vqa_rad"):
+        shutil.copytree(model, folder / "runs" / run / "best")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """A PubMed Central of six articles."""
+    with Server(Library(6)) as server:
+        yield server
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", RUN, ids=lambda c: c[:70])
+def test_command(
+    command: str,
+    place: Path,
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+) -> None:
+    words = localised(command, tmp_path.name, server.url)
+    if words[0] == "torchrun":
+        start = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
+        done = subprocess.run(start, cwd=place, env=script_env(), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        return
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("PATH", "")  # no Java
+    monkeypatch.setattr("blip.train.run.measure_peak", lambda *_: 0.0)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "argv", words if words[0] == "blip" else words[1:])
+    with pytest.raises(SystemExit) as ended:  # in this process: importing torch takes longer than two steps
+        if words[0] == "blip":
+            runpy.run_module("blip", run_name="__main__", alter_sys=True)
+        else:
+            assert words[0] == "python"
+            runpy.run_path(words[1], run_name="__main__")
+    assert not ended.value.code, f"{command}\n{''.join(capfd.readouterr())[-4000:]}"
+    if "train_" in words[1] and "--evaluate" not in words:
+        assert (place / "runs" / tmp_path.name / "checkpoints" / f"step-{STEPS['max_steps']:08d}").is_dir()
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for command in (c for c in COMMANDS if c.startswith("make ")):
+        assert re.search(rf"^{command.split()[1]}:", makefile, flags=re.MULTILINE), command
+
+
+def test_extras_exist_and_are_in_the_tables() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for name, page in PAGES.items():
+        for named in re.findall(r"pip install -e '\.\[(.*?)\]'", page):
+            assert set(named.split(",")) <= set(extras), f"{name}: {named}"
+    for name in ("README.md", "docs/getting-started.md"):
+        table = [line for line in PAGES[name].splitlines() if line.startswith("| `")]
+        for extra in extras:
+            assert any(f"`{extra}`" in line.split("|")[1] for line in table), f"{name}: the table lacks {extra}"
+
+
+def test_each_configuration_has_a_command_hardware_and_score() -> None:
+    for name, commands in HEADERS.items():
+        text = (ROOT / "configs" / name).read_text()
+        assert commands or "make " in text, f"{name} names no command"
+        assert "# Hardware:" in text, name
+
+
+@pytest.mark.slow
+def test_demo(tmp_path: Path) -> None:
+    sizes = {**TINY, "max_steps": 2, "num_workers": 0, "vocab_size": 100}
+    overrides = [x for key, value in sizes.items() if key != "max_text_tokens" for x in ("--set", f"{key}={value}")]
+    command = [sys.executable, "demo/demo.py", "--output_dir", str(tmp_path), "--count", "32", *overrides]
+    done = subprocess.run(command, cwd=ROOT, env=script_env(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for wanted in ("image to text R@1", "exact captions", "match accuracy", str(tmp_path)):
+        assert wanted in done.stdout.replace("\n", "")
+
+
+# ---- Python ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", [name for name, text in PAGES.items() if blocks(text, "python")])
+def test_python_blocks(page: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    scope: dict = {}  # the blocks of a page go on with what those before them made
+    for number, source in enumerate(blocks(PAGES[page], "python"), start=1):
+        exec(compile(source, f"{page}, Python block {number}", "exec"), scope)
+
+
+def test_notebook_has_the_outputs_of_one_run() -> None:
+    cells = json.loads((ROOT / "docs" / "internals.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    assert all(cell["outputs"] for cell in code), "run: python docs/run_notebook.py"
+
+
+# ---- links, pages, tree ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*PAGES, "CONTRIBUTING.md"])
+def test_links_resolve(name: str) -> None:
+    page = ROOT / name
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith(("https://", "../../actions/")):  # the latter: the hosting site's pages on workflows
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert anchor in [slug(heading) for heading in headings], f"{name}: {target}"
+
+
+def slug(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
+def test_page_of_options_is_up_to_date() -> None:
+    made = runpy.run_path(str(ROOT / "docs" / "make_configuration.py"))["page"]()
+    assert made == PAGES["docs/configuration.md"], "run: python docs/make_configuration.py"
+
+
+def test_each_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    for name in PAGES:
+        assert name == "README.md" or f": {Path(name).name}\n" in navigation, name
+
+
+def test_each_room_is_in_the_tree_of_the_readme() -> None:
+    (tree,) = (block for block in blocks(README, "text") if "blip/\n" in block)
+    for path in (ROOT / "blip").rglob("__init__.py"):
+        if path.parent != ROOT / "blip":
+            depth = len(path.parent.relative_to(ROOT).parts) - 1
+            assert re.search(rf"^{'  ' * depth}{path.parent.name}/ ", tree, flags=re.MULTILINE), path.parent

@@ -1,0 +1,36 @@
+"""A rendezvous of two hosts trains, where this machine may pretend to be two."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import two_hosts
+from helpers.running import ROOT
+
+
+@pytest.mark.slow
+def test_two_hosts_train_together(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tests" / "helpers" / "two_hosts.py"), str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    shown, errors = process.communicate(timeout=180)
+    if process.returncode == two_hosts.SKIPPED:
+        pytest.skip(errors.strip())
+    assert process.returncode == 0, errors
+    assert "two hosts trained 3 steps" in shown
+    assert (tmp_path / "run" / "metrics.jsonl").is_file()
+    left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
+    assert f"blip{process.pid}h" not in left
+
+
+def test_without_privileges_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert two_hosts.main(tmp_path) == two_hosts.SKIPPED
+    assert "skipped: there is no `ip` command" in capsys.readouterr().err
+    (tmp_path / "ip").write_text("#!/bin/sh\necho 'Operation not permitted' >&2; exit 1\n")
+    (tmp_path / "ip").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    assert two_hosts.main(tmp_path) == two_hosts.SKIPPED
+    assert "may not make network namespaces" in capsys.readouterr().err

@@ -1,0 +1,136 @@
+"""Tiny fine-tuning runs of the four tasks on phantoms, for the tests that train, evaluate, kill and resume them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import blip.train.run
+from blip.checkpoints.format import load_weights
+from blip.config import load_config
+from blip.tasks import caption, nlvr, retrieval, vqa
+from blip.tasks.config import CaptionConfig, FineTuneConfig, NlvrConfig, RetrievalConfig, VqaConfig
+from blip.tasks.finetune import FineTuning
+from blip.train.checkpoint import complete_checkpoints
+from blip.train.log import read_metrics
+from helpers.tiny import TINY
+
+CPU = torch.device("cpu")
+TIMES = {"images_per_s", "memory_mb", "mfu"}  # what may differ between runs
+SIZES = ("vit", "vit_width", "vit_depth", "vit_heads", "vit_patch", "embed_dim", "max_positions")
+SIZES += ("text_width", "text_layers", "text_heads", "text_hidden")
+
+# task -> script, configuration, class, annotations of `write_phantoms`, what validation leaves, options
+TASKS: dict[str, tuple[Any, type[FineTuneConfig], type[FineTuning], str, str, dict]] = {
+    "retrieval": (
+        retrieval, RetrievalConfig, retrieval.Retrieving, "captions.json", "retrieval",
+        {"queue_size": 20, "k_test": 4, "alpha_ramp_epochs": 0.5},
+    ),
+    "caption": (
+        caption, CaptionConfig, caption.Captioning, "captions.json", "captions",
+        {"prompt": '"a picture of "', "beams": 2, "max_new_tokens": 4, "best_metric": "val_bleu1"},
+    ),
+    "vqa": (
+        vqa, VqaConfig, vqa.Answering, "questions.json", "answers",
+        {"k_test": 3, "max_answer_tokens": 8, "drop_path": 0},
+    ),
+    "nlvr": (nlvr, NlvrConfig, nlvr.Judging, "statements.json", "judgements", {"drop_path": 0.1}),
+}  # fmt: skip
+SHARED = {
+    **{key: value for key, value in TINY.items() if key not in SIZES and key != "queue_size"},
+    "batch_size": 4,
+    "epochs": 100,
+    "max_steps": 6,
+    "warmup_steps": 2,
+    "lr": 0.003,
+    "save_every_steps": 1,
+}
+
+
+def write_part(phantoms: Path, task: str, start: int, end: int, path: Path) -> Path:
+    """Some records of the phantoms, with absolute paths; only the first three questions of an image."""
+    records = json.loads((phantoms / TASKS[task][3]).read_text())
+    for record in records:
+        if "images" in record:
+            record["images"] = [str(phantoms / image) for image in record["images"]]
+        else:
+            record["image"] = str(phantoms / record["image"])
+    path.write_text(json.dumps(records[start:end]))
+    return path
+
+
+def configure(task: str, phantoms: Path, folder: Path, *options: str, init_from: Path | str = "") -> FineTuneConfig:
+    """The configuration of a tiny run: 12 records to train (three steps an epoch), 7 for validation, 5 to test."""
+    files = {
+        f"{name}_file": f"[{write_part(phantoms, task, start, end, folder / f'{task}-{name}.json')}]"
+        for name, start, end in (("train", 0, 12), ("val", 12, 19), ("test", 20, 25))
+    }
+    start = {"init_from": init_from} if init_from else {key: TINY[key] for key in SIZES}
+    start |= {} if init_from else {"tokenizer": phantoms / "tokenizer.json"}
+    values = {**SHARED, **TASKS[task][5], **files, **start}
+    path = folder / f"{task}.yaml"
+    path.write_text("".join(f"{key}: {value}\n" for key, value in values.items()))
+    return load_config(path, TASKS[task][1], list(options))
+
+
+def train(task: str, config: FineTuneConfig, output: Path, resume: str = "") -> None:
+    TASKS[task][0].run(config, output, resume, CPU)
+
+
+def train_apart(task: str, config: FineTuneConfig, output: Path) -> None:
+    """`train` in a process that was started for it."""
+    torch.set_num_threads(1)
+    be_quick()
+    train(task, config, output)
+
+
+def be_quick() -> None:
+    """Without Java's scores and without a measurement of this machine."""
+    blip.train.run.measure_peak = lambda *_: 0.0  # type: ignore[assignment]
+    os.environ["PATH"] = ""
+
+
+def score(task: str, config: FineTuneConfig, output: Path) -> dict[str, Any]:
+    """`--evaluate` -> what it wrote."""
+    TASKS[task][0].score(config, output, CPU)
+    return json.loads((output / "evaluation.json").read_text())
+
+
+def evaluations(output: Path) -> list[dict]:
+    """The lines of the log that hold validation scores."""
+    return [line for line in read_metrics(output) if "best" in line]
+
+
+def result(output: Path) -> tuple[list[dict], dict[str, torch.Tensor], dict]:
+    """The log without times, the weights and the training state of a finished run."""
+    lines = [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(output)]
+    last = complete_checkpoints(output)[-1]
+    return lines, load_weights(last)[0], torch.load(last / "training.pt", weights_only=True)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Equal logs but for times; weights, best weights and training state equal bit for bit."""
+    (lines, weights, training), (other_lines, other_weights, other_training) = result(one), result(other)
+    assert lines == other_lines
+    same_tensors(weights, other_weights)
+    same_tensors(training, other_training)
+    if (one / "best").is_dir():
+        same_tensors(load_weights(one / "best")[0], load_weights(other / "best")[0])
+
+
+def same_tensors(one: Any, other: Any) -> None:
+    """Everything in two nested states is the same."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            same_tensors(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            same_tensors(a, b)
+    else:
+        assert one == other

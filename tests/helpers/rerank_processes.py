@@ -1,0 +1,88 @@
+"""A small retrieval set, and what each of two processes does with it for test_rerank.py."""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from blip import distributed
+from blip.evaluation import retrieval
+from blip.models.retrieval import RetrievalModel
+from blip.network.embeddings import TextConfig
+from blip.network.vit import ViTConfig
+from blip.tokenizer import Specials
+
+PAD, ENC, DEC = 0, 49, 48
+WORLD = 2
+SETS = {"uneven": (7, 17), "one image": (1, 2)}  # images, texts
+
+
+def build() -> RetrievalModel:
+    """Weights large enough for scores to differ, the same in every process."""
+    torch.manual_seed(5)
+    text = TextConfig(50, 36, 2, 3, 40, 16, image_width=24, dropout=0.1)
+    model = RetrievalModel(ViTConfig(32, 8, 24, 2, 3), text, Specials(PAD, ENC, DEC), embed_dim=8)
+    for name, parameter in model.named_parameters():
+        if name != "temperature":
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def make_set(images: int, texts: int) -> tuple[Tensor, retrieval.Texts]:
+    """Pixels, and texts of 3 to 9 tokens. Text 1 describes two images; the last image has no text of its own."""
+    g = torch.Generator().manual_seed(6)
+    lengths = torch.randint(3, 10, (texts,), generator=g)
+    ids = torch.randint(1, 48, (texts, 9), generator=g).masked_fill(torch.arange(9) >= lengths[:, None], PAD)
+    answers = [[i % max(1, images - 1)] for i in range(texts)]
+    answers[1] = sorted({0, min(1, images - 1)})
+    return torch.randn(images, 3, 32, 32, generator=g), retrieval.Texts(ids, lengths, answers)
+
+
+def source(pixels: Tensor) -> retrieval.Batches:
+    def images(numbers: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        for batch in numbers:
+            yield pixels[list(batch)]
+
+    return images
+
+
+def evaluate(name: str, k: int, batch_size: int = 2) -> retrieval.Retrieval:
+    pixels, texts = make_set(*SETS[name])
+    return retrieval.evaluate_retrieval(
+        build(), source(pixels), len(pixels), texts, torch.device("cpu"), k=k, batch_size=batch_size
+    )
+
+
+CASES = [("uneven", 3), ("uneven", 100), ("one image", 2)]
+
+
+def process(rank: int, port: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.start("cpu")
+    found = [evaluate(name, k) for name, k in CASES]
+    distributed.stop()
+    torch.save(found, folder / f"{rank}.pt")
+
+
+def start_two(folder: Path) -> list[list[retrieval.Retrieval]]:
+    """Runs both processes -> what each found in CASES."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["helpers.rerank_processes"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = [context.Process(target=process, args=(rank, port, folder)) for rank in range(WORLD)]
+    for one in running:
+        one.start()
+    for one in running:
+        one.join(timeout=120)
+        if one.is_alive():
+            one.kill()
+    assert [one.exitcode for one in running] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]

@@ -1,0 +1,26 @@
+"""Small configurations that several tests build models from."""
+
+TINY = {  # a model that trains a step in milliseconds
+    "image_size": 32,
+    "crop_scale": "[0.5, 1.0]",
+    "randaugment": "null",
+    "max_text_tokens": 32,
+    "vit": "custom",
+    "vit_width": 32,
+    "vit_depth": 2,
+    "vit_heads": 2,
+    "vit_patch": 16,
+    "text_width": 32,
+    "text_layers": 2,
+    "text_heads": 2,
+    "text_hidden": 64,
+    "max_positions": 48,
+    "embed_dim": 16,
+    "queue_size": 20,
+    "batch_size": 8,
+    "warmup_steps": 4,
+    "device": "cpu",
+    "precision": "fp32",
+    "num_workers": 0,
+    "log_every_steps": 1,
+}

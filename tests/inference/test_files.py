@@ -1,0 +1,257 @@
+"""`Predictor.write`, `answer` and `judge`, and the verbs over images, against direct calls of the models one by one."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.random_checkpoints import ANSWERS, CLOSE, QUESTIONS, all_checkpoints, noise_images
+from torch import Tensor
+from typer.testing import CliRunner
+
+import blip
+from blip.cli import app
+from blip.inference.predictor import Predictor
+from blip.models.decoding import Decoding
+from blip.models.generation import generate
+from blip.models.ranking import AnswerTree, rank_answers
+from blip.network.med import DecoderStep
+from blip.network.packing import Rows, with_first
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return all_checkpoints(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return noise_images(tmp_path_factory.mktemp("images"))
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+WAYS = {
+    "greedy": Decoding(max_new_tokens=8),
+    "beams": Decoding(beams=3, num_return=2, max_new_tokens=8, min_new_tokens=2),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+@pytest.mark.parametrize("way", WAYS)
+def test_captions_are_those_of_direct_calls(checkpoints: dict, images: list, way: str, batch_size: int) -> None:
+    model = blip.load(checkpoints["caption"])
+    words, how = model.tokenizer, WAYS[way]
+    first = [words.dec_id, *words.encode(["a"], 40)[0][1:-1]]
+    written = model.write(images, how=how, batch_size=batch_size)
+    for image, several in zip(images, written, strict=True):
+        states = model.model.image_encoder(model.pixels([image]))
+        step = DecoderStep(model.model.text_decoder, model.model.text_decoder.project(states))
+        out = generate(step, torch.tensor([first]), how, words.sep_id, words.pad_id)
+        assert [one.text for one in several] == [words.decode(first + ids) for ids in out.ids.tolist()]
+        assert [one.log_prob for one in several] == pytest.approx(out.log_probs.sum(dim=1).tolist(), abs=1e-5)
+        assert len(several) == how.num_return
+    assert [several[0].text for several in written] == model.caption(images, how=how, batch_size=batch_size)
+    assert len({len(several[0].tokens) for several in written}) > 1, "captions must end at different lengths here"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prompt", [None, "", "a large lesion"])
+def test_log_probabilities_are_those_of_the_whole_text_at_once(checkpoints: dict, images: list, prompt: str) -> None:
+    """No cache: the finished text goes through the decoder once."""
+    model = blip.load(checkpoints["caption"])
+    words, decoder = model.tokenizer, model.model.text_decoder
+    prompt_ids = words.encode(["a" if prompt is None else prompt], 40)[0][1:-1]
+    vocabulary = {words.token(i): i for i in range(words.size)}
+    for image, (one, *_) in zip(images, model.write(images, prompt, WAYS["beams"]), strict=True):
+        new = [vocabulary[token] for token in one.tokens]
+        ids = torch.tensor([[words.dec_id, *prompt_ids, *new]])
+        keys = decoder.project(model.model.image_encoder(model.pixels([image])))
+        states = decoder(ids, Rows(torch.tensor([ids.shape[1]]), ids.shape[1], ids.device), keys)
+        each = decoder.head(states).log_softmax(dim=1)[len(prompt_ids) : -1].gather(1, torch.tensor(new)[:, None])
+        assert one.token_log_probs == pytest.approx(each[:, 0].tolist(), abs=1e-5)
+        assert one.log_prob == pytest.approx(sum(one.token_log_probs), abs=1e-5)
+        assert one.text == words.decode(ids[0].tolist())
+
+
+def test_a_seed_repeats_samples(checkpoints: dict, images: list) -> None:
+    model = blip.load(checkpoints["caption"])
+    how = Decoding(sample=True, num_return=3, max_new_tokens=6)
+
+    def texts(seed: int) -> list[str]:
+        return [one.text for several in model.write(images, how=how, seed=seed) for one in several]
+
+    assert texts(1) == texts(1)
+    assert texts(1) != texts(2)
+    assert len(texts(1)) == 9
+
+
+# ---- answering -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def scores_of(model: Predictor, image: Path, question: str, answers: list[str], smoothing: float = 0.1) -> Tensor:
+    """Log-probability of each answer, each alone in memory, its end included and smoothed as in training."""
+    words, net = model.tokenizer, model.model
+    ids = torch.tensor(words.encode([question], 40))
+    rows = Rows(torch.tensor([ids.shape[1]]), ids.shape[1], ids.device)
+    keys = net.text_encoder.project(net.image_encoder(model.pixels([image])))
+    states = net.text_encoder.multimodal(with_first(ids, words.enc_id), rows, keys)[None]
+    scores = []
+    for answer in answers:
+        target = torch.tensor(words.encode([answer], 40))
+        given = with_first(target, words.dec_id)
+        rows = Rows(torch.tensor([target.shape[1]]), target.shape[1], target.device)
+        log_probs = net.text_decoder.head(net.text_decoder(given, rows, net.text_decoder.project(states)))[:-1]
+        log_probs = log_probs.log_softmax(dim=1)
+        right = log_probs.gather(1, target[0, 1:, None])[:, 0]
+        scores.append(((1 - smoothing) * right + smoothing * log_probs.mean(dim=1)).sum())
+    return torch.stack(scores)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_ranked_answers_are_those_of_one_by_one(checkpoints: dict, images: list, batch_size: int) -> None:
+    model = blip.load(checkpoints["vqa"])
+    found = model.answer(images, QUESTIONS, batch_size=batch_size)
+    for answer, image, question in zip(found, images, QUESTIONS, strict=True):
+        expected = scores_of(model, image, question, ANSWERS).softmax(dim=0)
+        order = expected.argsort(descending=True).tolist()
+        assert [text for text, _ in answer.candidates] == [ANSWERS[i] for i in order]
+        assert [p for _, p in answer.candidates] == pytest.approx(expected[order].tolist(), abs=1e-5)
+        assert (answer.text, answer.probability) == answer.candidates[0]
+    assert len({answer.probability for answer in found}) == 3
+    assert len(model.answer(images[0], "normal", k=2)[0].candidates) == 2
+
+
+@pytest.mark.parametrize("how", [None, Decoding(beams=3, max_new_tokens=5)], ids=["ranked", "written"])
+def test_padding_of_a_question_never_changes_an_answer(checkpoints: dict, images: list, how: Decoding | None) -> None:
+    model = blip.load(checkpoints["vqa"])
+    lengths = model.ids(QUESTIONS)[1].tolist()
+    assert max(lengths) > 2 * min(lengths)
+    together = model.answer([images[0]] * 3, QUESTIONS, how=how)
+    for question, one in zip(QUESTIONS, together, strict=True):
+        alone = model.answer(images[0], question, how=how)[0]
+        assert one.text == alone.text
+        assert one.probability == pytest.approx(alone.probability, abs=1e-6)
+
+
+@torch.no_grad()
+def test_written_answers_are_those_of_direct_calls(checkpoints: dict, images: list) -> None:
+    model, how = blip.load(checkpoints["vqa"]), Decoding(beams=3, max_new_tokens=5)
+    for image, question, one in zip(images, QUESTIONS, model.answer(images, QUESTIONS, how=how), strict=True):
+        keys = model.model.question_keys(model.pixels([image]), *model.ids([question]))
+        out = model.model.answer(keys, how, model.tokenizer.sep_id)
+        assert one.text == model.tokenizer.decode(out.ids[0].tolist())
+        assert one.probability == pytest.approx(math.exp(out.log_probs[0].sum()), abs=1e-5)
+        assert not one.candidates
+
+
+@torch.no_grad()
+def test_long_answers_are_cut_as_in_training(checkpoints: dict, images: list) -> None:
+    plain = blip.load(checkpoints["vqa"])
+    model = Predictor(plain.model, plain.tokenizer, {**plain.info, "max_answer_tokens": 4})
+    cut = [ids[1:-1] for ids in plain.tokenizer.encode(ANSWERS, 4)]
+    assert max(map(len, cut)) == 2
+    keys = plain.model.question_keys(plain.pixels(images[:1]), *plain.ids(["normal"]))
+    ranked = rank_answers(
+        plain.model.text_decoder, keys, AnswerTree(cut, plain.tokenizer.dec_id, plain.tokenizer.sep_id)
+    )
+    assert model.answer(images[0], "normal")[0].probability == pytest.approx(
+        ranked.probabilities[0, 0].item(), abs=1e-6
+    )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_judgements_are_those_of_direct_calls(checkpoints: dict, images: list, batch_size: int) -> None:
+    model = blip.load(checkpoints["nlvr"])
+    right = images[1:] + images[:1]
+    found = model.judge(images, right, QUESTIONS, batch_size)
+    for one, left_path, right_path, text in zip(found, images, right, QUESTIONS, strict=True):
+        pixels = model.pixels([left_path, right_path])[None]
+        expected = model.model(pixels, *model.ids([text])).softmax(dim=1)[0, 1]
+        torch.testing.assert_close(one, expected, **CLOSE)
+    swapped = model.judge(right, images, QUESTIONS)
+    assert (found - swapped).abs().max() > 1e-4, "which image is the first must tell"
+    assert model.judge([], [], []).shape == (0,)
+
+
+def test_counts_that_do_not_fit(checkpoints: dict, images: list) -> None:
+    with pytest.raises(ValueError, match="2 images and 3 questions"):
+        blip.load(checkpoints["vqa"]).answer(images[:2], QUESTIONS)
+    with pytest.raises(ValueError, match="3 and 2 images and 3 statements"):
+        blip.load(checkpoints["nlvr"]).judge(images, images[:2], QUESTIONS)
+
+
+# ---- verbs -----------------------------------------------------------------------------------------------------------
+
+
+def rows(*arguments: str | Path) -> list[dict]:
+    """What a verb prints with --json."""
+    result = CliRunner().invoke(app, [str(a) for a in (*arguments, "--json", "--device", "cpu")])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_caption_over_files_and_folders(checkpoints: dict, images: list, tmp_path: Path) -> None:
+    folder, options = images[0].parent, ["--checkpoint", checkpoints["caption"], "--max_new_tokens", "6"]
+    found = rows("caption", folder, *options)
+    assert [row["image"] for row in found] == [str(path) for path in images]
+    expected = blip.load(checkpoints["caption"]).write(images, how=Decoding(beams=3, max_new_tokens=6))
+    assert [row["caption"] for row in found] == [several[0].text for several in expected]
+    assert [row["log_prob"] for row in found] == pytest.approx([several[0].log_prob for several in expected])
+    several = rows("caption", images[1], *options, "--num_return", "2")[0]
+    assert several["captions"][0]["text"] == several["caption"]
+    assert len(several["captions"]) == 2
+    assert len(several["captions"][0]["tokens"]) == len(several["captions"][0]["token_log_probs"])
+    assert [row["caption"] for row in rows("caption", *images, *options, "--batch_size", "1")] == [
+        row["caption"] for row in found
+    ]
+
+
+def test_caption_to_a_table_or_a_file(checkpoints: dict, images: list, tmp_path: Path) -> None:
+    command = ["caption", str(images[0]), "--checkpoint", str(checkpoints["caption"]), "--prompt", "a large"]
+    shown = CliRunner().invoke(app, command, env={"COLUMNS": "250"})
+    assert shown.exit_code == 0 and "a large" in shown.stdout and "log_prob" in shown.stdout
+    written = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "new" / "rows.json")])
+    assert written.exit_code == 0 and written.stdout.startswith("1 rows: ")
+    assert json.loads((tmp_path / "new" / "rows.json").read_text())[0]["caption"].startswith("a large")
+
+
+def test_caption_samples_by_its_seed(checkpoints: dict, images: list) -> None:
+    command = ["caption", *images, "--checkpoint", checkpoints["caption"], "--sample", "--top_p", "1.0"]
+    assert rows(*command, "--seed", "3") == rows(*command, "--seed", "3")
+    assert rows(*command, "--seed", "3") != rows(*command, "--seed", "4")
+
+
+def test_match_gives_each_image_with_each_text(checkpoints: dict, images: list) -> None:
+    found = rows("match", images[0].parent, "normal", "a lesion", "--checkpoint", checkpoints["retrieval"])
+    assert [(row["image"], row["text"]) for row in found] == [
+        (str(path), text) for path in images for text in ("normal", "a lesion")
+    ]
+    model = blip.load(checkpoints["retrieval"])
+    for row in found:
+        assert row["match_probability"] == pytest.approx(
+            model.match_probability(row["image"], row["text"]).item(), abs=1e-5
+        )
+        assert row["itc_score"] == pytest.approx(model.itc_score(row["image"], row["text"]).item(), abs=1e-5)
+
+
+def test_answer_from_the_models_list_from_another_or_freely(checkpoints: dict, images: list, tmp_path: Path) -> None:
+    model, command = blip.load(checkpoints["vqa"]), ["answer", images[0], QUESTIONS[1], QUESTIONS[0]]
+    command += ["--checkpoint", checkpoints["vqa"]]
+    expected = model.answer(images[0], [QUESTIONS[1], QUESTIONS[0]])
+    found = rows(*command)
+    assert [row["question"] for row in found] == [QUESTIONS[1], QUESTIONS[0]]
+    assert [row["answer"] for row in found] == [one.text for one in expected]
+    assert [row["probability"] for row in found] == pytest.approx([one.probability for one in expected], abs=1e-5)
+    assert [text for text, _ in found[0]["candidates"]] == [text for text, _ in expected[0].candidates[:5]]
+    (tmp_path / "answers.txt").write_text("left\n\nright lung\n")
+    assert {text for text, _ in rows(*command, "--answers", tmp_path / "answers.txt")[0]["candidates"]} == {
+        "left", "right lung",
+    }  # fmt: skip
+    freely = rows(*command, "--generate")[0]
+    assert freely["answer"] == model.answer(images[0], QUESTIONS[1], how=Decoding(beams=3, max_new_tokens=10))[0].text
+    assert "candidates" not in freely

@@ -1,0 +1,163 @@
+"""Activations of a data set: shards hold what a trace reads, and an interrupted run goes on."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.bad_finetune_cases import answerer
+from typer.testing import CliRunner
+
+import blip
+from blip.cli import app
+from blip.inference.predictor import Predictor
+from blip.interpret import activations
+from blip.interpret.activations import ActivationError, Capture, capture, read_shards
+from blip.interpret.explain_files import Wanted, find_pairs
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> Predictor:
+    return blip.load(tiny_checkpoint)
+
+
+@pytest.fixture
+def wanted(phantoms: Path) -> list[Wanted]:
+    return find_pairs(phantoms / "captions.json", [])[:10]
+
+
+def wish(points: list[str], **more: object) -> Capture:
+    return Capture("weights", "captions.json", points, "match", shard_size=4, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["safetensors", "npy"])
+def test_shards_hold_what_a_trace_reads(model: Predictor, wanted: list[Wanted], tmp_path: Path, form: str) -> None:
+    points = ["image.1.out", "text.0.cross.pattern", "text.0.out", "text.1.out"]
+    assert capture(model, wanted, wish(points, format=form), tmp_path, batch_size=3) == []
+    numbers, rows = [], 0
+    for records, tensors in read_shards(tmp_path):
+        assert tensors.keys() == {*points, "lengths"}
+        for row, number in enumerate(records):
+            with blip.trace(model, points) as t:
+                model.match_logits(wanted[number].image, wanted[number].text)
+            length = int(tensors["lengths"][row])
+            assert torch.allclose(tensors["text.0.out"][row, :length], t["text.0.out"][0], atol=1e-5)
+            assert (tensors["text.0.out"][row, length:] == 0).all()
+            pattern = tensors["text.0.cross.pattern"][row]
+            assert torch.allclose(pattern[:, :length], t.pattern("text.0.cross")[0], atol=1e-5)
+            assert torch.allclose(tensors["image.1.out"][row], t["image.1.out"][0], atol=1e-5)
+        numbers += records
+        rows += len(tensors["lengths"])
+    assert numbers == list(range(10)) and rows == 10
+
+
+def test_an_interrupted_run_goes_on(
+    model: Predictor, wanted: list[Wanted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    capture(model, wanted, wish(["text.1.out"]), whole)
+    shard = activations._shard
+    calls = []
+
+    def dies(*args: object) -> object:
+        calls.append(args[2])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return shard(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(activations, "_shard", dies)
+    with pytest.raises(KeyboardInterrupt):
+        capture(model, wanted, wish(["text.1.out"]), broken)
+    (broken / "shard-00001.safetensors.partial").write_bytes(b"half")
+    capture(model, wanted, wish(["text.1.out"]), broken)
+    assert calls == [0, 4, 4, 8]  # the first shard was not made again
+    for (_, a), (_, b) in zip(read_shards(whole), read_shards(broken), strict=True):
+        assert torch.equal(a["text.1.out"], b["text.1.out"])
+    assert json.loads((whole / "index.json").read_text()) == json.loads((broken / "index.json").read_text())
+
+
+def test_pools(model: Predictor, wanted: list[Wanted], tmp_path: Path) -> None:
+    for pool in ("all", "first", "mean"):
+        capture(model, wanted[:4], wish(["text.0.out", "image.1.out"], pool=pool), tmp_path / pool)
+    (_, full), (_, first), (_, mean) = (next(read_shards(tmp_path / pool)) for pool in ("all", "first", "mean"))
+    assert torch.equal(full["text.0.out"][:, 0], first["text.0.out"])
+    expected = torch.stack([x[:n].mean(0) for x, n in zip(full["text.0.out"], full["lengths"], strict=True)])
+    assert torch.allclose(mean["text.0.out"], expected, atol=1e-6)
+    assert torch.allclose(mean["image.1.out"], full["image.1.out"].mean(1), atol=1e-6)
+
+
+def test_unreadable_images_are_named_and_left_out(model: Predictor, wanted: list[Wanted], tmp_path: Path) -> None:
+    wanted[2] = Wanted(tmp_path / "gone.png", "a lesion")
+    problems = capture(model, wanted, wish(["text.1.out"]), tmp_path / "out")
+    assert len(problems) == 1 and "gone.png" in problems[0]
+    records, tensors = next(read_shards(tmp_path / "out"))
+    assert records == [0, 1, 3] and len(tensors["text.1.out"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pool": "first"}, "with pool 'all', now it is 'first'"),
+        ({"points": ["text.0.out"]}, "with points"),
+        ({"pool": "max"}, "all, first, mean"),
+        ({"format": "zarr"}, "safetensors, npy"),
+        ({"points": ["text.0.cross.q"], "pool": "mean"}, "has a head axis"),
+        ({"weights": "others"}, "with weights 'weights', now it is 'others'"),
+        ({"task": "nlvr"}, "match, caption, answer, image"),
+    ],
+)
+def test_another_wish_is_refused(
+    model: Predictor, wanted: list[Wanted], tmp_path: Path, change: dict, message: str
+) -> None:
+    capture(model, wanted, wish(["text.1.out"]), tmp_path)
+    again = wish(["text.1.out"])
+    for name, value in change.items():
+        setattr(again, name, value)
+    with pytest.raises(ActivationError, match=message):
+        capture(model, wanted, again, tmp_path)
+
+
+def test_other_contents_are_refused_and_lost_shards_made_again(
+    model: Predictor, wanted: list[Wanted], tmp_path: Path
+) -> None:
+    capture(model, wanted, wish(["text.1.out"]), tmp_path)
+    (tmp_path / "shard-00001.safetensors").unlink()
+    capture(model, wanted, wish(["text.1.out"]), tmp_path)
+    assert [records for records, _ in read_shards(tmp_path)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    changed = [*wanted[:-1], Wanted(wanted[-1].image, "another text")]
+    with pytest.raises(ActivationError, match="with contents"):
+        capture(model, changed, wish(["text.1.out"]), tmp_path)
+    for damaged in ("[]", '{"shards": 3}', "{"):
+        (tmp_path / "index.json").write_text(damaged)
+        with pytest.raises(ActivationError, match="is damaged"):
+            capture(model, wanted, wish(["text.1.out"]), tmp_path)
+
+
+def test_lengths_of_answers_are_their_own(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
+    m = blip.load(answerer(tmp_path, tiny_checkpoint))
+    picture = phantoms / "images" / "000000.png"
+    asked = [Wanted(picture, "where is the lesion?", "left"), Wanted(picture, "what?", "upper left lesion")]
+    points = ["decoder.1.out", "text.0.out"]
+    for pool in ("all", "mean"):
+        capture(m, asked, Capture("w", "d", points, "answer", pool=pool), tmp_path / pool)
+    (_, full), (_, mean) = (next(read_shards(tmp_path / pool)) for pool in ("all", "mean"))
+    counts = {"decoder.1.out": full["answer_lengths"], "text.0.out": full["lengths"]}
+    assert counts["decoder.1.out"].tolist() == m.ids(["left", "upper left lesion"])[1].tolist()
+    for point in points:
+        expected = torch.stack([x[:n].mean(0) for x, n in zip(full[point], counts[point], strict=True)])
+        assert torch.allclose(mean[point], expected, atol=1e-5)
+
+
+def test_command(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
+    def run(*arguments: object) -> tuple[int, str]:
+        done = CliRunner().invoke(
+            app, ["activations", *(str(a) for a in arguments), "--checkpoint", str(tiny_checkpoint)]
+        )
+        return done.exit_code, " ".join(done.output.split())
+
+    code, said = run(phantoms / "images", "--points", "image.*.out", "--out", tmp_path / "a", "--pool", "first")
+    assert code == 0 and "48 records, 2 points" in said
+    code, said = run(phantoms / "images", "--points", "text.1.out", "--out", tmp_path / "b")
+    assert code != 0 and "its text is empty" in said
+    code, said = run(phantoms / "captions.json", "--points", "txt.1.out", "--out", tmp_path / "c")
+    assert code != 0 and "nearest: text.1.out" in said

@@ -1,0 +1,333 @@
+"""Maps are what the published formula says, words get their own pieces, and pictures show what they claim."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.golden_numbers import Golden
+from PIL import Image
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+import blip
+from blip.checkpoints.format import load_strict
+from blip.cli import app
+from blip.inference.predictor import Predictor
+from blip.inference.scoring import answer_log_probs, caption_log_probs
+from blip.interpret.explain import explain_pairs, word_spans
+from blip.interpret.hooks import TraceError
+from blip.interpret.maps import METHODS
+from blip.interpret.pictures import blend, figure, page_of
+from blip.models.decoding import Decoding
+from blip.models.matching import match_logits
+from blip.models.pretrain import PretrainModel
+from blip.models.retrieval import RetrievalModel
+from blip.network.packing import with_first
+
+TEXTS = ["head with a small bright round lesion", "chest", "a dark square"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> Predictor:
+    return blip.load(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def pictures(phantoms: Path) -> list[Path]:
+    return sorted((phantoms / "images").glob("*.png"))[:3]
+
+
+# ---- the published formula -------------------------------------------------------------------------------------------
+
+
+def naive_gradcam(
+    model: PretrainModel | RetrievalModel, layer: int, images: Tensor, ids: Tensor, lengths: Tensor
+) -> list:
+    """Pair by pair: mean over heads of A[t, 1:] * max(ds/dA[t, 1:], 0), with the soft-max written out and autograd."""
+    maps = []
+    for image, row, length in zip(images, ids, lengths.tolist(), strict=True):
+        kept: list[Tensor] = []
+
+        def keep(module: nn.Module, args: tuple, output: Tensor, kept: list[Tensor] = kept) -> None:
+            output.retain_grad()
+            kept.append(output)
+
+        handle = model.text_encoder.layers[layer].cross_attention.attention.pattern.register_forward_hook(keep)
+        keys = model.text_encoder.project(model.image_encoder(image[None]))
+        logits = match_logits(model.text_encoder, model.itm_head, row[None, :length], torch.tensor([length]), keys)
+        model.zero_grad()
+        logits[0, 1].backward()
+        handle.remove()
+        pattern, grad = kept[0].detach()[0], kept[0].grad[0]  # (H, T, 1+N)
+        words = []
+        for t in range(pattern.shape[1]):
+            heads = [pattern[h, t, 1:] * grad[h, t, 1:].clamp(min=0) for h in range(pattern.shape[0])]
+            words.append(sum(heads) / len(heads))
+        maps.append(torch.stack(words))
+    return maps
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("kind", ["itm", "retrieval"])
+def test_maps_of_published_checkpoints_follow_the_published_formula(golden_dir: Path, kind: str) -> None:
+    golden = Golden(golden_dir, kind)
+    made = RetrievalModel(golden.vit, golden.text, golden.specials, golden.info["embed_dim"])
+    golden.model_tensors.setdefault("temperature", made.temperature.detach())
+    load_strict(made, golden.model_tensors, kind)
+    made.eval()
+    what = "captions" if "captions" in golden.settings else "texts"
+    ids, lengths = golden.ids(what)
+    ids = with_first(ids, golden.specials.enc)
+    images = golden.numbers["image0"][: len(ids)]
+    last = golden.text.layers - 1
+    for layer in range(golden.text.layers):
+        site = f"text.{layer}.cross"
+        with blip.trace(made, f"{site}.*", grads=True) as t:
+            keys = made.text_encoder.project(made.image_encoder(images))
+            match_logits(made.text_encoder, made.itm_head, ids, lengths, keys)[:, 1].sum().backward()
+        found = blip.gradcam(t, site)
+        expected = naive_gradcam(made, layer, images, ids, lengths)
+        assert any(x.abs().max() > 1e-8 for x in expected)
+        for i, length in enumerate(lengths.tolist()):
+            rows = 1 if layer == last else length
+            assert torch.allclose(found[i, :rows].flatten(1), expected[i], atol=1e-7, rtol=1e-4)
+            assert (found[i, rows:] == 0).all()
+
+
+def test_words_sum_their_pieces_and_leave_special_tokens_out(model: Predictor, pictures: list[Path]) -> None:
+    text = "head with an unheardof lesion"
+    (found,) = explain_pairs(model, pictures[0], text)
+    spans = word_spans(model, text)
+    assert " ".join(found.words) == text and any(span.stop - span.start > 1 for _, span in spans)
+    with blip.trace(model, "text.0.cross.*", grads=True) as t:
+        model.match_logits(pictures[0], text)[:, 1].sum().backward()
+    cam = blip.gradcam(t, "text.0.cross")[0]
+    assert torch.allclose(found.maps, torch.stack([cam[span].sum(0) for _, span in spans]))
+    assert torch.allclose(found.sentence, cam[1:-1].mean(0))
+    assert found.score == pytest.approx(float(model.match_logits(pictures[0], text)[0, 1]))
+
+
+def test_a_caption_word_is_read_where_it_was_written(model: Predictor, pictures: list[Path]) -> None:
+    text = TEXTS[0]
+    (found,) = explain_pairs(model, pictures[0], text, task="caption", layer=1)
+    for word in range(len(found.words)):
+        with blip.trace(model, "decoder.1.cross.*", grads=True) as t:
+            caption_log_probs(model, pictures[:1], [text])[0, word].backward()  # of token word+1, at row word
+        assert torch.allclose(found.maps[word], blip.gradcam(t, "decoder.1.cross")[0, word], atol=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("task", ["match", "caption"])
+def test_batched_equals_one_by_one(model: Predictor, pictures: list[Path], task: str, method: str) -> None:
+    together = explain_pairs(model, pictures, TEXTS, task, method)
+    for one, picture, text in zip(together, pictures, TEXTS, strict=True):
+        (alone,) = explain_pairs(model, picture, text, task, method)
+        assert alone.words == one.words == text.split()
+        assert one.maps.shape == (len(one.words), 2, 2) and one.maps.isfinite().all()
+        assert torch.allclose(one.maps, alone.maps, atol=1e-6) and torch.allclose(
+            one.sentence, alone.sentence, atol=1e-6
+        )
+        assert method in ("raw", "rollout", "relevance") or one.maps.min() >= 0
+
+
+def test_relevance_follows_chefers_rules(model: Predictor, pictures: list[Path]) -> None:
+    """Written out for one pair with matrices of numpy."""
+    (found,) = explain_pairs(model, pictures[0], TEXTS[0], method="relevance")
+    with blip.trace(model, "*", grads=True) as t:
+        model.match_logits(pictures[0], TEXTS[0])[:, 1].sum().backward()
+
+    def weighted(site: str, rows: int) -> np.ndarray:
+        product = (t.pattern(site) * t.pattern_grad(site))[0].clamp(min=0).mean(0).numpy()
+        return np.vstack([product, np.zeros((rows - len(product), product.shape[1]))])
+
+    def bar(r: np.ndarray) -> np.ndarray:
+        rest = r - np.eye(len(r))
+        sums = rest.sum(1, keepdims=True)
+        return np.divide(rest, sums, out=np.zeros_like(rest), where=sums != 0) + np.eye(len(r))
+
+    tokens = len(model.ids([TEXTS[0]])[0][0])
+    images, texts, both = np.eye(5), np.eye(tokens), np.zeros((tokens, 5))
+    for layer in range(2):
+        images = images + weighted(f"image.{layer}.attn", 5) @ images
+    for layer in range(2):
+        a = weighted(f"text.{layer}.self", tokens)
+        both, texts = both + a @ both, texts + a @ texts
+        both = both + bar(texts).T @ weighted(f"text.{layer}.cross", tokens) @ bar(images)
+    assert np.allclose(found.sentence.flatten().numpy(), both[0, 1:], atol=1e-6)
+    assert np.allclose(found.maps[0].flatten().numpy(), both[1, 1:], atol=1e-6)
+
+
+def test_scores_of_given_texts_are_those_of_writing(model: Predictor, pictures: list[Path]) -> None:
+    prompt = "head with a"  # what a random model writes seldom survives being read again; its first token is compared
+    (several,) = model.write(pictures[:1], prompt, Decoding(max_new_tokens=1))
+    ids = model.ids([prompt])[0]
+    first = model.model.text_decoder
+    each = caption_log_probs(model, pictures[:1], [prompt])
+    assert each.shape == (1, ids.shape[1] - 1) and (each < 0).all()
+    with blip.trace(model, "decoder.1.out") as t:
+        caption_log_probs(model, pictures[:1], [prompt])
+    last_word = first.head(t["decoder.1.out"])[0, -2].log_softmax(-1)  # after the prompt, where writing begins
+    assert several[0].token_log_probs[0] == pytest.approx(float(last_word.detach().max()), abs=1e-5)
+
+
+def test_words_are_shown_as_they_are_written(model: Predictor, pictures: list[Path]) -> None:
+    text = "Head, \u00e9t\u00e9 \u65e5 lesion"
+    (found,) = explain_pairs(model, pictures[0], text)
+    assert found.words == ["Head", ",", "\u00e9t\u00e9", "\u65e5", "lesion"]
+
+
+def test_relevance_needs_an_image_a_text(model: Predictor, pictures: list[Path]) -> None:
+    with blip.trace(model, ["image.*", "text.*"], grads=True) as t:
+        model.match_logits(pictures[0], TEXTS)[:, 1].sum().backward()
+    with pytest.raises(TraceError, match="here are 1 and 3"):
+        blip.interpret.maps.relevance(t, "text.0.cross")
+
+
+def test_maps_of_frozen_models(tiny_checkpoint: Path, pictures: list[Path]) -> None:
+    frozen, free = blip.load(tiny_checkpoint), blip.load(tiny_checkpoint)
+    frozen.model.requires_grad_(False)
+    for method in METHODS:
+        (one,), (other,) = (explain_pairs(m, pictures[0], TEXTS[0], method=method) for m in (frozen, free))
+        assert torch.allclose(one.maps, other.maps, atol=1e-7)
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+def test_a_map_covers_the_image_whatever_its_shape() -> None:
+    values = torch.zeros(4, 4)
+    values[0, 3] = 1  # upper right
+    for size in ((400, 100), (30, 90), (64, 64)):
+        drawn = np.asarray(blend(Image.new("RGB", size), values)).sum(axis=2)
+        assert drawn.shape == (size[1], size[0])
+        y, x = np.unravel_index(drawn.argmax(), drawn.shape)
+        assert x > 0.75 * size[0] and y < 0.25 * size[1]
+    assert (np.asarray(blend(Image.new("RGB", (8, 8), "grey"), torch.zeros(4, 4))) == 128).all()
+
+
+@pytest.mark.parametrize("size", [(20, 12), (900, 300), (64, 640)])
+def test_figures_of_small_large_and_narrow_images(model: Predictor, size: tuple[int, int]) -> None:
+    image = Image.effect_noise(size, 60).convert("RGB")
+    text = " ".join(TEXTS) + " $100 <b>"
+    (found,) = explain_pairs(model, image, text)
+    page = figure(image, found)
+    assert page.width > 400 and np.asarray(page).std() > 10
+    html = page_of([image], [found], ["a<b>.png"])
+    assert "not for diagnosis" in html and "<b>.png" not in html and "a&lt;b&gt;.png" in html
+    assert html.count("<figure>") == 2 + len(found.words)
+    assert "http" not in re.sub(r"base64,[\w+/=]+", "", html)  # noise may spell it
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    done = CliRunner().invoke(app, [str(a) for a in arguments])
+    return done.exit_code, done.output
+
+
+@pytest.mark.parametrize("ending", ["png", "html", "npz"])
+def test_command_for_an_image(tiny_checkpoint: Path, pictures: list[Path], tmp_path: Path, ending: str) -> None:
+    out = tmp_path / f"map.{ending}"
+    code, said = run("explain", pictures[0], "small bright lesion", "--checkpoint", tiny_checkpoint, "--out", out)
+    assert code == 0 and out.stat().st_size > 300, said
+    if ending == "npz":
+        with np.load(out) as file:
+            assert file["words_0"].tolist() == ["small", "bright", "lesion"] and file["maps_0"].shape == (3, 2, 2)
+            assert str(file["about_0"]) == "match, gradcam, layer 0; not for diagnosis" and str(file["answer_0"]) == ""
+
+
+def test_command_for_folders_and_files(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.fromarray((np.arange(48 * 60).reshape(60, 48) * 20).astype(np.uint16)).save(folder / "deep.png")
+    Image.new("RGB", (30, 50), "grey").save(folder / "grey.jpg")
+    (folder / "broken.png").write_bytes(b"no image")
+    code, said = run("explain", folder, "a lesion", "--checkpoint", tiny_checkpoint, "--out", tmp_path / "m.png")
+    assert code == 1 and "broken.png" in said
+    assert sorted(p.name for p in tmp_path.glob("m_*.png")) == ["m_0000.png", "m_0001.png"]
+
+    records = json.loads((phantoms / "captions.json").read_text())[:3]
+    chosen = phantoms / "three.json"
+    chosen.write_text(json.dumps(records))
+    options = ["--checkpoint", tiny_checkpoint, "--task", "caption", "--method", "rollout"]
+    code, said = run("explain", chosen, *options, "--out", tmp_path / "all.html")
+    assert code == 0 and (tmp_path / "all.html").read_text().count("<section>") == 3, said
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        ("", {}, "text 1 is empty"),
+        ("\u200b", {}, "text 1 is empty"),
+        (["a", "b", ""], {"answers": ["c", "d"]}, "3 images and 3 texts and 2 answers: give as many"),
+        ("a", {"batch_size": 0}, "batch_size is 0"),
+        ("a", {"task": "caption", "rows": "enc"}, "no .ENC. row"),
+        ("head " * 60, {}, r"text 1 has 6\d tokens, the model reads 32"),
+        ("a", {"layer": 1}, r"layer 1 is the last one.*rows=enc"),
+        ("a", {"layer": 5}, "layers 0 to 1"),
+        ("a", {"layer": -1}, "layers 0 to 1"),
+        ("a", {"method": "lime"}, "gradcam, raw, relevance, rollout"),
+        ("a", {"task": "translate"}, "match, caption, answer"),
+        ("a", {"rows": "all"}, "words or enc"),
+        ("a", {"task": "answer"}, "cannot answer questions"),
+        (["a", "b"], {}, "give as many"),
+        ([], {}, "give as many"),
+    ],
+)
+def test_impossible_wishes(
+    model: Predictor, pictures: list[Path], texts: str | list, options: dict, message: str
+) -> None:
+    with pytest.raises((ValueError, blip.interpret.hooks.TraceError, blip.errors.BlipError), match=message):
+        explain_pairs(model, pictures, texts, **options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{image}", "a", "--out", "map.pdf"], "has to end in .png, .html, .npz"),
+        (["{image}", "a", "--layer", "1", "--out", "{tmp}/m.png"], "rows=enc"),
+        (["nowhere.png", "a", "--out", "{tmp}/m.png"], "no such file"),
+        (["{json}", "a", "--out", "{tmp}/m.png"], "brings its own texts"),
+    ],
+)
+def test_command_with_bad_input(
+    tiny_checkpoint: Path, pictures: list[Path], phantoms: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    places = {"image": pictures[0], "tmp": tmp_path, "json": phantoms / "captions.json"}
+    code, said = run("explain", *(a.format(**places) for a in arguments), "--checkpoint", tiny_checkpoint)
+    assert code != 0 and message in " ".join(said.split()), said
+
+
+def test_maps_need_patches(model: Predictor, pictures: list[Path]) -> None:
+    with blip.trace(model, "text.0.self.*", grads=True) as t:
+        model.match_logits(pictures, TEXTS)[:, 1].sum().backward()
+    with pytest.raises(TraceError, match="does not look at the patches"):
+        blip.gradcam(t, "text.0.self")
+
+
+def test_questions_through_the_question_encoder(tiny_checkpoint: Path, pictures: list[Path]) -> None:
+    from blip.models.vqa import VqaModel
+    from blip.tokenizer import Specials
+
+    base = blip.load(tiny_checkpoint)
+    tokens = base.tokenizer
+    torch.manual_seed(0)
+    specials = Specials(tokens.pad_id, tokens.enc_id, tokens.dec_id)
+    vqa = VqaModel(base.model.image_encoder.config, base.model.text_encoder.config, specials)
+    m = Predictor(vqa, tokens, {**base.info, "task": "vqa"})
+    questions = ["what shape is the lesion?", "where?"]
+    found = explain_pairs(m, pictures[:2], questions, answers=["round", "upper left"])
+    assert [one.answer for one in found] == ["round", "upper left"] and found[0].layer == 1
+    expected = answer_log_probs(m, pictures[:2], questions, ["round", "upper left"])
+    assert [one.score for one in found] == pytest.approx(expected.tolist())
+    with blip.trace(m, "text.1.cross.*", grads=True) as t:
+        answer_log_probs(m, pictures[1:2], questions[1:], ["upper left"]).sum().backward()
+    word, span = word_spans(m, "where?")[0]
+    assert word == "where"
+    assert torch.allclose(found[1].maps[0], blip.gradcam(t, "text.1.cross")[0, span].sum(0), atol=1e-9)
+    with pytest.raises(TraceError, match="cannot match"):
+        explain_pairs(m, pictures[:1], "where?", task="match")

@@ -1,0 +1,387 @@
+"""Compound figures: gutters, the detector, which words belong to which panel, and the verb as a whole."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.running import ROOT
+from PIL import Image, ImageDraw
+from typer.testing import CliRunner
+
+pytest.importorskip("transformers")
+pytest.importorskip("pycocotools")
+
+from benchmarks.figure_split import average_precision, generated, real
+from blip.cli import app
+from blip.data.images import plain
+from blip.pubmed.panels import gutters
+from blip.pubmed.panels.captions import Part, Split, split_caption
+from blip.pubmed.panels.compose import compose
+from blip.pubmed.panels.detector import Detector, DetectorError, PanelDetector, Panels, centers, load, prepare
+from blip.pubmed.panels.match import Layout, layout, match, reading_order
+from blip.pubmed.panels.split import Options, SplitError, read_splits, split
+from blip.pubmed.panels.train_detector import draw, loss_of, targets, vary
+
+GRID = [(0, 0, 100, 100), (110, 0, 210, 100), (0, 110, 100, 210), (110, 110, 210, 210)]
+
+
+def texture(size: tuple[int, int], seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(30, 225, (*size[::-1], 3), dtype=np.uint8))
+
+
+def grid(ground: Any, gap: int = 12, rows: int = 2, columns: int = 3, side: int = 120) -> tuple[Image.Image, list[Any]]:
+    """Noise in rows and columns, and where it is."""
+    image = Image.new("RGB", (columns * (side + gap) + gap, rows * (side + gap) + gap), ground)
+    boxes = []
+    for row in range(rows):
+        for column in range(columns):
+            left, top = gap + column * (side + gap), gap + row * (side + gap)
+            image.paste(texture((side, side), row * columns + column), (left, top))
+            boxes.append((left, top, left + side, top + side))
+    return image, boxes
+
+
+# ---- gutters ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ground", ["white", "black", (200, 190, 120), "noise"])
+def test_gutters_of_any_colour(ground: Any) -> None:
+    image, boxes = grid("white" if ground == "noise" else ground)
+    if ground == "noise":  # a fine texture
+        pixels = np.asarray(image).astype(int)
+        pixels = pixels - np.random.default_rng(0).integers(0, 8, pixels.shape) * (pixels == 255)
+        image = Image.fromarray(pixels.astype(np.uint8))
+    pieces = gutters.cut(image)
+    assert np.abs(np.array([piece.box for piece in pieces]) - np.array(boxes)).max() <= 2
+    assert min(piece.filled for piece in pieces) > 0.6
+
+
+def test_gutters_are_found_one_within_the_other() -> None:
+    """A tall piece beside two of half its height."""
+    image = Image.new("RGB", (330, 320), "white")
+    boxes = [(10, 10, 150, 310), (170, 10, 320, 150), (170, 170, 320, 310)]
+    for seed, box in enumerate(boxes):
+        image.paste(texture((box[2] - box[0], box[3] - box[1]), seed), box)
+    assert np.abs(np.array([piece.box for piece in gutters.cut(image)]) - np.array(boxes)).max() <= 2
+
+
+def test_one_picture_is_one_piece_and_a_plot_is_not_filled() -> None:
+    assert len(gutters.cut(texture((300, 200), 0))) == 1
+    assert gutters.cut(Image.new("RGB", (300, 200), "white")) == []
+    plot = Image.new("RGB", (300, 200), "white")
+    ImageDraw.Draw(plot).line((30, 170, 280, 20), fill="black", width=3)
+    assert max(piece.filled for piece in gutters.cut(plot)) < 0.3
+
+
+# ---- the detector ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def detector() -> PanelDetector:
+    return PanelDetector()
+
+
+@pytest.mark.slow
+def test_generated_figures_never_trained_on(detector: PanelDetector) -> None:
+    found = generated(detector, 500, [])
+    assert found["detector"] >= 0.90 and found["split"] >= 0.90, found
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_real_figures(detector: PanelDetector, data_dir: Path) -> None:
+    found = real(detector, data_dir / "jats")
+    assert found["figures"] >= 30 and found["compound"] >= 25
+    assert found["detector"] >= 0.75 and found["detector_compound"] >= 0.75, found
+
+
+def test_weights_are_small_and_are_checked(tmp_path: Path) -> None:
+    from importlib.resources import files
+
+    assert Path(str(files("blip.pubmed.panels").joinpath("detector.safetensors"))).stat().st_size <= 10 * 2**20
+    with pytest.raises(DetectorError, match="no weights of this detector"):
+        load(tmp_path / "nothing.safetensors")
+    (tmp_path / "text.safetensors").write_text("no weights")
+    with pytest.raises(DetectorError, match="no weights of this detector"):
+        load(tmp_path / "text.safetensors")
+
+
+def test_average_precision_counts_as_it_should() -> None:
+    wanted = [[(0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0)]]
+    both = np.array([[0, 0, 10, 10], [20, 0, 30, 10.0]])
+    assert average_precision([(both, np.array([0.9, 0.8]))], wanted) == pytest.approx(1)
+    assert average_precision([(both[:1], np.array([0.9]))], wanted) == pytest.approx(0.5, abs=0.01)
+    assert average_precision([(both[:0], np.array([]))], wanted) == 0
+
+
+def test_targets_say_what_is_drawn() -> None:
+    """Read back by the detector's own rule, the targets give the boxes; losses of a perfect answer are small."""
+    pixels, boxes, letters = (torch.from_numpy(part)[None] for part in draw(7, []))
+    image, boxes, letters = vary(pixels, boxes, letters, torch.Generator().manual_seed(0))
+    assert image.shape == (1, 3, 384, 384) and image.min() >= 0 and image.max() <= 1
+    near, box, letter = targets(boxes, letters)
+    inside = near[0] > 0.2
+    shares = boxes[0][~boxes[0].isnan().any(1)] / 384
+    found = box[0][:, inside].T
+    assert all(any(torch.allclose(one, share) for share in shares) for one in found)
+    x, y = centers()
+    left, top, right, bottom = box[0]
+    logits = [torch.logit(part.clamp(1e-4, 1 - 1e-4))[:, None] for part in (near, letter)]
+    perfect = torch.cat([*logits, torch.stack([x - left, y - top, right - x, bottom - y])[None]], dim=1)
+    _, boxes_loss, letter_loss = loss_of(perfect, near, box, letter)
+    assert boxes_loss < 1e-4 and letter_loss < 1e-2
+    worse = perfect.clone()
+    worse[:, 2:] += 0.05
+    assert loss_of(worse, near, box, letter)[1] > boxes_loss + 0.05
+
+
+def test_generated_figures_are_what_they_say() -> None:
+    for seed in range(12):
+        figure, again = (compose(np.random.default_rng(seed), []) for _ in range(2))
+        assert figure.boxes == again.boxes and figure.image.tobytes() == again.image.tobytes()
+        boxes = np.array(figure.boxes)
+        assert ((boxes[:, 2:] > boxes[:, :2]).all() and not figure.letters) or len(figure.letters) == len(figure.boxes)
+        for (x, y), (left, top, right, bottom) in zip(figure.letters, figure.boxes, strict=False):
+            assert left <= x <= right and top <= y <= bottom
+
+
+def test_a_figure_of_any_form_is_prepared() -> None:
+    for size in ((2000, 30), (30, 2000), (384, 384), (3, 3)):
+        pixels, scale = prepare(Image.new("RGB", size, "red"))
+        assert pixels.shape == (384, 384, 3) and scale == 384 / max(size)
+    assert Detector().eval()(torch.zeros(1, 3, 384, 384)).shape == (1, 6, 48, 48)
+
+
+# ---- panels and words ------------------------------------------------------------------------------------------------
+
+
+def panels(boxes: list[Any], scores: list[float] | None = None) -> Panels:
+    return Panels(np.array(boxes, float).reshape(-1, 4), np.array(scores or [0.9] * len(boxes)), np.zeros((0, 2)),
+                  np.zeros(0))  # fmt: skip
+
+
+FOUR = split_caption("All. (A) One. (B) Two. (C) Three. (D) Four.")
+
+
+def test_reading_order() -> None:
+    assert reading_order([(0, 0, 10, 0), (0, 5, 10, 10)]) == [0, 1], "a box without height too"
+    assert reading_order([GRID[3], GRID[0], GRID[2], GRID[1]]) == [1, 3, 2, 0]
+    assert reading_order([(110, 0, 200, 220), (0, 5, 100, 100), (0, 120, 100, 220)]) == [1, 0, 2]
+
+
+def test_match_in_reading_order() -> None:
+    pairs = match(FOUR, Layout(GRID, [0.9] * 4))
+    assert [(pair.labels, pair.box, pair.text) for pair in pairs] == [
+        (["A"], GRID[0], "All. One."), (["B"], GRID[1], "All. Two."),
+        (["C"], GRID[2], "All. Three."), (["D"], GRID[3], "All. Four.")]  # fmt: skip
+    assert {pair.how for pair in pairs} == {"order"} and all(0 < pair.confidence < 0.9 for pair in pairs)
+
+
+def test_letters_decide_over_reading_order() -> None:
+    """Panels that run down the columns: A and B on the left, C and D on the right."""
+    read = {"A": (5.0, 5.0), "B": (5.0, 115.0), "C": (115.0, 5.0)}
+    pairs = match(FOUR, Layout(GRID, [0.9] * 4), read)
+    assert [pair.box for pair in pairs] == [GRID[0], GRID[2], GRID[1], GRID[3]]
+    assert {pair.how for pair in pairs} == {"letter"}
+
+
+@pytest.mark.parametrize(
+    ("boxes", "read"),
+    [
+        (GRID[:3], None),  # a panel too few
+        ([*GRID, (220, 0, 300, 100)], None),  # one too many
+        ([], None),
+        (GRID, {"A": (5.0, 5.0), "B": (8.0, 50.0)}),  # two letters in one panel
+        ([*GRID, (220, 0, 300, 100)], {"A": (5.0, 5.0), "B": (115.0, 5.0), "C": (5.0, 115.0), "D": (115.0, 115.0)}),
+        (GRID, {"A": (150.0, 50.0)}),  # contradicts reading order, too few to go by
+    ],
+)
+def test_in_doubt_the_figure_stays_whole(boxes: list[Any], read: dict[str, tuple[float, float]] | None) -> None:
+    pairs = match(FOUR, Layout(boxes, [0.9] * len(boxes)), read)
+    assert [(pair.how, pair.box, pair.text) for pair in pairs] == [("whole", None, FOUR.whole)]
+
+
+def test_places() -> None:
+    beside = split_caption("Left: before. Right: after.")
+    found = match(beside, Layout([(110, 0, 210, 100), (0, 0, 100, 100)], [0.9, 0.9]))
+    assert {pair.labels[0]: pair.box for pair in found} == {"left": (0, 0, 100, 100), "right": (110, 0, 210, 100)}
+    above = match(beside, Layout([(0, 0, 100, 100), (0, 110, 100, 210)], [0.9, 0.9]))
+    assert above[0].how == "whole", "one above the other is neither left nor right"
+
+
+def test_the_caption_settles_what_is_a_panel() -> None:
+    seen = panels(GRID, [0.9, 0.8, 0.3, 0.2])
+    assert len(layout([], seen, 0).boxes) == 2 and len(layout([], seen, 4).boxes) == 4
+    assert layout([], seen, 3).boxes == GRID[:3]
+    images = [gutters.Piece(box, 0.95) for box in GRID]
+    assert layout(images, seen, 4).way == "gutters" and layout(images, seen, 3).way == "detector"
+    drawings = [gutters.Piece(box, 0.2) for box in GRID]
+    assert layout(drawings, seen, 4).way == "detector"
+
+
+# ---- the verb --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Figures of six images in two rows, one without a file, one that is damaged."""
+    caption = "Scans. (A) One. (B) Two. (C) Three. (D) Four. (E) Five. (F) Six."
+    lines = []
+    for at in range(8):
+        image, _ = grid("white", gap=10 + at)
+        image.save(tmp_path / f"{at}.png")
+        lines.append({"image": str(tmp_path / f"{at}.png"), "caption": caption, "article": f"PMC{at}", "figure": "f1",
+                      "label": "Figure 1", "license": "CC0"})  # fmt: skip
+    lines.append({"image": "", "caption": caption, "article": "PMC8", "figure": "f1"})
+    (tmp_path / "damaged.png").write_bytes(b"no image")
+    lines.append({"image": str(tmp_path / "damaged.png"), "caption": caption, "article": "PMC9", "figure": "f1"})
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return pairs
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_split_writes_subfigures(corpus: Path, workers: str) -> None:
+    out = corpus.parent / "subfigures.jsonl"
+    result = CliRunner().invoke(app, ["pubmed", "split", str(corpus), "--out", str(out), "--workers", workers])
+    assert result.exit_code == 0, result.output
+    assert "10 figures: 8 split, 0 whole, 48 pairs" in result.output and "1 images could not be read" in result.output
+    assert "damaged.png" in result.output
+    lines = read_lines(out)
+    names = ("One", "Two", "Three", "Four", "Five", "Six")
+    assert [line["caption"] for line in lines[:6]] == [f"Scans. {name}." for name in names]
+    assert [line["panel"] for line in lines[:6]] == [[name] for name in "ABCDEF"]
+    for line in lines[:6]:
+        with Image.open(line["image"]) as crop, Image.open(line["whole_image"]) as figure:
+            assert crop.size == (line["box"][2] - line["box"][0], line["box"][3] - line["box"][1])
+            near = np.asarray(crop, int) - np.asarray(figure.convert("RGB").crop(line["box"]), int)
+            assert np.abs(near).mean() < 12  # JPEG of noise
+        assert line["license"] == "CC0" and line["how"] == "order" and line["confidence"] > 0.5
+    assert not list(out.parent.glob("*.partial*"))
+
+
+def test_a_run_that_was_killed_goes_on(corpus: Path, tmp_path: Path) -> None:
+    """By SIGKILL after some figures; then the file is that of an undisturbed run."""
+    whole, out, crops = tmp_path / "whole.jsonl", tmp_path / "out.jsonl", tmp_path / "crops"
+    split(corpus, whole, Options(str(crops)))
+    code = ("import sys, time; from pathlib import Path; import blip.pubmed.panels.split as s\n"
+            "own = s.FigureSplitter.lines\n"
+            "def slow(self, at, line):\n    time.sleep(0.3); return own(self, at, line)\n"
+            "s.FigureSplitter.lines = slow\n"
+            "s.split(Path(sys.argv[1]), Path(sys.argv[2]), s.Options(sys.argv[3]))")  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-u", "-c", code, str(corpus), str(out), str(crops)],
+                               env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    partial = tmp_path / "out.jsonl.partial"
+    deadline = time.monotonic() + 120
+    while len(list(crops.rglob("*.jpg"))) == 0 or not partial.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not out.exists()
+    with open(partial, "a") as file:  # and half a line
+        file.write('{"image": "x')
+    told: list[str] = []
+    split(corpus, out, Options(str(crops)), tell=told.append)
+    assert out.read_text() == whole.read_text()
+    assert (tmp_path / "out.jsonl.summary.json").read_text() == (tmp_path / "whole.jsonl.summary.json").read_text()
+
+
+def test_captions_that_something_else_split(corpus: Path, tmp_path: Path) -> None:
+    given = tmp_path / "splits.jsonl"
+    parts = [{"labels": [name], "text": f"part {name}"} for name in "ABCDEF"]
+    given.write_text(json.dumps({"article": "PMC0", "figure": "f1", "lead": "L.", "parts": parts, "confidence": 0.8}))
+    own = [Part([name], f"part {name}") for name in "ABCDEF"]
+    assert read_splits(given) == {"PMC0/f1": Split("L.", own, "given", 0.8, "L.")}
+    out = tmp_path / "out.jsonl"
+    split(corpus, out, Options(str(tmp_path / "crops"), given=read_splits(given)))
+    made = read_lines(out)
+    assert made[0]["whole_caption"].startswith("Scans.") and made[0]["caption"] == "L. part A"
+    assert made[6]["caption"] == "Scans. One."
+    given.write_text('{"article": "PMC0"}')
+    with pytest.raises(SplitError, match="line 1: no split caption"):
+        read_splits(given)
+
+
+def test_images_that_were_away_are_tried_again(corpus: Path, tmp_path: Path) -> None:
+    """A disk that was not mounted: the run ends; mounted, the next one reads all."""
+    lines = [line for line in read_lines(corpus) if line["image"] and "damaged" not in line["image"]]
+    corpus.write_text("\n".join(map(json.dumps, lines)))
+    away = [Path(line["image"]).rename(line["image"] + ".away") for line in lines]
+    with pytest.raises(SplitError, match="cannot be read"):
+        split(corpus, tmp_path / "out.jsonl", Options(str(tmp_path / "crops")))
+    for path in away:
+        path.rename(str(path).removesuffix(".away"))
+    assert split(corpus, tmp_path / "out.jsonl", Options(str(tmp_path / "crops"))).unreadable == 0
+
+
+def test_wrong_weights_are_told_whatever_the_number_of_processes(corpus: Path, tmp_path: Path) -> None:
+    for workers in (1, 2):
+        with pytest.raises(DetectorError, match="no weights of this detector"):
+            split(corpus, tmp_path / "out.jsonl", Options(str(tmp_path), weights="nothing.safetensors"), workers)
+
+
+@pytest.mark.parametrize(("caption", "how"), [("(A) One. (B) Two.", "file"), ("(A) One. (B) Two. (C) Three.", "whole")])
+def test_a_figure_of_several_files(corpus: Path, tmp_path: Path, caption: str, how: str) -> None:
+    files = [str(tmp_path / "0.png"), str(tmp_path / "1.png")]
+    line = {"image": files[0], "files": files, "caption": caption, "article": "PMC1", "figure": "f"}
+    corpus.write_text(json.dumps(line))
+    split(corpus, tmp_path / "out.jsonl", Options(str(tmp_path / "crops")))
+    made = read_lines(tmp_path / "out.jsonl")
+    if how == "file":
+        assert [(one["image"], one["caption"]) for one in made] == [(files[0], "One."), (files[1], "Two.")]
+    else:
+        assert [one["how"] for one in made] == ["whole"] and made[0]["confidence"] < 0.5
+
+
+def test_split_tells_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(SplitError, match="make it with `blip pubmed extract`"):
+        split(tmp_path / "none.jsonl", tmp_path / "out.jsonl", Options(str(tmp_path)))
+    (tmp_path / "pairs.jsonl").write_text('{"image": "a.png"}\n')
+    with pytest.raises(SplitError, match="line 1: no figure"):
+        split(tmp_path / "pairs.jsonl", tmp_path / "out.jsonl", Options(str(tmp_path)))
+    lines = [json.dumps({"image": f"{tmp_path}/{n}.png", "caption": "c", "article": "a"}) for n in range(8)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    with pytest.raises(SplitError, match="cannot be read"):
+        split(tmp_path / "pairs.jsonl", tmp_path / "out.jsonl", Options(str(tmp_path)))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "LA", "I;16", "I;16B", "F", "1", "CMYK"])
+def test_images_of_any_mode_become_plain(mode: str) -> None:
+    if mode.startswith("I;16"):
+        image = Image.fromarray((np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64))
+        image = image if mode == "I;16" else Image.frombytes(mode, (64, 64), np.asarray(image).byteswap().tobytes())
+    else:
+        image = texture((64, 64), 0).convert(mode)
+    made = plain(image)
+    assert made.mode in ("L", "RGB") and made.size == (64, 64)
+    if mode.startswith("I;16"):
+        assert made.getextrema() == (0, 255)
+
+
+def test_letters_are_read_where_the_detector_saw_them() -> None:
+    pytest.importorskip("rapidocr")
+    from blip.pubmed.panels.letters import LetterReader
+    from blip.pubmed.panels.singles import font
+
+    image, boxes = grid("white", gap=40)
+    places = []
+    for name, (left, top, _, _) in zip("ABCDEF", boxes, strict=True):
+        ImageDraw.Draw(image).text((left, top - 28), name, fill="black", font=font(1, 24))
+        places.append((left + 9, top - 15))
+    read = LetterReader()(image, np.array(places, float), list("ABCDEF"))
+    assert sum(read.get(name) == place for name, place in zip("ABCDEF", places, strict=True)) >= 5
+    assert LetterReader()(image, np.array([(100.0, 100.0)]), ["A"]) == {}, "noise is no letter"

@@ -1,0 +1,243 @@
+"""From pairs to a data set: filters, the same picture twice, evaluation images, parts by article, card, page."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from blip.cli import app
+from blip.data.pairs import read_pairs
+from blip.data.webdataset import open_shards
+from blip.pubmed.build import BuildError, Rules, build
+from blip.pubmed.card import data_card
+from blip.pubmed.duplicates import Seen, look
+from blip.pubmed.report import ReportError, write_report
+
+STAYED = "compound figure that stayed whole"
+
+
+def picture(path: Path, seed: int, size: tuple[int, int] = (160, 120)) -> str:
+    """Soft shapes, another picture for each seed."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path)
+    return str(path)
+
+
+def line(image: str, article: str, **more: Any) -> dict[str, Any]:
+    about = {"image": image, "caption": "Axial MRI of the brain.", "article": article, "figure": "f1",
+             "label": "Figure 1", "license": "CC-BY-4.0", "retracted": False, "year": 2020, "source": "pubmed",
+             "article_title": "A <study>", "authors": ["Nobody N"], "journal": "J", "doi": "10.0/x"}  # fmt: skip
+    return about | more
+
+
+def write(path: Path, lines: list[dict[str, Any]]) -> Path:
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return path
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    return [record for name in ("train", "val", "test") for record in json.loads((out / f"{name}.json").read_text())]
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Ninety pictures of thirty articles."""
+    lines = [line(picture(tmp_path / f"{at}.png", at), f"PMC{at // 3}", how="order", confidence=0.7, box=[0, 0, 9, 9],
+                  whole_image=str(tmp_path / f"{at}.png"), panel=["A"], caption=f"Axial MRI of the brain <{at}>.")
+             for at in range(90)]  # fmt: skip
+    return write(tmp_path / "pairs.jsonl", lines)
+
+
+def test_parts_are_divided_by_article(many: Path, tmp_path: Path) -> None:
+    out = tmp_path / "dataset"
+    built = build(many, out, Rules(splits=(0.6, 0.2, 0.2)))
+    parts = {name: json.loads((out / f"{name}.json").read_text()) for name in ("train", "val", "test")}
+    articles = [{record["article"] for record in part} for part in parts.values()]
+    assert sum(map(len, parts.values())) == 90 == sum(built.pairs.values())
+    assert sum(map(len, articles)) == len(set.union(*articles)) == 30, "no article is in two parts"
+    assert all(map(len, articles)) and len(articles[0]) > len(articles[1])
+    assert all(len(part) == 3 * len(names) for part, names in zip(parts.values(), articles, strict=True))
+    again = tmp_path / "again"
+    write(many, [json.loads(text) for text in many.read_text().splitlines()][:45])
+    build(many, again, Rules(splits=(0.6, 0.2, 0.2)))
+    for name, some in parts.items():
+        smaller = {record["article"] for record in json.loads((again / f"{name}.json").read_text())}
+        assert smaller <= {record["article"] for record in some}, "an article stays in its part as the corpus grows"
+    build(many, tmp_path / "other", Rules(splits=(0.6, 0.2, 0.2), seed=1))
+    assert (tmp_path / "other" / "train.json").read_text() != (again / "train.json").read_text()
+
+
+def test_what_is_written_can_be_trained_on(many: Path, tmp_path: Path) -> None:
+    out = tmp_path / "dataset"
+    build(many, out, Rules(), shards=True, workers=2)
+    pairs = read_pairs([out / "train.json"])
+    assert len(pairs) == len(json.loads((out / "train.json").read_text()))
+    record = json.loads((out / "train.json").read_text())[0]
+    assert record["license"] == "CC-BY-4.0" and record["confidence"] == 0.7 and record["image_id"]
+    assert pairs.captions(0) == [record["caption"]] and Path(pairs.image_path(0)).samefile(out / record["image"])
+    shards = open_shards([str(out / "shards" / "train")])
+    first = next(iter(shards.read(0)))
+    assert first.record()["caption"] == [record["caption"]] and first.image() == (out / record["image"]).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "rules", "why"),
+    [
+        ({"license": "CC-BY-NC-4.0"}, {"licenses": ["CC-BY", "CC0"]}, "licence"),
+        ({"license": ""}, {}, "no open licence named"),
+        ({"license": "other"}, {}, "no open licence named"),
+        ({"license": "TDM"}, {}, "no open licence named"),
+        ({"retracted": True}, {}, "retracted"),
+        ({"image": ""}, {}, "no file"),
+        ({"confidence": 0.3}, {}, "confidence"),
+        ({"how": "whole", "panels": [[0, 0, 1, 1], [1, 1, 2, 2]]}, {"whole": False}, STAYED),
+        ({"caption": "A scan here."}, {"min_words": 4}, "caption too short"),
+        ({"caption": "word " * 301}, {}, "caption too long"),
+        ({}, {"words": ["CT", "PET"]}, "none of the words"),
+        ({}, {"not_words": ["mri"]}, "word that is not wanted"),
+        ({}, {"min_side": 121}, "too small"),
+        ({}, {"max_aspect": 1.2}, "too long and narrow"),
+    ],
+)
+def test_each_rule_keeps_out_what_it_should(tmp_path: Path, more: dict, rules: dict, why: str) -> None:
+    good = line(picture(tmp_path / "good.png", 0, (300, 300)), "PMC1", caption="A CT and PET of the brain.")
+    bad = line(picture(tmp_path / "bad.png", 1), "PMC2") | more
+    built = build(write(tmp_path / "pairs.jsonl", [good, bad]), tmp_path / "out", Rules(**rules))
+    assert built.out == {why: 1} and [record["article"] for record in records(tmp_path / "out")] == ["PMC1"]
+    opposite: dict[str, Any] = {
+        "unlicensed": True,
+        "retracted": True,
+        "confidence": 0,
+        "min_words": 1,
+        "max_words": 999,
+    }
+    if why != "no file":
+        assert build(tmp_path / "pairs.jsonl", tmp_path / "all", Rules(**opposite)).out == {}
+
+
+def test_the_same_picture_is_taken_once(tmp_path: Path) -> None:
+    """Scaled, saved as JPEG, a little brighter, of two articles; and others that only look alike to a hash."""
+    original = Image.open(picture(tmp_path / "a.png", 5, (320, 240)))
+    original.resize((200, 150)).save(tmp_path / "smaller.jpg", quality=60)
+    original.point(lambda value: min(255, value + 5)).save(tmp_path / "brighter.png")
+    original.rotate(180).save(tmp_path / "turned.png")
+    names = ["a.png", "smaller.jpg", "brighter.png", "turned.png"]
+    lines = [line(str(tmp_path / name), f"PMC{at}") for at, name in enumerate(names)]
+    pairs = write(tmp_path / "pairs.jsonl", lines)
+    built = build(pairs, tmp_path / "out", Rules())
+    assert built.out == {"same picture again": 2}
+    assert {Path(record["image"]).name for record in records(tmp_path / "out")} == {"a.png", "turned.png"}
+    assert sum(build(pairs, tmp_path / "all", Rules(duplicates=True)).pairs.values()) == 4
+
+
+def test_plots_are_not_all_the_same(tmp_path: Path) -> None:
+    """Lines on white paper: their hashes are near, they are not."""
+    from blip.pubmed.panels.plots import plot
+
+    seen = Seen()
+    for seed in range(60):
+        found = look(plot(np.random.default_rng(seed), 300, 200))
+        assert seen.find(found) is None
+        seen.add(found, str(seed))
+
+
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_evaluation_images_are_removed(many: Path, tmp_path: Path, form: str) -> None:
+    """Also where they are smaller and of another format."""
+    evaluation = tmp_path / "evaluation"
+    evaluation.mkdir()
+    for at in (3, 40):
+        with Image.open(tmp_path / f"{at}.png") as image:
+            image.resize((120, 90)).save(evaluation / f"q{at}.jpg")
+    (evaluation / "set.json").write_text(json.dumps([{"image": "q3.jpg"}, {"image": "q40.jpg"}]))
+    place = evaluation if form == "folder" else evaluation / "set.json"
+    built = build(many, tmp_path / "out", Rules(), decontaminate=[place])
+    assert built.evaluation_images == 2 and built.out == {"evaluation image": 2}
+    left = {Path(record["image"]).stem for record in records(tmp_path / "out")}
+    assert len(left) == 88 and not left & {"3", "40"}
+    assert "(2 images) were removed" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_panels_of_evaluation_figures_are_removed(many: Path, tmp_path: Path) -> None:
+    """The evaluation set has the whole figure, the data set a part of it that looks otherwise."""
+    whole = picture(tmp_path / "whole.png", 500, (400, 300))
+    (tmp_path / "evaluation").mkdir()
+    Image.open(whole).save(tmp_path / "evaluation" / "q.png")
+    wholes = [whole if at == 3 else str(tmp_path / f"{at}.png") for at in range(6)]
+    lines = [line(str(tmp_path / f"{at}.png"), f"PMC{at}", box=[0, 0, 9, 9], whole_image=wholes[at]) for at in range(6)]
+    pairs = write(tmp_path / "p.jsonl", lines)
+    built = build(pairs, tmp_path / "out", Rules(), decontaminate=[tmp_path / "evaluation"])
+    assert built.out == {"evaluation image": 1}
+    assert {r["article"] for r in records(tmp_path / "out")} == {f"PMC{at}" for at in range(6) if at != 3}
+
+
+def test_pictures_on_clear_ground_and_of_16_bits_differ(tmp_path: Path) -> None:
+    from blip.pubmed.duplicates import look_at
+
+    seen = Seen()
+    for seed in range(2):
+        coarse = np.random.default_rng(seed).integers(0, 2, (8, 8), dtype=np.uint8).repeat(20, 0).repeat(20, 1)
+        clear = np.zeros((160, 160, 4), dtype=np.uint8)
+        clear[..., 3] = coarse * 255
+        Image.fromarray(clear).save(tmp_path / f"clear{seed}.png")
+        Image.fromarray(1000 + coarse.astype(np.uint16) * 2000).save(tmp_path / f"deep{seed}.png")
+    for name in ("clear0", "clear1", "deep0", "deep1"):
+        found = look_at(str(tmp_path / f"{name}.png"))
+        assert not isinstance(found, str)
+        if name.startswith("clear"):  # both kinds show the same drawings
+            assert seen.find(found) is None
+            seen.add(found, name)
+    deep = [look_at(str(tmp_path / f"deep{seed}.png")) for seed in range(2)]
+    assert deep[0].copy != deep[1].copy  # type: ignore[union-attr]
+
+
+def test_card_and_credits(many: Path, tmp_path: Path) -> None:
+    build(many, tmp_path / "out", Rules())
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| CC-BY-4.0 | 90 | credit the authors | https://creativecommons.org/licenses/by/4.0/ |" in card
+    assert "No evaluation set was given" in card and "NIH NLM" in card
+    with open(tmp_path / "out" / "credits.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 30 and rows[0]["authors"] == "Nobody N" and rows[0]["address"].endswith("/articles/PMC0/")
+    assert data_card(json.loads((tmp_path / "out" / "build.json").read_text()), ("train", "val", "test")) == card
+
+
+def test_the_page_shows_pairs_and_split_figures(many: Path, tmp_path: Path) -> None:
+    out = tmp_path / "dataset"
+    build(many, out, Rules(not_words=["<7>"]))
+    result = CliRunner().invoke(app, ["pubmed", "report", str(out), "--out", str(tmp_path / "report.html")])
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("class='pair'") == 24 and page.count("class='figure'") == 10
+    assert page.count("<img") == 34 and "src='data:image/jpeg" in page and "http" not in page
+    assert "<h2>Licences</h2>" in page and "Axial MRI of the brain &lt;" in page, "captions are escaped"
+    with pytest.raises(ReportError, match="blip pubmed build"):
+        write_report(tmp_path, tmp_path / "other.html")
+
+
+def test_build_tells_what_is_wrong(many: Path, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match="do not add up to 1"):
+        build(many, tmp_path / "out", Rules(splits=(0.8, 0.1, 0.2)))
+    with pytest.raises(BuildError, match=r"of 90 pairs none is left \(licence 90\)"):
+        build(many, tmp_path / "out", Rules(licenses=["CC0"]))
+    assert not list((tmp_path / "out").glob("*.json*"))
+    with pytest.raises(BuildError, match="make it with"):
+        build(tmp_path / "nothing.jsonl", tmp_path / "out", Rules())
+    with pytest.raises(BuildError, match="line 1: no pair"):
+        build(write(tmp_path / "odd.jsonl", [{"image": "x"}]), tmp_path / "out", Rules())
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "elsewhere.json").write_text('[{"image": "not/here.png"}]')
+    for place in ("empty", "elsewhere.json"):
+        with pytest.raises(BuildError, match=r"none of its \d images can be read"):
+            build(many, tmp_path / "out", Rules(), decontaminate=[tmp_path / place])
+    with pytest.raises(BuildError, match="neither a folder"):
+        build(many, tmp_path / "out", Rules(), decontaminate=[many])
+    damaged = tmp_path / "0.png"
+    damaged.write_bytes(b"none")
+    built = build(many, tmp_path / "out", Rules())
+    assert built.out == {"unreadable image": 1} and str(damaged) in built.problems[0]

@@ -1,0 +1,88 @@
+"""From a server on this machine to a data set that is pre-trained on; and captions beside those of pubmed_parser."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.running import ROOT
+from pmc_server import Faults, Library, Server
+from typer.testing import CliRunner
+
+pytest.importorskip("lxml")
+pytest.importorskip("httpx")
+pytest.importorskip("Bio")
+pytest.importorskip("imagehash")
+
+from blip.cli import app
+from blip.pubmed.catalogue import Catalogue
+from blip.pubmed.jats import parse_article
+
+
+@pytest.mark.slow
+def test_from_search_to_ten_steps_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    library = Library(14)
+    with Server(library, Faults(share=0.2, most=1, kinds=("500", "short", "wrong"))) as server:
+        options = {"email": "me@lab.org", "eutils": server.url, "bucket": server.url, "rate": 100, "workers": 2,
+                   "splits": "[0.7, 0.15, 0.15]", "min_side": 32, "shards": "true"}  # fmt: skip
+        command = ["pubmed", "run", "--config", str(ROOT / "configs" / "pubmed_brain.yaml"),
+                   *(part for name, value in options.items() for part in ("--set", f"{name}={value}"))]  # fmt: skip
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        kept = [p for p in library.pmcids if library.license(p) in ("CC BY", "CC0") and not library.retracted(p)]
+        assert Catalogue(Path("corpus")).pmcids("done") == kept
+        asked = len(server.log)
+        again = CliRunner().invoke(app, command)
+        assert again.exit_code == 0 and len(server.log) == asked and "split: done before" in again.output
+    train = json.loads(Path("dataset/train.json").read_text())
+    assert len(train) >= 16 and {record["license"] for record in train} <= {"CC-BY-4.0", "CC0-1.0"}
+    assert Path("dataset/report.html").stat().st_size > 10_000
+    for file in ("dataset/train.json", "dataset/shards/train"):
+        changes = {"train_file": f"[{file}]", "val_file": "[]", "max_steps": 10, "batch_size": 4, "queue_size": 16,
+                   "log_every_steps": 1, "tokenizer": "train", "num_workers": 0}  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "pretrain.py"), "--config", str(ROOT / "configs" / "pretrain_demo.yaml"),
+             "--output_dir", f"run_{file.count('/')}",
+             *(part for name, value in changes.items() for part in ("--set", f"{name}={value}"))],
+            capture_output=True, text=True, cwd=tmp_path)  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert re.search(r"step 10/10 .*pairs_pubmed 40", done.stderr), done.stderr[-2000:]
+
+
+def test_run_names_what_is_wrong_in_its_configuration(tmp_path: Path) -> None:
+    config = tmp_path / "pubmed.yaml"
+    config.write_text("query: brain\nlicense: [CC-BY]\n")
+    result = CliRunner().invoke(app, ["pubmed", "run", "--config", str(config)])
+    assert result.exit_code == 1 and "license" in result.output and "licenses" in result.output
+    config.write_text("query: brain\n")
+    result = CliRunner().invoke(app, ["pubmed", "run", "--config", str(config), "--set", f"folder={tmp_path / 'c'}"])
+    assert result.exit_code == 1 and "--set email=" in result.output
+
+
+# ---- captions of somebody else's parser ------------------------------------------------------------------------------
+
+
+def letters(text: str) -> str:
+    return "".join(text.split())
+
+
+@pytest.mark.real_data
+def test_captions_are_those_of_pubmed_parser_where_it_is_right(data_dir: Path) -> None:
+    """It drops elements within elements, such as formulas and raised alleles: all that it has is in ours, in order."""
+    parser: Any = pytest.importorskip("pubmed_parser")
+    compared = equal = 0
+    for path in sorted((data_dir / "jats").rglob("*.xml")) + sorted((data_dir / "jats").rglob("*.nxml")):
+        own = {figure.id: figure for figure in parse_article(path).figures}
+        for row in parser.parse_pubmed_caption(str(path)) or []:
+            figure = own[row["fig_id"]]
+            compared += 1
+            ours, theirs = letters(figure.caption), letters(row["fig_caption"])
+            equal += ours == theirs
+            rest = iter(ours)
+            assert all(letter in rest for letter in theirs), f"{path.name}, {figure.id}"
+            assert letters(figure.label).strip(".:") == letters(row["fig_label"]).strip(".:")
+    assert compared >= 60 and equal >= 0.5 * compared, f"{equal} of {compared} captions are equal"

@@ -1,0 +1,336 @@
+"""The four fine-tuning scripts on tiny models: what they start from, what they leave, the best weights, resuming."""
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.fine_tuning import (
+    CPU,
+    SIZES,
+    TASKS,
+    assert_same_run,
+    configure,
+    evaluations,
+    score,
+    train,
+    train_apart,
+    write_part,
+)
+from helpers.running import forked, run_script
+from helpers.tiny import TINY
+from torch import Tensor
+
+import blip
+from blip.checkpoints import initialize
+from blip.checkpoints.format import CheckpointError, load_weights, unique_state
+from blip.config import ConfigError, load_config
+from blip.tasks import start
+from blip.tasks.config import FineTuneConfig
+from blip.tasks.finetune import FineTuning
+from blip.tokenizer import load_tokenizer
+from blip.train.checkpoint import complete_checkpoints, load_training
+from blip.train.log import read_metrics
+
+pytestmark = pytest.mark.usefixtures("no_java_nor_peak")
+
+
+@pytest.fixture
+def options(phantoms: Path, tiny_checkpoint: Path, tmp_path: Path) -> Callable[..., FineTuneConfig]:
+    """(task, options) -> the configuration of a run from the tiny checkpoint."""
+    return lambda task, *given: configure(task, phantoms, tmp_path, *given, init_from=tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    phantoms: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[FineTuneConfig, Path]]:
+    """(task, options) -> a finished run of these; each is run once."""
+    known: dict[tuple, tuple[FineTuneConfig, Path]] = {}
+
+    def run(task: str, *given: str) -> tuple[FineTuneConfig, Path]:
+        if (task, *given) not in known:
+            folder = tmp_path_factory.mktemp(task)
+            config = configure(task, phantoms, folder, *given, init_from=tiny_checkpoint)
+            train(task, config, folder / "run")
+            known[task, *given] = config, folder / "run"
+        return known[task, *given]
+
+    return run
+
+
+def build(task: str, config: FineTuneConfig, output: Path) -> FineTuning:
+    source = start.read_source(config)
+    return TASKS[task][2](start.with_sizes_of(config, source), source, output, None, CPU)
+
+
+# ---- what a run leaves -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_run_leaves_log_checkpoints_best_weights_and_predictions(undisturbed: Callable, task: str) -> None:
+    _, output = undisturbed(task)
+    lines = read_metrics(output)
+    assert [line["step"] for line in lines if "lr" in line] == [1, 2, 3, 4, 5, 6]
+    assert all(math.isfinite(v) for line in lines for v in line.values() if isinstance(v, float))
+    assert [line["epoch"] for line in evaluations(output)] == [1, 2]
+    assert [p.name for p in complete_checkpoints(output)] == ["step-00000005", "step-00000006"]
+    best = json.loads((output / "best" / "metrics.json").read_text())
+    assert best["step"] in (3, 6)
+    assert json.loads((output / "best" / "model.json").read_text())["task"] == task
+    tested = json.loads((output / "test.json").read_text())
+    assert tested["weights"] == str(output / "best")
+    assert len([name for name in tested if name.startswith("test_")]) > 2
+    for split, count in {"val": 7, "test": 5}.items():
+        found = json.loads((output / f"{TASKS[task][4]}_{split}.json").read_text())
+        assert len(found["image_to_text"] if task == "retrieval" else found) == count
+    assert blip.load(output / "best").info["task"] == task
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_evaluating_the_run_again_gives_the_best_validation(undisturbed: Callable, task: str) -> None:
+    config, output = undisturbed(task)
+    files = {path: path.read_bytes() for path in output.rglob("*") if path.is_file() and "_" not in path.name}
+    config = config.model_copy(update={"init_from": "", "tokenizer": "train"})  # that of the checkpoint counts
+    found = score(task, config, output)
+    expected = json.loads((output / "best" / "metrics.json").read_text())
+    expected = {name: value for name, value in expected.items() if name.startswith("val_")}
+    for name in ("images_in_training", "majority"):  # the training set is not read
+        expected.pop(f"val_{name}", None)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-9)
+    assert found["weights"] == str(output / "best")
+    tested = json.loads((output / "test.json").read_text())
+    for name in ("images_in_training", "majority"):
+        tested.pop(f"test_{name}", None)
+    assert {name: found[name] for name in tested} == pytest.approx(tested, abs=1e-9)
+    assert all(path.read_bytes() == content for path, content in files.items()), "evaluation changes no run"
+
+
+def test_the_tasks_facts_go_with_the_weights(undisturbed: Callable) -> None:
+    assert blip.load(undisturbed("caption")[1] / "best").info["prompt"] == "a picture of "
+    answers = blip.load(undisturbed("vqa")[1] / "best").info["answers"]
+    config, _ = undisturbed("vqa")
+    asked = json.loads(Path(config.train_file[0]).read_text())
+    given = {record["answer"] for record in asked}
+    tokenizer = load_tokenizer(str(undisturbed("vqa")[1] / "best" / "tokenizer.json"))
+    tokens = {answer: tuple(ids) for answer, ids in zip(given, tokenizer.encode(list(given), 8), strict=True)}
+    assert set(answers) <= given
+    assert {tokens[answer] for answer in answers} == set(tokens.values()) and len(answers) == len(set(tokens.values()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_as_a_program(task: str, phantoms: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    configure(task, phantoms, tmp_path, init_from=tiny_checkpoint)
+    command = ["--config", tmp_path / f"{task}.yaml", "--output_dir", tmp_path / "run", "--set", "max_steps=1"]
+    script = f"train_{task}.py"
+    done = run_script(*command, "--init_from", tiny_checkpoint, script=script, env={"PATH": ""})
+    assert done.returncode == 0, done.stderr
+    assert "test_" in done.stdout and "1 steps" in done.stderr
+    done = run_script(*command, "--set", "init_from=", "--evaluate", script=script, env={"PATH": ""})
+    assert done.returncode == 0, done.stderr
+    assert f"weights: {tmp_path / 'run' / 'best'}" in done.stdout
+
+
+# ---- what a run starts from ------------------------------------------------------------------------------------------
+
+NEW: dict[str, set[str]] = {"retrieval": set(), "caption": set(), "vqa": set(), "nlvr": {"cls_head"}}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_starts_from_a_checkpoint_of_pretraining(
+    options: Callable, tiny_checkpoint: Path, task: str, tmp_path: Path
+) -> None:
+    made = build(task, options(task), tmp_path)
+    theirs, own = load_weights(tiny_checkpoint)[0], unique_state(made.model)
+    assert set(initialize.parts_of(made.missing)) == NEW[task]
+    assert not made.warning
+    for name, tensor in own.items():
+        if name in theirs:
+            assert torch.equal(tensor, theirs[name]), name
+        elif name not in made.missing:  # what pre-training shares, or NLVR2 holds twice
+            shared = name.replace("text_decoder.", "text_encoder.")
+            twice = name.replace(".first.", ".").replace(".second.", ".")
+            assert torch.equal(tensor, theirs[shared if shared in theirs else twice]), name
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_starts_from_nothing(phantoms: Path, task: str, tmp_path: Path) -> None:
+    config = configure(task, phantoms, tmp_path, "max_steps=1", "tokenizer=train", "vocab_size=90")
+    train(task, config, tmp_path / "run")
+    assert evaluations(tmp_path / "run")[-1]["step"] == 1
+    assert score(task, config, tmp_path / "run")["weights"].endswith("best")
+
+
+def test_sizes_are_those_of_the_checkpoint(options: Callable, tmp_path: Path) -> None:
+    made = build("caption", options("caption", "image_size=64", f"text_hidden={TINY['text_hidden']}"), tmp_path)
+    assert made.model.image_encoder.config.width == TINY["vit_width"]
+    assert made.model.image_encoder.config.image_size == 64
+    assert made.model.text_decoder.config.layers == TINY["text_layers"]
+
+
+@pytest.mark.parametrize(
+    ("given", "pattern"),
+    [
+        ("text_width=48", r"has sizes of its own: leave out text_width 48 \(it has 32\)"),
+        ("vit=tiny", r"leave out vit tiny \(it has \(32, 2, 2, 16\)\)"),
+        ("max_text_tokens=49", "max_text_tokens 49 is above the 48 positions"),
+        ("max_new_tokens=45", "prompt and max_new_tokens: .* tokens, and the model has 48 positions"),
+    ],
+)
+def test_other_sizes_are_refused(options: Callable, given: str, pattern: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=pattern):
+        build("caption", options("caption", given), tmp_path)
+
+
+def test_retrieval_keeps_the_temperature_of_its_start(options: Callable, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    source = start.read_source(options("retrieval"))
+    source.tensors["temperature"].fill_(0.02)
+    config = start.with_sizes_of(options("retrieval"), source)
+    assert TASKS["retrieval"][2](config, source, tmp_path, None, CPU).model.temperature.item() == pytest.approx(0.02)
+    asked = build("retrieval", options("retrieval", "temperature=0.05"), tmp_path)
+    assert asked.model.temperature.item() == pytest.approx(0.05)
+
+
+def test_questions_split_by_image(options: Callable, phantoms: Path, tmp_path: Path) -> None:
+    config = options(
+        "vqa", "val_file=[]", "test_file=[]", "split_shares=[0.4, 0.3, 0.3]", "max_steps=1", "batch_size=2"
+    )
+    write_part(phantoms, "vqa", 0, 40, Path(config.train_file[0]))
+    train("vqa", config, tmp_path / "run")
+    found = score("vqa", config.model_copy(update={"init_from": ""}), tmp_path / "run")
+    assert 0 < found["val_questions"] + found["test_questions"] < 40
+    assert found["val_images_in_training"] == found["test_images_in_training"] == 0
+
+
+# ---- the best weights ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("best_is", "best", "step"), [("highest", 0.7, 2), ("lowest", 0.2, 3)])
+def test_best_weights_outlive_a_resumption(
+    options: Callable, best_is: str, best: float, step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {1: 0.5, 2: 0.7, 3: 0.2, 4: 0.7, 5: 0.3}
+    made: list[FineTuning] = []
+    script, _, judging = TASKS["nlvr"][:3]
+
+    class Scripted(judging):
+        def at_step_end(self, step, log):
+            self.evaluate = lambda split: {"val_accuracy": values[step]}
+            made.append(self)
+            return super().at_step_end(step, log)
+
+    monkeypatch.setattr(script, "Judging", Scripted)
+    given = ("nlvr", "batch_size=12", "max_steps=5", "test_file=[]", "keep_checkpoints=9", f"best_is={best_is}")
+    output = tmp_path / "run"
+    train("nlvr", options(*given), output)
+    weights, info = load_weights(output / "best")
+    assert info["step"] == step and evaluations(output)[-1]["best"] == best
+    same = load_weights(output / "checkpoints" / f"step-{step:08d}")[0]
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in same.items())
+
+    for later in complete_checkpoints(output)[3:]:  # as if killed in step 4
+        (later / "training.pt").unlink()
+        later.rename(output / later.name)
+    train("nlvr", options(*given, "init_from="), output, "auto")
+    assert load_weights(output / "best")[1]["step"] == step
+    assert [line["best"] for line in evaluations(output)][-2:] == [best, best]
+    assert len({id(one) for one in made}) == 2
+
+
+# ---- resuming --------------------------------------------------------------------------------------------------------
+
+LORA = "lora={rank: 2, targets: [qkv], dropout: 0.1}"
+RUNS = [(task,) for task in TASKS] + [("nlvr", LORA), ("vqa", "freeze=[image_encoder]"), ("caption", "layer_decay=0.8")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", RUNS, ids=["-".join(run).partition("=")[0] for run in RUNS])
+def test_killed_and_resumed_as_if_undisturbed(
+    undisturbed: Callable, options: Callable, given: tuple[str, ...], tmp_path: Path
+) -> None:
+    output, moments = tmp_path / "run", random.Random(str(given))
+    process = forked(train_apart, given[0], options(*given), output)
+    process.start()
+    while process.is_alive() and not complete_checkpoints(output):
+        time.sleep(0.005)
+    time.sleep(moments.uniform(0, 0.2))
+    process.kill()
+    process.join()
+    assert complete_checkpoints(output), "it never got so far"
+    train(given[0], options(*given, "init_from="), output, "auto")
+    assert_same_run(undisturbed(*given)[1], output)
+
+
+def test_what_the_optimizer_depends_on_cannot_change(undisturbed: Callable, options: Callable, tmp_path: Path) -> None:
+    _, output = undisturbed("nlvr")
+    for given in (LORA, "freeze=[image_encoder]", "layer_decay=0.8"):
+        with pytest.raises(ConfigError, match=f"cannot change within a run: {given.partition('=')[0]}"):
+            train("nlvr", options("nlvr", given), output, "auto")
+
+
+def test_adapters_know_their_base(undisturbed: Callable, options: Callable, tmp_path: Path) -> None:
+    _, output = undisturbed("nlvr", LORA)
+    made = build("nlvr", options("nlvr", LORA), tmp_path)
+    with torch.no_grad():
+        made.model.get_parameter("image_encoder.norm.weight").add_(0.1)
+    last = complete_checkpoints(output)[-1]
+    with pytest.raises(CheckpointError, match="do not belong to init_from"):
+        made.load(last, load_training(last))
+
+
+# ---- small means -----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_weights_of_a_run_with_adapters_load_anywhere(
+    undisturbed: Callable, options: Callable, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    _, output = undisturbed("nlvr", LORA)
+    last = complete_checkpoints(output)[-1]
+    adapted = build("nlvr", options("nlvr", LORA), tmp_path)
+    adapted.load(last, load_training(last))
+    assert any("lora_A" in name for name, _ in adapted.model.named_parameters())
+    plain = blip.load(last).model
+    images, ids = torch.randn(3, 2, 3, 32, 32), torch.randint(5, 60, (3, 6))
+    lengths = torch.full((3,), 6)
+    expected = adapted.model.eval()(images, ids, lengths)
+    torch.testing.assert_close(plain(images, ids, lengths), expected, rtol=0, atol=1e-6)
+    changed = changes(load_weights(last)[0], build("nlvr", options("nlvr"), tmp_path))
+    assert changed and all(name.endswith("qkv.weight") for name in changed)
+    assert json.loads((output / "best" / "adapter.json").read_text())["base"] == str(tiny_checkpoint)
+
+
+def changes(weights: dict[str, Tensor], begun: FineTuning) -> list[str]:
+    """The names of what differs from the start."""
+    return [name for name, tensor in unique_state(begun.model).items() if not torch.equal(tensor, weights[name])]
+
+
+def test_a_frozen_image_encoder_stays_as_it_was(undisturbed: Callable, options: Callable, tmp_path: Path) -> None:
+    weights = load_weights(complete_checkpoints(undisturbed("vqa", "freeze=[image_encoder]")[1])[-1])[0]
+    changed = changes(weights, build("vqa", options("vqa"), tmp_path))
+    assert changed and not any(name.startswith("image_encoder.") for name in changed)
+
+
+def test_lower_layers_learn_more_slowly(undisturbed: Callable, options: Callable, tmp_path: Path) -> None:
+    """Adam's steps are as long as the learning rate, whatever the gradient."""
+    begun = unique_state(build("caption", options("caption"), tmp_path).model)
+    moved = {}
+    for given in ((), ("layer_decay=0.8",)):
+        weights = load_weights(complete_checkpoints(undisturbed("caption", *given)[1])[-1])[0]
+        names = [f"image_encoder.blocks.{i}.mlp.0.weight" for i in range(2)]
+        moved[given] = [float((weights[name] - begun[name]).abs().mean()) for name in names]
+    shares = [slow / fast for slow, fast in zip(moved["layer_decay=0.8",], moved[()], strict=True)]
+    assert shares == pytest.approx([0.64, 0.8], rel=0.1)
+
+
+def test_the_written_configuration_is_the_run(undisturbed: Callable, tiny_checkpoint: Path) -> None:
+    config, output = undisturbed("vqa")
+    written = load_config(output / "config.yaml", TASKS["vqa"][1])
+    assert written.init_from == str(tiny_checkpoint)
+    assert {key: getattr(written, key) for key in SIZES} == {**{key: TINY[key] for key in SIZES}}
+    assert all(getattr(written, key) == value for key, value in config if key not in SIZES)
