@@ -43,18 +43,14 @@ def match_groups(
         members = [i for i, several in enumerate(texts) if len(several) == count]
         ids, lengths = m.ids([text for i in members for text in texts[i]])
         index = torch.tensor(members, device=m.device)
-        matches, cosines = match_states(
-            model, states[index], ids, lengths=lengths, enc_id=m.tokenizer.enc_id
-        )
+        matches, cosines = match_states(model, states[index], ids, lengths=lengths, enc_id=m.tokenizer.enc_id)
         values = list(zip(matches.tolist(), cosines.tolist(), strict=True))
         for place, i in enumerate(members):
             pairs[i] = values[place * count : (place + 1) * count]
     return pairs
 
 
-def match_states(
-    model: Matcher, states: Tensor, ids: Tensor, *, lengths: Tensor, enc_id: int
-) -> tuple[Tensor, Tensor]:
+def match_states(model: Matcher, states: Tensor, ids: Tensor, *, lengths: Tensor, enc_id: int) -> tuple[Tensor, Tensor]:
     """Match probabilities and cosines of the features, (B*c,) each, of images with c texts each.
 
     The texts of an image lie side by side on the query axis.

@@ -60,9 +60,7 @@ class Capture:
         return {name: value for name, value in asdict(self).items() if name not in ("shards", "data")}
 
 
-def capture(
-    m: Predictor, wanted: Sequence[Wanted], what: Capture, folder: Path, *, batch_size: int = 32
-) -> list[str]:
+def capture(m: Predictor, wanted: Sequence[Wanted], what: Capture, folder: Path, *, batch_size: int = 32) -> list[str]:
     """Writes the shards that do not exist yet; returns a message for each image that could not be read.
 
     Its record is left out: the index lists the records of each shard by their number in the data.

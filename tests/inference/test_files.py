@@ -253,5 +253,7 @@ def test_answer_from_the_models_list_from_another_or_freely(checkpoints: dict, i
         "left", "right lung",
     }  # fmt: skip
     freely = rows(*command, "--generate")[0]
-    assert freely["answer"] == model.answer(images[0], QUESTIONS[1], decoding=Decoding(beams=3, max_new_tokens=10))[0].text
+    assert (
+        freely["answer"] == model.answer(images[0], QUESTIONS[1], decoding=Decoding(beams=3, max_new_tokens=10))[0].text
+    )
     assert "candidates" not in freely

@@ -1,6 +1,7 @@
 """Maps are what the published formula says, words get their own pieces, and pictures show what they claim."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,9 @@ from blip.cli import app
 from blip.inference.predictor import Predictor
 from blip.inference.scoring import answer_log_probs, caption_log_probs
 from blip.interpret.explain import explain_pairs, word_spans
-from blip.interpret.recording import TraceError
 from blip.interpret.maps import METHODS
 from blip.interpret.pictures import blend, figure, page_of
+from blip.interpret.recording import TraceError
 from blip.models.decoding import Decoding
 from blip.models.matching import match_logits
 from blip.models.pretrain import PretrainModel
@@ -217,7 +218,7 @@ def test_figures_of_small_large_and_narrow_images(model: Predictor, size: tuple[
     html = page_of([image], [found], ["a<b>.png"])
     assert "not for diagnosis" in html and "<b>.png" not in html and "a&lt;b&gt;.png" in html
     assert html.count("<figure>") == 2 + len(found.words)
-    assert "http" not in html
+    assert "http" not in re.sub(r"base64,[\w+/=]+", "", html)  # noise may spell it
 
 
 def run(*arguments: object) -> tuple[int, str]:
