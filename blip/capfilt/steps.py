@@ -128,7 +128,9 @@ def caption(
             readable = [one for one in batch if not one.problem]
             own_seed = stable_hash(seed, block, number) if how.sample else None
             with work.autocast(m.device):
-                written = m.write([one.pixels for one in readable], prompt, how, work.batch_size, own_seed)
+                written = m.write(
+                    [one.pixels for one in readable], prompt, how, batch_size=work.batch_size, seed=own_seed
+                )
             for one, several in zip(readable, written, strict=True):
                 known = {_plain(candidate.text) for candidate in one.texts}
                 for new in several:

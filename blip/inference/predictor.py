@@ -5,7 +5,7 @@ Shapes: B images, R texts, T tokens of the longest, N image tokens, E embedding 
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ class Predictor(GradientsOnRequest):
         """`info` is the content of the checkpoint's `model.json`."""
         super().__init__()
         self.device = torch.device(device)
-        self.model: Any = model.to(self.device).eval()
+        self.model = cast(Any, model.to(self.device).eval())
         self.tokenizer, self.info = tokenizer, info
         self.transform = eval_transform(self.model.image_encoder.config.image_size)
         text = self.model.text_encoder if hasattr(model, "text_encoder") else self.model.text_decoder
@@ -166,7 +166,7 @@ class Predictor(GradientsOnRequest):
         batch_size: int = 32,
         seed: int | None = None,
     ) -> list[list[Written]]:
-        """`decoding.num_return` captions for each image, with log-probabilities.
+        """`Decoding.num_return` captions for each image, with log-probabilities.
 
         Args:
             images: paths, PIL images or a list of them.

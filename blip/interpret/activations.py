@@ -155,8 +155,8 @@ def _shard(
             lengths.setdefault(name, []).append(counts)
         for point in what.points:
             of_answer = objective.has_answers and point.startswith("decoder.")
-            counts = tokens.get("answer_lengths" if of_answer else "lengths")
-            parts[point].append(_pooled(t[point], counts, point=point, pool=what.pool).cpu())
+            of_tokens = tokens.get("answer_lengths" if of_answer else "lengths")
+            parts[point].append(_pooled(t[point], of_tokens, point=point, pool=what.pool).cpu())
     if not numbers:
         return {}, [], problems
     joined = {point: _joined(tensors) for point, tensors in parts.items()}

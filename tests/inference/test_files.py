@@ -168,7 +168,7 @@ def test_long_answers_are_cut_as_in_training(checkpoints: dict, images: list) ->
 def test_judgements_are_those_of_direct_calls(checkpoints: dict, images: list, batch_size: int) -> None:
     model = blip.load(checkpoints["nlvr"])
     right = images[1:] + images[:1]
-    found = model.judge(images, right, QUESTIONS, batch_size)
+    found = model.judge(images, right, QUESTIONS, batch_size=batch_size)
     for one, left_path, right_path, text in zip(found, images, right, QUESTIONS, strict=True):
         pixels = model.pixels([left_path, right_path])[None]
         expected = model.model(pixels, *model.ids([text])).softmax(dim=1)[0, 1]
