@@ -18,8 +18,8 @@ from blip.errors import BlipError
 from blip.network.med import TextConfig, TextDecoder, TextEncoder
 from blip.network.packing import Rows
 from blip.network.vit import ViT, ViTConfig
-from blip.train import lora
-from blip.train.lora import (
+from blip.checkpoints import adapters
+from blip.checkpoints.adapters import (
     ADAPTER,
     ADAPTER_INFO,
     LoraError,
@@ -347,7 +347,7 @@ def test_without_peft_the_error_says_what_to_install(monkeypatch: pytest.MonkeyP
     install = re.escape("lora needs peft: pip install -e '.[lora]'")
     with pytest.raises(BlipError, match=f"^{install}"):
         add_lora(model, 2, ["qkv"])
-    lora.save_file({}, tmp_path / ADAPTER)
+    adapters.save_file({}, tmp_path / ADAPTER)
     about = {"format_version": 1, "rank": 2, "targets": ["qkv"], "alpha": 2, "dropout": 0.0, "trainable": []}
     (tmp_path / ADAPTER_INFO).write_text(json.dumps(about))
     with pytest.raises(BlipError, match=f"^{install}"):
