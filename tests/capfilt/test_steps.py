@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.fine_tuning import SIZES as OWN_SIZES
 from helpers.running import ROOT, script_env
-from helpers.tiny import TINY
+from helpers.tiny import MODEL_SIZES, TINY
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -393,7 +392,7 @@ def bootstrap(start: Path, phantoms: Path, output: Path, *more: str) -> subproce
     """One round or more on 48 phantoms, two training steps each."""
     whole = {key: None if value == "null" else value for key, value in TINY.items()}
     whole |= {"crop_scale": [0.5, 1.0], "max_steps": 2, "val_file": []}
-    small = {key: value for key, value in whole.items() if key not in (*OWN_SIZES, "queue_size")}
+    small = {key: value for key, value in whole.items() if key not in (*MODEL_SIZES, "queue_size")}
     data = [str(phantoms / "captions.json")]
     options = {
         "web_file": data, "human_file": data, "start": str(start), "device": "cpu",

@@ -12,11 +12,10 @@ from torch import Tensor
 from blip import distributed
 from blip.evaluation import retrieval
 from blip.models.retrieval import RetrievalModel
-from blip.network.embeddings import TextConfig
-from blip.network.vit import ViTConfig
-from blip.tokenizer import Specials
+from helpers.tiny import specials_of, spread, tiny_text, tiny_vit
 
-PAD, ENC, DEC = 0, 49, 48
+TEXT = tiny_text(dropout=0.1)
+SPECIALS = specials_of(TEXT)
 WORLD = 2
 SETS = {"uneven": (7, 17), "one image": (1, 2)}  # images, texts
 
@@ -24,19 +23,14 @@ SETS = {"uneven": (7, 17), "one image": (1, 2)}  # images, texts
 def build() -> RetrievalModel:
     """Weights large enough for scores to differ, the same in every process."""
     torch.manual_seed(5)
-    text = TextConfig(50, 36, 2, 3, 40, 16, image_width=24, dropout=0.1)
-    model = RetrievalModel(ViTConfig(32, 8, 24, 2, 3), text, Specials(PAD, ENC, DEC), embed_dim=8)
-    for name, parameter in model.named_parameters():
-        if name != "temperature":
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model
+    return spread(RetrievalModel(tiny_vit(), TEXT, SPECIALS, embed_dim=8), std=0.3)
 
 
 def make_set(images: int, texts: int) -> tuple[Tensor, retrieval.Texts]:
     """Pixels, and texts of 3 to 9 tokens. Text 1 describes two images; the last image has no text of its own."""
     g = torch.Generator().manual_seed(6)
     lengths = torch.randint(3, 10, (texts,), generator=g)
-    ids = torch.randint(1, 48, (texts, 9), generator=g).masked_fill(torch.arange(9) >= lengths[:, None], PAD)
+    ids = torch.randint(1, 48, (texts, 9), generator=g).masked_fill(torch.arange(9) >= lengths[:, None], SPECIALS.pad)
     answers = [[i % max(1, images - 1)] for i in range(texts)]
     answers[1] = sorted({0, min(1, images - 1)})
     return torch.randn(images, 3, 32, 32, generator=g), retrieval.Texts(ids, lengths, answers)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from helpers.fine_tuning import (
     CPU,
-    SIZES,
     TASKS,
     assert_same_run,
     configure,
@@ -22,7 +21,7 @@ from helpers.fine_tuning import (
     write_part,
 )
 from helpers.running import forked, run_script
-from helpers.tiny import TINY
+from helpers.tiny import MODEL_SIZES, TINY
 from torch import Tensor
 
 import blip
@@ -332,5 +331,5 @@ def test_the_written_configuration_is_the_run(undisturbed: Callable, tiny_checkp
     config, output = undisturbed("vqa")
     written = load_config(output / "config.yaml", TASKS["vqa"][1])
     assert written.init_from == str(tiny_checkpoint)
-    assert {key: getattr(written, key) for key in SIZES} == {**{key: TINY[key] for key in SIZES}}
-    assert all(getattr(written, key) == value for key, value in config if key not in SIZES)
+    assert {key: getattr(written, key) for key in MODEL_SIZES} == MODEL_SIZES
+    assert all(getattr(written, key) == value for key, value in config if key not in MODEL_SIZES)
