@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.rerank_processes import CASES, SETS, SPECIALS, build, evaluate, make_set, source, start_two
+from helpers.retrieval_set import CASES, SETS, SPECIALS, build, evaluate, make_set, process, source
+from helpers.running import start_two
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -162,7 +163,7 @@ def test_lists_can_be_written(tmp_path: Path) -> None:
 
 def test_two_processes_find_the_same(tmp_path: Path) -> None:
     alone = [evaluate(name, k) for name, k in CASES]
-    for found in start_two(tmp_path):
+    for found in start_two(process, tmp_path):
         for mine, expected in zip(found, alone, strict=True):
             assert mine.metrics == expected.metrics
             for ranking, other in (

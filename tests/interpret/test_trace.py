@@ -48,16 +48,6 @@ def match(model: PretrainModel, images: Tensor, ids: Tensor, packed: bool = True
     return match_logits(model.text_encoder, model.itm_head, ids, LENGTHS, keys, packed)[:, 1]
 
 
-@pytest.fixture(scope="module")
-def model(tiny_checkpoint: Path) -> Predictor:
-    return blip.load(tiny_checkpoint)
-
-
-@pytest.fixture(scope="module")
-def pictures(phantoms: Path) -> list[Path]:
-    return sorted((phantoms / "images").glob("*.png"))[:3]
-
-
 TEXTS = ["head with a small bright round lesion", "chest", "a dark square"]
 
 

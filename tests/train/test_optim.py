@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from helpers.silent_log import SilentLog
 from helpers.tiny import tiny_text, tiny_vit
-from helpers.two_processes import SilentLog
 from torch import nn
 
 from blip.network.med import TextDecoder, TextEncoder

@@ -1,8 +1,5 @@
-"""A small retrieval set, and what each of two processes does with it for test_rerank.py."""
+"""A small retrieval set, and its evaluation in one process or in each of two."""
 
-import multiprocessing
-import os
-import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,11 +9,11 @@ from torch import Tensor
 from blip import distributed
 from blip.evaluation import retrieval
 from blip.models.retrieval import RetrievalModel
+from helpers.running import join
 from helpers.tiny import specials_of, spread, tiny_text, tiny_vit
 
 TEXT = tiny_text(dropout=0.1)
 SPECIALS = specials_of(TEXT)
-WORLD = 2
 SETS = {"uneven": (7, 17), "one image": (1, 2)}  # images, texts
 
 
@@ -55,28 +52,8 @@ CASES = [("uneven", 3), ("uneven", 100), ("one image", 2)]
 
 
 def process(rank: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.start("cpu")
+    """All of one process: joins the other, evaluates `CASES`, writes FOLDER/RANK.pt."""
+    join(rank, port)
     found = [evaluate(name, k) for name, k in CASES]
     distributed.stop()
     torch.save(found, folder / f"{rank}.pt")
-
-
-def start_two(folder: Path) -> list[list[retrieval.Retrieval]]:
-    """Runs both processes -> what each found in CASES."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["helpers.rerank_processes"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = [context.Process(target=process, args=(rank, port, folder)) for rank in range(WORLD)]
-    for one in running:
-        one.start()
-    for one in running:
-        one.join(timeout=120)
-        if one.is_alive():
-            one.kill()
-    assert [one.exitcode for one in running] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
