@@ -9,7 +9,7 @@ from PIL import Image
 
 from blip.checkpoints import convert
 from blip.checkpoints.format import unique_state
-from blip.models.factory import model_of
+from blip.models.factory import model_of, spec_of
 from blip.tokenizer import Specials, Tokenizer
 from helpers.tiny import STORED_EMBED, STORED_TEXT, STORED_VIT, add_noise
 
@@ -28,10 +28,10 @@ def random_checkpoint(folder: Path, task: str, same_width: bool = False, **info:
     words = Tokenizer.from_vocab(vocabulary)
     words.save(folder / f"{task}.words.json")
     width = STORED_VIT.width if same_width else STORED_TEXT.width
-    heads, images = 2 if same_width else 3, 2 if task == "nlvr" else 1
+    heads, images = 2 if same_width else 3, spec_of(task).images
     text = replace(STORED_TEXT, vocab_size=words.size, width=width, heads=heads, images=images)
     torch.manual_seed(5)
-    model = model_of(task, STORED_VIT, text, Specials(words.pad_id, words.enc_id, words.dec_id), STORED_EMBED)
+    model = model_of(task, STORED_VIT, text, Specials(words.pad_id, words.enc_id, words.dec_id), embed_dim=STORED_EMBED)
     add_noise(model, std=0.2)
     if hasattr(model, "text_decoder"):
         with torch.no_grad():

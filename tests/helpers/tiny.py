@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from blip.models.factory import Model, model_of
+from blip.models.factory import model_of, spec_of
 from blip.network.embeddings import TextConfig
 from blip.network.vit import ViTConfig
 from blip.tokenizer import Specials
@@ -63,10 +63,9 @@ def specials_of(text: TextConfig) -> Specials:
     return Specials(pad=0, enc=text.vocab_size - 1, dec=text.vocab_size - 2)
 
 
-def tiny_model(task: str, vit: ViTConfig | None = None, text: TextConfig | None = None) -> Model:
+def tiny_model(task: str, vit: ViTConfig | None = None, text: TextConfig | None = None) -> Any:
     """A model of the task as it is initialised."""
-    vit, text = vit or tiny_vit(), text or tiny_text()
-    text = replace(text, images=2 if task == "nlvr" else 1)
+    vit, text = vit or tiny_vit(), replace(text or tiny_text(), images=spec_of(task).images)
     return model_of(task, vit, text, specials_of(text), embed_dim=8)
 
 

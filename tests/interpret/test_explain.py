@@ -1,6 +1,7 @@
 """Maps are what the published formula says, words get their own pieces, and pictures show what they claim."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -208,7 +209,7 @@ def test_figures_of_small_large_and_narrow_images(model: Predictor, size: tuple[
     html = page_of([image], [found], ["a<b>.png"])
     assert "not for diagnosis" in html and "<b>.png" not in html and "a&lt;b&gt;.png" in html
     assert html.count("<figure>") == 2 + len(found.words)
-    assert "http" not in html
+    assert "http" not in re.sub(r"base64,[\w+/=]+", "", html)  # noise may spell it
 
 
 @pytest.mark.parametrize("ending", ["png", "html", "npz"])

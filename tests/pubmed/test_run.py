@@ -39,8 +39,8 @@ def test_from_search_to_ten_steps_of_training(tmp_path: Path, monkeypatch: pytes
     assert len(train) >= 16 and {record["license"] for record in train} <= {"CC-BY-4.0", "CC0-1.0"}
     assert Path("dataset/report.html").stat().st_size > 10_000
     for file in ("dataset/train.json", "dataset/shards/train"):
-        changes = {**MODEL_SIZES, "image_size": 32, "train_file": f"[{file}]", "val_file": "[]", "max_steps": 10, "batch_size": 4,
-                   "queue_size": 16, "log_every_steps": 1, "tokenizer": "train", "num_workers": 0}  # fmt: skip
+        changes = {**MODEL_SIZES, "image_size": 32, "train_file": f"[{file}]", "val_file": "[]", "max_steps": 10,
+                   "batch_size": 4, "queue_size": 16, "log_every_steps": 1, "tokenizer": "train", "num_workers": 0}
         command = [str(ROOT / "pretrain.py"), "--config", str(ROOT / "configs" / "pretrain_demo.yaml"),
                    "--output_dir", f"run_{file.count('/')}",
                    *(part for name, value in changes.items() for part in ("--set", f"{name}={value}"))]  # fmt: skip
