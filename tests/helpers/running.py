@@ -107,6 +107,7 @@ def _as_main(arguments: list[str], env: dict, folder: str, output: str) -> None:
     torch.set_num_threads(1)
     sys.argv = arguments
     if arguments[0].endswith(".py"):
+        sys.path.insert(0, os.path.dirname(arguments[0]))
         runpy.run_path(arguments[0], run_name="__main__")
     else:
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
