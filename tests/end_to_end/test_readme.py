@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 from helpers.bad_finetune_cases import answerer
-from helpers.fine_tuning import SIZES as OWN_SIZES
 from helpers.fine_tuning import write_part
 from helpers.running import ROOT, script_env
-from helpers.tiny import TINY
+from helpers.tiny import MODEL_SIZES, TINY
 from PIL import Image
 from pmc_server import Library, Server
 from pydantic import BaseModel, Field
@@ -53,7 +52,7 @@ INSTEAD = {"--nproc_per_node": "1", "--nnodes": "1", "--rdzv_endpoint": "localho
 STEPS = {"accumulation": 1, "max_steps": 2, "drop_path": 0.0}
 PRETRAIN = {**TINY, **STEPS, "vision_init": "", "text_init": "", "val_file": "[]"}
 FINE_TUNE = {**TINY, **STEPS, "dataset": "json", "image_root": ""}  # sizes are those of the checkpoint
-for _key in (*OWN_SIZES, "queue_size"):
+for _key in (*MODEL_SIZES, "queue_size"):
     del FINE_TUNE[_key]
 HEADS = {"image_heads": 2, "text_heads": 2}  # of model_base.pth, which does not say
 
@@ -113,7 +112,7 @@ def localised(command: str, fresh: str, server: str) -> list[str]:
     values = {key: value for key, value in SET.get(program, {}).items() if key not in own}
     if program.startswith("train_"):
         values |= HEADS if ".pth" in command else {}
-        values |= {} if {"--init_from", "--evaluate"} & set(words) else {key: TINY[key] for key in OWN_SIZES}
+        values |= {} if {"--init_from", "--evaluate"} & set(words) else MODEL_SIZES
     words += [word for key, value in values.items() for word in ("--set", f"{key}={flow(value)}")]
     words += shlex.split(ADDED.get(program, ""))
     return [word.replace("SERVER", server) for word in words]
