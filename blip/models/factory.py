@@ -26,13 +26,13 @@ def model_of(
     """A model with random weights. `embed_dim` where there are features, `answer` as in `VqaModel`."""
     match task:
         case "pretrain":
-            return PretrainModel(vit, text, specials, embed_dim, label_smoothing=label_smoothing)
+            return PretrainModel(vit, text, specials, embed_dim=embed_dim, label_smoothing=label_smoothing)
         case "retrieval":
-            return RetrievalModel(vit, text, specials, embed_dim)
+            return RetrievalModel(vit, text, specials, embed_dim=embed_dim)
         case "caption":
-            return CaptionModel(vit, text, specials, label_smoothing)
+            return CaptionModel(vit, text, specials, label_smoothing=label_smoothing)
         case "vqa":
-            return VqaModel(vit, text, specials, answer, label_smoothing)
+            return VqaModel(vit, text, specials, answer=answer, label_smoothing=label_smoothing)
         case "nlvr":
             return NlvrModel(vit, text, specials)
     raise InputError(f"there is no task {task!r}; there are {', '.join(TASKS)}")

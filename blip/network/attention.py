@@ -43,7 +43,7 @@ class Attention(nn.Module):
         q, k, v = self.q(q), self.k(k), self.v(v)
         dropout = self.dropout if self.training else 0.0
         if self.pattern._forward_hooks or fused_is_slow(q):
-            pattern = self.pattern(attention_pattern(q, k, mask, causal))
+            pattern = self.pattern(attention_pattern(q, k, mask, causal=causal))
             z = F.dropout(pattern, dropout).to(v.dtype) @ v
         else:
             z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
@@ -59,7 +59,7 @@ def fused_is_slow(q: Tensor) -> bool:
     return q.device.type == "cpu" and q.dtype == torch.bfloat16
 
 
-def attention_pattern(q: Tensor, k: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+def attention_pattern(q: Tensor, k: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
     """The soft-max written out: (B, H, T, N), rows sum to one. The twin of the fused kernel, in float32 or wider."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if scores.dtype in (torch.bfloat16, torch.float16):

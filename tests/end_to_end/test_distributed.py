@@ -85,7 +85,7 @@ def test_equals_a_plain_loop_over_the_same_micro_batches(seen: list[dict], tiny_
                 batch = rank["batches"][i]
                 inputs = batch.images, batch.ids, batch.lengths
                 features = twin(*inputs)
-                found = momentum.candidates(*features, batch.caption_ids, batch.image_ids, queue)
+                found = momentum.candidates(momentum.Entries(*features, batch.caption_ids, batch.image_ids), queue)
                 out = model(*inputs, found, alpha, draw=hardest)
                 for loss in ("itc", "itm", "lm"):
                     assert getattr(out, loss).item() == pytest.approx(rank["losses"][i][loss], rel=1e-4)

@@ -25,14 +25,14 @@ HEADS = (TINY_VIT.heads, TINY_TEXT.heads)
 
 def tiny_retrieval() -> tuple[dict[str, Tensor], dict]:
     """Tensors and info of a small random retrieval model."""
-    model = RetrievalModel(TINY_VIT, TINY_TEXT, Specials(0, 1, 2), 24)
+    model = RetrievalModel(TINY_VIT, TINY_TEXT, Specials(0, 1, 2), embed_dim=24)
     info = {"task": "retrieval", "image_encoder": asdict(TINY_VIT), "text_encoder": asdict(TINY_TEXT), "embed_dim": 24}
     return unique_state(model), info
 
 
 def released(tmp_path: Path, **changes: Tensor | None) -> Path:
     """A `.pth` file of pre-training; `changes` by released name with `/` for the dots, None leaves a tensor out."""
-    model = PretrainModel(TINY_VIT, TINY_TEXT, Specials(0, 59, 58), 24)
+    model = PretrainModel(TINY_VIT, TINY_TEXT, Specials(0, 59, 58), embed_dim=24)
     info = {"task": "pretrain", "image_encoder": asdict(TINY_VIT), "text_encoder": asdict(TINY_TEXT), "embed_dim": 24}
     path = tmp_path / "model.pth"
     convert.write(path, unique_state(model), info, "salesforce")
@@ -52,7 +52,7 @@ def folder(tmp_path: Path, **info_changes: object) -> Path:
     words = Tokenizer.train(CAPTIONS, TINY_TEXT.vocab_size)
     words.save(tmp_path / "words.json")
     text = TextConfig(**{**asdict(TINY_TEXT), "vocab_size": words.size})
-    tensors = unique_state(RetrievalModel(TINY_VIT, text, Specials(0, 1, 2), 24))
+    tensors = unique_state(RetrievalModel(TINY_VIT, text, Specials(0, 1, 2), embed_dim=24))
     info = {"task": "retrieval", "image_encoder": asdict(TINY_VIT), "text_encoder": asdict(text), "embed_dim": 24}
     convert.write(tmp_path / "ours", tensors, {**info, **info_changes}, "blip", tmp_path / "words.json")
     return tmp_path / "ours"

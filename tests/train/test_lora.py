@@ -51,7 +51,7 @@ class Model(nn.Module):
     def forward(self, images: Tensor, ids: Tensor) -> list[Tensor]:
         rows = Rows(torch.full((len(ids),), ids.shape[1]), ids.shape[1], ids.device)
         states = self.image_encoder(images)
-        keys = self.text_encoder.project(states)
+        keys = self.text_encoder.image_keys(states)
         return [
             states,
             self.image_proj(self.image_encoder(images, cls_only=True)[:, 0]) / self.temperature,
