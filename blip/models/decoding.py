@@ -91,9 +91,9 @@ def constrained(logits: Tensor, texts: Tensor, new: int, *, decoding: Decoding, 
     """Scores (R, V) with penalties and bans applied; texts (R, T+new) are prompts and the `new` tokens after them."""
     scores = logits
     if decoding.repetition_penalty != 1:
-        seen = scores.gather(1, texts)
-        seen = torch.where(seen < 0, seen * decoding.repetition_penalty, seen / decoding.repetition_penalty)
-        scores = scores.scatter(1, texts, seen)
+        used = scores.gather(1, texts)
+        used = torch.where(used < 0, used * decoding.repetition_penalty, used / decoding.repetition_penalty)
+        scores = scores.scatter(1, texts, used)
     size = decoding.no_repeat_ngram
     if size and texts.shape[1] >= size:
         runs = texts.unfold(1, size, 1)  # (R, runs, size)

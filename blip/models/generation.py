@@ -54,9 +54,9 @@ def _one_by_one(
     while True:
         scores = constrained(logits, texts[rows, : length + new], new, decoding=decoding, end_id=end_id)
         tokens = draw(scores, decoding, generator) if decoding.sample else scores.argmax(dim=1)  # (R',)
-        live, place = writing.flatten(), rows[writing.flatten()]
-        texts[place, length + new] = tokens[live]
-        log_probs[place, new] = logits.log_softmax(dim=1)[live].gather(1, tokens[live, None]).squeeze(1)
+        unfinished, place = writing.flatten(), rows[writing.flatten()]
+        texts[place, length + new] = tokens[unfinished]
+        log_probs[place, new] = logits.log_softmax(dim=1)[unfinished].gather(1, tokens[unfinished, None]).squeeze(1)
         new += 1
         writing &= (tokens != end_id).view_as(writing)
         if new == decoding.max_new_tokens or not writing.any():
@@ -91,7 +91,7 @@ def _still_writing(writing: Tensor) -> tuple[Tensor, int]:
 
 
 @dataclass
-class Candidates:
+class Continuations:
     """The 2K best continuations of the beams of each prompt by one token, the best first."""
 
     sums: Tensor  # (B, 2K) log-probability of the whole text, penalties included
@@ -132,12 +132,14 @@ class BeamSearch:
         logits = self.step(self.texts[:, 0, : self.length])
         for new in range(self.decoding.max_new_tokens):
             last = new + 1 == self.decoding.max_new_tokens
-            candidates = self._extend(logits.float(), new)
+            continuations = self._extend(logits.float(), new)
             # at the last step every text ends, whatever its last token
             self._finish(
-                candidates, torch.ones_like(candidates.ended) if last and not self.whole else candidates.ended, new
+                continuations,
+                torch.ones_like(continuations.ended) if last and not self.whole else continuations.ended,
+                new,
             )
-            rows, done = self._cut(candidates, new)
+            rows, done = self._cut(continuations, new)
             if last or bool(done.all()):
                 break
             self.step.select(rows[~done].flatten(), self.decoding.beams)
@@ -154,7 +156,7 @@ class BeamSearch:
         """The divisor of a text's sum of log-probabilities, where it has `new` tokens beyond the prompt."""
         return float((self.length + new if self.whole else new) ** self.decoding.length_penalty)
 
-    def _extend(self, logits: Tensor, new: int) -> Candidates:
+    def _extend(self, logits: Tensor, new: int) -> Continuations:
         """logits (B*beams, V) -> the best continuations by one token."""
         count, beams = self.sums.shape
         raw = logits.log_softmax(dim=1)
@@ -172,17 +174,17 @@ class BeamSearch:
         texts[:, :, self.length + new] = tokens
         log_probs[:, :, new] = raw.view(count, -1).gather(1, best)
         rows = torch.arange(count, device=beam.device)[:, None] * beams + beam
-        return Candidates(sums, texts, log_probs, rows, tokens == self.end_id)
+        return Continuations(sums, texts, log_probs, rows, tokens == self.end_id)
 
-    def _finish(self, candidates: Candidates, ended: Tensor, new: int) -> None:
-        """Adds to the finished texts those of the K best candidates that end; `ended` (B, 2K)."""
+    def _finish(self, continuations: Continuations, ended: Tensor, new: int) -> None:
+        """Adds to the finished texts those of the K best continuations that end; `ended` (B, 2K)."""
         first = torch.arange(ended.shape[1], device=ended.device) < self.decoding.beams
         # the published length excludes the end token
-        scores = candidates.sums / self._divisor(new if self.whole else new + 1)
-        self._keep_best(scores.masked_fill(~(ended & first), NEVER), candidates.texts, candidates.log_probs)
+        scores = continuations.sums / self._divisor(new if self.whole else new + 1)
+        self._keep_best(scores.masked_fill(~(ended & first), NEVER), continuations.texts, continuations.log_probs)
 
     def _keep_best(self, scores: Tensor, texts: Tensor, log_probs: Tensor) -> None:
-        """Keeps the best K of the finished texts and of these (B, n), shaped as in `Candidates`."""
+        """Keeps the best K of the finished texts and of these (B, n), shaped as in `Continuations`."""
         at = self.prompts
         self.finished_scores[at], best = torch.cat([self.finished_scores[at], scores], dim=1).topk(
             self.decoding.beams, dim=1
@@ -190,19 +192,19 @@ class BeamSearch:
         self.finished_texts[at] = _take(torch.cat([self.finished_texts[at], texts], dim=1), best)
         self.finished_log_probs[at] = _take(torch.cat([self.finished_log_probs[at], log_probs], dim=1), best)
 
-    def _cut(self, candidates: Candidates, new: int) -> tuple[Tensor, Tensor]:
-        """Cuts the beams to the K best candidates without an end token.
+    def _cut(self, continuations: Continuations, new: int) -> tuple[Tensor, Tensor]:
+        """Cuts the beams to the K best continuations without an end token.
 
         Returns the rows of the step that they continue (B, K), and which prompts are done (B,).
         """
-        self.sums, best = candidates.sums.masked_fill(candidates.ended, NEVER).topk(self.decoding.beams, dim=1)
-        self.texts, self.log_probs = _take(candidates.texts, best), _take(candidates.log_probs, best)
-        # the published rule takes the best candidate, ended or not, at the length before its newest token
+        self.sums, best = continuations.sums.masked_fill(continuations.ended, NEVER).topk(self.decoding.beams, dim=1)
+        self.texts, self.log_probs = _take(continuations.texts, best), _take(continuations.log_probs, best)
+        # the published rule takes the best continuation, ended or not, at the length before its newest token
         reachable = (
-            candidates.sums[:, 0] / self._divisor(new) if self.whole else self.sums[:, 0] / self._divisor(new + 1)
+            continuations.sums[:, 0] / self._divisor(new) if self.whole else self.sums[:, 0] / self._divisor(new + 1)
         )
         worst = self.finished_scores[self.prompts].min(dim=1).values
-        return candidates.rows.gather(1, best), (worst > NEVER) & (reachable <= worst)
+        return continuations.rows.gather(1, best), (worst > NEVER) & (reachable <= worst)
 
     def _result(self) -> Generated:
         keep = self.decoding.num_return

@@ -20,7 +20,7 @@ class NlvrModel(nn.Module):
     def __init__(self, vit: ViTConfig, text: TextConfig, specials: Specials):
         super().__init__()
         if text.images != 2:
-            raise InputError(f"the text encoder of NLVR2 looks at two images, not {text.images}")
+            raise InputError(f"the text encoder of NLVR2 attends to two images, not {text.images}")
         self.specials = specials
         self.image_encoder = ViT(vit)
         self.text_encoder = TextEncoder(text)

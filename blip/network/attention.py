@@ -21,9 +21,9 @@ class Tap(nn.Module):
 class Attention(nn.Module):
     """Soft-max attention of queries to keys, without the projections around it.
 
-    The fused kernel is used except when somebody edits the pattern, that is, when `pattern` has a forward hook: then
-    the soft-max is written out, so that the hook sees the pattern and may replace it. Reading needs no hook there: a
-    pattern follows from `q` and `k`. The other exception is speed, see `fused_is_slow`.
+    The fused kernel is used unless `pattern` has a forward hook: then the soft-max is written out, so that the hook
+    receives the pattern and may replace it. Reading a pattern needs no such hook, since it follows from `q` and `k`.
+    The other exception is speed, see `fused_is_slow`.
 
     Args:
         dropout: share of the pattern's entries dropped in training (BERT drops attention probabilities).
@@ -37,8 +37,8 @@ class Attention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """q (B, H, T, d), k and v (B, H, N, d) -> (B, H, T, d).
 
-        `mask` is boolean, True where a key may be seen, and broadcasts to (B, H, T, N). `causal` lets query t see keys
-        0..t and excludes `mask`.
+        `mask` is boolean, True where a query may attend to a key, and broadcasts to (B, H, T, N). With `causal`, which
+        excludes `mask`, query t attends to keys 0..t.
         """
         q, k, v = self.q(q), self.k(k), self.v(v)
         dropout = self.dropout if self.training else 0.0

@@ -34,11 +34,12 @@ class ImageAttention(nn.Module):
         k, v = (rearrange(proj(states), "b n (h d) -> b h n d", h=self.heads) for proj in (self.k, self.v))
         return k, v
 
-    def attend_to_keys(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attend_to_keys(self, q: Tensor, keys: Keys, mask: Tensor | None) -> Tensor:
         """Queries (B*c, T, D) -> (B*c, T, D): the c texts of an image lie side by side on the query axis.
 
-        k and v (B, H, N, d); `mask` (B, N) is True at the keys that may be attended to.
+        Keys and values (B, H, N, d) each; `mask` (B, N) is True at the keys that may be attended to.
         """
+        k, v = keys
         images, width = len(k), q.shape[1]
         q = rearrange(q, "(b c) t (h d) -> b h (c t) d", b=images, h=self.heads)
         z = self.attention(q, k, v, None if mask is None else mask[:, None, None])
@@ -111,19 +112,19 @@ class ProjectedKeys:
         layers = [(k.index_select(0, images), v.index_select(0, images)) for k, v in self.layers]
         return ProjectedKeys(layers, None if self.mask is None else self.mask.index_select(0, images))
 
-    def attend(self, attention: ImageAttention, layer: int, x: Tensor, rows: Packing) -> Tensor:
-        """Texts x (P, D) -> what they read in the images of `layer` (P, D), before the output projection."""
-        k, v = self.layers[layer]
-        if self.extra is None and len(k) == 1:  # one image for all tokens: they lie side by side in memory already
-            return attention.attend_to_keys(attention.q(x)[None], k, v, self.mask)[0]
+    def attend(self, attention: ImageAttention, x: Tensor, rows: Packing, *, layer: int) -> Tensor:
+        """Texts x (P, D) -> what they read from the keys of `layer` (P, D), before the output projection."""
+        keys = self.layers[layer]
+        if self.extra is None and len(self) == 1:  # one image for all tokens: they lie side by side in memory already
+            return attention.attend_to_keys(attention.q(x)[None], keys, self.mask)[0]
         q = rows.unpack(attention.q(x))  # (R, T, D)
         if self.extra is None:
-            return rows.pack(attention.attend_to_keys(q, k, v, self.mask))
-        own, q_extra = q.split([len(q) - len(self.extra), len(self.extra)])
+            return rows.pack(attention.attend_to_keys(q, keys, self.mask))
+        q_own, q_extra = q.split([len(q) - len(self.extra), len(self.extra)])
         mask = None if self.mask is None else self.mask.index_select(0, self.extra)
-        z = attention.attend_to_keys(q_extra, _select(k, self.extra), _select(v, self.extra), mask)
-        if len(own):
-            z = torch.cat([attention.attend_to_keys(own, k, v, self.mask), z])
+        z = attention.attend_to_keys(q_extra, _select(keys, self.extra), mask)
+        if len(q_own):
+            z = torch.cat([attention.attend_to_keys(q_own, keys, self.mask), z])
         return rows.pack(z)
 
 
@@ -150,8 +151,11 @@ class ImageStates:
         mask = None if self.mask is None else self.mask.index_select(0, images)
         return ImageStates(self.states.index_select(0, images), mask)
 
-    def attend(self, attention: ImageAttention, layer: int, x: Tensor, rows: Packing) -> Tensor:
-        """Texts x (P, D) -> what they read in the images (P, D), before the output projection; one for all layers."""
+    def attend(self, attention: ImageAttention, x: Tensor, rows: Packing, *, layer: int) -> Tensor:
+        """Texts x (P, D) -> what they read from the states (P, D), before the output projection; equal in all layers.
+
+        `layer` is as in `ProjectedKeys.attend` and not needed.
+        """
         return rows.pack(attention.attend_to_states(rows.unpack(attention.q(x)), self.states, self.mask))
 
 
@@ -179,13 +183,13 @@ class CrossAttention(ImageAttention):
 
     def forward(self, x: Tensor, rows: Packing, keys: ImageKeys, index: int) -> Tensor:
         """(P, D) -> (P, D), attending to the keys of layer `index`."""
-        return self.norm(x + self.dropout(self.out(keys.attend(self, index, x, rows))))
+        return self.norm(x + self.dropout(self.out(keys.attend(self, x, rows, layer=index))))
 
 
 class PairCrossAttention(nn.Module):
     """norm(x + both(attention(x, image 0), attention(x, image 1))): each image has projections of its own (NLVR2).
 
-    What is read in the two is averaged, or with `merge` put side by side and brought back to one width.
+    What is read from the two is averaged, or with `merge` put side by side and projected back to one width.
     """
 
     def __init__(self, config: TextConfig, merge: bool):
@@ -197,8 +201,8 @@ class PairCrossAttention(nn.Module):
 
     def forward(self, x: Tensor, rows: Packing, keys: PairKeys, index: int) -> Tensor:
         """(P, D) -> (P, D), attending to the keys of layer `index`."""
-        first = self.first.out(keys.first.attend(self.first, index, x, rows))
-        second = self.second.out(keys.second.attend(self.second, index, x, rows))
+        first = self.first.out(keys.first.attend(self.first, x, rows, layer=index))
+        second = self.second.out(keys.second.attend(self.second, x, rows, layer=index))
         both = (first + second) / 2 if self.merge is None else self.merge(torch.cat([first, second], dim=-1))
         return self.norm(x + self.dropout(both))
 
@@ -211,6 +215,10 @@ def cross_attention(config: TextConfig, layer: int) -> CrossAttention | PairCros
     return CrossAttention(config) if config.images == 1 else PairCrossAttention(config, merge=layer >= FIRST_MERGED)
 
 
-def _select(x: Tensor, images: Tensor) -> Tensor:
-    """x (B, H, N, d) at `images` (E,) -> (E, H, N, d). It lies in memory as (B, N, H, d) and is copied so."""
-    return x.transpose(1, 2).index_select(0, images).transpose(1, 2)
+def _select(keys: Keys, images: Tensor) -> Keys:
+    """Keys and values (B, H, N, d) at `images` (E,) -> (E, H, N, d) each.
+
+    They lie in memory as (B, N, H, d), and are copied in that order.
+    """
+    k, v = (x.transpose(1, 2).index_select(0, images).transpose(1, 2) for x in keys)
+    return k, v

@@ -267,7 +267,7 @@ class DecoderStep:
         return self.decoder.step(ids, self.keys, self.cache)
 
     def select(self, rows: Tensor, per_image: int = 1) -> None:
-        """Goes on with the texts `rows` (R',): see `generation.Step`."""
+        """Continues with the texts `rows` (R',): see `decoding.Step`."""
         self.cache.select(rows)
         images = rows[::per_image] // self.per_image  # (B',)
         self.per_image = per_image

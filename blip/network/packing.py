@@ -36,8 +36,8 @@ class Packing(Protocol):
 class TokenLayout(Packing, Protocol):
     """Where tokens lie in memory, at which position each stands and which others it attends to.
 
-    Everything that the text transformer needs to know of the rows that it reads. `Rows` are texts, whose tokens attend
-    to those before them; `answer_tree.TreeRows` are branches of a tree.
+    All that the text transformer needs of the rows that it reads. `Rows` are texts, whose tokens attend to one another
+    or to those before them; `answer_tree.TreeRows` are branches of a tree.
     """
 
     count: int  # R
