@@ -133,12 +133,10 @@ class BeamSearch:
         for new in range(self.decoding.max_new_tokens):
             last = new + 1 == self.decoding.max_new_tokens
             continuations = self._extend(logits.float(), new)
-            # at the last step every text ends, whatever its last token
-            self._finish(
-                continuations,
-                torch.ones_like(continuations.ended) if last and not self.whole else continuations.ended,
-                new,
-            )
+            ended = continuations.ended
+            if last and not self.whole:  # every text ends here, whatever its last token
+                ended = torch.ones_like(ended)
+            self._finish(continuations, ended, new)
             rows, done = self._cut(continuations, new)
             if last or bool(done.all()):
                 break
@@ -147,9 +145,8 @@ class BeamSearch:
             self.sums, self.log_probs = self.sums[~done], self.log_probs[~done]
             logits = self.step(self.texts.flatten(0, 1)[:, self.length + new, None])
         if last and self.whole:
-            self._keep_best(
-                self.sums.masked_fill(done[:, None], NEVER) / self._divisor(new + 1), self.texts, self.log_probs
-            )
+            scores = self.sums.masked_fill(done[:, None], NEVER) / self._divisor(new + 1)
+            self._keep_best(scores, self.texts, self.log_probs)
         return self._result()
 
     def _divisor(self, new: int) -> float:
@@ -199,10 +196,9 @@ class BeamSearch:
         """
         self.sums, best = continuations.sums.masked_fill(continuations.ended, NEVER).topk(self.decoding.beams, dim=1)
         self.texts, self.log_probs = _take(continuations.texts, best), _take(continuations.log_probs, best)
-        # the published rule takes the best continuation, ended or not, at the length before its newest token
-        reachable = (
-            continuations.sums[:, 0] / self._divisor(new) if self.whole else self.sums[:, 0] / self._divisor(new + 1)
-        )
+        reachable = self.sums[:, 0] / self._divisor(new + 1)
+        if self.whole:  # the published rule: the best continuation, ended or not, at the length before its newest token
+            reachable = continuations.sums[:, 0] / self._divisor(new)
         worst = self.finished_scores[self.prompts].min(dim=1).values
         return continuations.rows.gather(1, best), (worst > NEVER) & (reachable <= worst)
 
