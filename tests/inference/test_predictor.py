@@ -1,4 +1,4 @@
-"""`blip.load`: images and strings in, the same answers one by one and in batches, in clear words where it cannot."""
+"""`blip.load`: images and strings in; a batch gives what single inputs give; wrong input gives a clear message."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Maps are what the published formula says, words get their own pieces, and pictures show what they claim."""
+"""Maps follow the published formulas, a word is the sum of its pieces, and the pictures show the maps."""
 
 import json
 import re

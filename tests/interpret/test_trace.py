@@ -1,4 +1,4 @@
-"""Tracing: what is read is what the model computed, edits do what they say, and nothing stays behind."""
+"""Tracing: it reads what the model computed, edits have their described effect, and no hook remains afterwards."""
 
 import json
 from collections.abc import Callable

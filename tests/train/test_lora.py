@@ -1,4 +1,4 @@
-"""Adapters: they alone are trained, nothing changes until they are, and folded in they compute the same."""
+"""Adapters: only they are trained, they change nothing before training, and folded in they compute the same."""
 
 import json
 import re
