@@ -23,8 +23,8 @@ X_RAY = re.compile(r"\bx[ -]ray")
 def normalise_answer(text: str) -> str:
     """Medical VQA's form of an answer: lower-case, `,.'!?"()*#:;~` deleted, `xray`, ` - ` closed up, numbers as digits.
 
-    "0.5" becomes "05" on both sides of a comparison, as in the published scores. The rules follow the evaluation code of
-    LLaVA-Med (Li et al. 2023), which adapts that of VQA v2.
+    "0.5" becomes "05" on both sides of a comparison, as in the published scores. The rules are those of the
+    published code of MUMC (Li et al. 2023, arXiv 2307.05314), with the number words of the evaluation code of VQA v2.
     """
     text = " ".join(text.lower().translate(DELETED).split()).replace(" - ", "-")
     return " ".join(NUMBER_WORDS.get(word, word) for word in X_RAY.sub("xray", text).split())
@@ -92,7 +92,7 @@ APOSTROPHES = {w[: i.start()] + w[i.end() :]: w for w in CONTRACTIONS.split() fo
 
 
 def normalise_vqa(text: str) -> str:
-    """An answer normalised as in the public evaluation code of VQA v2: punctuation, number words, articles, contractions.
+    """An answer normalised as in the public code of VQA v2: punctuation, number words, articles, contractions.
 
     All marks of a kind are deleted if one of them is next to a blank or the text has a thousands comma; otherwise they
     become blanks. A full stop is deleted unless a digit follows.
@@ -160,4 +160,3 @@ def score_answers(
             of_kind = None if groups is None else [groups[i] for i in rows]
             result[name][kind] = bootstrap([values[i] for i in rows], of_kind, seed=seed)
     return result
-

@@ -55,7 +55,9 @@ def bootstrap(
     if column.ndim != 1:
         raise MetricError(f"values form a list of numbers, not an array of shape {column.shape}")
     columns = np.stack([column, np.ones_like(column)], axis=1)
-    return bootstrap_sums(columns, lambda sums: sums[:, 0] / sums[:, 1], groups, repeats=repeats, seed=seed, level=level)
+    return bootstrap_sums(
+        columns, lambda sums: sums[:, 0] / sums[:, 1], groups, repeats=repeats, seed=seed, level=level
+    )
 
 
 def bootstrap_sums(

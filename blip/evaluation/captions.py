@@ -213,7 +213,9 @@ def _spice(captions: Captions, resample: Resample) -> Scored:
     folder = Path(spice.__file__).parent / "lib"
     jars = ["stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"]
     if absent := [jar for jar in jars if not (folder / jar).is_file()]:
-        raise Missing(f"{' and '.join(absent)} not in {folder}; pycocoevalcap would download them, this package does not")
+        raise Missing(
+            f"{' and '.join(absent)} not in {folder}; pycocoevalcap would download them, this package does not"
+        )
     images = spice.Spice().compute_score(*captions.numbered())[1]
     return {"SPICE": _mean(captions, np.nan_to_num([image["All"]["f"] for image in images]), resample)}
 

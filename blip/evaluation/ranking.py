@@ -10,7 +10,6 @@ from torch import Tensor
 
 from blip.evaluation.bootstrap import MetricError
 
-
 NEVER = sys.maxsize  # the rank of a query without right answer
 
 

@@ -2,9 +2,10 @@
 
 from blip.errors import InputError
 from blip.inference.results import Answer
-from blip.models.ranking import AnswerTree, distinct_answers, rank_answers
+from blip.models.answer_tree import AnswerTree
+from blip.models.ranking import distinct_answers, rank_answers
+from blip.network.cross_attention import ImageKeys
 from blip.network.med import TextDecoder
-from blip.network.packing import ImageKeys
 from blip.tokenizer import Tokenizer
 
 
@@ -25,7 +26,7 @@ class AnswerChoices:
 
     def rank(self, decoder: TextDecoder, keys: ImageKeys, k: int) -> list[Answer]:
         """The likeliest answer to each question of `keys`; `k` candidates are scored whole."""
-        ranked = rank_answers(decoder, keys, self.tree, k)
+        ranked = rank_answers(decoder, keys, self.tree, k=k)
         answers = []
         for row, probabilities in zip(ranked.answers.tolist(), ranked.probabilities.tolist(), strict=True):
             candidates = [(self.texts[i], p) for i, p in zip(row, probabilities, strict=True)]

@@ -24,8 +24,9 @@ from blip.models.factory import spec_of
 from blip.models.generation import generate
 from blip.models.matching import match_logits
 from blip.models.momentum import unit_features
+from blip.network.cross_attention import ImageKeys
 from blip.network.med import DecoderStep
-from blip.network.packing import ImageKeys, Rows, with_first
+from blip.network.packing import Rows, with_first
 from blip.tokenizer import Tokenizer, blip_cleaning
 
 # what a model can do (`TaskSpec.can`): as messages put it, and the part of the model that it takes
@@ -103,9 +104,9 @@ class Predictor(GradientsOnRequest):
             ids, lengths = self.ids(texts[start : start + batch_size])
             if keys is None or len(images) > 1:
                 states = model.image_encoder(self.pixels(images[start : start + batch_size]))
-                keys = model.text_encoder.project(states)
+                keys = model.text_encoder.image_keys(states)
             ids = with_first(ids, self.tokenizer.enc_id)
-            logits = match_logits(model.text_encoder, model.itm_head, ids, lengths, keys)
+            logits = match_logits(model.text_encoder, model.itm_head, ids, lengths=lengths, keys=keys)
             parts.append(logits.float())
         return torch.cat(parts) if parts else self._empty(2)
 
@@ -125,11 +126,11 @@ class Predictor(GradientsOnRequest):
             states = model.image_encoder(self.pixels(batch))
             cosines.append(unit_features(model.image_proj, states[:, 0]) @ text_features.T)
             for image in states.split(1):
-                keys = model.text_encoder.project(image)  # the texts of one image lie side by side
-                logits = [
-                    match_logits(model.text_encoder, model.itm_head, with_first(ids, self.tokenizer.enc_id), n, keys)
-                    for ids, n in encoded
-                ]
+                keys = model.text_encoder.image_keys(image)  # the texts of one image lie side by side
+                logits = []
+                for ids, lengths in encoded:
+                    ids = with_first(ids, self.tokenizer.enc_id)
+                    logits.append(match_logits(model.text_encoder, model.itm_head, ids, lengths=lengths, keys=keys))
                 probabilities.append(torch.cat(logits).float().softmax(dim=1)[:, 1])
         return torch.cat(cosines), torch.stack(probabilities)
 
@@ -187,10 +188,17 @@ class Predictor(GradientsOnRequest):
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         written: list[list[Written]] = []
         for batch in batches_of(as_list(images), batch_size):
-            keys = model.text_decoder.project(model.image_encoder(self.pixels(batch)))
+            keys = model.text_decoder.image_keys(model.image_encoder(self.pixels(batch)))
             step = DecoderStep(model.text_decoder, keys)
             ids = torch.tensor([first] * len(batch), device=self.device)
-            generated = generate(step, ids, decoding, self.tokenizer.sep_id, self.tokenizer.pad_id, generator)
+            generated = generate(
+                step,
+                ids,
+                decoding,
+                end_id=self.tokenizer.sep_id,
+                pad_id=self.tokenizer.pad_id,
+                generator=generator,
+            )
             texts = written_texts(self.tokenizer, first, generated)
             written += batches_of(texts, decoding.num_return)
         return written

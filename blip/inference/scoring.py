@@ -13,8 +13,9 @@ from blip.inference.inputs import ImageInput
 from blip.inference.predictor import Predictor
 from blip.models.matching import match_logits
 from blip.models.momentum import Matcher, unit_features
+from blip.network.cross_attention import ImageKeys
 from blip.network.med import TextDecoder
-from blip.network.packing import ImageKeys, Rows, with_first
+from blip.network.packing import Rows, with_first
 
 
 def check_texts(m: Predictor, texts: Sequence[str], what: str = "text") -> None:
@@ -65,8 +66,8 @@ def match_states(model: Matcher, states: Tensor, ids: Tensor, *, lengths: Tensor
     text_features = unit_features(model.text_proj, model.text_encoder.text(ids, rows, first_only=True))
     image_features = unit_features(model.image_proj, states[:, 0])[:, None]  # (B, 1, E)
     cosines = (image_features * text_features.unflatten(0, (-1, count))).sum(dim=2)  # (B, c)
-    keys = model.text_encoder.project(states, tokens=count * ids.shape[1])
-    logits = match_logits(model.text_encoder, model.itm_head, with_first(ids, enc_id), lengths, keys)
+    keys = model.text_encoder.keys_or_states(states, tokens=count * ids.shape[1])
+    logits = match_logits(model.text_encoder, model.itm_head, with_first(ids, enc_id), lengths=lengths, keys=keys)
     return logits.float().softmax(dim=1)[:, 1], cosines.flatten()
 
 
@@ -77,7 +78,7 @@ def caption_log_probs(m: Predictor, images: Sequence[ImageInput], captions: Sequ
     """
     model = m.needs("caption")
     with torch.set_grad_enabled(m.differentiable):
-        keys = model.text_decoder.project(model.image_encoder(m.pixels(images)))
+        keys = model.text_decoder.image_keys(model.image_encoder(m.pixels(images)))
         ids, lengths = m.ids(captions)
         return _log_probs(m, model.text_decoder, ids, lengths=lengths, keys=keys)
 

@@ -25,9 +25,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from blip.network.attention import Attention
-from blip.network.cross_attention import PairCrossAttention
+from blip.network.cross_attention import ImageKeys, PairCrossAttention, PairKeys, ProjectedKeys
 from blip.network.med import Layer
-from blip.network.packing import ImageKeys, OneToken, Rows
+from blip.network.packing import OneToken, TokenLayout
 from blip.network.vit import Block
 
 STATES = ("in", "mlp", "out")
@@ -96,7 +96,7 @@ class AsItIs:
 class States:
     """States of texts: (P, D) in memory, (R, T, D) in the table; P tokens without padding."""
 
-    rows: Rows | OneToken
+    rows: TokenLayout | OneToken
 
     def grid(self, x: Tensor) -> Tensor:
         x = self.rows.unpack(x)
@@ -110,7 +110,7 @@ class States:
 class OwnTokens:
     """Queries or results of self-attention: (R, H, T, e) in both; padding is read as zero."""
 
-    rows: Rows | OneToken
+    rows: TokenLayout | OneToken
 
     def grid(self, x: Tensor) -> Tensor:
         if isinstance(self.rows, OneToken) or self.rows.real is None:
@@ -129,7 +129,7 @@ class CrossQueries:
     marks the tokens of these texts that are not padding.
     """
 
-    rows: Rows | OneToken
+    rows: TokenLayout | OneToken
     images: int
     packed: bool
     real: Tensor | None
@@ -153,9 +153,9 @@ class LayerPass:
     """One pass of some texts through one text layer."""
 
     name: str
-    rows: Rows
-    keys: ImageKeys | None
-    queries: Rows | OneToken  # of attention and what follows it: all tokens, or the first token of each text
+    rows: TokenLayout
+    keys: ImageKeys | PairKeys | None
+    queries: TokenLayout | OneToken  # of attention and what follows it: all tokens, or the first token of each text
 
     def layout(self, site: str, images: int, *, earlier: int) -> Layout:
         """The layout of queries at `site`, which attend to `images` images.
@@ -165,11 +165,11 @@ class LayerPass:
         """
         if site == "self":
             return OwnTokens(self.queries)
-        keys = cast(ImageKeys, self.keys)
+        extra = self.keys.extra if isinstance(self.keys, ProjectedKeys) else None
         real = None if isinstance(self.queries, OneToken) else self.queries.real
-        if keys.extra is None:
+        if extra is None:
             return CrossQueries(self.queries, images, images == 1 and not isinstance(self.queries, OneToken), real)
-        own = self.rows.count - len(keys.extra)
+        own = self.rows.count - len(extra)
         part = None if real is None else (real[own:] if earlier == 0 else real[:own])
         return CrossQueries(self.queries, images, False, part)
 
