@@ -4,7 +4,7 @@ from blip.errors import InputError
 from blip.inference.results import Answer
 from blip.models.answer_tree import AnswerTree
 from blip.models.ranking import distinct_answers, rank_answers
-from blip.network.cross_attention import ImageKeys
+from blip.network.cross_attention import ProjectedKeys
 from blip.network.med import TextDecoder
 from blip.tokenizer import Tokenizer
 
@@ -24,7 +24,7 @@ class AnswerChoices:
             raise InputError(f"answer {wordless[0]} of the list has no token: leave it out")
         self.tree = AnswerTree(tokens, tokenizer.dec_id, tokenizer.sep_id)
 
-    def rank(self, decoder: TextDecoder, keys: ImageKeys, k: int) -> list[Answer]:
+    def rank(self, decoder: TextDecoder, keys: ProjectedKeys, k: int) -> list[Answer]:
         """The likeliest answer to each question of `keys`; `k` candidates are scored whole."""
         ranked = rank_answers(decoder, keys, self.tree, k=k)
         answers = []
