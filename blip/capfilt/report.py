@@ -53,7 +53,7 @@ def read_scores(folders: Sequence[Path]) -> Scores:
     return Scores(*arrays, list(sources), problems, unreadable)
 
 
-def write_report(folders: Sequence[Path], out: Path, rule: Rule, examples: int = 50, seed: int = 0) -> None:
+def write_report(folders: Sequence[Path], out: Path, rule: Rule, *, examples: int = 50, seed: int = 0) -> None:
     """Writes the page: histograms by source, counts, random kept and dropped pairs, those nearest the threshold, and
     those about which matching and contrast differ most."""
     rule = settled(rule, folders)
