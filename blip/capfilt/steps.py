@@ -72,7 +72,7 @@ class ShardOptions:
 
 @dataclass
 class CaptionOptions:
-    """What is written for each image: `decoding.num_return` texts. Samples follow from `seed` and the shard, so that
+    """What is written for each image: `Decoding.num_return` texts. Samples follow from `seed` and the shard, so that
     they are the same for any number of processes."""
 
     decoding: Decoding  # nucleus sampling, or beams
