@@ -98,6 +98,7 @@ def convert(
     """Writes a checkpoint in another format and lists what that format cannot hold."""
     from blip.checkpoints import convert as formats
     from blip.checkpoints.format import TOKENIZER
+    from blip.models.factory import spec_of
     from blip.tokenizer import load_tokenizer
 
     with user_errors():
@@ -105,7 +106,7 @@ def convert(
         own = source / TOKENIZER
         words = tokenizer or (str(own) if own.is_file() else "")
         beside = words if to == "huggingface" and words else None
-        held = hf_class or ("retrieval" if info["task"] == "pretrain" else info["task"])  # no class holds all of it
+        held = hf_class or next(iter(spec_of(info["task"]).exports_as), info["task"])
         left_out = formats.write(target, tensors, info, to=to, tokenizer_file=beside, hf_class=held)
         if to == "blip" and words:
             load_tokenizer(words).save(target / TOKENIZER)

@@ -14,12 +14,12 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from blip.pubmed_run import PubmedConfig
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from blip.capfilt.config import CapFiltConfig
 from blip.config import ModelConfig, PretrainConfig, RunConfig
+from blip.pubmed.run import PubmedConfig
 from blip.tasks.config import (
     CaptionConfig,
     FineTuneConfig,

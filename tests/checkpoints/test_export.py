@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.random_checkpoints import ANSWERS, CLOSE, QUESTIONS, all_checkpoints, noise_images, random_checkpoint
-from typer.testing import CliRunner
+from helpers.running import run_verb
 
 pytest.importorskip("transformers")
 
@@ -15,7 +15,6 @@ import transformers
 import blip
 from blip.checkpoints import convert
 from blip.checkpoints.format import CheckpointError
-from blip.cli import app
 from blip.models.decoding import Decoding
 from blip.network.packing import Rows, with_first
 
@@ -32,8 +31,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def exported(checkpoint: Path, to: Path, kind: type) -> transformers.PreTrainedModel:
     """The class of transformers that `blip convert` writes for a fine-tuned checkpoint."""
-    command = ["convert", str(checkpoint), str(to), "--to", "huggingface"]
-    result = CliRunner().invoke(app, command)
+    result = run_verb("convert", checkpoint, to, "--to", "huggingface")
     assert result.exit_code == 0, result.output
     foreign, report = kind.from_pretrained(to, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import typer.testing
+from helpers.running import run_verb
 from helpers.set_files import BAD, hub_rows, png, put, put_arrow, put_parquet, shade
 
-from blip.cli import app
 from blip.data import images
 from blip.data.check import check_data
 from blip.data.formats import iter_json_object
@@ -246,14 +245,13 @@ def test_check_data_verb_knows_sets(tmp_path: Path) -> None:
     put_arrow(tmp_path / "train", hub_rows(4, question="what", answer="cyst"))
     put_arrow(tmp_path / "test", hub_rows(2, first=9, question="is it", answer="yes"))
     put(tmp_path / "dataset_dict.json", {"splits": ["train", "test"]})
-    run = typer.testing.CliRunner().invoke
-    done = run(app, ["check-data", str(tmp_path), "--dataset", "retina_vqa", "--report", str(tmp_path / "r.json")])
+    done = run_verb("check-data", tmp_path, "--dataset", "retina_vqa", "--report", tmp_path / "r.json")
     assert done.exit_code == 0, done.output
     assert "6 open" in done.stdout and "no errors" in done.stdout
     assert json.loads((tmp_path / "r.json").read_text())["images"] == 6
-    done = run(app, ["check-data", str(tmp_path), "--dataset", "retina_vqa", "--split", "test"])
+    done = run_verb("check-data", tmp_path, "--dataset", "retina_vqa", "--split", "test")
     assert "2 open" in done.stdout
-    done = run(app, ["check-data", str(tmp_path), "--dataset", "retina"])
+    done = run_verb("check-data", tmp_path, "--dataset", "retina")
     assert done.exit_code == 1 and "dataset is 'retina'; it can be json, roco" in done.stderr
 
 

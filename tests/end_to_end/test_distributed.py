@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.running import ROOT, run_script, script_command, script_env
-from helpers.two_processes import (
+from helpers.recorded_pretraining import (
     BATCH,
     CLIP,
     EVALUATED,
     LR,
     SCENARIOS,
-    WORLD,
     Scenario,
     configure,
     evaluate,
@@ -23,8 +21,8 @@ from helpers.two_processes import (
     hardest,
     part,
     process,
-    start_two,
 )
+from helpers.running import ROOT, WORLD, run_script, script_command, script_env, start_two
 from torch import Tensor
 from torch.testing import assert_close
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from helpers.fine_tuning import TASKS, assert_same_run, configure, evaluations, write_part
-from helpers.two_fine_tunings import STEPS, build, process
-from helpers.two_processes import CLIP, LR, hardest, start_two
+from helpers.recorded_fine_tuning import STEPS, build, process
+from helpers.recorded_pretraining import CLIP, LR, hardest
+from helpers.running import start_two
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 from helpers.bad_finetune_cases import answerer
-from helpers.fine_tuning import SIZES as OWN_SIZES
 from helpers.fine_tuning import write_part
 from helpers.running import ROOT, script_env
-from helpers.tiny import TINY
+from helpers.tiny import MODEL_SIZES, TINY
 from PIL import Image
 from pmc_server import Library, Server
+from pydantic import BaseModel, Field
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {"README.md": README} | {
@@ -52,7 +52,7 @@ INSTEAD = {"--nproc_per_node": "1", "--nnodes": "1", "--rdzv_endpoint": "localho
 STEPS = {"accumulation": 1, "max_steps": 2, "drop_path": 0.0}
 PRETRAIN = {**TINY, **STEPS, "vision_init": "", "text_init": "", "val_file": "[]"}
 FINE_TUNE = {**TINY, **STEPS, "dataset": "json", "image_root": ""}  # sizes are those of the checkpoint
-for _key in (*OWN_SIZES, "queue_size"):
+for _key in (*MODEL_SIZES, "queue_size"):
     del FINE_TUNE[_key]
 HEADS = {"image_heads": 2, "text_heads": 2}  # of model_base.pth, which does not say
 
@@ -112,7 +112,7 @@ def localised(command: str, fresh: str, server: str) -> list[str]:
     values = {key: value for key, value in SET.get(program, {}).items() if key not in own}
     if program.startswith("train_"):
         values |= HEADS if ".pth" in command else {}
-        values |= {} if {"--init_from", "--evaluate"} & set(words) else {key: TINY[key] for key in OWN_SIZES}
+        values |= {} if {"--init_from", "--evaluate"} & set(words) else MODEL_SIZES
     words += [word for key, value in values.items() for word in ("--set", f"{key}={flow(value)}")]
     words += shlex.split(ADDED.get(program, ""))
     return [word.replace("SERVER", server) for word in words]
@@ -294,6 +294,23 @@ def slug(heading: str) -> str:
 def test_page_of_options_is_up_to_date() -> None:
     made = runpy.run_path(str(ROOT / "docs" / "make_configuration.py"))["page"]()
     assert made == PAGES["docs/configuration.md"], "run: python docs/make_configuration.py"
+
+
+class Options(BaseModel):
+    """Options of a test."""
+
+    # first group
+    explained: int = Field(3, gt=0, le=9)  # above all
+    silent: int = 4
+
+
+def test_an_option_without_a_meaning_is_an_error() -> None:
+    maker = runpy.run_path(str(ROOT / "docs" / "make_configuration.py"))
+    assert maker["comments"](Options) == (dict.fromkeys(["explained", "silent"], "first group"),
+                                          {"explained": "above all", "silent": ""})  # fmt: skip
+    assert maker["type_of"](Options.model_fields["explained"]) == "integer, > 0, ≤ 9"
+    with pytest.raises(ValueError, match=r"Options\.silent has no meaning"):
+        maker["section"]("Test", Options)
 
 
 def test_each_page_is_in_the_navigation() -> None:

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.random_checkpoints import ANSWERS, CLOSE, QUESTIONS, all_checkpoints, noise_images
+from helpers.running import run_verb
 from torch import Tensor
-from typer.testing import CliRunner
 
 import blip
-from blip.cli import app
 from blip.inference.predictor import Predictor
 from blip.models.decoding import Decoding
 from blip.models.generation import generate
@@ -190,7 +189,7 @@ def test_counts_that_do_not_fit(checkpoints: dict, images: list) -> None:
 
 def rows(*arguments: str | Path) -> list[dict]:
     """What a verb prints with --json."""
-    result = CliRunner().invoke(app, [str(a) for a in (*arguments, "--json", "--device", "cpu")])
+    result = run_verb(*arguments, "--json", "--device", "cpu")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
@@ -213,9 +212,9 @@ def test_caption_over_files_and_folders(checkpoints: dict, images: list, tmp_pat
 
 def test_caption_to_a_table_or_a_file(checkpoints: dict, images: list, tmp_path: Path) -> None:
     command = ["caption", str(images[0]), "--checkpoint", str(checkpoints["caption"]), "--prompt", "a large"]
-    shown = CliRunner().invoke(app, command, env={"COLUMNS": "250"})
+    shown = run_verb(*command, env={"COLUMNS": "250"})
     assert shown.exit_code == 0 and "a large" in shown.stdout and "log_prob" in shown.stdout
-    written = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "new" / "rows.json")])
+    written = run_verb(*command, "--out", tmp_path / "new" / "rows.json")
     assert written.exit_code == 0 and written.stdout.startswith("1 rows: ")
     assert json.loads((tmp_path / "new" / "rows.json").read_text())[0]["caption"].startswith("a large")
 

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from helpers.tiny import specials_of, spread, tiny_model, tiny_text
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -11,12 +12,10 @@ from torch.testing import assert_close
 from blip.models import losses
 from blip.models.momentum import Candidates, Queue, Twin, candidates
 from blip.models.pretrain import Output, PretrainModel
-from blip.network.med import TextConfig
 from blip.network.packing import Rows
-from blip.network.vit import ViTConfig
-from blip.tokenizer import Specials
 
-PAD, ENC, DEC = 0, 49, 48
+SPECIALS = specials_of(tiny_text())
+PAD, ENC, DEC = SPECIALS.pad, SPECIALS.enc, SPECIALS.dec
 LENGTHS = torch.tensor([5, 3, 7, 4])
 B, ALPHA = len(LENGTHS), 0.4
 
@@ -26,13 +25,7 @@ def most_similar(weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def build() -> PretrainModel:
-    vit = ViTConfig(32, 8, 24, 2, 3)
-    text = TextConfig(50, 36, 2, 3, 40, 16, image_width=24, dropout=0.0)
-    model = PretrainModel(vit, text, Specials(PAD, ENC, DEC), embed_dim=8)
-    for name, parameter in model.named_parameters():  # biases and norms too: zeros and ones hide errors
-        if name != "temperature":
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model
+    return spread(tiny_model("pretrain"), std=0.3)
 
 
 def inputs(equal: bool = False) -> tuple[Tensor, Tensor, Candidates]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from helpers.tiny import spread, tiny_model, tiny_text, tiny_vit
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -14,11 +15,8 @@ from blip.models import decoding
 from blip.models.caption import CaptionModel
 from blip.models.decoding import Decoding, Generated
 from blip.models.generation import generate, generate_each
-from blip.network.embeddings import TextConfig
 from blip.network.med import DecoderStep
 from blip.network.packing import ImageKeys, Rows
-from blip.network.vit import ViTConfig
-from blip.tokenizer import Specials
 
 PAD, END, ENC, DEC, WORDS = 0, 2, 23, 22, 24
 CPU = torch.device("cpu")
@@ -27,10 +25,8 @@ CPU = torch.device("cpu")
 def build(seed: int, end_bias: float = 0.0, width: float = 0.5) -> CaptionModel:
     """Weights large enough for texts to differ; `end_bias` makes ends likelier, so that texts end early."""
     torch.manual_seed(seed)
-    text = TextConfig(WORDS, 24, 2, 2, 32, 40, image_width=12, dropout=0.0)
-    model = CaptionModel(ViTConfig(16, 8, 12, 1, 2), text, Specials(PAD, ENC, DEC))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=width)
+    text = tiny_text(vocab_size=WORDS, width=24, heads=2, hidden=32, max_positions=40, image_width=12)
+    model = spread(tiny_model("caption", tiny_vit(image_size=16, width=12, depth=1, heads=2), text), std=width)
     with torch.no_grad():
         model.text_decoder.head.bias[END] += end_bias
         model.text_decoder.head.bias[PAD] -= 1000  # transformers ends a text at padding's id by no other means

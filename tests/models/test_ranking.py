@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from helpers.tiny import spread, tiny_text
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from blip.models import ranking
 from blip.models.ranking import AnswerTree, rank_answers
-from blip.network.embeddings import TextConfig
 from blip.network.med import TextDecoder
 from blip.network.packing import ImageKeys, Rows
 
@@ -33,10 +33,7 @@ QUESTION_LENGTHS = torch.tensor([4, 7, 5])
 
 def build() -> TextDecoder:
     """Weights large enough for answers to differ."""
-    decoder = TextDecoder(TextConfig(WORDS, 36, 3, 3, 40, 16, image_width=20, dropout=0.0)).eval()
-    for parameter in decoder.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return decoder
+    return spread(TextDecoder(tiny_text(vocab_size=WORDS, layers=3, image_width=20)).eval(), std=0.3)
 
 
 def questions() -> Tensor:

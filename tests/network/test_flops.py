@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.tiny import tiny_model, tiny_text, tiny_vit
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -12,22 +13,17 @@ pytest.importorskip("transformers")
 from benchmarks.peers_tasks import PublishedMatch, PublishedRank
 from blip.evaluation import retrieval
 from blip.inference.scoring import match_states
-from blip.models.caption import CaptionModel
 from blip.models.decoding import Decoding
 from blip.models.generation import generate
 from blip.models.momentum import Queue, Twin, candidates
-from blip.models.pretrain import PretrainModel
 from blip.models.ranking import AnswerTree, rank_answers
-from blip.models.retrieval import RetrievalModel
-from blip.models.vqa import VqaModel
 from blip.network import flops
+from blip.network.embeddings import TextConfig
 from blip.network.flops import Savings
-from blip.network.med import DecoderStep, TextConfig
+from blip.network.med import DecoderStep
 from blip.network.vit import ViTConfig
-from blip.tokenizer import Specials
 
-VIT = ViTConfig(32, 8, 24, 3, 3)
-TEXT = TextConfig(50, 36, 2, 3, 40, 16, image_width=24, dropout=0.0)
+VIT, TEXT = tiny_vit(depth=3), tiny_text()
 PUBLISHED = Savings(shared_keys=False, packed=False, one_token=False)
 GIGA = 1e9
 
@@ -39,7 +35,7 @@ def fake_negatives(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize(("lengths", "packed"), [([6, 6, 6], True), ([6, 3, 5], True), ([6, 3, 5], False)])
 def test_counts_equal_torchs(lengths: list[int], packed: bool) -> None:
-    model = PretrainModel(VIT, TEXT, Specials(0, 49, 48), embed_dim=8)
+    model = tiny_model("pretrain", VIT, TEXT)
     twin, queue = Twin(model), Queue(10, 8)
     ids, images = torch.randint(1, 48, (3, max(lengths))), torch.randn(3, 3, 32, 32)
     pairs, texts = torch.arange(3), torch.tensor(lengths)
@@ -64,7 +60,7 @@ def counted(run: Callable[[], object]) -> int:
 
 def test_counts_of_matching() -> None:
     """An image's texts of one length side by side, so that nothing unfolds; and the published pair."""
-    model = RetrievalModel(VIT, TEXT, Specials(0, 49, 48), embed_dim=8).eval()
+    model = tiny_model("retrieval", VIT, TEXT).eval()
     lengths, states = torch.tensor([5, 5, 5]), torch.randn(1, 17, 24)
     texts = retrieval.Texts(torch.randint(1, 48, (3, 5)), lengths, [[0]] * 3)
 
@@ -80,7 +76,7 @@ def test_counts_of_matching() -> None:
 
 def test_counts_of_filtering() -> None:
     """Two texts an image, few enough to look at states: match logits and features."""
-    model = RetrievalModel(VIT, TEXT, Specials(0, 49, 48), embed_dim=8).eval()
+    model = tiny_model("retrieval", VIT, TEXT).eval()
     ids, lengths, states = torch.randint(1, 48, (6, 5)), [5] * 6, torch.randn(3, 17, 24)
     alone = 6 * flops.text_forward(TEXT, 1, 5, 5, first_only=True)
     expected = alone + flops.match_grouped(VIT, TEXT, lengths, 3, keys=False) + 2 * 8 * (3 * 24 + 6 * 36)
@@ -89,7 +85,7 @@ def test_counts_of_filtering() -> None:
 
 @pytest.mark.parametrize("tokens", [None, 1], ids=["keys", "states"])
 def test_counts_of_writing(tokens: int | None) -> None:
-    model = CaptionModel(VIT, TEXT, Specials(0, 49, 48)).eval()
+    model = tiny_model("caption", VIT, TEXT).eval()
     states, first = torch.randn(2, 17, 24), torch.full((2, 1), 48)
 
     def write() -> None:
@@ -101,7 +97,7 @@ def test_counts_of_writing(tokens: int | None) -> None:
 
 @pytest.mark.parametrize("tokens", [None, 1], ids=["keys", "states"])
 def test_counts_of_ranking(tokens: int | None) -> None:
-    model = VqaModel(VIT, TEXT, Specials(0, 49, 48)).eval()
+    model = tiny_model("vqa", VIT, TEXT).eval()
     ids, lengths, image_states = torch.randint(1, 48, (1, 5)), torch.tensor([5]), torch.randn(1, 17, 24)
     read = counted(lambda: model.question_states(model.text_encoder.project(image_states, tokens=tokens), ids, lengths))
     assert read == flops.read_questions(VIT, TEXT, [5], keys=tokens is None)
@@ -143,7 +139,7 @@ def test_costs_of_the_parts() -> None:
 
 
 def test_parameter_counts() -> None:
-    model = PretrainModel(VIT, TEXT, Specials(0, 49, 48), embed_dim=8)
+    model = tiny_model("pretrain", VIT, TEXT)
     counts = flops.pretrain_parameters(VIT, TEXT, embed_dim=8)
     assert counts.total == sum(p.numel() for p in model.parameters())
     assert counts.image_encoder == sum(p.numel() for p in model.image_encoder.parameters())

@@ -2,24 +2,23 @@
 
 import pytest
 import torch
+from helpers.tiny import spread, tiny_text
 from torch import Tensor
 from torch.testing import assert_close
 
-from blip.network.embeddings import TextConfig, TiedLookUp
+from blip.network.embeddings import TiedLookUp
 from blip.network.med import TextDecoder, TextEncoder
 from blip.network.packing import Cache, ImageKeys, Rows
 
-WORDS, WIDTH, LAYERS, LONGEST = 50, 24, 3, 7
+CONFIG = tiny_text(width=24, layers=3, hidden=32, image_width=20)
+WORDS, WIDTH, LAYERS, LONGEST = CONFIG.vocab_size, CONFIG.width, CONFIG.layers, 7
 LENGTHS = torch.tensor([4, 7, 2, 5])
-CONFIG = TextConfig(WORDS, WIDTH, LAYERS, 3, 32, 16, image_width=20, dropout=0.0)
 
 
 def tiny() -> tuple[TextEncoder, TextDecoder]:
     encoder = TextEncoder(CONFIG)
     decoder = TextDecoder(encoder.config, encoder)
-    for parameter in [*encoder.parameters(), *decoder.parameters()]:  # biases and norms too: zeros and ones hide errors
-        torch.nn.init.normal_(parameter, std=0.3)
-    return encoder, decoder
+    return spread(encoder, std=0.3), spread(decoder, std=0.3)
 
 
 def texts() -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiny import tiny_text, tiny_vit
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,9 +16,9 @@ from torch.testing import assert_close
 
 from blip.checkpoints.format import CheckpointError, load_strict, unique_state
 from blip.errors import BlipError
-from blip.network.med import TextConfig, TextDecoder, TextEncoder
+from blip.network.med import TextDecoder, TextEncoder
 from blip.network.packing import Rows
-from blip.network.vit import ViT, ViTConfig
+from blip.network.vit import ViT
 from blip.train import lora
 from blip.train.lora import (
     ADAPTER,
@@ -40,9 +41,8 @@ class Model(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        text = TextConfig(WORDS, 24, 2, 3, 32, 16, image_width=20, dropout=0.0)
-        self.image_encoder = ViT(ViTConfig(image_size=16, patch=8, width=20, depth=2, heads=2))
-        self.text_encoder = TextEncoder(text)
+        self.image_encoder = ViT(tiny_vit(image_size=16, width=20, heads=2))
+        self.text_encoder = TextEncoder(tiny_text(vocab_size=WORDS, width=24, hidden=32, image_width=20))
         self.text_decoder = TextDecoder(self.text_encoder.config, self.text_encoder)
         self.image_proj = nn.Linear(20, 8)
         self.itm_head = nn.Linear(24, 2)

@@ -1,6 +1,6 @@
 """Pre-trains on two hosts that are one: two network namespaces with addresses of their own, a cable between them.
 
-    python tests/helpers/two_hosts.py [FOLDER]
+    python tests/helpers/network_namespaces.py [FOLDER]
 
 Needs `ip` and the right to make namespaces (root); without them it says so and ends with status 77.
 """
