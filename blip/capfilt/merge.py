@@ -39,7 +39,7 @@ TAR_SIZE = 1000  # pairs in a webdataset shard
 
 
 class MergeError(BlipError):
-    """Texts that cannot be merged; the message says why."""
+    """Texts that cannot be merged; the message has the reason."""
 
 
 @dataclass

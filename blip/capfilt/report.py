@@ -1,4 +1,4 @@
-"""`blip capfilt report`: one page on what a filter kept and dropped, to look at before training on it.
+"""`blip capfilt report`: one page on the texts that a filter kept and dropped, for inspection before training.
 
 Shards are read twice: for the scores, and for the few lines that are shown.
 """

@@ -21,7 +21,7 @@ Line = dict[str, Any]
 
 
 class ShardError(BlipError):
-    """Shards that cannot be written, continued or read; the message says why."""
+    """Shards that cannot be written, continued or read; the message has the reason."""
 
 
 def write_jsonl_shards(

@@ -26,7 +26,7 @@ from blip.errors import InputError
 from blip.hashing import stable_hash
 from blip.tokenizer import Tokenizer, blip_cleaning
 
-MAX_ORIGINS = 20  # different sources that are kept; records of further ones get `other`
+MAX_SOURCES = 20  # different sources that are kept; records of further ones get `other`
 
 # ---- annotations in memory -------------------------------------------------------------------------------------------
 
@@ -35,7 +35,7 @@ class Pairs:
     """The records of one or more annotation files, N of them, in flat arrays; filled by `read_pairs`."""
 
     def __init__(self) -> None:
-        self.sources: list[str] = []  # annotation files
+        self.annotation_files: list[str] = []
         self.roots: list[str] = []  # of each file: the folder that its image paths are relative to
         self.weights: list[float] = []  # of each file: visits of a record in an epoch
         self._paths = Texts()
@@ -45,7 +45,7 @@ class Pairs:
         self._groups = array("q")  # 0: not given; empty where no record names one, as in most sets
         self._names = Texts()  # `image_id` of each record, "" where it has none
         self._files = array("H")
-        self._origins = Labels()  # as `_groups`: empty where no record names one
+        self._sources = Labels()  # as `_groups`: empty where no record names one
 
     def append(
         self,
@@ -55,9 +55,9 @@ class Pairs:
         *,
         image_id: str | None,
         group: str = "",
-        origin: str = "",
+        source: str = "",
     ) -> None:
-        """Adds a record of the annotation file `sources[file]`; `group` and `origin` as `Captioned` has them."""
+        """Adds a record of the annotation file `annotation_files[file]`; `group` and `source` as in `Captioned`."""
         self._paths.append(image)
         for caption in captions:
             self._captions.append(caption)
@@ -69,13 +69,13 @@ class Pairs:
             self._groups.extend([0] * (len(self) - 1))  # of the records before
         if group or self._groups:
             self._groups.append(stable_hash("group", group) if group else 0)
-        if origin and not self._origins:
+        if source and not self._sources:
             for _ in range(len(self) - 1):
-                self._origins.append("")
-        if len(self._origins.names) >= MAX_ORIGINS and origin not in self._origins.names:
-            origin = "other"  # such as addresses, of which each record has another
-        if origin or self._origins:
-            self._origins.append(origin)
+                self._sources.append("")
+        if len(self._sources.names) >= MAX_SOURCES and source not in self._sources.names:
+            source = "other"  # such as addresses, of which each record has another
+        if source or self._sources:
+            self._sources.append(source)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -97,20 +97,20 @@ class Pairs:
         return (self._groups[index] if self._groups else 0) or self._image_ids[index]
 
     def given_path(self, index: int) -> str:
-        """The path of the image as the file gives it."""
+        """The path of the image as written in its annotation file."""
         return self._paths[index]
 
     def image_name(self, index: int) -> str:
-        """The record's `image_id` as its file gives it, else the name of the image file without its ending."""
+        """The record's `image_id` as written in its annotation file, else the image file's name without ending."""
         return self._names[index] or os.path.splitext(os.path.basename(self._paths[index]))[0]
 
-    def source(self, index: int) -> str:
+    def annotation_file(self, index: int) -> str:
         """The annotation file that the record comes from."""
-        return self.sources[self._files[index]]
+        return self.annotation_files[self._files[index]]
 
-    def origin(self, index: int) -> str:
+    def pair_source(self, index: int) -> str:
         """The source of the pair that the record names, such as web or synthetic, or ""."""
-        return self._origins[index] if self._origins else ""
+        return self._sources[index] if self._sources else ""
 
     def record_weights(self) -> np.ndarray | None:
         """(N,) float64: the weight of each record's file; None where all are 1."""
@@ -125,7 +125,7 @@ class Pairs:
             self._paths.nbytes
             + self._captions.nbytes
             + self._names.nbytes
-            + self._origins.nbytes
+            + self._sources.nbytes
             + sum(len(x) * x.itemsize for x in arrays)
         )
 
@@ -157,18 +157,18 @@ def read_pairs(
     for entry in files:
         path, weight = file_entry(entry)
         for file in open_set(CAPTION_SETS, dataset, path, split=split, image_root=image_root):
-            pairs.sources.append(file.path)
+            pairs.annotation_files.append(file.path)
             pairs.roots.append(file.root)
             pairs.weights.append(weight)
             for place, raw in file.raw():
                 record = file.parse(place, raw)
                 pairs.append(
-                    len(pairs.sources) - 1,
+                    len(pairs.annotation_files) - 1,
                     record.image,
                     record.captions,
                     image_id=record.image_id,
                     group=record.group,
-                    origin=record.source,
+                    source=record.source,
                 )
     return pairs
 
@@ -232,8 +232,8 @@ class PairDataset(Dataset):
         with seeded(self.seed, epoch, index):
             caption = captions[int(torch.randint(len(captions), ()))]
             pixels = self.transform(image)
-        image_id, origin = self.pairs.image_id(index), self.pairs.origin(index)
-        return Sample(pixels, self.encode(caption), caption_id(caption), image_id, index, skipped, origin)
+        image_id, source = self.pairs.image_id(index), self.pairs.pair_source(index)
+        return Sample(pixels, self.encode(caption), caption_id(caption), image_id, index, skipped, source)
 
 
 class EvalPairs(Dataset):

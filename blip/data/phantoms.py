@@ -124,19 +124,19 @@ def _draw_lesion(rng: np.random.Generator, canvas: Image.Image, place: int, imag
 def questions(phantom: Phantom) -> list[dict[str, str]]:
     """Questions with one right answer each, and the kind of answer: `closed` is yes or no."""
     lesions = phantom.lesions
-    asked = [("what part of the body is shown?", phantom.body, "open")]
-    asked.append(("how many lesions are there?", str(len(lesions)), "open"))
+    rows = [("what part of the body is shown?", phantom.body, "open")]
+    rows.append(("how many lesions are there?", str(len(lesions)), "open"))
     for side in SIDES:
         present = any(lesion.side == side for lesion in lesions)
-        asked.append((f"is there a lesion on the {side}?", "yes" if present else "no", "closed"))
+        rows.append((f"is there a lesion on the {side}?", "yes" if present else "no", "closed"))
     for lesion in lesions:
         place = f"the {lesion.position} {lesion.side}"
-        asked.append((f"what shape is the lesion in {place}?", lesion.shape, "open"))
-        asked.append((f"what size is the lesion in {place}?", lesion.size, "open"))
-        asked.append((f"is the lesion in {place} bright?", "yes" if lesion.brightness == "bright" else "no", "closed"))
+        rows.append((f"what shape is the lesion in {place}?", lesion.shape, "open"))
+        rows.append((f"what size is the lesion in {place}?", lesion.size, "open"))
+        rows.append((f"is the lesion in {place} bright?", "yes" if lesion.brightness == "bright" else "no", "closed"))
     if len(lesions) == 1:
-        asked.append(("where is the lesion?", f"{lesions[0].position} {lesions[0].side}", "open"))
-    return [{"question": q, "answer": a, "answer_type": kind} for q, a, kind in asked]
+        rows.append(("where is the lesion?", f"{lesions[0].position} {lesions[0].side}", "open"))
+    return [{"question": q, "answer": a, "answer_type": kind} for q, a, kind in rows]
 
 
 def statements(annotations: list[dict], seed: int = 0) -> list[dict]:
@@ -261,12 +261,12 @@ def write_phantoms(
         raise InputError("noise changes captions of all lesions: not together with name_one")
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    annotations, asked = [], []
+    annotations, question_records = [], []
     for record, image in records(count, seed, image_size, max_lesions=max_lesions, noise=noise, name_one=name_one):
         image.save(folder / record["image"])
         annotations.append(record)
-        asked += [{"image": record["image"], **question} for question in record["questions"]]
-    _write(folder / "questions.json", asked)
+        question_records += [{"image": record["image"], **question} for question in record["questions"]]
+    _write(folder / "questions.json", question_records)
     _write(folder / "statements.json", statements(annotations, seed))
     return _write(folder / "captions.json", annotations)
 

@@ -53,26 +53,22 @@ def shared_images(train: Questions, test: Questions, by_content: bool = False) -
 
     `by_content` compares the bytes of all images, which also finds copies under other names.
     """
-    known = _names(train, by_content)
-    return sum(bool(names & known) for names in _each(test, by_content).values())
+    in_train = set().union(*_identities(train, by_content).values())
+    return sum(bool(names & in_train) for names in _identities(test, by_content).values())
 
 
-def _names(questions: Questions, by_content: bool) -> set[str]:
-    return set().union(*_each(questions, by_content).values())
-
-
-def _each(questions: Questions, by_content: bool) -> dict[int, set[str]]:
+def _identities(questions: Questions, by_content: bool) -> dict[int, set[str]]:
     """Image number -> everything that identifies the image: its path, its id, the hash of its bytes."""
     contents = _contents(questions, by_content)
-    names: dict[int, set[str]] = {}
+    identities: dict[int, set[str]] = {}
     for index in range(len(questions)):
         image = questions.image_number(index)
-        if image not in names:
+        if image not in identities:
             question = questions[index]
-            names[image] = {contents[image]} if image in contents else set()
+            identities[image] = {contents[image]} if image in contents else set()
             if not is_reference(question.image):
-                names[image] |= {f"path {question.image}", f"id {question.image_id}"}
-    return names
+                identities[image] |= {f"path {question.image}", f"id {question.image_id}"}
+    return identities
 
 
 def _contents(questions: Questions, all_images: bool = False) -> dict[int, str]:
@@ -93,7 +89,7 @@ def _contents(questions: Questions, all_images: bool = False) -> dict[int, str]:
     return hashes
 
 
-def majority_answers(train: Questions, asked: Sequence[Question]) -> list[str]:
+def majority_answers(train: Questions, questions: Sequence[Question]) -> list[str]:
     """The baseline without images: the most frequent training answer to the same question, else of all questions."""
     by_question: dict[str, Counter[str]] = {}
     overall: Counter[str] = Counter()
@@ -102,4 +98,4 @@ def majority_answers(train: Questions, asked: Sequence[Question]) -> list[str]:
         by_question.setdefault(question.question, Counter()).update(question.answers)
         overall.update(question.answers)
     best = overall.most_common(1)[0][0]
-    return [by_question[q.question].most_common(1)[0][0] if q.question in by_question else best for q in asked]
+    return [by_question[q.question].most_common(1)[0][0] if q.question in by_question else best for q in questions]

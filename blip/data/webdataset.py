@@ -29,7 +29,7 @@ NEEDS_WEBDATASET = "reading and writing webdataset shards needs webdataset: pip 
 
 
 class TarError(BlipError):
-    """Shards that cannot be found, counted or written; the message says why."""
+    """Shards that cannot be found, counted or written; the message has the reason."""
 
 
 class BrokenSample(BlipError):

@@ -35,7 +35,7 @@ class PairFineTuning(FineTuning):
             wordless += not has_words(text)
         if wordless == count:
             problem = f"none of {count} captions has a letter or a digit, the first being {self.pairs.captions(0)[0]!r}"
-            raise AnnotationError(self.pairs.source(0), "", problem)
+            raise AnnotationError(self.pairs.annotation_file(0), "", problem)
         if wordless:
             said = f"{wordless} of {count} training captions have no letter and no digit: leave them out, or mend them"
             self.warning = "\n".join(filter(None, (self.warning, said)))

@@ -20,7 +20,7 @@ from blip.checkpoints.format import load_strict, load_weights, unique_state
 from blip.config import ConfigError, PretrainConfig, annotation_files
 from blip.data.batches import Batch
 from blip.data.loader import EvalLoader, eval_loader
-from blip.data.pairs import MAX_ORIGINS, CaptionEncoder, EvalPairs, read_pairs
+from blip.data.pairs import MAX_SOURCES, CaptionEncoder, EvalPairs, read_pairs
 from blip.data.skipped import SkipLog
 from blip.data.transforms import eval_transform, train_transform, unnormalise
 from blip.evaluation.pretraining import evaluate_pretraining
@@ -102,7 +102,7 @@ class Pretraining:
         config = self.config
         self.skipped.add(batch.skipped, len(batch))
         for source in filter(None, batch.sources):
-            self.seen[source if source in self.seen or len(self.seen) < MAX_ORIGINS else "other"] += 1
+            self.seen[source if source in self.seen or len(self.seen) < MAX_SOURCES else "other"] += 1
         batch = batch.to(self.device, non_blocking=True)
         packed = not config.compile  # compiled code wants few shapes
         alpha = losses.alpha_ramp(step, round(config.alpha_ramp_epochs * self.epochs.steps), config.alpha)

@@ -46,7 +46,7 @@ class FileData:
 
     def name(self, index: int) -> str:
         """Where a pair comes from, for messages."""
-        return f"{self.pairs.image_path(index)} ({self.pairs.source(index)} record {index})"
+        return f"{self.pairs.image_path(index)} ({self.pairs.annotation_file(index)} record {index})"
 
     def batches(
         self, tokenizer: Tokenizer, transform: Transform, start: tuple[int, int], pad_to: tuple[int, ...], pin: bool

@@ -62,7 +62,7 @@ def test_all_formats_read_alike(tmp_path: Path, suffix: str) -> None:
     assert len(pairs) == 3
     assert [pairs.captions(i) for i in range(3)] == [[record["caption"]] for record in RECORDS]
     assert pairs.image_path(2) == str(tmp_path / "c" / "d.png")
-    assert pairs.source(1) == str(path)
+    assert pairs.annotation_file(1) == str(path)
     assert [pairs.image_id(i) for i in range(2)] == [pairs_module.stable_hash("7"), pairs_module.stable_hash("x")]
     assert len({pairs.image_id(i) for i in range(3)}) == 3
 
@@ -79,7 +79,7 @@ def test_several_files_roots_and_lists(tmp_path: Path) -> None:
     assert pairs.captions(4) == ["y"]
     assert pairs.image_path(3) == str(tmp_path / "images" / "a.png")
     assert pairs.image_path(4) == "/x.png"
-    assert pairs.source(3).endswith("two.jsonl")
+    assert pairs.annotation_file(3).endswith("two.jsonl")
     assert pairs.record_weights().tolist() == [1, 1, 1, 2, 2]
     assert read_pairs([str(tmp_path / "one.json")]).record_weights() is None
 
@@ -117,7 +117,7 @@ def test_words_have_a_letter_or_a_digit() -> None:
 def test_memory_is_flat_arrays(tmp_path: Path) -> None:
     count = 100_000
     pairs = Pairs()
-    pairs.sources, pairs.roots, pairs.weights = ["set.jsonl"], ["images"], [1.0]
+    pairs.annotation_files, pairs.roots, pairs.weights = ["set.jsonl"], ["images"], [1.0]
     for i in range(count):
         pairs.append(0, f"figures/{i:07}.jpg", [f"caption number {i} of some thirty characters more"], image_id=None)
     assert pairs.nbytes / count < 120

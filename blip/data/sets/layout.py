@@ -1,4 +1,4 @@
-"""How a data set lies on disk as its authors distribute it: which file holds which part, and where its images are.
+"""The files of a data set as published: which file holds which split, and which folder its images.
 
 The sets themselves are three literal tables: CAPTION_SETS, QUESTION_SETS and STATEMENT_SETS, one `SetFormat` a name.
 """
