@@ -76,7 +76,9 @@ class TaskSpec:
 
 TASKS: dict[str, TaskSpec] = {
     "pretrain": TaskSpec(
-        build=lambda s: PretrainModel(s.vit, s.text, s.specials, s.embed_dim, label_smoothing=s.label_smoothing),
+        build=lambda s: PretrainModel(
+            s.vit, s.text, s.specials, embed_dim=s.embed_dim, label_smoothing=s.label_smoothing
+        ),
         can=frozenset({"encode", "match", "caption"}),
         has_features=True,
         shares_text=True,
@@ -86,7 +88,7 @@ TASKS: dict[str, TaskSpec] = {
         exports_as=("retrieval", "caption"),
     ),
     "retrieval": TaskSpec(
-        build=lambda s: RetrievalModel(s.vit, s.text, s.specials, s.embed_dim),
+        build=lambda s: RetrievalModel(s.vit, s.text, s.specials, embed_dim=s.embed_dim),
         can=frozenset({"encode", "match"}),
         has_features=True,
         explained_as="match",
@@ -101,7 +103,7 @@ TASKS: dict[str, TaskSpec] = {
         exports_as=("retrieval",),
     ),
     "caption": TaskSpec(
-        build=lambda s: CaptionModel(s.vit, s.text, s.specials, s.label_smoothing),
+        build=lambda s: CaptionModel(s.vit, s.text, s.specials, label_smoothing=s.label_smoothing),
         can=frozenset({"caption"}),
         explained_as="caption",
         scored_from=("pretrain",),
@@ -110,7 +112,7 @@ TASKS: dict[str, TaskSpec] = {
         exports_as=("caption",),
     ),
     "vqa": TaskSpec(
-        build=lambda s: VqaModel(s.vit, s.text, s.specials, s.answer, s.label_smoothing),
+        build=lambda s: VqaModel(s.vit, s.text, s.specials, answer=s.answer, label_smoothing=s.label_smoothing),
         can=frozenset({"answer"}),
         explained_as="answer",
         new_parts=(".cross_attention.k.", ".cross_attention.v."),

@@ -82,7 +82,7 @@ class Pretraining:
         if config.compile:
             compile_blocks(blocks(self.model), config.activation_checkpointing)
         self.parallel = data_parallel(self.model, device)
-        self.pending: list[tuple[torch.Tensor, ...]] = []  # momentum features and ids since the last update
+        self.pending: list[momentum.Entries] = []  # since the last update
         self.itm_mean: torch.Tensor | None = None  # running mean of the ITM loss
         self.warned = False
         self.seen: Counter[str] = Counter()  # pairs of each source that this process was trained on
@@ -108,9 +108,9 @@ class Pretraining:
         alpha = losses.alpha_ramp(step, round(config.alpha_ramp_epochs * self.epochs.steps), config.alpha)
 
         image_features, text_features = self.twin(batch.images, batch.ids, batch.lengths, packed)  # (B, E) each
-        entries = (image_features, text_features, batch.caption_ids, batch.image_ids)
+        entries = momentum.Entries(image_features, text_features, batch.caption_ids, batch.image_ids)
         equal = config.equal_captions == "positives"
-        candidates = momentum.candidates(*entries, self.queue, equal_captions=equal, equal_images=equal)
+        candidates = momentum.candidates(entries, self.queue, equal_captions=equal, equal_images=equal)
         out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha, packed=packed)
         self.pending.append(entries)
 
@@ -128,7 +128,8 @@ class Pretraining:
         }
         cost = flops.pretrain_step(
             self.model.image_encoder.config, self.model.text_encoder.config, batch.lengths.tolist(),
-            batch.ids.shape[1], config.embed_dim, config.queue_size, flops.Savings(packed=packed),
+            longest=batch.ids.shape[1], embed_dim=config.embed_dim, queue=config.queue_size,
+            savings=flops.Savings(packed=packed),
         )  # fmt: skip
         return Step(out.itc + out.itm + out.lm, logs, len(batch), cost.total, lambda: self._name(batch))
 
@@ -137,7 +138,7 @@ class Pretraining:
         """What follows the optimizer, in this order: clamp the temperature, move the twin, push the queue."""
         self.model.temperature.clamp_(*TEMPERATURE_RANGE)
         momentum.update_twin(*self.twin.pairs_with(self.model), self.config.momentum)
-        self.queue.push(*(torch.cat(parts) for parts in zip(*self.pending, strict=True)))
+        self.queue.push(momentum.joined(self.pending))
         self.pending.clear()
 
     def at_step_end(self, step: int, log: RunLog) -> dict | None:
@@ -169,10 +170,10 @@ class Pretraining:
         images: torch.Tensor = next(iter(self.val)).images[:count].to(self.device)
         self.model.eval()
         decoder = self.model.text_decoder
-        step_one = DecoderStep(decoder, decoder.project(self.model.image_encoder(images)))
+        step_one = DecoderStep(decoder, decoder.image_keys(self.model.image_encoder(images)))
         first = torch.full((len(images), 1), self.tokenizer.dec_id, device=self.device)
         how = Decoding(max_new_tokens=self.config.max_text_tokens - 1)
-        ids = generate(step_one, first, how, self.tokenizer.sep_id, self.tokenizer.pad_id).ids
+        ids = generate(step_one, first, how, end_id=self.tokenizer.sep_id, pad_id=self.tokenizer.pad_id).ids
         self.model.train()
         for number, (image, text) in enumerate(zip(images, ids.tolist(), strict=True)):
             log.sample(step, number, unnormalise(image), self.tokenizer.decode(text))

@@ -116,7 +116,7 @@ def start_model(
     model = model_of(task, vit, text, specials, embed_dim=config.embed_dim, label_smoothing=smoothing)
     if source is None:  # a model of pre-training gives the start: from nothing, or from ViT and BERT weights
         text.images = 1
-        whole = PretrainModel(vit, text, specials, config.embed_dim)
+        whole = PretrainModel(vit, text, specials, embed_dim=config.embed_dim)
         if config.vision_init:
             initialize.init_vision(whole, config.vision_init)
         if config.text_init:
@@ -205,7 +205,14 @@ def build_pretrain(
     Not `fresh`, all weights are random: a checkpoint's are loaded next.
     """
     vit, text = vit_config(config), text_config(config, vocab_size)
-    model = PretrainModel(vit, text, specials, config.embed_dim, config.temperature, config.label_smoothing)
+    model = PretrainModel(
+        vit,
+        text,
+        specials,
+        embed_dim=config.embed_dim,
+        temperature=config.temperature,
+        label_smoothing=config.label_smoothing,
+    )
     queue = Queue(config.queue_size, config.embed_dim)
     foreign: dict[str, Tensor] = {}
     if fresh:

@@ -1,4 +1,4 @@
-"""CapFilt: the same files however they are made, nothing kept that should go, nothing lost on the way."""
+"""CapFilt: files do not depend on how work is divided, what fails the filter is dropped, a kill loses nothing."""
 
 import json
 import random

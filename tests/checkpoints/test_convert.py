@@ -1,4 +1,4 @@
-"""Conversion: round trips are exact, foreign classes agree on the numbers, wrong files are refused in clear words."""
+"""Conversion: round trips are exact, foreign classes give the same numbers, wrong files are refused with a message."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def tokenizer_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def pretrain() -> tuple[PretrainModel, dict[str, Tensor], dict]:
     """Model, all tensors of a checkpoint, info."""
-    model = PretrainModel(STORED_VIT, STORED_TEXT, specials_of(STORED_TEXT), STORED_EMBED)
+    model = PretrainModel(STORED_VIT, STORED_TEXT, specials_of(STORED_TEXT), embed_dim=STORED_EMBED)
     randomised(model)
     twin = randomised(Twin(model))
     queue = momentum.Queue(QUEUE, STORED_EMBED)
@@ -153,7 +153,7 @@ def test_transformers_retrieval_agrees(pretrain: tuple, tmp_path: Path, tokenize
     states = model.image_encoder(images)
     theirs = foreign(input_ids=ids, pixel_values=images, attention_mask=mask)
     torch.testing.assert_close(states, theirs.last_hidden_state, rtol=0, atol=TOLERANCE)
-    keys = model.text_encoder.project(states)
+    keys = model.text_encoder.image_keys(states)
     ours = model.itm_head(model.text_encoder.multimodal(ids, rows, keys, first_only=True))
     torch.testing.assert_close(ours, theirs.itm_score, rtol=0, atol=TOLERANCE)
 
@@ -177,7 +177,7 @@ def test_transformers_captioner_agrees(pretrain: tuple, tmp_path: Path, tokenize
     ids, lengths = ids[:, :4], torch.full((3,), 4)
     theirs = foreign(pixel_values=images, input_ids=ids).logits
     rows = Rows(lengths, 4, ids.device)
-    keys = model.text_encoder.project(model.image_encoder(images))
+    keys = model.text_encoder.image_keys(model.image_encoder(images))
     ours = model.text_decoder.head(rows.unpack(model.text_decoder(ids, rows, keys)))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
 
@@ -222,7 +222,7 @@ def test_reads_what_transformers_saved(tmp_path: Path) -> None:
     tensors, info = convert.read(tmp_path)
     assert info["image_encoder"]["heads"] == 2 and info["text_encoder"]["heads"] == 3
     vit, text = ViTConfig(**info["image_encoder"]), TextConfig(**info["text_encoder"])
-    model = RetrievalModel(vit, text, Specials(0, 1, 2), info["embed_dim"])
+    model = RetrievalModel(vit, text, Specials(0, 1, 2), embed_dim=info["embed_dim"])
     load_strict(model, {"temperature": torch.tensor(0.07), **tensors}, "model")
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():

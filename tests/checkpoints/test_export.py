@@ -61,7 +61,7 @@ def test_transformers_answers_the_same(tmp_path: Path, images: list) -> None:
     asked, mask = with_first(ids, words.enc_id), (torch.arange(ids.shape[1]) < lengths[:, None]).long()
     states = foreign.vision_model(pixel_values=pixels).last_hidden_state
     theirs = foreign.text_encoder(input_ids=asked, attention_mask=mask, encoder_hidden_states=states).last_hidden_state
-    ours = model.model.question_states(model.model.text_encoder.project(states), ids, lengths)
+    ours = model.model.question_states(model.model.text_encoder.image_keys(states), ids, lengths)
     torch.testing.assert_close(ours, theirs * mask[..., None], **CLOSE)
 
     # its answer decoder looks at padding, too (transformers 5.23): one by one from here on
@@ -70,7 +70,7 @@ def test_transformers_answers_the_same(tmp_path: Path, images: list) -> None:
     for i, length in enumerate(lengths.tolist()):
         alone = theirs[i : i + 1, :length]
         logits = foreign.text_decoder(input_ids=answer_ids, encoder_hidden_states=alone).logits[0]
-        torch.testing.assert_close(decoder.head(decoder(answer_ids, rows, decoder.project(alone))), logits, **CLOSE)
+        torch.testing.assert_close(decoder.head(decoder(answer_ids, rows, decoder.image_keys(alone))), logits, **CLOSE)
 
     how = Decoding(max_new_tokens=5)
     for i, one in enumerate(model.answer(images, QUESTIONS, how=how)):

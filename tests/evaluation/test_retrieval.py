@@ -36,7 +36,7 @@ def slow_scores(model: RetrievalModel, pixels: Tensor, texts: retrieval.Texts) -
             ids = row[None, :length].clone()
             alone = model.text_encoder.text(ids, one(length))[:1]
             ids[0, 0] = SPECIALS.enc
-            seen = model.text_encoder.multimodal(ids, one(length), model.text_encoder.project(states))[:1]
+            seen = model.text_encoder.multimodal(ids, one(length), model.text_encoder.image_keys(states))[:1]
             image_feature = F.normalize(model.image_proj(states[:, 0]), dim=-1)
             cosines[i, t] = (image_feature * F.normalize(model.text_proj(alone), dim=-1)).sum()
             scores[i, t] = cosines[i, t] + model.itm_head(seen)[0, 1]

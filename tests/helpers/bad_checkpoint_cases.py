@@ -22,13 +22,13 @@ HEADS = (STORED_VIT.heads, STORED_TEXT.heads)
 
 def tiny_retrieval() -> tuple[dict[str, Tensor], dict]:
     """Tensors and info of a small random retrieval model."""
-    model = RetrievalModel(STORED_VIT, STORED_TEXT, Specials(0, 1, 2), STORED_EMBED)
+    model = RetrievalModel(STORED_VIT, STORED_TEXT, Specials(0, 1, 2), embed_dim=STORED_EMBED)
     return unique_state(model), stored_info("retrieval")
 
 
 def released(tmp_path: Path, **changes: Tensor | None) -> Path:
     """A `.pth` file of pre-training; `changes` by released name with `/` for the dots, None leaves a tensor out."""
-    model = PretrainModel(STORED_VIT, STORED_TEXT, specials_of(STORED_TEXT), STORED_EMBED)
+    model = PretrainModel(STORED_VIT, STORED_TEXT, specials_of(STORED_TEXT), embed_dim=STORED_EMBED)
     path = tmp_path / "model.pth"
     convert.write(path, unique_state(model), stored_info("pretrain"), "salesforce")
     state = torch.load(path, weights_only=True)["model"]
@@ -47,7 +47,7 @@ def folder(tmp_path: Path, **info_changes: object) -> Path:
     words = Tokenizer.train(CAPTIONS, STORED_TEXT.vocab_size)
     words.save(tmp_path / "words.json")
     text = replace(STORED_TEXT, vocab_size=words.size)
-    tensors = unique_state(RetrievalModel(STORED_VIT, text, Specials(0, 1, 2), STORED_EMBED))
+    tensors = unique_state(RetrievalModel(STORED_VIT, text, Specials(0, 1, 2), embed_dim=STORED_EMBED))
     info = {**stored_info("retrieval", text), **info_changes}
     convert.write(tmp_path / "ours", tensors, info, "blip", tmp_path / "words.json")
     return tmp_path / "ours"

@@ -12,9 +12,10 @@ from torch import Tensor
 
 import blip
 from blip.inference.predictor import Predictor
+from blip.models.answer_tree import AnswerTree
 from blip.models.decoding import Decoding
 from blip.models.generation import generate
-from blip.models.ranking import AnswerTree, rank_answers
+from blip.models.ranking import rank_answers
 from blip.network.med import DecoderStep
 from blip.network.packing import Rows, with_first
 
@@ -47,8 +48,8 @@ def test_captions_are_those_of_direct_calls(checkpoints: dict, images: list, way
     written = model.write(images, how=how, batch_size=batch_size)
     for image, several in zip(images, written, strict=True):
         states = model.model.image_encoder(model.pixels([image]))
-        step = DecoderStep(model.model.text_decoder, model.model.text_decoder.project(states))
-        out = generate(step, torch.tensor([first]), how, words.sep_id, words.pad_id)
+        step = DecoderStep(model.model.text_decoder, model.model.text_decoder.image_keys(states))
+        out = generate(step, torch.tensor([first]), how, end_id=words.sep_id, pad_id=words.pad_id)
         assert [one.text for one in several] == [words.decode(first + ids) for ids in out.ids.tolist()]
         assert [one.log_prob for one in several] == pytest.approx(out.log_probs.sum(dim=1).tolist(), abs=1e-5)
         assert len(several) == how.num_return
@@ -67,7 +68,7 @@ def test_log_probabilities_are_those_of_the_whole_text_at_once(checkpoints: dict
     for image, (one, *_) in zip(images, model.write(images, prompt, WAYS["beams"]), strict=True):
         new = [vocabulary[token] for token in one.tokens]
         ids = torch.tensor([[words.dec_id, *prompt_ids, *new]])
-        keys = decoder.project(model.model.image_encoder(model.pixels([image])))
+        keys = decoder.image_keys(model.model.image_encoder(model.pixels([image])))
         states = decoder(ids, Rows(torch.tensor([ids.shape[1]]), ids.shape[1], ids.device), keys)
         each = decoder.head(states).log_softmax(dim=1)[len(prompt_ids) : -1].gather(1, torch.tensor(new)[:, None])
         assert one.token_log_probs == pytest.approx(each[:, 0].tolist(), abs=1e-5)
@@ -96,14 +97,14 @@ def scores_of(model: Predictor, image: Path, question: str, answers: list[str], 
     words, net = model.tokenizer, model.model
     ids = torch.tensor(words.encode([question], 40))
     rows = Rows(torch.tensor([ids.shape[1]]), ids.shape[1], ids.device)
-    keys = net.text_encoder.project(net.image_encoder(model.pixels([image])))
+    keys = net.text_encoder.image_keys(net.image_encoder(model.pixels([image])))
     states = net.text_encoder.multimodal(with_first(ids, words.enc_id), rows, keys)[None]
     scores = []
     for answer in answers:
         target = torch.tensor(words.encode([answer], 40))
         given = with_first(target, words.dec_id)
         rows = Rows(torch.tensor([target.shape[1]]), target.shape[1], target.device)
-        log_probs = net.text_decoder.head(net.text_decoder(given, rows, net.text_decoder.project(states)))[:-1]
+        log_probs = net.text_decoder.head(net.text_decoder(given, rows, net.text_decoder.image_keys(states)))[:-1]
         log_probs = log_probs.log_softmax(dim=1)
         right = log_probs.gather(1, target[0, 1:, None])[:, 0]
         scores.append(((1 - smoothing) * right + smoothing * log_probs.mean(dim=1)).sum())

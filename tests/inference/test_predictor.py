@@ -1,4 +1,4 @@
-"""`blip.load`: images and strings in, the same answers one by one and in batches, in clear words where it cannot."""
+"""`blip.load`: images and strings in; a batch gives what single inputs give; wrong input gives a clear message."""
 
 import subprocess
 import sys
@@ -28,8 +28,8 @@ from blip.tokenizer import Specials, Tokenizer
 
 
 def greedy(model: PretrainModel, states: torch.Tensor, first: torch.Tensor, end: int, pad: int, limit: int):
-    step = DecoderStep(model.text_decoder, model.text_decoder.project(states))
-    return generate(step, first, Decoding(max_new_tokens=limit), end, pad).ids
+    step = DecoderStep(model.text_decoder, model.text_decoder.image_keys(states))
+    return generate(step, first, Decoding(max_new_tokens=limit), end_id=end, pad_id=pad).ids
 
 
 TEXTS = ["large lesion in the left lung", "normal", "a chest x-ray in the lung normal left"]
@@ -45,7 +45,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = Tokenizer.train(CAPTIONS, STORED_TEXT.vocab_size)
     words.save(path / "words.json")
     text = replace(STORED_TEXT, vocab_size=words.size)
-    model = PretrainModel(STORED_VIT, text, Specials(words.pad_id, words.enc_id, words.dec_id), STORED_EMBED)
+    model = PretrainModel(STORED_VIT, text, Specials(words.pad_id, words.enc_id, words.dec_id), embed_dim=STORED_EMBED)
     add_noise(model, std=0.2)
     convert.write(path / "ours", unique_state(model), stored_info("pretrain", text), "blip", path / "words.json")
     return path / "ours"
@@ -68,7 +68,7 @@ def reference_logits(predictor: Predictor, image: Image.Image, text: str) -> tor
     pixels = eval_transform(STORED_VIT.image_size)(open_image(image))[None]
     ids = torch.tensor(words.encode([text], 40))
     rows = Rows(torch.tensor([ids.shape[1]]), ids.shape[1], ids.device)
-    keys = model.text_encoder.project(model.image_encoder(pixels))
+    keys = model.text_encoder.image_keys(model.image_encoder(pixels))
     states = model.text_encoder.multimodal(with_first(ids, words.enc_id), rows, keys)
     return model.itm_head(states[:1])
 
@@ -167,7 +167,7 @@ def test_greedy_equals_no_cache_and_no_batch(predictor: Predictor, images: list[
     for end in range(5, words.dec_id):  # whatever token the random model writes may serve as the end
         expected = []
         for one in states:
-            ids, keys = [words.dec_id], model.text_encoder.project(one[None])
+            ids, keys = [words.dec_id], model.text_encoder.image_keys(one[None])
             while len(ids) < 9 and ids[-1] != end:
                 rows = Rows(torch.tensor([len(ids)]), len(ids), states.device)
                 last = model.text_decoder(torch.tensor([ids]), rows, keys)[-1]
@@ -186,7 +186,7 @@ def test_selected_texts_go_on_as_if_alone(predictor: Predictor, images: list[Ima
     """Two texts an image, as beams are: images and texts drop out and change places."""
     decoder, words = predictor.model.text_decoder, predictor.tokenizer
     states = predictor.model.image_encoder(predictor.pixels(images))
-    step = DecoderStep(decoder, decoder.project(states))
+    step = DecoderStep(decoder, decoder.image_keys(states))
     step(torch.full((3, 1), words.dec_id))
     step.select(torch.tensor([0, 0, 1, 1, 2, 2]), per_image=2)
     tokens = torch.tensor([7, 8, 9, 10, 11, 12])
@@ -195,7 +195,7 @@ def test_selected_texts_go_on_as_if_alone(predictor: Predictor, images: list[Ima
     next_tokens = torch.tensor([20, 21, 22, 23])
     logits = step(next_tokens[:, None])
     for row, (image, token, following) in enumerate([(0, 8, 20), (0, 7, 21), (2, 12, 22), (2, 12, 23)]):
-        alone = DecoderStep(decoder, decoder.project(states[image][None]))
+        alone = DecoderStep(decoder, decoder.image_keys(states[image][None]))
         expected = alone(torch.tensor([[words.dec_id, token, following]]))
         close(logits[row : row + 1], expected, rtol=0, atol=TOLERANCE)
 

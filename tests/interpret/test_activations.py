@@ -1,4 +1,4 @@
-"""Activations of a data set: shards hold what a trace reads, and an interrupted run goes on."""
+"""Activations of a data set: shards hold what a trace reads, and an interrupted run continues."""
 
 import json
 from pathlib import Path

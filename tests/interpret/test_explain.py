@@ -1,4 +1,4 @@
-"""Maps are what the published formula says, words get their own pieces, and pictures show what they claim."""
+"""Maps follow the published formulas, a word is the sum of its pieces, and the pictures show the maps."""
 
 import json
 import re
@@ -47,8 +47,10 @@ def naive_gradcam(
             kept.append(output)
 
         handle = model.text_encoder.layers[layer].cross_attention.attention.pattern.register_forward_hook(keep)
-        keys = model.text_encoder.project(model.image_encoder(image[None]))
-        logits = match_logits(model.text_encoder, model.itm_head, row[None, :length], torch.tensor([length]), keys)
+        keys = model.text_encoder.image_keys(model.image_encoder(image[None]))
+        logits = match_logits(
+            model.text_encoder, model.itm_head, row[None, :length], lengths=torch.tensor([length]), keys=keys
+        )
         model.zero_grad()
         logits[0, 1].backward()
         handle.remove()
@@ -65,7 +67,7 @@ def naive_gradcam(
 @pytest.mark.parametrize("kind", ["itm", "retrieval"])
 def test_maps_of_published_checkpoints_follow_the_published_formula(golden_dir: Path, kind: str) -> None:
     golden = Golden(golden_dir, kind)
-    made = RetrievalModel(golden.vit, golden.text, golden.specials, golden.info["embed_dim"])
+    made = RetrievalModel(golden.vit, golden.text, golden.specials, embed_dim=golden.info["embed_dim"])
     golden.model_tensors.setdefault("temperature", made.temperature.detach())
     load_strict(made, golden.model_tensors, kind)
     made.eval()
@@ -77,8 +79,9 @@ def test_maps_of_published_checkpoints_follow_the_published_formula(golden_dir: 
     for layer in range(golden.text.layers):
         site = f"text.{layer}.cross"
         with blip.trace(made, f"{site}.*", grads=True) as t:
-            keys = made.text_encoder.project(made.image_encoder(images))
-            match_logits(made.text_encoder, made.itm_head, ids, lengths, keys)[:, 1].sum().backward()
+            keys = made.text_encoder.image_keys(made.image_encoder(images))
+            logits = match_logits(made.text_encoder, made.itm_head, ids, lengths=lengths, keys=keys)
+            logits[:, 1].sum().backward()
         found = blip.gradcam(t, site)
         expected = naive_gradcam(made, layer, images, ids, lengths)
         assert any(x.abs().max() > 1e-8 for x in expected)

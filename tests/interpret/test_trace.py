@@ -1,4 +1,4 @@
-"""Tracing: what is read is what the model computed, edits do what they say, and nothing stays behind."""
+"""Tracing: it reads what the model computed, edits have their described effect, and no hook remains afterwards."""
 
 import json
 from collections.abc import Callable
@@ -43,9 +43,9 @@ def match(model: PretrainModel, images: Tensor, ids: Tensor, packed: bool = True
     from blip.models.matching import match_logits
     from blip.network.packing import with_first
 
-    keys = model.text_encoder.project(model.image_encoder(images))
+    keys = model.text_encoder.image_keys(model.image_encoder(images))
     ids = with_first(ids, SPECIALS.enc)
-    return match_logits(model.text_encoder, model.itm_head, ids, LENGTHS, keys, packed)[:, 1]
+    return match_logits(model.text_encoder, model.itm_head, ids, lengths=LENGTHS, keys=keys, packed=packed)[:, 1]
 
 
 TEXTS = ["head with a small bright round lesion", "chest", "a dark square"]
@@ -179,13 +179,15 @@ def test_writing_step_by_step(model: Predictor, pictures: list[Path]) -> None:
 
 
 def test_training_pass_with_texts_that_look_at_other_images(exact: PretrainModel) -> None:
-    from blip.models.matching import match_with_negatives
+    from blip.models.matching import HardNegatives, match_with_negatives
 
     pixels, ids = inputs()
     hard = torch.tensor([1, 2, 3, 0])
     with blip.trace(exact, "text.0.cross.*") as t:
-        keys = exact.text_encoder.project(exact.image_encoder(pixels))
-        match_with_negatives(exact.text_encoder, exact.itm_head, ids, LENGTHS, keys, hard, hard, packed=True)
+        keys = exact.text_encoder.image_keys(exact.image_encoder(pixels))
+        exists = torch.ones(4, dtype=torch.bool)
+        negatives = HardNegatives(text=hard, image=hard, has_text=exists, has_image=exists)
+        match_with_negatives(exact.text_encoder, exact.itm_head, ids, lengths=LENGTHS, keys=keys, negatives=negatives)
     found = t.pattern("text.0.cross")  # own and hard text of each image, then each text with its hard image
     assert found.shape == (12, 3, 6, 5)
     keys_of = torch.cat([keys.layers[0][0].repeat_interleave(2, dim=0), keys.layers[0][0][hard]])
@@ -395,7 +397,7 @@ def test_compiled_models_run_eagerly_inside_and_compile_whole(exact: PretrainMod
     rows = Rows(LENGTHS, 6, ids.device, packed=False)
 
     def whole() -> Tensor:
-        keys = exact.text_encoder.project(exact.image_encoder(pixels))
+        keys = exact.text_encoder.image_keys(exact.image_encoder(pixels))
         return exact.text_encoder.multimodal(ids, rows, keys, first_only=True)
 
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The whole pre-training model against slow, obvious twins: texts one by one, keys repeated, every token computed."""
+"""The whole pre-training model against a slow, plain one: texts one by one, keys repeated, every token computed."""
 
 import shutil
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from blip.models import losses
-from blip.models.momentum import Candidates, Queue, Twin, candidates
+from blip.models.momentum import Candidates, Entries, Queue, Twin, candidates
 from blip.models.pretrain import Output, PretrainModel
 from blip.network.packing import Rows
 
@@ -32,7 +32,8 @@ def inputs(equal: bool = False) -> tuple[Tensor, Tensor, Candidates]:
     ids = torch.randint(1, 48, (B, 7)).masked_fill(torch.arange(7) >= LENGTHS[:, None], PAD)
     image_m, text_m = F.normalize(torch.randn(B, 8), dim=1), F.normalize(torch.randn(B, 8), dim=1)
     caption_ids = torch.tensor([0, 1, 0, 3])  # two equal captions
-    others = candidates(image_m, text_m, caption_ids, torch.arange(B), Queue(6, 8), equal, equal)
+    entries = Entries(image_m, text_m, caption_ids, torch.arange(B))
+    others = candidates(entries, Queue(6, 8), equal_captions=equal, equal_images=equal)
     return torch.randn(B, 3, 32, 32), ids, others
 
 
@@ -61,7 +62,7 @@ def slow_forward(model: PretrainModel, images: Tensor, ids: Tensor, others: Cand
     def first_state(text: Tensor, image: Tensor) -> Tensor:
         text = text.clone()
         text[:, 0] = ENC
-        return encoder.multimodal(text, one(text.shape[1]), encoder.project(image))[:1]
+        return encoder.multimodal(text, one(text.shape[1]), encoder.image_keys(image))[:1]
 
     hard_text, hard_image = ((s[:, :B].masked_fill(others.positives[:, :B], -1e9)).argmax(dim=1) for s in similarity)
     assert (hard_text != hard_image).any()  # else nobody sees them swapped
@@ -75,7 +76,7 @@ def slow_forward(model: PretrainModel, images: Tensor, ids: Tensor, others: Cand
     for text, image in zip(texts, states, strict=True):
         start = text.clone()
         start[:, 0] = DEC
-        decoded = decoder(start, one(text.shape[1]), encoder.project(image))
+        decoded = decoder(start, one(text.shape[1]), encoder.image_keys(image))
         predicted.append(decoder.head(decoded)[:-1])
         targets.append(text[0, 1:])
     lm = F.cross_entropy(torch.cat(predicted), torch.cat(targets), label_smoothing=0.1)

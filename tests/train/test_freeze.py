@@ -30,7 +30,7 @@ class Captioner(nn.Module):
 
     def forward(self, images: Tensor, ids: Tensor) -> Tensor:
         rows = Rows(torch.full((len(ids),), ids.shape[1]), ids.shape[1], ids.device)
-        keys = self.text_encoder.project(self.image_encoder(images))
+        keys = self.text_encoder.image_keys(self.image_encoder(images))
         matched = self.text_encoder.multimodal(ids, rows, keys)
         written = self.text_decoder.head(self.text_decoder(ids, rows, keys))
         return matched.square().mean() / self.temperature + written.logsumexp(-1).mean()

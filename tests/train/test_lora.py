@@ -1,4 +1,4 @@
-"""Adapters: they alone are trained, nothing changes until they are, and folded in they compute the same."""
+"""Adapters: only they are trained, they change nothing before training, and folded in they compute the same."""
 
 import json
 import re
@@ -51,7 +51,7 @@ class Model(nn.Module):
     def forward(self, images: Tensor, ids: Tensor) -> list[Tensor]:
         rows = Rows(torch.full((len(ids),), ids.shape[1]), ids.shape[1], ids.device)
         states = self.image_encoder(images)
-        keys = self.text_encoder.project(states)
+        keys = self.text_encoder.image_keys(states)
         return [
             states,
             self.image_proj(self.image_encoder(images, cls_only=True)[:, 0]) / self.temperature,
