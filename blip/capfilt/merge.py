@@ -25,8 +25,9 @@ from blip.data.webdataset import write_tar_shards
 from blip.errors import BlipError
 from blip.files import whole_file, write_whole
 
-ENDINGS = (".json", ".jsonl")
-ENDING_OF = {
+ANNOTATION_ENDINGS = (".json", ".jsonl")
+# Pillow's name of a format -> the ending of images that are copied into shards; other formats become PNG
+ENDING_OF_FORMAT = {
     "JPEG": "jpg",
     "MPO": "jpg",
     "PNG": "png",
@@ -34,7 +35,7 @@ ENDING_OF = {
     "TIFF": "tif",
     "BMP": "bmp",
     "GIF": "gif",
-}  # Pillow's formats
+}
 TAR_SIZE = 1000  # pairs in a webdataset shard
 
 
@@ -120,8 +121,10 @@ def merge(
     Raises:
         MergeError: wrong ending, unknown source, or nothing passes.
     """
-    if out.suffix and out.suffix not in ENDINGS:
-        raise MergeError(f"{out}: merged annotations end in {' or '.join(ENDINGS)}; webdataset shards have a folder")
+    if out.suffix and out.suffix not in ANNOTATION_ENDINGS:
+        raise MergeError(
+            f"{out}: merged annotations end in {' or '.join(ANNOTATION_ENDINGS)}; webdataset shards have a folder"
+        )
     if unknown := [source for source in sources if source not in (WEB, SYNTHETIC)]:
         raise MergeError(f"source is {unknown[0]!r}; it can be {WEB} or {SYNTHETIC}")
     rule = settled(rule, folders)
@@ -181,13 +184,13 @@ def _write_list(path: Path, lines: Iterator[Line]) -> None:
 def _samples(lines: Iterator[Line], merged: Merged) -> Iterator[dict[str, Any]]:
     """Samples of webdataset shards: the unchanged bytes of the image, and the record. Unreadable images are left out.
 
-    An image of a format that has no ending in ENDING_OF becomes a PNG.
+    An image of a format that has no ending in ENDING_OF_FORMAT becomes a PNG.
     """
     for line in lines:
         try:
             data = read_image(line["image"])
             with Image.open(io.BytesIO(data)) as image:
-                ending = ENDING_OF.get(image.format or "", "")
+                ending = ENDING_OF_FORMAT.get(image.format or "", "")
             if not ending:
                 ending, buffer = "png", io.BytesIO()
                 open_image(data).save(buffer, "PNG")
