@@ -64,7 +64,7 @@ class Answering(FineTuning):
         self.answers = self._answers()
 
     def _read(self, files: Any, split: str) -> Questions:
-        return read_questions(files, self.config.image_root, self.config.dataset, self.part(split))
+        return read_questions(files, self.config.image_root, self.config.dataset, split=self.part(split))
 
     def compare_with(self, train_file: list[str]) -> None:
         """Evaluation alone: the questions that were trained on, where they lie here, for what `_score` says of them."""
@@ -117,7 +117,12 @@ class Answering(FineTuning):
         assert self.questions is not None
         config = self.config
         return VqaDataset(
-            self.questions, self.order, self.encoder(), transform, config.seed, config.max_skipped_fraction
+            self.questions,
+            self.order,
+            self.encoder(),
+            transform=transform,
+            seed=config.seed,
+            max_skipped_fraction=config.max_skipped_fraction,
         )
 
     def step(self, batch: VqaBatch, step: int) -> Step:
