@@ -273,7 +273,7 @@ def test_a_share_is_kept_whatever_the_scores(scores: list[float], tmp_path: Path
         assert found.kept[WEB] == sum(score >= border for score in scores) >= tenth
     write_report([tmp_path / "scored"], tmp_path / "page.html", Rule(fraction=0.2))
     kept = len(scores) if len(set(scores)) == 1 else 6 if len(set(scores)) == 2 else 2
-    assert f"<td>10<td>{kept}<td>{10 - kept}<td>" in (tmp_path / "page.html").read_text()
+    assert f"<td>10</td><td>{kept}</td><td>{10 - kept}</td>" in (tmp_path / "page.html").read_text()
 
 
 def test_human_texts_alone_are_no_result(scored: Path, phantoms: Path, tmp_path: Path) -> None:
@@ -319,9 +319,7 @@ def test_webdataset_shards_hold_the_images(model: Predictor, phantoms: Path, tmp
 def one_process(step: str, checkpoint: Path, data: Path, out: Path, rank: int, world: int) -> None:
     """What one of several processes does in a step, without a rendezvous."""
     torch.set_num_threads(1)
-    blip.files.os.fsync = lambda descriptor: time.sleep(
-        0.05
-    )  # a slow disk: there is a middle to be killed in
+    blip.files.os.fsync = lambda descriptor: time.sleep(0.05)  # a slow disk: there is a middle to be killed in
     answers = {"rank": rank, "world_size": world, "is_main": rank == 0, "barrier": None}
     for name, answer in answers.items():
         setattr(blip.distributed, name, lambda answer=answer: answer)
