@@ -1,7 +1,8 @@
-"""Single images as one finds them in articles, drawn at random: scans, micrographs, photographs, gels.
+"""Single images like those of articles, drawn at random: scans, micrographs, photographs, gels.
 
-`plots.py` draws what has paper around it; `compose.py` puts both together to compound figures of which every box is
-known, from which the detector learns. A drawer takes a random generator and a size and returns a picture of that size.
+`plots.py` and `drawings.py` draw what has paper around it; `compose.py` composes compound figures of both, with known
+boxes, on which the detector is trained. A drawer takes a random generator, a width and a height in pixels, and returns
+a picture of that size.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ WORDS = (
 
 @lru_cache
 def font_files() -> tuple[str, ...]:
-    """Fonts that matplotlib brings, or none (Pillow's own serves then)."""
+    """Paths of fonts of matplotlib; empty without matplotlib, when the font of Pillow is used."""
     try:
         import matplotlib
     except ImportError:
@@ -40,19 +41,20 @@ def font_files() -> tuple[str, ...]:
 
 @lru_cache(maxsize=512)
 def font(which: int, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """One of the fonts at hand, in a size of pixels; `which` may be any number."""
+    """One of the available fonts; `which` may be any number, `size` is in pixels."""
     files = font_files()
     choice = which % (len(files) + 2)
     return ImageFont.truetype(files[choice], size) if choice < len(files) else ImageFont.load_default(size)
 
 
 def words(rng: np.random.Generator, most: int = 3) -> str:
+    """One to `most` random words."""
     text = " ".join(rng.choice(WORDS, rng.integers(1, most + 1)))
     return text.capitalize() if rng.random() < 0.5 else text
 
 
 def noise(rng: np.random.Generator, width: int, height: int, cells: float) -> np.ndarray:
-    """Smooth noise in [0, 1], (height, width); about `cells` bumps along the longer side."""
+    """Smooth noise in [0, 1], (height, width), with about `cells` maxima along the longer side."""
     scale = cells / max(width, height)
     small = rng.random((max(2, int(height * scale)), max(2, int(width * scale))), dtype=np.float32)
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)).clip(0, 1)
@@ -68,7 +70,7 @@ def picture(values: np.ndarray, low: Color = (0, 0, 0), high: Color = (255, 255,
 
 
 def scan(rng: np.random.Generator, width: int, height: int) -> Picture:
-    """A section through a body: a bright rim, tissue within, darkness around."""
+    """A section through a body: a bright rim, tissue inside, black outside."""
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     wide, tall = rng.uniform(0.6, 1.05, 2)
     x, y = x - rng.normal(0, 0.06), y - rng.normal(0, 0.06)
@@ -102,7 +104,7 @@ def tissue(rng: np.random.Generator, width: int, height: int) -> Picture:
 
 
 def photograph(rng: np.random.Generator, width: int, height: int) -> Picture:
-    """Shapes before a coloured ground."""
+    """Shapes on a coloured ground."""
     ground = picture(noise(rng, width, height, rng.uniform(2, 8)), *(tuple(rng.integers(0, 256, 3)) for _ in range(2)))
     draw = ImageDraw.Draw(ground)
     for _ in range(rng.integers(1, 7)):
@@ -126,4 +128,4 @@ def gel(rng: np.random.Generator, width: int, height: int) -> Picture:
     return picture(1 - values if rng.random() < 0.3 else values)
 
 
-IMAGES: tuple[Drawer, ...] = (scan, scan, fluorescence, tissue, photograph, gel)  # no ground of their own
+IMAGES: tuple[Drawer, ...] = (scan, scan, fluorescence, tissue, photograph, gel)  # without a ground of their own
