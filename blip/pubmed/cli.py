@@ -16,6 +16,13 @@ Corpus = Annotated[Path, typer.Argument(help="folder of the catalogue and the ar
 NumWorkers = Annotated[int, typer.Option("--num_workers", "--workers", min=1, help="processes")]
 Retracted = Annotated[bool, typer.Option("--retracted", help="also retracted articles")]
 
+Shares = Annotated[
+    tuple[float, float, float], typer.Option("--split_shares", "--splits", help="shares of train, val, test")
+]
+KeepWhole = Annotated[
+    bool, typer.Option("--keep_whole/--no_keep_whole", " /--no_whole", help="compound figures that were not divided")
+]
+
 
 @contextmanager
 def reported_errors() -> Iterator[None]:
@@ -164,9 +171,7 @@ def build(
     pairs: Annotated[Path, typer.Argument(help="lines of `blip pubmed split` or `extract`")],
     *,
     out: Annotated[Path, typer.Option(help="folder of the data set")],
-    split_shares: Annotated[
-        tuple[float, float, float], typer.Option("--split_shares", "--splits", help="shares of train, val, test")
-    ] = (0.8, 0.1, 0.1),
+    split_shares: Shares = (0.8, 0.1, 0.1),
     decontaminate: Annotated[list[Path] | None, typer.Option(help="evaluation images: a folder, or a JSON")] = None,
     licenses: Annotated[str, typer.Option(help="such as CC-BY,CC0; without: all that are named")] = "",
     unlicensed: Annotated[bool, typer.Option("--unlicensed", help="also articles that name no licence")] = False,
@@ -174,10 +179,7 @@ def build(
     min_confidence: Annotated[
         float, typer.Option("--min_confidence", "--confidence", min=0, max=1, help="of a sub-figure")
     ] = 0.5,
-    keep_whole: Annotated[
-        bool,
-        typer.Option("--keep_whole/--no_keep_whole", " /--no_whole", help="compound figures that were not divided"),
-    ] = True,
+    keep_whole: KeepWhole = True,
     min_side: Annotated[int, typer.Option("--min_side", "--min-side", min=1, help="pixels of the shorter side")] = 64,
     max_aspect: Annotated[
         float, typer.Option("--max_aspect", "--max-aspect", min=1, help="longer side divided by the shorter one")

@@ -98,7 +98,7 @@ def _ground(rng: np.random.Generator, width: int, height: int, color: tuple[int,
     if color in ((255, 255, 255), (0, 0, 0)) or rng.random() < 0.5:
         return Image.new("RGB", (width, height), color)
     red, green, blue = (int(c * 0.85) for c in color)
-    return picture(noise(rng, width, height, 60), (red, green, blue), color)
+    return picture(noise(rng, width, height, cells=60), (red, green, blue), color)
 
 
 def _cells(rng: np.random.Generator, area: Box, gap: int) -> list[Box]:

@@ -16,8 +16,9 @@ PALETTES: tuple[tuple[Color, ...], ...] = (
 )
 
 
-def _axes(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, height: int) -> Box:
+def _axes(rng: np.random.Generator, out: Picture) -> Box:
     """Draws axes with ticks, numbers and names; returns the rectangle between them."""
+    draw, (width, height) = ImageDraw.Draw(out), out.size
     size = int(np.clip(min(width, height) * rng.uniform(0.04, 0.12), 6, 40))
     letters = font(int(rng.integers(8)), size)
     left = int(size * rng.uniform(1.2, 3.8))
@@ -46,7 +47,7 @@ def _axes(rng: np.random.Generator, draw: ImageDraw.ImageDraw, width: int, heigh
     if rng.random() < 0.7:
         name = Image.new("RGB", (max(8, bottom - top), size + 4), "white")
         ImageDraw.Draw(name).text((name.width // 2, size // 2 + 2), words(rng), fill="black", font=letters, anchor="mm")
-        draw._image.paste(name.rotate(90, expand=True), (0, top))
+        out.paste(name.rotate(90, expand=True), (0, top))
     if rng.random() < 0.3:
         draw.text(((left + right) // 2, 0), words(rng), fill="black", font=letters, anchor="ma")
     return left, top, right, bottom
@@ -56,7 +57,7 @@ def plot(rng: np.random.Generator, width: int, height: int) -> Picture:
     """Lines, bars, points or boxes between axes, sometimes with a legend."""
     out = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(out)
-    left, top, right, bottom = _axes(rng, draw, width, height)
+    left, top, right, bottom = _axes(rng, out)
     colors = [tuple(c) for c in rng.permutation(PALETTES[rng.integers(len(PALETTES))])]
     series, n = int(rng.integers(1, 5)), int(rng.integers(3, 40))
     wide, tall = right - left, bottom - top
@@ -93,7 +94,7 @@ def groups(rng: np.random.Generator, width: int, height: int) -> Picture:
     """A few groups of bars far apart, with single values, errors and stars above them."""
     out = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(out)
-    left, top, right, bottom = _axes(rng, draw, width, height)
+    left, top, right, bottom = _axes(rng, out)
     count, bars = int(rng.integers(2, 7)), int(rng.integers(1, 5))
     colors = PALETTES[rng.integers(len(PALETTES))]
     wide, tall, dot = (right - left) / count, bottom - top, max(2, min(width, height) // 60)

@@ -53,7 +53,7 @@ def words(rng: np.random.Generator, most: int = 3) -> str:
     return text.capitalize() if rng.random() < 0.5 else text
 
 
-def noise(rng: np.random.Generator, width: int, height: int, cells: float) -> np.ndarray:
+def noise(rng: np.random.Generator, width: int, height: int, *, cells: float) -> np.ndarray:
     """Smooth noise in [0, 1], (height, width), with about `cells` maxima along the longer side."""
     scale = cells / max(width, height)
     small = rng.random((max(2, int(height * scale)), max(2, int(width * scale))), dtype=np.float32)
@@ -74,8 +74,8 @@ def scan(rng: np.random.Generator, width: int, height: int) -> Picture:
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     wide, tall = rng.uniform(0.6, 1.05, 2)
     x, y = x - rng.normal(0, 0.06), y - rng.normal(0, 0.06)
-    radius = np.hypot(x / wide, y / tall) + 0.12 * (noise(rng, width, height, 4) - 0.5)
-    values = np.where(radius < 1, 0.25 + 0.5 * noise(rng, width, height, rng.uniform(4, 25)), 0.02)
+    radius = np.hypot(x / wide, y / tall) + 0.12 * (noise(rng, width, height, cells=4) - 0.5)
+    values = np.where(radius < 1, 0.25 + 0.5 * noise(rng, width, height, cells=rng.uniform(4, 25)), 0.02)
     values = np.where((radius > 0.9) & (radius < 1), rng.uniform(0.6, 1), values)
     for _ in range(rng.integers(0, 4)):
         cx, cy, r = rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.5), rng.uniform(0.05, 0.3)
@@ -88,7 +88,7 @@ def fluorescence(rng: np.random.Generator, width: int, height: int) -> Picture:
     """Coloured spots on black."""
     out = np.zeros((height, width, 3), dtype=np.float32)
     for _ in range(rng.integers(1, 4)):
-        field = noise(rng, width, height, rng.uniform(5, 40))
+        field = noise(rng, width, height, cells=rng.uniform(5, 40))
         field = ((field - rng.uniform(0.4, 0.75)) * 4).clip(0, 1)
         out += field[..., None] * rng.choice(np.array([[0, 1, 0], [1, 0, 0], [0, 0.3, 1], [1, 0, 1], [1, 1, 1]]))
     return Image.fromarray((out.clip(0, 1) * 255).astype(np.uint8))
@@ -96,7 +96,8 @@ def fluorescence(rng: np.random.Generator, width: int, height: int) -> Picture:
 
 def tissue(rng: np.random.Generator, width: int, height: int) -> Picture:
     """Stained tissue, or an electron micrograph: textures without a background."""
-    values = 0.6 * noise(rng, width, height, rng.uniform(6, 20)) + 0.4 * noise(rng, width, height, rng.uniform(20, 60))
+    coarse = noise(rng, width, height, cells=rng.uniform(6, 20))
+    values = 0.6 * coarse + 0.4 * noise(rng, width, height, cells=rng.uniform(20, 60))
     if rng.random() < 0.4:
         return picture(values)
     low = [(120, 40, 110), (90, 40, 20), (60, 60, 110)][rng.integers(3)]
@@ -105,7 +106,8 @@ def tissue(rng: np.random.Generator, width: int, height: int) -> Picture:
 
 def photograph(rng: np.random.Generator, width: int, height: int) -> Picture:
     """Shapes on a coloured ground."""
-    ground = picture(noise(rng, width, height, rng.uniform(2, 8)), *(tuple(rng.integers(0, 256, 3)) for _ in range(2)))
+    values = noise(rng, width, height, cells=rng.uniform(2, 8))
+    ground = picture(values, *(tuple(rng.integers(0, 256, 3)) for _ in range(2)))
     draw = ImageDraw.Draw(ground)
     for _ in range(rng.integers(1, 7)):
         x, y = int(rng.integers(0, width)), int(rng.integers(0, height))
@@ -117,7 +119,7 @@ def photograph(rng: np.random.Generator, width: int, height: int) -> Picture:
 
 def gel(rng: np.random.Generator, width: int, height: int) -> Picture:
     """Bands in lanes, dark on light or light on dark."""
-    values = rng.uniform(0.75, 0.95) + 0.1 * (noise(rng, width, height, 5) - 0.5)
+    values = rng.uniform(0.75, 0.95) + 0.1 * (noise(rng, width, height, cells=5) - 0.5)
     lanes, rows = rng.integers(2, 10), rng.integers(1, 6)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     for lane in range(lanes):
