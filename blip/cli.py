@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blip.capfilt import cli as capfilt
-from blip.command_line import user_errors
+from blip.command_line import (
+    AsJson,
+    BatchSize,
+    Checkpoint,
+    Device,
+    ImageRoot,
+    JsonFile,
+    TokenizerFile,
+    user_errors,
+    workers_option,
+)
 from blip.data.images import find_images
 from blip.pubmed import cli as pubmed
 
@@ -34,32 +44,45 @@ def phantoms(
     from blip.data.phantoms import write_phantoms
 
     with user_errors():
-        path = write_phantoms(out, count, seed, image_size, max_lesions, noise, name_one)
+        path = write_phantoms(
+            out, count, seed, image_size=image_size, max_lesions=max_lesions, noise=noise, name_one=name_one
+        )
         typer.echo(f"{count} phantoms: {path}")
 
 
 @app.command("check-data")
 def check_data(
     files: Files,
-    image_root: Annotated[str, typer.Option("--image_root", help="folder that image paths start from")] = "",
+    image_root: ImageRoot = "",
     dataset: Annotated[str, typer.Option(help="json, or how a set is distributed: vqa_rad, slake, roco ...")] = "json",
     split: Annotated[str, typer.Option(help="train, validation or test of a folder; everything unless given")] = "",
     tokenizer: Annotated[str, typer.Option(help="vocab.txt, tokenizer.json or hub:NAME, to count tokens")] = "",
-    max_tokens: Annotated[int, typer.Option("--max_tokens", help="the limit that texts are cut at")] = 30,
-    workers: Annotated[int, typer.Option(help="processes that open images")] = 2,
-    report: Annotated[Path | None, typer.Option(help="write everything found to this JSON file")] = None,
+    max_text_tokens: Annotated[
+        int, typer.Option("--max_text_tokens", "--max_tokens", help="length in tokens at which a run cuts texts")
+    ] = 30,
+    num_workers: Annotated[int, workers_option("processes that open images; 0: this one", min=0)] = 2,
+    report: Annotated[Path | None, typer.Option(help="write the full report to this JSON file")] = None,
 ) -> None:
     """Counts records, opens every image, measures texts; status 1 when something is missing or broken."""
-    from blip.data.check import check_data, print_report
+    from blip.data.check import check_data
+    from blip.data.check_report import print_report
     from blip.tokenizer import load_tokenizer
 
     with user_errors():
         words = load_tokenizer(tokenizer) if tokenizer else None
-        found = check_data(list(files), image_root, words, max_tokens, workers, dataset, split)
-        print_report(found)
+        data_report = check_data(
+            list(files),
+            image_root,
+            words,
+            max_text_tokens=max_text_tokens,
+            num_workers=num_workers,
+            dataset=dataset,
+            split=split,
+        )
+        print_report(data_report)
         if report:
-            found.save(report)
-    raise typer.Exit(0 if found.ok else 1)
+            data_report.save(report)
+    raise typer.Exit(0 if data_report.ok else 1)
 
 
 @app.command()
@@ -75,6 +98,7 @@ def convert(
     """Writes a checkpoint in another format and lists what that format cannot hold."""
     from blip.checkpoints import convert as formats
     from blip.checkpoints.format import TOKENIZER
+    from blip.models.factory import spec_of
     from blip.tokenizer import load_tokenizer
 
     with user_errors():
@@ -82,7 +106,7 @@ def convert(
         own = source / TOKENIZER
         words = tokenizer or (str(own) if own.is_file() else "")
         beside = words if to == "huggingface" and words else None
-        held = hf_class or ("retrieval" if info["task"] == "pretrain" else info["task"])  # no class holds all of it
+        held = hf_class or next(iter(spec_of(info["task"]).exports_as), info["task"])
         left_out = formats.write(target, tensors, info, to=to, tokenizer_file=beside, hf_class=held)
         if to == "blip" and words:
             load_tokenizer(words).save(target / TOKENIZER)
@@ -92,12 +116,6 @@ def convert(
 
 
 Images = Annotated[list[str], typer.Argument(help="image files, and folders of them")]
-Checkpoint = Annotated[str, typer.Option(help="our folder, a released .pth, or a Hugging Face folder")]
-Words = Annotated[str, typer.Option(help="vocab.txt or tokenizer.json, where the checkpoint has none")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
-Out = Annotated[Path | None, typer.Option(help="write JSON to this file")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
-BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="images at once")]
 
 
 def _load(checkpoint: str, tokenizer: str, device: str) -> "Predictor":
@@ -120,9 +138,9 @@ def caption(
     min_new_tokens: Annotated[int, typer.Option("--min_new_tokens")] = 0,
     seed: Annotated[int, typer.Option(help="of sampling")] = 0,
     batch_size: BatchSize = 32,
-    tokenizer: Words = "",
+    tokenizer: TokenizerFile = "",
     device: Device = "auto",
-    out: Out = None,
+    out: JsonFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Writes captions; status 1 when an image cannot be read."""
@@ -150,9 +168,9 @@ def match(
     texts: Annotated[list[str], typer.Argument(help="one text or several")],
     checkpoint: Checkpoint,
     batch_size: BatchSize = 32,
-    tokenizer: Words = "",
+    tokenizer: TokenizerFile = "",
     device: Device = "auto",
-    out: Out = None,
+    out: JsonFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Says how probably an image and a text belong together (ITM), with the cosine of their features (ITC)."""
@@ -175,9 +193,9 @@ def answer(
     generate: Annotated[bool, typer.Option(help="write the answer instead of choosing one")] = False,
     k: Annotated[int, typer.Option(help="answers that are scored whole")] = 128,
     batch_size: BatchSize = 16,
-    tokenizer: Words = "",
+    tokenizer: TokenizerFile = "",
     device: Device = "auto",
-    out: Out = None,
+    out: JsonFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Answers questions about images, from the list that the model was fine-tuned with unless told otherwise."""
@@ -206,7 +224,7 @@ def explain(
     layer: Annotated[int | None, typer.Option(help="whose cross-attention; the middle one unless given")] = None,
     rows: Annotated[str, typer.Option(help="words, or enc: the [ENC] row alone")] = "words",
     batch_size: BatchSize = 8,
-    tokenizer: Words = "",
+    tokenizer: TokenizerFile = "",
     device: Device = "auto",
 ) -> None:
     """Draws which parts of an image a model looked at, word by word. Not for diagnosis."""
@@ -234,7 +252,7 @@ def activations(
     format: Annotated[str, typer.Option(help="safetensors or npy")] = "safetensors",
     shard_size: Annotated[int, typer.Option("--shard_size", help="records a shard")] = 1024,
     batch_size: BatchSize = 32,
-    tokenizer: Words = "",
+    tokenizer: TokenizerFile = "",
     device: Device = "auto",
 ) -> None:
     """Writes what passes through named points for a whole data set, in shards; goes on where it was interrupted."""
@@ -265,9 +283,9 @@ def localise(
     method: Annotated[list[str] | None, typer.Option(help="one or several; all unless given")] = None,
     limit: Annotated[int, typer.Option(help="this many records; 0: all")] = 0,
     batch_size: BatchSize = 16,
-    tokenizer: Words = "",
+    tokenizer: TokenizerFile = "",
     device: Device = "auto",
-    out: Out = None,
+    out: JsonFile = None,
 ) -> None:
     """Plays the pointing game: do maps peak on what the text names? With every control."""
     from blip.interpret import pointing_game as game

@@ -8,8 +8,7 @@ from blip.checkpoints import convert
 from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict
 from blip.errors import InputError
 from blip.inference.predictor import Predictor
-from blip.models.factory import TASKS, model_of
-from blip.models.retrieval import RetrievalModel
+from blip.models.factory import TASKS, model_of, spec_of
 from blip.network.embeddings import TextConfig
 from blip.network.vit import ViTConfig, fit_image_size
 from blip.tokenizer import Specials, Tokenizer, load_tokenizer
@@ -51,9 +50,9 @@ def load(
             "it is not the one that the model was trained with"
         )
     specials = Specials(words.pad_id, words.enc_id, words.dec_id)
-    model = model_of(info["task"], vit, text, specials, info.get("embed_dim", 0), answer)
-    if isinstance(model, RetrievalModel):  # matching models are released without a temperature; nothing here uses it
-        tensors.setdefault("temperature", model.temperature.detach())
+    model = model_of(info["task"], vit, text, specials, embed_dim=info.get("embed_dim", 0), answer=answer)
+    for name in spec_of(info["task"]).may_lack:
+        tensors.setdefault(name, model.get_parameter(name).detach())
     load_strict(model, tensors, str(path))
     return Predictor(model, words, info, device)
 
@@ -78,7 +77,7 @@ def _sizes(info: dict, path: str | Path) -> tuple[ViTConfig, TextConfig, TextCon
         raise CheckpointError(f"{path} is a checkpoint of {info.get('task')}; {', '.join(TASKS)} can be loaded")
     try:
         text, decoder = info.get("text_encoder"), info.get("text_decoder")
-        if info["task"] in ("pretrain", "retrieval") and "embed_dim" not in info:
+        if spec_of(info["task"]).has_features and "embed_dim" not in info:
             raise KeyError("embed_dim is missing")
         own = TextConfig(**decoder) if text and decoder else None
         return ViTConfig(**info["image_encoder"]), TextConfig(**(text or decoder or info["text_encoder"])), own

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.data.images import ENDINGS
-from blip.data.webdataset import write_tars
+from blip.data.webdataset import write_tar_shards
 from blip.files import whole_file, write_whole
 from blip.pubmed.card import data_card, write_credits
 from blip.pubmed.duplicates import PictureIndex, Signature, read_signature
@@ -87,7 +87,7 @@ def build(pairs: Path, out: Path, rules: Rules, *, decontaminate: list[Path] | N
     write_whole(out / "README.md", data_card(summary, NAMES))
     if shards:
         for name in NAMES:
-            write_part_tars(out / f"{name}.json", out / "shards" / name)
+            write_part_shards(out / f"{name}.json", out / "shards" / name)
     return built
 
 
@@ -235,7 +235,7 @@ def _json_list(path: Path) -> Iterator[Callable[[Line], None]]:
         file.write(b"[\n]\n" if separator == b"[\n" else b"\n]\n")
 
 
-def write_part_tars(annotations: Path, folder: Path, most: int = 2000) -> None:
+def write_part_shards(annotations: Path, folder: Path, most: int = 2000) -> None:
     """Webdataset shards of a part: images as they are, and their records as JSON.
 
     Args:
@@ -247,7 +247,7 @@ def write_part_tars(annotations: Path, folder: Path, most: int = 2000) -> None:
     """
     for old in folder.glob("[0-9]*.tar"):  # names of earlier versions
         old.unlink()
-    write_tars(folder, _samples(annotations), most)
+    write_tar_shards(folder, _samples(annotations), most)
 
 
 def _samples(annotations: Path) -> Iterator[dict[str, Any]]:

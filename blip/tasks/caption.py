@@ -18,7 +18,7 @@ import torch
 
 from blip.config import ConfigError
 from blip.data.batches import Batch
-from blip.data.pairs import EvalPairs, Pairs
+from blip.data.pairs import CaptionEncoder, EvalPairs, Pairs
 from blip.evaluation.bootstrap import as_json, bootstrap
 from blip.evaluation.captions import score_captions
 from blip.hashing import stable_hash
@@ -62,13 +62,14 @@ class Captioning(PairFineTuning):
         self.skipped.add(batch.skipped, len(batch))
         batch = batch.to(self.device, non_blocking=True)
         packed = not self.config.compile
-        loss = self.parallel(batch.images, batch.ids, batch.lengths, self.prompt.shape[1], packed)
+        loss = self.parallel(batch.images, batch.ids, batch.lengths, prompt_length=self.prompt.shape[1], packed=packed)
         return Step(loss, {"lm": loss}, len(batch), describe=lambda: self.name(batch))
 
     def evaluate(self, split: str) -> dict[str, Any]:
         """Writes a caption for each image of the split and scores them; each one goes into `captions_SPLIT.json`."""
         pairs, how = self.held_out[split], self.config.decoding()
-        dataset = EvalPairs(pairs, self.tokenizer, self.eval_transform(), self.config.max_text_tokens)
+        encode = CaptionEncoder(self.tokenizer, self.config.max_text_tokens)
+        dataset = EvalPairs(pairs, encode, self.eval_transform())
         batches = self.eval_batches(dataset)
         own: list[tuple] = []  # index, caption, log-probability
         for batch in batches:
@@ -77,7 +78,7 @@ class Captioning(PairFineTuning):
             # samples depend on the seed and on which images share a batch: on batch_size and the number of processes
             seed = stable_hash("samples", self.config.seed, batch.indices[0])
             generator = torch.Generator().manual_seed(seed) if how.sample else None
-            out = self.model.write(images, prompt, how, self.tokenizer.sep_id, generator)
+            out = self.model.write(images, prompt, how, end_id=self.tokenizer.sep_id, generator=generator)
             for index, ids, log_prob in zip(
                 batch.indices, out.ids.tolist(), out.log_probs.sum(1).tolist(), strict=True
             ):

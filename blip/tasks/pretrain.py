@@ -20,7 +20,7 @@ from blip.checkpoints.format import load_strict, load_weights, unique_state
 from blip.config import ConfigError, PretrainConfig, annotation_files
 from blip.data.batches import Batch
 from blip.data.loader import EvalLoader, eval_loader
-from blip.data.pairs import MAX_ORIGINS, EvalPairs, read_pairs
+from blip.data.pairs import MAX_SOURCES, CaptionEncoder, EvalPairs, read_pairs
 from blip.data.skipped import SkipLog
 from blip.data.transforms import eval_transform, train_transform, unnormalise
 from blip.evaluation.pretraining import evaluate_pretraining
@@ -68,7 +68,7 @@ class Pretraining:
         self.tokenizer = tokenizers.choose_tokenizer(config, self.data.captions(), output, resume)
         self.epochs = Epochs(self.data.steps, config.accumulation, config.epochs, config.max_steps)
         self.val = build_validation(config, self.tokenizer)
-        self.skipped = SkipLog(output / "skipped.jsonl", len(self.data), config.max_skipped_fraction, world)
+        self.skipped = SkipLog(output / "skipped.jsonl", len(self.data), config.max_skipped_fraction, world=world)
 
         torch.manual_seed(config.seed)  # equal starting weights on every process
         specials = Specials(self.tokenizer.pad_id, self.tokenizer.enc_id, self.tokenizer.dec_id)
@@ -82,7 +82,7 @@ class Pretraining:
         if config.compile:
             compile_blocks(blocks(self.model), config.activation_checkpointing)
         self.parallel = data_parallel(self.model, device)
-        self.pending: list[tuple[torch.Tensor, ...]] = []  # momentum features and ids since the last update
+        self.pending: list[momentum.Entries] = []  # since the last update
         self.itm_mean: torch.Tensor | None = None  # running mean of the ITM loss
         self.warned = False
         self.seen: Counter[str] = Counter()  # pairs of each source that this process was trained on
@@ -90,7 +90,9 @@ class Pretraining:
     def batches(self, start_step: int) -> Iterator[Batch]:
         """Training batches for ever, from the one that optimizer step `start_step` begins with."""
         config = self.config
-        transform = train_transform(config.image_size, config.crop_scale, config.randaugment, config.horizontal_flip)
+        transform = train_transform(
+            config.image_size, config.crop_scale, config.randaugment, horizontal_flip=config.horizontal_flip
+        )
         pad_to = buckets(config.max_text_tokens) if config.compile else ()
         start = self.epochs.position(start_step)
         return self.data.batches(self.tokenizer, transform, start, pad_to, pin=self.device.type == "cuda")
@@ -100,15 +102,15 @@ class Pretraining:
         config = self.config
         self.skipped.add(batch.skipped, len(batch))
         for source in filter(None, batch.sources):
-            self.seen[source if source in self.seen or len(self.seen) < MAX_ORIGINS else "other"] += 1
+            self.seen[source if source in self.seen or len(self.seen) < MAX_SOURCES else "other"] += 1
         batch = batch.to(self.device, non_blocking=True)
         packed = not config.compile  # compiled code wants few shapes
         alpha = losses.alpha_ramp(step, round(config.alpha_ramp_epochs * self.epochs.steps), config.alpha)
 
         image_features, text_features = self.twin(batch.images, batch.ids, batch.lengths, packed)  # (B, E) each
-        entries = (image_features, text_features, batch.caption_ids, batch.image_ids)
+        entries = momentum.Entries(image_features, text_features, batch.caption_ids, batch.image_ids)
         equal = config.equal_captions == "positives"
-        candidates = momentum.candidates(*entries, self.queue, equal_captions=equal, equal_images=equal)
+        candidates = momentum.candidates(entries, self.queue, equal_captions=equal, equal_images=equal)
         out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha, packed=packed)
         self.pending.append(entries)
 
@@ -126,7 +128,8 @@ class Pretraining:
         }
         cost = flops.pretrain_step(
             self.model.image_encoder.config, self.model.text_encoder.config, batch.lengths.tolist(),
-            batch.ids.shape[1], config.embed_dim, config.queue_size, flops.Savings(packed=packed),
+            longest=batch.ids.shape[1], embed_dim=config.embed_dim, queue=config.queue_size,
+            savings=flops.Savings(packed=packed),
         )  # fmt: skip
         return Step(out.itc + out.itm + out.lm, logs, len(batch), cost.total, lambda: self._name(batch))
 
@@ -135,7 +138,7 @@ class Pretraining:
         """What follows the optimizer, in this order: clamp the temperature, move the twin, push the queue."""
         self.model.temperature.clamp_(*TEMPERATURE_RANGE)
         momentum.update_twin(*self.twin.pairs_with(self.model), self.config.momentum)
-        self.queue.push(*(torch.cat(parts) for parts in zip(*self.pending, strict=True)))
+        self.queue.push(momentum.joined(self.pending))
         self.pending.clear()
 
     def at_step_end(self, step: int, log: RunLog) -> dict | None:
@@ -167,10 +170,10 @@ class Pretraining:
         images: torch.Tensor = next(iter(self.val)).images[:count].to(self.device)
         self.model.eval()
         decoder = self.model.text_decoder
-        step_one = DecoderStep(decoder, decoder.project(self.model.image_encoder(images)))
+        step_one = DecoderStep(decoder, decoder.image_keys(self.model.image_encoder(images)))
         first = torch.full((len(images), 1), self.tokenizer.dec_id, device=self.device)
         how = Decoding(max_new_tokens=self.config.max_text_tokens - 1)
-        ids = generate(step_one, first, how, self.tokenizer.sep_id, self.tokenizer.pad_id).ids
+        ids = generate(step_one, first, how, end_id=self.tokenizer.sep_id, pad_id=self.tokenizer.pad_id).ids
         self.model.train()
         for number, (image, text) in enumerate(zip(images, ids.tolist(), strict=True)):
             log.sample(step, number, unnormalise(image), self.tokenizer.decode(text))
@@ -236,11 +239,14 @@ def build_validation(config: PretrainConfig, tokenizer: Tokenizer) -> EvalLoader
     if not config.val_file:
         return None
     pairs = read_pairs(list(config.val_file), config.image_root)
-    dataset = EvalPairs(
-        pairs, tokenizer, eval_transform(config.image_size), config.max_text_tokens, text_cleaning=config.text_cleaning
-    )
+    encode = CaptionEncoder(tokenizer, config.max_text_tokens, text_cleaning=config.text_cleaning)
     return eval_loader(
-        dataset, config.batch_size, distributed.rank(), distributed.world_size(), config.num_workers, tokenizer.pad_id
+        EvalPairs(pairs, encode, eval_transform(config.image_size)),
+        config.batch_size,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+        num_workers=config.num_workers,
+        pad_id=tokenizer.pad_id,
     )
 
 

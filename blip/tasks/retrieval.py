@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from blip import distributed
 from blip.checkpoints.format import load_strict, unique_state
@@ -61,7 +60,7 @@ class Retrieving(PairFineTuning):
                 self.model.temperature.fill_(config.temperature)
         self.twin = Twin(self.model).to(self.device)
         self.queue = momentum.Queue(config.queue_size, config.embed_dim).to(self.device)
-        self.pending: list[tuple[Tensor, ...]] = []  # momentum features and ids since the last update
+        self.pending: list[momentum.Entries] = []  # since the last update
         self.itm_by_caption = config.equal_captions == "positives"
 
     def step(self, batch: Batch, step: int) -> Step:
@@ -72,14 +71,14 @@ class Retrieving(PairFineTuning):
         packed = not config.compile
         alpha = losses.alpha_ramp(step, round(config.alpha_ramp_epochs * self.epochs.steps), config.alpha)
         image_features, text_features = self.twin(batch.images, batch.ids, batch.lengths, packed)  # (B, E) each
-        entries = (image_features, text_features, batch.caption_ids, batch.image_ids)
-        candidates = momentum.candidates(*entries, self.queue, equal_captions=self.itm_by_caption)
+        entries = momentum.Entries(image_features, text_features, batch.caption_ids, batch.image_ids)
+        candidates = momentum.candidates(entries, self.queue, equal_captions=self.itm_by_caption)
         others = None
         if config.negative_all_rank:
-            captions, images = batch.caption_ids, batch.image_ids
-            everyone = distributed.all_gather(captions), distributed.all_gather(images)
-            others = momentum.same_pairs(captions, images, *everyone, self.itm_by_caption, by_image=True)
-        out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha, others, packed=packed)
+            own = batch.caption_ids, batch.image_ids
+            everyone = distributed.all_gather(batch.caption_ids), distributed.all_gather(batch.image_ids)
+            others = momentum.same_pairs(own, everyone, by_caption=self.itm_by_caption, by_image=True)
+        out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha, others=others, packed=packed)
         self.pending.append(entries)
         matched, unmatched = out.match_logits.argmax(dim=1).split([len(batch), 2 * len(batch)])
         logs = {
@@ -97,7 +96,7 @@ class Retrieving(PairFineTuning):
         """What follows the optimizer, in this order: clamp the temperature, move the twin, push the queue."""
         self.model.temperature.clamp_(*TEMPERATURE_RANGE)
         momentum.update_twin(*self.twin.pairs_with(self.model), self.config.momentum)
-        self.queue.push(*(torch.cat(parts) for parts in zip(*self.pending, strict=True)))
+        self.queue.push(momentum.joined(self.pending))
         self.pending.clear()
 
     def state(self) -> dict:

@@ -1,21 +1,20 @@
-"""CapFilt: the same files however they are made, nothing kept that should go, nothing lost on the way."""
+"""CapFilt: files do not depend on how work is divided, what fails the filter is dropped, a kill loses nothing."""
 
 import json
-import multiprocessing
 import random
 import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
-from helpers.fine_tuning import SIZES as OWN_SIZES
-from helpers.running import ROOT, script_env
-from helpers.tiny import TINY
+from helpers.running import ROOT, Program, code_and_text, forked, run_in_two, script_env
+from helpers.tiny import MODEL_SIZES, TINY
 from PIL import Image
-from typer.testing import CliRunner
 
 import blip
 from blip.capfilt import steps
@@ -23,32 +22,22 @@ from blip.capfilt.candidates import HUMAN, SYNTHETIC, WEB, read_candidates
 from blip.capfilt.config import CapFiltConfig
 from blip.capfilt.merge import MergeError, Rule, merge, threshold_of
 from blip.capfilt.report import write_report
-from blip.capfilt.steps import Work
-from blip.cli import app
+from blip.capfilt.steps import CaptionOptions, ShardOptions
 from blip.config import ConfigError, load_config
 from blip.data.images import open_image
-from blip.data.jsonl_shards import ShardError, read_lines, shard_path, write_shards
+from blip.data.jsonl_shards import ShardError, read_lines, shard_path, write_jsonl_shards
 from blip.data.skipped import TooManySkipped
 from blip.data.webdataset import SIZES, UNFINISHED, TarError, open_shards
 from blip.files import WriteError
 from blip.inference.predictor import Predictor
 from blip.models.decoding import Decoding
 
+run_capfilt = partial(code_and_text, "capfilt")
 HOW = Decoding(sample=True, top_p=0.9, num_return=2, max_new_tokens=5)
-
-
-@pytest.fixture(scope="module")
-def model(tiny_checkpoint: Path) -> Predictor:
-    return blip.load(tiny_checkpoint)
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def run(*arguments: object) -> tuple[int, str]:
-    done = CliRunner().invoke(app, ["capfilt", *(str(a) for a in arguments)])
-    return done.exit_code, " ".join(done.output.split())
 
 
 # ---- shards ----------------------------------------------------------------------------------------------------------
@@ -64,13 +53,13 @@ def test_a_shard_is_whole_or_absent(tmp_path: Path) -> None:
         return [{"image": f"{block}.png", "text": "é"}]
 
     with pytest.raises(KeyboardInterrupt):
-        list(write_shards(tmp_path, {"seed": 1}, 4, make))
+        list(write_jsonl_shards(tmp_path, {"seed": 1}, 4, make_lines=make))
     with pytest.raises(ShardError, match=r"shard-00002\.jsonl is missing"):
         list(read_lines(tmp_path))
-    assert list(write_shards(tmp_path, {"seed": 1}, 4, make)) == [2, 3]
+    assert list(write_jsonl_shards(tmp_path, {"seed": 1}, 4, make_lines=make)) == [2, 3]
     assert [line["image"] for line in read_lines(tmp_path)] == ["0.png", "1.png", "2.png", "3.png"]
     with pytest.raises(ShardError, match="begun with seed 1, now it is 2"):
-        list(write_shards(tmp_path, {"seed": 2}, 4, make))
+        list(write_jsonl_shards(tmp_path, {"seed": 2}, 4, make_lines=make))
 
 
 def test_a_full_disk_is_said_and_leaves_whole_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +69,7 @@ def test_a_full_disk_is_said_and_leaves_whole_shards(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("blip.files.os.fsync", full)
     with pytest.raises(WriteError, match=r"No space left on device.*finished files are whole"):
-        list(write_shards(tmp_path, {}, 3, lambda block: [{"image": str(block)}]))
+        list(write_jsonl_shards(tmp_path, {}, 3, make_lines=lambda block: [{"image": str(block)}]))
     assert sorted(files(tmp_path)) == ["settings.json", "shard-00000.jsonl"]
 
 
@@ -96,7 +85,7 @@ def test_candidates_bring_the_texts_of_an_image_together(tmp_path: Path) -> None
     )
     lines = [{"image": str(tmp_path / "a.png"), "text": "five", "source": SYNTHETIC, "round": 2},
              {"image": str(tmp_path / "c.png"), "problem": "broken"}]  # fmt: skip
-    list(write_shards(tmp_path / "syn", {"step": "caption"}, 1, lambda block: lines))
+    list(write_jsonl_shards(tmp_path / "syn", {"step": "caption"}, 1, make_lines=lambda block: lines))
     found = read_candidates([str(tmp_path / "web.json"), str(tmp_path / "syn")])
     texts = {Path(found.image_path(i)).name: [(c.text, c.source, c.round) for c in found[i]] for i in range(len(found))}
     assert texts == {
@@ -111,7 +100,14 @@ def test_candidates_bring_the_texts_of_an_image_together(tmp_path: Path) -> None
 
 def test_captions_are_new_and_different(model: Predictor, phantoms: Path, tmp_path: Path) -> None:
     candidates = read_candidates([str(phantoms / "captions.json")])
-    steps.caption(model, candidates, tmp_path, "m", HOW, work=Work(shard_size=20, batch_size=7))
+    steps.caption(
+        model,
+        candidates,
+        tmp_path,
+        model_fingerprint="m",
+        options=CaptionOptions(HOW),
+        shards=ShardOptions(shard_size=20, batch_size=7),
+    )
     lines = list(read_lines(tmp_path))
     assert len({line["image"] for line in lines}) == 48 and {line["source"] for line in lines} == {SYNTHETIC}
     for i in range(len(candidates)):
@@ -130,7 +126,9 @@ def test_scores_are_those_of_pair_by_pair(model: Predictor, phantoms: Path, tmp_
         record["caption"] = [record["caption"], "a dark square", "chest"][: number % 3 + 1]
     (tmp_path / "some.json").write_text(json.dumps(records))
     candidates = read_candidates([str(tmp_path / "some.json")])
-    steps.score(model, candidates, tmp_path / "scored", "f", work=Work(shard_size=4, batch_size=3))
+    steps.score(
+        model, candidates, tmp_path / "scored", model_fingerprint="f", shards=ShardOptions(shard_size=4, batch_size=3)
+    )
     lines = list(read_lines(tmp_path / "scored"))
     assert len(lines) == sum(len(r["caption"]) for r in records)
     for line in lines:
@@ -148,7 +146,7 @@ def test_each_image_is_encoded_once(
     monkeypatch.setattr(
         "blip.network.vit.ViT.forward", lambda self, x, *a, **k: seen.append(len(x)) or forward(self, x, *a, **k)
     )
-    steps.score(model, candidates, tmp_path / "scored", "f")
+    steps.score(model, candidates, tmp_path / "scored", model_fingerprint="f")
     assert sum(seen) == 48
 
 
@@ -158,8 +156,8 @@ def test_broken_images_are_listed_and_left_out(model: Predictor, phantoms: Path,
     data = tmp_path / "web.json"
     data.write_text(json.dumps([{"image": i, "caption": "x"} for i in ("gone.png", good, "broken.png")]))
     candidates = read_candidates([str(data)])
-    steps.caption(model, candidates, tmp_path / "syn", "m", HOW)
-    steps.score(model, read_candidates([str(data), str(tmp_path / "syn")]), tmp_path / "scored", "f")
+    steps.caption(model, candidates, tmp_path / "syn", model_fingerprint="m", options=CaptionOptions(HOW))
+    steps.score(model, read_candidates([str(data), str(tmp_path / "syn")]), tmp_path / "scored", model_fingerprint="f")
     for folder in ("syn", "scored"):
         problems = [line for line in read_lines(tmp_path / folder) if "problem" in line]
         assert sorted(Path(line["image"]).name for line in problems) == ["broken.png", "gone.png"]
@@ -172,19 +170,28 @@ def test_little_but_unreadable_images_end_the_work(model: Predictor, tmp_path: P
     data.write_text(json.dumps([{"image": f"gone{n}.png", "caption": "x"} for n in range(40)]))
     candidates = read_candidates([str(data)])
     with pytest.raises(TooManySkipped, match=r"11 of a shard's 20 images.*gone10\.png.*no such file.*image_root"):
-        steps.score(model, candidates, tmp_path / "scored", "f", work=Work(shard_size=20))
+        steps.score(model, candidates, tmp_path / "scored", model_fingerprint="f", shards=ShardOptions(shard_size=20))
     with pytest.raises(TooManySkipped, match="5 of a shard's 5"):
-        steps.caption(model, candidates, tmp_path / "syn", "m", HOW, work=Work(shard_size=5))
+        steps.caption(
+            model,
+            candidates,
+            tmp_path / "syn",
+            model_fingerprint="m",
+            options=CaptionOptions(HOW),
+            shards=ShardOptions(shard_size=5),
+        )
     assert not list(tmp_path.rglob("shard-*.jsonl"))  # nothing that a second try would take for done
-    work = Work(shard_size=20, max_skipped_fraction=1.0, precision="bf16")
+    shards = ShardOptions(shard_size=20, max_skipped_fraction=1.0, precision="bf16")
     with pytest.raises(TooManySkipped, match="20 of a shard's 20"):
-        steps.score(model, candidates, tmp_path / "scored", "f", work=work)  # other settings: no shard binds it
+        steps.score(
+            model, candidates, tmp_path / "scored", model_fingerprint="f", shards=shards
+        )  # other settings: no shard binds it
 
 
 def test_the_prompt_is_no_part_of_a_caption(model: Predictor, phantoms: Path, tmp_path: Path) -> None:
     candidates = read_candidates([str(phantoms / "captions.json")])
     how = Decoding(sample=True, max_new_tokens=4, min_new_tokens=3)
-    steps.caption(model, candidates, tmp_path, "m", how, prompt="Chest with ")
+    steps.caption(model, candidates, tmp_path, model_fingerprint="m", options=CaptionOptions(how, prompt="Chest with "))
     texts = [line["text"] for line in read_lines(tmp_path)]
     written = [several[0].text for several in model.write([candidates.image_path(0)], "Chest with ", how, 1)]
     assert written[0].startswith("chest with") and texts and not any(text.startswith("chest with") for text in texts)
@@ -201,7 +208,7 @@ def scored(tmp_path: Path) -> Path:
         for i in range(10)
     ]  # fmt: skip
     folder = tmp_path / "made"
-    list(write_shards(folder, {"step": "score"}, 2, lambda block: lines[5 * block : 5 * block + 5]))
+    list(write_jsonl_shards(folder, {"step": "score"}, 2, make_lines=lambda block: lines[5 * block : 5 * block + 5]))
     return folder
 
 
@@ -230,7 +237,7 @@ def test_what_passes(scored: Path, tmp_path: Path, rule: Rule, kept: list[int], 
 
 
 def test_what_people_wrote_stays(scored: Path, phantoms: Path, tmp_path: Path) -> None:
-    found = merge([scored], tmp_path / "out.json", Rule(0.9), [str(phantoms / "captions.json")])
+    found = merge([scored], tmp_path / "out.json", Rule(0.9), keep=[str(phantoms / "captions.json")])
     assert found.kept == {HUMAN: 48, WEB: 1}
     records = json.loads((tmp_path / "out.json").read_text())
     assert Path(records[-1]["image"]).is_file() and records[-1]["source"] == HUMAN
@@ -254,9 +261,9 @@ def test_threshold_of_a_share(scored: Path) -> None:
     ],
 )
 def test_bad_input(scored: Path, tiny_checkpoint: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
-    list(write_shards(tmp_path / "captions", {"step": "caption"}, 0, lambda block: []))
+    list(write_jsonl_shards(tmp_path / "captions", {"step": "caption"}, 0, make_lines=lambda block: []))
     places = {"scored": scored, "tmp": tmp_path, "captions": tmp_path / "captions", "start": tiny_checkpoint}
-    code, said = run(*(a.format(**places) for a in arguments))
+    code, said = run_capfilt(*(a.format(**places) for a in arguments))
     assert code != 0 and message in said, said
     assert not (tmp_path / "o.json").exists()
 
@@ -266,7 +273,7 @@ def test_a_share_is_kept_whatever_the_scores(scores: list[float], tmp_path: Path
     """At least as many as asked for; more only where texts share the score at the border."""
     lines = [{"image": "i", "text": str(n), "source": WEB, "round": 0, "match": x, "itc": 0.0}
              for n, x in enumerate(scores)]  # fmt: skip
-    list(write_shards(tmp_path / "scored", {"step": "score"}, 1, lambda block: lines))
+    list(write_jsonl_shards(tmp_path / "scored", {"step": "score"}, 1, make_lines=lambda block: lines))
     for tenth in range(1, 11):
         found = merge([tmp_path / "scored"], tmp_path / "out.jsonl", Rule(fraction=tenth / 10))
         border = sorted(scores, reverse=True)[tenth - 1]
@@ -278,7 +285,7 @@ def test_a_share_is_kept_whatever_the_scores(scores: list[float], tmp_path: Path
 
 def test_human_texts_alone_are_no_result(scored: Path, phantoms: Path, tmp_path: Path) -> None:
     with pytest.raises(MergeError, match="nothing passes"):
-        merge([scored], tmp_path / "out.json", Rule(1.0), [str(phantoms / "captions.json")])
+        merge([scored], tmp_path / "out.json", Rule(1.0), keep=[str(phantoms / "captions.json")])
     assert not (tmp_path / "out.json").exists()
 
 
@@ -294,7 +301,7 @@ def test_webdataset_shards_hold_the_images(model: Predictor, phantoms: Path, tmp
     Image.new("L", (8, 8), 7).save(good[4])
     lines = [{"image": i, "text": f"text {n}", "source": WEB, "round": 0, "match": 0.9, "itc": 0.1}
              for n, i in enumerate([*good, str(tmp_path / "broken.png"), str(tmp_path / "gone.png")])]  # fmt: skip
-    list(write_shards(tmp_path / "scored", {"step": "score"}, 1, lambda block: lines))
+    list(write_jsonl_shards(tmp_path / "scored", {"step": "score"}, 1, make_lines=lambda block: lines))
     found = merge([tmp_path / "scored"], tmp_path / "tars", Rule(), tar_size=2)
     assert found.kept[WEB] == 5 and found.problems == 2
     shards = open_shards([str(tmp_path / "tars")])
@@ -332,9 +339,16 @@ def one_process(step: str, checkpoint: Path, data: Path, out: Path, rank: int, w
         time.sleep(0.005)
     candidates, model = read_candidates([str(data)]), blip.load(checkpoint)
     if step == "caption":
-        steps.caption(model, candidates, out, "m", HOW, seed=4, work=Work(shard_size=3, batch_size=2))
+        steps.caption(
+            model,
+            candidates,
+            out,
+            model_fingerprint="m",
+            options=CaptionOptions(HOW, seed=4),
+            shards=ShardOptions(shard_size=3, batch_size=2),
+        )
     else:
-        steps.score(model, candidates, out, "m", work=Work(shard_size=3, batch_size=2))
+        steps.score(model, candidates, out, model_fingerprint="m", shards=ShardOptions(shard_size=3, batch_size=2))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -352,15 +366,13 @@ def test_killed_processes_leave_what_an_undisturbed_one_leaves(
         pytest.importorskip("webdataset")
     data, out = phantoms / "captions.json", tmp_path / "two"
     if step == "merge":
-        steps.score(model, read_candidates([str(data)]), tmp_path / "scored", "m")
+        steps.score(model, read_candidates([str(data)]), tmp_path / "scored", model_fingerprint="m")
         data = tmp_path / "scored"
     one_process_in_order = (step, tiny_checkpoint, data, tmp_path / "one")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["blip.capfilt.steps", "blip.capfilt.merge", "blip.inference.load"])
 
     def start(out: Path, world: int) -> list:
         arguments = (*one_process_in_order[:3], out)
-        processes = [context.Process(target=one_process, args=(*arguments, rank, world)) for rank in range(world)]
+        processes = [forked(one_process, *arguments, rank, world) for rank in range(world)]
         for process in processes:
             process.start()
         return processes
@@ -387,11 +399,11 @@ def test_killed_processes_leave_what_an_undisturbed_one_leaves(
 # ---- a whole round ---------------------------------------------------------------------------------------------------
 
 
-def bootstrap(start: Path, phantoms: Path, output: Path, *more: str) -> subprocess.CompletedProcess:
-    """One round or more on 48 phantoms, two training steps each."""
+def small_rounds(start: Path, phantoms: Path) -> list[str]:
+    """Options of `blip capfilt run` for rounds on 48 phantoms, two training steps each."""
     whole = {key: None if value == "null" else value for key, value in TINY.items()}
     whole |= {"crop_scale": [0.5, 1.0], "max_steps": 2, "val_file": []}
-    small = {key: value for key, value in whole.items() if key not in (*OWN_SIZES, "queue_size")}
+    small = {key: value for key, value in whole.items() if key not in (*MODEL_SIZES, "queue_size")}
     data = [str(phantoms / "captions.json")]
     options = {
         "web_file": data, "human_file": data, "start": str(start), "device": "cpu",
@@ -399,13 +411,13 @@ def bootstrap(start: Path, phantoms: Path, output: Path, *more: str) -> subproce
         "captioner_set": small, "filter_set": {**small, "queue_size": 8}, "shared_set": {**whole, "lr": 1e-3},
         "fraction": 0.5, "shard_size": 20, "max_new_tokens": 5,
     }  # fmt: skip
-    words = [word for key, value in options.items() for word in ("--set", f"{key}={json.dumps(value)}")]
-    command = [sys.executable, "-m", "blip", "capfilt", "run"]
-    command += ["--config", str(ROOT / "configs" / "capfilt_phantoms.yaml")]
-    return subprocess.run(
-        [*command, "--output_dir", output, *words, *more],
-        cwd=ROOT, env=script_env(), capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    return [word for key, value in options.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+
+
+def bootstrap(start: Path, phantoms: Path, output: Path, *more: str) -> CompletedProcess:
+    """One round or more."""
+    command = ["capfilt", "run", "--config", ROOT / "configs" / "capfilt_phantoms.yaml", "--output_dir", output]
+    return Program("blip", *command, *small_rounds(start, phantoms), *more).finish(600)
 
 
 @pytest.mark.slow
@@ -439,6 +451,25 @@ def test_two_rounds_by_one_command(tiny_checkpoint: Path, phantoms: Path, tmp_pa
     assert other.returncode == 1 and "begun with other settings: threshold 0.1 -> 0.7" in other.stderr
 
 
+@pytest.mark.slow
+def test_a_round_under_torchrun_with_packaged_configurations(
+    tiny_checkpoint: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    """Outside a checkout, where only names of configurations can be found; two processes share every step."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "blip"]
+    command += ["capfilt", "run", "--config", "capfilt_phantoms", "--output_dir", "out"]
+    names = ["--set", "shared=pretrain_demo", "--set", "pretrain=configs/pretrain_demo.yaml"]
+    done = subprocess.run(
+        [*command, *small_rounds(tiny_checkpoint, phantoms), *names],
+        cwd=tmp_path, env=script_env({"PYTHONPATH": str(ROOT)}), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    place = tmp_path / "out" / "round1"
+    assert (place / "shared" / "done.json").is_file() and (place / "model" / "checkpoints" / "latest").exists()
+    assert len(list((place / "scored").glob("shard-*.jsonl"))) == 3
+    assert done.stdout.count("done: ") == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -458,7 +489,7 @@ def test_rounds_that_cannot_be(options: dict, message: str) -> None:
 
 
 @pytest.mark.slow
-def test_verbs_under_torchrun(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
+def test_verbs_in_two_processes(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
     """Two processes write what one writes; merging is the work of one of them."""
     data = phantoms / "captions.json"
     steps = [
@@ -467,28 +498,26 @@ def test_verbs_under_torchrun(tiny_checkpoint: Path, phantoms: Path, tmp_path: P
     ]
     for step in steps:
         name = step[0] + ("" if step[0] == "filter" else ".jsonl")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "blip",
-                   "capfilt", *step, "--out", tmp_path / "two" / name]  # fmt: skip
-        words = [str(word) for word in command]
-        done = subprocess.run(words, cwd=ROOT, env=script_env(), capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert run(*step, "--out", tmp_path / "one" / name)[0] == 0
+        for done in run_in_two("blip", "capfilt", *step, "--out", tmp_path / "two" / name):
+            assert done.returncode == 0, done.stderr[-3000:]
+        assert run_capfilt(*step, "--out", tmp_path / "one" / name)[0] == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
 def test_verbs_from_captions_to_a_page(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
     data, syn, out = phantoms / "captions.json", tmp_path / "syn", tmp_path / "scored"
     options = ["--checkpoint", tiny_checkpoint, "--shard_size", 16]
-    assert run("caption", "--data", data, "--out", syn, "--max_new_tokens", 4, *options)[0] == 0
-    code, said = run("filter", "--data", data, "--data", syn, "--out", out, *options)
+    assert run_capfilt("caption", "--data", data, "--out", syn, "--max_new_tokens", 4, *options)[0] == 0
+    code, said = run_capfilt("filter", "--data", data, "--data", syn, "--out", out, *options)
     assert code == 0 and "texts of 48 images" in said, said
-    assert run("merge", "--scored", out, "--out", tmp_path / "boot.json", "--fraction", 0.5)[0] == 0
+    assert run_capfilt("merge", "--scored", out, "--out", tmp_path / "boot.json", "--fraction", 0.5)[0] == 0
     lines = list(read_lines(out))
     lines[0]["text"] = "<script>alert(1)</script>"
     (out / "shard-00000.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines if x in lines[:30]))
-    code, said = run("report", "--scored", out, "--out", tmp_path / "page.html", "--fraction", 0.5, "--examples", 5)
+    shown = ["--fraction", 0.5, "--examples", 5]
+    code, said = run_capfilt("report", "--scored", out, "--out", tmp_path / "page.html", *shown)
     page = (tmp_path / "page.html").read_text()
     assert code == 0 and "<script>alert" not in page and "http" not in page, said
     assert page.count("<article") == 20 and page.count("data:image/jpeg") == 20 and page.count("<svg") == 4
-    code, said = run("caption", "--data", data, "--out", syn, "--max_new_tokens", 5, *options)
+    code, said = run_capfilt("caption", "--data", data, "--out", syn, "--max_new_tokens", 5, *options)
     assert code != 0 and "begun with max_new_tokens 4, now it is 5" in said
