@@ -65,7 +65,7 @@ def build(pairs: Path, out: Path, rules: Rules, *, decontaminate: list[Path] | N
     """
     rules.check()
     if not pairs.is_file():
-        raise BuildError(f"{pairs} is no file: make it with `blip pubmed split` or `extract`")
+        raise BuildError(f"{pairs} does not exist: make it with `blip pubmed split` or `extract`")
     out.mkdir(parents=True, exist_ok=True)
     built, articles = Built(), dict[str, Line]()
     evaluation = _evaluation(decontaminate or [], built, num_workers)
@@ -148,7 +148,7 @@ def _lines(pairs: Path, rules: Rules, built: Built, *, also_whole: bool) -> Iter
                 line = json.loads(raw)
                 line["caption"], line["article"], line["image"]
             except (ValueError, KeyError, TypeError) as error:
-                raise BuildError(f"{pairs}, line {at + 1}: no pair ({error!r})") from None
+                raise BuildError(f"{pairs}, line {at + 1}: not a pair ({error!r})") from None
             built.read += 1
             if why := rules.rejection(line):
                 built.out[why] += 1

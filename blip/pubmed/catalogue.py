@@ -89,7 +89,7 @@ class Catalogue:
             self.db.execute("PRAGMA journal_mode=WAL")
             self.db.executescript(TABLES)
         except sqlite3.DatabaseError as error:
-            raise CatalogueError(f"{path}: {error}; remove it, and the next search and fetch make it anew") from None
+            raise CatalogueError(f"{path}: {error}; remove it, and the next search and fetch write it again") from None
 
     def lock_folder(self) -> None:
         """Allows one fetch at a time (two would exceed the rate and write the same files), else CatalogueError."""

@@ -137,8 +137,8 @@ def _pairs(dataset: Path, most: int, rng: random.Random) -> Iterator[Html]:
         record for name in NAMES for record in json.loads((dataset / f"{name}.json").read_text(encoding="utf-8"))
     )
     for record in _sample(records, most, rng):
-        sure = f"{record['how']} {record['confidence']:.2f}" if "how" in record else ""
-        about = (record.get("article"), record.get("label"), record.get("license"), sure)
+        certainty = f"{record['how']} {record['confidence']:.2f}" if "how" in record else ""
+        about = (record.get("article"), record.get("label"), record.get("license"), certainty)
         meta = element("p", " \u00b7 ".join(str(part) for part in about if part), class_="meta")
         shown = _picture(str(dataset / record["image"]), SIDE)
         yield element("div", shown, element("p", record["caption"]), meta, class_="pair")

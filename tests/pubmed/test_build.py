@@ -226,7 +226,7 @@ def test_build_tells_what_is_wrong(many: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob("*.json*"))
     with pytest.raises(BuildError, match="make it with"):
         build(tmp_path / "nothing.jsonl", tmp_path / "out", Rules())
-    with pytest.raises(BuildError, match="line 1: no pair"):
+    with pytest.raises(BuildError, match="line 1: not a pair"):
         build(write(tmp_path / "odd.jsonl", [{"image": "x"}]), tmp_path / "out", Rules())
     (tmp_path / "empty").mkdir()
     (tmp_path / "elsewhere.json").write_text('[{"image": "not/here.png"}]')

@@ -121,17 +121,21 @@ def match(split: Split, found: Layout, read: dict[str, tuple[float, float]] | No
         return whole
     places: dict[str, int] | None
     how: How = "letter"
-    places, sure = (_by_letter(names, found.boxes, read), 1.0) if read else (None, 0.0)
+    places, certainty = (_by_letter(names, found.boxes, read), 1.0) if read else (None, 0.0)
     if places is None and split.style == "Left:":
-        places, how, sure = _by_place(names, found.boxes), "place", 0.9
+        places, how, certainty = _by_place(names, found.boxes), "place", 0.9
     elif places is None and len(names) == len(found.boxes) and not _contradicts(names, found.boxes, read or {}):
-        places, how, sure = {name: at for at, name in enumerate(names)}, "order", 0.8 if regular(found.boxes) else 0.4
+        places, how, certainty = (
+            {name: at for at, name in enumerate(names)},
+            "order",
+            0.8 if regular(found.boxes) else 0.4,
+        )
     if places is None:
         return whole
     pairs = []
     for name in names:
         at = places[name]
-        confidence = split.confidence * found.scores[at] * sure
+        confidence = split.confidence * found.scores[at] * certainty
         pairs.append(Pair([name], found.boxes[at], split.of(name), how, round(confidence, 3)))
     return pairs
 

@@ -23,7 +23,7 @@ class Progress:
 
     Args:
         out: name of the complete file.
-        settings: JSON; what the lines depend on. The files of a run with other settings are started anew.
+        settings: JSON; what the lines depend on. The files of a run with other settings are replaced.
 
     Attributes:
         finished: the counts of each figure that an earlier run finished.
@@ -74,7 +74,7 @@ class Progress:
         self.record.unlink()
 
     def discard(self) -> None:
-        """Removes the files, so that the next run starts anew."""
+        """Removes the files, so that the next run starts from the beginning."""
         self.close()
         self.partial.unlink()
         self.record.unlink()

@@ -136,8 +136,8 @@ def _several_files(at: int, line: Line, split: Split, *, part: Summary) -> tuple
         return [line | about | {"panel": [], "how": "whole", "confidence": SEVERAL}], part
     part.how["file"] += 1
     part.pairs = len(names)
-    sure = round(0.9 * split.confidence, 3)
-    about |= {"how": "file", "confidence": sure}
+    certainty = round(0.9 * split.confidence, 3)
+    about |= {"how": "file", "confidence": certainty}
     each = zip(names, line["files"], strict=True)
     return [line | about | {"image": file, "caption": split.of(name), "panel": [name]} for name, file in each], part
 
@@ -180,7 +180,7 @@ def split(pairs: Path, out: Path, options: Options, *, num_workers: int = 1,
         WriteError: a file cannot be written.
     """
     if not pairs.is_file():
-        raise SplitError(f"{pairs} is no file: make it with `blip pubmed extract`")
+        raise SplitError(f"{pairs} does not exist: make it with `blip pubmed extract`")
     out.parent.mkdir(parents=True, exist_ok=True)
     splitter = FigureSplitter(options)  # also where processes make their own: errors of the weights are raised here
     function = partial(_lines, splitter) if num_workers < 2 else partial(_in_process, replace(options, given={}))
@@ -232,7 +232,7 @@ def _numbered(pairs: Path, given: dict[str, Split]) -> Iterator[Numbered]:
                 line = json.loads(raw)
                 line["caption"], line["image"]
             except (ValueError, KeyError, TypeError) as error:
-                raise SplitError(f"{pairs}, line {at + 1}: no figure ({error!r})") from None
+                raise SplitError(f"{pairs}, line {at + 1}: not a figure ({error!r})") from None
             yield at, line, given.get(key(line)) if line.get("figure") else None
 
 
@@ -275,8 +275,8 @@ def read_splits(path: Path) -> dict[str, Split]:
         try:
             line = json.loads(raw)
             parts = [Part(list(part["labels"]), str(part["text"])) for part in line["parts"]]
-            sure, lead = float(line.get("confidence", 1.0)), str(line.get("lead", ""))
-            found[key(line)] = Split(lead, parts, "given", sure, line.get("caption", lead))
+            certainty, lead = float(line.get("confidence", 1.0)), str(line.get("lead", ""))
+            found[key(line)] = Split(lead, parts, "given", certainty, line.get("caption", lead))
         except (ValueError, KeyError, TypeError) as error:
-            raise SplitError(f"{path}, line {at + 1}: no split caption ({error!r})") from None
+            raise SplitError(f"{path}, line {at + 1}: not a split caption ({error!r})") from None
     return found

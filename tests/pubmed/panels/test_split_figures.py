@@ -311,7 +311,7 @@ def test_captions_that_something_else_split(corpus: Path, tmp_path: Path) -> Non
     assert made[0]["whole_caption"].startswith("Scans.") and made[0]["caption"] == "L. part A"
     assert made[6]["caption"] == "Scans. One."
     given.write_text('{"article": "PMC0"}')
-    with pytest.raises(SplitError, match="line 1: no split caption"):
+    with pytest.raises(SplitError, match="line 1: not a split caption"):
         read_splits(given)
 
 
@@ -351,7 +351,7 @@ def test_split_tells_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(SplitError, match="make it with `blip pubmed extract`"):
         split(tmp_path / "none.jsonl", tmp_path / "out.jsonl", Options(str(tmp_path)))
     (tmp_path / "pairs.jsonl").write_text('{"image": "a.png"}\n')
-    with pytest.raises(SplitError, match="line 1: no figure"):
+    with pytest.raises(SplitError, match="line 1: not a figure"):
         split(tmp_path / "pairs.jsonl", tmp_path / "out.jsonl", Options(str(tmp_path)))
     lines = [json.dumps({"image": f"{tmp_path}/{n}.png", "caption": "c", "article": "a"}) for n in range(8)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
