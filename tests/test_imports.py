@@ -14,7 +14,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "hashing": set(),
     "distributed": {"errors"},
-    "tokenizer": {"errors"},
+    "tokenizer": {"errors", "files"},
     "files": {"errors"},
     "config": {"errors", "files"},
     "html_page": {"files"},

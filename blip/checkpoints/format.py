@@ -57,6 +57,21 @@ def load_weights(folder: str | Path) -> tuple[dict[str, Tensor], dict]:
         raise CheckpointError(f"{folder / WEIGHTS} is damaged or cut short: {error}") from error
 
 
+def find_tokenizer(checkpoint: str | Path) -> Path:
+    """The tokenizer file of a checkpoint's folder: ours, or the `vocab.txt` of a Hugging Face folder.
+
+    Raises:
+        CheckpointError: the folder holds neither, or `checkpoint` is a file.
+    """
+    for name in (TOKENIZER, "vocab.txt"):
+        if (Path(checkpoint) / name).is_file():
+            return Path(checkpoint) / name
+    raise CheckpointError(
+        f"{checkpoint} comes without a tokenizer: set tokenizer; for the released models it is the vocab.txt of "
+        "bert-base-uncased"
+    )
+
+
 def unique_state(module: nn.Module) -> dict[str, Tensor]:
     """Every parameter and persistent buffer once, by its first name: shared weights are not written twice."""
     persistent = module.state_dict(keep_vars=True)

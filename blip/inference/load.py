@@ -5,14 +5,14 @@ from pathlib import Path
 import torch
 
 from blip.checkpoints import convert
-from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict
+from blip.checkpoints.format import CheckpointError, find_tokenizer, load_strict
 from blip.errors import InputError
 from blip.inference.predictor import Predictor
 from blip.models.factory import TASKS, model_of
 from blip.models.retrieval import RetrievalModel
 from blip.network.embeddings import TextConfig
 from blip.network.vit import ViTConfig, fit_image_size
-from blip.tokenizer import Specials, Tokenizer, load_tokenizer
+from blip.tokenizer import Tokenizer, load_tokenizer
 
 
 def load(
@@ -50,8 +50,7 @@ def load(
             f"{path} has {text.vocab_size} tokens and the tokenizer {words.size}, [DEC] and [ENC] included: "
             "it is not the one that the model was trained with"
         )
-    specials = Specials(words.pad_id, words.enc_id, words.dec_id)
-    model = model_of(info["task"], vit, text, specials, info.get("embed_dim", 0), answer)
+    model = model_of(info["task"], vit, text, words.specials, info.get("embed_dim", 0), answer)
     if isinstance(model, RetrievalModel):  # matching models are released without a temperature; nothing here uses it
         tensors.setdefault("temperature", model.temperature.detach())
     load_strict(model, tensors, str(path))
@@ -63,13 +62,7 @@ def _tokenizer(path: Path, given: str | Path | Tokenizer | None) -> Tokenizer:
         return given
     if given is not None:
         return load_tokenizer(str(given))
-    for name in (TOKENIZER, "vocab.txt"):
-        if (path / name).is_file():
-            return load_tokenizer(str(path / name))
-    raise CheckpointError(
-        f"{path} comes without a tokenizer: give one, tokenizer=PATH. For the released models it is the "
-        "vocab.txt of bert-base-uncased"
-    )
+    return load_tokenizer(str(find_tokenizer(path)))
 
 
 def _sizes(info: dict, path: str | Path) -> tuple[ViTConfig, TextConfig, TextConfig | None]:

@@ -37,7 +37,6 @@ from blip.interpret.maps import METHODS
 from blip.models.factory import model_of
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
-from blip.tokenizer import Specials
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
@@ -158,7 +157,7 @@ def untrained(m: Predictor, seed: int = 0) -> Predictor:
     """The same network with random weights."""
     torch.manual_seed(seed)
     model, tokens = m.needs("itm_head", "match images and texts", PretrainModel, RetrievalModel), m.tokenizer
-    specials = Specials(tokens.pad_id, tokens.enc_id, tokens.dec_id)
+    specials = tokens.specials
     sizes = model.image_encoder.config, model.text_encoder.config
     fresh = model_of(m.info["task"], *sizes, specials, m.info["embed_dim"])
     return Predictor(fresh, tokens, m.info, m.device)

@@ -38,7 +38,7 @@ def run_once(config: PretrainConfig, device: torch.device) -> None:
         size, specials = config.vocab_size, Specials(0, config.vocab_size - 1, config.vocab_size - 2)
     else:
         tokenizer = load_tokenizer(config.tokenizer)
-        size, specials = tokenizer.size, Specials(tokenizer.pad_id, tokenizer.enc_id, tokenizer.dec_id)
+        size, specials = tokenizer.size, tokenizer.specials
     torch.manual_seed(config.seed)
     model, twin, queue = start.build_pretrain(config, size, specials, device)
     out, seconds = _two_steps(config, device, model, twin, queue)

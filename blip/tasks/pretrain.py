@@ -33,7 +33,7 @@ from blip.network.med import DecoderStep
 from blip.tasks import start, tokenizers
 from blip.tasks.dry_run import run_once
 from blip.tasks.pretrain_data import open_training
-from blip.tokenizer import Specials, Tokenizer
+from blip.tokenizer import Tokenizer
 from blip.train.freeze import freeze
 from blip.train.launch import launch
 from blip.train.log import RunLog
@@ -71,7 +71,7 @@ class Pretraining:
         self.skipped = SkipLog(output / "skipped.jsonl", len(self.data), config.max_skipped_fraction, world)
 
         torch.manual_seed(config.seed)  # equal starting weights on every process
-        specials = Specials(self.tokenizer.pad_id, self.tokenizer.enc_id, self.tokenizer.dec_id)
+        specials = self.tokenizer.specials
         self.model, self.twin, self.queue = start.build_pretrain(
             config, self.tokenizer.size, specials, device, fresh=resume is None
         )

@@ -106,7 +106,9 @@ class Loop:
                     self.log.metrics(self.step, evaluation)
                     self._window = _Window()
                 self.log.advance(self.step)
-                if evaluation is not None if stop else self._save_is_due():
+                # a run that a signal ends was saved before the evaluation: again only for what that one changed
+                due = evaluation is not None if stop else self._save_is_due()
+                if due:
                     self.save()
                 if stop:
                     self.log.say(f"stopped by a signal after step {self.step}; continue with --resume auto")

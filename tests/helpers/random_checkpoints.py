@@ -11,7 +11,7 @@ from blip.checkpoints import convert
 from blip.checkpoints.format import unique_state
 from blip.models.factory import model_of
 from blip.network.med import TextConfig
-from blip.tokenizer import Specials, Tokenizer
+from blip.tokenizer import Tokenizer
 from helpers.bad_checkpoint_cases import TINY_TEXT, TINY_VIT
 
 TEXTS = ["a large lesion in the left lung", "normal chest x-ray", "is there a lesion", "yes", "no"]
@@ -32,7 +32,7 @@ def random_checkpoint(folder: Path, task: str, same_width: bool = False, **info:
     text = TextConfig(**{**asdict(TINY_TEXT), "vocab_size": words.size, "width": width, "heads": 2 + (not same_width)})
     text.images = 2 if task == "nlvr" else 1
     torch.manual_seed(5)
-    model = model_of(task, TINY_VIT, text, Specials(words.pad_id, words.enc_id, words.dec_id), 24)
+    model = model_of(task, TINY_VIT, text, words.specials, 24)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

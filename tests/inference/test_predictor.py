@@ -23,7 +23,7 @@ from blip.models.momentum import unit_features
 from blip.models.pretrain import PretrainModel
 from blip.network.med import DecoderStep, TextConfig
 from blip.network.packing import Rows, with_first
-from blip.tokenizer import Specials, Tokenizer
+from blip.tokenizer import Tokenizer
 
 
 def greedy(model: PretrainModel, states: torch.Tensor, first: torch.Tensor, end: int, pad: int, limit: int):
@@ -44,7 +44,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = Tokenizer.train(CAPTIONS, TINY_TEXT.vocab_size)
     words.save(path / "words.json")
     text = TextConfig(**{**asdict(TINY_TEXT), "vocab_size": words.size})
-    model = PretrainModel(TINY_VIT, text, Specials(words.pad_id, words.enc_id, words.dec_id), 24)
+    model = PretrainModel(TINY_VIT, text, words.specials, 24)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

@@ -310,12 +310,11 @@ def test_maps_need_patches(model: Predictor, pictures: list[Path]) -> None:
 
 def test_questions_through_the_question_encoder(tiny_checkpoint: Path, pictures: list[Path]) -> None:
     from blip.models.vqa import VqaModel
-    from blip.tokenizer import Specials
 
     base = blip.load(tiny_checkpoint)
     tokens = base.tokenizer
     torch.manual_seed(0)
-    specials = Specials(tokens.pad_id, tokens.enc_id, tokens.dec_id)
+    specials = tokens.specials
     vqa = VqaModel(base.model.image_encoder.config, base.model.text_encoder.config, specials)
     m = Predictor(vqa, tokens, {**base.info, "task": "vqa"})
     questions = ["what shape is the lesion?", "where?"]
