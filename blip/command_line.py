@@ -1,8 +1,12 @@
-"""What every command shares: how errors reach the user."""
+"""What every command shares: the types of options that several commands have, and how errors reach the user."""
 
 import os
 import sys
 import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from blip import distributed
 from blip.errors import BlipError
@@ -11,6 +15,28 @@ REPORT = (
     "\nThis is a defect of blip, not a mistake in what it was given. Please report it, with the command and the "
     "traceback above, in the issue tracker of the repository that blip was installed from."
 )
+
+# ---- options of several commands -------------------------------------------------------------------------------------
+
+Checkpoint = Annotated[str, typer.Option(help="our folder, a released .pth, or a Hugging Face folder")]
+TokenizerFile = Annotated[str, typer.Option(help="vocab.txt or tokenizer.json, where the checkpoint has none")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="images at once")]
+ImageRoot = Annotated[
+    str, typer.Option("--image_root", help="folder that image paths of annotation files are relative to")
+]
+JsonFile = Annotated[Path | None, typer.Option(help="write JSON to this file")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+ConfigFile = Annotated[Path, typer.Option(help="a file of configs/, or your own")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, overrides the file")]
+
+
+def workers_option(help: str, *, min: int = 1) -> Any:
+    """The option `--num_workers`, also called `--workers`, for the annotation of an integer parameter `num_workers`."""
+    return typer.Option("--num_workers", "--workers", min=min, help=help)
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
 
 
 class user_errors:

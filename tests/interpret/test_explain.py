@@ -301,6 +301,14 @@ def test_command_with_bad_input(
     assert code != 0 and message in " ".join(said.split()), said
 
 
+def test_several_places_with_texts_by_option(tiny_checkpoint: Path, pictures: list[Path], tmp_path: Path) -> None:
+    out, texts = tmp_path / "maps.npz", ["--text", "head", "--question", "where?"]
+    code, said = run("explain", *pictures[:2], *texts, "--out", out, "--checkpoint", tiny_checkpoint)
+    assert code == 0 and said.startswith("4 explained: "), said
+    code, said = run("explain", *pictures[:2], "--out", out, "--checkpoint", tiny_checkpoint)
+    assert code == 1 and f"{pictures[1]} is a file or folder" in said, said
+
+
 def test_maps_need_patches(model: Predictor, pictures: list[Path]) -> None:
     with blip.trace(model, "text.0.self.*", grads=True) as t:
         model.match_logits(pictures, TEXTS)[:, 1].sum().backward()
