@@ -10,7 +10,6 @@ the next model is pre-trained on. The steps are in blip/capfilt/steps.py; the sa
 
 import gc
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,9 @@ from blip.tasks import caption, pretrain, retrieval
 from blip.tasks.config import CaptionConfig, FineTuneConfig, RetrievalConfig
 from blip.tasks.finetune import BEST
 from blip.train.checkpoint import complete_checkpoints
+from blip.train.launch import Run
 
 DONE = "done.json"  # in the folder of a step: it ended, and with these settings
-
-Train = Callable[[Any, Path, str, torch.device], bool]
 
 
 class Stopped(BlipError):
@@ -119,7 +117,7 @@ class Rounds:
         assert self.next_model is not None  # CapFiltConfig sees to it
         return self.train(place, pretrain.run, self.next_model, {"train_file": files})
 
-    def fine_tune(self, place: Path, run: Train, config: RunConfig | None, model: Path) -> Path:
+    def fine_tune(self, place: Path, run: Run, config: RunConfig | None, model: Path) -> Path:
         """A model for one purpose, from `model` and the clean pairs."""
         assert config is not None
         given: dict[str, Any] = {"train_file": self.config.human_file, "init_from": str(model)}
@@ -127,7 +125,7 @@ class Rounds:
             given["tokenizer"] = str(model / TOKENIZER)
         return self.train(place, run, config, given)
 
-    def train(self, place: Path, run: Train, config: RunConfig, given: dict[str, Any]) -> Path:
+    def train(self, place: Path, run: Run, config: RunConfig, given: dict[str, Any]) -> Path:
         """Trains in the folder `place`, goes on there, or finds it done -> the best checkpoint, else the last."""
         config = with_options(config, given, f"options for {place}")
         done = place / DONE
@@ -138,7 +136,7 @@ class Rounds:
                               "delete that folder and those of the steps after it")  # fmt: skip
         if not done.exists():
             self.say(f"training {place}")
-            if not run(config, place, "auto", self.device):
+            if not run(config, place, "auto", device=self.device):
                 raise Stopped(f"stopped by a signal while training {place}; the same command goes on")
             gc.collect()  # the run's model, twin and optimizer, before the next is made
             distributed.barrier()

@@ -3,7 +3,7 @@
     python train_caption.py --config configs/caption_coco.yaml --output_dir runs/coco --init_from model_base.pth
     python train_caption.py --config configs/caption_coco.yaml --output_dir runs/coco --evaluate
 
-The loss is in blip/models/caption.py, what the scripts share in blip/tasks/finetune.py,
+The loss is in blip/models/caption.py, what the tasks share in blip/tasks/finetune.py,
 generation in blip/models/generation.py.
 """
 
@@ -139,14 +139,14 @@ def result_id(name: str, file: str) -> int | str:
     return int(found[1]) if found else name
 
 
-def run(config: CaptionConfig, output: Path, resume: str, device: torch.device) -> bool:
-    """Trains and leaves the result in `output`. False: a signal ended it."""
-    return train(Captioning, config, output, resume, device)
+def run(config: CaptionConfig, output: Path, resume: str, *, device: torch.device) -> bool:
+    """Trains and writes the result to `output`. False when a signal ended it."""
+    return train(Captioning, config, output, resume=resume, device=device)
 
 
 def score(config: CaptionConfig, output: Path, device: torch.device) -> None:
     """Evaluates without training."""
-    evaluate(Captioning, config, output, device)
+    evaluate(Captioning, config, output, device=device)
 
 
 def main(help: str | None = None) -> None:

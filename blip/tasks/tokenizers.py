@@ -10,7 +10,7 @@ from blip.config import ConfigError, ModelConfig
 from blip.tokenizer import Tokenizer, load_tokenizer
 
 
-def choose_tokenizer(config: ModelConfig, texts: Iterable[str], output: Path, resume: Path | None) -> Tokenizer:
+def choose_tokenizer(config: ModelConfig, texts: Iterable[str], output: Path, *, resume: Path | None) -> Tokenizer:
     """The tokenizer of a run, saved in its folder `output`; every process has to call this.
 
     A run that is resumed takes the one of its checkpoint `resume`, since training a tokenizer is not reproducible.

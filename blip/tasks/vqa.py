@@ -261,14 +261,14 @@ class Answering(FineTuning):
         return {"answers": self.answers, "max_answer_tokens": self.config.max_answer_tokens}
 
 
-def run(config: VqaConfig, output: Path, resume: str, device: torch.device) -> None:
-    """Trains and leaves the result in `output`."""
-    train(Answering, config, output, resume, device)
+def run(config: VqaConfig, output: Path, resume: str, *, device: torch.device) -> bool:
+    """Trains and writes the result to `output`. False when a signal ended it."""
+    return train(Answering, config, output, resume=resume, device=device)
 
 
 def score(config: VqaConfig, output: Path, device: torch.device) -> None:
     """Evaluates without training."""
-    evaluate(Answering, config, output, device)
+    evaluate(Answering, config, output, device=device)
 
 
 def main(help: str | None = None) -> None:

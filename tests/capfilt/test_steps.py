@@ -319,9 +319,7 @@ def test_webdataset_shards_hold_the_images(model: Predictor, phantoms: Path, tmp
 def one_process(step: str, checkpoint: Path, data: Path, out: Path, rank: int, world: int) -> None:
     """What one of several processes does in a step, without a rendezvous."""
     torch.set_num_threads(1)
-    blip.files.os.fsync = lambda descriptor: time.sleep(
-        0.05
-    )  # a slow disk: there is a middle to be killed in
+    blip.files.os.fsync = lambda descriptor: time.sleep(0.05)  # a slow disk: there is a middle to be killed in
     answers = {"rank": rank, "world_size": world, "is_main": rank == 0, "barrier": None}
     for name, answer in answers.items():
         setattr(blip.distributed, name, lambda answer=answer: answer)
