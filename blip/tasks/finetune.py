@@ -239,7 +239,7 @@ class FineTuning:
         metrics = self.scores("val")
         name = self.config.best_metric
         if name not in metrics:
-            raise ConfigError(f"best_metric is {name!r}; the validation gives {', '.join(metrics)}")
+            raise ConfigError(f"best_metric is {name!r}; the validation has {', '.join(metrics)}")
         better = self.best is None or (metrics[name] > self.best) == (self.config.best_is == "highest")
         if better and metrics[name] != self.best:
             self.best = metrics[name]

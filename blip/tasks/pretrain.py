@@ -3,8 +3,8 @@
     python pretrain.py --config configs/pretrain_demo.yaml --output_dir runs/demo
     torchrun --nproc_per_node=8 pretrain.py --config configs/pretrain.yaml --output_dir runs/base
 
-The batch is made in blip/data/pairs.py (of shards: stream.py), the losses in blip/models/pretrain.py, the loop
-runs in blip/train/loop.py.
+Samples are made in blip/data/pairs.py (of shards: blip/data/stream.py), the losses in blip/models/pretrain.py; the loop
+is in blip/train/loop.py. The docstring of pretrain.py lists the whole path of a batch.
 """
 
 import itertools
@@ -44,7 +44,7 @@ from blip.train.schedule import Epochs
 
 STEPS_TO_LEARN = 500  # steps after the warm-up within which matching should have begun to learn
 PLATEAU = (
-    "ITM is at {mean:.3f}, and a model without skill stands at {none:.4f}. What helps: start from released weights "
+    "ITM is at {mean:.3f}, and a model without skill is at {none:.4f}. What helps: start from released weights "
     "(init_from) or from ViT and BERT weights (vision_init, text_init), a larger global batch, a lower lr, more "
     "epochs; and captions that describe their images (blip check-data)."
 )

@@ -34,17 +34,17 @@ from blip.train.loop import Step
 
 @dataclass
 class Gallery:
-    """What is ranked: the different images that can be read, and the texts of these."""
+    """The different images of a split that can be read, and their texts; each side is ranked for the other."""
 
     images: list[str]
     groups: list[int]  # of each image: its article or patient, else itself
     texts: Texts
-    lines: list[str]  # the texts as they are written
+    lines: list[str]  # the texts themselves
     unreadable: int  # images that are left out, with the texts that describe no other
 
 
 class Retrieving(PairFineTuning):
-    """Contrast and matching; pairs of one image are positives of one another."""
+    """Contrast and matching; pairs that share an image are positives of one another."""
 
     task = "retrieval"
     config: RetrievalConfig
@@ -93,8 +93,8 @@ class Retrieving(PairFineTuning):
         self.contrast.load(folder, training)
 
     def evaluate(self, split: str) -> dict[str, Any]:
-        """Retrieval both ways over the whole split; the ranked lists go into `retrieval_SPLIT.json`."""
-        if split not in self.galleries:  # images are looked for once a run, not in each evaluation
+        """Retrieval in both directions over the whole split; the ranked lists go into `retrieval_SPLIT.json`."""
+        if split not in self.galleries:  # images are opened for this once in a run, not in each evaluation
             self.galleries[split] = self._gallery(split)
         gallery = self.galleries[split]
         pixels = ImagesByNumber(gallery.images, self.eval_transform(), self.config.num_workers)
@@ -102,7 +102,9 @@ class Retrieving(PairFineTuning):
         found = evaluate_retrieval(
             self.model, pixels, count, texts, self.device, self.config.k_test, self.config.batch_size
         )
-        lost = {note for part in distributed.gather_objects(pixels.skipped) for note in part}  # since they were opened
+        lost = {
+            note for part in distributed.gather_objects(pixels.skipped) for note in part
+        }  # after the gallery was made
         details = {"images": gallery.images, "texts": gallery.lines}
         details["intervals"] = as_json(intervals(found, texts, gallery.groups, self.config.seed))
         self.write(f"retrieval_{split}.json", {**found.as_json(), **details, "k": self.config.k_test})
@@ -146,9 +148,9 @@ class Retrieving(PairFineTuning):
 
 
 def intervals(found: Retrieval, texts: Texts, groups: Sequence[Hashable], seed: int) -> dict[str, Interval]:
-    """Bootstrap intervals of R@1, R@5 and R@10 after matching, both ways; `groups` (I,) are drawn as a whole.
+    """Bootstrap intervals of R@1, R@5 and R@10 after matching, in both directions; `groups` (I,) are drawn whole.
 
-    Texts of one image fail together: a text belongs to the group of its image, the first of several.
+    The results of texts of one image depend on each other: a text belongs to the group of its (first) image.
     """
     of_image: dict[int, set[int]] = {}
     for text, owners in enumerate(texts.images):

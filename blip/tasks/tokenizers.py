@@ -23,7 +23,7 @@ def choose_tokenizer(config: ModelConfig, texts: Iterable[str], output: Path, *,
     saved = output / TOKENIZER
     if resume is not None:
         tokenizer = load_tokenizer(str(resume / TOKENIZER))
-        if distributed.is_main() and not saved.is_file():  # the run goes on in another folder
+        if distributed.is_main() and not saved.is_file():  # the run continues in another folder
             output.mkdir(parents=True, exist_ok=True)
             tokenizer.save(saved)
         return tokenizer

@@ -24,7 +24,7 @@ class NonFiniteError(BlipError):
 
 @dataclass
 class Step:
-    """What a forward pass gives the loop."""
+    """The result of a forward pass."""
 
     loss: Tensor
     logs: dict[str, Tensor | float]
