@@ -143,6 +143,10 @@ class Tokenizer:
         """Writes the JSON form, which `from_file` reads."""
         write_whole(path, json.dumps(json.loads(self._backend.to_str()), ensure_ascii=False))
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token, special tokens included, with its id."""
+        return self._backend.get_vocab()
+
     @property
     def specials(self) -> Specials:
         """The ids that a model places itself."""

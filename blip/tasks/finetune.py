@@ -28,6 +28,7 @@ from blip.files import whole_folder, write_whole
 from blip.tasks import start, tokenizers
 from blip.tasks.config import FineTuneConfig
 from blip.train import lora
+from blip.train.checkpoint import disk_errors
 from blip.train.freeze import freeze
 from blip.train.log import RunLog
 from blip.train.loop import Step
@@ -258,7 +259,7 @@ class FineTuning:
     def _keep_best(self, step: int, metrics: dict) -> None:
         weights = self.weights()
         if distributed.is_main():
-            with whole_folder(self.output / BEST) as folder:
+            with disk_errors("the best weights", self.output), whole_folder(self.output / BEST) as folder:
                 save_weights(folder, weights, {**self.info(), "step": step})
                 if self.config.lora:
                     lora.save_adapter(folder, self.model, {"base": self.config.init_from})

@@ -1,6 +1,5 @@
 """The tokenizer of a run: a checkpoint's, a configured one, or one trained on the captions."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -59,6 +58,6 @@ def check_vocabulary(tokenizer_file: Path, init_from: str) -> None:
     """
     theirs = Path(init_from) / TOKENIZER
     if init_from and theirs.is_file():
-        vocab, known = (json.loads(file.read_text("utf-8"))["model"]["vocab"] for file in (tokenizer_file, theirs))
-        if vocab != known:
+        own, trained_with = (load_tokenizer(str(file)).vocabulary() for file in (tokenizer_file, theirs))
+        if own != trained_with:
             raise ConfigError(f"{init_from} was trained with another tokenizer: set tokenizer: {theirs}")

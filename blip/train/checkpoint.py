@@ -6,6 +6,8 @@ OUTPUT/checkpoints/latest             a link to the newest one
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -48,8 +50,8 @@ class Checkpointer:
         distributed.barrier()
 
     def _write(self, step: int, weights: dict[str, Tensor], training: dict) -> None:
-        try:
-            final = self.folder / f"step-{step:08d}"  # exists in a run that was resumed from before this step
+        final = self.folder / f"step-{step:08d}"  # exists in a run that was resumed from before this step
+        with disk_errors(f"step {step}", self.folder):
             for leftover in self.folder.glob(".step-*.partial"):
                 shutil.rmtree(leftover)
             with whole_folder(final) as temporary:
@@ -58,11 +60,6 @@ class Checkpointer:
                 torch.save(training, temporary / TRAINING)
             self._point_latest(final)
             self._prune(final)
-        except (OSError, RuntimeError, SafetensorError) as error:  # each is raised for a full disk by some writer
-            raise CheckpointError(
-                f"step {step} could not be written to {self.folder}: {error}. Is the disk full? The checkpoint before "
-                "it is whole"
-            ) from error
 
     def _prune(self, newest: Path) -> None:
         """Keeps the last `keep`. Checkpoints of later steps, from before `--resume PATH`, are removed as well."""
@@ -77,6 +74,17 @@ class Checkpointer:
         link.symlink_to(final.name)
         os.replace(link, self.folder / "latest")
         flush(self.folder)
+
+
+@contextmanager
+def disk_errors(what: str, folder: Path) -> Iterator[None]:
+    """Within this block errors of writing become a CheckpointError; libraries raise different ones for a full disk."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{what} could not be written to {folder}: {error}. Is the disk full? The checkpoint before it is whole"
+        ) from error
 
 
 def complete_checkpoints(output: str | Path) -> list[Path]:

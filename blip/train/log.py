@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blip import distributed
 from blip.errors import BlipError
-from blip.files import write_whole
+from blip.files import write_error, write_whole
 
 METRICS = "metrics.jsonl"
 
@@ -56,8 +56,11 @@ class RunLog:
         if not self.active:
             return
         line = {"step": step, **{k: _rounded(v) for k, v in values.items()}}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise write_error(self.path, error) from error
         shown = "  ".join(f"{k} {_short(v)}" for k, v in line.items() if k != "step" and not isinstance(v, list | dict))
         self.console.print(f"step {step}/{self.total_steps}  {shown}", highlight=False, markup=False, soft_wrap=True)
         if self.writer:

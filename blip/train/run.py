@@ -20,7 +20,7 @@ from blip.train.checkpoint import (
 from blip.train.log import METRICS, RunLog
 from blip.train.loop import Loop, LoopOptions, Step
 from blip.train.optim import build_optimizer
-from blip.train.parallel import measure_peak
+from blip.train.parallel import OptionError, measure_peak
 from blip.train.schedule import Epochs, lr_at, scaled_lr
 
 
@@ -123,6 +123,11 @@ def fit(task: Task, config: RunConfig, output: Path, *, checkpoint: Path | None,
         finished = loop.run(
             task.batches(start), task.step, task.after_update, at_step_end=lambda step: task.at_step_end(step, log)
         )
+    except torch.cuda.OutOfMemoryError as error:
+        raise OptionError(
+            "the GPU's memory is too small for this run: lower batch_size (and raise accumulation), or set "
+            f"activation_checkpointing: torch; {error}"
+        ) from error
     finally:
         log.close()
     if finished:
