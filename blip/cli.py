@@ -23,17 +23,19 @@ Files = Annotated[list[str], typer.Argument(help="annotation files, or folders o
 def phantoms(
     out: Annotated[Path, typer.Argument(help="folder to write")],
     count: Annotated[int, typer.Option(help="images")] = 1000,
-    seed: Annotated[int, typer.Option(help="another seed, other images")] = 0,
+    seed: Annotated[int, typer.Option(help="of the random images")] = 0,
     image_size: Annotated[int, typer.Option("--image_size", help="pixels a side")] = 48,
-    max_lesions: Annotated[int, typer.Option("--max_lesions", help="one to this many an image")] = 3,
-    noise: Annotated[float, typer.Option(help="share of captions made wrong, recorded as such")] = 0.0,
-    name_one: Annotated[bool, typer.Option("--name_one", help="captions name one lesion of those there are")] = False,
+    max_lesions: Annotated[int, typer.Option("--max_lesions", help="lesions of an image at most")] = 3,
+    noise: Annotated[float, typer.Option(help="share of wrong captions; records mark them")] = 0.0,
+    name_one: Annotated[bool, typer.Option("--name_one", help="captions name one of the lesions")] = False,
 ) -> None:
     """Draws a data set of scanner-like phantoms with captions, questions and boxes."""
     from blip.data.phantoms import write_phantoms
 
     with user_errors():
-        path = write_phantoms(out, count, seed, image_size, max_lesions, noise, name_one)
+        path = write_phantoms(
+            out, count, seed, image_size=image_size, max_lesions=max_lesions, noise=noise, name_one=name_one
+        )
         typer.echo(f"{count} phantoms: {path}")
 
 
@@ -64,10 +66,12 @@ def check_data(
 @app.command()
 def convert(
     source: Annotated[Path, typer.Argument(help="our folder, a released .pth, or a Hugging Face folder")],
-    target: Annotated[Path, typer.Argument(help="what to write")],
+    target: Annotated[Path, typer.Argument(help="folder or file to write")],
     to: Annotated[str, typer.Option(help="blip, salesforce or huggingface")] = "blip",
     hf_class: Annotated[str, typer.Option("--hf_class", help="retrieval, caption or vqa, for huggingface")] = "",
-    tokenizer: Annotated[str, typer.Option(help="to put beside the weights; the source's own unless given")] = "",
+    tokenizer: Annotated[
+        str, typer.Option(help="file that goes beside the weights; the source's own unless given")
+    ] = "",
     image_heads: Annotated[int | None, typer.Option("--image_heads", help="width / 64 unless given")] = None,
     text_heads: Annotated[int | None, typer.Option("--text_heads", help="width / 64 unless given")] = None,
 ) -> None:

@@ -148,7 +148,7 @@ class Pretraining:
         ids = generate(step_one, first, decoding, self.tokenizer.sep_id, self.tokenizer.pad_id).ids
         self.model.train()
         for number, (image, text) in enumerate(zip(images, ids.tolist(), strict=True)):
-            log.sample(step, number, unnormalise(image), self.tokenizer.decode(text))
+            log.sample(step, number, unnormalise(image), text=self.tokenizer.decode(text))
 
     def warn_of_plateau(self, step: int, log: RunLog) -> None:
         """Logs advice, once, when the ITM loss is still that of a model without skill."""

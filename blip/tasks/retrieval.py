@@ -106,7 +106,7 @@ class Retrieving(PairFineTuning):
             note for part in distributed.gather_objects(pixels.skipped) for note in part
         }  # after the gallery was made
         details = {"images": gallery.images, "texts": gallery.lines}
-        details["intervals"] = as_json(intervals(found, texts, gallery.groups, self.config.seed))
+        details["intervals"] = as_json(intervals(found, texts, gallery.groups, seed=self.config.seed))
         self.write(f"retrieval_{split}.json", {**found.as_json(), **details, "k": self.config.k_test})
         return {f"{split}_{name}": value for name, value in found.metrics.items()} | {
             f"{split}_unreadable": gallery.unreadable + len({number for number, _, _ in lost})
@@ -147,7 +147,7 @@ class Retrieving(PairFineTuning):
         return Gallery(images, groups, Texts(ids, lengths, owners), lines, len(notes))
 
 
-def intervals(found: Retrieval, texts: Texts, groups: Sequence[Hashable], seed: int) -> dict[str, Interval]:
+def intervals(found: Retrieval, texts: Texts, groups: Sequence[Hashable], *, seed: int) -> dict[str, Interval]:
     """Bootstrap intervals of R@1, R@5 and R@10 after matching, in both directions; `groups` (I,) are drawn whole.
 
     The results of texts of one image depend on each other: a text belongs to the group of its (first) image.

@@ -68,8 +68,8 @@ class RunLog:
                 if isinstance(value, int | float):
                     self.writer.add_scalar(name, value, step)
 
-    def sample(self, step: int, number: int, image: Tensor, text: str) -> None:
-        """An image (3, S, S) in 0..1 and a text, to TensorBoard alone."""
+    def sample(self, step: int, number: int, image: Tensor, *, text: str) -> None:
+        """Writes an image (3, S, S), values 0 to 1, and a text to TensorBoard."""
         if self.active and self.writer:
             self.writer.add_image(f"sample/{number}", image, step)
             self.writer.add_text(f"sample/{number}", text, step)
