@@ -18,14 +18,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
-from benchmarks import harness, peers_tasks
+from benchmarks import flops, harness, peers_tasks
 from benchmarks.generate import DEC, ENC, PAD, SEP, TOP_P, compare, sizes
 from benchmarks.rerank import make_texts
 from blip.inference.scoring import match_states
 from blip.models.caption import CaptionModel
 from blip.models.decoding import Decoding
 from blip.models.retrieval import RetrievalModel
-from blip.network import flops
+from blip.network.flops import text_forward, vit_forward
 from blip.tokenizer import Specials
 
 TEXTS, NEW = 2, 20
@@ -113,16 +113,16 @@ def measure(args: argparse.Namespace) -> dict:
 def count(args: argparse.Namespace, lengths: list[int], longest: int) -> dict[str, float]:
     """GFLOP of a call."""
     size, batch = sizes(args.size), args.batch
-    encoder = batch * flops.vit_forward(size.vit)
-    alone = [flops.text_forward(size.text, 1, n, n, first_only=True) for n in lengths]
-    alone_padded = len(lengths) * flops.text_forward(size.text, 1, longest, longest)
+    encoder = batch * vit_forward(size.vit)
+    alone = [text_forward(size.text, 1, n, longest=n, first_only=True) for n in lengths]
+    alone_padded = len(lengths) * text_forward(size.text, 1, longest, longest=longest)
     pairs = flops.match_grouped(
         size.vit, size.text, lengths, batch, keys=TEXTS * longest >= size.text.width // size.text.heads
     )
     pairs_padded = len(lengths) * flops.match_pair(size.vit, size.text, longest)
     counted = {
-        "ours_captioning": encoder + flops.write(size.vit, size.text, batch, NEW, key_sets=0),
-        "theirs_captioning": encoder + flops.write(size.vit, size.text, batch, NEW, key_sets=batch),
+        "ours_captioning": encoder + flops.write(size.vit, size.text, batch, new=NEW, key_sets=0),
+        "theirs_captioning": encoder + flops.write(size.vit, size.text, batch, new=NEW, key_sets=batch),
         "ours_filtering": encoder + sum(alone) + pairs,
         "theirs_filtering": encoder + alone_padded + pairs_padded,
     }

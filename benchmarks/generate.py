@@ -20,12 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
-from benchmarks import harness, peers_tasks
+from benchmarks import flops, harness, peers_tasks
 from blip.models.caption import CaptionModel
 from blip.models.decoding import Decoding
 from blip.models.generation import generate
-from blip.network import flops
 from blip.network.embeddings import TextConfig
+from blip.network.flops import vit_forward
 from blip.network.med import DecoderStep
 from blip.network.vit import VIT_SIZES, ViTConfig
 from blip.tokenizer import Specials
@@ -75,14 +75,15 @@ class Run:
     def ours_after(self, kind: str) -> Tensor:
         torch.manual_seed(1)
         with torch.no_grad(), harness.precision(self.args):
-            how = DECODINGS[kind]
-            keys = self.ours.text_decoder.project(self.states, tokens=how.texts * (1 + NEW))
-            return generate(DecoderStep(self.ours.text_decoder, keys), self.prompt, how, SEP, PAD).ids
+            decoding = DECODINGS[kind]
+            keys = self.ours.text_decoder.keys_or_states(self.states, tokens=decoding.texts * (1 + NEW))
+            step = DecoderStep(self.ours.text_decoder, keys)
+            return generate(step, self.prompt, decoding, end_id=SEP, pad_id=PAD).ids
 
     def ours_whole(self, kind: str) -> Tensor:
         torch.manual_seed(1)
         with harness.precision(self.args):
-            return self.ours.write(self.images, self.prompt, DECODINGS[kind], SEP).ids
+            return self.ours.write(self.images, self.prompt, DECODINGS[kind], end_id=SEP).ids
 
     def theirs_after(self, kind: str) -> Tensor:
         torch.manual_seed(1)
@@ -121,13 +122,13 @@ def measure(args: argparse.Namespace) -> dict:
     def ratio(name: str) -> float:
         return median[f"theirs_{name}"] / median[f"ours_{name}"]
 
-    rows = {kind: BATCH * how.texts for kind, how in DECODINGS.items()}
+    rows = {kind: BATCH * decoding.texts for kind, decoding in DECODINGS.items()}
     gflop = {}
     for kind, count in rows.items():
-        gflop[f"ours_{kind}_after"] = flops.write(size.vit, size.text, count, NEW, key_sets=0) / 1e9
-        gflop[f"theirs_{kind}_after"] = flops.write(size.vit, size.text, count, NEW, key_sets=count) / 1e9
+        gflop[f"ours_{kind}_after"] = flops.write(size.vit, size.text, count, new=NEW, key_sets=0) / 1e9
+        gflop[f"theirs_{kind}_after"] = flops.write(size.vit, size.text, count, new=NEW, key_sets=count) / 1e9
     for name in list(gflop):
-        whole = gflop[name] + BATCH * flops.vit_forward(size.vit) / 1e9
+        whole = gflop[name] + BATCH * vit_forward(size.vit) / 1e9
         gflop[name.replace("after", "whole")] = whole
     return {
         "ratio": ratio("beam_after"),

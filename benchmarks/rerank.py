@@ -23,11 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
-from benchmarks import harness
+from benchmarks import flops, harness
 from benchmarks.peers_tasks import PublishedMatch
 from blip.evaluation import retrieval
 from blip.models.retrieval import RetrievalModel
-from blip.network import flops
 from blip.network.embeddings import TextConfig
 from blip.network.vit import VIT_SIZES, ViTConfig
 from blip.tokenizer import Specials
@@ -141,7 +140,8 @@ def measure(args) -> dict:
     rate = {"theirs": sampled / median["theirs"], "ours": wanted / median["ours"]}
     gflop = {
         "theirs": sampled * flops.match_pair(size.vit, size.text, PADDED) / 1e9,
-        "ours": flops.match_grouped(size.vit, size.text, texts.lengths[pairs % count].tolist(), size.images) / 1e9,
+        "ours": flops.match_grouped(size.vit, size.text, texts.lengths[pairs % count].tolist(), images=size.images)
+        / 1e9,
     }
     return {
         "ratio": rate["ours"] / rate["theirs"],

@@ -68,8 +68,8 @@ def measure(args: argparse.Namespace) -> dict:
 
     def run(model: PretrainModel) -> Tensor:
         with torch.no_grad(), harness.precision(args):
-            keys = model.text_encoder.project(model.image_encoder(images))
-            return match_logits(model.text_encoder, model.itm_head, ids, lengths, keys)
+            keys = model.text_encoder.image_keys(model.image_encoder(images))
+            return match_logits(model.text_encoder, model.itm_head, ids, lengths=lengths, keys=keys)
 
     equal = torch.equal(run(model), run(bare))
     calls = {"with": lambda: run(model), "without": lambda: run(bare)}

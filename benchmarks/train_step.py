@@ -26,7 +26,7 @@ from torch import Tensor  # noqa: E402
 
 from benchmarks.harness import alternate, clock, describe, matmul_peak, medians, spread, write  # noqa: E402
 from benchmarks.peers import PublishedPretrain  # noqa: E402
-from blip.models.momentum import TEMPERATURE_RANGE, Queue, Twin, candidates, update_twin  # noqa: E402  # noqa: E402
+from blip.models.momentum import TEMPERATURE_RANGE, Entries, Queue, Twin, candidates, update_twin  # noqa: E402  # noqa: E402
 from blip.models.pretrain import PretrainModel  # noqa: E402
 from blip.network import flops  # noqa: E402
 from blip.network.med import TextConfig  # noqa: E402
@@ -88,7 +88,7 @@ class Ours:
 
     def __init__(self, size: Size, device: str):
         self.device = device
-        self.model = PretrainModel(size.vit, size.text, Specials(PAD, ENC, DEC), EMBED).to(device)
+        self.model = PretrainModel(size.vit, size.text, Specials(PAD, ENC, DEC), embed_dim=EMBED).to(device)
         self.twin = Twin(self.model).to(device)
         self.queue = Queue(size.queue, EMBED).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
@@ -104,9 +104,8 @@ class Ours:
         pair_ids = torch.arange(len(ids), device=self.device)
         with torch.autocast(self.device, torch.bfloat16, enabled=bf16):
             image_m, text_m = self.twin(images, ids, batch.lengths)
-            others = candidates(
-                image_m, text_m, pair_ids, pair_ids, self.queue, equal_captions=False, equal_images=False
-            )
+            entries = Entries(image_m, text_m, pair_ids, pair_ids)
+            others = candidates(entries, self.queue, equal_captions=False, equal_images=False)
             out = self.model(images, ids, batch.lengths, others, ALPHA, draw=most_similar)
         self.optimizer.zero_grad()
         (out.itc + out.itm + out.lm).backward()
@@ -114,7 +113,7 @@ class Ours:
         with torch.no_grad():
             self.model.temperature.clamp_(*TEMPERATURE_RANGE)
         update_twin(*self.twin.pairs_with(self.model), MOMENTUM)
-        self.queue.push(image_m, text_m, pair_ids, pair_ids)
+        self.queue.push(entries)
         return out.itc.item(), out.itm.item(), out.lm.item()
 
 
@@ -204,7 +203,9 @@ def measure(args: argparse.Namespace) -> dict:
     published = flops.Savings(shared_keys=False, packed=False, one_token=False)
     cost = {
         "ours": flops.pretrain_step(size.vit, size.text, lengths, queue=size.queue).total / args.batch,
-        "theirs": flops.pretrain_step(size.vit, size.text, lengths, LONGEST, queue=size.queue, savings=published).total
+        "theirs": flops.pretrain_step(
+            size.vit, size.text, lengths, longest=LONGEST, queue=size.queue, savings=published
+        ).total
         / args.batch,
     }
     peak = {
@@ -228,7 +229,7 @@ def measure(args: argparse.Namespace) -> dict:
         "matmul_gflop_per_second": peak,
         "share_of_matmul_peak": {name: rate[name] / peak[kinds[name]] for name in rate},
         "peak_memory_gib": memory,
-        "parameters": flops.pretrain_parameters(size.vit, size.text, EMBED).total,
+        "parameters": flops.pretrain_parameters(size.vit, size.text, embed_dim=EMBED).total,
         "batch": args.batch,
         "lengths": lengths,
         "attention_of_theirs": "written-out soft-max (transformers has no other for BLIP)",

@@ -25,11 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor
 
-from benchmarks import harness
+from benchmarks import flops, harness
 from benchmarks.peers_tasks import PublishedRank
-from blip.models.ranking import AnswerTree, Ranked, rank_answers
+from blip.models.answer_tree import AnswerTree
+from blip.models.ranking import Ranked, rank_answers
 from blip.models.vqa import VqaModel
-from blip.network import flops
+from blip.network.cross_attention import ProjectedKeys
 from blip.network.embeddings import TextConfig
 from blip.network.vit import VIT_SIZES, ViTConfig
 from blip.tokenizer import Specials
@@ -104,19 +105,24 @@ class Run:
             self.states = self.read()
 
     def read(self) -> Tensor:
-        keys = self.model.text_encoder.project(self.image_states, tokens=self.ids.shape[1])
+        keys = self.model.text_encoder.keys_or_states(self.image_states, tokens=self.ids.shape[1])
         return self.model.question_states(keys, self.ids, self.lengths)
 
     def ours_rank(self) -> Ranked:
         with torch.no_grad(), harness.precision(self.args):
             keys = self.model.answer_keys(self.states, self.lengths)
-            return rank_answers(self.model.text_decoder, keys, self.tree, self.k, self.model.label_smoothing)
+            return self.rank(keys)
 
     def ours_after(self) -> Ranked:
         with torch.no_grad(), harness.precision(self.args):
             states = self.read()
             keys = self.model.answer_keys(states, self.lengths)
-            return rank_answers(self.model.text_decoder, keys, self.tree, self.k, self.model.label_smoothing)
+            return self.rank(keys)
+
+    def rank(self, keys: ProjectedKeys) -> Ranked:
+        return rank_answers(
+            self.model.text_decoder, keys, self.tree, k=self.k, label_smoothing=self.model.label_smoothing
+        )
 
     def theirs_rank(self, states: Tensor | None = None) -> tuple[Tensor, Tensor]:
         states = self.states if states is None else states
@@ -148,9 +154,12 @@ def measure(args: argparse.Namespace) -> dict:
     longest = run.answers.shape[1]
     gflop = {
         "ours_rank": sum(
-            flops.rank_tree(size.text, n, length) for n, length in zip(nodes, QUESTION_LENGTHS, strict=True)
+            flops.rank_tree(size.text, nodes=n, question=length)
+            for n, length in zip(nodes, QUESTION_LENGTHS, strict=True)
         ),
-        "theirs_rank": sum(flops.rank_padded(size.text, size.k, longest, length) for length in QUESTION_LENGTHS),
+        "theirs_rank": sum(
+            flops.rank_padded(size.text, k=size.k, longest=longest, question=length) for length in QUESTION_LENGTHS
+        ),
     }
     gflop["ours_after"] = gflop["ours_rank"] + flops.read_questions(size.vit, size.text, QUESTION_LENGTHS, keys=False)
     gflop["theirs_after"] = gflop["theirs_rank"] + flops.read_questions(

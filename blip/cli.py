@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from blip.capfilt import cli as capfilt
-from blip.command_line import user_errors
+from blip.command_line import ImageRoot, user_errors, workers_option
 from blip.inference import cli as inference
 from blip.interpret import cli as interpret
 from blip.pubmed import cli as pubmed
@@ -42,13 +42,15 @@ def phantoms(
 @app.command("check-data")
 def check_data(
     files: Files,
-    image_root: Annotated[str, typer.Option("--image_root", help="folder that image paths start from")] = "",
+    image_root: ImageRoot = "",
     dataset: Annotated[str, typer.Option(help="json, or how a set is distributed: vqa_rad, slake, roco ...")] = "json",
     split: Annotated[str, typer.Option(help="train, validation or test of a folder; everything unless given")] = "",
     tokenizer: Annotated[str, typer.Option(help="vocab.txt, tokenizer.json or hub:NAME, to count tokens")] = "",
-    max_tokens: Annotated[int, typer.Option("--max_tokens", help="the limit that texts are cut at")] = 30,
-    workers: Annotated[int, typer.Option(help="processes that open images")] = 2,
-    report: Annotated[Path | None, typer.Option(help="write everything found to this JSON file")] = None,
+    max_text_tokens: Annotated[
+        int, typer.Option("--max_text_tokens", "--max_tokens", help="length in tokens at which a run cuts texts")
+    ] = 30,
+    num_workers: Annotated[int, workers_option("processes that open images; 0: this one", min=0)] = 2,
+    report: Annotated[Path | None, typer.Option(help="write the full report to this JSON file")] = None,
 ) -> None:
     """Counts records, opens every image, measures texts; status 1 when something is missing or broken."""
     from blip.data.check import check_data, print_report
@@ -56,7 +58,15 @@ def check_data(
 
     with user_errors():
         words = load_tokenizer(tokenizer) if tokenizer else None
-        found = check_data(list(files), image_root, words, max_tokens, workers, dataset, split)
+        found = check_data(
+            list(files),
+            image_root,
+            words,
+            max_text_tokens=max_text_tokens,
+            num_workers=num_workers,
+            dataset=dataset,
+            split=split,
+        )
         print_report(found)
         if report:
             found.save(report)
@@ -78,6 +88,7 @@ def convert(
     """Writes a checkpoint in another format and lists what that format cannot hold."""
     from blip.checkpoints import convert as formats
     from blip.checkpoints.format import TOKENIZER
+    from blip.models.factory import spec_of
     from blip.tokenizer import load_tokenizer
 
     with user_errors():
@@ -85,7 +96,7 @@ def convert(
         own = source / TOKENIZER
         words = tokenizer or (str(own) if own.is_file() else "")
         beside = words if to == "huggingface" and words else None
-        held = hf_class or ("retrieval" if info["task"] == "pretrain" else info["task"])  # no class holds all of it
+        held = hf_class or next(iter(spec_of(info["task"]).exports_as), info["task"])
         left_out = formats.write(target, tensors, info, to=to, tokenizer_file=beside, hf_class=held)
         if to == "blip" and words:
             load_tokenizer(words).save(target / TOKENIZER)

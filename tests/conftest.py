@@ -1,4 +1,4 @@
-"""Where the tests find what is not part of the project, and what they share."""
+"""Folders outside the project, the fixtures that several rooms share, and the order of the files."""
 
 import os
 from collections.abc import Iterator
@@ -8,6 +8,9 @@ import pytest
 import torch
 from helpers.running import ROOT
 from helpers.tiny import TINY
+
+import blip
+from blip.inference.predictor import Predictor
 
 torch.set_num_threads(1)  # the models are tiny: threads would wait for each other more than they work
 
@@ -39,7 +42,7 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="module")
 def no_java_nor_peak() -> Iterator[None]:
-    """Captions are scored without Java's METEOR, and nobody measures how fast this machine multiplies."""
+    """Captions are scored without METEOR, which needs Java, and the speed of this machine is not measured."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("blip.train.run.measure_peak", lambda *_: 0.0)
         patch.setenv("PATH", "")
@@ -90,3 +93,15 @@ def tiny_checkpoint(tiny_config: Path) -> Path:
     save_weights(folder, unique_state(model), start.describe_pretraining(config, model))
     tokenizer.save(folder / "tokenizer.json")
     return folder
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint: Path) -> Predictor:
+    """The predictor of `tiny_checkpoint`."""
+    return blip.load(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def pictures(phantoms: Path) -> list[Path]:
+    """The images of three phantoms."""
+    return sorted((phantoms / "images").glob("*.png"))[:3]

@@ -1,6 +1,7 @@
 """Which room may import which: read from the source, so that an import inside a function counts too."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,47 @@ def reached(start: str, direct: dict[str, set[str]]) -> set[str]:
 def test_no_module_imports_itself_by_a_detour() -> None:
     for module in MODULES:
         assert module not in reached(module, DIRECT), f"{module} imports itself by a detour"
+
+
+def rooms() -> dict[str, set[str]]:
+    """Which room imports which; a module at the top of the package counts as a room."""
+    graph: dict[str, set[str]] = {}
+    for module, names in DIRECT.items():
+        graph.setdefault(room(module), set()).update(room(name) for name in names)
+    return {name: others - {name} for name, others in graph.items()}
+
+
+def floor(name: str, graph: dict[str, set[str]]) -> int:
+    """1 for a room that imports no other, else one more than the highest that it imports."""
+    return 1 + max((floor(other, graph) for other in graph[name]), default=0)
+
+
+COMMANDS = {"__init__", "__main__", "cli"}  # name what the rooms offer; `capfilt` and `pubmed` are pipelines on top
+
+
+def test_rooms_have_no_cycles_and_at_most_eight_floors() -> None:
+    graph = rooms()
+    for name in graph:
+        assert name not in reached(name, graph), f"{name} imports itself by a detour over other rooms"
+    floors = {name: floor(name, graph) for name in graph.keys() - COMMANDS}
+    assert max(floors.values()) <= 8, floors
+
+
+READING = (
+    "pretrain.py", "blip/tasks/pretrain.py", "blip/data/pairs.py", "blip/models/pretrain.py", "blip/network/vit.py",
+    "blip/network/med.py", "blip/models/losses.py",
+)  # fmt: skip
+
+
+def test_a_batch_is_read_in_the_order_that_the_documents_name() -> None:
+    for document in ("docs/architecture.md", "README.md"):
+        text = (ROOT / document).read_text(encoding="utf-8")
+        places = [text.find(path) for path in READING]
+        assert all(place >= 0 for place in places), f"{document} leaves out {READING[places.index(-1)]}"
+    listed = [line for line in (ROOT / "docs/architecture.md").read_text().splitlines() if re.match(r"\d+\. ", line)]
+    stops = [path for line in listed for path in re.findall(r"`((?:blip/)?[\w/]+\.py)`", line)[:1]]
+    assert stops[0] == "pretrain.py" and stops.index("blip/models/losses.py") <= 8, stops
+    assert all((ROOT / path).is_file() for path in stops)
 
 
 def test_the_reader_of_imports_reads_them_all() -> None:

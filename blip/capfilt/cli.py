@@ -5,28 +5,35 @@ from typing import Annotated, Any
 
 import typer
 
-from blip.command_line import user_errors
+from blip.command_line import (
+    BatchSize,
+    Checkpoint,
+    ConfigFile,
+    Device,
+    ImageRoot,
+    Overrides,
+    TokenizerFile,
+    user_errors,
+    workers_option,
+)
 
 app = typer.Typer(no_args_is_help=True, help="CapFilt: write captions, filter all of them, merge what passes.")
 
 Data = Annotated[list[str], typer.Option(help="annotation file, or folder of shards; several times")]
-Checkpoint = Annotated[str, typer.Option(help="our folder, a released .pth, or a Hugging Face folder")]
-Folder = Annotated[Path, typer.Option(help="folder of shards to write, or to go on with")]
-Scored = Annotated[list[Path], typer.Option(help="folder that `filter` wrote; several times")]
-Root = Annotated[str, typer.Option("--image_root", help="folder that image paths of annotation files start from")]
+ShardFolder = Annotated[Path, typer.Option(help="folder of shards to write, or to continue")]
+ScoredFolders = Annotated[list[Path], typer.Option(help="folder that `filter` wrote; several times")]
 ShardSize = Annotated[int, typer.Option("--shard_size", min=1, help="images a shard")]
-BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="images at once")]
 Precision = Annotated[str, typer.Option(help="fp32, or bf16 on a GPU that has it")]
-Workers = Annotated[int, typer.Option(min=1, help="threads that open images")]
-Skipped = Annotated[
+NumWorkers = Annotated[int, workers_option("threads that open images")]
+MaxSkipped = Annotated[
     float,
-    typer.Option("--max_skipped_fraction", min=0, max=1, help="share of unreadable images, in a shard, that ends it"),
+    typer.Option(
+        "--max_skipped_fraction", min=0, max=1, help="a shard with a larger share of unreadable images ends the command"
+    ),
 ]
-Words = Annotated[str, typer.Option(help="vocab.txt or tokenizer.json, where the checkpoint has none")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Threshold = Annotated[float, typer.Option(help="least match probability")]
-ItcThreshold = Annotated[float | None, typer.Option("--itc_threshold", help="least cosine, beside the other")]
-Fraction = Annotated[float | None, typer.Option(help="instead of a threshold: this share of all texts")]
+ItcThreshold = Annotated[float | None, typer.Option("--itc_threshold", help="least cosine, in addition")]
+Fraction = Annotated[float | None, typer.Option(help="instead of a threshold: keep this share of all texts")]
 
 
 def _start(checkpoint: str, tokenizer: str, device: str) -> Any:
@@ -72,12 +79,12 @@ def _tell(out: Path, what: str) -> None:
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Option(help="a file of configs/, or your own")],
+    config: ConfigFile,
     output_dir: Annotated[Path, typer.Option("--output_dir", help="where every step leaves its files")] = Path(
         "runs/capfilt"
     ),
     rounds: Annotated[int | None, typer.Option(min=1, help="how often; overrides the file")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, overrides the file")] = None,
+    set_: Overrides = None,
 ) -> None:
     """Bootstraps the captions of a noisy set, round by round; started again, it continues."""
     with user_errors():
@@ -90,7 +97,7 @@ def run(
 def caption(
     checkpoint: Checkpoint,
     data: Data,
-    out: Folder,
+    out: ShardFolder,
     captions_per_image: Annotated[int, typer.Option("--captions_per_image", min=1)] = 1,
     top_p: Annotated[float, typer.Option("--top_p", help="nucleus to draw from")] = 0.9,
     beams: Annotated[int, typer.Option(help="search with as many beams instead of drawing")] = 0,
@@ -99,13 +106,13 @@ def caption(
     prompt: Annotated[str | None, typer.Option(help="what captions begin with; the model's own unless given")] = None,
     seed: Annotated[int, typer.Option(help="of sampling")] = 0,
     round_: Annotated[int, typer.Option("--round", min=0, max=65535, help="which round of CapFilt this is")] = 1,
-    image_root: Root = "",
+    image_root: ImageRoot = "",
     shard_size: ShardSize = 1024,
     batch_size: BatchSize = 32,
     precision: Precision = "fp32",
-    workers: Workers = 2,
-    max_skipped_fraction: Skipped = 0.05,
-    tokenizer: Words = "",
+    num_workers: NumWorkers = 2,
+    max_skipped_fraction: MaxSkipped = 0.05,
+    tokenizer: TokenizerFile = "",
     device: Device = "auto",
 ) -> None:
     """Writes captions for every image."""
@@ -113,7 +120,7 @@ def caption(
     from blip.capfilt.candidates import read_candidates
 
     with user_errors():
-        work = steps.Work(shard_size, batch_size, precision, workers, max_skipped_fraction)
+        work = steps.Work(shard_size, batch_size, precision, num_workers, max_skipped_fraction)
         how = steps.decoding(captions_per_image, beams, top_p, max_new_tokens, min_new_tokens)
         candidates = read_candidates(data, image_root)
         model, own = _start(checkpoint, tokenizer, device), _model_name(checkpoint, tokenizer)
@@ -126,14 +133,14 @@ def caption(
 def filter_(
     checkpoint: Checkpoint,
     data: Data,
-    out: Folder,
-    image_root: Root = "",
+    out: ShardFolder,
+    image_root: ImageRoot = "",
     shard_size: ShardSize = 1024,
     batch_size: BatchSize = 32,
     precision: Precision = "fp32",
-    workers: Workers = 2,
-    max_skipped_fraction: Skipped = 0.05,
-    tokenizer: Words = "",
+    num_workers: NumWorkers = 2,
+    max_skipped_fraction: MaxSkipped = 0.05,
+    tokenizer: TokenizerFile = "",
     device: Device = "auto",
 ) -> None:
     """Scores every text of every image by matching and contrast."""
@@ -144,14 +151,14 @@ def filter_(
         candidates = read_candidates(data, image_root)
         model, own = _start(checkpoint, tokenizer, device), _model_name(checkpoint, tokenizer)
         progress = _counter(len(candidates), shard_size)
-        work = steps.Work(shard_size, batch_size, precision, workers, max_skipped_fraction)
+        work = steps.Work(shard_size, batch_size, precision, num_workers, max_skipped_fraction)
         steps.score(model, candidates, out, own, work, progress)
         _tell(out, f"{candidates.texts} texts of {len(candidates)} images")
 
 
 @app.command()
 def merge(
-    scored: Scored,
+    scored: ScoredFolders,
     out: Annotated[Path, typer.Option(help="what to write: .json, .jsonl, or a folder of webdataset shards")],
     keep: Annotated[
         list[str] | None, typer.Option(help="annotation file of texts that all stay; several times")
@@ -161,7 +168,7 @@ def merge(
     fraction: Fraction = None,
     source: Annotated[list[str] | None, typer.Option(help="web or synthetic alone; both unless given")] = None,
     tar_size: Annotated[int, typer.Option("--tar_size", min=1, help="pairs in a webdataset shard")] = 1000,
-    image_root: Root = "",
+    image_root: ImageRoot = "",
 ) -> None:
     """Writes what passes, with what people wrote, to train on."""
     from blip import distributed
@@ -183,7 +190,7 @@ def merge(
 
 @app.command()
 def report(
-    scored: Scored,
+    scored: ScoredFolders,
     out: Annotated[Path, typer.Option(help="page to write, .html")],
     threshold: Threshold = 0.5,
     itc_threshold: ItcThreshold = None,

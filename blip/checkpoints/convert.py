@@ -20,10 +20,8 @@ from blip.checkpoints.names import (
     BERT,
     BERT_HEAD,
     HUGGINGFACE,
-    HUGGINGFACE_CLASSES,
     POSITION_IDS,
     SALESFORCE,
-    SALESFORCE_QUEUE,
     TIMM_VIT,
     Tensors,
     inverse,
@@ -42,10 +40,11 @@ from blip.checkpoints.sizes import (
     special_ids,
 )
 from blip.errors import InputError
+from blip.models.factory import TASKS, spec_of
+from blip.models.momentum import NO_ID
 
 _BERT_UNUSED = re.compile(r"(pooler|cls\.seq_relationship|cls\.predictions\.decoder)\.|embeddings\.position_ids$")
 _QUEUE_SHAPES = {"queue.pointer": (1,), "queue.image_ids": (1, -1)}  # in the released files; ours are () and (Q,)
-NO_ID = -1  # of a queue entry without a known image or caption, as in `momentum`
 
 
 def read(path: str | Path, image_heads: int | None = None, text_heads: int | None = None) -> tuple[Tensors, dict]:
@@ -74,7 +73,7 @@ def read(path: str | Path, image_heads: int | None = None, text_heads: int | Non
         raise CheckpointError(f"{path} holds weights without their sizes: give the folder that it lies in")
     state = _load_file(path)
     task = guess_task(state, path)
-    tensors = to_ours(state, {**SALESFORCE, **SALESFORCE_QUEUE.get(task, {})}, task, path)
+    tensors = to_ours(state, {**SALESFORCE, **spec_of(task).queue_names}, task, path)
     if "queue.images" in tensors:
         _fill_queue(tensors)
     return tensors, info_of(tensors, task, heads, path)
@@ -195,7 +194,7 @@ def _fill_queue(tensors: Tensors) -> None:
 
 
 def _write_salesforce(path: Path, tensors: Tensors, task: str) -> list[str]:
-    to_foreign = inverse({**SALESFORCE, **SALESFORCE_QUEUE.get(task, {})})
+    to_foreign = inverse({**SALESFORCE, **spec_of(task).queue_names})
     state, lost = {}, []
     for name, tensor in with_copies(tensors, task)[0].items():
         foreign = rename(name, to_foreign)
@@ -236,19 +235,20 @@ def _write_huggingface(
     folder: Path, tensors: Tensors, info: dict, tokenizer_file: str | Path | None, hf_class: str | None
 ) -> list[str]:
     hf_class = hf_class or info["task"]
-    if hf_class not in HUGGINGFACE_CLASSES:
-        options = " or ".join(f"{option} ({name})" for option, (name, _) in HUGGINGFACE_CLASSES.items())
+    classes = {task: spec.huggingface for task, spec in TASKS.items() if spec.huggingface}
+    if hf_class not in classes:
+        options = " or ".join(f"{option} ({name})" for option, (name, _) in classes.items())
         raise CheckpointError(f"no Hugging Face class holds a checkpoint of {hf_class}; hf_class can be {options}")
-    class_name, modules = HUGGINGFACE_CLASSES[hf_class]
+    class_name, modules = classes[hf_class]
     everything, held_as = with_copies(tensors, info["task"])
     held = {name: tensor for name, tensor in everything.items() if name.split(".")[0] in modules}
     absent = [module for module in modules if not any(name.startswith(module + ".") for name in held)]
     if absent:
         raise CheckpointError(f"{class_name} needs {', '.join(absent)}, which a checkpoint of {info['task']} lacks")
-    if info["task"] not in ("pretrain", hf_class):  # its decoder looks at questions, not at images
+    if hf_class not in spec_of(info["task"]).exports_as:  # such as a decoder that attends to questions, not to images
         raise CheckpointError(f"{class_name} cannot use a checkpoint of {info['task']}; hf_class can be {info['task']}")
     widths = info["image_encoder"]["width"], (info.get("text_encoder") or info["text_decoder"])["width"]
-    if hf_class == "vqa" and widths[0] != widths[1]:
+    if TASKS[hf_class].decoder_reads_question and widths[0] != widths[1]:
         raise CheckpointError(
             f"{class_name} cannot hold this model: its answer decoder looks at states of the image's width, "
             f"{widths[0]}, and those of a question are {widths[1]} wide"

@@ -1,5 +1,6 @@
 """Starting weights: from a Vision Transformer of timm, from BERT, or from a checkpoint of another task."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,12 @@ from torch import Tensor
 from blip.checkpoints import convert
 from blip.checkpoints.format import CheckpointError, load_strict, unique_state
 from blip.checkpoints.names import with_copies
-from blip.models.factory import Model
+from blip.models.factory import Model, spec_of
 from blip.models.pretrain import PretrainModel
 from blip.network.vit import ViTConfig, fit_image_size
+
+# keys and values of a decoder's cross-attention: their shapes follow from what it attends to
+DECODER_KEYS = re.compile(r"text_decoder\..*\.cross_attention\.")
 
 
 def check_heads(info: dict, image_heads: int, text_heads: int, path: str) -> None:
@@ -90,7 +94,8 @@ def adopt(model: Model, task: str, source: Source, vit: ViTConfig) -> list[str]:
     """
     tensors = with_copies(source.tensors, source.info["task"])[0]
     fit_image_size(tensors, vit)
-    if task == "nlvr" and source.info["task"] != "nlvr":
+    spec = spec_of(task)
+    if spec.images == 2 and spec_of(source.info["task"]).images == 1:
         for name in [n for n in tensors if ".cross_attention." in n]:
             for image in ("first", "second"):
                 tensors.setdefault(name.replace(".cross_attention.", f".cross_attention.{image}."), tensors[name])
@@ -99,7 +104,7 @@ def adopt(model: Model, task: str, source: Source, vit: ViTConfig) -> list[str]:
         theirs = tensors.get(name)
         if theirs is not None and theirs.shape == own.shape:
             own.copy_(theirs)
-        elif theirs is None or (task == "vqa" and name.startswith("text_decoder.") and ".cross_attention." in name):
+        elif theirs is None or (spec.decoder_reads_question and DECODER_KEYS.match(name)):
             missing.append(name)
         else:
             raise CheckpointError(f"{source.path}: {name} is {tuple(theirs.shape)}, the model needs {tuple(own.shape)}")

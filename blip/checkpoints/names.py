@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from blip.checkpoints.format import CheckpointError
+from blip.models.factory import spec_of
 
 Tensors = dict[str, Tensor]
 Table = dict[str, str]  # foreign name -> ours; `*` is the number of a layer, `.weight` and `.bias` may follow
@@ -102,10 +103,6 @@ SALESFORCE: Table = {
     "image_queue": "queue.images",
     "text_queue": "queue.texts",
 }
-SALESFORCE_QUEUE: dict[str, Table] = {
-    "pretrain": {"queue_ptr": "queue.pointer"},
-    "retrieval": {"ptr_queue": "queue.pointer", "idx_queue": "queue.image_ids"},
-}
 # Weights that the foreign formats hold twice, and we once: copy -> original. Copies have to be equal.
 HEAD_COPIES: Table = {
     "text_decoder.head.words.weight": "text_decoder.embeddings.words.weight",
@@ -116,15 +113,6 @@ SHARED_COPIES: Table = {
 }
 # a buffer that counts 0, 1, 2 ...: neither read nor missed
 POSITION_IDS = ".embeddings.position_ids"
-
-HUGGINGFACE_CLASSES = {  # class, and the modules that it holds
-    "retrieval": (
-        "BlipForImageTextRetrieval",
-        ("image_encoder", "text_encoder", "image_proj", "text_proj", "itm_head"),
-    ),
-    "caption": ("BlipForConditionalGeneration", ("image_encoder", "text_decoder")),
-    "vqa": ("BlipForQuestionAnswering", ("image_encoder", "text_encoder", "text_decoder")),
-}
 
 _LAYER = re.compile(r"\b(blocks|layers?|cls_head)\.(\d+)\.")
 
@@ -151,9 +139,9 @@ def inverse(table: Table) -> Table:
 def copies(task: str) -> list[Table]:
     """Tables copy -> original of a task, in the order in which a reader removes copies.
 
-    Only pre-training shares the text encoder's weights with the decoder.
+    Where the decoder shares the text encoder's weights, foreign files hold these twice.
     """
-    return [HEAD_COPIES, SHARED_COPIES] if task == "pretrain" else [HEAD_COPIES]
+    return [HEAD_COPIES, SHARED_COPIES] if spec_of(task).shares_text else [HEAD_COPIES]
 
 
 def to_ours(state: Tensors, table: Table, task: str, path: Path) -> Tensors:

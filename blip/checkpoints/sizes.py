@@ -6,19 +6,16 @@ from pathlib import Path
 from blip.checkpoints.format import CheckpointError
 from blip.checkpoints.names import Tensors, listed
 from blip.errors import InputError
+from blip.models.factory import TASKS
 
 
 def guess_task(state: Tensors, path: Path) -> str:
     """The task, from the modules that a foreign checkpoint holds; the formats agree on these names."""
     modules = {name.split(".")[0] for name in state}
-    if "cls_head" in modules:
-        return "nlvr"
-    if {"text_encoder", "text_decoder"} <= modules:
-        return "pretrain" if "vision_proj" in modules else "vqa"
-    if "text_decoder" in modules:
-        return "caption"
-    if {"text_encoder", "vision_proj"} <= modules:
-        return "retrieval"
+    possible = {task: spec.foreign_modules for task, spec in TASKS.items() if spec.foreign_modules}
+    fitting = [task for task, needed in possible.items() if needed <= modules]
+    if fitting:  # the task that needs the most modules explains the most of the file
+        return max(fitting, key=lambda task: len(possible[task]))
     raise CheckpointError(f"{path} holds no BLIP model: " + listed("its tensors", list(state)))
 
 

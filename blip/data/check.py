@@ -88,8 +88,9 @@ def check_data(
     files: list[str | Mapping[str, Any]],
     image_root: str = "",
     tokenizer: Tokenizer | None = None,
-    max_tokens: int = 30,
-    workers: int = 2,
+    *,
+    max_text_tokens: int = 30,
+    num_workers: int = 2,
     dataset: str = "json",
     split: str = "",
 ) -> Report:
@@ -98,15 +99,15 @@ def check_data(
     Args:
         files, image_root: as for `read_pairs`, `read_questions` and `read_statements`.
         tokenizer: counts the lengths of texts; without it they are counted in words.
-        max_tokens: the length at which a run would cut, [CLS] and [SEP] included.
-        workers: processes that read images; 0 reads them in this one.
+        max_text_tokens: the length at which a run would cut, [CLS] and [SEP] included.
+        num_workers: processes that read images; 0 reads them in this one.
         dataset: a name of CAPTION_SETS, QUESTION_SETS or STATEMENT_SETS; json is any of the generic forms, by what the
             first record holds.
         split: of folders and of files with several parts, train, validation or test; all or "" for everything.
 
     Raises ValueError where there is no such dataset or split.
     """
-    report = Report(max_tokens=max_tokens, length_unit="tokens" if tokenizer else "words")
+    report = Report(max_tokens=max_text_tokens, length_unit="tokens" if tokenizer else "words")
     if image_root and not os.path.isdir(image_root):
         report.errors.append(f"image_root is {image_root!r}, which is no folder")
         image_root = ""
@@ -136,7 +137,7 @@ def check_data(
     report.answer_types = dict(sorted(types.items()))
     _measure(lengths, report)
     report.answer_percentiles = _percentiles(answer_lengths)
-    _check_images(list(images), workers, report)
+    _check_images(list(images), num_workers, report)
     return report
 
 

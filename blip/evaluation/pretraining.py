@@ -15,7 +15,7 @@ from blip.evaluation.ranking import recall_at
 from blip.models.matching import match_logits
 from blip.models.momentum import unit_features
 from blip.models.pretrain import PretrainModel
-from blip.network.packing import ImageKeys, Rows, with_first
+from blip.network.packing import Rows, with_first
 
 
 def balanced_match_accuracy(
@@ -24,10 +24,11 @@ def balanced_match_accuracy(
     """Whether each pair is called a match, and each image with the text `other` (B,) of another pair none: two (B,)."""
     # each image's two texts side by side would be quicker; this way the rows stay in reading order
     images = torch.arange(len(ids), device=ids.device).repeat(2)
-    keys = ImageKeys(model.text_encoder.project(states).layers, extra=images)
+    keys = model.text_encoder.image_keys(states).with_extra(images)
     texts = with_first(torch.cat([ids, ids[other]]), model.specials.enc)
     lengths = torch.cat([lengths, lengths[other.cpu()]])
-    matches = match_logits(model.text_encoder, model.itm_head, texts, lengths, keys).argmax(dim=1) == 1
+    logits = match_logits(model.text_encoder, model.itm_head, texts, lengths=lengths, keys=keys)
+    matches = logits.argmax(dim=1) == 1
     return matches[: len(ids)], ~matches[len(ids) :]
 
 

@@ -22,7 +22,8 @@ from blip.errors import InputError
 from blip.evaluation.ranking import ranking_scores
 from blip.models.matching import match_logits
 from blip.models.momentum import Contrastive, unit_features
-from blip.network.packing import ImageKeys, Rows, with_first
+from blip.network.cross_attention import ProjectedKeys
+from blip.network.packing import Rows, with_first
 from blip.tokenizer import Specials
 
 # Batches of image numbers -> their tensors, batch by batch: pixels (B, 3, height, width), or states (B, N, D).
@@ -247,7 +248,7 @@ def match_pairs(
     parts = []
     for batch in states([part.tolist() for part in _split(numbers, batch_size)]):
         for one in batch:
-            keys = model.text_encoder.project(one[None])
+            keys = model.text_encoder.image_keys(one[None])
             parts.append(match_texts(model, keys, texts, next(members), device).cpu())
     return _gathered(parts, len(pairs))
 
@@ -255,7 +256,7 @@ def match_pairs(
 TOKENS_AT_ONCE = 2048  # of one image's texts: enough for quick matrix products, and what they write stays in the caches
 
 
-def match_texts(model: Matcher, keys: ImageKeys, texts: Texts, chosen: Tensor, device: torch.device) -> Tensor:
+def match_texts(model: Matcher, keys: ProjectedKeys, texts: Texts, chosen: Tensor, device: torch.device) -> Tensor:
     """Match logits (c,), in float32, of the texts `chosen` (c,) with the one image of `keys`."""
     lengths = texts.lengths[chosen]
     order = lengths.argsort(stable=True)
@@ -264,7 +265,8 @@ def match_texts(model: Matcher, keys: ImageKeys, texts: Texts, chosen: Tensor, d
     for part in order.split(room):
         ids, _ = _laid_out(texts, chosen[part], device)
         ids = with_first(ids, model.specials.enc)
-        parts.append(match_logits(model.text_encoder, model.itm_head, ids, lengths[part], keys)[:, 1].float())
+        logits = match_logits(model.text_encoder, model.itm_head, ids, lengths=lengths[part], keys=keys)
+        parts.append(logits[:, 1].float())
     return torch.empty(len(chosen), device=device).index_copy_(0, order.to(device), torch.cat(parts))
 
 

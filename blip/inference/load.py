@@ -8,8 +8,7 @@ from blip.checkpoints import convert
 from blip.checkpoints.format import CheckpointError, find_tokenizer, load_strict
 from blip.errors import InputError
 from blip.inference.predictor import Predictor
-from blip.models.factory import TASKS, model_of
-from blip.models.retrieval import RetrievalModel
+from blip.models.factory import TASKS, model_of, spec_of
 from blip.network.embeddings import TextConfig
 from blip.network.vit import ViTConfig, fit_image_size
 from blip.tokenizer import Tokenizer, load_tokenizer
@@ -50,9 +49,9 @@ def load(
             f"{path} has {text.vocab_size} tokens and the tokenizer {words.size}, [DEC] and [ENC] included: "
             "it is not the one that the model was trained with"
         )
-    model = model_of(info["task"], vit, text, words.specials, info.get("embed_dim", 0), answer)
-    if isinstance(model, RetrievalModel):  # matching models are released without a temperature; nothing here uses it
-        tensors.setdefault("temperature", model.temperature.detach())
+    model = model_of(info["task"], vit, text, words.specials, embed_dim=info.get("embed_dim", 0), answer=answer)
+    for name in spec_of(info["task"]).may_lack:
+        tensors.setdefault(name, model.get_parameter(name).detach())
     load_strict(model, tensors, str(path))
     return Predictor(model, words, info, device)
 
@@ -71,7 +70,7 @@ def _sizes(info: dict, path: str | Path) -> tuple[ViTConfig, TextConfig, TextCon
         raise CheckpointError(f"{path} is a checkpoint of {info.get('task')}; {', '.join(TASKS)} can be loaded")
     try:
         text, decoder = info.get("text_encoder"), info.get("text_decoder")
-        if info["task"] in ("pretrain", "retrieval") and "embed_dim" not in info:
+        if spec_of(info["task"]).has_features and "embed_dim" not in info:
             raise KeyError("embed_dim is missing")
         own = TextConfig(**decoder) if text and decoder else None
         return ViTConfig(**info["image_encoder"]), TextConfig(**(text or decoder or info["text_encoder"])), own

@@ -18,6 +18,7 @@ from blip.checkpoints.format import CheckpointError
 from blip.data.images import open_image
 from blip.data.transforms import eval_transform
 from blip.errors import InputError
+from blip.models.answer_tree import AnswerTree
 from blip.models.caption import CaptionModel
 from blip.models.decoding import Decoding, Generated
 from blip.models.factory import Model
@@ -26,7 +27,7 @@ from blip.models.matching import match_logits
 from blip.models.momentum import unit_features
 from blip.models.nlvr import NlvrModel
 from blip.models.pretrain import PretrainModel
-from blip.models.ranking import AnswerTree, distinct_answers, rank_answers
+from blip.models.ranking import distinct_answers, rank_answers
 from blip.models.retrieval import RetrievalModel
 from blip.models.vqa import VqaModel
 from blip.network.med import DecoderStep
@@ -131,9 +132,9 @@ class Predictor:
             ids, lengths = self.ids(texts[start : start + batch_size])
             if keys is None or len(images) > 1:
                 states = model.image_encoder(self.pixels(images[start : start + batch_size]))
-                keys = model.text_encoder.project(states)
+                keys = model.text_encoder.image_keys(states)
             ids = with_first(ids, self.tokenizer.enc_id)
-            logits = match_logits(model.text_encoder, model.itm_head, ids, lengths, keys)
+            logits = match_logits(model.text_encoder, model.itm_head, ids, lengths=lengths, keys=keys)
             parts.append(logits.float())
         return torch.cat(parts) if parts else self._empty(2)
 
@@ -153,11 +154,11 @@ class Predictor:
             states = model.image_encoder(self.pixels(batch))
             cosines.append(unit_features(model.image_proj, states[:, 0]) @ text_features.T)
             for image in states.split(1):
-                keys = model.text_encoder.project(image)  # the texts of one image lie side by side
-                logits = [
-                    match_logits(model.text_encoder, model.itm_head, with_first(ids, self.tokenizer.enc_id), n, keys)
-                    for ids, n in encoded
-                ]
+                keys = model.text_encoder.image_keys(image)  # the texts of one image lie side by side
+                logits = []
+                for ids, lengths in encoded:
+                    ids = with_first(ids, self.tokenizer.enc_id)
+                    logits.append(match_logits(model.text_encoder, model.itm_head, ids, lengths=lengths, keys=keys))
                 probabilities.append(torch.cat(logits).float().softmax(dim=1)[:, 1])
         return torch.cat(cosines), torch.stack(probabilities)
 
@@ -210,10 +211,11 @@ class Predictor:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         written: list[list[Written]] = []
         for batch in _batches(listed(images), batch_size):
-            keys = model.text_decoder.project(model.image_encoder(self.pixels(batch)))
+            keys = model.text_decoder.image_keys(model.image_encoder(self.pixels(batch)))
             step = DecoderStep(model.text_decoder, keys)
             ids = torch.tensor([first] * len(batch), device=self.device)
-            out = generate(step, ids, how, self.tokenizer.sep_id, self.tokenizer.pad_id, generator)
+            end, pad = self.tokenizer.sep_id, self.tokenizer.pad_id
+            out = generate(step, ids, how, end_id=end, pad_id=pad, generator=generator)
             texts = self._texts(first, out)
             written += [texts[i : i + how.num_return] for i in range(0, len(texts), how.num_return)]
         return written
@@ -250,7 +252,7 @@ class Predictor:
             states = model.image_encoder(self.pixels(shown))[torch.tensor(which, device=self.device)]
             keys = model.keys_of_questions(states, ids, lengths)
             if tree is not None:
-                ranked = rank_answers(model.text_decoder, keys, tree, k)
+                ranked = rank_answers(model.text_decoder, keys, tree, k=k)
                 for row, sure in zip(ranked.answers.tolist(), ranked.probabilities.tolist(), strict=True):
                     candidates = [(choices[i], p) for i, p in zip(row, sure, strict=True)]
                     found.append(Answer(*candidates[0], candidates))

@@ -16,8 +16,9 @@ from blip.models.momentum import unit_features
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
 from blip.models.vqa import VqaModel
+from blip.network.cross_attention import ImageKeys
 from blip.network.med import TextDecoder
-from blip.network.packing import ImageKeys, Rows, with_first
+from blip.network.packing import Rows, with_first
 
 
 def check_texts(m: Predictor, texts: Sequence[str], what: str = "text") -> None:
@@ -84,8 +85,9 @@ def match_states(
     cosines = (unit_features(model.image_proj, states[:, 0])[:, None] * text_features.unflatten(0, (-1, count))).sum(
         dim=2
     )
-    keys = model.text_encoder.project(states, tokens=count * ids.shape[1])
-    logits = match_logits(model.text_encoder, model.itm_head, with_first(ids, enc_id), lengths, keys)
+    keys = model.text_encoder.keys_or_states(states, tokens=count * ids.shape[1])
+    ids = with_first(ids, enc_id)
+    logits = match_logits(model.text_encoder, model.itm_head, ids, lengths=lengths, keys=keys)
     return logits.float().softmax(dim=1)[:, 1], cosines.flatten()
 
 
@@ -96,7 +98,7 @@ def caption_log_probs(m: Predictor, images: Sequence[ImageInput], captions: Sequ
     """
     model = m.needs("text_decoder", "write captions", PretrainModel, CaptionModel)
     with torch.set_grad_enabled(m.grads):
-        keys = model.text_decoder.project(model.image_encoder(m.pixels(images)))
+        keys = model.text_decoder.image_keys(model.image_encoder(m.pixels(images)))
         ids, lengths = m.ids(captions)
         return _log_probs(m, model.text_decoder, ids, lengths, keys)
 

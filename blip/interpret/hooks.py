@@ -46,7 +46,7 @@ class Look:
             return self.tensors[point].detach()
         if point == "pattern" and point not in self.tensors:
             q, k = self.tensors["q"].detach(), self.tensors["k"].detach()
-            return self.layout.grid(attention_pattern(q, k, self.mask, self.causal))
+            return self.layout.grid(attention_pattern(q, k, self.mask, causal=self.causal))
         return self.layout.grid(self.tensors[point].detach())
 
     def gradient(self, point: str) -> Tensor | None:

@@ -26,9 +26,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from blip.network.attention import Attention
-from blip.network.cross_attention import PairCrossAttention
+from blip.network.cross_attention import ImageKeys, PairCrossAttention, PairKeys, ProjectedKeys
 from blip.network.med import Layer
-from blip.network.packing import ImageKeys, OneToken, Rows
+from blip.network.packing import OneToken, TokenLayout
 from blip.network.vit import Block
 
 STATES = ("in", "mlp", "out")
@@ -95,7 +95,7 @@ class AsItIs:
 class States:
     """States of texts: (P, D) in memory, (R, T, D) to a reader."""
 
-    rows: Rows | OneToken
+    rows: TokenLayout | OneToken
 
     def grid(self, x: Tensor) -> Tensor:
         x = self.rows.unpack(x)
@@ -109,7 +109,7 @@ class States:
 class OwnTokens:
     """Queries, or what comes of them, in self-attention: (R, H, T, e), where padding is made zero for a reader."""
 
-    rows: Rows | OneToken
+    rows: TokenLayout | OneToken
 
     def grid(self, x: Tensor) -> Tensor:
         if isinstance(self.rows, OneToken) or self.rows.real is None:
@@ -127,7 +127,7 @@ class Lookers:
     In memory (B, H, c*T, e), or (1, H, P, e) where all texts look at one image. `real` (R, T) of these texts.
     """
 
-    rows: Rows | OneToken
+    rows: TokenLayout | OneToken
     images: int
     packed: bool
     real: Tensor | None
@@ -151,9 +151,9 @@ class Visit:
     """One pass of some texts through one text layer."""
 
     name: str
-    rows: Rows
-    keys: ImageKeys | None
-    queries: Rows | OneToken  # of attention and what follows it: all tokens, or the first one of each text
+    rows: TokenLayout
+    keys: ImageKeys | PairKeys | None
+    queries: TokenLayout | OneToken  # of attention and what follows it: all tokens, or the first one of each text
 
     def layout(self, site: str, images: int, earlier: int) -> Layout:
         """Of queries at `site`: `images` keys are looked at, and `earlier` calls of this visit went before.
@@ -162,11 +162,11 @@ class Visit:
         """
         if site == "self":
             return OwnTokens(self.queries)
-        keys = cast(ImageKeys, self.keys)
+        extra = self.keys.extra if isinstance(self.keys, ProjectedKeys) else None
         real = None if isinstance(self.queries, OneToken) else self.queries.real
-        if keys.extra is None:
+        if extra is None:
             return Lookers(self.queries, images, images == 1 and not isinstance(self.queries, OneToken), real)
-        own = self.rows.count - len(keys.extra)
+        own = self.rows.count - len(extra)
         part = None if real is None else (real[own:] if earlier == 0 else real[:own])
         return Lookers(self.queries, images, False, part)
 

@@ -5,9 +5,10 @@ Read `pretrain.py` first, then `losses.py`.
 pretrain retrieval caption vqa nlvr   the models of the tasks; none imports another
 losses       contrast, matching and language modelling as functions of tensors
 momentum     features, the momentum twin and queue, and the contrast with them
-matching     match logits, with hard negatives
-decoding     how to generate, and what was generated
+matching     hard negatives, match logits and the loss of both
+decoding     options of generation, penalties, and the draw of a token
 generation   beam search and sampling
+answer_tree  a list of answers as a tree of tokens, and its layout in memory
 ranking      scoring a list of answers at once
 factory      what each task is
 """

@@ -17,28 +17,28 @@ from blip.tokenizer import Specials
 
 
 class CaptionModel(nn.Module):
-    """Writes about an image, going on from a prompt."""
+    """Generates a caption of an image that continues a prompt."""
 
-    def __init__(self, vit: ViTConfig, text: TextConfig, specials: Specials, label_smoothing: float = 0.1):
+    def __init__(self, vit: ViTConfig, text: TextConfig, specials: Specials, *, label_smoothing: float = 0.1):
         super().__init__()
         self.specials, self.label_smoothing = specials, label_smoothing
         self.image_encoder = ViT(vit)
         self.text_decoder = TextDecoder(text)
 
     def forward(
-        self, images: Tensor, ids: Tensor, lengths: Tensor, prompt_length: int = 1, packed: bool = True
+        self, images: Tensor, ids: Tensor, lengths: Tensor, *, prompt_length: int = 1, packed: bool = True
     ) -> Tensor:
-        """One batch to its language modelling loss, the mean over the tokens behind the prompt.
+        """One batch to its language modelling loss, the mean over the tokens after the prompt.
 
         Args:
             images: (B, 3, height, width), normalised.
             ids: (B, T), each text `[CLS] prompt caption [SEP]` and padding after it.
             lengths: (B,) tokens of each text, on the CPU when `packed`.
-            prompt_length: tokens of `[CLS] prompt`, from which nothing is learned.
+            prompt_length: tokens of `[CLS] prompt`, which do not count.
             packed: leave padding out of memory.
         """
-        keys = self.text_decoder.project(self.image_encoder(images))
-        rows = Rows(lengths, ids.shape[1], ids.device, packed)
+        keys = self.text_decoder.image_keys(self.image_encoder(images))
+        rows = Rows(lengths, ids.shape[1], ids.device, packed=packed)
         ids = with_first(ids, self.specials.dec)
         learned = ids.clone()
         learned[:, :prompt_length] = losses.IGNORED
@@ -47,9 +47,16 @@ class CaptionModel(nn.Module):
 
     @torch.no_grad()
     def write(
-        self, images: Tensor, prompt: Tensor, how: Decoding, end_id: int, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        prompt: Tensor,
+        decoding: Decoding,
+        *,
+        end_id: int,
+        generator: torch.Generator | None = None,
     ) -> Generated:
-        """Captions of images (B, 3, height, width) that go on from `prompt` (B, T), whose first token is `[DEC]`."""
-        tokens = how.texts * (prompt.shape[1] + how.max_new_tokens)
-        keys = self.text_decoder.project(self.image_encoder(images), tokens=tokens)
-        return generate(DecoderStep(self.text_decoder, keys), prompt, how, end_id, self.specials.pad, generator)
+        """Captions of images (B, 3, height, width) that continue `prompt` (B, T), whose first token is `[DEC]`."""
+        tokens = decoding.texts * (prompt.shape[1] + decoding.max_new_tokens)
+        keys = self.text_decoder.keys_or_states(self.image_encoder(images), tokens)
+        step = DecoderStep(self.text_decoder, keys)
+        return generate(step, prompt, decoding, end_id=end_id, pad_id=self.specials.pad, generator=generator)

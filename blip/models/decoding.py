@@ -1,6 +1,6 @@
-"""How text is written, and what may be written next: options, penalties and bans, a draw. `generation.py` writes.
+"""Options of generation, and the choice of the next token: penalties, bans and the draw. `generation.py` generates.
 
-Shapes: R texts being written (rows), T tokens of a prompt, L new tokens, V words.
+Shapes: R texts being generated (rows), T tokens of a prompt, L new tokens, V words.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Step(Protocol):
         """The newest tokens (R, T) of R texts -> logits of the next one (R, V)."""
 
     def select(self, rows: Tensor, per_image: int = 1) -> None:
-        """Goes on with the texts `rows` (R',), in that order; a text may be dropped or taken several times.
+        """Continues with the texts `rows` (R',), in that order; a text may be dropped or taken several times.
 
         The texts of an image lie side by side, `per_image` of them, and images stay in order.
         """
@@ -29,20 +29,28 @@ class Step(Protocol):
 
 @dataclass
 class Decoding:
-    """How to write: greedy, unless `beams` is above 1 or `sample` is set. Lengths in tokens, the prompt not counted."""
+    """Options of generation: greedy, unless `beams` is above 1 or `sample` is set.
+
+    Lengths are in tokens, without the prompt.
+
+    Raises:
+        InputError: values that are out of range or exclude each other.
+    """
 
     beams: int = 1
     sample: bool = False
     max_new_tokens: int = 30
-    min_new_tokens: int = 0  # as many stand before the end
-    num_return: int = 1  # texts a prompt; with beams at most their number
-    temperature: float = 1.0  # these three for sampling alone
+    min_new_tokens: int = 0  # tokens before the end token
+    num_return: int = 1  # texts for each prompt; with beams at most their number
+    temperature: float = 1.0  # this one and the next two are for sampling only
     top_k: int = 0  # draw from this many tokens; 0: from all (the published code has a hidden 50)
-    top_p: float = 1.0  # draw from the fewest tokens that hold this probability (nucleus, Holtzman et al. 2020)
+    top_p: float = (
+        1.0  # draw from the fewest tokens of at least this probability together (nucleus, Holtzman et al. 2020)
+    )
     length_penalty: float = 1.0  # a beam's score is its log-probability over its length to this power
-    length_norm: Literal["generated", "whole"] = "generated"  # `whole` counts the prompt, as the published code does
-    repetition_penalty: float = 1.0  # above 1: tokens that occurred, in the prompt too, become less likely
-    no_repeat_ngram: int = 0  # no run of this many tokens occurs twice; 0: they may
+    length_norm: Literal["generated", "whole"] = "generated"  # `whole` includes the prompt, as in the published code
+    repetition_penalty: float = 1.0  # above 1: tokens of the text so far, prompt included, become less likely
+    no_repeat_ngram: int = 0  # no run of this many tokens occurs twice; 0: any run may
 
     def __post_init__(self) -> None:
         counts = ("beams", "max_new_tokens", "num_return")
@@ -66,48 +74,48 @@ class Decoding:
 
     @property
     def texts(self) -> int:
-        """Texts of one prompt that are written at the same time."""
+        """Texts of one prompt that are generated at the same time."""
         return max(self.beams, self.num_return)
 
 
 @dataclass
 class Generated:
-    """What was written, R = B * num_return rows, those of a prompt side by side and, of beams, the best first."""
+    """Generated texts: R = B * num_return rows, those of a prompt side by side; of beams, the best first."""
 
     ids: Tensor  # (R, L) new tokens, the end token included, then padding
     log_probs: Tensor  # (R, L) of each token, as the model gives it before any penalty; 0 at padding
-    scores: Tensor  # (R,) the sum of log_probs, or what the beam search ranked by
+    scores: Tensor  # (R,) the sum of log_probs; of beams, the score by which they were ranked
 
 
-def constrained(logits: Tensor, texts: Tensor, new: int, how: Decoding, end_id: int) -> Tensor:
-    """Scores (R, V) with penalties and bans applied; texts (R, T+new) are what was read and written so far."""
+def constrained(logits: Tensor, texts: Tensor, new: int, *, decoding: Decoding, end_id: int) -> Tensor:
+    """Scores (R, V) with penalties and bans applied; texts (R, T+new) are prompts and the `new` tokens after them."""
     scores = logits
-    if how.repetition_penalty != 1:
-        seen = scores.gather(1, texts)
-        seen = torch.where(seen < 0, seen * how.repetition_penalty, seen / how.repetition_penalty)
-        scores = scores.scatter(1, texts, seen)
-    size = how.no_repeat_ngram
+    if decoding.repetition_penalty != 1:
+        used = scores.gather(1, texts)
+        used = torch.where(used < 0, used * decoding.repetition_penalty, used / decoding.repetition_penalty)
+        scores = scores.scatter(1, texts, used)
+    size = decoding.no_repeat_ngram
     if size and texts.shape[1] >= size:
         runs = texts.unfold(1, size, 1)  # (R, runs, size)
         begun = (runs[:, :, :-1] == texts[:, None, texts.shape[1] - size + 1 :]).all(dim=2)
         banned = torch.zeros_like(scores).scatter_add(1, runs[:, :, -1], begun.to(scores.dtype)) > 0
         scores = scores.masked_fill(banned, NEVER)
-    if new < how.min_new_tokens:
+    if new < decoding.min_new_tokens:
         scores = scores.index_fill(1, torch.tensor([end_id], device=scores.device), NEVER)
     return scores
 
 
-def draw(scores: Tensor, how: Decoding, generator: torch.Generator | None) -> Tensor:
-    """A token a row, drawn from scores (R, V)."""
-    scores = scores / how.temperature
-    if 0 < how.top_k < scores.shape[1]:
-        least = scores.topk(how.top_k, dim=1).values[:, -1:]
+def draw(scores: Tensor, decoding: Decoding, generator: torch.Generator | None) -> Tensor:
+    """A token for each row (R,), drawn from the soft-max of scores (R, V)."""
+    scores = scores / decoding.temperature
+    if 0 < decoding.top_k < scores.shape[1]:
+        least = scores.topk(decoding.top_k, dim=1).values[:, -1:]
         scores = scores.masked_fill(scores < least, NEVER)
-    if how.top_p < 1:
+    if decoding.top_p < 1:
         ordered, order = scores.sort(dim=1, descending=True)
         probabilities = ordered.softmax(dim=1)
-        before = probabilities.cumsum(dim=1) - probabilities  # of the likelier tokens; the first one always stays
-        ordered = ordered.masked_fill(before >= how.top_p, NEVER)
+        before = probabilities.cumsum(dim=1) - probabilities  # the sum over likelier tokens; the first one always stays
+        ordered = ordered.masked_fill(before >= decoding.top_p, NEVER)
         scores = torch.empty_like(scores).scatter_(1, order, ordered)
     probabilities = scores.softmax(dim=1)
     if generator is None:

@@ -1,4 +1,11 @@
-"""Which model a task has."""
+"""What each task is: one `TaskSpec` a task. Whoever asks "which task is this?" asks its spec.
+
+To add a task, write its model and add a line to `TASKS`; CONTRIBUTING.md has the other steps.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 from blip.errors import InputError
 from blip.models.caption import CaptionModel
@@ -11,7 +18,124 @@ from blip.network.vit import ViTConfig
 from blip.tokenizer import Specials
 
 Model = PretrainModel | RetrievalModel | CaptionModel | VqaModel | NlvrModel
-TASKS = ("pretrain", "retrieval", "caption", "vqa", "nlvr")
+
+
+@dataclass
+class Sizes:
+    """What a model is built from.
+
+    `embed_dim` is the width of contrastive features, where a task has them. `answer` holds the sizes of a decoder that
+    differ from the question encoder's (see `VqaModel`).
+    """
+
+    vit: ViTConfig
+    text: TextConfig
+    specials: Specials
+    embed_dim: int = 256
+    answer: TextConfig | None = None
+    label_smoothing: float = 0.1
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A task: its model, what the model can do, and how its checkpoints relate to those of other tasks.
+
+    Args:
+        build: sizes to an `nn.Module` with random weights.
+        can: any of `encode` (features), `match`, `caption`, `answer` and `judge`.
+        images: images that a text attends to.
+        has_features: the model has contrastive features, whose width `model.json` gives as `embed_dim`.
+        shares_text: the decoder shares the text encoder's weights; foreign files hold these twice.
+        explained_as: what `blip explain` explains by default: `match`, `caption` or `answer`; empty: nothing.
+        scored_from: other tasks whose checkpoints can be evaluated at this task without training.
+        new_parts: parts of tensor names that a checkpoint of pre-training lacks; they start at random, as expected.
+        may_lack: tensors that released files lack and that predictions do not use.
+        decoder_reads_question: the decoder attends to the states of a question, not of an image, so that its
+            cross-attention has other shapes than that of other tasks.
+        foreign_modules: top-level modules that together tell a foreign checkpoint of this task.
+        queue_names: tensor names of the momentum queue in the released file, and ours.
+        huggingface: the `transformers` class that holds this task, and the modules of ours that it holds.
+        exports_as: tasks whose `transformers` class can hold a checkpoint of this task, the usual one first.
+    """
+
+    build: Callable[[Sizes], Any]
+    can: frozenset[str]
+    images: int = 1
+    has_features: bool = False
+    shares_text: bool = False
+    explained_as: str = ""
+    scored_from: tuple[str, ...] = ()
+    new_parts: tuple[str, ...] = ()
+    may_lack: tuple[str, ...] = ()
+    decoder_reads_question: bool = False
+    foreign_modules: frozenset[str] = frozenset()
+    queue_names: dict[str, str] = field(default_factory=dict)
+    huggingface: tuple[str, tuple[str, ...]] | None = None
+    exports_as: tuple[str, ...] = ()
+
+
+TASKS: dict[str, TaskSpec] = {
+    "pretrain": TaskSpec(
+        build=lambda s: PretrainModel(
+            s.vit, s.text, s.specials, embed_dim=s.embed_dim, label_smoothing=s.label_smoothing
+        ),
+        can=frozenset({"encode", "match", "caption"}),
+        has_features=True,
+        shares_text=True,
+        explained_as="match",
+        foreign_modules=frozenset({"text_encoder", "text_decoder", "vision_proj"}),
+        queue_names={"queue_ptr": "queue.pointer"},
+        exports_as=("retrieval", "caption"),
+    ),
+    "retrieval": TaskSpec(
+        build=lambda s: RetrievalModel(s.vit, s.text, s.specials, embed_dim=s.embed_dim),
+        can=frozenset({"encode", "match"}),
+        has_features=True,
+        explained_as="match",
+        scored_from=("pretrain",),
+        may_lack=("temperature",),
+        foreign_modules=frozenset({"text_encoder", "vision_proj"}),
+        queue_names={"ptr_queue": "queue.pointer", "idx_queue": "queue.image_ids"},
+        huggingface=(
+            "BlipForImageTextRetrieval",
+            ("image_encoder", "text_encoder", "image_proj", "text_proj", "itm_head"),
+        ),
+        exports_as=("retrieval",),
+    ),
+    "caption": TaskSpec(
+        build=lambda s: CaptionModel(s.vit, s.text, s.specials, label_smoothing=s.label_smoothing),
+        can=frozenset({"caption"}),
+        explained_as="caption",
+        scored_from=("pretrain",),
+        foreign_modules=frozenset({"text_decoder"}),
+        huggingface=("BlipForConditionalGeneration", ("image_encoder", "text_decoder")),
+        exports_as=("caption",),
+    ),
+    "vqa": TaskSpec(
+        build=lambda s: VqaModel(s.vit, s.text, s.specials, answer=s.answer, label_smoothing=s.label_smoothing),
+        can=frozenset({"answer"}),
+        explained_as="answer",
+        new_parts=(".cross_attention.k.", ".cross_attention.v."),
+        decoder_reads_question=True,
+        foreign_modules=frozenset({"text_encoder", "text_decoder"}),
+        huggingface=("BlipForQuestionAnswering", ("image_encoder", "text_encoder", "text_decoder")),
+        exports_as=("vqa",),
+    ),
+    "nlvr": TaskSpec(
+        build=lambda s: NlvrModel(s.vit, s.text, s.specials),
+        can=frozenset({"judge"}),
+        images=2,
+        new_parts=("cls_head.", ".cross_attention.merge."),
+        foreign_modules=frozenset({"text_encoder", "cls_head"}),
+    ),
+}
+
+
+def spec_of(task: str) -> TaskSpec:
+    """The spec of a task; InputError for a name that `TASKS` does not have."""
+    if task not in TASKS:
+        raise InputError(f"there is no task {task!r}; there are {', '.join(TASKS)}")
+    return TASKS[task]
 
 
 def model_of(
@@ -19,20 +143,10 @@ def model_of(
     vit: ViTConfig,
     text: TextConfig,
     specials: Specials,
+    *,
     embed_dim: int = 256,
     answer: TextConfig | None = None,
     label_smoothing: float = 0.1,
-) -> Model:
-    """A model with random weights. `embed_dim` where there are features, `answer` as in `VqaModel`."""
-    match task:
-        case "pretrain":
-            return PretrainModel(vit, text, specials, embed_dim, label_smoothing=label_smoothing)
-        case "retrieval":
-            return RetrievalModel(vit, text, specials, embed_dim)
-        case "caption":
-            return CaptionModel(vit, text, specials, label_smoothing)
-        case "vqa":
-            return VqaModel(vit, text, specials, answer, label_smoothing)
-        case "nlvr":
-            return NlvrModel(vit, text, specials)
-    raise InputError(f"there is no task {task!r}; there are {', '.join(TASKS)}")
+) -> Any:
+    """A model of a task (an `nn.Module`) with random weights; the arguments are those of `Sizes`."""
+    return spec_of(task).build(Sizes(vit, text, specials, embed_dim, answer, label_smoothing))

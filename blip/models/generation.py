@@ -1,12 +1,11 @@
-"""Writing text token by token: greedy, sampled, and by beam search.
+"""Generating text token by token: greedy, sampled, and by beam search.
 
-Whoever decodes gives a `Step`: a function from the newest tokens to the logits of the next one, which remembers what
-came before. What is decoded, and what the text is about, is not known here.
+The caller gives a `Step`: a function from the newest tokens to the logits of the next one, which keeps the tokens that
+precede. Nothing here depends on what the text is about.
 
-Shapes: B prompts, R texts being written (rows), T tokens of a prompt, L new tokens, V words, K beams.
+Shapes: B prompts, R texts being generated (rows), T tokens of a prompt, L new tokens, V words, K beams.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,75 +17,49 @@ from blip.models.decoding import NEVER, Decoding, Generated, Step, constrained, 
 
 @torch.no_grad()
 def generate(
-    step: Step, prompt: Tensor, how: Decoding, end_id: int, pad_id: int, generator: torch.Generator | None = None
-) -> Generated:
-    """Writes on from prompts of equal length (B, T). Samples come from `generator`, which makes them repeatable."""
-    if how.beams > 1:
-        return BeamSearch(step, prompt, how, end_id, pad_id).run()
-    return _one_by_one(step, prompt, how, end_id, pad_id, generator)
-
-
-def generate_each(
-    step_for: Callable[[Tensor], Step],
-    prompts: Sequence[Sequence[int]],
-    how: Decoding,
+    step: Step,
+    prompt: Tensor,
+    decoding: Decoding,
+    *,
     end_id: int,
     pad_id: int,
-    device: torch.device | str = "cpu",
     generator: torch.Generator | None = None,
 ) -> Generated:
-    """Prompts of any lengths: those of equal length are written together, so that no prompt has padding.
+    """Continues prompts of equal length (B, T). Samples come from `generator`, which makes them repeatable.
 
-    `step_for` makes the step for the prompts whose numbers (B',) it is given.
+    Raises:
+        InputError: more beams than half of the vocabulary.
     """
-    groups: dict[int, list[int]] = {}
-    for number, prompt in enumerate(prompts):
-        groups.setdefault(len(prompt), []).append(number)
-    rows, parts = [], []
-    for members in groups.values():
-        index = torch.tensor(members, device=device)
-        ids = torch.tensor([list(prompts[i]) for i in members], device=device)
-        parts.append(generate(step_for(index), ids, how, end_id, pad_id, generator))
-        rows += [i * how.num_return + k for i in members for k in range(how.num_return)]
-    longest = max(part.ids.shape[1] for part in parts)
-    order = torch.tensor(rows, device=device).argsort()
-
-    def joined(tensors: list[Tensor], fill: float) -> Tensor:
-        wide = [torch.nn.functional.pad(t, (0, longest - t.shape[1]), value=fill) for t in tensors]
-        return torch.cat(wide)[order]
-
-    return Generated(
-        joined([part.ids for part in parts], pad_id),
-        joined([part.log_probs for part in parts], 0.0),
-        torch.cat([part.scores for part in parts])[order],
-    )
+    if decoding.beams > 1:
+        return BeamSearch(step, prompt, decoding, end_id=end_id, pad_id=pad_id).run()
+    return _one_by_one(step, prompt, decoding, end_id=end_id, pad_id=pad_id, generator=generator)
 
 
 # ---- greedy and sampling ---------------------------------------------------------------------------------------------
 
 
 def _one_by_one(
-    step: Step, prompt: Tensor, how: Decoding, end_id: int, pad_id: int, generator: torch.Generator | None
+    step: Step, prompt: Tensor, decoding: Decoding, *, end_id: int, pad_id: int, generator: torch.Generator | None
 ) -> Generated:
-    count, length, each = len(prompt), prompt.shape[1], how.num_return
-    texts = _with_room(prompt.repeat_interleave(each, dim=0), how.max_new_tokens, pad_id)  # (R, T+max)
-    log_probs = torch.zeros(len(texts), how.max_new_tokens, device=prompt.device)
+    count, length, each = len(prompt), prompt.shape[1], decoding.num_return
+    texts = _with_room(prompt.repeat_interleave(each, dim=0), decoding.max_new_tokens, pad_id)  # (R, T+max)
+    log_probs = torch.zeros(len(texts), decoding.max_new_tokens, device=prompt.device)
     logits = step(prompt).float()  # (B, V)
     if each > 1:
         step.select(torch.arange(count, device=prompt.device).repeat_interleave(each), each)
         logits = logits.repeat_interleave(each, dim=0)
-    rows = torch.arange(len(texts), device=prompt.device)  # the text that each row of the step writes
+    rows = torch.arange(len(texts), device=prompt.device)  # the text that each row of the step continues
     writing = torch.ones(count, each, dtype=torch.bool, device=prompt.device)
     new = 0
     while True:
-        scores = constrained(logits, texts[rows, : length + new], new, how, end_id)
-        tokens = draw(scores, how, generator) if how.sample else scores.argmax(dim=1)  # (R',)
-        live, place = writing.flatten(), rows[writing.flatten()]
-        texts[place, length + new] = tokens[live]
-        log_probs[place, new] = logits.log_softmax(dim=1)[live].gather(1, tokens[live, None]).squeeze(1)
+        scores = constrained(logits, texts[rows, : length + new], new, decoding=decoding, end_id=end_id)
+        tokens = draw(scores, decoding, generator) if decoding.sample else scores.argmax(dim=1)  # (R',)
+        unfinished, place = writing.flatten(), rows[writing.flatten()]
+        texts[place, length + new] = tokens[unfinished]
+        log_probs[place, new] = logits.log_softmax(dim=1)[unfinished].gather(1, tokens[unfinished, None]).squeeze(1)
         new += 1
         writing &= (tokens != end_id).view_as(writing)
-        if new == how.max_new_tokens or not writing.any():
+        if new == decoding.max_new_tokens or not writing.any():
             break
         kept, per_image = _still_writing(writing)
         if len(kept) < len(rows):
@@ -103,9 +76,10 @@ def _with_room(prompt: Tensor, room: int, pad_id: int) -> Tensor:
 
 
 def _still_writing(writing: Tensor) -> tuple[Tensor, int]:
-    """writing (B, n) -> (the rows to go on with, how many an image): images that are done go, the rest get fewer rows.
+    """writing (B, n), True at unfinished texts -> (rows to continue with, rows of each image).
 
-    Every image keeps as many rows as the one that needs most, so that texts of an image stay side by side.
+    Images without an unfinished text are dropped. Every other image keeps as many rows as the one with most unfinished
+    texts, so that the texts of an image stay side by side.
     """
     per_image = int(writing.sum(dim=1).max())
     images = writing.any(dim=1).nonzero().squeeze(1)
@@ -117,8 +91,8 @@ def _still_writing(writing: Tensor) -> tuple[Tensor, int]:
 
 
 @dataclass
-class Candidates:
-    """The 2K best continuations of each prompt's beams, the best first."""
+class Continuations:
+    """The 2K best continuations of the beams of each prompt by one token, the best first."""
 
     sums: Tensor  # (B, 2K) log-probability of the whole text, penalties included
     texts: Tensor  # (B, 2K, T+max)
@@ -128,98 +102,108 @@ class Candidates:
 
 
 class BeamSearch:
-    """The K likeliest texts of each prompt, extended together; what ends among the best K is kept.
+    """The K likeliest texts of each prompt, extended together by one token a step.
 
-    A prompt is done when none of its open beams can beat its K finished texts, judged at the present length. Two
-    published rules differ in what a sum of log-probabilities is divided by: transformers 5 (`generated`) takes the new
-    tokens, the end token included; BLIP's transformers 4.15 (`whole`) prompt and new tokens without the end. The latter
-    also lets the K best open beams stand at the last step, the former those of rank K or better.
+    A step extends the K open beams by every word (`_extend`), keeps the texts that end among the K best continuations
+    (`_finish`), and cuts the others to the K best open ones (`_cut`). A prompt is done when none of its open beams can
+    beat its K finished texts, judged at the present length.
+
+    Two published rules differ in the length by which a sum of log-probabilities is divided: that of transformers 5
+    (`generated`) counts the new tokens, the end token included; that of BLIP's transformers 4.15 (`whole`) counts
+    prompt and new tokens without the end token. At the last step the latter keeps the K best open beams, the former
+    those of rank K or better.
     """
 
-    def __init__(self, step: Step, prompt: Tensor, how: Decoding, end_id: int, pad_id: int):
-        self.step, self.how, self.end_id, self.pad_id = step, how, end_id, pad_id
+    def __init__(self, step: Step, prompt: Tensor, decoding: Decoding, *, end_id: int, pad_id: int):
+        self.step, self.decoding, self.end_id, self.pad_id = step, decoding, end_id, pad_id
         self.length = prompt.shape[1]
-        count, room, device = len(prompt), how.max_new_tokens, prompt.device
-        self.whole = how.length_norm == "whole"
+        count, room, device = len(prompt), decoding.max_new_tokens, prompt.device
+        self.whole = decoding.length_norm == "whole"
         self.prompts = torch.arange(count, device=device)  # those that are not done
         self.texts = _with_room(prompt, room, pad_id)[:, None]  # (B, beams, T+max): one beam at first, then K
         self.sums = torch.zeros(count, 1, device=device)  # (B, beams)
         self.log_probs = torch.zeros(count, 1, room, device=device)
-        self.finished_texts = self.texts.repeat(1, how.beams, 1)  # (B, K, T+max)
-        self.finished_scores = torch.full((count, how.beams), NEVER, device=device)
-        self.finished_log_probs = self.log_probs.repeat(1, how.beams, 1)
+        self.finished_texts = self.texts.repeat(1, decoding.beams, 1)  # (B, K, T+max)
+        self.finished_scores = torch.full((count, decoding.beams), NEVER, device=device)
+        self.finished_log_probs = self.log_probs.repeat(1, decoding.beams, 1)
 
     def run(self) -> Generated:
+        """Generates until every prompt is done or `max_new_tokens` are there."""
         logits = self.step(self.texts[:, 0, : self.length])
-        for new in range(self.how.max_new_tokens):
-            last = new + 1 == self.how.max_new_tokens
-            candidates = self._extend(logits.float(), new)
-            # at the last step every text ends, whatever its last token
-            self._finish(
-                candidates, torch.ones_like(candidates.ended) if last and not self.whole else candidates.ended, new
-            )
-            rows, done = self._go_on(candidates, new)
+        for new in range(self.decoding.max_new_tokens):
+            last = new + 1 == self.decoding.max_new_tokens
+            continuations = self._extend(logits.float(), new)
+            ended = continuations.ended
+            if last and not self.whole:  # every text ends here, whatever its last token
+                ended = torch.ones_like(ended)
+            self._finish(continuations, ended, new)
+            rows, done = self._cut(continuations, new)
             if last or bool(done.all()):
                 break
-            self.step.select(rows[~done].flatten(), self.how.beams)
+            self.step.select(rows[~done].flatten(), self.decoding.beams)
             self.prompts, self.texts = self.prompts[~done], self.texts[~done]
             self.sums, self.log_probs = self.sums[~done], self.log_probs[~done]
             logits = self.step(self.texts.flatten(0, 1)[:, self.length + new, None])
         if last and self.whole:
-            self._let_stand(
-                self.sums.masked_fill(done[:, None], NEVER) / self._over(new + 1), self.texts, self.log_probs
-            )
+            scores = self.sums.masked_fill(done[:, None], NEVER) / self._divisor(new + 1)
+            self._keep_best(scores, self.texts, self.log_probs)
         return self._result()
 
-    def _over(self, new: int) -> float:
-        """What the sum of a text is divided by that has `new` tokens beyond the prompt."""
-        return float((self.length + new if self.whole else new) ** self.how.length_penalty)
+    def _divisor(self, new: int) -> float:
+        """The divisor of a text's sum of log-probabilities, where it has `new` tokens beyond the prompt."""
+        return float((self.length + new if self.whole else new) ** self.decoding.length_penalty)
 
-    def _extend(self, logits: Tensor, new: int) -> Candidates:
+    def _extend(self, logits: Tensor, new: int) -> Continuations:
         """logits (B*beams, V) -> the best continuations by one token."""
         count, beams = self.sums.shape
         raw = logits.log_softmax(dim=1)
         written = self.texts.flatten(0, 1)[:, : self.length + new]
-        scores = constrained(raw, written, new, self.how, self.end_id)
+        scores = constrained(raw, written, new, decoding=self.decoding, end_id=self.end_id)
         words = scores.shape[1]
         total = (scores.view(count, beams, words) + self.sums[..., None]).flatten(1)  # (B, beams*V)
-        if total.shape[1] < 2 * self.how.beams:
-            raise InputError(f"{self.how.beams} beams need a vocabulary of {2 * self.how.beams} tokens or more")
-        sums, best = total.topk(2 * self.how.beams, dim=1)
+        if total.shape[1] < 2 * self.decoding.beams:
+            raise InputError(
+                f"{self.decoding.beams} beams need a vocabulary of {2 * self.decoding.beams} tokens or more"
+            )
+        sums, best = total.topk(2 * self.decoding.beams, dim=1)
         beam, tokens = best // words, best % words
         texts, log_probs = _take(self.texts, beam), _take(self.log_probs, beam)
         texts[:, :, self.length + new] = tokens
         log_probs[:, :, new] = raw.view(count, -1).gather(1, best)
         rows = torch.arange(count, device=beam.device)[:, None] * beams + beam
-        return Candidates(sums, texts, log_probs, rows, tokens == self.end_id)
+        return Continuations(sums, texts, log_probs, rows, tokens == self.end_id)
 
-    def _finish(self, candidates: Candidates, ended: Tensor, new: int) -> None:
-        """Of the K best candidates those that end join the finished texts; `ended` (B, 2K)."""
-        first = torch.arange(ended.shape[1], device=ended.device) < self.how.beams
-        # the published length leaves the end token out
-        scores = candidates.sums / self._over(new if self.whole else new + 1)
-        self._let_stand(scores.masked_fill(~(ended & first), NEVER), candidates.texts, candidates.log_probs)
+    def _finish(self, continuations: Continuations, ended: Tensor, new: int) -> None:
+        """Adds to the finished texts those of the K best continuations that end; `ended` (B, 2K)."""
+        first = torch.arange(ended.shape[1], device=ended.device) < self.decoding.beams
+        # the published length excludes the end token
+        scores = continuations.sums / self._divisor(new if self.whole else new + 1)
+        self._keep_best(scores.masked_fill(~(ended & first), NEVER), continuations.texts, continuations.log_probs)
 
-    def _let_stand(self, scores: Tensor, texts: Tensor, log_probs: Tensor) -> None:
-        """The best K of the finished texts and of these (B, n): see `Candidates` for shapes."""
+    def _keep_best(self, scores: Tensor, texts: Tensor, log_probs: Tensor) -> None:
+        """Keeps the best K of the finished texts and of these (B, n), shaped as in `Continuations`."""
         at = self.prompts
         self.finished_scores[at], best = torch.cat([self.finished_scores[at], scores], dim=1).topk(
-            self.how.beams, dim=1
+            self.decoding.beams, dim=1
         )
         self.finished_texts[at] = _take(torch.cat([self.finished_texts[at], texts], dim=1), best)
         self.finished_log_probs[at] = _take(torch.cat([self.finished_log_probs[at], log_probs], dim=1), best)
 
-    def _go_on(self, candidates: Candidates, new: int) -> tuple[Tensor, Tensor]:
-        """The best K candidates without an end become the beams -> the rows they continue (B, K), who is done (B,)."""
-        self.sums, best = candidates.sums.masked_fill(candidates.ended, NEVER).topk(self.how.beams, dim=1)
-        self.texts, self.log_probs = _take(candidates.texts, best), _take(candidates.log_probs, best)
-        # the published rule hopes for the best candidate, ended or not, at the length before its newest token
-        hope = candidates.sums[:, 0] / self._over(new) if self.whole else self.sums[:, 0] / self._over(new + 1)
+    def _cut(self, continuations: Continuations, new: int) -> tuple[Tensor, Tensor]:
+        """Cuts the beams to the K best continuations without an end token.
+
+        Returns the rows of the step that they continue (B, K), and which prompts are done (B,).
+        """
+        self.sums, best = continuations.sums.masked_fill(continuations.ended, NEVER).topk(self.decoding.beams, dim=1)
+        self.texts, self.log_probs = _take(continuations.texts, best), _take(continuations.log_probs, best)
+        reachable = self.sums[:, 0] / self._divisor(new + 1)
+        if self.whole:  # the published rule: the best continuation, ended or not, at the length before its newest token
+            reachable = continuations.sums[:, 0] / self._divisor(new)
         worst = self.finished_scores[self.prompts].min(dim=1).values
-        return candidates.rows.gather(1, best), (worst > NEVER) & (hope <= worst)
+        return continuations.rows.gather(1, best), (worst > NEVER) & (reachable <= worst)
 
     def _result(self) -> Generated:
-        keep = self.how.num_return
+        keep = self.decoding.num_return
         ids = self.finished_texts[:, :keep, self.length :].flatten(0, 1)
         longest = int((ids != self.pad_id).any(dim=0).nonzero().max()) + 1
         log_probs = self.finished_log_probs[:, :keep].flatten(0, 1)

@@ -1,6 +1,6 @@
 """The three objectives of pre-training as functions of tensors (Li et al. 2022, section 3.2; Li et al. 2021 for ITC).
 
-Shapes: B pairs, Q queue entries, E embedding width, P predicted tokens, V words.
+Shapes: B pairs, Q queue entries, C candidates, E embedding width, P predicted tokens, V words.
 """
 
 import math
@@ -9,21 +9,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# the ITM loss of a model without skill: labels come 1:2, so it predicts 1/3
+# the ITM loss of a model without skill: one label in three is a match, so it predicts 1/3
 ITM_NO_SKILL = -(math.log(1 / 3) + 2 * math.log(2 / 3)) / 3  # 0.6365
 
+IGNORED = -100  # a target that does not count
 
-IGNORED = -100  # a target from which nothing is learned
 
-
-def contrast(similarity: Tensor, momentum_similarity: Tensor, positives: Tensor, alpha: float) -> Tensor:
+def contrast(similarity: Tensor, momentum_similarity: Tensor, positives: Tensor, *, alpha: float) -> Tensor:
     """Image-text contrast in one direction: cross-entropy against softened targets.
 
     Args:
         similarity: (B, B+Q), features of this batch against all candidates, divided by the temperature.
-        momentum_similarity: (B, B+Q), the same with the momentum twin's features on both sides.
+        momentum_similarity: (B, B+Q), the same from features of the momentum twin on both sides.
         positives: (B, B+Q) boolean; a row's positives share its target equally. Each row has at least one.
-        alpha: weight of the twin's opinion, 0 to 1.
+        alpha: weight of the momentum targets, 0 to 1.
     """
     with torch.no_grad():
         hard = positives.float() / positives.sum(dim=1, keepdim=True)
@@ -32,17 +31,17 @@ def contrast(similarity: Tensor, momentum_similarity: Tensor, positives: Tensor,
 
 
 def negative_weights(similarity: Tensor, positives: Tensor, floor: float = 0.0) -> Tensor:
-    """Sampling weights of hard negatives: softmax(similarity) + floor, zero for positives. (B, B) -> (B, B).
+    """Sampling weights of hard negatives: softmax(similarity) + floor, zero for positives; all (B, C).
 
-    Pre-training as published has floor 1e-4, retrieval has none.
+    In the published code pre-training has a floor of 1e-4, retrieval has none.
     """
     return (similarity.detach().float().softmax(dim=1) + floor).masked_fill(positives, 0.0)
 
 
 def draw_negatives(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """One candidate a row, drawn in proportion to `weights` (B, B) -> (index (B,), exists (B,) boolean).
+    """One candidate of each row, drawn in proportion to `weights` (B, C) -> (index (B,), exists (B,) boolean).
 
-    A row of zeros has no negative (every candidate is a positive): `exists` is False there and the index means nothing.
+    A row of zeros has no negative, every candidate is a positive: `exists` is False there and the index has no meaning.
     """
     exists = weights.sum(dim=1) > 0
     weights = torch.where(exists[:, None], weights, torch.ones_like(weights))
@@ -50,7 +49,7 @@ def draw_negatives(weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def match(logits: Tensor, is_match: Tensor, counts: Tensor | None = None) -> Tensor:
-    """Image-text matching: cross-entropy of logits (R, 2), class 1 = match; rows where not `counts` are ignored."""
+    """Image-text matching: cross-entropy of logits (R, 2), class 1 = match; rows not in `counts` are ignored."""
     labels = is_match.long()
     if counts is not None:
         labels = labels.masked_fill(~counts, IGNORED)
@@ -58,12 +57,12 @@ def match(logits: Tensor, is_match: Tensor, counts: Tensor | None = None) -> Ten
 
 
 def language_model(logits: Tensor, targets: Tensor, label_smoothing: float = 0.1) -> Tensor:
-    """Next-token cross-entropy, the mean over tokens: logits (P, V), targets (P,), -100 where nothing is learned."""
+    """Next-token cross-entropy, the mean over tokens: logits (P, V), targets (P,), `IGNORED` does not count."""
     return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
 
 
 def language_model_each(logits: Tensor, targets: Tensor, label_smoothing: float = 0.1) -> Tensor:
-    """As `language_model`, for each token (P,); 0 where nothing is learned."""
+    """As `language_model`, for each token (P,); 0 at `IGNORED`."""
     return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing, reduction="none")
 
 

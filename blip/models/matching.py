@@ -1,33 +1,80 @@
-"""What scores an image against a text, in pre-training, retrieval and inference: features, contrast, match logits.
+"""Image-text matching: hard negatives are drawn here, and pairs are scored.
 
-Shapes: B images, R texts, T text tokens, N image tokens, D width, E embedding width, C candidates.
+Pre-training and retrieval use all of it, inference and evaluation `match_logits` alone.
+
+Shapes: B pairs, R texts, T text tokens, D width, C candidates.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from blip.models import losses
+from blip.network.cross_attention import ImageKeys, ProjectedKeys
 from blip.network.med import TextEncoder
-from blip.network.packing import ImageKeys, Rows
+from blip.network.packing import Rows
 
 Draw = Callable[[Tensor], tuple[Tensor, Tensor]]  # weights (B, C) -> index (B,), exists (B,); see losses.draw_negatives
+
+
+@dataclass
+class HardNegatives:
+    """For each image a text that does not match it but is similar to it, and for each text such an image."""
+
+    text: Tensor  # (B,) the candidate whose text each image is shown with
+    image: Tensor  # (B,) the candidate whose image each text is shown with
+    has_text: Tensor  # (B,) boolean; False where all candidates are positives, and the number has no meaning
+    has_image: Tensor  # (B,)
+
+
+def draw_hard_negatives(
+    image_to_text: Tensor,
+    text_to_image: Tensor,
+    positives: Tensor,
+    *,
+    floor: float = 0.0,
+    draw: Draw = losses.draw_negatives,
+) -> HardNegatives:
+    """Draws hard negatives: the more similar a candidate, the likelier it is.
+
+    Args:
+        image_to_text: (B, C) similarities over the temperature of images to candidate texts.
+        text_to_image: (B, C) those of texts to candidate images.
+        positives: (B, C) boolean; these are never drawn.
+        floor: added to each probability, see `losses.negative_weights`.
+        draw: picks a candidate of each row from weights (B, C); tests give the arg-max.
+    """
+    text, has_text = draw(losses.negative_weights(image_to_text, positives, floor))
+    image, has_image = draw(losses.negative_weights(text_to_image, positives, floor))
+    return HardNegatives(text, image, has_text, has_image)
+
+
+def match_loss(logits: Tensor, negatives: HardNegatives) -> Tensor:
+    """The ITM loss of logits (3B, 2) of the rows: matched, (text, hard image), (hard text, image)."""
+    count = len(negatives.text)
+    is_match = torch.arange(3 * count, device=logits.device) < count
+    counts = torch.cat([torch.ones_like(negatives.has_text), negatives.has_image, negatives.has_text])
+    return losses.match(logits, is_match, counts)
 
 
 def match_logits(
     encoder: TextEncoder,
     head: nn.Linear,
     ids: Tensor,
+    *,
     lengths: Tensor,
     keys: ImageKeys,
     packed: bool = True,
     words: Tensor | None = None,
 ) -> Tensor:
-    """Logits (R, 2) of texts that look at images as `keys` says; ids (R, T), the first one `[ENC]`; class 1 = match.
+    """Logits (R, 2) of texts with the images of `keys`; class 1 = match.
 
-    lengths (R,), on the CPU when `packed`; `words` as in `med.Embeddings`.
+    ids (R, T), the first one `[ENC]`; lengths (R,), on the CPU when `packed`; `words` as in `embeddings.Embeddings`.
+    Which text attends to which image: see `ProjectedKeys`.
     """
-    rows = Rows(lengths, ids.shape[1], ids.device, packed)
+    rows = Rows(lengths, ids.shape[1], ids.device, packed=packed)
     return head(encoder.multimodal(ids, rows, keys, first_only=True, words=words))
 
 
@@ -35,25 +82,25 @@ def match_with_negatives(
     encoder: TextEncoder,
     head: nn.Linear,
     ids: Tensor,
+    *,
     lengths: Tensor,
-    keys: ImageKeys,
-    hard_text: Tensor,
-    hard_image: Tensor,
-    packed: bool,
+    keys: ProjectedKeys,
+    negatives: HardNegatives,
+    packed: bool = True,
     words: Tensor | None = None,
 ) -> Tensor:
     """Logits (3B, 2) of the rows: matched, (text, hard image), (hard text, image), in one pass.
 
-    ids (B, T), the first one `[ENC]`; with `words`, rows of it (`med.Embeddings`). `hard_text` and `hard_image` (B,)
-    number pairs of this batch.
+    ids (B, T), the first one `[ENC]`; with `words`, rows of it (`embeddings.Embeddings`). The `negatives` are pairs of
+    this batch.
     """
     count = len(ids)
     # texts of one image side by side: its own and the hard one; then each text with its hard image
-    ids = torch.cat([torch.stack([ids, ids[hard_text]], dim=1).flatten(0, 1), ids])  # (3B, T)
-    hard_lengths = lengths[hard_text.to(lengths.device)]
+    ids = torch.cat([torch.stack([ids, ids[negatives.text]], dim=1).flatten(0, 1), ids])  # (3B, T)
+    hard_lengths = lengths[negatives.text.to(lengths.device)]
     lengths = torch.cat([torch.stack([lengths, hard_lengths], dim=1).flatten(), lengths])
-    keys = ImageKeys(keys.layers, extra=hard_image)
-    logits = match_logits(encoder, head, ids, lengths, keys, packed, words)
-    own, extra = logits.split([2 * count, count])
+    keys = keys.with_extra(negatives.image)
+    logits = match_logits(encoder, head, ids, lengths=lengths, keys=keys, packed=packed, words=words)
+    own, with_hard_image = logits.split([2 * count, count])
     matched, with_hard_text = own.unflatten(0, (count, 2)).unbind(dim=1)
-    return torch.cat([matched, extra, with_hard_text])
+    return torch.cat([matched, with_hard_image, with_hard_text])

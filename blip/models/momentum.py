@@ -1,12 +1,12 @@
-"""The momentum twin and the feature queue of image-text contrast (He et al. 2020; Li et al. 2021).
+"""Image-text contrast with a momentum twin and a queue of its features (He et al. 2020; Li et al. 2021).
 
-Shapes: B pairs, Q queue entries, E embedding width.
+Shapes: B pairs, Q queue entries, C = B + Q candidates, E embedding width.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,27 @@ from blip.network.packing import Rows
 from blip.network.vit import ViT
 
 NO_ID = -1  # of a queue entry that no pair has filled yet: equal to nothing
+TEMPERATURE_RANGE = (0.001, 0.5)
+
+
+class Entries(NamedTuple):
+    """Momentum features of B pairs, and the ids by which equal captions and images are recognised."""
+
+    images: Tensor  # (B, E)
+    texts: Tensor  # (B, E)
+    caption_ids: Tensor  # (B,)
+    image_ids: Tensor  # (B,)
 
 
 @torch.no_grad()
 def update_twin(twin: Iterable[Tensor], model: Iterable[Tensor], momentum: float) -> None:
     """twin = momentum * twin + (1 - momentum) * model, in place, for two equally ordered lists of parameters."""
     torch._foreach_lerp_(list(twin), list(model), 1 - momentum)
+
+
+def joined(batches: Sequence[Entries]) -> Entries:
+    """The entries of several batches, in their order."""
+    return Entries(*(torch.cat(columns) for columns in zip(*batches, strict=True)))
 
 
 class Queue(nn.Module):
@@ -50,53 +65,51 @@ class Queue(nn.Module):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
-    def push(self, images: Tensor, texts: Tensor, caption_ids: Tensor, image_ids: Tensor) -> None:
-        """Adds the features (B, E) and ids (B,) of every rank's batch, in the order of the ranks."""
+    def push(self, entries: Entries) -> None:
+        """Adds the entries of the batches of all processes, in the order of their ranks."""
         if self.size == 0:
             return
-        entries = [all_gather(t)[-self.size :] for t in (images, texts, caption_ids, image_ids)]
-        count = len(entries[0])
-        places = (self.pointer + torch.arange(count, device=images.device)) % self.size
-        self.images[:, places] = entries[0].T.to(self.images.dtype)
-        self.texts[:, places] = entries[1].T.to(self.texts.dtype)
-        self.caption_ids[places] = entries[2]
-        self.image_ids[places] = entries[3]
+        new = Entries(*(all_gather(column)[-self.size :] for column in entries))
+        count = len(new.images)
+        places = (self.pointer + torch.arange(count, device=new.images.device)) % self.size
+        self.images[:, places] = new.images.T.to(self.images.dtype)
+        self.texts[:, places] = new.texts.T.to(self.texts.dtype)
+        self.caption_ids[places] = new.caption_ids
+        self.image_ids[places] = new.image_ids
         self.pointer.copy_((self.pointer + count) % self.size)
 
 
 @dataclass
 class Candidates:
-    """What a batch's pairs are contrasted with: this batch's momentum features first, then the queue (C = B + Q)."""
+    """What the pairs of a batch are contrasted with: momentum features of this batch first, then of the queue."""
 
     images: Tensor  # (E, C)
     texts: Tensor  # (E, C)
     positives: Tensor  # (B, C) boolean
 
 
-def candidates(
-    images: Tensor,
-    texts: Tensor,
-    caption_ids: Tensor,
-    image_ids: Tensor,
-    queue: Queue,
-    equal_captions: bool = True,
-    equal_images: bool = True,
-) -> Candidates:
-    """Momentum features (B, E) and ids (B,) of a batch, with the queue as it was before this batch.
+def candidates(batch: Entries, queue: Queue, *, equal_captions: bool = True, equal_images: bool = True) -> Candidates:
+    """The entries of a batch, and those of the queue as it was before this batch.
 
     Pairs with the same caption are positives of one another with `equal_captions` (medical captions repeat), pairs with
     the same image with `equal_images`. As published, pre-training has neither and retrieval the latter.
     """
-    others = torch.cat([caption_ids, queue.caption_ids]), torch.cat([image_ids, queue.image_ids])
-    positives = same_pairs(caption_ids, image_ids, *others, equal_captions, equal_images)
+    own = batch.caption_ids, batch.image_ids
+    everyone = torch.cat([own[0], queue.caption_ids]), torch.cat([own[1], queue.image_ids])
+    positives = same_pairs(own, everyone, by_caption=equal_captions, by_image=equal_images)
     positives.fill_diagonal_(True)
-    return Candidates(torch.cat([images.T, queue.images], dim=1), torch.cat([texts.T, queue.texts], dim=1), positives)
+    images, texts = torch.cat([batch.images.T, queue.images], dim=1), torch.cat([batch.texts.T, queue.texts], dim=1)
+    return Candidates(images, texts, positives)
 
 
 def same_pairs(
-    captions: Tensor, images: Tensor, other_captions: Tensor, other_images: Tensor, by_caption: bool, by_image: bool
+    pairs: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor], *, by_caption: bool, by_image: bool
 ) -> Tensor:
-    """Which of C other pairs are positives of B pairs, by the ids of captions and images: (B, C) boolean."""
+    """Which of C other pairs are positives of B pairs: (B, C) boolean.
+
+    Both are ids of captions and ids of images, (B,) each and (C,) each.
+    """
+    (captions, images), (other_captions, other_images) = pairs, others
     same = torch.zeros(len(captions), len(other_captions), dtype=torch.bool, device=captions.device)
     if by_caption:
         same |= captions[:, None] == other_captions
@@ -105,18 +118,18 @@ def same_pairs(
     return same
 
 
-TEMPERATURE_RANGE = (0.001, 0.5)
-
-
 def unit_features(linear: nn.Linear, states: Tensor) -> Tensor:
     """States (B, D) -> features of unit length (B, E), in float32."""
     return F.normalize(linear(states).float(), dim=-1)
 
 
 def contrast_with_candidates(
-    image_features: Tensor, text_features: Tensor, candidates: Candidates, temperature: Tensor, alpha: float
+    image_features: Tensor, text_features: Tensor, candidates: Candidates, *, temperature: Tensor, alpha: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Features (B, E) -> the ITC loss and both similarities (B, C) over the temperature, image to text and back."""
+    """The ITC loss, and the similarities (B, C) over the temperature of images to texts and of texts to images.
+
+    Features (B, E), of unit length; `alpha` is the weight of the momentum targets.
+    """
     count = len(image_features)
     with torch.autocast(image_features.device.type, enabled=False):
         temperature = temperature.clamp(*TEMPERATURE_RANGE)
@@ -125,13 +138,13 @@ def contrast_with_candidates(
         with torch.no_grad():
             twin_image_to_text = candidates.images[:, :count].T @ candidates.texts / temperature
             twin_text_to_image = candidates.texts[:, :count].T @ candidates.images / temperature
-        itc_images = losses.contrast(image_to_text, twin_image_to_text, candidates.positives, alpha)
-        itc_texts = losses.contrast(text_to_image, twin_text_to_image, candidates.positives, alpha)
+        itc_images = losses.contrast(image_to_text, twin_image_to_text, candidates.positives, alpha=alpha)
+        itc_texts = losses.contrast(text_to_image, twin_text_to_image, candidates.positives, alpha=alpha)
     return (itc_images + itc_texts) / 2, image_to_text, text_to_image
 
 
 class Contrastive(Protocol):
-    """A model with what contrast needs."""
+    """A model with the parts that contrast needs."""
 
     image_encoder: ViT
     text_encoder: TextEncoder
@@ -152,14 +165,14 @@ class Twin(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, ids: Tensor, lengths: Tensor, packed: bool = True) -> tuple[Tensor, Tensor]:
-        """One batch -> image and text features, each (B, E). It runs in training mode, dropout on, as published."""
-        rows = Rows(lengths, ids.shape[1], ids.device, packed)
+        """One batch -> image and text features, (B, E) each. It runs in training mode, dropout on, as published."""
+        rows = Rows(lengths, ids.shape[1], ids.device, packed=packed)
         image_features = unit_features(self.image_proj, self.image_encoder(images, cls_only=True)[:, 0])
         text_features = unit_features(self.text_proj, self.text_encoder.text(ids, rows, first_only=True))
         return image_features, text_features
 
     def pairs_with(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        """The twin's parameters and the model's of the same names, in one order, for `momentum.update_twin`."""
+        """The twin's parameters and the model's of the same names, in one order, for `update_twin`."""
         theirs = dict(model.named_parameters())
         own = dict(self.named_parameters())
         return list(own.values()), [theirs[name] for name in own]

@@ -1,4 +1,4 @@
-"""NLVR2: is a statement true of two images? MED's cross-attention looks at both (Li et al. 2022, section 5.4).
+"""NLVR2: is a statement true of two images? Cross-attention attends to both (Li et al. 2022, section 5.4).
 
 Shapes: B statements, N image tokens, T text tokens.
 """
@@ -20,7 +20,7 @@ class NlvrModel(nn.Module):
     def __init__(self, vit: ViTConfig, text: TextConfig, specials: Specials):
         super().__init__()
         if text.images != 2:
-            raise InputError(f"the text encoder of NLVR2 looks at two images, not {text.images}")
+            raise InputError(f"the text encoder of NLVR2 attends to two images, not {text.images}")
         self.specials = specials
         self.image_encoder = ViT(vit)
         self.text_encoder = TextEncoder(text)
@@ -28,10 +28,10 @@ class NlvrModel(nn.Module):
 
     def forward(self, images: Tensor, ids: Tensor, lengths: Tensor, packed: bool = True) -> Tensor:
         """images (B, 2, 3, height, width), ids (B, T) `[CLS] ... [SEP]`, lengths (B,) -> logits (B, 2)."""
-        # all first images, then all second ones, as published: drop path draws for each
+        # all first images, then all second ones, as published: the order in which drop path draws
         states = self.image_encoder(images.transpose(0, 1).flatten(0, 1)).unflatten(0, (2, -1)).transpose(0, 1)
-        rows = Rows(lengths, ids.shape[1], ids.device, packed)
-        keys = self.text_encoder.project(states)
+        rows = Rows(lengths, ids.shape[1], ids.device, packed=packed)
+        keys = self.text_encoder.pair_keys(states)
         first = self.text_encoder.multimodal(with_first(ids, self.specials.enc), rows, keys, first_only=True)
         return self.cls_head(first)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from blip.models import losses
-from blip.models.matching import Draw, match_with_negatives
+from blip.models.matching import Draw, draw_hard_negatives, match_loss, match_with_negatives
 from blip.models.momentum import Candidates, contrast_with_candidates, unit_features
 from blip.network.embeddings import TextConfig, TiedLookUp
 from blip.network.med import TextDecoder, TextEncoder
@@ -31,7 +31,7 @@ class Output:
 class PretrainModel(nn.Module):
     """Image encoder, text encoder and decoder, two projections and the match head.
 
-    `forward` changes no state: the training step clamps the temperature, moves the twin and pushes the queue.
+    `forward` changes no state: the training step clamps the temperature, updates the twin and pushes into the queue.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class PretrainModel(nn.Module):
         vit: ViTConfig,
         text: TextConfig,
         specials: Specials,
+        *,
         embed_dim: int = 256,
         temperature: float = 0.07,
         label_smoothing: float = 0.1,
@@ -60,6 +61,7 @@ class PretrainModel(nn.Module):
         lengths: Tensor,
         candidates: Candidates,
         alpha: float,
+        *,
         draw: Draw = losses.draw_negatives,
         packed: bool = True,
     ) -> Output:
@@ -69,38 +71,47 @@ class PretrainModel(nn.Module):
             images: (B, 3, height, width), normalised.
             ids: (B, T), each text `[CLS] ... [SEP]` and padding after it.
             lengths: (B,) tokens of each text, on the CPU when `packed`.
-            candidates: momentum features of this batch and the queue, and who is whose positive.
-            alpha: weight of the twin's opinion in the contrastive targets.
+            candidates: momentum features of this batch and the queue, and which of them are positives.
+            alpha: weight of the momentum targets in the contrastive loss.
             draw: picks hard negatives from weights (B, B); tests give the arg-max.
-            packed: leave padding out of memory. Without it every shape is static, which compilation wants.
+            packed: leave padding out of memory. Without it every shape is static, as compilation needs it.
         """
         states = self.image_encoder(images)  # (B, N, D)
-        rows = Rows(lengths, ids.shape[1], ids.device, packed)
-        # three passes read the same words but for the first: they are looked up once, and `places` says where
+        rows = Rows(lengths, ids.shape[1], ids.device, packed=packed)
+        # three passes read the same words but for the first: they are looked up once, and passes read `places` of them
         specials = ids.new_tensor([self.specials.enc, self.specials.dec])
         vocabulary = self.text_encoder.embeddings.words.weight
         words, matrix = TiedLookUp.apply(vocabulary, torch.cat([ids.flatten(), specials]))  # (B*T+2, D), (V, D)
         places = torch.arange(ids.numel(), device=ids.device).view_as(ids)
+        enc, dec = ids.numel(), ids.numel() + 1
+
+        # contrast: the text alone
         first = self.text_encoder.text(places, rows, first_only=True, words=words)  # (B, D)
         image_features = unit_features(self.image_proj, states[:, 0])  # (B, E)
         text_features = unit_features(self.text_proj, first)
-
         itc, image_to_text, text_to_image = contrast_with_candidates(
-            image_features, text_features, candidates, self.temperature, alpha
+            image_features, text_features, candidates, temperature=self.temperature, alpha=alpha
         )
 
-        keys = self.text_encoder.project(states)  # once, for every pass below
-        batch = candidates.positives[:, : len(ids)]
-        hard_text, has_text = draw(losses.negative_weights(image_to_text[:, : len(ids)], batch, floor=1e-4))
-        hard_image, has_image = draw(losses.negative_weights(text_to_image[:, : len(ids)], batch, floor=1e-4))
-        match_ids = with_first(places, ids.numel())
-        match_logits = match_with_negatives(
-            self.text_encoder, self.itm_head, match_ids, lengths, keys, hard_text, hard_image, packed, words
+        # matching: each pair, and each half of it with a hard negative of this batch
+        keys = self.text_encoder.image_keys(states)  # once, for every pass below
+        batch = slice(len(ids))  # of the candidates
+        negatives = draw_hard_negatives(
+            image_to_text[:, batch], text_to_image[:, batch], candidates.positives[:, batch], floor=1e-4, draw=draw
+        )
+        logits = match_with_negatives(
+            self.text_encoder,
+            self.itm_head,
+            with_first(places, enc),
+            lengths=lengths,
+            keys=keys,
+            negatives=negatives,
+            packed=packed,
+            words=words,
         )  # (3B, 2)
-        is_match = torch.arange(3 * len(ids), device=ids.device) < len(ids)
-        counts = torch.cat([torch.ones_like(has_text), has_image, has_text])
-        itm = losses.match(match_logits, is_match, counts)
+        itm = match_loss(logits, negatives)
 
-        decoded = self.text_decoder(with_first(places, ids.numel() + 1), rows, keys, words)  # (P, D)
+        # language modelling: the decoder predicts the text from the image
+        decoded = self.text_decoder(with_first(places, dec), rows, keys, words=words)  # (P, D)
         lm = losses.language_model(self.text_decoder.head(decoded, matrix), rows.next_tokens(ids), self.label_smoothing)
-        return Output(itc, itm, lm, match_logits)
+        return Output(itc, itm, lm, logits)

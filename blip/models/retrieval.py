@@ -12,11 +12,18 @@ from torch import Tensor, nn
 
 from blip import distributed
 from blip.models import losses
-from blip.models.matching import Draw, match_logits, match_with_negatives
+from blip.models.matching import (
+    Draw,
+    HardNegatives,
+    draw_hard_negatives,
+    match_logits,
+    match_loss,
+    match_with_negatives,
+)
 from blip.models.momentum import Candidates, contrast_with_candidates, unit_features
 from blip.network.embeddings import TextConfig
 from blip.network.med import TextEncoder
-from blip.network.packing import ImageKeys, Rows, with_first
+from blip.network.packing import Rows, with_first
 from blip.network.vit import ViT, ViTConfig
 from blip.tokenizer import Specials
 
@@ -33,11 +40,11 @@ class Output:
 class RetrievalModel(nn.Module):
     """Image encoder, text encoder, two projections and the match head, with the names that pre-training gives them.
 
-    `forward` changes no state: the training step clamps the temperature, moves the twin and pushes the queue.
+    `forward` changes no state: the training step clamps the temperature, updates the twin and pushes into the queue.
     """
 
     def __init__(
-        self, vit: ViTConfig, text: TextConfig, specials: Specials, embed_dim: int = 256, temperature: float = 0.07
+        self, vit: ViTConfig, text: TextConfig, specials: Specials, *, embed_dim: int = 256, temperature: float = 0.07
     ):
         super().__init__()
         self.specials = specials
@@ -55,6 +62,7 @@ class RetrievalModel(nn.Module):
         lengths: Tensor,
         candidates: Candidates,
         alpha: float,
+        *,
         others: Tensor | None = None,
         draw: Draw = losses.draw_negatives,
         packed: bool = True,
@@ -65,54 +73,61 @@ class RetrievalModel(nn.Module):
             images: (B, 3, height, width), normalised.
             ids: (B, T), each text `[CLS] ... [SEP]` and padding after it.
             lengths: (B,) tokens of each text, on the CPU when `packed`.
-            candidates: momentum features of this batch and the queue, and who is whose positive.
-            alpha: weight of the twin's opinion in the contrastive targets.
-            others: (B, W*B) who is whose positive over the batches of all processes, in the order of their ranks: hard
-                negatives are then drawn from all of them. Without it, from this process's batch.
+            candidates: momentum features of this batch and the queue, and which of them are positives.
+            alpha: weight of the momentum targets in the contrastive loss.
+            others: (B, W*B) boolean, the positives among the batches of all processes, in the order of their ranks:
+                hard negatives are then drawn from all of them. Without it, from this process's batch.
             draw: picks hard negatives from weights (B, B) or (B, W*B); tests give the arg-max.
             packed: leave padding out of memory.
         """
         states = self.image_encoder(images)  # (B, N, D)
-        rows = Rows(lengths, ids.shape[1], ids.device, packed)
+
+        # contrast: the text alone
+        rows = Rows(lengths, ids.shape[1], ids.device, packed=packed)
         image_features = unit_features(self.image_proj, states[:, 0])  # (B, E)
         text_features = unit_features(self.text_proj, self.text_encoder.text(ids, rows, first_only=True))
-        itc, _, _ = contrast_with_candidates(image_features, text_features, candidates, self.temperature, alpha)
+        itc, _, _ = contrast_with_candidates(
+            image_features, text_features, candidates, temperature=self.temperature, alpha=alpha
+        )
 
+        # matching: each pair, and each half of it with a hard negative
         positives = candidates.positives[:, : len(ids)] if others is None else others
-        with torch.no_grad():  # negatives are drawn from online features; the loss divides by the temperature once
+        with torch.no_grad():  # negatives are drawn from online features, unlike those of pre-training
             all_images, all_texts = image_features, text_features
             if others is not None:
                 all_images, all_texts = distributed.all_gather(all_images), distributed.all_gather(all_texts)
-            text_weights = losses.negative_weights(image_features @ all_texts.T / self.temperature, positives)
-            image_weights = losses.negative_weights(text_features @ all_images.T / self.temperature, positives)
-        hard_text, has_text = draw(text_weights)
-        hard_image, has_image = draw(image_weights)
-
+            image_to_text = image_features @ all_texts.T / self.temperature
+            text_to_image = text_features @ all_images.T / self.temperature
+        negatives = draw_hard_negatives(image_to_text, text_to_image, positives, draw=draw)
         ids = with_first(ids, self.specials.enc)
         if others is None:
-            keys = self.text_encoder.project(states)
             logits = match_with_negatives(
-                self.text_encoder, self.itm_head, ids, lengths, keys, hard_text, hard_image, packed
+                self.text_encoder,
+                self.itm_head,
+                ids,
+                lengths=lengths,
+                keys=self.text_encoder.image_keys(states),
+                negatives=negatives,
+                packed=packed,
             )
         else:
-            logits = self._match_over_processes(states, ids, lengths, hard_text, hard_image, packed)
-        is_match = torch.arange(3 * len(ids), device=ids.device) < len(ids)
-        counts = torch.cat([torch.ones_like(has_text), has_image, has_text])
-        return Output(itc, losses.match(logits, is_match, counts), logits)
+            logits = self._match_over_processes(states, ids, lengths, negatives, packed)
+        return Output(itc, match_loss(logits, negatives), logits)
 
     def _match_over_processes(
-        self, states: Tensor, ids: Tensor, lengths: Tensor, hard_text: Tensor, hard_image: Tensor, packed: bool
+        self, states: Tensor, ids: Tensor, lengths: Tensor, negatives: HardNegatives, packed: bool
     ) -> Tensor:
-        """As `matching.match_with_negatives`, the hard images and texts (B,) being numbered over all processes."""
+        """As `matching.match_with_negatives`, where `negatives` number the pairs of all processes."""
         all_states = distributed.all_gather_with_gradient(states)  # (W*B, N, D)
         all_lengths = distributed.all_gather(lengths.to(ids.device))
         wide = torch.nn.functional.pad(ids, (0, int(all_lengths.max()) - ids.shape[1]), value=self.specials.pad)
         all_ids = distributed.all_gather(wide)
-        ids = torch.stack([wide, all_ids[hard_text]], dim=1).flatten(0, 1)  # an image's own text and its hard one
-        own_lengths = torch.stack([lengths, all_lengths[hard_text].to(lengths.device)], dim=1).flatten()
-        keys = self.text_encoder.project(states)
-        own = match_logits(self.text_encoder, self.itm_head, ids, own_lengths, keys, packed)
+        ids = torch.stack([wide, all_ids[negatives.text]], dim=1).flatten(0, 1)  # an image's own text and its hard one
+        own_lengths = torch.stack([lengths, all_lengths[negatives.text].to(lengths.device)], dim=1).flatten()
+        keys = self.text_encoder.image_keys(states)
+        hard_keys = self.text_encoder.image_keys(all_states[negatives.image])
+        head = self.itm_head
+        own = match_logits(self.text_encoder, head, ids, lengths=own_lengths, keys=keys, packed=packed)
         matched, with_hard_text = own.unflatten(0, (len(lengths), 2)).unbind(dim=1)
-        hard_keys: ImageKeys = self.text_encoder.project(all_states[hard_image])
-        with_hard_image = match_logits(self.text_encoder, self.itm_head, wide, lengths, hard_keys, packed)
+        with_hard_image = match_logits(self.text_encoder, head, wide, lengths=lengths, keys=hard_keys, packed=packed)
         return torch.cat([matched, with_hard_image, with_hard_text])

@@ -1,5 +1,6 @@
-"""Visual question answering: a question encoder that looks at the image, an answer decoder that looks at the question
-(Li et al. 2022, section 5.3). The two share nothing.
+"""Visual question answering (Li et al. 2022, section 5.3).
+
+The question encoder attends to the image, the answer decoder to the states of the question. They share no weights.
 
 Shapes: B images with a question each, A answers of the batch, N image tokens, T tokens of a question.
 """
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 from blip.models import losses
 from blip.models.decoding import Decoding, Generated
 from blip.models.generation import generate
+from blip.network.cross_attention import ImageKeys, ProjectedKeys
 from blip.network.embeddings import TextConfig
 from blip.network.med import DecoderStep, TextDecoder, TextEncoder
-from blip.network.packing import ImageKeys, Rows, with_first
+from blip.network.packing import Rows, with_first
 from blip.network.vit import ViT, ViTConfig
 from blip.tokenizer import Specials
 
@@ -25,10 +27,11 @@ class VqaModel(nn.Module):
         vit: ViTConfig,
         text: TextConfig,
         specials: Specials,
+        *,
         answer: TextConfig | None = None,
         label_smoothing: float = 0.1,
     ):
-        """`answer`: sizes of the decoder where they are not the question encoder's; it looks at states of its width."""
+        """`answer`: sizes of the decoder, with the question encoder's width as `image_width`; see `answer_sizes`."""
         super().__init__()
         self.specials, self.label_smoothing = specials, label_smoothing
         self.image_encoder = ViT(vit)
@@ -40,6 +43,7 @@ class VqaModel(nn.Module):
         images: Tensor,
         ids: Tensor,
         lengths: Tensor,
+        *,
         answer_ids: Tensor,
         answer_lengths: Tensor,
         owner: Tensor,
@@ -56,50 +60,50 @@ class VqaModel(nn.Module):
             weights: (A,) how much each answer counts.
             packed: leave padding out of memory.
         """
-        keys = self.question_keys(images, ids, lengths, packed)
-        rows = Rows(answer_lengths, answer_ids.shape[1], ids.device, packed)
+        keys = self.question_keys(images, ids, lengths, packed=packed)
+        rows = Rows(answer_lengths, answer_ids.shape[1], ids.device, packed=packed)
         answer_ids = with_first(answer_ids, self.specials.dec)
-        # answers a question differ in number, so each row names its question
-        states = self.text_decoder(answer_ids, rows, ImageKeys(keys.layers, extra=owner, mask=keys.mask))
+        states = self.text_decoder(answer_ids, rows, keys.with_extra(owner))  # not every question has as many answers
         each = losses.language_model_each(
             self.text_decoder.head(states), rows.next_tokens(answer_ids), self.label_smoothing
         )
         return (weights * rows.unpack(each).sum(dim=1)).sum() / len(images)
 
-    def question_keys(self, images: Tensor, ids: Tensor, lengths: Tensor, packed: bool = True) -> ImageKeys:
-        """Images and their questions -> keys of the question's states, which the answer decoder looks at.
+    def question_keys(self, images: Tensor, ids: Tensor, lengths: Tensor, *, packed: bool = True) -> ProjectedKeys:
+        """Keys of the states of questions about images, to which the answer decoder attends.
 
-        Padding of a question is masked, so that it never changes an answer.
+        Padding of a question is masked, so that it never changes an answer. Arguments as in `forward`.
         """
-        return self.keys_of_questions(self.image_encoder(images), ids, lengths, packed)
+        return self.keys_of_questions(self.image_encoder(images), ids, lengths, packed=packed)
 
-    def keys_of_questions(self, image_states: Tensor, ids: Tensor, lengths: Tensor, packed: bool = True) -> ImageKeys:
+    def keys_of_questions(
+        self, image_states: Tensor, ids: Tensor, lengths: Tensor, *, packed: bool = True
+    ) -> ProjectedKeys:
         """`question_keys` from the states (B, N, D) of encoded images."""
-        seen = self.text_encoder.project(image_states, tokens=ids.shape[1])
-        states = self.question_states(seen, ids, lengths, packed)
-        return self.answer_keys(states, lengths)
+        keys = self.text_encoder.keys_or_states(image_states, ids.shape[1])
+        return self.answer_keys(self.question_states(keys, ids, lengths, packed=packed), lengths)
 
-    def answer_keys(self, states: Tensor, lengths: Tensor) -> ImageKeys:
-        """States (B, T, D) of questions of `lengths` (B,) tokens -> the keys of those that are not padding."""
+    def question_states(self, keys: ImageKeys, ids: Tensor, lengths: Tensor, *, packed: bool = True) -> Tensor:
+        """Questions ids (B, T) about the images of `keys` -> states (B, T, D), zeros at padding."""
+        rows = Rows(lengths, ids.shape[1], ids.device, packed=packed)
+        return rows.unpack(self.text_encoder.multimodal(with_first(ids, self.specials.enc), rows, keys))
+
+    def answer_keys(self, states: Tensor, lengths: Tensor) -> ProjectedKeys:
+        """States (B, T, D) of questions of `lengths` (B,) tokens -> their keys, where padding is masked."""
         longest = states.shape[1]
         mask = None if bool((lengths == longest).all()) else torch.arange(longest) < lengths.cpu()[:, None]
-        return self.text_decoder.project(states, None if mask is None else mask.to(states.device))
-
-    def question_states(self, keys: ImageKeys, ids: Tensor, lengths: Tensor, packed: bool = True) -> Tensor:
-        """Questions ids (B, T) that look at images as `keys` says -> states (B, T, D), zeros at padding."""
-        rows = Rows(lengths, ids.shape[1], ids.device, packed)
-        return rows.unpack(self.text_encoder.multimodal(with_first(ids, self.specials.enc), rows, keys))
+        return self.text_decoder.image_keys(states, None if mask is None else mask.to(states.device))
 
     @torch.no_grad()
     def answer(
-        self, keys: ImageKeys, how: Decoding, end_id: int, generator: torch.Generator | None = None
+        self, keys: ProjectedKeys, decoding: Decoding, end_id: int, *, generator: torch.Generator | None = None
     ) -> Generated:
-        """Answers in the decoder's own words to the questions of `keys` (see `question_keys`)."""
-        count, device = len(keys), keys.device
-        first = torch.full((count, 1), self.specials.dec, device=device)
-        return generate(DecoderStep(self.text_decoder, keys), first, how, end_id, self.specials.pad, generator)
+        """Generates answers to the questions of `keys` (see `question_keys`)."""
+        first = torch.full((len(keys), 1), self.specials.dec, device=keys.device)
+        step = DecoderStep(self.text_decoder, keys)
+        return generate(step, first, decoding, end_id=end_id, pad_id=self.specials.pad, generator=generator)
 
 
 def answer_sizes(question: TextConfig) -> TextConfig:
-    """The decoder's sizes: those of the question encoder, whose states it looks at instead of the image's."""
+    """The decoder's sizes: those of the question encoder, to whose states it attends instead of an image's."""
     return TextConfig(**{**question.__dict__, "image_width": question.width})

@@ -21,9 +21,9 @@ class Tap(nn.Module):
 class Attention(nn.Module):
     """Soft-max attention of queries to keys, without the projections around it.
 
-    The fused kernel is used except when somebody edits the pattern, that is, when `pattern` has a forward hook: then
-    the soft-max is written out, so that the hook sees the pattern and may replace it. Reading needs no hook there: a
-    pattern follows from `q` and `k`. The other exception is speed, see `fused_is_slow`.
+    The fused kernel is used unless `pattern` has a forward hook: then the soft-max is written out, so that the hook
+    receives the pattern and may replace it. Reading a pattern needs no such hook, since it follows from `q` and `k`.
+    The other exception is speed, see `fused_is_slow`.
 
     Args:
         dropout: share of the pattern's entries dropped in training (BERT drops attention probabilities).
@@ -37,13 +37,13 @@ class Attention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """q (B, H, T, d), k and v (B, H, N, d) -> (B, H, T, d).
 
-        `mask` is boolean, True where a key may be seen, and broadcasts to (B, H, T, N). `causal` lets query t see keys
-        0..t and excludes `mask`.
+        `mask` is boolean, True where a query may attend to a key, and broadcasts to (B, H, T, N). With `causal`, which
+        excludes `mask`, query t attends to keys 0..t.
         """
         q, k, v = self.q(q), self.k(k), self.v(v)
         dropout = self.dropout if self.training else 0.0
         if self.pattern._forward_hooks or fused_is_slow(q):
-            pattern = self.pattern(attention_pattern(q, k, mask, causal))
+            pattern = self.pattern(attention_pattern(q, k, mask, causal=causal))
             z = F.dropout(pattern, dropout).to(v.dtype) @ v
         else:
             z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
@@ -59,7 +59,7 @@ def fused_is_slow(q: Tensor) -> bool:
     return q.device.type == "cpu" and q.dtype == torch.bfloat16
 
 
-def attention_pattern(q: Tensor, k: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+def attention_pattern(q: Tensor, k: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
     """The soft-max written out: (B, H, T, N), rows sum to one. The twin of the fused kernel, in float32 or wider."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if scores.dtype in (torch.bfloat16, torch.float16):

@@ -1,8 +1,12 @@
-"""What a text sees of an image, or of two: keys and values of the image, or the image's states themselves.
+"""How a text attends to an image, or to two: the keys and values of the image, or its states in their place.
+
+Read `CrossAttention` first, then the two forms that an image can have: `ProjectedKeys` and `ImageStates`.
 
 Shapes: R texts (rows), c of an image, T tokens of the longest, P tokens in memory, D width, H heads, d head width,
-B images, N image tokens, e width of the image's states, E images named by `ImageKeys.extra`.
+B images, N image tokens, e width of the image's states, E images named by `ProjectedKeys.extra`.
 """
+
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange
@@ -10,11 +14,11 @@ from torch import Tensor, nn
 
 from blip.network.attention import Attention
 from blip.network.embeddings import TextConfig
-from blip.network.packing import ImageKeys, Keys, OneToken, Rows
+from blip.network.packing import Keys, Packing
 
 
 class ImageAttention(nn.Module):
-    """out(attention(x, image)): what a text sees of an image."""
+    """out(attention(x, image)), the part that attention to one image and to two have in common."""
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -25,63 +29,148 @@ class ImageAttention(nn.Module):
         self.attention = Attention(config.dropout)
         self.out = nn.Linear(config.width, config.width)
 
-    def project(self, states: Tensor) -> Keys:
-        """(B, N, image_width) -> keys and values (B, H, N, d)."""
+    def image_keys(self, states: Tensor) -> Keys:
+        """(B, N, e) -> keys and values (B, H, N, d)."""
         k, v = (rearrange(proj(states), "b n (h d) -> b h n d", h=self.heads) for proj in (self.k, self.v))
         return k, v
 
-    def see(self, x: Tensor, rows: Rows | OneToken, keys: Keys | None, images: ImageKeys) -> Tensor:
-        """(P, D) -> (P, D), looking at the keys and values of a layer; who looks at which image: see `ImageKeys`."""
-        if keys is None:
-            return self.out(rows.pack(self.see_states(rows.unpack(self.q(x)), images)))
-        (k, v), extra, mask = keys, images.extra, images.mask
-        if extra is None and len(k) == 1:  # all tokens look at one image: they lie side by side as they are
-            return self.out(self._side_by_side(self.q(x)[None], k, v, mask)[0])
-        q = rows.unpack(self.q(x))  # (R, T, D)
-        if extra is None:
-            z = self._side_by_side(q, k, v, mask)
-        else:
-            own, q_extra = q.split([len(q) - len(extra), len(extra)])
-            extra_mask = None if mask is None else mask.index_select(0, extra)
-            z = self._side_by_side(q_extra, _select(k, extra), _select(v, extra), extra_mask)
-            if len(own):
-                z = torch.cat([self._side_by_side(own, k, v, mask), z])
-        return self.out(rows.pack(z))
+    def attend_to_keys(self, q: Tensor, keys: Keys, mask: Tensor | None) -> Tensor:
+        """Queries (B*c, T, D) -> (B*c, T, D): the c texts of an image lie side by side on the query axis.
 
-    def _side_by_side(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """(B*c, T, D) -> (B*c, T, D): the c texts of an image side by side on the query axis."""
+        Keys and values (B, H, N, d) each; `mask` (B, N) is True at the keys that may be attended to.
+        """
+        k, v = keys
         images, width = len(k), q.shape[1]
         q = rearrange(q, "(b c) t (h d) -> b h (c t) d", b=images, h=self.heads)
         z = self.attention(q, k, v, None if mask is None else mask[:, None, None])
         return rearrange(z, "b h (c t) d -> (b c) t (h d)", t=width)
 
-    def can_see_states(self, tokens: int) -> bool:
-        """Whether `tokens` tokens an image are few enough for `see_states`, and nothing hinders it.
+    def attend_to_states(self, q: Tensor, states: Tensor, mask: Tensor | None) -> Tensor:
+        """Queries (B*c, T, D) -> (B*c, T, D), with the projections of keys and values on the side of the queries.
 
-        Keys and values of N states cost 4 N D^2 multiply-adds, a token that looks at states instead about 2 N H D more
-        than one that looks at keys; so the border is near 2 D / H, and D / H leaves room for the larger attention.
+        states (B, N, e). q (W s) = (q W) s: a state is key and value itself, for all heads. The keys' bias adds the
+        same to all scores of a query, which the soft-max takes out; the values' bias comes through as it is, since a
+        pattern sums to one.
+        """
+        width, per_head = q.shape[1], q.shape[2] // self.heads
+        w_k, w_v = (rearrange(proj.weight, "(h d) e -> h d e", h=self.heads) for proj in (self.k, self.v))
+        q = rearrange(q, "r t (h d) -> h (r t) d", h=self.heads) * per_head**-0.5
+        q = rearrange(q @ w_k, "h (b m) e -> b (h m) e", b=len(states))  # m = c*t tokens of an image
+        scores = (q @ states.transpose(1, 2)).float()  # (B, H*m, N)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None], float("-inf"))
+        z = scores.softmax(dim=-1).to(states.dtype) @ states
+        z = rearrange(z, "b (h m) e -> h (b m) e", h=self.heads) @ w_v.transpose(1, 2)
+        return rearrange(z, "h (r t) d -> r t (h d)", t=width) + self.v.bias
+
+    def can_attend_to_states(self, tokens: int) -> bool:
+        """Whether `tokens` tokens an image are few enough for `attend_to_states`, and nothing rules it out.
+
+        Keys and values of N states cost 4 N D^2 multiply-adds; a token that attends to states instead costs about
+        2 N H D more than one that attends to keys. The limit is therefore near 2 D / H, and D / H leaves room for the
+        larger attention.
         """
         wrapped = any(type(proj) is not nn.Linear for proj in (self.k, self.v))  # an adapter is more than its weight
         watched = any(module._forward_hooks or module._forward_pre_hooks for module in self.modules())
         return tokens < self.q.out_features // self.heads and not (self.training or wrapped or watched)
 
-    def see_states(self, q: Tensor, images: ImageKeys) -> Tensor:
-        """Queries (B*c, T, D) -> (B*c, T, D), with the projections of keys and values on the side of the queries.
 
-        q (W s) = (q W) s: a state is key and value itself, for all heads. The keys' bias adds the same to all scores of
-        a query, which the soft-max takes out; the values' bias comes through as it is, since a pattern sums to one.
+# ---- what texts attend to --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ProjectedKeys:
+    """Keys and values of B images for every layer, projected once for all texts that attend to them.
+
+    Rows that share an image lie side by side on the query axis, because cross-attention has no mask on its queries: no
+    key is ever repeated. Which row attends to which image follows from the order of the rows:
+
+        B*c rows              row r attends to image r // c
+        E rows with `extra`   the last E rows of all; row i of these attends to image `extra[i]`
+
+    so that a text can be shown another text's image without projecting that image again.
+    """
+
+    layers: list[Keys]
+    mask: Tensor | None = None  # (B, N), True at the keys that may be attended to; None: at all of them
+    extra: Tensor | None = None  # (E,) numbers of images
+
+    def __len__(self) -> int:
+        """B, the images."""
+        return len(self.layers[0][0])
+
+    @property
+    def device(self) -> torch.device:
+        return self.layers[0][0].device
+
+    def with_extra(self, images: Tensor) -> "ProjectedKeys":
+        """The same keys, where the last E rows attend to `images` (E,); E may be all rows."""
+        return replace(self, extra=images)
+
+    def select(self, images: Tensor) -> "ProjectedKeys":
+        """Those of `images` (B',), in that order, without `extra`."""
+        layers = [(k.index_select(0, images), v.index_select(0, images)) for k, v in self.layers]
+        return ProjectedKeys(layers, None if self.mask is None else self.mask.index_select(0, images))
+
+    def attend(self, attention: ImageAttention, x: Tensor, rows: Packing, *, layer: int) -> Tensor:
+        """Texts x (P, D) -> what they read from the keys of `layer` (P, D), before the output projection."""
+        keys = self.layers[layer]
+        if self.extra is None and len(self) == 1:  # one image for all tokens: they lie side by side in memory already
+            return attention.attend_to_keys(attention.q(x)[None], keys, self.mask)[0]
+        q = rows.unpack(attention.q(x))  # (R, T, D)
+        if self.extra is None:
+            return rows.pack(attention.attend_to_keys(q, keys, self.mask))
+        q_own, q_extra = q.split([len(q) - len(self.extra), len(self.extra)])
+        mask = None if self.mask is None else self.mask.index_select(0, self.extra)
+        z = attention.attend_to_keys(q_extra, _select(keys, self.extra), mask)
+        if len(q_own):
+            z = torch.cat([attention.attend_to_keys(q_own, keys, self.mask), z])
+        return rows.pack(z)
+
+
+@dataclass
+class ImageStates:
+    """States of B images, which stand for the keys of every layer: quicker where only few tokens attend to an image.
+
+    B*c rows of text: row r attends to image r // c.
+    """
+
+    states: Tensor  # (B, N, e)
+    mask: Tensor | None = None  # (B, N), True at the states that may be attended to; None: at all of them
+
+    def __len__(self) -> int:
+        """B, the images."""
+        return len(self.states)
+
+    @property
+    def device(self) -> torch.device:
+        return self.states.device
+
+    def select(self, images: Tensor) -> "ImageStates":
+        """Those of `images` (B',), in that order."""
+        mask = None if self.mask is None else self.mask.index_select(0, images)
+        return ImageStates(self.states.index_select(0, images), mask)
+
+    def attend(self, attention: ImageAttention, x: Tensor, rows: Packing, *, layer: int) -> Tensor:
+        """Texts x (P, D) -> what they read from the states (P, D), before the output projection; equal in all layers.
+
+        `layer` is as in `ProjectedKeys.attend` and not needed.
         """
-        states, width, per_head = images.states, q.shape[1], q.shape[2] // self.heads
-        assert states is not None
-        w_k, w_v = (rearrange(proj.weight, "(h d) e -> h d e", h=self.heads) for proj in (self.k, self.v))
-        q = rearrange(q, "r t (h d) -> h (r t) d", h=self.heads) * per_head**-0.5
-        q = rearrange(q @ w_k, "h (b m) e -> b (h m) e", b=len(states))  # m = c*t tokens of an image
-        scores = (q @ states.transpose(1, 2)).float()  # (B, H*m, N)
-        if images.mask is not None:
-            scores = scores.masked_fill(~images.mask[:, None], float("-inf"))
-        z = scores.softmax(dim=-1).to(states.dtype) @ states
-        z = rearrange(z, "b (h m) e -> h (b m) e", h=self.heads) @ w_v.transpose(1, 2)
-        return rearrange(z, "h (r t) d -> r t (h d)", t=width) + self.v.bias
+        return rows.pack(attention.attend_to_states(rows.unpack(attention.q(x)), self.states, self.mask))
+
+
+ImageKeys = ProjectedKeys | ImageStates
+
+
+@dataclass
+class PairKeys:
+    """Keys of the first image of each of B pairs, and of the second: each has projections of its own."""
+
+    first: ProjectedKeys
+    second: ProjectedKeys
+
+
+# ---- the layers ------------------------------------------------------------------------------------------------------
 
 
 class CrossAttention(ImageAttention):
@@ -92,15 +181,15 @@ class CrossAttention(ImageAttention):
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.width, eps=1e-12)
 
-    def forward(self, x: Tensor, rows: Rows | OneToken, keys: ImageKeys, index: int) -> Tensor:
-        """(P, D) -> (P, D), looking at the keys of layer `index`."""
-        return self.norm(x + self.dropout(self.see(x, rows, keys.of_layer(index), keys)))
+    def forward(self, x: Tensor, rows: Packing, keys: ImageKeys, index: int) -> Tensor:
+        """(P, D) -> (P, D), attending to the keys of layer `index`."""
+        return self.norm(x + self.dropout(self.out(keys.attend(self, x, rows, layer=index))))
 
 
 class PairCrossAttention(nn.Module):
     """norm(x + both(attention(x, image 0), attention(x, image 1))): each image has projections of its own (NLVR2).
 
-    What was seen in the two is averaged, or with `merge` put side by side and brought back to one width.
+    What is read from the two is averaged, or with `merge` put side by side and projected back to one width.
     """
 
     def __init__(self, config: TextConfig, merge: bool):
@@ -110,24 +199,15 @@ class PairCrossAttention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.width, eps=1e-12)
 
-    def project(self, states: Tensor) -> Keys:
-        """(B, 2, N, image_width) -> keys and values (B, 2, H, N, d)."""
-        (k, v), (k_second, v_second) = self.first.project(states[:, 0]), self.second.project(states[:, 1])
-        return torch.stack([k, k_second], dim=1), torch.stack([v, v_second], dim=1)
-
-    def can_see_states(self, tokens: int) -> bool:
-        return False
-
-    def forward(self, x: Tensor, rows: Rows | OneToken, keys: ImageKeys, index: int) -> Tensor:
-        """(P, D) -> (P, D), looking at the keys of layer `index`."""
-        k, v = keys.layers[index]
-        first = self.first.see(x, rows, (k[:, 0], v[:, 0]), keys)
-        second = self.second.see(x, rows, (k[:, 1], v[:, 1]), keys)
+    def forward(self, x: Tensor, rows: Packing, keys: PairKeys, index: int) -> Tensor:
+        """(P, D) -> (P, D), attending to the keys of layer `index`."""
+        first = self.first.out(keys.first.attend(self.first, x, rows, layer=index))
+        second = self.second.out(keys.second.attend(self.second, x, rows, layer=index))
         both = (first + second) / 2 if self.merge is None else self.merge(torch.cat([first, second], dim=-1))
         return self.norm(x + self.dropout(both))
 
 
-FIRST_MERGED = 6  # of the layers that look at two images; the published model averages below
+FIRST_MERGED = 6  # of the layers that attend to two images; the published model averages below
 
 
 def cross_attention(config: TextConfig, layer: int) -> CrossAttention | PairCrossAttention:
@@ -135,6 +215,10 @@ def cross_attention(config: TextConfig, layer: int) -> CrossAttention | PairCros
     return CrossAttention(config) if config.images == 1 else PairCrossAttention(config, merge=layer >= FIRST_MERGED)
 
 
-def _select(x: Tensor, images: Tensor) -> Tensor:
-    """x (B, H, N, d) at `images` (E,) -> (E, H, N, d). It lies in memory as (B, N, H, d) and is copied so."""
-    return x.transpose(1, 2).index_select(0, images).transpose(1, 2)
+def _select(keys: Keys, images: Tensor) -> Keys:
+    """Keys and values (B, H, N, d) at `images` (E,) -> (E, H, N, d) each.
+
+    They lie in memory as (B, N, H, d), and are copied in that order.
+    """
+    k, v = (x.transpose(1, 2).index_select(0, images).transpose(1, 2) for x in keys)
+    return k, v

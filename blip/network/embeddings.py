@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blip.network.packing import Rows
+from blip.network.packing import TokenLayout
 
 
 @dataclass
 class TextConfig:
-    """Sizes of the text transformer. `image_width` is the width of the states that cross-attention looks at.
+    """Sizes of the text transformer. `image_width` is the width of the states that cross-attention attends to.
 
-    `images` that a text looks at: 1, or 2 as in NLVR2.
+    `images`: how many a text attends to, 1, or 2 as in NLVR2.
     """
 
     vocab_size: int = 30524
@@ -41,10 +41,10 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=1e-12)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, ids: Tensor, rows: Rows, past: int = 0, words: Tensor | None = None) -> Tensor:
-        """ids (R, T) -> (P, D); `past` tokens stand before the first one.
+    def forward(self, ids: Tensor, rows: TokenLayout, past: int = 0, *, words: Tensor | None = None) -> Tensor:
+        """ids (R, T) -> (P, D); `past` tokens precede the first one.
 
-        With `words` (W, D), embeddings looked up before (`TiedLookUp`), `ids` are rows of it.
+        With `words` (W, D), embeddings that `TiedLookUp` returned, `ids` are rows of it.
         """
         positions = rows.pack(rows.positions(ids, past))
         ids = rows.pack(ids)
@@ -55,8 +55,9 @@ class Embeddings(nn.Module):
 class TiedLookUp(torch.autograd.Function):
     """Rows `ids` (W,) of the vocabulary's matrix (V, D), and the matrix itself for the word head: -> (W, D), (V, D).
 
-    A look-up of its own costs a gradient of the vocabulary's size, and its sum with the head's gradient another: 94 MB
-    each for BERT's. Here the rows' gradient is added to the head's in place, which nothing else holds.
+    A separate look-up costs a gradient of the vocabulary's size, and its sum with the head's gradient another: 94 MB
+    each for BERT's vocabulary. Here the gradient of the rows is added in place to that of the head, to which nothing
+    else refers.
     """
 
     @staticmethod
@@ -67,7 +68,7 @@ class TiedLookUp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, rows: Tensor, matrix: Tensor) -> tuple[Tensor, None]:
         (ids,) = ctx.saved_tensors
-        # on a CPU `index_put_` would add in any order, and two runs would differ in the last bits
+        # on a CPU `index_put_` adds in no fixed order, and two runs would differ in the last bits
         return matrix.index_add_(0, ids, rows.to(matrix.dtype)), None
 
 
@@ -90,7 +91,7 @@ class LMHead(nn.Module):
 def init_weights(module: nn.Module, width: int) -> None:
     """BERT's initialisation: normal, standard deviation 0.02 at width 768, the padding's embedding zero.
 
-    Narrower models start larger, by the square root: with 0.02 at width 96 losses stand still for hundreds of steps.
+    Narrower models start larger, by the square root: with 0.02 at width 96 losses do not fall for hundreds of steps.
     """
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02 * (768 / width) ** 0.5)

@@ -1,11 +1,11 @@
 """MED, the mixture of encoder and decoder (Li et al. 2022, section 3.1): one text transformer, three ways through it.
 
-`TextEncoder.text` sees text alone; `TextEncoder.multimodal` also looks at images; `TextDecoder` writes about images.
-Encoder and decoder share everything but self-attention.
+`TextEncoder.text` reads text alone; `TextEncoder.multimodal` also attends to images; `TextDecoder` predicts the tokens
+of texts about images. Encoder and decoder share everything but self-attention.
 
 Shapes: R texts (rows), T tokens of the longest, P tokens in memory (R*T, or fewer when packed), D width, H heads,
-d head width, B images, N image tokens, V words. Images stand for whatever cross-attention looks at: in VQA the decoder
-looks at the states of a question.
+d head width, B images, N image tokens, V words. "Image" stands for whatever cross-attention attends to: in VQA the
+decoder attends to the states of a question.
 """
 
 from functools import partial
@@ -17,14 +17,58 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blip.network.attention import Attention, cast_once
-from blip.network.cross_attention import CrossAttention, PairCrossAttention, cross_attention
+from blip.network.cross_attention import (
+    CrossAttention,
+    ImageKeys,
+    ImageStates,
+    PairCrossAttention,
+    PairKeys,
+    ProjectedKeys,
+    cross_attention,
+)
 from blip.network.embeddings import Embeddings, LMHead, TextConfig, init_weights
-from blip.network.packing import ONE_TOKEN, Cache, ImageKeys, OneToken, Rows
-
-pass
+from blip.network.packing import ONE_TOKEN, Cache, KeyCache, Packing, Rows, TokenLayout
 
 
-class TextEncoder(nn.Module):
+class TextTransformer(nn.Module):
+    """What the encoder and the decoder have in common: layers, and keys of images for all of them."""
+
+    layers: nn.ModuleList
+
+    def image_keys(self, states: Tensor, mask: Tensor | None = None) -> ProjectedKeys:
+        """Image states (B, N, image_width) -> the keys and values of every layer, projected once for all passes.
+
+        `mask` (B, N) is True at the states that texts may attend to; without it, all of them.
+        """
+        states = cast_once(states)
+        return ProjectedKeys([layer.image_keys(states) for layer in self._cross_attentions()], mask)
+
+    def keys_or_states(self, states: Tensor, tokens: int, mask: Tensor | None = None) -> ImageKeys:
+        """As `image_keys`, or the states themselves where these are quicker and give the same.
+
+        `tokens`: how many tokens will attend to each image in all; see `ImageAttention.can_attend_to_states`.
+        """
+        if all(layer.can_attend_to_states(tokens) for layer in self._cross_attentions()):
+            return ImageStates(cast_once(states), mask)
+        return self.image_keys(states, mask)
+
+    def pair_keys(self, states: Tensor) -> PairKeys:
+        """States (B, 2, N, image_width) of pairs of images -> the keys of every layer, where texts attend to both."""
+        states = cast_once(states)
+        layers = [cast(PairCrossAttention, layer.cross_attention) for layer in layers_of(self)]
+        first = ProjectedKeys([layer.first.image_keys(states[:, 0]) for layer in layers])
+        return PairKeys(first, ProjectedKeys([layer.second.image_keys(states[:, 1]) for layer in layers]))
+
+    def _cross_attentions(self) -> list[CrossAttention]:
+        return [cast(CrossAttention, layer.cross_attention) for layer in layers_of(self)]
+
+
+def layers_of(module: TextTransformer) -> "list[Layer]":
+    """The layers with their type, which a ModuleList does not tell a type checker."""
+    return cast("list[Layer]", list(module.layers))
+
+
+class TextEncoder(TextTransformer):
     """Bidirectional self-attention; `multimodal` adds cross-attention to images."""
 
     def __init__(self, config: TextConfig):
@@ -39,14 +83,7 @@ class TextEncoder(nn.Module):
         )
         self.apply(partial(init_weights, width=config.width))
 
-    def project(self, states: Tensor, tokens: int | None = None) -> ImageKeys:
-        """Image states (B, N, image_width) -> the keys and values of every layer, projected once for all passes.
-
-        Where a text looks at two images: states (B, 2, N, image_width). `tokens` as in the function `project`.
-        """
-        return project(self, states, tokens=tokens)
-
-    def text(self, ids: Tensor, rows: Rows, first_only: bool = False, words: Tensor | None = None) -> Tensor:
+    def text(self, ids: Tensor, rows: TokenLayout, first_only: bool = False, *, words: Tensor | None = None) -> Tensor:
         """ids (R, T) -> states (P, D) of text alone, or (R, D) of each text's first token with `first_only`.
 
         `words` as in `Embeddings`.
@@ -54,13 +91,19 @@ class TextEncoder(nn.Module):
         return self._encode(ids, rows, None, first_only, words)
 
     def multimodal(
-        self, ids: Tensor, rows: Rows, keys: ImageKeys, first_only: bool = False, words: Tensor | None = None
+        self,
+        ids: Tensor,
+        rows: TokenLayout,
+        keys: ImageKeys | PairKeys,
+        *,
+        first_only: bool = False,
+        words: Tensor | None = None,
     ) -> Tensor:
-        """ids (R, T), the first one `[ENC]`, -> states (P, D) of text that looks at images; the rest as in `text`."""
+        """ids (R, T), the first one `[ENC]`, -> states (P, D) of text that attends to images; the rest as in `text`."""
         return self._encode(ids, rows, keys, first_only, words)
 
     def _encode(
-        self, ids: Tensor, rows: Rows, keys: ImageKeys | None, first_only: bool, words: Tensor | None
+        self, ids: Tensor, rows: TokenLayout, keys: ImageKeys | PairKeys | None, first_only: bool, words: Tensor | None
     ) -> Tensor:
         x = self.embeddings(ids, rows, words=words)
         last = len(self.layers) - 1
@@ -69,26 +112,7 @@ class TextEncoder(nn.Module):
         return x
 
 
-def project(
-    module: "TextEncoder | TextDecoder", states: Tensor, mask: Tensor | None = None, tokens: int | None = None
-) -> ImageKeys:
-    """States (B, N, image_width) -> keys and values of every layer; `mask` as in `ImageKeys`.
-
-    `tokens`: how many will look at each image in all. Few ones are quicker without keys (`ImageAttention.see_states`).
-    """
-    states = cast_once(states)
-    layers = [layer.cross_attention for layer in layers_of(module)]
-    if tokens is not None and all(layer.can_see_states(tokens) for layer in layers):
-        return ImageKeys([], mask=mask, states=states)
-    return ImageKeys([layer.project(states) for layer in layers], mask=mask)
-
-
-def layers_of(module: "TextEncoder | TextDecoder") -> "list[Layer]":
-    """The layers with their type, which a ModuleList does not tell a type checker."""
-    return cast("list[Layer]", list(module.layers))
-
-
-class TextDecoder(nn.Module):
+class TextDecoder(TextTransformer):
     """Causal self-attention and cross-attention: predicts the next token. The head's matrix is the word embedding.
 
     Its embeddings, cross-attention and feed-forward networks are those of `shared`, by reference; only self-attention
@@ -112,19 +136,19 @@ class TextDecoder(nn.Module):
             layer.self_attention.apply(partial(init_weights, width=config.width))
         (self.head.transform if shared else self).apply(partial(init_weights, width=config.width))
 
-    def project(self, states: Tensor, mask: Tensor | None = None, tokens: int | None = None) -> ImageKeys:
-        """States (B, N, image_width) -> keys and values of every layer; `mask` (B, N), True at what may be seen.
-
-        `tokens` as in the function `project`.
-        """
-        return project(self, states, mask, tokens)
-
     def forward(
-        self, ids: Tensor, rows: Rows, keys: ImageKeys, words: Tensor | None = None, cache: Cache | None = None
+        self,
+        ids: Tensor,
+        rows: TokenLayout,
+        keys: ImageKeys,
+        *,
+        words: Tensor | None = None,
+        cache: KeyCache | None = None,
     ) -> Tensor:
         """ids (R, T), the first one `[DEC]`, -> states (P, D), the input of `head`; `words` as in `Embeddings`.
 
-        With `cache`, the self-attention keys and values of what came before, these tokens follow it and extend it.
+        With `cache`, the self-attention keys and values of the tokens before these, these tokens follow those and
+        extend the cache.
         """
         x = self.embeddings(ids, rows, past=cache.length if cache else 0, words=words)
         for i, layer in enumerate(self.layers):
@@ -132,9 +156,9 @@ class TextDecoder(nn.Module):
         return x
 
     def step(self, ids: Tensor, keys: ImageKeys, cache: Cache) -> Tensor:
-        """The next T tokens of R texts of equal length: ids (R, T) -> logits of the last one (R, V); extends `cache`.
+        """The next T tokens of R texts of equal length: ids (R, T) -> logits (R, V) after the last one.
 
-        Start with `Cache()`.
+        Extends `cache`, which is `Cache()` at the start.
         """
         rows = Rows(torch.full((len(ids),), ids.shape[1]), ids.shape[1], ids.device)
         return self.head(rows.unpack(self(ids, rows, keys, cache=cache))[:, -1])
@@ -157,15 +181,16 @@ class Layer(nn.Module):
     def forward(
         self,
         x: Tensor,
-        rows: Rows,
-        keys: ImageKeys | None,
+        rows: TokenLayout,
+        keys: ImageKeys | PairKeys | None,
         index: int,
+        *,
         causal: bool = False,
         first_only: bool = False,
-        cache: Cache | None = None,
+        cache: KeyCache | None = None,
     ) -> Tensor:
         """(P, D) -> (P, D), or (R, D) with `first_only`: all tokens are keys, each text's first one alone comes out."""
-        x = self.self_attention(x, rows, causal, first_only, cache, index)
+        x = self.self_attention(x, rows, causal, first_only=first_only, cache=cache, index=index)
         if keys is not None:
             queries = ONE_TOKEN if first_only else rows
             x = self.cross_attention(x, queries, keys, index)
@@ -187,10 +212,17 @@ class SelfAttention(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=1e-12)
 
     def forward(
-        self, x: Tensor, rows: Rows, causal: bool, first_only: bool, cache: Cache | None = None, index: int = 0
+        self,
+        x: Tensor,
+        rows: TokenLayout,
+        causal: bool,
+        *,
+        first_only: bool,
+        cache: KeyCache | None = None,
+        index: int = 0,
     ) -> Tensor:
-        """(P, D) -> (P, D), or (R, D) with `first_only`."""
-        queries: Rows | OneToken = rows
+        """(P, D) -> (P, D), or (R, D) with `first_only`; `index` is the layer's number in `cache`."""
+        queries: Packing = rows
         y = cast_once(x)
         k, v = self._heads(rows.unpack(self.k(y))), self._heads(rows.unpack(self.v(y)))
         if first_only:
@@ -198,8 +230,8 @@ class SelfAttention(nn.Module):
         q = self._heads(queries.unpack(self.q(y)))
         if cache is not None:
             k, v = cache.extend(index, k, v)
-            causal = causal and q.shape[2] > 1  # a single new token may see all that came before
-        mask, causal = rows.sees(causal)
+            causal = causal and q.shape[2] > 1  # a single new token attends to all that precede it
+        mask, causal = rows.attention_mask(causal)
         z = self.attention(q, k, v, mask, causal)
         z = queries.pack(rearrange(z, "r h t d -> r t (h d)"))
         return self.norm(x + self.dropout(self.out(z)))
@@ -223,10 +255,10 @@ class FeedForward(nn.Module):
 
 
 class DecoderStep:
-    """Steps of R = B * per_image texts about B images; the keys of an image are held once, however many its texts."""
+    """Steps of R = B * per_image texts about B images; an image's keys are held once, however many texts it has."""
 
     def __init__(self, decoder: TextDecoder, keys: ImageKeys, per_image: int = 1):
-        """`keys` of the images, as `TextDecoder.project` makes them."""
+        """`keys` of the images, from `TextDecoder.image_keys` or `TextDecoder.keys_or_states`."""
         self.decoder, self.keys, self.per_image = decoder, keys, per_image
         self.cache = Cache()
 
@@ -235,7 +267,7 @@ class DecoderStep:
         return self.decoder.step(ids, self.keys, self.cache)
 
     def select(self, rows: Tensor, per_image: int = 1) -> None:
-        """Goes on with the texts `rows` (R',): see `generation.Step`."""
+        """Continues with the texts `rows` (R',): see `decoding.Step`."""
         self.cache.select(rows)
         images = rows[::per_image] // self.per_image  # (B',)
         self.per_image = per_image

@@ -114,7 +114,7 @@ class Block(nn.Module):
 def _outputs(linear: nn.Linear, x: Tensor, which: slice) -> Tensor:
     """`linear(x)[..., which]`, where a plain linear layer computes no other outputs.
 
-    One that something wraps, such as an adapter, is called whole: its weight alone is not all that it computes.
+    A layer that something wraps, such as an adapter, is called whole: it computes more than its weight does.
     """
     if type(linear) is nn.Linear:
         return F.linear(x, linear.weight[which], linear.bias[which])
@@ -129,7 +129,7 @@ class MLP(nn.Sequential):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): drops a sample's whole residual branch with probability `rate`."""
+    """Stochastic depth (Huang et al. 2016): drops the whole residual branch of a sample with probability `rate`."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -156,7 +156,7 @@ def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
 def fit_image_size(tensors: dict[str, Tensor], config: ViTConfig, prefix: str = "image_encoder.") -> None:
     """Interpolates the positions in `tensors` to the image size of `config`, in place of the old ones.
 
-    Positions that are absent, or of another width, stay as they are: loading them says what is wrong.
+    Positions that are absent, or of another width, stay as they are: loading them fails with a message.
     """
     positions = tensors.get(prefix + "positions")
     side = config.image_size // config.patch

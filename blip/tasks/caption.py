@@ -62,7 +62,7 @@ class Captioning(PairFineTuning):
         self.skipped.add(batch.skipped, len(batch))
         batch = batch.to(self.device, non_blocking=True)
         packed = not self.config.compile
-        loss = self.parallel(batch.images, batch.ids, batch.lengths, self.prompt.shape[1], packed)
+        loss = self.parallel(batch.images, batch.ids, batch.lengths, prompt_length=self.prompt.shape[1], packed=packed)
         return Step(loss, {"lm": loss}, len(batch), describe=lambda: self.name(batch))
 
     def evaluate(self, split: str) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Captioning(PairFineTuning):
             # samples depend on the seed and on which images share a batch: on batch_size and the number of processes
             seed = stable_hash("samples", self.config.seed, batch.indices[0])
             generator = torch.Generator().manual_seed(seed) if decoding.sample else None
-            out = self.model.write(images, prompt, decoding, self.tokenizer.sep_id, generator)
+            out = self.model.write(images, prompt, decoding, end_id=self.tokenizer.sep_id, generator=generator)
             for index, ids, log_prob in zip(
                 batch.indices, out.ids.tolist(), out.log_probs.sum(1).tolist(), strict=True
             ):

@@ -9,7 +9,7 @@ from blip.checkpoints.format import load_strict, unique_state
 from blip.config import PretrainConfig
 from blip.data.batches import Batch
 from blip.models import losses, momentum
-from blip.models.momentum import TEMPERATURE_RANGE, Candidates, Queue, Twin
+from blip.models.momentum import TEMPERATURE_RANGE, Candidates, Entries, Queue, Twin
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
 from blip.tasks.config import RetrievalConfig
@@ -39,15 +39,15 @@ class MomentumContrast:
     ):
         self.model, self.twin, self.queue, self.config = model, twin, queue, config
         self.equal_captions, self.equal_images = equal_captions, equal_images
-        self.pending: list[tuple[Tensor, ...]] = []  # momentum features and ids since the last update
+        self.pending: list[Entries] = []  # since the last update
 
     def candidates(self, batch: Batch, *, packed: bool) -> Candidates:
         """What the pairs of a batch are contrasted with; the batch's features are kept for the next `after_update`."""
         image_features, text_features = self.twin(batch.images, batch.ids, batch.lengths, packed)  # (B, E) each
-        entries = (image_features, text_features, batch.caption_ids, batch.image_ids)
+        entries = Entries(image_features, text_features, batch.caption_ids, batch.image_ids)
         self.pending.append(entries)
         return momentum.candidates(
-            *entries, self.queue, equal_captions=self.equal_captions, equal_images=self.equal_images
+            entries, self.queue, equal_captions=self.equal_captions, equal_images=self.equal_images
         )
 
     def alpha(self, step: int, steps_per_epoch: float) -> float:
@@ -71,7 +71,7 @@ class MomentumContrast:
         """What follows the optimizer, in this order: clamp the temperature, move the twin, push the queue."""
         self.model.temperature.clamp_(*TEMPERATURE_RANGE)
         momentum.update_twin(*self.twin.pairs_with(self.model), self.config.momentum)
-        self.queue.push(*(torch.cat(parts) for parts in zip(*self.pending, strict=True)))
+        self.queue.push(momentum.joined(self.pending))
         self.pending.clear()
 
     def state(self) -> dict[str, dict[str, Tensor]]:

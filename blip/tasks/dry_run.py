@@ -42,7 +42,7 @@ def run_once(config: PretrainConfig, device: torch.device) -> None:
     table.add_row("all", f"{parameters.total / 1e6:.2f}")
     console.print(table)
     lengths = [config.max_text_tokens] * config.batch_size
-    cost = flops.pretrain_step(vit, text, lengths, None, config.embed_dim, config.queue_size).total
+    cost = flops.pretrain_step(vit, text, lengths, embed_dim=config.embed_dim, queue=config.queue_size).total
     share = cost / seconds / measure_peak(device, config.precision)
     for line in (
         f"a step of {config.batch_size} pairs, {config.max_text_tokens} tokens each, on {device} in {config.precision}",
@@ -71,7 +71,7 @@ def _two_steps(
         start = time.perf_counter()
         with autocast(device, config.precision):
             image_features, text_features = twin(images, ids, lengths, packed)
-            candidates = momentum.candidates(image_features, text_features, own, own, queue)
+            candidates = momentum.candidates(momentum.Entries(image_features, text_features, own, own), queue)
             out = parallel(images, ids, lengths, candidates, config.alpha, packed=packed)
         (out.itc + out.itm + out.lm).backward()
         optimizer.step()

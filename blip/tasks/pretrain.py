@@ -104,7 +104,8 @@ class Pretraining:
         logs = {"itc": out.itc, "itm": out.itm, "lm": out.lm, **self.contrast.logs(out.match_logits, alpha)}
         cost = flops.pretrain_step(
             self.model.image_encoder.config, self.model.text_encoder.config, batch.lengths.tolist(),
-            batch.ids.shape[1], config.embed_dim, config.queue_size, flops.Savings(packed=packed),
+            longest=batch.ids.shape[1], embed_dim=config.embed_dim, queue=config.queue_size,
+            savings=flops.Savings(packed=packed),
         )  # fmt: skip
         loss = out.itc + out.itm + out.lm
         return Step(loss, logs, len(batch), flops=cost.total, describe=lambda: self._name(batch))
@@ -142,10 +143,10 @@ class Pretraining:
         images: torch.Tensor = next(iter(self.val)).images[:count].to(self.device)
         self.model.eval()
         decoder = self.model.text_decoder
-        step_one = DecoderStep(decoder, decoder.project(self.model.image_encoder(images)))
+        step_one = DecoderStep(decoder, decoder.image_keys(self.model.image_encoder(images)))
         first = torch.full((len(images), 1), self.tokenizer.dec_id, device=self.device)
         decoding = Decoding(max_new_tokens=self.config.max_text_tokens - 1)
-        ids = generate(step_one, first, decoding, self.tokenizer.sep_id, self.tokenizer.pad_id).ids
+        ids = generate(step_one, first, decoding, end_id=self.tokenizer.sep_id, pad_id=self.tokenizer.pad_id).ids
         self.model.train()
         for number, (image, text) in enumerate(zip(images, ids.tolist(), strict=True)):
             log.sample(step, number, unnormalise(image), text=self.tokenizer.decode(text))

@@ -75,10 +75,10 @@ class Retrieving(PairFineTuning):
         candidates = self.contrast.candidates(batch, packed=packed)
         others = None
         if config.negative_all_rank:
-            captions, images = batch.caption_ids, batch.image_ids
-            everyone = distributed.all_gather(captions), distributed.all_gather(images)
-            others = momentum.same_pairs(captions, images, *everyone, self.equal_captions, by_image=True)
-        out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha, others, packed=packed)
+            own = batch.caption_ids, batch.image_ids
+            everyone = distributed.all_gather(batch.caption_ids), distributed.all_gather(batch.image_ids)
+            others = momentum.same_pairs(own, everyone, by_caption=self.equal_captions, by_image=True)
+        out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha, others=others, packed=packed)
         logs = {"itc": out.itc, "itm": out.itm, **self.contrast.logs(out.match_logits, alpha)}
         return Step(out.itc + out.itm, logs, len(batch), describe=lambda: self.name(batch))
 

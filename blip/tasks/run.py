@@ -11,6 +11,7 @@ from blip import distributed
 from blip.checkpoints import initialize
 from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict, load_weights
 from blip.config import ConfigError
+from blip.models.factory import spec_of
 from blip.tasks import start
 from blip.tasks.config import FineTuneConfig
 from blip.tasks.finetune import BEST, FineTuning
@@ -68,7 +69,7 @@ def evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, *, de
     task.compare_with(trained_on)
     if source is not None and (other := start.other_settings(task.info(), source)):
         warn(f"{weights} was made with {'; '.join(other)}: scores depend on it")
-    if unknown := [name for name in task.missing if name != "temperature"]:
+    if unknown := [name for name in task.missing if name not in spec_of(task.task).may_lack]:
         parts = ", ".join(initialize.parts_of(unknown))
         raise CheckpointError(
             f"{weights} cannot be evaluated: it is a checkpoint of {source.info['task'] if source else ''}, and {parts}"

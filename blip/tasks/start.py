@@ -15,7 +15,7 @@ from blip.checkpoints import convert, initialize
 from blip.checkpoints.format import CheckpointError, load_strict, load_weights, unique_state
 from blip.checkpoints.initialize import Source, adopt, check_heads, init_text, init_vision, parts_of
 from blip.config import ConfigError, ModelConfig, PretrainConfig, load_config
-from blip.models.factory import TASKS, Model, model_of
+from blip.models.factory import TASKS, Model, model_of, spec_of
 from blip.models.momentum import Queue, Twin, update_twin
 from blip.models.pretrain import PretrainModel
 from blip.network.med import TextConfig
@@ -34,10 +34,6 @@ TEXT_KEYS = {
 }
 # what the optimizer's state depends on: it cannot change within a run
 FIXED = ("lora", "freeze", "layer_decay", "decay_norms_and_biases")
-# what a task adds to every checkpoint of pre-training, and so is no surprise
-NEW_PARTS = {"nlvr": ("cls_head.", ".cross_attention.merge."), "vqa": (".cross_attention.k.", ".cross_attention.v.")}
-# whose checkpoints can be scored at a task without training, beside its own
-SCORED = {"retrieval": ("retrieval", "pretrain"), "caption": ("caption", "pretrain")}
 # what `model.json` says of how inputs were prepared
 SETTINGS = ("image_size", "max_text_tokens", "max_answer_tokens", "text_cleaning", "prompt")
 
@@ -115,12 +111,12 @@ def start_model(
     """The task's model -> (it, the names of what starts at random although there is a checkpoint)."""
     specials = tokenizer.specials
     vit, text = vit_config(config), text_config(config, tokenizer.size)
-    text.images = 2 if task == "nlvr" else 1
+    text.images = spec_of(task).images
     smoothing = getattr(config, "label_smoothing", 0.1)
-    model = model_of(task, vit, text, specials, config.embed_dim, label_smoothing=smoothing)
+    model = model_of(task, vit, text, specials, embed_dim=config.embed_dim, label_smoothing=smoothing)
     if source is None:  # a model of pre-training gives the start: from nothing, or from ViT and BERT weights
         text.images = 1
-        whole = PretrainModel(vit, text, specials, config.embed_dim)
+        whole = PretrainModel(vit, text, specials, embed_dim=config.embed_dim)
         if config.vision_init:
             initialize.init_vision(whole, config.vision_init)
         if config.text_init:
@@ -136,8 +132,8 @@ def start_model(
 def advice(task: str, source: Source, missing: list[str]) -> str:
     """What the log says of a start: from what, and which parts start at random; "" where there is nothing to tell."""
     theirs = source.info["task"]
-    new = [name for name in missing if not any(part in name for part in NEW_PARTS.get(task, ()))]
-    new = [name for name in new if name != "temperature"]  # matching models are released without one
+    new = [name for name in missing if not any(part in name for part in spec_of(task).new_parts)]
+    new = [name for name in new if name not in spec_of(task).may_lack]
     if not new and theirs in ("pretrain", task):
         return ""
     said = f"{source.path} is a checkpoint of {theirs}, not one that {task} usually starts from: "
@@ -148,7 +144,7 @@ def advice(task: str, source: Source, missing: list[str]) -> str:
 
 def check_task(task: str, source: Source) -> None:
     """CheckpointError for a checkpoint that cannot be scored at a task, whether or not its tensors would fit."""
-    if source.info["task"] not in SCORED.get(task, (task,)):
+    if source.info["task"] not in (task, *spec_of(task).scored_from):
         raise CheckpointError(
             f"{source.path} cannot be evaluated: it is a checkpoint of {source.info['task']}, which never learned "
             f"{task}; fine-tune it for {task} first"
@@ -170,7 +166,7 @@ def describe(task: str, config: FineTuneConfig, model: Model, **more: Any) -> di
     """What `model.json` says: enough to build the model again and to prepare its inputs."""
     info: dict[str, Any] = {"task": task, "image_encoder": asdict(model.image_encoder.config)}
     for part in ("text_encoder", "text_decoder"):
-        if hasattr(model, part) and not (part == "text_decoder" and task == "pretrain"):
+        if hasattr(model, part) and not (part == "text_decoder" and spec_of(task).shares_text):
             info[part] = asdict(getattr(model, part).config)
     if hasattr(model, "text_proj"):
         info["embed_dim"] = config.embed_dim
@@ -209,7 +205,14 @@ def build_pretrain(
     Not `fresh`, all weights are random: a checkpoint's are loaded next.
     """
     vit, text = vit_config(config), text_config(config, vocab_size)
-    model = PretrainModel(vit, text, specials, config.embed_dim, config.temperature, config.label_smoothing)
+    model = PretrainModel(
+        vit,
+        text,
+        specials,
+        embed_dim=config.embed_dim,
+        temperature=config.temperature,
+        label_smoothing=config.label_smoothing,
+    )
     queue = Queue(config.queue_size, config.embed_dim)
     foreign: dict[str, Tensor] = {}
     if fresh:

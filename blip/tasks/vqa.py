@@ -31,9 +31,10 @@ from blip.data.questions import (
 from blip.data.sets.questions import Question
 from blip.evaluation.answers import exact_match, score_answers, vqa_accuracy
 from blip.evaluation.bootstrap import as_json, bootstrap
-from blip.models.ranking import AnswerTree, distinct_answers, rank_answers
+from blip.models.answer_tree import AnswerTree
+from blip.models.ranking import distinct_answers, rank_answers
 from blip.models.vqa import VqaModel
-from blip.network.packing import ImageKeys
+from blip.network.cross_attention import ProjectedKeys
 from blip.tasks.config import VqaConfig
 from blip.tasks.finetune import FineTuning
 from blip.tasks.run import evaluate, train
@@ -119,10 +120,10 @@ class Answering(FineTuning):
             batch.images,
             batch.ids,
             batch.lengths,
-            batch.answer_ids,
-            batch.answer_lengths,
-            batch.owner,
-            batch.weights,
+            answer_ids=batch.answer_ids,
+            answer_lengths=batch.answer_lengths,
+            owner=batch.owner,
+            weights=batch.weights,
             packed=not self.config.compile,
         )
         return Step(loss, {"lm": loss}, len(batch), describe=lambda: self._name(batch))
@@ -182,29 +183,29 @@ class Answering(FineTuning):
         self._write(split, asked, given)
         return self._score(split, asked, [text for _, text, _ in given])
 
-    def _answer(self, keys: ImageKeys, indices: list[int], choices: list[list[str]]) -> list[tuple[str, float]]:
+    def _answer(self, keys: ProjectedKeys, indices: list[int], choices: list[list[str]]) -> list[tuple[str, float]]:
         """(answer, its probability) for each question of a batch."""
         if self.config.inference == "choices":
             return [self._choose(keys, row, texts) for row, texts in enumerate(choices)]
         if self.config.inference == "rank":
             assert self.tree is not None
-            ranked = rank_answers(self.model.text_decoder, keys, self.tree, self.config.k_test)
+            ranked = rank_answers(self.model.text_decoder, keys, self.tree, k=self.config.k_test)
             best, sure = ranked.answers[:, 0].tolist(), ranked.probabilities[:, 0].tolist()
             return [(self.answers[i], p) for i, p in zip(best, sure, strict=True)]
         # a generator of its own: samples depend on the seed and the batch, and training's random numbers stay the same
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + indices[0])
-        out = self.model.answer(keys, self.config.decoding(), self.tokenizer.sep_id, generator)
+        out = self.model.answer(keys, self.config.decoding(), self.tokenizer.sep_id, generator=generator)
         sure = out.log_probs.sum(dim=1).exp().tolist()
         return [(self.tokenizer.decode(ids), p) for ids, p in zip(out.ids.tolist(), sure, strict=True)]
 
-    def _choose(self, keys: ImageKeys, row: int, choices: list[str]) -> tuple[str, float]:
+    def _choose(self, keys: ProjectedKeys, row: int, choices: list[str]) -> tuple[str, float]:
         """The most probable of a question's own choices; without choices an empty answer, which counts as wrong."""
         texts, tokens = distinct_answers(self.tokenizer, choices, self.config.max_answer_tokens)
         if not texts:
             return "", 0.0
         tree = AnswerTree(tokens, self.tokenizer.dec_id, self.tokenizer.sep_id)
         one = keys.select(torch.tensor([row], device=keys.device))
-        ranked = rank_answers(self.model.text_decoder, one, tree, len(texts))
+        ranked = rank_answers(self.model.text_decoder, one, tree, k=len(texts))
         return texts[int(ranked.answers[0, 0])], float(ranked.probabilities[0, 0])
 
     def _write(self, split: str, asked: list[Question], given: list[tuple]) -> None:

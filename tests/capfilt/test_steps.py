@@ -1,21 +1,18 @@
-"""CapFilt: the same files however they are made, nothing kept that should go, nothing lost on the way."""
+"""CapFilt: files do not depend on how work is divided, what fails the filter is dropped, a kill loses nothing."""
 
 import json
-import multiprocessing
 import random
 import shutil
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
-from helpers.fine_tuning import SIZES as OWN_SIZES
-from helpers.running import ROOT, script_env
-from helpers.tiny import TINY
+from helpers.running import ROOT, Program, code_and_text, forked, run_in_two
+from helpers.tiny import MODEL_SIZES, TINY
 from PIL import Image
-from typer.testing import CliRunner
 
 import blip
 from blip.capfilt import steps
@@ -24,7 +21,6 @@ from blip.capfilt.config import CapFiltConfig
 from blip.capfilt.merge import MergeError, Rule, merge, threshold_of
 from blip.capfilt.report import write_report
 from blip.capfilt.steps import Work
-from blip.cli import app
 from blip.config import ConfigError, load_config
 from blip.data.images import open_image
 from blip.data.jsonl_shards import ShardError, read_lines, shard_path, write_shards
@@ -34,21 +30,12 @@ from blip.files import WriteError
 from blip.inference.predictor import Predictor
 from blip.models.decoding import Decoding
 
+run_capfilt = partial(code_and_text, "capfilt")
 HOW = Decoding(sample=True, top_p=0.9, num_return=2, max_new_tokens=5)
-
-
-@pytest.fixture(scope="module")
-def model(tiny_checkpoint: Path) -> Predictor:
-    return blip.load(tiny_checkpoint)
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def run(*arguments: object) -> tuple[int, str]:
-    done = CliRunner().invoke(app, ["capfilt", *(str(a) for a in arguments)])
-    return done.exit_code, " ".join(done.output.split())
 
 
 # ---- shards ----------------------------------------------------------------------------------------------------------
@@ -256,7 +243,7 @@ def test_threshold_of_a_share(scored: Path) -> None:
 def test_bad_input(scored: Path, tiny_checkpoint: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     list(write_shards(tmp_path / "captions", {"step": "caption"}, 0, lambda block: []))
     places = {"scored": scored, "tmp": tmp_path, "captions": tmp_path / "captions", "start": tiny_checkpoint}
-    code, said = run(*(a.format(**places) for a in arguments))
+    code, said = run_capfilt(*(a.format(**places) for a in arguments))
     assert code != 0 and message in said, said
     assert not (tmp_path / "o.json").exists()
 
@@ -355,12 +342,10 @@ def test_killed_processes_leave_what_an_undisturbed_one_leaves(
         steps.score(model, read_candidates([str(data)]), tmp_path / "scored", "m")
         data = tmp_path / "scored"
     one_process_in_order = (step, tiny_checkpoint, data, tmp_path / "one")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["blip.capfilt.steps", "blip.capfilt.merge", "blip.inference.load"])
 
     def start(out: Path, world: int) -> list:
         arguments = (*one_process_in_order[:3], out)
-        processes = [context.Process(target=one_process, args=(*arguments, rank, world)) for rank in range(world)]
+        processes = [forked(one_process, *arguments, rank, world) for rank in range(world)]
         for process in processes:
             process.start()
         return processes
@@ -387,11 +372,11 @@ def test_killed_processes_leave_what_an_undisturbed_one_leaves(
 # ---- a whole round ---------------------------------------------------------------------------------------------------
 
 
-def bootstrap(start: Path, phantoms: Path, output: Path, *more: str) -> subprocess.CompletedProcess:
+def bootstrap(start: Path, phantoms: Path, output: Path, *more: str) -> CompletedProcess:
     """One round or more on 48 phantoms, two training steps each."""
     whole = {key: None if value == "null" else value for key, value in TINY.items()}
     whole |= {"crop_scale": [0.5, 1.0], "max_steps": 2, "val_file": []}
-    small = {key: value for key, value in whole.items() if key not in (*OWN_SIZES, "queue_size")}
+    small = {key: value for key, value in whole.items() if key not in (*MODEL_SIZES, "queue_size")}
     data = [str(phantoms / "captions.json")]
     options = {
         "web_file": data, "human_file": data, "start": str(start), "device": "cpu",
@@ -400,12 +385,8 @@ def bootstrap(start: Path, phantoms: Path, output: Path, *more: str) -> subproce
         "fraction": 0.5, "shard_size": 20, "max_new_tokens": 5,
     }  # fmt: skip
     words = [word for key, value in options.items() for word in ("--set", f"{key}={json.dumps(value)}")]
-    command = [sys.executable, "-m", "blip", "capfilt", "run"]
-    command += ["--config", str(ROOT / "configs" / "capfilt_phantoms.yaml")]
-    return subprocess.run(
-        [*command, "--output_dir", output, *words, *more],
-        cwd=ROOT, env=script_env(), capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    command = ["capfilt", "run", "--config", ROOT / "configs" / "capfilt_phantoms.yaml", "--output_dir", output]
+    return Program("blip", *command, *words, *more).finish(600)
 
 
 @pytest.mark.slow
@@ -458,7 +439,7 @@ def test_rounds_that_cannot_be(options: dict, message: str) -> None:
 
 
 @pytest.mark.slow
-def test_verbs_under_torchrun(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
+def test_verbs_in_two_processes(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
     """Two processes write what one writes; merging is the work of one of them."""
     data = phantoms / "captions.json"
     steps = [
@@ -467,28 +448,26 @@ def test_verbs_under_torchrun(tiny_checkpoint: Path, phantoms: Path, tmp_path: P
     ]
     for step in steps:
         name = step[0] + ("" if step[0] == "filter" else ".jsonl")
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "blip",
-                   "capfilt", *step, "--out", tmp_path / "two" / name]  # fmt: skip
-        words = [str(word) for word in command]
-        done = subprocess.run(words, cwd=ROOT, env=script_env(), capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert run(*step, "--out", tmp_path / "one" / name)[0] == 0
+        for done in run_in_two("blip", "capfilt", *step, "--out", tmp_path / "two" / name):
+            assert done.returncode == 0, done.stderr[-3000:]
+        assert run_capfilt(*step, "--out", tmp_path / "one" / name)[0] == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
 def test_verbs_from_captions_to_a_page(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
     data, syn, out = phantoms / "captions.json", tmp_path / "syn", tmp_path / "scored"
     options = ["--checkpoint", tiny_checkpoint, "--shard_size", 16]
-    assert run("caption", "--data", data, "--out", syn, "--max_new_tokens", 4, *options)[0] == 0
-    code, said = run("filter", "--data", data, "--data", syn, "--out", out, *options)
+    assert run_capfilt("caption", "--data", data, "--out", syn, "--max_new_tokens", 4, *options)[0] == 0
+    code, said = run_capfilt("filter", "--data", data, "--data", syn, "--out", out, *options)
     assert code == 0 and "texts of 48 images" in said, said
-    assert run("merge", "--scored", out, "--out", tmp_path / "boot.json", "--fraction", 0.5)[0] == 0
+    assert run_capfilt("merge", "--scored", out, "--out", tmp_path / "boot.json", "--fraction", 0.5)[0] == 0
     lines = list(read_lines(out))
     lines[0]["text"] = "<script>alert(1)</script>"
     (out / "shard-00000.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines if x in lines[:30]))
-    code, said = run("report", "--scored", out, "--out", tmp_path / "page.html", "--fraction", 0.5, "--examples", 5)
+    shown = ["--fraction", 0.5, "--examples", 5]
+    code, said = run_capfilt("report", "--scored", out, "--out", tmp_path / "page.html", *shown)
     page = (tmp_path / "page.html").read_text()
     assert code == 0 and "<script>alert" not in page and "http" not in page, said
     assert page.count("<article") == 20 and page.count("data:image/jpeg") == 20 and page.count("<svg") == 4
-    code, said = run("caption", "--data", data, "--out", syn, "--max_new_tokens", 5, *options)
+    code, said = run_capfilt("caption", "--data", data, "--out", syn, "--max_new_tokens", 5, *options)
     assert code != 0 and "begun with max_new_tokens 4, now it is 5" in said

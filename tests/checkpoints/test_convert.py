@@ -1,12 +1,12 @@
-"""Conversion: round trips are exact, foreign classes agree on the numbers, wrong files are refused in clear words."""
+"""Conversion: round trips are exact, foreign classes give the same numbers, wrong files are refused with a message."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from helpers.bad_checkpoint_cases import TINY_TEXT, TINY_VIT, tiny_retrieval
+from helpers.bad_checkpoint_cases import tiny_retrieval
+from helpers.tiny import STORED_EMBED, STORED_TEXT, STORED_VIT, add_noise, specials_of, stored_info
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,20 +26,16 @@ from blip.network.vit import ViT, ViTConfig
 from blip.tokenizer import Specials, Tokenizer
 
 TOLERANCE = 1e-5
-EMBED, QUEUE = 24, 7
+QUEUE = 7
 
 
 def randomised(module: nn.Module) -> nn.Module:
-    """Biases and norms too get random values: zeros and ones would hide a mix-up."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return module.eval()
+    return add_noise(module, std=0.1).eval()
 
 
 @pytest.fixture
 def tokenizer_file(tmp_path: Path) -> Path:
-    Tokenizer.train(["a large lesion in the left lung", "normal chest x-ray"], TINY_TEXT.vocab_size).save(
+    Tokenizer.train(["a large lesion in the left lung", "normal chest x-ray"], STORED_TEXT.vocab_size).save(
         tmp_path / "words.json"
     )
     return tmp_path / "words.json"
@@ -48,23 +44,17 @@ def tokenizer_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def pretrain() -> tuple[PretrainModel, dict[str, Tensor], dict]:
     """Model, all tensors of a checkpoint, info."""
-    model = PretrainModel(TINY_VIT, TINY_TEXT, Specials(0, 59, 58), EMBED)
+    model = PretrainModel(STORED_VIT, STORED_TEXT, specials_of(STORED_TEXT), embed_dim=STORED_EMBED)
     randomised(model)
     twin = randomised(Twin(model))
-    queue = momentum.Queue(QUEUE, EMBED)
+    queue = momentum.Queue(QUEUE, STORED_EMBED)
     queue.pointer.fill_(3)
     tensors = {
         **unique_state(model),
         **{f"twin.{name}": tensor for name, tensor in unique_state(twin).items()},
         **{f"queue.{name}": tensor for name, tensor in unique_state(queue).items()},
     }
-    info = {
-        "task": "pretrain",
-        "image_encoder": asdict(TINY_VIT),
-        "text_encoder": asdict(TINY_TEXT),
-        "embed_dim": EMBED,
-    }
-    return model, tensors, info
+    return model, tensors, stored_info("pretrain")
 
 
 def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
@@ -83,9 +73,9 @@ def same_sizes(left: dict, right: dict) -> None:
 
 def inputs() -> tuple[Tensor, Tensor, Tensor]:
     """Images (3, ...), ids (3, T), lengths of different texts."""
-    images = torch.randn(3, 3, TINY_VIT.image_size, TINY_VIT.image_size)
+    images = torch.randn(3, 3, STORED_VIT.image_size, STORED_VIT.image_size)
     lengths = torch.tensor([9, 4, 6])
-    ids = torch.randint(5, TINY_TEXT.vocab_size, (3, 9)).masked_fill(torch.arange(9) >= lengths[:, None], 0)
+    ids = torch.randint(5, STORED_TEXT.vocab_size, (3, 9)).masked_fill(torch.arange(9) >= lengths[:, None], 0)
     return images, ids, lengths
 
 
@@ -97,14 +87,14 @@ def test_pretraining_survives_exactly(pretrain: tuple, tmp_path: Path, to: str) 
     _, tensors, info = pretrain
     path = tmp_path / "written.pth"  # for our own format a folder
     assert convert.write(path, tensors, info, to) == []
-    again, again_info = convert.read(path, TINY_VIT.heads, TINY_TEXT.heads)
+    again, again_info = convert.read(path, STORED_VIT.heads, STORED_TEXT.heads)
     same(again, tensors)
     same_sizes(again_info, info)
 
 
 def test_retrieval_queue_has_the_released_shapes(tmp_path: Path) -> None:
     tensors, info = tiny_retrieval()
-    queue = momentum.Queue(QUEUE, EMBED)
+    queue = momentum.Queue(QUEUE, STORED_EMBED)
     queue.image_ids.copy_(torch.arange(QUEUE) + 40)
     tensors |= {f"queue.{name}": tensor for name, tensor in queue.state_dict().items()}
     assert convert.write(tmp_path / "written.pth", tensors, info, "salesforce") == []
@@ -112,7 +102,7 @@ def test_retrieval_queue_has_the_released_shapes(tmp_path: Path) -> None:
     assert state["idx_queue"].shape == (1, QUEUE)
     assert state["ptr_queue"].shape == (1,)
     assert "queue_ptr" not in state
-    same(convert.read(tmp_path / "written.pth", TINY_VIT.heads, TINY_TEXT.heads)[0], tensors)
+    same(convert.read(tmp_path / "written.pth", STORED_VIT.heads, STORED_TEXT.heads)[0], tensors)
 
 
 def test_what_salesforce_cannot_hold_is_named(pretrain: tuple, tmp_path: Path, tokenizer_file: Path) -> None:
@@ -126,7 +116,7 @@ def test_a_bare_state_dict_is_read_too(tmp_path: Path) -> None:
     tensors, info = tiny_retrieval()
     convert.write(tmp_path / "wrapped.pth", tensors, info, "salesforce")
     torch.save(torch.load(tmp_path / "wrapped.pth", weights_only=True)["model"], tmp_path / "bare.pth")
-    same(convert.read(tmp_path / "bare.pth", TINY_VIT.heads, TINY_TEXT.heads)[0], tensors)
+    same(convert.read(tmp_path / "bare.pth", STORED_VIT.heads, STORED_TEXT.heads)[0], tensors)
 
 
 def test_huggingface_retrieval_survives_but_for_the_temperature(tmp_path: Path, tokenizer_file: Path) -> None:
@@ -163,7 +153,7 @@ def test_transformers_retrieval_agrees(pretrain: tuple, tmp_path: Path, tokenize
     states = model.image_encoder(images)
     theirs = foreign(input_ids=ids, pixel_values=images, attention_mask=mask)
     torch.testing.assert_close(states, theirs.last_hidden_state, rtol=0, atol=TOLERANCE)
-    keys = model.text_encoder.project(states)
+    keys = model.text_encoder.image_keys(states)
     ours = model.itm_head(model.text_encoder.multimodal(ids, rows, keys, first_only=True))
     torch.testing.assert_close(ours, theirs.itm_score, rtol=0, atol=TOLERANCE)
 
@@ -187,12 +177,12 @@ def test_transformers_captioner_agrees(pretrain: tuple, tmp_path: Path, tokenize
     ids, lengths = ids[:, :4], torch.full((3,), 4)
     theirs = foreign(pixel_values=images, input_ids=ids).logits
     rows = Rows(lengths, 4, ids.device)
-    keys = model.text_encoder.project(model.image_encoder(images))
+    keys = model.text_encoder.image_keys(model.image_encoder(images))
     ours = model.text_decoder.head(rows.unpack(model.text_decoder(ids, rows, keys)))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=TOLERANCE)
 
     again, again_info = convert.read(tmp_path)
-    assert again_info["task"] == "caption" and TextConfig(**again_info["text_decoder"]) == TINY_TEXT
+    assert again_info["task"] == "caption" and TextConfig(**again_info["text_decoder"]) == STORED_TEXT
     for name, tensor in again.items():
         original = name if name in tensors else name.replace("text_decoder.", "text_encoder.")
         assert torch.equal(tensor, tensors[original]), name
@@ -204,11 +194,11 @@ def test_huggingface_configuration_is_explicit(pretrain: tuple, tmp_path: Path, 
     config = transformers.BlipConfig.from_pretrained(tmp_path)
     words = Tokenizer.from_file(tokenizer_file)
     text, vision = config.text_config, config.vision_config
-    assert (text.num_attention_heads, vision.num_attention_heads) == (TINY_TEXT.heads, TINY_VIT.heads)
-    assert (text.hidden_dropout_prob, text.attention_probs_dropout_prob) == (TINY_TEXT.dropout, TINY_TEXT.dropout)
+    assert (text.num_attention_heads, vision.num_attention_heads) == (STORED_TEXT.heads, STORED_VIT.heads)
+    assert (text.hidden_dropout_prob, text.attention_probs_dropout_prob) == (STORED_TEXT.dropout, STORED_TEXT.dropout)
     assert (text.label_smoothing, config.label_smoothing) == (0.1, 0.1)
     assert (text.layer_norm_eps, vision.layer_norm_eps) == (1e-12, 1e-6)
-    assert (text.encoder_hidden_size, config.image_text_hidden_size) == (TINY_VIT.width, EMBED)
+    assert (text.encoder_hidden_size, config.image_text_hidden_size) == (STORED_VIT.width, STORED_EMBED)
     assert (text.bos_token_id, text.sep_token_id, text.eos_token_id, text.pad_token_id) == (
         words.dec_id, words.sep_id, words.sep_id, words.pad_id,
     )  # fmt: skip
@@ -225,14 +215,14 @@ def test_reads_what_transformers_saved(tmp_path: Path) -> None:
             "intermediate_size": 96, "vocab_size": 60, "max_position_embeddings": 40, "bos_token_id": 58,
             "sep_token_id": 3,
         },
-        image_text_hidden_size=EMBED,
+        image_text_hidden_size=STORED_EMBED,
     )  # fmt: skip
     foreign = randomised(transformers.BlipForImageTextRetrieval(config))
     foreign.save_pretrained(tmp_path)
     tensors, info = convert.read(tmp_path)
     assert info["image_encoder"]["heads"] == 2 and info["text_encoder"]["heads"] == 3
     vit, text = ViTConfig(**info["image_encoder"]), TextConfig(**info["text_encoder"])
-    model = RetrievalModel(vit, text, Specials(0, 1, 2), info["embed_dim"])
+    model = RetrievalModel(vit, text, Specials(0, 1, 2), embed_dim=info["embed_dim"])
     load_strict(model, {"temperature": torch.tensor(0.07), **tensors}, "model")
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.random_checkpoints import ANSWERS, CLOSE, QUESTIONS, all_checkpoints, noise_images, random_checkpoint
-from typer.testing import CliRunner
+from helpers.running import run_verb
 
 pytest.importorskip("transformers")
 
@@ -15,7 +15,6 @@ import transformers
 import blip
 from blip.checkpoints import convert
 from blip.checkpoints.format import CheckpointError
-from blip.cli import app
 from blip.models.decoding import Decoding
 from blip.network.packing import Rows, with_first
 
@@ -32,8 +31,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def exported(checkpoint: Path, to: Path, kind: type) -> transformers.PreTrainedModel:
     """The class of transformers that `blip convert` writes for a fine-tuned checkpoint."""
-    command = ["convert", str(checkpoint), str(to), "--to", "huggingface"]
-    result = CliRunner().invoke(app, command)
+    result = run_verb("convert", checkpoint, to, "--to", "huggingface")
     assert result.exit_code == 0, result.output
     foreign, report = kind.from_pretrained(to, output_loading_info=True)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -63,7 +61,7 @@ def test_transformers_answers_the_same(tmp_path: Path, images: list) -> None:
     asked, mask = with_first(ids, words.enc_id), (torch.arange(ids.shape[1]) < lengths[:, None]).long()
     states = foreign.vision_model(pixel_values=pixels).last_hidden_state
     theirs = foreign.text_encoder(input_ids=asked, attention_mask=mask, encoder_hidden_states=states).last_hidden_state
-    ours = model.model.question_states(model.model.text_encoder.project(states), ids, lengths)
+    ours = model.model.question_states(model.model.text_encoder.image_keys(states), ids, lengths)
     torch.testing.assert_close(ours, theirs * mask[..., None], **CLOSE)
 
     # its answer decoder looks at padding, too (transformers 5.23): one by one from here on
@@ -72,7 +70,7 @@ def test_transformers_answers_the_same(tmp_path: Path, images: list) -> None:
     for i, length in enumerate(lengths.tolist()):
         alone = theirs[i : i + 1, :length]
         logits = foreign.text_decoder(input_ids=answer_ids, encoder_hidden_states=alone).logits[0]
-        torch.testing.assert_close(decoder.head(decoder(answer_ids, rows, decoder.project(alone))), logits, **CLOSE)
+        torch.testing.assert_close(decoder.head(decoder(answer_ids, rows, decoder.image_keys(alone))), logits, **CLOSE)
 
     how = Decoding(max_new_tokens=5)
     for i, one in enumerate(model.answer(images, QUESTIONS, how=how)):

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import typer.testing
+from helpers.running import run_verb
 from helpers.set_files import BAD, hub_rows, png, put, put_arrow, put_parquet, shade
 
-from blip.cli import app
 from blip.data import images
 from blip.data.check import check_data
 from blip.data.formats import iter_json_object
@@ -211,7 +210,7 @@ def test_generic_parquet_with_images(tmp_path: Path) -> None:
     path = put_parquet(tmp_path / "x.parquet", hub_rows(3, caption="text"))
     found = read_pairs([str(path)], image_root=str(tmp_path))
     assert found.image_path(1) == f"{path}#1"
-    report = check_data([str(path)], workers=0)
+    report = check_data([str(path)], num_workers=0)
     assert report.ok and report.images == 3
 
 
@@ -226,7 +225,7 @@ def test_generic_parquet_with_images(tmp_path: Path) -> None:
 def test_check_tells_generic_files_apart(tmp_path: Path, name: str, record: dict, kind: str) -> None:
     put(tmp_path / "a.png", png(0))
     path = put(tmp_path / name, [{"image": "a.png", **record}, {"image": "b.png", **record}, {"image": "a.png"}])
-    report = check_data([str(path)], workers=0)
+    report = check_data([str(path)], num_workers=0)
     assert (report.kind, report.files[0].records, report.files[0].texts, len(report.errors)) == (kind, 3, 2, 1)
     assert report.broken_images == [(str(tmp_path / "b.png"), "no such file")]
     assert report.answer_types == {"questions": {"closed": 2}, "sentences": {"true": 2}}.get(kind, {})
@@ -236,7 +235,7 @@ def test_check_counts_questions_without_answers(tmp_path: Path) -> None:
     put(tmp_path / "a.png", png(0))
     asked = {"image": "a.png", "question": "is it?"}
     path = put(tmp_path / "vqa_test.json", [asked, {**asked, "question": "is it not?", "answer": ["yes", "no no"]}])
-    report = check_data([str(path)], dataset="vqa_v2", workers=0)
+    report = check_data([str(path)], dataset="vqa_v2", num_workers=0)
     assert report.ok and report.unanswered == 1
     assert report.answer_percentiles == {50: 2, 90: 2, 95: 2, 99: 2, 100: 2}
     assert report.length_percentiles[50] == 3 and report.length_percentiles[100] == 3
@@ -246,14 +245,13 @@ def test_check_data_verb_knows_sets(tmp_path: Path) -> None:
     put_arrow(tmp_path / "train", hub_rows(4, question="what", answer="cyst"))
     put_arrow(tmp_path / "test", hub_rows(2, first=9, question="is it", answer="yes"))
     put(tmp_path / "dataset_dict.json", {"splits": ["train", "test"]})
-    run = typer.testing.CliRunner().invoke
-    done = run(app, ["check-data", str(tmp_path), "--dataset", "retina_vqa", "--report", str(tmp_path / "r.json")])
+    done = run_verb("check-data", tmp_path, "--dataset", "retina_vqa", "--report", tmp_path / "r.json")
     assert done.exit_code == 0, done.output
     assert "6 open" in done.stdout and "no errors" in done.stdout
     assert json.loads((tmp_path / "r.json").read_text())["images"] == 6
-    done = run(app, ["check-data", str(tmp_path), "--dataset", "retina_vqa", "--split", "test"])
+    done = run_verb("check-data", tmp_path, "--dataset", "retina_vqa", "--split", "test")
     assert "2 open" in done.stdout
-    done = run(app, ["check-data", str(tmp_path), "--dataset", "retina"])
+    done = run_verb("check-data", tmp_path, "--dataset", "retina")
     assert done.exit_code == 1 and "dataset is 'retina'; it can be json, roco" in done.stderr
 
 
@@ -268,7 +266,7 @@ def test_check_data_verb_knows_sets(tmp_path: Path) -> None:
     ("format_fixtures/vision/vqav2/questions.json", "vqa_v2", (1, 3)),
 ])  # fmt: skip
 def test_real_sets_are_complete(data_dir: Path, path: str, dataset: str, counts: tuple[int, int]) -> None:
-    report = check_data([str(data_dir / path)], dataset=dataset, workers=0)
+    report = check_data([str(data_dir / path)], dataset=dataset, num_workers=0)
     assert report.ok, report.errors + report.broken_images
     assert (report.images, sum(file.texts for file in report.files)) == counts
 

@@ -308,7 +308,7 @@ def test_check_data_finds_everything(tmp_path: Path, workers: int, capsys: pytes
     write_as(tmp_path / "more.jsonl", more)
     (tmp_path / "bad.json").write_text('[{"image": "a.png", "caption": "x"}, {')
     files = [str(tmp_path / name) for name in ("pairs.json", "more.jsonl", "bad.json", "absent.csv")]
-    report = check_data(files, str(tmp_path), max_tokens=8, workers=workers)  # type: ignore[arg-type]
+    report = check_data(files, str(tmp_path), max_text_tokens=8, num_workers=workers)  # type: ignore[arg-type]
     assert not report.ok
     counts = [(file.records, file.texts, file.errors) for file in report.files]
     assert counts == [(4, 4, 0), (4, 2, 2), (1, 1, 1), (0, 0, 1)]
@@ -327,7 +327,7 @@ def test_check_data_finds_everything(tmp_path: Path, workers: int, capsys: pytes
 
 def test_check_data_counts_tokens_and_accepts_a_sound_set(tmp_path: Path, tokenizer: Tokenizer) -> None:
     write_images(tmp_path, 3)
-    report = check_data([str(tmp_path / "pairs.json")], tokenizer=tokenizer, max_tokens=30, workers=0)
+    report = check_data([str(tmp_path / "pairs.json")], tokenizer=tokenizer, max_text_tokens=30, num_workers=0)
     assert report.ok
     assert report.length_unit == "tokens"
     assert report.length_percentiles[100] == max(tokenizer.count([f"text {i}" for i in range(3)]))
@@ -341,7 +341,7 @@ def test_check_data_counts_captions_without_words(
     write_images(tmp_path, 1)
     captions = [".", "\u200b", "one two", "\u200b\u200d"]
     write_as(tmp_path / "set.jsonl", [{"image": "0.png", "caption": caption} for caption in captions])
-    report = check_data([str(tmp_path / "set.jsonl")], tokenizer=tokenizer if counted else None, workers=0)
+    report = check_data([str(tmp_path / "set.jsonl")], tokenizer=tokenizer if counted else None, num_workers=0)
     assert report.wordless_texts == 3
     print_report(report)
     assert "without words: 3 captions" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Whole sets of questions: their answers, splits that cut no image, shared images; and the real sets."""
+"""Whole sets of questions: their answers, splits that keep an image in one part, shared images; and the real sets."""
 
 from collections import Counter
 from pathlib import Path

@@ -2,16 +2,15 @@
 
 import io
 import json
-import subprocess
-import sys
 import tarfile
 from collections import Counter
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import fsspec
 import pytest
 import torch
-from helpers.running import ROOT, script_env
+from helpers.running import ROOT, run_script
 from helpers.tiny import TINY
 from PIL import Image
 
@@ -256,7 +255,7 @@ def test_bad_settings(folder: Path, tmp_path: Path) -> None:
 # ---- pre-training ----------------------------------------------------------------------------------------------------
 
 
-def pretrain(output: Path, folder: Path, *more: str) -> subprocess.CompletedProcess:
+def pretrain(output: Path, folder: Path, *more: str) -> CompletedProcess:
     options = {**TINY, "train_file": f"[{folder}]", "batch_size": 4, "stream_lanes": 2, "stream_window": 6}
     options |= {
         "val_file": "[]",
@@ -267,10 +266,8 @@ def pretrain(output: Path, folder: Path, *more: str) -> subprocess.CompletedProc
         "tokenizer": "train",
     }
     words = [word for key, value in options.items() for word in ("--set", f"{key}={value}")]
-    command = [sys.executable, ROOT / "pretrain.py", "--config", ROOT / "configs" / "pretrain_demo.yaml"]
-    return subprocess.run(
-        [*command, "--output_dir", output, *words, *more], env=script_env(), capture_output=True, text=True, timeout=300
-    )
+    config = ROOT / "configs" / "pretrain_demo.yaml"
+    return run_script("--config", config, "--output_dir", output, *words, *more, timeout=300)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What people get wrong, and the message that they get: broken files, images, checkpoints, options and command lines.
+"""What users get wrong, and the message that they get: broken files, images, checkpoints, options and command lines.
 
 Nothing here may end in a traceback: each case ends with status 1 and one message on standard error.
 """
@@ -11,12 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import typer.testing
 from helpers import bad_checkpoint_cases, bad_data_cases
-from helpers.running import message_of
+from helpers.running import message_of, run_verb
 from PIL import Image
 
-from blip.cli import app
 from blip.config import PretrainConfig
 from blip.tasks import pretrain
 from blip.tasks.dry_run import run_once
@@ -241,7 +239,7 @@ VERBS = [
 
 @pytest.mark.parametrize(("given", "pattern"), VERBS, ids=[" ".join(v[0][:1]) + str(i) for i, v in enumerate(VERBS)])
 def test_verbs(given: list[str], pattern: str, tmp_path: Path) -> None:
-    result = typer.testing.CliRunner().invoke(app, [word.replace("FOLDER", str(tmp_path)) for word in given])
+    result = run_verb(*(word.replace("FOLDER", str(tmp_path)) for word in given))
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
     assert pattern in result.stderr

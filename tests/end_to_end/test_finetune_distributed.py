@@ -1,4 +1,4 @@
-"""Fine-tuning in two processes: the scores of one, negatives of all ranks as a plain loop has them, exact resuming."""
+"""Fine-tuning in two processes: the scores of one, negatives of all as in a plain loop, exact resuming."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from helpers.fine_tuning import TASKS, assert_same_run, configure, evaluations, write_part
-from helpers.two_fine_tunings import STEPS, build, process
-from helpers.two_processes import CLIP, LR, hardest, start_two
+from helpers.recorded_fine_tuning import STEPS, build, process
+from helpers.recorded_pretraining import CLIP, LR, hardest
+from helpers.running import start_two
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -111,7 +112,7 @@ def plain_losses(
     for rank in range(len(batches)):
         own = [i for i, r in enumerate(owner) if r == rank]
         itc, _, _ = contrast_with_candidates(
-            image_features[own], text_features[own], found[rank], model.temperature, alpha
+            image_features[own], text_features[own], found[rank], temperature=model.temperature, alpha=alpha
         )
         each = []
         for i in own:
@@ -131,7 +132,7 @@ def first_state(model: RetrievalModel, ids: Tensor, states: Tensor | None) -> Te
     rows = Rows(torch.tensor([len(ids)]), len(ids), ids.device)
     if states is None:
         return model.text_encoder.text(ids[None], rows)[:1]
-    keys = model.text_encoder.project(states[None])
+    keys = model.text_encoder.image_keys(states[None])
     return model.text_encoder.multimodal(with_first(ids[None], model.specials.enc), rows, keys)[:1]
 
 
@@ -146,7 +147,7 @@ def test_negatives_of_all_ranks_equal_a_plain_loop(seen: list[dict], configs: di
         batches = [rank["batches"][step] for rank in ranks]
         features = [twin(batch.images, batch.ids, batch.lengths) for batch in batches]
         found = [
-            momentum.candidates(*two, batch.caption_ids, batch.image_ids, queue)
+            momentum.candidates(momentum.Entries(*two, batch.caption_ids, batch.image_ids), queue)
             for two, batch in zip(features, batches, strict=True)
         ]
         alpha = losses.alpha_ramp(step, 1, config.alpha)  # half an epoch of one and a half steps
@@ -167,7 +168,7 @@ def test_negatives_of_all_ranks_equal_a_plain_loop(seen: list[dict], configs: di
         entries = zip(*(
             (*two, batch.caption_ids, batch.image_ids) for two, batch in zip(features, batches, strict=True)
         ), strict=True)  # fmt: skip
-        queue.push(*(torch.cat(parts) for parts in entries))
+        queue.push(momentum.Entries(*(torch.cat(parts) for parts in entries)))
         for mine, theirs in zip((model, twin, queue), ranks[0]["after"][step], strict=True):
             assert_close(dict(mine.state_dict()), theirs, **CLOSE)
     assert foreign, "some hard negatives come from the other process"

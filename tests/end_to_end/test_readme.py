@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 from helpers.bad_finetune_cases import answerer
-from helpers.fine_tuning import SIZES as OWN_SIZES
 from helpers.fine_tuning import write_part
-from helpers.running import ROOT, script_env
-from helpers.tiny import TINY
+from helpers.running import ROOT, free_port, script_env, torchrun_env
+from helpers.tiny import MODEL_SIZES, TINY
 from PIL import Image
 from pmc_server import Library, Server
 from pydantic import BaseModel, Field
+from torch import distributed
+from torch.distributed.run import get_args_parser
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {"README.md": README} | {
@@ -53,7 +54,7 @@ INSTEAD = {"--nproc_per_node": "1", "--nnodes": "1", "--rdzv_endpoint": "localho
 STEPS = {"accumulation": 1, "max_steps": 2, "drop_path": 0.0}
 PRETRAIN = {**TINY, **STEPS, "vision_init": "", "text_init": "", "val_file": "[]"}
 FINE_TUNE = {**TINY, **STEPS, "dataset": "json", "image_root": ""}  # sizes are those of the checkpoint
-for _key in (*OWN_SIZES, "queue_size"):
+for _key in (*MODEL_SIZES, "queue_size"):
     del FINE_TUNE[_key]
 HEADS = {"image_heads": 2, "text_heads": 2}  # of model_base.pth, which does not say
 
@@ -113,7 +114,7 @@ def localised(command: str, fresh: str, server: str) -> list[str]:
     values = {key: value for key, value in SET.get(program, {}).items() if key not in own}
     if program.startswith("train_"):
         values |= HEADS if ".pth" in command else {}
-        values |= {} if {"--init_from", "--evaluate"} & set(words) else {key: TINY[key] for key in OWN_SIZES}
+        values |= {} if {"--init_from", "--evaluate"} & set(words) else MODEL_SIZES
     words += [word for key, value in values.items() for word in ("--set", f"{key}={flow(value)}")]
     words += shlex.split(ADDED.get(program, ""))
     return [word.replace("SERVER", server) for word in words]
@@ -148,7 +149,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
     folder.mkdir()
     for path in [ROOT / "configs", *ROOT.glob("*.py")]:
         (folder / path.name).symlink_to(path)
-    shutil.copy(phantoms / "captions.json", folder)
+    (folder / "captions.json").write_text(json.dumps(json.loads((phantoms / "captions.json").read_text())[:20]))
     (folder / "images").symlink_to(phantoms / "images")
     (folder / ".." / "vqa_rad").symlink_to(phantoms / "images")  # evaluation images
     Image.open(phantoms / "images" / "000000.png").save(folder / "image.png")
@@ -198,10 +199,16 @@ def test_command(
 ) -> None:
     words = localised(command, tmp_path.name, server.url)
     if words[0] == "torchrun":
-        start = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
-        done = subprocess.run(start, cwd=place, env=script_env(), capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        return
+        given = get_args_parser().parse_args(words[1:])
+        if given.module:
+            start = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
+            done = subprocess.run(start, cwd=place, env=script_env(), capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+            return
+        # test_distributed.py starts scripts with torchrun itself
+        for name, value in torchrun_env(0, 1, free_port()).items():
+            monkeypatch.setenv(name, value)
+        words = ["python", given.training_script, *given.training_script_args]
     monkeypatch.chdir(place)
     monkeypatch.setenv("PATH", "")  # no Java
     monkeypatch.setattr("blip.train.run.measure_peak", lambda *_: 0.0)
@@ -213,6 +220,7 @@ def test_command(
         else:
             assert words[0] == "python"
             runpy.run_path(words[1], run_name="__main__")
+    assert not distributed.is_initialized()
     assert not ended.value.code, f"{command}\n{''.join(capfd.readouterr())[-4000:]}"
     if "train_" in words[1] and "--evaluate" not in words:
         assert (place / "runs" / tmp_path.name / "checkpoints" / f"step-{STEPS['max_steps']:08d}").is_dir()

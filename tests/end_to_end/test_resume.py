@@ -1,20 +1,20 @@
-"""A run that was stopped, by whatever means, ends as if it never had been: same log, same weights, bit for bit."""
+"""A run that was stopped by a kill or a signal ends as an undisturbed one: same log, same weights, bit for bit."""
 
 import json
 import random
-import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.running import ROOT, run_script, script_command, script_env
+from helpers.running import ROOT, Program, run_script, script_command, script_env
 
 from blip.checkpoints.format import load_weights
 from blip.train.checkpoint import complete_checkpoints
 from blip.train.log import read_metrics
 
+SCRIPT = str(ROOT / "pretrain.py")
 STEPS = 30
 TIMES = {"images_per_s", "memory_mb", "mfu"}  # what may differ between runs
 
@@ -46,7 +46,8 @@ def assert_same(one: Path, other: Path) -> None:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
     """The output folder of a run that nothing stopped."""
     output = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = run_script(*arguments(tiny_config, output))
+    command = script_command(*arguments(tiny_config, output))
+    done = subprocess.run(command, cwd=ROOT, env=script_env(), timeout=120, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return output
 
@@ -55,20 +56,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> 
 def test_killed_at_five_random_moments(undisturbed: Path, tiny_config: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     moments = random.Random(0)
-    command = script_command(*arguments(tiny_config, output), "--resume", "auto")
     for _ in range(5):
         before = len(complete_checkpoints(output)) and complete_checkpoints(output)[-1].name
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=script_env(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        while process.poll() is None:  # until it has got somewhere, then a little more
+        program = Program(SCRIPT, *arguments(tiny_config, output), "--resume", "auto")
+        while program.poll() is None:  # until it has got somewhere, then a little more
             found = complete_checkpoints(output)
             if found and found[-1].name != before:
                 break
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 0.15))
-        process.kill()
-        process.wait()
+        program.kill()
         for checkpoint in complete_checkpoints(output):  # whatever carries the final name is whole
             load_weights(checkpoint)
     done = run_script(*arguments(tiny_config, output), "--resume", "auto")
@@ -79,15 +76,14 @@ def test_killed_at_five_random_moments(undisturbed: Path, tiny_config: Path, tmp
 @pytest.mark.slow
 def test_stopped_by_sigterm_and_resumed_with_workers(undisturbed: Path, tiny_config: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    command = script_command(*arguments(tiny_config, output, "num_workers=2"))
-    process = subprocess.Popen(command, cwd=ROOT, env=script_env(), stderr=subprocess.PIPE, text=True)
+    program = Program(SCRIPT, *arguments(tiny_config, output, "num_workers=2"))
     while not complete_checkpoints(output):
         time.sleep(0.01)
-        assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    assert "stopped by a signal" in errors
+        assert program.poll() is None
+    program.process.terminate()  # SIGTERM
+    done = program.finish(60)
+    assert done.returncode == 0, done.stderr
+    assert "stopped by a signal" in done.stderr
     stopped_at = int(complete_checkpoints(output)[-1].name.removeprefix("step-"))
     assert 0 < stopped_at < STEPS
     done = run_script(*arguments(tiny_config, output, "num_workers=1"), "--resume", "auto")

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.rerank_processes import CASES, ENC, SETS, build, evaluate, make_set, source, start_two
+from helpers.retrieval_set import CASES, SETS, SPECIALS, build, evaluate, make_set, process, source
+from helpers.running import start_two
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -34,8 +35,8 @@ def slow_scores(model: RetrievalModel, pixels: Tensor, texts: retrieval.Texts) -
         for t, (row, length) in enumerate(zip(texts.ids, texts.lengths.tolist(), strict=True)):
             ids = row[None, :length].clone()
             alone = model.text_encoder.text(ids, one(length))[:1]
-            ids[0, 0] = ENC
-            seen = model.text_encoder.multimodal(ids, one(length), model.text_encoder.project(states))[:1]
+            ids[0, 0] = SPECIALS.enc
+            seen = model.text_encoder.multimodal(ids, one(length), model.text_encoder.image_keys(states))[:1]
             image_feature = F.normalize(model.image_proj(states[:, 0]), dim=-1)
             cosines[i, t] = (image_feature * F.normalize(model.text_proj(alone), dim=-1)).sum()
             scores[i, t] = cosines[i, t] + model.itm_head(seen)[0, 1]
@@ -162,7 +163,7 @@ def test_lists_can_be_written(tmp_path: Path) -> None:
 
 def test_two_processes_find_the_same(tmp_path: Path) -> None:
     alone = [evaluate(name, k) for name, k in CASES]
-    for found in start_two(tmp_path):
+    for found in start_two(process, tmp_path):
         for mine, expected in zip(found, alone, strict=True):
             assert mine.metrics == expected.metrics
             for ranking, other in (

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,29 +13,24 @@ from blip.checkpoints import convert
 from blip.checkpoints.format import CheckpointError, unique_state
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
-from blip.network.med import TextConfig
-from blip.network.vit import ViTConfig
 from blip.tokenizer import Specials, Tokenizer
+from helpers.tiny import STORED_EMBED, STORED_TEXT, STORED_VIT, specials_of, stored_info
 
-TINY_VIT = ViTConfig(image_size=32, patch=8, width=32, depth=2, heads=2, mlp_ratio=2)
-TINY_TEXT = TextConfig(vocab_size=60, width=48, layers=2, heads=3, hidden=64, max_positions=40, image_width=32)
 CAPTIONS = ["a large lesion in the left lung", "normal chest x-ray"]
-HEADS = (TINY_VIT.heads, TINY_TEXT.heads)
+HEADS = (STORED_VIT.heads, STORED_TEXT.heads)
 
 
 def tiny_retrieval() -> tuple[dict[str, Tensor], dict]:
     """Tensors and info of a small random retrieval model."""
-    model = RetrievalModel(TINY_VIT, TINY_TEXT, Specials(0, 1, 2), 24)
-    info = {"task": "retrieval", "image_encoder": asdict(TINY_VIT), "text_encoder": asdict(TINY_TEXT), "embed_dim": 24}
-    return unique_state(model), info
+    model = RetrievalModel(STORED_VIT, STORED_TEXT, Specials(0, 1, 2), embed_dim=STORED_EMBED)
+    return unique_state(model), stored_info("retrieval")
 
 
 def released(tmp_path: Path, **changes: Tensor | None) -> Path:
     """A `.pth` file of pre-training; `changes` by released name with `/` for the dots, None leaves a tensor out."""
-    model = PretrainModel(TINY_VIT, TINY_TEXT, Specials(0, 59, 58), 24)
-    info = {"task": "pretrain", "image_encoder": asdict(TINY_VIT), "text_encoder": asdict(TINY_TEXT), "embed_dim": 24}
+    model = PretrainModel(STORED_VIT, STORED_TEXT, specials_of(STORED_TEXT), embed_dim=STORED_EMBED)
     path = tmp_path / "model.pth"
-    convert.write(path, unique_state(model), info, "salesforce")
+    convert.write(path, unique_state(model), stored_info("pretrain"), "salesforce")
     state = torch.load(path, weights_only=True)["model"]
     for name, tensor in changes.items():
         name = name.replace("/", ".")
@@ -49,12 +44,12 @@ def released(tmp_path: Path, **changes: Tensor | None) -> Path:
 
 def folder(tmp_path: Path, **info_changes: object) -> Path:
     """One of our folders, with a tokenizer; `info_changes` go into `model.json`."""
-    words = Tokenizer.train(CAPTIONS, TINY_TEXT.vocab_size)
+    words = Tokenizer.train(CAPTIONS, STORED_TEXT.vocab_size)
     words.save(tmp_path / "words.json")
-    text = TextConfig(**{**asdict(TINY_TEXT), "vocab_size": words.size})
-    tensors = unique_state(RetrievalModel(TINY_VIT, text, Specials(0, 1, 2), 24))
-    info = {"task": "retrieval", "image_encoder": asdict(TINY_VIT), "text_encoder": asdict(text), "embed_dim": 24}
-    convert.write(tmp_path / "ours", tensors, {**info, **info_changes}, "blip", tmp_path / "words.json")
+    text = replace(STORED_TEXT, vocab_size=words.size)
+    tensors = unique_state(RetrievalModel(STORED_VIT, text, Specials(0, 1, 2), embed_dim=STORED_EMBED))
+    info = {**stored_info("retrieval", text), **info_changes}
+    convert.write(tmp_path / "ours", tensors, info, "blip", tmp_path / "words.json")
     return tmp_path / "ours"
 
 
@@ -107,12 +102,12 @@ def unknown_key(tmp_path: Path) -> None:
 
 def copies_differ(tmp_path: Path) -> None:
     name = "text_decoder/bert/encoder/layer/1/output/dense/bias"
-    convert.read(released(tmp_path, **{name: torch.ones(TINY_TEXT.width)}), *HEADS)
+    convert.read(released(tmp_path, **{name: torch.ones(STORED_TEXT.width)}), *HEADS)
 
 
 def head_differs(tmp_path: Path) -> None:
     name = "text_decoder/cls/predictions/decoder/weight"
-    convert.read(released(tmp_path, **{name: torch.ones(TINY_TEXT.vocab_size, TINY_TEXT.width)}), *HEADS)
+    convert.read(released(tmp_path, **{name: torch.ones(STORED_TEXT.vocab_size, STORED_TEXT.width)}), *HEADS)
 
 
 def missing_key(tmp_path: Path) -> None:
@@ -130,7 +125,7 @@ def wrong_shape(tmp_path: Path) -> None:
 
 
 def oblong_grid(tmp_path: Path) -> None:
-    convert.read(released(tmp_path, **{"visual_encoder/pos_embed": torch.zeros(1, 15, TINY_VIT.width)}), *HEADS)
+    convert.read(released(tmp_path, **{"visual_encoder/pos_embed": torch.zeros(1, 15, STORED_VIT.width)}), *HEADS)
 
 
 def unknown_heads(tmp_path: Path) -> None:
@@ -192,7 +187,7 @@ def bert_is_none(tmp_path: Path) -> None:
 
 def vocabulary(tmp_path: Path) -> Path:
     """58 tokens, 60 with [DEC] and [ENC]."""
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(TINY_TEXT.vocab_size - 7))]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(STORED_TEXT.vocab_size - 7))]
     (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n")
     return tmp_path / "vocab.txt"
 

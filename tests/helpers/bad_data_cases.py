@@ -1,4 +1,4 @@
-"""Broken annotation files, images and options of the data: what a user does wrong, and what the message has to say.
+"""Broken annotation files, images and options of the data: what a user does wrong, and the message that follows.
 
 Each case is (name, function of an empty folder that triggers the error, exception, regular expression of the message).
 """

@@ -15,12 +15,10 @@ from blip.tasks.config import CaptionConfig, FineTuneConfig, NlvrConfig, Retriev
 from blip.tasks.finetune import FineTuning
 from blip.train.checkpoint import complete_checkpoints
 from blip.train.log import read_metrics
-from helpers.tiny import TINY
+from helpers.tiny import MODEL_SIZES, TINY
 
 CPU = torch.device("cpu")
 TIMES = {"images_per_s", "memory_mb", "mfu"}  # what may differ between runs
-SIZES = ("vit", "vit_width", "vit_depth", "vit_heads", "vit_patch", "embed_dim", "max_positions")
-SIZES += ("text_width", "text_layers", "text_heads", "text_hidden")
 
 # task -> script, configuration, class, annotations of `write_phantoms`, what validation leaves, options
 TASKS: dict[str, tuple[Any, type[FineTuneConfig], type[FineTuning], str, str, dict]] = {
@@ -39,7 +37,7 @@ TASKS: dict[str, tuple[Any, type[FineTuneConfig], type[FineTuning], str, str, di
     "nlvr": (nlvr, NlvrConfig, nlvr.Judging, "statements.json", "judgements", {"drop_path": 0.1}),
 }  # fmt: skip
 SHARED = {
-    **{key: value for key, value in TINY.items() if key not in SIZES and key != "queue_size"},
+    **{key: value for key, value in TINY.items() if key not in MODEL_SIZES and key != "queue_size"},
     "batch_size": 4,
     "epochs": 100,
     "max_steps": 6,
@@ -67,7 +65,7 @@ def configure(task: str, phantoms: Path, folder: Path, *options: str, init_from:
         f"{name}_file": f"[{write_part(phantoms, task, start, end, folder / f'{task}-{name}.json')}]"
         for name, start, end in (("train", 0, 12), ("val", 12, 19), ("test", 20, 25))
     }
-    start = {"init_from": init_from} if init_from else {key: TINY[key] for key in SIZES}
+    start = {"init_from": init_from} if init_from else MODEL_SIZES
     start |= {} if init_from else {"tokenizer": phantoms / "tokenizer.json"}
     values = {**SHARED, **TASKS[task][5], **files, **start}
     path = folder / f"{task}.yaml"

@@ -50,10 +50,10 @@ class Golden:
         return torch.tensor(ids), lengths
 
     def rows(self, lengths: Tensor, packed: bool) -> Rows:
-        return Rows(lengths, int(lengths.max()), lengths.device, packed)
+        return Rows(lengths, int(lengths.max()), lengths.device, packed=packed)
 
     def pretrain_model(self) -> tuple[PretrainModel, Twin, Queue]:
-        model = PretrainModel(self.vit, self.text, self.specials, self.info["embed_dim"])
+        model = PretrainModel(self.vit, self.text, self.specials, embed_dim=self.info["embed_dim"])
         twin = Twin(model)
         queue = Queue(self.settings["queue_size"], self.info["embed_dim"])
         load_strict(model, self.model_tensors, "model")
@@ -62,7 +62,7 @@ class Golden:
         return model.eval(), twin.eval(), queue  # dropout is off in these numbers
 
     def retrieval_model(self) -> RetrievalModel:
-        model = RetrievalModel(self.vit, self.text, self.specials, self.info["embed_dim"])
+        model = RetrievalModel(self.vit, self.text, self.specials, embed_dim=self.info["embed_dim"])
         load_strict(model, {"temperature": torch.tensor(0.07), **self.model_tensors}, "model")
         return model.eval()
 

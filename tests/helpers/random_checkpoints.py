@@ -1,6 +1,6 @@
 """Small random models of every task with a tokenizer, as checkpoints of ours, and images to ask them about."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +9,9 @@ from PIL import Image
 
 from blip.checkpoints import convert
 from blip.checkpoints.format import unique_state
-from blip.models.factory import model_of
-from blip.network.med import TextConfig
+from blip.models.factory import model_of, spec_of
 from blip.tokenizer import Tokenizer
-from helpers.bad_checkpoint_cases import TINY_TEXT, TINY_VIT
+from helpers.tiny import STORED_EMBED, STORED_TEXT, STORED_VIT, add_noise
 
 TEXTS = ["a large lesion in the left lung", "normal chest x-ray", "is there a lesion", "yes", "no"]
 QUESTIONS = ["normal", "is there a large lesion in the left lung", "a chest x-ray"]
@@ -28,20 +27,19 @@ def random_checkpoint(folder: Path, task: str, same_width: bool = False, **info:
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *whole]))
     words = Tokenizer.from_vocab(vocabulary)
     words.save(folder / f"{task}.words.json")
-    width = TINY_VIT.width if same_width else TINY_TEXT.width
-    text = TextConfig(**{**asdict(TINY_TEXT), "vocab_size": words.size, "width": width, "heads": 2 + (not same_width)})
-    text.images = 2 if task == "nlvr" else 1
+    width = STORED_VIT.width if same_width else STORED_TEXT.width
+    heads, images = 2 if same_width else 3, spec_of(task).images
+    text = replace(STORED_TEXT, vocab_size=words.size, width=width, heads=heads, images=images)
     torch.manual_seed(5)
-    model = model_of(task, TINY_VIT, text, words.specials, 24)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-        if hasattr(model, "text_decoder"):
+    model = model_of(task, STORED_VIT, text, words.specials, embed_dim=STORED_EMBED)
+    add_noise(model, std=0.2)
+    if hasattr(model, "text_decoder"):
+        with torch.no_grad():
             model.text_decoder.head.bias[words.sep_id] += 1.5  # texts end, some sooner than others
-    about = {"task": task, "image_encoder": asdict(TINY_VIT), **info}
+    about = {"task": task, "image_encoder": asdict(STORED_VIT), **info}
     about |= {part: asdict(getattr(model, part).config) for part in ("text_encoder", "text_decoder")
               if hasattr(model, part)}  # fmt: skip
-    about |= {"embed_dim": 24} if task == "retrieval" else {}
+    about |= {"embed_dim": STORED_EMBED} if task == "retrieval" else {}
     convert.write(folder / task, unique_state(model), about, "blip", folder / f"{task}.words.json")
     return folder / task
 

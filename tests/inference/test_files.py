@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.random_checkpoints import ANSWERS, CLOSE, QUESTIONS, all_checkpoints, noise_images
+from helpers.running import run_verb
 from torch import Tensor
-from typer.testing import CliRunner
 
 import blip
-from blip.cli import app
 from blip.inference.predictor import Predictor
+from blip.models.answer_tree import AnswerTree
 from blip.models.decoding import Decoding
 from blip.models.generation import generate
-from blip.models.ranking import AnswerTree, rank_answers
+from blip.models.ranking import rank_answers
 from blip.network.med import DecoderStep
 from blip.network.packing import Rows, with_first
 
@@ -48,8 +48,8 @@ def test_captions_are_those_of_direct_calls(checkpoints: dict, images: list, way
     written = model.write(images, how=how, batch_size=batch_size)
     for image, several in zip(images, written, strict=True):
         states = model.model.image_encoder(model.pixels([image]))
-        step = DecoderStep(model.model.text_decoder, model.model.text_decoder.project(states))
-        out = generate(step, torch.tensor([first]), how, words.sep_id, words.pad_id)
+        step = DecoderStep(model.model.text_decoder, model.model.text_decoder.image_keys(states))
+        out = generate(step, torch.tensor([first]), how, end_id=words.sep_id, pad_id=words.pad_id)
         assert [one.text for one in several] == [words.decode(first + ids) for ids in out.ids.tolist()]
         assert [one.log_prob for one in several] == pytest.approx(out.log_probs.sum(dim=1).tolist(), abs=1e-5)
         assert len(several) == how.num_return
@@ -68,7 +68,7 @@ def test_log_probabilities_are_those_of_the_whole_text_at_once(checkpoints: dict
     for image, (one, *_) in zip(images, model.write(images, prompt, WAYS["beams"]), strict=True):
         new = [vocabulary[token] for token in one.tokens]
         ids = torch.tensor([[words.dec_id, *prompt_ids, *new]])
-        keys = decoder.project(model.model.image_encoder(model.pixels([image])))
+        keys = decoder.image_keys(model.model.image_encoder(model.pixels([image])))
         states = decoder(ids, Rows(torch.tensor([ids.shape[1]]), ids.shape[1], ids.device), keys)
         each = decoder.head(states).log_softmax(dim=1)[len(prompt_ids) : -1].gather(1, torch.tensor(new)[:, None])
         assert one.token_log_probs == pytest.approx(each[:, 0].tolist(), abs=1e-5)
@@ -97,14 +97,14 @@ def scores_of(model: Predictor, image: Path, question: str, answers: list[str], 
     words, net = model.tokenizer, model.model
     ids = torch.tensor(words.encode([question], 40))
     rows = Rows(torch.tensor([ids.shape[1]]), ids.shape[1], ids.device)
-    keys = net.text_encoder.project(net.image_encoder(model.pixels([image])))
+    keys = net.text_encoder.image_keys(net.image_encoder(model.pixels([image])))
     states = net.text_encoder.multimodal(with_first(ids, words.enc_id), rows, keys)[None]
     scores = []
     for answer in answers:
         target = torch.tensor(words.encode([answer], 40))
         given = with_first(target, words.dec_id)
         rows = Rows(torch.tensor([target.shape[1]]), target.shape[1], target.device)
-        log_probs = net.text_decoder.head(net.text_decoder(given, rows, net.text_decoder.project(states)))[:-1]
+        log_probs = net.text_decoder.head(net.text_decoder(given, rows, net.text_decoder.image_keys(states)))[:-1]
         log_probs = log_probs.log_softmax(dim=1)
         right = log_probs.gather(1, target[0, 1:, None])[:, 0]
         scores.append(((1 - smoothing) * right + smoothing * log_probs.mean(dim=1)).sum())
@@ -190,7 +190,7 @@ def test_counts_that_do_not_fit(checkpoints: dict, images: list) -> None:
 
 def rows(*arguments: str | Path) -> list[dict]:
     """What a verb prints with --json."""
-    result = CliRunner().invoke(app, [str(a) for a in (*arguments, "--json", "--device", "cpu")])
+    result = run_verb(*arguments, "--json", "--device", "cpu")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
@@ -213,9 +213,9 @@ def test_caption_over_files_and_folders(checkpoints: dict, images: list, tmp_pat
 
 def test_caption_to_a_table_or_a_file(checkpoints: dict, images: list, tmp_path: Path) -> None:
     command = ["caption", str(images[0]), "--checkpoint", str(checkpoints["caption"]), "--prompt", "a large"]
-    shown = CliRunner().invoke(app, command, env={"COLUMNS": "250"})
+    shown = run_verb(*command, env={"COLUMNS": "250"})
     assert shown.exit_code == 0 and "a large" in shown.stdout and "log_prob" in shown.stdout
-    written = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "new" / "rows.json")])
+    written = run_verb(*command, "--out", tmp_path / "new" / "rows.json")
     assert written.exit_code == 0 and written.stdout.startswith("1 rows: ")
     assert json.loads((tmp_path / "new" / "rows.json").read_text())[0]["caption"].startswith("a large")
 
@@ -279,8 +279,8 @@ def test_the_verbs_take_images_in_the_same_way(checkpoints: dict, images: list, 
 def test_places_are_not_taken_for_texts(verb: str, checkpoints: dict, images: list) -> None:
     option = {"match": "--text", "answer": "--question"}[verb]
     command = [verb, str(images[0]), str(images[1]), "normal", "--checkpoint", str(checkpoints["vqa"])]
-    result = CliRunner().invoke(app, command)
+    result = run_verb(*command)
     assert result.exit_code == 1 and f"{images[1]} is a file or folder: for several places" in result.output
     assert option in result.output
-    nothing = CliRunner().invoke(app, [verb, str(images[0]), "--checkpoint", str(checkpoints["vqa"])])
+    nothing = run_verb(verb, images[0], "--checkpoint", checkpoints["vqa"])
     assert nothing.exit_code == 2 and option in nothing.output

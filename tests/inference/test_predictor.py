@@ -1,14 +1,15 @@
-"""`blip.load`: images and strings in, the same answers one by one and in batches, in clear words where it cannot."""
+"""`blip.load`: images and strings in; a batch gives what single inputs give; wrong input gives a clear message."""
 
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers.bad_checkpoint_cases import CAPTIONS, TINY_TEXT, TINY_VIT, folder
+from helpers.bad_checkpoint_cases import CAPTIONS, folder
+from helpers.tiny import STORED_EMBED, STORED_TEXT, STORED_VIT, add_noise, stored_info
 from PIL import Image
 
 import blip
@@ -21,14 +22,14 @@ from blip.models.decoding import Decoding
 from blip.models.generation import generate
 from blip.models.momentum import unit_features
 from blip.models.pretrain import PretrainModel
-from blip.network.med import DecoderStep, TextConfig
+from blip.network.med import DecoderStep
 from blip.network.packing import Rows, with_first
 from blip.tokenizer import Tokenizer
 
 
 def greedy(model: PretrainModel, states: torch.Tensor, first: torch.Tensor, end: int, pad: int, limit: int):
-    step = DecoderStep(model.text_decoder, model.text_decoder.project(states))
-    return generate(step, first, Decoding(max_new_tokens=limit), end, pad).ids
+    step = DecoderStep(model.text_decoder, model.text_decoder.image_keys(states))
+    return generate(step, first, Decoding(max_new_tokens=limit), end_id=end, pad_id=pad).ids
 
 
 TEXTS = ["large lesion in the left lung", "normal", "a chest x-ray in the lung normal left"]
@@ -41,15 +42,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pre-training folder of ours with random weights that are large enough for answers to differ."""
     path = tmp_path_factory.mktemp("checkpoint")
     torch.manual_seed(3)
-    words = Tokenizer.train(CAPTIONS, TINY_TEXT.vocab_size)
+    words = Tokenizer.train(CAPTIONS, STORED_TEXT.vocab_size)
     words.save(path / "words.json")
-    text = TextConfig(**{**asdict(TINY_TEXT), "vocab_size": words.size})
-    model = PretrainModel(TINY_VIT, text, words.specials, 24)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    info = {"task": "pretrain", "image_encoder": asdict(TINY_VIT), "text_encoder": asdict(text), "embed_dim": 24}
-    convert.write(path / "ours", unique_state(model), info, "blip", path / "words.json")
+    text = replace(STORED_TEXT, vocab_size=words.size)
+    model = PretrainModel(STORED_VIT, text, words.specials, embed_dim=STORED_EMBED)
+    add_noise(model, std=0.2)
+    convert.write(path / "ours", unique_state(model), stored_info("pretrain", text), "blip", path / "words.json")
     return path / "ours"
 
 
@@ -67,10 +65,10 @@ def images() -> list[Image.Image]:
 def reference_logits(predictor: Predictor, image: Image.Image, text: str) -> torch.Tensor:
     """One image, one text, no padding, no predictor: (1, 2)."""
     model, words = predictor.model, predictor.tokenizer
-    pixels = eval_transform(TINY_VIT.image_size)(open_image(image))[None]
+    pixels = eval_transform(STORED_VIT.image_size)(open_image(image))[None]
     ids = torch.tensor(words.encode([text], 40))
     rows = Rows(torch.tensor([ids.shape[1]]), ids.shape[1], ids.device)
-    keys = model.text_encoder.project(model.image_encoder(pixels))
+    keys = model.text_encoder.image_keys(model.image_encoder(pixels))
     states = model.text_encoder.multimodal(with_first(ids, words.enc_id), rows, keys)
     return model.itm_head(states[:1])
 
@@ -84,14 +82,14 @@ def test_importing_blip_stays_cheap() -> None:
 
 def test_model_is_in_evaluation_mode(predictor: Predictor, images: list[Image.Image]) -> None:
     assert not any(module.training for module in predictor.model.modules())
-    assert TINY_TEXT.dropout > 0
+    assert STORED_TEXT.dropout > 0
     close(predictor.encode_text(TEXTS), predictor.encode_text(TEXTS), rtol=0, atol=0)
     assert not predictor.encode_image(images).requires_grad
 
 
 def test_features_are_the_models_own(predictor: Predictor, images: list[Image.Image], tmp_path: Path) -> None:
     model = predictor.model
-    pixels = torch.stack([eval_transform(TINY_VIT.image_size)(open_image(image)) for image in images])
+    pixels = torch.stack([eval_transform(STORED_VIT.image_size)(open_image(image)) for image in images])
     with torch.no_grad():
         expected = unit_features(model.image_proj, model.image_encoder(pixels)[:, 0])
     features = predictor.encode_image(images)
@@ -169,7 +167,7 @@ def test_greedy_equals_no_cache_and_no_batch(predictor: Predictor, images: list[
     for end in range(5, words.dec_id):  # whatever token the random model writes may serve as the end
         expected = []
         for one in states:
-            ids, keys = [words.dec_id], model.text_encoder.project(one[None])
+            ids, keys = [words.dec_id], model.text_encoder.image_keys(one[None])
             while len(ids) < 9 and ids[-1] != end:
                 rows = Rows(torch.tensor([len(ids)]), len(ids), states.device)
                 last = model.text_decoder(torch.tensor([ids]), rows, keys)[-1]
@@ -188,7 +186,7 @@ def test_selected_texts_go_on_as_if_alone(predictor: Predictor, images: list[Ima
     """Two texts an image, as beams are: images and texts drop out and change places."""
     decoder, words = predictor.model.text_decoder, predictor.tokenizer
     states = predictor.model.image_encoder(predictor.pixels(images))
-    step = DecoderStep(decoder, decoder.project(states))
+    step = DecoderStep(decoder, decoder.image_keys(states))
     step(torch.full((3, 1), words.dec_id))
     step.select(torch.tensor([0, 0, 1, 1, 2, 2]), per_image=2)
     tokens = torch.tensor([7, 8, 9, 10, 11, 12])
@@ -197,7 +195,7 @@ def test_selected_texts_go_on_as_if_alone(predictor: Predictor, images: list[Ima
     next_tokens = torch.tensor([20, 21, 22, 23])
     logits = step(next_tokens[:, None])
     for row, (image, token, following) in enumerate([(0, 8, 20), (0, 7, 21), (2, 12, 22), (2, 12, 23)]):
-        alone = DecoderStep(decoder, decoder.project(states[image][None]))
+        alone = DecoderStep(decoder, decoder.image_keys(states[image][None]))
         expected = alone(torch.tensor([[words.dec_id, token, following]]))
         close(logits[row : row + 1], expected, rtol=0, atol=TOLERANCE)
 
@@ -220,7 +218,7 @@ def test_all_formats_give_the_same_answers(checkpoint: Path, images: list[Image.
     convert.write(tmp_path / "model.pth", tensors, info, "salesforce")
     convert.write(tmp_path / "hf", tensors, info, "huggingface", words, hf_class="retrieval")
     ours = blip.load(checkpoint)
-    released = blip.load(tmp_path / "model.pth", "cpu", TINY_VIT.heads, TINY_TEXT.heads, tokenizer=words)
+    released = blip.load(tmp_path / "model.pth", "cpu", STORED_VIT.heads, STORED_TEXT.heads, tokenizer=words)
     foreign = blip.load(tmp_path / "hf")
     for other in (released, foreign):
         close(other.match_logits(images, TEXTS), ours.match_logits(images, TEXTS), rtol=0, atol=0)

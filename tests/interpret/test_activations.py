@@ -1,4 +1,4 @@
-"""Activations of a data set: shards hold what a trace reads, and an interrupted run goes on."""
+"""Activations of a data set: shards hold what a trace reads, and an interrupted run continues."""
 
 import json
 from pathlib import Path
@@ -6,19 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.bad_finetune_cases import answerer
-from typer.testing import CliRunner
+from helpers.running import code_and_text
 
 import blip
-from blip.cli import app
 from blip.inference.predictor import Predictor
 from blip.interpret import activations
 from blip.interpret.activations import ActivationError, Capture, capture, read_shards
 from blip.interpret.explain_files import Wanted, find_pairs
-
-
-@pytest.fixture(scope="module")
-def model(tiny_checkpoint: Path) -> Predictor:
-    return blip.load(tiny_checkpoint)
 
 
 @pytest.fixture
@@ -150,10 +144,7 @@ def test_lengths_of_answers_are_their_own(tiny_checkpoint: Path, phantoms: Path,
 
 def test_command(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
     def run(*arguments: object) -> tuple[int, str]:
-        done = CliRunner().invoke(
-            app, ["activations", *(str(a) for a in arguments), "--checkpoint", str(tiny_checkpoint)]
-        )
-        return done.exit_code, " ".join(done.output.split())
+        return code_and_text("activations", *arguments, "--checkpoint", tiny_checkpoint)
 
     code, said = run(phantoms / "images", "--points", "image.*.out", "--out", tmp_path / "a", "--pool", "first")
     assert code == 0 and "48 records, 2 points" in said

@@ -1,14 +1,13 @@
-"""The pointing game counts what it says, and so do its controls."""
+"""The pointing game and its controls count correctly."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from helpers.running import code_and_text, run_verb
 
 import blip
-from blip.cli import app
 from blip.data.phantoms import write_phantoms
 from blip.interpret.pointing_game import Share, centre, inside, localise, peak, read_named, untrained
 
@@ -82,8 +81,8 @@ def test_every_method_and_layer_with_its_controls(named: Path, tiny_checkpoint: 
 
 
 def test_command(named: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    arguments = ["localise", str(named), "--checkpoint", str(tiny_checkpoint), "--limit", "3", "--method", "raw"]
-    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "scores.json")])
+    arguments = ["localise", named, "--checkpoint", tiny_checkpoint, "--limit", 3, "--method", "raw"]
+    done = run_verb(*arguments, "--out", tmp_path / "scores.json")
     assert done.exit_code == 0 and "distractor" in done.output, done.output
     lines = json.loads((tmp_path / "scores.json").read_text())["lines"]
     assert {line["method"] for line in lines} == {"raw"} and lines[0]["target"]["trials"] == 3
@@ -109,5 +108,5 @@ def test_command(named: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
 def test_bad_records(tiny_checkpoint: Path, tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "named.json"
     file.write_text(content)
-    done = CliRunner().invoke(app, ["localise", str(file), "--checkpoint", str(tiny_checkpoint)])
-    assert done.exit_code != 0 and message in " ".join(done.output.split())
+    code, said = code_and_text("localise", file, "--checkpoint", tiny_checkpoint)
+    assert code != 0 and message in said

@@ -1,12 +1,14 @@
-"""Tracing: what is read is what the model computed, edits do what they say, and nothing stays behind."""
+"""Tracing: it reads what the model computed, edits have their described effect, and no hook remains afterwards."""
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.running import ROOT
+from helpers.tiny import specials_of, tiny_model, tiny_text, tiny_vit
 from torch import Tensor, nn
 
 import blip
@@ -14,26 +16,21 @@ from blip.inference.predictor import Predictor
 from blip.inference.scoring import caption_log_probs
 from blip.interpret.hooks import Trace, TraceError
 from blip.models.decoding import Decoding
-from blip.models.nlvr import NlvrModel
 from blip.models.pretrain import PretrainModel
-from blip.models.vqa import VqaModel
 from blip.network.attention import Attention, attention_pattern
-from blip.network.embeddings import TextConfig
 from blip.network.packing import Rows
-from blip.network.vit import ViTConfig
-from blip.tokenizer import Specials
 from blip.train.parallel import checkpoint_activations
 
-VIT = ViTConfig(image_size=16, patch=8, width=16, depth=2, heads=2)
-TEXT = TextConfig(vocab_size=40, width=24, layers=3, heads=3, hidden=32, max_positions=16, image_width=16, dropout=0.0)
-SPECIALS = Specials(pad=0, enc=39, dec=38)
+VIT = tiny_vit(image_size=16, width=16, heads=2)
+TEXT = tiny_text(vocab_size=40, width=24, layers=3, hidden=32, image_width=16)
+SPECIALS = specials_of(TEXT)
 LENGTHS = torch.tensor([6, 3, 5, 4])
 
 
 @pytest.fixture
 def exact() -> PretrainModel:
     """In float64, so that rounding hides nothing."""
-    return PretrainModel(VIT, TEXT, SPECIALS, embed_dim=8).double().eval()
+    return tiny_model("pretrain", VIT, TEXT).double().eval()
 
 
 def inputs(count: int = 4) -> tuple[Tensor, Tensor]:
@@ -46,19 +43,9 @@ def match(model: PretrainModel, images: Tensor, ids: Tensor, packed: bool = True
     from blip.models.matching import match_logits
     from blip.network.packing import with_first
 
-    keys = model.text_encoder.project(model.image_encoder(images))
+    keys = model.text_encoder.image_keys(model.image_encoder(images))
     ids = with_first(ids, SPECIALS.enc)
-    return match_logits(model.text_encoder, model.itm_head, ids, LENGTHS, keys, packed)[:, 1]
-
-
-@pytest.fixture(scope="module")
-def model(tiny_checkpoint: Path) -> Predictor:
-    return blip.load(tiny_checkpoint)
-
-
-@pytest.fixture(scope="module")
-def pictures(phantoms: Path) -> list[Path]:
-    return sorted((phantoms / "images").glob("*.png"))[:3]
+    return match_logits(model.text_encoder, model.itm_head, ids, lengths=LENGTHS, keys=keys, packed=packed)[:, 1]
 
 
 TEXTS = ["head with a small bright round lesion", "chest", "a dark square"]
@@ -192,13 +179,15 @@ def test_writing_step_by_step(model: Predictor, pictures: list[Path]) -> None:
 
 
 def test_training_pass_with_texts_that_look_at_other_images(exact: PretrainModel) -> None:
-    from blip.models.matching import match_with_negatives
+    from blip.models.matching import HardNegatives, match_with_negatives
 
     pixels, ids = inputs()
     hard = torch.tensor([1, 2, 3, 0])
     with blip.trace(exact, "text.0.cross.*") as t:
-        keys = exact.text_encoder.project(exact.image_encoder(pixels))
-        match_with_negatives(exact.text_encoder, exact.itm_head, ids, LENGTHS, keys, hard, hard, packed=True)
+        keys = exact.text_encoder.image_keys(exact.image_encoder(pixels))
+        exists = torch.ones(4, dtype=torch.bool)
+        negatives = HardNegatives(text=hard, image=hard, has_text=exists, has_image=exists)
+        match_with_negatives(exact.text_encoder, exact.itm_head, ids, lengths=LENGTHS, keys=keys, negatives=negatives)
     found = t.pattern("text.0.cross")  # own and hard text of each image, then each text with its hard image
     assert found.shape == (12, 3, 6, 5)
     keys_of = torch.cat([keys.layers[0][0].repeat_interleave(2, dim=0), keys.layers[0][0][hard]])
@@ -211,14 +200,14 @@ def test_training_pass_with_texts_that_look_at_other_images(exact: PretrainModel
 def test_questions_and_pairs_of_images() -> None:
     ids = torch.randint(1, 38, (2, 5))
     lengths = torch.tensor([5, 5])
-    vqa = VqaModel(VIT, TEXT, SPECIALS).eval()
+    vqa = tiny_model("vqa", VIT, TEXT).eval()
     with blip.trace(vqa, ["text.1.cross.pattern", "decoder.1.cross.pattern"]) as t:
         keys = vqa.question_keys(torch.randn(2, 3, 16, 16), ids, lengths)
         vqa.answer(keys, Decoding(max_new_tokens=2, min_new_tokens=2), end_id=2)
     assert t.pattern("text.1.cross").shape == (2, 3, 5, 5)
     assert t.all("decoder.1.cross.pattern")[1].shape == (2, 3, 1, 5)  # the question's tokens
 
-    nlvr = NlvrModel(VIT, TextConfig(**{**TEXT.__dict__, "images": 2}), SPECIALS).eval()
+    nlvr = tiny_model("nlvr", VIT, TEXT).eval()
     with blip.trace(nlvr, "text.0.cross.*") as t:
         nlvr(torch.randn(2, 2, 3, 16, 16), ids, lengths)
     assert t.pattern("text.0.cross.first").shape == t.pattern("text.0.cross.second").shape == (2, 3, 5, 5)
@@ -301,8 +290,7 @@ def test_an_ablated_head_has_no_gradient(exact: PretrainModel) -> None:
 
 
 def test_dropped_patterns_have_no_gradient_to_give() -> None:
-    config = TextConfig(**{**TEXT.__dict__, "dropout": 0.5})
-    model = PretrainModel(VIT, config, SPECIALS, embed_dim=8).double().train()
+    model = tiny_model("pretrain", VIT, replace(TEXT, dropout=0.5)).double().train()
     pixels, ids = inputs()
     with blip.trace(model, "text.0.cross.*", grads=True) as t:
         t.backward(match(model, pixels, ids))
@@ -409,7 +397,7 @@ def test_compiled_models_run_eagerly_inside_and_compile_whole(exact: PretrainMod
     rows = Rows(LENGTHS, 6, ids.device, packed=False)
 
     def whole() -> Tensor:
-        keys = exact.text_encoder.project(exact.image_encoder(pixels))
+        keys = exact.text_encoder.image_keys(exact.image_encoder(pixels))
         return exact.text_encoder.multimodal(ids, rows, keys, first_only=True)
 
     with torch.no_grad():

@@ -1,22 +1,21 @@
-"""The whole pre-training model against slow, obvious twins: texts one by one, keys repeated, every token computed."""
+"""The whole pre-training model against a slow, plain one: texts one by one, keys repeated, every token computed."""
 
 import shutil
 
 import pytest
 import torch
+from helpers.tiny import specials_of, spread, tiny_model, tiny_text
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from blip.models import losses
-from blip.models.momentum import Candidates, Queue, Twin, candidates
+from blip.models.momentum import Candidates, Entries, Queue, Twin, candidates
 from blip.models.pretrain import Output, PretrainModel
-from blip.network.med import TextConfig
 from blip.network.packing import Rows
-from blip.network.vit import ViTConfig
-from blip.tokenizer import Specials
 
-PAD, ENC, DEC = 0, 49, 48
+SPECIALS = specials_of(tiny_text())
+PAD, ENC, DEC = SPECIALS.pad, SPECIALS.enc, SPECIALS.dec
 LENGTHS = torch.tensor([5, 3, 7, 4])
 B, ALPHA = len(LENGTHS), 0.4
 
@@ -26,20 +25,15 @@ def most_similar(weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def build() -> PretrainModel:
-    vit = ViTConfig(32, 8, 24, 2, 3)
-    text = TextConfig(50, 36, 2, 3, 40, 16, image_width=24, dropout=0.0)
-    model = PretrainModel(vit, text, Specials(PAD, ENC, DEC), embed_dim=8)
-    for name, parameter in model.named_parameters():  # biases and norms too: zeros and ones hide errors
-        if name != "temperature":
-            torch.nn.init.normal_(parameter, std=0.3)
-    return model
+    return spread(tiny_model("pretrain"), std=0.3)
 
 
 def inputs(equal: bool = False) -> tuple[Tensor, Tensor, Candidates]:
     ids = torch.randint(1, 48, (B, 7)).masked_fill(torch.arange(7) >= LENGTHS[:, None], PAD)
     image_m, text_m = F.normalize(torch.randn(B, 8), dim=1), F.normalize(torch.randn(B, 8), dim=1)
     caption_ids = torch.tensor([0, 1, 0, 3])  # two equal captions
-    others = candidates(image_m, text_m, caption_ids, torch.arange(B), Queue(6, 8), equal, equal)
+    entries = Entries(image_m, text_m, caption_ids, torch.arange(B))
+    others = candidates(entries, Queue(6, 8), equal_captions=equal, equal_images=equal)
     return torch.randn(B, 3, 32, 32), ids, others
 
 
@@ -68,7 +62,7 @@ def slow_forward(model: PretrainModel, images: Tensor, ids: Tensor, others: Cand
     def first_state(text: Tensor, image: Tensor) -> Tensor:
         text = text.clone()
         text[:, 0] = ENC
-        return encoder.multimodal(text, one(text.shape[1]), encoder.project(image))[:1]
+        return encoder.multimodal(text, one(text.shape[1]), encoder.image_keys(image))[:1]
 
     hard_text, hard_image = ((s[:, :B].masked_fill(others.positives[:, :B], -1e9)).argmax(dim=1) for s in similarity)
     assert (hard_text != hard_image).any()  # else nobody sees them swapped
@@ -82,7 +76,7 @@ def slow_forward(model: PretrainModel, images: Tensor, ids: Tensor, others: Cand
     for text, image in zip(texts, states, strict=True):
         start = text.clone()
         start[:, 0] = DEC
-        decoded = decoder(start, one(text.shape[1]), encoder.project(image))
+        decoded = decoder(start, one(text.shape[1]), encoder.image_keys(image))
         predicted.append(decoder.head(decoded)[:-1])
         targets.append(text[0, 1:])
     lm = F.cross_entropy(torch.cat(predicted), torch.cat(targets), label_smoothing=0.1)

@@ -1,9 +1,10 @@
-"""Decoding against slow, obvious twins and against transformers' `generate`; every bad option has its message."""
+"""Decoding against slow, plain code and against `generate` of transformers; every wrong option has its message."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from helpers.tiny import spread, tiny_model, tiny_text, tiny_vit
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -12,13 +13,11 @@ pytest.importorskip("transformers")
 from benchmarks.peers_tasks import captioner
 from blip.models import decoding
 from blip.models.caption import CaptionModel
-from blip.models.decoding import Decoding, Generated
-from blip.models.generation import generate, generate_each
-from blip.network.embeddings import TextConfig
+from blip.models.decoding import Decoding, Generated, Step
+from blip.models.generation import generate
+from blip.network.cross_attention import ProjectedKeys
 from blip.network.med import DecoderStep
-from blip.network.packing import ImageKeys, Rows
-from blip.network.vit import ViTConfig
-from blip.tokenizer import Specials
+from blip.network.packing import Rows
 
 PAD, END, ENC, DEC, WORDS = 0, 2, 23, 22, 24
 CPU = torch.device("cpu")
@@ -27,10 +26,8 @@ CPU = torch.device("cpu")
 def build(seed: int, end_bias: float = 0.0, width: float = 0.5) -> CaptionModel:
     """Weights large enough for texts to differ; `end_bias` makes ends likelier, so that texts end early."""
     torch.manual_seed(seed)
-    text = TextConfig(WORDS, 24, 2, 2, 32, 40, image_width=12, dropout=0.0)
-    model = CaptionModel(ViTConfig(16, 8, 12, 1, 2), text, Specials(PAD, ENC, DEC))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=width)
+    text = tiny_text(vocab_size=WORDS, width=24, heads=2, hidden=32, max_positions=40, image_width=12)
+    model = spread(tiny_model("caption", tiny_vit(image_size=16, width=12, depth=1, heads=2), text), std=width)
     with torch.no_grad():
         model.text_decoder.head.bias[END] += end_bias
         model.text_decoder.head.bias[PAD] -= 1000  # transformers ends a text at padding's id by no other means
@@ -42,14 +39,14 @@ def pictures(count: int = 3) -> Tensor:
 
 
 @torch.no_grad()
-def keys_of(model: CaptionModel, images: Tensor) -> ImageKeys:
-    return model.text_decoder.project(model.image_encoder(images))
+def keys_of(model: CaptionModel, images: Tensor) -> ProjectedKeys:
+    return model.text_decoder.image_keys(model.image_encoder(images))
 
 
 class Uncached:
     """A step that keeps no cache: it reads each text anew, alone, with its image's keys."""
 
-    def __init__(self, model: CaptionModel, keys: ImageKeys):
+    def __init__(self, model: CaptionModel, keys: ProjectedKeys):
         self.decoder, self.keys = model.text_decoder, keys
         self.texts: Tensor | None = None
         self.images = torch.arange(len(keys))
@@ -89,7 +86,7 @@ def test_cached_equals_uncached(name: str, end_bias: float) -> None:
     how, model, first = WAYS[name], build(1, end_bias), torch.tensor([[DEC, 5]] * 6)
     keys = keys_of(model, pictures(6))
     runs = [
-        generate(step, first, how, END, PAD, torch.Generator().manual_seed(3))
+        generate(step, first, how, end_id=END, pad_id=PAD, generator=torch.Generator().manual_seed(3))
         for step in (DecoderStep(model.text_decoder, keys), Uncached(model, keys))
     ]
     same(*runs)
@@ -116,14 +113,40 @@ def test_a_batch_equals_one_by_one(name: str, end_bias: float) -> None:
     """Texts end at different lengths: nobody's text depends on its neighbours'."""
     how, model, images = WAYS[name], build(2, end_bias), pictures(5)
     first = torch.tensor([[DEC]] * 5)
-    whole = model.write(images, first, how, END)
+    whole = model.write(images, first, how, end_id=END)
     each = how.num_return
     for i in range(5):
-        alone = model.write(images[i : i + 1], first[:1], how, END)
+        alone = model.write(images[i : i + 1], first[:1], how, end_id=END)
         rows, length = slice(i * each, (i + 1) * each), alone.ids.shape[1]
         assert whole.ids[rows, :length].tolist() == alone.ids.tolist()
         assert (whole.ids[rows, length:] == PAD).all()
         assert_close(whole.scores[rows], alone.scores, rtol=0, atol=1e-5)
+
+
+def generate_each(
+    step_for: Callable[[Tensor], Step], prompts: list[list[int]], how: Decoding, generator: torch.Generator
+) -> Generated:
+    """Prompts of any lengths: those of equal length are written together, so that no prompt has padding."""
+    groups: dict[int, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        groups.setdefault(len(prompt), []).append(number)
+    rows, parts = [], []
+    for members in groups.values():
+        ids = torch.tensor([prompts[i] for i in members])
+        step = step_for(torch.tensor(members))
+        parts.append(generate(step, ids, how, end_id=END, pad_id=PAD, generator=generator))
+        rows += [i * how.num_return + k for i in members for k in range(how.num_return)]
+    longest, order = max(part.ids.shape[1] for part in parts), torch.tensor(rows).argsort()
+
+    def joined(tensors: list[Tensor], fill: float) -> Tensor:
+        wide = [torch.nn.functional.pad(t, (0, longest - t.shape[1]), value=fill) for t in tensors]
+        return torch.cat(wide)[order]
+
+    return Generated(
+        joined([part.ids for part in parts], PAD),
+        joined([part.log_probs for part in parts], 0.0),
+        torch.cat([part.scores for part in parts])[order],
+    )
 
 
 @pytest.mark.parametrize("name", WAYS)
@@ -136,12 +159,12 @@ def test_prompts_of_different_lengths(name: str) -> None:
         return DecoderStep(model.text_decoder, keys.select(index))
 
     seeds = torch.Generator().manual_seed(3)
-    together = generate_each(step_for, prompts, how, END, PAD, generator=seeds)
+    together = generate_each(step_for, prompts, how, generator=seeds)
     assert together.ids.shape[0] == together.scores.shape[0] == 4 * how.num_return
     if how.sample:
         return
     for number, prompt in enumerate(prompts):
-        alone = generate(step_for(torch.tensor([number])), torch.tensor([prompt]), how, END, PAD)
+        alone = generate(step_for(torch.tensor([number])), torch.tensor([prompt]), how, end_id=END, pad_id=PAD)
         rows, length = slice(number * how.num_return, (number + 1) * how.num_return), alone.ids.shape[1]
         assert together.ids[rows, :length].tolist() == alone.ids.tolist()
         assert (together.ids[rows, length:] == PAD).all()
@@ -152,7 +175,7 @@ def test_prompts_of_different_lengths(name: str) -> None:
 @pytest.mark.parametrize(("beams", "num_return"), [(1, 1), (2, 1), (2, 2), (5, 3)])
 def test_beams_and_returned_texts(beams: int, num_return: int) -> None:
     how = Decoding(beams=beams, num_return=num_return, max_new_tokens=6)
-    out = build(5).write(pictures(), torch.tensor([[DEC]] * 3), how, END)
+    out = build(5).write(pictures(), torch.tensor([[DEC]] * 3), how, end_id=END)
     assert out.ids.shape == out.log_probs.shape == (3 * num_return, out.ids.shape[1])
     scores = out.scores.view(3, num_return)
     assert (scores.diff(dim=1) <= 0).all(), "the best first"
@@ -165,7 +188,7 @@ def test_log_probs_are_those_of_the_model() -> None:
     keys = keys_of(model, images)
     penalty = {"max_new_tokens": 8, "repetition_penalty": 0.5}  # repeats are likelier, so that penalised tokens occur
     for how in (Decoding(beams=3, max_new_tokens=8), Decoding(beams=3, **penalty), Decoding(**penalty)):
-        out = model.write(images, torch.tensor([[DEC]] * 3), how, END)
+        out = model.write(images, torch.tensor([[DEC]] * 3), how, end_id=END)
         for row in range(3):
             ids = [token for token in out.ids[row].tolist() if token != PAD]
             step = Uncached(model, keys.select(torch.tensor([row])))
@@ -187,7 +210,8 @@ def test_log_probs_are_those_of_the_model() -> None:
 def test_a_seeded_generator_repeats_itself() -> None:
     model, images, first = build(7), pictures(), torch.tensor([[DEC]] * 3)
     how = Decoding(sample=True, max_new_tokens=8, num_return=3, top_p=0.95)
-    runs = [model.write(images, first, how, END, torch.Generator().manual_seed(seed)).ids for seed in (1, 1, 2)]
+    seeds = [torch.Generator().manual_seed(seed) for seed in (1, 1, 2)]
+    runs = [model.write(images, first, how, end_id=END, generator=seed).ids for seed in seeds]
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
 
@@ -195,8 +219,8 @@ def test_a_seeded_generator_repeats_itself() -> None:
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}])
 def test_the_narrowest_sampling_is_greedy(options: dict) -> None:
     model, images, first = build(8, 4.0), pictures(), torch.tensor([[DEC]] * 3)
-    sampled = model.write(images, first, Decoding(sample=True, max_new_tokens=9, **options), END)
-    same(sampled, model.write(images, first, Decoding(max_new_tokens=9), END))
+    sampled = model.write(images, first, Decoding(sample=True, max_new_tokens=9, **options), end_id=END)
+    same(sampled, model.write(images, first, Decoding(max_new_tokens=9), end_id=END))
 
 
 def nucleus(logits: Tensor, top_p: float) -> set[int]:
@@ -256,7 +280,7 @@ def test_constraints_equal_naive_ones(penalty: float, size: int, length: int) ->
     how = Decoding(repetition_penalty=penalty, no_repeat_ngram=size, min_new_tokens=2)
     texts, logits = torch.randint(3, 6, (5, length)), torch.randn(5, 8)  # few words: runs repeat
     for new in (1, 2):
-        scores = decoding.constrained(logits, texts, new, how, END)
+        scores = decoding.constrained(logits, texts, new, decoding=how, end_id=END)
         expected = [naive_constrained(x, t, new, how) for x, t in zip(logits.tolist(), texts.tolist(), strict=True)]
         assert_close(scores, torch.tensor(expected))
 
@@ -301,7 +325,7 @@ def test_transformers_writes_the_same(case: dict, beams: int, prompt: list[int])
         model, images = build(seed, end_bias), pictures()
         first = torch.tensor([prompt] * 3)
         how = Decoding(beams=beams, max_new_tokens=10, **case)
-        ours = model.write(images, first, how, END)
+        ours = model.write(images, first, how, end_id=END)
         ids, scores = theirs(model, images, first, how)
         assert trimmed(ours.ids.tolist()) == trimmed(ids)
         if beams > 1:
@@ -343,4 +367,4 @@ def test_bad_options_are_named(options: dict, message: str) -> None:
 def test_more_beams_than_words() -> None:
     model = build(9)
     with pytest.raises(ValueError, match="13 beams need a vocabulary of 26 tokens or more"):
-        model.write(pictures(), torch.tensor([[DEC]] * 3), Decoding(beams=13), END)
+        model.write(pictures(), torch.tensor([[DEC]] * 3), Decoding(beams=13), end_id=END)

@@ -1,4 +1,4 @@
-"""Our models, with the published code's checkpoints read by the converter, return the published code's numbers."""
+"""Models with the published code's checkpoints, read by the converter, return the published code's numbers."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from blip.checkpoints import convert
 from blip.checkpoints.format import load_strict
-from blip.models.momentum import Queue, candidates, unit_features, update_twin
+from blip.models.momentum import Entries, Queue, candidates, unit_features, update_twin
 from blip.network.med import TextConfig
 from blip.network.packing import with_first
 from blip.network.vit import ViTConfig, resize_positions
@@ -32,9 +32,9 @@ def test_pretraining(golden_dir: Path, packed: bool) -> None:
     for step, expected in enumerate(settings["losses"]):
         images = numbers[f"image{step}"]
         image_features, text_features = twin(images, ids, lengths, packed)
-        entries = (image_features, text_features, unique, unique)
-        columns = candidates(*entries, queue, equal_captions=False, equal_images=False)
-        output = model(images, ids, lengths, columns, settings["alpha"], arg_max, packed)
+        entries = Entries(image_features, text_features, unique, unique)
+        columns = candidates(entries, queue, equal_captions=False, equal_images=False)
+        output = model(images, ids, lengths, columns, settings["alpha"], draw=arg_max, packed=packed)
         losses = torch.stack([output.itc, output.itm, output.lm])
         assert settings["loss_names"] == ["ita", "itm", "lm"]
         close(losses, torch.tensor(expected), FEATURES if step == 0 else LATER)
@@ -48,7 +48,7 @@ def test_pretraining(golden_dir: Path, packed: bool) -> None:
         if step == last:  # the published code updates the twin at the start of the next forward
             check_twin(golden, twin)
         update_twin(*twin.pairs_with(model), settings["momentum"])
-        queue.push(*entries)
+        queue.push(entries)
     close(queue.images, numbers["after.image_queue"], LATER)
     close(queue.texts, numbers["after.text_queue"], LATER)
     assert queue.pointer == numbers["after.queue_ptr"].item()
@@ -72,7 +72,7 @@ def test_retrieval(golden_dir: Path, packed: bool) -> None:
     images, texts = len(states), len(ids)
     all_ids = with_first(ids, golden.tokenizer.enc_id).repeat(images, 1)
     all_rows = golden.rows(lengths.repeat(images), packed)
-    keys = model.text_encoder.project(states)
+    keys = model.text_encoder.image_keys(states)
     logits = model.itm_head(model.text_encoder.multimodal(all_ids, all_rows, keys, first_only=True))
     close(logits.unflatten(0, (images, texts)), numbers["eval_itm_logits"], FEATURES)
 
@@ -96,7 +96,7 @@ def test_matching(golden_dir: Path) -> None:
     first = F.normalize(model.text_proj(model.text_encoder.text(ids, rows, first_only=True)), dim=-1)
     close(unit_features(model.image_proj, states[:, 0]) @ first.T, numbers["itc"], FEATURES)
 
-    keys = model.text_encoder.project(states)
+    keys = model.text_encoder.image_keys(states)
     with_cls = model.text_encoder.multimodal(ids, rows, keys, first_only=True)  # that class leaves [CLS] first
     close(model.itm_head(with_cls), numbers["itm_logits_cls_token"], FEATURES)
 

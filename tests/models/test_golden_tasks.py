@@ -8,11 +8,12 @@ import torch
 from helpers.golden_numbers import FEATURES, LATER, Golden, arg_max, check_gradients, check_twin, close, train
 
 from blip.checkpoints.format import load_strict
+from blip.models.answer_tree import AnswerTree
 from blip.models.caption import CaptionModel
 from blip.models.decoding import Decoding, Generated
-from blip.models.momentum import Queue, Twin, candidates, update_twin
+from blip.models.momentum import Entries, Queue, Twin, candidates, update_twin
 from blip.models.nlvr import NlvrModel, statement_loss
-from blip.models.ranking import AnswerTree, rank_answers
+from blip.models.ranking import rank_answers
 from blip.models.vqa import VqaModel
 from blip.network.embeddings import TextConfig
 from blip.network.packing import with_first
@@ -35,9 +36,9 @@ def test_retrieval_training(golden_dir: Path, packed: bool) -> None:
     last = len(settings["losses"]) - 1
     for step, expected in enumerate(settings["losses"]):
         images = numbers[f"image{step}"]
-        entries = (*twin(images, ids, lengths, packed), image_ids, image_ids)
-        columns = candidates(*entries, queue, equal_captions=False)
-        out = model(images, ids, lengths, columns, settings["alpha"], None, arg_max, packed)
+        entries = Entries(*twin(images, ids, lengths, packed), image_ids, image_ids)
+        columns = candidates(entries, queue, equal_captions=False)
+        out = model(images, ids, lengths, columns, settings["alpha"], draw=arg_max, packed=packed)
         losses = torch.stack([out.itc, out.itm])
         assert settings["loss_names"] == ["ita", "itm"]
         close(losses, torch.tensor(expected), FEATURES if step == 0 else LATER)
@@ -51,7 +52,7 @@ def test_retrieval_training(golden_dir: Path, packed: bool) -> None:
         if step == last:
             check_twin(golden, twin)
         update_twin(*twin.pairs_with(model), settings["momentum"])
-        queue.push(*entries)
+        queue.push(entries)
     close(queue.images, numbers["after.image_queue"], LATER)
     close(queue.texts, numbers["after.text_queue"], LATER)
     assert queue.image_ids.tolist() == numbers["after.idx_queue"].long().flatten().tolist()
@@ -59,7 +60,8 @@ def test_retrieval_training(golden_dir: Path, packed: bool) -> None:
 
 
 def caption_model(golden: Golden) -> CaptionModel:
-    model = CaptionModel(golden.vit, golden.text, golden.specials, golden.settings.get("label_smoothing", 0.1))
+    smoothing = golden.settings.get("label_smoothing", 0.1)
+    model = CaptionModel(golden.vit, golden.text, golden.specials, label_smoothing=smoothing)
     load_strict(model, golden.model_tensors, "model")
     return model.eval()
 
@@ -70,7 +72,8 @@ def test_caption_training(golden_dir: Path, packed: bool) -> None:
     model = caption_model(golden)
     ids, lengths = golden.ids()
     prompt_length = golden.settings["prompt_length"]
-    train(golden, model, lambda step: model(golden.numbers[f"image{step}"], ids, lengths, prompt_length, packed))
+    options = {"prompt_length": prompt_length, "packed": packed}
+    train(golden, model, lambda step: model(golden.numbers[f"image{step}"], ids, lengths, **options))
 
 
 def decoding(arguments: dict[str, Any], prompt_length: int) -> Decoding:
@@ -93,12 +96,12 @@ def test_captions(golden_dir: Path, kind: str) -> None:
     first = with_first(torch.tensor([prompt] * len(images)), words.dec_id)
     for case in settings["generate"]:
         how = decoding(case["args"], len(prompt))
-        out = model.write(images, first, how, words.sep_id)
+        out = model.write(images, first, how, end_id=words.sep_id)
         texts = torch.cat([first, out.ids], dim=1)
         width = max(texts.shape[1], max(len(row) for row in case["ids"]))
         assert padded(texts.tolist(), width) == padded(case["ids"], width), case["args"]
         for one in range(len(images)):  # a batch ends when all are done: nobody's text changes with its neighbours
-            alone = model.write(images[one : one + 1], first[:1], how, words.sep_id)
+            alone = model.write(images[one : one + 1], first[:1], how, end_id=words.sep_id)
             assert padded(alone.ids.tolist(), width) == padded(out.ids[one : one + 1].tolist(), width)
             close(alone.scores, out.scores[one : one + 1], FEATURES)
 
@@ -109,7 +112,8 @@ def padded(rows: list[list[int]], width: int) -> list[list[int]]:
 
 def vqa_model(golden: Golden) -> VqaModel:
     answer = TextConfig(**golden.info["text_decoder"])
-    model = VqaModel(golden.vit, golden.text, golden.specials, answer, golden.settings["label_smoothing"])
+    smoothing = golden.settings["label_smoothing"]
+    model = VqaModel(golden.vit, golden.text, golden.specials, answer=answer, label_smoothing=smoothing)
     load_strict(model, golden.model_tensors, "model")
     return model.eval()
 
@@ -121,8 +125,14 @@ def test_vqa_training(golden_dir: Path, packed: bool) -> None:
     questions, answers = golden.ids("questions"), golden.ids("answers")
     owner = torch.arange(len(settings["n"])).repeat_interleave(torch.tensor(settings["n"]))
     weights = torch.tensor(settings["weights"])
-    inputs = (*questions, *answers, owner, weights, packed)
-    train(golden, model, lambda step: model(golden.numbers[f"image{step}"], *inputs))
+    rest = {
+        "answer_ids": answers[0],
+        "answer_lengths": answers[1],
+        "owner": owner,
+        "weights": weights,
+        "packed": packed,
+    }
+    train(golden, model, lambda step: model(golden.numbers[f"image{step}"], *questions, **rest))
 
 
 @torch.no_grad()
@@ -135,7 +145,7 @@ def test_vqa_answers(golden_dir: Path) -> None:
     plain = [ids[1:-1] for ids in words.encode(settings["answer_list"], golden.text.max_positions)]
     tree = AnswerTree(plain, words.dec_id, words.sep_id)
     for k, expected in settings["rank"].items():
-        ranked = rank_answers(model.text_decoder, keys, tree, int(k), settings["label_smoothing"])
+        ranked = rank_answers(model.text_decoder, keys, tree, k=int(k), label_smoothing=settings["label_smoothing"])
         assert [settings["answer_list"][i] for i in ranked.answers[:, 0].tolist()] == expected
 
 

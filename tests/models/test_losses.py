@@ -1,4 +1,4 @@
-"""The losses against loops over samples that do the obvious."""
+"""The losses against plain loops over samples."""
 
 import math
 
@@ -31,12 +31,12 @@ def test_contrast(alpha: float) -> None:
             soft = math.exp(twin[i, j].item()) / twin_denominator
             target = alpha * soft + (1 - alpha) * (1 / shared if positives[i, j] else 0.0)
             total -= target * math.log(math.exp(similarity[i, j].item()) / denominator)
-    assert_close(losses.contrast(similarity, twin, positives, alpha).item(), total / B, rtol=1e-5, atol=1e-5)
+    assert_close(losses.contrast(similarity, twin, positives, alpha=alpha).item(), total / B, rtol=1e-5, atol=1e-5)
 
 
 def test_contrast_has_no_gradient_through_the_targets() -> None:
     similarity, twin = torch.randn(B, C, requires_grad=True), torch.randn(B, C, requires_grad=True)
-    losses.contrast(similarity, twin, batch_positives(), 0.4).backward()
+    losses.contrast(similarity, twin, batch_positives(), alpha=0.4).backward()
     assert twin.grad is None
     targets = 0.4 * twin.softmax(dim=1) + 0.6 * batch_positives() / batch_positives().sum(dim=1, keepdim=True)
     assert_close(similarity.grad, (similarity.softmax(dim=1) - targets).detach() / B)
@@ -108,7 +108,7 @@ def test_losses_are_float32_whatever_comes_in() -> None:
     logits = torch.randn(6, V).bfloat16()
     assert losses.language_model(logits, torch.arange(6)).dtype == torch.float32
     assert losses.match(logits[:, :2], torch.ones(6)).dtype == torch.float32
-    contrast = losses.contrast(logits[:4, :C], logits[:4, :C], batch_positives(), 0.4)
+    contrast = losses.contrast(logits[:4, :C], logits[:4, :C], batch_positives(), alpha=0.4)
     assert contrast.dtype == torch.float32
 
 

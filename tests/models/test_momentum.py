@@ -1,4 +1,4 @@
-"""The queue against a plain list, the twin's update against a loop, and who is whose positive."""
+"""The queue against a plain list, the twin's update against a loop, and which pairs are positives."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from blip.models.momentum import NO_ID, Queue, candidates, update_twin
+from blip.models.momentum import NO_ID, Entries, Queue, candidates, update_twin
 
 E = 6
 
@@ -25,7 +25,7 @@ def test_queue_holds_the_last_entries(size: int, batches: list[int]) -> None:
     for count in batches:
         images, texts = features(count), features(count)
         ids = torch.arange(len(pushed), len(pushed) + count)
-        queue.push(images, texts, ids, ids + 100)
+        queue.push(Entries(images, texts, ids, ids + 100))
         pushed += list(zip(images, texts, ids.tolist(), strict=True))
     held = {id_: column for column, id_ in enumerate(queue.caption_ids.tolist()) if id_ != NO_ID}
     assert set(held) == set(range(len(pushed))[-size:])
@@ -37,16 +37,16 @@ def test_queue_holds_the_last_entries(size: int, batches: list[int]) -> None:
 
 def test_queue_overwrites_the_oldest_first() -> None:
     queue = Queue(5, E)
-    queue.push(features(4), features(4), torch.arange(4), torch.arange(4))
-    queue.push(features(2), features(2), torch.tensor([4, 5]), torch.tensor([4, 5]))
+    queue.push(Entries(features(4), features(4), torch.arange(4), torch.arange(4)))
+    queue.push(Entries(features(2), features(2), torch.tensor([4, 5]), torch.tensor([4, 5])))
     assert queue.caption_ids.tolist() == [5, 1, 2, 3, 4]
     assert queue.pointer.item() == 1
 
 
 def test_empty_queue_takes_any_batch() -> None:
     queue = Queue(0, E)
-    queue.push(features(3), features(3), torch.arange(3), torch.arange(3))
-    others = candidates(features(3), features(3), torch.arange(3), torch.arange(3), queue)
+    queue.push(Entries(features(3), features(3), torch.arange(3), torch.arange(3)))
+    others = candidates(Entries(features(3), features(3), torch.arange(3), torch.arange(3)), queue)
     assert others.images.shape == (E, 3)
 
 
@@ -71,13 +71,13 @@ def test_update_twin_equals_a_loop() -> None:
 
 def filled_queue() -> Queue:
     queue = Queue(4, E)
-    queue.push(features(3), features(3), torch.tensor([7, 1, 8]), torch.tensor([20, 21, 0]))
+    queue.push(Entries(features(3), features(3), torch.tensor([7, 1, 8]), torch.tensor([20, 21, 0])))
     return queue
 
 
 def test_candidates_are_the_batch_then_the_queue() -> None:
     queue, images, texts = filled_queue(), features(2), features(2)
-    others = candidates(images, texts, torch.tensor([1, 2]), torch.tensor([10, 11]), queue)
+    others = candidates(Entries(images, texts, torch.tensor([1, 2]), torch.tensor([10, 11])), queue)
     assert_close(others.images, torch.cat([images.T, queue.images], dim=1))
     assert_close(others.texts, torch.cat([texts.T, queue.texts], dim=1))
 
@@ -87,7 +87,7 @@ def test_equal_captions_or_images_are_positives() -> None:
     caption_ids, image_ids = torch.tensor([1, 2, 1]), torch.tensor([0, 11, 12])
     all_captions = [*caption_ids.tolist(), *queue.caption_ids.tolist()]
     all_images = [*image_ids.tolist(), *queue.image_ids.tolist()]
-    others = candidates(features(3), features(3), caption_ids, image_ids, queue)
+    others = candidates(Entries(features(3), features(3), caption_ids, image_ids), queue)
     for i in range(3):
         for j in range(7):
             same = all_captions[j] == caption_ids[i].item() or all_images[j] == image_ids[i].item()
@@ -97,12 +97,14 @@ def test_equal_captions_or_images_are_positives() -> None:
 
 def test_unfilled_entries_are_positives_of_nobody() -> None:
     ids = torch.tensor([NO_ID, 3])  # even a pair without an id equals itself alone
-    others = candidates(features(2), features(2), ids, ids, Queue(4, E))
+    others = candidates(Entries(features(2), features(2), ids, ids), Queue(4, E))
     assert others.positives[:, :2].tolist() == [[True, False], [False, True]]
     assert not others.positives[1, 2:].any()
 
 
 def test_published_positives_are_the_pair_itself() -> None:
     same = torch.zeros(3, dtype=torch.long)
-    others = candidates(features(3), features(3), same, same, filled_queue(), equal_captions=False, equal_images=False)
+    others = candidates(
+        Entries(features(3), features(3), same, same), filled_queue(), equal_captions=False, equal_images=False
+    )
     assert torch.equal(others.positives, torch.eye(3, 7, dtype=torch.bool))

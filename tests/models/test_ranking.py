@@ -2,15 +2,17 @@
 
 import pytest
 import torch
+from helpers.tiny import spread, tiny_text
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from blip.models import ranking
-from blip.models.ranking import AnswerTree, rank_answers
-from blip.network.embeddings import TextConfig
+from blip.models.answer_tree import AnswerTree, TreeRows
+from blip.models.ranking import rank_answers
+from blip.network.cross_attention import ProjectedKeys
 from blip.network.med import TextDecoder
-from blip.network.packing import ImageKeys, Rows
+from blip.network.packing import Rows
 
 DEC, END, WORDS = 48, 2, 50
 CPU = torch.device("cpu")
@@ -33,24 +35,21 @@ QUESTION_LENGTHS = torch.tensor([4, 7, 5])
 
 def build() -> TextDecoder:
     """Weights large enough for answers to differ."""
-    decoder = TextDecoder(TextConfig(WORDS, 36, 3, 3, 40, 16, image_width=20, dropout=0.0)).eval()
-    for parameter in decoder.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return decoder
+    return spread(TextDecoder(tiny_text(vocab_size=WORDS, layers=3, image_width=20)).eval(), std=0.3)
 
 
 def questions() -> Tensor:
     return torch.randn(3, 7, 20)
 
 
-def question_keys(decoder: TextDecoder, states: Tensor) -> ImageKeys:
-    return decoder.project(states, torch.arange(7) < QUESTION_LENGTHS[:, None])
+def question_keys(decoder: TextDecoder, states: Tensor) -> ProjectedKeys:
+    return decoder.image_keys(states, torch.arange(7) < QUESTION_LENGTHS[:, None])
 
 
 @torch.no_grad()
 def alone(decoder: TextDecoder, states: Tensor, answer: list[int], smoothing: float) -> float:
     """The score of one answer to one question without padding."""
-    ids, keys = torch.tensor([[DEC, *answer]]), decoder.project(states[None])
+    ids, keys = torch.tensor([[DEC, *answer]]), decoder.image_keys(states[None])
     states = decoder(ids, Rows(torch.tensor([ids.shape[1]]), ids.shape[1], CPU), keys)
     target = torch.tensor([*answer, END])
     return -F.cross_entropy(decoder.head(states), target, reduction="sum", label_smoothing=smoothing).item()
@@ -62,14 +61,16 @@ def repeated(decoder: TextDecoder, states: Tensor, answers: list[list[int]], smo
     lengths = torch.tensor([len(a) + 1 for a in answers])
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor([DEC, *a, END]) for a in answers], batch_first=True)
     rows = Rows(lengths, ids.shape[1] - 1, CPU, packed=False)
-    logits = rows.unpack(decoder.head(decoder(ids[:, :-1], rows, decoder.project(states.expand(len(answers), -1, -1)))))
+    logits = rows.unpack(
+        decoder.head(decoder(ids[:, :-1], rows, decoder.image_keys(states.expand(len(answers), -1, -1))))
+    )
     targets = ids[:, 1:].masked_fill(torch.arange(ids.shape[1] - 1) >= lengths[:, None], -100)
     return -F.cross_entropy(logits.transpose(1, 2), targets, reduction="none", label_smoothing=smoothing).sum(dim=1)
 
 
 def first_probabilities(decoder: TextDecoder, states: Tensor) -> Tensor:
     with torch.no_grad():
-        last = decoder(torch.tensor([[DEC]]), Rows(torch.tensor([1]), 1, CPU), decoder.project(states[None]))
+        last = decoder(torch.tensor([[DEC]]), Rows(torch.tensor([1]), 1, CPU), decoder.image_keys(states[None]))
         return decoder.head(last)[0].softmax(dim=0)
 
 
@@ -77,7 +78,8 @@ def first_probabilities(decoder: TextDecoder, states: Tensor) -> Tensor:
 @pytest.mark.parametrize("k", [1, 4, 8, 12, 1000])
 def test_the_tree_equals_answers_alone_and_repeated_states(k: int, smoothing: float) -> None:
     decoder, states = build(), questions()
-    ranked = rank_answers(decoder, question_keys(decoder, states), AnswerTree(ANSWERS, DEC, END), k, smoothing)
+    keys, tree = question_keys(decoder, states), AnswerTree(ANSWERS, DEC, END)
+    ranked = rank_answers(decoder, keys, tree, k=k, label_smoothing=smoothing)
     assert ranked.answers.shape == (3, min(k, len(ANSWERS)))
     for question, length in enumerate(QUESTION_LENGTHS.tolist()):
         own, chosen = states[question, :length], ranked.answers[question].tolist()
@@ -131,6 +133,23 @@ def test_equal_beginnings_are_one_node() -> None:
     assert tree.last[0] == tree.last[11], "an answer may be in the list twice"
 
 
+def test_the_drawing_of_the_tree_is_true() -> None:
+    """The example in the docstring of `answer_tree`, with the words numbered in the order of the alphabet."""
+    left, lobe, lower, lung, no, right = 11, 13, 12, 14, 15, 16
+    tree = AnswerTree([[no], [left, lung], [left, lower, lobe], [right, lung]], DEC, END)
+    assert tree.tokens.tolist() == [DEC, left, lower, lobe, lung, no, right, lung]
+    assert tree.depths.tolist() == [0, 1, 2, 3, 2, 1, 1, 2]
+    rows = tree.rows_of(torch.arange(4), room=5)
+    assert [row.tolist() for row in rows] == [[1, 2, 3, 4, 5], [6, 7]]
+    layout = TreeRows(tree, rows)
+    assert layout.pack(layout.nodes).tolist() == [1, 2, 3, 4, 5, 6, 7]
+    assert layout.parents.tolist() == [-1, 0, 1, 0, -1, -1, 5]
+    mask, _ = layout.attention_mask(causal=True)
+    drawn = ["xx....", "xxx...", "xxxx..", "xx..x.", "x....x"]
+    assert ["".join("x" if seen else "." for seen in row) for row in mask[0, 0].tolist()] == drawn
+    assert mask[1, 0].int().tolist()[:2] == [[1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0]]
+
+
 BAD = {
     "empty list": ([], "the list of answers is empty"),
     "no tokens": ([[5], [], [6]], "answer 2 of the list has no token: leave it out"),
@@ -148,4 +167,4 @@ def test_bad_lists_are_named(case: str) -> None:
 def test_k_is_at_least_one(k: int) -> None:
     decoder = build()
     with pytest.raises(ValueError, match=f"k is {k}; at least one answer"):
-        rank_answers(decoder, question_keys(decoder, questions()), AnswerTree(ANSWERS, DEC, END), k)
+        rank_answers(decoder, question_keys(decoder, questions()), AnswerTree(ANSWERS, DEC, END), k=k)

@@ -56,7 +56,7 @@ def test_reading_the_pattern_changes_nothing(kind: str) -> None:
     attention.pattern.register_forward_hook(lambda tap, args, out: seen.append(out))
     assert_close(attention(q, k, v, mask, kind == "causal"), fused)
     assert_close(seen[0].sum(dim=-1), torch.ones(2, 3, 6))
-    assert_close(seen[0], attention_pattern(q, k, mask, kind == "causal"))
+    assert_close(seen[0], attention_pattern(q, k, mask, causal=kind == "causal"))
 
 
 def test_hook_edits_the_pattern() -> None:

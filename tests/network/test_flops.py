@@ -4,30 +4,35 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from helpers.tiny import tiny_model, tiny_text, tiny_vit
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("transformers")
 
+from benchmarks import flops
 from benchmarks.peers_tasks import PublishedMatch, PublishedRank
 from blip.evaluation import retrieval
 from blip.inference.scoring import match_states
-from blip.models.caption import CaptionModel
+from blip.models.answer_tree import AnswerTree
 from blip.models.decoding import Decoding
 from blip.models.generation import generate
-from blip.models.momentum import Queue, Twin, candidates
-from blip.models.pretrain import PretrainModel
-from blip.models.ranking import AnswerTree, rank_answers
-from blip.models.retrieval import RetrievalModel
-from blip.models.vqa import VqaModel
-from blip.network import flops
-from blip.network.flops import Savings
-from blip.network.med import DecoderStep, TextConfig
+from blip.models.momentum import Entries, Queue, Twin, candidates
+from blip.models.ranking import rank_answers
+from blip.network.cross_attention import ImageKeys
+from blip.network.embeddings import TextConfig
+from blip.network.flops import (
+    Savings,
+    head_forward,
+    patches_forward,
+    pretrain_parameters,
+    pretrain_step,
+    text_forward,
+)
+from blip.network.med import DecoderStep, TextTransformer
 from blip.network.vit import ViTConfig
-from blip.tokenizer import Specials
 
-VIT = ViTConfig(32, 8, 24, 3, 3)
-TEXT = TextConfig(50, 36, 2, 3, 40, 16, image_width=24, dropout=0.0)
+VIT, TEXT = tiny_vit(depth=3), tiny_text()
 PUBLISHED = Savings(shared_keys=False, packed=False, one_token=False)
 GIGA = 1e9
 
@@ -39,18 +44,19 @@ def fake_negatives(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize(("lengths", "packed"), [([6, 6, 6], True), ([6, 3, 5], True), ([6, 3, 5], False)])
 def test_counts_equal_torchs(lengths: list[int], packed: bool) -> None:
-    model = PretrainModel(VIT, TEXT, Specials(0, 49, 48), embed_dim=8)
+    model = tiny_model("pretrain", VIT, TEXT)
     twin, queue = Twin(model), Queue(10, 8)
     ids, images = torch.randint(1, 48, (3, max(lengths))), torch.randn(3, 3, 32, 32)
     pairs, texts = torch.arange(3), torch.tensor(lengths)
     with sdpa_kernel(SDPBackend.MATH):  # plain products, which the counter knows
         with FlopCounterMode(display=False) as counted_twin:
             image_m, text_m = twin(images, ids, texts, packed)
-        others = candidates(image_m, text_m, pairs, pairs, queue, equal_captions=False, equal_images=False)
+        entries = Entries(image_m, text_m, pairs, pairs)
+        others = candidates(entries, queue, equal_captions=False, equal_images=False)
         with FlopCounterMode(display=False) as counted_model:
             out = model(images, ids, texts, others, 0.4, draw=fake_negatives, packed=packed)
             (out.itc + out.itm + out.lm).backward()
-    expected = flops.pretrain_step(VIT, TEXT, lengths, embed_dim=8, queue=10, savings=Savings(packed=packed))
+    expected = pretrain_step(VIT, TEXT, lengths, embed_dim=8, queue=10, savings=Savings(packed=packed))
     assert counted_twin.get_total_flops() + counted_model.get_total_flops() == expected.total
     projections = 2 * 3 * 8 * (24 + 36)
     assert counted_twin.get_total_flops() == expected.image_twin + expected.text_twin + projections
@@ -62,14 +68,19 @@ def counted(run: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+def keys(module: TextTransformer, states: torch.Tensor, tokens: int | None) -> ImageKeys:
+    """Keys of images, or with `tokens` their states."""
+    return module.image_keys(states) if tokens is None else module.keys_or_states(states, tokens)
+
+
 def test_counts_of_matching() -> None:
     """An image's texts of one length side by side, so that nothing unfolds; and the published pair."""
-    model = RetrievalModel(VIT, TEXT, Specials(0, 49, 48), embed_dim=8).eval()
+    model = tiny_model("retrieval", VIT, TEXT).eval()
     lengths, states = torch.tensor([5, 5, 5]), torch.randn(1, 17, 24)
     texts = retrieval.Texts(torch.randint(1, 48, (3, 5)), lengths, [[0]] * 3)
 
     def grouped() -> None:
-        retrieval.match_texts(model, model.text_encoder.project(states), texts, torch.arange(3), torch.device("cpu"))
+        retrieval.match_texts(model, model.text_encoder.image_keys(states), texts, torch.arange(3), torch.device("cpu"))
 
     assert counted(grouped) == flops.match_grouped(VIT, TEXT, lengths.tolist(), images=1)
     peer = PublishedMatch(model.text_encoder, model.itm_head)
@@ -80,30 +91,31 @@ def test_counts_of_matching() -> None:
 
 def test_counts_of_filtering() -> None:
     """Two texts an image, few enough to look at states: match logits and features."""
-    model = RetrievalModel(VIT, TEXT, Specials(0, 49, 48), embed_dim=8).eval()
+    model = tiny_model("retrieval", VIT, TEXT).eval()
     ids, lengths, states = torch.randint(1, 48, (6, 5)), [5] * 6, torch.randn(3, 17, 24)
-    alone = 6 * flops.text_forward(TEXT, 1, 5, 5, first_only=True)
-    expected = alone + flops.match_grouped(VIT, TEXT, lengths, 3, keys=False) + 2 * 8 * (3 * 24 + 6 * 36)
+    alone = 6 * text_forward(TEXT, 1, 5, longest=5, first_only=True)
+    expected = alone + flops.match_grouped(VIT, TEXT, lengths, images=3, keys=False) + 2 * 8 * (3 * 24 + 6 * 36)
     assert counted(lambda: match_states(model, states, ids, torch.tensor(lengths), 49)) == expected
 
 
 @pytest.mark.parametrize("tokens", [None, 1], ids=["keys", "states"])
 def test_counts_of_writing(tokens: int | None) -> None:
-    model = CaptionModel(VIT, TEXT, Specials(0, 49, 48)).eval()
+    model = tiny_model("caption", VIT, TEXT).eval()
     states, first = torch.randn(2, 17, 24), torch.full((2, 1), 48)
 
     def write() -> None:
-        step = DecoderStep(model.text_decoder, model.text_decoder.project(states, tokens=tokens))
-        generate(step, first, Decoding(max_new_tokens=5, min_new_tokens=5), 2, 0)
+        decoder = model.text_decoder
+        step = DecoderStep(decoder, keys(decoder, states, tokens))
+        generate(step, first, Decoding(max_new_tokens=5, min_new_tokens=5), end_id=2, pad_id=0)
 
     assert counted(write) == flops.write(VIT, TEXT, rows=2, new=5, key_sets=0 if tokens else 2)
 
 
 @pytest.mark.parametrize("tokens", [None, 1], ids=["keys", "states"])
 def test_counts_of_ranking(tokens: int | None) -> None:
-    model = VqaModel(VIT, TEXT, Specials(0, 49, 48)).eval()
+    model = tiny_model("vqa", VIT, TEXT).eval()
     ids, lengths, image_states = torch.randint(1, 48, (1, 5)), torch.tensor([5]), torch.randn(1, 17, 24)
-    read = counted(lambda: model.question_states(model.text_encoder.project(image_states, tokens=tokens), ids, lengths))
+    read = counted(lambda: model.question_states(keys(model.text_encoder, image_states, tokens), ids, lengths))
     assert read == flops.read_questions(VIT, TEXT, [5], keys=tokens is None)
     states, answers = torch.randn(1, 5, 36), [[7], [7, 8], [7, 9], [7, 9, 10]]
     tree = AnswerTree(answers, 48, 2)
@@ -129,22 +141,22 @@ def test_counts_of_ranking(tokens: int | None) -> None:
 def test_costs_of_vit_b(savings: Savings, length: int, total: float) -> None:
     """The design's table: GFLOP a sample at 224 px. It counts a gradient of the pixels, which nobody computes, and
     without padding it counts the word head for the 19 tokens that predict one, where we compute all 20."""
-    cost = flops.pretrain_step(ViTConfig(), TextConfig(), [length] * 8, savings=savings)
-    per_sample = cost.total / 8 + flops.patches_forward(ViTConfig())
-    per_sample -= 3 * flops.head_forward(TextConfig(), 1) * savings.packed
+    cost = pretrain_step(ViTConfig(), TextConfig(), [length] * 8, savings=savings)
+    per_sample = cost.total / 8 + patches_forward(ViTConfig())
+    per_sample -= 3 * head_forward(TextConfig(), 1) * savings.packed
     assert per_sample / GIGA == pytest.approx(total, abs=0.051)
 
 
 def test_costs_of_the_parts() -> None:
-    cost = flops.pretrain_step(ViTConfig(), TextConfig(), [30], savings=PUBLISHED)
-    parts = [cost.image + flops.patches_forward(ViTConfig()), cost.image_twin, cost.text + cost.text_twin]
+    cost = pretrain_step(ViTConfig(), TextConfig(), [30], savings=PUBLISHED)
+    parts = [cost.image + patches_forward(ViTConfig()), cost.image_twin, cost.text + cost.text_twin]
     parts += [cost.keys, cost.match, cost.language]
     assert [part / GIGA for part in parts] == pytest.approx([105.4, 35.1, 20.5, 66.9, 55.8, 22.9], abs=0.051)
 
 
 def test_parameter_counts() -> None:
-    model = PretrainModel(VIT, TEXT, Specials(0, 49, 48), embed_dim=8)
-    counts = flops.pretrain_parameters(VIT, TEXT, embed_dim=8)
+    model = tiny_model("pretrain", VIT, TEXT)
+    counts = pretrain_parameters(VIT, TEXT, embed_dim=8)
     assert counts.total == sum(p.numel() for p in model.parameters())
     assert counts.image_encoder == sum(p.numel() for p in model.image_encoder.parameters())
     assert counts.text_encoder == sum(p.numel() for p in model.text_encoder.parameters())

@@ -2,24 +2,24 @@
 
 import pytest
 import torch
+from helpers.tiny import spread, tiny_text
 from torch import Tensor
 from torch.testing import assert_close
 
-from blip.network.embeddings import TextConfig, TiedLookUp
+from blip.network.cross_attention import ImageStates, ProjectedKeys
+from blip.network.embeddings import TiedLookUp
 from blip.network.med import TextDecoder, TextEncoder
-from blip.network.packing import Cache, ImageKeys, Rows
+from blip.network.packing import Cache, Rows
 
-WORDS, WIDTH, LAYERS, LONGEST = 50, 24, 3, 7
+CONFIG = tiny_text(width=24, layers=3, hidden=32, image_width=20)
+WORDS, WIDTH, LAYERS, LONGEST = CONFIG.vocab_size, CONFIG.width, CONFIG.layers, 7
 LENGTHS = torch.tensor([4, 7, 2, 5])
-CONFIG = TextConfig(WORDS, WIDTH, LAYERS, 3, 32, 16, image_width=20, dropout=0.0)
 
 
 def tiny() -> tuple[TextEncoder, TextDecoder]:
     encoder = TextEncoder(CONFIG)
     decoder = TextDecoder(encoder.config, encoder)
-    for parameter in [*encoder.parameters(), *decoder.parameters()]:  # biases and norms too: zeros and ones hide errors
-        torch.nn.init.normal_(parameter, std=0.3)
-    return encoder, decoder
+    return spread(encoder, std=0.3), spread(decoder, std=0.3)
 
 
 def texts() -> Tensor:
@@ -28,7 +28,7 @@ def texts() -> Tensor:
 
 
 def rows(lengths: Tensor = LENGTHS, packed: bool = True, longest: int = LONGEST) -> Rows:
-    return Rows(lengths, longest, torch.device("cpu"), packed)
+    return Rows(lengths, longest, torch.device("cpu"), packed=packed)
 
 
 def real(x: Tensor, layout: Rows) -> Tensor:
@@ -36,9 +36,9 @@ def real(x: Tensor, layout: Rows) -> Tensor:
     return layout.unpack(x)[torch.arange(layout.longest) < LENGTHS[:, None]]
 
 
-def repeated(keys: ImageKeys, which: Tensor) -> ImageKeys:
+def repeated(keys: ProjectedKeys, which: Tensor) -> ProjectedKeys:
     """The slow twin of sharing: every row its own copy of its image's keys."""
-    return ImageKeys([(k[which], v[which]) for k, v in keys.layers])
+    return ProjectedKeys([(k[which], v[which]) for k, v in keys.layers])
 
 
 def test_rows_pack_and_unpack() -> None:
@@ -74,9 +74,9 @@ def test_next_tokens(packed: bool) -> None:
 @pytest.mark.parametrize("kind", ["text", "multimodal", "decoder"])
 def test_packed_equals_padded_equals_alone(kind: str) -> None:
     encoder, decoder = tiny()
-    ids, keys = texts(), encoder.project(torch.randn(4, 6, 20))
+    ids, keys = texts(), encoder.image_keys(torch.randn(4, 6, 20))
 
-    def run(ids: Tensor, layout: Rows, keys: ImageKeys) -> Tensor:
+    def run(ids: Tensor, layout: Rows, keys: ProjectedKeys) -> Tensor:
         if kind == "text":
             return encoder.text(ids, layout)
         return encoder.multimodal(ids, layout, keys) if kind == "multimodal" else decoder(ids, layout, keys)
@@ -89,14 +89,14 @@ def test_packed_equals_padded_equals_alone(kind: str) -> None:
     assert_close(x, real(run(noise, padded, keys), padded), rtol=1e-4, atol=1e-5)
     alone = []
     for r, n in enumerate(LENGTHS.tolist()):
-        one = ImageKeys([(k[r : r + 1], v[r : r + 1]) for k, v in keys.layers])
+        one = ProjectedKeys([(k[r : r + 1], v[r : r + 1]) for k, v in keys.layers])
         alone.append(run(ids[r : r + 1, :n], rows(torch.tensor([n]), longest=n), one))
     assert_close(x, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
 def test_texts_side_by_side_equal_repeated_keys() -> None:
     encoder, _ = tiny()
-    ids, keys = texts(), encoder.project(torch.randn(2, 6, 20))
+    ids, keys = texts(), encoder.image_keys(torch.randn(2, 6, 20))
     side_by_side = encoder.multimodal(ids, rows(), keys)
     slow = encoder.multimodal(ids, rows(), repeated(keys, torch.tensor([0, 0, 1, 1])))
     assert_close(side_by_side, slow, rtol=1e-4, atol=1e-5)
@@ -109,9 +109,9 @@ def test_extra_rows_equal_repeated_keys(first_only: bool) -> None:
     encoder, _ = tiny()
     ids, states = texts(), torch.randn(2, 6, 20, requires_grad=True)
     extra = torch.tensor([1, 0])
-    keys = encoder.project(states)
-    fast = encoder.multimodal(ids, rows(), ImageKeys(keys.layers, extra), first_only)
-    slow = encoder.multimodal(ids, rows(), repeated(keys, torch.tensor([0, 1, 1, 0])), first_only)
+    keys = encoder.image_keys(states)
+    fast = encoder.multimodal(ids, rows(), keys.with_extra(extra), first_only=first_only)
+    slow = encoder.multimodal(ids, rows(), repeated(keys, torch.tensor([0, 1, 1, 0])), first_only=first_only)
     assert_close(fast, slow, rtol=1e-4, atol=1e-5)
     weight = torch.randn_like(fast)
     (expected,) = torch.autograd.grad((slow * weight).sum(), states, retain_graph=True)
@@ -123,7 +123,7 @@ def test_extra_rows_equal_repeated_keys(first_only: bool) -> None:
 @pytest.mark.parametrize("with_image", [True, False])
 def test_first_only_equals_full(packed: bool, with_image: bool) -> None:
     encoder, _ = tiny()
-    ids, layout, keys = texts(), rows(packed=packed), encoder.project(torch.randn(4, 6, 20))
+    ids, layout, keys = texts(), rows(packed=packed), encoder.image_keys(torch.randn(4, 6, 20))
     if with_image:
         full, first = encoder.multimodal(ids, layout, keys), encoder.multimodal(ids, layout, keys, first_only=True)
     else:
@@ -170,7 +170,7 @@ def test_decoder_shares_all_but_self_attention() -> None:
 
 def test_causal_states_do_not_see_the_future() -> None:
     encoder, decoder = tiny()
-    ids, keys = torch.randint(1, WORDS, (2, 6)), encoder.project(torch.randn(2, 5, 20))
+    ids, keys = torch.randint(1, WORDS, (2, 6)), encoder.image_keys(torch.randn(2, 5, 20))
     layout = rows(torch.tensor([6, 6]), longest=6)
     before = layout.unpack(decoder(ids, layout, keys))
     ids[:, 4] = ids[:, 4] % (WORDS - 1) + 1
@@ -185,7 +185,7 @@ def test_causal_states_do_not_see_the_future() -> None:
 def test_cached_steps_equal_the_full_pass(prompt: int, per_image: int) -> None:
     encoder, decoder = tiny()
     count = 2 * per_image
-    ids, keys = torch.randint(1, WORDS, (count, 6)), encoder.project(torch.randn(2, 5, 20))
+    ids, keys = torch.randint(1, WORDS, (count, 6)), encoder.image_keys(torch.randn(2, 5, 20))
     layout = rows(torch.full((count,), 6), longest=6)
     full = layout.unpack(decoder.head(decoder(ids, layout, keys)))  # (R, T, V)
     cache = Cache()
@@ -199,7 +199,7 @@ def test_cached_steps_equal_the_full_pass(prompt: int, per_image: int) -> None:
 @torch.no_grad()
 def test_cache_follows_reordered_beams() -> None:
     encoder, decoder = tiny()
-    ids, keys = torch.randint(1, WORDS, (2, 4)), encoder.project(torch.randn(1, 5, 20))
+    ids, keys = torch.randint(1, WORDS, (2, 4)), encoder.image_keys(torch.randn(1, 5, 20))
     cache = Cache()
     decoder.step(ids[:, :3], keys, cache)
     chosen = torch.tensor([1, 1])
@@ -220,9 +220,9 @@ def test_states_in_the_place_of_keys(per_image: int, masked: bool) -> None:
     layout = rows(torch.tensor([3, 2, 3, 1, 3, 2][: 2 * per_image]), longest=3)
     ids, states = torch.randint(1, WORDS, (2 * per_image, 3)), torch.randn(2, 5, 20)
     mask = torch.tensor([[True] * 5, [True, True, False, False, False]]) if masked else None
-    few, many = decoder.project(states, mask, tokens=2), decoder.project(states, mask, tokens=1000)
-    assert few.states is not None and few.layers == []
-    assert many.states is None and len(few) == len(many) == 2
+    few, many = decoder.keys_or_states(states, 2, mask), decoder.keys_or_states(states, 1000, mask)
+    assert isinstance(few, ImageStates)
+    assert isinstance(many, ProjectedKeys) and len(few) == len(many) == 2
     assert_close(decoder(ids, layout, few), decoder(ids, layout, many), rtol=1e-4, atol=1e-5)
     one = torch.tensor([1])
     single = rows(torch.tensor([3]), longest=3)
@@ -230,9 +230,9 @@ def test_states_in_the_place_of_keys(per_image: int, masked: bool) -> None:
         decoder(ids[:1], single, few.select(one)), decoder(ids[:1], single, many.select(one)), rtol=1e-4, atol=1e-5
     )
     if not masked:
-        seen = encoder.multimodal(ids, layout, encoder.project(states, tokens=2), first_only=True)
+        seen = encoder.multimodal(ids, layout, encoder.keys_or_states(states, tokens=2), first_only=True)
         assert_close(
-            seen, encoder.multimodal(ids, layout, encoder.project(states), first_only=True), rtol=1e-4, atol=1e-5
+            seen, encoder.multimodal(ids, layout, encoder.image_keys(states), first_only=True), rtol=1e-4, atol=1e-5
         )
 
 
@@ -240,11 +240,11 @@ def test_keys_are_made_where_something_reads_them() -> None:
     """In training, where a hook watches, and where an adapter wraps the projection."""
     encoder, _ = tiny()
     states = torch.randn(2, 5, 20)
-    assert encoder.train().project(states, tokens=2).states is None
-    assert encoder.eval().project(states, tokens=2).states is not None
+    assert isinstance(encoder.train().keys_or_states(states, tokens=2), ProjectedKeys)
+    assert isinstance(encoder.eval().keys_or_states(states, tokens=2), ImageStates)
     cross = encoder.layers[1].cross_attention
     handle = cross.attention.k.register_forward_hook(lambda *_: None)
-    assert encoder.project(states, tokens=2).states is None
+    assert isinstance(encoder.keys_or_states(states, tokens=2), ProjectedKeys)
     handle.remove()
     cross.k = torch.nn.Sequential(cross.k)
-    assert encoder.project(states, tokens=2).states is None
+    assert isinstance(encoder.keys_or_states(states, tokens=2), ProjectedKeys)

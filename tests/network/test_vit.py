@@ -2,16 +2,14 @@
 
 import pytest
 import torch
+from helpers.tiny import spread, tiny_vit
 from torch.testing import assert_close
 
-from blip.network.vit import DropPath, ViT, ViTConfig, resize_positions
+from blip.network.vit import DropPath, ViT, resize_positions
 
 
 def tiny(**changes: float) -> ViT:
-    model = ViT(ViTConfig(**{"image_size": 32, "patch": 8, "width": 24, "depth": 3, "heads": 3, **changes}))
-    for parameter in model.parameters():  # biases and norms too: zeros and ones hide errors
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model
+    return spread(ViT(tiny_vit(**{"depth": 3, **changes})), std=0.3)
 
 
 def test_cls_only_equals_full() -> None:
@@ -69,7 +67,7 @@ def test_resized_positions_keep_cls_and_follow_a_slope() -> None:
 @pytest.mark.parametrize("changes", [{"image_size": 30}, {"heads": 5}])
 def test_sizes_that_do_not_divide_are_an_error(changes: dict) -> None:
     with pytest.raises(ValueError, match="multiple of"):
-        ViT(ViTConfig(**{"image_size": 32, "patch": 8, "width": 24, "depth": 1, "heads": 3, **changes}))
+        ViT(tiny_vit(depth=1, **changes))
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:

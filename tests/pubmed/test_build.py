@@ -1,4 +1,4 @@
-"""From pairs to a data set: filters, the same picture twice, evaluation images, parts by article, card, page."""
+"""From pairs to a data set: filters, duplicate images, evaluation images, parts by article, card, page."""
 
 import csv
 import json
@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.running import run_verb
 from PIL import Image
-from typer.testing import CliRunner
 
-from blip.cli import app
 from blip.data.pairs import read_pairs
 from blip.data.webdataset import open_shards
 from blip.pubmed.build import BuildError, Rules, build
@@ -210,7 +209,7 @@ def test_card_and_credits(many: Path, tmp_path: Path) -> None:
 def test_the_page_shows_pairs_and_split_figures(many: Path, tmp_path: Path) -> None:
     out = tmp_path / "dataset"
     build(many, out, Rules(not_words=["<7>"]))
-    result = CliRunner().invoke(app, ["pubmed", "report", str(out), "--out", str(tmp_path / "report.html")])
+    result = run_verb("pubmed", "report", out, "--out", tmp_path / "report.html")
     assert result.exit_code == 0, result.output
     page = (tmp_path / "report.html").read_text()
     assert page.count("class='pair'") == 24 and page.count("class='figure'") == 10

@@ -1,13 +1,11 @@
-"""Articles: every figure with its label, caption and file, text that can be read, nothing expanded or fetched."""
+"""Articles: every figure with its label, caption and file; readable text; no entity is expanded or fetched."""
 
 import json
 import os
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
-
-from blip.cli import app
+from helpers.running import run_verb
 
 pytest.importorskip("lxml")
 
@@ -213,9 +211,7 @@ def test_every_figure_of_real_articles(articles: Path, tmp_path: Path) -> None:
 @pytest.mark.real_data
 def test_processes_change_nothing(articles: Path, tmp_path: Path) -> None:
     extract(articles, tmp_path / "one.jsonl")
-    done = CliRunner().invoke(
-        app, ["pubmed", "extract", str(articles), "--out", str(tmp_path / "two.jsonl"), "--workers", "2"]
-    )
+    done = run_verb("pubmed", "extract", articles, "--out", tmp_path / "two.jsonl", "--workers", 2)
     assert done.exit_code == 0 and "11 articles, 79 figures, 34 with a file" in done.output
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
     assert len(list(find_articles(articles))) == 11

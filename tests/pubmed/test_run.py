@@ -1,23 +1,20 @@
-"""From a server on this machine to a data set that is pre-trained on; and captions beside those of pubmed_parser."""
+"""From a local server to a data set and pre-training on it; captions compared with those of pubmed_parser."""
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.running import ROOT
+from helpers.running import ROOT, Program, run_verb
+from helpers.tiny import MODEL_SIZES
 from pmc_server import Faults, Library, Server
-from typer.testing import CliRunner
 
 pytest.importorskip("lxml")
 pytest.importorskip("httpx")
 pytest.importorskip("Bio")
 pytest.importorskip("imagehash")
 
-from blip.cli import app
 from blip.pubmed.catalogue import Catalogue
 from blip.pubmed.jats import parse_article
 
@@ -31,24 +28,33 @@ def test_from_search_to_ten_steps_of_training(tmp_path: Path, monkeypatch: pytes
                    "splits": "[0.7, 0.15, 0.15]", "min_side": 32, "shards": "true"}  # fmt: skip
         command = ["pubmed", "run", "--config", str(ROOT / "configs" / "pubmed_brain.yaml"),
                    *(part for name, value in options.items() for part in ("--set", f"{name}={value}"))]  # fmt: skip
-        result = CliRunner().invoke(app, command)
+        result = run_verb(*command)
         assert result.exit_code == 0, result.output
         kept = [p for p in library.pmcids if library.license(p) in ("CC BY", "CC0") and not library.retracted(p)]
         assert Catalogue(Path("corpus")).pmcids("done") == kept
         asked = len(server.log)
-        again = CliRunner().invoke(app, command)
+        again = run_verb(*command)
         assert again.exit_code == 0 and len(server.log) == asked and "split: done before" in again.output
     train = json.loads(Path("dataset/train.json").read_text())
     assert len(train) >= 16 and {record["license"] for record in train} <= {"CC-BY-4.0", "CC0-1.0"}
     assert Path("dataset/report.html").stat().st_size > 10_000
     for file in ("dataset/train.json", "dataset/shards/train"):
-        changes = {"train_file": f"[{file}]", "val_file": "[]", "max_steps": 10, "batch_size": 4, "queue_size": 16,
-                   "log_every_steps": 1, "tokenizer": "train", "num_workers": 0}  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "pretrain.py"), "--config", str(ROOT / "configs" / "pretrain_demo.yaml"),
-             "--output_dir", f"run_{file.count('/')}",
-             *(part for name, value in changes.items() for part in ("--set", f"{name}={value}"))],
-            capture_output=True, text=True, cwd=tmp_path)  # fmt: skip
+        changes = {
+            **MODEL_SIZES,
+            "image_size": 32,
+            "train_file": f"[{file}]",
+            "val_file": "[]",
+            "max_steps": 10,
+            "batch_size": 4,
+            "queue_size": 16,
+            "log_every_steps": 1,
+            "tokenizer": "train",
+            "num_workers": 0,
+        }
+        command = [str(ROOT / "pretrain.py"), "--config", str(ROOT / "configs" / "pretrain_demo.yaml"),
+                   "--output_dir", f"run_{file.count('/')}",
+                   *(part for name, value in changes.items() for part in ("--set", f"{name}={value}"))]  # fmt: skip
+        done = Program(*command, folder=tmp_path).finish()
         assert done.returncode == 0, done.stderr[-3000:]
         assert re.search(r"step 10/10 .*pairs_pubmed 40", done.stderr), done.stderr[-2000:]
 
@@ -56,10 +62,10 @@ def test_from_search_to_ten_steps_of_training(tmp_path: Path, monkeypatch: pytes
 def test_run_names_what_is_wrong_in_its_configuration(tmp_path: Path) -> None:
     config = tmp_path / "pubmed.yaml"
     config.write_text("query: brain\nlicense: [CC-BY]\n")
-    result = CliRunner().invoke(app, ["pubmed", "run", "--config", str(config)])
+    result = run_verb("pubmed", "run", "--config", config)
     assert result.exit_code == 1 and "license" in result.output and "licenses" in result.output
     config.write_text("query: brain\n")
-    result = CliRunner().invoke(app, ["pubmed", "run", "--config", str(config), "--set", f"folder={tmp_path / 'c'}"])
+    result = run_verb("pubmed", "run", "--config", config, "--set", f"folder={tmp_path / 'c'}")
     assert result.exit_code == 1 and "--set email=" in result.output
 
 

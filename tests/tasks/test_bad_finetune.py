@@ -1,4 +1,4 @@
-"""What people get wrong with the fine-tuning scripts and the verbs over images, and what looks wrong but works.
+"""What users get wrong with the fine-tuning scripts and the verbs over images, and unusual input that works.
 
 No case ends in a traceback: status 1, one message on standard error, nothing trained.
 """
@@ -12,11 +12,9 @@ from pathlib import Path
 import pytest
 from helpers.bad_finetune_cases import NO_WORD, RETRIEVAL, SCRIPTS, VERBS, Make
 from helpers.fine_tuning import TASKS, configure, evaluations, score, train, write_part
-from helpers.running import message_of
+from helpers.running import message_of, run_verb
 from PIL import Image
-from typer.testing import CliRunner
 
-from blip.cli import app
 from blip.config import ConfigError
 from blip.tasks.finetune import NothingToScore
 from blip.train.launch import launch
@@ -61,7 +59,7 @@ def test_scripts(
 
 @pytest.mark.parametrize(("make", "pattern"), [c[1:] for c in VERBS], ids=[c[0] for c in VERBS])
 def test_verbs(make: Make, pattern: str, phantoms: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, arguments(make, tmp_path, tiny_checkpoint, phantoms))
+    result = run_verb(*arguments(make, tmp_path, tiny_checkpoint, phantoms))
     assert result.exit_code == 1, result.output
     assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
     assert re.search(pattern, result.stderr), result.stderr
@@ -69,8 +67,7 @@ def test_verbs(make: Make, pattern: str, phantoms: Path, tiny_checkpoint: Path, 
 
 
 def test_a_batch_of_nothing_is_no_option(phantoms: Path, tiny_checkpoint: Path) -> None:
-    given = ["caption", str(phantoms), "--checkpoint", str(tiny_checkpoint), "--batch_size", "0"]
-    result = CliRunner().invoke(app, given)
+    result = run_verb("caption", phantoms, "--checkpoint", tiny_checkpoint, "--batch_size", 0)
     assert result.exit_code == 2 and "--batch_size" in result.stderr
 
 
@@ -175,9 +172,7 @@ def test_a_metric_that_the_validation_does_not_give(phantoms: Path, tiny_checkpo
 def test_verbs_go_on_behind_a_broken_image(
     words: list[str], phantoms: Path, tiny_checkpoint: Path, tmp_path: Path, made: Callable
 ) -> None:
-    result = CliRunner().invoke(
-        app, [words[0], str(made), *words[1:], "--checkpoint", str(tiny_checkpoint), "--json", "--batch_size", "2"]
-    )
+    result = run_verb(words[0], made, *words[1:], "--checkpoint", tiny_checkpoint, "--json", "--batch_size", 2)
     assert result.exit_code == 1
     rows = json.loads(result.stdout)
     assert [Path(row["image"]).name for row in rows] == ["0.png", "2.png", "3.png"]

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,6 @@ import pytest
 import torch
 from helpers.fine_tuning import (
     CPU,
-    SIZES,
     TASKS,
     assert_same_run,
     configure,
@@ -21,8 +21,8 @@ from helpers.fine_tuning import (
     train_apart,
     write_part,
 )
-from helpers.running import forked, run_script
-from helpers.tiny import TINY
+from helpers.running import ROOT, forked, run_script, script_command, script_env
+from helpers.tiny import MODEL_SIZES, TINY
 from torch import Tensor
 
 import blip
@@ -128,7 +128,8 @@ def test_as_a_program(task: str, phantoms: Path, tiny_checkpoint: Path, tmp_path
     configure(task, phantoms, tmp_path, init_from=tiny_checkpoint)
     command = ["--config", tmp_path / f"{task}.yaml", "--output_dir", tmp_path / "run", "--set", "max_steps=1"]
     script = f"train_{task}.py"
-    done = run_script(*command, "--init_from", tiny_checkpoint, script=script, env={"PATH": ""})
+    words = script_command(*command, "--init_from", tiny_checkpoint, script=script)
+    done = subprocess.run(words, cwd=ROOT, env=script_env({"PATH": ""}), timeout=120, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "test_" in done.stdout and "1 steps" in done.stderr
     done = run_script(*command, "--set", "init_from=", "--evaluate", script=script, env={"PATH": ""})
@@ -334,5 +335,5 @@ def test_the_written_configuration_is_the_run(undisturbed: Callable, tiny_checkp
     config, output = undisturbed("vqa")
     written = load_config(output / "config.yaml", TASKS["vqa"][1])
     assert written.init_from == str(tiny_checkpoint)
-    assert {key: getattr(written, key) for key in SIZES} == {**{key: TINY[key] for key in SIZES}}
-    assert all(getattr(written, key) == value for key, value in config if key not in SIZES)
+    assert {key: getattr(written, key) for key in MODEL_SIZES} == MODEL_SIZES
+    assert all(getattr(written, key) == value for key, value in config if key not in MODEL_SIZES)

@@ -1,4 +1,4 @@
-"""How answers are scored: choices, spellings, samples, what is said of the training set; each image encoded once."""
+"""Evaluation of answers: choices, spellings, samples, comparison with the training set; each image encoded once."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.fine_tuning import CPU, configure, score, train
-from typer.testing import CliRunner
+from helpers.running import run_verb
 
 import blip
-from blip.cli import app
 from blip.models.ranking import distinct_answers
 from blip.tokenizer import load_tokenizer
 from blip.train.log import read_metrics
@@ -115,8 +114,8 @@ def test_images_are_encoded_once(
     monkeypatch.setattr(
         "blip.network.vit.ViT.forward", lambda self, x, *a, **k: seen.append(len(x)) or forward(self, x, *a, **k)
     )
-    arguments = [verb, str(folder), *texts, "--checkpoint", str(checkpoint), "--batch_size", "12", "--device", CPU.type]
-    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "rows.json")])
+    arguments = [verb, folder, *texts, "--checkpoint", checkpoint, "--batch_size", 12, "--device", CPU.type]
+    done = run_verb(*arguments, "--out", tmp_path / "rows.json")
     assert done.exit_code == 0, done.output
     assert sum(seen) == 4 and len(json.loads((tmp_path / "rows.json").read_text())) == 12
     assert torch.get_default_dtype() == torch.float32

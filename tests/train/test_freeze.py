@@ -4,17 +4,18 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from helpers.tiny import tiny_text, tiny_vit
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from blip.config import ConfigError
-from blip.network.med import TextConfig, TextDecoder, TextEncoder
+from blip.network.med import TextDecoder, TextEncoder
 from blip.network.packing import Rows
-from blip.network.vit import ViT, ViTConfig
+from blip.network.vit import ViT
 from blip.train.freeze import freeze
 from blip.train.optim import build_optimizer
 
-WORDS, WIDTH = 50, 24
+WORDS = 50
 
 
 class Captioner(nn.Module):
@@ -22,15 +23,14 @@ class Captioner(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        config = TextConfig(WORDS, WIDTH, 2, 3, 32, 16, image_width=20, dropout=0.0)
-        self.image_encoder = ViT(ViTConfig(image_size=32, patch=8, width=20, depth=3, heads=2))
-        self.text_encoder = TextEncoder(config)
+        self.image_encoder = ViT(tiny_vit(depth=3))
+        self.text_encoder = TextEncoder(tiny_text(vocab_size=WORDS))
         self.text_decoder = TextDecoder(self.text_encoder.config, self.text_encoder)
         self.temperature = nn.Parameter(torch.tensor(0.07))
 
     def forward(self, images: Tensor, ids: Tensor) -> Tensor:
         rows = Rows(torch.full((len(ids),), ids.shape[1]), ids.shape[1], ids.device)
-        keys = self.text_encoder.project(self.image_encoder(images))
+        keys = self.text_encoder.image_keys(self.image_encoder(images))
         matched = self.text_encoder.multimodal(ids, rows, keys)
         written = self.text_decoder.head(self.text_decoder(ids, rows, keys))
         return matched.square().mean() / self.temperature + written.logsumexp(-1).mean()

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.two_processes import SilentLog
+from helpers.silent_log import SilentLog
 from torch import nn
 
 from blip.config import PretrainConfig, load_config

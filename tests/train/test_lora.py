@@ -1,4 +1,4 @@
-"""Adapters: they alone are trained, nothing changes until they are, and folded in they compute the same."""
+"""Adapters: only they are trained, they change nothing before training, and folded in they compute the same."""
 
 import json
 import re
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiny import tiny_text, tiny_vit
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,9 +16,9 @@ from torch.testing import assert_close
 
 from blip.checkpoints.format import CheckpointError, load_strict, unique_state
 from blip.errors import BlipError
-from blip.network.med import TextConfig, TextDecoder, TextEncoder
+from blip.network.med import TextDecoder, TextEncoder
 from blip.network.packing import Rows
-from blip.network.vit import ViT, ViTConfig
+from blip.network.vit import ViT
 from blip.train import lora
 from blip.train.lora import (
     ADAPTER,
@@ -40,9 +41,8 @@ class Model(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        text = TextConfig(WORDS, 24, 2, 3, 32, 16, image_width=20, dropout=0.0)
-        self.image_encoder = ViT(ViTConfig(image_size=16, patch=8, width=20, depth=2, heads=2))
-        self.text_encoder = TextEncoder(text)
+        self.image_encoder = ViT(tiny_vit(image_size=16, width=20, heads=2))
+        self.text_encoder = TextEncoder(tiny_text(vocab_size=WORDS, width=24, hidden=32, image_width=20))
         self.text_decoder = TextDecoder(self.text_encoder.config, self.text_encoder)
         self.image_proj = nn.Linear(20, 8)
         self.itm_head = nn.Linear(24, 2)
@@ -51,7 +51,7 @@ class Model(nn.Module):
     def forward(self, images: Tensor, ids: Tensor) -> list[Tensor]:
         rows = Rows(torch.full((len(ids),), ids.shape[1]), ids.shape[1], ids.device)
         states = self.image_encoder(images)
-        keys = self.text_encoder.project(states)
+        keys = self.text_encoder.image_keys(states)
         return [
             states,
             self.image_proj(self.image_encoder(images, cls_only=True)[:, 0]) / self.temperature,

@@ -1,14 +1,15 @@
-"""Learning rate and optimizer."""
+"""Learning rate schedules, optimizer groups and rates by layer."""
 
 import math
 
 import pytest
 import torch
-from helpers.two_processes import SilentLog
+from helpers.silent_log import SilentLog
+from helpers.tiny import tiny_text, tiny_vit
 from torch import nn
 
-from blip.network.med import TextConfig, TextDecoder, TextEncoder
-from blip.network.vit import ViT, ViTConfig
+from blip.network.med import TextDecoder, TextEncoder
+from blip.network.vit import ViT
 from blip.train.loop import Loop, LoopOptions, Step
 from blip.train.optim import build_optimizer, layer_scales
 from blip.train.parallel import OptionError
@@ -59,10 +60,10 @@ class Pretraining(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.image_encoder = ViT(ViTConfig(image_size=16, patch=8, width=8, depth=3, heads=2))
-        self.text_encoder = TextEncoder(TextConfig(30, 12, 2, 3, 16, 8, image_width=8, dropout=0.0))
+        self.image_encoder = ViT(tiny_vit(depth=3))
+        self.text_encoder = TextEncoder(tiny_text())
         self.text_decoder = TextDecoder(self.text_encoder.config, self.text_encoder)
-        self.image_proj = nn.Linear(8, 4)
+        self.image_proj = nn.Linear(24, 4)
         self.temperature = nn.Parameter(torch.tensor(0.07))
 
 

@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers.running import ROOT
+from helpers.running import ROOT, run_verb
 from PIL import Image, ImageDraw
-from typer.testing import CliRunner
 
 pytest.importorskip("transformers")
 pytest.importorskip("pycocotools")
 
 from benchmarks.figure_split import average_precision, generated, real
-from blip.cli import app
 from blip.data.images import plain
 from blip.pubmed.panels import gutters
 from blip.pubmed.panels.captions import Part, Split, split_caption
@@ -255,7 +253,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_split_writes_subfigures(corpus: Path, workers: str) -> None:
     out = corpus.parent / "subfigures.jsonl"
-    result = CliRunner().invoke(app, ["pubmed", "split", str(corpus), "--out", str(out), "--workers", workers])
+    result = run_verb("pubmed", "split", corpus, "--out", out, "--workers", workers)
     assert result.exit_code == 0, result.output
     assert "10 figures: 8 split, 0 whole, 48 pairs" in result.output and "1 images could not be read" in result.output
     assert "damaged.png" in result.output

@@ -1,12 +1,9 @@
-"""What each of two processes does for test_distributed.py: it trains, evaluates, and writes down all that it saw.
+"""Pre-training whose every batch, loss, gradient and weight is recorded, in each of two processes.
 
-`start_two`, `join`, `record` and `hardest` serve other tests of two processes, too.
+`process` is what a process does for test_distributed.py; `record` and `hardest` serve fine-tuning as well.
 """
 
 import functools
-import os
-import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +23,10 @@ from blip.models.pretrain import PretrainModel
 from blip.tasks.pretrain import Pretraining
 from blip.tokenizer import Tokenizer
 from blip.train.loop import Loop, LoopOptions, NonFiniteError, Step
-from helpers.running import forked
+from helpers.running import WORLD, join
+from helpers.silent_log import SilentLog
 
-WORLD, BATCH, LR, CLIP = 2, 4, 0.05, 1.0
+BATCH, LR, CLIP = 4, 0.05, 1.0
 
 
 @dataclass
@@ -49,23 +47,6 @@ SCENARIOS = {
     "not finite": Scenario(1, 20, 3, poisoned=(1, 2)),
 }
 EVALUATED = (1, 7, 16)  # pairs: one process has none, the processes have 4 and 3, both have two batches
-
-
-class SilentLog:
-    """Stands where the loop expects a RunLog."""
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[int, dict]] = []
-        self.said: list[str] = []
-
-    def metrics(self, step: int, values: dict) -> None:
-        self.lines.append((step, values))
-
-    def message(self, message: str, style: str = "") -> None:
-        self.said.append(message)
-
-    def advance(self, step: int) -> None:
-        pass
 
 
 def hardest(weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,31 +134,7 @@ def process(rank: int, port: int, folder: Path, config_path: Path) -> None:
     torch.save(found, folder / f"{rank}.pt")
 
 
-def join(rank: int, port: int) -> None:
-    """Joins the other process as under torchrun."""
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.start("cpu")
-
-
 def fresh_parts(config: PretrainConfig, output: Path) -> tuple[PretrainModel, Twin, Queue]:
     """Model, twin and queue as a run of this configuration starts with them."""
     task = Pretraining(config, output, None, device=torch.device("cpu"))
     return task.model, task.contrast.twin, task.contrast.queue
-
-
-def start_two(target: Callable, folder: Path, *arguments: object) -> list[dict]:
-    """Runs target(rank, port, folder, *arguments) in two processes -> what each left in FOLDER/RANK.pt."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = [forked(target, rank, port, folder, *arguments) for rank in range(WORLD)]
-    for one in running:
-        one.start()
-    for one in running:
-        one.join(timeout=300)
-        if one.is_alive():
-            one.kill()
-    assert [one.exitcode for one in running] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]

@@ -1,4 +1,4 @@
-"""What each of two processes does for test_finetune_distributed.py, with the scripts of all four tasks."""
+"""Fine-tuning of all four tasks, recorded in each of two processes: what they do for test_finetune_distributed.py."""
 
 import shutil
 from pathlib import Path
@@ -12,7 +12,8 @@ from blip.tasks.config import FineTuneConfig
 from blip.tasks.finetune import FineTuning
 from blip.train.loop import LoopOptions
 from helpers.fine_tuning import CPU, TASKS, be_quick, train
-from helpers.two_processes import CLIP, join, record
+from helpers.recorded_pretraining import CLIP, record
+from helpers.running import join
 
 STEPS = 2  # of the recorded run
 
