@@ -53,12 +53,13 @@ def check_data(
     report: Annotated[Path | None, typer.Option(help="write the full report to this JSON file")] = None,
 ) -> None:
     """Counts records, opens every image, measures texts; status 1 when something is missing or broken."""
-    from blip.data.check import check_data, print_report
+    from blip.data.check import check_data
+    from blip.data.check_report import print_report
     from blip.tokenizer import load_tokenizer
 
     with user_errors():
         words = load_tokenizer(tokenizer) if tokenizer else None
-        found = check_data(
+        data_report = check_data(
             list(files),
             image_root,
             words,
@@ -67,10 +68,10 @@ def check_data(
             dataset=dataset,
             split=split,
         )
-        print_report(found)
+        print_report(data_report)
         if report:
-            found.save(report)
-    raise typer.Exit(0 if found.ok else 1)
+            data_report.save(report)
+    raise typer.Exit(0 if data_report.ok else 1)
 
 
 @app.command()

@@ -133,15 +133,17 @@ class FineTuning:
         if not count:  # evaluation alone
             return
         config, world = self.config, distributed.world_size()
-        self.order = EpochOrder(count, config.seed, distributed.rank(), world, weights)
+        self.order = EpochOrder(count, config.seed, rank=distributed.rank(), world=world, weights=weights)
         batches = steps_per_epoch(self.order, config.batch_size)
         self.epochs = Epochs(batches, config.accumulation, config.epochs, max_steps=config.max_steps)
-        self.skipped = SkipLog(self.output / "skipped.jsonl", count, config.max_skipped_fraction, world)
+        self.skipped = SkipLog(self.output / "skipped.jsonl", count, config.max_skipped_fraction, world=world)
 
     def batches(self, start_step: int) -> Iterator[Any]:
         """Training batches without end, from the first one of optimizer step `start_step` (counted from 0)."""
         config = self.config
-        transform = train_transform(config.image_size, config.crop_scale, config.randaugment, config.horizontal_flip)
+        transform = train_transform(
+            config.image_size, config.crop_scale, config.randaugment, horizontal_flip=config.horizontal_flip
+        )
         return make_loader(
             self.dataset(transform),
             self.order,
@@ -160,10 +162,10 @@ class FineTuning:
         return eval_loader(
             dataset,
             self.config.batch_size,
-            distributed.rank(),
-            distributed.world_size(),
-            self.config.num_workers,
-            self.tokenizer.pad_id,
+            rank=distributed.rank(),
+            world=distributed.world_size(),
+            num_workers=self.config.num_workers,
+            pad_id=self.tokenizer.pad_id,
             collate_fn=self.collate_fn,
         )
 

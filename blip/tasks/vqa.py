@@ -64,7 +64,7 @@ class Answering(FineTuning):
         self.answers = self._answers()
 
     def _read(self, files: Any, split: str) -> Questions:
-        return read_questions(files, self.config.image_root, self.config.dataset, self.part(split))
+        return read_questions(files, self.config.image_root, self.config.dataset, split=self.part(split))
 
     def compare_with(self, train_file: list[str]) -> None:
         """In an evaluation alone: reads the training questions, if their files exist, for the scores of `_score`."""
@@ -109,7 +109,12 @@ class Answering(FineTuning):
         assert self.questions is not None
         config = self.config
         return VqaDataset(
-            self.questions, self.order, self.encoder(), transform, config.seed, config.max_skipped_fraction
+            self.questions,
+            self.order,
+            self.encoder(),
+            transform=transform,
+            seed=config.seed,
+            max_skipped_fraction=config.max_skipped_fraction,
         )
 
     def step(self, batch: VqaBatch, step: int) -> Step:
