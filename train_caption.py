@@ -3,8 +3,8 @@
     python train_caption.py --config configs/caption_coco.yaml --output_dir runs/coco --init_from model_base.pth
     python train_caption.py --config configs/caption_coco.yaml --output_dir runs/coco --evaluate
 
-The loss is in blip/models/caption.py, what the scripts share in blip/tasks/finetune.py,
-generation in blip/models/generation.py.
+The loss is in blip/models/caption.py, what the tasks share in blip/tasks/finetune.py, generation in
+blip/models/generation.py.
 """
 
 from blip.tasks.caption import main

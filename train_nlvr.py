@@ -3,7 +3,7 @@
     python train_nlvr.py --config configs/nlvr2.yaml --output_dir runs/nlvr2 --init_from model_base.pth
     python train_nlvr.py --config configs/nlvr2.yaml --output_dir runs/nlvr2 --evaluate
 
-The network is in blip/models/nlvr.py, what the scripts share in blip/tasks/finetune.py.
+The network is in blip/models/nlvr.py, what the tasks share in blip/tasks/finetune.py.
 """
 
 from blip.tasks.nlvr import main

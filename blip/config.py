@@ -1,4 +1,4 @@
-"""Configuration: a flat YAML file read into a typed object. An unknown key or a wrong type is an error that says so."""
+"""Configuration: a flat YAML file read into a typed object. An unknown key or a wrong type is an error."""
 
 import difflib
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from blip.errors import BlipError
+from blip.files import write_whole
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -148,6 +149,9 @@ def load_config(path: str | Path, cls: type[Config], overrides: list[str] | None
     """Reads a YAML file, applies `key=value` overrides (values in YAML's notation) and returns a `cls`.
 
     `path` may also be the name of a configuration of the package, see `find_config`.
+
+    Raises:
+        ConfigError: there is no such file, it is not YAML, or a key or value cannot be used.
     """
     path = find_config(path)
     try:
@@ -173,7 +177,10 @@ def find_config(name: str | Path) -> Path:
     """The file of a configuration: `name` itself where it is a file, else the package's configuration of that name.
 
     `pretrain_demo`, `pretrain_demo.yaml` and `configs/pretrain_demo.yaml` all name the packaged one, so that commands
-    and configurations that name another configuration work outside a checkout. ConfigError where there is none.
+    and configurations that name another configuration work outside a checkout.
+
+    Raises:
+        ConfigError: there is no such configuration; the message names similar ones.
     """
     path = Path(name)
     if path.is_file():
@@ -195,7 +202,7 @@ def _packaged_configs() -> Path:
 
 
 def with_options(config: Config, values: dict[str, Any], where: str) -> Config:
-    """The configuration with other values; `where` says in a ConfigError which ones they are."""
+    """The configuration with other values; `where` names their origin in a ConfigError."""
     _check_keys(values, type(config), where)
     return _validated(type(config), {**config.model_dump(exclude_unset=True), **values}, where)
 
@@ -211,9 +218,7 @@ def dump_config(config: BaseModel, path: str | Path) -> None:
     """Writes every key with its resolved value; `load_config` reads it back to an equal object."""
     text = StringIO()
     YAML(typ="safe", pure=True).dump(config.model_dump(mode="json"), text)
-    temporary = Path(f"{path}.partial")
-    temporary.write_text(text.getvalue(), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, text.getvalue())
 
 
 def _parse(text: str, where: str) -> Any:

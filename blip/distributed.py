@@ -14,8 +14,11 @@ from blip.errors import InputError
 def start(device: str = "auto", hours: float = 0.5) -> torch.device:
     """Joins torchrun's process group where there is one and returns this process's device.
 
-    `device`: `auto` takes a GPU where there is one, `cpu` and `cuda` insist. gloo on CPU, NCCL on GPU.
-    `hours`: so long processes wait for one another before they give up.
+    `device`: `auto` is a GPU if there is one, `cpu` or `cuda`. The processes communicate by gloo on CPU, NCCL on GPU.
+    `hours`: the time after which a process that waits for another one fails.
+
+    Raises:
+        InputError: `device` is another word, or there is no such GPU.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"device is {device!r}; it can be auto, cpu or cuda")
@@ -43,18 +46,22 @@ def stop() -> None:
 
 
 def rank() -> int:
+    """The number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
+    """Whether this is the process that writes files and the log."""
     return rank() == 0
 
 
 def barrier() -> None:
+    """Waits until every process has reached this line."""
     if world_size() > 1:
         dist.barrier()
 
@@ -69,7 +76,7 @@ def all_gather(x: Tensor) -> Tensor:
 
 
 def all_gather_with_gradient(x: Tensor) -> Tensor:
-    """As `all_gather`; what the losses of all ranks say of this rank's part comes back to it, summed."""
+    """As `all_gather`; the gradients of all ranks' losses with respect to this rank's part are summed on it."""
     return x if world_size() == 1 else _Gather.apply(x)
 
 
@@ -103,6 +110,6 @@ def gather_objects(item: object) -> list:
 
 
 def share(count: int) -> tuple[int, int]:
-    """This process's part of `count` things: from, to. Parts differ by one at most and stand in the order of ranks."""
+    """This process's part of `count` items as (start, end). Parts differ by at most one, in the order of ranks."""
     own, world = rank(), world_size()
     return count * own // world, count * (own + 1) // world

@@ -81,9 +81,10 @@ def whole_folder(final: str | Path) -> Iterator[Path]:
     for path in temporary.iterdir():
         flush(path)
     flush(temporary)
-    if final.exists():
-        remove_folder(final)
+    before = set_aside(final) if final.exists() else None
     temporary.rename(final)
+    if before is not None:
+        shutil.rmtree(before)
 
 
 def remove_folder(folder: Path) -> None:

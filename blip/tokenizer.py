@@ -10,6 +10,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from blip.errors import InputError, MissingFile
+from blip.files import write_whole
 
 BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # [DEC] is the first token of the decoder, [ENC] of the image-grounded encoder. The published code appends them in
@@ -18,15 +19,32 @@ BLIP_SPECIAL = ["[DEC]", "[ENC]"]
 REQUIRED = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
+@dataclass
+class Specials:
+    """Ids of the tokens that models place themselves: [PAD], [ENC] and [DEC]."""
+
+    pad: int
+    enc: int
+    dec: int
+
+
 class Tokenizer:
     """A `tokenizers` tokenizer that frames every text as [CLS] ... [SEP].
 
-    Text never becomes a special token: a caption that spells "[ENC]" is read as ordinary characters.
-    It works in one thread, so that loader workers can be forked after it was used; pickling carries its JSON form.
+    Text never becomes a special token: "[ENC]" in a caption is encoded as ordinary characters.
+    Encoding uses one thread, so that loader workers can be forked after it was used. It is pickled as its JSON form.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, source: str = "this tokenizer"):
-        """Raises ValueError, naming `source`, where [PAD], [UNK], [CLS] or [SEP] is missing."""
+        """Prepares `backend` in place; `source` names it in errors.
+
+        Raises:
+            InputError: [PAD], [UNK], [CLS] or [SEP] is missing.
+        """
+        self._use(backend, source)
+
+    def _use(self, backend: tokenizers.Tokenizer, source: str) -> None:
+        """Adds the special tokens to `backend` and reads their ids; the rest of the constructor and of unpickling."""
         vocab = backend.get_vocab()
         missing = [token for token in REQUIRED if token not in vocab]
         if missing:
@@ -79,7 +97,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int = 30524) -> "Tokenizer":
-        """Learns a WordPiece vocabulary from captions; `vocab_size` is the most ids it may have, specials included."""
+        """Learns a WordPiece vocabulary of at most `vocab_size` ids, special tokens included, from captions."""
         if vocab_size <= len(BERT_SPECIAL) + len(BLIP_SPECIAL):
             raise InputError(f"vocab_size is {vocab_size}: the special tokens alone take 7")
         backend = _bert(models.WordPiece(unk_token="[UNK]"))
@@ -108,22 +126,31 @@ class Tokenizer:
         return self._backend.id_to_token(number) or ""
 
     def words(self, text: str) -> list[tuple[str, int]]:
-        """The words of a text as it spells them, each with the number of its tokens."""
+        """The words of a text with their original spelling, each with the number of its tokens."""
         encoded = self._backend.encode(text, add_special_tokens=False)
-        found: list[tuple[str, int]] = []
+        words: list[tuple[str, int]] = []
         last = None
         for number, (start, end) in zip(encoded.word_ids, encoded.offsets, strict=True):
-            if number == last and found:
-                word, count = found[-1]
-                found[-1] = (word + text[start:end], count + 1)
+            if number == last and words:
+                word, count = words[-1]
+                words[-1] = (word + text[start:end], count + 1)
             else:
-                found.append((text[start:end], 1))
+                words.append((text[start:end], 1))
             last = number
-        return found
+        return words
 
     def save(self, path: str | Path) -> None:
         """Writes the JSON form, which `from_file` reads."""
-        Path(path).write_text(json.dumps(json.loads(self._backend.to_str()), ensure_ascii=False), encoding="utf-8")
+        write_whole(path, json.dumps(json.loads(self._backend.to_str()), ensure_ascii=False))
+
+    def vocabulary(self) -> dict[str, int]:
+        """Every token, special tokens included, with its id."""
+        return self._backend.get_vocab()
+
+    @property
+    def specials(self) -> Specials:
+        """The ids that a model places itself."""
+        return Specials(self.pad_id, self.enc_id, self.dec_id)
 
     def _pieces(self, text: str) -> list[int]:
         # one text at a time: `encode_batch` starts a thread pool that does not survive a fork
@@ -133,8 +160,8 @@ class Tokenizer:
         return self._backend.to_str()
 
     def __setstate__(self, state: str) -> None:
-        # `encode_special_tokens` is not part of the JSON: the constructor sets it again
-        self.__init__(tokenizers.Tokenizer.from_str(state))  # type: ignore[misc]
+        # the JSON form lacks `encode_special_tokens`, which has to be set again
+        self._use(tokenizers.Tokenizer.from_str(state), "this tokenizer")
 
 
 def load_tokenizer(source: str) -> Tokenizer:
@@ -174,13 +201,4 @@ def _text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is no tokenizer file: it is not UTF-8 text ({error})") from error
-
-
-@dataclass
-class Specials:
-    """Ids of the tokens that models put in place themselves."""
-
-    pad: int
-    enc: int
-    dec: int
+        raise InputError(f"{path} is not a tokenizer file: it is not UTF-8 text ({error})") from error

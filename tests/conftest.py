@@ -83,14 +83,13 @@ def tiny_checkpoint(tiny_config: Path) -> Path:
     from blip.checkpoints.format import save_weights, unique_state
     from blip.config import PretrainConfig, load_config
     from blip.tasks import start
-    from blip.tokenizer import Specials, load_tokenizer
+    from blip.tokenizer import load_tokenizer
 
     folder = tiny_config.parent / "tiny_checkpoint"
     config = load_config(tiny_config, PretrainConfig)
     tokenizer = load_tokenizer(config.tokenizer)
-    specials = Specials(tokenizer.pad_id, tokenizer.enc_id, tokenizer.dec_id)
     torch.manual_seed(0)
-    model, _, _ = start.build_pretrain(config, tokenizer.size, specials, torch.device("cpu"))
+    model, _, _ = start.build_pretrain(config, tokenizer.size, tokenizer.specials, torch.device("cpu"))
     save_weights(folder, unique_state(model), start.describe_pretraining(config, model))
     tokenizer.save(folder / "tokenizer.json")
     return folder

@@ -1,6 +1,7 @@
 """Configuration files: what is read, what is refused, and what the message says."""
 
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from ruamel.yaml import YAML
 
 from blip import config as config_module
 from blip.config import ConfigError, PretrainConfig, RunConfig, WeightedFile, dump_config, find_config, load_config
+from blip.models.decoding import Decoding
+from blip.tasks.config import DECODING_KEYS, WritingConfig
 
 
 @pytest.fixture
@@ -214,3 +217,13 @@ def test_a_name_of_none_is_refused_with_those_near_it(monkeypatch: pytest.Monkey
         load_config("pretrian_demo", PretrainConfig)
     with pytest.raises(ConfigError, match=r"no configuration runs/pretrain_demo\.yaml; there are pretrain_demo"):
         load_config("runs/pretrain_demo.yaml", PretrainConfig)  # another folder's file is not replaced
+
+
+def test_every_option_of_decoding_has_a_key() -> None:
+    keys = {field.name: DECODING_KEYS.get(field.name, field.name) for field in fields(Decoding)}
+    assert {name for name, key in keys.items() if key not in WritingConfig.model_fields} == {"num_return"}
+    given = {"sample": True, "top_p": 0.5, "top_k": 7, "sampling_temperature": 2.0, "min_new_tokens": 3}
+    given |= {"max_new_tokens": 9, "length_penalty": 0.5, "length_norm": "whole", "repetition_penalty": 1.5}
+    decoding = WritingConfig(**given, beams=1, no_repeat_ngram=2).decoding()
+    values = {DECODING_KEYS.get(name, name): value for name, value in vars(decoding).items()}
+    assert values == {**given, "beams": 1, "no_repeat_ngram": 2, "num_return": 1}

@@ -15,7 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "hashing": set(),
     "distributed": {"errors"},
-    "tokenizer": {"errors"},
+    "tokenizer": {"errors", "files"},
     "files": {"errors"},
     "config": {"errors", "files"},
     "html_page": {"files"},
@@ -31,8 +31,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"data.images", "data.transforms", "data.batches"},
     "tasks": {"network", "models", "checkpoints", "data", "evaluation", "train", "inference"}
     | {"config", "tokenizer", "distributed", "errors", "files", "hashing", "command_line"},
+    "inference.cli": ANYTHING,
     "interpret": {"inference", "models", "network", "tokenizer", "files", "html_page", "errors"}
-    | {"data.formats", "data.images", "data.jsonl_shards"},
+    | {"data.formats", "data.images", "data.places", "data.jsonl_shards"},
+    "interpret.cli": ANYTHING,
     "capfilt": {"inference", "models", "data", "checkpoints", "config"}
     | {"distributed", "errors", "files", "hashing", "html_page", "tokenizer"},
     "capfilt.rounds": ANYTHING,

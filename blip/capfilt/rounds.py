@@ -10,7 +10,6 @@ pass and the clean pairs. The steps are in blip/capfilt/steps.py; the same comma
 
 import gc
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,9 @@ from blip.tasks import caption, pretrain, retrieval
 from blip.tasks.config import CaptionConfig, FineTuneConfig, RetrievalConfig
 from blip.tasks.finetune import BEST
 from blip.train.checkpoint import complete_checkpoints
+from blip.train.launch import Run
 
 DONE = "done.json"  # in the folder of a finished step: its settings
-
-Train = Callable[[Any, Path, str, torch.device], bool]
 
 
 class Stopped(BlipError):
@@ -134,7 +132,7 @@ class Rounds:
         assert self.next_model is not None  # CapFiltConfig ensures it
         return self.train(place, pretrain.run, self.next_model, given={"train_file": files})
 
-    def fine_tune(self, place: Path, run: Train, config: RunConfig | None, *, model: Path) -> Path:
+    def fine_tune(self, place: Path, run: Run, config: RunConfig | None, *, model: Path) -> Path:
         """Captioner, filter or both in one, fine-tuned from `model` on the clean pairs."""
         assert config is not None
         given: dict[str, Any] = {"train_file": self.config.human_file, "init_from": str(model)}
@@ -142,7 +140,7 @@ class Rounds:
             given["tokenizer"] = str(model / TOKENIZER)
         return self.train(place, run, config, given=given)
 
-    def train(self, place: Path, run: Train, config: RunConfig, *, given: dict[str, Any]) -> Path:
+    def train(self, place: Path, run: Run, config: RunConfig, *, given: dict[str, Any]) -> Path:
         """Trains in the folder `place`, continues there, or finds it done -> the best checkpoint, else the last."""
         config = with_options(config, given, f"options for {place}")
         done = place / DONE
@@ -153,7 +151,7 @@ class Rounds:
                               "delete that folder and those of the steps after it")  # fmt: skip
         if not done.exists():
             self.show(f"training {place}")
-            if not run(config, place, "auto", self.device):
+            if not run(config, place, "auto", device=self.device):
                 raise Stopped(f"stopped by a signal while training {place}; the same command continues")
             gc.collect()  # frees the run's model and optimizer before the next is made
             distributed.barrier()

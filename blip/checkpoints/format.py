@@ -57,6 +57,22 @@ def load_weights(folder: str | Path) -> tuple[dict[str, Tensor], dict]:
         raise CheckpointError(f"{folder / WEIGHTS} is damaged or cut short: {error}") from error
 
 
+def find_tokenizer(*checkpoints: str | Path) -> Path:
+    """The tokenizer file of the first checkpoint's folder that has one: ours, or a Hugging Face folder's `vocab.txt`.
+
+    Raises:
+        CheckpointError: no folder holds either, or the checkpoints are files.
+    """
+    for path in map(Path, checkpoints):
+        for name in (TOKENIZER, "vocab.txt"):
+            if (path / name).is_file():
+                return path / name
+    raise CheckpointError(
+        f"{checkpoints[0]} comes without a tokenizer: set tokenizer; for the released models it is the vocab.txt of "
+        "bert-base-uncased"
+    )
+
+
 def unique_state(module: nn.Module) -> dict[str, Tensor]:
     """Every parameter and persistent buffer once, by its first name: shared weights are not written twice."""
     persistent = module.state_dict(keep_vars=True)

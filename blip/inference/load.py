@@ -10,14 +10,14 @@ from torch import Tensor
 from blip.checkpoints import convert
 from blip.checkpoints.adapter_files import ADAPTER_INFO, adapter_info, is_adapter, load_adapter
 from blip.checkpoints.adapters import merge
-from blip.checkpoints.format import INFO, TOKENIZER, CheckpointError, load_strict, unique_state
+from blip.checkpoints.format import INFO, CheckpointError, find_tokenizer, load_strict, unique_state
 from blip.checkpoints.initialize import Source, adopt
 from blip.errors import InputError
 from blip.inference.predictor import Predictor
 from blip.models.factory import TASKS, model_of, spec_of
 from blip.network.embeddings import TextConfig
 from blip.network.vit import ViTConfig, fit_image_size
-from blip.tokenizer import Specials, Tokenizer, load_tokenizer
+from blip.tokenizer import Tokenizer, load_tokenizer
 
 
 def load(
@@ -81,20 +81,13 @@ def _tokenizer(given: str | Path | Tokenizer | None, *folders: Path) -> Tokenize
         return given
     if given is not None:
         return load_tokenizer(str(given))
-    for folder in folders:
-        for name in (TOKENIZER, "vocab.txt"):
-            if (folder / name).is_file():
-                return load_tokenizer(str(folder / name))
-    raise CheckpointError(
-        f"{folders[0]} comes without a tokenizer: give one, tokenizer=PATH. For the released models it is the "
-        "vocab.txt of bert-base-uncased"
-    )
+    return load_tokenizer(str(find_tokenizer(*folders)))
 
 
 def _model(info: dict, vit: ViTConfig, text: TextConfig, *, answer: TextConfig | None, tokenizer: Tokenizer) -> Any:
     """A model of these sizes with random weights."""
-    specials = Specials(tokenizer.pad_id, tokenizer.enc_id, tokenizer.dec_id)
-    return model_of(info["task"], vit, text, specials, embed_dim=info.get("embed_dim", 0), answer=answer)
+    embed_dim = info.get("embed_dim", 0)
+    return model_of(info["task"], vit, text, tokenizer.specials, embed_dim=embed_dim, answer=answer)
 
 
 def _with_adapter(

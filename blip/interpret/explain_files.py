@@ -7,6 +7,7 @@ from typing import Any
 
 from blip.data.formats import iter_records
 from blip.data.images import find_images, readable_batches
+from blip.data.places import is_annotation_file
 from blip.inference.predictor import Predictor
 from blip.interpret.explain import Explanation, explain_pairs
 from blip.interpret.objectives import explained
@@ -29,12 +30,12 @@ def find_pairs(place: str | Path, texts: Sequence[str]) -> list[Wanted]:
     A record with neither gets an empty text, which is enough where none is needed.
     """
     place = Path(place)
-    if place.suffix.lower() not in (".json", ".jsonl", ".csv", ".tsv"):
+    if not is_annotation_file(place):
         return [Wanted(image, text) for image in find_images([place]) for text in texts or [""]]
     if texts:
         raise PictureError(f"{place} brings its own texts: leave out {texts[0]!r}")
     wanted = []
-    for where, record in iter_records(place, needed=("image",)):
+    for where, record in iter_records(place, needed=("image",), also=("caption", "question", "answer")):
         record = record if isinstance(record, dict) else {}
         image, text = record.get("image"), _first(record.get("question") or record.get("caption"))
         answer = _first(record.get("answer")) if record.get("question") else ""

@@ -36,7 +36,6 @@ from blip.interpret.explain import explain_pairs
 from blip.interpret.maps import METHODS
 from blip.interpret.objectives import OBJECTIVES
 from blip.models.factory import model_of
-from blip.tokenizer import Specials
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
@@ -157,7 +156,7 @@ def untrained(m: Predictor, seed: int = 0) -> Predictor:
     """The same network with random weights."""
     torch.manual_seed(seed)
     model, tokens = m.needs("match"), m.tokenizer
-    specials = Specials(tokens.pad_id, tokens.enc_id, tokens.dec_id)
+    specials = tokens.specials
     sizes = model.image_encoder.config, model.text_encoder.config
     fresh = model_of(m.info["task"], *sizes, specials, embed_dim=m.info["embed_dim"])
     return Predictor(fresh, tokens, m.info, device=m.device)

@@ -3,8 +3,8 @@
     python train_caption.py --config configs/caption_coco.yaml --output_dir runs/coco --init_from model_base.pth
     python train_caption.py --config configs/caption_coco.yaml --output_dir runs/coco --evaluate
 
-The loss is in blip/models/caption.py, what the scripts share in blip/tasks/finetune.py,
-generation in blip/models/generation.py.
+The loss is in blip/models/caption.py, what the tasks share in blip/tasks/finetune.py, generation in
+blip/models/generation.py.
 """
 
 import os
@@ -42,13 +42,13 @@ class Captioning(PairFineTuning):
 
     def read_data(self) -> None:
         self.prompt_text = self.config.prompt
-        by = self.config.best_metric.removeprefix("val_")
-        if self.config.val_file and by in LOGGED.values() and find_spec("pycocoevalcap") is None:
-            raise ConfigError(f"{by} needs pip install -e '.[captions]'; or set best_metric: val_exact")
+        score = self.config.best_metric.removeprefix("val_")
+        if self.config.val_file and score in LOGGED.values() and find_spec("pycocoevalcap") is None:
+            raise ConfigError(f"{score} needs pip install -e '.[captions]'; or set best_metric: val_exact")
         super().read_data()
 
     def add_parts(self) -> None:
-        """The prompt's tokens: `[DEC]` and its words."""
+        """The prompt's tokens: `[DEC]` and those of its text."""
         super().add_parts()
         room = self.config.max_text_tokens
         ids = self.tokenizer.encode([self.config.prompt], self.config.max_positions)[0][:-1]
@@ -67,7 +67,7 @@ class Captioning(PairFineTuning):
 
     def evaluate(self, split: str) -> dict[str, Any]:
         """Writes a caption for each image of the split and scores them; each one goes into `captions_SPLIT.json`."""
-        pairs, how = self.held_out[split], self.config.decoding()
+        pairs, decoding = self.held_out[split], self.config.decoding()
         encode = CaptionEncoder(self.tokenizer, self.config.max_text_tokens)
         dataset = EvalPairs(pairs, encode, self.eval_transform())
         batches = self.eval_batches(dataset)
@@ -77,8 +77,8 @@ class Captioning(PairFineTuning):
             prompt = self.prompt.expand(len(images), -1)
             # samples depend on the seed and on which images share a batch: on batch_size and the number of processes
             seed = stable_hash("samples", self.config.seed, batch.indices[0])
-            generator = torch.Generator().manual_seed(seed) if how.sample else None
-            out = self.model.write(images, prompt, how, end_id=self.tokenizer.sep_id, generator=generator)
+            generator = torch.Generator().manual_seed(seed) if decoding.sample else None
+            out = self.model.write(images, prompt, decoding, end_id=self.tokenizer.sep_id, generator=generator)
             for index, ids, log_prob in zip(
                 batch.indices, out.ids.tolist(), out.log_probs.sum(1).tolist(), strict=True
             ):
@@ -91,7 +91,7 @@ class Captioning(PairFineTuning):
         self.write(f"captions_{split}.json", rows)
         names = result_ids(pairs, [i for i, _, _ in written])
         results = [{"image_id": name, "caption": text} for name, (_, text, _) in zip(names, written, strict=True)]
-        self.write(f"results_{split}.json", results)  # as COCO's and NoCaps' servers take them
+        self.write(f"results_{split}.json", results)  # the format of COCO's and NoCaps' servers
         groups = [pairs.group(i) for i, _, _ in written]
         scores = score_captions(
             [text for _, text, _ in written],
@@ -102,27 +102,29 @@ class Captioning(PairFineTuning):
         )
         same = [float(text == " ".join(pairs.captions(i)[0].lower().split())) for i, text, _ in written]
         exact = bootstrap(same, groups, seed=self.config.seed)
-        found: dict[str, Any] = {f"{split}_images": len(written), f"{split}_exact": exact.mean}
-        found |= {f"{split}_{LOGGED[name]}": x.mean for name, x in scores.scores.items() if name in LOGGED}
+        metrics: dict[str, Any] = {f"{split}_images": len(written), f"{split}_exact": exact.mean}
+        metrics |= {f"{split}_{LOGGED[name]}": x.mean for name, x in scores.scores.items() if name in LOGGED}
         intervals = as_json(scores.scores | {"exact": exact})
         details = {"scores": intervals, "notes": scores.notes, "words": scores.tokenizer}
-        self.write(f"scores_{split}.json", {"decoding": vars(how), **details})
-        return found
+        self.write(f"scores_{split}.json", {"decoding": vars(decoding), **details})
+        return metrics
 
     def facts(self) -> dict[str, Any]:
         return {"prompt": self.config.prompt}
 
 
-# COCO's files, 2014 and 2017, and the ids of BLIP's annotations; digits elsewhere do not name an image
+# COCO's files of 2014 and 2017, and the ids of BLIP's annotations; in other names digits are not an image's number
 NUMBERED = re.compile(r"(?:COCO_[a-z]+\d{4}_|coco_)?([0-9]+)")
 
 
 def result_ids(pairs: Pairs, indices: Sequence[int]) -> list[int | str]:
-    """How servers and people know these images: by number where the data number them, by name, or by path where
-    several images share a name."""
+    """The ids of images in a file of results: their numbers where the data set numbers them, else their names.
+
+    Images that share a name are identified by their path.
+    """
     names = [result_id(pairs.image_name(i), os.path.basename(pairs.given_path(i))) for i in indices]
     paths = [pairs.image_path(i) for i in indices]
-    for finer in (pairs.given_path, pairs.image_path):  # images of two folders may have equal paths as given
+    for finer in (pairs.given_path, pairs.image_path):  # images of two folders may have the same relative path
         images: dict[int | str, set[str]] = {}
         for name, path in zip(names, paths, strict=True):
             images.setdefault(name, set()).add(path)
@@ -133,21 +135,21 @@ def result_ids(pairs: Pairs, indices: Sequence[int]) -> list[int | str]:
 def result_id(name: str, file: str) -> int | str:
     """The number in COCO's names (COCO_val2014_000000391895, 000000391895, coco_391895), else the name.
 
-    `name` is the record's id; where that is the whole name of the `file`, as in ROCO, the ending is left out.
+    `name` is the record's id; if it is the name of the `file`, as in ROCO, its ending is left out.
     """
     name = os.path.splitext(file)[0] if name == file else name
-    found = NUMBERED.fullmatch(name)
-    return int(found[1]) if found else name
+    number = NUMBERED.fullmatch(name)
+    return int(number[1]) if number else name
 
 
-def run(config: CaptionConfig, output: Path, resume: str, device: torch.device) -> bool:
-    """Trains and leaves the result in `output`. False: a signal ended it."""
-    return train(Captioning, config, output, resume, device)
+def run(config: CaptionConfig, output: Path, resume: str, *, device: torch.device) -> bool:
+    """Trains and writes the result to `output`. False when a signal ended it."""
+    return train(Captioning, config, output, resume=resume, device=device)
 
 
 def score(config: CaptionConfig, output: Path, device: torch.device) -> None:
     """Evaluates without training."""
-    evaluate(Captioning, config, output, device)
+    evaluate(Captioning, config, output, device=device)
 
 
 def main(help: str | None = None) -> None:

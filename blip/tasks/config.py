@@ -1,9 +1,10 @@
-"""Options of the fine-tuning scripts, beside those that `config.py` has for every run.
+"""Options of the fine-tuning tasks, beside those that `blip/config.py` has for every run.
 
 Defaults are those of the published code (Li et al. 2022, appendix; its configuration files).
 """
 
 import difflib
+from dataclasses import fields
 from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -26,7 +27,7 @@ class LoraConfig(BaseModel):
 class FineTuneConfig(ModelConfig):
     """Options of every fine-tuning script."""
 
-    scores: ClassVar[tuple[str, ...]] = ()  # what the evaluation of a task gives; `_KIND` may follow
+    scores: ClassVar[tuple[str, ...]] = ()  # names of the scores of a task's evaluation; `_KIND` may follow
 
     dataset: str = "json"  # the form of the files: see `blip check-data --help`
     test_file: list[str] = Field(default_factory=list)  # evaluated once, after training, with the best checkpoint
@@ -42,7 +43,7 @@ class FineTuneConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _best_metric_is_known(self) -> Self:
-        # a name that the first evaluation does not give would cost the epoch before it
+        # checked here, because an unknown name would end the run only at its first evaluation
         known = [f"val_{name}" for name in self.scores]
         if known and not f"{self.best_metric}_".startswith(tuple(f"{name}_" for name in known)):
             near = difflib.get_close_matches(self.best_metric, known, n=3, cutoff=0.0)
@@ -70,36 +71,36 @@ class RetrievalConfig(FineTuneConfig):
     best_metric: str = "val_itm_r_mean"
 
 
+DECODING_KEYS = {"temperature": "sampling_temperature"}  # options of `Decoding` whose key has another name
+
+
 class WritingConfig(FineTuneConfig):
     """Options of generation in evaluation, of `train_caption.py` and `train_vqa.py`."""
 
     beams: int = 3  # 1: no beam search
-    sample: bool = False  # draw tokens instead of searching
-    top_p: float = 1.0  # draw from the fewest tokens that hold this probability
-    top_k: int = 0  # draw from this many tokens; 0: from all
-    sampling_temperature: float = 1.0  # of the distribution that is drawn from
+    sample: bool = Decoding.sample  # draw tokens instead of searching
+    top_p: float = Decoding.top_p  # draw from the fewest tokens that hold this probability
+    top_k: int = Decoding.top_k  # draw from this many tokens; 0: from all
+    sampling_temperature: float = Decoding.temperature  # of the distribution that is drawn from
     min_new_tokens: int = 1  # tokens before the text may end
     max_new_tokens: int = 20  # tokens at most, the prompt not counted
-    length_penalty: float = 1.0  # beam score: log-probability / length to this power
+    length_penalty: float = Decoding.length_penalty  # beam score: log-probability / length to this power
     length_norm: Literal["generated", "whole"] = "generated"  # whole: the length counts the prompt, as published
-    repetition_penalty: float = 1.0  # above 1: repeated tokens become less likely
-    no_repeat_ngram: int = 0  # no run of this many tokens occurs twice; 0: it may
+    repetition_penalty: float = Decoding.repetition_penalty  # above 1: repeated tokens become less likely
+    no_repeat_ngram: int = Decoding.no_repeat_ngram  # no run of this many tokens occurs twice; 0: it may
 
     def decoding(self) -> Decoding:
-        """ValueError where these do not go together."""
-        return Decoding(
-            beams=self.beams,
-            sample=self.sample,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            temperature=self.sampling_temperature,
-            min_new_tokens=self.min_new_tokens,
-            max_new_tokens=self.max_new_tokens,
-            length_penalty=self.length_penalty,
-            length_norm=self.length_norm,
-            repetition_penalty=self.repetition_penalty,
-            no_repeat_ngram=self.no_repeat_ngram,
-        )
+        """The options of `Decoding` that have a key here; the others keep their defaults.
+
+        Raises:
+            InputError: the options exclude each other.
+        """
+        values = {}
+        for option in fields(Decoding):
+            key = DECODING_KEYS.get(option.name, option.name)
+            if key in type(self).model_fields:
+                values[option.name] = getattr(self, key)
+        return Decoding(**values)
 
     @model_validator(mode="after")
     def _can_be_written(self) -> Self:

@@ -1,4 +1,4 @@
-"""What a configuration would cost: everything is built, one step runs on made-up data, nothing is kept."""
+"""The costs of a configuration: everything is built, one step runs on random data, nothing is saved."""
 
 import time
 from dataclasses import fields
@@ -19,26 +19,17 @@ from blip.network import flops
 from blip.tasks import start
 from blip.tokenizer import Specials, load_tokenizer
 from blip.train.optim import build_optimizer
-from blip.train.parallel import (
-    autocast,
-    blocks,
-    checkpoint_activations,
-    compile_blocks,
-    data_parallel,
-    measure_peak,
-    memory_mb,
-    recomputable,
-)
+from blip.train.parallel import autocast, data_parallel, measure_peak, memory_mb, recompute_and_compile
 
 
 def run_once(config: PretrainConfig, device: torch.device) -> None:
-    """Prints parameters, memory, FLOPs and time of one step on this device, and the data that a run would read."""
+    """Prints parameters, memory, FLOPs and time of a step on this device, and the number of pairs of each file."""
     console = Console(quiet=not distributed.is_main())
     if config.tokenizer == "train":
         size, specials = config.vocab_size, Specials(0, config.vocab_size - 1, config.vocab_size - 2)
     else:
         tokenizer = load_tokenizer(config.tokenizer)
-        size, specials = tokenizer.size, Specials(tokenizer.pad_id, tokenizer.enc_id, tokenizer.dec_id)
+        size, specials = tokenizer.size, tokenizer.specials
     torch.manual_seed(config.seed)
     model, twin, queue = start.build_pretrain(config, size, specials, device)
     out, seconds = _two_steps(config, device, model, twin, queue)
@@ -67,13 +58,11 @@ def run_once(config: PretrainConfig, device: torch.device) -> None:
 def _two_steps(
     config: PretrainConfig, device: torch.device, model: PretrainModel, twin: Twin, queue: momentum.Queue
 ) -> tuple[Output, float]:
-    """The losses and seconds of a second step; the first one warms up."""
-    recomputed = recomputable(model, config.activation_checkpointing)
-    checkpoint_activations(recomputed, config.activation_checkpointing, device, config.precision)
-    if config.compile:
-        compile_blocks(blocks(model), config.activation_checkpointing)
+    """The losses and seconds of a second step; the first one is a warm-up."""
+    recompute_and_compile(model, config, device)
     parallel = data_parallel(model, device)
-    optimizer = build_optimizer(model, config.lr, config.weight_decay, config.decay_norms_and_biases)
+    decay_all = config.decay_norms_and_biases
+    optimizer = build_optimizer(model, config.lr, config.weight_decay, decay_norms_and_biases=decay_all)
     count, longest = config.batch_size, config.max_text_tokens
     images = torch.randn(count, 3, config.image_size, config.image_size, device=device)
     ids = torch.randint(5, max(6, model.text_encoder.config.vocab_size - 2), (count, longest), device=device)
@@ -94,7 +83,7 @@ def _two_steps(
 
 
 def _data(config: PretrainConfig) -> list[str]:
-    """A line for each file that a run would read."""
+    """A line for each training file: its number of pairs, or what is wrong with it."""
     if not config.train_file:
         return ["data: train_file is empty; --set train_file=[captions.json]"]
     lines = []
@@ -103,6 +92,6 @@ def _data(config: PretrainConfig) -> list[str]:
         try:
             count = len(open_shards([path]) if is_tar_address(path) else read_pairs([entry], config.image_root))
             lines.append(f"data: {path}: {count} pairs")
-        except (BlipError, ValueError, OSError) as error:
+        except (BlipError, OSError) as error:
             lines.append(f"data: {error}")
     return lines

@@ -1,5 +1,6 @@
-"""What the fine-tuning scripts share: the parts of a run, exact resuming, the best weights. A script adds its data,
-`step` and `evaluate`.
+"""What the fine-tuning tasks share: the parts of a run, exact resuming, the best weights.
+
+A task is a subclass of `FineTuning` and adds its data, `step` and `evaluate`.
 """
 
 import json
@@ -23,28 +24,21 @@ from blip.data.order import EpochOrder, steps_per_epoch
 from blip.data.skipped import SkipLog
 from blip.data.transforms import eval_transform, train_transform
 from blip.errors import BlipError
-from blip.files import whole_folder
+from blip.files import whole_folder, write_whole
 from blip.tasks import start, tokenizers
 from blip.tasks.config import FineTuneConfig
+from blip.train.checkpoint import disk_errors
 from blip.train.freeze import freeze
 from blip.train.log import RunLog
 from blip.train.loop import Step
-from blip.train.parallel import (
-    autocast,
-    blocks,
-    buckets,
-    checkpoint_activations,
-    compile_blocks,
-    data_parallel,
-    recomputable,
-)
+from blip.train.parallel import autocast, buckets, data_parallel, recompute_and_compile
 from blip.train.schedule import Epochs
 
 BEST = "best"
 
 
 class FineTuning:
-    """A run of one task: its parts, and what the loop calls. `task` names it; see `train.run.Task` for the methods."""
+    """A run of one task: its parts, and the methods that the loop calls; see `blip.train.run.Task`."""
 
     task = ""
     collate_fn: Callable[..., Any] = staticmethod(collate)
@@ -54,17 +48,18 @@ class FineTuning:
         config: FineTuneConfig,
         source: initialize.Source | None,
         output: Path,
+        *,
         resume: Path | None,
         device: torch.device,
     ):
-        """Reads the data and builds the model from `source`; `resume` is a checkpoint that `load` continues later."""
+        """Reads the data and builds the model from `source`; `load` later continues the checkpoint `resume`."""
         self.config: Any = config
         self.output, self.device = output, device
         self.read_data()
-        self.tokenizer = tokenizers.choose_tokenizer(self.config, self.texts(), output, resume)
+        self.tokenizer = tokenizers.choose_tokenizer(self.config, self.texts(), output, resume=resume)
         self._count_steps()
         torch.manual_seed(config.seed)  # equal starting weights on every process
-        self.model, self.missing = start.start_model(self.task, self.config, source, self.tokenizer)
+        self.model, self.missing = start.start_model(self.task, self.config, source, tokenizer=self.tokenizer)
         self.warning = start.advice(self.task, source, self.missing) if source else ""
         if self.config.lora:
             options = self.config.lora
@@ -83,7 +78,7 @@ class FineTuning:
         self.parallel = data_parallel(self.model, device)
         self.best: float | None = None
 
-    # ---- what a script adds ------------------------------------------------------------------------------------------
+    # ---- what a task adds --------------------------------------------------------------------------------------------
 
     def read_data(self) -> None:
         """Reads the annotation files of training, if there are any, and of validation."""
@@ -110,22 +105,22 @@ class FineTuning:
         raise NotImplementedError
 
     def add_parts(self) -> None:
-        """Momentum twin and queue, where there are any."""
+        """Prepares what a task keeps beside its model, such as a momentum twin."""
 
     def after_update(self, step: int) -> None:
         """Follows each optimizer step."""
 
     def compare_with(self, train_file: list[str]) -> None:
-        """Evaluation alone: what the model was trained on, for scores that speak of it."""
+        """In an evaluation alone: reads the training files of the model, for scores that compare with them."""
 
     def facts(self) -> dict[str, Any]:
-        """What `model.json` says beside sizes, such as a prompt."""
+        """Content of `model.json` beside sizes, such as a prompt."""
         return {}
 
     # ---- data --------------------------------------------------------------------------------------------------------
 
     def needs_positions(self, count: int, what: str) -> None:
-        """ConfigError where a text may become longer than the model can read."""
+        """ConfigError where a text of `count` tokens is longer than the model can read; `what` names its options."""
         if count > self.config.max_positions:
             raise ConfigError(f"{what}: {count} tokens, and the model has {self.config.max_positions} positions")
 
@@ -134,7 +129,7 @@ class FineTuning:
         return list(self.config.val_file if split == "val" else self.config.test_file)
 
     def part(self, split: str) -> str:
-        """The part of a set, as its folder is read for `train`, `val` or `test`."""
+        """The name, in a data set that is a folder, of its part for `train`, `val` or `test`."""
         return getattr(self.config, f"{split}_split")
 
     def _count_steps(self) -> None:
@@ -144,11 +139,11 @@ class FineTuning:
         config, world = self.config, distributed.world_size()
         self.order = EpochOrder(count, config.seed, rank=distributed.rank(), world=world, weights=weights)
         batches = steps_per_epoch(self.order, config.batch_size)
-        self.epochs = Epochs(batches, config.accumulation, config.epochs, config.max_steps)
+        self.epochs = Epochs(batches, config.accumulation, config.epochs, max_steps=config.max_steps)
         self.skipped = SkipLog(self.output / "skipped.jsonl", count, config.max_skipped_fraction, world=world)
 
     def batches(self, start_step: int) -> Iterator[Any]:
-        """Training batches for ever, from the one that optimizer step `start_step` begins with."""
+        """Training batches without end, from the first one of optimizer step `start_step` (counted from 0)."""
         config = self.config
         transform = train_transform(
             config.image_size, config.crop_scale, config.randaugment, horizontal_flip=config.horizontal_flip
@@ -179,9 +174,12 @@ class FineTuning:
         )
 
     def gathered(self, split: str, own: list[tuple], batches: EvalLoader) -> list[tuple]:
-        """The rows of all processes, each beginning with its record's number, in the order of the records.
+        """The rows of all processes in the order of the records; a row begins with the number of its record.
 
-        Images that could not be read are listed in `unreadable_SPLIT.json`; NothingToScore where none could.
+        Images that could not be read are listed in `unreadable_SPLIT.json`.
+
+        Raises:
+            NothingToScore: no image could be read.
         """
         rows = sorted(row for part in distributed.gather_objects(own) for row in part)
         notes = sorted({note for part in distributed.gather_objects(batches.skipped) for note in part})
@@ -200,15 +198,11 @@ class FineTuning:
     # ---- model -------------------------------------------------------------------------------------------------------
 
     def _apply_options(self) -> None:
-        config = self.config
-        freeze(self.model, config.freeze)
-        recomputed = recomputable(self.model, config.activation_checkpointing)
-        checkpoint_activations(recomputed, config.activation_checkpointing, self.device, config.precision)
-        if config.compile:
-            compile_blocks(blocks(self.model), config.activation_checkpointing)
+        freeze(self.model, self.config.freeze)
+        recompute_and_compile(self.model, self.config, self.device)
 
     def describe(self) -> tuple[str, dict]:
-        """A line on data and model, and what `model.json` says."""
+        """A line about data and model for the log, and the content of `model.json`."""
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad) / 1e6
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
         share = "" if trained == parameters else f", {trained:.2f} M of them trained"
@@ -219,7 +213,7 @@ class FineTuning:
         return start.describe(self.task, self.config, self.model, **self.facts())
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's tensors; adapters are folded in, so that any program can load them."""
+        """The model's tensors, with adapters merged into them, so that any program can load them."""
         return adapters.merged_state(self.model) if self.config.lora else unique_state(self.model)
 
     def state(self) -> dict:
@@ -229,10 +223,10 @@ class FineTuning:
 
     def load(self, folder: Path, training: dict) -> None:
         """Continues from a checkpoint of this run."""
-        if self.config.lora:  # the weights on disk have the adapters folded in: the adapters themselves lie beside them
+        if self.config.lora:  # the adapters are merged into the weights on disk, and kept apart in `training`
             load_strict(self.model, {**unique_state(self.model), **training["adapter"]}, f"{folder} (adapters)")
-            known = load_weights(folder)[0]
-            if not all(torch.allclose(tensor.cpu(), known[name], atol=1e-4) for name, tensor in self.weights().items()):
+            saved = load_weights(folder)[0]
+            if not all(torch.allclose(tensor.cpu(), saved[name], atol=1e-4) for name, tensor in self.weights().items()):
                 raise CheckpointError(f"{folder}: its adapters do not belong to init_from {self.config.init_from!r}")
         else:
             load_strict(self.model, load_weights(folder)[0], str(folder))
@@ -245,14 +239,14 @@ class FineTuning:
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
     def at_step_end(self, step: int, log: RunLog) -> dict | None:
-        """An evaluation after each `eval_every_epochs` epochs and at the end; the best weights are kept."""
+        """An evaluation after each `eval_every_epochs` epochs and at the end; the best weights are saved."""
         done = self.epochs.evaluation_due(step, self.config.eval_every_epochs)
         if done is None or not self.files("val"):
             return None
         metrics = self.scores("val")
         name = self.config.best_metric
         if name not in metrics:
-            raise ConfigError(f"best_metric is {name!r}; the validation gives {', '.join(metrics)}")
+            raise ConfigError(f"best_metric is {name!r}; the validation has {', '.join(metrics)}")
         better = self.best is None or (metrics[name] > self.best) == (self.config.best_is == "highest")
         if better and metrics[name] != self.best:
             self.best = metrics[name]
@@ -271,7 +265,7 @@ class FineTuning:
     def _keep_best(self, step: int, metrics: dict) -> None:
         weights = self.weights()
         if distributed.is_main():
-            with whole_folder(self.output / BEST) as folder:
+            with disk_errors("the best weights", self.output), whole_folder(self.output / BEST) as folder:
                 save_weights(folder, weights, {**self.info(), "step": step})
                 if self.config.lora:
                     about = {"base": self.config.init_from, "model": self.info()}
@@ -284,7 +278,7 @@ class FineTuning:
         """Writes a JSON file beside the checkpoints, from the main process."""
         if distributed.is_main():
             self.output.mkdir(parents=True, exist_ok=True)
-            (self.output / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            write_whole(self.output / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 class NothingToScore(BlipError):

@@ -3,7 +3,7 @@
     python train_nlvr.py --config configs/nlvr2.yaml --output_dir runs/nlvr2 --init_from model_base.pth
     python train_nlvr.py --config configs/nlvr2.yaml --output_dir runs/nlvr2 --evaluate
 
-The network is in blip/models/nlvr.py, what the scripts share in blip/tasks/finetune.py.
+The network is in blip/models/nlvr.py, what the tasks share in blip/tasks/finetune.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -103,14 +103,14 @@ class Judging(FineTuning):
         return {f"{split}_accuracy": interval.mean, f"{split}_statements": len(judged), f"{split}_majority": majority}
 
 
-def run(config: NlvrConfig, output: Path, resume: str, device: torch.device) -> None:
-    """Trains and leaves the result in `output`."""
-    train(Judging, config, output, resume, device)
+def run(config: NlvrConfig, output: Path, resume: str, *, device: torch.device) -> bool:
+    """Trains and writes the result to `output`. False when a signal ended it."""
+    return train(Judging, config, output, resume=resume, device=device)
 
 
 def score(config: NlvrConfig, output: Path, device: torch.device) -> None:
     """Evaluates without training."""
-    evaluate(Judging, config, output, device)
+    evaluate(Judging, config, output, device=device)
 
 
 def main(help: str | None = None) -> None:

@@ -26,7 +26,11 @@ class PairFineTuning(FineTuning):
         self.held_out = {split: self._read(self.files(split), split) for split in ("val", "test") if self.files(split)}
 
     def add_parts(self) -> None:
-        """A word on captions from which nothing is learned, which would pass in silence."""
+        """Warns of captions without letters and digits, from which nothing is learned.
+
+        Raises:
+            AnnotationError: all captions are such.
+        """
         if not self.pairs:
             return
         count, wordless = 0, 0
@@ -37,8 +41,8 @@ class PairFineTuning(FineTuning):
             problem = f"none of {count} captions has a letter or a digit, the first being {self.pairs.captions(0)[0]!r}"
             raise AnnotationError(self.pairs.annotation_file(0), "", problem)
         if wordless:
-            said = f"{wordless} of {count} training captions have no letter and no digit: leave them out, or mend them"
-            self.warning = "\n".join(filter(None, (self.warning, said)))
+            advice = f"{wordless} of {count} training captions have no letter and no digit: remove or correct them"
+            self.warning = "\n".join(filter(None, (self.warning, advice)))
 
     def _read(self, files: Any, split: str) -> Pairs:
         return read_pairs(files, self.config.image_root, self.config.dataset, split=self.part(split))

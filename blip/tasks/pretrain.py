@@ -3,8 +3,8 @@
     python pretrain.py --config configs/pretrain_demo.yaml --output_dir runs/demo
     torchrun --nproc_per_node=8 pretrain.py --config configs/pretrain.yaml --output_dir runs/base
 
-The batch is made in blip/data/pairs.py (of shards: stream.py), the losses in blip/models/pretrain.py, the loop
-runs in blip/train/loop.py.
+Samples are made in blip/data/pairs.py (of shards: blip/data/stream.py), the losses in blip/models/pretrain.py; the loop
+is in blip/train/loop.py. The docstring of pretrain.py lists the whole path of a batch.
 """
 
 import itertools
@@ -24,122 +24,97 @@ from blip.data.pairs import MAX_SOURCES, CaptionEncoder, EvalPairs, read_pairs
 from blip.data.skipped import SkipLog
 from blip.data.transforms import eval_transform, train_transform, unnormalise
 from blip.evaluation.pretraining import evaluate_pretraining
-from blip.models import losses, momentum
+from blip.models import losses
 from blip.models.decoding import Decoding
 from blip.models.generation import generate
-from blip.models.momentum import TEMPERATURE_RANGE
 from blip.network import flops
 from blip.network.med import DecoderStep
 from blip.tasks import start, tokenizers
+from blip.tasks.contrast import MomentumContrast
 from blip.tasks.dry_run import run_once
 from blip.tasks.pretrain_data import open_training
-from blip.tokenizer import Specials, Tokenizer
+from blip.tokenizer import Tokenizer
 from blip.train.freeze import freeze
 from blip.train.launch import launch
 from blip.train.log import RunLog
 from blip.train.loop import Step
-from blip.train.parallel import (
-    autocast,
-    blocks,
-    buckets,
-    checkpoint_activations,
-    compile_blocks,
-    data_parallel,
-    recomputable,
-)
+from blip.train.parallel import autocast, buckets, data_parallel, recompute_and_compile
 from blip.train.run import fit, prepare
 from blip.train.schedule import Epochs
 
-PATIENCE = 500  # steps after the warm-up within which matching should have begun to learn
+STEPS_TO_LEARN = 500  # steps after the warm-up within which matching should have begun to learn
 PLATEAU = (
-    "ITM is at {mean:.3f}, and a model without skill stands at {none:.4f}. What helps: start from released weights "
+    "ITM is at {mean:.3f}, and a model without skill is at {none:.4f}. What helps: start from released weights "
     "(init_from) or from ViT and BERT weights (vision_init, text_init), a larger global batch, a lower lr, more "
-    "epochs; and captions that say what their images show (blip check-data)."
+    "epochs; and captions that describe their images (blip check-data)."
 )
 
 
 class Pretraining:
-    """The parts of a run, and what the loop calls: `step`, `after_update`, `at_step_end`."""
+    """A run of pre-training: its parts, and the methods that the loop calls; see `blip.train.run.Task`."""
 
-    def __init__(self, config: PretrainConfig, output: Path, resume: Path | None, device: torch.device):
+    def __init__(self, config: PretrainConfig, output: Path, resume: Path | None, *, device: torch.device):
         self.config, self.output, self.device = config, output, device
         world = distributed.world_size()
         self.data = open_training(config, annotation_files(config), output)
-        self.tokenizer = tokenizers.choose_tokenizer(config, self.data.captions(), output, resume)
-        self.epochs = Epochs(self.data.steps, config.accumulation, config.epochs, config.max_steps)
+        self.tokenizer = tokenizers.choose_tokenizer(config, self.data.captions(), output, resume=resume)
+        self.epochs = Epochs(self.data.steps, config.accumulation, config.epochs, max_steps=config.max_steps)
         self.val = build_validation(config, self.tokenizer)
         self.skipped = SkipLog(output / "skipped.jsonl", len(self.data), config.max_skipped_fraction, world=world)
 
         torch.manual_seed(config.seed)  # equal starting weights on every process
-        specials = Specials(self.tokenizer.pad_id, self.tokenizer.enc_id, self.tokenizer.dec_id)
-        self.model, self.twin, self.queue = start.build_pretrain(
-            config, self.tokenizer.size, specials, device, fresh=resume is None
+        self.model, twin, queue = start.build_pretrain(
+            config, self.tokenizer.size, self.tokenizer.specials, device=device, fresh=resume is None
+        )
+        equal = config.equal_captions == "positives"
+        self.contrast = MomentumContrast(
+            self.model, twin, queue, config=config, equal_captions=equal, equal_images=equal
         )
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout and negatives differ between processes
         freeze(self.model, config.freeze)
-        recomputed = recomputable(self.model, config.activation_checkpointing)
-        checkpoint_activations(recomputed, config.activation_checkpointing, device, config.precision)
-        if config.compile:
-            compile_blocks(blocks(self.model), config.activation_checkpointing)
+        recompute_and_compile(self.model, config, device)
         self.parallel = data_parallel(self.model, device)
-        self.pending: list[momentum.Entries] = []  # since the last update
         self.itm_mean: torch.Tensor | None = None  # running mean of the ITM loss
         self.warned = False
         self.seen: Counter[str] = Counter()  # pairs of each source that this process was trained on
 
     def batches(self, start_step: int) -> Iterator[Batch]:
-        """Training batches for ever, from the one that optimizer step `start_step` begins with."""
+        """Training batches without end, from the first one of optimizer step `start_step` (counted from 0)."""
         config = self.config
         transform = train_transform(
             config.image_size, config.crop_scale, config.randaugment, horizontal_flip=config.horizontal_flip
         )
         pad_to = buckets(config.max_text_tokens) if config.compile else ()
         start = self.epochs.position(start_step)
-        return self.data.batches(self.tokenizer, transform, start, pad_to, pin=self.device.type == "cuda")
+        return self.data.batches(self.tokenizer, transform, start, pad_to=pad_to, pin=self.device.type == "cuda")
 
     def step(self, batch: Batch, step: int) -> Step:
-        """A batch to its losses. Changes nothing; what the update needs later is kept in `pending`."""
+        """A batch to its losses. Changes no weights; `contrast` keeps what the update needs."""
         config = self.config
         self.skipped.add(batch.skipped, len(batch))
         for source in filter(None, batch.sources):
-            self.seen[source if source in self.seen or len(self.seen) < MAX_SOURCES else "other"] += 1
+            known = source in self.seen or len(self.seen) < MAX_SOURCES
+            self.seen[source if known else "other"] += 1
         batch = batch.to(self.device, non_blocking=True)
-        packed = not config.compile  # compiled code wants few shapes
-        alpha = losses.alpha_ramp(step, round(config.alpha_ramp_epochs * self.epochs.steps), config.alpha)
-
-        image_features, text_features = self.twin(batch.images, batch.ids, batch.lengths, packed)  # (B, E) each
-        entries = momentum.Entries(image_features, text_features, batch.caption_ids, batch.image_ids)
-        equal = config.equal_captions == "positives"
-        candidates = momentum.candidates(entries, self.queue, equal_captions=equal, equal_images=equal)
+        packed = not config.compile  # compiled code needs few different shapes
+        alpha = self.contrast.alpha(step, self.epochs.steps)
+        candidates = self.contrast.candidates(batch, packed=packed)
         out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha, packed=packed)
-        self.pending.append(entries)
 
         recent = out.itm.detach()
         self.itm_mean = recent if self.itm_mean is None else self.itm_mean.lerp(recent, 0.02)
-        matched, unmatched = out.match_logits.argmax(dim=1).split([len(batch), 2 * len(batch)])
-        logs = {
-            "itc": out.itc,
-            "itm": out.itm,
-            "lm": out.lm,
-            "itm_matched": (matched == 1).float().mean(),
-            "itm_unmatched": (unmatched == 0).float().mean(),
-            "temperature": self.model.temperature,
-            "alpha": alpha,
-        }
+        logs = {"itc": out.itc, "itm": out.itm, "lm": out.lm, **self.contrast.logs(out.match_logits, alpha)}
         cost = flops.pretrain_step(
             self.model.image_encoder.config, self.model.text_encoder.config, batch.lengths.tolist(),
             longest=batch.ids.shape[1], embed_dim=config.embed_dim, queue=config.queue_size,
             savings=flops.Savings(packed=packed),
         )  # fmt: skip
-        return Step(out.itc + out.itm + out.lm, logs, len(batch), cost.total, lambda: self._name(batch))
+        loss = out.itc + out.itm + out.lm
+        return Step(loss, logs, len(batch), flops=cost.total, describe=lambda: self._name(batch))
 
-    @torch.no_grad()
     def after_update(self, step: int) -> None:
-        """What follows the optimizer, in this order: clamp the temperature, move the twin, push the queue."""
-        self.model.temperature.clamp_(*TEMPERATURE_RANGE)
-        momentum.update_twin(*self.twin.pairs_with(self.model), self.config.momentum)
-        self.queue.push(momentum.joined(self.pending))
-        self.pending.clear()
+        """Follows each optimizer step: the temperature, the twin and the queue."""
+        self.contrast.after_update()
 
     def at_step_end(self, step: int, log: RunLog) -> dict | None:
         """An evaluation after each `eval_every_epochs` epochs and at the end, with the pairs seen until then of each
@@ -172,26 +147,26 @@ class Pretraining:
         decoder = self.model.text_decoder
         step_one = DecoderStep(decoder, decoder.image_keys(self.model.image_encoder(images)))
         first = torch.full((len(images), 1), self.tokenizer.dec_id, device=self.device)
-        how = Decoding(max_new_tokens=self.config.max_text_tokens - 1)
-        ids = generate(step_one, first, how, end_id=self.tokenizer.sep_id, pad_id=self.tokenizer.pad_id).ids
+        decoding = Decoding(max_new_tokens=self.config.max_text_tokens - 1)
+        ids = generate(step_one, first, decoding, end_id=self.tokenizer.sep_id, pad_id=self.tokenizer.pad_id).ids
         self.model.train()
         for number, (image, text) in enumerate(zip(images, ids.tolist(), strict=True)):
-            log.sample(step, number, unnormalise(image), self.tokenizer.decode(text))
+            log.sample(step, number, unnormalise(image), text=self.tokenizer.decode(text))
 
     def warn_of_plateau(self, step: int, log: RunLog) -> None:
-        """Says once what to try when the ITM loss still stands where a model without skill does."""
+        """Logs advice, once, when the ITM loss is still that of a model without skill."""
         total = self.epochs.total_steps
         warmup = min(self.config.warmup_steps, total // 2)
-        late = step >= warmup + min(PATIENCE, (total - warmup) // 2)
+        late = step >= warmup + min(STEPS_TO_LEARN, (total - warmup) // 2)
         if self.warned or not late or self.itm_mean is None:
             return
         mean = float(self.itm_mean)
         if abs(mean - losses.ITM_NO_SKILL) < 0.02:
             self.warned = True
-            log.say(PLATEAU.format(mean=mean, none=losses.ITM_NO_SKILL), style="yellow")
+            log.message(PLATEAU.format(mean=mean, none=losses.ITM_NO_SKILL), style="yellow")
 
     def describe(self) -> tuple[str, dict]:
-        """A line on data and model, and what `model.json` says."""
+        """A line about data and model for the log, and the content of `model.json`."""
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
         cut, limit = self.truncated(), self.config.max_text_tokens
         line = (
@@ -208,7 +183,7 @@ class Pretraining:
         """What a checkpoint holds beside weights and optimizer."""
         progress: dict = {} if self.itm_mean is None else {"itm_mean": self.itm_mean}
         progress["seen"] = dict(self.all_seen())
-        return {"twin": unique_state(self.twin), "queue": self.queue.state_dict(), "progress": progress}
+        return {**self.contrast.state(), "progress": progress}
 
     def load(self, folder: Path, training: dict) -> None:
         """Continues from a checkpoint of this run."""
@@ -216,11 +191,10 @@ class Pretraining:
         heads = self.model.image_encoder.config.heads, self.model.text_encoder.config.heads
         initialize.check_heads(info, *heads, str(folder))
         load_strict(self.model, tensors, str(folder))
-        load_strict(self.twin, training["twin"], f"{folder} (momentum twin)")
-        load_strict(self.queue, training["queue"], f"{folder} (queue)")
+        self.contrast.load(folder, training)
         if "itm_mean" in training["progress"]:
             self.itm_mean = training["progress"]["itm_mean"].to(self.device)
-        if distributed.is_main():  # the others count what they see from here on
+        if distributed.is_main():  # the counts of all processes; the others start at 0
             self.seen.update(training["progress"].get("seen", {}))
 
     def truncated(self, sample: int = 2000) -> float:
@@ -250,12 +224,13 @@ def build_validation(config: PretrainConfig, tokenizer: Tokenizer) -> EvalLoader
     )
 
 
-def run(config: PretrainConfig, output: Path, resume: str, device: torch.device) -> bool:
-    """Trains, from the start or from a checkpoint, and leaves the result in `output`. False: a signal ended it."""
+def run(config: PretrainConfig, output: Path, resume: str, *, device: torch.device) -> bool:
+    """Trains, from the start or from a checkpoint, and writes the result to `output`. False when a signal ended it."""
     if not config.train_file:
         raise ConfigError("train_file is empty; --set train_file=[captions.json]")
     folder, changed = prepare(config, output, resume)
-    return fit(Pretraining(config, output, folder, device), config, output, folder, changed)
+    task = Pretraining(config, output, folder, device=device)
+    return fit(task, config, output, checkpoint=folder, changed=changed)
 
 
 def main(help: str | None = None) -> None:

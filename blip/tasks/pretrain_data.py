@@ -1,6 +1,6 @@
-"""What pre-training reads: annotation files, every record at hand, or webdataset shards, which are streamed.
+"""The training data of pre-training: annotation files, kept in memory, or webdataset shards, which are streamed.
 
-Both say how many pairs there are and how many batches an epoch of this process has, and give these from any position.
+Both have the number of pairs, the number of batches in an epoch of this process, and batches from any position.
 """
 
 import itertools
@@ -23,11 +23,11 @@ from blip.data.webdataset import BrokenSample, is_tar_address, open_shards
 from blip.tokenizer import Tokenizer
 
 Transform = Callable[[Image.Image], Tensor]
-SAMPLES_FOR_WORDS = 20_000  # of a stream, from whose captions a tokenizer is trained
+SAMPLES_FOR_WORDS = 20_000  # first samples of a stream, on whose captions a tokenizer is trained
 
 
 class FileData:
-    """Pairs of annotation files, whose captions and paths lie in memory."""
+    """Pairs of annotation files, whose captions and paths are kept in memory."""
 
     def __init__(self, config: PretrainConfig, files: Sequence[str | Mapping[str, Any]]):
         self.config = config
@@ -49,9 +49,9 @@ class FileData:
         return f"{self.pairs.image_path(index)} ({self.pairs.annotation_file(index)} record {index})"
 
     def batches(
-        self, tokenizer: Tokenizer, transform: Transform, start: tuple[int, int], pad_to: tuple[int, ...], pin: bool
+        self, tokenizer: Tokenizer, transform: Transform, start: tuple[int, int], *, pad_to: tuple[int, ...], pin: bool
     ) -> Iterator[Batch]:
-        """Batches for ever, from `start`, (epoch, batch), on."""
+        """Batches without end, from `start` (epoch, batch); texts are padded to the next length of `pad_to`."""
         config = self.config
         dataset = PairDataset(
             self.pairs,
@@ -78,7 +78,7 @@ class StreamData:
     """Pairs of webdataset shards, read from a disk or a network as they are needed."""
 
     def __init__(self, config: PretrainConfig, addresses: Sequence[str], output: Path):
-        """`output` keeps the counts of shards that come without."""
+        """Counts of shards that have none are kept in the folder `output`."""
         self.config = config
         known = output / "shard_sizes.json"
         shards = open_shards(addresses, known) if distributed.is_main() else None  # one process counts for all
@@ -99,12 +99,12 @@ class StreamData:
         return len(self.shards)
 
     def captions(self) -> Iterator[str]:
-        """Those of the first samples: a stream is not read through for them."""
+        """The captions of the first samples alone, so that the stream is not read to its end."""
         raws = itertools.chain.from_iterable(self.shards.read(n) for n in range(len(self.shards.counts)))
         for raw in itertools.islice(raws, SAMPLES_FOR_WORDS):
             try:
                 yield from raw.record()["caption"]
-            except BrokenSample:  # training names it
+            except BrokenSample:  # training reports it
                 continue
 
     def name(self, index: int) -> str:
@@ -112,9 +112,9 @@ class StreamData:
         return self.shards.name(index)
 
     def batches(
-        self, tokenizer: Tokenizer, transform: Transform, start: tuple[int, int], pad_to: tuple[int, ...], pin: bool
+        self, tokenizer: Tokenizer, transform: Transform, start: tuple[int, int], *, pad_to: tuple[int, ...], pin: bool
     ) -> Iterator[Batch]:
-        """Batches for ever, from `start`, (epoch, batch), on."""
+        """Batches without end, from `start` (epoch, batch); texts are padded to the next length of `pad_to`."""
         encode = CaptionEncoder(tokenizer, self.config.max_text_tokens, text_cleaning=self.config.text_cleaning)
         dataset = StreamDataset(self.order, encode, transform, start=start, pad_id=tokenizer.pad_id, pad_to=pad_to)
         return stream_loader(dataset, self.config.num_workers, pin)
@@ -123,7 +123,7 @@ class StreamData:
 def open_training(
     config: PretrainConfig, files: Sequence[str | Mapping[str, Any]], output: Path
 ) -> FileData | StreamData:
-    """The training data of a configuration; `files` as `build.annotation_files` gives them.
+    """The training data of a configuration; `files` as from `annotation_files`.
 
     Raises:
         ConfigError: annotation files and shards are mixed, or shards have weights.

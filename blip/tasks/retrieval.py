@@ -3,7 +3,7 @@
     python train_retrieval.py --config configs/retrieval_roco.yaml --output_dir runs/roco --init_from model_base.pth
     python train_retrieval.py --config configs/retrieval_roco.yaml --output_dir runs/roco --evaluate
 
-The losses are in blip/models/retrieval.py, twin and queue in blip/models/momentum.py, re-ranking in
+The losses are in blip/models/retrieval.py, twin and queue in blip/tasks/contrast.py, re-ranking in
 blip/evaluation/retrieval.py.
 """
 
@@ -15,16 +15,16 @@ from typing import Any
 import torch
 
 from blip import distributed
-from blip.checkpoints.format import load_strict, unique_state
 from blip.data.batches import Batch, padded
 from blip.data.gallery import ImagesByNumber, unreadable
 from blip.data.pairs import CaptionEncoder, caption_id
 from blip.evaluation.bootstrap import Interval, as_json, bootstrap
 from blip.evaluation.retrieval import Retrieval, Texts, evaluate_retrieval
-from blip.models import losses, momentum
-from blip.models.momentum import TEMPERATURE_RANGE, Twin
+from blip.models import momentum
+from blip.models.momentum import Queue, Twin
 from blip.models.retrieval import RetrievalModel
 from blip.tasks.config import RetrievalConfig
+from blip.tasks.contrast import MomentumContrast
 from blip.tasks.finetune import NothingToScore
 from blip.tasks.pairs import PairFineTuning
 from blip.tasks.run import evaluate, train
@@ -34,17 +34,17 @@ from blip.train.loop import Step
 
 @dataclass
 class Gallery:
-    """What is ranked: the different images that can be read, and the texts of these."""
+    """The different images of a split that can be read, and their texts; each side is ranked for the other."""
 
     images: list[str]
     groups: list[int]  # of each image: its article or patient, else itself
     texts: Texts
-    lines: list[str]  # the texts as they are written
+    lines: list[str]  # the texts themselves
     unreadable: int  # images that are left out, with the texts that describe no other
 
 
 class Retrieving(PairFineTuning):
-    """Contrast and matching; pairs of one image are positives of one another."""
+    """Contrast and matching; pairs that share an image are positives of one another."""
 
     task = "retrieval"
     config: RetrievalConfig
@@ -58,58 +58,43 @@ class Retrieving(PairFineTuning):
         if "temperature" in self.missing or "temperature" in config.model_fields_set or not config.init_from:
             with torch.no_grad():
                 self.model.temperature.fill_(config.temperature)
-        self.twin = Twin(self.model).to(self.device)
-        self.queue = momentum.Queue(config.queue_size, config.embed_dim).to(self.device)
-        self.pending: list[momentum.Entries] = []  # since the last update
-        self.itm_by_caption = config.equal_captions == "positives"
+        self.equal_captions = config.equal_captions == "positives"
+        twin = Twin(self.model).to(self.device)
+        queue = Queue(config.queue_size, config.embed_dim).to(self.device)
+        self.contrast = MomentumContrast(
+            self.model, twin, queue, config=config, equal_captions=self.equal_captions, equal_images=True
+        )
 
     def step(self, batch: Batch, step: int) -> Step:
-        """A batch to its losses. Changes nothing; what the update needs later is kept in `pending`."""
+        """A batch to its losses. Changes no weights; `contrast` keeps what the update needs."""
         config = self.config
         self.skipped.add(batch.skipped, len(batch))
         batch = batch.to(self.device, non_blocking=True)
         packed = not config.compile
-        alpha = losses.alpha_ramp(step, round(config.alpha_ramp_epochs * self.epochs.steps), config.alpha)
-        image_features, text_features = self.twin(batch.images, batch.ids, batch.lengths, packed)  # (B, E) each
-        entries = momentum.Entries(image_features, text_features, batch.caption_ids, batch.image_ids)
-        candidates = momentum.candidates(entries, self.queue, equal_captions=self.itm_by_caption)
+        alpha = self.contrast.alpha(step, self.epochs.steps)
+        candidates = self.contrast.candidates(batch, packed=packed)
         others = None
         if config.negative_all_rank:
             own = batch.caption_ids, batch.image_ids
             everyone = distributed.all_gather(batch.caption_ids), distributed.all_gather(batch.image_ids)
-            others = momentum.same_pairs(own, everyone, by_caption=self.itm_by_caption, by_image=True)
+            others = momentum.same_pairs(own, everyone, by_caption=self.equal_captions, by_image=True)
         out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha, others=others, packed=packed)
-        self.pending.append(entries)
-        matched, unmatched = out.match_logits.argmax(dim=1).split([len(batch), 2 * len(batch)])
-        logs = {
-            "itc": out.itc,
-            "itm": out.itm,
-            "itm_matched": (matched == 1).float().mean(),
-            "itm_unmatched": (unmatched == 0).float().mean(),
-            "temperature": self.model.temperature,
-            "alpha": alpha,
-        }
+        logs = {"itc": out.itc, "itm": out.itm, **self.contrast.logs(out.match_logits, alpha)}
         return Step(out.itc + out.itm, logs, len(batch), describe=lambda: self.name(batch))
 
-    @torch.no_grad()
     def after_update(self, step: int) -> None:
-        """What follows the optimizer, in this order: clamp the temperature, move the twin, push the queue."""
-        self.model.temperature.clamp_(*TEMPERATURE_RANGE)
-        momentum.update_twin(*self.twin.pairs_with(self.model), self.config.momentum)
-        self.queue.push(momentum.joined(self.pending))
-        self.pending.clear()
+        self.contrast.after_update()
 
     def state(self) -> dict:
-        return {**super().state(), "twin": unique_state(self.twin), "queue": self.queue.state_dict()}
+        return {**super().state(), **self.contrast.state()}
 
     def load(self, folder: Path, training: dict) -> None:
         super().load(folder, training)
-        load_strict(self.twin, training["twin"], f"{folder} (momentum twin)")
-        load_strict(self.queue, training["queue"], f"{folder} (queue)")
+        self.contrast.load(folder, training)
 
     def evaluate(self, split: str) -> dict[str, Any]:
-        """Retrieval both ways over the whole split; the ranked lists go into `retrieval_SPLIT.json`."""
-        if split not in self.galleries:  # images are looked for once a run, not in each evaluation
+        """Retrieval in both directions over the whole split; the ranked lists go into `retrieval_SPLIT.json`."""
+        if split not in self.galleries:  # images are opened for this once in a run, not in each evaluation
             self.galleries[split] = self._gallery(split)
         gallery = self.galleries[split]
         pixels = ImagesByNumber(gallery.images, self.eval_transform(), self.config.num_workers)
@@ -123,9 +108,11 @@ class Retrieving(PairFineTuning):
             k=self.config.k_test,
             batch_size=self.config.batch_size,
         )
-        lost = {note for part in distributed.gather_objects(pixels.skipped) for note in part}  # since they were opened
+        lost = {
+            note for part in distributed.gather_objects(pixels.skipped) for note in part
+        }  # after the gallery was made
         details = {"images": gallery.images, "texts": gallery.lines}
-        details["intervals"] = as_json(intervals(found, texts, gallery.groups, self.config.seed))
+        details["intervals"] = as_json(intervals(found, texts, gallery.groups, seed=self.config.seed))
         self.write(f"retrieval_{split}.json", {**found.as_json(), **details, "k": self.config.k_test})
         return {f"{split}_{name}": value for name, value in found.metrics.items()} | {
             f"{split}_unreadable": gallery.unreadable + len({number for number, _, _ in lost})
@@ -153,7 +140,7 @@ class Retrieving(PairFineTuning):
         for i in range(len(pairs)):
             number = numbers.get(pairs.image_id(i), -1)
             for caption in pairs.captions(i) if number >= 0 else ():
-                place = places.get(caption_id(caption), -1) if self.itm_by_caption else -1
+                place = places.get(caption_id(caption), -1) if self.equal_captions else -1
                 if place < 0:
                     places[caption_id(caption)] = len(lines)
                     lines.append(caption)
@@ -166,10 +153,10 @@ class Retrieving(PairFineTuning):
         return Gallery(images, groups, Texts(ids, lengths, owners), lines, len(notes))
 
 
-def intervals(found: Retrieval, texts: Texts, groups: Sequence[Hashable], seed: int) -> dict[str, Interval]:
-    """Bootstrap intervals of R@1, R@5 and R@10 after matching, both ways; `groups` (I,) are drawn as a whole.
+def intervals(found: Retrieval, texts: Texts, groups: Sequence[Hashable], *, seed: int) -> dict[str, Interval]:
+    """Bootstrap intervals of R@1, R@5 and R@10 after matching, in both directions; `groups` (I,) are drawn whole.
 
-    Texts of one image fail together: a text belongs to the group of its image, the first of several.
+    The results of texts of one image depend on each other: a text belongs to the group of its (first) image.
     """
     of_image: dict[int, set[int]] = {}
     for text, owners in enumerate(texts.images):
@@ -191,14 +178,14 @@ def intervals(found: Retrieval, texts: Texts, groups: Sequence[Hashable], seed: 
     return result
 
 
-def run(config: RetrievalConfig, output: Path, resume: str, device: torch.device) -> bool:
-    """Trains and leaves the result in `output`. False: a signal ended it."""
-    return train(Retrieving, config, output, resume, device)
+def run(config: RetrievalConfig, output: Path, resume: str, *, device: torch.device) -> bool:
+    """Trains and writes the result to `output`. False when a signal ended it."""
+    return train(Retrieving, config, output, resume=resume, device=device)
 
 
 def score(config: RetrievalConfig, output: Path, device: torch.device) -> None:
     """Evaluates without training."""
-    evaluate(Retrieving, config, output, device)
+    evaluate(Retrieving, config, output, device=device)
 
 
 def main(help: str | None = None) -> None:

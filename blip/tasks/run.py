@@ -1,4 +1,4 @@
-"""How a fine-tuning script runs: training with a score of the test files at the end, or scores alone."""
+"""A fine-tuning run: training with an evaluation of the test files at the end, or an evaluation alone."""
 
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from blip.train.checkpoint import complete_checkpoints, find_checkpoint
 from blip.train.run import fit, prepare
 
 
-def train(make: type[FineTuning], config: FineTuneConfig, output: Path, resume: str, device: torch.device) -> bool:
-    """Trains, from the start or from a checkpoint; then scores `test_file` with the best weights. False: a signal
-    ended it."""
+def train(make: type[FineTuning], config: FineTuneConfig, output: Path, *, resume: str, device: torch.device) -> bool:
+    """Trains, from the start or from a checkpoint; then evaluates `test_file` with the best weights.
+
+    False when a signal ended the run.
+    """
     if not config.train_file:
         raise ConfigError("train_file is empty; --set train_file=[FILE]")
     begun = find_checkpoint(resume, output) if resume else None
@@ -29,10 +31,10 @@ def train(make: type[FineTuning], config: FineTuneConfig, output: Path, resume: 
     source = start.read_source(config, begun)
     config = start.with_sizes_of(config, source)
     folder, changed = prepare(config, output, resume)
-    task = make(config, source, output, folder, device)
+    task = make(config, source, output, resume=folder, device=device)
     if task.warning and folder is None:
         warn(task.warning)
-    finished = fit(task, config, output, folder, changed)
+    finished = fit(task, config, output, checkpoint=folder, changed=changed)
     if finished and task.files("test"):
         weights = output / BEST if (output / BEST).is_dir() else complete_checkpoints(output)[-1]
         load_strict(plain(task), load_weights(weights)[0], str(weights))
@@ -40,8 +42,15 @@ def train(make: type[FineTuning], config: FineTuneConfig, output: Path, resume: 
     return finished
 
 
-def evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, device: torch.device) -> None:
-    """Scores `val_file` and `test_file` without training: with `init_from`, or with the best or newest of `output`."""
+def evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, *, device: torch.device) -> None:
+    """Evaluates `val_file` and `test_file` without training.
+
+    The weights are those of `init_from`, else the best or newest of the run in `output`.
+
+    Raises:
+        CheckpointError: there are no weights, or they are of a task that cannot be evaluated here.
+        ConfigError: there are no files to evaluate.
+    """
     here = [folder for folder in (output / BEST, *complete_checkpoints(output)[::-1]) if folder.is_dir()]
     weights = config.init_from or (str(here[0]) if here else "")
     if not weights:
@@ -54,8 +63,8 @@ def evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, devic
     source = start.read_source(config)
     if source is not None:
         start.check_task(make.task, source)
-    own_words = Path(weights) if (Path(weights) / TOKENIZER).is_file() else None
-    task = make(start.with_sizes_of(config, source), source, output, own_words, device)
+    own_tokenizer = Path(weights) if (Path(weights) / TOKENIZER).is_file() else None
+    task = make(start.with_sizes_of(config, source), source, output, resume=own_tokenizer, device=device)
     task.compare_with(trained_on)
     if source is not None and (other := start.other_settings(task.info(), source)):
         warn(f"{weights} was made with {'; '.join(other)}: scores depend on it")
@@ -65,31 +74,32 @@ def evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, devic
             f"{weights} cannot be evaluated: it is a checkpoint of {source.info['task'] if source else ''}, and {parts}"
             f" would be random; fine-tune it for {task.task} first"
         )
-    found: dict[str, Any] = {"weights": weights}
+    scores: dict[str, Any] = {"weights": weights}
     for split in ("val", "test"):
         if task.files(split):
-            found |= task.scores(split)
-    report(task, found, "evaluation.json")
+            scores |= task.scores(split)
+    report(task, scores, "evaluation.json")
 
 
 def warn(text: str) -> None:
+    """Prints a warning from the main process."""
     if distributed.is_main():
         Console(stderr=True).print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def plain(task: FineTuning) -> nn.Module:
-    """The run's model without adapters, which takes the weights of a checkpoint."""
+    """The run's model with its adapters merged, so that the weights of a checkpoint fit."""
     if task.config.lora:
         adapters.merge(task.model)
     return task.model
 
 
-def report(task: FineTuning, found: dict[str, Any], name: str) -> None:
-    """Writes scores to a file of the run and shows them."""
-    task.write(name, found)
+def report(task: FineTuning, scores: dict[str, Any], name: str) -> None:
+    """Writes scores to a file of the run and prints them."""
+    task.write(name, scores)
     if distributed.is_main():
         console = Console()
-        for key, value in found.items():
+        for key, value in scores.items():
             shown = f"{value:.4f}" if isinstance(value, float) else value
             if not isinstance(value, list | dict):
                 console.print(f"{key}: {shown}", markup=False, highlight=False, soft_wrap=True)

@@ -109,7 +109,7 @@ def start_model(
     task: str, config: FineTuneConfig, source: Source | None, tokenizer: Tokenizer
 ) -> tuple[Model, list[str]]:
     """The task's model -> (it, the names of what starts at random although there is a checkpoint)."""
-    specials = Specials(tokenizer.pad_id, tokenizer.enc_id, tokenizer.dec_id)
+    specials = tokenizer.specials
     vit, text = vit_config(config), text_config(config, tokenizer.size)
     text.images = spec_of(task).images
     smoothing = getattr(config, "label_smoothing", 0.1)

@@ -1,24 +1,28 @@
 """The tokenizer of a run: a checkpoint's, a configured one, or one trained on the captions."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from blip import distributed
-from blip.checkpoints.format import TOKENIZER
+from blip.checkpoints.format import TOKENIZER, find_tokenizer
 from blip.config import ConfigError, ModelConfig
 from blip.tokenizer import Tokenizer, load_tokenizer
 
 
-def choose_tokenizer(config: ModelConfig, texts: Iterable[str], output: Path, resume: Path | None) -> Tokenizer:
-    """The checkpoint's tokenizer (training one is not reproducible), else the configured one, saved with the run.
+def choose_tokenizer(config: ModelConfig, texts: Iterable[str], output: Path, *, resume: Path | None) -> Tokenizer:
+    """The tokenizer of a run, saved in its folder `output`; every process has to call this.
 
-    `tokenizer: train` learns one from `texts`; none named means that of `init_from`.
+    A run that is resumed takes the one of its checkpoint `resume`, since training a tokenizer is not reproducible.
+    A new run takes the configured one: `train` learns it from `texts`, "" means that of `init_from`.
+
+    Raises:
+        ConfigError: neither is given, or the vocabulary differs from the one that `init_from` was trained with.
+        CheckpointError: `init_from` has no tokenizer.
     """
     saved = output / TOKENIZER
     if resume is not None:
         tokenizer = load_tokenizer(str(resume / TOKENIZER))
-        if distributed.is_main() and not saved.is_file():  # the run goes on in another folder
+        if distributed.is_main() and not saved.is_file():  # the run continues in another folder
             output.mkdir(parents=True, exist_ok=True)
             tokenizer.save(saved)
         return tokenizer
@@ -35,22 +39,25 @@ def choose_tokenizer(config: ModelConfig, texts: Iterable[str], output: Path, re
 
 
 def own_tokenizer(checkpoint: str) -> Path:
-    """The tokenizer that lies in a checkpoint's folder."""
+    """The tokenizer file of the checkpoint that a run starts from.
+
+    Raises:
+        ConfigError: the run starts from no checkpoint.
+        CheckpointError: the checkpoint has no tokenizer.
+    """
     if not checkpoint:
         raise ConfigError("without init_from there is no tokenizer: set tokenizer, or tokenizer: train")
-    for name in (TOKENIZER, "vocab.txt"):
-        if (Path(checkpoint) / name).is_file():
-            return Path(checkpoint) / name
-    raise ConfigError(
-        f"{checkpoint} comes without a tokenizer: set tokenizer; for the released models it is the vocab.txt of "
-        "bert-base-uncased"
-    )
+    return find_tokenizer(checkpoint)
 
 
 def check_vocabulary(tokenizer_file: Path, init_from: str) -> None:
-    """ConfigError where the weights that the run starts from know other words, even if as many."""
+    """Compares the vocabulary of a run with the one that its starting weights were trained with.
+
+    Raises:
+        ConfigError: they differ, even if their sizes are equal.
+    """
     theirs = Path(init_from) / TOKENIZER
     if init_from and theirs.is_file():
-        vocab, known = (json.loads(file.read_text("utf-8"))["model"]["vocab"] for file in (tokenizer_file, theirs))
-        if vocab != known:
+        own, trained_with = (load_tokenizer(str(file)).vocabulary() for file in (tokenizer_file, theirs))
+        if own != trained_with:
             raise ConfigError(f"{init_from} was trained with another tokenizer: set tokenizer: {theirs}")

@@ -67,7 +67,7 @@ class Answering(FineTuning):
         return read_questions(files, self.config.image_root, self.config.dataset, split=self.part(split))
 
     def compare_with(self, train_file: list[str]) -> None:
-        """Evaluation alone: the questions that were trained on, where they lie here, for what `_score` says of them."""
+        """In an evaluation alone: reads the training questions, if their files exist, for the scores of `_score`."""
         if self.questions is None and all(Path(file).exists() for file in train_file):
             self.trained_on = self._read(train_file, "train")
 
@@ -81,25 +81,17 @@ class Answering(FineTuning):
         return super().files(split)
 
     def _answers(self) -> list[str]:
-        """The answers that ranking chooses from: a file's, the training set's, or those that a checkpoint brings."""
-        path = self.config.answer_file
-        if path:
-            try:
-                text = Path(path).read_text(encoding="utf-8")
-                found = json.loads(text) if path.endswith(".json") else text.splitlines()
-            except (OSError, ValueError) as error:
-                raise ConfigError(f"answer_file {path}: {error}") from error
-            if not isinstance(found, list) or not all(isinstance(answer, str) for answer in found):
-                raise ConfigError(f"answer_file {path}: expected a JSON list of texts, or a text file of one a line")
-            found = list(dict.fromkeys(answer.strip() for answer in found if answer.strip()))
+        """The answers that ranking chooses from: those of a file, of the training set, or of a checkpoint."""
+        if self.config.answer_file:
+            answers = read_answers(self.config.answer_file)
         elif self.questions is not None:
-            found = answer_list(self.questions)
+            answers = answer_list(self.questions)
         else:
             file = Path(self.config.init_from) / INFO
-            found = json.loads(file.read_text(encoding="utf-8")).get("answers", []) if file.is_file() else []
-        if not found and self.config.inference == "rank":
+            answers = json.loads(file.read_text(encoding="utf-8")).get("answers", []) if file.is_file() else []
+        if not answers and self.config.inference == "rank":
             raise ConfigError("there is no answer to rank: set answer_file, or inference: generate")
-        return found
+        return answers
 
     def texts(self) -> Iterator[str]:
         assert self.questions is not None
@@ -146,7 +138,12 @@ class Answering(FineTuning):
         return ", ".join(self.questions[i].question_id for i in batch.indices[:16])
 
     def add_parts(self) -> None:
-        """The list of answers as a tree of tokens."""
+        """The list of answers as a tree of tokens.
+
+        Raises:
+            ConfigError: no answer has a token, a length is above the model's positions, or `best_metric` is a score
+                that the validation questions cannot have.
+        """
         given = self.answers
         self.answers, tokens = distinct_answers(self.tokenizer, given, self.config.max_answer_tokens)
         if given and not tokens and self.config.inference == "rank":
@@ -158,7 +155,7 @@ class Answering(FineTuning):
         self.tree = AnswerTree(tokens, self.tokenizer.dec_id, self.tokenizer.sep_id) if tokens else None
 
     def _check_metric(self) -> None:
-        """ConfigError where the validation set cannot give `best_metric`, which would cost the first epoch."""
+        """ConfigError, before training, where the validation questions cannot have the score `best_metric`."""
         metric, questions = self.config.best_metric, self.held_out.get("val")
         if questions is None:
             return
@@ -184,8 +181,8 @@ class Answering(FineTuning):
         for batch in batches:
             batch = batch.to(self.device)
             keys = self.model.question_keys(batch.images, batch.ids, batch.lengths)
-            found = self._answer(keys, batch.indices, [questions[i].choices for i in batch.indices])
-            own += [(i, *answer) for i, answer in zip(batch.indices, found, strict=True)]
+            answers = self._answer(keys, batch.indices, [questions[i].choices for i in batch.indices])
+            own += [(i, *answer) for i, answer in zip(batch.indices, answers, strict=True)]
         given = self.gathered(split, own, batches)
         asked = [questions[i] for i, _, _ in given]
         self._write(split, asked, given)
@@ -200,14 +197,14 @@ class Answering(FineTuning):
             ranked = rank_answers(self.model.text_decoder, keys, self.tree, k=self.config.k_test)
             best, sure = ranked.answers[:, 0].tolist(), ranked.probabilities[:, 0].tolist()
             return [(self.answers[i], p) for i, p in zip(best, sure, strict=True)]
-        # samples depend on the seed and the batch alone, and leave the random numbers of training as they are
+        # a generator of its own: samples depend on the seed and the batch, and training's random numbers stay the same
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + indices[0])
         out = self.model.answer(keys, self.config.decoding(), self.tokenizer.sep_id, generator=generator)
         sure = out.log_probs.sum(dim=1).exp().tolist()
         return [(self.tokenizer.decode(ids), p) for ids, p in zip(out.ids.tolist(), sure, strict=True)]
 
     def _choose(self, keys: ProjectedKeys, row: int, choices: list[str]) -> tuple[str, float]:
-        """The likeliest of a question's own choices; without choices an empty answer, which is wrong."""
+        """The most probable of a question's own choices; without choices an empty answer, which counts as wrong."""
         texts, tokens = distinct_answers(self.tokenizer, choices, self.config.max_answer_tokens)
         if not texts:
             return "", 0.0
@@ -225,8 +222,9 @@ class Answering(FineTuning):
         self.write(f"answers_{split}.json", rows)
 
     def _score(self, split: str, asked: list[Question], answers: list[str]) -> dict[str, Any]:
+        """Metrics for the log; scores with intervals, by type and category of question, go into `scores_SPLIT.json`."""
         known = [(q, text) for q, text in zip(asked, answers, strict=True) if q.answers]
-        if not known:  # the references of some test sets are kept back
+        if not known:  # the references of some test sets are not published
             return {f"{split}_questions": len(asked)}
         questions, texts = [q for q, _ in known], [text for _, text in known]
         references = [q.references or q.answers for q in questions]
@@ -241,42 +239,59 @@ class Answering(FineTuning):
             details["by_category"] = as_json(
                 score_answers(texts, references, [q.category for q in questions], groups=groups, seed=self.config.seed)
             )
-        found: dict[str, Any] = {f"{split}_questions": len(known)}
+        metrics: dict[str, Any] = {f"{split}_questions": len(known)}
         for name, scores in details["by_type"].items():
-            found |= {
+            metrics |= {
                 f"{split}_{name}" if kind == "all" else f"{split}_{name}_{kind}": x["mean"]
                 for kind, x in scores.items()
             }
         for kind, x in details.get("by_category", {}).get("exact_match", {}).items():
             if kind != "all":
-                found[f"{split}_exact_match_{kind}"] = x["mean"]
+                metrics[f"{split}_exact_match_{kind}"] = x["mean"]
         if all(len(q.references) == 10 for q in questions):
             each = [vqa_accuracy(text, q.references) for q, text in known]
-            found[f"{split}_vqa_accuracy"] = float(np.mean(each))
+            metrics[f"{split}_vqa_accuracy"] = float(np.mean(each))
             details["vqa_accuracy"] = as_json({"vqa_accuracy": {"all": bootstrap(each, groups, seed=self.config.seed)}})
-        found[f"{split}_images"] = len({q.image_id or q.image for q in questions})
+        metrics[f"{split}_images"] = len({q.image_id or q.image for q in questions})
         if self.trained_on is not None:
-            found[f"{split}_images_in_training"] = shared_images(self.trained_on, self.held_out[split])
+            metrics[f"{split}_images_in_training"] = shared_images(self.trained_on, self.held_out[split])
             blind = majority_answers(self.trained_on, questions)
-            found[f"{split}_majority"] = float(np.mean(list(map(exact_match, blind, references))))
-        how = {"k": self.config.k_test, "answers": len(self.answers)} if self.config.inference == "rank" else vars(
-            self.config.decoding()
-        )  # fmt: skip
-        self.write(f"scores_{split}.json", {"inference": self.config.inference, "decoding": how, **details})
-        return found
+            metrics[f"{split}_majority"] = float(np.mean(list(map(exact_match, blind, references))))
+        if self.config.inference == "rank":
+            options = {"k": self.config.k_test, "answers": len(self.answers)}
+        else:
+            options = vars(self.config.decoding())
+        self.write(f"scores_{split}.json", {"inference": self.config.inference, "decoding": options, **details})
+        return metrics
 
     def facts(self) -> dict[str, Any]:
         return {"answers": self.answers, "max_answer_tokens": self.config.max_answer_tokens}
 
 
-def run(config: VqaConfig, output: Path, resume: str, device: torch.device) -> None:
-    """Trains and leaves the result in `output`."""
-    train(Answering, config, output, resume, device)
+def read_answers(path: str) -> list[str]:
+    """The different answers of a file: a JSON list of texts, or a text file of one a line.
+
+    Raises:
+        ConfigError: the file cannot be read, or is of another form.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        answers = json.loads(text) if path.endswith(".json") else text.splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"answer_file {path}: {error}") from error
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise ConfigError(f"answer_file {path}: expected a JSON list of texts, or a text file of one a line")
+    return list(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
+
+
+def run(config: VqaConfig, output: Path, resume: str, *, device: torch.device) -> bool:
+    """Trains and writes the result to `output`. False when a signal ended it."""
+    return train(Answering, config, output, resume=resume, device=device)
 
 
 def score(config: VqaConfig, output: Path, device: torch.device) -> None:
     """Evaluates without training."""
-    evaluate(Answering, config, output, device)
+    evaluate(Answering, config, output, device=device)
 
 
 def main(help: str | None = None) -> None:

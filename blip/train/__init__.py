@@ -1,4 +1,4 @@
-"""Training: knows no model and no data. Imports `config`, `files`, `distributed`, `command_line`, `checkpoints.format`.
+"""Training, for any model and data. Imports `config`, `files`, `distributed`, `command_line`, `checkpoints.format`.
 
 Read `loop.py` first: the only training loop.
 
@@ -8,5 +8,5 @@ loop         batches, gradients, updates, signals
 schedule     epochs and steps; the learning rate of a step
 optim freeze   the optimizer, frozen parts
 parallel     DDP, compilation, recomputation of activations
-checkpoint log   what a run leaves behind
+checkpoint log   the files of a run
 """

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, the last few kept, found again after a kill.
+"""Checkpoints of a run: written whole or not at all, the last few kept, found again when the run is resumed.
 
 OUTPUT/checkpoints/step-00001000/     a folder that `blip.load` reads, with training.pt beside the weights
 OUTPUT/checkpoints/latest             a link to the newest one
@@ -6,6 +6,8 @@ OUTPUT/checkpoints/latest             a link to the newest one
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from blip import distributed
 from blip.checkpoints.format import TOKENIZER, CheckpointError, save_weights
-from blip.files import flush, remove_folder, set_aside
+from blip.files import flush, remove_folder, whole_folder
 
 TRAINING = "training.pt"
 
@@ -24,19 +26,23 @@ class Checkpointer:
 
     Args:
         output: the run's folder.
-        keep: how many checkpoints stay.
-        info: what `model.json` says.
-        tokenizer_file: copied into each checkpoint, so that it can be loaded alone.
+        keep: the number of checkpoints that are kept.
+        info: the content of `model.json`.
+        tokenizer_file: copied into each checkpoint, so that a checkpoint can be loaded alone.
     """
 
-    def __init__(self, output: Path, keep: int, info: dict, tokenizer_file: Path):
+    def __init__(self, output: Path, keep: int, info: dict, *, tokenizer_file: Path):
         self.folder = Path(output) / "checkpoints"
         self.keep, self.info, self.tokenizer_file = keep, info, tokenizer_file
 
     def save(self, step: int, weights: dict[str, Tensor], training: dict) -> None:
-        """Writes a checkpoint from the main process; every process must call it, and gives its own random state.
+        """Writes a checkpoint from the main process; every process has to call this, and adds its own random state.
 
-        All is written to a temporary folder, flushed, and renamed: a kill at any instant leaves the previous one whole.
+        The checkpoint is written to a temporary folder, flushed, and renamed: a kill at any instant leaves the previous
+        one whole.
+
+        Raises:
+            CheckpointError: it could not be written.
         """
         training = {**training, "step": step, "random": distributed.gather_objects(random_state())}
         if distributed.is_main():
@@ -44,40 +50,22 @@ class Checkpointer:
         distributed.barrier()
 
     def _write(self, step: int, weights: dict[str, Tensor], training: dict) -> None:
-        try:
-            final = self.folder / f"step-{step:08d}"
-            temporary = self.folder / f".step-{step:08d}.partial"
+        final = self.folder / f"step-{step:08d}"  # exists in a run that was resumed from before this step
+        with disk_errors(f"step {step}", self.folder):
             for leftover in self.folder.glob(".step-*.partial"):
                 shutil.rmtree(leftover)
-            save_weights(temporary, weights, self.info)
-            shutil.copyfile(self.tokenizer_file, temporary / TOKENIZER)
-            torch.save(training, temporary / TRAINING)
-            for name in (TOKENIZER, TRAINING):
-                flush(temporary / name)
-            flush(temporary)
-            if final.exists():  # a run that was resumed from before this step
-                doomed = set_aside(final)
-                temporary.rename(final)
-                shutil.rmtree(doomed)
-            else:
-                temporary.rename(final)
+            with whole_folder(final) as temporary:
+                save_weights(temporary, weights, self.info)
+                shutil.copyfile(self.tokenizer_file, temporary / TOKENIZER)
+                torch.save(training, temporary / TRAINING)
             self._point_latest(final)
             self._prune(final)
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # of a full disk, each of another kind
-            raise CheckpointError(
-                f"step {step} could not be written to {self.folder}: {error}. Is the disk full? The checkpoint before "
-                "it is whole"
-            ) from error
 
     def _prune(self, newest: Path) -> None:
-        """Leaves the last `keep`. Those of later steps go too: `--resume PATH` went back behind them."""
-        found = complete_checkpoints(self.folder.parent)
-        end = found.index(newest) + 1
-        for checkpoint in [*found[:end][: -self.keep], *found[end:]]:
+        """Keeps the last `keep`. Checkpoints of later steps, from before `--resume PATH`, are removed as well."""
+        checkpoints = complete_checkpoints(self.folder.parent)
+        end = checkpoints.index(newest) + 1
+        for checkpoint in [*checkpoints[:end][: -self.keep], *checkpoints[end:]]:
             remove_folder(checkpoint)
 
     def _point_latest(self, final: Path) -> None:
@@ -88,16 +76,33 @@ class Checkpointer:
         flush(self.folder)
 
 
+@contextmanager
+def disk_errors(what: str, folder: Path) -> Iterator[None]:
+    """Within this block errors of writing become a CheckpointError; libraries raise different ones for a full disk."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{what} could not be written to {folder}: {error}. Is the disk full? The checkpoint before it is whole"
+        ) from error
+
+
 def complete_checkpoints(output: str | Path) -> list[Path]:
     """The checkpoints of an output folder, oldest first. A half-written one has another name."""
     return sorted((Path(output) / "checkpoints").glob("step-*"))
 
 
 def find_checkpoint(resume: str, output: str | Path) -> Path | None:
-    """The folder that `--resume` means: `auto` is the newest one of `output`, or None when there is none yet."""
+    """The checkpoint that `--resume` names: a folder, the newest one of a run's folder, or `auto`.
+
+    `auto` is the newest one of `output`, or None when there is none yet.
+
+    Raises:
+        CheckpointError: there is no such folder, or no checkpoint in it that can be continued.
+    """
     if resume == "auto":
-        found = complete_checkpoints(output)
-        return found[-1] if found else None
+        checkpoints = complete_checkpoints(output)
+        return checkpoints[-1] if checkpoints else None
     path = Path(resume)
     if not path.exists():
         raise CheckpointError(
@@ -115,11 +120,11 @@ def find_checkpoint(resume: str, output: str | Path) -> Path | None:
 
 
 def load_training(path: Path) -> dict:
-    """The training state beside a checkpoint's weights."""
+    """The training state beside a checkpoint's weights. CheckpointError where the file is damaged."""
     try:
         training = torch.load(path / TRAINING, map_location="cpu", weights_only=True)
         return {**training, "step": int(training["step"]), "random": training["random"]}
-    except Exception as error:  # torch raises many kinds for a damaged file
+    except Exception as error:  # torch raises many kinds of errors for a damaged file
         raise CheckpointError(f"{path / TRAINING} is damaged or cut short: {error}") from error
 
 
@@ -132,7 +137,10 @@ def random_state() -> dict[str, Tensor]:
 
 
 def restore_random_state(states: list[dict[str, Tensor]]) -> bool:
-    """Continues this process's random numbers; False, and nothing done, when another number of processes saved them."""
+    """Continues this process's random numbers.
+
+    False, with nothing changed, when the checkpoint was written by another number of processes.
+    """
     if len(states) != distributed.world_size():
         return False
     state = states[distributed.rank()]

@@ -1,4 +1,4 @@
-"""Parts of a model that training leaves as they are."""
+"""Parts of a model that are not trained."""
 
 from collections.abc import Sequence
 
@@ -10,20 +10,20 @@ from blip.config import ConfigError
 def freeze(model: nn.Module, parts: Sequence[str]) -> None:
     """Takes parts of the model, such as `image_encoder` or `image_encoder.blocks.0`, out of training, in place.
 
-    What a part shares with another is frozen in both: with `text_encoder` go the decoder's words, cross-attention and
-    feed-forward networks. Call it before `data_parallel` and `build_optimizer`, which look at trainable parameters.
-    A part whose parameters are all frozen, and whose inputs need no gradient, keeps no activations.
-    Dropout and drop path of a frozen part stay on while the model trains: set drop_path or dropout to 0 for features
-    that are equal each time.
+    Parameters that a part shares with another are frozen in both: `text_encoder` includes the decoder's word
+    embeddings, cross-attention and feed-forward networks. Call this before `data_parallel` and `build_optimizer`,
+    which collect the trainable parameters. A part whose parameters are all frozen, and whose inputs need no gradient,
+    keeps no activations. Dropout and drop path of a frozen part stay active while the model trains: set drop_path or
+    dropout to 0 for features that are equal each time.
 
     Raises:
         ConfigError: the model has no such part (nothing is frozen then), or nothing would be left to train.
     """
-    found = [_part(model, name) for name in parts]
-    frozen = {id(p) for part in found for p in ([part] if isinstance(part, Tensor) else part.parameters())}
+    frozen_parts = [_part(model, name) for name in parts]
+    frozen = {id(p) for part in frozen_parts for p in ([part] if isinstance(part, Tensor) else part.parameters())}
     if parts and all(id(p) in frozen or not p.requires_grad for p in model.parameters()):
         raise ConfigError(f"freeze: {', '.join(parts)}: nothing would be left to train")
-    for part in found:
+    for part in frozen_parts:
         part.requires_grad_(False)
 
 

@@ -1,42 +1,59 @@
-"""The command line of the training scripts: the same options everywhere, and errors without a traceback."""
+"""The command line of the training scripts: the same options for every task."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Protocol
 
 import torch
 import typer
 
 from blip import distributed
-from blip.command_line import user_errors
+from blip.command_line import ConfigFile, Overrides, user_errors
 from blip.config import Config, ConfigError, load_config
 
 
+class Run(Protocol):
+    """A run of a task."""
+
+    def __call__(self, config: Any, output: Path, resume: str, *, device: torch.device) -> bool:
+        """Trains and writes the result to `output`. False when a signal ended it early.
+
+        `resume` is "" for a new run, else `auto` or a checkpoint.
+        """
+
+
 def launch(
-    run: Callable[[Config, Path, str, torch.device], object],
+    run: Run,
     config_class: type[Config],
+    *,
     default_output: str,
     dry_run: Callable[[Config, torch.device], None] | None = None,
     evaluate: Callable[[Config, Path, torch.device], None] | None = None,
     help: str | None = None,
 ) -> None:
-    """Reads the command line and calls `run(config, output_dir, resume, device)`.
+    """Reads the command line and calls the function that it asks for; errors end the program, see `user_errors`.
 
-    A script that has them also offers `--dry_run`, `dry_run(config, device)`, and `--evaluate`, `evaluate(config,
-    output_dir, device)`.
+    Args:
+        run: trains.
+        config_class: type of the configuration.
+        default_output: `--output_dir` unless given.
+        dry_run: offered as `--dry_run` where there is one; called with the configuration and the device.
+        evaluate: offered as `--evaluate` where there is one; called with the configuration, the output folder and the
+            device.
+        help: text of `--help`.
     """
 
     def command(
-        config: Annotated[Path, typer.Option(help="a file of configs/, or your own")],
+        config: ConfigFile,
         output_dir: Annotated[Path, typer.Option("--output_dir", help="where checkpoints and logs go")] = Path(
             default_output
         ),
         resume: Annotated[str, typer.Option(help="continue a run: auto, or a checkpoint folder")] = "",
         init_from: Annotated[str, typer.Option("--init_from", help="checkpoint that a new run starts from")] = "",
-        set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, overrides the file")] = None,
+        set_: Overrides = None,
         rehearse: Annotated[
-            bool, typer.Option("--dry_run", help="one step on made-up data; print sizes", hidden=dry_run is None)
+            bool, typer.Option("--dry_run", help="one step on random data; prints costs", hidden=dry_run is None)
         ] = False,
         score: Annotated[
             bool, typer.Option("--evaluate", help="no training: score val_file and test_file", hidden=evaluate is None)
@@ -56,7 +73,7 @@ def launch(
         elif score:
             _offered(evaluate, "--evaluate")(settings, output_dir, device)
         else:
-            run(settings, output_dir, resume, device)
+            run(settings, output_dir, resume, device=device)
 
     command.__doc__ = help
     with user_errors():

@@ -1,4 +1,4 @@
-"""What a run tells: `metrics.jsonl`, a progress bar, TensorBoard when asked."""
+"""The log of a run: `metrics.jsonl`, a progress bar, and TensorBoard if the configuration asks for it."""
 
 import json
 import sys
@@ -12,21 +12,23 @@ from torch import Tensor
 
 from blip import distributed
 from blip.errors import BlipError
+from blip.files import write_error, write_whole
 
 METRICS = "metrics.jsonl"
 
 
 class RunLog:
-    """Writes from the main process; elsewhere every call does nothing.
+    """Writes from the main process; in the others every call does nothing.
 
     Args:
         output: the run's folder.
-        start_step: lines of later steps, left by a run that was killed after its last checkpoint, are removed.
+        start_step: the number of steps done before. Lines of later steps, left by a run that was killed after its last
+            checkpoint, are removed.
         total_steps: length of the progress bar.
         tensorboard: also write event files to `output/tensorboard`.
     """
 
-    def __init__(self, output: Path, start_step: int, total_steps: int, tensorboard: bool = False):
+    def __init__(self, output: Path, start_step: int, total_steps: int, *, tensorboard: bool = False):
         self.active = distributed.is_main()
         self.console = Console(stderr=True, quiet=not self.active)
         self.writer: Any = None
@@ -45,6 +47,7 @@ class RunLog:
             self.progress.start()
 
     def advance(self, step: int) -> None:
+        """Moves the progress bar."""
         if self.active:
             self.progress.update(self.bar, completed=step)
 
@@ -53,8 +56,11 @@ class RunLog:
         if not self.active:
             return
         line = {"step": step, **{k: _rounded(v) for k, v in values.items()}}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise write_error(self.path, error) from error
         shown = "  ".join(f"{k} {_short(v)}" for k, v in line.items() if k != "step" and not isinstance(v, list | dict))
         self.console.print(f"step {step}/{self.total_steps}  {shown}", highlight=False, markup=False, soft_wrap=True)
         if self.writer:
@@ -62,14 +68,15 @@ class RunLog:
                 if isinstance(value, int | float):
                     self.writer.add_scalar(name, value, step)
 
-    def sample(self, step: int, number: int, image: Tensor, text: str) -> None:
-        """An image (3, S, S) in 0..1 and a text, to TensorBoard alone."""
+    def sample(self, step: int, number: int, image: Tensor, *, text: str) -> None:
+        """Writes an image (3, S, S), values 0 to 1, and a text to TensorBoard."""
         if self.active and self.writer:
             self.writer.add_image(f"sample/{number}", image, step)
             self.writer.add_text(f"sample/{number}", text, step)
 
-    def say(self, message: str, style: str = "") -> None:
-        self.console.print(message, style=style, highlight=False, markup=False, soft_wrap=True)
+    def message(self, text: str, style: str = "") -> None:
+        """Shows a line; `style` is a style of rich, such as "yellow" for warnings."""
+        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         if self.active and self.live:
@@ -96,7 +103,7 @@ class Meter:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
-        """The means over steps and ranks, and starts anew."""
+        """The means over steps and processes; the next call of `add` begins new ones."""
         names = sorted(self.sums)
         device = next((t.device for t in self.sums.values() if t.device.type != "cpu"), torch.device("cpu"))
         means = torch.stack([self.sums[n].to(device) / self.counts[n] for n in names]) if names else torch.zeros(0)
@@ -125,9 +132,7 @@ def _truncate(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError):  # a line cut short by the kill
             continue
-    shortened = path.with_suffix(".partial")
-    shortened.write_text("".join(kept) if step else "", encoding="utf-8")
-    shortened.replace(path)
+    write_whole(path, "".join(kept) if step else "")
 
 
 def _rounded(value: Any) -> Any:

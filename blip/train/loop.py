@@ -1,11 +1,11 @@
-"""The training loop, the only one in the package: steps, checkpoints, signals, logs. It knows no model and no data."""
+"""The only training loop of the package: steps, checkpoints, signals, logs. It depends on no model and no data."""
 
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import torch
@@ -24,22 +24,24 @@ class NonFiniteError(BlipError):
 
 @dataclass
 class Step:
-    """What a forward pass gives the loop."""
+    """The result of a forward pass."""
 
     loss: Tensor
     logs: dict[str, Tensor | float]
     images: int  # in this forward pass
+    _: KW_ONLY
     flops: float = 0.0  # of its forward and backward pass
     describe: Callable[[], str] = field(default=lambda: "")  # names the samples, for an error message
 
 
 @dataclass
 class LoopOptions:
-    """Times in optimizer steps, or minutes where it says so."""
+    """Options of a run. Intervals are numbers of optimizer steps unless their name ends in `_minutes`."""
 
     total_steps: int
     accumulation: int = 1
     clip_norm: float | None = None
+    _: KW_ONLY
     precision: str = "fp32"
     log_every: int = 50
     save_every: int | None = None
@@ -55,9 +57,10 @@ class Loop:
     Args:
         model: the module with the parameters, wrapped for several processes or not.
         optimizer: over its parameters.
-        lr: the learning rate of each optimizer step.
-        log: where lines go.
-        save: writes a checkpoint of the state after this many steps; gets the loop's own state to keep with it.
+        lr: the learning rate of each optimizer step, counted from 0.
+        log: gets the lines of the log.
+        save: writes a checkpoint; gets the number of steps done and the loop's own state.
+        start_step: the number of steps done before, in a run that is resumed.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Loop:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         lr: Callable[[int], float],
+        *,
         options: LoopOptions,
         log: RunLog,
         save: Callable[[int, dict], None],
@@ -84,15 +88,21 @@ class Loop:
         batches: Iterator[Any],
         step: Callable[[Any, int], Step],
         after_update: Callable[[int], None],
+        *,
         at_step_end: Callable[[int], dict | None],
     ) -> bool:
         """Trains to the end. False when a signal ended it before; a checkpoint is written either way.
 
         Args:
-            batches: yields without end.
+            batches: an iterator without end.
             step: a batch and the number of optimizer steps done -> losses.
-            after_update: called after each optimizer step with the steps done: what the model may not do in `forward`.
-            at_step_end: called after that; what it returns (an evaluation, where one is due) becomes a line of the log.
+            after_update: changes of state that the model must not make in `forward`; called after each optimizer step
+                with the number of steps done.
+            at_step_end: called after that with the same number; a dictionary that it returns, of an evaluation that
+                was due, becomes a line of the log.
+
+        Raises:
+            NonFiniteError: a loss or gradient is not finite.
         """
         with self.signals:
             while self.step < self.options.total_steps:
@@ -106,18 +116,20 @@ class Loop:
                     self.log.metrics(self.step, evaluation)
                     self._window = _Window()
                 self.log.advance(self.step)
-                if evaluation is not None if stop else self._save_is_due():
+                # after a signal `_evaluated` has saved already: only an evaluation adds something to save
+                due = evaluation is not None if stop else self._save_is_due()
+                if due:
                     self.save()
                 if stop:
-                    self.log.say(f"stopped by a signal after step {self.step}; continue with --resume auto")
+                    self.log.message(f"stopped by a signal after step {self.step}; continue with --resume auto")
                     return False
         if self.saved_step != self.step:
             self.save()
         return True
 
     def _evaluated(self, at_step_end: Callable[[int], dict | None], stop: bool) -> dict | None:
-        """What `at_step_end` returns. It may take long, or fail: neither may cost the steps before it."""
-        if stop:  # whoever sent the signal may not wait for an evaluation
+        """What `at_step_end` returns. The steps before it are not lost if it takes long or fails."""
+        if stop:  # the sender of the signal may kill the process during an evaluation
             self.save()
         try:
             return at_step_end(self.step)
@@ -131,7 +143,7 @@ class Loop:
         self.saved_step, self._last_save = self.step, time.monotonic()
 
     def load(self, state: dict) -> None:
-        """Continues the running means of the log, if as many processes wrote them as run now."""
+        """Restores the running means of the log, if they were written by the same number of processes."""
         if len(state["meters"]) == distributed.world_size():
             self.meter.load(state["meters"][distributed.rank()])
 
@@ -163,13 +175,13 @@ class Loop:
         return stop
 
     def _gradients_wait(self, wait: bool) -> AbstractContextManager:
-        """Within an accumulated step, processes exchange gradients after the last batch alone."""
+        """Within an accumulated step, processes exchange gradients only after the last batch."""
         return self.model.no_sync() if wait and isinstance(self.model, DistributedDataParallel) else nullcontext()
 
     def _check(self, losses: Tensor, norm: Tensor, described: list[Callable[[], str]]) -> bool:
-        """Stops the run before the update when a loss or gradient is not finite; True when a signal came.
+        """Stops the run before the update when a loss or gradient is not finite; True when a signal was received.
 
-        One wait for the device and one small reduction over the processes a step.
+        Each step waits once for the device and makes one small reduction over the processes.
         """
         bad = torch.stack(
             [~losses.isfinite().all(), ~norm.isfinite(), torch.tensor(self.signals.seen, device=norm.device)]
@@ -221,9 +233,10 @@ class _Window:
 
 
 class _Signals:
-    """Notes SIGTERM and SIGINT, so that the step can end and be saved; a second signal ends the process at once.
+    """Records SIGTERM and SIGINT, so that the step can end and be saved; a second signal ends the process at once.
 
-    Within a second the same signal counts once: whoever signals a whole job reaches torchrun, which passes it on.
+    The same signal within a second counts once: a signal to a whole job reaches each process twice, directly and from
+    torchrun.
     """
 
     def __init__(self) -> None:

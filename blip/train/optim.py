@@ -1,4 +1,4 @@
-"""Optimizer and learning rate."""
+"""The optimizer, with a learning rate of its own for each layer where `layer_decay` asks for it."""
 
 import re
 from typing import Any
@@ -10,23 +10,24 @@ from blip.train.parallel import OptionError
 
 ENCODER = r"(image_encoder|text_encoder|text_decoder)"
 LAYER = re.compile(ENCODER + r"\.(?:blocks|layers)\.(\d+)\.")
-BELOW = re.compile(ENCODER + r"\.(?:patch_embed|cls_token|positions|embeddings)\b")  # what the first layer reads
+BELOW = re.compile(ENCODER + r"\.(?:patch_embed|cls_token|positions|embeddings)\b")  # before the first layer
 
 
 def build_optimizer(
     model: nn.Module,
     lr: float,
     weight_decay: float,
+    *,
     decay_norms_and_biases: bool = True,
     layer_decay: float = 1.0,
 ) -> torch.optim.AdamW:
-    """AdamW in its fused form over all trainable parameters, a shared one once.
+    """AdamW in its fused form over all trainable parameters; a shared parameter counts once.
 
     As published, every parameter decays; without `decay_norms_and_biases` those of fewer than two dimensions do not.
-    With `layer_decay` below 1 each group holds its factor on the learning rate, as `lr_scale` (`layer_scales`).
+    With `layer_decay` below 1 each group holds its factor on the learning rate, as `lr_scale` (see `layer_scales`).
 
     Raises:
-        OptionError: `layer_decay` for a model without layers that it knows, or nothing is left to train.
+        OptionError: the model has no layers that `layer_decay` can apply to, or no trainable parameter.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
@@ -47,15 +48,18 @@ def build_optimizer(
 def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
     """The factor on the learning rate of each parameter, by name (Clark et al. 2020; Bao et al. 2022).
 
-    Of an encoder or decoder with L layers, layer n (from 0) gets `layer_decay ** (L - n)`; embeddings, of patches too,
-    `layer_decay ** (L + 1)`; norms behind the last layer, heads, projections and all else 1. What several parts share
-    counts for the first: cross-attention for the text encoder, the words for its embeddings though they are the
-    decoder's head too.
+    Of an encoder or decoder with L layers, layer n (from 0) gets `layer_decay ** (L - n)`; embeddings, those of patches
+    included, `layer_decay ** (L + 1)`; norms after the last layer, heads, projections and everything else 1. A shared
+    parameter belongs to the first part that has it: cross-attention to the text encoder, and the word embeddings to
+    its embeddings although they are the decoder's head as well.
+
+    Raises:
+        OptionError: the model has no layers.
     """
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     depth: dict[str, int] = {}
-    for found in filter(None, map(LAYER.match, names)):
-        depth[found[1]] = max(depth.get(found[1], 0), int(found[2]) + 1)
+    for match in filter(None, map(LAYER.match, names)):
+        depth[match[1]] = max(depth.get(match[1], 0), int(match[2]) + 1)
     if not depth:
         raise OptionError(
             "layer_decay: this model has no image_encoder.blocks, text_encoder.layers or text_decoder.layers; "

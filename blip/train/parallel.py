@@ -11,12 +11,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from blip.config import RunConfig
 from blip.distributed import world_size
 from blip.errors import BlipError
 
 
 class OptionError(BlipError):
-    """Options that do not go together; the message says which and what to choose."""
+    """Options that exclude each other; the message names them and what to choose."""
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
@@ -38,11 +39,14 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
         return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def checkpoint_activations(blocks: Sequence[nn.Module], kind: str, device: torch.device, precision: str) -> None:
+def checkpoint_activations(blocks: Sequence[nn.Module], kind: str, device: torch.device, *, precision: str) -> None:
     """Recomputes the activations of `blocks` in the backward pass instead of keeping them.
 
-    `torch` is right everywhere. `fairscale` (an extra) is refused where it was measured to be wrong or to fail.
-    Names in state dicts do not change. Copies of a model must be made before.
+    `torch` is correct everywhere. `fairscale` (an extra) is refused where measurements showed wrong gradients or
+    failures. Names in state dicts do not change. Copies of a model have to be made before.
+
+    Raises:
+        OptionError: `fairscale` in a combination that it does not support, or where it is not installed.
     """
     if kind == "none":
         return
@@ -63,8 +67,16 @@ def checkpoint_activations(blocks: Sequence[nn.Module], kind: str, device: torch
         checkpoint_wrapper(block)
 
 
+def recompute_and_compile(model: nn.Module, config: RunConfig, device: torch.device) -> None:
+    """Applies `activation_checkpointing` and `compile` of a configuration to the model's blocks, in place."""
+    kind = config.activation_checkpointing
+    checkpoint_activations(recomputable(model, kind), kind, device, precision=config.precision)
+    if config.compile:
+        compile_blocks(blocks(model), kind)
+
+
 def _recomputed(forward: Callable) -> Callable:
-    # a function of its own: of functools.partial the compiler sees nothing but torch's part, which it leaves alone
+    # a plain function, because the compiler does not compile what is inside a functools.partial of torch's function
     def run(*args: Any, **kwargs: Any) -> Any:
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
@@ -80,7 +92,7 @@ def compile_blocks(blocks: Sequence[nn.Module], checkpointing: str = "none") -> 
 
 
 def measure_peak(device: torch.device, precision: str) -> float:
-    """FLOP/s of a large matrix product here and now: what model FLOPs utilisation is measured against."""
+    """FLOP/s of a large matrix product on this device, the reference for model FLOPs utilisation."""
     side = 8192 if device.type == "cuda" else 1536
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     generator = torch.Generator(device).manual_seed(0)  # the run's own random numbers stay as they are
@@ -110,7 +122,7 @@ def _wait(device: torch.device) -> None:
 
 
 def buckets(longest: int) -> tuple[int, ...]:
-    """Text lengths, in tokens, that compiled code meets: few, and none above `longest`."""
+    """Lengths, in tokens, to which texts are padded for compiled code: few of them, and none above `longest`."""
     return (*(n for n in (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384) if n < longest), longest)
 
 
@@ -127,7 +139,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 def recomputable(model: nn.Module, kind: str) -> list[nn.Module]:
     """The blocks whose activations `kind` of checkpointing can recompute.
 
-    fairscale follows tensors among the arguments alone. Text layers get an image's keys inside an object: its backward
-    pass would run through what is behind them once for each layer, which fails.
+    fairscale tracks only tensors that are arguments themselves. Text layers get an image's keys inside an object, so
+    that the backward pass would run through the image encoder once for each layer, which fails.
     """
     return list(model.get_submodule("image_encoder.blocks").children()) if kind == "fairscale" else blocks(model)

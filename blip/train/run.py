@@ -1,4 +1,4 @@
-"""One run from its start, or from a checkpoint, to its end: what the training scripts have in common."""
+"""A run from its start, or from a checkpoint, to its end: what all tasks have in common."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,12 +20,12 @@ from blip.train.checkpoint import (
 from blip.train.log import METRICS, RunLog
 from blip.train.loop import Loop, LoopOptions, Step
 from blip.train.optim import build_optimizer
-from blip.train.parallel import measure_peak
+from blip.train.parallel import OptionError, measure_peak
 from blip.train.schedule import Epochs, lr_at, scaled_lr
 
 
 class Task(Protocol):
-    """What a script gives: a model, its data, and what happens in a step."""
+    """A task as `fit` needs it: a model, its data, and a training step."""
 
     epochs: Epochs
 
@@ -38,7 +38,7 @@ class Task(Protocol):
         """The model, wrapped where there are several processes."""
 
     def batches(self, start_step: int) -> Iterator[Any]:
-        """Batches for ever, from the first one of optimizer step `start_step` (counted from 0) on."""
+        """Batches without end, from the first one of optimizer step `start_step` (counted from 0)."""
 
     def step(self, batch: Any, step: int) -> Step:
         """The losses of a batch."""
@@ -47,10 +47,10 @@ class Task(Protocol):
         """Follows each optimizer step."""
 
     def at_step_end(self, step: int, log: RunLog) -> dict[str, Any] | None:
-        """Evaluates where that is due."""
+        """An evaluation if one is due, else None."""
 
     def describe(self) -> tuple[str, dict]:
-        """(a line for the log, what `model.json` says)."""
+        """(a line for the log, the content of `model.json`)."""
 
     def weights(self) -> dict[str, Tensor]:
         """The model's tensors, as a checkpoint holds them."""
@@ -63,7 +63,12 @@ class Task(Protocol):
 
 
 def prepare(config: RunConfig, output: Path, resume: str) -> tuple[Path | None, list[str]]:
-    """Makes the output folder -> (the checkpoint to continue from, options changed since it was written)."""
+    """Makes the output folder -> (the checkpoint to continue from, the options that changed since the run began).
+
+    Raises:
+        ConfigError: without `resume`, the folder holds a run.
+        CheckpointError: `resume` names no checkpoint.
+    """
     folder = find_checkpoint(resume, output) if resume else None
     if not resume and (complete_checkpoints(output) or (output / METRICS).exists()):
         raise ConfigError(f"{output} holds a run: continue it with --resume auto, or choose another --output_dir")
@@ -76,44 +81,62 @@ def prepare(config: RunConfig, output: Path, resume: str) -> tuple[Path | None, 
     return folder, changed
 
 
-def fit(task: Task, config: RunConfig, output: Path, folder: Path | None, changed: list[str]) -> bool:
-    """Trains; `folder` and `changed` as from `prepare`. False when a signal ended the run early."""
-    training = load_training(folder) if folder else {}
+def fit(task: Task, config: RunConfig, output: Path, *, checkpoint: Path | None, changed: list[str]) -> bool:
+    """Trains; `checkpoint` and `changed` as from `prepare`. False when a signal ended the run early."""
+    training = load_training(checkpoint) if checkpoint else {}
     start = training.get("step", 0)
-    log = RunLog(output, start, task.epochs.total_steps, config.tensorboard)
+    log = RunLog(output, start, task.epochs.total_steps, tensorboard=config.tensorboard)
     global_batch = config.batch_size * config.accumulation * distributed.world_size()
     lr = scaled_lr(config.lr, global_batch, config.lr_reference_batch)
-    optimizer = build_optimizer(task.model, lr, config.weight_decay, config.decay_norms_and_biases, config.layer_decay)
+    optimizer = build_optimizer(
+        task.model,
+        lr,
+        config.weight_decay,
+        decay_norms_and_biases=config.decay_norms_and_biases,
+        layer_decay=config.layer_decay,
+    )
     line, info = task.describe()
-    checkpoints = Checkpointer(output, config.keep_checkpoints, info, output / TOKENIZER)
+    checkpoints = Checkpointer(output, config.keep_checkpoints, info, tokenizer_file=output / TOKENIZER)
 
     def save(step: int, loop_state: dict) -> None:
         state = {**task.state(), "optimizer": optimizer.state_dict(), "loop": loop_state}
         checkpoints.save(step, task.weights(), state)
 
     options = _loop_options(config, task, next(task.model.parameters()).device)
-    loop = Loop(task.parallel, optimizer, _schedule(config, task, lr), options, log, save, start)
-    log.say(f"{line}, global batch {global_batch}, {task.epochs.total_steps} steps, {task.epochs.steps:.4g} an epoch")
-    if folder:
-        task.load(folder, training)
-        _load_optimizer(optimizer, training["optimizer"], folder)
+    schedule = _schedule(config, task, lr)
+    loop = Loop(task.parallel, optimizer, schedule, options=options, log=log, save=save, start_step=start)
+    log.message(
+        f"{line}, global batch {global_batch}, {task.epochs.total_steps} steps, {task.epochs.steps:.4g} an epoch"
+    )
+    if checkpoint:
+        task.load(checkpoint, training)
+        _load_optimizer(optimizer, training["optimizer"], checkpoint)
         loop.load(training["loop"])
-        log.say(f"continuing {folder} after step {start}")
+        log.message(f"continuing {checkpoint} after step {start}")
         if not restore_random_state(training["random"]):
-            log.say("another number of processes wrote it: random numbers and the order of samples change from here on")
+            log.message(
+                "another number of processes wrote it: random numbers and the order of samples change from here on"
+            )
         if changed:
-            log.say(f"changed since this run began: {', '.join(changed)}", style="yellow")
+            log.message(f"changed since this run began: {', '.join(changed)}", style="yellow")
     try:
-        finished = loop.run(task.batches(start), task.step, task.after_update, lambda step: task.at_step_end(step, log))
+        finished = loop.run(
+            task.batches(start), task.step, task.after_update, at_step_end=lambda step: task.at_step_end(step, log)
+        )
+    except torch.cuda.OutOfMemoryError as error:
+        raise OptionError(
+            "the GPU's memory is too small for this run: lower batch_size (and raise accumulation), or set "
+            f"activation_checkpointing: torch; {error}"
+        ) from error
     finally:
         log.close()
     if finished:
-        log.say(f"done: {output / 'checkpoints' / 'latest'}")
+        log.message(f"done: {output / 'checkpoints' / 'latest'}")
     return finished
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict, folder: Path) -> None:
-    """Its moments continue; decay and layers' scales are those of the configuration, changed or not."""
+    """Restores the moments; weight decay and the layers' scales are those of the current configuration."""
     own = [{k: v for k, v in group.items() if k in ("weight_decay", "lr_scale")} for group in optimizer.param_groups]
     if [len(g["params"]) for g in state["param_groups"]] != [len(g["params"]) for g in optimizer.param_groups]:
         raise ConfigError(
@@ -130,11 +153,11 @@ def _schedule(config: RunConfig, task: Task, lr: float) -> Callable[[int], float
         step,
         task.epochs.total_steps,
         lr,
-        config.min_lr,
-        config.warmup_steps,
-        config.schedule,
-        config.lr_decay,
-        task.epochs.steps,
+        min_lr=config.min_lr,
+        warmup_steps=config.warmup_steps,
+        schedule=config.schedule,
+        decay=config.lr_decay,
+        steps_per_epoch=task.epochs.steps,
     )
 
 
@@ -143,11 +166,11 @@ def _loop_options(config: RunConfig, task: Task, device: torch.device) -> LoopOp
         task.epochs.total_steps,
         config.accumulation,
         config.clip_norm,
-        config.precision,
-        config.log_every_steps,
-        config.save_every_steps or max(1, round(task.epochs.steps)),
-        config.save_every_minutes,
-        measure_peak(device, config.precision),
+        precision=config.precision,
+        log_every=config.log_every_steps,
+        save_every=config.save_every_steps or max(1, round(task.epochs.steps)),
+        save_every_minutes=config.save_every_minutes,
+        peak_flops=measure_peak(device, config.precision),
     )
 
 
@@ -156,6 +179,6 @@ def _changed_options(config: RunConfig, saved: Path) -> list[str]:
         return []
     try:
         before = load_config(saved, type(config))
-    except ConfigError as error:  # of another version, or cut short: it only serves this comparison
+    except ConfigError as error:  # of another version, or damaged; nothing else depends on it
         return [f"cannot compare with {saved} ({error})"]
     return [f"{key} {getattr(before, key)} -> {value}" for key, value in config if getattr(before, key) != value]

@@ -1,13 +1,21 @@
-"""How epochs, batches and optimizer steps go together."""
+"""Epochs, batches and optimizer steps of a run, and the learning rate of a step."""
 
 import math
 
 
 class Epochs:
-    """Counts of one process. `steps` an epoch may be a fraction: an optimizer step may take several batches."""
+    """Counts of one process.
 
-    def __init__(self, batches: int, accumulation: int, epochs: int, max_steps: int | None = None):
-        """`batches` in an epoch; `max_steps` ends the run early."""
+    Args:
+        batches: batches in an epoch.
+        accumulation: batches in an optimizer step.
+        epochs: epochs of the run.
+        max_steps: ends the run early, after this many optimizer steps.
+
+    `steps` is the number of optimizer steps in an epoch, possibly a fraction; `total_steps` that of the run.
+    """
+
+    def __init__(self, batches: int, accumulation: int, epochs: int, *, max_steps: int | None = None):
         self.batches, self.accumulation = batches, accumulation
         self.steps = batches / accumulation
         self.total_steps = max(1, round(epochs * self.steps))
@@ -19,14 +27,20 @@ class Epochs:
         return divmod(step * self.accumulation, self.batches)
 
     def evaluation_due(self, step: int, every: int) -> int | None:
-        """The epochs done after `step` steps where an evaluation, each `every` epochs and at the end, is due."""
+        """The number of epochs done after `step` steps if an evaluation is due, else None.
+
+        It is due after each `every` epochs and at the end of the run.
+        """
         done, before = (n * self.accumulation // self.batches for n in (step, step - 1))
         due = done > before and done % every == 0
         return done if due or step == self.total_steps else None
 
 
 def scaled_lr(lr: float, global_batch: int, reference_batch: int | None) -> float:
-    """The learning rate for this global batch, in proportion to the one that `lr` was chosen for, if that is given."""
+    """`lr`, which was chosen for a batch of `reference_batch`, scaled in proportion to the global batch.
+
+    Without a reference it stays as it is.
+    """
     return lr if reference_batch is None else lr * global_batch / reference_batch
 
 
@@ -34,15 +48,17 @@ def lr_at(
     step: int,
     total_steps: int,
     lr: float,
+    *,
     min_lr: float = 0.0,
     warmup_steps: int = 0,
     schedule: str = "cosine",
     decay: float = 0.9,
     steps_per_epoch: float = 1.0,
 ) -> float:
-    """The learning rate of optimizer step `step` (from 0): linear warm-up, then cosine or a factor `decay` an epoch.
+    """The learning rate of optimizer step `step` (from 0): linear warm-up, then `schedule`.
 
-    Warm-up counts optimizer steps of the whole run, so that it ends even when epochs are short, and takes at most half.
+    `cosine` falls from `lr` to `min_lr` at the end of the run, `epoch_decay` by the factor `decay` after each epoch.
+    The warm-up counts optimizer steps, so that it ends even when epochs are short, and takes at most half of the run.
     """
     warmup_steps = min(warmup_steps, total_steps // 2)
     if step < warmup_steps:

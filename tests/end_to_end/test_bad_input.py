@@ -30,7 +30,7 @@ def pretraining(*arguments: str | Path, output: Path, config: Path) -> None:
     given += [] if "--config" in given else ["--config", str(config)]
     given += [] if "--output_dir" in given else ["--output_dir", str(output)]
     sys.argv = ["pretrain.py", *given]
-    launch(pretrain.run, PretrainConfig, "runs/pretrain", dry_run=run_once)
+    launch(pretrain.run, PretrainConfig, default_output="runs/pretrain", dry_run=run_once)
 
 
 @pytest.fixture(autouse=True)
@@ -202,7 +202,7 @@ def test_the_finished_run_was_left_alone(finished: Path) -> None:
 def test_wrong_arguments(given: list[str], pattern: str, capsys: pytest.CaptureFixture) -> None:
     sys.argv = ["pretrain.py", *given]
     with pytest.raises(SystemExit) as ended:
-        launch(pretrain.run, PretrainConfig, "runs/pretrain", dry_run=run_once)
+        launch(pretrain.run, PretrainConfig, default_output="runs/pretrain", dry_run=run_once)
     assert ended.value.code == 2
     assert pattern in capsys.readouterr().err
 

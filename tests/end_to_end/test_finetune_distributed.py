@@ -139,7 +139,7 @@ def first_state(model: RetrievalModel, ids: Tensor, states: Tensor | None) -> Te
 def test_negatives_of_all_ranks_equal_a_plain_loop(seen: list[dict], configs: dict, folder: Path) -> None:
     ranks = [found["record"] for found in seen]
     task = build("retrieval", configs["recorded"], folder / "plain")
-    model, twin, queue, config = task.model, task.twin, task.queue, task.config
+    model, twin, queue, config = task.model, task.contrast.twin, task.contrast.queue, task.config
     assert_close(dict(model.state_dict()), ranks[0]["start"], rtol=0, atol=0)
     optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=0.9)
     foreign = 0

@@ -96,13 +96,12 @@ def answerer(folder: Path, start: Path) -> Path:
     from blip.models.vqa import VqaModel
     from blip.network.med import TextConfig
     from blip.network.vit import ViTConfig
-    from blip.tokenizer import Specials
 
     words = Tokenizer.from_file(start / "tokenizer.json")
     info = read(start)[1]
     torch.manual_seed(0)
     vit, text = ViTConfig(**info["image_encoder"]), TextConfig(**info["text_encoder"])
-    model = VqaModel(vit, text, Specials(words.pad_id, words.enc_id, words.dec_id))
+    model = VqaModel(vit, text, words.specials)
     save_weights(folder / "vqa", unique_state(model), {**info, "task": "vqa", "text_decoder": info["text_encoder"]})
     shutil.copy(start / "tokenizer.json", folder / "vqa")
     return folder / "vqa"

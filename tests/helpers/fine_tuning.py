@@ -74,7 +74,7 @@ def configure(task: str, phantoms: Path, folder: Path, *options: str, init_from:
 
 
 def train(task: str, config: FineTuneConfig, output: Path, resume: str = "") -> None:
-    TASKS[task][0].run(config, output, resume, CPU)
+    TASKS[task][0].run(config, output, resume, device=CPU)
 
 
 def train_apart(task: str, config: FineTuneConfig, output: Path) -> None:

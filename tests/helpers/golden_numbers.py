@@ -18,7 +18,7 @@ from blip.models.retrieval import RetrievalModel
 from blip.network.embeddings import TextConfig
 from blip.network.packing import Rows
 from blip.network.vit import ViTConfig
-from blip.tokenizer import Specials, load_tokenizer
+from blip.tokenizer import load_tokenizer
 
 FEATURES = 1e-5  # absolute; also of the first step's losses
 LATER = 1e-4  # AdamW amplifies rounding; also of gradients, relative to their norm
@@ -39,7 +39,7 @@ class Golden:
         self.vit = ViTConfig(**self.info["image_encoder"])
         self.text = TextConfig(**(self.info.get("text_encoder") or self.info["text_decoder"]))
 
-        self.specials = Specials(self.tokenizer.pad_id, self.tokenizer.enc_id, self.tokenizer.dec_id)
+        self.specials = self.tokenizer.specials
 
     def ids(self, what: str = "captions") -> tuple[Tensor, Tensor]:
         """The captions (or questions, answers, texts), padded: ids (B, T) and lengths (B,)."""

@@ -10,7 +10,7 @@ from PIL import Image
 from blip.checkpoints import convert
 from blip.checkpoints.format import unique_state
 from blip.models.factory import model_of, spec_of
-from blip.tokenizer import Specials, Tokenizer
+from blip.tokenizer import Tokenizer
 from helpers.tiny import STORED_EMBED, STORED_TEXT, STORED_VIT, add_noise
 
 TEXTS = ["a large lesion in the left lung", "normal chest x-ray", "is there a lesion", "yes", "no"]
@@ -31,7 +31,7 @@ def random_checkpoint(folder: Path, task: str, same_width: bool = False, **info:
     heads, images = 2 if same_width else 3, spec_of(task).images
     text = replace(STORED_TEXT, vocab_size=words.size, width=width, heads=heads, images=images)
     torch.manual_seed(5)
-    model = model_of(task, STORED_VIT, text, Specials(words.pad_id, words.enc_id, words.dec_id), embed_dim=STORED_EMBED)
+    model = model_of(task, STORED_VIT, text, words.specials, embed_dim=STORED_EMBED)
     add_noise(model, std=0.2)
     if hasattr(model, "text_decoder"):
         with torch.no_grad():

@@ -21,7 +21,7 @@ STEPS = 2  # of the recorded run
 def build(task: str, config: FineTuneConfig, output: Path) -> Any:
     """The task as a run of this configuration begins with it."""
     source = start.read_source(config)
-    return TASKS[task][2](start.with_sizes_of(config, source), source, output, None, CPU)
+    return TASKS[task][2](start.with_sizes_of(config, source), source, output, resume=None, device=CPU)
 
 
 def process(

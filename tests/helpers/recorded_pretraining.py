@@ -68,7 +68,7 @@ def copy_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def train(config: PretrainConfig, scenario: Scenario, output: Path) -> dict:
     """A run of pre-training, recorded."""
-    task = Pretraining(config, output, None, torch.device("cpu"))
+    task = Pretraining(config, output, None, device=torch.device("cpu"))
     options = LoopOptions(scenario.steps, scenario.accumulation, CLIP)
     return record(task, options, ("itc", "itm", "lm"), scenario.poisoned)
 
@@ -92,13 +92,14 @@ def record(task: Any, options: LoopOptions, names: tuple[str, ...], poisoned: tu
 
     def after_update(number: int) -> None:
         task.after_update(number)
-        parts = (task.model, task.twin, task.queue)
+        parts = (task.model, task.contrast.twin, task.contrast.queue)
         seen["after"].append([copy_of(part.state_dict()) for part in parts])
 
     optimizer.register_step_pre_hook(gradients)
-    loop = Loop(wrapped, optimizer, lambda _: LR, options, SilentLog(), lambda *_: None)  # type: ignore[arg-type]
+    log: Any = SilentLog()
+    loop = Loop(wrapped, optimizer, lambda _: LR, options=options, log=log, save=lambda *_: None)
     try:
-        loop.run(task.batches(0), step, after_update, lambda _: None)
+        loop.run(task.batches(0), step, after_update, at_step_end=lambda _: None)
     except NonFiniteError as error:
         seen["error"] = str(error)
         seen["end"] = copy_of(task.model.state_dict())
@@ -136,5 +137,5 @@ def process(rank: int, port: int, folder: Path, config_path: Path) -> None:
 
 def fresh_parts(config: PretrainConfig, output: Path) -> tuple[PretrainModel, Twin, Queue]:
     """Model, twin and queue as a run of this configuration starts with them."""
-    task = Pretraining(config, output, None, torch.device("cpu"))
-    return task.model, task.twin, task.queue
+    task = Pretraining(config, output, None, device=torch.device("cpu"))
+    return task.model, task.contrast.twin, task.contrast.queue

@@ -11,7 +11,7 @@ class SilentLog:
     def metrics(self, step: int, values: dict) -> None:
         self.lines.append((step, values))
 
-    def say(self, message: str, style: str = "") -> None:
+    def message(self, message: str, style: str = "") -> None:
         self.said.append(message)
 
     def advance(self, step: int) -> None:

@@ -257,3 +257,32 @@ def test_answer_from_the_models_list_from_another_or_freely(checkpoints: dict, i
         freely["answer"] == model.answer(images[0], QUESTIONS[1], decoding=Decoding(beams=3, max_new_tokens=10))[0].text
     )
     assert "candidates" not in freely
+
+
+def test_the_verbs_take_images_in_the_same_way(checkpoints: dict, images: list, tmp_path: Path) -> None:
+    records = [{"image": str(path), "caption": "a"} for path in (images[2], images[0], images[2])]
+    (tmp_path / "captions.json").write_text(json.dumps(records))
+    places, taken = [tmp_path / "captions.json", images[1]], [str(images[i]) for i in (2, 0, 1)]
+    options = {
+        "caption": (checkpoints["caption"], []),
+        "match": (checkpoints["retrieval"], ["--text", "normal", "--text", "a lesion"]),
+        "answer": (checkpoints["vqa"], ["--question", QUESTIONS[0], "--question", QUESTIONS[1]]),
+    }
+    for verb, (checkpoint, texts) in options.items():
+        found = rows(verb, *places, *texts, "--checkpoint", checkpoint)
+        each = [path for path in taken for _ in texts[::2] or [""]]
+        assert [row["image"] for row in found] == each, verb
+    behind = rows("match", tmp_path / "captions.json", "normal", "a lesion", "--checkpoint", checkpoints["retrieval"])
+    by_option = rows("match", *places, *options["match"][1], "--checkpoint", checkpoints["retrieval"])
+    assert behind == by_option[:4]
+
+
+@pytest.mark.parametrize("verb", ["match", "answer"])
+def test_places_are_not_taken_for_texts(verb: str, checkpoints: dict, images: list) -> None:
+    option = {"match": "--text", "answer": "--question"}[verb]
+    command = [verb, str(images[0]), str(images[1]), "normal", "--checkpoint", str(checkpoints["vqa"])]
+    result = run_verb(*command)
+    assert result.exit_code == 1 and f"{images[1]} is a file or folder: for several places" in result.output
+    assert option in result.output
+    nothing = run_verb(verb, images[0], "--checkpoint", checkpoints["vqa"])
+    assert nothing.exit_code == 2 and option in nothing.output

@@ -24,7 +24,7 @@ from blip.models.momentum import unit_features
 from blip.models.pretrain import PretrainModel
 from blip.network.med import DecoderStep
 from blip.network.packing import Rows, with_first
-from blip.tokenizer import Specials, Tokenizer
+from blip.tokenizer import Tokenizer
 
 
 def greedy(model: PretrainModel, states: torch.Tensor, first: torch.Tensor, end: int, pad: int, limit: int):
@@ -45,7 +45,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = Tokenizer.train(CAPTIONS, STORED_TEXT.vocab_size)
     words.save(path / "words.json")
     text = replace(STORED_TEXT, vocab_size=words.size)
-    model = PretrainModel(STORED_VIT, text, Specials(words.pad_id, words.enc_id, words.dec_id), embed_dim=STORED_EMBED)
+    model = PretrainModel(STORED_VIT, text, words.specials, embed_dim=STORED_EMBED)
     add_noise(model, std=0.2)
     convert.write(path / "ours", unique_state(model), stored_info("pretrain", text), "blip", path / "words.json")
     return path / "ours"

@@ -291,6 +291,14 @@ def test_command_with_bad_input(
     assert code != 0 and message in said, said
 
 
+def test_several_places_with_texts_by_option(tiny_checkpoint: Path, pictures: list[Path], tmp_path: Path) -> None:
+    out, texts = tmp_path / "maps.npz", ["--text", "head", "--question", "where?"]
+    code, said = run_explain(*pictures[:2], *texts, "--out", out, "--checkpoint", tiny_checkpoint)
+    assert code == 0 and said.startswith("4 explained: "), said
+    code, said = run_explain(*pictures[:2], "--out", out, "--checkpoint", tiny_checkpoint)
+    assert code == 1 and f"{pictures[1]} is a file or folder" in said, said
+
+
 def test_maps_need_patches(model: Predictor, pictures: list[Path]) -> None:
     with blip.trace(model, "text.0.self.*", grads=True) as t:
         model.match_logits(pictures, TEXTS)[:, 1].sum().backward()
@@ -300,12 +308,11 @@ def test_maps_need_patches(model: Predictor, pictures: list[Path]) -> None:
 
 def test_questions_through_the_question_encoder(tiny_checkpoint: Path, pictures: list[Path]) -> None:
     from blip.models.vqa import VqaModel
-    from blip.tokenizer import Specials
 
     base = blip.load(tiny_checkpoint)
     tokens = base.tokenizer
     torch.manual_seed(0)
-    specials = Specials(tokens.pad_id, tokens.enc_id, tokens.dec_id)
+    specials = tokens.specials
     vqa = VqaModel(base.model.image_encoder.config, base.model.text_encoder.config, specials)
     m = Predictor(vqa, tokens, {**base.info, "task": "vqa"})
     questions = ["what shape is the lesion?", "where?"]

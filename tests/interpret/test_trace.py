@@ -370,7 +370,7 @@ def test_backward_leaves_parameters_alone(model: Predictor, pictures: list[Path]
 
 def test_recomputation_of_activations_is_off_inside(exact: PretrainModel) -> None:
     blocks = [*exact.image_encoder.blocks, *exact.text_encoder.layers]
-    checkpoint_activations(blocks, "torch", torch.device("cpu"), "fp32")
+    checkpoint_activations(blocks, "torch", torch.device("cpu"), precision="fp32")
     wrapped = [block.forward for block in blocks]
     pixels, ids = inputs()
     with blip.trace(exact, "text.0.cross.*", grads=True) as t:

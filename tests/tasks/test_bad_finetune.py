@@ -52,7 +52,7 @@ def test_scripts(
     given = arguments(make, tmp_path, tiny_checkpoint, phantoms)
     sys.argv = [f"train_{task}.py", "--config", str(tmp_path / f"{task}.yaml"), *given]
     sys.argv += ["--output_dir", str(tmp_path / "out")]
-    message = message_of(lambda: launch(script.run, kind, "runs/x", evaluate=script.score), capsys)
+    message = message_of(lambda: launch(script.run, kind, default_output="runs/x", evaluate=script.score), capsys)
     assert re.search(pattern, message), message
     assert not list((tmp_path / "out").glob("checkpoints/*")), "nothing was trained"
 

@@ -66,7 +66,7 @@ def undisturbed(
 
 def build(task: str, config: FineTuneConfig, output: Path) -> FineTuning:
     source = start.read_source(config)
-    return TASKS[task][2](start.with_sizes_of(config, source), source, output, None, CPU)
+    return TASKS[task][2](start.with_sizes_of(config, source), source, output, resume=None, device=CPU)
 
 
 # ---- what a run leaves -----------------------------------------------------------------------------------------------
@@ -193,7 +193,9 @@ def test_retrieval_keeps_the_temperature_of_its_start(options: Callable, tiny_ch
     source = start.read_source(options("retrieval"))
     source.tensors["temperature"].fill_(0.02)
     config = start.with_sizes_of(options("retrieval"), source)
-    assert TASKS["retrieval"][2](config, source, tmp_path, None, CPU).model.temperature.item() == pytest.approx(0.02)
+    assert TASKS["retrieval"][2](
+        config, source, tmp_path, resume=None, device=CPU
+    ).model.temperature.item() == pytest.approx(0.02)
     asked = build("retrieval", options("retrieval", "temperature=0.05"), tmp_path)
     assert asked.model.temperature.item() == pytest.approx(0.05)
 

@@ -32,7 +32,7 @@ def make(phantoms: Path, tiny_checkpoint: Path, tmp_path: Path) -> Callable[...,
         records = json.loads(file.read_text())
         file.write_text(json.dumps([change(i, record) for i, record in enumerate(records)]))
         source = start.read_source(config)
-        return TASKS[task][2](start.with_sizes_of(config, source), source, tmp_path / "run", None, CPU)
+        return TASKS[task][2](start.with_sizes_of(config, source), source, tmp_path / "run", resume=None, device=CPU)
 
     return made
 
@@ -152,7 +152,9 @@ def test_an_unreadable_image_and_its_texts_are_left_out(make: Callable, phantoms
     records = json.loads(file.read_text())
     file.write_text(json.dumps(records[:2] + records[3:]))
     source = start.read_source(task.config)
-    without = TASKS["retrieval"][2](start.with_sizes_of(task.config, source), source, tmp_path / "other", None, CPU)
+    without = TASKS["retrieval"][2](
+        start.with_sizes_of(task.config, source), source, tmp_path / "other", resume=None, device=CPU
+    )
     assert found.pop("val_unreadable") == 1
     expected = without.scores("val")
     assert expected.pop("val_unreadable") == 0

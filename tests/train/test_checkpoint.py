@@ -12,7 +12,7 @@ from blip.train.checkpoint import TRAINING, Checkpointer, complete_checkpoints, 
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> Checkpointer:
     (tmp_path / "tokenizer.json").write_text("{}")
-    return Checkpointer(tmp_path, 2, {"task": "pretrain"}, tmp_path / "tokenizer.json")
+    return Checkpointer(tmp_path, 2, {"task": "pretrain"}, tokenizer_file=tmp_path / "tokenizer.json")
 
 
 def names(output: Path) -> list[str]:

@@ -29,24 +29,25 @@ class Rig:
         self.log, self.saved, self.events = SilentLog(), [], []
         self.optimizer.register_step_pre_hook(lambda *_: self.events.append("optimizer"))
         self.loop = Loop(
-            self.model, self.optimizer, lambda step: 0.1 / (step + 1), LoopOptions(**options), self.log,  # type: ignore
-            lambda step, state: self.saved.append((step, state)),
+            self.model, self.optimizer, lambda step: 0.1 / (step + 1), options=LoopOptions(**options),  # type: ignore
+            log=self.log, save=lambda step, state: self.saved.append((step, state)),  # type: ignore[arg-type]
         )  # fmt: skip
 
     def step(self, batch: torch.Tensor, number: int) -> Step:
         self.events.append(f"losses {number}")
         loss = self.model(batch).square().mean()
         loss.register_hook(lambda _: self.events.append("backward"))
-        return Step(
-            loss, {"loss": loss.detach(), "number": float(number)}, len(batch), 10.0, lambda: f"{batch[0, 0]:g}.png"
-        )
+        logs = {"loss": loss.detach(), "number": float(number)}
+        return Step(loss, logs, len(batch), flops=10.0, describe=lambda: f"{batch[0, 0]:g}.png")
 
     def run(self, batches: list[torch.Tensor], evaluation: dict | None = None) -> bool:
         def at_step_end(step: int) -> dict | None:
             self.events.append(f"end {step}")
             return evaluation
 
-        return self.loop.run(iter(batches), self.step, lambda n: self.events.append(f"after {n}"), at_step_end)
+        return self.loop.run(
+            iter(batches), self.step, lambda n: self.events.append(f"after {n}"), at_step_end=at_step_end
+        )
 
 
 def batches(count: int) -> list[torch.Tensor]:
@@ -89,10 +90,10 @@ def test_gradient_not_finite_stops_before_the_update() -> None:
     before = [parameter.detach().clone() for parameter in rig.model.parameters()]
 
     def step(batch: torch.Tensor, number: int) -> Step:
-        return Step((rig.model(batch) * 0).sum().sqrt(), {}, 4, 0, lambda: "a.png, b.png")  # 0, of infinite slope
+        return Step((rig.model(batch) * 0).sum().sqrt(), {}, 4, describe=lambda: "a.png, b.png")  # 0, of infinite slope
 
     with pytest.raises(NonFiniteError, match=r"step 1: gradient norm nan is not finite.*a\.png, b\.png"):
-        rig.loop.run(iter(batches(1)), step, lambda _: None, lambda _: None)
+        rig.loop.run(iter(batches(1)), step, lambda _: None, at_step_end=lambda _: None)
     assert all(torch.equal(p, old) for p, old in zip(rig.model.parameters(), before, strict=True))
 
 
@@ -149,7 +150,7 @@ def test_an_evaluation_that_fails_costs_no_step() -> None:
         return None
 
     with pytest.raises(RuntimeError):
-        rig.loop.run(iter(batches(4)), rig.step, lambda _: None, fail)
+        rig.loop.run(iter(batches(4)), rig.step, lambda _: None, at_step_end=fail)
     assert [step for step, _ in rig.saved] == [3]
 
 
@@ -221,7 +222,7 @@ def test_metrics_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     log = RunLog(tmp_path, 0, 10)
     for step in (1, 2, 3):
         log.metrics(step, {"itc": 1 / 3, "epoch": step})
-    log.say("a [bracket] stays")
+    log.message("a [bracket] stays")
     log.close()
     assert read_metrics(tmp_path)[0] == {"step": 1, "itc": 0.33333333, "epoch": 1}
     shown = capsys.readouterr().err
@@ -250,7 +251,7 @@ def plateau(itm: float, step: int, warned: bool = False, total: int = 2000) -> l
 
 
 def test_warns_when_matching_learns_nothing() -> None:
-    late = 100 + pretrain.PATIENCE
+    late = 100 + pretrain.STEPS_TO_LEARN
     said = plateau(0.637, late)
     assert len(said) == 1
     assert "ITM is at 0.637" in said[0] and "0.6365" in said[0] and "init_from" in said[0]
@@ -262,12 +263,13 @@ def test_warns_when_matching_learns_nothing() -> None:
 def test_order_of_what_follows_the_update(tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Temperature, twin, queue; the queue gets the pairs of every micro-batch."""
     config = load_config(tiny_config, PretrainConfig, ["val_file=[]"])
-    task = pretrain.Pretraining(config, tmp_path, None, torch.device("cpu"))
+    task = pretrain.Pretraining(config, tmp_path, None, device=torch.device("cpu"))
+    contrast = task.contrast
     events: list[str] = []
     update = momentum.update_twin
 
     def update_twin(*arguments: object) -> None:
-        events.append(f"twin at temperature {task.model.temperature.item():.1f}, pointer {int(task.queue.pointer)}")
+        events.append(f"twin at temperature {task.model.temperature.item():.1f}, pointer {int(contrast.queue.pointer)}")
         update(*arguments)
 
     monkeypatch.setattr(momentum, "update_twin", update_twin)
@@ -277,10 +279,12 @@ def test_order_of_what_follows_the_update(tiny_config: Path, tmp_path: Path, mon
     with torch.no_grad():
         task.model.temperature.fill_(0.9)
         task.model.image_proj.bias += 1
-    before = task.twin.image_proj.bias.clone()
+    before = contrast.twin.image_proj.bias.clone()
     task.after_update(1)
     assert events == ["twin at temperature 0.5, pointer 0"]
-    assert int(task.queue.pointer) == 16 and task.pending == []
-    torch.testing.assert_close(task.twin.image_proj.bias, before.lerp(task.model.image_proj.bias, 1 - config.momentum))
-    assert task.queue.caption_ids[:16].ne(momentum.NO_ID).all()
-    assert task.queue.caption_ids[16:].eq(momentum.NO_ID).all()
+    assert int(contrast.queue.pointer) == 16 and contrast.pending == []
+    torch.testing.assert_close(
+        contrast.twin.image_proj.bias, before.lerp(task.model.image_proj.bias, 1 - config.momentum)
+    )
+    assert contrast.queue.caption_ids[:16].ne(momentum.NO_ID).all()
+    assert contrast.queue.caption_ids[16:].eq(momentum.NO_ID).all()

@@ -26,7 +26,7 @@ def test_warm_up_counts_optimizer_steps_and_takes_at_most_half() -> None:
 
 
 def test_cosine_falls_to_the_least_rate() -> None:
-    rates = [lr_at(step, 110, 1.0, 0.1, 10) for step in range(10, 111)]
+    rates = [lr_at(step, 110, 1.0, min_lr=0.1, warmup_steps=10) for step in range(10, 111)]
     assert rates == sorted(rates, reverse=True)
     assert rates[0] == 1.0
     assert rates[50] == pytest.approx(0.55)
@@ -35,7 +35,10 @@ def test_cosine_falls_to_the_least_rate() -> None:
 
 
 def test_epoch_decay() -> None:
-    rate = {step: lr_at(step, 1000, 1.0, 0.5, 0, "epoch_decay", 0.9, 10.5) for step in (0, 10, 11, 21, 22, 999)}
+    rate = {
+        step: lr_at(step, 1000, 1.0, min_lr=0.5, schedule="epoch_decay", decay=0.9, steps_per_epoch=10.5)
+        for step in (0, 10, 11, 21, 22, 999)
+    }
     assert rate == pytest.approx({0: 1, 10: 1, 11: 0.9, 21: 0.81, 22: 0.81, 999: 0.5})
 
 
@@ -90,7 +93,7 @@ BY_HAND = {  # layer_decay 0.5: halved from each layer to the one below
 def test_layer_decay_by_hand(decay_norms_and_biases: bool) -> None:
     model = Pretraining()
     model.image_encoder.blocks[0].requires_grad_(False)
-    optimizer = build_optimizer(model, 0.1, 0.05, decay_norms_and_biases, layer_decay=0.5)
+    optimizer = build_optimizer(model, 0.1, 0.05, decay_norms_and_biases=decay_norms_and_biases, layer_decay=0.5)
     grouped = [(id(p), group) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(key for key, _ in grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     groups = dict(grouped)
@@ -140,8 +143,11 @@ def train(model: Pretraining, layer_decay: float, steps: int, state: dict | None
 
     start = int(next(iter(state["state"].values()))["step"]) if state else 0
     options = LoopOptions(steps, log_every=1)
-    loop = Loop(model, optimizer, lambda step: 0.01 / (step + 1), options, log, lambda *_: None, start)  # type: ignore
-    loop.run(iter([None] * steps), step, lambda _: None, lambda _: None)
+    loop = Loop(
+        model, optimizer, lambda step: 0.01 / (step + 1), options=options, log=log,  # type: ignore[arg-type]
+        save=lambda *_: None, start_step=start,
+    )  # fmt: skip
+    loop.run(iter([None] * steps), step, lambda _: None, at_step_end=lambda _: None)
     return optimizer.state_dict(), log
 
 

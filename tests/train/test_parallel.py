@@ -20,7 +20,7 @@ def one_step(config_path: Path, output: Path, *options: str) -> tuple[list[float
     """Losses, gradients by name and state-dict names of the first step of a run, dropout on."""
     config = load_config(config_path, PretrainConfig, ["val_file=[]", "dropout=0.1", *options])
     output.mkdir(exist_ok=True)
-    task = Pretraining(config, output, None, CPU)
+    task = Pretraining(config, output, None, device=CPU)
     with autocast(CPU, config.precision):
         out = task.step(next(task.batches(0)), 0)
     out.loss.backward()
@@ -45,7 +45,7 @@ def test_recomputed_activations_give_equal_gradients(precision: str, tiny_config
 
 def test_every_block_is_recomputed(tiny_config: Path, tmp_path: Path) -> None:
     config = load_config(tiny_config, PretrainConfig, ["val_file=[]", "activation_checkpointing=torch"])
-    task = Pretraining(config, tmp_path, None, CPU)
+    task = Pretraining(config, tmp_path, None, device=CPU)
     norms = {name: module for name, module in task.model.named_modules() if isinstance(module, nn.LayerNorm)}
     calls = dict.fromkeys(norms, 0)
 
@@ -71,7 +71,7 @@ def test_every_block_is_recomputed(tiny_config: Path, tmp_path: Path) -> None:
 def refused(blocks: list[nn.Module], precision: str = "fp32") -> str:
     """The message with which fairscale is refused."""
     with pytest.raises(OptionError) as caught:
-        checkpoint_activations(blocks, "fairscale", CPU, precision)
+        checkpoint_activations(blocks, "fairscale", CPU, precision=precision)
     return str(caught.value)
 
 
@@ -122,5 +122,5 @@ def test_compiled_equals_eager(tiny_config: Path, tmp_path: Path) -> None:
 
 def test_blocks_are_all_that_repeats(tiny_config: Path, tmp_path: Path) -> None:
     config = load_config(tiny_config, PretrainConfig, ["val_file=[]"])
-    model = Pretraining(config, tmp_path, None, CPU).model
+    model = Pretraining(config, tmp_path, None, device=CPU).model
     assert len(blocks(model)) == config.vit_depth + 2 * config.text_layers

@@ -1,0 +1,159 @@
+"""`blip caption`, `blip match` and `blip answer`: the predictor over images, folders and annotation files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from blip.command_line import AsJson, BatchSize, Checkpoint, Device, JsonFile, TokenizerFile, user_errors
+from blip.data.places import images_of
+from blip.errors import InputError
+
+if TYPE_CHECKING:
+    from blip.inference.predictor import Predictor
+
+Places = Annotated[list[str], typer.Argument(help="images, folders of images, or annotation files with images")]
+
+
+def load_model(checkpoint: str, tokenizer: str, device: str) -> "Predictor":
+    """The model that the options of a verb name."""
+    from blip import distributed
+    from blip.inference.load import load
+
+    return load(checkpoint, device=distributed.start(device), tokenizer=tokenizer or None)
+
+
+def places_and_texts(arguments: Sequence[str], texts: Sequence[str] | None, option: str) -> tuple[list[str], list[str]]:
+    """The places of images and the texts that a command line gives.
+
+    With `texts`, which were given as options, every argument is a place. Without them the first argument is the place
+    and the others are texts.
+
+    Raises:
+        InputError: an argument that should be a text is an existing file or folder.
+    """
+    if texts:
+        return list(arguments), list(texts)
+    for text in arguments[1:]:
+        if text.strip() and len(text) < 256 and Path(text).exists():
+            raise InputError(f"{text} is a file or folder: for several places give the texts by {option}")
+    return list(arguments[:1]), list(arguments[1:])
+
+
+def _needed(texts: list[str], what: str, option: str) -> list[str]:
+    """The texts; typer's error of a missing argument where there is none."""
+    if not texts:
+        raise typer.BadParameter(f"there is no {what}: give it behind the image, or by {option}")
+    return texts
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a text file that are not blank."""
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8 text: {error}") from error
+
+
+def caption(
+    images: Places,
+    checkpoint: Checkpoint,
+    prompt: Annotated[str | None, typer.Option(help="what captions begin with; the model's own unless given")] = None,
+    beams: Annotated[int | None, typer.Option(help="3 unless given; 1: the likeliest token at each step")] = None,
+    sample: Annotated[bool, typer.Option(help="draw tokens instead of searching")] = False,
+    top_p: Annotated[float, typer.Option("--top_p", help="nucleus to draw from")] = 0.9,
+    num_return: Annotated[int, typer.Option("--num_return", help="captions of each image")] = 1,
+    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="tokens of a caption at most")] = 30,
+    min_new_tokens: Annotated[int, typer.Option("--min_new_tokens", help="tokens of a caption at least")] = 0,
+    seed: Annotated[int, typer.Option(help="of sampling")] = 0,
+    batch_size: BatchSize = 32,
+    tokenizer: TokenizerFile = "",
+    device: Device = "auto",
+    out: JsonFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Writes captions; status 1 when an image cannot be read."""
+    from blip.inference import files
+    from blip.models.decoding import Decoding
+
+    with user_errors():
+        paths = images_of(images)
+        decoding = Decoding(
+            beams=beams or (1 if sample else 3),
+            sample=sample,
+            top_p=top_p if sample else 1.0,
+            num_return=num_return,
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+        )
+        model = load_model(checkpoint, tokenizer, device)
+        rows = files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=batch_size, seed=seed)
+        unread = files.show(rows, out, as_json)
+    raise typer.Exit(1 if unread else 0)
+
+
+def match(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE|TEXT",
+            help="an image, a folder or an annotation file, then texts; with --text several places and no texts",
+        ),
+    ],
+    checkpoint: Checkpoint,
+    text: Annotated[list[str] | None, typer.Option(help="a text, instead of arguments; several times")] = None,
+    batch_size: BatchSize = 32,
+    tokenizer: TokenizerFile = "",
+    device: Device = "auto",
+    out: JsonFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prints the probability that an image and a text belong together (ITM), and the cosine of their features (ITC)."""
+    from blip.inference import files
+
+    with user_errors():
+        places, texts = places_and_texts(arguments, text, "--text")
+        texts = _needed(texts, "text", "--text")
+        paths = images_of(places)
+        model = load_model(checkpoint, tokenizer, device)
+        unread = files.show(files.match_rows(model, paths, texts, batch_size=batch_size), out, as_json)
+    raise typer.Exit(1 if unread else 0)
+
+
+def answer(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE|QUESTION",
+            help="an image, a folder or an annotation file, then questions; with --question several places and no "
+            "questions",
+        ),
+    ],
+    checkpoint: Checkpoint,
+    question: Annotated[list[str] | None, typer.Option(help="a question, instead of arguments; several times")] = None,
+    answers: Annotated[Path | None, typer.Option(help="text file of one answer a line to choose from")] = None,
+    generate: Annotated[bool, typer.Option(help="write the answer instead of choosing one")] = False,
+    k: Annotated[int, typer.Option(help="answers that are scored whole")] = 128,
+    batch_size: BatchSize = 16,
+    tokenizer: TokenizerFile = "",
+    device: Device = "auto",
+    out: JsonFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answers questions about images, from the model's own list of answers unless another is given."""
+    from blip.inference import files
+    from blip.models.decoding import Decoding
+
+    with user_errors():
+        places, questions = places_and_texts(arguments, question, "--question")
+        questions = _needed(questions, "question", "--question")
+        paths = images_of(places)
+        choices = _lines(answers) if answers is not None else None
+        decoding = Decoding(beams=3, max_new_tokens=10) if generate else None
+        model = load_model(checkpoint, tokenizer, device)
+        rows = files.answer_rows(
+            model, paths, questions, answers=choices, k=k, decoding=decoding, batch_size=batch_size
+        )
+        unread = files.show(rows, out, as_json)
+    raise typer.Exit(1 if unread else 0)

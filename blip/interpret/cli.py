@@ -1,0 +1,105 @@
+"""`blip explain`, `blip activations` and `blip localise`: maps, activations and the pointing game over data."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from blip.command_line import BatchSize, Checkpoint, Device, JsonFile, TokenizerFile, user_errors
+from blip.inference.cli import load_model, places_and_texts
+
+
+def explain(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE|TEXT",
+            help="an image or a folder, then texts, or an annotation file with its own texts; with --text several "
+            "places and no texts",
+        ),
+    ],
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="map.png, map.html or map.npz")],
+    text: Annotated[
+        list[str] | None,
+        typer.Option("--text", "--question", help="a text, caption or question, instead of arguments; several times"),
+    ] = None,
+    task: Annotated[str, typer.Option(help="match, caption or answer; the checkpoint's own unless given")] = "",
+    method: Annotated[str, typer.Option(help="gradcam, raw, relevance or rollout")] = "gradcam",
+    layer: Annotated[int | None, typer.Option(help="whose cross-attention; the middle one unless given")] = None,
+    rows: Annotated[str, typer.Option(help="words, or enc: the [ENC] row alone")] = "words",
+    batch_size: BatchSize = 8,
+    tokenizer: TokenizerFile = "",
+    device: Device = "auto",
+) -> None:
+    """Draws which parts of an image a model attended to, word by word. Not for diagnosis."""
+    from blip.interpret.explain_files import explain_files, find_pairs
+
+    with user_errors():
+        places, texts = places_and_texts(arguments, text, "--text")
+        wanted = [pair for place in places for pair in find_pairs(place, texts)]
+        model = load_model(checkpoint, tokenizer, device)
+        files, problems = explain_files(
+            model, wanted, out, task=task, method=method, layer=layer, rows=rows, batch_size=batch_size
+        )
+        for problem in problems:
+            typer.echo(problem, err=True)
+        typer.echo(f"{len(wanted) - len(problems)} explained: {files[0] if files else 'nothing written'}"
+                   + (f" to {files[-1]}" if len(files) > 1 else ""))  # fmt: skip
+    raise typer.Exit(1 if problems else 0)
+
+
+def activations(
+    data: Annotated[str, typer.Argument(help="an image, a folder of images, or an annotation file")],
+    checkpoint: Checkpoint,
+    points: Annotated[list[str], typer.Option(help="names or patterns, such as 'text.*.out'; several times")],
+    out: Annotated[Path, typer.Option(help="folder to write, or to continue")],
+    task: Annotated[str, typer.Option(help="match, caption, answer or image; the checkpoint's own unless given")] = "",
+    pool: Annotated[str, typer.Option(help="tokens: all, first or mean")] = "all",
+    format: Annotated[str, typer.Option(help="safetensors or npy")] = "safetensors",
+    shard_size: Annotated[int, typer.Option("--shard_size", help="records a shard")] = 1024,
+    batch_size: BatchSize = 32,
+    tokenizer: TokenizerFile = "",
+    device: Device = "auto",
+) -> None:
+    """Writes the activations at named points for a whole data set, in shards; continues where it was interrupted."""
+    from blip.hashing import fingerprint
+    from blip.interpret import activations as shards
+    from blip.interpret.explain_files import find_pairs
+
+    with user_errors():
+        wanted = find_pairs(data, [])
+        model = load_model(checkpoint, tokenizer, device)
+        chosen = shards.points_of(model, points)
+        task = task or shards.usual_task(model, chosen)
+        settings = shards.Capture(fingerprint(checkpoint), data, chosen, task, pool, format, shard_size)
+        problems = shards.capture(model, wanted, settings, out, batch_size=batch_size)
+        for problem in problems:
+            typer.echo(problem, err=True)
+        typer.echo(f"{len(wanted) - len(problems)} records, {len(chosen)} points: {out / shards.INDEX}")
+    raise typer.Exit(1 if problems else 0)
+
+
+def localise(
+    data: Annotated[Path, typer.Argument(help="annotation file with boxes: blip phantoms OUT --name_one")],
+    checkpoint: Checkpoint,
+    method: Annotated[list[str] | None, typer.Option(help="one or several; all unless given")] = None,
+    limit: Annotated[int, typer.Option(help="the first records alone; 0: all")] = 0,
+    batch_size: BatchSize = 16,
+    tokenizer: TokenizerFile = "",
+    device: Device = "auto",
+    out: JsonFile = None,
+) -> None:
+    """Plays the pointing game: do maps peak on what the text names? With every control."""
+    from blip.interpret import pointing_game as game
+    from blip.interpret.maps import METHODS
+
+    with user_errors():
+        records, left_out = game.read_named(data, limit)
+        for reason, count in left_out.items():
+            typer.echo(f"left out: {count} images {reason}", err=True)
+        if out:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        model = load_model(checkpoint, tokenizer, device)
+        lines = game.localise(model, records, method or METHODS, batch_size=batch_size)
+        game.show(lines, game.centre(model, records), out)
