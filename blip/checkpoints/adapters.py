@@ -59,7 +59,7 @@ def add_lora(
     if both := [name for name in names if any(parameter.startswith(f"{name}.") for parameter in extra)]:
         raise LoraError(f"lora: among targets and trainable: {', '.join(both)}; leave it in one of the two")
 
-    exactly = "|".join(map(re.escape, names))  # peft takes a list for endings, and would wrap more than was asked for
+    exactly = "|".join(map(re.escape, names))  # peft reads a list as endings, which can match further layers
     config = peft.LoraConfig(
         r=rank, lora_alpha=rank if alpha is None else alpha, lora_dropout=dropout, target_modules=exactly
     )

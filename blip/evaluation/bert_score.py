@@ -22,7 +22,7 @@ class Encoder:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.model = AutoModel.from_pretrained(folder, local_files_only=True).eval().to(self.device)
-        # RoBERTa's positions start at 2; its kind of tokenizer knows a word by the blank before it
+        # positions of RoBERTa start at 2; its tokenizer marks the start of a word by the blank before it
         longest = getattr(self.model.config, "max_position_embeddings", 514) - 2
         self.longest = min(self.tokenizer.model_max_length, longest)
         self.blank = " " if "\u0120the" in self.tokenizer.get_vocab() else ""

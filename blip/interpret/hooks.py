@@ -24,7 +24,7 @@ Edit = Callable[[Tensor], Tensor | None]
 
 
 class Hooks:
-    """Forward hooks at the points that a trace wants or that are edited.
+    """Forward hooks at the points that are traced or edited.
 
     Encoder and decoder may share modules: a hook of a shared module finds out from `_layer_pass` which of the two
     calls it.
