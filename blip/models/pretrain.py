@@ -83,7 +83,6 @@ class PretrainModel(nn.Module):
         vocabulary = self.text_encoder.embeddings.words.weight
         words, matrix = TiedLookUp.apply(vocabulary, torch.cat([ids.flatten(), specials]))  # (B*T+2, D), (V, D)
         places = torch.arange(ids.numel(), device=ids.device).view_as(ids)
-        enc, dec = ids.numel(), ids.numel() + 1
 
         # contrast: the text alone
         first = self.text_encoder.text(places, rows, first_only=True, words=words)  # (B, D)
@@ -102,7 +101,7 @@ class PretrainModel(nn.Module):
         logits = match_with_negatives(
             self.text_encoder,
             self.itm_head,
-            with_first(places, enc),
+            with_first(places, ids.numel()),
             lengths=lengths,
             keys=keys,
             negatives=negatives,
@@ -112,6 +111,6 @@ class PretrainModel(nn.Module):
         itm = match_loss(logits, negatives)
 
         # language modelling: the decoder predicts the text from the image
-        decoded = self.text_decoder(with_first(places, dec), rows, keys, words=words)  # (P, D)
+        decoded = self.text_decoder(with_first(places, ids.numel() + 1), rows, keys, words=words)  # (P, D)
         lm = losses.language_model(self.text_decoder.head(decoded, matrix), rows.next_tokens(ids), self.label_smoothing)
         return Output(itc, itm, lm, logits)

@@ -35,7 +35,7 @@ from blip.models.answer_tree import AnswerTree
 from blip.models.ranking import distinct_answers, rank_answers
 from blip.models.vqa import VqaModel
 from blip.network.cross_attention import ProjectedKeys
-from blip.tasks.config import VqaConfig
+from blip.tasks.config import VqaConfig, read_answers
 from blip.tasks.finetune import FineTuning
 from blip.tasks.run import evaluate, train
 from blip.train.launch import launch
@@ -266,22 +266,6 @@ class Answering(FineTuning):
 
     def facts(self) -> dict[str, Any]:
         return {"answers": self.answers, "max_answer_tokens": self.config.max_answer_tokens}
-
-
-def read_answers(path: str) -> list[str]:
-    """The different answers of a file: a JSON list of texts, or a text file of one a line.
-
-    Raises:
-        ConfigError: the file cannot be read, or is of another form.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        answers = json.loads(text) if path.endswith(".json") else text.splitlines()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"answer_file {path}: {error}") from error
-    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        raise ConfigError(f"answer_file {path}: expected a JSON list of texts, or a text file of one a line")
-    return list(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
 
 
 def run(config: VqaConfig, output: Path, resume: str, *, device: torch.device) -> bool:
