@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from blip.capfilt.candidates import SYNTHETIC, Candidate, Candidates
-from blip.data.images import UnreadableImage, open_image
+from blip.data.images import open_or_problem
 from blip.data.jsonl_shards import Line, write_jsonl_shards
 from blip.data.skipped import TooManySkipped
 from blip.errors import InputError
@@ -226,10 +226,10 @@ class OpenedImage:
 
 
 def _open(predictor: Predictor, path: str, texts: list[Candidate]) -> OpenedImage:
-    try:
-        return OpenedImage(path, texts, predictor.transform(open_image(path)))
-    except UnreadableImage as error:
-        return OpenedImage(path, texts, problem=str(error))
+    image, problem = open_or_problem(path)
+    if image is None:
+        return OpenedImage(path, texts, problem=problem)
+    return OpenedImage(path, texts, predictor.transform(image))
 
 
 def _batches(

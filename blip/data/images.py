@@ -94,16 +94,25 @@ def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
         raise UnreadableImage(name, str(error) or type(error).__name__) from error
 
 
+def open_or_problem(source: str | Path | bytes | Image.Image) -> tuple[Image.Image | None, str]:
+    """An image as `open_image` gives it and "", or None and the message about an image that cannot be read."""
+    try:
+        return open_image(source), ""
+    except UnreadableImage as error:
+        return None, str(error)
+
+
 def readable(paths: Sequence[Path], batch_size: int) -> Iterator[tuple[list[Path], list[Any], list[str]]]:
     """Batches of (paths, their images, messages about those that cannot be read)."""
     for start in range(0, len(paths), batch_size):
         kept, images, problems = [], [], []
         for path in paths[start : start + batch_size]:
-            try:
-                images.append(open_image(path))
+            image, problem = open_or_problem(path)
+            if image is None:
+                problems.append(problem)
+            else:
                 kept.append(path)
-            except UnreadableImage as error:
-                problems.append(str(error))
+                images.append(image)
         yield kept, images, problems
 
 
