@@ -149,7 +149,9 @@ def caption(
             seed = stable_hash(options.seed, shard, number) if options.decoding.sample else None
             pixels = [image.pixels for image in images]
             with shards.autocast(predictor.device):
-                written = predictor.write(pixels, options.prompt, options.decoding, shards.batch_size, seed)
+                written = predictor.write(
+                    pixels, options.prompt, options.decoding, batch_size=shards.batch_size, seed=seed
+                )
             for image, captions in zip(images, written, strict=True):
                 known = {_comparable(text.text) for text in image.texts}
                 for new in captions:

@@ -193,7 +193,7 @@ def test_the_prompt_is_no_part_of_a_caption(model: Predictor, phantoms: Path, tm
     how = Decoding(sample=True, max_new_tokens=4, min_new_tokens=3)
     steps.caption(model, candidates, tmp_path, model_fingerprint="m", options=CaptionOptions(how, prompt="Chest with "))
     texts = [line["text"] for line in read_lines(tmp_path)]
-    written = [several[0].text for several in model.write([candidates.image_path(0)], "Chest with ", how, 1)]
+    written = [several[0].text for several in model.write([candidates.image_path(0)], "Chest with ", how, batch_size=1)]
     assert written[0].startswith("chest with") and texts and not any(text.startswith("chest with") for text in texts)
 
 

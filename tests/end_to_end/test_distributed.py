@@ -195,9 +195,7 @@ def test_torchrun_writes_one_log_and_whole_checkpoints(torchrun_output: Path) ->
 
 
 @pytest.mark.slow
-def test_two_processes_resumed_end_as_if_undisturbed(
-    torchrun_output: Path, tiny_config: Path, tmp_path: Path
-) -> None:
+def test_two_processes_resumed_end_as_if_undisturbed(torchrun_output: Path, tiny_config: Path, tmp_path: Path) -> None:
     output = tmp_path / "killed"
     shutil.copytree(torchrun_output, output, symlinks=True)
     shutil.rmtree(output / "checkpoints" / "step-00000006")  # as if killed in step 6, before its checkpoint

@@ -95,7 +95,7 @@ def test_counts_of_filtering() -> None:
     ids, lengths, states = torch.randint(1, 48, (6, 5)), [5] * 6, torch.randn(3, 17, 24)
     alone = 6 * text_forward(TEXT, 1, 5, longest=5, first_only=True)
     expected = alone + flops.match_grouped(VIT, TEXT, lengths, images=3, keys=False) + 2 * 8 * (3 * 24 + 6 * 36)
-    assert counted(lambda: match_states(model, states, ids, torch.tensor(lengths), 49)) == expected
+    assert counted(lambda: match_states(model, states, ids, lengths=torch.tensor(lengths), enc_id=49)) == expected
 
 
 @pytest.mark.parametrize("tokens", [None, 1], ids=["keys", "states"])

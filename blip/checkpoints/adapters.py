@@ -1,10 +1,11 @@
-"""Low-rank adapters (LoRA, Hu et al. 2022) around linear layers of any model, by `peft`, from outside of it.
+"""Low-rank adapters (LoRA, Hu et al. 2022) around linear layers of any model, by `peft`, and their files.
 
 A wrapped layer computes W x + alpha / rank * B A x, where only A (rank, in) and B (out, rank) are trained; B starts at
-zero. `peft` keeps W as `NAME.base_layer`; files and `merged_state` speak of `NAME`.
+zero. `peft` keeps W as `NAME.base_layer`; files and `merged_state` use `NAME`.
 
-adapter.safetensors    A and B of each wrapped layer, and the parts trained beside them
-adapter.json           format version, rank, alpha, dropout, wrapped layers, parts; what the caller adds, such as `base`
+adapter.safetensors    A and B of each wrapped layer, the parts trained beside them, and tensors that the base lacks
+adapter.json           format version, rank, alpha, dropout, wrapped layers, parts, tensors that the base lacks; and
+                       `base`, the checkpoint that training started from, and `model`, as in `model.json`
 """
 
 import difflib
@@ -21,28 +22,30 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from blip.checkpoints.format import CheckpointError, unique_state
+from blip.checkpoints.format import WEIGHTS, CheckpointError, unique_state
 from blip.errors import BlipError
-from blip.files import flush
+from blip.files import flush, write_whole
 
 FORMAT_VERSION = 1
 ADAPTER, ADAPTER_INFO = "adapter.safetensors", "adapter.json"
-PEFT_NAME = "default"  # peft can hold several adapters, by name; here is one
+SETTINGS = ("rank", "targets", "alpha", "dropout", "trainable")  # arguments of `add_lora`
+PEFT_NAME = "default"  # peft holds several adapters by name; here there is one
 
 
 class LoraError(BlipError):
-    """An adapter that cannot be made; the message says why and what to do."""
+    """An adapter that cannot be made; the message gives the reason and the remedy."""
 
 
 def add_lora(
     model: nn.Module,
     rank: int,
     targets: Sequence[str],
+    *,
     alpha: float | None = None,
     dropout: float = 0.0,
     trainable: Sequence[str] = (),
 ) -> list[str]:
-    """Wraps linear layers in adapters, in place, and freezes all else -> names of the wrapped layers.
+    """Wraps linear layers in adapters, in place, and freezes everything else; returns the names of the wrapped layers.
 
     Weights must be loaded before; copies of the model (the momentum twin), `data_parallel` and the optimizer come
     after. A layer that several parts share is wrapped once for all, under its first name.
@@ -51,12 +54,12 @@ def add_lora(
         rank: of A and B.
         targets: names of linear layers or their endings, `*` for anything: `qkv`, `cross_attention.v`,
             `image_encoder.*.proj`.
-        alpha: the adapter counts alpha / rank; nothing: as much as the layer.
-        dropout: on the adapter's input.
-        trainable: further parts, by name, that stay trainable and belong to the adapter's files: a fresh head.
+        alpha: the adapter is scaled by alpha / rank; by 1 unless given.
+        dropout: of the adapter's input.
+        trainable: further parts, by name, that stay trainable and are saved with the adapter, such as a new head.
 
     Raises:
-        LoraError: peft is absent, a target or part is unknown, or there are adapters already. The model is as before.
+        LoraError: peft is absent, a target or part is unknown, or there are adapters already. The model is unchanged.
     """
     peft = _peft()
     if _wrapped(model):
@@ -92,7 +95,7 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_adapter_state(model: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
-    """Copies what `adapter_state` gave into a model with the same adapters; `what` names the source in errors."""
+    """Copies the result of `adapter_state` into a model with the same adapters; `what` names the source in errors."""
     expected = adapter_state(model)
     wrong = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
     wrong += [f"{name} is not known" for name in tensors.keys() - expected.keys()]
@@ -106,13 +109,22 @@ def load_adapter_state(model: nn.Module, tensors: dict[str, Tensor], what: str) 
         tensor.copy_(tensors[name])
 
 
-def save_adapter(folder: str | Path, model: nn.Module, info: dict[str, Any]) -> None:
-    """Writes the adapter alone. `info` goes into `adapter.json`; it should name the base checkpoint, as `base`."""
+def save_adapter(folder: str | Path, model: nn.Module, info: dict[str, Any], *, new: Sequence[str] = ()) -> None:
+    """Writes `adapter.safetensors` and `adapter.json`, which `blip.load` reads together with the base checkpoint.
+
+    Args:
+        folder: to write to.
+        model: with adapters.
+        info: goes into `adapter.json`: `base`, the path of the base checkpoint, and `model`, as in `model.json`.
+        new: names of tensors that the base lacks; they are saved too, frozen or not.
+    """
     layers = _wrapped(model)
     if not layers:
         raise LoraError("lora: the model has no adapters to save")
-    one = next(iter(layers.values()))  # all are alike
+    one = next(iter(layers.values()))  # all have the same settings
     state = adapter_state(model)
+    every = _public_state(model)
+    only_here = {name: every[name] for name in new if name not in state}
     adapters = tuple(f"{name}.lora_" for name in layers)
     about = {
         "format_version": FORMAT_VERSION,
@@ -121,49 +133,76 @@ def save_adapter(folder: str | Path, model: nn.Module, info: dict[str, Any]) -> 
         "dropout": getattr(one.lora_dropout[PEFT_NAME], "p", 0.0),
         "targets": list(layers),
         "trainable": [name for name in state if not name.startswith(adapters)],
+        "new": list(only_here),
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.contiguous() for name, t in state.items()}, folder / ADAPTER, {"format": "pt"})
-    (folder / ADAPTER_INFO).write_text(json.dumps({**info, **about}, indent=1) + "\n")
-    for name in (ADAPTER, ADAPTER_INFO):
-        flush(folder / name)
+    tensors = {name: t.contiguous() for name, t in {**state, **only_here}.items()}
+    save_file(tensors, folder / ADAPTER, {"format": "pt"})
+    flush(folder / ADAPTER)
+    write_whole(folder / ADAPTER_INFO, json.dumps({**info, **about}, indent=1) + "\n")
 
 
-def load_adapter(model: nn.Module, folder: str | Path) -> dict[str, Any]:
-    """Wraps a model that holds the base weights as `save_adapter` found it, and loads the adapter -> `adapter.json`.
+def is_adapter(path: str | Path) -> bool:
+    """Whether this is a folder with an adapter and no weights of a whole model."""
+    return (Path(path) / ADAPTER).is_file() and not (Path(path) / WEIGHTS).is_file()
+
+
+def adapter_info(folder: str | Path) -> dict[str, Any]:
+    """The content of `adapter.json`.
 
     Raises:
-        CheckpointError: the folder holds no adapter, a damaged one, or one of another model.
+        CheckpointError: the folder holds no adapter, a damaged one, or one of a newer version.
     """
     folder = Path(folder)
     for name in (ADAPTER, ADAPTER_INFO):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} holds no adapter: it has no {name}")
     try:
-        about = json.loads((folder / ADAPTER_INFO).read_text())
+        about = json.loads((folder / ADAPTER_INFO).read_text(encoding="utf-8"))
         version = int(about["format_version"])
-        settings = {key: about[key] for key in ("rank", "targets", "alpha", "dropout", "trainable")}
+        _ = [about[key] for key in SETTINGS]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / ADAPTER_INFO} is damaged: {error!r}") from error
     if version > FORMAT_VERSION:
         raise CheckpointError(f"{folder} was written by a newer blip (format {version}): update blip")
+    return about
+
+
+@torch.no_grad()
+def load_adapter(model: nn.Module, folder: str | Path) -> dict[str, Any]:
+    """Wraps a model that holds the base weights in the saved adapters; returns the content of `adapter.json`.
+
+    Tensors that the base lacks are copied into the model.
+
+    Raises:
+        CheckpointError: the folder holds no adapter, a damaged one, or one of another model.
+        LoraError: peft is absent.
+    """
+    folder = Path(folder)
+    about = adapter_info(folder)
     try:
         tensors = load_file(folder / ADAPTER)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{folder / ADAPTER} is damaged or cut short: {error}") from error
-    _peft()  # that it is absent is not the folder's fault
+    new = {name: tensors.pop(name) for name in about.get("new", []) if name in tensors}
+    _peft()  # raises here: an absent package is no defect of the folder
     try:
-        add_lora(model, **settings)
+        add_lora(model, **{key: about[key] for key in SETTINGS})
     except LoraError as error:
         raise CheckpointError(f"{folder} does not fit the model: {error}") from error
     load_adapter_state(model, tensors, str(folder))
+    own = _public_state(model)
+    for name, tensor in new.items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise CheckpointError(f"{folder} does not fit the model: it has no {name} of shape {tuple(tensor.shape)}")
+        own[name].copy_(tensor)
     return about
 
 
 @torch.no_grad()
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """What `weights.unique_state` would give after `merge`; the model stays as it is."""
+    """The result of `unique_state` after `merge`; the model is not changed."""
     wrapped = _wrapped(model).values()
     folded = {id(layer.base_layer.weight): layer for layer in wrapped}
     adapters = {id(p) for layer in wrapped for p in _adapter_parameters(layer)}
@@ -177,12 +216,12 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
-    """Folds every adapter into its layer, in place: plain linear layers again. What was frozen stays frozen."""
+    """Folds every adapter into its layer, in place: plain linear layers again. Frozen parameters stay frozen."""
     for layer in _wrapped(model).values():
         layer.base_layer.weight.copy_(_fold(layer))
         _put(model, _places(model, layer), layer.base_layer)
     if hasattr(model, "peft_config"):
-        del model.peft_config  # peft's note of what it wrapped
+        del model.peft_config  # where peft lists what it wrapped
 
 
 def _peft() -> ModuleType:
@@ -194,7 +233,7 @@ def _peft() -> ModuleType:
 
 
 def _wrapped(model: nn.Module) -> dict[str, Any]:
-    """peft's layers by name, each once; where there are none, peft need not be installed."""
+    """The layers of peft by name, each once; peft need not be installed where there are none."""
     return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
 
 
@@ -208,8 +247,13 @@ def _fold(layer: Any) -> Tensor:
 
 
 def _public(name: str) -> str:
-    """The name of a tensor as files have it, from the name that peft gives it."""
+    """The name of a tensor in files, from the name that peft gives it."""
     return name.replace(".base_layer.", ".").replace(f".{PEFT_NAME}.", ".")
+
+
+def _public_state(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor of a model once, by its name in files."""
+    return {_public(name): tensor for name, tensor in unique_state(model).items()}
 
 
 def _places(model: nn.Module, module: nn.Module) -> list[str]:
@@ -224,7 +268,7 @@ def _put(model: nn.Module, names: list[str], module: nn.Module) -> None:
 
 
 def _matching(model: nn.Module, targets: Sequence[str]) -> list[str]:
-    """First names of the linear layers that any target means."""
+    """First names of the linear layers that match any target."""
     first = {id(module): name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     every = {name: first[id(m)] for name, m in model.named_modules(remove_duplicate=False) if id(m) in first}
     if not targets:
