@@ -80,7 +80,13 @@ def test_counts_of_matching() -> None:
     texts = retrieval.Texts(torch.randint(1, 48, (3, 5)), lengths, [[0]] * 3)
 
     def grouped() -> None:
-        retrieval.match_texts(model, model.text_encoder.image_keys(states), texts, torch.arange(3), torch.device("cpu"))
+        retrieval.match_texts(
+            model,
+            model.text_encoder.image_keys(states),
+            texts,
+            chosen=torch.arange(3),
+            device=torch.device("cpu"),
+        )
 
     assert counted(grouped) == flops.match_grouped(VIT, TEXT, lengths.tolist(), images=1)
     peer = PublishedMatch(model.text_encoder, model.itm_head)
