@@ -1,34 +1,23 @@
-"""Low-rank adapters (LoRA, Hu et al. 2022) around linear layers of any model, by `peft`, and their files.
+"""Low-rank adapters (LoRA, Hu et al. 2022) around linear layers of any model, by `peft`.
 
 A wrapped layer computes W x + alpha / rank * B A x, where only A (rank, in) and B (out, rank) are trained; B starts at
-zero. `peft` keeps W as `NAME.base_layer`; files and `merged_state` use `NAME`.
-
-adapter.safetensors    A and B of each wrapped layer, the parts trained beside them, and tensors that the base lacks
-adapter.json           format version, rank, alpha, dropout, wrapped layers, parts, tensors that the base lacks; and
-                       `base`, the checkpoint that training started from, and `model`, as in `model.json`
+zero. `peft` keeps W as `NAME.base_layer`; files and `merged_state` use `NAME`. `adapter_files.py` writes and
+reads adapters.
 """
 
 import difflib
-import json
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from blip.checkpoints.format import WEIGHTS, CheckpointError, unique_state
+from blip.checkpoints.format import CheckpointError, unique_state
 from blip.errors import BlipError
-from blip.files import flush, write_whole
 
-FORMAT_VERSION = 1
-ADAPTER, ADAPTER_INFO = "adapter.safetensors", "adapter.json"
-SETTINGS = ("rank", "targets", "alpha", "dropout", "trainable")  # arguments of `add_lora`
 PEFT_NAME = "default"  # peft holds several adapters by name; here there is one
 
 
@@ -61,8 +50,8 @@ def add_lora(
     Raises:
         LoraError: peft is absent, a target or part is unknown, or there are adapters already. The model is unchanged.
     """
-    peft = _peft()
-    if _wrapped(model):
+    peft = needs_peft()
+    if wrapped(model):
         raise LoraError("lora: the model has adapters already; merge them first")
     if rank < 1:
         raise LoraError(f"lora: rank is {rank}; 4 to 64 are usual")
@@ -80,7 +69,7 @@ def add_lora(
         _put(model, places[name], model.get_submodule(name))
 
     model.requires_grad_(False)
-    adapters = [p for layer in _wrapped(model).values() for p in _adapter_parameters(layer)]
+    adapters = [p for layer in wrapped(model).values() for p in _adapter_parameters(layer)]
     for parameter in [*adapters, *extra.values()]:
         parameter.requires_grad_(True)
     return names
@@ -89,7 +78,7 @@ def add_lora(
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     """A and B of each wrapped layer, and the parts that `add_lora` left trainable, by name."""
     trained = {id(p) for p in model.parameters() if p.requires_grad}
-    trained |= {id(p) for layer in _wrapped(model).values() for p in _adapter_parameters(layer)}
+    trained |= {id(p) for layer in wrapped(model).values() for p in _adapter_parameters(layer)}
     return {_public(name): p.detach() for name, p in model.named_parameters() if id(p) in trained}
 
 
@@ -109,103 +98,12 @@ def load_adapter_state(model: nn.Module, tensors: dict[str, Tensor], what: str) 
         tensor.copy_(tensors[name])
 
 
-def save_adapter(folder: str | Path, model: nn.Module, info: dict[str, Any], *, new: Sequence[str] = ()) -> None:
-    """Writes `adapter.safetensors` and `adapter.json`, which `blip.load` reads together with the base checkpoint.
-
-    Args:
-        folder: to write to.
-        model: with adapters.
-        info: goes into `adapter.json`: `base`, the path of the base checkpoint, and `model`, as in `model.json`.
-        new: names of tensors that the base lacks; they are saved too, frozen or not.
-    """
-    layers = _wrapped(model)
-    if not layers:
-        raise LoraError("lora: the model has no adapters to save")
-    one = next(iter(layers.values()))  # all have the same settings
-    state = adapter_state(model)
-    every = _public_state(model)
-    only_here = {name: every[name] for name in new if name not in state}
-    adapters = tuple(f"{name}.lora_" for name in layers)
-    about = {
-        "format_version": FORMAT_VERSION,
-        "rank": one.r[PEFT_NAME],
-        "alpha": one.lora_alpha[PEFT_NAME],
-        "dropout": getattr(one.lora_dropout[PEFT_NAME], "p", 0.0),
-        "targets": list(layers),
-        "trainable": [name for name in state if not name.startswith(adapters)],
-        "new": list(only_here),
-    }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: t.contiguous() for name, t in {**state, **only_here}.items()}
-    save_file(tensors, folder / ADAPTER, {"format": "pt"})
-    flush(folder / ADAPTER)
-    write_whole(folder / ADAPTER_INFO, json.dumps({**info, **about}, indent=1) + "\n")
-
-
-def is_adapter(path: str | Path) -> bool:
-    """Whether this is a folder with an adapter and no weights of a whole model."""
-    return (Path(path) / ADAPTER).is_file() and not (Path(path) / WEIGHTS).is_file()
-
-
-def adapter_info(folder: str | Path) -> dict[str, Any]:
-    """The content of `adapter.json`.
-
-    Raises:
-        CheckpointError: the folder holds no adapter, a damaged one, or one of a newer version.
-    """
-    folder = Path(folder)
-    for name in (ADAPTER, ADAPTER_INFO):
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} holds no adapter: it has no {name}")
-    try:
-        about = json.loads((folder / ADAPTER_INFO).read_text(encoding="utf-8"))
-        version = int(about["format_version"])
-        _ = [about[key] for key in SETTINGS]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / ADAPTER_INFO} is damaged: {error!r}") from error
-    if version > FORMAT_VERSION:
-        raise CheckpointError(f"{folder} was written by a newer blip (format {version}): update blip")
-    return about
-
-
-@torch.no_grad()
-def load_adapter(model: nn.Module, folder: str | Path) -> dict[str, Any]:
-    """Wraps a model that holds the base weights in the saved adapters; returns the content of `adapter.json`.
-
-    Tensors that the base lacks are copied into the model.
-
-    Raises:
-        CheckpointError: the folder holds no adapter, a damaged one, or one of another model.
-        LoraError: peft is absent.
-    """
-    folder = Path(folder)
-    about = adapter_info(folder)
-    try:
-        tensors = load_file(folder / ADAPTER)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder / ADAPTER} is damaged or cut short: {error}") from error
-    new = {name: tensors.pop(name) for name in about.get("new", []) if name in tensors}
-    _peft()  # raises here: an absent package is no defect of the folder
-    try:
-        add_lora(model, **{key: about[key] for key in SETTINGS})
-    except LoraError as error:
-        raise CheckpointError(f"{folder} does not fit the model: {error}") from error
-    load_adapter_state(model, tensors, str(folder))
-    own = _public_state(model)
-    for name, tensor in new.items():
-        if name not in own or own[name].shape != tensor.shape:
-            raise CheckpointError(f"{folder} does not fit the model: it has no {name} of shape {tuple(tensor.shape)}")
-        own[name].copy_(tensor)
-    return about
-
-
 @torch.no_grad()
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
     """The result of `unique_state` after `merge`; the model is not changed."""
-    wrapped = _wrapped(model).values()
-    folded = {id(layer.base_layer.weight): layer for layer in wrapped}
-    adapters = {id(p) for layer in wrapped for p in _adapter_parameters(layer)}
+    layers = wrapped(model).values()
+    folded = {id(layer.base_layer.weight): layer for layer in layers}
+    adapters = {id(p) for layer in layers for p in _adapter_parameters(layer)}
     tensors = model.state_dict(keep_vars=True)
     return {
         _public(name): _fold(folded[id(tensors[name])]) if id(tensors[name]) in folded else tensor
@@ -217,14 +115,15 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
     """Folds every adapter into its layer, in place: plain linear layers again. Frozen parameters stay frozen."""
-    for layer in _wrapped(model).values():
+    for layer in wrapped(model).values():
         layer.base_layer.weight.copy_(_fold(layer))
         _put(model, _places(model, layer), layer.base_layer)
     if hasattr(model, "peft_config"):
         del model.peft_config  # where peft lists what it wrapped
 
 
-def _peft() -> ModuleType:
+def needs_peft() -> ModuleType:
+    """The `peft` package; LoraError where it is not installed."""
     try:
         import peft
     except ImportError as error:
@@ -232,7 +131,7 @@ def _peft() -> ModuleType:
     return peft
 
 
-def _wrapped(model: nn.Module) -> dict[str, Any]:
+def wrapped(model: nn.Module) -> dict[str, Any]:
     """The layers of peft by name, each once; peft need not be installed where there are none."""
     return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
 
@@ -251,7 +150,7 @@ def _public(name: str) -> str:
     return name.replace(".base_layer.", ".").replace(f".{PEFT_NAME}.", ".")
 
 
-def _public_state(model: nn.Module) -> dict[str, Tensor]:
+def public_state(model: nn.Module) -> dict[str, Tensor]:
     """Every tensor of a model once, by its name in files."""
     return {_public(name): tensor for name, tensor in unique_state(model).items()}
 

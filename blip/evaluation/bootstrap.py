@@ -55,9 +55,12 @@ def bootstrap(
     if column.ndim != 1:
         raise MetricError(f"values form a list of numbers, not an array of shape {column.shape}")
     columns = np.stack([column, np.ones_like(column)], axis=1)
-    return bootstrap_sums(
-        columns, lambda sums: sums[:, 0] / sums[:, 1], groups, repeats=repeats, seed=seed, level=level
-    )
+    return bootstrap_sums(columns, mean_of_sums, groups, repeats=repeats, seed=seed, level=level)
+
+
+def mean_of_sums(sums: Floats) -> Floats:
+    """Sums and counts (R, 2) -> means (R,)."""
+    return sums[:, 0] / sums[:, 1]
 
 
 def bootstrap_sums(

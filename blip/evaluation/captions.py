@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from blip.errors import BlipError
-from blip.evaluation.bootstrap import Floats, Interval, bootstrap_sums
+from blip.evaluation.bootstrap import Floats, Interval, bootstrap_sums, mean_of_sums
 from blip.evaluation.caption_words import Missing, clean_for_imageclef, need_java, tokenize
 
 DEFAULT = ("BLEU", "ROUGE-L", "CIDEr", "METEOR", "SPICE", "ROUGE-1", "BERTScore")
@@ -133,7 +133,7 @@ def _checked(generated: Sequence[str], references: Sequence[Sequence[str]]) -> t
 def _mean(captions: Captions, values: Sequence[float] | Floats, resample: Resample) -> tuple[Interval, Floats]:
     """A score that is a mean over images, with zero for an empty caption."""
     column = np.where([bool(words) for words in captions.split_generated], np.asarray(values, dtype=np.float64), 0.0)
-    return resample(np.stack([column, np.ones_like(column)], axis=1), lambda sums: sums[:, 0] / sums[:, 1]), column
+    return resample(np.stack([column, np.ones_like(column)], axis=1), mean_of_sums), column
 
 
 def corpus_bleu(sums: Floats, order: int) -> Floats:
@@ -213,9 +213,7 @@ def _spice(captions: Captions, resample: Resample) -> Scored:
     folder = Path(spice.__file__).parent / "lib"
     jars = ["stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"]
     if absent := [jar for jar in jars if not (folder / jar).is_file()]:
-        raise Missing(
-            f"{' and '.join(absent)} not in {folder}; pycocoevalcap would download them, this package does not"
-        )
+        raise Missing(f"{' and '.join(absent)} not in {folder}; pycocoevalcap would download them, blip does not")
     images = spice.Spice().compute_score(*captions.numbered())[1]
     return {"SPICE": _mean(captions, np.nan_to_num([image["All"]["f"] for image in images]), resample)}
 

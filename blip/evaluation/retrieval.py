@@ -9,8 +9,8 @@ Shapes: I images, M texts, E embedding width, T text tokens, N image tokens, D w
 from, k chosen ones, P pairs, B images of a batch.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,63 +19,13 @@ from blip import distributed
 from blip.distributed import share
 from blip.errors import InputError
 from blip.evaluation.ranking import ranking_scores
+from blip.evaluation.retrieval_set import Batches, Ranking, Retrieval, Texts
 from blip.models.matching import match_logits
 from blip.models.momentum import Matcher, unit_features
 from blip.network.cross_attention import ProjectedKeys
 from blip.network.packing import Rows, with_first
 
-# Batches of image numbers -> their tensors, batch by batch: pixels (B, 3, height, width), or states (B, N, D).
-Batches = Callable[[Sequence[Sequence[int]]], Iterable[Tensor]]
-
-
 TEXTS_AT_ONCE = 256  # encoded alone
-
-
-@dataclass
-class Texts:
-    """The captions of a set, on the CPU. An image may have several, and a caption may describe several images."""
-
-    ids: Tensor  # (M, T) `[CLS] ... [SEP]` and padding
-    lengths: Tensor  # (M,)
-    images: Sequence[Sequence[int]]  # M lists: the numbers of the images that each describes
-
-    def __post_init__(self) -> None:
-        if not len(self.ids) == len(self.lengths) == len(self.images):
-            raise InputError(
-                f"{len(self.ids)} texts, {len(self.lengths)} lengths and {len(self.images)} lists of images: "
-                "each text needs one of each"
-            )
-        if len(self.ids) == 0:
-            raise InputError("there are no texts to retrieve")
-
-
-@dataclass
-class Ranking:
-    """The candidates of each query, the best first."""
-
-    candidates: Tensor  # (Q, k) numbers of texts or images
-    scores: Tensor  # (Q, k)
-
-    def lists(self) -> list[dict[str, list]]:
-        """One dictionary a query, for JSON."""
-        rows = zip(self.candidates.tolist(), self.scores.tolist(), strict=True)
-        return [{"candidates": candidates, "scores": [round(s, 6) for s in scores]} for candidates, scores in rows]
-
-
-@dataclass
-class Retrieval:
-    """The result of `evaluate_retrieval`; `metrics` are shares, and ranks counted from 1."""
-
-    metrics: dict[str, float]
-    image_to_text: Ranking
-    text_to_image: Ranking
-
-    def as_json(self) -> dict:
-        return {
-            "metrics": self.metrics,
-            "image_to_text": self.image_to_text.lists(),
-            "text_to_image": self.text_to_image.lists(),
-        }
 
 
 # ---- the whole evaluation --------------------------------------------------------------------------------------------
@@ -114,39 +64,35 @@ def evaluate_retrieval(
     """
     if count < 1 or k < 1:
         raise InputError(f"there are {count} images and k is {k}: both must be 1 or more")
-    if stray := [i for several in texts.images for i in several if not 0 <= i < count]:
-        raise InputError(f"a text describes image {stray[0]}, but the images are numbered from 0 to {count - 1}")
-    text_answers = [sorted(set(several)) for several in texts.images]
-    image_answers: list[list[int]] = [[] for _ in range(count)]
-    for number, several in enumerate(text_answers):
-        for image in several:
-            image_answers[image].append(number)
+    image_answers, text_answers = _right_answers(texts, count)
+    sizes: dict[str, Any] = {"device": device, "batch_size": batch_size}
     training = model.training  # type: ignore[attr-defined]
     model.eval()  # type: ignore[attr-defined]
     try:
-        image_features, text_features = retrieval_features(
-            model, images, count, texts=texts, device=device, batch_size=batch_size
-        )
+        image_features, text_features = retrieval_features(model, images, count, texts=texts, **sizes)
         forward, forward_ranks = by_contrast(image_features, text_features, k, answers=image_answers)
         backward, backward_ranks = by_contrast(text_features, image_features, k, answers=text_answers)
         states = image_states(model, images, device)
-        reranked = rerank(
-            model,
-            states,
-            texts,
-            image_to_text=forward,
-            text_to_image=backward,
-            device=device,
-            batch_size=batch_size,
-        )
+        forward, backward = rerank(model, states, texts, image_to_text=forward, text_to_image=backward, **sizes)
     finally:
         model.train(training)  # type: ignore[attr-defined]
-    forward_scores = _direction("i2t", reranked[0], forward_ranks, answers=image_answers, candidates=len(texts.ids))
-    backward_scores = _direction("t2i", reranked[1], backward_ranks, answers=text_answers, candidates=count)
-    metrics = forward_scores | backward_scores
+    metrics = _direction("i2t", forward, forward_ranks, answers=image_answers, candidates=len(texts.ids))
+    metrics |= _direction("t2i", backward, backward_ranks, answers=text_answers, candidates=count)
     for name in ("itc", "itm"):
         metrics[f"{name}_r_mean"] = (metrics[f"{name}_i2t_r_mean"] + metrics[f"{name}_t2i_r_mean"]) / 2
-    return Retrieval(metrics, *reranked)
+    return Retrieval(metrics, forward, backward)
+
+
+def _right_answers(texts: Texts, count: int) -> tuple[list[list[int]], list[list[int]]]:
+    """The texts of each of `count` images, and the images of each text."""
+    if stray := [i for several in texts.images for i in several if not 0 <= i < count]:
+        raise InputError(f"a text describes image {stray[0]}, but the images are numbered from 0 to {count - 1}")
+    images_of = [sorted(set(several)) for several in texts.images]
+    texts_of: list[list[int]] = [[] for _ in range(count)]
+    for number, images in enumerate(images_of):
+        for image in images:
+            texts_of[image].append(number)
+    return texts_of, images_of
 
 
 def _direction(
@@ -190,10 +136,14 @@ def retrieval_features(
 def by_contrast(
     queries: Tensor, candidates: Tensor, k: int, *, answers: Sequence[Sequence[int]], rows_at_once: int = 512
 ) -> tuple[Ranking, Tensor]:
-    """The k candidates most similar to each query, and the place (Q,) of its best right answer among all candidates.
+    """The k candidates most similar to each query, and the rank (Q,) of its best right answer among all candidates.
 
-    Features (Q, E) and (C, E). Places count from 0; a query without right answers is at C. Equal similarities keep the
-    order of the candidates.
+    Ranks count from 0; a query without right answers has C. Equal similarities keep the order of the candidates.
+
+    Args:
+        queries, candidates: features (Q, E) and (C, E).
+        answers: Q lists of right candidates.
+        rows_at_once: queries whose similarities are in memory at a time.
     """
     chosen, scores, ranks = [], [], []
     for first in range(0, len(queries), rows_at_once):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from blip.checkpoints import convert
-from blip.checkpoints.adapters import ADAPTER_INFO, adapter_info, is_adapter, load_adapter, merge
+from blip.checkpoints.adapter_files import ADAPTER_INFO, adapter_info, is_adapter, load_adapter
+from blip.checkpoints.adapters import merge
 from blip.checkpoints.format import INFO, TOKENIZER, CheckpointError, load_strict, unique_state
 from blip.checkpoints.initialize import Source, adopt
 from blip.errors import InputError

@@ -24,7 +24,7 @@ from blip.models.factory import spec_of
 from blip.models.generation import generate
 from blip.models.matching import match_logits
 from blip.models.momentum import unit_features
-from blip.network.cross_attention import ImageKeys
+from blip.network.cross_attention import ProjectedKeys
 from blip.network.med import DecoderStep
 from blip.network.packing import Rows, with_first
 from blip.tokenizer import Tokenizer, blip_cleaning
@@ -70,7 +70,7 @@ class Predictor(GradientsOnRequest):
         for batch in batches_of(as_list(images), batch_size):
             states = model.image_encoder(self.pixels(batch), cls_only=True)
             parts.append(unit_features(model.image_proj, states[:, 0]))
-        return torch.cat(parts) if parts else self._empty(model.image_proj.out_features)
+        return torch.cat(parts) if parts else torch.zeros(0, model.image_proj.out_features, device=self.device)
 
     @gradients_on_request
     def encode_text(self, texts: Texts, batch_size: int = 32) -> Tensor:
@@ -80,7 +80,7 @@ class Predictor(GradientsOnRequest):
             ids, lengths = self.ids(batch)
             rows = Rows(lengths, ids.shape[1], self.device)
             parts.append(unit_features(model.text_proj, model.text_encoder.text(ids, rows, first_only=True)))
-        return torch.cat(parts) if parts else self._empty(model.text_proj.out_features)
+        return torch.cat(parts) if parts else torch.zeros(0, model.text_proj.out_features, device=self.device)
 
     def itc_score(self, images: Images, texts: Texts) -> Tensor:
         """Cosine of every image to every text (B, R), not divided by the temperature."""
@@ -108,7 +108,7 @@ class Predictor(GradientsOnRequest):
             ids = with_first(ids, self.tokenizer.enc_id)
             logits = match_logits(model.text_encoder, model.itm_head, ids, lengths=lengths, keys=keys)
             parts.append(logits.float())
-        return torch.cat(parts) if parts else self._empty(2)
+        return torch.cat(parts) if parts else torch.zeros(0, 2, device=self.device)
 
     @gradients_on_request
     def match_all(
@@ -119,18 +119,18 @@ class Predictor(GradientsOnRequest):
         `text_features` are those of the texts (`encode_text`), which several calls share.
         """
         model = self.needs("match")
-        texts = as_list(texts)
-        encoded = [self.ids(texts[start : start + batch_size]) for start in range(0, len(texts), batch_size)]
+        encoded = [self.ids(batch) for batch in batches_of(as_list(texts), batch_size)]
+        encoded = [(with_first(ids, self.tokenizer.enc_id), lengths) for ids, lengths in encoded]
         cosines, probabilities = [], []
         for batch in batches_of(as_list(images), batch_size):
             states = model.image_encoder(self.pixels(batch))
             cosines.append(unit_features(model.image_proj, states[:, 0]) @ text_features.T)
             for image in states.split(1):
                 keys = model.text_encoder.image_keys(image)  # the texts of one image lie side by side
-                logits = []
-                for ids, lengths in encoded:
-                    ids = with_first(ids, self.tokenizer.enc_id)
-                    logits.append(match_logits(model.text_encoder, model.itm_head, ids, lengths=lengths, keys=keys))
+                logits = [
+                    match_logits(model.text_encoder, model.itm_head, ids, lengths=lengths, keys=keys)
+                    for ids, lengths in encoded
+                ]
                 probabilities.append(torch.cat(logits).float().softmax(dim=1)[:, 1])
         return torch.cat(cosines), torch.stack(probabilities)
 
@@ -191,14 +191,8 @@ class Predictor(GradientsOnRequest):
             keys = model.text_decoder.image_keys(model.image_encoder(self.pixels(batch)))
             step = DecoderStep(model.text_decoder, keys)
             ids = torch.tensor([first] * len(batch), device=self.device)
-            generated = generate(
-                step,
-                ids,
-                decoding,
-                end_id=self.tokenizer.sep_id,
-                pad_id=self.tokenizer.pad_id,
-                generator=generator,
-            )
+            end, pad = self.tokenizer.sep_id, self.tokenizer.pad_id
+            generated = generate(step, ids, decoding, end_id=end, pad_id=pad, generator=generator)
             texts = written_texts(self.tokenizer, first, generated)
             written += batches_of(texts, decoding.num_return)
         return written
@@ -245,7 +239,7 @@ class Predictor(GradientsOnRequest):
                 given += choices.rank(model.text_decoder, keys, k)
         return given
 
-    def _generated_answers(self, keys: ImageKeys, questions: int, decoding: Decoding) -> list[Answer]:
+    def _generated_answers(self, keys: ProjectedKeys, questions: int, decoding: Decoding) -> list[Answer]:
         generated = self.model.answer(keys, decoding, self.tokenizer.sep_id)
         texts = written_texts(self.tokenizer, [], generated)
         best = texts[:: len(texts) // questions]  # the first text of each question
@@ -303,6 +297,3 @@ class Predictor(GradientsOnRequest):
         encoded = self.tokenizer.encode([self.cleaned(text) for text in texts], self.max_text_tokens)
         ids, lengths = padded(encoded, self.tokenizer.pad_id)
         return ids.to(self.device), lengths
-
-    def _empty(self, width: int) -> Tensor:
-        return torch.zeros(0, width, device=self.device)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from blip import distributed
-from blip.checkpoints import adapters, initialize
+from blip.checkpoints import adapter_files, adapters, initialize
 from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict, load_weights, save_weights, unique_state
 from blip.config import ConfigError
 from blip.data.batches import collate
@@ -275,7 +275,7 @@ class FineTuning:
                 save_weights(folder, weights, {**self.info(), "step": step})
                 if self.config.lora:
                     about = {"base": self.config.init_from, "model": self.info()}
-                    adapters.save_adapter(folder, self.model, about, new=self.missing)
+                    adapter_files.save_adapter(folder, self.model, about, new=self.missing)
                 (folder / TOKENIZER).write_bytes((self.output / TOKENIZER).read_bytes())
                 (folder / "metrics.json").write_text(json.dumps({"step": step, **metrics}, indent=1) + "\n")
         distributed.barrier()

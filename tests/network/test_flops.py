@@ -81,11 +81,7 @@ def test_counts_of_matching() -> None:
 
     def grouped() -> None:
         retrieval.match_texts(
-            model,
-            model.text_encoder.image_keys(states),
-            texts,
-            chosen=torch.arange(3),
-            device=torch.device("cpu"),
+            model, model.text_encoder.image_keys(states), texts, chosen=torch.arange(3), device=torch.device("cpu")
         )
 
     assert counted(grouped) == flops.match_grouped(VIT, TEXT, lengths.tolist(), images=1)
