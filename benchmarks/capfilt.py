@@ -45,7 +45,7 @@ class Captioning:
         torch.manual_seed(1)
         prompt = torch.full((len(self.images), 1), DEC, device=self.args.device)
         with harness.precision(self.args):
-            return self.model.write(self.images, prompt, self.how, SEP).ids
+            return self.model.write(self.images, prompt, self.how, end_id=SEP).ids
 
     def theirs(self) -> Tensor:
         torch.manual_seed(1)
@@ -117,7 +117,7 @@ def count(args: argparse.Namespace, lengths: list[int], longest: int) -> dict[st
     alone = [text_forward(size.text, 1, n, longest=n, first_only=True) for n in lengths]
     alone_padded = len(lengths) * text_forward(size.text, 1, longest, longest=longest)
     pairs = flops.match_grouped(
-        size.vit, size.text, lengths, batch, keys=TEXTS * longest >= size.text.width // size.text.heads
+        size.vit, size.text, lengths, images=batch, keys=TEXTS * longest >= size.text.width // size.text.heads
     )
     pairs_padded = len(lengths) * flops.match_pair(size.vit, size.text, longest)
     counted = {

@@ -229,11 +229,9 @@ class OpenedImage:
 
 def _open(predictor: Predictor, path: str, texts: list[Candidate]) -> OpenedImage:
     image, problem = open_or_problem(path)
-    return (
-        OpenedImage(path, texts, problem=problem)
-        if image is None
-        else OpenedImage(path, texts, predictor.transform(image))
-    )
+    if image is None:
+        return OpenedImage(path, texts, problem=problem)
+    return OpenedImage(path, texts, predictor.transform(image))
 
 
 def _batches(
