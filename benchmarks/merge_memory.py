@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.annotations_memory import CAPTION
 from blip.capfilt.merge import Rule, merge
-from blip.data.jsonl_shards import Line, write_shards
+from blip.data.jsonl_shards import Line, write_jsonl_shards
 
 SHARD = 100_000  # texts
 
@@ -44,7 +44,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
         scored, out = Path(place) / "scored", Path(place) / "merged.jsonl"
         blocks = -(-options.pairs // SHARD)
-        for _ in write_shards(scored, {"step": "score"}, blocks, lambda block: lines(block, options.pairs)):
+        for _ in write_jsonl_shards(
+            scored, {"step": "score"}, blocks, make_lines=lambda block: lines(block, options.pairs)
+        ):
             pass
         before = peak_mb()
         started = time.perf_counter()

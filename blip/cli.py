@@ -44,7 +44,9 @@ def phantoms(
     from blip.data.phantoms import write_phantoms
 
     with user_errors():
-        path = write_phantoms(out, count, seed, image_size, max_lesions, noise, name_one)
+        path = write_phantoms(
+            out, count, seed, image_size=image_size, max_lesions=max_lesions, noise=noise, name_one=name_one
+        )
         typer.echo(f"{count} phantoms: {path}")
 
 
@@ -62,12 +64,13 @@ def check_data(
     report: Annotated[Path | None, typer.Option(help="write the full report to this JSON file")] = None,
 ) -> None:
     """Counts records, opens every image, measures texts; status 1 when something is missing or broken."""
-    from blip.data.check import check_data, print_report
+    from blip.data.check import check_data
+    from blip.data.check_report import print_report
     from blip.tokenizer import load_tokenizer
 
     with user_errors():
         words = load_tokenizer(tokenizer) if tokenizer else None
-        found = check_data(
+        data_report = check_data(
             list(files),
             image_root,
             words,
@@ -76,10 +79,10 @@ def check_data(
             dataset=dataset,
             split=split,
         )
-        print_report(found)
+        print_report(data_report)
         if report:
-            found.save(report)
-    raise typer.Exit(0 if found.ok else 1)
+            data_report.save(report)
+    raise typer.Exit(0 if data_report.ok else 1)
 
 
 @app.command()
@@ -146,7 +149,7 @@ def caption(
 
     with user_errors():
         paths = find_images(images)
-        how = Decoding(
+        decoding = Decoding(
             beams=beams or (1 if sample else 3),
             sample=sample,
             top_p=top_p if sample else 1.0,
@@ -154,7 +157,9 @@ def caption(
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
         )
-        rows = files.caption_rows(_load(checkpoint, tokenizer, device), paths, prompt, how, batch_size, seed)
+        rows = files.caption_rows(
+            _load(checkpoint, tokenizer, device), paths, prompt, decoding=decoding, batch_size=batch_size, seed=seed
+        )
         unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
 
@@ -175,9 +180,8 @@ def match(
 
     with user_errors():
         paths = find_images([image])
-        unread = files.show(
-            files.match_rows(_load(checkpoint, tokenizer, device), paths, texts, batch_size), out, as_json
-        )
+        rows = files.match_rows(_load(checkpoint, tokenizer, device), paths, texts, batch_size=batch_size)
+        unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
 
 
@@ -204,9 +208,12 @@ def answer(
         choices = None
         if answers is not None:
             choices = [line.strip() for line in answers.read_text(encoding="utf-8").splitlines() if line.strip()]
-        how = Decoding(beams=3, max_new_tokens=10) if generate else None
+        decoding = Decoding(beams=3, max_new_tokens=10) if generate else None
         model = _load(checkpoint, tokenizer, device)
-        unread = files.show(files.answer_rows(model, paths, questions, choices, k, how, batch_size), out, as_json)
+        rows = files.answer_rows(
+            model, paths, questions, answers=choices, k=k, decoding=decoding, batch_size=batch_size
+        )
+        unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
 
 
@@ -230,7 +237,9 @@ def explain(
     with user_errors():
         wanted = find_pairs(image, texts or [])
         model = _load(checkpoint, tokenizer, device)
-        files, problems = explain_files(model, wanted, out, task, method, layer, rows, batch_size)
+        files, problems = explain_files(
+            model, wanted, out, task=task, method=method, layer=layer, rows=rows, batch_size=batch_size
+        )
         for problem in problems:
             typer.echo(problem, err=True)
         typer.echo(f"{len(wanted) - len(problems)} explained: {files[0] if files else 'nothing written'}"
@@ -255,18 +264,15 @@ def activations(
     """Writes what passes through named points for a whole data set, in shards; goes on where it was interrupted."""
     from blip.hashing import fingerprint
     from blip.interpret import activations as shards
-    from blip.interpret.explain import OF_CHECKPOINT
     from blip.interpret.explain_files import find_pairs
 
     with user_errors():
         wanted = find_pairs(data, [])
         model = _load(checkpoint, tokenizer, device)
         chosen = shards.points_of(model, points)
-        own = (
-            "image" if all(name.startswith("image.") for name in chosen) else OF_CHECKPOINT.get(model.info["task"], "")
-        )
-        what = shards.Capture(fingerprint(checkpoint), data, chosen, task or own, pool, format, shard_size)
-        problems = shards.capture(model, wanted, what, out, batch_size)
+        task = task or shards.usual_task(model, chosen)
+        settings = shards.Capture(fingerprint(checkpoint), data, chosen, task, pool, format, shard_size)
+        problems = shards.capture(model, wanted, settings, out, batch_size=batch_size)
         for problem in problems:
             typer.echo(problem, err=True)
         typer.echo(f"{len(wanted) - len(problems)} records, {len(chosen)} points: {out / shards.INDEX}")
@@ -295,7 +301,7 @@ def localise(
         if out:
             out.parent.mkdir(parents=True, exist_ok=True)
         model = _load(checkpoint, tokenizer, device)
-        lines = game.localise(model, records, method or METHODS, batch_size)
+        lines = game.localise(model, records, method or METHODS, batch_size=batch_size)
         game.show(lines, game.centre(model, records), out)
 
 

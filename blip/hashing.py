@@ -1,4 +1,4 @@
-"""Numbers and fingerprints that depend on content alone, equal on every machine and in every process."""
+"""Numbers and fingerprints that depend on content alone: equal on every machine and in every process."""
 
 import hashlib
 from pathlib import Path
@@ -11,11 +11,15 @@ def stable_hash(*parts: object) -> int:
 
 
 def fingerprint(checkpoint: str | Path) -> str:
-    """12 hexadecimal digits that follow from a file, or from the weights and words of a checkpoint's folder."""
-    checkpoint, digest, files = Path(checkpoint), hashlib.sha256(), [Path(checkpoint)]
+    """12 hexadecimal digits from the content of a file, or of the weights, configuration and tokenizer in a folder.
+
+    Raises OSError where a file cannot be read.
+    """
+    checkpoint, digest = Path(checkpoint), hashlib.sha256()
+    files = [checkpoint]
     if checkpoint.is_dir():
-        kinds = (".safetensors", ".pth", ".bin", ".json", ".txt")
-        files = sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.suffix in kinds)
+        endings = (".safetensors", ".pth", ".bin", ".json", ".txt")
+        files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.suffix in endings)
     for file in files:
         digest.update(file.name.encode())
         with open(file, "rb") as content:

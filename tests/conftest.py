@@ -1,4 +1,4 @@
-"""Where the tests find what is not part of the project, and what they share."""
+"""Folders outside the project, the fixtures that several rooms share, and the order of the files."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Token ids as BERT gives them, whatever users write in their captions."""
+"""Token ids are those of BERT, whatever characters a caption holds."""
 
 import json
 import pickle

@@ -1,7 +1,4 @@
-"""Images with the texts that were proposed for them: from the web, from a captioner, from people.
-
-What CapFilt reads: annotation files, and the folders of shards that its own steps write.
-"""
+"""Images with the texts proposed for them, read from annotation files and from the shards of CapFilt's steps."""
 
 import hashlib
 import os
@@ -19,7 +16,7 @@ WEB, SYNTHETIC, HUMAN = "web", "synthetic", "human"
 
 @dataclass
 class Candidate:
-    """A text for an image, and where it comes from; `round` 0 is what was there before CapFilt."""
+    """A text for an image, and where it comes from; `round` 0 is that of texts from before CapFilt."""
 
     text: str
     source: str
@@ -27,7 +24,10 @@ class Candidate:
 
 
 class Candidates:
-    """N images in the order in which they first occur, each with its texts, in flat arrays."""
+    """N images in the order in which they first occur, each with its texts, in flat arrays. `read_candidates` makes it.
+
+    `candidates[i]` are the texts of image i.
+    """
 
     def __init__(self) -> None:
         self._paths = Texts()  # of images
@@ -35,7 +35,8 @@ class Candidates:
         self._texts, self._sources = Texts(), Labels()
         self._rounds, self._image = array("H"), array("q")  # of each text
 
-    def add(self, path: str, text: str, source: str, round_: int) -> None:
+    def add(self, path: str, text: str, source: str, *, round_: int) -> None:
+        """Adds a text, and its image where that is new."""
         number = self.add_image(path)
         self._texts.append(text)
         self._sources.append(source)
@@ -43,6 +44,7 @@ class Candidates:
         self._image.append(number)
 
     def add_image(self, path: str) -> int:
+        """Adds an image unless it is there -> its number."""
         path = os.path.normpath(path)
         key = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest()
         number = self._numbers.setdefault(key, len(self._paths))
@@ -51,7 +53,7 @@ class Candidates:
         return number
 
     def finish(self) -> "Candidates":
-        """Brings the texts of an image together; to be called once, when all are there."""
+        """Groups the texts by image; to be called once, after the last `add`."""
         order = sorted(range(len(self._image)), key=self._image.__getitem__)  # stable: an image's texts stay in order
         self._rows = array("q", order)
         self._ends = array("q", [0]) * len(self._paths)
@@ -70,6 +72,7 @@ class Candidates:
 
     @property
     def texts(self) -> int:
+        """The number of texts, of all images."""
         return len(self._texts)
 
     def image_path(self, index: int) -> str:
@@ -82,22 +85,22 @@ class Candidates:
 
 
 def read_candidates(data: Sequence[str], image_root: str = "") -> Candidates:
-    """Annotation files (texts from the web) and shard folders of CapFilt (their own sources), in the order given.
+    """Annotation files (texts from the web) and shard folders of CapFilt (their lines name the source), in that order.
 
     Raises:
-        AnnotationError, ShardError: what cannot be read, and why.
+        AnnotationError, ShardError: a file or folder that cannot be read, and why.
     """
-    found = Candidates()
+    candidates = Candidates()
     for place in data:
         if is_shards(place):
             for line in read_lines(Path(place)):
                 if "text" in line:
-                    found.add(line["image"], line["text"], line["source"], line["round"])
+                    candidates.add(line["image"], line["text"], line["source"], round_=line["round"])
                 elif "problem" not in line:
-                    found.add_image(line["image"])
+                    candidates.add_image(line["image"])
             continue
         pairs = read_pairs([place], image_root)
         for i in range(len(pairs)):
             for text in pairs.captions(i):
-                found.add(os.path.abspath(pairs.image_path(i)), text, WEB, 0)
-    return found.finish()
+                candidates.add(os.path.abspath(pairs.image_path(i)), text, WEB, round_=0)
+    return candidates.finish()

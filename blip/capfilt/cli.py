@@ -1,7 +1,8 @@
 """`blip capfilt STEP ...`: the steps of CapFilt, each as one process or under torchrun."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +17,9 @@ from blip.command_line import (
     user_errors,
     workers_option,
 )
+
+if TYPE_CHECKING:
+    from blip.inference.predictor import Predictor
 
 app = typer.Typer(no_args_is_help=True, help="CapFilt: write captions, filter all of them, merge what passes.")
 
@@ -36,14 +40,15 @@ ItcThreshold = Annotated[float | None, typer.Option("--itc_threshold", help="lea
 Fraction = Annotated[float | None, typer.Option(help="instead of a threshold: keep this share of all texts")]
 
 
-def _start(checkpoint: str, tokenizer: str, device: str) -> Any:
+def _load(checkpoint: str, tokenizer: str, device: str) -> "Predictor":
     from blip import distributed
     from blip.inference.load import load
 
     return load(checkpoint, device=distributed.start(device, hours=24), tokenizer=tokenizer or None)
 
 
-def _counter(images: int, shard_size: int) -> Any:
+def _progress(images: int, shard_size: int) -> Callable[[int], None]:
+    """Prints a line for each finished shard, in the main process."""
     from blip import distributed
 
     total = -(-images // shard_size)
@@ -55,8 +60,8 @@ def _counter(images: int, shard_size: int) -> Any:
     return show
 
 
-def _model_name(checkpoint: str, tokenizer: str) -> str:
-    """What tells shards of one model from those of another: its weights, and its words where these are given."""
+def _model_fingerprint(checkpoint: str, tokenizer: str) -> str:
+    """What distinguishes the shards of one model from those of another: its weights, and its tokenizer if given."""
     from blip.hashing import fingerprint
 
     if not tokenizer:
@@ -65,28 +70,28 @@ def _model_name(checkpoint: str, tokenizer: str) -> str:
     return f"{fingerprint(checkpoint)} {words}"
 
 
-def _tell(out: Path, what: str) -> None:
+def _show_end(out: Path, counts: str) -> None:
     """The last lines of the main process, when all shards are there."""
     from blip import distributed
     from blip.data.jsonl_shards import read_lines
 
     distributed.barrier()
     if distributed.is_main():
-        if count := sum("problem" in line for line in read_lines(out)):
-            typer.echo(f"{count} images could not be read: see `problem` in {out}")
-        typer.echo(f"{what}: {out}")
+        if unreadable := sum("problem" in line for line in read_lines(out)):
+            typer.echo(f"{unreadable} images could not be read: see `problem` in {out}")
+        typer.echo(f"{counts}: {out}")
 
 
 @app.command()
 def run(
     config: ConfigFile,
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="where every step leaves its files")] = Path(
+    output_dir: Annotated[Path, typer.Option("--output_dir", help="folder for the files of every step")] = Path(
         "runs/capfilt"
     ),
-    rounds: Annotated[int | None, typer.Option(min=1, help="how often; overrides the file")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="rounds of CapFilt; overrides the file")] = None,
     set_: Overrides = None,
 ) -> None:
-    """Bootstraps the captions of a noisy set, round by round; started again, it continues."""
+    """Bootstraps the captions of a noisy set, round by round; the same command continues after an interruption."""
     with user_errors():
         from blip.capfilt.rounds import run
 
@@ -98,12 +103,18 @@ def caption(
     checkpoint: Checkpoint,
     data: Data,
     out: ShardFolder,
-    captions_per_image: Annotated[int, typer.Option("--captions_per_image", min=1)] = 1,
-    top_p: Annotated[float, typer.Option("--top_p", help="nucleus to draw from")] = 0.9,
-    beams: Annotated[int, typer.Option(help="search with as many beams instead of drawing")] = 0,
-    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens")] = 30,
-    min_new_tokens: Annotated[int, typer.Option("--min_new_tokens")] = 0,
-    prompt: Annotated[str | None, typer.Option(help="what captions begin with; the model's own unless given")] = None,
+    captions_per_image: Annotated[
+        int, typer.Option("--captions_per_image", min=1, help="texts written for each image")
+    ] = 1,
+    top_p: Annotated[
+        float, typer.Option("--top_p", help="nucleus sampling: probability of the tokens to draw from")
+    ] = 0.9,
+    beams: Annotated[int, typer.Option(help="beam search with this many beams instead of sampling")] = 0,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max_new_tokens", help="tokens at most, the prompt not counted")
+    ] = 30,
+    min_new_tokens: Annotated[int, typer.Option("--min_new_tokens", help="tokens before the text may end")] = 0,
+    prompt: Annotated[str | None, typer.Option(help="beginning of every caption; the model's own unless given")] = None,
     seed: Annotated[int, typer.Option(help="of sampling")] = 0,
     round_: Annotated[int, typer.Option("--round", min=0, max=65535, help="which round of CapFilt this is")] = 1,
     image_root: ImageRoot = "",
@@ -120,13 +131,21 @@ def caption(
     from blip.capfilt.candidates import read_candidates
 
     with user_errors():
-        work = steps.Work(shard_size, batch_size, precision, num_workers, max_skipped_fraction)
-        how = steps.decoding(captions_per_image, beams, top_p, max_new_tokens, min_new_tokens)
+        shards = steps.ShardOptions(shard_size, batch_size, precision, num_workers, max_skipped_fraction)
+        decoding = steps.caption_decoding(
+            captions_per_image, beams, top_p, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens
+        )
         candidates = read_candidates(data, image_root)
-        model, own = _start(checkpoint, tokenizer, device), _model_name(checkpoint, tokenizer)
-        progress = _counter(len(candidates), shard_size)
-        steps.caption(model, candidates, out, own, how, seed, round_, prompt, work, progress)
-        _tell(out, f"{len(candidates)} images")
+        steps.caption(
+            _load(checkpoint, tokenizer, device),
+            candidates,
+            out,
+            model_fingerprint=_model_fingerprint(checkpoint, tokenizer),
+            options=steps.CaptionOptions(decoding, seed, round_, prompt),
+            shards=shards,
+            progress=_progress(len(candidates), shard_size),
+        )
+        _show_end(out, f"{len(candidates)} images")
 
 
 @app.command("filter")
@@ -148,12 +167,17 @@ def filter_(
     from blip.capfilt.candidates import read_candidates
 
     with user_errors():
+        shards = steps.ShardOptions(shard_size, batch_size, precision, num_workers, max_skipped_fraction)
         candidates = read_candidates(data, image_root)
-        model, own = _start(checkpoint, tokenizer, device), _model_name(checkpoint, tokenizer)
-        progress = _counter(len(candidates), shard_size)
-        work = steps.Work(shard_size, batch_size, precision, num_workers, max_skipped_fraction)
-        steps.score(model, candidates, out, own, work, progress)
-        _tell(out, f"{candidates.texts} texts of {len(candidates)} images")
+        steps.score(
+            _load(checkpoint, tokenizer, device),
+            candidates,
+            out,
+            model_fingerprint=_model_fingerprint(checkpoint, tokenizer),
+            shards=shards,
+            progress=_progress(len(candidates), shard_size),
+        )
+        _show_end(out, f"{candidates.texts} texts of {len(candidates)} images")
 
 
 @app.command()
@@ -161,30 +185,32 @@ def merge(
     scored: ScoredFolders,
     out: Annotated[Path, typer.Option(help="what to write: .json, .jsonl, or a folder of webdataset shards")],
     keep: Annotated[
-        list[str] | None, typer.Option(help="annotation file of texts that all stay; several times")
+        list[str] | None, typer.Option(help="annotation file whose texts are all kept; several times")
     ] = None,
     threshold: Threshold = 0.5,
     itc_threshold: ItcThreshold = None,
     fraction: Fraction = None,
-    source: Annotated[list[str] | None, typer.Option(help="web or synthetic alone; both unless given")] = None,
+    source: Annotated[list[str] | None, typer.Option(help="only web or synthetic texts; both unless given")] = None,
     tar_size: Annotated[int, typer.Option("--tar_size", min=1, help="pairs in a webdataset shard")] = 1000,
     image_root: ImageRoot = "",
 ) -> None:
-    """Writes what passes, with what people wrote, to train on."""
+    """Writes the texts that pass, and those written by people, as training data."""
     from blip import distributed
     from blip.capfilt.merge import Rule
     from blip.capfilt.merge import merge as merge_
 
     with user_errors():
         distributed.start("cpu")
-        if not distributed.is_main():  # it is the work of one process
+        if not distributed.is_main():  # one process merges
             return
         rule = Rule(threshold, itc_threshold, fraction)
-        found = merge_(scored, out, rule, keep or [], image_root, source or [], tar_size)
-        for source in sorted({**found.kept, **found.dropped}):
-            typer.echo(f"{source}: {found.kept[source]} kept, {found.dropped[source]} dropped")
-        if found.problems:
-            typer.echo(f"{found.problems} images could not be read")
+        merged = merge_(
+            scored, out, rule, keep=keep or [], image_root=image_root, sources=source or [], tar_size=tar_size
+        )
+        for source in sorted({**merged.kept, **merged.dropped}):
+            typer.echo(f"{source}: {merged.kept[source]} kept, {merged.dropped[source]} dropped")
+        if merged.problems:
+            typer.echo(f"{merged.problems} images could not be read")
         typer.echo(str(out))
 
 
@@ -196,9 +222,9 @@ def report(
     itc_threshold: ItcThreshold = None,
     fraction: Fraction = None,
     examples: Annotated[int, typer.Option(help="pairs of each kind", min=1)] = 50,
-    seed: Annotated[int, typer.Option(help="of what is drawn")] = 0,
+    seed: Annotated[int, typer.Option(help="of the random pairs")] = 0,
 ) -> None:
-    """Writes a page with histograms, counts, and pairs to look at."""
+    """Writes a page with histograms, counts and example pairs."""
     from blip import distributed
     from blip.capfilt.merge import Rule
     from blip.capfilt.report import write_report
@@ -207,5 +233,5 @@ def report(
         distributed.start("cpu")
         if not distributed.is_main():
             return
-        write_report(scored, out, Rule(threshold, itc_threshold, fraction), examples, seed)
+        write_report(scored, out, Rule(threshold, itc_threshold, fraction), examples=examples, seed=seed)
         typer.echo(str(out))

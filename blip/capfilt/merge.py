@@ -1,7 +1,7 @@
-"""The last step of CapFilt: scored texts that pass, and those that people wrote, become training data.
+"""The last step of CapFilt: scored texts that pass, and those written by people, become training data.
 
-A text passes at a threshold of the match probability, of the cosine, or both; or the share of texts with the best match
-that is asked for. Everything streams: of a text no more than its score stays in memory.
+A text passes at a threshold of the match probability, of the cosine, or of both; or the texts of the highest match
+probability pass, as many as a given share. Texts are streamed: only their scores are held in memory.
 """
 
 import io
@@ -19,14 +19,15 @@ from PIL import Image
 
 from blip.capfilt.candidates import HUMAN, SYNTHETIC, WEB
 from blip.data.images import UnreadableImage, open_image, read_image
-from blip.data.jsonl_shards import Line, read_lines, settings_of, write_lines
+from blip.data.jsonl_shards import Line, read_lines, settings_of, write_jsonl
 from blip.data.pairs import read_pairs
-from blip.data.webdataset import write_tars
+from blip.data.webdataset import write_tar_shards
 from blip.errors import BlipError
 from blip.files import whole_file, write_whole
 
-ENDINGS = (".json", ".jsonl")
-ENDING_OF = {
+ANNOTATION_ENDINGS = (".json", ".jsonl")
+# Pillow's name of a format -> the ending of images that are copied into shards; other formats become PNG
+ENDING_OF_FORMAT = {
     "JPEG": "jpg",
     "MPO": "jpg",
     "PNG": "png",
@@ -34,20 +35,20 @@ ENDING_OF = {
     "TIFF": "tif",
     "BMP": "bmp",
     "GIF": "gif",
-}  # Pillow's formats
+}
 TAR_SIZE = 1000  # pairs in a webdataset shard
 
 
 class MergeError(BlipError):
-    """Texts that cannot be merged; the message says why."""
+    """Texts that cannot be merged; the message has the reason."""
 
 
 @dataclass
 class Rule:
-    """What passes. With `fraction`, the threshold of the match probability follows from the data."""
+    """Which texts pass. With `fraction`, the threshold of the match probability is computed from the data."""
 
-    match: float | None = 0.5
-    itc: float | None = None
+    match: float | None = 0.5  # least match probability
+    itc: float | None = None  # least cosine
     fraction: float | None = None  # of all scored texts, those of highest match probability
 
     def __post_init__(self) -> None:
@@ -64,7 +65,7 @@ class Rule:
 
 @dataclass
 class Merged:
-    """What was kept and dropped, by source."""
+    """How many texts were kept and dropped, by source."""
 
     rule: Rule
     kept: Counter = field(default_factory=Counter)
@@ -81,7 +82,7 @@ def scored_lines(folders: Sequence[Path]) -> Iterator[Line]:
 
 
 def threshold_of(folders: Sequence[Path], fraction: float) -> float:
-    """The match probability that this share of all texts reaches, at least one of them."""
+    """The match probability that this share of all texts reaches, but at least one text."""
     scores = np.fromiter((line["match"] for line in scored_lines(folders) if "match" in line), np.float64)
     if not len(scores):
         raise MergeError(f"{', '.join(map(str, folders))}: no text has a score")
@@ -90,7 +91,7 @@ def threshold_of(folders: Sequence[Path], fraction: float) -> float:
 
 
 def settled(rule: Rule, folders: Sequence[Path]) -> Rule:
-    """The rule with its threshold, where that follows from the data."""
+    """The rule with its threshold, computed from the data where it has a `fraction`."""
     if rule.fraction is None:
         return rule
     return Rule(threshold_of(folders, rule.fraction), rule.itc, rule.fraction)
@@ -100,6 +101,7 @@ def merge(
     folders: Sequence[Path],
     out: Path,
     rule: Rule,
+    *,
     keep: Sequence[str] = (),
     image_root: str = "",
     sources: Sequence[str] = (),
@@ -108,63 +110,66 @@ def merge(
     """Writes one record a text, `{image, caption, source, round}`, and `OUT.merge.json`: rule and counts.
 
     Args:
-        folders: shards of `capfilt.score`.
-        out: .json or .jsonl, which has its name only when it is whole; a name without ending is a folder of webdataset
-            shards, with the images as they are, whose `sizes.json` comes last.
-        rule: what passes.
-        keep: annotation files of texts that people wrote, all of which are kept.
-        sources: of scored texts; others are dropped; empty: all.
+        folders: shards of `steps.score`.
+        out: .json or .jsonl, written whole or not at all; a name without ending is a folder of webdataset shards, with
+            the images unchanged, whose `sizes.json` is written last.
+        rule: which texts pass.
+        keep: annotation files of texts written by people, all of which are kept.
+        sources: of scored texts that may be kept; empty: all.
         tar_size: pairs in a webdataset shard.
 
     Raises:
         MergeError: wrong ending, unknown source, or nothing passes.
     """
-    if out.suffix and out.suffix not in ENDINGS:
-        raise MergeError(f"{out}: merged annotations end in {' or '.join(ENDINGS)}; webdataset shards have a folder")
+    if out.suffix and out.suffix not in ANNOTATION_ENDINGS:
+        raise MergeError(
+            f"{out}: merged annotations end in {' or '.join(ANNOTATION_ENDINGS)}; webdataset shards have a folder"
+        )
     if unknown := [source for source in sources if source not in (WEB, SYNTHETIC)]:
         raise MergeError(f"source is {unknown[0]!r}; it can be {WEB} or {SYNTHETIC}")
     rule = settled(rule, folders)
-    found = Merged(rule)
+    merged = Merged(rule)
     out.parent.mkdir(parents=True, exist_ok=True)
     about = about_merged(out)
-    about.unlink(missing_ok=True)  # it speaks of what was there before
-    lines = _records(folders, rule, keep, image_root, sources, found)
+    about.unlink(missing_ok=True)  # it describes the annotations that are being replaced
+    lines = _records(folders, merged, keep=keep, image_root=image_root, sources=sources)
     first = next(lines, None)
-    if first is None or first["source"] == HUMAN:  # which come last
-        raise MergeError(f"nothing passes {rule}: of {sum(found.dropped.values())} scored texts none is kept")
+    if first is None or first["source"] == HUMAN:  # those come last
+        raise MergeError(f"nothing passes {rule}: of {sum(merged.dropped.values())} scored texts none is kept")
     lines = itertools.chain([first], lines)
     if out.suffix == ".jsonl":
-        write_lines(out, lines)
+        write_jsonl(out, lines)
     elif out.suffix == ".json":
         _write_list(out, lines)
-    elif not write_tars(out, _samples(lines, found), tar_size):
-        raise MergeError(f"{out}: none of {found.problems} images could be read, so there are no shards")
-    counts: dict[str, Any] = {"kept": found.kept, "dropped": found.dropped, "unreadable": found.problems}
+    elif not write_tar_shards(out, _samples(lines, merged), tar_size):
+        raise MergeError(f"{out}: none of {merged.problems} images could be read, so there are no shards")
+    counts: dict[str, Any] = {"kept": merged.kept, "dropped": merged.dropped, "unreadable": merged.problems}
     write_whole(about, json.dumps({**asdict(rule), "sources": list(sources), **counts}, indent=1) + "\n")
-    return found
+    return merged
 
 
 def about_merged(out: Path) -> Path:
-    """The file beside merged annotations with rule and counts; it is there when they are complete."""
+    """The file beside merged annotations with rule and counts; it exists when they are complete."""
     return out.with_name(f"{out.name}.merge.json")
 
 
 def _records(
-    folders: Sequence[Path], rule: Rule, keep: Sequence[str], image_root: str, sources: Sequence[str], found: Merged
+    folders: Sequence[Path], merged: Merged, *, keep: Sequence[str], image_root: str, sources: Sequence[str]
 ) -> Iterator[Line]:
+    """The records of the texts that pass, then those written by people; counts kept and dropped texts in `merged`."""
     for line in scored_lines(folders):
         if "problem" in line:
-            found.problems += 1
-        elif rule.passes(line) and (not sources or line["source"] in sources):
-            found.kept[line["source"]] += 1
+            merged.problems += 1
+        elif merged.rule.passes(line) and (not sources or line["source"] in sources):
+            merged.kept[line["source"]] += 1
             yield {"image": line["image"], "caption": line["text"], "source": line["source"], "round": line["round"]}
         else:
-            found.dropped[line["source"]] += 1
+            merged.dropped[line["source"]] += 1
     if keep:
         pairs = read_pairs(list(keep), image_root)
         for i in range(len(pairs)):
             for text in pairs.captions(i):
-                found.kept[HUMAN] += 1
+                merged.kept[HUMAN] += 1
                 yield {"image": os.path.abspath(pairs.image_path(i)), "caption": text, "source": HUMAN, "round": 0}
 
 
@@ -176,22 +181,22 @@ def _write_list(path: Path, lines: Iterator[Line]) -> None:
         file.write(b"\n]\n")
 
 
-def _samples(lines: Iterator[Line], found: Merged) -> Iterator[dict[str, Any]]:
-    """Samples of webdataset shards: the image's bytes as they are, and the record. Unreadable images are left out.
+def _samples(lines: Iterator[Line], merged: Merged) -> Iterator[dict[str, Any]]:
+    """Samples of webdataset shards: the unchanged bytes of the image, and the record. Unreadable images are left out.
 
-    An image of a format that the shards do not know becomes a PNG.
+    An image of a format that has no ending in ENDING_OF_FORMAT becomes a PNG.
     """
     for line in lines:
         try:
             data = read_image(line["image"])
             with Image.open(io.BytesIO(data)) as image:
-                ending = ENDING_OF.get(image.format or "", "")
+                ending = ENDING_OF_FORMAT.get(image.format or "", "")
             if not ending:
                 ending, buffer = "png", io.BytesIO()
                 open_image(data).save(buffer, "PNG")
                 data = buffer.getvalue()
         except (OSError, ValueError, UnreadableImage, Image.DecompressionBombError):  # or it has gone since `filter`
-            found.problems += 1
-            found.kept[line["source"]] -= 1
+            merged.problems += 1
+            merged.kept[line["source"]] -= 1
             continue
         yield {ending: data, "json": line}

@@ -1,4 +1,4 @@
-"""`blip capfilt report`: one page on what a filter kept and dropped, to look at before training on it.
+"""`blip capfilt report`: one page on the texts that a filter kept and dropped, for inspection before training.
 
 Shards are read twice: for the scores, and for the few lines that are shown.
 """
@@ -53,7 +53,7 @@ def read_scores(folders: Sequence[Path]) -> Scores:
     return Scores(*arrays, list(sources), problems, unreadable)
 
 
-def write_report(folders: Sequence[Path], out: Path, rule: Rule, examples: int = 50, seed: int = 0) -> None:
+def write_report(folders: Sequence[Path], out: Path, rule: Rule, *, examples: int = 50, seed: int = 0) -> None:
     """Writes the page: histograms by source, counts, random kept and dropped pairs, those nearest the threshold, and
     those about which matching and contrast differ most."""
     rule = settled(rule, folders)

@@ -3,9 +3,9 @@
     blip capfilt run --config configs/capfilt.yaml --output_dir runs/capfilt
     torchrun --nproc_per_node=8 -m blip capfilt run --config configs/capfilt.yaml --output_dir runs/capfilt --rounds 2
 
-A round: captioner and filter are fine-tuned from one model on clean pairs, each on its own; the captioner writes texts
-for the noisy images; the filter scores these and the texts that were there; what passes, with the clean pairs, is what
-the next model is pre-trained on. The steps are in blip/capfilt/steps.py; the same command goes on after a kill.
+A round: captioner and filter are fine-tuned separately from one model on clean pairs; the captioner writes texts for
+the noisy images; the filter scores these and the texts from the web; the next model is pre-trained on the texts that
+pass and the clean pairs. The steps are in blip/capfilt/steps.py; the same command continues after an interruption.
 """
 
 import gc
@@ -34,24 +34,28 @@ from blip.tasks.config import CaptionConfig, FineTuneConfig, RetrievalConfig
 from blip.tasks.finetune import BEST
 from blip.train.checkpoint import complete_checkpoints
 
-DONE = "done.json"  # in the folder of a step: it ended, and with these settings
+DONE = "done.json"  # in the folder of a finished step: its settings
 
 Train = Callable[[Any, Path, str, torch.device], bool]
 
 
 class Stopped(BlipError):
-    """A signal ended a training run; its checkpoint is there to go on from."""
+    """A signal ended a training run, which continues from its checkpoint."""
 
 
 class Rounds:
-    """The steps of every round, each in a folder of its own and done once. What can be wrong is looked at first."""
+    """The steps of every round, each in a folder of its own and done once. Options and data are checked first."""
 
     def __init__(self, config: CapFiltConfig, output: Path, device: torch.device):
         self.config, self.output, self.device = config, output, device
-        self.how = steps.decoding(
-            config.captions_per_image, config.beams, config.top_p, config.max_new_tokens, config.min_new_tokens
+        self.decoding = steps.caption_decoding(
+            config.captions_per_image,
+            config.beams,
+            config.top_p,
+            max_new_tokens=config.max_new_tokens,
+            min_new_tokens=config.min_new_tokens,
         )
-        self.work = steps.Work(
+        self.shards = steps.ShardOptions(
             config.shard_size, config.batch_size, config.precision, config.num_workers, config.max_skipped_fraction
         )
         self.rule = Rule(config.threshold, config.itc_threshold, config.fraction)
@@ -63,15 +67,14 @@ class Rounds:
         read_candidates(config.human_file, config.image_root)  # for its errors alone
 
     def options(self, path: str, kind: type[Config], set_: dict[str, Any]) -> Config | None:
-        """A configuration with what the round's says, or None where it names none."""
-        own = self.config
-        given: dict[str, Any] = {"image_root": own.image_root, "seed": own.seed, "device": own.device}
-        if issubclass(kind, FineTuneConfig):  # whose files may be of another data set
+        """A training's configuration with the options that the rounds set, or None where `path` is empty."""
+        given: dict[str, Any] = {name: getattr(self.config, name) for name in ("image_root", "seed", "device")}
+        if issubclass(kind, FineTuneConfig):  # its own files may be of another data set
             given |= {"dataset": "json", "val_file": [], "test_file": []}
         return with_options(load_config(path, kind), {**given, **set_}, f"options for {path}") if path else None
 
     def run(self) -> Path:
-        """Every round; returns the last model, or the last round's annotations where none is to be pre-trained."""
+        """Every round; returns the last model or, without pre-training, the last round's annotations."""
         config = self.config
         model = Path(config.start)
         if not config.start:
@@ -86,49 +89,61 @@ class Rounds:
     def bootstrap(self, number: int, model: Path) -> Path:
         """One round from a pre-trained model -> the annotations of the next."""
         place = self.output / f"round{number}"
-        if self.shared:  # as the paper's table 4: the filter then likes what it would have written itself
-            captioner = filter_ = self.fine_tune(place / "shared", pretrain.run, self.shared, model)
+        if self.shared:  # table 4 of the paper: the filter is then biased towards its own captions
+            captioner = filter_ = self.fine_tune(place / "shared", pretrain.run, self.shared, model=model)
         else:
-            captioner = self.fine_tune(place / "captioner", caption.run, self.captioner, model)
-            filter_ = self.fine_tune(place / "filter", retrieval.run, self.filter, model)
-        return self.texts(place, number, captioner, filter_)
+            captioner = self.fine_tune(place / "captioner", caption.run, self.captioner, model=model)
+            filter_ = self.fine_tune(place / "filter", retrieval.run, self.filter, model=model)
+        return self.texts(place, number, captioner=captioner, filter_=filter_)
 
-    def texts(self, place: Path, number: int, captioner: Path, filter_: Path) -> Path:
-        """Captions, scores, and what passes."""
+    def texts(self, place: Path, number: int, *, captioner: Path, filter_: Path) -> Path:
+        """Captions, scores, and the texts that pass -> the annotations of the next model."""
         config, scored = self.config, place / "scored"
-        self.say(f"round {number}: captions for {len(self.web)} images")
-        about = fingerprint(captioner), self.how, config.seed, number, config.prompt, self.work
-        steps.caption(load(captioner, self.device), self.web, place / "synthetic", *about)
+        self.show(f"round {number}: captions for {len(self.web)} images")
+        steps.caption(
+            load(captioner, self.device),
+            self.web,
+            place / "synthetic",
+            model_fingerprint=fingerprint(captioner),
+            options=steps.CaptionOptions(self.decoding, config.seed, number, config.prompt),
+            shards=self.shards,
+        )
         distributed.barrier()
         candidates = read_candidates([*config.web_file, str(place / "synthetic")], config.image_root)
-        self.say(f"round {number}: scores of {candidates.texts} texts")
-        steps.score(load(filter_, self.device), candidates, scored, fingerprint(filter_), self.work)
+        self.show(f"round {number}: scores of {candidates.texts} texts")
+        steps.score(
+            load(filter_, self.device),
+            candidates,
+            scored,
+            model_fingerprint=fingerprint(filter_),
+            shards=self.shards,
+        )
         distributed.barrier()
         out = place / "bootstrapped.jsonl"
         if distributed.is_main() and not about_merged(out).exists():
-            found = merge([scored], out, self.rule, config.human_file, config.image_root)
-            for source in sorted({**found.kept, **found.dropped}):
-                self.say(f"round {number}: {source}: {found.kept[source]} kept, {found.dropped[source]} dropped")
+            merged = merge([scored], out, self.rule, keep=config.human_file, image_root=config.image_root)
+            for source in sorted({**merged.kept, **merged.dropped}):
+                self.show(f"round {number}: {source}: {merged.kept[source]} kept, {merged.dropped[source]} dropped")
         if distributed.is_main() and not (place / "report.html").exists():
             write_report([scored], place / "report.html", self.rule)
         distributed.barrier()
         return out
 
     def pretrain(self, place: Path, files: list[str]) -> Path:
-        """A model from nothing on these files."""
-        assert self.next_model is not None  # CapFiltConfig sees to it
-        return self.train(place, pretrain.run, self.next_model, {"train_file": files})
+        """A model pre-trained on these files, from random weights unless the configuration names others."""
+        assert self.next_model is not None  # CapFiltConfig ensures it
+        return self.train(place, pretrain.run, self.next_model, given={"train_file": files})
 
-    def fine_tune(self, place: Path, run: Train, config: RunConfig | None, model: Path) -> Path:
-        """A model for one purpose, from `model` and the clean pairs."""
+    def fine_tune(self, place: Path, run: Train, config: RunConfig | None, *, model: Path) -> Path:
+        """Captioner, filter or both in one, fine-tuned from `model` on the clean pairs."""
         assert config is not None
         given: dict[str, Any] = {"train_file": self.config.human_file, "init_from": str(model)}
         if (model / TOKENIZER).is_file():
             given["tokenizer"] = str(model / TOKENIZER)
-        return self.train(place, run, config, given)
+        return self.train(place, run, config, given=given)
 
-    def train(self, place: Path, run: Train, config: RunConfig, given: dict[str, Any]) -> Path:
-        """Trains in the folder `place`, goes on there, or finds it done -> the best checkpoint, else the last."""
+    def train(self, place: Path, run: Train, config: RunConfig, *, given: dict[str, Any]) -> Path:
+        """Trains in the folder `place`, continues there, or finds it done -> the best checkpoint, else the last."""
         config = with_options(config, given, f"options for {place}")
         done = place / DONE
         about = made_from(config)
@@ -137,10 +152,10 @@ class Rounds:
             raise ConfigError(f"{place} was trained with another {', '.join(other)}; give another --output_dir, or "
                               "delete that folder and those of the steps after it")  # fmt: skip
         if not done.exists():
-            self.say(f"training {place}")
+            self.show(f"training {place}")
             if not run(config, place, "auto", self.device):
-                raise Stopped(f"stopped by a signal while training {place}; the same command goes on")
-            gc.collect()  # the run's model, twin and optimizer, before the next is made
+                raise Stopped(f"stopped by a signal while training {place}; the same command continues")
+            gc.collect()  # frees the run's model and optimizer before the next is made
             distributed.barrier()
             if distributed.is_main():
                 write_whole(done, json.dumps(about, indent=1) + "\n")
@@ -148,13 +163,13 @@ class Rounds:
         best = place / BEST
         return best if best.is_dir() else complete_checkpoints(place)[-1]
 
-    def say(self, text: str) -> None:
+    def show(self, text: str) -> None:
         if distributed.is_main():
             typer.echo(text)
 
 
 def run(config: Path, output: Path, overrides: list[str]) -> None:
-    """Every round of a configuration file; started again in the same folder, it continues."""
+    """Every round of a configuration, given by its file or its name; continues in a folder of its own earlier run."""
     settings = load_config(config, CapFiltConfig, overrides)
     device = distributed.start(settings.device, hours=24)  # one process may merge while the others wait
     remember(settings, output)
@@ -164,7 +179,7 @@ def run(config: Path, output: Path, overrides: list[str]) -> None:
 
 
 def made_from(config: RunConfig) -> dict[str, Any]:
-    """What a training depends on, as JSON: its options, the checkpoint that it starts from, its annotations."""
+    """What a training depends on, as JSON: its options, fingerprints of its first checkpoint and of its annotations."""
     about = config.model_dump(mode="json", exclude={"device", "num_workers"})
     files = [entry if isinstance(entry, str) else entry["path"] for entry in about["train_file"]]
     about["annotations"] = [fingerprint(file) for file in files if Path(file).is_file()]
@@ -173,7 +188,7 @@ def made_from(config: RunConfig) -> dict[str, Any]:
 
 
 def remember(config: CapFiltConfig, output: Path) -> None:
-    """Keeps the configuration; ConfigError where the folder was begun with another. More rounds may follow."""
+    """Saves the configuration in the folder; ConfigError where that was begun with another. More rounds may follow."""
     saved = output / "config.yaml"
     if saved.is_file():
         before = load_config(saved, CapFiltConfig)

@@ -1,17 +1,17 @@
 """CapFilt (Li et al. 2022, section 3.3): a captioner writes texts for images, a filter removes those that do not match.
 
-    caption   a text or several for each image, by nucleus sampling
-    score     every text of an image, those of the web too, by matching (ITM) and contrast (ITC)
-    merge     what passes the threshold, and what people wrote, into the annotations of the next pre-training
+    caption   one or several texts for each image, by nucleus sampling
+    score     each text of an image, from the web or synthetic, by matching (ITM) and contrast (ITC)
+    merge     texts that pass the threshold, and those written by people, become annotations of the next pre-training
 
-Captioner and filter are fine-tuned apart: a filter that shares the captioner's weights likes what it would have
-written itself. Steps write shards (`data/shards.py`), by any number of processes; lines have
+Captioner and filter are fine-tuned separately: a filter that shares the captioner's weights is biased towards its own
+captions. The steps write shards (`data/jsonl_shards.py`), by any number of processes. Their lines have
 
     image, text, source (web, synthetic), round, model (of the captioner), log_prob    of `caption`
     image, text, source, round, match, itc, model (of the filter)                      of `score`
     image, problem                                                                     where an image could not be read
 
-Shapes: B images, K texts of one image.
+Shapes: S pixels on each side of the square that the image encoder takes.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from blip.capfilt.candidates import SYNTHETIC, Candidate, Candidates
-from blip.data.images import UnreadableImage, open_image
-from blip.data.jsonl_shards import Line, write_shards
+from blip.data.images import open_or_problem
+from blip.data.jsonl_shards import Line, write_jsonl_shards
 from blip.data.skipped import TooManySkipped
 from blip.errors import InputError
 from blip.hashing import stable_hash
@@ -35,34 +35,54 @@ from blip.inference.predictor import Predictor
 from blip.inference.scoring import match_groups
 from blip.models.decoding import Decoding
 
-Progress = Callable[[int], None]  # is told of each finished shard
+Progress = Callable[[int], None]  # called with the number of each finished shard
 
 
 @dataclass
-class Work:
-    """How the work is cut and done. Captions and scores depend on the first three."""
+class ShardOptions:
+    """How the images are divided into shards and batches. Captions and scores depend on the first three."""
 
     shard_size: int = 1024  # images
     batch_size: int = 32  # images
     precision: str = "fp32"  # or bf16
-    workers: int = 2  # threads that open images
-    max_skipped_fraction: float = 0.05  # of a shard's images; more unreadable ones, above ten, end the work
+    num_workers: int = 2  # threads that open images
+    max_skipped_fraction: float = 0.05  # of a shard's images; more unreadable ones, above ten, end the step
 
     def __post_init__(self) -> None:
-        if min(self.shard_size, self.batch_size, self.workers) < 1:
-            raise InputError("shard_size, batch_size and workers need to be 1 or more")
+        if min(self.shard_size, self.batch_size, self.num_workers) < 1:
+            raise InputError("shard_size, batch_size and num_workers need to be 1 or more")
         if self.precision not in ("fp32", "bf16"):
             raise InputError(f"precision is {self.precision!r}; it can be fp32 or bf16")
 
     def settings(self) -> dict[str, Any]:
+        """What captions and scores depend on, for the settings of the shards."""
         return {"shard_size": self.shard_size, "batch_size": self.batch_size, "precision": self.precision}
+
+    def images(self, shard: int, count: int) -> range:
+        """The numbers of a shard's images, of `count` in all."""
+        return range(shard * self.shard_size, min(count, (shard + 1) * self.shard_size))
+
+    def count(self, candidates: Candidates) -> int:
+        """How many shards hold all images."""
+        return -(-len(candidates) // self.shard_size)
 
     def autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
+@dataclass
+class CaptionOptions:
+    """What is written for each image: `Decoding.num_return` texts. Samples follow from `seed` and the shard, so that
+    they are the same for any number of processes."""
+
+    decoding: Decoding  # nucleus sampling, or beams
+    seed: int = 0
+    round: int = 1  # which round of CapFilt this is
+    prompt: str | None = None  # as in `Predictor.write`; it is not part of the texts
+
+
 def data_fingerprint(candidates: Candidates) -> str:
-    """12 hexadecimal digits that follow from images and texts: shards of other data are not continued."""
+    """12 hexadecimal digits from the paths of all images and their texts: shards of other data are not continued."""
     digest = hashlib.sha256(f"{len(candidates)} {candidates.texts}".encode())
     for index in range(len(candidates)):
         digest.update(candidates.image_path(index).encode("utf-8", "surrogateescape"))
@@ -71,10 +91,15 @@ def data_fingerprint(candidates: Candidates) -> str:
     return digest.hexdigest()[:12]
 
 
-def decoding(
-    captions_per_image: int = 1, beams: int = 0, top_p: float = 0.9, max_new_tokens: int = 30, min_new_tokens: int = 0
+def caption_decoding(
+    captions_per_image: int = 1,
+    beams: int = 0,
+    top_p: float = 0.9,
+    *,
+    max_new_tokens: int = 30,
+    min_new_tokens: int = 0,
 ) -> Decoding:
-    """How captions are written: nucleus sampling, which the paper prefers, or the best of as many `beams`."""
+    """Nucleus sampling, which the paper prefers, or with `beams` the best captions of a search with that many beams."""
     return Decoding(
         beams=beams or 1,
         sample=not beams,
@@ -89,61 +114,59 @@ def decoding(
 
 
 def caption(
-    m: Predictor,
+    predictor: Predictor,
     candidates: Candidates,
     folder: Path,
-    model: str,
-    how: Decoding,
-    seed: int = 0,
-    round_: int = 1,
-    prompt: str | None = None,
-    work: Work | None = None,
+    *,
+    model_fingerprint: str,
+    options: CaptionOptions,
+    shards: ShardOptions | None = None,
     progress: Progress = lambda number: None,
 ) -> None:
-    """Writes texts for every image of `candidates`; `how.num_return` an image, without repetitions.
-
-    Samples follow from `seed` and the shard, so that they are the same whatever the number of processes.
+    """Writes texts for each image of `candidates`, without repetitions and without those that the image has already.
 
     Args:
-        m: the captioner; `model` is its fingerprint.
-        how: nucleus sampling, or beams.
-        round_: which round of CapFilt this is.
-        prompt: as in `Predictor.write`; it is no part of the texts.
-        work: shards, batches, precision.
+        predictor: the captioner; `model_fingerprint` identifies its weights in every line.
+        folder: of the shards to write, or to continue.
+        options: what is written.
+        shards: shards, batches, precision.
 
     Raises:
         ShardError: `folder` was begun with other settings.
+        TooManySkipped: more unreadable images in a shard than `ShardOptions.max_skipped_fraction`.
     """
-    work = work or Work()
-    blocks = -(-len(candidates) // work.shard_size)
-    settings: dict[str, Any] = {"step": "caption", "model": model, "data": data_fingerprint(candidates), "seed": seed}
-    given = m.info.get("prompt", "") if prompt is None else prompt
-    begin = m.tokenizer.decode(m.tokenizer.encode([given], m.positions)[0])  # as it will be written
-    settings |= {"round": round_, "prompt": prompt, **work.settings(), **vars(how)}
+    shards = shards or ShardOptions()
+    settings: dict[str, Any] = {"step": "caption", "model": model_fingerprint, "data": data_fingerprint(candidates)}
+    settings |= {"seed": options.seed, "round": options.round, "prompt": options.prompt}
+    settings |= {**shards.settings(), **vars(options.decoding)}
+    prompt = predictor.info.get("prompt", "") if options.prompt is None else options.prompt
+    # what every text begins with, in the spelling of the tokenizer
+    beginning = predictor.tokenizer.decode(predictor.tokenizer.encode([prompt], predictor.positions)[0])
 
-    def lines(block: int) -> Iterator[Line]:
-        problems = _Problems(candidates, block, work)
-        for number, batch in enumerate(_batches(m, candidates, block, work)):
-            yield from problems.of(batch)
-            readable = [one for one in batch if not one.problem]
-            own_seed = stable_hash(seed, block, number) if how.sample else None
-            with work.autocast(m.device):
-                written = m.write([one.pixels for one in readable], prompt, how, work.batch_size, own_seed)
-            for one, several in zip(readable, written, strict=True):
-                known = {_plain(candidate.text) for candidate in one.texts}
-                for new in several:
-                    text = new.text.removeprefix(begin).strip()
-                    if (plain := _plain(text)) and plain not in known:
-                        known.add(plain)
-                        about = {"image": one.path, "text": text, "source": SYNTHETIC, "round": round_}
-                        yield about | {"model": model, "log_prob": round(new.log_prob, 5)}
+    def lines(shard: int) -> Iterator[Line]:
+        for number, (images, problems) in enumerate(_batches(predictor, candidates, shard, options=shards)):
+            yield from problems
+            seed = stable_hash(options.seed, shard, number) if options.decoding.sample else None
+            pixels = [image.pixels for image in images]
+            with shards.autocast(predictor.device):
+                written = predictor.write(
+                    pixels, options.prompt, options.decoding, batch_size=shards.batch_size, seed=seed
+                )
+            for image, captions in zip(images, written, strict=True):
+                known = {_comparable(text.text) for text in image.texts}
+                for new in captions:
+                    text = new.text.removeprefix(beginning).strip()
+                    if (comparable := _comparable(text)) and comparable not in known:
+                        known.add(comparable)
+                        line = {"image": image.path, "text": text, "source": SYNTHETIC, "round": options.round}
+                        yield line | {"model": model_fingerprint, "log_prob": round(new.log_prob, 5)}
 
-    for number in write_shards(folder, settings, blocks, lines):
+    for number in write_jsonl_shards(folder, settings, shards.count(candidates), make_lines=lines):
         progress(number)
 
 
-def _plain(text: str) -> str:
-    """A text as it is compared: `A dog.` repeats `a dog`."""
+def _comparable(text: str) -> str:
+    """A text without case and punctuation: `A dog.` repeats `a dog`."""
     return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
 
 
@@ -151,48 +174,52 @@ def _plain(text: str) -> str:
 
 
 def score(
-    m: Predictor,
+    predictor: Predictor,
     candidates: Candidates,
     folder: Path,
-    model: str,
-    work: Work | None = None,
+    *,
+    model_fingerprint: str,
+    shards: ShardOptions | None = None,
     progress: Progress = lambda number: None,
 ) -> None:
-    """Scores every text of every image: probability of a match, and cosine of the features.
+    """Scores each text of each image: probability of a match, and cosine of the features.
 
     An image is encoded once, and its texts lie side by side on the query axis.
 
     Args:
-        m: the filter; `model` is its fingerprint.
-        work: shards, batches, precision.
+        predictor: the filter; `model_fingerprint` identifies its weights in every line.
+        folder: of the shards to write, or to continue.
+        shards: shards, batches, precision.
 
     Raises:
         ShardError: `folder` was begun with other settings.
+        TooManySkipped: more unreadable images in a shard than `ShardOptions.max_skipped_fraction`.
     """
-    work = work or Work()
-    blocks = -(-len(candidates) // work.shard_size)
-    settings = {"step": "score", "model": model, "data": data_fingerprint(candidates), **work.settings()}
+    shards = shards or ShardOptions()
+    settings = {"step": "score", "model": model_fingerprint, "data": data_fingerprint(candidates), **shards.settings()}
 
-    def lines(block: int) -> Iterator[Line]:
-        problems = _Problems(candidates, block, work)
-        for batch in _batches(m, candidates, block, work):
-            yield from problems.of(batch)
-            told = [one for one in batch if one.texts and not one.problem]
-            texts = [[text.text for text in one.texts] for one in told]
-            with work.autocast(m.device):
-                found = match_groups(m, [one.pixels for one in told], texts)
-            for one, scores in zip(told, found, strict=True):
-                for text, (match, cosine) in zip(one.texts, scores, strict=True):
-                    about = {"image": one.path, "text": text.text, "source": text.source, "round": text.round}
-                    yield about | {"match": round(match, 6), "itc": round(cosine, 6), "model": model}
+    def lines(shard: int) -> Iterator[Line]:
+        for images, problems in _batches(predictor, candidates, shard, options=shards):
+            yield from problems
+            images = [image for image in images if image.texts]
+            texts = [[text.text for text in image.texts] for image in images]
+            with shards.autocast(predictor.device):
+                scores = match_groups(predictor, [image.pixels for image in images], texts)
+            for image, several in zip(images, scores, strict=True):
+                for text, (match, cosine) in zip(image.texts, several, strict=True):
+                    line = {"image": image.path, "text": text.text, "source": text.source, "round": text.round}
+                    yield line | {"match": round(match, 6), "itc": round(cosine, 6), "model": model_fingerprint}
 
-    for number in write_shards(folder, settings, blocks, lines):
+    for number in write_jsonl_shards(folder, settings, shards.count(candidates), make_lines=lines):
         progress(number)
 
 
+# ---- opening images --------------------------------------------------------------------------------------------------
+
+
 @dataclass
-class Opened:
-    """An image of the data with its texts, or what is wrong with it."""
+class OpenedImage:
+    """An image of the candidates with its texts, or the problem that makes it unreadable."""
 
     path: str
     texts: list[Candidate]
@@ -200,42 +227,51 @@ class Opened:
     problem: str = ""
 
 
-def _open(m: Predictor, path: str, texts: list[Candidate]) -> Opened:
-    try:
-        return Opened(path, texts, m.transform(open_image(path)))
-    except UnreadableImage as error:
-        return Opened(path, texts, problem=str(error))
+def _open(predictor: Predictor, path: str, texts: list[Candidate]) -> OpenedImage:
+    image, problem = open_or_problem(path)
+    return (
+        OpenedImage(path, texts, problem=problem)
+        if image is None
+        else OpenedImage(path, texts, predictor.transform(image))
+    )
 
 
-def _batches(m: Predictor, candidates: Candidates, block: int, how: Work) -> Iterator[list[Opened]]:
-    """The images of a block in batches; the next one is opened by other threads while a batch is worked on."""
-    end = min(len(candidates), (block + 1) * how.shard_size)
-    waiting: deque[list[Future[Opened]]] = deque()
-    with ThreadPoolExecutor(how.workers) as pool:
-        for start in range(block * how.shard_size, end, how.batch_size):
-            numbers = range(start, min(end, start + how.batch_size))
-            waiting.append([pool.submit(_open, m, candidates.image_path(i), candidates[i]) for i in numbers])
+def _batches(
+    predictor: Predictor, candidates: Candidates, shard: int, *, options: ShardOptions
+) -> Iterator[tuple[list[OpenedImage], list[Line]]]:
+    """Batches of (readable images of a shard, lines about the unreadable ones).
+
+    The next batch is opened by other threads while one is being processed. TooManySkipped ends a shard of little but
+    unreadable images before it is written.
+    """
+    numbers = options.images(shard, len(candidates))
+    most = min(max(10, int(options.max_skipped_fraction * len(numbers))), len(numbers) - 1)
+    unreadable = 0
+    for batch in _opened(predictor, candidates, numbers, options=options):
+        problems = []
+        for image in batch:
+            if image.problem:
+                unreadable += 1
+                if unreadable > most:
+                    raise TooManySkipped(
+                        f"{unreadable} of a shard's {len(numbers)} images could not be read, the last being "
+                        f"{image.path} ({image.problem}). Is image_root right? `max_skipped_fraction` sets how many "
+                        "are tolerated"
+                    )
+                problems.append({"image": image.path, "problem": image.problem})
+        yield [image for image in batch if not image.problem], problems
+
+
+def _opened(
+    predictor: Predictor, candidates: Candidates, numbers: range, *, options: ShardOptions
+) -> Iterator[list[OpenedImage]]:
+    """The images in batches, two of which are being opened at any time."""
+    waiting: deque[list[Future[OpenedImage]]] = deque()
+    with ThreadPoolExecutor(options.num_workers) as pool:
+        for start in range(0, len(numbers), options.batch_size):
+            batch = numbers[start : start + options.batch_size]
+            waiting.append([pool.submit(_open, predictor, candidates.image_path(i), candidates[i]) for i in batch])
             if len(waiting) > 1:
                 yield [future.result() for future in waiting.popleft()]
         while waiting:
             yield [future.result() for future in waiting.popleft()]
-
-
-class _Problems:
-    """Lines on the unreadable images of a block; TooManySkipped before a shard of little else counts as written."""
-
-    def __init__(self, candidates: Candidates, block: int, work: Work):
-        self.images = min(work.shard_size, len(candidates) - block * work.shard_size)
-        self.most = min(max(10, int(work.max_skipped_fraction * self.images)), self.images - 1)
-        self.count = 0
-
-    def of(self, batch: list[Opened]) -> Iterator[Line]:
-        for one in batch:
-            if one.problem:
-                self.count += 1
-                if self.count > self.most:
-                    raise TooManySkipped(
-                        f"{self.count} of a shard's {self.images} images could not be read, the last being {one.path} "
-                        f"({one.problem}). Is image_root right? `max_skipped_fraction` says how many are tolerated"
-                    )
-                yield {"image": one.path, "problem": one.problem}

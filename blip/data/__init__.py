@@ -1,12 +1,11 @@
-"""Data: annotation files to samples to batches. Imports `files`, `hashing`, `distributed` and `tokenizer`.
+"""Data: annotation files to samples to batches. Imports `files`, `hashing`, `distributed`, `tokenizer` and `errors`.
 
-Read `pairs.py` first: an image-caption sample from its record to its tensors.
+Read `pairs.py` first: an image-caption pair from its record to its sample.
 
-formats compact   annotation files record by record; annotations in flat arrays
-pairs questions statements   the samples of each task; `question_splits` divides whole sets of questions
-order batches loader   which record comes when; samples to a batch; worker processes
-images transforms skipped gallery   opening images, making tensors of them, noting unreadable ones, images by number
-stream webdataset jsonl_shards   shards: streamed, as tar files, as lines of JSON
-check phantoms    what `blip check-data` reports; the synthetic data generator
-sets              one small reader for each published data set
+formats sets compact   annotation files record by record; a reader for each published set; records in flat arrays
+pairs questions statements question_splits   the samples of each task; whole sets of questions divided by image
+images transforms skipped   opening images, tensors of them, notes about unreadable ones
+order batches loader gallery   which record comes when; samples to a batch; worker processes; images by number
+webdataset stream jsonl_shards   tar shards, training batches streamed from them; shards of JSON lines
+check check_report phantoms   `blip check-data` and its report; the synthetic data generator
 """

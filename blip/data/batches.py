@@ -1,4 +1,7 @@
-"""Samples and batches: what a data set gives, and how samples are put side by side."""
+"""Samples and batches: the tensors of one pair, and those of B pairs side by side.
+
+B samples in a batch, T text tokens, S side of an image in pixels.
+"""
 
 from dataclasses import dataclass, field, fields, replace
 from typing import Self
@@ -11,20 +14,20 @@ from blip.data.skipped import Skipped
 
 @dataclass
 class Sample:
-    """One image with one caption. `image` is None where evaluation met an unreadable image."""
+    """One image with one caption. In evaluation `image` is None where it is unreadable."""
 
     image: Tensor | None  # float32 (3, S, S)
     ids: list[int]  # [CLS] ... [SEP]
     caption_id: int
     image_id: int
     index: int
-    skipped: list[Skipped]  # unreadable images in whose place this one stands
-    source: str = ""  # where the pair comes from, such as web or synthetic; "": the data do not say
+    skipped: list[Skipped]  # unreadable images that this sample replaces
+    source: str = ""  # of the pair, such as web or synthetic; "": not given
 
 
 @dataclass
 class TensorBatch:
-    """What batches of every task do: move. All tensors go along, but for lengths, which the CPU reads."""
+    """Base of the batches of every task: their tensors move to a device, except lengths, which the CPU reads."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """A copy on the device; lengths stay on the CPU."""
@@ -32,6 +35,7 @@ class TensorBatch:
         return replace(self, **{name: x.to(device, non_blocking=non_blocking) for name, x in tensors.items()})
 
     def pin_memory(self) -> Self:
+        """A copy in page-locked memory, called by the loader."""
         return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -48,7 +52,7 @@ class Batch(TensorBatch):
     images: Tensor  # float32 (B, 3, S, S)
     ids: Tensor  # int64 (B, T), [CLS] first, padded to the longest of the batch
     lengths: Tensor  # int64 (B,), without pads; stays on the CPU
-    caption_ids: Tensor  # int64 (B,), equal for equal captions
+    caption_ids: Tensor  # int64 (B,), equal for equal captions, see `caption_id`
     image_ids: Tensor  # int64 (B,), equal for equal images
     indices: list[int]  # of the records, to name a sample in a message
     skipped: list[Skipped]
@@ -56,7 +60,7 @@ class Batch(TensorBatch):
 
 
 def collate(samples: list[Sample], pad_id: int = 0, pad_to: tuple[int, ...] = ()) -> Batch:
-    """Puts samples side by side; those without an image only leave their note in `skipped`. `pad_to`: see `padded`."""
+    """Puts samples side by side; those without an image only leave notes in `skipped`. `pad_to`: see `padded`."""
     skipped = [note for sample in samples for note in sample.skipped]
     samples = [sample for sample in samples if sample.image is not None]
     ids, lengths = padded([sample.ids for sample in samples], pad_id, pad_to)
@@ -75,8 +79,8 @@ def collate(samples: list[Sample], pad_id: int = 0, pad_to: tuple[int, ...] = ()
 def padded(rows: list[list[int]], pad_id: int, pad_to: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
     """B lists of ids -> int64 (B, T) and their lengths (B,).
 
-    `pad_to`: lengths that compiled code knows; ids are padded to the smallest that holds the longest text, or to that
-    text itself where none does.
+    `pad_to`: lengths for which code is compiled; ids are padded to the smallest one that the longest text fits into,
+    or to the longest text itself where none is large enough.
     """
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
     longest = max(map(len, rows), default=0)

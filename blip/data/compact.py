@@ -1,10 +1,13 @@
-"""Lists of strings in a few flat buffers. No object per string: forked workers share the pages and copy none."""
+"""Lists of strings in a few flat buffers, without an object for each string.
+
+Forked workers share the pages of the buffers. Objects would be copied, since reading one changes its reference count.
+"""
 
 from array import array
 
 
 class Texts:
-    """A list of strings in two buffers."""
+    """A list of strings: their UTF-8 bytes, and where each one ends."""
 
     def __init__(self) -> None:
         self.bytes = bytearray()
@@ -54,7 +57,7 @@ class TextLists:
 
 
 class Labels:
-    """A list of strings of which few differ, such as kinds of answers."""
+    """A list of strings with few different values, such as the types of answers."""
 
     def __init__(self) -> None:
         self.names: list[str] = []

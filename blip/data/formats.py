@@ -1,8 +1,7 @@
-"""Annotation files as they lie on disk: JSON, JSON lines, CSV, TSV, parquet, arrow and text, read record by record.
+"""Annotation files: JSON, JSON lines, CSV, TSV, parquet, arrow and text, read record by record.
 
-What a record of which data set holds is told in `caption_sets.py`, `question_sets.py` and `statement_sets.py`. The
-generic one for captions, `parse_record`, has `image` (a path), `caption` (text or a list of texts) and perhaps
-`image_id`; other keys are ignored.
+The records of each data set are read in `data/sets/`. The generic record of captions, read by `parse_record`, has
+`image` (a path), `caption` (text or a list of texts) and optionally `image_id`; other keys are ignored.
 """
 
 import csv
@@ -19,7 +18,7 @@ from blip.errors import BlipError, InputError
 BLANK = re.compile(r"\s*")
 NEEDS_PYARROW = "reading parquet and arrow files needs pyarrow: pip install -e '.[parquet]'"
 
-Records = Iterator[tuple[str, Any]]  # place, as messages call it, and record
+Records = Iterator[tuple[str, Any]]  # place, such as "line 3", and record
 
 
 class AnnotationError(BlipError):
@@ -33,16 +32,17 @@ class AnnotationError(BlipError):
 def iter_records(
     path: str | Path, needed: tuple[str, ...] = ("image", "caption"), also: tuple[str, ...] = ("image_id",)
 ) -> Records:
-    """(place, record) of each record of an annotation file; the place is what messages call it, such as "line 3".
+    """(place, record) of each record of an annotation file; the place names it in messages, such as "line 3".
 
-    Raises AnnotationError where the file itself is broken. The records are as found: `parse_record` checks them.
+    An image inside a parquet or arrow file becomes the reference FILE#ROW, which `read_image` resolves.
 
     Args:
         path: .json (a list of records), .jsonl, .csv, .tsv, .parquet, or .arrow as the `datasets` library saves it.
-        needed: columns that a table has to have; other formats say record by record what they hold.
-        also: columns that are read too, of parquet and arrow files, where there are such.
+        needed: columns that a table has to have. Records of other formats are not checked here.
+        also: further columns of parquet and arrow files, read where they exist.
 
-    An image that lies in a parquet or arrow file itself becomes the reference FILE#ROW, which `embedded.py` resolves.
+    Raises:
+        AnnotationError: the file itself is broken. Its records are not checked: `parse_record` does that.
     """
     path = Path(path)
     readers: dict[str, Callable[[Path], Records]] = {
@@ -76,7 +76,7 @@ def checked(path: Path, read: Callable[[Path], Records]) -> Records:
 
 
 def iter_lines(path: Path) -> Records:
-    """("line 3", its text) of each line that is not blank."""
+    """("line 3", its text) of each line that is not blank, without its line end."""
     with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -156,8 +156,8 @@ def _items(path: Path, text: str, position: int, name: str) -> Iterator[tuple[st
         position = _after_blanks(text, position)
         mark = text[position : position + 1]
         if mark not in (",", "]"):
-            found = f"{mark!r}" if mark else "the file ends"
-            raise AnnotationError(path, f"after {name} {number}", f"expected ',' or ']' but {found}; is it cut off?")
+            instead = f"{mark!r}" if mark else "the file ends"
+            raise AnnotationError(path, f"after {name} {number}", f"expected ',' or ']' but {instead}; is it cut off?")
         position = _after_blanks(text, position + 1) if mark == "," else position
     yield "", None, position + 1
 
@@ -199,14 +199,14 @@ def _table(path: Path, needed: tuple[str, ...]) -> Records:
 
 
 def _columns(path: Path, needed: tuple[str, ...], also: tuple[str, ...]) -> Records:
-    """Parquet or arrow. The bytes of images stay where they are: a record has a reference in their place."""
+    """Parquet or arrow. The bytes of images are not read: a record has a reference in their place."""
     try:
         import pyarrow
         from pyarrow import ipc, parquet
     except ImportError:
         raise AnnotationError(path, "", NEEDS_PYARROW) from None
     kind = path.suffix.lower().removeprefix(".")
-    # absolute: it is also joined to folders that images are looked for in
+    # absolute, since the reference is later joined to the folder of images
     place = os.path.abspath(path)
     try:
         with pyarrow.memory_map(str(path)) as source:
@@ -244,7 +244,7 @@ def _require(path: Path, place: str, names: list[str], needed: tuple[str, ...]) 
 
 
 def parse_record(record: Any) -> tuple[str, list[str], str | None]:
-    """(image, captions, image id or None) of a record; ValueError says what is wrong with it."""
+    """(image, captions, image id or None) of a record; ValueError with what is wrong with it."""
     if not isinstance(record, dict):
         raise InputError(f"a record is an object with image and caption, not {kind_of(record)}")
     for key in ("image", "caption"):
@@ -270,13 +270,13 @@ def parse_record(record: Any) -> tuple[str, list[str], str | None]:
 
 
 def kind_of(value: Any) -> str:
-    """What JSON would call a value, for messages."""
+    """The name of a value's JSON type, for messages."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), f"a number ({value})" if isinstance(value, (int, float)) else type(value).__name__)
 
 
 def file_entry(entry: str | Path | Mapping[str, Any]) -> tuple[str, float]:
-    """(path, weight) of an entry in a list of annotation files."""
+    """(path, weight) of an entry in a list of annotation files; ValueError for other keys or a weight of 0 or less."""
     if not isinstance(entry, Mapping):
         return str(entry), 1.0
     if "path" not in entry or not set(entry) <= {"path", "weight"}:

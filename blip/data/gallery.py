@@ -1,4 +1,4 @@
-"""The images of an evaluation set by number, each read when it is asked for, and as often."""
+"""The images of an evaluation set by number, each read whenever it is requested."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,9 +13,11 @@ from blip.data.loader import data_loader
 from blip.data.order import open_or_note
 from blip.data.skipped import Skipped
 
+OPENED_AT_ONCE = 16  # images in a batch of `unreadable`
+
 
 class ImagesByNumber:
-    """Called with batches of numbers, it gives their pixels (B, 3, S, S), batch by batch.
+    """Called with batches of image numbers, it yields their pixels (B, 3, S, S), batch by batch.
 
     An unreadable image is black, so that the others keep their numbers, and is noted in `skipped`.
     """
@@ -26,25 +28,22 @@ class ImagesByNumber:
         self.skipped: set[Skipped] = set()
 
     def __call__(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        loader = data_loader(self.files, list(batches), self.num_workers, 0, _side_by_side, pin_memory=False)
+        loader = data_loader(self.files, list(batches), _side_by_side, num_workers=self.num_workers)
         for pixels, skipped in loader:
             self.skipped.update(skipped)
             yield pixels
 
 
 def unreadable(paths: Sequence[str], num_workers: int = 0) -> list[Skipped]:
-    """Notes of those that cannot be read, by number, in every process. Each process opens its part, and encodes none.
+    """Notes about the images that cannot be read, by number, the same in every process. Each process opens its share.
 
-    Who ranks images must know before: an image that is not there is neither a query nor a candidate.
+    Ranking needs them in advance: an unreadable image is neither a query nor a candidate.
     """
     images = ImagesByNumber(paths, _no_pixels, num_workers)
     own = range(distributed.rank(), len(paths), distributed.world_size())
     for _ in images([own[first : first + OPENED_AT_ONCE] for first in range(0, len(own), OPENED_AT_ONCE)]):
         pass
     return sorted({note for part in distributed.gather_objects(images.skipped) for note in part})
-
-
-OPENED_AT_ONCE = 16
 
 
 def _no_pixels(image: Image.Image) -> Tensor:

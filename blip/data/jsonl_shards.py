@@ -1,10 +1,10 @@
 """Lines of JSON in numbered shards, each written whole or not at all, by any number of processes.
 
-FOLDER/settings.json        what made the shards; a run that goes on has to be asked for the same
+FOLDER/settings.json        what the lines depend on; a run that continues needs equal settings
 FOLDER/shard-00000.jsonl    one JSON object a line
 
-Shard k holds what follows from block k of the input, whoever writes it: rank r of W processes takes blocks r, r+W, ...
-A shard that has its name is complete; after a kill at most the one in work is made again by each process.
+Shard k depends on part k of the input alone: rank r of W processes writes shards r, r+W, ... A shard that has its name
+is complete; after a kill each process repeats at most the shard that it was writing.
 """
 
 import json
@@ -21,35 +21,35 @@ Line = dict[str, Any]
 
 
 class ShardError(BlipError):
-    """Shards that cannot be written, continued or read; the message says why."""
+    """Shards that cannot be written, continued or read; the message has the reason."""
 
 
-def write_shards(
-    folder: Path, settings: dict[str, Any], blocks: int, make: Callable[[int], Iterable[Line]]
+def write_jsonl_shards(
+    folder: Path, settings: dict[str, Any], count: int, *, make_lines: Callable[[int], Iterable[Line]]
 ) -> Iterator[int]:
-    """Writes the shards that are missing of `blocks`, those of this process; yields the number of each when it is done.
+    """Writes those of `count` shards that are missing and belong to this process; yields the number of each when done.
 
     Args:
-        folder: where they go; created when absent.
+        folder: of the shards; created when absent.
         settings: JSON; what the lines depend on.
-        blocks: shards in all.
-        make: number of a block -> its lines.
+        count: shards in all.
+        make_lines: number of a shard -> its lines.
 
     Raises:
         ShardError: the folder holds shards of other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _agree(folder, {**settings, "shards": blocks})
-    for number in range(distributed.rank(), blocks, distributed.world_size()):
+    _agree(folder, {**settings, "shards": count})
+    for number in range(distributed.rank(), count, distributed.world_size()):
         path = shard_path(folder, number)
         if path.exists():
             continue
-        write_lines(path, make(number))
+        write_jsonl(path, make_lines(number))
         yield number
 
 
-def write_lines(path: Path, lines: Iterable[Line]) -> int:
-    """Writes a file of JSON lines; returns how many."""
+def write_jsonl(path: Path, lines: Iterable[Line]) -> int:
+    """Writes a file of JSON lines; returns how many. WriteError as in `whole_file`."""
     count = 0
     with whole_file(path) as file:
         for line in lines:
@@ -63,21 +63,23 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def is_shards(path: str | Path) -> bool:
+    """Whether a folder holds shards of JSON lines."""
     return (Path(path) / SETTINGS).is_file()
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
+    """The settings of a folder of shards; ShardError where it has none."""
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ShardError(f"{folder} holds no shards: {SETTINGS} cannot be read ({error})") from None
     if not isinstance(settings, dict) or "shards" not in settings:
-        raise ShardError(f"{folder} holds no shards of ours: {SETTINGS} does not say how many there are")
+        raise ShardError(f"{folder} holds no shards of this package: {SETTINGS} has no number of shards")
     return settings
 
 
 def read_lines(folder: Path) -> Iterator[Line]:
-    """Every line of all shards, in order; ShardError where one is missing."""
+    """Each line of all shards, in order; ShardError where one is missing."""
     for number in range(settings_of(folder)["shards"]):
         path = shard_path(folder, number)
         if not path.is_file():
@@ -92,7 +94,7 @@ def read_lines(folder: Path) -> Iterator[Line]:
 
 def _agree(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / SETTINGS
-    # settings of a command that failed before its first shard bind nobody
+    # settings of a command that failed before its first shard are ignored
     if distributed.is_main() and not (path.exists() and any(folder.glob("shard-*.jsonl"))):
         write_whole(path, json.dumps(settings, indent=1) + "\n")
     distributed.barrier()

@@ -1,4 +1,4 @@
-"""Which record comes when: the order of an epoch, and the next readable record behind an unreadable image."""
+"""Which record comes when: the order of an epoch, and the record that replaces one with an unreadable image."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,16 +13,18 @@ from blip.data.skipped import Skipped, TooManySkipped, too_many
 from blip.errors import InputError
 from blip.hashing import stable_hash
 
+Opened = TypeVar("Opened")
+
 
 class EpochOrder:
     """A new permutation of the records every epoch, from (seed, epoch) alone; rank r takes every world-th from r on.
 
-    Weights: a record of weight w is visited floor(w) times an epoch, and of the records that share a weight a random
+    Weights: a record of weight w is visited floor(w) times an epoch. Of the records that share a weight a random
     subset, new every epoch, is visited once more, so that the visits sum to w times their number (rounded).
-    Ranks get equal lengths: up to world - 1 records at the end of the permutation wait for another epoch.
+    All ranks have equally many positions: up to world - 1 records at the end of the permutation are not visited.
     """
 
-    def __init__(self, count: int, seed: int, rank: int = 0, world: int = 1, weights: np.ndarray | None = None):
+    def __init__(self, count: int, seed: int, *, rank: int = 0, world: int = 1, weights: np.ndarray | None = None):
         """`count` records; `weights` (count,) or None for 1 each. `per_rank` is the number of positions."""
         if weights is not None and len(weights) != count:
             raise InputError(f"{len(weights)} weights for {count} records")
@@ -67,8 +69,8 @@ def steps_per_epoch(order: EpochOrder, batch_size: int) -> int:
     return order.per_rank // batch_size
 
 
-class _Positions(Sampler):
-    """For each batch the keys of its samples: [(epoch, position), ...], without end."""
+class Positions(Sampler):
+    """The keys of each batch's samples, [(epoch, position), ...], without end, from the position `start` on."""
 
     def __init__(self, steps: int, batch_size: int, start: tuple[int, int]):
         epoch, batch = start
@@ -84,22 +86,19 @@ class _Positions(Sampler):
             epoch, first = epoch + 1, 0
 
 
-Opened = TypeVar("Opened")
-
-
 class Walk:
-    """Opens the record at a place of an epoch's order or, where its image is unreadable, the next one behind it."""
+    """Opens the record at a position of an epoch or, where its image is unreadable, the next readable one."""
 
     def __init__(self, order: EpochOrder, count: int, max_skipped_fraction: float = 0.01):
-        """`count` records. More unreadable images in a row than 10 and than `max_skipped_fraction` of the records, or
-        all of them, raise TooManySkipped."""
+        """`count` records. `open` raises TooManySkipped if more images in a row are unreadable than 10 and than
+        `max_skipped_fraction` of the records, or all of them."""
         self.order = order
-        self.patience = min(max(10, int(max_skipped_fraction * count)), order.per_rank - 1)
+        self.most_in_a_row = min(max(10, int(max_skipped_fraction * count)), order.per_rank - 1)
 
     def open(
         self, epoch: int, position: int, open_record: Callable[[int], Opened]
     ) -> tuple[int, Opened, list[Skipped]]:
-        """(index of the record, what `open_record` gives for it, notes of those skipped on the way)."""
+        """(index of the record, what `open_record` returns for it, notes about those skipped before it)."""
         skipped: list[Skipped] = []
         while True:
             index = self.order.index(epoch, (position + len(skipped)) % self.order.per_rank)
@@ -107,13 +106,13 @@ class Walk:
                 return index, open_record(index), skipped
             except UnreadableImage as error:
                 skipped.append((index, error.path, error.reason))
-                if len(skipped) > self.patience:
+                if len(skipped) > self.most_in_a_row:
                     raise TooManySkipped(too_many(skipped, f"{len(skipped)} images in a row")) from None
 
 
 @contextmanager
-def own_chance(seed: int, epoch: int, index: int) -> Iterator[None]:
-    """Within it torch's generator of the CPU starts from (seed, epoch, index); afterwards it is as it was."""
+def seeded(seed: int, epoch: int, index: int) -> Iterator[None]:
+    """A block in which torch's generator of the CPU is seeded with (seed, epoch, index); then its state is restored."""
     with torch.random.fork_rng(devices=[]):
         # not torch.manual_seed, which would also reset the GPU's generator when there are no workers
         torch.default_generator.manual_seed(stable_hash("sample", seed, epoch, index))
@@ -121,7 +120,7 @@ def own_chance(seed: int, epoch: int, index: int) -> Iterator[None]:
 
 
 def open_or_note(index: int, open_record: Callable[[int], Opened]) -> tuple[Opened | None, list[Skipped]]:
-    """For evaluation, which replaces nothing: what `open_record` gives, or None and a note."""
+    """For evaluation, where no record replaces another: what `open_record` returns, or None and a note."""
     try:
         return open_record(index), []
     except UnreadableImage as error:

@@ -1,7 +1,7 @@
-"""Image-caption pairs, in the order in which a record travels: annotations in memory (`read_pairs`, `Pairs`), then
-samples (`PairDataset`, `EvalPairs`).
+"""Image-caption pairs: annotations in memory (`read_pairs`, `Pairs`), then samples (`PairDataset`, `EvalPairs`).
 
-Before come the files (`formats.py`); after comes which record when (`EpochOrder`) and samples to batches (`loader.py`).
+Files of annotations are read in `formats.py` and `sets/captions.py`; `order.py` has the order of the records,
+`batches.py` and `loader.py` make batches of the samples.
 """
 
 import os
@@ -19,14 +19,14 @@ from blip.data.batches import Sample
 from blip.data.compact import Labels, Texts
 from blip.data.formats import file_entry
 from blip.data.images import open_image
-from blip.data.order import EpochOrder, Walk, open_or_note, own_chance
+from blip.data.order import EpochOrder, Walk, open_or_note, seeded
 from blip.data.sets.captions import CAPTION_SETS
 from blip.data.sets.layout import open_set
 from blip.errors import InputError
 from blip.hashing import stable_hash
 from blip.tokenizer import Tokenizer, blip_cleaning
 
-MAX_ORIGINS = 20  # kinds of sources that are told apart
+MAX_SOURCES = 20  # different sources that are kept; records of further ones get `other`
 
 # ---- annotations in memory -------------------------------------------------------------------------------------------
 
@@ -35,22 +35,29 @@ class Pairs:
     """The records of one or more annotation files, N of them, in flat arrays; filled by `read_pairs`."""
 
     def __init__(self) -> None:
-        self.sources: list[str] = []  # annotation files
+        self.annotation_files: list[str] = []
         self.roots: list[str] = []  # of each file: the folder that its image paths are relative to
         self.weights: list[float] = []  # of each file: visits of a record in an epoch
         self._paths = Texts()
         self._captions = Texts()
         self._caption_ends = array("q")  # of each record: where its captions end in `_captions`
         self._image_ids = array("q")
-        self._groups = array("q")  # 0: not said; empty where no record says, as in most sets
-        self._names = Texts()  # of images, as the files give them: "" where they do not
+        self._groups = array("q")  # 0: not given; empty where no record names one, as in most sets
+        self._names = Texts()  # `image_id` of each record, "" where it has none
         self._files = array("H")
-        self._origins = Labels()  # as `_groups`: empty where no record says
+        self._sources = Labels()  # as `_groups`: empty where no record names one
 
     def append(
-        self, file: int, image: str, captions: list[str], image_id: str | None, group: str = "", origin: str = ""
+        self,
+        file: int,
+        image: str,
+        captions: list[str],
+        *,
+        image_id: str | None,
+        group: str = "",
+        source: str = "",
     ) -> None:
-        """Adds a record of the annotation file `sources[file]`; `group` and `origin` as `Captioned` has them."""
+        """Adds a record of the annotation file `annotation_files[file]`; `group` and `source` as in `Captioned`."""
         self._paths.append(image)
         for caption in captions:
             self._captions.append(caption)
@@ -62,18 +69,19 @@ class Pairs:
             self._groups.extend([0] * (len(self) - 1))  # of the records before
         if group or self._groups:
             self._groups.append(stable_hash("group", group) if group else 0)
-        if origin and not self._origins:
+        if source and not self._sources:
             for _ in range(len(self) - 1):
-                self._origins.append("")
-        if len(self._origins.names) >= MAX_ORIGINS and origin not in self._origins.names:
-            origin = "other"  # addresses, one a record, are no kinds of sources
-        if origin or self._origins:
-            self._origins.append(origin)
+                self._sources.append("")
+        if len(self._sources.names) >= MAX_SOURCES and source not in self._sources.names:
+            source = "other"  # such as addresses, of which each record has another
+        if source or self._sources:
+            self._sources.append(source)
 
     def __len__(self) -> int:
         return len(self._files)
 
     def image_path(self, index: int) -> str:
+        """The path of the record's image, joined to the folder that it is relative to."""
         return os.path.normpath(os.path.join(self.roots[self._files[index]], self._paths[index]))
 
     def captions(self, index: int) -> list[str]:
@@ -81,28 +89,28 @@ class Pairs:
         return [self._captions[i] for i in range(start, self._caption_ends[index])]
 
     def image_id(self, index: int) -> int:
-        """63-bit number, the same for records with the same `image_id` or, where none is given, the same path."""
+        """63-bit number, equal for records with equal `image_id` or, where none is given, equal path."""
         return self._image_ids[index]
 
     def group(self, index: int) -> int:
-        """63-bit number, the same for records of one article or patient or, where the data do not say, one image."""
+        """63-bit number, equal for records of one article or patient or, where the data name none, of one image."""
         return (self._groups[index] if self._groups else 0) or self._image_ids[index]
 
     def given_path(self, index: int) -> str:
-        """The path of the image as the file gives it."""
+        """The path of the image as written in its annotation file."""
         return self._paths[index]
 
     def image_name(self, index: int) -> str:
-        """The record's `image_id` as its file gives it, else the name of the image file without its ending."""
+        """The record's `image_id` as written in its annotation file, else the image file's name without ending."""
         return self._names[index] or os.path.splitext(os.path.basename(self._paths[index]))[0]
 
-    def source(self, index: int) -> str:
+    def annotation_file(self, index: int) -> str:
         """The annotation file that the record comes from."""
-        return self.sources[self._files[index]]
+        return self.annotation_files[self._files[index]]
 
-    def origin(self, index: int) -> str:
-        """What the record says of where its pair comes from, such as web or synthetic; "" where it says nothing."""
-        return self._origins[index] if self._origins else ""
+    def pair_source(self, index: int) -> str:
+        """The source of the pair that the record names, such as web or synthetic, or ""."""
+        return self._sources[index] if self._sources else ""
 
     def record_weights(self) -> np.ndarray | None:
         """(N,) float64: the weight of each record's file; None where all are 1."""
@@ -117,27 +125,29 @@ class Pairs:
             self._paths.nbytes
             + self._captions.nbytes
             + self._names.nbytes
-            + self._origins.nbytes
+            + self._sources.nbytes
             + sum(len(x) * x.itemsize for x in arrays)
         )
 
 
 def read_pairs(
-    files: list[str | Mapping[str, Any]], image_root: str = "", dataset: str = "json", split: str = ""
+    files: list[str | Mapping[str, Any]], image_root: str = "", dataset: str = "json", *, split: str = ""
 ) -> Pairs:
-    """Reads annotation files: .json (a list), .jsonl, .csv and .tsv (with a header), .parquet, or a set as distributed.
+    """Reads annotation files: .json (a list), .jsonl, .csv and .tsv (with a header), .parquet, or folders of sets.
 
-    A record has `image` (a path), `caption` (text or a list of texts) and perhaps `image_id`; other keys are ignored.
+    A record has `image` (a path), `caption` (text or a list of texts) and optionally `image_id`.
 
     Args:
-        files: paths, or {"path": ..., "weight": ...}; the weight says how often an epoch visits the file's records. A
-            path may be the folder of a set as distributed.
+        files: paths, or {"path": ..., "weight": ...}; an epoch visits the file's records `weight` times. A path may be
+            the folder of a set as published.
         image_root: folder that image paths are relative to; empty: the folder of their annotation file, or where the
             set has its images.
-        dataset, split: a name of CAPTION_SETS, and train, validation, test or all; see `sets.open_set`.
+        dataset: a name of CAPTION_SETS.
+        split: train, validation, test or all; see `open_set`.
 
     Raises:
-        AnnotationError: names the file, the record and what is wrong with it.
+        ValueError: no files, no such dataset, split or image_root.
+        AnnotationError: the file, the record and what is wrong with it.
     """
     if not files:
         raise InputError("no annotation files are given")
@@ -146,25 +156,30 @@ def read_pairs(
     pairs = Pairs()
     for entry in files:
         path, weight = file_entry(entry)
-        for file in open_set(CAPTION_SETS, dataset, path, split, image_root):
-            pairs.sources.append(file.path)
+        for file in open_set(CAPTION_SETS, dataset, path, split=split, image_root=image_root):
+            pairs.annotation_files.append(file.path)
             pairs.roots.append(file.root)
             pairs.weights.append(weight)
             for place, raw in file.raw():
                 record = file.parse(place, raw)
                 pairs.append(
-                    len(pairs.sources) - 1, record.image, record.captions, record.image_id, record.group, record.source
+                    len(pairs.annotation_files) - 1,
+                    record.image,
+                    record.captions,
+                    image_id=record.image_id,
+                    group=record.group,
+                    source=record.source,
                 )
     return pairs
 
 
 def has_words(text: str) -> bool:
-    """Whether it has a letter or a digit. "." and zero-width characters are no words, with any vocabulary."""
+    """Whether a text has a letter or a digit, unlike "." and zero-width characters."""
     return any(map(str.isalnum, text))
 
 
 def caption_id(text: str) -> int:
-    """63-bit number, the same for captions that differ in white space and case alone."""
+    """63-bit number, equal for captions that differ only in white space and case."""
     return stable_hash(" ".join(text.lower().split()))
 
 
@@ -172,10 +187,10 @@ def caption_id(text: str) -> int:
 
 
 class CaptionEncoder:
-    """Caption to ids: cleaned, behind the prompt, [CLS] ... [SEP]."""
+    """A caption to ids: cleaned, with the prompt in front, [CLS] ... [SEP]."""
 
-    def __init__(self, tokenizer: Tokenizer, max_tokens: int, prompt: str = "", text_cleaning: str = "none"):
-        """`text_cleaning` is none or blip, the published preprocessing (`blip_cleaning`)."""
+    def __init__(self, tokenizer: Tokenizer, max_tokens: int, prompt: str = "", *, text_cleaning: str = "none"):
+        """`max_tokens` with [CLS] and [SEP]; `text_cleaning` is none or blip, the published one (`blip_cleaning`)."""
         if text_cleaning not in ("none", "blip"):
             raise InputError(f"text_cleaning is {text_cleaning!r}; it can be none or blip")
         if max_tokens < 3:
@@ -189,38 +204,36 @@ class CaptionEncoder:
 
 
 class PairDataset(Dataset):
-    """Training samples by (epoch, position). All chance in a sample depends on (seed, epoch, index) alone."""
+    """Training samples by (epoch, position). What is random in a sample depends on (seed, epoch, index) alone."""
 
     def __init__(
         self,
         pairs: Pairs,
         order: EpochOrder,
-        tokenizer: Tokenizer,
+        encode: Callable[[str], list[int]],
+        *,
         transform: Callable[[Image.Image], Tensor],
-        max_tokens: int,
         seed: int,
-        prompt: str = "",
-        text_cleaning: str = "none",
         max_skipped_fraction: float = 0.01,
     ):
-        """`prompt` and `text_cleaning`: see `CaptionEncoder`; `max_skipped_fraction`: see `Walk`."""
-        self.pairs, self.transform, self.seed = pairs, transform, seed
-        self.encode = CaptionEncoder(tokenizer, max_tokens, prompt, text_cleaning)
+        """`encode`: a caption to ids, see `CaptionEncoder`; `transform`: PIL RGB to (3, S, S); `max_skipped_fraction`:
+        see `Walk`."""
+        self.pairs, self.encode, self.transform, self.seed = pairs, encode, transform, seed
         self.order, self.walk = order, Walk(order, len(pairs), max_skipped_fraction)
 
     def __len__(self) -> int:
         return self.order.per_rank
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
-        """The sample at (epoch, position), or the next readable one behind it, with a note of those skipped."""
+        """The sample at (epoch, position), or the next readable one, with notes about those skipped."""
         epoch, position = key
         index, image, skipped = self.walk.open(epoch, position, lambda i: open_image(self.pairs.image_path(i)))
         captions = self.pairs.captions(index)
-        with own_chance(self.seed, epoch, index):
+        with seeded(self.seed, epoch, index):
             caption = captions[int(torch.randint(len(captions), ()))]
             pixels = self.transform(image)
-        image_id, origin = self.pairs.image_id(index), self.pairs.origin(index)
-        return Sample(pixels, self.encode(caption), caption_id(caption), image_id, index, skipped, origin)
+        image_id, source = self.pairs.image_id(index), self.pairs.pair_source(index)
+        return Sample(pixels, self.encode(caption), caption_id(caption), image_id, index, skipped, source)
 
 
 class EvalPairs(Dataset):
@@ -229,20 +242,16 @@ class EvalPairs(Dataset):
     def __init__(
         self,
         pairs: Pairs,
-        tokenizer: Tokenizer,
+        encode: Callable[[str], list[int]],
         transform: Callable[[Image.Image], Tensor],
-        max_tokens: int,
-        prompt: str = "",
-        text_cleaning: str = "none",
     ):
-        self.pairs, self.transform = pairs, transform
-        self.encode = CaptionEncoder(tokenizer, max_tokens, prompt, text_cleaning)
+        self.pairs, self.encode, self.transform = pairs, encode, transform
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        """The sample; where the image is unreadable, one whose `image` is None and whose `skipped` says so."""
+        """The sample; for an unreadable image its `image` is None and `skipped` has a note."""
         pixels, skipped = open_or_note(index, lambda i: self.transform(open_image(self.pairs.image_path(i))))
         caption = self.pairs.captions(index)[0]
         return Sample(pixels, self.encode(caption), caption_id(caption), self.pairs.image_id(index), index, skipped)

@@ -1,7 +1,7 @@
-"""A data set that draws itself: scanner-like phantoms with lesions, captions, questions and boxes.
+"""Synthetic data generator: scanner-like phantoms with lesions, captions, questions and boxes.
 
-Everything follows from a seed. A lesion has a shape, a size, a brightness and one of six places (upper, middle, lower;
-left or right, as seen in the image), so a mirrored image makes its caption wrong. At most one lesion lies in a place.
+A seed determines everything. A lesion has a shape, a size, a brightness and one of six places (upper, middle, lower;
+left or right, as seen in the image), so a mirrored image makes its caption wrong. A place has at most one lesion.
 """
 
 import json
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from blip.errors import InputError
+from blip.files import write_whole
 
 BODIES = ("head", "chest", "abdomen")
 SHAPES = ("round", "square", "ring", "cross")
@@ -45,13 +46,13 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Phantom:
-    """What one image shows; lesions from top to bottom, left before right."""
+    """The content of one image; lesions from top to bottom, left before right."""
 
     body: str
     lesions: tuple[Lesion, ...]
 
     def caption(self, named: int | None = None) -> str:
-        """Of all lesions, or of the one numbered `named`."""
+        """A caption of all lesions, or of the one numbered `named`."""
         lesions = self.lesions if named is None else self.lesions[named : named + 1]
         return f"{self.body} with " + " and ".join(lesion.words() for lesion in lesions)
 
@@ -123,24 +124,24 @@ def _draw_lesion(rng: np.random.Generator, canvas: Image.Image, place: int, imag
 def questions(phantom: Phantom) -> list[dict[str, str]]:
     """Questions with one right answer each, and the kind of answer: `closed` is yes or no."""
     lesions = phantom.lesions
-    asked = [("what part of the body is shown?", phantom.body, "open")]
-    asked.append(("how many lesions are there?", str(len(lesions)), "open"))
+    rows = [("what part of the body is shown?", phantom.body, "open")]
+    rows.append(("how many lesions are there?", str(len(lesions)), "open"))
     for side in SIDES:
-        found = any(lesion.side == side for lesion in lesions)
-        asked.append((f"is there a lesion on the {side}?", "yes" if found else "no", "closed"))
+        present = any(lesion.side == side for lesion in lesions)
+        rows.append((f"is there a lesion on the {side}?", "yes" if present else "no", "closed"))
     for lesion in lesions:
         place = f"the {lesion.position} {lesion.side}"
-        asked.append((f"what shape is the lesion in {place}?", lesion.shape, "open"))
-        asked.append((f"what size is the lesion in {place}?", lesion.size, "open"))
-        asked.append((f"is the lesion in {place} bright?", "yes" if lesion.brightness == "bright" else "no", "closed"))
+        rows.append((f"what shape is the lesion in {place}?", lesion.shape, "open"))
+        rows.append((f"what size is the lesion in {place}?", lesion.size, "open"))
+        rows.append((f"is the lesion in {place} bright?", "yes" if lesion.brightness == "bright" else "no", "closed"))
     if len(lesions) == 1:
-        asked.append(("where is the lesion?", f"{lesions[0].position} {lesions[0].side}", "open"))
-    return [{"question": q, "answer": a, "answer_type": kind} for q, a, kind in asked]
+        rows.append(("where is the lesion?", f"{lesions[0].position} {lesions[0].side}", "open"))
+    return [{"question": q, "answer": a, "answer_type": kind} for q, a, kind in rows]
 
 
 def statements(annotations: list[dict], seed: int = 0) -> list[dict]:
-    """For each image and the next one a statement about the two, true or false by turns: records of NLVR2's kind."""
-    found = []
+    """For each image and the next one a statement about both, alternately true and false: records as those of NLVR2."""
+    made = []
     for i, first in enumerate(annotations):
         second = annotations[(i + 1) % len(annotations)]
         rng = np.random.default_rng([seed, i, 1])
@@ -148,8 +149,8 @@ def statements(annotations: list[dict], seed: int = 0) -> list[dict]:
         false = [text for text in STATEMENTS if text not in true]
         label = i % 2 == 0
         text = str(rng.choice(true if label else false))
-        found.append({"images": [first["image"], second["image"]], "sentence": text, "label": label})
-    return found
+        made.append({"images": [first["image"], second["image"]], "sentence": text, "label": label})
+    return made
 
 
 STATEMENTS = [
@@ -165,8 +166,8 @@ def _holds(text: str, first: dict, second: dict) -> bool:
     return all(shows) if text.startswith("both") else shows["second" in text]
 
 
-def wrong_caption(rng: np.random.Generator, phantom: Phantom, kind: str, max_lesions: int) -> str:
-    """A caption that is not true of `phantom`: `other`, of another random one; `attribute`, with one word changed."""
+def wrong_caption(rng: np.random.Generator, phantom: Phantom, kind: str, *, max_lesions: int) -> str:
+    """A wrong caption for `phantom`: of another random one (`other`), or with one word changed (`attribute`)."""
     true = phantom.caption()
     while kind == "other":
         caption = draw_phantom(rng, 8, max_lesions)[0].caption()
@@ -198,14 +199,15 @@ def records(
     count: int,
     seed: int = 0,
     image_size: int = 48,
+    *,
     max_lesions: int = 3,
     noise: float = 0.0,
     name_one: bool = False,
 ) -> Iterator[tuple[dict, Image.Image]]:
     """`count` annotated images; each depends on (seed, its number) alone, so a longer set begins with a shorter one.
 
-    With `noise`, that share of captions is made wrong, half of either kind; `noise` and `true_caption` record it.
-    With `name_one`, a caption names a random one of the lesions, and `named` says which.
+    With `noise`, that share of captions is made wrong, half of either kind, and records have `noise` (the kind) and
+    `true_caption`. With `name_one`, a caption names one random lesion, whose number is `named`.
     """
     for i in range(count):
         rng = np.random.default_rng([seed, i])
@@ -224,7 +226,7 @@ def records(
             kind = str(rng.choice(NOISE_KINDS)) if rng.random() < noise else "none"
             record |= {"noise": kind, "true_caption": record["caption"]}
             if kind != "none":
-                record["caption"] = wrong_caption(rng, phantom, kind, max_lesions)
+                record["caption"] = wrong_caption(rng, phantom, kind, max_lesions=max_lesions)
         yield record, image
 
 
@@ -232,14 +234,20 @@ def write_phantoms(
     folder: str | Path,
     count: int,
     seed: int = 0,
+    *,
     image_size: int = 48,
     max_lesions: int = 3,
     noise: float = 0.0,
     name_one: bool = False,
 ) -> Path:
-    """Writes `folder/images/*.png`, `captions.json`, `questions.json` and `statements.json` (of two images each).
+    """Writes `images/*.png`, `captions.json`, `questions.json` and `statements.json` -> the path of the captions.
 
-    Returns the path of the captions. Raises ValueError for sizes that cannot be drawn.
+    Args:
+        count, seed, image_size: how many images, of which seed, with how many pixels on each side.
+        max_lesions, noise, name_one: see `records`.
+
+    Raises:
+        ValueError: a number or size that cannot be drawn, or noise together with `name_one`.
     """
     if count < 1:
         raise InputError(f"count is {count}; a data set needs at least one image")
@@ -253,16 +261,16 @@ def write_phantoms(
         raise InputError("noise changes captions of all lesions: not together with name_one")
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    annotations, asked = [], []
-    for record, image in records(count, seed, image_size, max_lesions, noise, name_one):
+    annotations, question_records = [], []
+    for record, image in records(count, seed, image_size, max_lesions=max_lesions, noise=noise, name_one=name_one):
         image.save(folder / record["image"])
         annotations.append(record)
-        asked += [{"image": record["image"], **question} for question in record["questions"]]
-    _write(folder / "questions.json", asked)
+        question_records += [{"image": record["image"], **question} for question in record["questions"]]
+    _write(folder / "questions.json", question_records)
     _write(folder / "statements.json", statements(annotations, seed))
     return _write(folder / "captions.json", annotations)
 
 
 def _write(path: Path, content: list[dict]) -> Path:
-    path.write_text("[\n" + ",\n".join(json.dumps(r) for r in content) + "\n]\n", encoding="utf-8")
+    write_whole(path, "[\n" + ",\n".join(json.dumps(record) for record in content) + "\n]\n")
     return path

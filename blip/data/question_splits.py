@@ -1,4 +1,4 @@
-"""Whole sets of questions: the answers a training set offers, splits that cut no image, images that two sets share."""
+"""Whole sets of questions: answer lists, splits that keep images together, images in two sets, majority answers."""
 
 import hashlib
 from collections import Counter
@@ -14,9 +14,9 @@ from blip.hashing import stable_hash
 
 
 def answer_list(questions: Questions, min_count: int = 1) -> list[str]:
-    """The different answers of a training set, most frequent first, those equally frequent in order of the alphabet.
+    """The different answers of a training set, most frequent first, equally frequent ones in alphabetical order.
 
-    Lower-cased and with single blanks, since the tokenizer tells no more apart. Each question counts an answer once.
+    Lower-cased and with single blanks, as the tokenizer reads them. Each question counts an answer once.
     """
     counts: Counter[str] = Counter()
     for index in range(len(questions)):
@@ -25,11 +25,12 @@ def answer_list(questions: Questions, min_count: int = 1) -> list[str]:
 
 
 def split_by_image(questions: Questions, shares: Sequence[float], seed: int = 0) -> list[Questions]:
-    """One part per share, as views: no image, and no patient or article where the set tells, is in two of them.
+    """One part per share, as views: no image is in two of them, nor a patient or article where the set names them.
 
     Args:
         shares: of the questions, such as (0.8, 0.1, 0.1); their sum is 1.
-        seed: another seed, another split. But for the edges, an image's part depends on it and the image's name alone.
+        seed: of the split. Except near the limits of the shares, an image's part depends only on it and the image's
+            name.
     """
     if not shares or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise InputError(f"shares are {list(shares)}; they are 0 or more and sum to 1, such as [0.8, 0.1, 0.1]")
@@ -48,52 +49,48 @@ def split_by_image(questions: Questions, shares: Sequence[float], seed: int = 0)
 
 
 def shared_images(train: Questions, test: Questions, by_content: bool = False) -> int:
-    """How many images of `test` occur in `train` too: by their id or path, or, where they lie in parquet, their bytes.
+    """How many images of `test` are also in `train`: compared by id and path or, inside parquet files, by their bytes.
 
-    `by_content` reads and compares the bytes of all of them, and so finds copies under other names.
+    `by_content` compares the bytes of all images, which also finds copies under other names.
     """
-    known = _names(train, by_content)
-    return sum(bool(names & known) for names in _each(test, by_content).values())
+    in_train = set().union(*_identities(train, by_content).values())
+    return sum(bool(names & in_train) for names in _identities(test, by_content).values())
 
 
-def _names(questions: Questions, by_content: bool) -> set[str]:
-    return set().union(*_each(questions, by_content).values())
-
-
-def _each(questions: Questions, by_content: bool) -> dict[int, set[str]]:
-    """Of each image all that it can be known by."""
+def _identities(questions: Questions, by_content: bool) -> dict[int, set[str]]:
+    """Image number -> everything that identifies the image: its path, its id, the hash of its bytes."""
     contents = _contents(questions, by_content)
-    names: dict[int, set[str]] = {}
+    identities: dict[int, set[str]] = {}
     for index in range(len(questions)):
         image = questions.image_number(index)
-        if image not in names:
+        if image not in identities:
             question = questions[index]
-            names[image] = {contents[image]} if image in contents else set()
+            identities[image] = {contents[image]} if image in contents else set()
             if not is_reference(question.image):
-                names[image] |= {f"path {question.image}", f"id {question.image_id}"}
-    return names
+                identities[image] |= {f"path {question.image}", f"id {question.image_id}"}
+    return identities
 
 
-def _contents(questions: Questions, all_of_them: bool = False) -> dict[int, str]:
-    """Image number -> hash of its bytes, of images in parquet and arrow files, which have no name, or of all images.
+def _contents(questions: Questions, all_images: bool = False) -> dict[int, str]:
+    """Image number -> hash of its bytes, for images in parquet and arrow files, which have no name, or for all images.
 
-    An image that cannot be read is left out.
+    Unreadable images are left out.
     """
-    found: dict[int, str] = {}
+    hashes: dict[int, str] = {}
     seen = set()
     for index in range(len(questions)):
         image, path = questions.image_number(index), questions.image_path(index)
-        if image not in seen and (all_of_them or is_reference(path)):
+        if image not in seen and (all_images or is_reference(path)):
             seen.add(image)
             try:
-                found[image] = "bytes " + hashlib.blake2b(read_image(path), digest_size=16).hexdigest()
+                hashes[image] = "bytes " + hashlib.blake2b(read_image(path), digest_size=16).hexdigest()
             except (OSError, ValueError):
                 continue
-    return found
+    return hashes
 
 
-def majority_answers(train: Questions, asked: Sequence[Question]) -> list[str]:
-    """What someone would say who never looks: the commonest training answer to the same question, else of all."""
+def majority_answers(train: Questions, questions: Sequence[Question]) -> list[str]:
+    """The baseline without images: the most frequent training answer to the same question, else of all questions."""
     by_question: dict[str, Counter[str]] = {}
     overall: Counter[str] = Counter()
     for index in range(len(train)):
@@ -101,4 +98,4 @@ def majority_answers(train: Questions, asked: Sequence[Question]) -> list[str]:
         by_question.setdefault(question.question, Counter()).update(question.answers)
         overall.update(question.answers)
     best = overall.most_common(1)[0][0]
-    return [by_question[q.question].most_common(1)[0][0] if q.question in by_question else best for q in asked]
+    return [by_question[q.question].most_common(1)[0][0] if q.question in by_question else best for q in questions]

@@ -1,8 +1,8 @@
-"""Visual questions, in the order in which a record travels: in memory (`read_questions`, `Questions`), then samples
-(`VqaDataset`, `EvalQuestions`), then batches (`collate_vqa`).
+"""Visual questions: annotations in memory (`read_questions`, `Questions`), then samples (`VqaDataset`,
+`EvalQuestions`), then batches (`collate_vqa`).
 
-Before come the files (`question_sets.py`). What is done with whole sets, such as splitting them by image, is in
-`vqa_splits.py`. B questions in a batch, A answers of all of them, T and Ta text tokens, S side of an image in pixels.
+Files of annotations are read in `sets/questions.py`; `question_splits.py` divides whole sets by image.
+B questions in a batch, A answers of all of them, T and Ta text tokens, S side of an image in pixels.
 """
 
 import os
@@ -22,7 +22,7 @@ from blip.data.batches import TensorBatch, padded
 from blip.data.compact import Labels, TextLists, Texts
 from blip.data.formats import file_entry
 from blip.data.images import open_image
-from blip.data.order import EpochOrder, Walk, open_or_note, own_chance
+from blip.data.order import EpochOrder, Walk, open_or_note, seeded
 from blip.data.sets.layout import open_set
 from blip.data.sets.questions import QUESTION_SETS, Question
 from blip.data.skipped import Skipped
@@ -49,9 +49,9 @@ class Questions:
         self._rows: np.ndarray | None = None  # of a view: where its questions lie in these arrays
 
     def append(self, question: Question, images: dict[str, int], weight: float = 1.0) -> None:
-        """Adds a question. `images`, empty at first, is the caller's memory of the images that came before.
+        """Adds a question. `images`, path -> number, is an empty dict at first and holds the images added so far.
 
-        Of several questions on one path the first says which id and group the image has.
+        Of several questions about one path, the first one's id and group are kept.
         """
         if question.image not in images:
             images[question.image] = len(self._paths)
@@ -81,29 +81,30 @@ class Questions:
             self._paths[image],
             self._questions[row],
             answers,
-            self._weights[slice(*self._answers.span(row))].tolist(),
-            self._types[row],
-            self._ids[row],
-            self._image_ids[image],
-            self._categories[row],
-            self._choices[row],
-            self._groups[image],
-            [answers[i] for i in self._references[first : self._reference_ends[row]]],
+            weights=self._weights[slice(*self._answers.span(row))].tolist(),
+            answer_type=self._types[row],
+            question_id=self._ids[row],
+            image_id=self._image_ids[image],
+            category=self._categories[row],
+            choices=self._choices[row],
+            group=self._groups[image],
+            references=[answers[i] for i in self._references[first : self._reference_ends[row]]],
         )
 
     def image_path(self, index: int) -> str:
+        """The path of the question's image."""
         return self._paths[self._image[self._row(index)]]
 
     def image_number(self, index: int) -> int:
-        """Equal for questions on the same image, by its path."""
+        """Equal for questions about one image, by its path."""
         return self._image[self._row(index)]
 
     def group(self, index: int) -> str:
-        """What splits must not cut: a patient or an article where the set tells, else the image's id."""
+        """What splits keep together: a patient or an article where the set names one, else the image's id."""
         return self._groups[self._image[self._row(index)]]
 
     def answer_counts(self) -> np.ndarray:
-        """(N,) int64: how many different answers each question has; 0 where a test set keeps them back."""
+        """(N,) int64: how many different answers each question has; 0 where a test set does not publish them."""
         counts = np.diff(np.array(self._answers.ends), prepend=0)
         return counts if self._rows is None else counts[self._rows]
 
@@ -114,7 +115,7 @@ class Questions:
         return None if (weights == 1).all() else weights
 
     def view(self, indices: Sequence[int] | np.ndarray) -> "Questions":
-        """Those questions alone, in that order, without copying their texts."""
+        """Only the questions of these numbers, in that order, without copying their texts."""
         part = copy(self)
         chosen = np.asarray(indices, np.int64)
         part._rows = chosen if self._rows is None else self._rows[chosen]
@@ -134,32 +135,32 @@ class Questions:
 
 
 def read_questions(
-    files: list[str | Mapping[str, Any]], image_root: str = "", kind: str = "json", split: str = ""
+    files: list[str | Mapping[str, Any]], image_root: str = "", dataset: str = "json", *, split: str = ""
 ) -> Questions:
-    """Reads sets of questions, each a file or the folder as its authors distribute it.
+    """Reads sets of questions, each a file or the folder as published.
 
     In a configuration: `dataset: slake`, `train_file: [/data/Slake1.0]`, read with split train; or
     `train_file: [/data/Slake1.0/train.json]`. The generic form, `json`, is a file whose records have `image`,
-    `question` and `answer`; see `question_sets.generic`.
+    `question` and `answer`; see `sets.questions.generic`.
 
     Args:
-        files: paths, or {"path": ..., "weight": ...}; the weight says how often an epoch visits the file's records.
+        files: paths, or {"path": ..., "weight": ...}; an epoch visits the file's records `weight` times.
         image_root: folder that image paths are relative to; empty: where the set has its images, or the folder of the
             annotation file.
-        kind: a name of QUESTION_SETS.
+        dataset: a name of QUESTION_SETS.
         split: train, validation, test or all. A folder of several parts needs it. In a file it selects the records that
-            name their part, as those of VQA-RAD do; a file whose records name none is one part and is read whole.
+            name their split, as those of VQA-RAD do; a file whose records name none is read whole.
 
     Raises:
-        ValueError: no such kind, split or image_root.
-        AnnotationError: names the file, the record and what is wrong with it.
+        ValueError: no files, no such dataset, split or image_root.
+        AnnotationError: the file, the record and what is wrong with it.
     """
     if not files:
         raise InputError("no files of questions are given")
     questions, images = Questions(), dict[str, int]()
     for entry in files:
         path, weight = file_entry(entry)
-        for file in open_set(QUESTION_SETS, kind, path, split, image_root):
+        for file in open_set(QUESTION_SETS, dataset, path, split=split, image_root=image_root):
             for place, raw in file.raw():
                 record = file.parse(place, raw)
                 record.image = os.path.normpath(os.path.join(file.root, record.image))
@@ -173,18 +174,18 @@ def read_questions(
 
 @dataclass
 class VqaSample:
-    """One image with a question and its answers. `image` is None where evaluation met an unreadable image."""
+    """One image with a question and its answers. In evaluation `image` is None where it is unreadable."""
 
     image: Tensor | None  # float32 (3, S, S)
     ids: list[int]  # the question, [CLS] ... [SEP]
     answers: list[list[int]]  # each [CLS] ... [SEP]
     weights: list[float]  # of each answer
     index: int
-    skipped: list[Skipped]
+    skipped: list[Skipped]  # unreadable images that this sample replaces
 
 
 class QuestionEncoder:
-    """Question and answers to ids, [CLS] ... [SEP]."""
+    """A question and its answers to ids, [CLS] ... [SEP]."""
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int = 35, max_answer_tokens: int = 30):
         """Longest question and answer, [CLS] and [SEP] included."""
@@ -199,20 +200,21 @@ class QuestionEncoder:
 
 
 class VqaDataset(Dataset):
-    """Training samples by (epoch, position). All chance in a sample depends on (seed, epoch, index) alone."""
+    """Training samples by (epoch, position). What is random in a sample depends on (seed, epoch, index) alone."""
 
     def __init__(
         self,
         questions: Questions,
         order: EpochOrder,
         encode: QuestionEncoder,
+        *,
         transform: Callable[[Image.Image], Tensor],
         seed: int,
         max_skipped_fraction: float = 0.01,
     ):
-        """`order`: of the questions' number and `record_weights`; `max_skipped_fraction`: see `Walk`.
+        """`order`: made with `len(questions)` and `record_weights`; `max_skipped_fraction`: see `Walk`.
 
-        Raises ValueError where a question has no answer, as in test sets whose answers are kept back.
+        Raises ValueError where a question has no answer, as in test sets whose answers are not published.
         """
         unanswered = np.flatnonzero(questions.answer_counts() == 0)
         if len(unanswered):
@@ -225,10 +227,10 @@ class VqaDataset(Dataset):
         return self.order.per_rank
 
     def __getitem__(self, key: tuple[int, int]) -> VqaSample:
-        """The sample at (epoch, position), or the next readable one behind it, with a note of those skipped."""
+        """The sample at (epoch, position), or the next readable one, with notes about those skipped."""
         epoch, position = key
         index, image, skipped = self.walk.open(epoch, position, lambda i: open_image(self.questions.image_path(i)))
-        with own_chance(self.seed, epoch, index):
+        with seeded(self.seed, epoch, index):
             pixels = self.transform(image)
         question = self.questions[index]
         return VqaSample(pixels, *self.encode(question), question.weights, index, skipped)
@@ -244,7 +246,7 @@ class EvalQuestions(Dataset):
         return len(self.questions)
 
     def __getitem__(self, index: int) -> VqaSample:
-        """The sample; where the image is unreadable, one whose `image` is None and whose `skipped` says so."""
+        """The sample; for an unreadable image its `image` is None and `skipped` has a note."""
         question = self.questions[index]
         pixels, skipped = open_or_note(index, lambda _: self.transform(open_image(question.image)))
         return VqaSample(pixels, *self.encode(question), question.weights, index, skipped)
@@ -262,14 +264,14 @@ class VqaBatch(TensorBatch):
     lengths: Tensor  # int64 (B,), without pads; stays on the CPU
     answer_ids: Tensor  # int64 (A, Ta), [CLS] first, padded to the longest of the batch
     answer_lengths: Tensor  # int64 (A,), without pads; stays on the CPU
-    owner: Tensor  # int64 (A,), the question's row, never falling
+    owner: Tensor  # int64 (A,), the row of each answer's question, in ascending order
     weights: Tensor  # float32 (A,)
     indices: list[int]  # of the questions, to name one in a message
     skipped: list[Skipped]
 
 
 def collate_vqa(samples: list[VqaSample], pad_id: int = 0, pad_to: tuple[int, ...] = ()) -> VqaBatch:
-    """Puts samples side by side; those without an image only leave their note in `skipped`. `pad_to`: see `padded`."""
+    """Puts samples side by side; those without an image only leave notes in `skipped`. `pad_to`: see `padded`."""
     skipped = [note for sample in samples for note in sample.skipped]
     samples = [sample for sample in samples if sample.image is not None]
     ids, lengths = padded([sample.ids for sample in samples], pad_id, pad_to)

@@ -1,4 +1,4 @@
-"""What happens to images that cannot be read: each is named once, and too many of them end the run."""
+"""Unreadable images: each is noted once in a file, and too many of them end the run."""
 
 import fcntl
 import json
@@ -15,36 +15,36 @@ class TooManySkipped(BlipError):
 
 
 def too_many(skipped: Iterable[Skipped], what: str) -> str:
-    """The message of TooManySkipped: how many (`what`), the first one, what to do."""
+    """The message of TooManySkipped: how many images (`what`), the first one, what to do."""
     _, path, reason = next(iter(skipped))
     return (
         f"{what} could not be read, the first being {path} ({reason}). Check image_root, and run "
-        f"`blip check-data` to list them all; max_skipped_fraction says how many a run tolerates."
+        f"`blip check-data` to list them all; max_skipped_fraction sets how many a run tolerates."
     )
 
 
 class SkipLog:
-    """Names every unreadable image once in a JSONL file and stops the run when there are too many.
+    """Writes each unreadable image once to a JSONL file and ends the run when there are too many.
 
-    The file outlives restarts. The count is this process's: images that were mended before a restart do not count. It
-    is held against the records that this process has looked at, of which there are more with every epoch when several
-    share them, and at least its share of the data set.
+    The file is continued after a restart. The count starts anew in every process, so that images repaired before a
+    restart do not count. It is compared with the number of records that this process has read so far, but at least
+    with its share of the data set: among several ranks, each reads other records in every epoch.
     """
 
-    def __init__(self, path: str | Path, total: int, max_fraction: float = 0.01, world: int = 1):
-        """`total` records in the data set; this rank sees one in `world` of them."""
+    def __init__(self, path: str | Path, total: int, max_fraction: float = 0.01, *, world: int = 1):
+        """`total` records in the data set; this rank reads one in `world` of them."""
         self.path, self.total, self.max_fraction, self.world = Path(path), total, max_fraction, world
         self.seen: dict[str, Skipped] = {}
-        self.looked_at = 0
+        self.records_read = 0
 
-    def add(self, skipped: list[Skipped], looked_at: int = 0) -> None:
-        """Notes of a batch, and its samples; raises TooManySkipped above the fraction, after writing what is new."""
-        self.looked_at += looked_at + len(skipped)
+    def add(self, skipped: list[Skipped], samples: int = 0) -> None:
+        """Adds the notes of a batch of so many `samples`; writes new ones; TooManySkipped above the fraction."""
+        self.records_read += samples + len(skipped)
         new = {path: (index, path, reason) for index, path, reason in skipped if path not in self.seen}
         self.seen.update(new)
         if new:
             self._write(new)
-        share = min(self.total, max(self.total / self.world, self.looked_at))
+        share = min(self.total, max(self.total / self.world, self.records_read))
         if len(self.seen) > self.max_fraction * share:
             about = f"{len(self.seen)} images" + (f" on one of {self.world} ranks" if self.world > 1 else "")
             raise TooManySkipped(
@@ -52,7 +52,7 @@ class SkipLog:
             )
 
     def _write(self, new: dict[str, Skipped]) -> None:
-        """Appends what no process has written yet."""
+        """Appends the notes that no process has written yet."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,8 +1,8 @@
-"""Statements about two images, true or false: in memory (`read_statements`), samples, batches.
+"""Statements about two images, true or false: annotations in memory (`read_statements`), then samples, then batches.
 
 The model takes two images, left and right. NLVR2 has two photographs. NLVR has one drawing of three boxes side by side;
-it is cut between the first and the second box: left is box 1, right are boxes 2 and 3. Every box is then seen once, so
-that statements which count boxes stay true; the model has to learn that the right image holds two.
+it is cut between the first and the second box: left is box 1, right are boxes 2 and 3. Each box occurs once, so that
+statements that count boxes stay true; the model has to learn that the right image holds two.
 
 B statements in a batch, T text tokens, S side of an image in pixels.
 """
@@ -22,7 +22,7 @@ from blip.data.batches import TensorBatch, padded
 from blip.data.compact import TextLists, Texts
 from blip.data.formats import file_entry
 from blip.data.images import UnreadableImage, open_image
-from blip.data.order import EpochOrder, Walk, open_or_note, own_chance
+from blip.data.order import EpochOrder, Walk, open_or_note, seeded
 from blip.data.sets.layout import open_set
 from blip.data.sets.statements import STATEMENT_SETS, Statement
 from blip.data.skipped import Skipped
@@ -40,6 +40,7 @@ class Statements:
         self._labels = array("b")
 
     def append(self, item: Statement) -> None:
+        """Adds a statement."""
         self._images.append([item.images] if isinstance(item.images, str) else list(item.images))
         self._sentences.append(item.sentence)
         self._ids.append(item.id)
@@ -55,11 +56,11 @@ class Statements:
 
 
 def read_statements(
-    files: list[str | Mapping[str, Any]], image_root: str = "", kind: str = "json", split: str = ""
+    files: list[str | Mapping[str, Any]], image_root: str = "", dataset: str = "json", *, split: str = ""
 ) -> Statements:
-    """Reads sets of statements, each a file or the folder as distributed; `kind` is a name of STATEMENT_SETS.
+    """Reads sets of statements, each a file or the folder as published; `dataset` is a name of STATEMENT_SETS.
 
-    Arguments and errors: as for `vqa.read_questions`; weights of files are not known here and raise ValueError.
+    Arguments and errors are those of `read_questions`; in addition, a weight of a file raises ValueError.
     """
     if not files:
         raise InputError("no files of statements are given")
@@ -68,7 +69,7 @@ def read_statements(
         path, weight = file_entry(entry)
         if weight != 1:
             raise InputError(f"{path}: weight is {weight}; files of statements take none")
-        for file in open_set(STATEMENT_SETS, kind, path, split, image_root):
+        for file in open_set(STATEMENT_SETS, dataset, path, split=split, image_root=image_root):
             for place, raw in file.raw():
                 item = file.parse(place, raw)
                 item.images = full_paths(item.images, file.root)
@@ -90,17 +91,17 @@ def full_paths(images: tuple[str, str] | str, root: str) -> tuple[str, str] | st
 
 @dataclass
 class NlvrSample:
-    """Two images with a sentence. `images` is None where evaluation met an unreadable image."""
+    """Two images with a sentence. In evaluation `images` is None where one of them is unreadable."""
 
     images: Tensor | None  # float32 (2, 3, S, S), left and right
     ids: list[int]  # [CLS] ... [SEP]
     label: bool
     index: int
-    skipped: list[Skipped]
+    skipped: list[Skipped]  # unreadable images that this sample replaces
 
 
 def open_images(images: tuple[str, str] | str) -> tuple[Image.Image, Image.Image]:
-    """Left and right. UnreadableImage names the one that cannot be read."""
+    """The left and the right image. UnreadableImage names the one that cannot be read."""
     if not isinstance(images, str):
         return open_image(images[0]), open_image(images[1])
     try:
@@ -110,7 +111,7 @@ def open_images(images: tuple[str, str] | str) -> tuple[Image.Image, Image.Image
 
 
 def cut_boxes(drawing: Image.Image) -> tuple[Image.Image, Image.Image]:
-    """A drawing of NLVR -> box 1, boxes 2 and 3. ValueError where its sides are not four to one.
+    """A drawing of NLVR -> box 1, and boxes 2 and 3. ValueError unless it is four times as wide as high.
 
     Boxes are squares as high as the drawing, half a box apart (400 x 100 pixels, boxes from 0, 150 and 300).
     """
@@ -121,10 +122,10 @@ def cut_boxes(drawing: Image.Image) -> tuple[Image.Image, Image.Image]:
 
 
 class NlvrDataset(Dataset):
-    """Training samples by (epoch, position). All chance in a sample depends on (seed, epoch, index) alone.
+    """Training samples by (epoch, position). What is random in a sample depends on (seed, epoch, index) alone.
 
-    Left and right are never swapped, neither here nor in evaluation, as the published code does with the words left and
-    right in the sentence: a statement of medical images means the sides that it names.
+    The published code swaps the two images, and the words left and right in the sentence, at random. Here they are
+    never swapped: a statement about medical images means the sides that it names.
     """
 
     def __init__(
@@ -132,6 +133,7 @@ class NlvrDataset(Dataset):
         statements: Statements,
         order: EpochOrder,
         tokenizer: Tokenizer,
+        *,
         transform: Callable[[Image.Image], Tensor],
         max_tokens: int,
         seed: int,
@@ -146,10 +148,10 @@ class NlvrDataset(Dataset):
         return self.order.per_rank
 
     def __getitem__(self, key: tuple[int, int]) -> NlvrSample:
-        """The sample at (epoch, position), or the next readable one behind it, with a note of those skipped."""
+        """The sample at (epoch, position), or the next readable one, with notes about those skipped."""
         epoch, position = key
         index, pair, skipped = self.walk.open(epoch, position, lambda i: open_images(self.statements[i].images))
-        with own_chance(self.seed, epoch, index):
+        with seeded(self.seed, epoch, index):
             images = torch.stack([self.transform(image) for image in pair])
         item = self.statements[index]
         return NlvrSample(
@@ -165,6 +167,7 @@ class EvalStatements(Dataset):
         statements: Statements,
         tokenizer: Tokenizer,
         transform: Callable[[Image.Image], Tensor],
+        *,
         max_tokens: int,
     ):
         self.statements, self.tokenizer, self.transform = statements, tokenizer, transform
@@ -174,7 +177,7 @@ class EvalStatements(Dataset):
         return len(self.statements)
 
     def __getitem__(self, index: int) -> NlvrSample:
-        """The sample; where an image is unreadable, one whose `images` is None and whose `skipped` says so."""
+        """The sample; where an image is unreadable its `images` is None and `skipped` has a note."""
         item = self.statements[index]
         images, skipped = open_or_note(
             index, lambda _: torch.stack([self.transform(image) for image in open_images(item.images)])
@@ -200,7 +203,7 @@ class NlvrBatch(TensorBatch):
 
 
 def collate_nlvr(samples: list[NlvrSample], pad_id: int = 0, pad_to: tuple[int, ...] = ()) -> NlvrBatch:
-    """Puts samples side by side; those without images only leave their note in `skipped`. `pad_to`: see `padded`."""
+    """Puts samples side by side; those without images only leave notes in `skipped`. `pad_to`: see `padded`."""
     skipped = [note for sample in samples for note in sample.skipped]
     samples = [sample for sample in samples if sample.images is not None]
     ids, lengths = padded([sample.ids for sample in samples], pad_id, pad_to)

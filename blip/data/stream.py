@@ -1,17 +1,18 @@
-"""Training batches streamed from webdataset shards: read in order, shuffled on the way, the same after any restart.
+"""Training batches streamed from webdataset shards: read in order, shuffled in windows, the same after any restart.
 
-Each epoch puts the shards in a new order and cuts the row of all samples into equal stretches, one for each lane of
-each process. A lane reads its stretch once and shuffles it window by window; the batches of a process come from its
-lanes in turn. So a position (epoch, batch) says which shard to open and how many samples to pass over, every process
-gets the same number of batches, and whoever reads a lane, any number of workers give the same batches.
+Each epoch puts the shards in a new order and divides the sequence of all samples into equal parts, one for each lane of
+each process. A lane reads its part once and shuffles it window by window; the batches of a process come from its lanes
+in turn. A position (epoch, batch) therefore determines which shard to open and how many samples to skip, every process
+gets the same number of batches, and any number of workers gives the same batches.
 
-Lanes are read side by side by workers; a number of workers that divides that of lanes lets each read its own alone.
+Workers read lanes in parallel. If the number of workers divides that of lanes, each lane is read by one worker alone.
+S: side of an image in pixels.
 """
 
 import bisect
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from blip.data.batches import Batch, Sample, collate
 from blip.data.images import UnreadableImage, open_image
 from blip.data.loader import loader_options
-from blip.data.order import own_chance
+from blip.data.order import seeded
 from blip.data.pairs import caption_id
 from blip.data.skipped import Skipped, TooManySkipped, too_many
 from blip.data.webdataset import BrokenSample, Raw, TarShards
@@ -33,15 +34,16 @@ from blip.hashing import stable_hash
 
 @dataclass
 class StreamOrder:
-    """Which sample comes when. `per_lane` samples an epoch for each lane, `steps` batches for each process."""
+    """Which sample comes when. An epoch has `per_lane` samples for each lane and `steps` batches for each process."""
 
     shards: TarShards
     batch_size: int
     seed: int
+    _: KW_ONLY
     rank: int = 0
     world: int = 1
-    lanes: int = 4  # of each process; fewer where the data are few
-    window: int = 1000  # samples that a lane holds to shuffle them
+    lanes: int = 4  # of each process; fewer where a lane would have less than one batch
+    window: int = 1000  # samples that a lane holds in memory and shuffles
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.lanes, self.window) < 1:
@@ -57,7 +59,7 @@ class StreamOrder:
         self.steps = self.lanes * (self.per_lane // self.batch_size)
 
     def samples(self, epoch: int, lane: int, start: int = 0) -> Iterator[Raw]:
-        """The samples of a lane in an epoch, from place `start` on, in the order in which batches take them."""
+        """The samples of a lane in an epoch, in the order of its batches, from the one numbered `start` on."""
         number = start // self.window
         stored = self._stored(epoch, lane, number * self.window)
         while held := list(itertools.islice(stored, self.window)):
@@ -67,7 +69,7 @@ class StreamOrder:
             number += 1
 
     def _stored(self, epoch: int, lane: int, first: int) -> Iterator[Raw]:
-        """A lane's stretch from its place `first` on, as it is stored; a shard is opened once."""
+        """A lane's part of the samples from number `first` on, in the stored order; a shard is opened once."""
         order = np.random.default_rng(stable_hash("shards", self.seed, epoch)).permutation(len(self.shards.counts))
         ends = np.cumsum(np.asarray(self.shards.counts)[order])
         at, left = (self.rank * self.lanes + lane) * self.per_lane + first, self.per_lane - first
@@ -81,18 +83,19 @@ class StreamOrder:
 
 
 class StreamDataset(IterableDataset):
-    """Batches for ever from (epoch, batch) on; of several workers each makes those that the loader asks it for."""
+    """Batches without end from (epoch, batch) on; of several workers each makes those that the loader takes from it."""
 
     def __init__(
         self,
         order: StreamOrder,
         encode: Callable[[str], list[int]],
         transform: Callable[[Image.Image], Tensor],
+        *,
         start: tuple[int, int] = (0, 0),
         pad_id: int = 0,
         pad_to: tuple[int, ...] = (),
     ):
-        """`encode`: a caption to ids; `transform`: PIL RGB to (3, S, S); `pad_id`, `pad_to`: see `loader.padded`."""
+        """`encode`: a caption to ids; `transform`: PIL RGB to (3, S, S); `pad_id`, `pad_to`: see `padded`."""
         self.order, self.encode, self.transform, self.start = order, encode, transform, start
         self.pad_id, self.pad_to = pad_id, pad_to
 
@@ -102,7 +105,7 @@ class StreamDataset(IterableDataset):
         if worker:
             _after_fork()
         epoch, first = self.start
-        turn = 0  # whose the next batch is
+        turn = 0  # the worker that makes the next batch
         while True:
             lanes: dict[int, tuple[int, Iterator[Raw]]] = {}  # lane -> samples taken, and those that follow
             for batch in range(first, self.order.steps):
@@ -117,52 +120,54 @@ class StreamDataset(IterableDataset):
         at, samples = lanes.get(lane, (start, None))
         if samples is None:
             samples = self.order.samples(epoch, lane, start)
-        next(itertools.islice(samples, start - at, start - at), None)  # passes over other workers' batches
+        next(itertools.islice(samples, start - at, start - at), None)  # skips other workers' batches
         raws = list(itertools.islice(samples, size))
         lanes[lane] = start + size, samples
         return collate(self._readable(epoch, raws), pad_id=self.pad_id, pad_to=self.pad_to)
 
     def _readable(self, epoch: int, raws: list[Raw]) -> list[Sample]:
-        """A sample each; one that cannot be read is replaced by the next of the batch that can, with a note."""
-        found: list[Sample | None] = []
+        """One sample for each; an unreadable one is replaced by the next readable one. The first has the notes."""
+        opened: list[Sample | None] = []
         notes: list[Skipped] = []
         for raw in raws:
             try:
-                found.append(self._sample(epoch, raw))
+                opened.append(self._sample(epoch, raw))
             except (BrokenSample, UnreadableImage) as error:
                 reason = error.reason if isinstance(error, UnreadableImage) else str(error)
                 notes.append((raw.number, self.order.shards.name(raw.number), reason))
-                found.append(None)
-        good = [sample for sample in found if sample is not None]
+                opened.append(None)
+        good = [sample for sample in opened if sample is not None]
         if not good:
             raise TooManySkipped(too_many(notes, f"a whole batch of {len(raws)} samples"))
-        samples, last = [], good[0]
-        for sample in reversed(found):
-            last = sample or last
-            samples.append(last)
+        samples, following = [], good[0]
+        for sample in reversed(opened):
+            following = sample or following
+            samples.append(following)
         samples.reverse()
-        samples[0] = Sample(**{**vars(samples[0]), "skipped": notes})
+        samples[0] = replace(samples[0], skipped=notes)
         return samples
 
     def _sample(self, epoch: int, raw: Raw) -> Sample:
         record, image = raw.record(), open_image(raw.image())
         captions = record["caption"]
-        with own_chance(self.order.seed, epoch, raw.number):
+        with seeded(self.order.seed, epoch, raw.number):
             caption = captions[int(torch.randint(len(captions), ()))]
             pixels = self.transform(image)
         image_id = stable_hash(record["image_id"] or record.get("image") or self.order.shards.name(raw.number))
         source = str(record.get("source") or "")
-        return Sample(pixels, self.encode(caption), caption_id(caption), image_id, raw.number, [], source)
+        return Sample(
+            pixels, self.encode(caption), caption_id(caption), image_id, index=raw.number, skipped=[], source=source
+        )
 
 
 def stream_loader(dataset: StreamDataset, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
-    """The batches of `dataset`, made by this many processes (0: this one)."""
+    """The batches of `dataset`, made by `num_workers` processes (0: this one)."""
     options: dict[str, Any] = loader_options(num_workers, dataset.order.seed, pin_memory)
     return iter(DataLoader(dataset, batch_size=None, **options))
 
 
 def _after_fork() -> None:
-    """Connections of the parent's are of no use here: fsspec makes its own anew."""
+    """Makes fsspec open new connections: those of the parent process cannot be used in a worker."""
     import fsspec.asyn
 
     fsspec.asyn.reset_lock()

@@ -1,6 +1,6 @@
-"""Image files in, normalised tensors out: reading any image mode as RGB, and the transforms of training and evaluation.
+"""The transforms of training and evaluation: PIL RGB images to normalised tensors.
 
-S is the side of the square image that the network takes, in pixels.
+S: side in pixels of the square that the network takes.
 """
 
 import numpy as np
@@ -21,6 +21,7 @@ def train_transform(
     image_size: int,
     crop_scale: tuple[float, float] | None = (0.2, 1.0),
     randaugment: tuple[int, int] | None = (2, 5),
+    *,
     horizontal_flip: bool = False,
 ) -> v2.Compose:
     """PIL RGB -> float32 (3, S, S) with augmentation; every draw comes from torch's global generator.
@@ -29,7 +30,7 @@ def train_transform(
         image_size: S.
         crop_scale: share of the image's area that a random crop keeps; None resizes the whole image.
         randaugment: number of operations and their magnitude, 0 to 10; None leaves them out.
-        horizontal_flip: mirror every second image. Off, since in medical images left is left.
+        horizontal_flip: mirror every second image. Off by default, since left and right differ in medical images.
     """
     _check_size(image_size)
     steps: list[nn.Module] = [_resize(image_size)]
@@ -48,7 +49,7 @@ def train_transform(
 
 
 def unnormalise(images: torch.Tensor) -> torch.Tensor:
-    """The inverse of the normalisation: (..., 3, S, S) to values in 0..1, to look at."""
+    """The inverse of the normalisation: (..., 3, S, S) to values in 0..1, for display."""
     mean, std = (torch.tensor(x, device=images.device)[:, None, None] for x in (MEAN, STD))
     return (images * std + mean).clamp(0, 1)
 
@@ -62,9 +63,9 @@ def eval_transform(image_size: int) -> v2.Compose:
 class RandAugment(nn.Module):
     """`count` operations, drawn with replacement, each then applied with probability one half. PIL RGB -> PIL RGB.
 
-    RandAugment (Cubuk et al. 2020) as BLIP has it: ten operations, of which none inverts or posterises, moves of 10
-    pixels at most, grey where nothing is left, magnitude on a scale of 0 to 10. torchvision's own has other
-    operations and moves by up to 45 % of the width.
+    RandAugment (Cubuk et al. 2020) as in BLIP: ten operations, none of which inverts or posterises, translations of at
+    most 10 pixels, empty areas filled with grey, a magnitude on a scale of 0 to 10. torchvision's own has other
+    operations and translates by up to 45 % of the width.
     """
 
     OPERATIONS = (

@@ -1,9 +1,9 @@
-"""Webdataset shards: tar files in a folder or at any address that fsspec knows, each sample a few files of one name.
+"""Webdataset shards: tar files in a folder or at any address that fsspec reads; a sample is a few files of one name.
 
     000000012.jpg  000000012.json       the image; {"caption": ..., "image": ..., "source": ..., "round": ...}
     000000013.png  000000013.txt        the image; its caption
 
-`sizes.json` beside them says how many samples each has; without it they are counted once, by reading them through.
+`sizes.json` beside them has the number of samples of each; without it they are read through once and counted.
 """
 
 import bisect
@@ -17,30 +17,30 @@ from pathlib import Path
 from typing import Any
 
 from blip.data.formats import parse_record
+from blip.data.images import ENDINGS
 from blip.errors import BlipError, InputError
 from blip.files import whole_file, write_whole
 
 SIZES = "sizes.json"
 UNFINISHED = "unfinished"  # beside shards that are being written
-IMAGES = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif")
-TEXTS = ("txt", "text", "caption")  # of a caption alone
-RETRIES = 2  # of a connection that breaks, before the rest of its shard counts as unreadable
+TEXTS = ("txt", "text", "caption")  # endings of a caption alone
+RETRIES = 2  # after a broken connection, before the rest of the shard counts as unreadable
 NEEDS_WEBDATASET = "reading and writing webdataset shards needs webdataset: pip install -e '.[webdataset]'"
 
 
 class TarError(BlipError):
-    """Shards that cannot be found, counted or written; the message says why."""
+    """Shards that cannot be found, counted or written; the message has the reason."""
 
 
 class BrokenSample(BlipError):
-    """A sample without image or caption, or one that its shard ends before."""
+    """A sample without image or caption, or behind the end of a shard that is cut off."""
 
 
 @dataclass
 class Raw:
-    """A sample as it lies in its shard: `parts` by ending, or what is wrong with it."""
+    """A sample as stored: the bytes of its `parts` by ending, or the problem that makes it unreadable."""
 
-    number: int  # in the order of all shards
+    number: int  # among the samples of all shards
     key: str
     parts: dict[str, bytes]
     problem: str = ""
@@ -49,13 +49,13 @@ class Raw:
         """The bytes of the image; BrokenSample where there is none."""
         if self.problem:
             raise BrokenSample(self.problem)
-        for ending in IMAGES:
-            if ending in self.parts:
-                return self.parts[ending]
+        for ending in ENDINGS:
+            if ending[1:] in self.parts:
+                return self.parts[ending[1:]]
         raise BrokenSample(f"has no image; its parts: {', '.join(self.parts)}")
 
     def record(self) -> dict[str, Any]:
-        """What an annotation file would say: `caption` is a list, `image` its path or ""; BrokenSample for no text."""
+        """The annotation: `caption` is a list of texts, `image` a path or ""; BrokenSample where there is no text."""
         if self.problem:
             raise BrokenSample(self.problem)
         text = next((self.parts[ending] for ending in TEXTS if ending in self.parts), None)
@@ -64,7 +64,7 @@ class Raw:
         try:
             raw = json.loads(self.parts.get("json", b"{}"))
             if not isinstance(raw, dict):
-                raise InputError("its JSON is no object")
+                raise InputError("its JSON is not an object")
             if text is not None and "caption" not in raw:
                 raw["caption"] = text.decode("utf-8").strip()
             _, captions, image_id = parse_record({**raw, "image": raw.get("image") or self.key})
@@ -85,7 +85,7 @@ def is_tar_address(path: str) -> bool:
 
 
 class TarShards:
-    """All shards of a data set, in the order of their names, and how many samples each has."""
+    """All shards of a data set, in the order of their names, and the number of samples of each."""
 
     def __init__(self, addresses: Sequence[str], counts: Sequence[int]):
         """`counts` of each address; numbers of samples run through all of them."""
@@ -101,14 +101,14 @@ class TarShards:
         return self.ends[shard] - self.counts[shard]
 
     def name(self, number: int) -> str:
-        """Where sample `number` lies, for messages."""
+        """The address of sample `number`, for messages."""
         shard = bisect.bisect_right(self.ends, number)
         return f"{self.addresses[shard]}#{number - self.first(shard)}"
 
     def read(self, shard: int, start: int = 0) -> Iterator[Raw]:
-        """The samples of a shard from `start` on, always as many as it is said to have.
+        """The samples of a shard from `start` on, always as many as its count.
 
-        Those that cannot be read, of a shard that is cut off or absent, come as such.
+        Where the shard is cut off or absent, the unreadable ones have a `problem` and no parts.
         """
         first, count, place, tries = self.first(shard), self.counts[shard], start, 0
         problem = ""
@@ -119,7 +119,7 @@ class TarShards:
                     place, tries = place + 1, 0
                 problem = f"the shard holds {place} samples, not {count}"
                 break
-            except Exception as error:  # every library behind fsspec has its own
+            except Exception as error:  # the libraries behind fsspec raise errors of many kinds
                 problem = f"the shard cannot be read ({error or type(error).__name__})"
                 tries += 1
         for number in range(place, count):
@@ -131,7 +131,7 @@ def open_shards(addresses: Sequence[str], known: Path | None = None) -> TarShard
 
     Args:
         addresses: each as fsspec reads it, such as /data/pairs, /data/p-{000..099}.tar, s3://bucket/pairs/*.tar.
-        known: a file that keeps the counts of shards without `sizes.json`; TarError tells where none is given.
+        known: a file that keeps the counts of shards without `sizes.json`, so that they are counted once.
 
     Raises:
         TarError: there are none, or one is empty or cannot be read.
@@ -169,7 +169,6 @@ def _expand(address: str) -> list[str]:
 
 def _sizes(addresses: list[str], known: Path | None) -> dict[str, int]:
     """Samples of each shard: from `sizes.json` in its folder, from `known`, or counted."""
-
     sizes: dict[str, int] = json.loads(known.read_text()) if known and known.is_file() else {}
     folders = dict.fromkeys(address.rpartition("/")[0] for address in addresses if address not in sizes)
     for folder in folders:
@@ -179,14 +178,14 @@ def _sizes(addresses: list[str], known: Path | None) -> dict[str, int]:
         if own is None:
             continue
         if not isinstance(own, dict) or not all(isinstance(count, int) for count in own.values()):
-            raise TarError(f"{folder}/{SIZES}: is no JSON object of names and numbers of samples")
+            raise TarError(f"{folder}/{SIZES}: is not a JSON object of names and numbers of samples")
         sizes |= {f"{folder}/{name}" if folder else name: int(count) for name, count in own.items()}
     counted = [address for address in addresses if address not in sizes]
     for address in counted:
         try:
             sizes[address] = sum(1 for _ in _samples(address))
         except Exception as error:  # as in `TarShards.read`
-            raise TarError(f"{address}: cannot be read ({error}); fetch it again, or take it out") from None
+            raise TarError(f"{address}: cannot be read ({error}); download it again, or remove it") from None
     if known and counted:
         known.parent.mkdir(parents=True, exist_ok=True)
         write_whole(known, json.dumps({address: sizes[address] for address in addresses}, indent=1) + "\n")
@@ -202,7 +201,7 @@ def _read(address: str) -> Any:
     try:
         with fsspec.open(address) as file:
             return json.loads(file.read())
-    except Exception:  # every library behind fsspec has its own
+    except Exception:  # as in `TarShards.read`
         return None
 
 
@@ -228,15 +227,15 @@ def _webdataset() -> Any:
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def write_tars(folder: Path, samples: Iterator[dict[str, Any]], shard_size: int) -> list[int]:
-    """Writes `shard-00000.tar`, ... and `sizes.json`; returns how many samples each has.
+def write_tar_shards(folder: Path, samples: Iterator[dict[str, Any]], shard_size: int) -> list[int]:
+    """Writes `shard-00000.tar`, ... and `sizes.json`; returns the number of samples of each.
 
     Args:
-        samples: each with one image ending and perhaps `json` (an object) or `txt`.
+        samples: ending -> content: an image, and `json` (an object) or `txt`.
         shard_size: samples in a shard; the last may have fewer.
 
     Raises:
-        ShardError: the disk is full.
+        WriteError: such as on a full disk.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / UNFINISHED, "true\n")
@@ -250,7 +249,7 @@ def write_tars(folder: Path, samples: Iterator[dict[str, Any]], shard_size: int)
                 tar.write({"__key__": f"{len(counts):05d}{count:06d}", **sample})
                 count += 1
         counts.append(count)
-    for path in sorted(folder.glob("shard-*.tar"))[len(counts) :]:  # of another run with more
+    for path in sorted(folder.glob("shard-*.tar"))[len(counts) :]:  # of an earlier run with more shards
         path.unlink()
     write_whole(folder / SIZES, json.dumps({f"shard-{n:05d}.tar": c for n, c in enumerate(counts)}, indent=1) + "\n")
     (folder / UNFINISHED).unlink()

@@ -18,7 +18,7 @@ import torch
 
 from blip.config import ConfigError
 from blip.data.batches import Batch
-from blip.data.pairs import EvalPairs, Pairs
+from blip.data.pairs import CaptionEncoder, EvalPairs, Pairs
 from blip.evaluation.bootstrap import as_json, bootstrap
 from blip.evaluation.captions import score_captions
 from blip.hashing import stable_hash
@@ -68,7 +68,8 @@ class Captioning(PairFineTuning):
     def evaluate(self, split: str) -> dict[str, Any]:
         """Writes a caption for each image of the split and scores them; each one goes into `captions_SPLIT.json`."""
         pairs, how = self.held_out[split], self.config.decoding()
-        dataset = EvalPairs(pairs, self.tokenizer, self.eval_transform(), self.config.max_text_tokens)
+        encode = CaptionEncoder(self.tokenizer, self.config.max_text_tokens)
+        dataset = EvalPairs(pairs, encode, self.eval_transform())
         batches = self.eval_batches(dataset)
         own: list[tuple] = []  # index, caption, log-probability
         for batch in batches:

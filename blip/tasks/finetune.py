@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from blip import distributed
-from blip.checkpoints import initialize
+from blip.checkpoints import adapter_files, adapters, initialize
 from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict, load_weights, save_weights, unique_state
 from blip.config import ConfigError
 from blip.data.batches import collate
@@ -26,7 +26,6 @@ from blip.errors import BlipError
 from blip.files import whole_folder
 from blip.tasks import start, tokenizers
 from blip.tasks.config import FineTuneConfig
-from blip.train import lora
 from blip.train.freeze import freeze
 from blip.train.log import RunLog
 from blip.train.loop import Step
@@ -69,8 +68,13 @@ class FineTuning:
         self.warning = start.advice(self.task, source, self.missing) if source else ""
         if self.config.lora:
             options = self.config.lora
-            lora.add_lora(
-                self.model, options.rank, options.targets, options.alpha, options.dropout, tuple(options.trainable)
+            adapters.add_lora(
+                self.model,
+                options.rank,
+                options.targets,
+                alpha=options.alpha,
+                dropout=options.dropout,
+                trainable=tuple(options.trainable),
             )
         self.model.to(device)
         self.add_parts()
@@ -138,15 +142,17 @@ class FineTuning:
         if not count:  # evaluation alone
             return
         config, world = self.config, distributed.world_size()
-        self.order = EpochOrder(count, config.seed, distributed.rank(), world, weights)
+        self.order = EpochOrder(count, config.seed, rank=distributed.rank(), world=world, weights=weights)
         batches = steps_per_epoch(self.order, config.batch_size)
         self.epochs = Epochs(batches, config.accumulation, config.epochs, config.max_steps)
-        self.skipped = SkipLog(self.output / "skipped.jsonl", count, config.max_skipped_fraction, world)
+        self.skipped = SkipLog(self.output / "skipped.jsonl", count, config.max_skipped_fraction, world=world)
 
     def batches(self, start_step: int) -> Iterator[Any]:
         """Training batches for ever, from the one that optimizer step `start_step` begins with."""
         config = self.config
-        transform = train_transform(config.image_size, config.crop_scale, config.randaugment, config.horizontal_flip)
+        transform = train_transform(
+            config.image_size, config.crop_scale, config.randaugment, horizontal_flip=config.horizontal_flip
+        )
         return make_loader(
             self.dataset(transform),
             self.order,
@@ -165,10 +171,10 @@ class FineTuning:
         return eval_loader(
             dataset,
             self.config.batch_size,
-            distributed.rank(),
-            distributed.world_size(),
-            self.config.num_workers,
-            self.tokenizer.pad_id,
+            rank=distributed.rank(),
+            world=distributed.world_size(),
+            num_workers=self.config.num_workers,
+            pad_id=self.tokenizer.pad_id,
             collate_fn=self.collate_fn,
         )
 
@@ -214,7 +220,7 @@ class FineTuning:
 
     def weights(self) -> dict[str, Tensor]:
         """The model's tensors; adapters are folded in, so that any program can load them."""
-        return lora.merged_state(self.model) if self.config.lora else unique_state(self.model)
+        return adapters.merged_state(self.model) if self.config.lora else unique_state(self.model)
 
     def state(self) -> dict:
         """What a checkpoint holds beside weights and optimizer."""
@@ -268,7 +274,8 @@ class FineTuning:
             with whole_folder(self.output / BEST) as folder:
                 save_weights(folder, weights, {**self.info(), "step": step})
                 if self.config.lora:
-                    lora.save_adapter(folder, self.model, {"base": self.config.init_from})
+                    about = {"base": self.config.init_from, "model": self.info()}
+                    adapter_files.save_adapter(folder, self.model, about, new=self.missing)
                 (folder / TOKENIZER).write_bytes((self.output / TOKENIZER).read_bytes())
                 (folder / "metrics.json").write_text(json.dumps({"step": step, **metrics}, indent=1) + "\n")
         distributed.barrier()

@@ -41,7 +41,7 @@ class Judging(FineTuning):
         self.held_out = {split: self._read(self.files(split), split) for split in ("val", "test") if self.files(split)}
 
     def _read(self, files: Any, split: str) -> Statements:
-        return read_statements(files, self.config.image_root, self.config.dataset, self.part(split))
+        return read_statements(files, self.config.image_root, self.config.dataset, split=self.part(split))
 
     def texts(self) -> Iterator[str]:
         assert self.statements is not None
@@ -58,10 +58,10 @@ class Judging(FineTuning):
             self.statements,
             self.order,
             self.tokenizer,
-            transform,
-            config.max_text_tokens,
-            config.seed,
-            config.max_skipped_fraction,
+            transform=transform,
+            max_tokens=config.max_text_tokens,
+            seed=config.seed,
+            max_skipped_fraction=config.max_skipped_fraction,
         )
 
     def step(self, batch: NlvrBatch, step: int) -> Step:
@@ -81,7 +81,7 @@ class Judging(FineTuning):
         """Judges the statements of the split; each judgement goes into `judgements_SPLIT.json`."""
         statements = self.held_out[split]
         config = self.config
-        dataset = EvalStatements(statements, self.tokenizer, self.eval_transform(), config.max_text_tokens)
+        dataset = EvalStatements(statements, self.tokenizer, self.eval_transform(), max_tokens=config.max_text_tokens)
         batches = self.eval_batches(dataset)
         own: list[tuple] = []  # index, probability
         for batch in batches:

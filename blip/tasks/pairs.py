@@ -10,7 +10,7 @@ from torch import Tensor
 from blip.config import annotation_files
 from blip.data.batches import Batch
 from blip.data.formats import AnnotationError
-from blip.data.pairs import PairDataset, Pairs, has_words, read_pairs
+from blip.data.pairs import CaptionEncoder, PairDataset, Pairs, has_words, read_pairs
 from blip.tasks.finetune import FineTuning
 
 
@@ -35,13 +35,13 @@ class PairFineTuning(FineTuning):
             wordless += not has_words(text)
         if wordless == count:
             problem = f"none of {count} captions has a letter or a digit, the first being {self.pairs.captions(0)[0]!r}"
-            raise AnnotationError(self.pairs.source(0), "", problem)
+            raise AnnotationError(self.pairs.annotation_file(0), "", problem)
         if wordless:
             said = f"{wordless} of {count} training captions have no letter and no digit: leave them out, or mend them"
             self.warning = "\n".join(filter(None, (self.warning, said)))
 
     def _read(self, files: Any, split: str) -> Pairs:
-        return read_pairs(files, self.config.image_root, self.config.dataset, self.part(split))
+        return read_pairs(files, self.config.image_root, self.config.dataset, split=self.part(split))
 
     def texts(self) -> Iterator[str]:
         assert self.pairs is not None
@@ -57,13 +57,12 @@ class PairFineTuning(FineTuning):
         return PairDataset(
             self.pairs,
             self.order,
-            self.tokenizer,
-            transform,
-            config.max_text_tokens,
-            config.seed,
-            self.prompt_text,
-            config.text_cleaning,
-            config.max_skipped_fraction,
+            CaptionEncoder(
+                self.tokenizer, config.max_text_tokens, self.prompt_text, text_cleaning=config.text_cleaning
+            ),
+            transform=transform,
+            seed=config.seed,
+            max_skipped_fraction=config.max_skipped_fraction,
         )
 
     def name(self, batch: Batch) -> str:

@@ -20,7 +20,7 @@ from blip.checkpoints.format import load_strict, load_weights, unique_state
 from blip.config import ConfigError, PretrainConfig, annotation_files
 from blip.data.batches import Batch
 from blip.data.loader import EvalLoader, eval_loader
-from blip.data.pairs import MAX_ORIGINS, EvalPairs, read_pairs
+from blip.data.pairs import MAX_SOURCES, CaptionEncoder, EvalPairs, read_pairs
 from blip.data.skipped import SkipLog
 from blip.data.transforms import eval_transform, train_transform, unnormalise
 from blip.evaluation.pretraining import evaluate_pretraining
@@ -68,7 +68,7 @@ class Pretraining:
         self.tokenizer = tokenizers.choose_tokenizer(config, self.data.captions(), output, resume)
         self.epochs = Epochs(self.data.steps, config.accumulation, config.epochs, config.max_steps)
         self.val = build_validation(config, self.tokenizer)
-        self.skipped = SkipLog(output / "skipped.jsonl", len(self.data), config.max_skipped_fraction, world)
+        self.skipped = SkipLog(output / "skipped.jsonl", len(self.data), config.max_skipped_fraction, world=world)
 
         torch.manual_seed(config.seed)  # equal starting weights on every process
         specials = Specials(self.tokenizer.pad_id, self.tokenizer.enc_id, self.tokenizer.dec_id)
@@ -90,7 +90,9 @@ class Pretraining:
     def batches(self, start_step: int) -> Iterator[Batch]:
         """Training batches for ever, from the one that optimizer step `start_step` begins with."""
         config = self.config
-        transform = train_transform(config.image_size, config.crop_scale, config.randaugment, config.horizontal_flip)
+        transform = train_transform(
+            config.image_size, config.crop_scale, config.randaugment, horizontal_flip=config.horizontal_flip
+        )
         pad_to = buckets(config.max_text_tokens) if config.compile else ()
         start = self.epochs.position(start_step)
         return self.data.batches(self.tokenizer, transform, start, pad_to, pin=self.device.type == "cuda")
@@ -100,7 +102,7 @@ class Pretraining:
         config = self.config
         self.skipped.add(batch.skipped, len(batch))
         for source in filter(None, batch.sources):
-            self.seen[source if source in self.seen or len(self.seen) < MAX_ORIGINS else "other"] += 1
+            self.seen[source if source in self.seen or len(self.seen) < MAX_SOURCES else "other"] += 1
         batch = batch.to(self.device, non_blocking=True)
         packed = not config.compile  # compiled code wants few shapes
         alpha = losses.alpha_ramp(step, round(config.alpha_ramp_epochs * self.epochs.steps), config.alpha)
@@ -237,11 +239,14 @@ def build_validation(config: PretrainConfig, tokenizer: Tokenizer) -> EvalLoader
     if not config.val_file:
         return None
     pairs = read_pairs(list(config.val_file), config.image_root)
-    dataset = EvalPairs(
-        pairs, tokenizer, eval_transform(config.image_size), config.max_text_tokens, text_cleaning=config.text_cleaning
-    )
+    encode = CaptionEncoder(tokenizer, config.max_text_tokens, text_cleaning=config.text_cleaning)
     return eval_loader(
-        dataset, config.batch_size, distributed.rank(), distributed.world_size(), config.num_workers, tokenizer.pad_id
+        EvalPairs(pairs, encode, eval_transform(config.image_size)),
+        config.batch_size,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+        num_workers=config.num_workers,
+        pad_id=tokenizer.pad_id,
     )
 
 

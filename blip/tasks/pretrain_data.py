@@ -33,7 +33,9 @@ class FileData:
         self.config = config
         self.pairs = read_pairs(list(files), config.image_root)
         weights = self.pairs.record_weights()
-        self.order = EpochOrder(len(self.pairs), config.seed, distributed.rank(), distributed.world_size(), weights)
+        self.order = EpochOrder(
+            len(self.pairs), config.seed, rank=distributed.rank(), world=distributed.world_size(), weights=weights
+        )
         self.steps = steps_per_epoch(self.order, config.batch_size)
 
     def __len__(self) -> int:
@@ -44,7 +46,7 @@ class FileData:
 
     def name(self, index: int) -> str:
         """Where a pair comes from, for messages."""
-        return f"{self.pairs.image_path(index)} ({self.pairs.source(index)} record {index})"
+        return f"{self.pairs.image_path(index)} ({self.pairs.annotation_file(index)} record {index})"
 
     def batches(
         self, tokenizer: Tokenizer, transform: Transform, start: tuple[int, int], pad_to: tuple[int, ...], pin: bool
@@ -54,23 +56,21 @@ class FileData:
         dataset = PairDataset(
             self.pairs,
             self.order,
-            tokenizer,
-            transform,
-            config.max_text_tokens,
-            config.seed,
-            text_cleaning=config.text_cleaning,
+            CaptionEncoder(tokenizer, config.max_text_tokens, text_cleaning=config.text_cleaning),
+            transform=transform,
+            seed=config.seed,
             max_skipped_fraction=config.max_skipped_fraction,
         )
         return make_loader(
             dataset,
             self.order,
             config.batch_size,
-            start,
-            config.num_workers,
-            config.seed,
-            tokenizer.pad_id,
-            pad_to,
-            pin,
+            start=start,
+            num_workers=config.num_workers,
+            seed=config.seed,
+            pad_id=tokenizer.pad_id,
+            pad_to=pad_to,
+            pin_memory=pin,
         )
 
 
@@ -85,9 +85,14 @@ class StreamData:
         distributed.barrier()
         self.shards = shards or open_shards(addresses, known)
         self.order = StreamOrder(
-            self.shards, config.batch_size, config.seed, distributed.rank(), distributed.world_size(),
-            config.stream_lanes, config.stream_window,
-        )  # fmt: skip
+            self.shards,
+            config.batch_size,
+            config.seed,
+            rank=distributed.rank(),
+            world=distributed.world_size(),
+            lanes=config.stream_lanes,
+            window=config.stream_window,
+        )
         self.steps = self.order.steps
 
     def __len__(self) -> int:
@@ -111,7 +116,7 @@ class StreamData:
     ) -> Iterator[Batch]:
         """Batches for ever, from `start`, (epoch, batch), on."""
         encode = CaptionEncoder(tokenizer, self.config.max_text_tokens, text_cleaning=self.config.text_cleaning)
-        dataset = StreamDataset(self.order, encode, transform, start, tokenizer.pad_id, pad_to)
+        dataset = StreamDataset(self.order, encode, transform, start=start, pad_id=tokenizer.pad_id, pad_to=pad_to)
         return stream_loader(dataset, self.config.num_workers, pin)
 
 

@@ -64,7 +64,7 @@ class Answering(FineTuning):
         self.answers = self._answers()
 
     def _read(self, files: Any, split: str) -> Questions:
-        return read_questions(files, self.config.image_root, self.config.dataset, self.part(split))
+        return read_questions(files, self.config.image_root, self.config.dataset, split=self.part(split))
 
     def compare_with(self, train_file: list[str]) -> None:
         """Evaluation alone: the questions that were trained on, where they lie here, for what `_score` says of them."""
@@ -117,7 +117,12 @@ class Answering(FineTuning):
         assert self.questions is not None
         config = self.config
         return VqaDataset(
-            self.questions, self.order, self.encoder(), transform, config.seed, config.max_skipped_fraction
+            self.questions,
+            self.order,
+            self.encoder(),
+            transform=transform,
+            seed=config.seed,
+            max_skipped_fraction=config.max_skipped_fraction,
         )
 
     def step(self, batch: VqaBatch, step: int) -> Step:
@@ -227,12 +232,14 @@ class Answering(FineTuning):
         references = [q.references or q.answers for q in questions]
         groups = [q.group or q.image_id for q in questions]
         details: dict[str, Any] = {"by_type": as_json(
-            score_answers(texts, references, [q.answer_type for q in questions], groups, self.config.seed)
+            score_answers(
+                texts, references, [q.answer_type for q in questions], groups=groups, seed=self.config.seed
+            )
         )}  # fmt: skip
         categories = sorted({q.category for q in questions if q.category})
         if categories:
             details["by_category"] = as_json(
-                score_answers(texts, references, [q.category for q in questions], groups, self.config.seed)
+                score_answers(texts, references, [q.category for q in questions], groups=groups, seed=self.config.seed)
             )
         found: dict[str, Any] = {f"{split}_questions": len(known)}
         for name, scores in details["by_type"].items():

@@ -1,8 +1,10 @@
-"""CapFilt: the same files however they are made, nothing kept that should go, nothing lost on the way."""
+"""CapFilt: files do not depend on how work is divided, what fails the filter is dropped, a kill loses nothing."""
 
 import json
 import random
 import shutil
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -10,7 +12,7 @@ from subprocess import CompletedProcess
 
 import pytest
 import torch
-from helpers.running import ROOT, Program, code_and_text, forked, run_in_two
+from helpers.running import ROOT, Program, code_and_text, forked, run_in_two, script_env
 from helpers.tiny import MODEL_SIZES, TINY
 from PIL import Image
 
@@ -20,10 +22,10 @@ from blip.capfilt.candidates import HUMAN, SYNTHETIC, WEB, read_candidates
 from blip.capfilt.config import CapFiltConfig
 from blip.capfilt.merge import MergeError, Rule, merge, threshold_of
 from blip.capfilt.report import write_report
-from blip.capfilt.steps import Work
+from blip.capfilt.steps import CaptionOptions, ShardOptions
 from blip.config import ConfigError, load_config
 from blip.data.images import open_image
-from blip.data.jsonl_shards import ShardError, read_lines, shard_path, write_shards
+from blip.data.jsonl_shards import ShardError, read_lines, shard_path, write_jsonl_shards
 from blip.data.skipped import TooManySkipped
 from blip.data.webdataset import SIZES, UNFINISHED, TarError, open_shards
 from blip.files import WriteError
@@ -51,13 +53,13 @@ def test_a_shard_is_whole_or_absent(tmp_path: Path) -> None:
         return [{"image": f"{block}.png", "text": "é"}]
 
     with pytest.raises(KeyboardInterrupt):
-        list(write_shards(tmp_path, {"seed": 1}, 4, make))
+        list(write_jsonl_shards(tmp_path, {"seed": 1}, 4, make_lines=make))
     with pytest.raises(ShardError, match=r"shard-00002\.jsonl is missing"):
         list(read_lines(tmp_path))
-    assert list(write_shards(tmp_path, {"seed": 1}, 4, make)) == [2, 3]
+    assert list(write_jsonl_shards(tmp_path, {"seed": 1}, 4, make_lines=make)) == [2, 3]
     assert [line["image"] for line in read_lines(tmp_path)] == ["0.png", "1.png", "2.png", "3.png"]
     with pytest.raises(ShardError, match="begun with seed 1, now it is 2"):
-        list(write_shards(tmp_path, {"seed": 2}, 4, make))
+        list(write_jsonl_shards(tmp_path, {"seed": 2}, 4, make_lines=make))
 
 
 def test_a_full_disk_is_said_and_leaves_whole_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +69,7 @@ def test_a_full_disk_is_said_and_leaves_whole_shards(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("blip.files.os.fsync", full)
     with pytest.raises(WriteError, match=r"No space left on device.*finished files are whole"):
-        list(write_shards(tmp_path, {}, 3, lambda block: [{"image": str(block)}]))
+        list(write_jsonl_shards(tmp_path, {}, 3, make_lines=lambda block: [{"image": str(block)}]))
     assert sorted(files(tmp_path)) == ["settings.json", "shard-00000.jsonl"]
 
 
@@ -83,7 +85,7 @@ def test_candidates_bring_the_texts_of_an_image_together(tmp_path: Path) -> None
     )
     lines = [{"image": str(tmp_path / "a.png"), "text": "five", "source": SYNTHETIC, "round": 2},
              {"image": str(tmp_path / "c.png"), "problem": "broken"}]  # fmt: skip
-    list(write_shards(tmp_path / "syn", {"step": "caption"}, 1, lambda block: lines))
+    list(write_jsonl_shards(tmp_path / "syn", {"step": "caption"}, 1, make_lines=lambda block: lines))
     found = read_candidates([str(tmp_path / "web.json"), str(tmp_path / "syn")])
     texts = {Path(found.image_path(i)).name: [(c.text, c.source, c.round) for c in found[i]] for i in range(len(found))}
     assert texts == {
@@ -98,7 +100,14 @@ def test_candidates_bring_the_texts_of_an_image_together(tmp_path: Path) -> None
 
 def test_captions_are_new_and_different(model: Predictor, phantoms: Path, tmp_path: Path) -> None:
     candidates = read_candidates([str(phantoms / "captions.json")])
-    steps.caption(model, candidates, tmp_path, "m", HOW, work=Work(shard_size=20, batch_size=7))
+    steps.caption(
+        model,
+        candidates,
+        tmp_path,
+        model_fingerprint="m",
+        options=CaptionOptions(HOW),
+        shards=ShardOptions(shard_size=20, batch_size=7),
+    )
     lines = list(read_lines(tmp_path))
     assert len({line["image"] for line in lines}) == 48 and {line["source"] for line in lines} == {SYNTHETIC}
     for i in range(len(candidates)):
@@ -117,7 +126,9 @@ def test_scores_are_those_of_pair_by_pair(model: Predictor, phantoms: Path, tmp_
         record["caption"] = [record["caption"], "a dark square", "chest"][: number % 3 + 1]
     (tmp_path / "some.json").write_text(json.dumps(records))
     candidates = read_candidates([str(tmp_path / "some.json")])
-    steps.score(model, candidates, tmp_path / "scored", "f", work=Work(shard_size=4, batch_size=3))
+    steps.score(
+        model, candidates, tmp_path / "scored", model_fingerprint="f", shards=ShardOptions(shard_size=4, batch_size=3)
+    )
     lines = list(read_lines(tmp_path / "scored"))
     assert len(lines) == sum(len(r["caption"]) for r in records)
     for line in lines:
@@ -135,7 +146,7 @@ def test_each_image_is_encoded_once(
     monkeypatch.setattr(
         "blip.network.vit.ViT.forward", lambda self, x, *a, **k: seen.append(len(x)) or forward(self, x, *a, **k)
     )
-    steps.score(model, candidates, tmp_path / "scored", "f")
+    steps.score(model, candidates, tmp_path / "scored", model_fingerprint="f")
     assert sum(seen) == 48
 
 
@@ -145,8 +156,8 @@ def test_broken_images_are_listed_and_left_out(model: Predictor, phantoms: Path,
     data = tmp_path / "web.json"
     data.write_text(json.dumps([{"image": i, "caption": "x"} for i in ("gone.png", good, "broken.png")]))
     candidates = read_candidates([str(data)])
-    steps.caption(model, candidates, tmp_path / "syn", "m", HOW)
-    steps.score(model, read_candidates([str(data), str(tmp_path / "syn")]), tmp_path / "scored", "f")
+    steps.caption(model, candidates, tmp_path / "syn", model_fingerprint="m", options=CaptionOptions(HOW))
+    steps.score(model, read_candidates([str(data), str(tmp_path / "syn")]), tmp_path / "scored", model_fingerprint="f")
     for folder in ("syn", "scored"):
         problems = [line for line in read_lines(tmp_path / folder) if "problem" in line]
         assert sorted(Path(line["image"]).name for line in problems) == ["broken.png", "gone.png"]
@@ -159,21 +170,30 @@ def test_little_but_unreadable_images_end_the_work(model: Predictor, tmp_path: P
     data.write_text(json.dumps([{"image": f"gone{n}.png", "caption": "x"} for n in range(40)]))
     candidates = read_candidates([str(data)])
     with pytest.raises(TooManySkipped, match=r"11 of a shard's 20 images.*gone10\.png.*no such file.*image_root"):
-        steps.score(model, candidates, tmp_path / "scored", "f", work=Work(shard_size=20))
+        steps.score(model, candidates, tmp_path / "scored", model_fingerprint="f", shards=ShardOptions(shard_size=20))
     with pytest.raises(TooManySkipped, match="5 of a shard's 5"):
-        steps.caption(model, candidates, tmp_path / "syn", "m", HOW, work=Work(shard_size=5))
+        steps.caption(
+            model,
+            candidates,
+            tmp_path / "syn",
+            model_fingerprint="m",
+            options=CaptionOptions(HOW),
+            shards=ShardOptions(shard_size=5),
+        )
     assert not list(tmp_path.rglob("shard-*.jsonl"))  # nothing that a second try would take for done
-    work = Work(shard_size=20, max_skipped_fraction=1.0, precision="bf16")
+    shards = ShardOptions(shard_size=20, max_skipped_fraction=1.0, precision="bf16")
     with pytest.raises(TooManySkipped, match="20 of a shard's 20"):
-        steps.score(model, candidates, tmp_path / "scored", "f", work=work)  # other settings: no shard binds it
+        steps.score(
+            model, candidates, tmp_path / "scored", model_fingerprint="f", shards=shards
+        )  # other settings: no shard binds it
 
 
 def test_the_prompt_is_no_part_of_a_caption(model: Predictor, phantoms: Path, tmp_path: Path) -> None:
     candidates = read_candidates([str(phantoms / "captions.json")])
     how = Decoding(sample=True, max_new_tokens=4, min_new_tokens=3)
-    steps.caption(model, candidates, tmp_path, "m", how, prompt="Chest with ")
+    steps.caption(model, candidates, tmp_path, model_fingerprint="m", options=CaptionOptions(how, prompt="Chest with "))
     texts = [line["text"] for line in read_lines(tmp_path)]
-    written = [several[0].text for several in model.write([candidates.image_path(0)], "Chest with ", how, 1)]
+    written = [several[0].text for several in model.write([candidates.image_path(0)], "Chest with ", how, batch_size=1)]
     assert written[0].startswith("chest with") and texts and not any(text.startswith("chest with") for text in texts)
 
 
@@ -188,7 +208,7 @@ def scored(tmp_path: Path) -> Path:
         for i in range(10)
     ]  # fmt: skip
     folder = tmp_path / "made"
-    list(write_shards(folder, {"step": "score"}, 2, lambda block: lines[5 * block : 5 * block + 5]))
+    list(write_jsonl_shards(folder, {"step": "score"}, 2, make_lines=lambda block: lines[5 * block : 5 * block + 5]))
     return folder
 
 
@@ -217,7 +237,7 @@ def test_what_passes(scored: Path, tmp_path: Path, rule: Rule, kept: list[int], 
 
 
 def test_what_people_wrote_stays(scored: Path, phantoms: Path, tmp_path: Path) -> None:
-    found = merge([scored], tmp_path / "out.json", Rule(0.9), [str(phantoms / "captions.json")])
+    found = merge([scored], tmp_path / "out.json", Rule(0.9), keep=[str(phantoms / "captions.json")])
     assert found.kept == {HUMAN: 48, WEB: 1}
     records = json.loads((tmp_path / "out.json").read_text())
     assert Path(records[-1]["image"]).is_file() and records[-1]["source"] == HUMAN
@@ -241,7 +261,7 @@ def test_threshold_of_a_share(scored: Path) -> None:
     ],
 )
 def test_bad_input(scored: Path, tiny_checkpoint: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
-    list(write_shards(tmp_path / "captions", {"step": "caption"}, 0, lambda block: []))
+    list(write_jsonl_shards(tmp_path / "captions", {"step": "caption"}, 0, make_lines=lambda block: []))
     places = {"scored": scored, "tmp": tmp_path, "captions": tmp_path / "captions", "start": tiny_checkpoint}
     code, said = run_capfilt(*(a.format(**places) for a in arguments))
     assert code != 0 and message in said, said
@@ -253,7 +273,7 @@ def test_a_share_is_kept_whatever_the_scores(scores: list[float], tmp_path: Path
     """At least as many as asked for; more only where texts share the score at the border."""
     lines = [{"image": "i", "text": str(n), "source": WEB, "round": 0, "match": x, "itc": 0.0}
              for n, x in enumerate(scores)]  # fmt: skip
-    list(write_shards(tmp_path / "scored", {"step": "score"}, 1, lambda block: lines))
+    list(write_jsonl_shards(tmp_path / "scored", {"step": "score"}, 1, make_lines=lambda block: lines))
     for tenth in range(1, 11):
         found = merge([tmp_path / "scored"], tmp_path / "out.jsonl", Rule(fraction=tenth / 10))
         border = sorted(scores, reverse=True)[tenth - 1]
@@ -265,7 +285,7 @@ def test_a_share_is_kept_whatever_the_scores(scores: list[float], tmp_path: Path
 
 def test_human_texts_alone_are_no_result(scored: Path, phantoms: Path, tmp_path: Path) -> None:
     with pytest.raises(MergeError, match="nothing passes"):
-        merge([scored], tmp_path / "out.json", Rule(1.0), [str(phantoms / "captions.json")])
+        merge([scored], tmp_path / "out.json", Rule(1.0), keep=[str(phantoms / "captions.json")])
     assert not (tmp_path / "out.json").exists()
 
 
@@ -281,7 +301,7 @@ def test_webdataset_shards_hold_the_images(model: Predictor, phantoms: Path, tmp
     Image.new("L", (8, 8), 7).save(good[4])
     lines = [{"image": i, "text": f"text {n}", "source": WEB, "round": 0, "match": 0.9, "itc": 0.1}
              for n, i in enumerate([*good, str(tmp_path / "broken.png"), str(tmp_path / "gone.png")])]  # fmt: skip
-    list(write_shards(tmp_path / "scored", {"step": "score"}, 1, lambda block: lines))
+    list(write_jsonl_shards(tmp_path / "scored", {"step": "score"}, 1, make_lines=lambda block: lines))
     found = merge([tmp_path / "scored"], tmp_path / "tars", Rule(), tar_size=2)
     assert found.kept[WEB] == 5 and found.problems == 2
     shards = open_shards([str(tmp_path / "tars")])
@@ -319,9 +339,16 @@ def one_process(step: str, checkpoint: Path, data: Path, out: Path, rank: int, w
         time.sleep(0.005)
     candidates, model = read_candidates([str(data)]), blip.load(checkpoint)
     if step == "caption":
-        steps.caption(model, candidates, out, "m", HOW, seed=4, work=Work(shard_size=3, batch_size=2))
+        steps.caption(
+            model,
+            candidates,
+            out,
+            model_fingerprint="m",
+            options=CaptionOptions(HOW, seed=4),
+            shards=ShardOptions(shard_size=3, batch_size=2),
+        )
     else:
-        steps.score(model, candidates, out, "m", work=Work(shard_size=3, batch_size=2))
+        steps.score(model, candidates, out, model_fingerprint="m", shards=ShardOptions(shard_size=3, batch_size=2))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -339,7 +366,7 @@ def test_killed_processes_leave_what_an_undisturbed_one_leaves(
         pytest.importorskip("webdataset")
     data, out = phantoms / "captions.json", tmp_path / "two"
     if step == "merge":
-        steps.score(model, read_candidates([str(data)]), tmp_path / "scored", "m")
+        steps.score(model, read_candidates([str(data)]), tmp_path / "scored", model_fingerprint="m")
         data = tmp_path / "scored"
     one_process_in_order = (step, tiny_checkpoint, data, tmp_path / "one")
 
@@ -372,8 +399,8 @@ def test_killed_processes_leave_what_an_undisturbed_one_leaves(
 # ---- a whole round ---------------------------------------------------------------------------------------------------
 
 
-def bootstrap(start: Path, phantoms: Path, output: Path, *more: str) -> CompletedProcess:
-    """One round or more on 48 phantoms, two training steps each."""
+def small_rounds(start: Path, phantoms: Path) -> list[str]:
+    """Options of `blip capfilt run` for rounds on 48 phantoms, two training steps each."""
     whole = {key: None if value == "null" else value for key, value in TINY.items()}
     whole |= {"crop_scale": [0.5, 1.0], "max_steps": 2, "val_file": []}
     small = {key: value for key, value in whole.items() if key not in (*MODEL_SIZES, "queue_size")}
@@ -384,9 +411,13 @@ def bootstrap(start: Path, phantoms: Path, output: Path, *more: str) -> Complete
         "captioner_set": small, "filter_set": {**small, "queue_size": 8}, "shared_set": {**whole, "lr": 1e-3},
         "fraction": 0.5, "shard_size": 20, "max_new_tokens": 5,
     }  # fmt: skip
-    words = [word for key, value in options.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    return [word for key, value in options.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+
+
+def bootstrap(start: Path, phantoms: Path, output: Path, *more: str) -> CompletedProcess:
+    """One round or more."""
     command = ["capfilt", "run", "--config", ROOT / "configs" / "capfilt_phantoms.yaml", "--output_dir", output]
-    return Program("blip", *command, *words, *more).finish(600)
+    return Program("blip", *command, *small_rounds(start, phantoms), *more).finish(600)
 
 
 @pytest.mark.slow
@@ -418,6 +449,25 @@ def test_two_rounds_by_one_command(tiny_checkpoint: Path, phantoms: Path, tmp_pa
     assert changed.returncode == 1 and "was trained with another max_steps" in changed.stderr
     other = bootstrap(tiny_checkpoint, phantoms, tmp_path, "--set", "threshold=0.7")
     assert other.returncode == 1 and "begun with other settings: threshold 0.1 -> 0.7" in other.stderr
+
+
+@pytest.mark.slow
+def test_a_round_under_torchrun_with_packaged_configurations(
+    tiny_checkpoint: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    """Outside a checkout, where only names of configurations can be found; two processes share every step."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "blip"]
+    command += ["capfilt", "run", "--config", "capfilt_phantoms", "--output_dir", "out"]
+    names = ["--set", "shared=pretrain_demo", "--set", "pretrain=configs/pretrain_demo.yaml"]
+    done = subprocess.run(
+        [*command, *small_rounds(tiny_checkpoint, phantoms), *names],
+        cwd=tmp_path, env=script_env({"PYTHONPATH": str(ROOT)}), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    place = tmp_path / "out" / "round1"
+    assert (place / "shared" / "done.json").is_file() and (place / "model" / "checkpoints" / "latest").exists()
+    assert len(list((place / "scored").glob("shard-*.jsonl"))) == 3
+    assert done.stdout.count("done: ") == 1
 
 
 @pytest.mark.parametrize(

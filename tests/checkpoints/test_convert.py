@@ -1,4 +1,4 @@
-"""Conversion: round trips are exact, foreign classes agree on the numbers, wrong files are refused in clear words."""
+"""Conversion: round trips are exact, foreign classes give the same numbers, wrong files are refused with a message."""
 
 from pathlib import Path
 

@@ -15,7 +15,7 @@ from blip.data.formats import iter_json_object
 from blip.data.images import UnreadableImage, open_image
 from blip.data.pairs import Pairs, read_pairs
 from blip.data.questions import read_questions
-from blip.data.sets.questions import MAX_OPTIONAL, alternatives
+from blip.data.sets.vqa_med import MAX_OPTIONAL, alternatives
 from blip.hashing import stable_hash
 
 

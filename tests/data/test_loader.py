@@ -11,7 +11,7 @@ from helpers.samples import write_images
 from blip.data.batches import Batch
 from blip.data.loader import eval_loader, make_loader
 from blip.data.order import EpochOrder, steps_per_epoch
-from blip.data.pairs import EvalPairs, PairDataset, Pairs, read_pairs
+from blip.data.pairs import CaptionEncoder, EvalPairs, PairDataset, Pairs, read_pairs
 from blip.data.skipped import TooManySkipped
 from blip.data.transforms import eval_transform, train_transform
 from blip.tokenizer import Tokenizer
@@ -38,8 +38,8 @@ def batches(
     pairs: Pairs, tokenizer: Tokenizer, count: int, start: tuple[int, int] = (0, 0), workers: int = 0, size: int = 3
 ) -> list[Batch]:
     order = EpochOrder(len(pairs), seed=5)
-    data = PairDataset(pairs, order, tokenizer, train_transform(8), max_tokens=12, seed=5)
-    loader = make_loader(data, order, size, start, workers, pad_id=tokenizer.pad_id)
+    data = PairDataset(pairs, order, CaptionEncoder(tokenizer, 12), transform=train_transform(8), seed=5)
+    loader = make_loader(data, order, size, start=start, num_workers=workers, pad_id=tokenizer.pad_id)
     return [next(loader) for _ in range(count)]
 
 
@@ -84,7 +84,7 @@ def test_an_epoch_is_full_batches_and_the_next_differs(pairs: Pairs, tokenizer: 
 def test_too_small_a_set_says_so(pairs: Pairs, tokenizer: Tokenizer) -> None:
     order = EpochOrder(COUNT, seed=0, rank=0, world=2)
     assert steps_per_epoch(order, 5) == 1
-    data = PairDataset(pairs, order, tokenizer, train_transform(8), max_tokens=12, seed=0)
+    data = PairDataset(pairs, order, CaptionEncoder(tokenizer, 12), transform=train_transform(8), seed=0)
     with pytest.raises(
         ValueError, match="5 records on each of 2 ranks, fewer than one batch of 6: set batch_size to 5"
     ):
@@ -103,10 +103,10 @@ def test_the_message_of_a_worker_arrives(tmp_path: Path, tokenizer: Tokenizer) -
 
 @pytest.mark.parametrize(("world", "workers"), [(1, 0), (1, 2), (3, 0)])
 def test_evaluation_sees_each_image_once_in_order(pairs: Pairs, tokenizer: Tokenizer, world: int, workers: int) -> None:
-    data = EvalPairs(pairs, tokenizer, eval_transform(8), max_tokens=12)
+    data = EvalPairs(pairs, CaptionEncoder(tokenizer, 12), eval_transform(8))
     seen, skipped = [], []
     for rank in range(world):
-        loader = eval_loader(data, 2, rank, world, workers)
+        loader = eval_loader(data, 2, rank=rank, world=world, num_workers=workers)
         indices = [index for batch in loader for index in batch.indices]
         assert indices == sorted(indices)
         assert {index % world for index in indices} == {rank}
@@ -117,7 +117,7 @@ def test_evaluation_sees_each_image_once_in_order(pairs: Pairs, tokenizer: Token
 
 
 def test_evaluation_leaves_out_a_batch_of_nothing(pairs: Pairs, tokenizer: Tokenizer) -> None:
-    data = EvalPairs(pairs, tokenizer, eval_transform(8), max_tokens=12)
+    data = EvalPairs(pairs, CaptionEncoder(tokenizer, 12), eval_transform(8))
     loader = eval_loader(data, 1)
     assert len(list(loader)) == COUNT - 1
     assert len(loader.skipped) == 1

@@ -13,10 +13,11 @@ from helpers.samples import write_images
 
 from blip.data import pairs as pairs_module
 from blip.data.batches import Sample, collate
-from blip.data.check import check_data, print_report
+from blip.data.check import check_data
+from blip.data.check_report import print_report
 from blip.data.formats import AnnotationError
 from blip.data.order import EpochOrder
-from blip.data.pairs import EvalPairs, PairDataset, Pairs, caption_id, has_words, read_pairs
+from blip.data.pairs import CaptionEncoder, EvalPairs, PairDataset, Pairs, caption_id, has_words, read_pairs
 from blip.data.skipped import SkipLog, TooManySkipped
 from blip.data.transforms import eval_transform, train_transform
 from blip.tokenizer import Tokenizer
@@ -61,7 +62,7 @@ def test_all_formats_read_alike(tmp_path: Path, suffix: str) -> None:
     assert len(pairs) == 3
     assert [pairs.captions(i) for i in range(3)] == [[record["caption"]] for record in RECORDS]
     assert pairs.image_path(2) == str(tmp_path / "c" / "d.png")
-    assert pairs.source(1) == str(path)
+    assert pairs.annotation_file(1) == str(path)
     assert [pairs.image_id(i) for i in range(2)] == [pairs_module.stable_hash("7"), pairs_module.stable_hash("x")]
     assert len({pairs.image_id(i) for i in range(3)}) == 3
 
@@ -78,7 +79,7 @@ def test_several_files_roots_and_lists(tmp_path: Path) -> None:
     assert pairs.captions(4) == ["y"]
     assert pairs.image_path(3) == str(tmp_path / "images" / "a.png")
     assert pairs.image_path(4) == "/x.png"
-    assert pairs.source(3).endswith("two.jsonl")
+    assert pairs.annotation_file(3).endswith("two.jsonl")
     assert pairs.record_weights().tolist() == [1, 1, 1, 2, 2]
     assert read_pairs([str(tmp_path / "one.json")]).record_weights() is None
 
@@ -116,9 +117,9 @@ def test_words_have_a_letter_or_a_digit() -> None:
 def test_memory_is_flat_arrays(tmp_path: Path) -> None:
     count = 100_000
     pairs = Pairs()
-    pairs.sources, pairs.roots, pairs.weights = ["set.jsonl"], ["images"], [1.0]
+    pairs.annotation_files, pairs.roots, pairs.weights = ["set.jsonl"], ["images"], [1.0]
     for i in range(count):
-        pairs.append(0, f"figures/{i:07}.jpg", [f"caption number {i} of some thirty characters more"], None)
+        pairs.append(0, f"figures/{i:07}.jpg", [f"caption number {i} of some thirty characters more"], image_id=None)
     assert pairs.nbytes / count < 120
     # no object per record hides in it: containers and their own buffers, nothing else
     held = [pairs._caption_ends, pairs._image_ids, pairs._files]
@@ -156,10 +157,10 @@ def test_weights_say_how_often_a_record_is_visited() -> None:
     assert rare == set(range(20, 30))
 
 
-def dataset(folder: Path, tokenizer: Tokenizer, **options: object) -> PairDataset:
+def dataset(folder: Path, tokenizer: Tokenizer, seed: int = 0, **options: str) -> PairDataset:
     pairs = read_pairs([str(folder / "pairs.json")])
-    settings = {"max_tokens": 12, "seed": 0, "transform": train_transform(8), "tokenizer": tokenizer, **options}
-    return PairDataset(pairs, EpochOrder(len(pairs), seed=0), **settings)  # type: ignore[arg-type]
+    encode = CaptionEncoder(tokenizer, 12, **options)
+    return PairDataset(pairs, EpochOrder(len(pairs), seed=0), encode, transform=train_transform(8), seed=seed)
 
 
 def test_chance_depends_on_seed_epoch_and_index_alone(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -228,7 +229,7 @@ def test_too_many_unreadable_images_in_a_row(tmp_path: Path, tokenizer: Tokenize
 def test_evaluation_reports_instead_of_replacing(tmp_path: Path, tokenizer: Tokenizer) -> None:
     write_images(tmp_path, 3)
     (tmp_path / "1.png").unlink()
-    data = EvalPairs(read_pairs([str(tmp_path / "pairs.json")]), tokenizer, eval_transform(8), max_tokens=12)
+    data = EvalPairs(read_pairs([str(tmp_path / "pairs.json")]), CaptionEncoder(tokenizer, 12), eval_transform(8))
     batch = collate([data[i] for i in range(3)])
     assert batch.indices == [0, 2]
     assert [index for index, _, _ in batch.skipped] == [1]
@@ -268,7 +269,7 @@ def test_skip_log_names_each_image_once_also_after_a_restart(tmp_path: Path) -> 
 
 def test_skip_log_stops_above_the_fraction(tmp_path: Path) -> None:
     log = SkipLog(tmp_path / "skipped.jsonl", total=1000, max_fraction=0.01, world=2)
-    log.add([(i, f"{i}.png", "empty") for i in range(5)], looked_at=90)
+    log.add([(i, f"{i}.png", "empty") for i in range(5)], samples=90)
     message = r"6 images on one of 2 ranks of 1000 records \(limit 1.00%\).*0\.png \(empty\)"
     with pytest.raises(TooManySkipped, match=message):
         log.add([(5, "5.png", "empty")])
@@ -281,7 +282,7 @@ def test_skip_log_of_one_rank_may_see_all_that_is_broken_in_later_epochs(tmp_pat
     for epoch in range(3):  # 9 of 1000 are broken; in each epoch a rank looks at another half
         for rank, log in enumerate(ranks):
             broken = [(i, f"{i}.png", "empty") for i in range(9) if i % 2 == (rank + epoch) % 2]
-            log.add(broken, looked_at=500 - len(broken))
+            log.add(broken, samples=500 - len(broken))
     assert len(path.read_text().splitlines()) == 9, "two ranks name an image once"
     with pytest.raises(TooManySkipped):
         ranks[0].add([(i, f"{i}.png", "empty") for i in range(9, 11)])
@@ -352,7 +353,8 @@ def test_real_captions_and_images(data_dir: Path) -> None:
     tokenizer = Tokenizer.from_vocab(data_dir / "vocab" / "bert-base-uncased-vocab.txt")
     pairs = read_pairs([str(data_dir / "coco_sample" / "captions.json")])
     assert len(pairs.captions(0)) == 5
-    data = PairDataset(pairs, EpochOrder(len(pairs), seed=0), tokenizer, train_transform(32), max_tokens=30, seed=0)
+    encode = CaptionEncoder(tokenizer, 30)
+    data = PairDataset(pairs, EpochOrder(len(pairs), seed=0), encode, transform=train_transform(32), seed=0)
     batch = collate([data[(0, position)] for position in range(4)])
     assert not batch.skipped
     assert batch.images.shape == (4, 3, 32, 32)

@@ -1,4 +1,4 @@
-"""Phantoms: everything follows from the seed, and captions, boxes and questions say what the picture shows."""
+"""Phantoms: everything follows from the seed; captions, boxes and questions agree with the image."""
 
 import json
 import re

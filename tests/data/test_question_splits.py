@@ -1,4 +1,4 @@
-"""Whole sets of questions: their answers, splits that cut no image, shared images; and the real sets."""
+"""Whole sets of questions: their answers, splits that keep an image in one part, shared images; and the real sets."""
 
 from collections import Counter
 from pathlib import Path
@@ -60,10 +60,10 @@ def test_shared_images(tmp_path: Path) -> None:
 
 @pytest.mark.real_data
 def test_real_questions(data_dir: Path) -> None:
-    rad = read_questions([str(data_dir / "vqa_rad")], kind="vqa_rad", split="all")
+    rad = read_questions([str(data_dir / "vqa_rad")], dataset="vqa_rad", split="all")
     assert Counter(question.answer_type for question in every(rad)) == {"closed": 907, "open": 669}
     assert {"4", "2", "12"} <= set(answer_list(rad))
-    train, test = (read_questions([str(data_dir / "vqa_rad")], kind="vqa_rad", split=x) for x in ("train", "test"))
+    train, test = (read_questions([str(data_dir / "vqa_rad")], dataset="vqa_rad", split=x) for x in ("train", "test"))
     assert (len(train), len(test), shared_images(train, test)) == (1257, 319, 142)  # every test image
     parts = split_by_image(rad, (0.8, 0.2))
     assert [len(part) for part in parts] == pytest.approx([1261, 315], abs=15)
@@ -71,13 +71,13 @@ def test_real_questions(data_dir: Path) -> None:
     plain = read_questions([str(data_dir / "vqa_rad" / "qa.json")])
     words = [[(q.question, q.answers, q.answer_type) for q in every(x)] for x in (plain, rad)]
     assert words[0] == words[1]
-    med = read_questions([str(data_dir / "vqa_med_2019")], kind="vqa_med_2019", split="validation")
+    med = read_questions([str(data_dir / "vqa_med_2019")], dataset="vqa_med_2019", split="validation")
     assert Counter(q.category for q in every(med)) == dict.fromkeys(("modality", "plane", "organ", "abnormality"), 100)
     plain = read_questions([str(data_dir / "vqa_med_2019" / "qa.json")], split="val")
     assert sorted((q.question, q.category, *q.answers) for q in every(plain)) == sorted(
         (q.question, q.category, *q.answers) for q in every(med)
     )
-    coco = read_questions([str(data_dir / "format_fixtures/vision/vqav2/questions.json")], kind="vqa_v2")
+    coco = read_questions([str(data_dir / "format_fixtures/vision/vqav2/questions.json")], dataset="vqa_v2")
     assert [len(q.references) for q in every(coco)] == [10, 10, 10]
     assert coco[0].weights == pytest.approx([0.6, 0.1, 0.1, 0.1, 0.1])
     encode = QuestionEncoder(Tokenizer.from_vocab(data_dir / "vocab" / "bert-base-uncased-vocab.txt"))

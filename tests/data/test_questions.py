@@ -24,7 +24,8 @@ from blip.data.questions import (
     collate_vqa,
     read_questions,
 )
-from blip.data.sets.questions import Question, alternatives
+from blip.data.sets.questions import Question
+from blip.data.sets.vqa_med import alternatives
 from blip.data.skipped import TooManySkipped
 from blip.data.transforms import eval_transform, train_transform
 from blip.tokenizer import Tokenizer
@@ -53,7 +54,7 @@ def test_vqa_rad(tmp_path: Path) -> None:
     ]  # fmt: skip
     put(tmp_path / "VQA_RAD Dataset Public.json", rows)
     (tmp_path / "VQA_RAD Image Folder").mkdir()
-    train, test = (read_questions([str(tmp_path)], kind="vqa_rad", split=split) for split in ("train", "test"))
+    train, test = (read_questions([str(tmp_path)], dataset="vqa_rad", split=split) for split in ("train", "test"))
     assert short(train) == [("s1.jpg", "Is it?", ["Yes"], "closed", "pres")]
     assert short(test) == [("s1.jpg", "How many?", ["4"], "open", "count")]
     assert (test[0].question_id, test[0].image_id, test[0].group) == ("4b", "s1.jpg", "s1.jpg")
@@ -72,11 +73,11 @@ def test_hub_parquet_of_path_vqa_and_vqa_rad(tmp_path: Path) -> None:
     put_parquet(tmp_path / "data/train-00001-of-00002.parquet", rows[3:])
     put_parquet(tmp_path / "data/test-00000-of-00001.parquet", hub_rows(2, first=2, question="t", answer="no"))
     for kind in ("path_vqa", "vqa_rad"):
-        train, test = (read_questions([str(tmp_path)], kind=kind, split=split) for split in ("train", "test"))
+        train, test = (read_questions([str(tmp_path)], dataset=kind, split=split) for split in ("train", "test"))
         assert [question.answer_type for question in every(train)] == ["closed", "closed", "open", "closed"]
         assert [shade(open_image(question.image)) for question in every(train)] == [0, 1, 2, 3]
         assert shared_images(train, test) == 2  # they have no names: by their bytes
-    parts = split_by_image(read_questions([str(tmp_path)], kind="path_vqa", split="all"), (0.5, 0.5))
+    parts = split_by_image(read_questions([str(tmp_path)], dataset="path_vqa", split="all"), (0.5, 0.5))
     assert sum(map(len, parts)) == 6 and shared_images(*parts) == 0
 
 
@@ -86,10 +87,10 @@ def test_slake(tmp_path: Path) -> None:
     put(tmp_path / "validate.json", [{**row, "q_lang": "zh", "question": "哪个部位?"}, row])
     put(tmp_path / "train.json", [row, {**row, "answer_type": "CLOSED", "answer": "Yes"}])
     (tmp_path / "imgs").mkdir()
-    found = read_questions([str(tmp_path)], kind="slake", split="validation")
+    found = read_questions([str(tmp_path)], dataset="slake", split="validation")
     assert short(found) == [("source.jpg", "Which part?", ["Abdomen"], "open", "organ")]
     assert Path(found[0].image) == tmp_path / "imgs/xmlab1/source.jpg"
-    assert len(read_questions([str(tmp_path)], kind="slake", split="all")) == 3
+    assert len(read_questions([str(tmp_path)], dataset="slake", split="all")) == 3
 
 
 def test_vqa_med_2019(tmp_path: Path) -> None:
@@ -99,20 +100,20 @@ def test_vqa_med_2019(tmp_path: Path) -> None:
     put(train / "Train_images/s1.jpg", png(0))
     text = "s2|modality|what method?|us-d - doppler ultrasound#ultrasound\ns2|abnormality|what?|(left) cyst (large)\n"
     put(test / "VQAMed2019_Test_Questions_w_Ref_Answers.txt", text)
-    found = read_questions([str(tmp_path)], kind="vqa_med_2019", split="train")
+    found = read_questions([str(tmp_path)], dataset="vqa_med_2019", split="train")
     assert short(found) == [
         ("s1.jpg", "what plane?", ["axial"], "open", "plane"),
         ("s1.jpg", "is it abnormal (at all)?", ["yes"], "closed", ""),
     ]
     assert Path(found[0].image) == train / "Train_images/s1.jpg"
-    found = read_questions([str(tmp_path)], kind="vqa_med_2019", split="test")
+    found = read_questions([str(tmp_path)], dataset="vqa_med_2019", split="test")
     assert short(found)[0] == (
         "s2.jpg", "what method?", ["us-d - doppler ultrasound", "ultrasound"], "open", "modality",
     )  # fmt: skip
     assert found[0].weights == [0.5, 0.5]
     assert found[1].answers == ["left cyst large", "left cyst", "cyst large", "cyst"]
     assert [found[i].question_id[-2:] for i in range(2)] == [":1", ":2"]
-    own = read_questions([str(train / "QAPairsByCategory/C2_Plane_train.txt")], kind="vqa_med_2019")
+    own = read_questions([str(train / "QAPairsByCategory/C2_Plane_train.txt")], dataset="vqa_med_2019")
     assert own[0].category == "plane" and Path(own[0].image) == train / "Train_images/s1.jpg"
     assert alternatives("mr - t1 (w/gadolinium)") == ["mr - t1 w/gadolinium", "mr - t1"]
 
@@ -121,11 +122,11 @@ def test_retina_vqa(tmp_path: Path) -> None:
     put(tmp_path / "dataset_dict.json", {"splits": ["train", "test"]})
     put_arrow(tmp_path / "train", hub_rows(5, question="what", answer="drusen"))
     put_arrow(tmp_path / "test", hub_rows(1, first=8, question="what", answer="no"), parts=1)
-    found = read_questions([str(tmp_path)], kind="retina_vqa", split="train")
+    found = read_questions([str(tmp_path)], dataset="retina_vqa", split="train")
     assert [(q.answers[0], shade(open_image(q.image))) for q in every(found)] == [
         ("drusen 0", 0), ("drusen 2", 2), ("drusen 4", 4), ("drusen 1", 1), ("drusen 3", 3),
     ]  # fmt: skip
-    assert len(read_questions([str(tmp_path / "test")], kind="retina_vqa")) == 1  # one split saved by itself
+    assert len(read_questions([str(tmp_path / "test")], dataset="retina_vqa")) == 1  # one split saved by itself
 
 
 @pytest.mark.parametrize("answer", ["Answer", "Anwser"])
@@ -135,7 +136,7 @@ def test_pmc_vqa(tmp_path: Path, answer: str) -> None:
     lines = [f"PMC1064097_F1.jpg,Pattern?,Focal,{choices},B", f"PMC2_F1.jpg,Pattern?,A,{choices},"]
     put(tmp_path / "train.csv", "\n".join([heads, *lines]) + "\n")
     (tmp_path / "figures").mkdir()
-    found = read_questions([str(tmp_path)], kind="pmc_vqa", split="train")
+    found = read_questions([str(tmp_path)], dataset="pmc_vqa", split="train")
     assert [question.answers for question in every(found)] == [["Focal"], ["Diffuse"]]
     assert found[0].choices == ["Diffuse", "Focal", "None", "A: other"]
     assert (found[0].group, found[0].answer_type) == ("PMC1064097", "closed")
@@ -151,16 +152,16 @@ def test_vqa_v2_and_the_json_of_blip(tmp_path: Path) -> None:
     put(tmp_path / "v2_mscoco_val2014_annotations.json", {"annotations": [annotation], "info": {}})
     put(tmp_path / "v2_OpenEnded_mscoco_test2015_questions.json", {"questions": [{**asked, "image_id": 43}]})
     put(tmp_path / "images/val2014/COCO_val2014_000000000042.jpg", png(0))
-    question = read_questions([str(tmp_path)], kind="vqa_v2", split="validation")[0]
+    question = read_questions([str(tmp_path)], dataset="vqa_v2", split="validation")[0]
     assert (question.answers, question.weights) == (["yes", "no"], [0.7, 0.3])
     assert question.references == ["yes"] * 7 + ["no"] * 3
     assert (question.answer_type, question.category) == ("closed", "is it")
     assert Path(question.image) == tmp_path / "images/val2014/COCO_val2014_000000000042.jpg"
-    test = read_questions([str(tmp_path)], kind="vqa_v2", split="test")
+    test = read_questions([str(tmp_path)], dataset="vqa_v2", split="test")
     assert test[0].answers == [] and Path(test[0].image).name == "COCO_test2015_000000000043.jpg"
     blip = [{"question": "Is it?", "question_id": 7, "image": "val2014/a.jpg", "answer": ["a", "a", "b", "a"],
              "dataset": "vqa"}, {"question": "What?", "image": "g.jpg", "answer": "c", "dataset": "vg"}]  # fmt: skip
-    found = read_questions([str(put(tmp_path / "vqa_train.json", blip))], kind="vqa_v2")
+    found = read_questions([str(put(tmp_path / "vqa_train.json", blip))], dataset="vqa_v2")
     assert [(q.answers, q.weights) for q in every(found)] == [(["a", "b"], [0.75, 0.25]), (["c"], [0.2])]
 
 
@@ -220,8 +221,8 @@ def batches(
     questions: Questions, encode: QuestionEncoder, count: int, start: tuple[int, int] = (0, 0), workers: int = 0
 ) -> list[VqaBatch]:
     order = EpochOrder(len(questions), seed=5)
-    data = VqaDataset(questions, order, encode, train_transform(8), seed=5)
-    loader = make_loader(data, order, 3, start, workers, pad_id=0, collate_fn=collate_vqa)
+    data = VqaDataset(questions, order, encode, transform=train_transform(8), seed=5)
+    loader = make_loader(data, order, 3, start=start, num_workers=workers, pad_id=0, collate_fn=collate_vqa)
     return [next(loader) for _ in range(count)]
 
 
@@ -269,11 +270,11 @@ def test_a_batch_holds_every_answer_with_its_owner(eleven: Questions, encode: Qu
 def test_questions_without_answers_are_for_evaluation_alone(tmp_path: Path, encode: QuestionEncoder) -> None:
     put(tmp_path / "a.png", png(0))
     rows = [{"image": "a.png", "question": "is it", "dataset": "vqa", "question_id": 5}]
-    questions = read_questions([str(put(tmp_path / "vqa_test.json", rows))], kind="vqa_v2")
+    questions = read_questions([str(put(tmp_path / "vqa_test.json", rows))], dataset="vqa_v2")
     batch = collate_vqa([EvalQuestions(questions, encode, eval_transform(8))[0]])
     assert len(batch) == 1 and batch.owner.shape == (0,) and batch.answer_ids.shape == (0, 0)
     with pytest.raises(ValueError, match="1 questions have no answer to learn from, the first being 5"):
-        VqaDataset(questions, EpochOrder(1, 0), encode, eval_transform(8), seed=0)
+        VqaDataset(questions, EpochOrder(1, 0), encode, transform=eval_transform(8), seed=0)
     with pytest.raises(ValueError, match="max_answer_tokens is 2"):
         QuestionEncoder(encode.tokenizer, 8, 2)
 

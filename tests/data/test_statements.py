@@ -38,7 +38,7 @@ def test_nlvr2(tmp_path: Path) -> None:
     ]
     put(tmp_path / "data/train.json", "\n".join(map(json.dumps, lines)))
     (tmp_path / "images/train").mkdir(parents=True)
-    found = read_statements([str(tmp_path)], kind="nlvr2", split="train")
+    found = read_statements([str(tmp_path)], dataset="nlvr2", split="train")
     folder = tmp_path / "images/train/47"
     assert found[0].images == (f"{folder}/train-10171-0-img0.png", f"{folder}/train-10171-0-img1.png")
     assert [(found[i].sentence, found[i].label, found[i].id) for i in range(2)] == [
@@ -46,14 +46,14 @@ def test_nlvr2(tmp_path: Path) -> None:
     ]  # fmt: skip
     put(tmp_path / "data/dev.json", json.dumps({"identifier": "dev-8-0-0", "sentence": "x", "label": "True"}))
     (tmp_path / "dev").mkdir()
-    found = read_statements([str(tmp_path)], kind="nlvr2", split="dev")
+    found = read_statements([str(tmp_path)], dataset="nlvr2", split="dev")
     assert found[0].images == (f"{tmp_path}/dev/dev-8-0-img0.png", f"{tmp_path}/dev/dev-8-0-img1.png")
 
 
 def test_the_json_of_blip_and_the_generic_one(tmp_path: Path) -> None:
     rows = [{"images": ["dev/l.png", "dev/r.png"], "sentence": "x", "label": "False"}]
     for kind in ("nlvr2", "json"):
-        found = read_statements([str(put(tmp_path / "a.json", rows))], image_root=str(tmp_path), kind=kind)
+        found = read_statements([str(put(tmp_path / "a.json", rows))], image_root=str(tmp_path), dataset=kind)
         assert found[0].images == (f"{tmp_path}/dev/l.png", f"{tmp_path}/dev/r.png")
         assert (found[0].label, found[0].id) == (False, "a.json:1")
     rows = [{"image": "three.png", "sentence": "x", "label": True}]
@@ -71,7 +71,7 @@ def test_nlvr_is_cut_behind_the_first_box(tmp_path: Path) -> None:
     path = tmp_path / "dev/images/5/dev-3597-0-0.png"
     path.parent.mkdir(parents=True)
     Image.fromarray(drawing).save(path)
-    found = read_statements([str(tmp_path)], kind="nlvr", split="validation")
+    found = read_statements([str(tmp_path)], dataset="nlvr", split="validation")
     assert found[0].images == str(path)
     left, right = open_images(found[0].images)
     assert (left.size, right.size) == ((100, 100), (250, 100))
@@ -101,8 +101,8 @@ def batches(
     statements: Statements, tokenizer: Tokenizer, count: int, start: tuple[int, int] = (0, 0), workers: int = 0
 ) -> list[NlvrBatch]:
     order = EpochOrder(len(statements), seed=2)
-    data = NlvrDataset(statements, order, tokenizer, train_transform(8), max_tokens=16, seed=2)
-    loader = make_loader(data, order, 3, start, workers, collate_fn=collate_nlvr)
+    data = NlvrDataset(statements, order, tokenizer, transform=train_transform(8), max_tokens=16, seed=2)
+    loader = make_loader(data, order, 3, start=start, num_workers=workers, collate_fn=collate_nlvr)
     return [next(loader) for _ in range(count)]
 
 
@@ -118,7 +118,7 @@ def test_batches_do_not_depend_on_workers_or_start(nine: Statements, tokenizer: 
 def test_left_stays_left(nine: Statements, tokenizer: Tokenizer) -> None:
     order = EpochOrder(9, seed=0)
     plain = eval_transform(4)
-    train = NlvrDataset(nine, order, tokenizer, plain, max_tokens=16, seed=0)
+    train = NlvrDataset(nine, order, tokenizer, transform=plain, max_tokens=16, seed=0)
     left, right = (torch.stack([plain(Image.new("RGB", (6, 6), (v + i,) * 3)) for i in range(9)]) for v in (0, 100))
     for sample in [train[(epoch, position)] for epoch in range(4) for position in range(9)]:
         assert torch.equal(sample.images, torch.stack([left[sample.index], right[sample.index]]))
@@ -138,7 +138,7 @@ def test_left_stays_left(nine: Statements, tokenizer: Tokenizer) -> None:
 
 @pytest.mark.real_data
 def test_real_statements(data_dir: Path, tokenizer: Tokenizer) -> None:
-    found = read_statements([str(data_dir / "nlvr_sample")], kind="nlvr", split="validation")
+    found = read_statements([str(data_dir / "nlvr_sample")], dataset="nlvr", split="validation")
     plain = read_statements([str(data_dir / "nlvr_sample" / "nlvr.json")])
     assert len(found) == len(plain) == 400
     assert len({found[i].sentence for i in range(400)}) == 97
@@ -149,7 +149,7 @@ def test_real_statements(data_dir: Path, tokenizer: Tokenizer) -> None:
     ground, gutter = (211, 211, 211), (128, 128, 128)
     assert left.getpixel((99, 50)) == right.getpixel((0, 50)) == right.getpixel((249, 50)) == ground
     assert right.getpixel((100, 50)) == right.getpixel((149, 50)) == gutter
-    pairs = read_statements([str(data_dir / "format_fixtures/vision/nlvr2/tiny-dev.json")], kind="nlvr2")
+    pairs = read_statements([str(data_dir / "format_fixtures/vision/nlvr2/tiny-dev.json")], dataset="nlvr2")
     assert (len(pairs), [pairs[i].label for i in range(3)]) == (8, [False, True, False])
     data = EvalStatements(pairs, tokenizer, eval_transform(32), max_tokens=30)
     assert collate_nlvr([data[i] for i in range(8)]).images.shape == (8, 2, 3, 32, 32)

@@ -20,7 +20,7 @@ from blip.data.pairs import CaptionEncoder
 from blip.data.skipped import TooManySkipped
 from blip.data.stream import StreamDataset, StreamOrder, stream_loader
 from blip.data.transforms import eval_transform
-from blip.data.webdataset import SIZES, TarError, TarShards, open_shards, write_tars
+from blip.data.webdataset import SIZES, TarError, TarShards, open_shards, write_tar_shards
 from blip.tasks.pretrain_data import open_training
 from blip.tokenizer import Tokenizer
 
@@ -47,7 +47,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = 0
     for shard, count in enumerate(COUNTS):
         one = place / f"part{shard}"
-        write_tars(one, (sample(n, source="web" if n % 3 else "synthetic") for n in range(first, first + count)), 100)
+        write_tar_shards(
+            one, (sample(n, source="web" if n % 3 else "synthetic") for n in range(first, first + count)), 100
+        )
         (one / "shard-00000.tar").rename(place / f"shard-{shard:05d}.tar")
         first += count
     (place / SIZES).write_text(json.dumps({f"shard-{n:05d}.tar": c for n, c in enumerate(COUNTS)}))
@@ -63,7 +65,7 @@ def stream(
     shards: TarShards, encode: CaptionEncoder, start: tuple[int, int] = (0, 0), workers: int = 0, **order: int
 ) -> tuple[StreamOrder, object]:
     one = StreamOrder(shards, **{"batch_size": 3, "seed": 5, "lanes": 2, "window": 4, **order})
-    return one, stream_loader(StreamDataset(one, encode, eval_transform(8), start), workers, False)
+    return one, stream_loader(StreamDataset(one, encode, eval_transform(8), start=start), workers, False)
 
 
 def equal(a: Batch, b: Batch) -> bool:
@@ -82,7 +84,7 @@ def test_an_epoch_has_every_sample_once_and_ranks_get_equal_shares(
     for epoch in range(2):
         seen: Counter[int] = Counter()
         for rank in range(world):
-            order = StreamOrder(shards, 1, 0, rank, world, lanes, window)
+            order = StreamOrder(shards, 1, 0, rank=rank, world=world, lanes=lanes, window=window)
             assert order.steps == 30 // world // order.lanes * order.lanes
             for lane in range(order.lanes):
                 numbers = [raw.number for raw in order.samples(epoch, lane)]
@@ -137,7 +139,7 @@ def test_a_caption_may_lie_beside_other_facts(tmp_path: Path) -> None:
     """As img2dataset writes them: the text in one file, and JSON with or without it."""
     facts = {"url": "https://somewhere", "width": 8}
     beside = [{"txt": "one\n"}, {"txt": "two", "json": facts}, {"txt": "x", "json": {**facts, "caption": "three"}}]
-    write_tars(tmp_path, ({"png": picture(0), **parts} for parts in beside), 100)
+    write_tar_shards(tmp_path, ({"png": picture(0), **parts} for parts in beside), 100)
     raws = list(open_shards([str(tmp_path)]).read(0))
     assert [raw.record()["caption"] for raw in raws] == [["one"], ["two"], ["three"]]
 
@@ -202,7 +204,7 @@ def test_a_broken_sample_is_named_and_replaced(tmp_path: Path, encode: CaptionEn
     samples[5] = {"png": picture(5)}
     samples[7]["json"] = {"caption": " "}
     samples[9] = {"txt": "no image"}
-    write_tars(tmp_path, iter(samples), 100)
+    write_tar_shards(tmp_path, iter(samples), 100)
     _, batches = stream(open_shards([str(tmp_path)]), encode, batch_size=12, lanes=1, window=12)
     batch = next(batches)
     assert len(batch.indices) == 12 and not {2, 5, 7, 9} & set(batch.indices)
@@ -233,7 +235,7 @@ def test_a_shard_that_breaks_off_costs_its_rest(
 
 
 def test_a_batch_without_any_image_ends_the_run(tmp_path: Path, encode: CaptionEncoder) -> None:
-    write_tars(tmp_path, ({"png": b"x", "txt": "number 1"} for _ in range(6)), 100)
+    write_tar_shards(tmp_path, ({"png": b"x", "txt": "number 1"} for _ in range(6)), 100)
     _, batches = stream(open_shards([str(tmp_path)]), encode)
     with pytest.raises(TooManySkipped, match=r"a whole batch of 3 samples.*shard-00000\.tar#"):
         next(batches)

@@ -105,7 +105,7 @@ def test_broken_files_are_named(tmp_path: Path, content: bytes | None, reason: s
 def test_sizes_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnreadableImage, match="0 x 5"):
         open_image(Image.new("L", (0, 5)))
-    monkeypatch.setattr(transforms, "MAX_PIXELS", 100)
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
     with pytest.raises(UnreadableImage, match="11 x 10 pixels, more than 100"):
         open_image(_encoded(Image.new("L", (11, 10))))
     assert open_image(_encoded(Image.new("L", (10, 10)))).size == (10, 10)

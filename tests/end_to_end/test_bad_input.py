@@ -1,4 +1,4 @@
-"""What people get wrong, and the message that they get: broken files, images, checkpoints, options and command lines.
+"""What users get wrong, and the message that they get: broken files, images, checkpoints, options and command lines.
 
 Nothing here may end in a traceback: each case ends with status 1 and one message on standard error.
 """

@@ -1,4 +1,4 @@
-"""What the study of CapFilt counts: which captions are true, and what a threshold removes."""
+"""The counts of the CapFilt study: which captions are true, and what a threshold removes."""
 
 import runpy
 

@@ -22,7 +22,7 @@ from helpers.recorded_pretraining import (
     part,
     process,
 )
-from helpers.running import ROOT, WORLD, run_script, script_command, script_env, start_two
+from helpers.running import ROOT, WORLD, run_in_two, run_script, script_command, script_env, start_two
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -195,14 +195,15 @@ def test_torchrun_writes_one_log_and_whole_checkpoints(torchrun_output: Path) ->
 
 
 @pytest.mark.slow
-def test_torchrun_resumed_ends_as_if_undisturbed(torchrun_output: Path, tiny_config: Path, tmp_path: Path) -> None:
+def test_two_processes_resumed_end_as_if_undisturbed(torchrun_output: Path, tiny_config: Path, tmp_path: Path) -> None:
     output = tmp_path / "killed"
     shutil.copytree(torchrun_output, output, symlinks=True)
     shutil.rmtree(output / "checkpoints" / "step-00000006")  # as if killed in step 6, before its checkpoint
-    done = run_script(*arguments(tiny_config, output), "--resume", "auto", processes=2)
-    assert done.returncode == 0, done.stderr
-    assert "step-00000003 after step 3" in done.stderr
-    assert "another number of processes" not in done.stderr
+    both = run_in_two(str(ROOT / "pretrain.py"), *arguments(tiny_config, output), "--resume", "auto")
+    assert [done.returncode for done in both] == [0, 0], both
+    said = both[0].stderr + both[1].stderr
+    assert "step-00000003 after step 3" in said
+    assert "another number of processes" not in said
     times = {"images_per_s", "memory_mb", "mfu"}
     logs = [read_metrics(folder) for folder in (output, torchrun_output)]
     assert [{k: v for k, v in line.items() if k not in times} for line in logs[0]] == [

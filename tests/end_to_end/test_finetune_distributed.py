@@ -1,4 +1,4 @@
-"""Fine-tuning in two processes: the scores of one, negatives of all ranks as a plain loop has them, exact resuming."""
+"""Fine-tuning in two processes: the scores of one, negatives of all as in a plain loop, exact resuming."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A run that was stopped, by whatever means, ends as if it never had been: same log, same weights, bit for bit."""
+"""A run that was stopped by a kill or a signal ends as an undisturbed one: same log, same weights, bit for bit."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""A rendezvous of two hosts trains, where this machine may pretend to be two."""
+"""Training on two hosts with one rendezvous, where this machine can make two network namespaces."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Answer and ranking scores against numbers worked out by hand, and against loops that do the obvious."""
+"""Scores of answers and rankings against numbers worked out by hand and against plain loops."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Caption scores against naive code and pycocoevalcap's own path, and machines that lack one thing or another."""
+"""Caption scores against plain code and pycocoevalcap, also on machines without Java, the package or a model."""
 
 import itertools
 import json

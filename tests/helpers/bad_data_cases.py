@@ -1,4 +1,4 @@
-"""Broken annotation files, images and options of the data: what a user does wrong, and what the message has to say.
+"""Broken annotation files, images and options of the data: what a user does wrong, and the message that follows.
 
 Each case is (name, function of an empty folder that triggers the error, exception, regular expression of the message).
 """
@@ -14,7 +14,7 @@ from blip.data.formats import AnnotationError
 from blip.data.images import UnreadableImage, open_image
 from blip.data.loader import make_loader
 from blip.data.order import EpochOrder
-from blip.data.pairs import PairDataset, read_pairs
+from blip.data.pairs import CaptionEncoder, PairDataset, read_pairs
 from blip.data.skipped import TooManySkipped
 from blip.data.transforms import train_transform
 from blip.tokenizer import Tokenizer, load_tokenizer
@@ -60,7 +60,8 @@ def training(
         pairs = read_pairs([str(folder / "set.json")])
         order = EpochOrder(len(pairs), seed=0)
         tokenizer = Tokenizer.train(["x y z"] * 3, vocab_size=40)
-        data = PairDataset(pairs, order, tokenizer, train_transform(8), max_tokens, seed=0, **options)
+        encode = CaptionEncoder(tokenizer, max_tokens, **options)
+        data = PairDataset(pairs, order, encode, transform=train_transform(8), seed=0)
         next(make_loader(data, order, batch_size))
 
     return trigger

@@ -1,4 +1,4 @@
-"""What people get wrong with the fine-tuning scripts and with `blip caption`, `answer` and `match`.
+"""What users get wrong with the fine-tuning scripts and with `blip caption`, `answer` and `match`.
 
 SCRIPTS: (name, task, arguments, regular expression of the message); VERBS: (name, arguments, regular expression).
 In arguments FOLDER is an empty folder, START a checkpoint of pre-training, DATA the phantoms; what a function makes in

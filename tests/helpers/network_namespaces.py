@@ -1,8 +1,8 @@
-"""Pre-trains on two hosts that are one: two network namespaces with addresses of their own, a cable between them.
+"""Pre-trains on two hosts, which are network namespaces of this machine with addresses of their own and a cable.
 
     python tests/helpers/network_namespaces.py [FOLDER]
 
-Needs `ip` and the right to make namespaces (root); without them it says so and ends with status 77.
+Needs `ip` and the right to make namespaces (root); without them it prints why and ends with status 77.
 """
 
 import os

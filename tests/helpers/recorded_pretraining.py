@@ -15,7 +15,7 @@ from blip import distributed
 from blip.config import PretrainConfig, load_config
 from blip.data.batches import Batch
 from blip.data.loader import eval_loader
-from blip.data.pairs import EvalPairs, read_pairs
+from blip.data.pairs import CaptionEncoder, EvalPairs, read_pairs
 from blip.data.transforms import eval_transform
 from blip.evaluation.pretraining import evaluate_pretraining
 from blip.models.momentum import Queue, Twin
@@ -113,8 +113,9 @@ def evaluate(config: PretrainConfig, model: PretrainModel, file: Path, rank: int
 def part(config: PretrainConfig, file: Path, rank: int, world: int) -> list[Batch]:
     """Batches of one process's part of a validation file."""
     tokenizer = Tokenizer.from_file(config.tokenizer)
-    data = EvalPairs(read_pairs([str(file)]), tokenizer, eval_transform(config.image_size), config.max_text_tokens)
-    return list(eval_loader(data, BATCH, rank, world, pad_id=tokenizer.pad_id))
+    encode = CaptionEncoder(tokenizer, config.max_text_tokens)
+    data = EvalPairs(read_pairs([str(file)]), encode, eval_transform(config.image_size))
+    return list(eval_loader(data, BATCH, rank=rank, world=world, pad_id=tokenizer.pad_id))
 
 
 def process(rank: int, port: int, folder: Path, config_path: Path) -> None:

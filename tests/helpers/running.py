@@ -84,7 +84,7 @@ class Program:
         self.process.kill()
         self.process.join()
 
-    def finish(self, timeout: float = 120) -> subprocess.CompletedProcess:
+    def finish(self, timeout: float = 300) -> subprocess.CompletedProcess:
         """Waits for its end."""
         self.process.join(timeout)
         if self.process.is_alive():
@@ -117,7 +117,7 @@ def run_script(
     *arguments: str | Path,
     processes: int = 1,
     env: dict | None = None,
-    timeout: float = 120,
+    timeout: float = 300,
     script: str = "pretrain.py",
 ) -> subprocess.CompletedProcess:
     """Runs a script of the root as a user would, alone or under torchrun, from there."""

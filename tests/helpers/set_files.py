@@ -83,7 +83,7 @@ PMC = "Figure_path,Question,Answer,Choice A,Choice B,Choice C,Choice D,Answer_la
 
 def questions(name: str, content: Any, kind: str = "json", **options: Any) -> Callable[[Path], None]:
     def trigger(folder: Path) -> None:
-        read_questions([str(put(folder / name, content))], kind=kind, **options)
+        read_questions([str(put(folder / name, content))], dataset=kind, **options)
 
     return trigger
 
@@ -93,7 +93,7 @@ def captions(name: str, content: Any, kind: str) -> Callable[[Path], None]:
 
 
 def statements(name: str, content: Any, kind: str = "json") -> Callable[[Path], None]:
-    return lambda folder: void(read_statements([str(put(folder / name, content))], kind=kind))
+    return lambda folder: void(read_statements([str(put(folder / name, content))], dataset=kind))
 
 
 def void(_: object) -> None:
@@ -104,13 +104,13 @@ def in_folder(files: dict[str, Any], kind: str, **options: Any) -> Callable[[Pat
     def trigger(folder: Path) -> None:
         for name, content in files.items():
             put(folder / name, content)
-        read_questions([str(folder)], kind=kind, **options)
+        read_questions([str(folder)], dataset=kind, **options)
 
     return trigger
 
 
 def parquet_without_answers(folder: Path) -> None:
-    read_questions([str(put_parquet(folder / "x.parquet", hub_rows(2, question="q")))], kind="path_vqa")
+    read_questions([str(put_parquet(folder / "x.parquet", hub_rows(2, question="q")))], dataset="path_vqa")
 
 
 BAD: list[tuple[str, Callable[[Path], None], type[Exception], str]] = [

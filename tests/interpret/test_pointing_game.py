@@ -1,4 +1,4 @@
-"""The pointing game counts what it says, and so do its controls."""
+"""The pointing game and its controls count correctly."""
 
 import json
 from pathlib import Path

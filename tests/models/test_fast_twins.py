@@ -1,4 +1,4 @@
-"""The whole pre-training model against slow, obvious twins: texts one by one, keys repeated, every token computed."""
+"""The whole pre-training model against a slow, plain one: texts one by one, keys repeated, every token computed."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Decoding against slow, obvious twins and against transformers' `generate`; every bad option has its message."""
+"""Decoding against slow, plain code and against `generate` of transformers; every wrong option has its message."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""Our models, with the published code's checkpoints read by the converter, return the published code's numbers."""
+"""Models with the published code's checkpoints, read by the converter, return the published code's numbers."""
 
 import json
 from pathlib import Path

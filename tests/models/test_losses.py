@@ -1,4 +1,4 @@
-"""The losses against loops over samples that do the obvious."""
+"""The losses against plain loops over samples."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The queue against a plain list, the twin's update against a loop, and who is whose positive."""
+"""The queue against a plain list, the twin's update against a loop, and which pairs are positives."""
 
 import pytest
 import torch

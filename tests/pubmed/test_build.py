@@ -1,4 +1,4 @@
-"""From pairs to a data set: filters, the same picture twice, evaluation images, parts by article, card, page."""
+"""From pairs to a data set: filters, duplicate images, evaluation images, parts by article, card, page."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Search and fetch against a server on this machine that speaks the protocol, and that answers wrongly now and then."""
+"""Search and fetch against a local server that speaks the protocol and sometimes answers wrongly."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Articles: every figure with its label, caption and file, text that can be read, nothing expanded or fetched."""
+"""Articles: every figure with its label, caption and file; readable text; no entity is expanded or fetched."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Licences out of codes, links and words; what restricts is never lost."""
+"""Licences from codes, links and words; a restriction is never lost."""
 
 import pytest
 

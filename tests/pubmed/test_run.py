@@ -1,4 +1,4 @@
-"""From a server on this machine to a data set that is pre-trained on; and captions beside those of pubmed_parser."""
+"""From a local server to a data set and pre-training on it; captions compared with those of pubmed_parser."""
 
 import json
 import re

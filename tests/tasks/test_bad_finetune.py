@@ -1,4 +1,4 @@
-"""What people get wrong with the fine-tuning scripts and the verbs over images, and what looks wrong but works.
+"""What users get wrong with the fine-tuning scripts and the verbs over images, and unusual input that works.
 
 No case ends in a traceback: status 1, one message on standard error, nothing trained.
 """

@@ -1,4 +1,4 @@
-"""How answers are scored: choices, spellings, samples, what is said of the training set; each image encoded once."""
+"""Evaluation of answers: choices, spellings, samples, comparison with the training set; each image encoded once."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Learning rate and optimizer."""
+"""Learning rate schedules, optimizer groups and rates by layer."""
 
 import math
 

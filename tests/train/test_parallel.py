@@ -1,4 +1,4 @@
-"""What is applied to a model from outside leaves its gradients and its names alone, or says why it cannot be."""
+"""What is applied to a model from outside keeps its gradients and names, or is refused with a reason."""
 
 import sys
 from collections.abc import Callable

@@ -1,8 +1,9 @@
-"""Readers of published data sets, in the files they are distributed in. Imports `data.formats`. Read `layout.py` first.
+"""Readers of data sets in the files in which they are published. Imports `data.formats`. Read `layout.py` first.
 
-layout       where a set's files lie in its folder, and which reader takes them
+layout       which files a set's folder has, and the reader of each set
 captions     sets of images and captions
 questions    sets of images, questions and answers
 statements   sets of two images and a statement
-vqa_v2       VQA v2, whose answers lie in a file of their own
+vqa_med      VQA-Med 2019, lines of text
+vqa_v2       VQA v2, whose answers are in a file of their own
 """

@@ -1,4 +1,4 @@
-"""Images with captions, as their data sets are distributed: CAPTION_SETS, name -> format."""
+"""Images with captions, in the files in which they are published: CAPTION_SETS, name -> format."""
 
 import math
 import re
@@ -22,7 +22,7 @@ from blip.data.sets.layout import SetFormat
 from blip.errors import InputError
 
 ARTICLE = re.compile(r"PMC\d+")
-GROUPS = ("pmcid", "article", "group", "patient")  # what splits must not cut
+GROUPS = ("pmcid", "article", "group", "patient")  # keys of what splits keep together
 
 
 @dataclass
@@ -32,19 +32,19 @@ class Captioned:
     image: str  # path relative to the set's images, or FILE#ROW
     captions: list[str]
     image_id: str | None = None  # equal for records of one image; None: its path
-    group: str = ""  # what splits must not cut: an article or a patient; "": the image
-    source: str = ""  # where the pair comes from, such as web or synthetic; "": not said
+    group: str = ""  # an article or a patient, which splits keep together; "": the image
+    source: str = ""  # of the pair, such as web or synthetic; "": not given
 
 
 def captioned(record: Any) -> Captioned:
-    """The generic record: `image`, `caption` (text or a list), perhaps `image_id`, `source` and one of GROUPS."""
+    """The generic record: `image`, `caption` (text or a list), optionally `image_id`, `source` and one of GROUPS."""
     image, captions, image_id = parse_record(record)
     group = next((record[name] for name in GROUPS if record.get(name) not in (None, "")), "")
     return Captioned(image, captions, image_id, str(group), str(record.get("source") or ""))
 
 
 def text_of(record: Any, *names: str) -> str:
-    """The text under the first of `names` that the record has, without blanks round it; ValueError if it is none."""
+    """The text under the first of `names` that the record has, stripped; ValueError if that is no text."""
     if not isinstance(record, Mapping):
         raise InputError(f"a record is an object, not {kind_of(record)}")
     name = next((name for name in names if name in record), None)
@@ -101,17 +101,19 @@ def _rocov2(record: Any) -> Captioned:
 
 
 def _pmc_oa(record: Any) -> Captioned:
-    found = captioned(record)
-    article = ARTICLE.match(found.image)
-    return Captioned(found.image, found.captions, found.image_id, found.group or (article[0] if article else ""))
+    generic = captioned(record)
+    article = ARTICLE.match(generic.image)
+    return Captioned(
+        generic.image, generic.captions, generic.image_id, generic.group or (article[0] if article else "")
+    )
 
 
 def _medicat(record: Any) -> Captioned:
-    """The caption that Semantic Scholar cut from the PDF, or else S2ORC's; `s2orc_references`, mentions in the text of
-    the article, are no captions and are left out."""
+    """The caption that Semantic Scholar extracted from the PDF, or else S2ORC's; `s2orc_references`, mentions in the
+    text of the article, are not captions and are left out."""
     article, figure = text_of(record, "pdf_hash"), text_of(record, "fig_uri")
     key = "s2_caption" if record.get("s2_caption") else "s2orc_caption"
-    # files carry the article's hash; the sample of the publication leaves it out of fig_uri
+    # the names of files begin with the article's hash; fig_uri in the publication's sample does not
     name = figure if figure.startswith(article) else f"{article}_{figure}"
     return Captioned(name, [text_of(record, key)], name, article)
 
@@ -120,7 +122,7 @@ def _medicat(record: Any) -> Captioned:
 
 
 def _karpathy_file(path: Path, root: str) -> Records:
-    """BLIP's form, a list of records, or the original `dataset_coco.json`, whose sentences become captions."""
+    """BLIP's form, a list of records, or Karpathy's `dataset_coco.json`, whose sentences become captions."""
     if not is_object(path):
         yield from iter_records(path)
         return
@@ -144,7 +146,7 @@ def _karpathy_file(path: Path, root: str) -> Records:
 
 
 def _coco_captions_file(path: Path, root: str) -> Records:
-    """The original `captions_train2017.json`: `images` and `annotations` apart, put together by the image's id."""
+    """COCO's `captions_train2017.json`: separate lists `images` and `annotations`, joined by the image's id."""
     names: dict[Any, str] = {}
     captions: dict[Any, list[str]] = {}
     for key, item in checked(path, iter_json_object):
@@ -184,47 +186,49 @@ _COCO_2017 = ("annotations/captions_{0}2017.json", "annotations/captions_{0}2014
 
 CAPTION_SETS: dict[str, SetFormat[Captioned]] = {
     "json": SetFormat(_plain, captioned),
-    "roco": SetFormat(_roco_file, _roco, _ROCO_FILES, ("radiology/images", "images")),
+    "roco": SetFormat(_roco_file, _roco, files=_ROCO_FILES, images=("radiology/images", "images")),
     "rocov2": SetFormat(
         _rocov2_file,
         _rocov2,
-        {"train": ("train_captions.csv",), "validation": ("valid_captions.csv",), "test": ("test_captions.csv",)},
-        ("{first}_images", "{first}", "images"),
+        files={"train": ("train_captions.csv",), "validation": ("valid_captions.csv",), "test": ("test_captions.csv",)},
+        images=("{first}_images", "{first}", "images"),
     ),
     "pmc_oa": SetFormat(
         _plain,
         _pmc_oa,
-        {"train": ("train.jsonl", "pmc_oa.jsonl"), "validation": ("valid.jsonl",), "test": ("test.jsonl",)},
-        ("images", "caption_T060_filtered_top4_sep_v0_subfigures"),
+        files={"train": ("train.jsonl", "pmc_oa.jsonl"), "validation": ("valid.jsonl",), "test": ("test.jsonl",)},
+        images=("images", "caption_T060_filtered_top4_sep_v0_subfigures"),
     ),
-    "medicat": SetFormat(lambda path, root: iter_records(path), _medicat, {"train": ("*.jsonl",)}, ("figures",)),
+    "medicat": SetFormat(
+        lambda path, root: iter_records(path), _medicat, files={"train": ("*.jsonl",)}, images=("figures",)
+    ),
     "coco": SetFormat(
         _karpathy_file,
         captioned,
-        {
+        files={
             "train": ("coco_karpathy_train.json", "dataset_coco.json"),
             "validation": ("coco_karpathy_val.json", "dataset_coco.json"),
             "test": ("coco_karpathy_test.json", "dataset_coco.json"),
         },
-        ("images",),
+        images=("images",),
     ),
     "flickr": SetFormat(
         _karpathy_file,
         captioned,
-        {
+        files={
             "train": ("flickr30k_train.json", "dataset_flickr30k.json"),
             "validation": ("flickr30k_val.json", "dataset_flickr30k.json"),
             "test": ("flickr30k_test.json", "dataset_flickr30k.json"),
         },
-        ("images", "flickr30k-images"),
+        images=("images", "flickr30k-images"),
     ),
     "coco_captions": SetFormat(
         _coco_captions_file,
         captioned,
-        {
+        files={
             "train": tuple(pattern.format("train") for pattern in _COCO_2017),
             "validation": tuple(pattern.format("val") for pattern in _COCO_2017),
         },
-        ("../{last}", "../images", "images"),
+        images=("../{last}", "../images", "images"),
     ),
 }

@@ -1,11 +1,11 @@
-"""How a data set lies on disk as its authors distribute it: which file holds which part, and where its images are.
+"""The files of a data set as published: which file holds which split, and which folder its images.
 
 The sets themselves are three literal tables: CAPTION_SETS, QUESTION_SETS and STATEMENT_SETS, one `SetFormat` a name.
 """
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -15,15 +15,15 @@ from blip.errors import InputError
 Record = TypeVar("Record")
 
 SPLITS = ("train", "validation", "test")
-# as data sets and people call them
+# other names that data sets use -> ours
 SPLIT_NAMES = {name: name for name in SPLITS} | {
     "val": "validation",
     "valid": "validation",
     "validate": "validation",
     "dev": "validation",
-    "restval": "train",  # Karpathy's split of COCO: the rest of val2014, with which everyone trains
+    "restval": "train",  # Karpathy's split of COCO: the rest of val2014, commonly added to the training set
 }
-# any set as the Hugging Face hub has it: parquet, or saved by `datasets.save_to_disk`; {0} is a name of the split
+# of any set from the Hugging Face hub: parquet, or saved by `datasets.save_to_disk`; {0} is a name of the split
 HUB = ("data/{0}-*.parquet", "{0}-*.parquet", "{0}/data-*.arrow", "{0}/dataset.arrow")
 
 
@@ -39,16 +39,18 @@ class SetFormat(Generic[Record]):
 
     Attributes:
         read: (annotation file, folder of its images) -> (place, raw record) of each; AnnotationError for a broken file.
-        parse: raw record -> record; ValueError says what is wrong with it.
-        files: split -> patterns of its files below the set's folder; the first that matches anything counts. A file
-            under several splits holds them all, and `part` tells its records apart.
-        images: folders that may hold the images, relative to the annotation file's; the first that exists counts, and
-            the annotation file's own where none does. {first} and {last} are the parts of its name round "_".
-        part: raw record -> its split, "" where it names none, None where it is to be left out.
+        parse: raw record -> record; ValueError with what is wrong with it.
+        files: split -> patterns of its files below the set's folder; the first that matches anything is taken. A file
+            listed under several splits holds all of them, and `part` assigns its records.
+        images: folders that may hold the images, relative to the annotation file's; the first that exists is taken, and
+            the annotation file's own where none does. {first} and {last} are the parts of the file's name before the
+            first and behind the last "_".
+        part: raw record -> its split, "" where it names none, None for a record to leave out.
     """
 
     read: Callable[[Path, str], Records]
     parse: Callable[[Any], Record]
+    _: KW_ONLY
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     images: tuple[str, ...] = ()
     part: Callable[[Mapping[str, Any]], str | None] = any_part
@@ -84,21 +86,21 @@ class SetFile(Generic[Record]):
 
 
 def open_set(
-    sets: Mapping[str, SetFormat[Record]], dataset: str, path: str, split: str = "", image_root: str = ""
+    sets: Mapping[str, SetFormat[Record]], dataset: str, path: str, *, split: str = "", image_root: str = ""
 ) -> list[SetFile[Record]]:
-    """The annotation files that a path stands for.
+    """The annotation files at a path: the file itself, or those of a folder.
 
     Args:
         sets: name -> format.
         dataset: a name in it.
         path: an annotation file, or the folder as distributed.
-        split: train, validation or test; all or "" for everything. A folder of several parts has to be told which. In
-            a file it selects the records that name their part; a file whose records name none is one part, read whole.
+        split: train, validation or test; all or "" for everything. A folder of several parts needs it. In a file it
+            selects the records that name their split; a file whose records name none is read whole.
         image_root: folder that image paths are relative to; empty: where the set has its images.
 
     Raises:
         ValueError: no such set, split or image_root.
-        AnnotationError: the folder does not hold what is asked for.
+        AnnotationError: the folder does not hold the split or any file of the set.
     """
     if dataset not in sets:
         raise InputError(f"dataset is {dataset!r}; it can be {', '.join(sets)}")
@@ -107,13 +109,13 @@ def open_set(
     if image_root and not os.path.isdir(image_root):
         raise InputError(f"image_root is {image_root!r}, which is no folder")
     form, part = sets[dataset], "" if split == "all" else SPLIT_NAMES.get(split, "")
-    files = _files_of(form, Path(path), split, dataset) if os.path.isdir(path) else [Path(path)]
+    files = _files_of(form, Path(path), split, dataset=dataset) if os.path.isdir(path) else [Path(path)]
     return [SetFile(str(file), image_root or _image_folder(form, file), part, form) for file in files]
 
 
-def _files_of(form: SetFormat, folder: Path, split: str, dataset: str) -> list[Path]:
-    if (folder / "dataset_info.json").is_file() and (one := sorted(folder.glob("data-*.arrow"))):
-        return one  # one part, saved by itself
+def _files_of(form: SetFormat, folder: Path, split: str, *, dataset: str) -> list[Path]:
+    if (folder / "dataset_info.json").is_file() and (files := sorted(folder.glob("data-*.arrow"))):
+        return files  # of one split, saved by itself
     parts = {name: files for name in SPLITS if (files := _part(form, folder, name))}
     if not parts:
         known = [pattern for patterns in form.files.values() for pattern in patterns]

@@ -26,17 +26,17 @@ def statement(record: Any) -> Statement:
     """`sentence`, `label`, and `images` (two paths) or `image` (a drawing of three boxes); ValueError otherwise."""
     sentence = text_of(record, "sentence")
     label = record.get("label")
-    truth = label.strip().lower() if isinstance(label, str) else label
-    if truth not in ("true", "false", True, False) or (isinstance(truth, (int, float)) and not isinstance(truth, bool)):
+    truth = {"true": True, "false": False}.get(label.strip().lower()) if isinstance(label, str) else label
+    if not isinstance(truth, bool):
         raise InputError(f"its label is {label!r}; it is true or false")
     name = str(record.get("identifier") or record.get("id") or "")
     if "images" not in record:
-        return Statement(text_of(record, "image"), sentence, truth in (True, "true"), name)
+        return Statement(text_of(record, "image"), sentence, truth, name)
     images = record["images"]
     if not isinstance(images, list) or len(images) != 2:
         raise InputError("its images are not a list of two, left and right")
     left, right = (text_of({"image": image}, "image") for image in images)
-    return Statement((left, right), sentence, truth in (True, "true"), name)
+    return Statement((left, right), sentence, truth, name)
 
 
 def _plain(path: Path, root: str) -> Records:
@@ -44,13 +44,13 @@ def _plain(path: Path, root: str) -> Records:
 
 
 def _lines(path: Path) -> Records:
-    """NLVR and NLVR2 call their JSON lines .json; BLIP's files are lists."""
+    """NLVR and NLVR2 name their JSON lines .json; BLIP's files are lists."""
     return checked(path, iter_json_lines) if is_object(path) else iter_records(path)
 
 
 def _nlvr2_file(path: Path, root: str) -> Records:
-    """`dev-850-0-1` is the second sentence about the images `dev-850-0-img0.png`, left, and `dev-850-0-img1.png`; those
-    of the training set lie in folders, which `directory` names."""
+    """`dev-850-0-1` is the second sentence about `dev-850-0-img0.png`, left, and `dev-850-0-img1.png`, right; images of
+    the training set are in the folder of the record's `directory`."""
     for place, record in _lines(path):
         if isinstance(record, dict) and "images" not in record:
             parts = _text_at(path, place, record, "identifier").split("-")
@@ -74,7 +74,7 @@ def _nlvr_file(path: Path, root: str) -> Records:
 
 
 def _text_at(path: Path, place: str, record: Mapping[str, Any], name: str) -> str:
-    """`text_of`, as an AnnotationError."""
+    """`text_of`, whose error becomes an AnnotationError."""
     try:
         return text_of(record, name)
     except ValueError as error:
@@ -86,21 +86,29 @@ STATEMENT_SETS: dict[str, SetFormat[Statement]] = {
     "nlvr2": SetFormat(
         _nlvr2_file,
         statement,
-        {
+        files={
             "train": ("train.json", "data/train.json", "nlvr2/data/train.json"),
             "validation": ("dev.json", "data/dev.json", "nlvr2/data/dev.json"),
             "test": ("test1.json", "data/test1.json", "nlvr2/data/test1.json"),
         },
-        ("../images/{first}", "images/{first}", "../{first}", "{first}", "../../{first}", "../images/nlvr2", "images"),
+        images=(
+            "../images/{first}",
+            "images/{first}",
+            "../{first}",
+            "{first}",
+            "../../{first}",
+            "../images/nlvr2",
+            "images",
+        ),
     ),
     "nlvr": SetFormat(
         _nlvr_file,
         statement,
-        {
+        files={
             "train": ("train.json", "train/train.json", "nlvr/train/train.json"),
             "validation": ("dev.json", "dev/dev.json", "nlvr/dev/dev.json"),
             "test": ("test.json", "test/test.json", "nlvr/test/test.json"),
         },
-        ("images", "{first}/images"),
+        images=("images", "{first}/images"),
     ),
 }

@@ -1,4 +1,4 @@
-"""VQA v2 as distributed: questions in one file, ten answers each in another, images by the number in their name."""
+"""VQA v2 as published: questions in one file, ten answers each in another, images by the number in their name."""
 
 import os
 import re
@@ -19,10 +19,10 @@ VQA_V2_FILES = {
 def vqa_v2_file(path: Path, root: str) -> Records:
     """Records of a file of questions, joined with the annotations beside it; or of BLIP's JSON, a list with both.
 
-    `v2_OpenEnded_mscoco_train2014_questions.json` has `v2_mscoco_train2014_annotations.json` beside it, and
-    `questions.json` has `annotations.json`; questions of the test have none, and no answers. Images are looked for in
+    `v2_OpenEnded_mscoco_train2014_questions.json` is joined with `v2_mscoco_train2014_annotations.json`, and
+    `questions.json` with `annotations.json`; the test set has no answers and no such file. Images are looked for in
     `root` and in its folders such as `train2014`. A record has question, question_id, image, image_id, answer (a list,
-    absent in the test), answer_type and question_type.
+    absent in the test set), answer_type and question_type.
     """
     if not is_object(path):
         yield from iter_records(path, needed=("image", "question"), also=("question_id", "answer", "dataset"))
@@ -65,12 +65,12 @@ def _record(
 
 
 def _annotations(path: Path) -> dict[int, tuple[str, str, str]]:
-    """question_id -> answers, joined to one string, a tenth of a list's memory; their type; the question's type."""
-    found: dict[int, tuple[str, str, str]] = {}
+    """question_id -> answers, joined to one string (a tenth of a list's memory); their type; the question's type."""
+    answers: dict[int, tuple[str, str, str]] = {}
     for key, item in checked(path, iter_json_object):
         if key != "annotations":
             continue
-        place = f"annotation {len(found) + 1}"
+        place = f"annotation {len(answers) + 1}"
         if not isinstance(item, dict) or not {"question_id", "answers"} <= set(item):
             raise AnnotationError(path, place, "needs question_id and answers")
         try:
@@ -81,22 +81,23 @@ def _annotations(path: Path) -> dict[int, tuple[str, str, str]]:
             raise AnnotationError(path, place, problem) from None
         if not texts:
             raise AnnotationError(path, place, "its list of answers is empty")
-        found[item["question_id"]] = joined, item.get("answer_type") or "", item.get("question_type") or ""
-    return found
+        answers[item["question_id"]] = joined, item.get("answer_type") or "", item.get("question_type") or ""
+    return answers
 
 
 def _images(root: str, subset: str) -> dict[int, str]:
-    """Number of an image -> its path below `root`, of all that lie there under the names of COCO.
+    """Number of an image -> its path below `root`, of all images there that are named as in COCO.
 
-    Other subsets count too: the folders of 2017 hold the images of 2014 in another division. `subset`'s own go first.
+    The images of 2014 are also looked for in the folders of 2017, which divide them differently; `subset`'s own folder
+    takes precedence.
     """
-    found = {}
+    paths = {}
     subsets = sorted((name for name in _names(root) if SUBSET.fullmatch(name)), key=lambda name: name == subset)
     for folder in ("", *subsets):  # the last one wins
         for name in _names(os.path.join(root, folder)):
             if match := IMAGE.fullmatch(name):
-                found[int(match[1])] = os.path.join(folder, name)
-    return found
+                paths[int(match[1])] = os.path.join(folder, name)
+    return paths
 
 
 def _names(folder: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Captions of several panels: the forms that occur, and what is no label."""
+"""Captions of several panels: the forms that occur, and text that is not a label."""
 
 import json
 from pathlib import Path
