@@ -45,7 +45,7 @@ class Captioning:
         torch.manual_seed(1)
         prompt = torch.full((len(self.images), 1), DEC, device=self.args.device)
         with harness.precision(self.args):
-            return self.model.write(self.images, prompt, self.how, SEP).ids
+            return self.model.write(self.images, prompt, self.how, end_id=SEP).ids
 
     def theirs(self) -> Tensor:
         torch.manual_seed(1)
