@@ -117,7 +117,7 @@ def count(args: argparse.Namespace, lengths: list[int], longest: int) -> dict[st
     alone = [text_forward(size.text, 1, n, longest=n, first_only=True) for n in lengths]
     alone_padded = len(lengths) * text_forward(size.text, 1, longest, longest=longest)
     pairs = flops.match_grouped(
-        size.vit, size.text, lengths, batch, keys=TEXTS * longest >= size.text.width // size.text.heads
+        size.vit, size.text, lengths, images=batch, keys=TEXTS * longest >= size.text.width // size.text.heads
     )
     pairs_padded = len(lengths) * flops.match_pair(size.vit, size.text, longest)
     counted = {
