@@ -3,10 +3,7 @@
 Each panel has its own scale, from 0 to the largest value, which is printed on it: colours of two panels do not compare.
 """
 
-import base64
-import html
 import importlib.util
-import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from blip import html_page
 from blip.errors import BlipError
-from blip.files import whole_file, write_whole
+from blip.files import whole_file
 from blip.interpret.explain import Explanation
 from blip.interpret.objectives import OBJECTIVES
 
@@ -130,7 +128,7 @@ def save(
         raise PictureError(f"{out}: pictures end in {', '.join(ENDINGS)}")
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".html":
-        write_whole(out, page_of(images, explanations, names).encode("utf-8", errors="replace"))
+        html_page.write_page(out, page_of(images, explanations, names))
         return [out]
     if out.suffix == ".npz":
         with whole_file(out) as file:
@@ -155,38 +153,26 @@ def _arrays(explanations: Sequence[Explanation], names: Sequence[str]) -> dict[s
     return arrays
 
 
-def page_of(images: Sequence[Image.Image], explanations: Sequence[Explanation], names: Sequence[str]) -> str:
+def page_of(images: Sequence[Image.Image], explanations: Sequence[Explanation], names: Sequence[str]) -> html_page.Html:
     """One self-contained HTML page; arguments as in `save`."""
-    parts = []
+    note = html_page.element("b", f"{NOT_FOR_DIAGNOSIS}.")
+    body = [html_page.element("p", note, SCALES)]
     for image, one, name in zip(images, explanations, names, strict=True):
-        figures = "".join(
-            f'<figure><img alt="{html.escape(title)}" src="data:image/png;base64,{_base64(picture)}">'
-            f"<figcaption>{html.escape(title)}</figcaption></figure>"
-            for title, picture in panels(image, one)
-        )
-        parts.append(
-            f"<section><h2>{html.escape(headline(one))}</h2><p>{html.escape(name)} &middot; "
-            f"<b>{NOT_FOR_DIAGNOSIS}</b></p>{figures}</section>"
-        )
-    return PAGE.format(note=NOT_FOR_DIAGNOSIS, body="\n".join(parts))
+        figures = []
+        for title, picture in panels(image, one):
+            shown = html_page.image(picture, alt=title)
+            figures.append(html_page.element("figure", shown, html_page.element("figcaption", title)))
+        about = html_page.element("p", f"{name} \u00b7 ", html_page.element("b", NOT_FOR_DIAGNOSIS))
+        body.append(html_page.element("section", html_page.element("h2", headline(one)), about, *figures))
+    return html_page.page(TITLE, TITLE, STYLE, body=body)
 
 
-def _base64(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>What the model attended to</title><style>
-body {{ font: 15px/1.4 sans-serif; margin: 2em; }}
-figure {{ display: inline-block; margin: 0.3em; vertical-align: top; max-width: 260px; }}
-img {{ width: 256px; height: auto; }}
-figcaption {{ font-size: 13px; overflow-wrap: anywhere; }}
-h2 {{ font-size: 1.1em; margin-bottom: 0; }}
-</style></head><body>
-<h1>What the model attended to</h1>
-<p><b>{note}.</b> Each panel has its own scale, from 0 to its largest value; the raw range is printed in brackets.</p>
-{body}
-</body></html>
+TITLE = "What the model attended to"
+SCALES = " Each panel has its own scale, from 0 to its largest value; the raw range is printed in brackets."
+STYLE = """
+body { font: 15px/1.4 sans-serif; margin: 2em; }
+figure { display: inline-block; margin: 0.3em; vertical-align: top; max-width: 260px; }
+img { width: 256px; height: auto; }
+figcaption { font-size: 13px; overflow-wrap: anywhere; }
+h2 { font-size: 1.1em; margin-bottom: 0; }
 """
