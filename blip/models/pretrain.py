@@ -76,16 +76,17 @@ class PretrainModel(nn.Module):
             draw: picks hard negatives from weights (B, B); tests give the arg-max.
             packed: leave padding out of memory. Without it every shape is static, as compilation needs it.
         """
-        states = self.image_encoder(images)  # (B, N, D)
+        encoder, states = self.text_encoder, self.image_encoder(images)  # states (B, N, D)
         rows = Rows(lengths, ids.shape[1], ids.device, packed=packed)
         # three passes read the same words but for the first: they are looked up once, and passes read `places` of them
         specials = ids.new_tensor([self.specials.enc, self.specials.dec])
-        vocabulary = self.text_encoder.embeddings.words.weight
+        vocabulary = encoder.embeddings.words.weight
         words, matrix = TiedLookUp.apply(vocabulary, torch.cat([ids.flatten(), specials]))  # (B*T+2, D), (V, D)
         places = torch.arange(ids.numel(), device=ids.device).view_as(ids)
+        enc_ids, dec_ids = with_first(places, ids.numel()), with_first(places, ids.numel() + 1)
 
         # contrast: the text alone
-        first = self.text_encoder.text(places, rows, first_only=True, words=words)  # (B, D)
+        first = encoder.text(places, rows, first_only=True, words=words)  # (B, D)
         image_features = unit_features(self.image_proj, states[:, 0])  # (B, E)
         text_features = unit_features(self.text_proj, first)
         itc, image_to_text, text_to_image = contrast_with_candidates(
@@ -93,24 +94,17 @@ class PretrainModel(nn.Module):
         )
 
         # matching: each pair, and each half of it with a hard negative of this batch
-        keys = self.text_encoder.image_keys(states)  # once, for every pass below
+        keys = encoder.image_keys(states)  # once, for every pass below
         batch = slice(len(ids))  # of the candidates
         negatives = draw_hard_negatives(
             image_to_text[:, batch], text_to_image[:, batch], candidates.positives[:, batch], floor=1e-4, draw=draw
         )
         logits = match_with_negatives(
-            self.text_encoder,
-            self.itm_head,
-            with_first(places, ids.numel()),
-            lengths=lengths,
-            keys=keys,
-            negatives=negatives,
-            packed=packed,
-            words=words,
+            encoder, self.itm_head, enc_ids, lengths=lengths, keys=keys, negatives=negatives, packed=packed, words=words
         )  # (3B, 2)
         itm = match_loss(logits, negatives)
 
         # language modelling: the decoder predicts the text from the image
-        decoded = self.text_decoder(with_first(places, ids.numel() + 1), rows, keys, words=words)  # (P, D)
+        decoded = self.text_decoder(dec_ids, rows, keys, words=words)  # (P, D)
         lm = losses.language_model(self.text_decoder.head(decoded, matrix), rows.next_tokens(ids), self.label_smoothing)
         return Output(itc, itm, lm, logits)
