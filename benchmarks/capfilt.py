@@ -69,7 +69,7 @@ class Filtering:
     def ours(self) -> Tensor:
         with harness.precision(self.args):
             states = self.model.image_encoder(self.images)
-            return torch.stack(match_states(self.model, states, self.ids, self.lengths, ENC))
+            return torch.stack(match_states(self.model, states, self.ids, lengths=self.lengths, enc_id=ENC))
 
     @torch.no_grad()
     def theirs(self) -> Tensor:

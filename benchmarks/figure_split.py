@@ -25,10 +25,10 @@ from pycocotools.cocoeval import COCOeval
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from benchmarks import harness
-from blip.data.images import plain
+from blip.data.images import find_images, plain
 from blip.pubmed.panels import gutters
 from blip.pubmed.panels.captions import split_caption
-from blip.pubmed.panels.compose import compose, find_images
+from blip.pubmed.panels.compose import compose
 from blip.pubmed.panels.detector import PanelDetector
 from blip.pubmed.panels.match import layout
 from blip.pubmed.panels.split import FigureSplitter, Options, split
@@ -143,7 +143,7 @@ def figures_a_second(jats: Path, copies: int, workers: int) -> float:
             pairs.write_text("\n".join(json.dumps(row | {"figure": f"{row['figure']}-{n}"})
                                        for n in range(times) for row in rows))  # fmt: skip
             begin = time.perf_counter()
-            split(pairs, Path(place) / "out.jsonl", Options(str(Path(place) / "crops")), workers)
+            split(pairs, Path(place) / "out.jsonl", Options(str(Path(place) / "crops")), num_workers=workers)
             seconds.append(time.perf_counter() - begin)
     return copies * len(rows) / (seconds[1] - seconds[0])
 

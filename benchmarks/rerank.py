@@ -100,8 +100,8 @@ def measure(args) -> dict:
         states = mix * one[:1] + (1 - mix) * one[1:] + 0.5 * torch.randn(size.images, *one.shape[1:], device=device)
     image_features = torch.nn.functional.normalize(torch.randn(size.images, 256), dim=1)
     text_features = torch.nn.functional.normalize(torch.randn(count, 256), dim=1)
-    forward, _ = retrieval.by_contrast(image_features, text_features, size.k, [[]] * size.images)
-    backward, _ = retrieval.by_contrast(text_features, image_features, size.k, [[]] * count)
+    forward, _ = retrieval.by_contrast(image_features, text_features, size.k, answers=[[]] * size.images)
+    backward, _ = retrieval.by_contrast(text_features, image_features, size.k, answers=[[]] * count)
 
     def states_of(numbers: Sequence[Sequence[int]]):
         for batch in numbers:
@@ -109,7 +109,9 @@ def measure(args) -> dict:
 
     def ours() -> tuple[retrieval.Ranking, retrieval.Ranking]:
         with harness.precision(args):
-            return retrieval.rerank(model, states_of, texts, forward, backward, device)
+            return retrieval.rerank(
+                model, states_of, texts, image_to_text=forward, text_to_image=backward, device=device
+            )
 
     peer = Peer(model, states, texts, device)
     sampled_images = torch.randperm(size.images)[: size.sampled_images].tolist()

@@ -46,3 +46,7 @@ def __getattr__(name: str) -> Any:
     if name in MODULE_OF:  # imported on first use: `import blip` alone does not wait for torch
         return getattr(import_module(f"blip.{MODULE_OF[name]}"), name)
     raise AttributeError(f"module 'blip' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

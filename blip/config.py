@@ -161,11 +161,13 @@ def load_config(path: str | Path, cls: type[Config], overrides: list[str] | None
     values = _parse(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected lines of `key: value`")
+    values = {_present_name(key, cls): value for key, value in values.items()}
     _check_keys(values, cls, str(path))
     for override in overrides or []:
         key, equals, text = override.partition("=")
         if not equals:
             raise ConfigError(f"--set {override}: expected key=value")
+        key = _present_name(key, cls)
         _check_keys({key: None}, cls, f"--set {override}")
         values[key] = _parse(text, f"--set {override}")
     return _validated(cls, values, str(path))
@@ -224,6 +226,12 @@ def _parse(text: str, where: str) -> Any:
         return YAML(typ="safe", pure=True).load(text) if text.strip() else ""
     except YAMLError as error:
         raise ConfigError(f"{where}: not YAML: {error}") from error
+
+
+def _present_name(key: str, cls: type[BaseModel]) -> str:
+    """The name of an option today; `former_names` of a class maps the names of earlier versions to it."""
+    former: dict[str, str] = getattr(cls, "former_names", {})
+    return former.get(key, key)
 
 
 def _check_keys(values: dict, cls: type[BaseModel], where: str) -> None:

@@ -48,6 +48,28 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
+def write_one_of_many(path: Path, content: bytes) -> None:
+    """Writes one of many small files, such as the pieces of pictures, under its final name, whole or not at all.
+
+    Unlike `write_whole` it does not wait for the disk, which would take longer than the writing: a kill leaves no part
+    of a file, a power failure may. Several processes may write the same file at once. WriteError as in `whole_file`.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise write_error(path, error) from error
+
+
+def rename_whole(partial: Path, path: Path) -> None:
+    """Gives a file that was written under another name, perhaps by several runs, its final one, once it is on disk."""
+    flush(partial)
+    os.replace(partial, path)
+
+
 @contextmanager
 def whole_folder(final: str | Path) -> Iterator[Path]:
     """A folder to write to, which takes the place of `final` when the block ends, whole or not at all."""

@@ -3,11 +3,8 @@
 Shards are read twice: for the scores, and for the few lines that are shown.
 """
 
-import base64
-import html
-import io
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +13,7 @@ import numpy as np
 from blip.capfilt.merge import MergeError, Rule, scored_lines, settled
 from blip.data.images import UnreadableImage, open_image
 from blip.data.jsonl_shards import Line
-from blip.files import write_whole
+from blip.html_page import Html, element, histogram, image, page, table, write_page
 
 BINS = 40
 SIDE = 160  # pixels of an image's longer side on the page
@@ -78,15 +75,14 @@ def write_report(folders: Sequence[Path], out: Path, rule: Rule, *, examples: in
             if number in wanted:
                 lines[number] = line
             number += 1
-    body = [_counts(scores, kept), _histograms(scores, rule)]
+    body = [element("h2", "Counts"), _counts(scores, kept), *_histograms(scores, rule)]
     for title, numbers in shown.items():
-        body.append(f"<h2>{title} ({len(numbers)})</h2>")
+        body.append(element("h2", f"{title} ({len(numbers)})"))
         body += [_pair(lines[int(i)], bool(kept[i])) for i in numbers]
     if scores.unreadable:
-        body.append(f"<h2>Images that could not be read ({scores.unreadable})</h2>")
-        body.append("<ul>" + "".join(f"<li>{html.escape(problem)}</li>" for problem in scores.problems) + "</ul>")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, PAGE.replace("BODY", "\n".join(body)))
+        body.append(element("h2", f"Images that could not be read ({scores.unreadable})"))
+        body.append(element("ul", *(element("li", problem) for problem in scores.problems)))
+    write_page(out, page("CapFilt: what was kept", "CapFilt: what was kept and what was dropped", STYLE, body=body))
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
@@ -100,75 +96,45 @@ def _some(rng: np.random.Generator, numbers: np.ndarray, count: int) -> np.ndarr
     return rng.choice(numbers, min(count, len(numbers)), replace=False) if len(numbers) else numbers
 
 
-def _counts(scores: Scores, kept: np.ndarray) -> str:
-    rows = ""
+def _counts(scores: Scores, kept: np.ndarray) -> Html:
+    rows = []
     for number, name in enumerate(scores.sources):
         own = scores.source == number
-        stays = int((own & kept).sum())
-        share = 100 * stays / max(int(own.sum()), 1)
-        rows += (
-            f"<tr><td>{html.escape(name)}<td>{int(own.sum())}<td>{stays}<td>{int(own.sum()) - stays}<td>{share:.1f} %"
-        )
-    return f"<h2>Counts</h2><table><tr><th>source<th>texts<th>kept<th>dropped<th>kept{rows}</table>"
+        texts, stays = int(own.sum()), int((own & kept).sum())
+        rows.append((name, texts, stays, texts - stays, f"{100 * stays / max(texts, 1):.1f} %"))
+    return table(rows, ("source", "texts", "kept", "dropped", "kept"))
 
 
-def _histograms(scores: Scores, rule: Rule) -> str:
-    parts = ["<h2>Scores by source</h2><p>The line is the threshold.</p>"]
+def _histograms(scores: Scores, rule: Rule) -> Iterator[Html]:
+    yield element("h2", "Scores by source")
+    yield element("p", "The line is the threshold.")
     for name, values, low, high, threshold in (
         ("match probability (ITM)", scores.match, 0.0, 1.0, rule.match),
         ("cosine (ITC)", scores.itc, float(scores.itc.min()), float(scores.itc.max()) + 1e-6, rule.itc),
     ):
         for number, source in enumerate(scores.sources):
             counts, _ = np.histogram(values[scores.source == number], bins=BINS, range=(low, high))
-            parts.append(_bars(f"{name}, {source}", counts, low, high, threshold))
-    return "\n".join(parts)
+            yield histogram(f"{name}, {source}", counts.tolist(), low, high=high, mark=threshold)
 
 
-def _bars(title: str, counts: np.ndarray, low: float, high: float, threshold: float | None) -> str:
-    """A histogram as SVG."""
-    top, width = max(int(counts.max()), 1), 400 / BINS
-    bars = "".join(
-        f'<rect x="{i * width:.1f}" y="{100 - 100 * count / top:.1f}" width="{width - 1:.1f}" '
-        f'height="{100 * count / top:.1f}"><title>{count}</title></rect>'
-        for i, count in enumerate(counts.tolist())
-    )
-    mark = ""
-    if threshold is not None:
-        x = 400 * (threshold - low) / (high - low)
-        mark = f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="100" stroke="#c00"/>'
-    return (
-        f'<figure><figcaption>{html.escape(title)}</figcaption><svg viewBox="0 0 400 118" width="400" height="118">'
-        f'{bars}{mark}<text x="0" y="114">{low:.2f}</text><text x="400" y="114" text-anchor="end">{high:.2f}</text>'
-        f"</svg><figcaption>highest bar: {top}</figcaption></figure>"
-    )
-
-
-def _pair(line: Line, kept: bool) -> str:
+def _pair(line: Line, kept: bool) -> Html:
     try:
-        image = open_image(line["image"])
-        image.thumbnail((SIDE, SIDE))
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=80)
-        picture = f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+        opened = open_image(line["image"])
+        opened.thumbnail((SIDE, SIDE))
+        picture = image(opened, "JPEG", 80)
     except UnreadableImage as error:
-        picture = f"<p>{html.escape(str(error))}</p>"
-    return (
-        f'<article class="{"kept" if kept else "dropped"}">{picture}<p>{html.escape(line["text"])}</p>'
-        f"<small>{html.escape(line['source'])}, {'kept' if kept else 'dropped'}<br>ITM {line['match']:.3f}, "
-        f"ITC {line['itc']:.3f}<br>{html.escape(Path(line['image']).name)}</small></article>"
-    )
+        picture = element("p", str(error))
+    state, br = "kept" if kept else "dropped", element("br")
+    scores = f"ITM {line['match']:.3f}, ITC {line['itc']:.3f}"
+    about = element("small", f"{line['source']}, {state}", br, scores, br, Path(line["image"]).name)
+    return element("article", picture, element("p", line["text"]), about, class_=state)
 
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>CapFilt: what was kept</title><style>
+STYLE = """
 body { font: 15px/1.4 sans-serif; margin: 2em; }
 table { border-collapse: collapse; } td, th { border: 1px solid #bbb; padding: 0.2em 0.7em; text-align: right; }
 figure { display: inline-block; margin: 0.5em 1em 0.5em 0; } rect { fill: #468; } text { font-size: 11px; }
 article { display: inline-block; vertical-align: top; width: 180px; margin: 4px; padding: 6px; border: 2px solid #9b9; }
 article.dropped { border-color: #c99; } article p { margin: 4px 0; overflow-wrap: anywhere; }
 article img { max-width: 160px; min-width: 96px; image-rendering: auto; }
-</style></head><body>
-<h1>CapFilt: what was kept and what was dropped</h1>
-BODY
-</body></html>
 """

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from blip.capfilt.candidates import SYNTHETIC, Candidate, Candidates
-from blip.data.images import UnreadableImage, open_image
+from blip.data.images import open_or_problem
 from blip.data.jsonl_shards import Line, write_jsonl_shards
 from blip.data.skipped import TooManySkipped
 from blip.errors import InputError
@@ -149,7 +149,9 @@ def caption(
             seed = stable_hash(options.seed, shard, number) if options.decoding.sample else None
             pixels = [image.pixels for image in images]
             with shards.autocast(predictor.device):
-                written = predictor.write(pixels, options.prompt, options.decoding, shards.batch_size, seed)
+                written = predictor.write(
+                    pixels, options.prompt, options.decoding, batch_size=shards.batch_size, seed=seed
+                )
             for image, captions in zip(images, written, strict=True):
                 known = {_comparable(text.text) for text in image.texts}
                 for new in captions:
@@ -226,10 +228,12 @@ class OpenedImage:
 
 
 def _open(predictor: Predictor, path: str, texts: list[Candidate]) -> OpenedImage:
-    try:
-        return OpenedImage(path, texts, predictor.transform(open_image(path)))
-    except UnreadableImage as error:
-        return OpenedImage(path, texts, problem=str(error))
+    image, problem = open_or_problem(path)
+    return (
+        OpenedImage(path, texts, problem=problem)
+        if image is None
+        else OpenedImage(path, texts, predictor.transform(image))
+    )
 
 
 def _batches(

@@ -7,4 +7,5 @@ convert      reading and writing the released files and Hugging Face folders
 names        tensor names of the other formats
 sizes        a model's sizes from its tensors, and to a Hugging Face configuration
 initialize   starting weights from timm, from BERT or from a checkpoint of another task
+adapters adapter_files   low-rank adapters around linear layers; their files
 """

@@ -57,17 +57,18 @@ def load_weights(folder: str | Path) -> tuple[dict[str, Tensor], dict]:
         raise CheckpointError(f"{folder / WEIGHTS} is damaged or cut short: {error}") from error
 
 
-def find_tokenizer(checkpoint: str | Path) -> Path:
-    """The tokenizer file of a checkpoint's folder: ours, or the `vocab.txt` of a Hugging Face folder.
+def find_tokenizer(*checkpoints: str | Path) -> Path:
+    """The tokenizer file of the first checkpoint that has one: ours, or the `vocab.txt` of a Hugging Face folder.
 
     Raises:
-        CheckpointError: the folder holds neither, or `checkpoint` is a file.
+        CheckpointError: none has one.
     """
-    for name in (TOKENIZER, "vocab.txt"):
-        if (Path(checkpoint) / name).is_file():
-            return Path(checkpoint) / name
+    for checkpoint in checkpoints:
+        for name in (TOKENIZER, "vocab.txt"):
+            if (Path(checkpoint) / name).is_file():
+                return Path(checkpoint) / name
     raise CheckpointError(
-        f"{checkpoint} comes without a tokenizer: set tokenizer; for the released models it is the vocab.txt of "
+        f"{checkpoints[0]} comes without a tokenizer: set tokenizer; for the released models it is the vocab.txt of "
         "bert-base-uncased"
     )
 

@@ -12,10 +12,10 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -29,6 +29,7 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".gif", ".webp", ".bmp", ".
 MAX_PIXELS = 89_478_485
 HIGH_DEPTH = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of 16 bits, 32 bits and floats
 WINDOW = (0.5, 99.5)  # percentiles that become black and white
+Item = TypeVar("Item")
 REFERENCE = re.compile(r"(?P<file>.+\.(?P<kind>parquet|arrow))#(?P<row>\d+)", re.DOTALL | re.IGNORECASE)
 
 # ---- finding files ---------------------------------------------------------------------------------------------------
@@ -94,16 +95,38 @@ def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
         raise UnreadableImage(name, str(error) or type(error).__name__) from error
 
 
-def readable(paths: Sequence[Path], batch_size: int) -> Iterator[tuple[list[Path], list[Any], list[str]]]:
-    """Batches of (paths, their images, messages about those that cannot be read)."""
-    for start in range(0, len(paths), batch_size):
-        kept, images, problems = [], [], []
-        for path in paths[start : start + batch_size]:
-            try:
-                images.append(open_image(path))
-                kept.append(path)
-            except UnreadableImage as error:
-                problems.append(str(error))
+def open_or_problem(source: str | Path | bytes | Image.Image) -> tuple[Image.Image | None, str]:
+    """An image as `open_image` gives it and "", or None and the message about an image that cannot be read."""
+    try:
+        return open_image(source), ""
+    except UnreadableImage as error:
+        return None, str(error)
+
+
+def readable_batches(
+    items: Sequence[Item], batch_size: int, image_of: Callable[[Item], Any] = lambda item: item
+) -> Iterator[tuple[list[Item], list[Image.Image], list[str]]]:
+    """Batches of items with their opened images; unreadable images are left out and described.
+
+    Args:
+        items: paths, or records that have an image.
+        batch_size: items tried at once. A batch holds fewer where images are unreadable, down to none.
+        image_of: gives the image of an item, as `open_image` takes it; the item itself unless given.
+
+    Yields:
+        (items whose image was opened, these images, messages about the other images of the batch)
+    """
+    for start in range(0, len(items), batch_size):
+        kept: list[Item] = []
+        images: list[Image.Image] = []
+        problems: list[str] = []
+        for item in items[start : start + batch_size]:
+            image, problem = open_or_problem(image_of(item))
+            if image is None:
+                problems.append(problem)
+            else:
+                kept.append(item)
+                images.append(image)
         yield kept, images, problems
 
 

@@ -1,8 +1,9 @@
 """Scores with intervals. Imports `models`, `network` and `distributed`. Read `bootstrap.py` first.
 
 answers      scores of answers, as in medical VQA and as in VQA v2
-captions caption_words bert_score   scores of captions; how captions are split into words; BERTScore
-retrieval ranking   retrieval of a whole set, re-ranked by matching; recall at k and median rank
-pretraining  what pre-training evaluates between epochs
+captions caption_words bert_score   scores of captions; splitting captions into words; BERTScore
+retrieval retrieval_set   retrieval of a whole set, re-ranked by matching; what it takes and returns
+ranking      recall at k and median rank
+pretraining  the evaluation between epochs of pre-training
 bootstrap    intervals by image, article or patient
 """

@@ -1,7 +1,7 @@
-"""Scores of answers and rankings, and how sure we are of them: functions of strings and numbers, nothing else of ours.
+"""Scores of answers, as in medical VQA and as in VQA v2, with bootstrap intervals.
 
-Answers are scored as in the medical literature (`normalise_answer`, several references, the best counts) or as in
-VQA v2 (`vqa_accuracy`). All scores are shares, 0 to 1. N values, G groups, R repeats of the bootstrap, K columns.
+Medical VQA normalises answers (`normalise_answer`) and takes the best of several references; VQA v2 compares with ten
+annotators (`vqa_accuracy`). All scores are shares, 0 to 1.
 """
 
 import math
@@ -13,7 +13,7 @@ from blip.evaluation.bootstrap import Interval, MetricError, bootstrap
 
 # ---- answers -----------------------------------------------------------------------------------------------------
 
-# as in the public VQA evaluation, where "none" counts as a number too
+# as in the public evaluation code of VQA v2, where "none" counts as a number too
 NUMBERS = "none:0 zero:0 one:1 two:2 three:3 four:4 five:5 six:6 seven:7 eight:8 nine:9 ten:10"
 NUMBER_WORDS = dict(pair.split(":") for pair in NUMBERS.split())
 DELETED = str.maketrans("", "", ",.'!?\"()*#:;~")
@@ -23,7 +23,8 @@ X_RAY = re.compile(r"\bx[ -]ray")
 def normalise_answer(text: str) -> str:
     """Medical VQA's form of an answer: lower-case, `,.'!?"()*#:;~` deleted, `xray`, ` - ` closed up, numbers as digits.
 
-    "0.5" becomes "05" on both sides of a comparison, as in the published scores. Source: MEDICAL.md, VQA scoring.
+    "0.5" becomes "05" on both sides of a comparison, as in the published scores. The rules are those of the
+    published code of MUMC (Li et al. 2023, arXiv 2307.05314), with the number words of the evaluation code of VQA v2.
     """
     text = " ".join(text.lower().translate(DELETED).split()).replace(" - ", "-")
     return " ".join(NUMBER_WORDS.get(word, word) for word in X_RAY.sub("xray", text).split())
@@ -36,7 +37,7 @@ def exact_match(answer: str, references: Sequence[str]) -> float:
 
 
 def token_recall(answer: str, references: Sequence[str]) -> float:
-    """Share of a reference's words, repeats counted, that the answer has; the best over the references."""
+    """Share of the words of a reference, repeats counted, that the answer contains; the best over the references."""
     return max(shared / max(1, there) for shared, _, there in _overlaps(answer, references))
 
 
@@ -91,10 +92,10 @@ APOSTROPHES = {w[: i.start()] + w[i.end() :]: w for w in CONTRACTIONS.split() fo
 
 
 def normalise_vqa(text: str) -> str:
-    """An answer as the public VQA evaluation compares it: punctuation, number words, articles, contractions.
+    """An answer normalised as in the public code of VQA v2: punctuation, number words, articles, contractions.
 
-    A mark is deleted where any one of its kind stands beside a blank, or where the text has a thousands comma; it
-    becomes a blank otherwise. A full stop goes unless a digit follows.
+    All marks of a kind are deleted if one of them is next to a blank or the text has a thousands comma; otherwise they
+    become blanks. A full stop is deleted unless a digit follows.
     """
     result = text = " ".join(text.split())
     thousands = re.search(r"\d,\d", text) is not None
@@ -109,8 +110,8 @@ def normalise_vqa(text: str) -> str:
 def vqa_accuracy(answer: str, ten_answers: Sequence[str]) -> float:
     """VQA v2's accuracy: min(1, matches / 3), averaged over the subsets that leave one annotator out.
 
-    Both sides are always normalised; the public script does not where all ten annotators agree to the letter.
-    Fewer than four answers are an error: they could not add up to 1.
+    Both sides are always normalised; the public code skips this where all ten annotators gave the same string. Fewer
+    than four answers raise MetricError: they cannot reach a score of 1.
     """
     if isinstance(ten_answers, str) or len(ten_answers) < 4:
         raise MetricError(f"VQA v2's accuracy compares with ten answers, not with {ten_answers!r}")
@@ -120,21 +121,29 @@ def vqa_accuracy(answer: str, ten_answers: Sequence[str]) -> float:
     return (matches * left_out_agrees + (count - matches) * left_out_differs) / count
 
 
-# ---- uncertainty -------------------------------------------------------------------------------------------------
+# ---- all scores of a set -----------------------------------------------------------------------------------------
 
 
 def score_answers(
     predictions: Sequence[str],
     references: Sequence[Sequence[str]],
     answer_types: Sequence[str],
+    *,
     groups: Sequence[Hashable] | None = None,
     seed: int = 0,
 ) -> dict[str, dict[str, Interval]]:
     """Every answer score by answer type: result["token_f1"]["open"] is an interval with its number of answers.
 
-    `answer_types` are the data set's names ("CLOSED " is read as "closed"); an answer of "attrib+pres" counts under
-    both, one of "" under none. A type that does not occur is left out, "all" is everything. Errors: lists of different
-    lengths, nothing to score, an answer without reference.
+    Args:
+        predictions: (N,) answers.
+        references: (N,) lists of at least one answer.
+        answer_types: (N,) the names of the data set ("CLOSED " is read as "closed"); an answer of type "attrib+pres"
+            counts under both, one of "" under none. A type that does not occur is left out; "all" is every answer.
+        groups: (N,) image or patient of each answer, see `bootstrap`.
+        seed: of the bootstrap.
+
+    Raises:
+        MetricError: lists of different lengths, nothing to score, an answer without reference.
     """
     lengths = {"predictions": len(predictions), "references": len(references), "answer types": len(answer_types)}
     lengths |= {} if groups is None else {"groups": len(groups)}
@@ -151,6 +160,3 @@ def score_answers(
             of_kind = None if groups is None else [groups[i] for i in rows]
             result[name][kind] = bootstrap([values[i] for i in rows], of_kind, seed=seed)
     return result
-
-
-# ---- retrieval ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""Bootstrap intervals of scores, by image or by any other group."""
+"""Bootstrap intervals of scores, by image or by any other group.
+
+N values, G groups, R repeats, K summed columns.
+"""
 
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
@@ -14,7 +17,7 @@ Floats = NDArray[np.float64]
 
 
 class MetricError(BlipError):
-    """Nothing to score, or lists that do not belong together."""
+    """Nothing to score, or lists that do not fit together."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ def bootstrap(
     values: Sequence[float] | Floats,
     groups: Sequence[Hashable] | None = None,
     repeats: int = 1000,
+    *,
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
@@ -38,24 +42,32 @@ def bootstrap(
 
     Args:
         values: (N,) numbers.
-        groups: (N,) what each value belongs to (image, patient, article). Whole groups are drawn, since values that
-            share an image are not independent; without it each value is its own group. One group has no spread.
+        groups: (N,) the image, patient or article of each value. Whole groups are drawn, since values that share an
+            image are not independent; each value is its own group unless given. One group has no spread.
+        repeats: number of resampled means.
+        seed: equal seeds and groups draw the same groups, so that two models can be compared repeat by repeat.
         level: the share of resampled means between the bounds.
 
-    Equal seeds and groups draw the same groups, so that scores of two models can be compared repeat by repeat.
-    Errors: no values, values that are not finite numbers, `groups` of another length.
+    Raises:
+        MetricError: no values, values that are not finite numbers, `groups` of another length.
     """
     column = np.asarray(values, dtype=np.float64)
     if column.ndim != 1:
         raise MetricError(f"values form a list of numbers, not an array of shape {column.shape}")
     columns = np.stack([column, np.ones_like(column)], axis=1)
-    return bootstrap_sums(columns, lambda sums: sums[:, 0] / sums[:, 1], groups, repeats, seed, level)
+    return bootstrap_sums(columns, mean_of_sums, groups, repeats=repeats, seed=seed, level=level)
+
+
+def mean_of_sums(sums: Floats) -> Floats:
+    """Sums and counts (R, 2) -> means (R,)."""
+    return sums[:, 0] / sums[:, 1]
 
 
 def bootstrap_sums(
     columns: Floats,
     statistic: Callable[[Floats], Floats],
     groups: Sequence[Hashable] | None = None,
+    *,
     repeats: int = 1000,
     seed: int = 0,
     level: float = 0.95,
@@ -63,7 +75,9 @@ def bootstrap_sums(
     """The same for a score that is a function of sums over the set, as corpus BLEU is of n-gram counts.
 
     Args:
-        columns: (N, K) what is summed; `statistic` turns sums (R, K) into scores (R,). `mean` is the score of all.
+        columns: (N, K) numbers to sum over the set.
+        statistic: from sums (R, K) to scores (R,). `Interval.mean` is the score of the whole set.
+        groups, repeats, seed, level: as in `bootstrap`.
     """
     if len(columns) == 0:
         raise MetricError("there are no values to average")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class Missing(Exception):
-    """Why a score is left out."""
+    """The reason why a score is left out."""
 
 
 BRACKETS = zip("()[]{}", ("lrb", "rrb", "lsb", "rsb", "lcb", "rcb"), strict=True)
@@ -30,23 +30,23 @@ IGNORED = frozenset("'`.?!,:-;\"\u2018\u2019\u201c\u201d\u2013\u2014\u2026")  # 
 
 
 def split_words(caption: str) -> str:
-    """Words joined by blanks, as the PTB tokenizer splits them, nearly: lower-case, without punctuation.
+    """Words joined by blanks, lower-case, without punctuation: a close approximation of the PTB tokenizer.
 
-    "-lrb-" for a bracket stays, as it does in published scores. Measured against Java: equal for all of 720 COCO
-    captions, 99 % of 950 short radiology captions, but few long figure legends (of whose words 98 % are equal).
+    "-lrb-" for a bracket is kept, as in published scores. Measured against Java: equal for all of 720 COCO captions and
+    for 99 % of 950 short radiology captions, but for few long figure legends, where 98 % of the words are equal.
     """
     text = SUFFIX.sub(r" \1", caption.lower().translate(SIGNS))
     return " ".join(word for word in WORD.findall(text) if word not in IGNORED)
 
 
 def tokenize(captions: Sequence[str]) -> tuple[list[str], str]:
-    """Captions as words joined by blanks, and how: by Stanford's tokenizer, or by `split_words` and why.
+    """Captions as words joined by blanks, and the tokenizer: Stanford's, or `split_words` with the reason.
 
-    Captions hold no line ends. The jar is called directly, since pycocoevalcap's wrapper writes into the package's
-    folder and reads text in the locale's encoding.
+    Captions must not contain line ends. The jar is called directly, since the wrapper of pycocoevalcap writes into the
+    package's folder and reads text in the encoding of the locale.
     """
     try:
-        _need_java()
+        need_java()
         from pycocoevalcap.tokenizer import ptbtokenizer as ptb
 
         jar = str(Path(ptb.__file__).with_name(ptb.STANFORD_CORENLP_3_4_1_JAR))
@@ -62,7 +62,8 @@ def tokenize(captions: Sequence[str]) -> tuple[list[str], str]:
         return [split_words(caption) for caption in captions], f"split_words, since {reason}"
 
 
-def _need_java() -> None:
+def need_java() -> None:
+    """Raises `Missing` where there is no `java`."""
     if shutil.which("java") is None:
         raise Missing("java is not on the PATH")
 

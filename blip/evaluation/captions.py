@@ -1,4 +1,4 @@
-"""Scores of generated captions: what runs without Java always, what needs Java or files where they are.
+"""Scores of generated captions. Some need Java or model files; where these are absent, the score is left out.
 
 BLEU, ROUGE-L and CIDEr come from pycocoevalcap's scorers (`pip install -e '.[captions]'`), METEOR from its jar, on
 captions split into words by Stanford's PTB tokenizer where `java` is on the PATH and by `split_words` where it is not.
@@ -18,19 +18,19 @@ from pathlib import Path
 import numpy as np
 
 from blip.errors import BlipError
-from blip.evaluation.bootstrap import Floats, Interval, bootstrap_sums
-from blip.evaluation.caption_words import Missing, _need_java, clean_for_imageclef, tokenize
+from blip.evaluation.bootstrap import Floats, Interval, bootstrap_sums, mean_of_sums
+from blip.evaluation.caption_words import Missing, clean_for_imageclef, need_java, tokenize
 
 DEFAULT = ("BLEU", "ROUGE-L", "CIDEr", "METEOR", "SPICE", "ROUGE-1", "BERTScore")
 
 
 class CaptionScoreError(BlipError):
-    """Captions and references that do not belong together, or a score that does not exist."""
+    """Captions and references that do not fit together, or a score that does not exist."""
 
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """Scores by name, each image's own (N,), what is missing and why, and how captions were split into words."""
+    """Scores by name, those of each image (N,), the reason for each absent score, and how captions were split."""
 
     scores: dict[str, Interval]
     per_image: dict[str, Floats]
@@ -61,26 +61,29 @@ def score_captions(
     generated: Sequence[str],
     references: Sequence[Sequence[str]],
     groups: Sequence[Hashable] | None = None,
+    *,
     names: Sequence[str] = DEFAULT,
     bert_score_model: str | Path | None = None,
     bert_score_layer: int | None = None,
     seed: int = 0,
 ) -> CaptionScores:
-    """All the scores that this machine can compute, each with a 95 % bootstrap interval over images.
+    """All scores that this machine can compute, each with a 95 % bootstrap interval over images.
 
     Args:
         generated: (N,) one caption an image. An empty one scores zero.
         references: (N,) lists of at least one caption that is not blank.
-        groups: (N,) article or patient of each image, drawn as a whole (see `blip.evaluation.answers.bootstrap`).
+        groups: (N,) article or patient of each image, drawn as a whole (see `blip.evaluation.bootstrap.bootstrap`).
         names: which of `DEFAULT`. BLEU gives BLEU-1 to BLEU-4; BERTScore gives BERTScore-R (recall) and -F1.
         bert_score_model: folder with a transformers model and its tokenizer.
-        bert_score_layer: the layer compared, counted from 1; the last unless said. The bert_score package takes 40 of
+        bert_score_layer: the layer compared, counted from 1; the last unless given. The bert_score package takes 40 of
             deberta-xlarge-mnli (ImageCLEFmedical's), 17 of roberta-large, 9 of bert-base-uncased.
 
-    `Interval.mean` is what papers print: BLEU and METEOR from counts summed over the set, not the mean over images, and
-    their intervals resample these counts; CIDEr's intervals keep the word weights of the whole set. What cannot be
-    computed is missing from `scores` and explained in `notes`: no score's failure loses another.
-    Errors: lists that differ in length, an image without reference, an unknown name.
+    `Interval.mean` is the value that papers report: BLEU and METEOR come from counts summed over the set, not from a
+    mean over images, and their intervals resample these counts; the intervals of CIDEr keep the word weights of the
+    whole set. A score that cannot be computed is absent from `scores` and explained in `notes`; the others are kept.
+
+    Raises:
+        CaptionScoreError: lists that differ in length, an image without reference, an unknown name.
     """
     if unknown := set(names) - set(SCORERS):
         raise CaptionScoreError(f"unknown scores {', '.join(sorted(unknown))}; there are {', '.join(SCORERS)}")
@@ -93,21 +96,21 @@ def score_captions(
     model = (None if bert_score_model is None else Path(bert_score_model), bert_score_layer)
     captions = Captions(texts, kept, words[: len(texts)], split_references, model)
     resample = partial(bootstrap_sums, groups=groups, seed=seed)
-    found: Scored = {}
+    scored: Scored = {}
     notes: dict[str, str] = {}
     for name in names:
         try:
-            found |= SCORERS[name](captions, resample)
+            scored |= SCORERS[name](captions, resample)
         except Missing as reason:
             notes[name] = str(reason)
         except ModuleNotFoundError as error:
             notes[name] = f"needs {error.name}: pip install -e '.[captions,huggingface]'"
-        except Exception as error:  # foreign code and programs fail in every way; the other scores must survive it
+        except Exception as error:  # other programs can fail in any way; the other scores are still wanted
             notes[name] = f"failed: {type(error).__name__}: {error}"
-    if "CIDEr" in found and len(texts) == 1:
+    if "CIDEr" in scored and len(texts) == 1:
         notes["CIDEr"] = "0 by definition: with one image no word is rarer than another"
-    scores = {name: interval for name, (interval, _) in found.items()}
-    return CaptionScores(scores, {name: values for name, (_, values) in found.items()}, notes, tokenizer)
+    scores = {name: interval for name, (interval, _) in scored.items()}
+    return CaptionScores(scores, {name: values for name, (_, values) in scored.items()}, notes, tokenizer)
 
 
 def _checked(generated: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
@@ -128,15 +131,15 @@ def _checked(generated: Sequence[str], references: Sequence[Sequence[str]]) -> t
 
 
 def _mean(captions: Captions, values: Sequence[float] | Floats, resample: Resample) -> tuple[Interval, Floats]:
-    """A score that is the mean of its images', zero for an empty caption."""
+    """A score that is a mean over images, with zero for an empty caption."""
     column = np.where([bool(words) for words in captions.split_generated], np.asarray(values, dtype=np.float64), 0.0)
-    return resample(np.stack([column, np.ones_like(column)], axis=1), lambda sums: sums[:, 0] / sums[:, 1]), column
+    return resample(np.stack([column, np.ones_like(column)], axis=1), mean_of_sums), column
 
 
 def corpus_bleu(sums: Floats, order: int) -> Floats:
     """BLEU of summed counts (R, 10): matches of order 1 to 4, n-grams of order 1 to 4, length, reference length.
 
-    The small constants are pycocoevalcap's, so that its numbers come out.
+    The small constants are those of pycocoevalcap, for equal results.
     """
     precisions = (sums[:, :order] + 1e-15) / (sums[:, 4 : 4 + order] + 1e-9)
     ratio = (sums[:, 8] + 1e-15) / (sums[:, 9] + 1e-9)
@@ -169,9 +172,9 @@ def _by_pycocoevalcap(captions: Captions, resample: Resample, name: str) -> Scor
 def _meteor(captions: Captions, resample: Resample) -> Scored:
     """METEOR 1.5 line by line: SCORE gives 23 counts of an image, EVAL turns counts, which add up, into scores.
 
-    The jar is called directly: pycocoevalcap's wrapper, once Java has failed, waits for its own lock for ever.
+    The jar is called directly: the wrapper of pycocoevalcap waits for its own lock for ever after a failure of Java.
     """
-    _need_java()
+    need_java()
     from pycocoevalcap.meteor import meteor
 
     jar = str(Path(meteor.__file__).with_name(meteor.METEOR_JAR))
@@ -191,7 +194,7 @@ def _meteor(captions: Captions, resample: Resample) -> Scored:
 
         def evaluate(sums: Floats) -> Floats:
             rows = [" ".join(map(str, row)) for row in sums.tolist()]
-            scores = ask("EVAL", *rows, answers=len(rows) + 1)[:-1]  # the last is that of all together
+            scores = ask("EVAL", *rows, answers=len(rows) + 1)[:-1]  # the last one is of all together
             return np.nan_to_num(np.array(scores)[:, 0])
 
         images = zip(captions.split_references, captions.split_generated, strict=True)
@@ -204,13 +207,13 @@ def _meteor(captions: Captions, resample: Resample) -> Scored:
 
 
 def _spice(captions: Captions, resample: Resample) -> Scored:
-    _need_java()
+    need_java()
     from pycocoevalcap.spice import spice
 
     folder = Path(spice.__file__).parent / "lib"
     jars = ["stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"]
     if absent := [jar for jar in jars if not (folder / jar).is_file()]:
-        raise Missing(f"{' and '.join(absent)} not in {folder}; pycocoevalcap would download them, we do not")
+        raise Missing(f"{' and '.join(absent)} not in {folder}; pycocoevalcap would download them, blip does not")
     images = spice.Spice().compute_score(*captions.numbered())[1]
     return {"SPICE": _mean(captions, np.nan_to_num([image["All"]["f"] for image in images]), resample)}
 

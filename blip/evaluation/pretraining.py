@@ -1,4 +1,4 @@
-"""Evaluation: how well images find their texts and texts their images, and how well matches are told from the rest.
+"""The evaluation of pre-training: retrieval by contrast alone, and the accuracy of matching.
 
 Shapes: B pairs of a batch, M pairs of the whole set, E embedding width.
 """
@@ -19,9 +19,9 @@ from blip.network.packing import Rows, with_first
 
 
 def balanced_match_accuracy(
-    model: PretrainModel, states: Tensor, ids: Tensor, lengths: Tensor, other: Tensor
+    model: PretrainModel, states: Tensor, ids: Tensor, *, lengths: Tensor, other: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Whether each pair is called a match, and each image with the text `other` (B,) of another pair none: two (B,)."""
+    """Two (B,): whether a pair is classified as a match, and its image with the text `other` (B,) as none."""
     # each image's two texts side by side would be quicker; this way the rows stay in reading order
     images = torch.arange(len(ids), device=ids.device).repeat(2)
     keys = model.text_encoder.image_keys(states).with_extra(images)
@@ -36,9 +36,9 @@ def balanced_match_accuracy(
 def evaluate_pretraining(model: PretrainModel, batches: Iterable[Any], device: torch.device) -> dict[str, float]:
     """Retrieval by ITC over the whole set and match accuracy on pairs and on shifted pairs.
 
-    Each process gives its part of the set; all return the same numbers. Pairs with equal captions or images are right
-    answers for one another. Chance is the expected R@1 of a random order. A pair's wrong text is its neighbour's in the
-    batch, so `val_itm_unmatched` varies a little with the batch size.
+    Each process evaluates its share of the set; all return the same numbers. Pairs with equal captions or images are
+    right answers for one another. Chance is the expected R@1 of a random order. The wrong text of a pair is that of its
+    neighbour in the batch, so `val_itm_unmatched` depends slightly on the batch size.
     """
     training = model.training
     model.eval()
@@ -50,7 +50,7 @@ def evaluate_pretraining(model: PretrainModel, batches: Iterable[Any], device: t
         images = unit_features(model.image_proj, states[:, 0])
         texts = unit_features(model.text_proj, model.text_encoder.text(batch.ids, rows, first_only=True))
         other = torch.arange(len(batch.ids), device=device).roll(1)
-        right, wrong = balanced_match_accuracy(model, states, batch.ids, batch.lengths, other)
+        right, wrong = balanced_match_accuracy(model, states, batch.ids, lengths=batch.lengths, other=other)
         # a shifted text that equals its own is no wrong pair
         different = (batch.caption_ids != batch.caption_ids[other]) & (batch.image_ids != batch.image_ids[other])
         parts.append([t.cpu() for t in (images, texts, batch.caption_ids, batch.image_ids, right, wrong, different)])

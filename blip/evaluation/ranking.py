@@ -1,6 +1,7 @@
 """Scores of rankings: recall at k, median rank, and their chance levels."""
 
 import statistics
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,28 +10,37 @@ from torch import Tensor
 
 from blip.evaluation.bootstrap import MetricError
 
+NEVER = sys.maxsize  # the rank of a query without right answer
 
-def recall_at(similarity: Tensor, positives: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dict[int, float]:
+
+def recall_at(similarity: Tensor, positives: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
     """Share of rows whose best k columns hold a positive: similarity and positives (R, C). k may exceed C."""
     order = similarity.argsort(dim=1, descending=True, stable=True)
     hits = positives.gather(1, order)
-    return {k: hits[:, :k].any(dim=1).float().mean().item() for k in ks}
+    first = hits.byte().argmax(dim=1)  # the first one of equal values
+    return recall(first.masked_fill(~hits.any(dim=1), NEVER).tolist(), ks)
+
+
+def recall(ranks: Sequence[int], ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
+    """R@k: the share of queries whose best right answer has a rank, counted from 0, below k."""
+    return {k: sum(rank < k for rank in ranks) / len(ranks) for k in ks}
 
 
 def ranking_scores(
     ranks: Sequence[int] | NDArray[np.integer],
     candidates: int,
     ks: Sequence[int] = (1, 5, 10),
+    *,
     positives: Sequence[int] | None = None,
 ) -> dict[str, float]:
     """R@k ("r1" ...), median rank counted from 1, number of candidates and chance of R@1, for one direction.
 
-    Shares are floats and counts ints, by which who prints them tells them apart; a median between two ranks has a half.
+    Shares are floats and counts ints, so that they can be printed differently; a median between two ranks is a float.
 
     Args:
         ranks: (N,) place of each query's best right answer among the candidates, counted from 0.
         candidates: how many there are; k may exceed it.
-        positives: (N,) right answers of each query, for the chance level; one each unless said.
+        positives: (N,) right answers of each query, for the chance level; one each unless given.
     """
     places = [int(rank) for rank in ranks]
     if not places:
@@ -39,7 +49,7 @@ def ranking_scores(
         raise MetricError(f"rank {wrong[0]} does not exist among {candidates} candidates, counted from 0")
     if positives is not None and len(positives) != len(places):
         raise MetricError(f"{len(places)} ranks but {len(positives)} numbers of right answers")
-    scores = {f"r{k}": sum(rank < k for rank in places) / len(places) for k in ks}
+    scores = {f"r{k}": share for k, share in recall(places, ks).items()}
     right = 1.0 if positives is None else sum(positives) / len(positives)
     median = statistics.median(places) + 1
     median = int(median) if median == int(median) else median

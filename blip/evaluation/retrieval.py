@@ -1,90 +1,31 @@
 """Image-text retrieval over a whole set: contrast finds k candidates for each query, matching puts them in order.
 
-The published evaluation (Li et al. 2022, section 5.1), with the same scores: raw cosine plus match logit. What differs
-is the order of work. The candidate pairs of both directions are put together and grouped by image: a pair that both
-want is scored once, an image's keys are made once, and its texts lie side by side on the query axis. Images are
-streamed, so that the states of no more than one batch are held.
+The published evaluation (Li et al. 2022, section 5.1), with the same scores: raw cosine plus match logit. Only the
+order of work differs. The candidate pairs of both directions are joined and grouped by image: a pair that occurs in
+both is scored once, the keys of an image are projected once, and its texts lie side by side on the query axis. Images
+are streamed, so that no more than one batch of states is in memory.
 
 Shapes: I images, M texts, E embedding width, T text tokens, N image tokens, D width, Q queries, C candidates to choose
 from, k chosen ones, P pairs, B images of a batch.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip import distributed
 from blip.distributed import share
 from blip.errors import InputError
 from blip.evaluation.ranking import ranking_scores
+from blip.evaluation.retrieval_set import Batches, Ranking, Retrieval, Texts
 from blip.models.matching import match_logits
-from blip.models.momentum import Contrastive, unit_features
+from blip.models.momentum import Matcher, unit_features
 from blip.network.cross_attention import ProjectedKeys
 from blip.network.packing import Rows, with_first
-from blip.tokenizer import Specials
-
-# Batches of image numbers -> their tensors, batch by batch: pixels (B, 3, height, width), or states (B, N, D).
-Batches = Callable[[Sequence[Sequence[int]]], Iterable[Tensor]]
-
 
 TEXTS_AT_ONCE = 256  # encoded alone
-
-
-class Matcher(Contrastive, Protocol):
-    """A model that contrasts and matches: `PretrainModel`, `RetrievalModel`."""
-
-    itm_head: nn.Linear
-    specials: Specials
-
-
-@dataclass
-class Texts:
-    """The captions of a set, on the CPU. An image may have several, and a caption may describe several images."""
-
-    ids: Tensor  # (M, T) `[CLS] ... [SEP]` and padding
-    lengths: Tensor  # (M,)
-    images: Sequence[Sequence[int]]  # M lists: the numbers of the images that each describes
-
-    def __post_init__(self) -> None:
-        if not len(self.ids) == len(self.lengths) == len(self.images):
-            raise InputError(
-                f"{len(self.ids)} texts, {len(self.lengths)} lengths and {len(self.images)} lists of images: "
-                "each text needs one of each"
-            )
-        if len(self.ids) == 0:
-            raise InputError("there are no texts to retrieve")
-
-
-@dataclass
-class Ranking:
-    """The candidates of each query, the best first."""
-
-    candidates: Tensor  # (Q, k) numbers of texts or images
-    scores: Tensor  # (Q, k)
-
-    def lists(self) -> list[dict[str, list]]:
-        """One dictionary a query, for JSON."""
-        rows = zip(self.candidates.tolist(), self.scores.tolist(), strict=True)
-        return [{"candidates": candidates, "scores": [round(s, 6) for s in scores]} for candidates, scores in rows]
-
-
-@dataclass
-class Retrieval:
-    """What `evaluate_retrieval` found; `metrics` are shares, and places counted from 1."""
-
-    metrics: dict[str, float]
-    image_to_text: Ranking
-    text_to_image: Ranking
-
-    def as_json(self) -> dict:
-        return {
-            "metrics": self.metrics,
-            "image_to_text": self.image_to_text.lists(),
-            "text_to_image": self.text_to_image.lists(),
-        }
 
 
 # ---- the whole evaluation --------------------------------------------------------------------------------------------
@@ -92,51 +33,70 @@ class Retrieval:
 
 @torch.no_grad()
 def evaluate_retrieval(
-    model: Matcher, images: Batches, count: int, texts: Texts, device: torch.device, k: int = 128, batch_size: int = 16
+    model: Matcher,
+    images: Batches,
+    count: int,
+    *,
+    texts: Texts,
+    device: torch.device,
+    k: int = 128,
+    batch_size: int = 16,
 ) -> Retrieval:
-    """Retrieval both ways, by contrast alone (`itc_...`) and after matching (`itm_...`).
+    """Retrieval in both directions, by contrast alone (`itc_...`) and after matching (`itm_...`).
+
+    Texts or images that are not among the k candidates rank after them, in the order of contrast. Images without text
+    and texts without image are wrong answers to other queries, but are no queries.
 
     Args:
         images: pixels of batches of images, called with the numbers that this process needs; see `Batches`.
         count: I, the images of the set.
-        texts: all of the set, in every process.
-        k: candidates of a query that matching puts in order; more than there are means all.
+        texts: all texts of the set, in every process.
+        k: candidates of a query that matching puts in order; all, if there are fewer.
         batch_size: images encoded at once.
 
-    Returns, in every process, R@1, R@5, R@10 (`itc_i2t_r1`, `itm_t2i_r5` ...), the mean of a direction's three and of
-    all six (`itm_i2t_r_mean`, `itm_r_mean`), `itm_i2t_median_rank`, and `i2t_candidates` and `i2t_chance_r1`, which do
-    not depend on the model. What matching does not see stays behind the candidates, in the order of contrast. Images
-    without text and texts without image are wrong answers for others, but no queries.
+    Returns:
+        In every process, R@1, R@5, R@10 (`itc_i2t_r1`, `itm_t2i_r5` ...), the mean of the three of a direction and of
+        all six (`itm_i2t_r_mean`, `itm_r_mean`), `itm_i2t_median_rank`, and `i2t_candidates` and `i2t_chance_r1`, which
+        do not depend on the model.
+
+    Raises:
+        InputError: no images or candidates, a text of an unknown image, fewer images than `count`.
     """
     if count < 1 or k < 1:
         raise InputError(f"there are {count} images and k is {k}: both must be 1 or more")
-    if stray := [i for several in texts.images for i in several if not 0 <= i < count]:
-        raise InputError(f"a text describes image {stray[0]}, but the images are numbered from 0 to {count - 1}")
-    text_answers = [sorted(set(several)) for several in texts.images]
-    image_answers: list[list[int]] = [[] for _ in range(count)]
-    for number, several in enumerate(text_answers):
-        for image in several:
-            image_answers[image].append(number)
+    image_answers, text_answers = _right_answers(texts, count)
+    sizes: dict[str, Any] = {"device": device, "batch_size": batch_size}
     training = model.training  # type: ignore[attr-defined]
     model.eval()  # type: ignore[attr-defined]
     try:
-        image_features, text_features = retrieval_features(model, images, count, texts, device, batch_size)
-        forward, forward_ranks = by_contrast(image_features, text_features, k, image_answers)
-        backward, backward_ranks = by_contrast(text_features, image_features, k, text_answers)
+        image_features, text_features = retrieval_features(model, images, count, texts=texts, **sizes)
+        forward, forward_ranks = by_contrast(image_features, text_features, k, answers=image_answers)
+        backward, backward_ranks = by_contrast(text_features, image_features, k, answers=text_answers)
         states = image_states(model, images, device)
-        reranked = rerank(model, states, texts, forward, backward, device, batch_size)
+        forward, backward = rerank(model, states, texts, image_to_text=forward, text_to_image=backward, **sizes)
     finally:
         model.train(training)  # type: ignore[attr-defined]
-    forward_scores = _direction("i2t", reranked[0], forward_ranks, image_answers, len(texts.ids))
-    backward_scores = _direction("t2i", reranked[1], backward_ranks, text_answers, count)
-    metrics = forward_scores | backward_scores
+    metrics = _direction("i2t", forward, forward_ranks, answers=image_answers, candidates=len(texts.ids))
+    metrics |= _direction("t2i", backward, backward_ranks, answers=text_answers, candidates=count)
     for name in ("itc", "itm"):
         metrics[f"{name}_r_mean"] = (metrics[f"{name}_i2t_r_mean"] + metrics[f"{name}_t2i_r_mean"]) / 2
-    return Retrieval(metrics, *reranked)
+    return Retrieval(metrics, forward, backward)
+
+
+def _right_answers(texts: Texts, count: int) -> tuple[list[list[int]], list[list[int]]]:
+    """The texts of each of `count` images, and the images of each text."""
+    if stray := [i for several in texts.images for i in several if not 0 <= i < count]:
+        raise InputError(f"a text describes image {stray[0]}, but the images are numbered from 0 to {count - 1}")
+    images_of = [sorted(set(several)) for several in texts.images]
+    texts_of: list[list[int]] = [[] for _ in range(count)]
+    for number, images in enumerate(images_of):
+        for image in images:
+            texts_of[image].append(number)
+    return texts_of, images_of
 
 
 def _direction(
-    way: str, ranking: Ranking, ranks: Tensor, answers: Sequence[Sequence[int]], candidates: int
+    way: str, ranking: Ranking, ranks: Tensor, *, answers: Sequence[Sequence[int]], candidates: int
 ) -> dict[str, float]:
     """The scores of one direction: `ranks` (Q,) by contrast, `ranking` after matching."""
     metrics: dict[str, float] = {}
@@ -152,16 +112,16 @@ def _direction(
 
 
 def retrieval_features(
-    model: Matcher, images: Batches, count: int, texts: Texts, device: torch.device, batch_size: int = 16
+    model: Matcher, images: Batches, count: int, *, texts: Texts, device: torch.device, batch_size: int = 16
 ) -> tuple[Tensor, Tensor]:
-    """Features of unit length of all images (I, E) and texts (M, E), each process encoding its part; on the CPU."""
+    """Features of unit length of all images (I, E) and texts (M, E), on the CPU; each process encodes its share."""
     own = range(*share(count))
     numbers = [list(own[first : first + batch_size]) for first in range(0, len(own), batch_size)]
     image_parts = [
         unit_features(model.image_proj, model.image_encoder(pixels.to(device), cls_only=True)[:, 0]).cpu()
         for pixels in images(numbers)
     ]
-    order = texts.lengths.argsort(stable=True)  # texts of like lengths together need no padding
+    order = texts.lengths.argsort(stable=True)  # texts of similar length together need little padding
     text_parts = []
     for chosen in _split(order[slice(*share(len(order)))], TEXTS_AT_ONCE):
         ids, rows = _laid_out(texts, chosen, device)
@@ -174,11 +134,16 @@ def retrieval_features(
 
 
 def by_contrast(
-    queries: Tensor, candidates: Tensor, k: int, answers: Sequence[Sequence[int]], rows_at_once: int = 512
+    queries: Tensor, candidates: Tensor, k: int, *, answers: Sequence[Sequence[int]], rows_at_once: int = 512
 ) -> tuple[Ranking, Tensor]:
-    """Features (Q, E) and (C, E) -> the k most similar to each query, and the place (Q,) of its best right answer.
+    """The k candidates most similar to each query, and the rank (Q,) of its best right answer among all candidates.
 
-    Places count from 0; a query without right answers is at C. Equal similarities keep the order of the candidates.
+    Ranks count from 0; a query without right answers has C. Equal similarities keep the order of the candidates.
+
+    Args:
+        queries, candidates: features (Q, E) and (C, E).
+        answers: Q lists of right candidates.
+        rows_at_once: queries whose similarities are in memory at a time.
     """
     chosen, scores, ranks = [], [], []
     for first in range(0, len(queries), rows_at_once):
@@ -193,12 +158,15 @@ def by_contrast(
 
 
 def ranks_after(ranking: Ranking, before: Tensor, answers: Sequence[Sequence[int]]) -> Tensor:
-    """The place (Q,) of each query's best right answer when its candidates stand in a new order; else as `before`."""
+    """The place (Q,) of the best right answer of each query in a new order of its candidates.
+
+    It is that of `before` where no right answer is among the candidates.
+    """
     ranks = before.clone()
     for query, right in enumerate(answers):
-        found = torch.isin(ranking.candidates[query], torch.tensor(list(right), dtype=torch.long)).nonzero()
-        if len(found):
-            ranks[query] = found[0, 0]
+        places = torch.isin(ranking.candidates[query], torch.tensor(list(right), dtype=torch.long)).nonzero()
+        if len(places):
+            ranks[query] = places[0, 0]
     return ranks
 
 
@@ -210,6 +178,7 @@ def rerank(
     model: Matcher,
     states: Batches,
     texts: Texts,
+    *,
     image_to_text: Ranking,
     text_to_image: Ranking,
     device: torch.device,
@@ -217,18 +186,21 @@ def rerank(
 ) -> tuple[Ranking, Ranking]:
     """Both rankings with score = cosine + match logit, in the order of that score.
 
-    `states`: of batches of images, see `Batches` and `image_states`; `batch_size` images are asked for at once.
+    Args:
+        states: of batches of images, see `Batches` and `image_states`.
+        texts: all texts of the set.
+        image_to_text, text_to_image: candidates by contrast, with cosines as scores.
+        batch_size: images requested at once.
     """
     count = len(texts.ids)
     forward = torch.arange(len(image_to_text.candidates))[:, None] * count + image_to_text.candidates  # (I, k)
     backward = text_to_image.candidates * count + torch.arange(count)[:, None]  # (M, k)
     wanted = torch.cat([forward.flatten(), backward.flatten()]).unique()  # (P,) in the order of images
-    logits = match_pairs(
-        model, states, texts, torch.stack([wanted // count, wanted % count], dim=1), device, batch_size
-    )
+    pairs = torch.stack([wanted // count, wanted % count], dim=1)
+    logits = match_pairs(model, states, texts, pairs=pairs, device=device, batch_size=batch_size)
 
-    def reordered(ranking: Ranking, pairs: Tensor) -> Ranking:
-        scores = ranking.scores + logits[torch.searchsorted(wanted, pairs)]
+    def reordered(ranking: Ranking, numbers: Tensor) -> Ranking:
+        scores = ranking.scores + logits[torch.searchsorted(wanted, numbers)]
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         return Ranking(ranking.candidates.gather(1, order), scores)
 
@@ -236,11 +208,11 @@ def rerank(
 
 
 def match_pairs(
-    model: Matcher, states: Batches, texts: Texts, pairs: Tensor, device: torch.device, batch_size: int = 16
+    model: Matcher, states: Batches, texts: Texts, *, pairs: Tensor, device: torch.device, batch_size: int = 16
 ) -> Tensor:
-    """Match logits (P,) of pairs (P, 2), an image's and a text's number, sorted by image. Each process does its part.
+    """Match logits (P,) of pairs (P, 2), the numbers of an image and of a text, sorted by image.
 
-    Parts have equally many pairs: an image on a border is encoded by both neighbours.
+    Each process scores an equal share of the pairs: an image whose pairs are divided is encoded by two processes.
     """
     own = pairs[slice(*share(len(pairs)))]
     numbers, counts = own[:, 0].unique_consecutive(return_counts=True)
@@ -249,14 +221,14 @@ def match_pairs(
     for batch in states([part.tolist() for part in _split(numbers, batch_size)]):
         for one in batch:
             keys = model.text_encoder.image_keys(one[None])
-            parts.append(match_texts(model, keys, texts, next(members), device).cpu())
+            parts.append(match_texts(model, keys, texts, chosen=next(members), device=device).cpu())
     return _gathered(parts, len(pairs))
 
 
-TOKENS_AT_ONCE = 2048  # of one image's texts: enough for quick matrix products, and what they write stays in the caches
+TOKENS_AT_ONCE = 2048  # of the texts of one image: efficient matrix products whose results still fit into the caches
 
 
-def match_texts(model: Matcher, keys: ProjectedKeys, texts: Texts, chosen: Tensor, device: torch.device) -> Tensor:
+def match_texts(model: Matcher, keys: ProjectedKeys, texts: Texts, *, chosen: Tensor, device: torch.device) -> Tensor:
     """Match logits (c,), in float32, of the texts `chosen` (c,) with the one image of `keys`."""
     lengths = texts.lengths[chosen]
     order = lengths.argsort(stable=True)
@@ -271,7 +243,7 @@ def match_texts(model: Matcher, keys: ProjectedKeys, texts: Texts, chosen: Tenso
 
 
 def image_states(model: Matcher, images: Batches, device: torch.device) -> Batches:
-    """States of the images that `images` gives the pixels of, encoded when they are asked for and held no longer."""
+    """States of the images whose pixels `images` gives, encoded on request and not kept."""
 
     def states(numbers: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         for pixels in images(numbers):
@@ -284,15 +256,15 @@ def image_states(model: Matcher, images: Batches, device: torch.device) -> Batch
 
 
 def _split(x: Tensor, size: int) -> list[Tensor]:
-    """As `Tensor.split`, which makes one part of nothing."""
+    """As `Tensor.split`, but no part for an empty tensor."""
     return list(x.split(size)) if len(x) else []
 
 
 def _gathered(parts: list[Tensor], count: int) -> Tensor:
-    """Tensors of all processes, one after the other; a process may have none. Together they have `count` rows."""
+    """Tensors of all processes, concatenated; a process may have none. Together they have `count` rows."""
     everyone = [t for several in distributed.gather_objects(parts) for t in several]
-    if (found := sum(len(t) for t in everyone)) != count:
-        raise InputError(f"the images that came are fewer than were asked for: they gave {found} results of {count}")
+    if (received := sum(len(t) for t in everyone)) != count:
+        raise InputError(f"the images that came are fewer than were asked for: they gave {received} results of {count}")
     return torch.cat(everyone)
 
 

@@ -4,6 +4,7 @@ Imports `models`, `network`, `checkpoints`, `tokenizer` and, of `data`, images, 
 
 load         `blip.load`: from a checkpoint of any format to a predictor
 predictor    captions, answers, features and match probabilities of images
+inputs results choices gradients   what it takes; what it returns; lists of answers; gradients on request
 scoring      the probability of a given text
-files        the same over files and folders, to a table or JSON
+files        the predictor over files and folders, to a table or JSON
 """

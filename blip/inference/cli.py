@@ -88,7 +88,7 @@ def caption(
             min_new_tokens=min_new_tokens,
         )
         model = load_model(checkpoint, tokenizer, device)
-        rows = files.caption_rows(model, paths, prompt, decoding, batch_size, seed)
+        rows = files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=batch_size, seed=seed)
         unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
 
@@ -117,7 +117,7 @@ def match(
         texts = _needed(texts, "text", "--text")
         paths = images_of(places)
         model = load_model(checkpoint, tokenizer, device)
-        unread = files.show(files.match_rows(model, paths, texts, batch_size), out, as_json)
+        unread = files.show(files.match_rows(model, paths, texts, batch_size=batch_size), out, as_json)
     raise typer.Exit(1 if unread else 0)
 
 
@@ -152,6 +152,8 @@ def answer(
         choices = _lines(answers) if answers is not None else None
         decoding = Decoding(beams=3, max_new_tokens=10) if generate else None
         model = load_model(checkpoint, tokenizer, device)
-        rows = files.answer_rows(model, paths, questions, choices, k, decoding, batch_size)
+        rows = files.answer_rows(
+            model, paths, questions, answers=choices, k=k, decoding=decoding, batch_size=batch_size
+        )
         unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)

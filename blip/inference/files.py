@@ -1,6 +1,6 @@
 """`blip caption`, `blip answer` and `blip match`: a model over files and folders, in batches, to a table or JSON.
 
-An image that cannot be read is named and left out; it never ends the run.
+An image that cannot be read is reported and left out; it never ends the run.
 """
 
 import json
@@ -12,18 +12,25 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from blip.data.images import NoImages, readable
+from blip.data.images import NoImages, readable_batches
+from blip.files import write_whole
 from blip.inference.predictor import Predictor
 from blip.models.decoding import Decoding
 
 
 def caption_rows(
-    model: Predictor, paths: Sequence[Path], prompt: str | None, how: Decoding, batch_size: int, seed: int | None
+    model: Predictor,
+    paths: Sequence[Path],
+    prompt: str | None,
+    *,
+    decoding: Decoding,
+    batch_size: int,
+    seed: int | None,
 ) -> Iterator[dict[str, Any]]:
-    """One row an image: its path, captions and their log-probabilities, or what is wrong with it."""
+    """One row an image: its path, captions and their log-probabilities; or `problem` alone, if it cannot be read."""
 
     def write(images: list[Any]) -> list[dict[str, Any]]:
-        texts = model.write(images, prompt, how, batch_size, seed)
+        texts = model.write(images, prompt, decoding, batch_size=batch_size, seed=seed)
         return [
             {"caption": several[0].text, "log_prob": several[0].log_prob}
             | ({"captions": [asdict(text) for text in several]} if len(several) > 1 else {})
@@ -34,18 +41,18 @@ def caption_rows(
 
 
 def match_rows(
-    model: Predictor, paths: Sequence[Path], texts: Sequence[str], batch_size: int
+    model: Predictor, paths: Sequence[Path], texts: Sequence[str], *, batch_size: int
 ) -> Iterator[dict[str, Any]]:
-    """One row an image and text: match probability of ITM and cosine of ITC."""
+    """One row an image and text: match probability of ITM and cosine of ITC. Unreadable images as in `caption_rows`."""
     for text in texts:
         if not text.strip():
             raise NoImages("a text is empty: there is nothing to match")
     text_features = model.encode_text(list(texts), batch_size)
-    for kept, images, problems in readable(paths, batch_size):
+    for kept, images, problems in readable_batches(paths, batch_size):
         yield from ({"problem": problem} for problem in problems)
         if not kept:
             continue
-        cosines, probabilities = model.match_all(images, text_features, list(texts), batch_size)
+        cosines, probabilities = model.match_all(images, text_features, list(texts), batch_size=batch_size)
         for row, path in enumerate(kept):
             for column, text in enumerate(texts):
                 values = {
@@ -59,32 +66,39 @@ def answer_rows(
     model: Predictor,
     paths: Sequence[Path],
     questions: Sequence[str],
+    *,
     answers: Sequence[str] | None,
     k: int,
-    how: Decoding | None,
+    decoding: Decoding | None,
     batch_size: int,
 ) -> Iterator[dict[str, Any]]:
-    """One row an image and question: the answer, its probability, and the five likeliest candidates where ranked."""
+    """One row an image and question: the answer, its probability, and the five likeliest candidates where ranked.
+
+    Arguments as in `Predictor.answer`; unreadable images as in `caption_rows`.
+    """
     for question in questions:
         if not question.strip():
             raise NoImages("a question is empty")
-    for kept, images, problems in readable(paths, batch_size):
+    for kept, images, problems in readable_batches(paths, batch_size):
         yield from ({"problem": problem} for problem in problems)
         pairs = [(path, image, question) for path, image in zip(kept, images, strict=True) for question in questions]
         shown, asked = [image for _, image, _ in pairs], [question for _, _, question in pairs]
-        found = model.answer(shown, asked, answers, k, how, batch_size) if pairs else []
-        for (path, _, question), one in zip(pairs, found, strict=True):
-            row = {"image": str(path), "question": question, "answer": one.text, "probability": one.probability}
-            yield row | ({"candidates": one.candidates[:5]} if one.candidates else {})
+        if not pairs:
+            continue
+        given = model.answer(shown, asked, answers, k=k, decoding=decoding, batch_size=batch_size)
+        for (path, _, question), answer in zip(pairs, given, strict=True):
+            row = {"image": str(path), "question": question, "answer": answer.text, "probability": answer.probability}
+            yield row | ({"candidates": answer.candidates[:5]} if answer.candidates else {})
 
 
 def _rows(
-    paths: Sequence[Path], batch_size: int, work: Callable[[list[Any]], list[dict[str, Any]]]
+    paths: Sequence[Path], batch_size: int, rows_of: Callable[[list[Any]], list[dict[str, Any]]]
 ) -> Iterator[dict[str, Any]]:
-    for kept, images, problems in readable(paths, batch_size):
+    """`rows_of` turns the images of a batch into a row each."""
+    for kept, images, problems in readable_batches(paths, batch_size):
         yield from ({"problem": problem} for problem in problems)
         if kept:
-            for path, row in zip(kept, work(images), strict=True):
+            for path, row in zip(kept, rows_of(images), strict=True):
                 yield {"image": str(path), **row}
 
 
@@ -97,7 +111,7 @@ def show(rows: Iterator[dict[str, Any]], out: Path | None, as_json: bool) -> int
         Console(stderr=True).print(problem, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(good, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(out, json.dumps(good, indent=1, ensure_ascii=False) + "\n")
         print(f"{len(good)} rows: {out}")
     elif as_json:
         print(json.dumps(good, indent=1, ensure_ascii=False))

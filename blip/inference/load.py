@@ -1,11 +1,17 @@
 """From a checkpoint of any format to a model that is ready to use: `blip.load(path)`."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from blip.checkpoints import convert
-from blip.checkpoints.format import CheckpointError, find_tokenizer, load_strict
+from blip.checkpoints.adapter_files import ADAPTER_INFO, adapter_info, is_adapter, load_adapter
+from blip.checkpoints.adapters import merge
+from blip.checkpoints.format import INFO, CheckpointError, find_tokenizer, load_strict, unique_state
+from blip.checkpoints.initialize import Source, adopt
 from blip.errors import InputError
 from blip.inference.predictor import Predictor
 from blip.models.factory import TASKS, model_of, spec_of
@@ -17,25 +23,38 @@ from blip.tokenizer import Tokenizer, load_tokenizer
 def load(
     path: str | Path,
     device: str | torch.device = "cpu",
+    *,
     image_heads: int | None = None,
     text_heads: int | None = None,
     image_size: int | None = None,
     tokenizer: str | Path | Tokenizer | None = None,
 ) -> Predictor:
-    """Loads a checkpoint of ours, a released `.pth` file or a Hugging Face folder, ready to use.
+    """Loads a checkpoint of this package, a released `.pth` file or a Hugging Face folder, ready to use.
+
+    A folder that holds low-rank adapters alone is read together with the checkpoint that they were trained on, which
+    takes `peft`. The adapters are merged into the weights.
 
     Args:
         path: the folder or file.
         device: where the model runs.
         image_heads, text_heads: attention heads, for `.pth` files whose heads are not of width 64.
-        image_size: side of the image in pixels, when not the checkpoint's: its position embeddings are interpolated.
+        image_size: side of the image in pixels, if not the checkpoint's: its position embeddings are interpolated.
         tokenizer: `vocab.txt`, `tokenizer.json`, `hub:NAME` or a `Tokenizer`; needed where the folder has none.
 
     Raises:
-        CheckpointError: the checkpoint cannot be used; the message says why.
+        CheckpointError: the checkpoint cannot be used; the message gives the reason.
+        LoraError: the folder holds adapters and `peft` is not installed.
+
+    Example:
+        >>> m = blip.load("checkpoint", device="cpu")
+        >>> probability = m.match_probability("chest.png", ["small left effusion", "normal"])  # (2,)
+        >>> (caption,) = m.caption("chest.png")
     """
-    tensors, info = convert.read(path, image_heads, text_heads)
-    words = _tokenizer(Path(path), tokenizer)
+    if is_adapter(path):
+        tensors, info, words = _with_adapter(Path(path), tokenizer)
+    else:
+        tensors, info = convert.read(path, image_heads, text_heads)
+        words = _tokenizer(tokenizer, Path(path))
     tensors, _, _ = convert.split(tensors)
     vit, text, answer = _sizes(info, path)
     if image_size is not None and image_size != vit.image_size:
@@ -49,19 +68,72 @@ def load(
             f"{path} has {text.vocab_size} tokens and the tokenizer {words.size}, [DEC] and [ENC] included: "
             "it is not the one that the model was trained with"
         )
-    model = model_of(info["task"], vit, text, words.specials, embed_dim=info.get("embed_dim", 0), answer=answer)
+    model = _model(info, vit, text, answer=answer, tokenizer=words)
     for name in spec_of(info["task"]).may_lack:
         tensors.setdefault(name, model.get_parameter(name).detach())
     load_strict(model, tensors, str(path))
-    return Predictor(model, words, info, device)
+    return Predictor(model, words, info, device=device)
 
 
-def _tokenizer(path: Path, given: str | Path | Tokenizer | None) -> Tokenizer:
+def _tokenizer(given: str | Path | Tokenizer | None, *folders: Path) -> Tokenizer:
+    """The given tokenizer, or that of the first folder that has one."""
     if isinstance(given, Tokenizer):
         return given
     if given is not None:
         return load_tokenizer(str(given))
-    return load_tokenizer(str(find_tokenizer(path)))
+    return load_tokenizer(str(find_tokenizer(*folders)))
+
+
+def _model(info: dict, vit: ViTConfig, text: TextConfig, *, answer: TextConfig | None, tokenizer: Tokenizer) -> Any:
+    """A model of these sizes with random weights."""
+    return model_of(info["task"], vit, text, tokenizer.specials, embed_dim=info.get("embed_dim", 0), answer=answer)
+
+
+def _with_adapter(
+    folder: Path, given: str | Path | Tokenizer | None
+) -> tuple[dict[str, Tensor], dict[str, Any], Tokenizer]:
+    """Tensors, `model.json` and tokenizer of the base checkpoint with a folder's adapters merged into it."""
+    about = adapter_info(folder)
+    info, base = _info_of_adapter(folder, about), _base(folder, about)
+    tokenizer = _tokenizer(given, folder, base)
+    vit, text, answer = _sizes(info, folder)
+    heads = (vit.heads, text.heads) if base.suffix == ".pth" else (None, None)
+    tensors, base_info = convert.read(base, *heads)
+    model = _model(info, vit, text, answer=answer, tokenizer=tokenizer)
+    missing = adopt(model, info["task"], Source(convert.split(tensors)[0], base_info, str(base)), vit)
+    load_adapter(model, folder)
+    known = {*about.get("new", []), *about["trainable"], *spec_of(info["task"]).may_lack}
+    if absent := [name for name in missing if name not in known]:
+        raise CheckpointError(
+            f"{folder} cannot be loaded with its base {base} alone: neither holds {', '.join(absent[:4])}; load a "
+            "checkpoint of the run, whose weights have the adapters merged"
+        )
+    merge(model)
+    return unique_state(model), info, tokenizer
+
+
+def _info_of_adapter(folder: Path, about: dict) -> dict:
+    if "model" in about:
+        return about["model"]
+    if (folder / INFO).is_file():
+        return json.loads((folder / INFO).read_text(encoding="utf-8"))
+    raise CheckpointError(f"{folder / ADAPTER_INFO} does not describe the model: copy the run's {INFO} into the folder")
+
+
+def _base(folder: Path, about: dict) -> Path:
+    """The checkpoint that adapters belong to; a relative path counts from the working directory or from the folder."""
+    base = about.get("base")
+    if not base:
+        raise CheckpointError(
+            f"{folder} holds adapters alone, and {ADAPTER_INFO} names no base checkpoint to add them to"
+        )
+    for place in (Path(base), folder / base):
+        if place.exists():
+            return place
+    raise CheckpointError(
+        f"{folder} holds adapters alone, and their base checkpoint {base} does not exist: restore it there, or set "
+        f"`base` in {ADAPTER_INFO} to where it is now"
+    )
 
 
 def _sizes(info: dict, path: str | Path) -> tuple[ViTConfig, TextConfig, TextConfig | None]:

@@ -2,10 +2,11 @@
 
 Read `trace.py` first, then `points.py`.
 
-points       the names inside a model, and where their tensors are
-trace hooks  `blip.trace`; reading and editing by forward hooks
+points       the named points inside a model, and the layout of their tensors
+trace recording hooks   `blip.trace`; what it returns; the forward hooks that record and edit
 lenses       layers as words, patches as features, attention rollout
+objectives   what a map explains: a match, a caption, an answer
 maps explain explain_files pictures   maps of an image; of pairs; of files and folders; as pictures
-pointing_game   whether maps point at what a text names
+pointing_game   whether maps point at the lesion that a text names
 activations  the activations of a data set in shards
 """

@@ -39,7 +39,9 @@ def explain(
         places, texts = places_and_texts(arguments, text, "--text")
         wanted = [pair for place in places for pair in find_pairs(place, texts)]
         model = load_model(checkpoint, tokenizer, device)
-        files, problems = explain_files(model, wanted, out, task, method, layer, rows, batch_size)
+        files, problems = explain_files(
+            model, wanted, out, task=task, method=method, layer=layer, rows=rows, batch_size=batch_size
+        )
         for problem in problems:
             typer.echo(problem, err=True)
         typer.echo(f"{len(wanted) - len(problems)} explained: {files[0] if files else 'nothing written'}"
@@ -63,18 +65,15 @@ def activations(
     """Writes the activations at named points for a whole data set, in shards; continues where it was interrupted."""
     from blip.hashing import fingerprint
     from blip.interpret import activations as shards
-    from blip.interpret.explain import OF_CHECKPOINT
     from blip.interpret.explain_files import find_pairs
 
     with user_errors():
         wanted = find_pairs(data, [])
         model = load_model(checkpoint, tokenizer, device)
         chosen = shards.points_of(model, points)
-        own = (
-            "image" if all(name.startswith("image.") for name in chosen) else OF_CHECKPOINT.get(model.info["task"], "")
-        )
-        what = shards.Capture(fingerprint(checkpoint), data, chosen, task or own, pool, format, shard_size)
-        problems = shards.capture(model, wanted, what, out, batch_size)
+        task = task or shards.usual_task(model, chosen)
+        settings = shards.Capture(fingerprint(checkpoint), data, chosen, task, pool, format, shard_size)
+        problems = shards.capture(model, wanted, settings, out, batch_size=batch_size)
         for problem in problems:
             typer.echo(problem, err=True)
         typer.echo(f"{len(wanted) - len(problems)} records, {len(chosen)} points: {out / shards.INDEX}")
@@ -102,5 +101,5 @@ def localise(
         if out:
             out.parent.mkdir(parents=True, exist_ok=True)
         model = load_model(checkpoint, tokenizer, device)
-        lines = game.localise(model, records, method or METHODS, batch_size)
+        lines = game.localise(model, records, method or METHODS, batch_size=batch_size)
         game.show(lines, game.centre(model, records), out)

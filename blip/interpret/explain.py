@@ -1,20 +1,20 @@
-"""Which parts of an image a model looked at when it matched, captioned or answered: maps for words and sentences.
+"""Maps of the parts of an image that matching, captioning or answering depended on, for each word and the sentence.
 
-    for found in explain_pairs(m, "chest.png", "small left effusion"):
-        found.maps  # (words, h, w), at the resolution of the patches
+    for explanation in explain_pairs(m, "chest.png", "small left effusion"):
+        explanation.maps  # (words, h, w), at the resolution of the patches
 
-Methods, each with the same signature:
+Methods, each with the same signature (`maps.py`):
 
     gradcam    mean over heads of A * max(ds/dA, 0), at one layer's cross-attention (Li et al. 2021, section 5)
-    raw        mean over heads of A, whatever it does to s
-    relevance  the rules of Chefer et al. 2021 (equations 5 to 11) through image encoder and text transformer, where
-               texts look at images and images at nothing but themselves; all layers
+    raw        mean over heads of A, independent of its effect on s
+    relevance  the rules of Chefer et al. 2021 (equations 5 to 11) through all layers of image encoder and text
+               transformer, where texts attend to images, and images only to themselves
     rollout    raw attention, carried back to the patches by attention rollout (Abnar and Zuidema 2020)
 
-A is a pattern of cross-attention and s what is explained: for `match` the match logit before its soft-max; for
-`caption` the log-probability of word t, read at row t-1, whence it was written; for `answer` that of the whole answer,
-through the question encoder's cross-attention. Maps are none of a diagnosis, and not all methods find what mattered
-(`docs/results.md`).
+A is a pattern of cross-attention and s the score that is explained: for `match` the match logit before its soft-max;
+for `caption` the log-probability of word t, read at row t-1, from which it was predicted; for `answer` that of the
+whole answer, through the question encoder's cross-attention. Maps are not a diagnosis, and not all methods find what
+mattered (`docs/results.md`).
 
 Shapes: R pairs of image and text, T tokens, H heads, N = h*w patches.
 """
@@ -26,43 +26,65 @@ import torch
 from torch import Tensor
 
 from blip.errors import InputError
-from blip.inference.predictor import ImageInput, Images, Predictor, Texts, listed
-from blip.inference.scoring import check_texts, scores_of
-from blip.interpret.hooks import TraceError
+from blip.inference.inputs import ImageInput, Images, Texts, as_list
+from blip.inference.predictor import Predictor
+from blip.inference.scoring import check_texts
 from blip.interpret.maps import MAPS, METHODS
-from blip.interpret.points import layers_of
+from blip.interpret.objectives import Objective, completed_answers, explained
+from blip.interpret.recording import Trace, TraceError
 from blip.interpret.trace import trace
-
-TASKS = ("match", "caption", "answer")
-STACK = {"match": "text", "caption": "decoder", "answer": "text"}
-OF_CHECKPOINT = {"pretrain": "match", "retrieval": "match", "caption": "caption", "vqa": "answer"}
 
 
 @dataclass
 class Explanation:
-    """Maps of one text about one image. Values are those of the method, not scaled; 0 is nothing."""
+    """Maps of one text about one image. Values are those of the method, not scaled; 0 means no effect."""
 
     task: str
     method: str
     layer: int | None  # of the cross-attention; None where a method reads all
-    text: str  # what was matched, written or asked
-    answer: str  # of a question; else empty
-    score: float  # s, in all
+    text: str  # that was matched, written or asked
+    answer: str  # to a question; else empty
+    score: float  # s, of the whole text
     words: list[str]
     maps: Tensor  # (words, h, w)
     sentence: Tensor  # (h, w)
 
 
-# ---- methods ---------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Request:
+    """How every pair is explained: `attention` is where a map is read, such as `text.6.cross`."""
+
+    objective: Objective
+    method: str
+    rows: str
+    layer: int
+
+    @property
+    def attention(self) -> str:
+        return f"{self.objective.stack}.{self.layer}.cross"
+
+    @property
+    def points(self) -> list[str]:
+        """The points that a trace has to record for the method."""
+        if self.method in ("relevance", "rollout"):
+            return ["image.*.attn.*", f"{self.objective.stack}.*"]
+        return [f"{self.attention}.*"]
 
 
-# ---- tasks -----------------------------------------------------------------------------------------------------------
+@dataclass
+class Pair:
+    """An image with its text, and the answer where the text is a question."""
+
+    image: ImageInput
+    text: str
+    answer: str
 
 
 def explain_pairs(
     m: Predictor,
     images: Images,
     texts: Texts = "",
+    *,
     task: str = "",
     method: str = "gradcam",
     layer: int | None = None,
@@ -75,126 +97,125 @@ def explain_pairs(
     Args:
         m: what `blip.load` returns.
         images: paths, PIL images or a list of them.
-        texts: what is matched; captions, or "" for the model's own; questions.
-        task: match, caption or answer; what the checkpoint was made for unless given.
+        texts: texts to match; captions, or "" for the model's own; questions.
+        task: match, caption or answer; the usual one of the checkpoint's task unless given.
         method: gradcam, raw, relevance or rollout.
         layer: whose cross-attention; the middle one unless given, and never the last one of a matching model.
-        rows: `words`, or `enc` for the `[ENC]` row alone, which is all that the last layer of a matching model has.
+        rows: `words`, or `enc` for the `[ENC]` row alone, the only one that the last layer of a matching model has.
         answers: to the questions; the model's own unless given.
         batch_size: pairs at once.
 
     Raises:
-        TraceError, ValueError: an unknown or impossible wish; the message says what is possible.
+        TraceError: the checkpoint or the layer has no such maps.
+        InputError: an unknown value, or lists that do not fit together; the message lists what is possible.
+
+    Example:
+        >>> m = blip.load("checkpoint")
+        >>> explanation, = blip.explain_pairs(m, "chest.png", "small left effusion", method="gradcam")
+        >>> explanation.words
+        ['small', 'left', 'effusion']
+        >>> explanation.maps.shape[0]  # one map (h, w) for each word
+        3
     """
-    task = task or OF_CHECKPOINT.get(m.info["task"], "")
-    site = _site(m, task, method, layer, rows)
-    pairs = _pairs(m, images, texts, answers, task)
+    objective = explained(m, task)
+    request = _request(m, objective, method=method, layer=layer, rows=rows)
+    pairs = _pairs(m, images, texts, answers=answers, objective=objective)
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}, it must be 1 or more")
-    found = []
+    explanations = []
     for start in range(0, len(pairs), batch_size):
-        found += _explain_batch(m, pairs[start : start + batch_size], task, method, site, rows)
-    return found
+        explanations += _explain_batch(m, pairs[start : start + batch_size], request)
+    return explanations
 
 
-@dataclass
-class Pair:
-    image: ImageInput
-    text: str
-    answer: str
-
-
-def _pairs(m: Predictor, images: Images, texts: Texts, answers: Texts, task: str) -> list[Pair]:
-    pictures, words, replies = listed(images), listed(texts), listed(answers)
+def _pairs(m: Predictor, images: Images, texts: Texts, *, answers: Texts, objective: Objective) -> list[Pair]:
+    pictures, words, replies = as_list(images), as_list(texts), as_list(answers)
     counts = {len(pictures), len(words), len(replies)}
     if 0 in counts or len(counts - {1}) > 1:
         given = f"{len(pictures)} images and {len(words)} texts" + (f" and {len(replies)} answers" if answers else "")
         raise InputError(f"{given}: give as many, or one of either")
     pictures, words, replies = (x * max(counts) if len(x) == 1 else x for x in (pictures, words, replies))
-    if task == "caption" and not all(words):
+    if objective.writes_texts and not all(words):
         own = m.caption(pictures)
         words = [text or written for text, written in zip(words, own, strict=True)]
     check_texts(m, words)
-    if task == "answer" and not all(replies):
-        own = [answer.text for answer in m.answer(pictures, words)]
-        replies = [given or answer for given, answer in zip(replies, own, strict=True)]
-    if task == "answer":
+    if objective.has_answers:
+        replies = completed_answers(m, pictures, words, replies)
         check_texts(m, replies, "answer")
     return [Pair(*pair) for pair in zip(pictures, words, replies, strict=True)]
 
 
-def _site(m: Predictor, task: str, method: str, layer: int | None, rows: str) -> str:
-    """The attention that a map is read from, such as `text.6.cross`."""
-    if m.info["task"] not in OF_CHECKPOINT:
-        raise TraceError(f"a checkpoint of {m.info['task']} cannot be explained; {', '.join(OF_CHECKPOINT)} can")
-    if task not in TASKS:
-        raise InputError(f"task is {task!r}; it can be {', '.join(TASKS)}")
+def _request(m: Predictor, objective: Objective, *, method: str, layer: int | None, rows: str) -> Request:
+    """The request with its layer, where the combination of arguments is possible."""
     if method not in METHODS:
         raise InputError(f"method is {method!r}; it can be {', '.join(METHODS)}")
     if rows not in ("words", "enc"):
         raise InputError(f"rows is {rows!r}; it can be words or enc")
-    stack = STACK[task]
-    count = layer_count(m, task)
-    if count == 0 or (task == "match" and not hasattr(m.model, "itm_head")):
-        raise TraceError(f"a checkpoint of {m.info['task']} cannot {task}: its task is {OF_CHECKPOINT[m.info['task']]}")
-    if rows == "enc" and task == "caption":
+    if rows == "enc" and not objective.has_enc:
         raise TraceError("a caption is written by a decoder, which has no [ENC] row: rows=words")
-    last_is_enc = task == "match"
+    count = objective.layers(m)
+    without_words = count - 1 if objective.reads_enc and rows == "words" else None  # a layer that runs for [ENC] alone
     if layer is None:
-        layer = max(0, min(count // 2, count - 2 if last_is_enc and rows == "words" else count - 1))
+        layer = max(0, min(count // 2, count - 2 if without_words is not None else count - 1))
     if not 0 <= layer < count:
         raise InputError(f"there is no layer {layer}: this model has layers 0 to {count - 1}")
-    if last_is_enc and rows == "words" and layer == count - 1 and method != "relevance":
+    if layer == without_words and method != "relevance":
         raise TraceError(
             f"layer {layer} is the last one: the match logit reads its [ENC] row alone, so the gradient of its word "
             f"rows is zero and they are not computed; take a layer below, or rows=enc"
         )
-    return f"{stack}.{layer}.cross"
+    return Request(objective, method, rows, layer)
 
 
-def layer_count(m: Predictor, task: str) -> int:
-    """Layers of the stack whose cross-attention a task is explained by."""
-    return sum(name.startswith(STACK[task] + ".") for name, _ in layers_of(m.model))
-
-
-def _explain_batch(
-    m: Predictor, pairs: Sequence[Pair], task: str, method: str, site: str, rows: str
-) -> list[Explanation]:
+def _explain_batch(m: Predictor, pairs: Sequence[Pair], request: Request) -> list[Explanation]:
     images, texts, answers = [p.image for p in pairs], [p.text for p in pairs], [p.answer for p in pairs]
-    points = [f"{site}.*"]
-    if method in ("relevance", "rollout"):
-        points = ["image.*.attn.*", f"{STACK[task]}.*"]
-    with trace(m, points, grads=True) as t:
-        scores = scores_of(m, task, images, texts, answers)
-    maps_of = MAPS[method]
-    if task == "caption":  # each word has a score of its own, read at the row before it
-        steps = []
-        for token in range(scores.shape[1]):
-            t.backward(scores[:, token], again=True)
-            steps.append(maps_of(t, site)[:, token])
-        maps = torch.stack(steps, dim=1)  # of tokens 1, 2, ...
-        maps = torch.cat([torch.zeros_like(maps[:, :1]), maps], dim=1)
-    else:
+    with trace(m, request.points, grads=True) as t:
+        scores = request.objective.scores(m, images, texts, answers)
+    maps = _maps(t, scores, request)
+    totals = [float(of_pair.sum()) for of_pair in scores.detach()]
+    return [
+        _explanation(m, pair, maps_of_pair, request=request, score=total)
+        for pair, maps_of_pair, total in zip(pairs, maps, totals, strict=True)
+    ]
+
+
+def _maps(t: Trace, scores: Tensor, request: Request) -> Tensor:
+    """Maps (R, T, h, w) of each token; where each has a score of its own, those of the first token are zero."""
+    maps_of = MAPS[request.method]
+    if not request.objective.per_token:
         t.backward(scores, again=False)
-        maps = maps_of(t, site)
-    layer = None if method == "relevance" else int(site.split(".")[1])
-    found = []
-    for i, pair in enumerate(pairs):
-        total = float(scores[i].detach().sum())
-        spans = [] if rows == "enc" else word_spans(m, pair.text)
-        words = [word for word, _ in spans]
-        of_words = [maps[i, span].sum(dim=0) for _, span in spans]
-        tokens = [token for _, span in spans for token in range(span.start, span.stop)]
-        # in matching, relevance arrives at the row that is read; the other methods speak of each row alone
-        of_enc = rows == "enc" or (method == "relevance" and task == "match")
-        whole = maps[i, 0].clone() if of_enc else maps[i, tokens].mean(dim=0)
-        stacked = torch.stack(of_words) if of_words else maps.new_zeros(0, *maps.shape[2:])
-        found.append(Explanation(task, method, layer, pair.text, pair.answer, total, words, stacked, whole))
-    return found
+        return maps_of(t, request.attention)
+    steps = []
+    for token in range(scores.shape[1]):  # the score of token + 1, read at the row before it
+        t.backward(scores[:, token], again=True)
+        steps.append(maps_of(t, request.attention)[:, token])
+    maps = torch.stack(steps, dim=1)
+    return torch.cat([torch.zeros_like(maps[:, :1]), maps], dim=1)
+
+
+def _explanation(m: Predictor, pair: Pair, maps: Tensor, *, request: Request, score: float) -> Explanation:
+    """Maps of words and of the sentence from those of tokens, (T, h, w)."""
+    spans = [] if request.rows == "enc" else word_spans(m, pair.text)
+    words = [word for word, _ in spans]
+    of_words = [maps[span].sum(dim=0) for _, span in spans]
+    tokens = [token for _, span in spans for token in range(span.start, span.stop)]
+    # relevance is that of the row that the score is read from; the other methods treat each row on its own
+    of_enc = request.rows == "enc" or (request.method == "relevance" and request.objective.reads_enc)
+    return Explanation(
+        task=request.objective.name,
+        method=request.method,
+        layer=None if request.method == "relevance" else request.layer,
+        text=pair.text,
+        answer=pair.answer,
+        score=score,
+        words=words,
+        maps=torch.stack(of_words) if of_words else maps.new_zeros(0, *maps.shape[1:]),
+        sentence=maps[0].clone() if of_enc else maps[tokens].mean(dim=0),
+    )
 
 
 def word_spans(m: Predictor, text: str) -> list[tuple[str, slice]]:
-    """Words of a text and which tokens of `[CLS] ... [SEP]` are theirs; a word may have been cut into several."""
+    """The words of a text, each with its tokens in `[CLS] ... [SEP]`; a word may consist of several tokens."""
     spans: list[tuple[str, slice]] = []
     place = 1
     for word, count in m.tokenizer.words(m.cleaned(text)):

@@ -1,15 +1,16 @@
-"""`blip explain`: maps for images, folders and annotation files, in batches, written as pictures."""
+"""`blip explain`: maps of images, folders and annotation files, in batches, written as pictures."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from blip.data.formats import iter_records
-from blip.data.images import UnreadableImage, find_images, open_image
+from blip.data.images import find_images, readable_batches
 from blip.data.places import is_annotation_file
 from blip.inference.predictor import Predictor
-from blip.interpret.explain import OF_CHECKPOINT, Explanation, explain_pairs
+from blip.interpret.explain import Explanation, explain_pairs
+from blip.interpret.objectives import explained
 from blip.interpret.pictures import ENDINGS, PictureError, needs_matplotlib, save
 
 
@@ -25,23 +26,23 @@ class Wanted:
 def find_pairs(place: str | Path, texts: Sequence[str]) -> list[Wanted]:
     """Every text about an image, or about every image of a folder; or the records of an annotation file.
 
-    Records have `image` and `caption`, or `question` and perhaps `answer`; of several captions the first is taken.
-    Without either the text is empty, which is enough where none is needed.
+    Records have `image`, and `caption`, or `question` and perhaps `answer`; of several captions the first is taken.
+    A record with neither gets an empty text, which is enough where none is needed.
     """
     place = Path(place)
     if not is_annotation_file(place):
         return [Wanted(image, text) for image in find_images([place]) for text in texts or [""]]
     if texts:
         raise PictureError(f"{place} brings its own texts: leave out {texts[0]!r}")
-    found = []
+    wanted = []
     for where, record in iter_records(place, needed=("image",), also=("caption", "question", "answer")):
         record = record if isinstance(record, dict) else {}
         image, text = record.get("image"), _first(record.get("question") or record.get("caption"))
         answer = _first(record.get("answer")) if record.get("question") else ""
         if not isinstance(image, str) or text is None or answer is None:
             raise PictureError(f"{place}, {where}: needs image, and caption, or question and answer, as texts")
-        found.append(Wanted(place.parent / image, text, answer))
-    return found
+        wanted.append(Wanted(place.parent / image, text, answer))
+    return wanted
 
 
 def _first(value: Any) -> str | None:
@@ -52,7 +53,7 @@ def _first(value: Any) -> str | None:
 
 
 def check_wanted(m: Predictor, wanted: Sequence[Wanted], needed: bool) -> None:
-    """PictureError for a text that the model cannot read whole, before any work; `needed`: none may be empty."""
+    """PictureError, before any work, for a text that is too long for the model, or empty where texts are `needed`."""
     counts = m.tokenizer.count([m.cleaned(one.text) for one in wanted])
     for one, tokens in zip(wanted, counts, strict=True):
         if tokens > m.max_text_tokens:
@@ -65,40 +66,42 @@ def explain_files(
     m: Predictor,
     wanted: Sequence[Wanted],
     out: Path,
+    *,
     task: str = "",
     method: str = "gradcam",
     layer: int | None = None,
     rows: str = "words",
     batch_size: int = 8,
 ) -> tuple[list[Path], list[str]]:
-    """Writes the pictures; returns their files, and what is wrong with the images that could not be read."""
+    """Writes maps as pictures, one page or several files, see `pictures.save`; arguments as in `explain_pairs`.
+
+    Returns:
+        The files, and a message for each image that could not be read.
+    """
     if out.suffix not in ENDINGS:
         raise PictureError(f"{out}: --out has to end in {', '.join(ENDINGS)}")
-    task = task or OF_CHECKPOINT.get(m.info["task"], "")
-    check_wanted(m, wanted, needed=task != "caption")
+    check_wanted(m, wanted, needed=not explained(m, task).writes_texts)
     needs_matplotlib()
     out.parent.mkdir(parents=True, exist_ok=True)
     images: list[Any] = []
-    found: list[Explanation] = []
+    explanations: list[Explanation] = []
     names: list[str] = []
     problems: list[str] = []
-    for batch in _readable(wanted, batch_size, problems):
-        opened = [image for _, image in batch]
-        asked = [w for w, _ in batch]
-        texts, answers = [w.text for w in asked], [w.answer for w in asked]
-        found += explain_pairs(m, opened, texts, task, method, layer, rows, answers, batch_size)
+    for asked, opened, unread in readable_batches(wanted, batch_size, lambda one: one.image):
+        problems += unread
+        if not asked:
+            continue
+        explanations += explain_pairs(
+            m,
+            opened,
+            [one.text for one in asked],
+            answers=[one.answer for one in asked],
+            task=task,
+            method=method,
+            layer=layer,
+            rows=rows,
+            batch_size=batch_size,
+        )
         images += opened
-        names += [str(w.image) for w in asked]
-    return (save(images, found, names, out) if found else []), problems
-
-
-def _readable(wanted: Sequence[Wanted], size: int, problems: list[str]) -> Iterator[list[tuple[Wanted, Any]]]:
-    for start in range(0, len(wanted), size):
-        batch = []
-        for one in wanted[start : start + size]:
-            try:
-                batch.append((one, open_image(one.image)))
-            except UnreadableImage as error:
-                problems.append(str(error))
-        if batch:
-            yield batch
+        names += [str(one.image) for one in asked]
+    return (save(images, explanations, names, out) if explanations else []), problems

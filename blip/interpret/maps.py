@@ -3,32 +3,52 @@
 import torch
 from torch import Tensor
 
-from blip.interpret.hooks import Trace, TraceError
 from blip.interpret.lenses import attention_rollout
 from blip.interpret.points import layers_of
+from blip.interpret.recording import Trace, TraceError
 
 METHODS = ("gradcam", "raw", "relevance", "rollout")
 
 
 def gradcam(t: Trace, attention: str) -> Tensor:
-    """(R, T, h, w), at least 0, of an attention to images such as `text.6.cross`, traced with gradients."""
+    """Grad-CAM of an attention to images (Li et al. 2021, section 5): (R, T, h, w), at least 0.
+
+    The mean over heads of the attention weights times their positive gradients, without CLS.
+
+    Args:
+        t: a trace of `ATTENTION.*` with gradients, differentiated.
+        attention: such as `text.6.cross`.
+
+    Raises:
+        TraceError: the attention was not traced or has no gradient, or does not attend to patches.
+
+    Example:
+        >>> m = blip.load("checkpoint")
+        >>> with blip.trace(m, "text.0.cross.*", grads=True) as t:
+        ...     t.backward(m.match_logits("chest.png", "small left effusion")[:, 1])
+        >>> maps = blip.gradcam(t, "text.0.cross")  # (1, T, h, w)
+    """
     return _patches(t, (t.pattern(attention) * t.pattern_grad(attention).clamp(min=0)).mean(dim=1))
 
 
 def raw(t: Trace, attention: str) -> Tensor:
-    """(R, T, h, w): the attention itself, heads averaged; what goes to CLS is left out."""
+    """(R, T, h, w): the attention weights, averaged over heads, without CLS."""
     return _patches(t, t.pattern(attention).mean(dim=1))
 
 
 def rollout(t: Trace, attention: str) -> Tensor:
-    """(R, T, h, w): attention to states of the image, carried back to the patches that they came from."""
+    """(R, T, h, w): attention to states of the image, traced back to patches by `attention_rollout`."""
     return _patches(t, t.pattern(attention).mean(dim=1) @ attention_rollout(t))
 
 
 def relevance(t: Trace, attention: str) -> Tensor:
-    """(R, T, h, w) through all layers; of `attention` only the stack counts, `text` or `decoder`.
+    """(R, T, h, w) through all layers, by the rules of Chefer et al. 2021.
 
     Each text needs an image of its own: gradients in the image encoder add up over the texts of an image.
+
+    Args:
+        t: a trace of `image.*.attn.*` and of all points of the stack, with gradients, differentiated.
+        attention: any of the stack: only the stack counts, `text` or `decoder`.
     """
     texts, images = len(t.pattern(f"{attention.split('.')[0]}.0.self")), len(t.pattern("image.0.attn"))
     if texts != images:
@@ -45,8 +65,8 @@ def relevance(t: Trace, attention: str) -> Tensor:
         step = _weighted(t, f"{name}.self", rows=in_text.shape[1])
         of_images = of_images + step @ of_images
         in_text = in_text + step @ in_text
-        looked = _weighted(t, f"{name}.cross", rows=in_text.shape[1])
-        of_images = of_images + _normalised(in_text).transpose(1, 2) @ looked @ _normalised(in_images)
+        to_image = _weighted(t, f"{name}.cross", rows=in_text.shape[1])
+        of_images = of_images + _normalised(in_text).transpose(1, 2) @ to_image @ _normalised(in_images)
     return _patches(t, of_images)
 
 
@@ -54,9 +74,9 @@ MAPS = {"gradcam": gradcam, "raw": raw, "relevance": relevance, "rollout": rollo
 
 
 def _weighted(t: Trace, attention: str, rows: int = 0) -> Tensor:
-    """mean over heads of max(A * ds/dA, 0); a last layer that ran for its first token alone is filled up to `rows`."""
-    found = (t.pattern(attention) * t.pattern_grad(attention)).clamp(min=0).mean(dim=1)
-    return torch.nn.functional.pad(found, (0, 0, 0, max(rows - found.shape[1], 0)))
+    """Mean over heads of max(A * ds/dA, 0); a last layer that ran for its first token alone is padded to `rows`."""
+    weighted = (t.pattern(attention) * t.pattern_grad(attention)).clamp(min=0).mean(dim=1)
+    return torch.nn.functional.pad(weighted, (0, 0, 0, max(rows - weighted.shape[1], 0)))
 
 
 def _identity(like: Tensor) -> Tensor:
@@ -64,7 +84,7 @@ def _identity(like: Tensor) -> Tensor:
 
 
 def _normalised(relevance: Tensor) -> Tensor:
-    """What was added to the identity, each row brought to a sum of 1, and the identity again (equation 8)."""
+    """The part beyond the identity with its rows scaled to a sum of 1, plus the identity (equation 8)."""
     identity = _identity(relevance)
     added = relevance - identity
     sums = added.sum(dim=-1, keepdim=True)
@@ -74,5 +94,5 @@ def _normalised(relevance: Tensor) -> Tensor:
 def _patches(t: Trace, x: Tensor) -> Tensor:
     """(R, T, 1+N) -> (R, T, h, w), without CLS."""
     if t.grid is None or x.shape[2] != 1 + t.grid[0] * t.grid[1]:
-        raise TraceError(f"an attention with {x.shape[2]} keys does not look at the patches of an image")
+        raise TraceError(f"an attention with {x.shape[2]} keys does not attend to the patches of an image")
     return x[:, :, 1:].unflatten(2, t.grid)

@@ -1,12 +1,11 @@
-"""The pointing game (Zhang et al. 2018): does the peak of a map lie on what the text names? `blip localise`.
+"""`blip localise`: the pointing game (Zhang et al. 2018). Does the peak of a map lie on the lesion that a text names?
 
 A record is an image, a caption that names one lesion of several, their boxes, and which one is named. The peak of the
 sentence's map is the centre of its largest patch; it hits where it lies in the named lesion's box, or within half a
-patch of it, since a map knows no finer place. Beside the hit rate stand the controls that tell whether a method earned
-it:
+patch of it, the resolution of a map. Controls beside the hit rate show whether the method explains it:
 
     distractor   the same peaks against the box of another lesion of the image, which the caption does not name
-    centre       the middle of the image in the place of every peak
+    centre       the middle of the image instead of every peak
     untrained    the same method on the same network with random weights
     shuffled     the caption's words in random order
 
@@ -31,19 +30,19 @@ from torch import Tensor
 from blip.data.formats import AnnotationError, iter_records
 from blip.data.images import UnreadableImage, open_image
 from blip.errors import InputError
+from blip.files import write_whole
 from blip.inference.predictor import Predictor
-from blip.interpret.explain import explain_pairs, layer_count
+from blip.interpret.explain import explain_pairs
 from blip.interpret.maps import METHODS
+from blip.interpret.objectives import OBJECTIVES
 from blip.models.factory import model_of
-from blip.models.pretrain import PretrainModel
-from blip.models.retrieval import RetrievalModel
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
 @dataclass
 class Named:
-    """A picture, a caption of one of its lesions, and where that one and the others lie."""
+    """An image, a caption that names one of its lesions, and the boxes of that lesion and of the others."""
 
     image: Any
     caption: str
@@ -53,7 +52,7 @@ class Named:
 
 @dataclass
 class Share:
-    """Hits of a number of trials, with a 95 % interval."""
+    """Hits in a number of trials, with a 95 % interval."""
 
     hits: int
     trials: int
@@ -91,10 +90,10 @@ class Line:
 def read_named(path: str | Path, limit: int = 0) -> tuple[list[Named], Counter[str]]:
     """Records with `image`, `caption`, `lesions` (each with a `box`) and `named`, the number of the one in the caption.
 
-    Images that cannot be read are left out, and those of a single lesion: a map of whatever stands out would hit it.
+    Images that cannot be read are left out, and those of a single lesion, which a map of any salient spot would hit.
     The second value counts them by reason.
     """
-    found, left_out = [], Counter[str]()
+    records, left_out = [], Counter[str]()
     path = Path(path)
     for place, record in iter_records(path, needed=("image", "caption", "lesions", "named")):
         try:
@@ -108,7 +107,7 @@ def read_named(path: str | Path, limit: int = 0) -> tuple[list[Named], Counter[s
             if not others:
                 left_out["of a single lesion"] += 1
                 continue
-            found.append(Named(open_image(path.parent / record["image"]), caption, boxes[named], others))
+            records.append(Named(open_image(path.parent / record["image"]), caption, boxes[named], others))
         except UnreadableImage:
             left_out["unreadable"] += 1
         except (KeyError, TypeError, IndexError, ValueError) as error:
@@ -116,18 +115,18 @@ def read_named(path: str | Path, limit: int = 0) -> tuple[list[Named], Counter[s
                 path, place, f"needs image, caption, lesions with a box each, and named, the number of one ({error}); "
                 "`blip phantoms OUT --name_one` writes such"
             ) from None  # fmt: skip
-        if limit and len(found) == limit:
+        if limit and len(records) == limit:
             break
-    if not found:
+    if not records:
         raise AnnotationError(path, "", "holds no readable image of two lesions or more")
-    return found, left_out
+    return records, left_out
 
 
 def _box(values: Any) -> Box:
     if not isinstance(values, list | tuple) or len(values) != 4:
         raise InputError("a box has four numbers")
     if not all(type(v) in (int, float) and math.isfinite(v) for v in values):
-        raise InputError(f"box {values} holds something else than numbers")
+        raise InputError(f"box {values} holds something other than numbers")
     left, top, right, bottom = values
     if not (0 <= left < right and 0 <= top < bottom):
         raise InputError(f"box {values} is not left, top, right, bottom in pixels")
@@ -156,33 +155,34 @@ def inside(point: tuple[float, float] | None, box: Box, margin: tuple[float, flo
 def untrained(m: Predictor, seed: int = 0) -> Predictor:
     """The same network with random weights."""
     torch.manual_seed(seed)
-    model, tokens = m.needs("itm_head", "match images and texts", PretrainModel, RetrievalModel), m.tokenizer
+    model, tokens = m.needs("match"), m.tokenizer
     specials = tokens.specials
     sizes = model.image_encoder.config, model.text_encoder.config
     fresh = model_of(m.info["task"], *sizes, specials, embed_dim=m.info["embed_dim"])
-    return Predictor(fresh, tokens, m.info, m.device)
+    return Predictor(fresh, tokens, m.info, device=m.device)
 
 
 def localise(
-    m: Predictor, records: Sequence[Named], methods: Sequence[str] = METHODS, batch_size: int = 16
+    m: Predictor, records: Sequence[Named], methods: Sequence[str] = METHODS, *, batch_size: int = 16
 ) -> list[Line]:
-    """Every method at every layer that it can read, for a model that matches images and texts."""
-    mixed = [_shuffled(record, seed) for seed, record in enumerate(records)]
+    """Every method at every layer that has maps, for a model that matches images and texts."""
+    shuffled = [_shuffled(record, seed) for seed, record in enumerate(records)]
     random_weights = untrained(m)
-    last = layer_count(m, "match") - 1
-    wishes: list[tuple[str, int | None, str]] = []
+    last = OBJECTIVES["match"].layers(m) - 1
+    variants: list[tuple[str, int | None, str]] = []  # method, layer, rows
     for method in methods:
         if method == "relevance":
-            wishes.append((method, None, "words"))
+            variants.append((method, None, "words"))
         else:
-            wishes += [(method, layer, rows) for layer in range(last + 1) for rows in ("words", "enc")
+            variants += [(method, layer, rows) for layer in range(last + 1) for rows in ("words", "enc")
                        if rows == "enc" or layer < last]  # fmt: skip
     lines = []
-    for method, layer, rows in wishes:
-        hits = _hits(m, records, method, layer, rows, batch_size)
-        others = _hits(random_weights, records, method, layer, rows, batch_size)
-        scrambled = _hits(m, mixed, method, layer, rows, batch_size)
-        lines.append(Line(method, layer, rows, hits[0], hits[1], others[0], scrambled[0]))
+    for method, layer, rows in variants:
+        options: dict[str, Any] = {"method": method, "layer": layer, "rows": rows, "batch_size": batch_size}
+        target, distractor = _hits(m, records, **options)
+        of_untrained, _ = _hits(random_weights, records, **options)
+        of_shuffled, _ = _hits(m, shuffled, **options)
+        lines.append(Line(method, layer, rows, target, distractor, of_untrained, of_shuffled))
     return lines
 
 
@@ -192,12 +192,11 @@ def centre(m: Predictor, records: Sequence[Named]) -> Share:
     return _count(m, records, points)[0]
 
 
-def _hits(
-    m: Predictor, records: Sequence[Named], method: str, layer: int | None, rows: str, batch_size: int
-) -> tuple[Share, Share]:
+def _hits(m: Predictor, records: Sequence[Named], **options: Any) -> tuple[Share, Share]:
+    """Peaks on the named lesion and on another one; options as in `explain_pairs`."""
     images, texts = [r.image for r in records], [r.caption for r in records]
-    found = explain_pairs(m, images, texts, "match", method, layer, rows, batch_size=batch_size)
-    points = [peak(one.sentence, r.image.width, r.image.height) for one, r in zip(found, records, strict=True)]
+    explanations = explain_pairs(m, images, texts, task="match", **options)
+    points = [peak(one.sentence, r.image.width, r.image.height) for one, r in zip(explanations, records, strict=True)]
     return _count(m, records, points)
 
 
@@ -215,9 +214,9 @@ def _count(m: Predictor, records: Sequence[Named], points: Sequence[tuple[float,
 def _shuffled(record: Named, seed: int) -> Named:
     words = record.caption.split()
     random.Random(seed).shuffle(words)
-    mixed = deepcopy(record)
-    mixed.caption = " ".join(words)
-    return mixed
+    shuffled = deepcopy(record)
+    shuffled.caption = " ".join(words)
+    return shuffled
 
 
 def show(lines: Sequence[Line], middle: Share, out: Path | None) -> None:
@@ -233,4 +232,4 @@ def show(lines: Sequence[Line], middle: Share, out: Path | None) -> None:
     if out is not None:
         content = {"centre": asdict(middle), "lines": [asdict(line) for line in ordered]}
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_whole(out, json.dumps(content, indent=1) + "\n")

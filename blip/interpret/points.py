@@ -1,21 +1,20 @@
-"""The places inside a model that have a name, and the shape in which each is read and edited (`internals.trace`).
+"""The named points inside a model, and the shape in which `blip.trace` reads and edits each.
 
     image.L.in, image.L.mlp, image.L.out         (B, 1+N, D) states of block L: before it, what its MLP adds, after it
-    image.L.attn.{q,k,v,z}                       (B, H, 1+N, d); z is what a head read, before the output projection
+    image.L.attn.{q,k,v,z}                       (B, H, 1+N, d); z is the result of a head, before the output projection
     image.L.attn.pattern                         (B, H, 1+N, 1+N), rows sum to one
     text.L.in, text.L.mlp, text.L.out            (R, T, D) of text layer L; mlp before the residual and its norm
     text.L.self.{q,k,v,z}                        (R, H, T, d)
     text.L.self.pattern                          (R, H, T, T)
     text.L.cross.{q,z}                           (R, H, T, d)
-    text.L.cross.{k,v}                           (B, H, 1+N, d) of the images that are looked at
+    text.L.cross.{k,v}                           (B, H, 1+N, d) of the images that are attended to
     text.L.cross.pattern                         (R, H, T, 1+N)
-    decoder.L.*                                  the same of the text decoder, whatever it shares with the encoder
+    decoder.L.*                                  the same of the text decoder, also of layers shared with the encoder
 
 B images of N patches, R texts of T tokens, D width, H heads of width d. Padding is zero. The last layer runs for
 `[ENC]` alone where nothing else is needed (matching): T is 1 there; of an image whose CLS alone is needed
-(`encode_image`) the last block gives one row. In NLVR2 `cross` is `cross.first` and
-`cross.second`, one an image. In VQA the decoder looks at the T tokens of the question instead of an image. With a
-cache, T is what is new.
+(`encode_image`) the last block gives one row. In NLVR2 `cross` is `cross.first` and `cross.second`, one for each image.
+In VQA the decoder attends to the T tokens of the question instead of an image. With a cache, T counts the new tokens.
 """
 
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ from blip.network.packing import OneToken, TokenLayout
 from blip.network.vit import Block
 
 STATES = ("in", "mlp", "out")
-LOOKS = ("q", "k", "v", "z", "pattern")
+ATTENTION_POINTS = ("q", "k", "v", "z", "pattern")
 STACKS = {
     "image": ("image_encoder", "blocks"),
     "text": ("text_encoder", "layers"),
@@ -41,7 +40,7 @@ STACKS = {
 
 
 def layers_of(model: nn.Module) -> Iterator[tuple[str, Block | Layer]]:
-    """("image.0", its block), ... ("decoder.11", its layer), as far as the model has them."""
+    """("image.0", its block), ... ("decoder.11", its layer), of the stacks that the model has."""
     for stack, (part, attribute) in STACKS.items():
         if hasattr(model, part):
             for number, layer in enumerate(getattr(getattr(model, part), attribute)):
@@ -68,22 +67,24 @@ def names_of(model: nn.Module) -> list[str]:
     """Every name that a model has, in the order in which it computes them."""
     found = []
     for name, layer in layers_of(model):
-        inside = [f"{site}.{point}" for site in attentions(layer) for point in LOOKS]
+        inside = [f"{site}.{point}" for site in attentions(layer) for point in ATTENTION_POINTS]
         found += [f"{name}.{point}" for point in ("in", *inside, "mlp", "out")]
     return found
 
 
 class Layout(Protocol):
-    """How a tensor of the network and what a reader sees of it follow from one another."""
+    """The order of a tensor in memory, and how it is brought to the shape in the table above and back."""
 
     def grid(self, x: Tensor) -> Tensor:
-        """As it lies in memory -> as the table above says."""
+        """From memory to the shape of the table."""
 
     def flat(self, x: Tensor) -> Tensor:
-        """And back."""
+        """From the shape of the table to memory."""
 
 
 class AsItIs:
+    """Memory already has the shape of the table."""
+
     def grid(self, x: Tensor) -> Tensor:
         return x
 
@@ -93,7 +94,7 @@ class AsItIs:
 
 @dataclass
 class States:
-    """States of texts: (P, D) in memory, (R, T, D) to a reader."""
+    """States of texts: (P, D) in memory, (R, T, D) in the table; P tokens without padding."""
 
     rows: TokenLayout | OneToken
 
@@ -107,7 +108,7 @@ class States:
 
 @dataclass
 class OwnTokens:
-    """Queries, or what comes of them, in self-attention: (R, H, T, e), where padding is made zero for a reader."""
+    """Queries or results of self-attention: (R, H, T, e) in both; padding is read as zero."""
 
     rows: TokenLayout | OneToken
 
@@ -121,10 +122,11 @@ class OwnTokens:
 
 
 @dataclass
-class Lookers:
-    """Queries, or what comes of them, in cross-attention, where the texts of an image lie side by side.
+class CrossQueries:
+    """Queries or results of cross-attention, where the texts of an image lie side by side.
 
-    In memory (B, H, c*T, e), or (1, H, P, e) where all texts look at one image. `real` (R, T) of these texts.
+    In memory (B, H, c*T, e) for c texts an image, or (1, H, P, e) where all texts attend to one image. `real` (R, T)
+    marks the tokens of these texts that are not padding.
     """
 
     rows: TokenLayout | OneToken
@@ -147,28 +149,29 @@ class Lookers:
 
 
 @dataclass
-class Visit:
+class LayerPass:
     """One pass of some texts through one text layer."""
 
     name: str
     rows: TokenLayout
     keys: ImageKeys | PairKeys | None
-    queries: TokenLayout | OneToken  # of attention and what follows it: all tokens, or the first one of each text
+    queries: TokenLayout | OneToken  # of attention and what follows it: all tokens, or the first token of each text
 
-    def layout(self, site: str, images: int, earlier: int) -> Layout:
-        """Of queries at `site`: `images` keys are looked at, and `earlier` calls of this visit went before.
+    def layout(self, site: str, images: int, *, earlier: int) -> Layout:
+        """The layout of queries at `site`, which attend to `images` images.
 
-        Where `keys.extra` names images, the texts that look at those come first, in a call of their own.
+        Where `keys.extra` names images, the texts that attend to those are computed first, in a call of their own;
+        `earlier` is the number of calls in this pass before the one that is laid out.
         """
         if site == "self":
             return OwnTokens(self.queries)
         extra = self.keys.extra if isinstance(self.keys, ProjectedKeys) else None
         real = None if isinstance(self.queries, OneToken) else self.queries.real
         if extra is None:
-            return Lookers(self.queries, images, images == 1 and not isinstance(self.queries, OneToken), real)
+            return CrossQueries(self.queries, images, images == 1 and not isinstance(self.queries, OneToken), real)
         own = self.rows.count - len(extra)
         part = None if real is None else (real[own:] if earlier == 0 else real[:own])
-        return Lookers(self.queries, images, False, part)
+        return CrossQueries(self.queries, images, False, part)
 
 
 def _without_padding(x: Tensor, real: Tensor | None) -> Tensor:

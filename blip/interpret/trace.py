@@ -1,11 +1,11 @@
-"""Reading and editing the inside of a model while it runs: `names`, `trace`, and two edits that are often wanted.
+"""Reading and editing the inside of a model while it runs: `names`, `trace`, and two common edits.
 
     m = blip.load("checkpoint")
     with blip.trace(m, "text.*.cross.*", grads=True) as t:
         m.match_logits(image, "small left effusion")[:, 1].sum().backward()
     pattern = t.pattern("text.6.cross")  # (R, H, T, 1+N)
 
-The names and their shapes are those of `points.py`. Nothing is hooked, and nothing costs anything, outside of `trace`.
+The names and their shapes are those of `points.py`. Outside of `trace` no hook is attached: there is no overhead.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,37 +17,53 @@ import torch
 from torch import Tensor, nn
 
 from blip.inference.predictor import Predictor
-from blip.interpret.hooks import Edit, Trace, TraceError, no_such_point
+from blip.interpret.hooks import Edit, Hooks
 from blip.interpret.points import layers_of, names_of
+from blip.interpret.recording import Trace, TraceError, no_such_point
 
 Patterns = str | Iterable[str]
 
 
 def names(m: Predictor | nn.Module) -> list[str]:
-    """Every name that `trace` knows of this model, in the order of computation; shapes stand in `points.py`."""
+    """The names of all points of this model that `trace` can read, in the order of computation.
+
+    The table in `points.py` gives the shape of each.
+
+    Example:
+        >>> m = blip.load("checkpoint")
+        >>> blip.names(m)[:3]
+        ['image.0.in', 'image.0.attn.q', 'image.0.attn.k']
+    """
     return names_of(_network(m))
 
 
 @contextmanager
 def trace(
-    m: Predictor | nn.Module, points: Patterns = (), edit: Mapping[str, Edit] | None = None, grads: bool = False
+    m: Predictor | nn.Module, points: Patterns = (), edit: Mapping[str, Edit] | None = None, *, grads: bool = False
 ) -> Iterator[Trace]:
-    """Keeps what passes through `points` inside the block, and edits it.
+    """Records the tensors that pass through `points` inside the block, and edits them.
 
-    Compiled models run eagerly and activation checkpointing is off inside; afterwards, also after an exception,
-    everything is as it was. The fused attention stays in use: patterns are computed from queries and keys when they are
-    read. It gives way to the soft-max written out only at an attention whose pattern is edited.
+    Inside the block compiled models run eagerly and activation checkpointing is off; when it ends, also by an
+    exception, both are restored. The fused attention stays in use: patterns are computed from queries and keys when
+    they are read. Only an attention whose pattern is edited computes its soft-max explicitly.
 
     Args:
         m: what `blip.load` returns, or a model.
-        points: names, or patterns of them (`text.*.cross.*`).
-        edit: for names or patterns, a function from the tensor there to its replacement, or to None to leave it (what
-            it writes in place is lost). Several of one point follow one another, in the order given. Of two traces,
-            one inside the other, the outer one reads what was there before the inner one's edits.
+        points: names, or patterns of names (`text.*.cross.*`).
+        edit: for names or patterns, a function from the tensor there to its replacement, or to None to keep it. Changes
+            in place have no effect. Several edits of one point are applied in the order given. Of two nested traces,
+            the outer one reads the tensors before the inner one's edits.
         grads: keep gradients too; a `Predictor` then computes them. Read them after `backward()`.
 
     Raises:
-        TraceError: no such name; an edit of another shape.
+        TraceError: there is no such name; an edit returned another shape.
+
+    Example:
+        >>> m = blip.load("checkpoint")
+        >>> with blip.trace(m, "text.*.cross.*", grads=True) as t:
+        ...     m.match_logits("chest.png", "small left effusion")[:, 1].sum().backward()
+        >>> pattern = t.pattern("text.0.cross")  # (R, H, T, 1+N)
+        >>> gradient = t.pattern_grad("text.0.cross")  # the same shape
     """
     network = _network(m)
     wanted = _matching(network, points)
@@ -62,12 +78,12 @@ def trace(
                 undo.callback(setattr, layer, "forward", layer.__dict__["forward"])
                 del layer.forward
         if grads and isinstance(m, Predictor):
-            undo.callback(setattr, m, "grads", m.grads)
-            m.grads = True
-        found = Trace(network, wanted, edits, grads)
-        undo.callback(found.let_go)
-        found.attach()
-        yield found
+            undo.enter_context(m.gradients())
+        recorded = Trace(network, wanted, grads=grads)
+        hooks = Hooks(recorded, edits)
+        undo.callback(hooks.remove)
+        hooks.attach()
+        yield recorded
 
 
 def _network(m: Predictor | nn.Module) -> nn.Module:
@@ -80,13 +96,13 @@ def _network(m: Predictor | nn.Module) -> nn.Module:
 
 def _matching(model: nn.Module, points: Patterns) -> set[str]:
     known = names_of(model)
-    found: set[str] = set()
+    chosen: set[str] = set()
     for pattern in [points] if isinstance(points, str) else points:
         matched = {name for name in known if fnmatchcase(name, pattern)}
         if not matched:
             raise TraceError(no_such_point(pattern, known))
-        found |= matched
-    return found
+        chosen |= matched
+    return chosen
 
 
 # ---- edits -----------------------------------------------------------------------------------------------------------
@@ -102,7 +118,16 @@ def _then(first: Edit, second: Edit) -> Edit:
 
 
 def zero_head(*heads: int) -> Edit:
-    """An edit for `z`: these heads say nothing (ablation)."""
+    """An edit for q, k, v or z: the values of these heads become zero (ablation of heads).
+
+    Raises:
+        TraceError: when applied to a tensor without heads, or for a head that the attention does not have.
+
+    Example:
+        >>> m = blip.load("checkpoint")
+        >>> with blip.trace(m, edit={"text.*.cross.z": blip.zero_head(0, 1)}):
+        ...     without_two_heads = m.match_probability("chest.png", "small left effusion")
+    """
 
     def edit(z: Tensor) -> Tensor:
         if z.dim() != 4:
@@ -117,7 +142,18 @@ def zero_head(*heads: int) -> Edit:
 
 
 def patch_from(other: Trace, name: str, tokens: Sequence[int] | slice = slice(None)) -> Edit:
-    """An edit for `name`: at these tokens, what passed through it in another trace (activation patching)."""
+    """An edit for `name`: its values at these tokens come from another trace (activation patching).
+
+    Raises:
+        TraceError: when applied, where the two traces have different shapes or a token does not exist.
+
+    Example:
+        >>> m = blip.load("checkpoint")
+        >>> with blip.trace(m, "image.0.out") as other:
+        ...     of_other = m.match_probability("normal.png", "small left effusion")
+        >>> with blip.trace(m, edit={"image.0.out": blip.patch_from(other, "image.0.out", tokens=[0])}):
+        ...     with_other_cls = m.match_probability("chest.png", "small left effusion")
+    """
     value = other[name]
 
     def edit(x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from blip.models import losses
 from blip.network.med import TextEncoder
 from blip.network.packing import Rows
 from blip.network.vit import ViT
+from blip.tokenizer import Specials
 
 NO_ID = -1  # of a queue entry that no pair has filled yet: equal to nothing
 TEMPERATURE_RANGE = (0.001, 0.5)
@@ -150,6 +151,13 @@ class Contrastive(Protocol):
     text_encoder: TextEncoder
     image_proj: nn.Linear
     text_proj: nn.Linear
+
+
+class Matcher(Contrastive, Protocol):
+    """A model that contrasts and matches."""
+
+    itm_head: nn.Linear
+    specials: Specials
 
 
 class Twin(nn.Module):

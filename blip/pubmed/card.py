@@ -1,18 +1,26 @@
-"""The data card of a data set, and whom to credit."""
+"""The data card of a data set, and the list of its articles with their authors."""
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
+from blip.files import write_whole
 from blip.pubmed.licenses import FAMILIES, short_license
 
 
 def most_first(counts: dict[str, int]) -> list[tuple[str, int]]:
+    """Names and counts, the largest count first."""
     return sorted(counts.items(), key=lambda one: -one[1])
 
 
 def data_card(built: dict[str, Any], parts: tuple[str, ...]) -> str:
-    """What the data set is, in Markdown."""
+    """A description of the data set in Markdown.
+
+    Args:
+        built: content of `build.json`.
+        parts: names of the parts.
+    """
     rows = [f"| {name} | {built['pairs'].get(name, 0)} | {built['articles'].get(name, 0)} |" for name in parts]
     out = [f"| {why} | {count} |" for why, count in most_first(built["out"])] or ["| nothing | 0 |"]
     licenses = []
@@ -40,10 +48,12 @@ def data_card(built: dict[str, Any], parts: tuple[str, ...]) -> str:
 
 
 def write_credits(path: Path, articles: dict[str, dict[str, Any]]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["article", "authors", "title", "journal", "year", "doi", "license", "address"])
-        for pmcid, about in sorted(articles.items()):
-            address = f"https://pmc.ncbi.nlm.nih.gov/articles/{pmcid}/" if pmcid.startswith("PMC") else ""
-            writer.writerow([pmcid, "; ".join(about["authors"] or []), about["title"], about["journal"], about["year"],
-                             about["doi"], about["license"], address])  # fmt: skip
+    """Writes a CSV with authors, title, journal, year, DOI, licence and address of each article."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(["article", "authors", "title", "journal", "year", "doi", "license", "address"])
+    for pmcid, about in sorted(articles.items()):
+        address = f"https://pmc.ncbi.nlm.nih.gov/articles/{pmcid}/" if pmcid.startswith("PMC") else ""
+        writer.writerow([pmcid, "; ".join(about["authors"] or []), about["title"], about["journal"], about["year"],
+                         about["doi"], about["license"], address])  # fmt: skip
+    write_whole(path, file.getvalue())

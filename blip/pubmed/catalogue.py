@@ -1,9 +1,9 @@
-"""What a corpus knows of its articles and files: one SQLite file, written so that a kill loses one request at most.
+"""The articles and files of a corpus in one SQLite file, written so that a kill loses one request at most.
 
-    found -> described -> done, or failed (to be tried again), or gone (not there, no use to try)
+    found -> described -> done, or failed (is tried again), or gone (does not exist, is not tried again)
 
-An article is `found` by a search, `described` when its newest version's metadata were read (licence, retraction, files
-with checksums), `done` when all of its files that are wanted lie there with the right checksum.
+An article is `found` by a search, `described` when the metadata of its newest version were read (licence, retraction,
+files with checksums), `done` when all its files have been written with the right checksum.
 """
 
 import fcntl
@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS searches (
 
 
 class CatalogueError(BlipError):
-    """A corpus that cannot be used; the message says why."""
+    """A corpus that cannot be used."""
 
 
 @dataclass
@@ -50,7 +50,7 @@ class File:
 
 @dataclass
 class Entry:
-    """One article, as far as it is known."""
+    """One article; metadata are empty until it has been described."""
 
     pmcid: str
     state: str
@@ -62,11 +62,20 @@ class Entry:
 
 
 def is_true(value: object) -> bool:
+    """Whether a value of the metadata means yes, as a boolean or as text."""
     return value is True or str(value).strip().lower() in ("true", "yes", "1")
 
 
 class Catalogue:
-    """Opens the catalogue of a folder, or begins it. Safe to use from several threads of one process."""
+    """The catalogue of a folder. Several threads of one process may use it.
+
+    Args:
+        folder: the corpus.
+        create: make the catalogue where it is missing.
+
+    Raises:
+        CatalogueError: there is no catalogue, or it is damaged.
+    """
 
     def __init__(self, folder: Path, create: bool = False) -> None:
         self.folder, path = folder, folder / NAME
@@ -80,10 +89,10 @@ class Catalogue:
             self.db.execute("PRAGMA journal_mode=WAL")
             self.db.executescript(TABLES)
         except sqlite3.DatabaseError as error:
-            raise CatalogueError(f"{path}: {error}; remove it, and the next search and fetch make it anew") from None
+            raise CatalogueError(f"{path}: {error}; remove it, and the next search and fetch write it again") from None
 
     def lock_folder(self) -> None:
-        """One fetch at a time: two would keep half a rate each, and write the same files."""
+        """Allows one fetch at a time (two would exceed the rate and write the same files), else CatalogueError."""
         self.held = open(self.folder / "fetch.lock", "w")  # noqa: SIM115 (held until the catalogue is closed)
         try:
             fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,7 +106,7 @@ class Catalogue:
 
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
-        """All of it or nothing."""
+        """A transaction: all changes of the block are made, or none."""
         with self.lock:
             self.db.execute("BEGIN IMMEDIATE")
             try:
@@ -114,12 +123,20 @@ class Catalogue:
     # ---- searches ----------------------------------------------------------------------------------------------------
 
     def progress(self, source: str, query: str) -> tuple[int, int | None]:
-        """(results seen, results that there are, if known) of a search."""
+        """(results read so far, total number of results or None before the first answer) of a search."""
         rows = self._rows("SELECT seen, total FROM searches WHERE source = ? AND query = ?", source, query)
         return rows[0] if rows else (0, None)
 
-    def add_page(self, source: str, query: str, seen: int, total: int, pmcids: list[str]) -> int:
-        """Notes a page of results; returns how many of its articles are new here."""
+    def add_page(self, source: str, query: str, seen: int, *, total: int, pmcids: list[str]) -> int:
+        """Records a page of results; returns how many of its articles are new.
+
+        Args:
+            source: "pmc" or "openi".
+            query: the search.
+            seen: results read so far, including this page.
+            total: results of the search.
+            pmcids: articles of this page.
+        """
         with self._change() as db:
             db.execute("INSERT OR REPLACE INTO searches VALUES (?, ?, ?, ?)", (source, query, total, seen))
             before = db.total_changes
@@ -128,28 +145,38 @@ class Catalogue:
             return db.total_changes - before
 
     def forget_search(self, source: str, query: str) -> None:
+        """The search starts again at its first page."""
         with self._change() as db:
             db.execute("DELETE FROM searches WHERE source = ? AND query = ?", (source, query))
 
     # ---- articles ----------------------------------------------------------------------------------------------------
 
     def pmcids(self, *states: str) -> list[str]:
-        """Articles in one of these states, by number."""
+        """Articles in one of these states, sorted by number."""
         marks = ",".join("?" * len(states))
         rows = self._rows(f"SELECT pmcid FROM articles WHERE state IN ({marks})", *states)
         return sorted((row[0] for row in rows), key=lambda pmcid: (len(pmcid), pmcid))
 
     def entry(self, pmcid: str) -> Entry:
+        """One article, with its files in the order of its metadata."""
         names = "pmcid, state, version, etag, license, retracted"
         row = self._rows(f"SELECT {names} FROM articles WHERE pmcid = ?", pmcid)[0]
         files = self._rows("SELECT name, url, md5, done FROM files WHERE pmcid = ? ORDER BY rowid", pmcid)
-        found = [File(name, url, md5, bool(done)) for name, url, md5, done in files]
+        listed = [File(name, url, md5, bool(done)) for name, url, md5, done in files]
         pmcid, state, version, etag, license, retracted = row
-        return Entry(pmcid, state, version, etag, license, bool(retracted), found)
+        return Entry(pmcid, state, version, etag, license, bool(retracted), listed)
 
-    def describe(self, pmcid: str, version: int, etag: str, license: str, about: dict[str, Any],
+    def describe(self, pmcid: str, version: int, etag: str, *, license: str, about: dict[str, Any],
                  files: list[File]) -> None:  # fmt: skip
-        """Notes what the metadata of an article's newest version say."""
+        """Records the metadata of the newest version of an article.
+
+        Args:
+            version: its number.
+            etag: of the metadata.
+            license: family of the licence, such as CC-BY.
+            about: the metadata.
+            files: the XML and the images.
+        """
         with self._change() as db:
             db.execute(
                 "UPDATE articles SET state = 'described', error = '', version = ?, etag = ?, license = ?, "
@@ -175,14 +202,16 @@ class Catalogue:
             db.execute("UPDATE articles SET state = ?, error = ? WHERE pmcid = ?", (state, error, pmcid))
 
     def forget_version(self, pmcid: str) -> None:
-        """Its metadata are to be read again."""
+        """The metadata are read again by the next fetch."""
         with self._change() as db:
             db.execute("UPDATE articles SET version = NULL WHERE pmcid = ?", (pmcid,))
 
     def renew(self, etags: dict[str, tuple[int, str]]) -> list[str]:
-        """Articles of which there is a newer version, or other metadata of the same, are to be described again.
+        """Marks the articles that have a newer version, or changed metadata, to be described again; returns them.
 
-        Returns them. An inventory that is older than the catalogue changes nothing.
+        Args:
+            etags: article -> (version, ETag of its metadata) in an inventory. One that is older than the catalogue
+                changes nothing.
         """
         changed = []
         with self._change() as db:
@@ -195,13 +224,13 @@ class Catalogue:
                     changed.append(pmcid)
         return changed
 
-    def said(self) -> dict[str, tuple[str, bool]]:
-        """Licence and retraction of every article that is there: newer than what its XML says of itself."""
+    def license_and_retraction(self) -> dict[str, tuple[str, bool]]:
+        """(licence, retracted) of each article that is done; newer than the statements in its XML."""
         rows = self._rows("SELECT pmcid, license, retracted FROM articles WHERE state = 'done'")
         return {pmcid: (license, bool(retracted)) for pmcid, license, retracted in rows}
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Articles by state and by licence, retracted ones, files that are there."""
+        """Numbers of articles by state and by licence, of retracted articles, and of files known and fetched."""
         by_state = dict(self._rows("SELECT state, COUNT(*) FROM articles GROUP BY state ORDER BY state"))
         licenses = (
             "SELECT license, COUNT(*) FROM articles WHERE state != 'found' GROUP BY license ORDER BY COUNT(*) DESC"
@@ -212,6 +241,6 @@ class Catalogue:
                 "files": {"known": files[0], "here": files[1]}}  # fmt: skip
 
     def errors(self, most: int = 5) -> list[str]:
-        """Why articles failed, the first few."""
+        """Messages of the first few articles that failed."""
         rows = self._rows("SELECT pmcid, error FROM articles WHERE error != '' ORDER BY pmcid LIMIT ?", most)
         return [f"{pmcid}: {error}" for pmcid, error in rows]

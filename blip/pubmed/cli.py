@@ -1,6 +1,8 @@
 """`blip pubmed STEP ...`: from a search in PubMed Central to image-caption pairs."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -11,16 +13,27 @@ from blip.errors import BlipError
 
 app = typer.Typer(no_args_is_help=True, help="Articles of PubMed Central: from a search to image-caption pairs.")
 Corpus = Annotated[Path, typer.Argument(help="folder of the catalogue and the articles")]
-Workers = Annotated[int, typer.Option(min=1, help="processes")]
+NumWorkers = Annotated[int, typer.Option("--num_workers", "--workers", min=1, help="processes")]
+Retracted = Annotated[bool, typer.Option("--retracted", help="also retracted articles")]
+
+Shares = Annotated[
+    tuple[float, float, float], typer.Option("--split_shares", "--splits", help="shares of train, val, test")
+]
+KeepWhole = Annotated[
+    bool, typer.Option("--keep_whole/--no_keep_whole", " /--no_whole", help="compound figures that were not divided")
+]
 
 
-class for_people(user_errors):
-    """The same, and a missing package is named with the line that installs it."""
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ModuleNotFoundError):
-            error = BlipError(f"{error.name} is not installed: pip install -e '.[pubmed]'")
-        super().__exit__(kind, error, trace)
+@contextmanager
+def reported_errors() -> Iterator[None]:
+    """`user_errors`; the message about a package that is not installed has the command that installs it."""
+    with user_errors():
+        try:
+            yield
+        except ModuleNotFoundError as error:
+            if not error.name or error.name.partition(".")[0] == "blip":
+                raise
+            raise BlipError(f"{error.name} is not installed: pip install -e '.[pubmed]'") from None
 
 
 @app.callback()
@@ -31,22 +44,25 @@ def steps() -> None:
 @app.command()
 def search(
     query: Annotated[str, typer.Argument(help="such as 'brain tumor[Title/Abstract] AND open_access[Filter]'")],
+    *,
     out: Annotated[Path, typer.Option(help="folder of the catalogue")],
     count: Annotated[int, typer.Option(min=1, help="results at most")] = 1000,
-    email: Annotated[str, typer.Option(help="yours; NCBI asks for it")] = "",
-    api_key: Annotated[str, typer.Option(help="of NCBI: ten requests a second instead of three")] = "",
+    email: Annotated[str, typer.Option(help="address of the user, which NCBI asks for")] = "",
+    api_key: Annotated[
+        str, typer.Option("--api_key", "--api-key", help="of NCBI: ten requests a second instead of three")
+    ] = "",
     source: Annotated[str, typer.Option(help="pmc, or openi: an index of figures")] = "pmc",
-    again: Annotated[bool, typer.Option("--again", help="ask anew though this search was finished")] = False,
-    eutils: Annotated[str, typer.Option(help="base address")] = "",
-    openi: Annotated[str, typer.Option(help="address")] = "",
+    again: Annotated[bool, typer.Option("--again", help="repeat a search that was finished")] = False,
+    eutils: Annotated[str, typer.Option(help="base address of ESearch")] = "",
+    openi: Annotated[str, typer.Option(help="address of Open-i")] = "",
 ) -> None:
-    """Finds articles and notes them in a catalogue; fetch brings them."""
-    with for_people():
+    """Searches for articles and records them in a catalogue; `fetch` downloads them."""
+    with reported_errors():
         from blip.pubmed import search as steps
         from blip.pubmed.catalogue import Catalogue
 
         server = steps.Server(email, api_key, eutils or steps.EUTILS, openi or steps.OPENI)
-        new = steps.search(out, query, count, server, source, again)
+        new = steps.search(out, query, count, server=server, source=source, again=again)
         seen, total = Catalogue(out).progress(source, query)
         typer.echo(f"{seen:,} of {total or 0:,} results seen, {new:,} new articles: {out}")
 
@@ -54,25 +70,28 @@ def search(
 @app.command()
 def fetch(
     corpus: Corpus,
-    licenses: Annotated[str, typer.Option(help="of which articles, such as CC-BY,CC0; without: all")] = "",
-    retracted: Annotated[bool, typer.Option("--retracted", help="retracted articles too")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="downloads at the same time")] = 4,
-    rate: Annotated[float, typer.Option(min=0.01, help="requests a second, of all workers together")] = 10.0,
-    update: Annotated[bool, typer.Option("--update", help="first look for articles that changed")] = False,
+    *,
+    licenses: Annotated[str, typer.Option(help="of articles to fetch, such as CC-BY,CC0; without: all")] = "",
+    retracted: Retracted = False,
+    num_workers: Annotated[
+        int, typer.Option("--num_workers", "--workers", min=1, help="downloads at the same time")
+    ] = 4,
+    rate: Annotated[float, typer.Option(min=0.01, help="requests a second, over all workers")] = 10.0,
+    update: Annotated[bool, typer.Option("--update", help="first check which articles changed")] = False,
     inventory: Annotated[Path | None, typer.Option(help="a downloaded inventory CSV, for --update")] = None,
     bucket: Annotated[str, typer.Option(help="base address")] = "",
 ) -> None:
-    """Brings XML and figures of the catalogue's articles, checked; stop it and start it as you like."""
-    with for_people():
+    """Downloads XML and figures of the articles in a catalogue and checks them; it can be stopped and started again."""
+    with reported_errors():
         from blip.pubmed import fetch as steps
         from blip.pubmed.catalogue import Catalogue
-        from blip.pubmed.inventory import update as update_
+        from blip.pubmed.inventory import update as mark_changed
 
         place = bucket or steps.BUCKET
         if update:
-            typer.echo(f"{len(update_(corpus, place, inventory))} articles changed")
-        names = [name for name in licenses.split(",") if name.strip()]
-        done = steps.fetch(corpus, steps.Wanted(names, retracted, place, rate, workers), typer.echo)
+            typer.echo(f"{len(mark_changed(corpus, place, inventory))} articles changed")
+        wanted = steps.Wanted(_words(licenses), retracted, place, rate, num_workers)
+        done = steps.fetch(corpus, wanted, typer.echo)
         typer.echo(f"{done.articles:,} articles, {done.files:,} files, {done.bytes / 1e6:,.0f} MB, {done.left_out:,} "
                    f"left out by licence or retraction, {done.failed:,} failed")  # fmt: skip
         catalogue = Catalogue(corpus)
@@ -81,133 +100,145 @@ def fetch(
         for name, counts in catalogue.counts().items():
             typer.echo(f"{name}: " + ", ".join(f"{key or 'none'} {count:,}" for key, count in counts.items()))
         if done.failed:
-            typer.echo("start the same again to try what failed")
+            typer.echo("start the same command again to retry what failed")
             raise typer.Exit(1)
 
 
 @app.command()
 def extract(
     folder: Annotated[Path, typer.Argument(help="articles as JATS XML, each with its figure files beside or below it")],
-    out: Annotated[Path, typer.Option(help="a line a figure: .jsonl")],
-    workers: Annotated[int, typer.Option(min=1, help="processes that parse")] = 1,
+    *,
+    out: Annotated[Path, typer.Option(help="a line for each figure: .jsonl")],
+    num_workers: NumWorkers = 1,
 ) -> None:
-    """Figures, captions and the paragraphs that name them, out of a folder of articles."""
-    with for_people():
+    """Extracts figures, captions and the paragraphs that refer to them from a folder of articles."""
+    with reported_errors():
         from blip.pubmed.extract import extract as extract_
 
-        found = extract_(folder, out, workers)
-        typer.echo(f"{found.articles} articles, {found.figures} figures, {found.files} with a file: {out}")
+        counts = extract_(folder, out, num_workers)
+        typer.echo(f"{counts.articles} articles, {counts.figures} figures, {counts.files} with a file: {out}")
         for count, what in (
-            (found.unreadable, "articles could not be read"),
-            (found.left_out, "articles are not done, as the catalogue says, and were left out"),
-            (found.no_file, "figures have no file here"),
-            (found.no_caption, "figures have no caption"),
+            (counts.unreadable, "articles could not be read"),
+            (counts.left_out, "articles are not done according to the catalogue, and were left out"),
+            (counts.no_file, "figures have no file here"),
+            (counts.no_caption, "figures have no caption"),
         ):
             if count:
                 typer.echo(f"{count} {what}")
-        for tag, count in found.other_graphics.most_common():
-            typer.echo(f"{count} images of {tag} are no figures")
-        _problems(found.problems, out)
+        for tag, count in counts.other_graphics.most_common():
+            typer.echo(f"{count} images of {tag} are not figures")
+        _show_problems(counts.problems, out)
 
 
 @app.command()
 def split(
     pairs: Annotated[Path, typer.Argument(help="lines of `blip pubmed extract`")],
-    out: Annotated[Path, typer.Option(help="a line a sub-figure: .jsonl; their images go to a folder beside it")],
-    workers: Workers = 1,
+    *,
+    out: Annotated[
+        Path, typer.Option(help="a line for each sub-figure: .jsonl; images go to a folder of the same name")
+    ],
+    num_workers: NumWorkers = 1,
     read_letters: Annotated[bool, typer.Option("--read_letters", help="read panel letters (RapidOCR)")] = False,
-    weights: Annotated[Path | None, typer.Option(help="of a detector of your own")] = None,
-    splits: Annotated[Path | None, typer.Option(help="captions split by something else: .jsonl")] = None,
-    min_side: Annotated[int, typer.Option(min=1, help="pixels of a sub-figure's shorter side")] = 48,
+    weights: Annotated[Path | None, typer.Option(help="of another detector")] = None,
+    split_captions: Annotated[
+        Path | None, typer.Option("--split_captions", "--splits", help="captions that were split elsewhere: .jsonl")
+    ] = None,
+    min_side: Annotated[
+        int, typer.Option("--min_side", "--min-side", min=1, help="pixels of the shorter side of a sub-figure")
+    ] = 48,
 ) -> None:
-    """Compound figures into sub-figures with their part of the caption; in doubt a figure stays whole."""
+    """Splits compound figures into sub-figures with their part of the caption; in doubt a figure stays whole."""
     logging.getLogger("rapidocr").setLevel(logging.WARNING)
-    with for_people():
+    with reported_errors():
         from blip.pubmed.panels import split as steps
 
-        given = steps.read_splits(splits) if splits else {}
+        given = steps.read_splits(split_captions) if split_captions else {}
         crops = out.with_suffix("")
         options = steps.Options(str(crops.resolve()), str(weights) if weights else None, read_letters, min_side, given)
-        found = steps.split(pairs, out, options, workers, typer.echo)
-        whole = found.how.get("whole", 0)
-        typer.echo(f"{found.figures} figures: {sum(found.how.values()) - whole} split, {whole} whole, {found.pairs} "
+        counts = steps.split(pairs, out, options, num_workers=num_workers, tell=typer.echo)
+        whole = counts.how.get("whole", 0)
+        typer.echo(f"{counts.figures} figures: {sum(counts.how.values()) - whole} split, {whole} whole, {counts.pairs} "
                    f"pairs: {out}")  # fmt: skip
-        for why, count in found.why_whole.most_common():
+        for why, count in counts.why_whole.most_common():
             typer.echo(f"{count} whole: {why}")
-        if found.unreadable:
-            typer.echo(f"{found.unreadable} images could not be read")
-        _problems(found.problems, out)
+        if counts.unreadable:
+            typer.echo(f"{counts.unreadable} images could not be read")
+        _show_problems(counts.problems, out)
 
 
 @app.command()
 def build(
     pairs: Annotated[Path, typer.Argument(help="lines of `blip pubmed split` or `extract`")],
+    *,
     out: Annotated[Path, typer.Option(help="folder of the data set")],
-    splits: Annotated[tuple[float, float, float], typer.Option(help="shares of train, val, test")] = (0.8, 0.1, 0.1),
+    split_shares: Shares = (0.8, 0.1, 0.1),
     decontaminate: Annotated[list[Path] | None, typer.Option(help="evaluation images: a folder, or a JSON")] = None,
     licenses: Annotated[str, typer.Option(help="such as CC-BY,CC0; without: all that are named")] = "",
     unlicensed: Annotated[bool, typer.Option("--unlicensed", help="also articles that name no licence")] = False,
-    retracted: Annotated[bool, typer.Option("--retracted", help="also retracted articles")] = False,
-    confidence: Annotated[float, typer.Option(min=0, max=1, help="that a sub-figure needs")] = 0.5,
-    no_whole: Annotated[bool, typer.Option("--no_whole", help="no compound figures that stayed whole")] = False,
-    min_side: Annotated[int, typer.Option(min=1, help="pixels")] = 64,
-    max_aspect: Annotated[float, typer.Option(min=1, help="longer to shorter side")] = 5.0,
-    min_words: int = 3,
-    max_words: int = 300,
-    words: Annotated[str, typer.Option(help="one of which the caption has, such as MRI,CT,scan")] = "",
-    not_words: Annotated[str, typer.Option(help="none of which it has, such as flowchart,diagram")] = "",
-    duplicates: Annotated[bool, typer.Option("--duplicates", help="keep the same picture again")] = False,
-    shards: Annotated[bool, typer.Option("--shards", help="also webdataset shards")] = False,
-    workers: Workers = 1,
-    seed: int = 0,
+    retracted: Retracted = False,
+    min_confidence: Annotated[
+        float, typer.Option("--min_confidence", "--confidence", min=0, max=1, help="of a sub-figure")
+    ] = 0.5,
+    keep_whole: KeepWhole = True,
+    min_side: Annotated[int, typer.Option("--min_side", "--min-side", min=1, help="pixels of the shorter side")] = 64,
+    max_aspect: Annotated[
+        float, typer.Option("--max_aspect", "--max-aspect", min=1, help="longer side divided by the shorter one")
+    ] = 5.0,
+    min_words: Annotated[int, typer.Option("--min_words", "--min-words", help="of a caption")] = 3,
+    max_words: Annotated[int, typer.Option("--max_words", "--max-words", help="of a caption")] = 300,
+    words: Annotated[str, typer.Option(help="a caption has one of these, such as MRI,CT,scan")] = "",
+    not_words: Annotated[
+        str, typer.Option("--not_words", "--not-words", help="a caption has none of these, such as flowchart,diagram")
+    ] = "",
+    duplicates: Annotated[bool, typer.Option("--duplicates", help="keep repeated pictures")] = False,
+    shards: Annotated[bool, typer.Option("--shards", help="also write webdataset shards")] = False,
+    num_workers: NumWorkers = 1,
+    seed: Annotated[int, typer.Option(help="of the division")] = 0,
 ) -> None:
-    """A data set divided by article, without evaluation images, with licences and credits."""
-
-    def listed(text: str) -> list[str]:
-        return [part.strip() for part in text.split(",") if part.strip()]
-
-    with for_people():
+    """Builds a data set divided by article, without evaluation images, with licences and credits."""
+    with reported_errors():
         from blip.pubmed import build as steps
 
         rules = steps.Rules(
-            splits=splits,
-            licenses=listed(licenses),
+            split_shares=split_shares,
+            licenses=_words(licenses),
             retracted=retracted,
             unlicensed=unlicensed,
-            confidence=confidence,
-            whole=not no_whole,
+            min_confidence=min_confidence,
+            keep_whole=keep_whole,
             min_side=min_side,
             max_aspect=max_aspect,
             min_words=min_words,
             max_words=max_words,
-            words=listed(words),
-            not_words=listed(not_words),
+            words=_words(words),
+            not_words=_words(not_words),
             duplicates=duplicates,
             seed=seed,
         )
-        built = steps.build(pairs, out, rules, decontaminate, shards, workers)
+        built = steps.build(pairs, out, rules, decontaminate=decontaminate, shards=shards, num_workers=num_workers)
         for name in steps.NAMES:
             typer.echo(f"{name}: {built.pairs[name]} pairs of {built.articles[name]} articles: {out / f'{name}.json'}")
         for why, count in built.out.most_common():
             typer.echo(f"{count} left out: {why}")
         if decontaminate:
-            typer.echo(f"{built.evaluation_images} evaluation images were looked at")
-        _problems(built.problems, out / "build.json")
+            typer.echo(f"{built.evaluation_images} evaluation images were compared")
+        _show_problems(built.problems, out / "build.json")
 
 
 @app.command()
 def report(
-    dataset: Annotated[Path, typer.Argument(help="of `blip pubmed build`")],
+    dataset: Annotated[Path, typer.Argument(help="folder written by `blip pubmed build`")],
+    *,
     out: Annotated[Path, typer.Option(help="page to write: .html")],
-    pairs: Annotated[int, typer.Option(min=0, help="random pairs shown")] = 24,
-    figures: Annotated[int, typer.Option(min=0, help="random split figures shown")] = 10,
-    seed: int = 0,
+    pairs: Annotated[int, typer.Option(min=0, help="random pairs to show")] = 24,
+    figures: Annotated[int, typer.Option(min=0, help="random split figures to show")] = 10,
+    seed: Annotated[int, typer.Option(help="of the choice")] = 0,
 ) -> None:
-    """One HTML page on a data set: counts, licences, pairs, split figures, failures."""
-    with for_people():
+    """Writes one HTML page on a data set: counts, licences, pairs, split figures, failures."""
+    with reported_errors():
         from blip.pubmed.report import write_report
 
-        write_report(dataset, out, pairs, figures, seed)
+        write_report(dataset, out, pairs, figures=figures, seed=seed)
         typer.echo(str(out))
 
 
@@ -216,15 +247,20 @@ def run(
     config: Annotated[Path, typer.Option(help="a file such as configs/pubmed_brain.yaml")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, overrides the file")] = None,
 ) -> None:
-    """All steps, from the search to the page."""
-    with for_people():
+    """Runs all steps, from the search to the report."""
+    with reported_errors():
         from blip.pubmed.run import run as run_
 
         run_(config, set_ or [], typer.echo)
 
 
-def _problems(problems: list[str], out: Path) -> None:
-    """The first few problems; where more are told."""
+def _words(text: str) -> list[str]:
+    """The parts of a text between commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _show_problems(problems: list[str], out: Path) -> None:
+    """Prints the first few problems, and where the others are listed."""
     for problem in problems[:5]:
         typer.echo(f"  {problem}")
     if len(problems) > 5:

@@ -1,8 +1,8 @@
-"""The same picture twice: perceptual hashes find candidates, small copies decide.
+"""Pictures that are the same: perceptual hashes find candidates, small copies decide.
 
-Hashes are DCT hashes of 64 bits (imagehash). Two that differ in at most 4 bits share one of five pieces of their bits,
-so that candidates are looked up, not compared with all. Plots on white paper have like hashes without being alike:
-the 16 x 16 copies must be alike as well.
+Hashes are DCT hashes of 64 bits (imagehash). Two that differ in at most 4 bits share one of five groups of bits, so
+candidates are looked up instead of compared with all. Plots on white paper have similar hashes without being similar:
+therefore the 16 x 16 copies have to be similar too.
 """
 
 from dataclasses import dataclass
@@ -13,77 +13,78 @@ from PIL import Image
 from blip.data.images import plain
 
 BITS = 4  # by which hashes of one picture may differ
-PIECES = [(0, 13), (13, 26), (26, 39), (39, 52), (52, 64)]
+GROUPS = [(0, 13), (13, 26), (26, 39), (39, 52), (52, 64)]  # first bit, bit behind the last
 SIDE = 16  # pixels of the copies
-ALIKE = 8.0  # grey levels that copies of one picture differ by, on average
-ASPECT = 1.1  # by which width to height may differ
+MAX_DIFFERENCE = 8.0  # grey levels that copies of one picture differ by, on average
+ASPECT = 1.1  # factor by which their ratios of width to height may differ
 
 
 @dataclass
-class Look:
-    """What is remembered of a picture: 64 bits, 256 grey levels, its size."""
+class Signature:
+    """What is stored of a picture: 64 bits, a copy of 256 grey levels, width and height in pixels."""
 
     bits: int
     copy: bytes
     size: tuple[int, int]
 
 
-def look(image: Image.Image) -> Look:
+def signature(image: Image.Image) -> Signature:
+    """The signature of an opened picture."""
     import imagehash
 
     gray = image.convert("L")
     gray.thumbnail((256, 256), Image.Resampling.BOX)
     bits = int(str(imagehash.phash(gray)), 16)
-    return Look(bits, gray.resize((SIDE, SIDE), Image.Resampling.BOX).tobytes(), image.size)
+    return Signature(bits, gray.resize((SIDE, SIDE), Image.Resampling.BOX).tobytes(), image.size)
 
 
-class Seen:
-    """Pictures seen so far; memory grows by some 1,200 bytes a picture."""
+def read_signature(path: str) -> Signature | str:
+    """The signature of an image file, or a message why it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            size = image.size
+            image.draft("L", (256, 256))  # JPEG is decoded at a fraction of its size
+            reduced = signature(plain(image))
+            return Signature(reduced.bits, reduced.copy, size)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return f"{path}: {type(error).__name__} {error}"
+
+
+class PictureIndex:
+    """Signatures by the groups of their bits; memory grows by about 1,200 bytes for each picture."""
 
     def __init__(self) -> None:
-        self.looks: list[Look] = []
+        self.signatures: list[Signature] = []
         self.names: list[str] = []
-        self.pieces: list[dict[int, list[int]]] = [{} for _ in PIECES]
+        self.tables: list[dict[int, list[int]]] = [{} for _ in GROUPS]
 
-    def find(self, one: Look) -> str | None:
-        """The name of a picture that is the same, or None."""
+    def find(self, picture: Signature) -> str | None:
+        """The name of a picture in the index that is the same, or None."""
         tried: set[int] = set()
-        for place, table in zip(PIECES, self.pieces, strict=True):
-            for at in table.get(_piece(one.bits, place), ()):
-                if at not in tried and _same(one, self.looks[at]):
+        for group, table in zip(GROUPS, self.tables, strict=True):
+            for at in table.get(_bits_of(picture, group), ()):
+                if at not in tried and _same(picture, self.signatures[at]):
                     return self.names[at]
                 tried.add(at)
         return None
 
-    def add(self, one: Look, name: str) -> None:
-        for place, table in zip(PIECES, self.pieces, strict=True):
-            table.setdefault(_piece(one.bits, place), []).append(len(self.looks))
-        self.looks.append(one)
+    def add(self, picture: Signature, name: str) -> None:
+        for group, table in zip(GROUPS, self.tables, strict=True):
+            table.setdefault(_bits_of(picture, group), []).append(len(self.signatures))
+        self.signatures.append(picture)
         self.names.append(name)
 
 
-def _piece(bits: int, place: tuple[int, int]) -> int:
-    return (bits >> place[0]) & ((1 << (place[1] - place[0])) - 1)
+def _bits_of(picture: Signature, group: tuple[int, int]) -> int:
+    first, end = group
+    return (picture.bits >> first) & ((1 << (end - first)) - 1)
 
 
-def _same(a: Look, b: Look) -> bool:
+def _same(a: Signature, b: Signature) -> bool:
     if (a.bits ^ b.bits).bit_count() > BITS:
         return False
     ratio = a.size[0] * b.size[1] / (a.size[1] * b.size[0])
     if not 1 / ASPECT < ratio < ASPECT:
         return False
-    copies = (np.frombuffer(one.copy, np.uint8).astype(np.int16) for one in (a, b))
-    first, second = copies
-    return float(np.abs(first - second).mean()) < ALIKE
-
-
-def look_at(path: str) -> Look | str:
-    """A look at a file, or why there is none."""
-    try:
-        with Image.open(path) as image:
-            size = image.size
-            image.draft("L", (256, 256))  # JPEG is read at a fraction of its size
-            found = look(plain(image))
-            return Look(found.bits, found.copy, size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"{path}: {type(error).__name__} {error}"
+    first, second = (np.frombuffer(one.copy, np.uint8).astype(np.int16) for one in (a, b))
+    return float(np.abs(first - second).mean()) < MAX_DIFFERENCE

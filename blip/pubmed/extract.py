@@ -1,7 +1,7 @@
-"""`blip pubmed extract`: a folder of articles with their figure files -> one JSON line a figure.
+"""`blip pubmed extract`: a folder of articles with their figure files -> one JSON line for each figure.
 
-Each line has what `pretrain.py` reads, `image` and `caption`, and what later steps filter by: article, licence,
-retraction, label, section, mentions. A figure without a file here has an empty `image`, and is counted.
+A line has `image` and `caption`, which `pretrain.py` reads, and what later steps filter by: article, licence,
+retraction, label, section, mentions. A figure whose file is missing has an empty `image`, and is counted.
 """
 
 import json
@@ -15,6 +15,7 @@ from typing import Any
 
 from blip.data.images import ENDINGS
 from blip.errors import BlipError
+from blip.files import whole_file, write_whole
 from blip.pubmed.catalogue import NAME as CATALOGUE
 from blip.pubmed.catalogue import Catalogue
 from blip.pubmed.jats import Article, parse_article
@@ -22,92 +23,90 @@ from blip.pubmed.licenses import short_license
 from blip.pubmed.workers import add, in_order
 
 ARTICLES = (".xml", ".nxml")
-SEVERAL = 0.4  # confidence in the first file of a figure that has several with the caption of all
+SEVERAL = 0.4  # confidence of a figure of several files: its first file, with the caption of all
 
 
 class ExtractError(BlipError):
-    """Nothing that could be extracted; the message says why."""
+    """There are no articles."""
 
 
 @dataclass
 class Summary:
-    """What was found, and what was not."""
+    """Counts of what was extracted, and of what is missing."""
 
     articles: int = 0
     figures: int = 0
-    files: int = 0  # figures with at least one file here
+    files: int = 0  # figures with at least one file
     several_files: int = 0
     no_file: int = 0
     no_caption: int = 0
     unreadable: int = 0  # articles
-    left_out: int = 0  # articles that the catalogue does not call done
+    left_out: int = 0  # articles that are not `done` in the catalogue
     licenses: Counter[str] = field(default_factory=Counter)
-    homes: Counter[str] = field(default_factory=Counter)  # where figures stand
-    other_graphics: Counter[str] = field(default_factory=Counter)  # images that are no figures, by what is round them
+    homes: Counter[str] = field(default_factory=Counter)  # figures by the part of the article
+    other_graphics: Counter[str] = field(default_factory=Counter)  # images outside figures, by the enclosing element
     problems: list[str] = field(default_factory=list)  # the first hundred
 
 
 def find_articles(folder: Path) -> Iterator[Path]:
-    """The XML files of a folder and of those below it, by name."""
+    """The XML files of a folder and of those below it, sorted by name."""
     for place, folders, files in os.walk(folder):
         folders.sort()
         yield from (Path(place, name) for name in sorted(files) if name.lower().endswith(ARTICLES))
 
 
-def extract(folder: Path, out: Path, workers: int = 1) -> Summary:
-    """Writes a line a figure; `OUT.summary.json` beside it says what was found.
+def extract(folder: Path, out: Path, num_workers: int = 1) -> Summary:
+    """Writes a line for each figure, and `OUT.summary.json`, the counts, beside it.
 
     Args:
         folder: articles, each with its figures in the same folder or below it.
-        out: .jsonl; it has its name only when it is whole.
-        workers: processes that parse.
+        out: .jsonl; gets its name when it is complete.
+        num_workers: processes that parse.
 
     Raises:
         ExtractError: there are no articles.
+        WriteError: a file cannot be written.
     """
     if not folder.is_dir():
         raise ExtractError(f"{folder} is no folder")
-    found = Summary()
-    known = _known(folder)
+    summary = Summary()
+    catalogued = _catalogued(folder)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f"{out.name}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        for lines, part in in_order(read_one, _wanted(folder, known, found), workers):
+    with whole_file(out) as file:
+        for lines, part in in_order(read_one, _articles(folder, catalogued, summary), num_workers):
             for line in lines:
-                license, retracted = (known or {}).get(Path(line["xml"]).parent.name, ("", False))
+                license, retracted = (catalogued or {}).get(Path(line["xml"]).parent.name, ("", False))
                 line["retracted"] = line["retracted"] or retracted
-                line["license"] = _of_both(line["license"], license)
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            add(found, part)
-    if not found.articles + found.unreadable:
-        partial.unlink()
-        raise ExtractError(f"{folder}: there are no articles ({', '.join(ARTICLES)})")
-    os.replace(partial, out)
-    out.with_name(f"{out.name}.summary.json").write_text(json.dumps(vars(found), indent=1) + "\n")
-    return found
+                line["license"] = _license_of_both(line["license"], license)
+                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            add(summary, part)
+        if not summary.articles + summary.unreadable:
+            raise ExtractError(f"{folder}: there are no articles ({', '.join(ARTICLES)})")
+    write_whole(out.with_name(f"{out.name}.summary.json"), json.dumps(vars(summary), indent=1) + "\n")
+    return summary
 
 
-def _of_both(said: str, code: str) -> str:
-    """The archive's code decides; what the article says only adds the version of the same licence."""
-    return said if not code or short_license(said) == short_license(code) else code
+def _license_of_both(own: str, code: str) -> str:
+    """The code of the archive takes precedence; the article's own name only adds the version of the same licence."""
+    return own if not code or short_license(own) == short_license(code) else code
 
 
-def _wanted(folder: Path, known: dict[str, tuple[str, bool]] | None, found: Summary) -> Iterator[Path]:
-    """The articles of a folder; of a corpus those that are done."""
+def _articles(folder: Path, catalogued: dict[str, tuple[str, bool]] | None, summary: Summary) -> Iterator[Path]:
+    """The articles of a folder; of a corpus only those that are done, others are counted."""
     for path in find_articles(folder):
-        if known is None or path.parent.name in known:
+        if catalogued is None or path.parent.name in catalogued:
             yield path
         else:
-            found.left_out += 1
+            summary.left_out += 1
 
 
-def _known(folder: Path) -> dict[str, tuple[str, bool]] | None:
-    """Licence and retraction of the articles of a corpus that are done; None for other folders."""
+def _catalogued(folder: Path) -> dict[str, tuple[str, bool]] | None:
+    """Licence and retraction of the articles of a corpus that are done; None for a folder without a catalogue."""
     if not (folder / CATALOGUE).is_file():
         return None
     catalogue = Catalogue(folder)
     try:
-        return catalogue.said()
+        return catalogue.license_and_retraction()
     finally:
         catalogue.close()
 
@@ -117,9 +116,9 @@ def read_one(path: Path) -> tuple[list[dict[str, Any]], Summary]:
     part = Summary()
     try:
         article = parse_article(path)
-    except Exception as error:  # one odd article must not end a run over a hundred thousand
-        said = str(error) if isinstance(error, BlipError) else f"{path}: {type(error).__name__} {error}"
-        part.unreadable, part.problems = 1, [said]
+    except Exception as error:  # one malformed article must not end a run over a hundred thousand
+        problem = str(error) if isinstance(error, BlipError) else f"{path}: {type(error).__name__} {error}"
+        part.unreadable, part.problems = 1, [problem]
         return [], part
     if article.others:
         part.problems.append(f"{path}: holds {article.others + 1} articles, only the first is read")
@@ -129,9 +128,9 @@ def read_one(path: Path) -> tuple[list[dict[str, Any]], Summary]:
     files = _files_below(path.parent)
     lines = []
     for figure in article.figures:
-        found = {name: resolve(name, files) for name in figure.files}
-        here = [file for file in found.values() if file]
-        missing = [name for name, file in found.items() if not file]
+        paths = {name: resolve(name, files) for name in figure.files}
+        here = [file for file in paths.values() if file]
+        missing = [name for name, file in paths.items() if not file]
         part.homes[figure.home] += 1
         part.files += bool(here)
         part.several_files += len(here) > 1
@@ -140,11 +139,11 @@ def read_one(path: Path) -> tuple[list[dict[str, Any]], Summary]:
         if missing or not figure.files:
             what = f"no file {', '.join(missing)}" if missing else "names no file"
             part.problems.append(f"{path}, {figure.label or figure.id}: {what}")
-        lines.append(_line(article, path, vars(figure), here))
+        lines.append(_line(article, path, vars(figure), here=here))
     return lines, part
 
 
-def _line(article: Article, path: Path, figure: dict[str, Any], here: list[str]) -> dict[str, Any]:
+def _line(article: Article, path: Path, figure: dict[str, Any], *, here: list[str]) -> dict[str, Any]:
     about = {key: value for key, value in vars(article).items() if key not in ("figures", "other_graphics", "others")}
     about["article_title"] = about.pop("title")
     return {
@@ -168,11 +167,11 @@ def _line(article: Article, path: Path, figure: dict[str, Any], here: list[str])
 
 @lru_cache(maxsize=8)
 def _files_below(folder: Path) -> dict[str, str]:
-    """Image files of a folder and of those below it without articles, by name and by name without ending."""
+    """Image files of a folder and of the folders below it that have no articles, by name with and without ending."""
     found: dict[str, str] = {}
     for place, folders, names in os.walk(folder):
         if place != str(folder) and any(name.lower().endswith(ARTICLES) for name in names):
-            folders.clear()  # of another article
+            folders.clear()  # it belongs to another article
             continue
         images = [name for name in names if name.lower().endswith(ENDINGS)]
         for name in sorted(images, key=lambda name: (ENDINGS.index(os.path.splitext(name)[1].lower()), name)):
@@ -183,8 +182,8 @@ def _files_below(folder: Path) -> dict[str, str]:
 
 
 def resolve(name: str, files: dict[str, str]) -> str:
-    """The file that an article means: named with or without ending, by a path, or as info:doi/... in PLOS; or ""."""
+    """The file of a name in an article (with or without ending, a path, info:doi/... in PLOS); "" if it is missing."""
     last = name.rstrip("/").rpartition("/")[2].lower()
-    stem = os.path.splitext(last)[0]  # a drawing as .eps, .svg or .pdf lies there as an image
+    stem = os.path.splitext(last)[0]  # a drawing named as .eps, .svg or .pdf is there as an image
     tries = [last, stem, last.removeprefix("journal.")]
     return next((files[key] for key in tries if key in files), "")

@@ -1,7 +1,7 @@
-"""Articles with their figures out of PubMed Central's open bucket, every file checked, at any point to be gone on with.
+"""`blip pubmed fetch`: articles with their figures from the open bucket of PubMed Central; every file is checked.
 
-For each article: which versions there are, the newest one's metadata, then its XML and its images. What is known is
-written to the catalogue after each answer, so that a run which is stopped asks for nothing twice.
+For each article: a listing of its versions, the metadata of the newest one, then its XML and its images. Every answer
+is recorded in the catalogue at once, so that a run that was stopped repeats no request.
 """
 
 import hashlib
@@ -19,26 +19,28 @@ from lxml import etree
 
 from blip.data.images import ENDINGS
 from blip.pubmed.catalogue import Catalogue, Entry, File
-from blip.pubmed.http_client import Client, FetchError, Mismatch, Patience
+from blip.pubmed.http_client import Client, FetchError, Mismatch, RetryPolicy
 from blip.pubmed.licenses import short_license
 
 BUCKET = "https://pmc-oa-opendata.s3.amazonaws.com/"
-ARTICLES = "articles"  # folder of a corpus, with one folder an article
-IN_A_ROW = 20  # articles that fail one after the other: then it is the server, or the network
+ARTICLES = "articles"  # folder of a corpus, with a folder for each article
+IN_A_ROW = 20  # articles that fail in succession before a run ends: the server or the network is at fault
+REPORT_EVERY = 10.0  # seconds between messages
 
 
 @dataclass
 class Wanted:
-    """Which articles to fetch, and how hard to try."""
+    """Which articles to fetch, from where and how fast."""
 
-    licenses: list[str] = field(default_factory=list)  # such as CC-BY, CC0; none: any
+    licenses: list[str] = field(default_factory=list)  # such as CC-BY, CC0; empty: any
     retracted: bool = False
     bucket: str = BUCKET
     rate: float = 10.0  # requests a second, over all workers
-    workers: int = 4
-    patience: Patience | None = None
+    num_workers: int = 4  # downloads at the same time
+    retry: RetryPolicy | None = None
 
     def allows(self, entry: Entry) -> bool:
+        """Whether licence and retraction of a described article permit it."""
         if entry.retracted and not self.retracted:
             return False
         return not self.licenses or entry.license in {short_license(name) for name in self.licenses}
@@ -46,7 +48,7 @@ class Wanted:
 
 @dataclass
 class Fetched:
-    """What a run did."""
+    """Counts of a run."""
 
     articles: int = 0
     files: int = 0
@@ -56,127 +58,168 @@ class Fetched:
     requests: int = 0
 
 
-class NotThere(FetchError):
-    """An article that the bucket does not have."""
+class NotInBucket(FetchError):
+    """The bucket has no version of an article."""
 
 
 def fetch(folder: Path, wanted: Wanted, tell: Callable[[str], None] = lambda line: None) -> Fetched:
-    """Brings a corpus as far as `wanted` says.
+    """Fetches all wanted articles of a corpus that are not complete yet.
 
     Args:
-        folder: the corpus, begun by a search.
-        tell: takes a line now and then.
+        folder: the corpus, which a search has started.
+        tell: receives a message every ten seconds.
 
     Raises:
-        CatalogueError: no corpus. FetchError: the server cannot be reached.
+        CatalogueError: there is no corpus, or another fetch is running.
+        FetchError: many articles failed in succession.
+        WriteError: a file cannot be written.
     """
     wanted = replace(wanted, bucket=base(wanted.bucket))
     catalogue = Catalogue(folder)
-    client = Client(wanted.rate, wanted.patience)
-    done, lock = Fetched(), threading.Lock()
-    pmcids = catalogue.pmcids("found", "described", "failed")
-    if wanted.licenses or not wanted.retracted:
-        pmcids = [p for p in pmcids if _may_be(catalogue.entry(p), wanted, done)]
-    in_a_row, told, known_out = 0, time.monotonic(), done.left_out
+    run = _Run(catalogue, Client(wanted.rate, wanted.retry), wanted)
     try:
+        pmcids = run.pmcids()
         catalogue.lock_folder()
-        with ThreadPoolExecutor(wanted.workers) as pool:
-            waiting: set[Future[bool]] = set()
-            rest = iter(pmcids)
+        with ThreadPoolExecutor(wanted.num_workers) as pool:
             try:
-                while True:
-                    while len(waiting) < 2 * wanted.workers and (pmcid := next(rest, None)) is not None:
-                        waiting.add(pool.submit(_article, catalogue, client, pmcid, wanted, done, lock))
-                    if not waiting:
-                        break
-                    finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    for future in finished:
-                        in_a_row = 0 if future.result() else in_a_row + 1
-                    if in_a_row >= IN_A_ROW:
-                        why = "; ".join(catalogue.errors(1))
-                        raise FetchError(f"{in_a_row} articles in a row failed, the last ones like this: {why}")
-                    if time.monotonic() - told > 10:
-                        told = time.monotonic()
-                        tell(f"{done.articles + done.left_out - known_out + done.failed} of {len(pmcids)} articles, "
-                             f"{done.files} files, {done.bytes / 1e6:.0f} MB, {done.failed} failed")  # fmt: skip
+                _fetch_all(run, pmcids, pool, tell=tell)
             except BaseException:
-                client.stop.set()  # the others end with the request that they are at
+                run.client.stop.set()  # other threads end with their present request
                 pool.shutdown(cancel_futures=True)
                 raise
     finally:
-        done.requests = client.requests
-        client.close()
+        run.done.requests = run.client.requests
+        run.client.close()
         catalogue.close()
-    return done
+    return run.done
 
 
-def _may_be(entry: Entry, wanted: Wanted, done: Fetched) -> bool:
-    """Whether an article may be wanted; those known not to be are counted and asked for nothing."""
-    if entry.state == "found" or entry.version is None or wanted.allows(entry):
-        return True
-    done.left_out += 1
-    return False
+def _fetch_all(run: "_Run", pmcids: list[str], pool: ThreadPoolExecutor, *, tell: Callable[[str], None]) -> None:
+    """Fetches articles in the threads of the pool, with few waiting, so that a run can end soon."""
+    rest, waiting = iter(pmcids), set[Future[bool]]()
+    failed_in_a_row, told, known_out = 0, time.monotonic(), run.done.left_out
+    while True:
+        while len(waiting) < 2 * run.wanted.num_workers and (pmcid := next(rest, None)) is not None:
+            waiting.add(pool.submit(run.article, pmcid))
+        if not waiting:
+            return
+        finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+        for future in finished:
+            failed_in_a_row = 0 if future.result() else failed_in_a_row + 1
+        if failed_in_a_row >= IN_A_ROW:
+            why = "; ".join(run.catalogue.errors(1))
+            raise FetchError(f"{failed_in_a_row} articles in a row failed, the last ones like this: {why}")
+        if time.monotonic() - told > REPORT_EVERY:
+            told, done = time.monotonic(), run.done
+            tell(f"{done.articles + done.left_out - known_out + done.failed} of {len(pmcids)} articles, "
+                 f"{done.files} files, {done.bytes / 1e6:.0f} MB, {done.failed} failed")  # fmt: skip
 
 
-def _article(catalogue: Catalogue, client: Client, pmcid: str, wanted: Wanted, done: Fetched,
-             lock: threading.Lock) -> bool:  # fmt: skip
-    """One article as far as it gets; False where it failed in a way that others may share."""
-    try:
-        entry = catalogue.entry(pmcid)
-        if entry.state == "found" or entry.version is None:
-            describe(catalogue, client, pmcid, wanted.bucket)
+class _Run:
+    """One fetch: its threads share the catalogue, the client and the counts."""
+
+    def __init__(self, catalogue: Catalogue, client: Client, wanted: Wanted) -> None:
+        self.catalogue, self.client, self.wanted = catalogue, client, wanted
+        self.done, self.lock = Fetched(), threading.Lock()
+
+    def pmcids(self) -> list[str]:
+        """The articles to request; those that are known to be unwanted are counted."""
+        pmcids = self.catalogue.pmcids("found", "described", "failed")
+        if not self.wanted.licenses and self.wanted.retracted:
+            return pmcids
+        kept = []
+        for pmcid in pmcids:
+            entry = self.catalogue.entry(pmcid)
+            if entry.state == "found" or entry.version is None or self.wanted.allows(entry):
+                kept.append(pmcid)
+            else:
+                self.done.left_out += 1
+        return kept
+
+    def article(self, pmcid: str) -> bool:
+        """Fetches one article; False where it failed for a reason that other articles may share."""
+        catalogue, client = self.catalogue, self.client
+        try:
             entry = catalogue.entry(pmcid)
-        if not wanted.allows(entry):
-            catalogue.set_state(pmcid, "described")
-            with lock:
-                done.left_out += 1
+            if entry.state == "found" or entry.version is None:
+                describe(catalogue, client, pmcid, bucket=self.wanted.bucket)
+                entry = catalogue.entry(pmcid)
+            if not self.wanted.allows(entry):
+                catalogue.set_state(pmcid, "described")
+                self._count(left_out=1)
+                return True
+            self._files(entry)
+            catalogue.set_state(pmcid, "done")
+            self._count(articles=1)
             return True
-        folder = catalogue.folder / ARTICLES / pmcid
+        except FetchError as error:
+            if client.stop.is_set():
+                return True  # the run was stopped, the article did not fail
+            catalogue.set_state(pmcid, "gone" if isinstance(error, NotInBucket) else "failed", str(error))
+            if isinstance(error, Mismatch):
+                catalogue.forget_version(pmcid)  # the file may have been replaced since the metadata were read
+            self._count(failed=1)
+            return not error.shared
+
+    def _files(self, entry: Entry) -> None:
+        """The files of an article that are missing; an image that does not exist is recorded and left out."""
+        folder = self.catalogue.folder / ARTICLES / entry.pmcid
         for file in entry.files:
             if file.done:
                 continue
             try:
-                size = _file(catalogue, client, entry.pmcid, file, folder, wanted.bucket)
+                size = self._file(entry.pmcid, file, folder)
             except FetchError as error:
                 if not error.lasting or not is_image(file.name):
                     raise
-                continue  # one image that is not there; it is noted with the file
-            with lock:
-                done.files, done.bytes = done.files + 1, done.bytes + size
+                continue
+            self._count(files=1, bytes=size)
         _remove_others(folder, entry.files)
-        catalogue.set_state(pmcid, "done")
-        with lock:
-            done.articles += 1
-        return True
-    except FetchError as error:
-        if client.stop.is_set():
-            return True  # nobody's fault
-        catalogue.set_state(pmcid, "gone" if isinstance(error, NotThere) else "failed", str(error))
-        if isinstance(error, Mismatch):
-            catalogue.forget_version(pmcid)  # the file may have been replaced since the metadata were read
-        with lock:
-            done.failed += 1
-        return not error.shared
+
+    def _file(self, pmcid: str, file: File, folder: Path) -> int:
+        """Downloads one file unless it exists with the right checksum; returns its number of bytes."""
+        path = folder / file.name
+        if not (file.md5 and path.is_file() and _md5(path) == file.md5):
+            try:
+                file.md5 = self.client.download(self.wanted.bucket + quote(file.url), path, file.md5)
+            except FetchError as error:
+                self.catalogue.file_failed(pmcid, file.name, str(error))
+                raise
+        self.catalogue.file_done(pmcid, file.name, file.md5)
+        return path.stat().st_size
+
+    def _count(self, **counts: int) -> None:
+        with self.lock:
+            for name, count in counts.items():
+                setattr(self.done, name, getattr(self.done, name) + count)
 
 
-def listed(client: Client, bucket: str, prefix: str) -> list[str]:
-    """The folders of the bucket whose names begin so."""
+def folders(client: Client, bucket: str, prefix: str) -> list[str]:
+    """The folders of the bucket whose names begin with a prefix.
+
+    Raises:
+        FetchError: the bucket does not answer with a listing.
+    """
     listing = client.get(bucket, {"list-type": "2", "prefix": prefix, "delimiter": "/"})
     try:
         root = etree.fromstring(listing, etree.XMLParser(resolve_entities=False, no_network=True))
     except etree.XMLSyntaxError as error:
-        raise FetchError(f"the bucket's listing is no XML ({error})", shared=True) from None
+        raise FetchError(f"the bucket's listing is not XML ({error})", shared=True) from None
     if not root.tag.endswith("ListBucketResult"):
         raise FetchError(f"{bucket} answers with <{root.tag}>, no listing: is it a bucket's address?", shared=True)
     return [element.text or "" for element in root.iter("{*}Prefix")]
 
 
-def describe(catalogue: Catalogue, client: Client, pmcid: str, bucket: str) -> None:
-    """Reads the newest version's metadata into the catalogue."""
-    prefixes = listed(client, bucket, f"{pmcid}.")
+def describe(catalogue: Catalogue, client: Client, pmcid: str, *, bucket: str) -> None:
+    """Records the metadata of an article's newest version in the catalogue.
+
+    Raises:
+        NotInBucket: there is no version. FetchError: the metadata cannot be read.
+    """
+    prefixes = folders(client, bucket, f"{pmcid}.")
     versions = [int(m[1]) for p in prefixes if (m := re.fullmatch(rf"{pmcid}\.(\d+)/", p))]
     if not versions:
-        raise NotThere("not in the open bucket (no open licence, or removed)", lasting=True)
+        raise NotInBucket("not in the open bucket (no open licence, or removed)", lasting=True)
     version = max(versions)
     body, etag = client.get_tagged(f"{bucket}metadata/{pmcid}.{version}.json")
     try:
@@ -186,11 +229,11 @@ def describe(catalogue: Catalogue, client: Client, pmcid: str, bucket: str) -> N
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FetchError(f"its metadata cannot be read ({error!r})") from None
     license = short_license(str(about.get("license_code") or ""))
-    catalogue.describe(pmcid, version, etag, license, about, files)
+    catalogue.describe(pmcid, version, etag, license=license, about=about, files=files)
 
 
 def file_of(url: str) -> File:
-    """s3://bucket/PMC1.1/name.jpg?md5=... or https -> its name, its key in the bucket, its checksum."""
+    """s3://bucket/PMC1.1/name.jpg?md5=... (or https) -> name, key in the bucket, checksum; FetchError for no name."""
     parts = urlsplit(url)
     key = unquote(parts.path.lstrip("/"))
     name = key.rpartition("/")[2]
@@ -200,20 +243,8 @@ def file_of(url: str) -> File:
 
 
 def is_image(url: str) -> bool:
+    """Whether an address or a name ends like an image."""
     return urlsplit(url).path.lower().endswith(ENDINGS)
-
-
-def _file(catalogue: Catalogue, client: Client, pmcid: str, file: File, folder: Path, bucket: str) -> int:
-    """One file, unless it lies there already; returns its bytes."""
-    path = folder / file.name
-    if not (file.md5 and path.is_file() and _md5(path) == file.md5):
-        try:
-            file.md5 = client.download(bucket + quote(file.url), path, file.md5)
-        except FetchError as error:
-            catalogue.file_failed(pmcid, file.name, str(error))
-            raise
-    catalogue.file_done(pmcid, file.name, file.md5)
-    return path.stat().st_size
 
 
 def _md5(path: Path) -> str:
@@ -222,7 +253,7 @@ def _md5(path: Path) -> str:
 
 
 def _remove_others(folder: Path, files: list[File]) -> None:
-    """What an older version had and this one has not."""
+    """Deletes files of an older version that the present one does not have."""
     names = {file.name for file in files}
     for path in folder.iterdir():
         if path.name not in names and path.is_file():
@@ -230,5 +261,5 @@ def _remove_others(folder: Path, files: list[File]) -> None:
 
 
 def base(address: str) -> str:
-    """An address that others are put behind."""
+    """An address that ends in a slash, so that names can be appended."""
     return address.rstrip("/") + "/"

@@ -1,4 +1,4 @@
-"""Names of licences: families of Creative Commons, out of codes, links and words."""
+"""Names of licences: families of Creative Commons, from codes, links and wording."""
 
 import re
 
@@ -23,7 +23,7 @@ WORDS = (("NC", r"non-? ?commercial"), ("SA", r"share ?-?alike"), ("ND", r"no-? 
 
 
 def short_license(code: str) -> str:
-    """A licence's family, without version or country: `cc by-nc 3.0 igo` -> CC-BY-NC; other codes in capitals."""
+    """The family of a licence, without version or country: `cc by-nc 3.0 igo` -> CC-BY-NC; other codes in capitals."""
     text = code.translate(DASHES).strip()
     if re.match(r"CC-? ?(0|ZERO)\b", text, re.IGNORECASE):
         return "CC0"
@@ -37,9 +37,9 @@ def _family(parts: list[str]) -> str:
 
 
 def license_name(text: str) -> str:
-    """CC-BY-4.0 and the like, from a link or from words; "" where it speaks of no Creative Commons licence.
+    """The name, such as CC-BY-4.0, from a link or from wording; "" where no licence of Creative Commons is named.
 
-    What restricts is looked for first: a waiver for the data beside a licence for the article is not the article's.
+    Restrictions are searched for first: a waiver for the data beside a licence for the article is not the article's.
     """
     if link := LINK.search(text):
         free = link[1].lower() == "publicdomain"

@@ -1,19 +1,21 @@
-"""`blip pubmed run`: all steps from a search to a data set and its page, each going on where it was stopped."""
+"""`blip pubmed run`: all steps from a search to a data set and its report; each goes on where it was stopped."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from blip.config import ConfigError, load_config
+from blip.files import write_whole
 from blip.hashing import fingerprint
-from blip.pubmed.build import Rules, build
+from blip.pubmed.build import build
 from blip.pubmed.extract import extract
 from blip.pubmed.fetch import BUCKET, Wanted, fetch
 from blip.pubmed.panels.split import Options, split
 from blip.pubmed.report import write_report
+from blip.pubmed.rules import Rules
 from blip.pubmed.search import EUTILS, OPENI, Server, search
 
 
@@ -21,18 +23,19 @@ class PubmedConfig(BaseModel):
     """Options of `blip pubmed run`."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True)
+    former_names: ClassVar[dict[str, str]] = {"workers": "num_workers", "splits": "split_shares"}
 
     # search and fetch
-    query: str  # in PubMed's notation
+    query: str  # in the notation of PubMed
     count: int = Field(1000, gt=0)  # articles at most; of Open-i, figures
     source: Literal["pmc", "openi"] = "pmc"  # PubMed Central, or Open-i, an index of figures
     email: str = ""  # NCBI asks for it
     api_key: str = ""  # of NCBI: ten requests a second instead of three
     licenses: list[str] = ["CC-BY", "CC0"]  # empty: all that are named
     retracted: bool = False  # retracted articles too
-    folder: str = "corpus"  # articles, lines, sub-figures
+    folder: str = "corpus"  # of the articles, lines and sub-figures
     dataset: str = "dataset"  # folder of the data set
-    workers: int = Field(4, gt=0)  # downloads, or processes, at the same time
+    num_workers: int = Field(4, gt=0)  # downloads, or processes, at the same time
     rate: float = Field(10.0, gt=0)  # requests a second to the bucket
 
     # sub-figures and data set
@@ -45,7 +48,7 @@ class PubmedConfig(BaseModel):
     max_words: int = Field(300, gt=0)  # of a caption
     words: list[str] = []  # a caption has one of these; empty: any
     not_words: list[str] = []  # a caption has none of these
-    splits: tuple[float, float, float] = (0.8, 0.1, 0.1)  # shares of train, val and test, by article
+    split_shares: tuple[float, float, float] = (0.8, 0.1, 0.1)  # shares of train, val and test, by article
     decontaminate: list[str] = []  # folders or files of evaluation images to leave out
     shards: bool = False  # also write webdataset shards
     seed: int = 0  # of the division
@@ -57,40 +60,77 @@ class PubmedConfig(BaseModel):
 
 
 def run(config: Path, overrides: list[str], tell: Callable[[str], None]) -> None:
-    """Every step of a configuration; those that are done and made from the same are not done again."""
+    """Runs every step of a configuration; steps that were completed with the same input are skipped.
+
+    Args:
+        overrides: `key=value`, which take precedence over the file.
+        tell: receives a line for each step.
+
+    Raises:
+        ConfigError: the configuration cannot be read, or `email` is missing.
+        FetchError: a server does not answer. BlipError of other kinds: see the steps.
+    """
     settings = load_config(config, PubmedConfig, overrides)
     if settings.source == "pmc" and not settings.email:
         raise ConfigError(
             f"{config}: NCBI asks for an address to write to: set `email`, or --set email=you@example.org"
         )
     corpus, dataset = Path(settings.folder), Path(settings.dataset)
+    _search_and_fetch(settings, corpus, tell)
+    figures = corpus / "figures.jsonl"
+    extracted = extract(corpus, figures, settings.num_workers)
+    tell(f"extract: {extracted.figures} figures, {extracted.files} with a file")
+    pairs = _split(settings, corpus, figures, tell=tell) if settings.split_figures else figures
+    built = build(
+        pairs,
+        dataset,
+        _rules(settings),
+        decontaminate=[Path(place) for place in settings.decontaminate],
+        shards=settings.shards,
+        num_workers=settings.num_workers,
+    )
+    tell(f"build: {', '.join(f'{name} {count}' for name, count in built.pairs.items())} pairs in {dataset}")
+    write_report(dataset, dataset / "report.html")
+    tell(f"report: {dataset / 'report.html'}")
+
+
+def _search_and_fetch(settings: PubmedConfig, corpus: Path, tell: Callable[[str], None]) -> None:
     server = Server(settings.email, settings.api_key, settings.eutils, settings.openi)
-    new = search(corpus, settings.query, settings.count, server, settings.source)
+    new = search(corpus, settings.query, settings.count, server=server, source=settings.source)
     tell(f"search: {new} new articles in {corpus}")
-    wanted = Wanted(settings.licenses, settings.retracted, settings.bucket, settings.rate, settings.workers)
+    wanted = Wanted(
+        licenses=settings.licenses,
+        retracted=settings.retracted,
+        bucket=settings.bucket,
+        rate=settings.rate,
+        num_workers=settings.num_workers,
+    )
     fetched = fetch(corpus, wanted, tell)
     tell(f"fetch: {fetched.articles} articles, {fetched.files} files, {fetched.failed} failed, "
          f"{fetched.left_out} left out")  # fmt: skip
-    figures = corpus / "figures.jsonl"
-    found = extract(corpus, figures, settings.workers)
-    tell(f"extract: {found.figures} figures, {found.files} with a file")
-    pairs = figures
-    if settings.split_figures:
-        pairs, mark = corpus / "subfigures.jsonl", corpus / "subfigures.made_from.json"
-        made_from = {"figures": fingerprint(figures), "read_letters": settings.read_letters}
-        if pairs.exists() and mark.exists() and json.loads(mark.read_text()) == made_from:
-            tell("split: done before")
-        else:
-            options = Options(str((corpus / "subfigures").resolve()), read_letters=settings.read_letters)
-            done = split(figures, pairs, options, settings.workers, tell)
-            mark.write_text(json.dumps(made_from))
-            tell(f"split: {done.pairs} pairs of {done.figures} figures")
-    rules = Rules(
-        settings.splits,
-        settings.licenses,
-        settings.retracted,
-        confidence=settings.min_confidence,
-        whole=settings.keep_whole,
+
+
+def _split(settings: PubmedConfig, corpus: Path, figures: Path, *, tell: Callable[[str], None]) -> Path:
+    """Splits the figures unless that was done before; returns the file of pairs."""
+    pairs, mark = corpus / "subfigures.jsonl", corpus / "subfigures.made_from.json"
+    made_from = {"figures": fingerprint(figures), "read_letters": settings.read_letters}
+    if pairs.exists() and mark.exists() and json.loads(mark.read_text()) == made_from:
+        tell("split: done before")
+        return pairs
+    options = Options(str((corpus / "subfigures").resolve()), read_letters=settings.read_letters)
+    done = split(figures, pairs, options, num_workers=settings.num_workers, tell=tell)
+    write_whole(mark, json.dumps(made_from))
+    tell(f"split: {done.pairs} pairs of {done.figures} figures")
+    return pairs
+
+
+def _rules(settings: PubmedConfig) -> Rules:
+    return Rules(
+        split_shares=settings.split_shares,
+        licenses=settings.licenses,
+        retracted=settings.retracted,
+        min_confidence=settings.min_confidence,
+        keep_whole=settings.keep_whole,
         min_side=settings.min_side,
         min_words=settings.min_words,
         max_words=settings.max_words,
@@ -98,8 +138,3 @@ def run(config: Path, overrides: list[str], tell: Callable[[str], None]) -> None
         not_words=settings.not_words,
         seed=settings.seed,
     )
-    clean = [Path(place) for place in settings.decontaminate]
-    built = build(pairs, dataset, rules, clean, settings.shards, settings.workers)
-    tell(f"build: {', '.join(f'{name} {count}' for name, count in built.pairs.items())} pairs in {dataset}")
-    write_report(dataset, dataset / "report.html")
-    tell(f"report: {dataset / 'report.html'}")

@@ -1,7 +1,7 @@
-"""Which articles: PubMed Central's ESearch, or Open-i's index of figures.
+"""`blip pubmed search`: articles by ESearch of PubMed Central, or by Open-i, an index of figures.
 
-Both only name articles, by PMCID; licences, retractions and files come from the bucket (`fetch.py`). A search that was
-stopped goes on at the page where it stopped.
+Both return PMCIDs only; licences, retractions and files come from the bucket (`fetch.py`). A search that was stopped
+goes on at the page where it stopped.
 """
 
 import io
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.pubmed.catalogue import Catalogue
-from blip.pubmed.http_client import Client, FetchError, Patience
+from blip.pubmed.http_client import Client, FetchError, RetryPolicy
 
 EUTILS = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils/"
 OPENI = "https://openi.nlm.nih.gov/api/search"
@@ -23,38 +23,38 @@ RATE, RATE_WITH_KEY = 3.0, 10.0  # requests a second that NCBI allows
 
 @dataclass
 class Server:
-    """Where to ask and as whom."""
+    """Addresses of the servers, and what identifies the user."""
 
     email: str = ""
     api_key: str = ""
     eutils: str = EUTILS
     openi: str = OPENI
-    patience: Patience | None = None
+    retry: RetryPolicy | None = None
 
 
-def search(folder: Path, query: str, count: int, server: Server, source: str = "pmc", again: bool = False) -> int:
-    """Adds the articles that a query finds to the catalogue of a corpus.
+def search(folder: Path, query: str, count: int, *, server: Server, source: str = "pmc", again: bool = False) -> int:
+    """Adds the articles that match a query to the catalogue of a corpus, which is made where it is missing.
 
     Args:
         folder: the corpus.
-        query: in the words of the source (PMC: https://www.ncbi.nlm.nih.gov/books/NBK3825/).
-        count: results at most; of Open-i these are figures, several an article.
+        query: in the notation of the source (PMC: https://www.ncbi.nlm.nih.gov/books/NBK3825/).
+        count: results at most; results of Open-i are figures, several for an article.
         source: "pmc" or "openi".
-        again: ask from the first page on, though this search was finished.
+        again: start at the first page although this search was finished.
 
     Returns:
-        how many articles are new in the corpus.
+        the number of articles that are new in the corpus.
 
     Raises:
-        FetchError: the server does not answer, or not as it should.
+        FetchError: the server does not answer, its answer cannot be read, or nothing matches.
     """
-    pages: dict[str, Callable[[Client, Server, str, int, int], tuple[list[str], int]]] = {"pmc": _pmc, "openi": _openi}
+    pages: dict[str, Callable[[Client, Server, _Page], tuple[list[str], int]]] = {"pmc": _pmc, "openi": _openi}
     if source not in pages:
         raise FetchError(f"source {source!r}: known are {', '.join(pages)}", lasting=True)
     if source == "pmc" and not re.fullmatch(r"[^@\s]+@[^@\s]+", server.email):
         raise FetchError("NCBI asks for an address to write to: --email you@example.org", lasting=True)
     catalogue = Catalogue(folder, create=True)
-    client = Client(RATE_WITH_KEY if server.api_key else RATE, server.patience, f"blip-pubmed ({server.email})")
+    client = Client(RATE_WITH_KEY if server.api_key else RATE, server.retry, f"blip-pubmed ({server.email})")
     new = 0
     try:
         if again:
@@ -62,47 +62,60 @@ def search(folder: Path, query: str, count: int, server: Server, source: str = "
         seen, total = catalogue.progress(source, query)
         while seen < min(count, count if total is None else total):
             most = min(PAGE[source], count - seen)
-            pmcids, total = pages[source](client, server, query, seen, most)
+            pmcids, total = pages[source](client, server, _Page(query, seen, most))
             if not pmcids and seen < total and source == "pmc":
                 raise FetchError(f"{query}: the server counts {total} results and shows none from {seen} on")
             seen += most
-            new += catalogue.add_page(source, query, min(seen, total), total, list(dict.fromkeys(pmcids)))
+            pmcids = list(dict.fromkeys(pmcids))
+            new += catalogue.add_page(source, query, min(seen, total), total=total, pmcids=pmcids)
     finally:
         client.close()
         catalogue.close()
     return new
 
 
-def _pmc(client: Client, server: Server, query: str, start: int, most: int) -> tuple[list[str], int]:
-    """(PMCIDs of a page, results that there are)."""
+@dataclass
+class _Page:
+    """A part of the results."""
+
+    query: str
+    start: int  # number of its first result, from 0
+    most: int  # results
+
+
+def _pmc(client: Client, server: Server, page: _Page) -> tuple[list[str], int]:
+    """(PMCIDs of a page, total number of results) of ESearch."""
     from Bio import Entrez
 
-    params = {"db": "pmc", "term": query, "retstart": start, "retmax": most, "tool": "blip", "email": server.email}
+    params = {"db": "pmc", "term": page.query, "retstart": page.start, "retmax": page.most, "tool": "blip",
+              "email": server.email}  # fmt: skip
     if server.api_key:
         params["api_key"] = server.api_key
     body = client.get(server.eutils.rstrip("/") + "/esearch.fcgi", params)
     try:
         answer = Entrez.read(io.BytesIO(body))
         ids, total = [f"PMC{number}" for number in answer["IdList"]], int(answer["Count"])
-    except Exception as error:  # Biopython's parser raises what it likes
-        raise FetchError(f"ESearch: an answer that is none ({type(error).__name__}: {error}): {body[:200]!r}") from None
+    except Exception as error:  # the parser of Biopython raises exceptions of many kinds
+        raise FetchError(
+            f"ESearch: an answer that cannot be read ({type(error).__name__}: {error}): {body[:200]!r}"
+        ) from None
     unknown = answer.get("ErrorList", {}).get("PhraseNotFound", [])
     if not total:
         words = f"; unknown are {', '.join(map(str, unknown))}" if unknown else ""
-        raise FetchError(f"no article of PubMed Central matches {query!r}{words}", lasting=True)
+        raise FetchError(f"no article of PubMed Central matches {page.query!r}{words}", lasting=True)
     return ids, total
 
 
-def _openi(client: Client, server: Server, query: str, start: int, most: int) -> tuple[list[str], int]:
+def _openi(client: Client, server: Server, page: _Page) -> tuple[list[str], int]:
     """The same of Open-i, which counts figures from 1."""
-    params: dict[str, Any] = {"coll": "pmc", "query": query, "m": start + 1, "n": start + most}
+    params: dict[str, Any] = {"coll": "pmc", "query": page.query, "m": page.start + 1, "n": page.start + page.most}
     body = client.get(server.openi, params)
     try:
         answer = json.loads(body)
         rows, total = answer.get("list") or [], int(answer["total"])
         numbers = [str(row.get("pmcid") or row.get("uid", "").partition("_")[0]) for row in rows]
     except (ValueError, KeyError, AttributeError) as error:
-        raise FetchError(f"Open-i: an answer that is none ({error}): {body[:200]!r}") from None
+        raise FetchError(f"Open-i: an answer that cannot be read ({error}): {body[:200]!r}") from None
     if not total:
-        raise FetchError(f"no figure of Open-i matches {query!r}", lasting=True)
+        raise FetchError(f"no figure of Open-i matches {page.query!r}", lasting=True)
     return [f"PMC{number.removeprefix('PMC')}" for number in numbers if number.removeprefix("PMC").isdigit()], total

@@ -1,4 +1,4 @@
-"""What the steps over many files share: processes that keep the order, counts that add up."""
+"""What the steps over many files share: several processes whose results keep the order, and summaries that add up."""
 
 import multiprocessing
 from collections import Counter
@@ -13,44 +13,42 @@ from blip.errors import BlipError
 In = TypeVar("In")
 Out = TypeVar("Out")
 NAMED = 100  # problems that a summary names
-BLOCK = 2000  # items that are under way at once
+BLOCK = 2000  # items that are submitted at once
+CHUNK = 8  # items that are sent to a process together
 
 
 class WorkError(BlipError):
-    """Processes that ended; the message says what to try."""
+    """A process ended unexpectedly."""
 
 
-def in_order(
-    function: Callable[[In], Out],
-    items: Iterator[In],
-    workers: int,
-    start: Callable[..., None] | None = None,
-    given: tuple[Any, ...] = (),
-) -> Iterator[Out]:
-    """The function's answers in the order of the items, from as many processes as wanted; 1 is this process.
+def in_order(function: Callable[[In], Out], items: Iterator[In], num_workers: int) -> Iterator[Out]:
+    """The results of a function in the order of its arguments.
 
     Args:
-        start: called first in every process, with `given`; what it raises must have been tried before.
+        function: sent to the processes again and again, so it should be small; what is costly to make, such as a
+            model, it should make once in each process and keep.
+        items: arguments, read as results are taken.
+        num_workers: processes; 1 is this process.
+
+    Raises:
+        WorkError: a process was killed.
     """
-    if workers < 2:
-        if start:
-            start(*given)
+    if num_workers < 2:
         yield from map(function, items)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=start, initargs=given) as pool:
+    with ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn")) as pool:
         try:
-            while some := list(islice(items, BLOCK)):  # an executor takes all that it is given at once
-                yield from pool.map(function, some, chunksize=8)
+            while block := list(islice(items, BLOCK)):  # an executor reads all the items that it is given at once
+                yield from pool.map(function, block, chunksize=CHUNK)
         except BrokenProcessPool:
-            raise WorkError("a process ended all at once, perhaps for want of memory: try fewer workers") from None
+            raise WorkError("a process ended unexpectedly, perhaps out of memory: try fewer workers") from None
         except GeneratorExit:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def add(summary: Any, part: Any) -> None:
-    """Adds the counts of a part to those of a whole; of named problems the first hundred stay."""
+    """Adds the counts of a part to those of a whole, and its named problems up to `NAMED`."""
     for name, value in vars(part).items():
         if isinstance(value, Counter):
             getattr(summary, name).update(value)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from blip import distributed
-from blip.checkpoints import initialize
+from blip.checkpoints import adapter_files, adapters, initialize
 from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict, load_weights, save_weights, unique_state
 from blip.config import ConfigError
 from blip.data.batches import collate
@@ -27,7 +27,6 @@ from blip.errors import BlipError
 from blip.files import whole_folder, write_whole
 from blip.tasks import start, tokenizers
 from blip.tasks.config import FineTuneConfig
-from blip.train import lora
 from blip.train.checkpoint import disk_errors
 from blip.train.freeze import freeze
 from blip.train.log import RunLog
@@ -64,8 +63,13 @@ class FineTuning:
         self.warning = start.advice(self.task, source, self.missing) if source else ""
         if self.config.lora:
             options = self.config.lora
-            lora.add_lora(
-                self.model, options.rank, options.targets, options.alpha, options.dropout, tuple(options.trainable)
+            adapters.add_lora(
+                self.model,
+                options.rank,
+                options.targets,
+                alpha=options.alpha,
+                dropout=options.dropout,
+                trainable=tuple(options.trainable),
             )
         self.model.to(device)
         self.add_parts()
@@ -210,7 +214,7 @@ class FineTuning:
 
     def weights(self) -> dict[str, Tensor]:
         """The model's tensors, with adapters merged into them, so that any program can load them."""
-        return lora.merged_state(self.model) if self.config.lora else unique_state(self.model)
+        return adapters.merged_state(self.model) if self.config.lora else unique_state(self.model)
 
     def state(self) -> dict:
         """What a checkpoint holds beside weights and optimizer."""
@@ -264,7 +268,8 @@ class FineTuning:
             with disk_errors("the best weights", self.output), whole_folder(self.output / BEST) as folder:
                 save_weights(folder, weights, {**self.info(), "step": step})
                 if self.config.lora:
-                    lora.save_adapter(folder, self.model, {"base": self.config.init_from})
+                    about = {"base": self.config.init_from, "model": self.info()}
+                    adapter_files.save_adapter(folder, self.model, about, new=self.missing)
                 (folder / TOKENIZER).write_bytes((self.output / TOKENIZER).read_bytes())
                 (folder / "metrics.json").write_text(json.dumps({"step": step, **metrics}, indent=1) + "\n")
         distributed.barrier()

@@ -100,7 +100,13 @@ class Retrieving(PairFineTuning):
         pixels = ImagesByNumber(gallery.images, self.eval_transform(), self.config.num_workers)
         count, texts = len(gallery.images), gallery.texts
         found = evaluate_retrieval(
-            self.model, pixels, count, texts, self.device, self.config.k_test, self.config.batch_size
+            self.model,
+            pixels,
+            count,
+            texts=texts,
+            device=self.device,
+            k=self.config.k_test,
+            batch_size=self.config.batch_size,
         )
         lost = {
             note for part in distributed.gather_objects(pixels.skipped) for note in part

@@ -8,14 +8,13 @@ from rich.console import Console
 from torch import nn
 
 from blip import distributed
-from blip.checkpoints import initialize
+from blip.checkpoints import adapters, initialize
 from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict, load_weights
 from blip.config import ConfigError
 from blip.models.factory import spec_of
 from blip.tasks import start
 from blip.tasks.config import FineTuneConfig
 from blip.tasks.finetune import BEST, FineTuning
-from blip.train import lora
 from blip.train.checkpoint import complete_checkpoints, find_checkpoint
 from blip.train.run import fit, prepare
 
@@ -91,7 +90,7 @@ def warn(text: str) -> None:
 def plain(task: FineTuning) -> nn.Module:
     """The run's model with its adapters merged, so that the weights of a checkpoint fit."""
     if task.config.lora:
-        lora.merge(task.model)
+        adapters.merge(task.model)
     return task.model
 
 

@@ -230,12 +230,14 @@ class Answering(FineTuning):
         references = [q.references or q.answers for q in questions]
         groups = [q.group or q.image_id for q in questions]
         details: dict[str, Any] = {"by_type": as_json(
-            score_answers(texts, references, [q.answer_type for q in questions], groups, self.config.seed)
+            score_answers(
+                texts, references, [q.answer_type for q in questions], groups=groups, seed=self.config.seed
+            )
         )}  # fmt: skip
         categories = sorted({q.category for q in questions if q.category})
         if categories:
             details["by_category"] = as_json(
-                score_answers(texts, references, [q.category for q in questions], groups, self.config.seed)
+                score_answers(texts, references, [q.category for q in questions], groups=groups, seed=self.config.seed)
             )
         metrics: dict[str, Any] = {f"{split}_questions": len(known)}
         for name, scores in details["by_type"].items():

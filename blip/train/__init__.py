@@ -6,7 +6,7 @@ launch       the command line of the training scripts
 run          a run from its start, or from a checkpoint, to its end
 loop         batches, gradients, updates, signals
 schedule     epochs and steps; the learning rate of a step
-optim freeze lora   the optimizer, frozen parts, low-rank adapters
+optim freeze   the optimizer, frozen parts
 parallel     DDP, compilation, recomputation of activations
 checkpoint log   the files of a run
 """

@@ -193,7 +193,7 @@ def test_the_prompt_is_no_part_of_a_caption(model: Predictor, phantoms: Path, tm
     how = Decoding(sample=True, max_new_tokens=4, min_new_tokens=3)
     steps.caption(model, candidates, tmp_path, model_fingerprint="m", options=CaptionOptions(how, prompt="Chest with "))
     texts = [line["text"] for line in read_lines(tmp_path)]
-    written = [several[0].text for several in model.write([candidates.image_path(0)], "Chest with ", how, 1)]
+    written = [several[0].text for several in model.write([candidates.image_path(0)], "Chest with ", how, batch_size=1)]
     assert written[0].startswith("chest with") and texts and not any(text.startswith("chest with") for text in texts)
 
 
@@ -280,7 +280,7 @@ def test_a_share_is_kept_whatever_the_scores(scores: list[float], tmp_path: Path
         assert found.kept[WEB] == sum(score >= border for score in scores) >= tenth
     write_report([tmp_path / "scored"], tmp_path / "page.html", Rule(fraction=0.2))
     kept = len(scores) if len(set(scores)) == 1 else 6 if len(set(scores)) == 2 else 2
-    assert f"<td>10<td>{kept}<td>{10 - kept}<td>" in (tmp_path / "page.html").read_text()
+    assert f"<td>10</td><td>{kept}</td><td>{10 - kept}</td>" in (tmp_path / "page.html").read_text()
 
 
 def test_human_texts_alone_are_no_result(scored: Path, phantoms: Path, tmp_path: Path) -> None:

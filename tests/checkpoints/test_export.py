@@ -46,7 +46,7 @@ def test_transformers_writes_the_same_captions(checkpoints: dict, images: list, 
     words, pixels = model.tokenizer, model.pixels(images)
     ids = torch.tensor(words.encode(["a"], 40) * 3)  # generate() puts [DEC] first and takes [SEP] off
     theirs = foreign.generate(pixels, ids, num_beams=beams, max_new_tokens=8, do_sample=False)
-    ours = model.write(images, how=Decoding(beams=beams, max_new_tokens=8))
+    ours = model.write(images, decoding=Decoding(beams=beams, max_new_tokens=8))
     assert [one[0].text for one in ours] == [words.decode(row) for row in theirs.tolist()]
     assert blip.load(tmp_path / "hf").caption(images, "a") == model.caption(images)
 
@@ -73,7 +73,7 @@ def test_transformers_answers_the_same(tmp_path: Path, images: list) -> None:
         torch.testing.assert_close(decoder.head(decoder(answer_ids, rows, decoder.image_keys(alone))), logits, **CLOSE)
 
     how = Decoding(max_new_tokens=5)
-    for i, one in enumerate(model.answer(images, QUESTIONS, how=how)):
+    for i, one in enumerate(model.answer(images, QUESTIONS, decoding=how)):
         alone = foreign.generate(asked[i : i + 1, : lengths[i]], pixels[i : i + 1], max_new_tokens=5, do_sample=False)
         assert one.text == words.decode(alone[0].tolist())
 

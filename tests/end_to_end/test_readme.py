@@ -89,7 +89,7 @@ SET = {
         "precision": "fp32",
     },
     "blip pubmed run": {
-        "email": "me@lab.org", "eutils": "SERVER", "bucket": "SERVER", "rate": 100, "workers": 1, "min_side": 32,
+        "email": "me@lab.org", "eutils": "SERVER", "bucket": "SERVER", "rate": 100, "num_workers": 1, "min_side": 32,
     },
 }  # fmt: skip
 # program -> words that are added

@@ -93,10 +93,10 @@ def test_a_pair_is_scored_once_and_an_image_projected_once(monkeypatch: pytest.M
     scored: list[int] = []
     match_texts = retrieval.match_texts
 
-    def counting(model: Any, keys: Any, texts: Any, chosen: Tensor, device: Any) -> Tensor:
+    def counting(model: Any, keys: Any, texts: Any, *, chosen: Tensor, device: Any) -> Tensor:
         assert len(chosen.unique()) == len(chosen)
         scored.append(len(chosen))
-        return match_texts(model, keys, texts, chosen, device)
+        return match_texts(model, keys, texts, chosen=chosen, device=device)
 
     monkeypatch.setattr(retrieval, "match_texts", counting)
     found = evaluate("uneven", 3)
@@ -128,7 +128,7 @@ def test_states_are_not_kept() -> None:
         most = max(most, sum(ref() is not None for ref in alive))
 
     model.image_encoder.register_forward_hook(watch)
-    retrieval.evaluate_retrieval(model, source(pixels), len(pixels), texts, CPU, k=5, batch_size=1)
+    retrieval.evaluate_retrieval(model, source(pixels), len(pixels), texts=texts, device=CPU, k=5, batch_size=1)
     assert len(alive) == 2 * len(pixels)  # for the features, then for matching
     assert most <= 2
 
@@ -136,14 +136,14 @@ def test_states_are_not_kept() -> None:
 def test_training_mode_is_kept_and_dropout_is_off() -> None:
     pixels, texts = make_set(*SETS["uneven"])
     model = build().train()
-    found = retrieval.evaluate_retrieval(model, source(pixels), len(pixels), texts, CPU, k=3)
+    found = retrieval.evaluate_retrieval(model, source(pixels), len(pixels), texts=texts, device=CPU, k=3)
     assert model.training
     assert torch.equal(found.image_to_text.candidates, evaluate("uneven", 3).image_to_text.candidates)
 
 
 def test_equal_similarities_keep_their_order() -> None:
     queries, candidates = torch.ones(1, 4), torch.ones(5, 4)
-    ranking, ranks = retrieval.by_contrast(queries, candidates, 3, [[4, 2]])
+    ranking, ranks = retrieval.by_contrast(queries, candidates, 3, answers=[[4, 2]])
     assert ranking.candidates.tolist() == [[0, 1, 2]]
     assert ranks.tolist() == [2]
     assert retrieval.ranks_after(
@@ -188,7 +188,9 @@ def test_bad_sets_are_named(case: str) -> None:
     pixels, texts = make_set(*SETS["uneven"])
     arguments = {"k": 3, "count": 7, "source": source(pixels), **changed}
     with pytest.raises(ValueError, match=message):
-        retrieval.evaluate_retrieval(build(), arguments["source"], arguments["count"], texts, CPU, k=arguments["k"])
+        retrieval.evaluate_retrieval(
+            build(), arguments["source"], arguments["count"], texts=texts, device=CPU, k=arguments["k"]
+        )
 
 
 def test_states_that_end_early_are_noticed() -> None:
@@ -200,7 +202,7 @@ def test_states_that_end_early_are_noticed() -> None:
         return list(states(numbers))[:1]
 
     with torch.no_grad(), pytest.raises(ValueError, match="they gave 1 results of 3"):
-        retrieval.match_pairs(model, short, texts, pairs, CPU, batch_size=1)
+        retrieval.match_pairs(model, short, texts, pairs=pairs, device=CPU, batch_size=1)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from blip.tokenizer import Specials, Tokenizer
 from helpers.tiny import STORED_EMBED, STORED_TEXT, STORED_VIT, specials_of, stored_info
 
 CAPTIONS = ["a large lesion in the left lung", "normal chest x-ray"]
-HEADS = (STORED_VIT.heads, STORED_TEXT.heads)
+HEADS = {"image_heads": STORED_VIT.heads, "text_heads": STORED_TEXT.heads}
 
 
 def tiny_retrieval() -> tuple[dict[str, Tensor], dict]:
@@ -67,7 +67,7 @@ def empty_folder(tmp_path: Path) -> None:
 
 
 def cut_pth(tmp_path: Path) -> None:
-    convert.read(cut(released(tmp_path)), *HEADS)
+    convert.read(cut(released(tmp_path)), **HEADS)
 
 
 def cut_safetensors(tmp_path: Path) -> None:
@@ -97,35 +97,35 @@ def another_model(tmp_path: Path) -> None:
 
 
 def unknown_key(tmp_path: Path) -> None:
-    convert.read(released(tmp_path, **{"text_encoder/pooler/dense/weight": torch.zeros(2, 2)}), *HEADS)
+    convert.read(released(tmp_path, **{"text_encoder/pooler/dense/weight": torch.zeros(2, 2)}), **HEADS)
 
 
 def copies_differ(tmp_path: Path) -> None:
     name = "text_decoder/bert/encoder/layer/1/output/dense/bias"
-    convert.read(released(tmp_path, **{name: torch.ones(STORED_TEXT.width)}), *HEADS)
+    convert.read(released(tmp_path, **{name: torch.ones(STORED_TEXT.width)}), **HEADS)
 
 
 def head_differs(tmp_path: Path) -> None:
     name = "text_decoder/cls/predictions/decoder/weight"
-    convert.read(released(tmp_path, **{name: torch.ones(STORED_TEXT.vocab_size, STORED_TEXT.width)}), *HEADS)
+    convert.read(released(tmp_path, **{name: torch.ones(STORED_TEXT.vocab_size, STORED_TEXT.width)}), **HEADS)
 
 
 def missing_key(tmp_path: Path) -> None:
     path = released(tmp_path, **{"itm_head/bias": None, "visual_encoder/blocks/1/norm2/weight": None})
-    blip.load(path, "cpu", *HEADS, tokenizer=vocabulary(tmp_path))
+    blip.load(path, "cpu", **HEADS, tokenizer=vocabulary(tmp_path))
 
 
 def missing_size(tmp_path: Path) -> None:
-    convert.read(released(tmp_path, **{"visual_encoder/pos_embed": None}), *HEADS)
+    convert.read(released(tmp_path, **{"visual_encoder/pos_embed": None}), **HEADS)
 
 
 def wrong_shape(tmp_path: Path) -> None:
     path = released(tmp_path, **{"visual_encoder/blocks/1/mlp/fc1/bias": torch.zeros(5)})
-    blip.load(path, "cpu", *HEADS, tokenizer=vocabulary(tmp_path))
+    blip.load(path, "cpu", **HEADS, tokenizer=vocabulary(tmp_path))
 
 
 def oblong_grid(tmp_path: Path) -> None:
-    convert.read(released(tmp_path, **{"visual_encoder/pos_embed": torch.zeros(1, 15, STORED_VIT.width)}), *HEADS)
+    convert.read(released(tmp_path, **{"visual_encoder/pos_embed": torch.zeros(1, 15, STORED_VIT.width)}), **HEADS)
 
 
 def unknown_heads(tmp_path: Path) -> None:
@@ -137,12 +137,12 @@ def heads_do_not_divide(tmp_path: Path) -> None:
 
 
 def no_tokenizer(tmp_path: Path) -> None:
-    blip.load(released(tmp_path), "cpu", *HEADS)
+    blip.load(released(tmp_path), "cpu", **HEADS)
 
 
 def wrong_tokenizer(tmp_path: Path) -> None:
     Tokenizer.train(CAPTIONS, 40).save(tmp_path / "small.json")
-    blip.load(released(tmp_path), "cpu", *HEADS, tokenizer=tmp_path / "small.json")
+    blip.load(released(tmp_path), "cpu", **HEADS, tokenizer=tmp_path / "small.json")
 
 
 def damaged_info(tmp_path: Path) -> None:

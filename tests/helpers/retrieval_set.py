@@ -44,7 +44,7 @@ def source(pixels: Tensor) -> retrieval.Batches:
 def evaluate(name: str, k: int, batch_size: int = 2) -> retrieval.Retrieval:
     pixels, texts = make_set(*SETS[name])
     return retrieval.evaluate_retrieval(
-        build(), source(pixels), len(pixels), texts, torch.device("cpu"), k=k, batch_size=batch_size
+        build(), source(pixels), len(pixels), texts=texts, device=torch.device("cpu"), k=k, batch_size=batch_size
     )
 
 

@@ -45,7 +45,7 @@ def test_captions_are_those_of_direct_calls(checkpoints: dict, images: list, way
     model = blip.load(checkpoints["caption"])
     words, how = model.tokenizer, WAYS[way]
     first = [words.dec_id, *words.encode(["a"], 40)[0][1:-1]]
-    written = model.write(images, how=how, batch_size=batch_size)
+    written = model.write(images, decoding=how, batch_size=batch_size)
     for image, several in zip(images, written, strict=True):
         states = model.model.image_encoder(model.pixels([image]))
         step = DecoderStep(model.model.text_decoder, model.model.text_decoder.image_keys(states))
@@ -53,7 +53,7 @@ def test_captions_are_those_of_direct_calls(checkpoints: dict, images: list, way
         assert [one.text for one in several] == [words.decode(first + ids) for ids in out.ids.tolist()]
         assert [one.log_prob for one in several] == pytest.approx(out.log_probs.sum(dim=1).tolist(), abs=1e-5)
         assert len(several) == how.num_return
-    assert [several[0].text for several in written] == model.caption(images, how=how, batch_size=batch_size)
+    assert [several[0].text for several in written] == model.caption(images, decoding=how, batch_size=batch_size)
     assert len({len(several[0].tokens) for several in written}) > 1, "captions must end at different lengths here"
 
 
@@ -81,7 +81,7 @@ def test_a_seed_repeats_samples(checkpoints: dict, images: list) -> None:
     how = Decoding(sample=True, num_return=3, max_new_tokens=6)
 
     def texts(seed: int) -> list[str]:
-        return [one.text for several in model.write(images, how=how, seed=seed) for one in several]
+        return [one.text for several in model.write(images, decoding=how, seed=seed) for one in several]
 
     assert texts(1) == texts(1)
     assert texts(1) != texts(2)
@@ -130,9 +130,9 @@ def test_padding_of_a_question_never_changes_an_answer(checkpoints: dict, images
     model = blip.load(checkpoints["vqa"])
     lengths = model.ids(QUESTIONS)[1].tolist()
     assert max(lengths) > 2 * min(lengths)
-    together = model.answer([images[0]] * 3, QUESTIONS, how=how)
+    together = model.answer([images[0]] * 3, QUESTIONS, decoding=how)
     for question, one in zip(QUESTIONS, together, strict=True):
-        alone = model.answer(images[0], question, how=how)[0]
+        alone = model.answer(images[0], question, decoding=how)[0]
         assert one.text == alone.text
         assert one.probability == pytest.approx(alone.probability, abs=1e-6)
 
@@ -140,7 +140,7 @@ def test_padding_of_a_question_never_changes_an_answer(checkpoints: dict, images
 @torch.no_grad()
 def test_written_answers_are_those_of_direct_calls(checkpoints: dict, images: list) -> None:
     model, how = blip.load(checkpoints["vqa"]), Decoding(beams=3, max_new_tokens=5)
-    for image, question, one in zip(images, QUESTIONS, model.answer(images, QUESTIONS, how=how), strict=True):
+    for image, question, one in zip(images, QUESTIONS, model.answer(images, QUESTIONS, decoding=how), strict=True):
         keys = model.model.question_keys(model.pixels([image]), *model.ids([question]))
         out = model.model.answer(keys, how, model.tokenizer.sep_id)
         assert one.text == model.tokenizer.decode(out.ids[0].tolist())
@@ -168,7 +168,7 @@ def test_long_answers_are_cut_as_in_training(checkpoints: dict, images: list) ->
 def test_judgements_are_those_of_direct_calls(checkpoints: dict, images: list, batch_size: int) -> None:
     model = blip.load(checkpoints["nlvr"])
     right = images[1:] + images[:1]
-    found = model.judge(images, right, QUESTIONS, batch_size)
+    found = model.judge(images, right, QUESTIONS, batch_size=batch_size)
     for one, left_path, right_path, text in zip(found, images, right, QUESTIONS, strict=True):
         pixels = model.pixels([left_path, right_path])[None]
         expected = model.model(pixels, *model.ids([text])).softmax(dim=1)[0, 1]
@@ -199,7 +199,7 @@ def test_caption_over_files_and_folders(checkpoints: dict, images: list, tmp_pat
     folder, options = images[0].parent, ["--checkpoint", checkpoints["caption"], "--max_new_tokens", "6"]
     found = rows("caption", folder, *options)
     assert [row["image"] for row in found] == [str(path) for path in images]
-    expected = blip.load(checkpoints["caption"]).write(images, how=Decoding(beams=3, max_new_tokens=6))
+    expected = blip.load(checkpoints["caption"]).write(images, decoding=Decoding(beams=3, max_new_tokens=6))
     assert [row["caption"] for row in found] == [several[0].text for several in expected]
     assert [row["log_prob"] for row in found] == pytest.approx([several[0].log_prob for several in expected])
     several = rows("caption", images[1], *options, "--num_return", "2")[0]
@@ -253,7 +253,9 @@ def test_answer_from_the_models_list_from_another_or_freely(checkpoints: dict, i
         "left", "right lung",
     }  # fmt: skip
     freely = rows(*command, "--generate")[0]
-    assert freely["answer"] == model.answer(images[0], QUESTIONS[1], how=Decoding(beams=3, max_new_tokens=10))[0].text
+    assert (
+        freely["answer"] == model.answer(images[0], QUESTIONS[1], decoding=Decoding(beams=3, max_new_tokens=10))[0].text
+    )
     assert "candidates" not in freely
 
 

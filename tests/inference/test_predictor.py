@@ -218,7 +218,9 @@ def test_all_formats_give_the_same_answers(checkpoint: Path, images: list[Image.
     convert.write(tmp_path / "model.pth", tensors, info, "salesforce")
     convert.write(tmp_path / "hf", tensors, info, "huggingface", words, hf_class="retrieval")
     ours = blip.load(checkpoint)
-    released = blip.load(tmp_path / "model.pth", "cpu", STORED_VIT.heads, STORED_TEXT.heads, tokenizer=words)
+    released = blip.load(
+        tmp_path / "model.pth", image_heads=STORED_VIT.heads, text_heads=STORED_TEXT.heads, tokenizer=words
+    )
     foreign = blip.load(tmp_path / "hf")
     for other in (released, foreign):
         close(other.match_logits(images, TEXTS), ours.match_logits(images, TEXTS), rtol=0, atol=0)

@@ -53,11 +53,11 @@ def test_an_interrupted_run_goes_on(
     shard = activations._shard
     calls = []
 
-    def dies(*args: object) -> object:
+    def dies(*args: object, **options: object) -> object:
         calls.append(args[2])
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return shard(*args)  # type: ignore[arg-type]
+        return shard(*args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(activations, "_shard", dies)
     with pytest.raises(KeyboardInterrupt):

@@ -18,9 +18,9 @@ from blip.checkpoints.format import load_strict
 from blip.inference.predictor import Predictor
 from blip.inference.scoring import answer_log_probs, caption_log_probs
 from blip.interpret.explain import explain_pairs, word_spans
-from blip.interpret.hooks import TraceError
 from blip.interpret.maps import METHODS
 from blip.interpret.pictures import blend, figure, page_of
+from blip.interpret.recording import TraceError
 from blip.models.decoding import Decoding
 from blip.models.matching import match_logits
 from blip.models.pretrain import PretrainModel
@@ -116,9 +116,9 @@ def test_a_caption_word_is_read_where_it_was_written(model: Predictor, pictures:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("task", ["match", "caption"])
 def test_batched_equals_one_by_one(model: Predictor, pictures: list[Path], task: str, method: str) -> None:
-    together = explain_pairs(model, pictures, TEXTS, task, method)
+    together = explain_pairs(model, pictures, TEXTS, task=task, method=method)
     for one, picture, text in zip(together, pictures, TEXTS, strict=True):
-        (alone,) = explain_pairs(model, picture, text, task, method)
+        (alone,) = explain_pairs(model, picture, text, task=task, method=method)
         assert alone.words == one.words == text.split()
         assert one.maps.shape == (len(one.words), 2, 2) and one.maps.isfinite().all()
         assert torch.allclose(one.maps, alone.maps, atol=1e-6) and torch.allclose(
@@ -270,7 +270,7 @@ def test_command_for_folders_and_files(tiny_checkpoint: Path, phantoms: Path, tm
 def test_impossible_wishes(
     model: Predictor, pictures: list[Path], texts: str | list, options: dict, message: str
 ) -> None:
-    with pytest.raises((ValueError, blip.interpret.hooks.TraceError, blip.errors.BlipError), match=message):
+    with pytest.raises((ValueError, blip.interpret.recording.TraceError, blip.errors.BlipError), match=message):
         explain_pairs(model, pictures, texts, **options)
 
 
@@ -302,7 +302,7 @@ def test_several_places_with_texts_by_option(tiny_checkpoint: Path, pictures: li
 def test_maps_need_patches(model: Predictor, pictures: list[Path]) -> None:
     with blip.trace(model, "text.0.self.*", grads=True) as t:
         model.match_logits(pictures, TEXTS)[:, 1].sum().backward()
-    with pytest.raises(TraceError, match="does not look at the patches"):
+    with pytest.raises(TraceError, match="does not attend to the patches"):
         blip.gradcam(t, "text.0.self")
 
 

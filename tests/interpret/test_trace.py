@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import blip
 from blip.inference.predictor import Predictor
 from blip.inference.scoring import caption_log_probs
-from blip.interpret.hooks import Trace, TraceError
+from blip.interpret.recording import Trace, TraceError
 from blip.models.decoding import Decoding
 from blip.models.pretrain import PretrainModel
 from blip.network.attention import Attention, attention_pattern
@@ -166,9 +166,9 @@ def test_decoder_and_encoder_share_modules_but_not_names(model: Predictor, pictu
 
 def test_writing_step_by_step(model: Predictor, pictures: list[Path]) -> None:
     how = Decoding(max_new_tokens=5, min_new_tokens=5)
-    plain = model.write(pictures, how=how)
+    plain = model.write(pictures, decoding=how)
     with blip.trace(model, ["decoder.0.self.pattern", "decoder.1.cross.pattern", "decoder.1.out"]) as t:
-        traced = model.write(pictures, how=how)
+        traced = model.write(pictures, decoding=how)
     assert [x[0].tokens for x in plain] == [x[0].tokens for x in traced]
     steps = t.all("decoder.0.self.pattern")
     first = steps[0].shape[2]
@@ -323,8 +323,8 @@ def test_edits_of_one_point_follow_one_another(exact: PretrainModel) -> None:
 def test_a_trace_keeps_what_was_asked(model: Predictor, pictures: list[Path]) -> None:
     with blip.trace(model, "text.0.self.q") as t:
         model.match_logits(pictures, TEXTS)
-    ((look,),) = t._looks["text.0.self"]
-    assert look.tensors.keys() == {"q"} and isinstance(look.visit, int)
+    ((call,),) = t._calls["text.0.self"]
+    assert call.tensors.keys() == {"q"} and isinstance(call.layer_pass, int)
 
 
 # ---- nothing stays behind --------------------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ def test_nothing_stays_behind_after_an_exception(model: Predictor, pictures: lis
         blip.trace(model, "*", edit={"text.1.out": fails}, grads=True),
     ):
         model.match_logits(pictures, TEXTS)
-    assert hooks(model.model) == 0 and not model.grads
+    assert hooks(model.model) == 0 and not model.differentiable
     again = model.match_logits(pictures, TEXTS)
     assert torch.equal(plain, again) and not again.requires_grad
 

@@ -80,7 +80,9 @@ def test_counts_of_matching() -> None:
     texts = retrieval.Texts(torch.randint(1, 48, (3, 5)), lengths, [[0]] * 3)
 
     def grouped() -> None:
-        retrieval.match_texts(model, model.text_encoder.image_keys(states), texts, torch.arange(3), torch.device("cpu"))
+        retrieval.match_texts(
+            model, model.text_encoder.image_keys(states), texts, chosen=torch.arange(3), device=torch.device("cpu")
+        )
 
     assert counted(grouped) == flops.match_grouped(VIT, TEXT, lengths.tolist(), images=1)
     peer = PublishedMatch(model.text_encoder, model.itm_head)
@@ -95,7 +97,7 @@ def test_counts_of_filtering() -> None:
     ids, lengths, states = torch.randint(1, 48, (6, 5)), [5] * 6, torch.randn(3, 17, 24)
     alone = 6 * text_forward(TEXT, 1, 5, longest=5, first_only=True)
     expected = alone + flops.match_grouped(VIT, TEXT, lengths, images=3, keys=False) + 2 * 8 * (3 * 24 + 6 * 36)
-    assert counted(lambda: match_states(model, states, ids, torch.tensor(lengths), 49)) == expected
+    assert counted(lambda: match_states(model, states, ids, lengths=torch.tensor(lengths), enc_id=49)) == expected
 
 
 @pytest.mark.parametrize("tokens", [None, 1], ids=["keys", "states"])

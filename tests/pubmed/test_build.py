@@ -12,10 +12,11 @@ from PIL import Image
 
 from blip.data.pairs import read_pairs
 from blip.data.webdataset import open_shards
-from blip.pubmed.build import BuildError, Rules, build
+from blip.pubmed.build import build
 from blip.pubmed.card import data_card
-from blip.pubmed.duplicates import Seen, look
+from blip.pubmed.duplicates import PictureIndex, read_signature, signature
 from blip.pubmed.report import ReportError, write_report
+from blip.pubmed.rules import BuildError, Rules
 
 STAYED = "compound figure that stayed whole"
 
@@ -54,7 +55,7 @@ def many(tmp_path: Path) -> Path:
 
 def test_parts_are_divided_by_article(many: Path, tmp_path: Path) -> None:
     out = tmp_path / "dataset"
-    built = build(many, out, Rules(splits=(0.6, 0.2, 0.2)))
+    built = build(many, out, Rules(split_shares=(0.6, 0.2, 0.2)))
     parts = {name: json.loads((out / f"{name}.json").read_text()) for name in ("train", "val", "test")}
     articles = [{record["article"] for record in part} for part in parts.values()]
     assert sum(map(len, parts.values())) == 90 == sum(built.pairs.values())
@@ -63,17 +64,17 @@ def test_parts_are_divided_by_article(many: Path, tmp_path: Path) -> None:
     assert all(len(part) == 3 * len(names) for part, names in zip(parts.values(), articles, strict=True))
     again = tmp_path / "again"
     write(many, [json.loads(text) for text in many.read_text().splitlines()][:45])
-    build(many, again, Rules(splits=(0.6, 0.2, 0.2)))
+    build(many, again, Rules(split_shares=(0.6, 0.2, 0.2)))
     for name, some in parts.items():
         smaller = {record["article"] for record in json.loads((again / f"{name}.json").read_text())}
         assert smaller <= {record["article"] for record in some}, "an article stays in its part as the corpus grows"
-    build(many, tmp_path / "other", Rules(splits=(0.6, 0.2, 0.2), seed=1))
+    build(many, tmp_path / "other", Rules(split_shares=(0.6, 0.2, 0.2), seed=1))
     assert (tmp_path / "other" / "train.json").read_text() != (again / "train.json").read_text()
 
 
 def test_what_is_written_can_be_trained_on(many: Path, tmp_path: Path) -> None:
     out = tmp_path / "dataset"
-    build(many, out, Rules(), shards=True, workers=2)
+    build(many, out, Rules(), shards=True, num_workers=2)
     pairs = read_pairs([out / "train.json"])
     assert len(pairs) == len(json.loads((out / "train.json").read_text()))
     record = json.loads((out / "train.json").read_text())[0]
@@ -94,7 +95,7 @@ def test_what_is_written_can_be_trained_on(many: Path, tmp_path: Path) -> None:
         ({"retracted": True}, {}, "retracted"),
         ({"image": ""}, {}, "no file"),
         ({"confidence": 0.3}, {}, "confidence"),
-        ({"how": "whole", "panels": [[0, 0, 1, 1], [1, 1, 2, 2]]}, {"whole": False}, STAYED),
+        ({"how": "whole", "panels": [[0, 0, 1, 1], [1, 1, 2, 2]]}, {"keep_whole": False}, STAYED),
         ({"caption": "A scan here."}, {"min_words": 4}, "caption too short"),
         ({"caption": "word " * 301}, {}, "caption too long"),
         ({}, {"words": ["CT", "PET"]}, "none of the words"),
@@ -111,7 +112,7 @@ def test_each_rule_keeps_out_what_it_should(tmp_path: Path, more: dict, rules: d
     opposite: dict[str, Any] = {
         "unlicensed": True,
         "retracted": True,
-        "confidence": 0,
+        "min_confidence": 0,
         "min_words": 1,
         "max_words": 999,
     }
@@ -138,11 +139,11 @@ def test_plots_are_not_all_the_same(tmp_path: Path) -> None:
     """Lines on white paper: their hashes are near, they are not."""
     from blip.pubmed.panels.plots import plot
 
-    seen = Seen()
+    index = PictureIndex()
     for seed in range(60):
-        found = look(plot(np.random.default_rng(seed), 300, 200))
-        assert seen.find(found) is None
-        seen.add(found, str(seed))
+        found = signature(plot(np.random.default_rng(seed), 300, 200))
+        assert index.find(found) is None
+        index.add(found, str(seed))
 
 
 @pytest.mark.parametrize("form", ["folder", "file"])
@@ -176,9 +177,7 @@ def test_panels_of_evaluation_figures_are_removed(many: Path, tmp_path: Path) ->
 
 
 def test_pictures_on_clear_ground_and_of_16_bits_differ(tmp_path: Path) -> None:
-    from blip.pubmed.duplicates import look_at
-
-    seen = Seen()
+    index = PictureIndex()
     for seed in range(2):
         coarse = np.random.default_rng(seed).integers(0, 2, (8, 8), dtype=np.uint8).repeat(20, 0).repeat(20, 1)
         clear = np.zeros((160, 160, 4), dtype=np.uint8)
@@ -186,12 +185,12 @@ def test_pictures_on_clear_ground_and_of_16_bits_differ(tmp_path: Path) -> None:
         Image.fromarray(clear).save(tmp_path / f"clear{seed}.png")
         Image.fromarray(1000 + coarse.astype(np.uint16) * 2000).save(tmp_path / f"deep{seed}.png")
     for name in ("clear0", "clear1", "deep0", "deep1"):
-        found = look_at(str(tmp_path / f"{name}.png"))
+        found = read_signature(str(tmp_path / f"{name}.png"))
         assert not isinstance(found, str)
         if name.startswith("clear"):  # both kinds show the same drawings
-            assert seen.find(found) is None
-            seen.add(found, name)
-    deep = [look_at(str(tmp_path / f"deep{seed}.png")) for seed in range(2)]
+            assert index.find(found) is None
+            index.add(found, name)
+    deep = [read_signature(str(tmp_path / f"deep{seed}.png")) for seed in range(2)]
     assert deep[0].copy != deep[1].copy  # type: ignore[union-attr]
 
 
@@ -212,8 +211,8 @@ def test_the_page_shows_pairs_and_split_figures(many: Path, tmp_path: Path) -> N
     result = run_verb("pubmed", "report", out, "--out", tmp_path / "report.html")
     assert result.exit_code == 0, result.output
     page = (tmp_path / "report.html").read_text()
-    assert page.count("class='pair'") == 24 and page.count("class='figure'") == 10
-    assert page.count("<img") == 34 and "src='data:image/jpeg" in page and "http" not in page
+    assert page.count('class="pair"') == 24 and page.count('class="figure"') == 10
+    assert page.count("<img") == 34 and 'src="data:image/jpeg' in page and "http" not in page
     assert "<h2>Licences</h2>" in page and "Axial MRI of the brain &lt;" in page, "captions are escaped"
     with pytest.raises(ReportError, match="blip pubmed build"):
         write_report(tmp_path, tmp_path / "other.html")
@@ -221,13 +220,13 @@ def test_the_page_shows_pairs_and_split_figures(many: Path, tmp_path: Path) -> N
 
 def test_build_tells_what_is_wrong(many: Path, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="do not add up to 1"):
-        build(many, tmp_path / "out", Rules(splits=(0.8, 0.1, 0.2)))
+        build(many, tmp_path / "out", Rules(split_shares=(0.8, 0.1, 0.2)))
     with pytest.raises(BuildError, match=r"of 90 pairs none is left \(licence 90\)"):
         build(many, tmp_path / "out", Rules(licenses=["CC0"]))
     assert not list((tmp_path / "out").glob("*.json*"))
     with pytest.raises(BuildError, match="make it with"):
         build(tmp_path / "nothing.jsonl", tmp_path / "out", Rules())
-    with pytest.raises(BuildError, match="line 1: no pair"):
+    with pytest.raises(BuildError, match="line 1: not a pair"):
         build(write(tmp_path / "odd.jsonl", [{"image": "x"}]), tmp_path / "out", Rules())
     (tmp_path / "empty").mkdir()
     (tmp_path / "elsewhere.json").write_text('[{"image": "not/here.png"}]')

@@ -25,13 +25,13 @@ from blip.pubmed import http_client
 from blip.pubmed.catalogue import NAME, Catalogue, CatalogueError
 from blip.pubmed.extract import extract
 from blip.pubmed.fetch import Wanted, fetch, file_of
-from blip.pubmed.http_client import Client, FetchError, Patience, Rate
+from blip.pubmed.http_client import Client, FetchError, RateLimit, RetryPolicy
 from blip.pubmed.inventory import update
 from blip.pubmed.licenses import short_license
 from blip.pubmed.search import Server as Where
 from blip.pubmed.search import search
 
-QUICK = Patience(tries=6, first=0.02, longest=0.1, timeout=3.0)
+QUICK = RetryPolicy(tries=6, first_delay=0.02, longest_delay=0.1, timeout=3.0)
 QUERY = "brain AND open_access[Filter]"
 
 
@@ -41,12 +41,12 @@ def library() -> Library:
 
 
 def corpus_of(folder: Path, server: Server, count: int = 100) -> Path:
-    search(folder, QUERY, count, Where("me@lab.org", eutils=server.url, patience=QUICK))
+    search(folder, QUERY, count, server=Where("me@lab.org", eutils=server.url, retry=QUICK))
     return folder
 
 
 def wanted(server: Server, **changes: Any) -> Wanted:
-    return Wanted(**{"bucket": server.url, "rate": 200.0, "workers": 4, "patience": QUICK, **changes})
+    return Wanted(**{"bucket": server.url, "rate": 200.0, "num_workers": 4, "retry": QUICK, **changes})
 
 
 def contents(folder: Path) -> tuple[list[Any], dict[str, bytes]]:
@@ -75,13 +75,15 @@ def undisturbed(library: Library, tmp_path_factory: pytest.TempPathFactory) -> t
 def test_search_goes_on_where_it_stopped(library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("blip.pubmed.search.PAGE", {"pmc": 5, "openi": 4})
     with Server(library) as server:
-        where = Where("me@lab.org", eutils=server.url, openi=server.url + "openi", patience=QUICK)
-        assert search(tmp_path, QUERY, 7, where) == 7
-        assert search(tmp_path, QUERY, 100, where) == 9
+        where = Where("me@lab.org", eutils=server.url, openi=server.url + "openi", retry=QUICK)
+        assert search(tmp_path, QUERY, 7, server=where) == 7
+        assert search(tmp_path, QUERY, 100, server=where) == 9
         asked = len(server.log)
-        assert search(tmp_path, QUERY, 100, where) == 0 and len(server.log) == asked, "a finished search asks nothing"
-        assert search(tmp_path, QUERY, 100, where, again=True) == 0 and len(server.log) == asked + 4
-        assert search(tmp_path, "brain", 100, where, source="openi") == 0
+        assert search(tmp_path, QUERY, 100, server=where) == 0 and len(server.log) == asked, (
+            "a finished search asks nothing"
+        )
+        assert search(tmp_path, QUERY, 100, server=where, again=True) == 0 and len(server.log) == asked + 4
+        assert search(tmp_path, "brain", 100, server=where, source="openi") == 0
         first = server.log[0][1]
         assert "tool=blip" in first and "email=me%40lab.org" in first and "db=pmc" in first
     assert Catalogue(tmp_path).pmcids("found") == library.pmcids
@@ -89,17 +91,17 @@ def test_search_goes_on_where_it_stopped(library: Library, tmp_path: Path, monke
 
 def test_search_tells_what_is_wrong(library: Library, tmp_path: Path) -> None:
     with pytest.raises(FetchError, match="--email"):
-        search(tmp_path, QUERY, 10, Where(""))
+        search(tmp_path, QUERY, 10, server=Where(""))
     with pytest.raises(FetchError, match="known are pmc, openi"):
-        search(tmp_path, QUERY, 10, Where("me@lab.org"), source="google")
+        search(tmp_path, QUERY, 10, server=Where("me@lab.org"), source="google")
     with (
         Server(Library(0, small=True)) as server,
         pytest.raises(FetchError, match="no article of PubMed Central matches"),
     ):
-        search(tmp_path, "xyzzy", 10, Where("me@lab.org", eutils=server.url, patience=QUICK))
+        search(tmp_path, "xyzzy", 10, server=Where("me@lab.org", eutils=server.url, retry=QUICK))
     with pytest.raises(FetchError, match=r"\(2 tries\)"):  # nobody listens there
-        nobody = Where("me@lab.org", eutils="http://127.0.0.1:9/", patience=Patience(tries=2, first=0.01, timeout=1))
-        search(tmp_path, QUERY, 10, nobody)
+        retry = RetryPolicy(tries=2, first_delay=0.01, timeout=1)
+        search(tmp_path, QUERY, 10, server=Where("me@lab.org", eutils="http://127.0.0.1:9/", retry=retry))
 
 
 # ---- fetch -----------------------------------------------------------------------------------------------------------
@@ -154,7 +156,7 @@ def test_the_rate_holds_over_all_workers(library: Library, tmp_path: Path) -> No
     with Server(library) as server:
         corpus_of(tmp_path, server)
         begin = len(server.log)
-        done = fetch(tmp_path, wanted(server, rate=60.0, workers=8))
+        done = fetch(tmp_path, wanted(server, rate=60.0, num_workers=8))
         times = [at for at, _, _ in server.log[begin:]]
     assert len(times) == done.requests
     assert max(times) - min(times) >= 0.9 * (len(times) - 1) / 60.0, "n requests take at least n - 1 slots"
@@ -165,22 +167,22 @@ def test_slots_of_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     slept: list[float] = []
     monkeypatch.setattr(http_client.time, "monotonic", lambda: clock[0])
-    rate = Rate(4)
+    rate = RateLimit(4)
     for _ in range(3):
         rate.wait(slept.append)
     rate.pause(10)
     rate.wait(slept.append)
     assert slept == [0.0, 0.25, 0.5, 10.0]
     with pytest.raises(ValueError, match="a rate of 0"):
-        Rate(0)
+        RateLimit(0)
 
 
-def test_patience_doubles_and_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_delays_double_and_follow_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_client.random, "uniform", lambda low, high: high)
-    patience = Patience(first=1.0, longest=10.0)
-    assert [patience.before(attempt) for attempt in range(1, 7)] == [1, 2, 4, 8, 10, 10]
+    retry = RetryPolicy(first_delay=1.0, longest_delay=10.0)
+    assert [retry.delay(attempt) for attempt in range(1, 7)] == [1, 2, 4, 8, 10, 10]
     with Server(Library(1, small=True), Faults(share=1.0, most=1, kinds=("429",))) as server:
-        client = Client(1000.0, Patience(tries=3, first=0.001, timeout=1))
+        client = Client(1000.0, RetryPolicy(tries=3, first_delay=0.001, timeout=1))
         client.get(server.url, {"list-type": "2", "prefix": "PMC7000001."})
         times = [at for at, _, _ in server.log]
     assert len(times) == 2 and times[1] - times[0] > 0.9, "the server asked for a second"
@@ -190,7 +192,7 @@ def test_what_is_not_there_is_named_and_not_asked_again(library: Library, tmp_pa
     with Server(library) as server:
         corpus_of(tmp_path, server)
         catalogue = Catalogue(tmp_path)
-        catalogue.add_page("pmc", "other", 1, 1, ["PMC1"])
+        catalogue.add_page("pmc", "other", 1, total=1, pmcids=["PMC1"])
         done = fetch(tmp_path, wanted(server))
         assert done.failed == 1 and catalogue.pmcids("gone") == ["PMC1"]
         assert "PMC1: not in the open bucket" in catalogue.errors()[0]
@@ -202,7 +204,8 @@ def test_what_is_not_there_is_named_and_not_asked_again(library: Library, tmp_pa
 def test_a_server_that_is_down_ends_the_run(library: Library, tmp_path: Path) -> None:
     with Server(Library(60, small=True)) as server:
         corpus_of(tmp_path, server)
-    gone = Wanted(bucket=server.url, rate=1000, workers=2, patience=Patience(tries=2, first=0.001, timeout=1))
+    retry = RetryPolicy(tries=2, first_delay=0.001, timeout=1)
+    gone = Wanted(bucket=server.url, rate=1000, num_workers=2, retry=retry)
     with pytest.raises(FetchError, match="20 articles in a row failed"):
         fetch(tmp_path, gone)
     with Server(Library(60, small=True), port=int(server.url.rsplit(":", 1)[1].strip("/"))) as server:
@@ -213,9 +216,9 @@ def test_an_article_that_failed_before_its_licence_was_known_is_tried_again(tmp_
     library = Library(3, small=True)
     with Server(library) as server:
         corpus_of(tmp_path, server)
-        first = Patience(tries=1, timeout=1)
+        first = RetryPolicy(tries=1, timeout=1)
         server.faults = Faults(share=1.0, most=1, kinds=("500",))
-        assert fetch(tmp_path, wanted(server, licenses=["CC0", "CC-BY"], patience=first)).failed == 3
+        assert fetch(tmp_path, wanted(server, licenses=["CC0", "CC-BY"], retry=first)).failed == 3
         server.faults = Faults()
         assert fetch(tmp_path, wanted(server, licenses=["CC0", "CC-BY"])).failed == 0
         allowed = [p for p in library.pmcids if library.license(p) in ("CC0", "CC BY") and not library.retracted(p)]
@@ -229,7 +232,7 @@ def test_a_retraction_after_the_fetch_reaches_the_lines(tmp_path: Path, monkeypa
         retracted = Catalogue(tmp_path).pmcids("done")[0]
         monkeypatch.setattr(library, "retracted", lambda pmcid: pmcid == retracted)
         library.files.cache_clear()
-        assert update(tmp_path, server.url, patience=QUICK) != []
+        assert update(tmp_path, server.url, retry=QUICK) != []
         fetch(tmp_path, wanted(server))
     extract(tmp_path, tmp_path / "figures.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "figures.jsonl").read_text().splitlines()]
@@ -256,7 +259,7 @@ def test_articles_that_are_odd_hold_up_no_others(tmp_path: Path, monkeypatch: py
     with Server(library) as server:
         corpus_of(tmp_path, server)
         for _ in range(2):
-            assert fetch(tmp_path, wanted(server, workers=1)).failed == 29
+            assert fetch(tmp_path, wanted(server, num_workers=1)).failed == 29
         assert Catalogue(tmp_path).pmcids("done") == [good]
         assert "its metadata cannot be read" in Catalogue(tmp_path).errors()[0]
         monkeypatch.setattr(library, "metadata", about)
@@ -297,21 +300,23 @@ def test_updates_by_the_inventory(tmp_path: Path) -> None:
     library = Library(8, small=True)
     with Server(library) as server:
         fetch(corpus_of(tmp_path, server), wanted(server))
-        assert update(tmp_path, server.url, patience=QUICK) == []
+        assert update(tmp_path, server.url, retry=QUICK) == []
         changed = next(p for p in library.pmcids if library.versions[p] == 1 and not library.retracted(p))
         library.versions[changed] = 2
-        assert update(tmp_path, server.url, patience=QUICK) == [changed]
+        assert update(tmp_path, server.url, retry=QUICK) == [changed]
         asked = len(server.log)
         assert fetch(tmp_path, wanted(server)).articles == 1
         names = {path.name for path in (tmp_path / "articles" / changed).iterdir()}
         assert f"{changed}.2.xml" in names and f"{changed}.1.xml" not in names, "the old version is gone"
         assert {changed in address for _, address, _ in server.log[asked:]} == {True}
         library.versions[changed] = 1  # an inventory of yesterday
-        assert update(tmp_path, server.url, patience=QUICK) == [] and changed in Catalogue(tmp_path).said()
+        assert (
+            update(tmp_path, server.url, retry=QUICK) == [] and changed in Catalogue(tmp_path).license_and_retraction()
+        )
         library.versions[changed] = 2
         local = tmp_path / "inventory.csv.gz"
         local.write_bytes(library.inventory())
-        assert update(tmp_path, "http://127.0.0.1:9/", local, QUICK) == []
+        assert update(tmp_path, "http://127.0.0.1:9/", local, retry=QUICK) == []
 
 
 def test_a_corpus_that_is_none(tmp_path: Path) -> None:
@@ -333,8 +338,8 @@ RUN = """
 import sys
 from pathlib import Path
 from blip.pubmed.fetch import Wanted, fetch
-from blip.pubmed.http_client import Patience
-fetch(Path(sys.argv[1]), Wanted(bucket=sys.argv[2], rate=40, workers=4, patience=Patience(8, 0.02, 0.1, 3.0)))
+from blip.pubmed.http_client import RetryPolicy
+fetch(Path(sys.argv[1]), Wanted(bucket=sys.argv[2], rate=40, num_workers=4, retry=RetryPolicy(8, 0.02, 0.1, 3.0)))
 """
 
 

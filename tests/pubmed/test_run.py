@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from helpers.running import ROOT, Program, run_verb
 from helpers.tiny import MODEL_SIZES
+from PIL import Image
 from pmc_server import Faults, Library, Server
 
 pytest.importorskip("lxml")
@@ -15,8 +16,10 @@ pytest.importorskip("httpx")
 pytest.importorskip("Bio")
 pytest.importorskip("imagehash")
 
+from blip.config import ConfigError, load_config
 from blip.pubmed.catalogue import Catalogue
 from blip.pubmed.jats import parse_article
+from blip.pubmed.run import PubmedConfig
 
 
 @pytest.mark.slow
@@ -24,8 +27,8 @@ def test_from_search_to_ten_steps_of_training(tmp_path: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     library = Library(14)
     with Server(library, Faults(share=0.2, most=1, kinds=("500", "short", "wrong"))) as server:
-        options = {"email": "me@lab.org", "eutils": server.url, "bucket": server.url, "rate": 100, "workers": 2,
-                   "splits": "[0.7, 0.15, 0.15]", "min_side": 32, "shards": "true"}  # fmt: skip
+        options = {"email": "me@lab.org", "eutils": server.url, "bucket": server.url, "rate": 100, "num_workers": 2,
+                   "split_shares": "[0.7, 0.15, 0.15]", "min_side": 32, "shards": "true"}  # fmt: skip
         command = ["pubmed", "run", "--config", str(ROOT / "configs" / "pubmed_brain.yaml"),
                    *(part for name, value in options.items() for part in ("--set", f"{name}={value}"))]  # fmt: skip
         result = run_verb(*command)
@@ -67,6 +70,40 @@ def test_run_names_what_is_wrong_in_its_configuration(tmp_path: Path) -> None:
     config.write_text("query: brain\n")
     result = run_verb("pubmed", "run", "--config", config, "--set", f"folder={tmp_path / 'c'}")
     assert result.exit_code == 1 and "--set email=" in result.output
+
+
+def test_options_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    config = tmp_path / "pubmed.yaml"
+    config.write_text("query: brain\nworkers: 3\nsplits: [0.6, 0.2, 0.2]\n")
+    settings = load_config(config, PubmedConfig)
+    assert settings.num_workers == 3 and settings.split_shares == (0.6, 0.2, 0.2)
+    assert load_config(config, PubmedConfig, ["num_workers=5"]).num_workers == 5
+    config.write_text("query: brain\nnum_workers: 3\n")
+    assert load_config(config, PubmedConfig, ["workers=5"]).num_workers == 5
+    with pytest.raises(ConfigError, match="worker"):
+        load_config(config, PubmedConfig, ["worker=5"])
+
+
+def test_spellings_of_earlier_versions(tmp_path: Path) -> None:
+    """`--workers`, `--splits`, `--confidence` and `--no_whole` are what the present names are."""
+    image = tmp_path / "a.png"
+    Image.effect_noise((100, 100), 60).save(image)
+    line = {"image": str(image), "caption": "An MRI scan.", "article": "PMC1", "license": "CC0", "confidence": 0.4,
+            "how": "whole", "panels": [[0, 0, 1, 1], [1, 1, 2, 2]]}  # fmt: skip
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(line) + "\n")
+
+    def build(*options: str) -> tuple[int, str]:
+        result = run_verb("pubmed", "build", tmp_path / "pairs.jsonl", "--out", tmp_path / "out", *options)
+        return result.exit_code, result.output
+
+    for workers, shares, confidence in (("--workers", "--splits", "--confidence"),
+                                        ("--num_workers", "--split_shares", "--min_confidence")):  # fmt: skip
+        options = (workers, "1", shares, "0", "0", "1", confidence, "0.3", "--min-words", "2")
+        code, said = build(*options)
+        assert code == 0 and "test: 1 pairs" in said, said
+        for no_whole in ("--no_whole", "--no_keep_whole"):
+            code, said = build(*options, no_whole)
+            assert code == 1 and "compound figure that stayed whole 1" in said, said
 
 
 # ---- captions of somebody else's parser ------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from helpers.fine_tuning import (
 )
 from helpers.running import ROOT, forked, run_script, script_command, script_env
 from helpers.tiny import MODEL_SIZES, TINY
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import blip
@@ -306,6 +307,44 @@ def test_weights_of_a_run_with_adapters_load_anywhere(
     changed = changes(load_weights(last)[0], build("nlvr", options("nlvr"), tmp_path))
     assert changed and all(name.endswith("qkv.weight") for name in changed)
     assert json.loads((output / "best" / "adapter.json").read_text())["base"] == str(tiny_checkpoint)
+
+
+@pytest.mark.parametrize("task", ["nlvr", "vqa"])
+def test_a_folder_of_adapters_alone_loads_with_its_base(
+    undisturbed: Callable, tiny_checkpoint: Path, tmp_path: Path, task: str
+) -> None:
+    """Parts that the base lacks, such as a new head, come with the adapters even where they are frozen."""
+    pytest.importorskip("peft")
+    _, output = undisturbed(task, LORA)
+    for name in ("adapter.safetensors", "adapter.json"):  # the tokenizer is that of the base
+        (tmp_path / name).write_bytes((output / "best" / name).read_bytes())
+    merged, alone = blip.load(output / "best"), blip.load(tmp_path)
+    assert alone.info.items() <= merged.info.items() and alone.info["task"] == task
+    expected = unique_state(merged.model)
+    assert unique_state(alone.model).keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in unique_state(alone.model).items())
+    assert not any("lora" in name for name, _ in alone.model.named_modules())
+
+    about = json.loads((tmp_path / "adapter.json").read_text())
+    assert {name.split(".")[0] for name in about["new"]} == ({"cls_head"} if task == "nlvr" else set())
+    for base, message in (("gone", "their base checkpoint gone does not exist: restore it"), ("", "names no base")):
+        (tmp_path / "adapter.json").write_text(json.dumps({**about, "base": base}))
+        with pytest.raises(CheckpointError, match=message):
+            blip.load(tmp_path)
+    (tmp_path / "adapter.json").write_text(json.dumps({key: value for key, value in about.items() if key != "model"}))
+    with pytest.raises(CheckpointError, match=r"does not describe the model: copy the run's model\.json"):
+        blip.load(tmp_path)
+
+
+def test_adapters_without_parts_that_their_base_lacks_are_refused(undisturbed: Callable, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    _, output = undisturbed("nlvr", LORA)
+    about = json.loads((output / "best" / "adapter.json").read_text())
+    tensors = load_file(output / "best" / "adapter.safetensors")
+    save_file({name: t for name, t in tensors.items() if name not in about["new"]}, tmp_path / "adapter.safetensors")
+    (tmp_path / "adapter.json").write_text(json.dumps({**about, "new": []}))
+    with pytest.raises(CheckpointError, match=r"neither holds cls_head\.0\.weight"):
+        blip.load(tmp_path)
 
 
 def changes(weights: dict[str, Tensor], begun: FineTuning) -> list[str]:

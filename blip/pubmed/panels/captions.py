@@ -1,10 +1,10 @@
-"""A caption of several panels -> the part of each, by rules that say how sure they are.
+"""A caption of several panels -> the text of each panel, by rules, with a confidence.
 
-Labels come in styles: (A) text, A, text, A: text, A. text, a) text, [A] text, A Text, Left: text. Of each style the
-labels that belong to a row from its first (A, B, C; i, ii, iii) are counted; the style with the longest row is taken.
-Whether labels stand before or behind what they name is voted on by the words around each. Text before the first label
-belongs to every panel. `Figure 1A`, `vitamin A` and the like are no labels: they do not begin a sentence or stand in
-brackets, or they are in no row. A label that opens a sentence somewhere is a mere reference wherever it does not.
+Labels have several styles: (A) text, A, text, A: text, A. text, a) text, [A] text, A Text, Left: text. For each style
+the labels that form a row from its beginning (A, B, C; i, ii, iii) are counted, and the style with the longest row is
+taken. The words around each label decide by majority whether labels stand before or behind their text. Text before the
+first label belongs to every panel. `Figure 1A` or `vitamin A` are not labels, because they neither begin a sentence nor
+stand in brackets, or are in no row. If a label begins a sentence somewhere, its other occurrences are references.
 """
 
 import re
@@ -36,7 +36,7 @@ STYLES = {
 SURE = {"(A)": 0.95, "[A]": 0.9, "A)": 0.9, "A:": 0.9, "(A, left)": 0.85, "A |": 0.85, "Panel A": 0.85, "A,": 0.8,
         "A.": 0.75, "A Text": 0.7, "Left:": 0.6}  # fmt: skip
 PLACE = r"(?:upper|lower|top|bottom|middle|cent(?:er|re|ral)|left|right|above|below)"
-ORDINAL = r"(?:first|second|third|fourth|1st|2nd|3rd|4th)"  # a place before a noun alone
+ORDINAL = r"(?:first|second|third|fourth|1st|2nd|3rd|4th)"  # a place only before a noun
 NOUN = r"(?:panels?|rows?|columns?|images?|side|half|part|graphs?|plots?)"
 PLACE_NAME = rf"({PLACE}(?:[ -]?{PLACE}|(?:,| and) {PLACE})?(?=\W|{NOUN})|{ORDINAL}(?=\s?{NOUN}))"
 BEFORE_TEXT = re.compile(
@@ -45,19 +45,19 @@ BEFORE_TEXT = re.compile(
     re.IGNORECASE,
 )
 BEHIND_TEXT = re.compile(rf"\((?:the )?{PLACE_NAME}(?:\s?{NOUN})?\)", re.IGNORECASE)
-# words that end no phrase: a label behind one of these stands before what it names
+# words that do not end a phrase: a label behind one of these stands before its text
 OPEN_WORDS = {"a", "an", "the", "of", "for", "from", "in", "on", "at", "with", "by", "to", "between", "under", "after",
               "before", "using", "shows", "showing"}  # fmt: skip
 
 
 @dataclass
 class Label:
-    """Labels that stand together, such as the two of `(A and B)`, and where."""
+    """Labels that stand together, such as the two of `(A and B)`, and their position in the caption."""
 
     names: list[str]
     start: int
     end: int
-    begins: bool  # the caption, or a sentence
+    begins: bool  # whether it begins the caption or a sentence
 
 
 @dataclass
@@ -70,13 +70,13 @@ class Part:
 
 @dataclass
 class Split:
-    """A caption in parts. `lead` belongs to all of them; without parts it is the whole caption."""
+    """A caption in parts. `lead` belongs to all of them; it is the whole caption where there are no parts."""
 
     lead: str
     parts: list[Part]
     style: str = ""
     confidence: float = 0.0  # 0 to 1
-    whole: str = ""  # the caption as it was
+    whole: str = ""  # the original caption
 
     @property
     def labels(self) -> list[str]:
@@ -84,16 +84,16 @@ class Split:
         return list(dict.fromkeys(name for part in self.parts for name in part.labels))
 
     def of(self, label: str) -> str:
-        """The caption of one panel, with what all share; "" for a label that there is none of."""
+        """The caption of one panel, including the lead; "" for an unknown label."""
         own = [part.text for part in self.parts if label in part.labels]
         return " ".join([self.lead, *own]).strip() if own else ""
 
 
-Splitter = Callable[[str], Split]  # what may stand in the place of `split_caption`: a learned one, or a service
+Splitter = Callable[[str], Split]  # may replace `split_caption`: a learned splitter, or a service
 
 
 def split_caption(caption: str) -> Split:
-    """The parts of a caption, or the whole as `lead` where no row of at least two labels is found."""
+    """The parts of a caption; the whole caption as `lead` where there is no row of at least two labels."""
     text = " ".join(caption.split()).replace("\uff08", "(").replace("\uff09", ")")
     found = {style: row_of(text, pattern) for style, pattern in STYLES.items()}
     found = {style: labels for style, labels in found.items() if len(labels) > 1}  # one list of names is no row
@@ -109,11 +109,11 @@ def split_caption(caption: str) -> Split:
     lead = text[: labels[0].start].strip(" :;,") if before else ""
     if before and lead.endswith(("Panels", "panels", "Panel", "panel")):
         lead = lead.rpartition(" ")[0]
-    return Split(lead, parts, style, _confidence(style, labels, parts, before), text)
+    return Split(lead, parts, style, _confidence(style, labels, parts, before=before), text)
 
 
 def row_of(text: str, pattern: re.Pattern[str]) -> list[Label]:
-    """The labels of a style that belong to a row from its first one; others are no labels."""
+    """The labels of a style that form a row from its beginning."""
     candidates = []
     for match in pattern.finditer(text):
         if names := expand(match[match.lastindex or 1]):
@@ -125,7 +125,7 @@ def row_of(text: str, pattern: re.Pattern[str]) -> list[Label]:
         openers = {name for label in some if label.begins for name in label.names}
         row, known = [], set[str]()
         some = [label for label in some if set(label.names) <= allowed]
-        # behind their text, labels may come as often as they like
+        # labels behind their text may occur repeatedly
         behind = not openers and sum(pull(text, label) for label in some) <= 0
         for label in some:
             new = set(label.names) - known
@@ -139,7 +139,7 @@ def row_of(text: str, pattern: re.Pattern[str]) -> list[Label]:
 
 
 def _closed(names: set[str]) -> set[str]:
-    """Those of the names that a row from its first one reaches."""
+    """The names that form a row from its beginning."""
     allowed: set[str] = set()
     while new := (following(allowed) & names) - allowed:
         allowed |= new
@@ -147,7 +147,7 @@ def _closed(names: set[str]) -> set[str]:
 
 
 def following(known: set[str]) -> set[str]:
-    """What may come next: the first of any alphabet, or the one behind any that is known."""
+    """Names that may follow in a row: the first of each alphabet, or the successor of any known name."""
     if not known:
         return {"A", "a", "i", "I"}
     found = set()
@@ -163,7 +163,7 @@ def following(known: set[str]) -> set[str]:
 
 
 def pull(text: str, label: Label) -> float:
-    """Above 0 where a label seems to stand before what it names, below 0 where it seems to stand behind."""
+    """Above 0 if a label probably stands before its text, below 0 if it probably stands behind."""
     if label.begins:
         return 3.0
     before, behind = text[: label.start].rstrip(), text[label.end :].lstrip()
@@ -185,7 +185,7 @@ def pull(text: str, label: Label) -> float:
 
 
 def _places(text: str) -> list[Label]:
-    """Places instead of letters: `Left: ...`, or `... (left)`; at least two, else none."""
+    """Positions instead of letters: `Left: ...`, or `... (left)`; empty for fewer than two."""
     for pattern, begin in ((BEFORE_TEXT, True), (BEHIND_TEXT, False)):
         labels = [Label(_place_names(m[1]), m.start(), m.end(), begin) for m in pattern.finditer(text)]
         if len({name for label in labels for name in label.names}) > 1:
@@ -214,7 +214,7 @@ def expand(names: str) -> list[str]:
 
 
 def _between(first: str, last: str) -> list[str]:
-    """The labels behind `first` and before `last`, and `last` itself; empty where they are not of one row."""
+    """The labels after `first` up to and including `last`; empty where the two are not of one row."""
     if first.lower() in ROMAN and last.lower() in ROMAN and (len(first) > 1 or len(last) > 1):
         low, high = ROMAN.index(first.lower()), ROMAN.index(last.lower())
         return [name if first.islower() else name.upper() for name in ROMAN[low + 1 : high + 1]]
@@ -224,19 +224,20 @@ def _between(first: str, last: str) -> list[str]:
 
 
 def begins(text: str, place: int) -> bool:
-    """Whether a sentence, or the caption, begins there."""
+    """Whether the caption or a sentence begins at this position."""
     before = text[:place].rstrip()
     return not before or before[-1] in ".;:!?)"
 
 
 def _parts_behind(text: str, labels: list[Label]) -> list[Part]:
+    """Labels before their text: each gets the text up to the next label."""
     ends = [label.start for label in labels[1:]] + [len(text)]
     return [Part(label.names, re.sub(r"[\s:;,]+(?:and)?\s*$", "", text[label.end : end]).lstrip(" :;,"))
             for label, end in zip(labels, ends, strict=True)]  # fmt: skip
 
 
 def _parts_around(text: str, labels: list[Label]) -> list[Part]:
-    """Labels behind what they name: each gets the sentence that it stands in."""
+    """Labels behind their text: each gets the sentence that it stands in."""
     bounds = [0, *(m.end() for m in re.finditer(r"(?<=[.;!?])\s+(?=[A-Z(])", text)), len(text)]
     parts = []
     for label in labels:
@@ -246,12 +247,12 @@ def _parts_around(text: str, labels: list[Label]) -> list[Part]:
     return parts
 
 
-def _confidence(style: str, labels: list[Label], parts: list[Part], before: bool) -> float:
-    """By hand: rows of letters in brackets before their text are surest; sentences that several panels share least."""
+def _confidence(style: str, labels: list[Label], parts: list[Part], *, before: bool) -> float:
+    """Chosen by hand: highest for letters in brackets before their text, lowest for sentences that panels share."""
     value = SURE[style]
     value *= 1.0 if before else 0.6
     value *= 1.0 if not before or any(label.begins for label in labels) else 0.75  # perhaps a list within a sentence
     names = [name for label in labels for name in label.names]
-    value *= 0.8 if len(set(names)) < len(names) else 1.0  # a label comes back
+    value *= 0.8 if len(set(names)) < len(names) else 1.0  # a label occurs again
     empty = sum(not part.text for part in parts)
     return round(value * (1 - empty / len(parts)), 3)

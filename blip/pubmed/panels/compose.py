@@ -1,7 +1,7 @@
-"""Compound figures put together from single ones, with the box of every panel and the place of every letter known.
+"""Compound figures composed of single pictures, with the box of every panel and the position of every letter.
 
-The layouts are those of articles: rows and columns of equal or of any sizes, white, black or textured gutters or none,
-letters outside or inside of panels, panels that hold several pictures themselves, headings above columns.
+The layouts are those of articles: rows and columns of equal or different sizes; white, black, textured or no gutters;
+letters outside or inside the panels; panels that contain several pictures; headings above columns.
 """
 
 from dataclasses import dataclass, field
@@ -11,15 +11,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-from blip.pubmed.panels.plots import DRAWINGS
+from blip.data.images import plain
+from blip.pubmed.panels.drawings import DRAWINGS
 from blip.pubmed.panels.singles import IMAGES, Box, Drawer, Picture, font, noise, picture, words
-
-IMAGE_ENDINGS = {".jpg", ".jpeg", ".png"}
 
 
 @dataclass
 class Compound:
-    """A figure, its panels as (left, top, right, bottom) in pixels, and the middle of each panel's letter, if any."""
+    """A figure, its panels as (left, top, right, bottom) in pixels, and the centre of each panel letter, if any."""
 
     image: Picture
     boxes: list[Box] = field(default_factory=list)
@@ -28,27 +27,27 @@ class Compound:
 
 @dataclass
 class Style:
-    """What the panels of one figure have in common."""
+    """What all panels of one figure share."""
 
     ground: tuple[int, int, int]
     gap: int  # pixels between panels
     images: float  # share of panels that are images, not drawings
     lettered: bool
     names: str  # "A", "a" or "(a)"
-    inside: bool  # letters lie upon images
+    inside: bool  # letters are drawn on the images
     letter_size: int
     letter_font: int
-    nested: float  # share of panels that hold several pictures
+    nested: float  # share of panels that contain several pictures
     border: bool
 
 
-def find_images(folders: list[Path]) -> list[Path]:
-    """Photographs and scans below some folders, to be used as panels beside what is drawn."""
-    return [path for folder in folders for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_ENDINGS]
-
-
 def compose(rng: np.random.Generator, images: list[Path]) -> Compound:
-    """One figure; one in seven holds a single panel."""
+    """One figure; one in seven has a single panel.
+
+    Args:
+        rng: decides everything about the figure.
+        images: photographs and scans that are used as panels beside drawings.
+    """
     longer = int(rng.integers(420, 1000))
     aspect = float(np.exp(rng.uniform(np.log(0.45), np.log(2.4))))
     width, height = (longer, int(longer / aspect)) if aspect > 1 else (int(longer * aspect), longer)
@@ -56,7 +55,7 @@ def compose(rng: np.random.Generator, images: list[Path]) -> Compound:
     out = Compound(_ground(rng, width, height, style.ground))
     margin = int(rng.integers(0, 12))
     area = (margin, margin, width - margin, height - margin)
-    if rng.random() < 0.1:  # a heading, which belongs to no panel
+    if rng.random() < 0.1:  # a heading that belongs to no panel
         ImageDraw.Draw(out.image).text((width // 2, 2), words(rng), fill=_ink(style), anchor="ma",
                                        font=font(style.letter_font, style.letter_size))  # fmt: skip
         area = (margin, margin + int(1.6 * style.letter_size), width - margin, height - margin)
@@ -64,8 +63,8 @@ def compose(rng: np.random.Generator, images: list[Path]) -> Compound:
     style.lettered = style.lettered and len(panels) > 1
     for at, cell in enumerate(panels):
         if len(panels) > 3 and rng.random() < 0.02:
-            continue  # an empty place
-        _panel(rng, out, cell, style, at, images)
+            continue  # an empty cell
+        _panel(rng, out, cell, style=style, at=at, images=images)
     return out
 
 
@@ -99,11 +98,11 @@ def _ground(rng: np.random.Generator, width: int, height: int, color: tuple[int,
     if color in ((255, 255, 255), (0, 0, 0)) or rng.random() < 0.5:
         return Image.new("RGB", (width, height), color)
     red, green, blue = (int(c * 0.85) for c in color)
-    return picture(noise(rng, width, height, 60), (red, green, blue), color)
+    return picture(noise(rng, width, height, cells=60), (red, green, blue), color)
 
 
 def _cells(rng: np.random.Generator, area: Box, gap: int) -> list[Box]:
-    """Panels' places: a grid, rows of different numbers, or a rectangle cut again and again."""
+    """The cells of the panels: a grid, rows with different numbers of cells, or a rectangle that is cut repeatedly."""
     kind = rng.random()
     if kind < 0.14:
         return [area]
@@ -126,8 +125,11 @@ def _cells(rng: np.random.Generator, area: Box, gap: int) -> list[Box]:
         share = rng.choice([1 / 2, 1 / 3, 2 / 3, rng.uniform(0.3, 0.7)])
         upright = (right - left) * rng.uniform(0.6, 1.6) > bottom - top
         cut = int((left + share * (right - left)) if upright else (top + share * (bottom - top)))
-        halves = [(left, top, cut - gap // 2, bottom), (cut + (gap + 1) // 2, top, right, bottom)] if upright else [
-            (left, top, right, cut - gap // 2), (left, cut + (gap + 1) // 2, right, bottom)]  # fmt: skip
+        end, begin = cut - gap // 2, cut + (gap + 1) // 2
+        if upright:
+            halves = [(left, top, end, bottom), (begin, top, right, bottom)]
+        else:
+            halves = [(left, top, right, end), (left, begin, right, bottom)]
         if min(min(c[2] - c[0], c[3] - c[1]) for c in halves) > smallest:
             cells[at : at + 1] = halves
     return sorted(cells, key=lambda c: (c[1], c[0]))
@@ -143,8 +145,8 @@ def _rows(area: Box, heights: np.ndarray, shares: list[np.ndarray], gap: int) ->
     return [c for c in cells if c[2] - c[0] > 24 and c[3] - c[1] > 24] or [area]
 
 
-def _panel(rng: np.random.Generator, out: Compound, cell: Box, style: Style, at: int, images: list[Path]) -> None:
-    """Draws one panel into its cell; its box is what is drawn there, letter included."""
+def _panel(rng: np.random.Generator, out: Compound, cell: Box, *, style: Style, at: int, images: list[Path]) -> None:
+    """Draws one panel into its cell; its box encloses what is drawn there, including the letter."""
     left, top, right, bottom = cell
     size, name = style.letter_size, style.names.replace("a", chr(ord("a") + at % 26)).replace("A", chr(65 + at % 26))
     is_image = rng.random() < style.images
@@ -153,13 +155,13 @@ def _panel(rng: np.random.Generator, out: Compound, cell: Box, style: Style, at:
     strip = style.lettered and not inside
     beside = strip and rng.random() < 0.35 and right - left > 6 * size
     body = cell
-    if strip:  # room for the letter above the panel or on its left, or (in drawings) the corner that they leave
+    if strip:  # space for the letter above the panel or on its left, or (in drawings) in a free corner
         body = (left + size + 2, top, right, bottom) if beside else (left, top + int(size * 1.25), right, bottom)
         if not is_image and rng.random() < 0.4:
             body = (left + size // 2, top + size // 2, right, bottom)
     if body[2] - body[0] < 16 or body[3] - body[1] < 16:
         body, strip = cell, False
-    box = _content(rng, out.image, body, style, is_image, images)
+    box = _content(rng, out.image, body, style=style, is_image=is_image, images=images)
     if not style.lettered:
         out.boxes.append(box)
         return
@@ -179,16 +181,16 @@ def _panel(rng: np.random.Generator, out: Compound, cell: Box, style: Style, at:
     out.boxes.append((min(box[0], drawn[0]), min(box[1], drawn[1]), max(box[2], drawn[2]), max(box[3], drawn[3])))
 
 
-def _content(rng: np.random.Generator, canvas: Picture, body: Box, style: Style, is_image: bool,
+def _content(rng: np.random.Generator, canvas: Picture, body: Box, *, style: Style, is_image: bool,
              images: list[Path]) -> Box:  # fmt: skip
-    """One picture, or several that belong together; returns the box of what is drawn."""
+    """Draws one picture, or several that belong together; returns the box around them."""
     if rng.random() >= style.nested or min(body[2] - body[0], body[3] - body[1]) < 60:
-        return _single(rng, canvas, body, style, is_image, images)
+        return _single(rng, canvas, body, style=style, is_image=is_image, images=images)
     drawer: Drawer | None = None
     wide, tall = body[2] - body[0], body[3] - body[1]
     rows, columns = (int(n) for n in rng.choice([1, 1, 2, 2, 3, 4, 6], 2))
     rows, columns = max(1, min(rows, tall // 24)), max(1, min(columns, wide // 24))
-    if rng.random() < 0.12:  # a shade behind all of it
+    if rng.random() < 0.12:  # a shaded ground
         shade = tuple(int(c) for c in rng.integers(215, 250, 3))
         ImageDraw.Draw(canvas).rectangle((body[0], body[1], body[2] - 1, body[3] - 1), fill=shade)
     if rng.random() < 0.7:  # several of one kind
@@ -202,13 +204,13 @@ def _content(rng: np.random.Generator, canvas: Picture, body: Box, style: Style,
                                         font=font(style.letter_font, size))  # fmt: skip
         body = (body[0], body[1] + int(size * 1.4), body[2], body[3])
     gap = int(style.gap * rng.uniform(0, 0.6)) + 1
-    boxes = [_single(rng, canvas, cell, style, is_image, images, drawer)
+    boxes = [_single(rng, canvas, cell, style=style, is_image=is_image, images=images, drawer=drawer)
              for cell in _rows(body, np.ones(rows), [np.ones(columns)] * rows, gap)]  # fmt: skip
     low, high = np.min(boxes, axis=0), np.max(boxes, axis=0)
     return int(low[0]), int(low[1]), int(high[2]), int(high[3])
 
 
-def _single(rng: np.random.Generator, canvas: Picture, body: Box, style: Style, is_image: bool,
+def _single(rng: np.random.Generator, canvas: Picture, body: Box, *, style: Style, is_image: bool,
             images: list[Path], drawer: Drawer | None = None) -> Box:  # fmt: skip
     left, top, right, bottom = body
     width, height = max(8, right - left), max(8, bottom - top)
@@ -225,7 +227,7 @@ def _single(rng: np.random.Generator, canvas: Picture, body: Box, style: Style, 
     if style.border:
         ImageDraw.Draw(drawn).rectangle((0, 0, width - 1, height - 1), outline="black")
     canvas.paste(drawn, (left, top))
-    # of images, and of paper that shows on another ground, the whole is the panel; of drawings what is not paper
+    # the panel is the whole picture if it is an image or its paper contrasts with the ground, else what is not paper
     whole = is_image or style.ground != (255, 255, 255)
     ink = None if whole else ImageChops.difference(drawn, Image.new("RGB", drawn.size, "white")).getbbox()
     if ink is None:
@@ -234,9 +236,9 @@ def _single(rng: np.random.Generator, canvas: Picture, body: Box, style: Style, 
 
 
 def _photo(rng: np.random.Generator, path: Path, width: int, height: int) -> Picture:
-    """A piece of an image in the aspect of the place."""
+    """A random piece of an image, in the aspect ratio of its cell."""
     with Image.open(path) as opened:
-        image = opened.convert("RGB")
+        image = plain(opened).convert("RGB")
     share = rng.uniform(0.7, 1)
     scale = min(image.width / width, image.height / height) * share
     w, h = max(2, int(width * scale)), max(2, int(height * scale))

@@ -1,8 +1,8 @@
-"""Finds the panels of a compound figure where no gutter shows them: a small one-stage detector, for CPUs.
+"""A small one-stage detector for CPUs that finds panels which are not separated by gutters.
 
-The whole figure, at 384 x 384, becomes 48 x 48 places. Each tells how near it is to the middle of a panel, how far that
-panel reaches to each side (as FCOS, Tian et al. 2019), and whether a panel's letter stands there. Places look at one
-another once, by attention over 12 x 12 of them: where a panel ends is often told only by the rest of the layout.
+The whole figure, at 384 x 384, becomes 48 x 48 places. For each place the network predicts how near it is to the centre
+of a panel, the distances to the four sides of that panel (as in FCOS, Tian et al. 2019), and whether a panel letter is
+there. Attention over 12 x 12 places makes the whole layout available, on which the end of a panel often depends.
 
     B figures   C channels   S places along a side
 """
@@ -17,34 +17,35 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torchvision.ops import nms
 
 from blip.errors import BlipError
+from blip.files import write_whole
 
-SIDE = 384  # pixels that a figure is brought to
-STRIDE = 8  # pixels a place
+SIDE = 384  # pixels of the longer side of a figure as the network reads it
+STRIDE = 8  # pixels for each place
 PLACES = SIDE // STRIDE
 WEIGHTS = "detector.safetensors"  # beside this file, in the package
 
 
 class DetectorError(BlipError):
-    """Weights that cannot be read; the message says why."""
+    """Weights that cannot be read."""
 
 
 @dataclass
 class Panels:
-    """What was found in a figure, in its own pixels, surest first."""
+    """Panels and letters of a figure in its own pixels, highest score first."""
 
     boxes: np.ndarray  # (panels, 4): left, top, right, bottom
     scores: np.ndarray  # (panels,), 0 to 1
-    letters: np.ndarray  # (letters, 2): the middle of each panel letter, x and y
+    letters: np.ndarray  # (letters, 2): the centre of each panel letter, x and y
     letter_scores: np.ndarray  # (letters,)
 
 
 class Block(nn.Module):
-    """Two convolutions with a way past them."""
+    """Two convolutions with a residual connection; (B, C, S, S) -> (B, C, S, S)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every place looks at every other one."""
+    """Attention between all places; (B, C, S, S) -> (B, C, S, S)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -68,8 +69,8 @@ class Attention(nn.Module):
         B, C, S, _ = x.shape
         rows = x.flatten(2).transpose(1, 2)  # (B, S*S, C)
         q, k, v = self.qkv(self.norm(rows)).view(B, S * S, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, S * S, C)
-        rows = rows + self.out(seen)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, S * S, C)
+        rows = rows + self.out(mixed)
         rows = rows + self.ffn(rows)
         return rows.transpose(1, 2).view(B, C, S, S)
 
@@ -88,7 +89,7 @@ class Detector(nn.Module):
         self.from_coarse, self.from_middle = _conv(160, 112, size=1), _conv(112, 64, size=1)
         self.join_middle, self.join_fine = Block(112), Block(64)
         last = nn.Conv2d(64, 6, 1)
-        last.bias = nn.Parameter(torch.full((6,), -2.0))  # few places are the middle of a panel
+        last.bias = nn.Parameter(torch.full((6,), -2.0))  # few places are the centre of a panel
         self.head = nn.Sequential(_conv(64, 64), last)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -107,20 +108,20 @@ def _conv(width_in: int, width: int, size: int = 3, stride: int = 1, act: bool =
 
 
 def centers() -> Tensor:
-    """Middle of every place as a share of the side, (2, 48, 48): x, then y."""
+    """The centre of every place as a share of the side, (2, 48, 48): x, then y."""
     at = (torch.arange(PLACES) + 0.5) / PLACES
     return torch.stack([at.expand(PLACES, PLACES), at[:, None].expand(PLACES, PLACES)])
 
 
 def boxes_of(out: Tensor) -> Tensor:
-    """(..., 6, S, S) as the net returns it -> boxes as shares of the side, (..., 4, S, S)."""
+    """Output of the network, (..., 6, S, S) -> boxes as shares of the side, (..., 4, S, S)."""
     x, y = centers().to(out)
     left, top, right, bottom = out[..., 2:, :, :].unbind(-3)
     return torch.stack([x - left, y - top, x + right, y + bottom], dim=-3)
 
 
 def prepare(image: Image.Image) -> tuple[np.ndarray, float]:
-    """A figure at 384 x 384 as (H, W, 3) bytes, padded with its own corner's colour, and how much it shrank."""
+    """(the figure at 384 x 384 as (384, 384, 3) bytes, padded with the colour of its corner; its scale)."""
     scale = SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     small = image.convert("RGB").resize(size, Image.Resampling.BOX if scale < 0.5 else Image.Resampling.BILINEAR,
@@ -132,8 +133,15 @@ def prepare(image: Image.Image) -> tuple[np.ndarray, float]:
     return out, scale
 
 
-def read(out: Tensor, scale: float, size: tuple[int, int], threshold: float = 0.05) -> Panels:
-    """The net's answer for one figure, (6, S, S), as boxes in the figure's own pixels, `size` (width, height)."""
+def read(out: Tensor, scale: float, size: tuple[int, int], *, threshold: float = 0.05) -> Panels:
+    """The output of the network for one figure as panels in pixels of the figure.
+
+    Args:
+        out: (6, S, S).
+        scale: of the figure, from `prepare`.
+        size: width and height of the figure in pixels.
+        threshold: panels with a lower score are left out.
+    """
     out = out.float()
     panel, letter = out[0].sigmoid(), out[1].sigmoid()
     width, height = size
@@ -152,11 +160,14 @@ def read(out: Tensor, scale: float, size: tuple[int, int], threshold: float = 0.
 
 
 class PanelDetector:
-    """The trained net on a CPU or an accelerator.
+    """The trained network.
 
     Args:
-        weights: a safetensors file; the package's own one without.
-        device: where it runs.
+        weights: a safetensors file; the one of the package without.
+        device: such as "cpu" or "cuda".
+
+    Raises:
+        DetectorError: the weights cannot be read.
     """
 
     def __init__(self, weights: Path | None = None, device: str = "cpu") -> None:
@@ -166,7 +177,7 @@ class PanelDetector:
 
     @torch.inference_mode()
     def __call__(self, images: list[Image.Image]) -> list[Panels]:
-        """Panels of several figures, of any sizes."""
+        """The panels of several figures, of any sizes."""
         ready = [prepare(image) for image in images]
         pixels = torch.from_numpy(np.stack([pixels for pixels, _ in ready])).to(self.device)
         out = self.net(pixels.permute(0, 3, 1, 2).float() / 255).cpu()
@@ -174,7 +185,7 @@ class PanelDetector:
 
 
 def load(path: Path) -> Detector:
-    """A trained net for use; DetectorError where the file is missing or of another shape."""
+    """A trained network in evaluation mode; DetectorError where the file is missing or has other tensors."""
     net = Detector().eval()
     try:
         with safe_open(str(path), "pt") as file:
@@ -185,6 +196,6 @@ def load(path: Path) -> Detector:
 
 
 def save(net: Detector, path: Path, about: dict[str, object]) -> None:
-    """Writes the weights in half precision, with what they were trained on as metadata."""
+    """Writes the weights in half precision; `about`, the settings of the training, becomes their metadata."""
     state = {n: (t.half() if t.is_floating_point() else t).contiguous() for n, t in net.state_dict().items()}
-    save_file(state, str(path), metadata={"about": json.dumps(about)})
+    write_whole(path, to_bytes(state, metadata={"about": json.dumps(about)}))

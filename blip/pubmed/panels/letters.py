@@ -1,6 +1,6 @@
-"""Reads the letters of panels, by RapidOCR's bundled models (`pip install rapidocr onnxruntime`); no download.
+"""Reads panel letters with the models that RapidOCR contains (`pip install rapidocr onnxruntime`); no download.
 
-Only the places where the detector saw a letter are read, so that a figure takes some hundredths of a second.
+Only the positions where the detector found a letter are read: a figure takes some hundredths of a second.
 """
 
 import logging
@@ -11,12 +11,12 @@ from PIL import Image
 
 from blip.errors import BlipError
 
-SURE = 0.6  # of the reader, 0 to 1
-SIDE = 48  # pixels of the reader's lines
+MIN_SCORE = 0.6  # of the reader, 0 to 1
+SIDE = 48  # pixels of a line as the reader takes it
 
 
 class LetterReader:
-    """Takes a figure and places in it, returns what stands there."""
+    """Reads letters at given positions of a figure. BlipError where RapidOCR is not installed."""
 
     def __init__(self) -> None:
         try:
@@ -28,13 +28,13 @@ class LetterReader:
         self.engine = RapidOCR(params=params)
 
     def __call__(self, image: Image.Image, places: np.ndarray, names: list[str]) -> dict[str, tuple[float, float]]:
-        """Which of `names` stand at which of `places`, (letters, 2) as x and y; each name once, at its surest place."""
+        """Name -> position, for those of `names` that are read at one of `places`, (letters, 2) as x and y."""
         found: dict[str, tuple[float, tuple[float, float]]] = {}
-        half = max(image.size) * 0.022  # letters are 1 to 4 % of a figure's longer side
+        half = max(image.size) * 0.022  # letters are 1 to 4 % of the longer side of a figure
         for x, y in places.tolist():
             text, score = self._read(image.convert("RGB").crop((x - half, y - half, x + half, y + half)))
             name = _name(text, names)
-            if name and score >= SURE and score > found.get(name, (0.0,))[0]:
+            if name and score >= MIN_SCORE and score > found.get(name, (0.0,))[0]:
                 found[name] = (score, (x, y))
         return {name: place for name, (_, place) in found.items()}
 
@@ -45,7 +45,7 @@ class LetterReader:
 
 
 def _name(text: str, names: list[str]) -> str:
-    """The name that a text shows: as it is, or in the other case where the caption's and the figure's differ."""
+    """The name that a text stands for: the same, or else one that differs in case; "" for none."""
     bare = text.strip(" ().,:;[]")
     if bare in names:
         return bare

@@ -1,6 +1,6 @@
-"""Which part of a caption belongs to which panel: by letter, by place, by reading order; in doubt the whole figure.
+"""Which part of a caption belongs to which panel: by letter, position or reading order; in doubt the whole figure.
 
-A wrong pair is worse than a coarse one: wherever numbers or letters contradict one another nothing is split.
+A wrong pair is worse than a coarse one: where numbers or letters contradict one another, the figure is not split.
 """
 
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ from blip.pubmed.panels.gutters import Piece
 
 How = Literal["letter", "place", "order", "whole"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
-FILLED = 0.55  # share of ink from which on a piece between gutters is an image
-SEEN = 0.35  # score of a panel that is there
-MAYBE = 0.15  # score of a panel that may be there, if the caption says so
+FILLED = 0.55  # share that differs from the ground above which a piece between gutters is an image
+CERTAIN = 0.35  # score of a panel
+POSSIBLE = 0.15  # score of a panel if the caption confirms the number of panels
 
 
 @dataclass
 class Pair:
-    """A part of a figure with its words."""
+    """A part of a figure with its text."""
 
     labels: list[str]
     box: Box | None  # None: the whole figure
@@ -33,7 +33,7 @@ class Pair:
 
 @dataclass
 class Layout:
-    """The panels that a figure is taken to have."""
+    """The panels of a figure."""
 
     boxes: list[Box] = field(default_factory=list)  # in reading order
     scores: list[float] = field(default_factory=list)
@@ -41,22 +41,22 @@ class Layout:
 
 
 def layout(pieces: list[Piece], panels: Panels, expected: int) -> Layout:
-    """The panels of a figure by its gutters where these are sure, else by the detector.
+    """The panels of a figure: by its gutters where these are reliable, else by the detector.
 
     Args:
-        pieces: of `gutters.cut`.
-        panels: of the detector.
-        expected: panels that the caption names, 0 where it names none.
+        pieces: from `gutters.cut`.
+        panels: from the detector.
+        expected: number of panels that the caption names, 0 for none.
     """
     images = len(pieces) > 1 and min(piece.filled for piece in pieces) > FILLED
     if images and expected in (0, len(pieces)):
         return _ordered([piece.box for piece in pieces], [0.95] * len(pieces), "gutters")
     boxes, scores = panels.boxes, panels.scores
-    seen = int((scores >= SEEN).sum())
-    if expected > 1 and seen != expected and len(scores) >= expected and scores[expected - 1] >= MAYBE:
-        seen = expected  # the caption decides between panels and what only looks like one
-    if seen > 1:
-        return _ordered([_whole_pixels(box) for box in boxes[:seen]], scores[:seen].tolist(), "detector")
+    count = int((scores >= CERTAIN).sum())
+    if expected > 1 and count != expected and len(scores) >= expected and scores[expected - 1] >= POSSIBLE:
+        count = expected
+    if count > 1:
+        return _ordered([_whole_pixels(box) for box in boxes[:count]], scores[:count].tolist(), "detector")
     if images:
         return _ordered([piece.box for piece in pieces], [0.8] * len(pieces), "gutters")
     return Layout()
@@ -73,7 +73,10 @@ def _ordered(boxes: list[Box], scores: list[float], way: str) -> Layout:
 
 
 def reading_order(boxes: list[Box]) -> list[int]:
-    """Rows from above, each from the left; a row's boxes share half of the lower one's height with its first."""
+    """Indices of boxes by rows from the top, in each row from the left.
+
+    A box belongs to a row if it shares with the first box of the row half the height of the lower of the two.
+    """
     left = sorted(range(len(boxes)), key=lambda at: (boxes[at][1], boxes[at][0]))
     order: list[int] = []
     while left:
@@ -89,7 +92,7 @@ def reading_order(boxes: list[Box]) -> list[int]:
 
 
 def regular(boxes: list[Box]) -> bool:
-    """Whether boxes in reading order stand in rows of like height: elsewhere letters often run another way."""
+    """Whether boxes in reading order form rows of similar height; otherwise letters often have another order."""
     rows: list[list[Box]] = []
     for box in boxes:
         if rows and min(box[3], rows[-1][0][3]) - max(box[1], rows[-1][0][1]) > 0:
@@ -105,12 +108,12 @@ def regular(boxes: list[Box]) -> bool:
 
 
 def match(split: Split, found: Layout, read: dict[str, tuple[float, float]] | None = None) -> list[Pair]:
-    """Pairs of a figure; a single one, of the whole, where the caption has no parts or anything is in doubt.
+    """The pairs of a figure; a single pair, of the whole, if the caption has no parts or anything is in doubt.
 
     Args:
         split: the caption.
         found: the panels.
-        read: where which of the caption's labels stand in the figure, if somebody read them.
+        read: label -> its position in the figure (x, y), if letters were read.
     """
     names = split.labels
     whole = [Pair([], None, split.whole, "whole", 1.0)]
@@ -118,23 +121,30 @@ def match(split: Split, found: Layout, read: dict[str, tuple[float, float]] | No
         return whole
     places: dict[str, int] | None
     how: How = "letter"
-    places, sure = (_by_letter(names, found.boxes, read), 1.0) if read else (None, 0.0)
+    places, certainty = (_by_letter(names, found.boxes, read), 1.0) if read else (None, 0.0)
     if places is None and split.style == "Left:":
-        places, how, sure = _by_place(names, found.boxes), "place", 0.9
+        places, how, certainty = _by_place(names, found.boxes), "place", 0.9
     elif places is None and len(names) == len(found.boxes) and not _contradicts(names, found.boxes, read or {}):
-        places, how, sure = {name: at for at, name in enumerate(names)}, "order", 0.8 if regular(found.boxes) else 0.4
+        places, how, certainty = (
+            {name: at for at, name in enumerate(names)},
+            "order",
+            0.8 if regular(found.boxes) else 0.4,
+        )
     if places is None:
         return whole
     pairs = []
     for name in names:
         at = places[name]
-        confidence = split.confidence * found.scores[at] * sure
+        confidence = split.confidence * found.scores[at] * certainty
         pairs.append(Pair([name], found.boxes[at], split.of(name), how, round(confidence, 3)))
     return pairs
 
 
 def _by_letter(names: list[str], boxes: list[Box], read: dict[str, tuple[float, float]]) -> dict[str, int] | None:
-    """Each letter's panel: the smallest one around it, else the nearest; one left over goes to the one left over."""
+    """The panel of each letter: the smallest one around it, else the nearest; None where that is not clear.
+
+    A single remaining letter and a single remaining panel belong together.
+    """
     places: dict[str, int] = {}
     for name, (x, y) in read.items():
         around = [at for at, b in enumerate(boxes) if b[0] <= x <= b[2] and b[1] <= y <= b[3]]
@@ -148,11 +158,11 @@ def _by_letter(names: list[str], boxes: list[Box], read: dict[str, tuple[float, 
     if len(names_left) == len(boxes_left) == 1:
         places[names_left[0]] = boxes_left[0]
         names_left, boxes_left = [], []
-    return None if names_left or boxes_left else places  # a panel that no letter claims may be another's second one
+    return None if names_left or boxes_left else places  # a panel without a letter may be the second one of a letter
 
 
 def _contradicts(names: list[str], boxes: list[Box], read: dict[str, tuple[float, float]]) -> bool:
-    """Whether a letter that was read stands in another panel than reading order gives it."""
+    """Whether a letter that was read is outside the panel that it has in reading order."""
     for name, (x, y) in read.items():
         b = boxes[names.index(name)]
         if not (b[0] <= x <= b[2] and b[1] <= y <= b[3]):
@@ -161,7 +171,7 @@ def _contradicts(names: list[str], boxes: list[Box], read: dict[str, tuple[float
 
 
 def _by_place(names: list[str], boxes: list[Box]) -> dict[str, int] | None:
-    """`left` and `right`, `upper`, `middle` and `lower`: of as many panels, beside or above one another."""
+    """Panels of `left` and `right`, or of `upper`, `middle` and `lower`; None where they do not stand in one line."""
     across, down = ("left", "middle", "center", "centre", "central", "right"), ("upper", "top", "above", "middle",
                     "center", "centre", "central", "lower", "bottom", "below")  # fmt: skip
     if len(names) != len(boxes):
@@ -171,6 +181,6 @@ def _by_place(names: list[str], boxes: list[Box]) -> dict[str, int] | None:
             order = sorted(range(len(boxes)), key=lambda at: boxes[at][axis])
             ends = [(boxes[at][axis], boxes[at][axis + 2]) for at in order]
             if any(first[1] > second[0] + 0.3 * (second[1] - second[0]) for first, second in pairwise(ends)):
-                return None  # they do not stand in one line
+                return None  # not in one line
             return dict(zip(sorted(names, key=words.index), order, strict=True))
     return None

@@ -1,7 +1,8 @@
-"""Single images as one finds them in articles, drawn at random: scans, micrographs, photographs, gels.
+"""Single images like those of articles, drawn at random: scans, micrographs, photographs, gels.
 
-`plots.py` draws what has paper around it; `compose.py` puts both together to compound figures of which every box is
-known, from which the detector learns. A drawer takes a random generator and a size and returns a picture of that size.
+`plots.py` and `drawings.py` draw what has paper around it; `compose.py` composes compound figures of both, with known
+boxes, on which the detector is trained. A drawer takes a random generator, a width and a height in pixels, and returns
+a picture of that size.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ WORDS = (
 
 @lru_cache
 def font_files() -> tuple[str, ...]:
-    """Fonts that matplotlib brings, or none (Pillow's own serves then)."""
+    """Paths of fonts of matplotlib; empty without matplotlib, when the font of Pillow is used."""
     try:
         import matplotlib
     except ImportError:
@@ -40,19 +41,20 @@ def font_files() -> tuple[str, ...]:
 
 @lru_cache(maxsize=512)
 def font(which: int, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """One of the fonts at hand, in a size of pixels; `which` may be any number."""
+    """One of the available fonts; `which` may be any number, `size` is in pixels."""
     files = font_files()
     choice = which % (len(files) + 2)
     return ImageFont.truetype(files[choice], size) if choice < len(files) else ImageFont.load_default(size)
 
 
 def words(rng: np.random.Generator, most: int = 3) -> str:
+    """One to `most` random words."""
     text = " ".join(rng.choice(WORDS, rng.integers(1, most + 1)))
     return text.capitalize() if rng.random() < 0.5 else text
 
 
-def noise(rng: np.random.Generator, width: int, height: int, cells: float) -> np.ndarray:
-    """Smooth noise in [0, 1], (height, width); about `cells` bumps along the longer side."""
+def noise(rng: np.random.Generator, width: int, height: int, *, cells: float) -> np.ndarray:
+    """Smooth noise in [0, 1], (height, width), with about `cells` maxima along the longer side."""
     scale = cells / max(width, height)
     small = rng.random((max(2, int(height * scale)), max(2, int(width * scale))), dtype=np.float32)
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)).clip(0, 1)
@@ -68,12 +70,12 @@ def picture(values: np.ndarray, low: Color = (0, 0, 0), high: Color = (255, 255,
 
 
 def scan(rng: np.random.Generator, width: int, height: int) -> Picture:
-    """A section through a body: a bright rim, tissue within, darkness around."""
+    """A section through a body: a bright rim, tissue inside, black outside."""
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
     wide, tall = rng.uniform(0.6, 1.05, 2)
     x, y = x - rng.normal(0, 0.06), y - rng.normal(0, 0.06)
-    radius = np.hypot(x / wide, y / tall) + 0.12 * (noise(rng, width, height, 4) - 0.5)
-    values = np.where(radius < 1, 0.25 + 0.5 * noise(rng, width, height, rng.uniform(4, 25)), 0.02)
+    radius = np.hypot(x / wide, y / tall) + 0.12 * (noise(rng, width, height, cells=4) - 0.5)
+    values = np.where(radius < 1, 0.25 + 0.5 * noise(rng, width, height, cells=rng.uniform(4, 25)), 0.02)
     values = np.where((radius > 0.9) & (radius < 1), rng.uniform(0.6, 1), values)
     for _ in range(rng.integers(0, 4)):
         cx, cy, r = rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.5), rng.uniform(0.05, 0.3)
@@ -86,7 +88,7 @@ def fluorescence(rng: np.random.Generator, width: int, height: int) -> Picture:
     """Coloured spots on black."""
     out = np.zeros((height, width, 3), dtype=np.float32)
     for _ in range(rng.integers(1, 4)):
-        field = noise(rng, width, height, rng.uniform(5, 40))
+        field = noise(rng, width, height, cells=rng.uniform(5, 40))
         field = ((field - rng.uniform(0.4, 0.75)) * 4).clip(0, 1)
         out += field[..., None] * rng.choice(np.array([[0, 1, 0], [1, 0, 0], [0, 0.3, 1], [1, 0, 1], [1, 1, 1]]))
     return Image.fromarray((out.clip(0, 1) * 255).astype(np.uint8))
@@ -94,7 +96,8 @@ def fluorescence(rng: np.random.Generator, width: int, height: int) -> Picture:
 
 def tissue(rng: np.random.Generator, width: int, height: int) -> Picture:
     """Stained tissue, or an electron micrograph: textures without a background."""
-    values = 0.6 * noise(rng, width, height, rng.uniform(6, 20)) + 0.4 * noise(rng, width, height, rng.uniform(20, 60))
+    coarse = noise(rng, width, height, cells=rng.uniform(6, 20))
+    values = 0.6 * coarse + 0.4 * noise(rng, width, height, cells=rng.uniform(20, 60))
     if rng.random() < 0.4:
         return picture(values)
     low = [(120, 40, 110), (90, 40, 20), (60, 60, 110)][rng.integers(3)]
@@ -102,8 +105,9 @@ def tissue(rng: np.random.Generator, width: int, height: int) -> Picture:
 
 
 def photograph(rng: np.random.Generator, width: int, height: int) -> Picture:
-    """Shapes before a coloured ground."""
-    ground = picture(noise(rng, width, height, rng.uniform(2, 8)), *(tuple(rng.integers(0, 256, 3)) for _ in range(2)))
+    """Shapes on a coloured ground."""
+    values = noise(rng, width, height, cells=rng.uniform(2, 8))
+    ground = picture(values, *(tuple(rng.integers(0, 256, 3)) for _ in range(2)))
     draw = ImageDraw.Draw(ground)
     for _ in range(rng.integers(1, 7)):
         x, y = int(rng.integers(0, width)), int(rng.integers(0, height))
@@ -115,7 +119,7 @@ def photograph(rng: np.random.Generator, width: int, height: int) -> Picture:
 
 def gel(rng: np.random.Generator, width: int, height: int) -> Picture:
     """Bands in lanes, dark on light or light on dark."""
-    values = rng.uniform(0.75, 0.95) + 0.1 * (noise(rng, width, height, 5) - 0.5)
+    values = rng.uniform(0.75, 0.95) + 0.1 * (noise(rng, width, height, cells=5) - 0.5)
     lanes, rows = rng.integers(2, 10), rng.integers(1, 6)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     for lane in range(lanes):
@@ -126,4 +130,4 @@ def gel(rng: np.random.Generator, width: int, height: int) -> Picture:
     return picture(1 - values if rng.random() < 0.3 else values)
 
 
-IMAGES: tuple[Drawer, ...] = (scan, scan, fluorescence, tissue, photograph, gel)  # no ground of their own
+IMAGES: tuple[Drawer, ...] = (scan, scan, fluorescence, tissue, photograph, gel)  # without a ground of their own

@@ -1,13 +1,14 @@
-"""Trains the detector of panels on compound figures that it composes itself.
+"""Trains the detector of panels on generated compound figures.
 
     python -m blip.pubmed.panels.train_detector --out detector.safetensors --images FOLDER [--images FOLDER]
 
-`--images` may name folders of single photographs and scans, which are used beside what is drawn. Two CPU cores take
-about an hour for the weights that come with the package; one GPU a few minutes.
+`--images` names folders of single photographs and scans, which are used beside drawings. The weights of the package
+take about an hour on two CPU cores, or a few minutes on a GPU.
 """
 
 import multiprocessing
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -18,14 +19,15 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
-from blip.pubmed.panels.compose import compose, find_images
+from blip.data.images import find_images
+from blip.pubmed.panels.compose import compose
 from blip.pubmed.panels.detector import PLACES, SIDE, STRIDE, Detector, boxes_of, centers, load, prepare, save
 
-MOST = 40  # panels, and letters, of a figure
+MOST = 40  # panels of a figure, and letters
 
 
 def draw(seed: int, images: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One figure: pixels (384, 384, 3), boxes (40, 4) and letters (40, 2) in those pixels, NaN behind the last."""
+    """One figure: pixels (384, 384, 3), boxes (40, 4) and letters (40, 2) in those pixels, padded with NaN."""
     figure = compose(np.random.default_rng(seed), images)
     pixels, scale = prepare(figure.image)
     boxes, letters = np.full((MOST, 4), np.nan, np.float32), np.full((MOST, 2), np.nan, np.float32)
@@ -35,15 +37,24 @@ def draw(seed: int, images: list[Path]) -> tuple[np.ndarray, np.ndarray, np.ndar
     return pixels, boxes, letters
 
 
-def vary(pixels: Tensor, boxes: Tensor, letters: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Another size, place, brightness and sharpness of each figure of a batch: (B, 3, S, S), (B, 40, 4), (B, 40, 2)."""
+def vary(
+    pixels: Tensor, boxes: Tensor, letters: Tensor, *, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Changes size, position, brightness, contrast, colour and noise of each figure of a batch.
+
+    Args:
+        pixels, boxes, letters: (B, 384, 384, 3) bytes, (B, 40, 4) and (B, 40, 2), as `draw` returns them.
+
+    Returns:
+        images (B, 3, 384, 384) in [0, 1], boxes and letters of the same shapes.
+    """
     B = len(pixels)
     random = torch.rand(B, 6, generator=generator)
-    zoom = 0.8 + 0.4 * random[:, 0] ** 2  # a figure may lose its edge, or shrink
+    zoom = 0.8 + 0.4 * random[:, 0] ** 2  # a figure may lose its edge, or become smaller
     shift = (random[:, 1:3] - 0.5) * 0.08
     theta = torch.zeros(B, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1 / zoom
-    theta[:, :, 2] = (1 - 2 * shift) / zoom[:, None] - 1  # the upper left corner stays but for the shift
+    theta[:, :, 2] = (1 - 2 * shift) / zoom[:, None] - 1  # about the upper left corner
     image = pixels.permute(0, 3, 1, 2).float() / 255
     grid = F.affine_grid(theta, list(image.shape), align_corners=False)
     image = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
@@ -58,15 +69,15 @@ def vary(pixels: Tensor, boxes: Tensor, letters: Tensor, generator: torch.Genera
 
 
 def targets(boxes: Tensor, letters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What each place should say.
+    """The target of each place.
 
     Args:
         boxes, letters: (B, 40, 4) and (B, 40, 2) in pixels; NaN where there is none.
 
     Returns:
-        (B, S, S): how near to the middle of its panel, as FCOS's centerness, 0 outside of panels.
-        (B, 4, S, S): the panel's box as shares of the side.
-        (B, S, S): 1 where a letter stands.
+        (B, S, S): nearness to the centre of its panel, as the centerness of FCOS; 0 outside panels.
+        (B, 4, S, S): the box of the panel as shares of the side.
+        (B, S, S): 1 where there is a letter.
     """
     B = len(boxes)
     shares = (boxes / SIDE).nan_to_num(-1.0)  # (B, 40, 4)
@@ -75,7 +86,7 @@ def targets(boxes: Tensor, letters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     to = torch.stack([x - left, y - top, right - x, bottom - y], dim=2)  # (B, 40, 4, S, S)
     within = to.amin(2) > 0
     area = ((shares[..., 2] - shares[..., 0]) * (shares[..., 3] - shares[..., 1]))[..., None, None]
-    chosen = torch.where(within, area, torch.inf).argmin(1)  # of panels that overlap the smaller, (B, S, S)
+    chosen = torch.where(within, area, torch.inf).argmin(1)  # the smaller of panels that overlap, (B, S, S)
     to = to.gather(1, chosen[:, None, None].expand(B, 1, 4, PLACES, PLACES))[:, 0].clamp(min=0)
     across, down = to[:, 0::2], to[:, 1::2]
     near = (across.amin(1) / across.amax(1).clamp(min=1e-6)) * (down.amin(1) / down.amax(1).clamp(min=1e-6))
@@ -88,8 +99,13 @@ def targets(boxes: Tensor, letters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return near, box.transpose(1, 2).reshape(B, 4, PLACES, PLACES), letter
 
 
-def loss_of(out: Tensor, near: Tensor, box: Tensor, letter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Panel, box and letter losses: soft cross-entropy, generalised IoU weighted by nearness, focal cross-entropy."""
+def loss_of(out: Tensor, near: Tensor, box: Tensor, *, letter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses of panels, boxes and letters: cross-entropy, generalised IoU weighted by nearness, focal cross-entropy.
+
+    Args:
+        out: (B, 6, S, S), of the network.
+        near, box, letter: from `targets`.
+    """
     panel = F.binary_cross_entropy_with_logits(out[:, 0], near)
     inside = near > 0.1
     found, wanted = boxes_of(out).movedim(1, -1)[inside], box.movedim(1, -1)[inside]
@@ -109,40 +125,58 @@ def _giou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def main(
+    *,
     out: Annotated[Path, typer.Option(help="weights to write: .safetensors")],
     images: Annotated[list[Path] | None, typer.Option(help="folder of single photographs or scans")] = None,
     figures: Annotated[int, typer.Option(help="compound figures to compose")] = 12_000,
     steps: int = 8000,
-    batch: int = 16,
+    batch_size: Annotated[int, typer.Option("--batch_size", "--batch")] = 16,
     lr: float = 2e-3,
     seed: int = 0,
     start: Annotated[Path | None, typer.Option(help="weights to start from")] = None,
-    workers: Annotated[int, typer.Option(help="processes that compose")] = 2,
+    num_workers: Annotated[int, typer.Option("--num_workers", "--workers", help="processes that compose")] = 2,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
 ) -> None:
     """Composes figures, then trains the detector on them."""
     torch.manual_seed(seed)
     photos = find_images(images or [])
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        drawn = list(pool.imap(partial(draw, images=photos), range(seed * 10**7, seed * 10**7 + figures), chunksize=32))
-    pixels, boxes, letters = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
-    del drawn
-    typer.echo(f"{len(pixels)} figures, {int((~boxes[..., 0].isnan()).sum())} panels, {len(photos)} photographs")
+    seeds = range(seed * 10**7, seed * 10**7 + figures)
+    data = _composed(seeds, photos, num_workers)
+    typer.echo(f"{figures} figures, {int((~data[1][..., 0].isnan()).sum())} panels, {len(photos)} photographs")
     net = Detector().to(device).to(memory_format=torch.channels_last)
     if start:
         net.load_state_dict(load(start).state_dict())
         net.train()
+    about: dict[str, object] = {"figures": figures, "batch": batch_size, "seed": seed, "photographs": len(photos)}
+    generator = torch.Generator().manual_seed(seed)
+    for step in _steps(net, data, generator, steps=steps, batch_size=batch_size, lr=lr):
+        if step % 1000 == 0 or step == steps:
+            save(net, out, about | {"steps": step})
+
+
+def _composed(seeds: range, photos: list[Path], num_workers: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels, boxes and letters of one figure for each seed."""
+    with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
+        drawn = list(pool.imap(partial(draw, images=photos), seeds, chunksize=32))
+    pixels, boxes, letters = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
+    return pixels, boxes, letters
+
+
+def _steps(net: Detector, data: tuple[Tensor, Tensor, Tensor], generator: torch.Generator, *, steps: int,
+           batch_size: int, lr: float) -> Iterator[int]:  # fmt: skip
+    """Trains the network; yields the number of each step, from 1, when it is done."""
+    device = next(net.parameters()).device
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.05)
-    generator = torch.Generator().manual_seed(seed)
     begin, shown = time.perf_counter(), torch.zeros(3)
     for step in range(1, steps + 1):
-        rows = torch.randint(len(pixels), (batch,), generator=generator)
-        image, some_boxes, some_letters = vary(pixels[rows], boxes[rows], letters[rows], generator)
-        wanted = [part.to(device) for part in targets(some_boxes, some_letters)]
-        with torch.autocast(device, torch.bfloat16):
-            said = net(image.to(device, memory_format=torch.channels_last))
-        losses = loss_of(said.float(), *wanted)
+        rows = torch.randint(len(data[0]), (batch_size,), generator=generator)
+        pixels, boxes, letters = (part[rows] for part in data)
+        image, boxes, letters = vary(pixels, boxes, letters, generator=generator)
+        near, box, letter = (part.to(device) for part in targets(boxes, letters))
+        with torch.autocast(device.type, torch.bfloat16):
+            out = net(image.to(device, memory_format=torch.channels_last))
+        losses = loss_of(out.float(), near, box, letter=letter)
         optimizer.zero_grad()
         (4 * losses[0] + losses[1] + 0.2 * losses[2]).backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
@@ -153,15 +187,7 @@ def main(
             parts = ", ".join(f"{n} {v:.4f}" for n, v in zip(("panel", "box", "letter"), shown / 100, strict=True))
             typer.echo(f"step {step}: {parts}, {time.perf_counter() - begin:.0f} s")
             shown.zero_()
-        if step % 1000 == 0 or step == steps:
-            about: dict[str, object] = {
-                "figures": figures,
-                "steps": step,
-                "batch": batch,
-                "seed": seed,
-                "photographs": len(photos),
-            }
-            save(net, out, about)
+        yield step
 
 
 if __name__ == "__main__":

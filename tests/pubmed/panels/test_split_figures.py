@@ -123,7 +123,7 @@ def test_average_precision_counts_as_it_should() -> None:
 def test_targets_say_what_is_drawn() -> None:
     """Read back by the detector's own rule, the targets give the boxes; losses of a perfect answer are small."""
     pixels, boxes, letters = (torch.from_numpy(part)[None] for part in draw(7, []))
-    image, boxes, letters = vary(pixels, boxes, letters, torch.Generator().manual_seed(0))
+    image, boxes, letters = vary(pixels, boxes, letters, generator=torch.Generator().manual_seed(0))
     assert image.shape == (1, 3, 384, 384) and image.min() >= 0 and image.max() <= 1
     near, box, letter = targets(boxes, letters)
     inside = near[0] > 0.2
@@ -134,11 +134,11 @@ def test_targets_say_what_is_drawn() -> None:
     left, top, right, bottom = box[0]
     logits = [torch.logit(part.clamp(1e-4, 1 - 1e-4))[:, None] for part in (near, letter)]
     perfect = torch.cat([*logits, torch.stack([x - left, y - top, right - x, bottom - y])[None]], dim=1)
-    _, boxes_loss, letter_loss = loss_of(perfect, near, box, letter)
+    _, boxes_loss, letter_loss = loss_of(perfect, near, box, letter=letter)
     assert boxes_loss < 1e-4 and letter_loss < 1e-2
     worse = perfect.clone()
     worse[:, 2:] += 0.05
-    assert loss_of(worse, near, box, letter)[1] > boxes_loss + 0.05
+    assert loss_of(worse, near, box, letter=letter)[1] > boxes_loss + 0.05
 
 
 def test_generated_figures_are_what_they_say() -> None:
@@ -253,7 +253,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_split_writes_subfigures(corpus: Path, workers: str) -> None:
     out = corpus.parent / "subfigures.jsonl"
-    result = run_verb("pubmed", "split", corpus, "--out", out, "--workers", workers)
+    result = run_verb("pubmed", "split", corpus, "--out", out, "--num_workers", workers)
     assert result.exit_code == 0, result.output
     assert "10 figures: 8 split, 0 whole, 48 pairs" in result.output and "1 images could not be read" in result.output
     assert "damaged.png" in result.output
@@ -276,7 +276,7 @@ def test_a_run_that_was_killed_goes_on(corpus: Path, tmp_path: Path) -> None:
     split(corpus, whole, Options(str(crops)))
     code = ("import sys, time; from pathlib import Path; import blip.pubmed.panels.split as s\n"
             "own = s.FigureSplitter.lines\n"
-            "def slow(self, at, line):\n    time.sleep(0.3); return own(self, at, line)\n"
+            "def slow(self, *figure):\n    time.sleep(0.3); return own(self, *figure)\n"
             "s.FigureSplitter.lines = slow\n"
             "s.split(Path(sys.argv[1]), Path(sys.argv[2]), s.Options(sys.argv[3]))")  # fmt: skip
     process = subprocess.Popen([sys.executable, "-u", "-c", code, str(corpus), str(out), str(crops)],
@@ -294,6 +294,7 @@ def test_a_run_that_was_killed_goes_on(corpus: Path, tmp_path: Path) -> None:
         file.write('{"image": "x')
     told: list[str] = []
     split(corpus, out, Options(str(crops)), tell=told.append)
+    assert told and told[0].startswith("goes on behind figure")
     assert out.read_text() == whole.read_text()
     assert (tmp_path / "out.jsonl.summary.json").read_text() == (tmp_path / "whole.jsonl.summary.json").read_text()
 
@@ -310,7 +311,7 @@ def test_captions_that_something_else_split(corpus: Path, tmp_path: Path) -> Non
     assert made[0]["whole_caption"].startswith("Scans.") and made[0]["caption"] == "L. part A"
     assert made[6]["caption"] == "Scans. One."
     given.write_text('{"article": "PMC0"}')
-    with pytest.raises(SplitError, match="line 1: no split caption"):
+    with pytest.raises(SplitError, match="line 1: not a split caption"):
         read_splits(given)
 
 
@@ -327,9 +328,10 @@ def test_images_that_were_away_are_tried_again(corpus: Path, tmp_path: Path) -> 
 
 
 def test_wrong_weights_are_told_whatever_the_number_of_processes(corpus: Path, tmp_path: Path) -> None:
+    options = Options(str(tmp_path), weights="nothing.safetensors")
     for workers in (1, 2):
         with pytest.raises(DetectorError, match="no weights of this detector"):
-            split(corpus, tmp_path / "out.jsonl", Options(str(tmp_path), weights="nothing.safetensors"), workers)
+            split(corpus, tmp_path / "out.jsonl", options, num_workers=workers)
 
 
 @pytest.mark.parametrize(("caption", "how"), [("(A) One. (B) Two.", "file"), ("(A) One. (B) Two. (C) Three.", "whole")])
@@ -349,7 +351,7 @@ def test_split_tells_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(SplitError, match="make it with `blip pubmed extract`"):
         split(tmp_path / "none.jsonl", tmp_path / "out.jsonl", Options(str(tmp_path)))
     (tmp_path / "pairs.jsonl").write_text('{"image": "a.png"}\n')
-    with pytest.raises(SplitError, match="line 1: no figure"):
+    with pytest.raises(SplitError, match="line 1: not a figure"):
         split(tmp_path / "pairs.jsonl", tmp_path / "out.jsonl", Options(str(tmp_path)))
     lines = [json.dumps({"image": f"{tmp_path}/{n}.png", "caption": "c", "article": "a"}) for n in range(8)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines))

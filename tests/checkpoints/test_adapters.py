@@ -14,24 +14,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from blip.checkpoints import adapter_files
+from blip.checkpoints.adapter_files import ADAPTER, ADAPTER_INFO, load_adapter, save_adapter
+from blip.checkpoints.adapters import (
+    LoraError,
+    adapter_state,
+    add_lora,
+    load_adapter_state,
+    merge,
+    merged_state,
+)
 from blip.checkpoints.format import CheckpointError, load_strict, unique_state
 from blip.errors import BlipError
 from blip.network.med import TextDecoder, TextEncoder
 from blip.network.packing import Rows
 from blip.network.vit import ViT
-from blip.train import lora
-from blip.train.lora import (
-    ADAPTER,
-    ADAPTER_INFO,
-    LoraError,
-    adapter_state,
-    add_lora,
-    load_adapter,
-    load_adapter_state,
-    merge,
-    merged_state,
-    save_adapter,
-)
 
 WORDS = 50
 
@@ -347,7 +344,7 @@ def test_without_peft_the_error_says_what_to_install(monkeypatch: pytest.MonkeyP
     install = re.escape("lora needs peft: pip install -e '.[lora]'")
     with pytest.raises(BlipError, match=f"^{install}"):
         add_lora(model, 2, ["qkv"])
-    lora.save_file({}, tmp_path / ADAPTER)
+    adapter_files.save_file({}, tmp_path / ADAPTER)
     about = {"format_version": 1, "rank": 2, "targets": ["qkv"], "alpha": 2, "dropout": 0.0, "trainable": []}
     (tmp_path / ADAPTER_INFO).write_text(json.dumps(about))
     with pytest.raises(BlipError, match=f"^{install}"):

@@ -1,48 +1,40 @@
-"""Low-rank adapters (LoRA, Hu et al. 2022) around linear layers of any model, by `peft`, from outside of it.
+"""Low-rank adapters (LoRA, Hu et al. 2022) around linear layers of any model, by `peft`.
 
 A wrapped layer computes W x + alpha / rank * B A x, where only A (rank, in) and B (out, rank) are trained; B starts at
-zero. `peft` keeps W as `NAME.base_layer`; files and `merged_state` speak of `NAME`.
-
-adapter.safetensors    A and B of each wrapped layer, and the parts trained beside them
-adapter.json           format version, rank, alpha, dropout, wrapped layers, parts; what the caller adds, such as `base`
+zero. `peft` keeps W as `NAME.base_layer`; files and `merged_state` use `NAME`. `adapter_files.py` writes and
+reads adapters.
 """
 
 import difflib
-import json
 import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from blip.checkpoints.format import CheckpointError, unique_state
 from blip.errors import BlipError
-from blip.files import flush
 
-FORMAT_VERSION = 1
-ADAPTER, ADAPTER_INFO = "adapter.safetensors", "adapter.json"
-PEFT_NAME = "default"  # peft can hold several adapters, by name; here is one
+PEFT_NAME = "default"  # peft holds several adapters by name; here there is one
 
 
 class LoraError(BlipError):
-    """An adapter that cannot be made; the message says why and what to do."""
+    """An adapter that cannot be made; the message gives the reason and the remedy."""
 
 
 def add_lora(
     model: nn.Module,
     rank: int,
     targets: Sequence[str],
+    *,
     alpha: float | None = None,
     dropout: float = 0.0,
     trainable: Sequence[str] = (),
 ) -> list[str]:
-    """Wraps linear layers in adapters, in place, and freezes all else -> names of the wrapped layers.
+    """Wraps linear layers in adapters, in place, and freezes everything else; returns the names of the wrapped layers.
 
     Weights must be loaded before; copies of the model (the momentum twin), `data_parallel` and the optimizer come
     after. A layer that several parts share is wrapped once for all, under its first name.
@@ -51,15 +43,15 @@ def add_lora(
         rank: of A and B.
         targets: names of linear layers or their endings, `*` for anything: `qkv`, `cross_attention.v`,
             `image_encoder.*.proj`.
-        alpha: the adapter counts alpha / rank; nothing: as much as the layer.
-        dropout: on the adapter's input.
-        trainable: further parts, by name, that stay trainable and belong to the adapter's files: a fresh head.
+        alpha: the adapter is scaled by alpha / rank; by 1 unless given.
+        dropout: of the adapter's input.
+        trainable: further parts, by name, that stay trainable and are saved with the adapter, such as a new head.
 
     Raises:
-        LoraError: peft is absent, a target or part is unknown, or there are adapters already. The model is as before.
+        LoraError: peft is absent, a target or part is unknown, or there are adapters already. The model is unchanged.
     """
-    peft = _peft()
-    if _wrapped(model):
+    peft = needs_peft()
+    if wrapped(model):
         raise LoraError("lora: the model has adapters already; merge them first")
     if rank < 1:
         raise LoraError(f"lora: rank is {rank}; 4 to 64 are usual")
@@ -77,7 +69,7 @@ def add_lora(
         _put(model, places[name], model.get_submodule(name))
 
     model.requires_grad_(False)
-    adapters = [p for layer in _wrapped(model).values() for p in _adapter_parameters(layer)]
+    adapters = [p for layer in wrapped(model).values() for p in _adapter_parameters(layer)]
     for parameter in [*adapters, *extra.values()]:
         parameter.requires_grad_(True)
     return names
@@ -86,13 +78,13 @@ def add_lora(
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     """A and B of each wrapped layer, and the parts that `add_lora` left trainable, by name."""
     trained = {id(p) for p in model.parameters() if p.requires_grad}
-    trained |= {id(p) for layer in _wrapped(model).values() for p in _adapter_parameters(layer)}
+    trained |= {id(p) for layer in wrapped(model).values() for p in _adapter_parameters(layer)}
     return {_public(name): p.detach() for name, p in model.named_parameters() if id(p) in trained}
 
 
 @torch.no_grad()
 def load_adapter_state(model: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
-    """Copies what `adapter_state` gave into a model with the same adapters; `what` names the source in errors."""
+    """Copies the result of `adapter_state` into a model with the same adapters; `what` names the source in errors."""
     expected = adapter_state(model)
     wrong = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
     wrong += [f"{name} is not known" for name in tensors.keys() - expected.keys()]
@@ -106,67 +98,12 @@ def load_adapter_state(model: nn.Module, tensors: dict[str, Tensor], what: str) 
         tensor.copy_(tensors[name])
 
 
-def save_adapter(folder: str | Path, model: nn.Module, info: dict[str, Any]) -> None:
-    """Writes the adapter alone. `info` goes into `adapter.json`; it should name the base checkpoint, as `base`."""
-    layers = _wrapped(model)
-    if not layers:
-        raise LoraError("lora: the model has no adapters to save")
-    one = next(iter(layers.values()))  # all are alike
-    state = adapter_state(model)
-    adapters = tuple(f"{name}.lora_" for name in layers)
-    about = {
-        "format_version": FORMAT_VERSION,
-        "rank": one.r[PEFT_NAME],
-        "alpha": one.lora_alpha[PEFT_NAME],
-        "dropout": getattr(one.lora_dropout[PEFT_NAME], "p", 0.0),
-        "targets": list(layers),
-        "trainable": [name for name in state if not name.startswith(adapters)],
-    }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.contiguous() for name, t in state.items()}, folder / ADAPTER, {"format": "pt"})
-    (folder / ADAPTER_INFO).write_text(json.dumps({**info, **about}, indent=1) + "\n")
-    for name in (ADAPTER, ADAPTER_INFO):
-        flush(folder / name)
-
-
-def load_adapter(model: nn.Module, folder: str | Path) -> dict[str, Any]:
-    """Wraps a model that holds the base weights as `save_adapter` found it, and loads the adapter -> `adapter.json`.
-
-    Raises:
-        CheckpointError: the folder holds no adapter, a damaged one, or one of another model.
-    """
-    folder = Path(folder)
-    for name in (ADAPTER, ADAPTER_INFO):
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} holds no adapter: it has no {name}")
-    try:
-        about = json.loads((folder / ADAPTER_INFO).read_text())
-        version = int(about["format_version"])
-        settings = {key: about[key] for key in ("rank", "targets", "alpha", "dropout", "trainable")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / ADAPTER_INFO} is damaged: {error!r}") from error
-    if version > FORMAT_VERSION:
-        raise CheckpointError(f"{folder} was written by a newer blip (format {version}): update blip")
-    try:
-        tensors = load_file(folder / ADAPTER)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder / ADAPTER} is damaged or cut short: {error}") from error
-    _peft()  # that it is absent is not the folder's fault
-    try:
-        add_lora(model, **settings)
-    except LoraError as error:
-        raise CheckpointError(f"{folder} does not fit the model: {error}") from error
-    load_adapter_state(model, tensors, str(folder))
-    return about
-
-
 @torch.no_grad()
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """What `weights.unique_state` would give after `merge`; the model stays as it is."""
-    wrapped = _wrapped(model).values()
-    folded = {id(layer.base_layer.weight): layer for layer in wrapped}
-    adapters = {id(p) for layer in wrapped for p in _adapter_parameters(layer)}
+    """The result of `unique_state` after `merge`; the model is not changed."""
+    layers = wrapped(model).values()
+    folded = {id(layer.base_layer.weight): layer for layer in layers}
+    adapters = {id(p) for layer in layers for p in _adapter_parameters(layer)}
     tensors = model.state_dict(keep_vars=True)
     return {
         _public(name): _fold(folded[id(tensors[name])]) if id(tensors[name]) in folded else tensor
@@ -177,15 +114,16 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def merge(model: nn.Module) -> None:
-    """Folds every adapter into its layer, in place: plain linear layers again. What was frozen stays frozen."""
-    for layer in _wrapped(model).values():
+    """Folds every adapter into its layer, in place: plain linear layers again. Frozen parameters stay frozen."""
+    for layer in wrapped(model).values():
         layer.base_layer.weight.copy_(_fold(layer))
         _put(model, _places(model, layer), layer.base_layer)
     if hasattr(model, "peft_config"):
-        del model.peft_config  # peft's note of what it wrapped
+        del model.peft_config  # where peft lists what it wrapped
 
 
-def _peft() -> ModuleType:
+def needs_peft() -> ModuleType:
+    """The `peft` package; LoraError where it is not installed."""
     try:
         import peft
     except ImportError as error:
@@ -193,8 +131,8 @@ def _peft() -> ModuleType:
     return peft
 
 
-def _wrapped(model: nn.Module) -> dict[str, Any]:
-    """peft's layers by name, each once; where there are none, peft need not be installed."""
+def wrapped(model: nn.Module) -> dict[str, Any]:
+    """The layers of peft by name, each once; peft need not be installed where there are none."""
     return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
 
 
@@ -208,8 +146,13 @@ def _fold(layer: Any) -> Tensor:
 
 
 def _public(name: str) -> str:
-    """The name of a tensor as files have it, from the name that peft gives it."""
+    """The name of a tensor in files, from the name that peft gives it."""
     return name.replace(".base_layer.", ".").replace(f".{PEFT_NAME}.", ".")
+
+
+def public_state(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor of a model once, by its name in files."""
+    return {_public(name): tensor for name, tensor in unique_state(model).items()}
 
 
 def _places(model: nn.Module, module: nn.Module) -> list[str]:
@@ -224,7 +167,7 @@ def _put(model: nn.Module, names: list[str], module: nn.Module) -> None:
 
 
 def _matching(model: nn.Module, targets: Sequence[str]) -> list[str]:
-    """First names of the linear layers that any target means."""
+    """First names of the linear layers that match any target."""
     first = {id(module): name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     every = {name: first[id(m)] for name, m in model.named_modules(remove_duplicate=False) if id(m) in first}
     if not targets:

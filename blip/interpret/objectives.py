@@ -1,0 +1,141 @@
+"""What a map explains or a capture computes: the objectives `match`, `caption`, `answer` and `image`.
+
+An objective is what a model is run for. Its name is what users pass as `task`; whatever depends on the objective is a
+field of `Objective`.
+
+Shapes: R pairs of image and text, T tokens of the longest text.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blip.errors import InputError
+from blip.inference.inputs import ImageInput
+from blip.inference.predictor import ABILITIES, Predictor
+from blip.inference.scoring import answer_log_probs, caption_log_probs
+from blip.interpret.points import layers_of
+from blip.interpret.recording import TraceError
+from blip.models.factory import TASKS, spec_of
+
+# model, images, texts, answers -> (R, n)
+Score = Callable[[Predictor, Sequence[ImageInput], Sequence[str], Sequence[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a model is run for, and where its score is read.
+
+    Args:
+        name: as users write it.
+        score: the differentiable scores of pairs, (R, n).
+        score_name: for captions of pictures.
+        ability: what the checkpoint's task has to be able to do (`TaskSpec.can`).
+        stack: the text layers whose cross-attention a map is read from, `text` or `decoder`.
+        reads_texts: each image comes with a text.
+        writes_texts: the model's own captions take the place of empty texts.
+        has_answers: the text is a question with an answer, the model's own where none is given.
+        per_token: each token has a score of its own, n = T-1, read at the row before it; otherwise n = 1.
+        reads_enc: the score is read from the `[ENC]` row alone, for which the last layer then runs.
+    """
+
+    name: str
+    score: Score
+    score_name: str = ""
+    ability: str = ""
+    stack: str = ""
+    reads_texts: bool = True
+    writes_texts: bool = False
+    has_answers: bool = False
+    per_token: bool = False
+    reads_enc: bool = False
+
+    @property
+    def has_enc(self) -> bool:
+        """Whether the first row of the stack is `[ENC]`; that of a decoder is `[DEC]`."""
+        return self.stack == "text"
+
+    def scores(
+        self, m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], answers: Sequence[str] = ()
+    ) -> Tensor:
+        """Scores (R, n) of image i with text i, which the gradients of a map start from."""
+        if self.reads_texts and len(images) != len(texts):
+            raise InputError(f"{len(images)} images and {len(texts)} texts: give as many")
+        return self.score(m, images, texts, answers)
+
+    def layers(self, m: Predictor) -> int:
+        """The number of layers of the stack."""
+        return sum(name.startswith(self.stack + ".") for name, _ in layers_of(m.model))
+
+
+def _match(m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], answers: Sequence[str]) -> Tensor:
+    """Match logits before the soft-max (R, 1)."""
+    return m.match_logits(images, texts, len(texts))[:, 1:]
+
+
+def _caption(m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], answers: Sequence[str]) -> Tensor:
+    """Log-probability of each token of a caption (R, T-1)."""
+    return caption_log_probs(m, images, texts)
+
+
+def _answer(m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], answers: Sequence[str]) -> Tensor:
+    """Log-probability of each answer to its question (R, 1)."""
+    return answer_log_probs(m, images, texts, answers)[:, None]
+
+
+def _image(m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], answers: Sequence[str]) -> Tensor:
+    """Runs the image encoder alone; there is nothing to score (R, 0)."""
+    with torch.set_grad_enabled(m.differentiable):
+        return m.model.image_encoder(m.pixels(images))[:, 0, :0]
+
+
+OBJECTIVES = {
+    objective.name: objective
+    for objective in (
+        Objective("match", _match, "match logit", ability="match", stack="text", reads_enc=True),
+        Objective(
+            "caption",
+            _caption,
+            "log-probability",
+            ability="caption",
+            stack="decoder",
+            writes_texts=True,
+            per_token=True,
+        ),
+        Objective("answer", _answer, "log-probability", ability="answer", stack="text", has_answers=True),
+        Objective("image", _image, reads_texts=False),
+    )
+}
+EXPLAINED = tuple(name for name, objective in OBJECTIVES.items() if objective.stack)
+
+
+def explained(m: Predictor, name: str = "") -> Objective:
+    """The objective that maps of a checkpoint explain; the usual one of its task unless named.
+
+    Raises:
+        InputError: there is no such objective.
+        TraceError: the checkpoint's task has no maps, or not of this objective.
+    """
+    usual = spec_of(m.info["task"]).explained_as
+    if not usual:
+        others = ", ".join(task for task, spec in TASKS.items() if spec.explained_as)
+        raise TraceError(f"a checkpoint of {m.info['task']} cannot be explained; {others} can")
+    if (name or usual) not in EXPLAINED:
+        raise InputError(f"task is {name!r}; it can be {', '.join(EXPLAINED)}")
+    objective = OBJECTIVES[name or usual]
+    if objective.ability not in spec_of(m.info["task"]).can:
+        action, _ = ABILITIES[objective.ability]
+        raise TraceError(f"a checkpoint of {m.info['task']} cannot {action}: its task is {usual}")
+    return objective
+
+
+def completed_answers(
+    m: Predictor, images: Sequence[ImageInput], questions: Sequence[str], answers: Sequence[str]
+) -> list[str]:
+    """The given answers, with the model's own in place of empty ones."""
+    if all(answers):
+        return list(answers)
+    own = [answer.text for answer in m.answer(images, questions)]
+    return [given or written for given, written in zip(answers, own, strict=True)]

@@ -1,0 +1,84 @@
+"""Which pairs go into a data set, and into which of its parts."""
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from blip.errors import BlipError
+from blip.pubmed.licenses import FAMILIES, short_license
+
+NAMES = ("train", "val", "test")
+
+
+class BuildError(BlipError):
+    """A data set that cannot be built."""
+
+
+@dataclass
+class Rules:
+    """What goes into the data set."""
+
+    split_shares: tuple[float, float, float] = (0.8, 0.1, 0.1)  # of train, val and test, by article
+    licenses: list[str] = field(default_factory=list)  # such as CC-BY, CC0; empty: any of Creative Commons
+    retracted: bool = False  # also retracted articles
+    unlicensed: bool = False  # also articles that name no licence of Creative Commons
+    min_confidence: float = 0.5  # of a pair
+    keep_whole: bool = True  # also compound figures that were not divided
+    min_side: int = 64  # pixels of the shorter side
+    max_aspect: float = 5.0  # longer side divided by the shorter one
+    min_words: int = 3  # of a caption
+    max_words: int = 300  # of a caption
+    words: list[str] = field(default_factory=list)  # a caption has one of these, such as MRI; empty: any
+    not_words: list[str] = field(default_factory=list)  # a caption has none of these
+    duplicates: bool = False  # also repeated pictures
+    seed: int = 0  # of the division
+
+    def check(self) -> None:
+        """BuildError where the shares do not add up to 1."""
+        shares = self.split_shares
+        if any(share < 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
+            raise BuildError(f"the shares {' '.join(map(str, shares))} of train, val and test do not add up to 1")
+
+    def rejection(self, line: dict[str, Any]) -> str:
+        """Why a pair is left out, "" if it is not; `size_rejection` checks what needs the image."""
+        license, caption = short_license(str(line.get("license") or "")), line["caption"]
+        if not isinstance(caption, str):
+            return "no caption"
+        count = len(caption.split())
+        if line.get("retracted") and not self.retracted:
+            return "retracted"
+        if self.licenses and license not in {short_license(name) for name in self.licenses}:
+            return "licence"
+        if license not in FAMILIES and not self.unlicensed and not self.licenses:
+            return "no open licence named"
+        if not line.get("image"):
+            return "no file"
+        if float(1.0 if line.get("confidence") is None else line["confidence"]) < self.min_confidence:
+            return "confidence"
+        if not self.keep_whole and line.get("how") == "whole" and len(line.get("panels") or []) > 1:
+            return "compound figure that stayed whole"
+        if count < self.min_words:
+            return "caption too short"
+        if count > self.max_words:
+            return "caption too long"
+        if self.words and not _any_word(self.words, caption):
+            return "none of the words"
+        return "word that is not wanted" if self.not_words and _any_word(self.not_words, caption) else ""
+
+    def size_rejection(self, size: tuple[int, int]) -> str:
+        """Why an image of this width and height in pixels is left out, "" if it is not."""
+        if min(size) < self.min_side:
+            return "too small"
+        return "too long and narrow" if max(size) > self.max_aspect * min(size) else ""
+
+    def part(self, article: str) -> str:
+        """The part of an article: "train", "val" or "test"."""
+        digest = hashlib.sha256(f"{self.seed} {article}".encode()).digest()
+        place = int.from_bytes(digest[:8], "big") / 2**64
+        bounds = (self.split_shares[0], self.split_shares[0] + self.split_shares[1])
+        return NAMES[(place >= bounds[0]) + (place >= bounds[1])]
+
+
+def _any_word(words: list[str], text: str) -> bool:
+    return any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) for word in words)
