@@ -18,7 +18,7 @@ from torch import Tensor
 
 from blip.checkpoints.format import INFO
 from blip.config import ConfigError, annotation_files
-from blip.data.question_splits import answer_list, majority_answers, shared_images, split_by_image
+from blip.data.question_splits import answer_list, majority_answers, read_answers, shared_images, split_by_image
 from blip.data.questions import (
     EvalQuestions,
     QuestionEncoder,
@@ -266,22 +266,6 @@ class Answering(FineTuning):
 
     def facts(self) -> dict[str, Any]:
         return {"answers": self.answers, "max_answer_tokens": self.config.max_answer_tokens}
-
-
-def read_answers(path: str) -> list[str]:
-    """The different answers of a file: a JSON list of texts, or a text file of one a line.
-
-    Raises:
-        ConfigError: the file cannot be read, or is of another form.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        answers = json.loads(text) if path.endswith(".json") else text.splitlines()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"answer_file {path}: {error}") from error
-    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        raise ConfigError(f"answer_file {path}: expected a JSON list of texts, or a text file of one a line")
-    return list(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
 
 
 def run(config: VqaConfig, output: Path, resume: str, *, device: torch.device) -> bool:
