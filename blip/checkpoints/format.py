@@ -58,15 +58,15 @@ def load_weights(folder: str | Path) -> tuple[dict[str, Tensor], dict]:
 
 
 def find_tokenizer(*checkpoints: str | Path) -> Path:
-    """The tokenizer file of the first checkpoint's folder that has one: ours, or a Hugging Face folder's `vocab.txt`.
+    """The tokenizer file of the first checkpoint that has one: ours, or the `vocab.txt` of a Hugging Face folder.
 
     Raises:
-        CheckpointError: no folder holds either, or the checkpoints are files.
+        CheckpointError: none has one.
     """
-    for path in map(Path, checkpoints):
+    for checkpoint in checkpoints:
         for name in (TOKENIZER, "vocab.txt"):
-            if (path / name).is_file():
-                return path / name
+            if (Path(checkpoint) / name).is_file():
+                return Path(checkpoint) / name
     raise CheckpointError(
         f"{checkpoints[0]} comes without a tokenizer: set tokenizer; for the released models it is the vocab.txt of "
         "bert-base-uncased"

@@ -8,4 +8,5 @@ images transforms skipped   opening images, tensors of them, notes about unreada
 order batches loader gallery   which record comes when; samples to a batch; worker processes; images by number
 webdataset stream jsonl_shards   tar shards, training batches streamed from them; shards of JSON lines
 check check_report phantoms   `blip check-data` and its report; the synthetic data generator
+places           which images a command line names: image files, folders, annotation files
 """

@@ -1,8 +1,10 @@
 """Whole sets of questions: answer lists, splits that keep images together, images in two sets, majority answers."""
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +13,22 @@ from blip.data.questions import Questions
 from blip.data.sets.questions import Question
 from blip.errors import InputError
 from blip.hashing import stable_hash
+
+
+def read_answers(path: str) -> list[str]:
+    """The different answers of a file: a JSON list of texts, or a text file of one a line.
+
+    Raises:
+        InputError: the file cannot be read, or is of another form.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        answers = json.loads(text) if path.endswith(".json") else text.splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f"answer_file {path}: {error}") from error
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise InputError(f"answer_file {path}: expected a JSON list of texts, or a text file of one a line")
+    return list(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
 
 
 def answer_list(questions: Questions, min_count: int = 1) -> list[str]:

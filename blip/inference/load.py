@@ -86,8 +86,7 @@ def _tokenizer(given: str | Path | Tokenizer | None, *folders: Path) -> Tokenize
 
 def _model(info: dict, vit: ViTConfig, text: TextConfig, *, answer: TextConfig | None, tokenizer: Tokenizer) -> Any:
     """A model of these sizes with random weights."""
-    embed_dim = info.get("embed_dim", 0)
-    return model_of(info["task"], vit, text, tokenizer.specials, embed_dim=embed_dim, answer=answer)
+    return model_of(info["task"], vit, text, tokenizer.specials, embed_dim=info.get("embed_dim", 0), answer=answer)
 
 
 def _with_adapter(

@@ -4,14 +4,12 @@ Defaults are those of the published code (Li et al. 2022, appendix; its configur
 """
 
 import difflib
-import json
 from dataclasses import fields
-from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from blip.config import ConfigError, ModelConfig
+from blip.config import ModelConfig
 from blip.models.decoding import Decoding
 
 
@@ -157,19 +155,3 @@ class NlvrConfig(FineTuneConfig):
     text_cleaning: Literal["none"] = "none"  # texts are not cleaned
     drop_path: float = Field(0.1, ge=0, lt=1)
     best_metric: str = "val_accuracy"
-
-
-def read_answers(path: str) -> list[str]:
-    """The different answers of a file: a JSON list of texts, or a text file of one a line.
-
-    Raises:
-        ConfigError: the file cannot be read, or is of another form.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        answers = json.loads(text) if path.endswith(".json") else text.splitlines()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"answer_file {path}: {error}") from error
-    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        raise ConfigError(f"answer_file {path}: expected a JSON list of texts, or a text file of one a line")
-    return list(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from blip.checkpoints.format import INFO
 from blip.config import ConfigError, annotation_files
-from blip.data.question_splits import answer_list, majority_answers, shared_images, split_by_image
+from blip.data.question_splits import answer_list, majority_answers, read_answers, shared_images, split_by_image
 from blip.data.questions import (
     EvalQuestions,
     QuestionEncoder,
@@ -35,7 +35,7 @@ from blip.models.answer_tree import AnswerTree
 from blip.models.ranking import distinct_answers, rank_answers
 from blip.models.vqa import VqaModel
 from blip.network.cross_attention import ProjectedKeys
-from blip.tasks.config import VqaConfig, read_answers
+from blip.tasks.config import VqaConfig
 from blip.tasks.finetune import FineTuning
 from blip.tasks.run import evaluate, train
 from blip.train.launch import launch

@@ -65,8 +65,7 @@ def configure(task: str, phantoms: Path, folder: Path, *options: str, init_from:
         f"{name}_file": f"[{write_part(phantoms, task, start, end, folder / f'{task}-{name}.json')}]"
         for name, start, end in (("train", 0, 12), ("val", 12, 19), ("test", 20, 25))
     }
-    start = {"init_from": init_from} if init_from else MODEL_SIZES
-    start |= {} if init_from else {"tokenizer": phantoms / "tokenizer.json"}
+    start = {"init_from": init_from} if init_from else {**MODEL_SIZES, "tokenizer": phantoms / "tokenizer.json"}
     values = {**SHARED, **TASKS[task][5], **files, **start}
     path = folder / f"{task}.yaml"
     path.write_text("".join(f"{key}: {value}\n" for key, value in values.items()))
