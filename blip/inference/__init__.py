@@ -7,4 +7,5 @@ predictor    captions, answers, features and match probabilities of images
 inputs results choices gradients   what it takes; what it returns; lists of answers; gradients on request
 scoring      the probability of a given text
 files        the predictor over files and folders, to a table or JSON
+cli          the verbs `blip caption`, `blip match` and `blip answer`
 """
