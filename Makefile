@@ -45,6 +45,7 @@ test-oldest:
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
 	$(BIN)/python -m pytest tests/test_names.py
@@ -53,4 +54,4 @@ docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv .venv-oldest runs phantoms site build .pytest_cache .ruff_cache .mypy_cache blip.egg-info
+	rm -rf .venv .venv-oldest runs phantoms site build dist .pytest_cache .ruff_cache .mypy_cache blip.egg-info

@@ -10,6 +10,7 @@ import typer
 
 from blip import distributed
 from blip.errors import BlipError
+from blip.files import NO_ROOM
 
 REPORT = (
     "\nThis is a defect of blip, not a mistake in what it was given. Please report it, with the command and the "
@@ -69,6 +70,11 @@ def user_message(error: Exception) -> str | None:
     if isinstance(error, BlipError):
         # a loader's worker sends its traceback as part of the message
         return str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.filename is not None:
+            return f"{error.filename}: {error.strerror}"
+        if error.errno in NO_ROOM:  # libraries that write by themselves do not pass the name on
+            return f"an output could not be written: {error.strerror}"
+    if type(error).__name__ == "OutOfMemoryError":  # of torch, which is not imported for its name alone
+        return f"the GPU's memory is too small: lower the batch size; {error}"
     return None

@@ -3,6 +3,7 @@
 Everything that the package writes under a final name goes through here: written beside it, flushed to disk, renamed.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from blip.errors import BlipError
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a used up quota, a file that may not grow
 
 
 class WriteError(BlipError):
@@ -107,10 +110,8 @@ def partial_path(path: Path) -> Path:
 
 def write_error(path: Path, error: OSError) -> WriteError:
     """The message for a file that could not be written."""
-    return WriteError(
-        f"{path} could not be written ({error.strerror or error}): finished files are whole; make room and start the "
-        "same command again"
-    )
+    advice = ": finished files are whole; make room and start the same command again" if error.errno in NO_ROOM else ""
+    return WriteError(f"{path} could not be written ({error.strerror or error}){advice}")
 
 
 def flush(path: Path) -> None:

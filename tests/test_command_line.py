@@ -1,15 +1,20 @@
 """How errors end a command: one line for what a user can mend, a traceback for a defect."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.running import message_of
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
 
-from blip.command_line import REPORT, user_errors
+from blip.checkpoints import convert
+from blip.checkpoints.format import CheckpointError
+from blip.command_line import REPORT, user_errors, user_message
 from blip.config import PretrainConfig
 from blip.data.formats import AnnotationError
 from blip.errors import BlipError, InputError, MissingFile
@@ -132,3 +137,32 @@ def test_an_output_folder_below_a_file(
     output = tmp_path / "file" / "run"
     monkeypatch.setattr(sys, "argv", ["pretrain.py", "--config", str(tiny_config), "--output_dir", str(output)])
     assert "Not a directory" in message_of(start, capsys)
+
+
+def test_a_full_disk_without_a_file_name_and_a_full_gpu_are_the_users() -> None:
+    assert "No space left" in (user_message(OSError(errno.ENOSPC, "No space left on device")) or "")
+    assert "lower the batch size" in (user_message(torch.cuda.OutOfMemoryError("CUDA out of memory")) or "")
+    assert user_message(OSError(errno.EIO, "Input/output error")) is None
+    assert user_message(RuntimeError("shapes do not match")) is None
+
+
+@pytest.mark.parametrize("to", ["blip", "salesforce", "huggingface"])
+def test_a_full_disk_leaves_no_half_checkpoint(
+    to: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("blip.checkpoints.format.save_file", full)
+    monkeypatch.setattr("torch.save", full)
+    tensors, info = convert.read(tiny_checkpoint)
+    with pytest.raises(CheckpointError, match="could not be written to .*No space left"):
+        convert.write(
+            tmp_path / "out",
+            tensors,
+            info,
+            to=to,
+            tokenizer_file=tiny_checkpoint / "tokenizer.json",
+            hf_class="caption",
+        )
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -1,28 +1,35 @@
 """Weights from elsewhere and back: only names change, never values.
 
 `read` understands our own folders, the released `.pth` files of BLIP and Hugging Face `Blip*` folders; `write` makes
-any of the three. BERT and timm weights, which only start a model, are for `read_bert` and `from_timm`.
+any of the three. BERT weights, which only start a model, are for `read_bert`.
 """
 
 import json
 import pickle
 import re
-import shutil
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from blip.checkpoints.format import INFO, TOKENIZER, WEIGHTS, CheckpointError, load_weights, save_weights
+from blip.checkpoints.format import (
+    INFO,
+    TOKENIZER,
+    WEIGHTS,
+    CheckpointError,
+    disk_errors,
+    load_weights,
+    save_tensors,
+    save_weights,
+)
 from blip.checkpoints.names import (
     BERT,
     BERT_HEAD,
     HUGGINGFACE,
     POSITION_IDS,
     SALESFORCE,
-    TIMM_VIT,
     Tensors,
     inverse,
     listed,
@@ -32,7 +39,6 @@ from blip.checkpoints.names import (
     with_copies,
 )
 from blip.checkpoints.sizes import (
-    grid_side,
     guess_task,
     huggingface_config,
     info_of,
@@ -40,6 +46,7 @@ from blip.checkpoints.sizes import (
     special_ids,
 )
 from blip.errors import InputError
+from blip.files import whole_file, write_whole
 from blip.models.factory import TASKS, spec_of
 from blip.models.momentum import NO_ID
 
@@ -101,9 +108,10 @@ def write(
     if to == "blip":
         if tokenizer_file and Path(tokenizer_file).suffix != ".json":
             raise CheckpointError(f"{tokenizer_file}: our folders hold a tokenizer.json; save it as one first")
-        save_weights(path, tensors, info)
-        if tokenizer_file:
-            shutil.copyfile(tokenizer_file, path / TOKENIZER)
+        with disk_errors("the checkpoint", path):
+            save_weights(path, tensors, info)
+            if tokenizer_file:
+                write_whole(path / TOKENIZER, Path(tokenizer_file).read_bytes())
         return []
     if to == "salesforce":
         return _write_salesforce(path, tensors, info["task"]) + ([TOKENIZER] if tokenizer_file else [])
@@ -156,35 +164,6 @@ def read_bert(path: str | Path) -> Tensors:
     return tensors
 
 
-def from_timm(state: Tensors) -> Tensors:
-    """The state dict of a plain Vision Transformer of timm (DeiT, AugReg, DINO ...) as `image_encoder.*`.
-
-    The classifier (`head.*`) is left out. Raises CheckpointError for transformers that compute something else.
-    """
-    reasons = {
-        r"dist_token|head_dist": "a distillation token",
-        r"\.ls[12]\.|\.gamma_[12]$": "layer scale",
-        r"reg_token": "register tokens",
-        r"[qk]_norm": "normalised queries and keys",
-        r"norm_pre": "a norm before the blocks",
-        r"fc_norm": "the mean of all tokens instead of a CLS token",
-    }
-    for pattern, reason in reasons.items():
-        if any(re.search(pattern, name) for name in state):
-            raise CheckpointError(f"not a plain Vision Transformer: it has {reason}; choose another model of timm")
-    if "cls_token" not in state or "pos_embed" not in state:
-        raise CheckpointError("not a plain Vision Transformer: it has no cls_token or no pos_embed")
-    if state["pos_embed"].shape[1] == grid_side(state["pos_embed"].shape[1]) ** 2:
-        raise CheckpointError("not a plain Vision Transformer: its CLS token has no position")
-    state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
-    table = prefixed(TIMM_VIT, "", "image_encoder.")
-    renamed = {name: rename(name, table) for name in state}
-    unknown = [name for name, ours in renamed.items() if ours is None]
-    if unknown:
-        raise CheckpointError("not a plain Vision Transformer: " + listed("not known", unknown))
-    return {ours: state[name] for name, ours in renamed.items() if ours}
-
-
 def _fill_queue(tensors: Tensors) -> None:
     """The queue's shapes as ours are; entries whose image or caption the file does not name get `NO_ID`."""
     size = tensors["queue.images"].shape[1]
@@ -208,7 +187,8 @@ def _write_salesforce(path: Path, tensors: Tensors, task: str) -> list[str]:
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder: the released format is one file, such as {path / 'model.pth'}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"model": state}, path)
+    with disk_errors("the checkpoint", path), whole_file(path) as file:
+        torch.save({"model": state}, file)
     return lost
 
 
@@ -261,10 +241,12 @@ def _write_huggingface(
     # safetensors refuses tensors that share memory
     state = {str(rename(name, to_foreign)): tensor.detach().clone() for name, tensor in held.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / WEIGHTS, {"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    if tokenizer_file:
-        shutil.copyfile(tokenizer_file, folder / (TOKENIZER if Path(tokenizer_file).suffix == ".json" else "vocab.txt"))
+    with disk_errors("the checkpoint", folder):
+        save_tensors(state, folder / WEIGHTS)
+        write_whole(folder / "config.json", json.dumps(config, indent=1) + "\n")
+        if tokenizer_file:
+            name = TOKENIZER if Path(tokenizer_file).suffix == ".json" else "vocab.txt"
+            write_whole(folder / name, Path(tokenizer_file).read_bytes())
     kept = {held_as.get(name, name) for name in held}
     return [name for name in tensors if name not in kept]
 

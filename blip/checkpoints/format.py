@@ -6,6 +6,8 @@ tokenizer.json       in the format of `tokenizers`
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -13,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from blip.errors import BlipError
-from blip.files import flush
+from blip.files import partial_path, rename_whole, write_whole
 
 FORMAT_VERSION = 1
 WEIGHTS, INFO, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
@@ -30,10 +32,27 @@ def save_weights(folder: str | Path, tensors: dict[str, Tensor], info: dict) -> 
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.detach().contiguous() for name, t in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
-    (folder / INFO).write_text(json.dumps({**info, "format_version": FORMAT_VERSION}, indent=1) + "\n")
-    for name in (WEIGHTS, INFO):
-        flush(folder / name)
+    save_tensors({name: t.detach().contiguous() for name, t in tensors.items()}, folder / WEIGHTS)
+    write_whole(folder / INFO, json.dumps({**info, "format_version": FORMAT_VERSION}, indent=1) + "\n")
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """A safetensors file, written beside its place and renamed when it is on disk."""
+    partial = partial_path(path)
+    try:
+        save_file(tensors, partial, {"format": "pt"})
+        rename_whole(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors(what: str, place: Path, hint: str = "") -> Iterator[None]:
+    """Within this block errors of writing become a CheckpointError; libraries raise different ones for a full disk."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{what} could not be written to {place}: {error}. Is the disk full?{hint}") from error
 
 
 def load_weights(folder: str | Path) -> tuple[dict[str, Tensor], dict]:

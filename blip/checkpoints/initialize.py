@@ -8,8 +8,22 @@ import torch
 from torch import Tensor
 
 from blip.checkpoints import convert
-from blip.checkpoints.format import CheckpointError, load_strict, unique_state
-from blip.checkpoints.names import with_copies
+from blip.checkpoints.format import (
+    CheckpointError,
+    load_strict,
+    unique_state,
+)
+from blip.checkpoints.names import (
+    TIMM_VIT,
+    Tensors,
+    listed,
+    prefixed,
+    rename,
+    with_copies,
+)
+from blip.checkpoints.sizes import (
+    grid_side,
+)
 from blip.models.factory import Model, spec_of
 from blip.models.pretrain import PretrainModel
 from blip.network.vit import ViTConfig, fit_image_size
@@ -37,7 +51,7 @@ def init_vision(model: PretrainModel, source: str) -> None:
         vit = timm.create_model(source.removeprefix("timm/"), pretrained=True)
     except Exception as error:  # an unknown name, no weights of it, no network: each of another kind
         raise CheckpointError(f"vision_init: {source}: {error}") from error
-    weights = convert.from_timm(vit.state_dict())
+    weights = from_timm(vit.state_dict())
     fit_image_size(weights, model.image_encoder.config)
     own = {name.removeprefix("image_encoder."): tensor for name, tensor in weights.items()}
     load_strict(model.image_encoder, own, f"vision_init: {source}")
@@ -114,3 +128,32 @@ def adopt(model: Model, task: str, source: Source, vit: ViTConfig) -> list[str]:
 def parts_of(names: list[str]) -> list[str]:
     """The parts of a model that tensors of these names belong to, each once."""
     return sorted({name.split(".")[0] for name in names})
+
+
+def from_timm(state: Tensors) -> Tensors:
+    """The state dict of a plain Vision Transformer of timm (DeiT, AugReg, DINO ...) as `image_encoder.*`.
+
+    The classifier (`head.*`) is left out. Raises CheckpointError for transformers that compute something else.
+    """
+    reasons = {
+        r"dist_token|head_dist": "a distillation token",
+        r"\.ls[12]\.|\.gamma_[12]$": "layer scale",
+        r"reg_token": "register tokens",
+        r"[qk]_norm": "normalised queries and keys",
+        r"norm_pre": "a norm before the blocks",
+        r"fc_norm": "the mean of all tokens instead of a CLS token",
+    }
+    for pattern, reason in reasons.items():
+        if any(re.search(pattern, name) for name in state):
+            raise CheckpointError(f"not a plain Vision Transformer: it has {reason}; choose another model of timm")
+    if "cls_token" not in state or "pos_embed" not in state:
+        raise CheckpointError("not a plain Vision Transformer: it has no cls_token or no pos_embed")
+    if state["pos_embed"].shape[1] == grid_side(state["pos_embed"].shape[1]) ** 2:
+        raise CheckpointError("not a plain Vision Transformer: its CLS token has no position")
+    state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    table = prefixed(TIMM_VIT, "", "image_encoder.")
+    renamed = {name: rename(name, table) for name in state}
+    unknown = [name for name, ours in renamed.items() if ours is None]
+    if unknown:
+        raise CheckpointError("not a plain Vision Transformer: " + listed("not known", unknown))
+    return {ours: state[name] for name, ours in renamed.items() if ours}

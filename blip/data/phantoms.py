@@ -7,6 +7,7 @@ left or right, as seen in the image), so a mirrored image makes its caption wron
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from blip.errors import InputError
-from blip.files import write_whole
+from blip.files import write_one_of_many, write_whole
 
 BODIES = ("head", "chest", "abdomen")
 SHAPES = ("round", "square", "ring", "cross")
@@ -263,7 +264,9 @@ def write_phantoms(
     (folder / "images").mkdir(parents=True, exist_ok=True)
     annotations, question_records = [], []
     for record, image in records(count, seed, image_size, max_lesions=max_lesions, noise=noise, name_one=name_one):
-        image.save(folder / record["image"])
+        png = BytesIO()
+        image.save(png, "PNG")
+        write_one_of_many(folder / record["image"], png.getvalue())
         annotations.append(record)
         question_records += [{"image": record["image"], **question} for question in record["questions"]]
     _write(folder / "questions.json", question_records)

@@ -119,6 +119,8 @@ class TarShards:
                     place, tries = place + 1, 0
                 problem = f"the shard holds {place} samples, not {count}"
                 break
+            except TarError:  # webdataset is not installed
+                raise
             except Exception as error:  # the libraries behind fsspec raise errors of many kinds
                 problem = f"the shard cannot be read ({error or type(error).__name__})"
                 tries += 1
@@ -184,6 +186,8 @@ def _sizes(addresses: list[str], known: Path | None) -> dict[str, int]:
     for address in counted:
         try:
             sizes[address] = sum(1 for _ in _samples(address))
+        except TarError:  # webdataset is not installed
+            raise
         except Exception as error:  # as in `TarShards.read`
             raise TarError(f"{address}: cannot be read ({error}); download it again, or remove it") from None
     if known and counted:

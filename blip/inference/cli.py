@@ -1,5 +1,6 @@
 """`blip caption`, `blip match` and `blip answer`: the predictor over images, folders and annotation files."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from blip.command_line import AsJson, BatchSize, Checkpoint, Device, JsonFile, TokenizerFile, user_errors
-from blip.data.places import images_of
+from blip.data.images import ENDINGS
+from blip.data.places import ANNOTATIONS, images_of
 from blip.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,14 +33,19 @@ def places_and_texts(arguments: Sequence[str], texts: Sequence[str] | None, opti
     and the others are texts.
 
     Raises:
-        InputError: an argument that should be a text is an existing file or folder.
+        InputError: an argument that should be a text has the form of a path and exists.
     """
     if texts:
         return list(arguments), list(texts)
     for text in arguments[1:]:
-        if text.strip() and len(text) < 256 and Path(text).exists():
+        if _has_form_of_a_path(text) and Path(text).exists():
             raise InputError(f"{text} is a file or folder: for several places give the texts by {option}")
     return list(arguments[:1]), list(arguments[1:])
+
+
+def _has_form_of_a_path(text: str) -> bool:
+    """Whether a text holds a separator of paths, or ends as image and annotation files do."""
+    return os.sep in text or Path(text).suffix.lower() in (*ENDINGS, *ANNOTATIONS)
 
 
 def _needed(texts: list[str], what: str, option: str) -> list[str]:

@@ -16,7 +16,15 @@ from torch.utils.data import Dataset
 
 from blip import distributed
 from blip.checkpoints import adapter_files, adapters, initialize
-from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict, load_weights, save_weights, unique_state
+from blip.checkpoints.format import (
+    TOKENIZER,
+    CheckpointError,
+    disk_errors,
+    load_strict,
+    load_weights,
+    save_weights,
+    unique_state,
+)
 from blip.config import ConfigError
 from blip.data.batches import collate
 from blip.data.loader import EvalLoader, eval_loader, make_loader
@@ -27,7 +35,6 @@ from blip.errors import BlipError
 from blip.files import whole_folder, write_whole
 from blip.tasks import start, tokenizers
 from blip.tasks.config import FineTuneConfig
-from blip.train.checkpoint import disk_errors
 from blip.train.freeze import freeze
 from blip.train.log import RunLog
 from blip.train.loop import Step
@@ -35,6 +42,7 @@ from blip.train.parallel import autocast, buckets, data_parallel, recompute_and_
 from blip.train.schedule import Epochs
 
 BEST = "best"
+BEFORE = " The checkpoint before it is whole"
 
 
 class FineTuning:
@@ -265,7 +273,7 @@ class FineTuning:
     def _keep_best(self, step: int, metrics: dict) -> None:
         weights = self.weights()
         if distributed.is_main():
-            with disk_errors("the best weights", self.output), whole_folder(self.output / BEST) as folder:
+            with disk_errors("the best weights", self.output, BEFORE), whole_folder(self.output / BEST) as folder:
                 save_weights(folder, weights, {**self.info(), "step": step})
                 if self.config.lora:
                     about = {"base": self.config.init_from, "model": self.info()}

@@ -6,16 +6,13 @@ OUTPUT/checkpoints/latest             a link to the newest one
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from blip import distributed
-from blip.checkpoints.format import TOKENIZER, CheckpointError, save_weights
+from blip.checkpoints.format import TOKENIZER, CheckpointError, disk_errors, save_weights
 from blip.files import flush, remove_folder, whole_folder
 
 TRAINING = "training.pt"
@@ -51,7 +48,7 @@ class Checkpointer:
 
     def _write(self, step: int, weights: dict[str, Tensor], training: dict) -> None:
         final = self.folder / f"step-{step:08d}"  # exists in a run that was resumed from before this step
-        with disk_errors(f"step {step}", self.folder):
+        with disk_errors(f"step {step}", self.folder, " The checkpoint before it is whole"):
             for leftover in self.folder.glob(".step-*.partial"):
                 shutil.rmtree(leftover)
             with whole_folder(final) as temporary:
@@ -74,17 +71,6 @@ class Checkpointer:
         link.symlink_to(final.name)
         os.replace(link, self.folder / "latest")
         flush(self.folder)
-
-
-@contextmanager
-def disk_errors(what: str, folder: Path) -> Iterator[None]:
-    """Within this block errors of writing become a CheckpointError; libraries raise different ones for a full disk."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{what} could not be written to {folder}: {error}. Is the disk full? The checkpoint before it is whole"
-        ) from error
 
 
 def complete_checkpoints(output: str | Path) -> list[Path]:

@@ -10,6 +10,8 @@ from helpers.tiny import STORED_EMBED, STORED_TEXT, STORED_VIT, add_noise, speci
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from blip.checkpoints import initialize
+
 pytest.importorskip("transformers")
 
 import transformers
@@ -303,7 +305,7 @@ def test_bert_head_gives_its_own_logits(tmp_path: Path) -> None:
 def test_timm_gives_its_own_states() -> None:
     settings = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
     foreign = randomised(timm.create_model("vit_tiny_patch16_224", pretrained=False, **settings))
-    tensors = convert.from_timm(foreign.state_dict())
+    tensors = initialize.from_timm(foreign.state_dict())
     model = ViT(ViTConfig(32, 8, 48, 2, 3)).eval()
     load_strict(model, {n.removeprefix("image_encoder."): t for n, t in tensors.items()}, "timm")
     images = torch.randn(2, 3, 32, 32)
@@ -327,4 +329,4 @@ def test_other_transformers_of_timm_are_refused(name: str, settings: dict, messa
     if name.startswith("vit"):
         settings = {"img_size": 32, "patch_size": 8, "depth": 1, **settings}
     with pytest.raises(CheckpointError, match=message):
-        convert.from_timm(timm.create_model(name, pretrained=False, **settings).state_dict())
+        initialize.from_timm(timm.create_model(name, pretrained=False, **settings).state_dict())
