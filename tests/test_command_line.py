@@ -156,7 +156,7 @@ def test_a_full_disk_leaves_no_half_checkpoint(
     monkeypatch.setattr("blip.checkpoints.format.save_file", full)
     monkeypatch.setattr("torch.save", full)
     tensors, info = convert.read(tiny_checkpoint)
-    with pytest.raises(CheckpointError, match="could not be written to .*No space left"):
+    with pytest.raises(CheckpointError, match=r"could not be written to .*No space left"):
         convert.write(
             tmp_path / "out",
             tensors,
