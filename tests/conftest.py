@@ -89,7 +89,7 @@ def tiny_checkpoint(tiny_config: Path) -> Path:
     config = load_config(tiny_config, PretrainConfig)
     tokenizer = load_tokenizer(config.tokenizer)
     torch.manual_seed(0)
-    model, _, _ = start.build_pretrain(config, tokenizer.size, tokenizer.specials, torch.device("cpu"))
+    model, _, _ = start.build_pretrain(config, tokenizer.size, tokenizer.specials, device=torch.device("cpu"))
     save_weights(folder, unique_state(model), start.describe_pretraining(config, model))
     tokenizer.save(folder / "tokenizer.json")
     return folder

@@ -80,16 +80,17 @@ def read(path: str | Path, image_heads: int | None = None, text_heads: int | Non
         raise CheckpointError(f"{path} holds weights without their sizes: give the folder that it lies in")
     state = _load_file(path)
     task = guess_task(state, path)
-    tensors = to_ours(state, {**SALESFORCE, **spec_of(task).queue_names}, task, path)
+    tensors = to_ours(state, {**SALESFORCE, **spec_of(task).queue_names}, task, path=path)
     if "queue.images" in tensors:
         _fill_queue(tensors)
-    return tensors, info_of(tensors, task, heads, path)
+    return tensors, info_of(tensors, task, heads, path=path)
 
 
 def write(
     path: str | Path,
     tensors: Tensors,
     info: dict,
+    *,
     to: str = "blip",
     tokenizer_file: str | Path | None = None,
     hf_class: str | None = None,
@@ -116,7 +117,7 @@ def write(
     if to == "salesforce":
         return _write_salesforce(path, tensors, info["task"]) + ([TOKENIZER] if tokenizer_file else [])
     if to == "huggingface":
-        return _write_huggingface(path, tensors, info, tokenizer_file, hf_class)
+        return _write_huggingface(path, tensors, info, tokenizer_file=tokenizer_file, hf_class=hf_class)
     raise InputError(f"to is {to!r}; it can be blip, salesforce or huggingface")
 
 
@@ -203,8 +204,8 @@ def _read_huggingface(folder: Path, heads: dict[str, int | None]) -> tuple[Tenso
     stated, dropout = read_huggingface_config(config)
     state = _load_folder(folder)
     task = guess_task(state, folder)
-    tensors = to_ours(state, HUGGINGFACE, task, folder)
-    info = info_of(tensors, task, {part: heads[part] or stated[part] for part in stated}, folder)
+    tensors = to_ours(state, HUGGINGFACE, task, path=folder)
+    info = info_of(tensors, task, {part: heads[part] or stated[part] for part in stated}, path=folder)
     for part in ("text_encoder", "text_decoder"):
         if part in info and dropout:
             info[part]["dropout"] = dropout
@@ -212,7 +213,7 @@ def _read_huggingface(folder: Path, heads: dict[str, int | None]) -> tuple[Tenso
 
 
 def _write_huggingface(
-    folder: Path, tensors: Tensors, info: dict, tokenizer_file: str | Path | None, hf_class: str | None
+    folder: Path, tensors: Tensors, info: dict, *, tokenizer_file: str | Path | None, hf_class: str | None
 ) -> list[str]:
     hf_class = hf_class or info["task"]
     classes = {task: spec.huggingface for task, spec in TASKS.items() if spec.huggingface}

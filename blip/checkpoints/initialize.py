@@ -32,7 +32,7 @@ from blip.network.vit import ViTConfig, fit_image_size
 DECODER_KEYS = re.compile(r"text_decoder\..*\.cross_attention\.")
 
 
-def check_heads(info: dict, image_heads: int, text_heads: int, path: str) -> None:
+def check_heads(info: dict, image_heads: int, text_heads: int, *, path: str) -> None:
     """CheckpointError where a checkpoint's attention has other heads than asked for: the tensors do not show it."""
     for part, asked in (("image_encoder", image_heads), ("text_encoder", text_heads)):
         if part in info and info[part]["heads"] != asked:
@@ -101,7 +101,7 @@ class Source:
 
 
 @torch.no_grad()
-def adopt(model: Model, task: str, source: Source, vit: ViTConfig) -> list[str]:
+def adopt(model: Model, task: str, source: Source, *, vit: ViTConfig) -> list[str]:
     """Copies what `source` has for this model; returns the names of what it has not.
 
     CheckpointError for a tensor of another shape, but for the keys of VQA's decoder, which looks at other states.

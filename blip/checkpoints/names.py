@@ -144,7 +144,7 @@ def copies(task: str) -> list[Table]:
     return [HEAD_COPIES, SHARED_COPIES] if spec_of(task).shares_text else [HEAD_COPIES]
 
 
-def to_ours(state: Tensors, table: Table, task: str, path: Path) -> Tensors:
+def to_ours(state: Tensors, table: Table, task: str, *, path: Path) -> Tensors:
     """Renames, and drops the copies after comparing them."""
     tensors, unknown, differing = {}, [], []
     for name, tensor in state.items():

@@ -19,7 +19,7 @@ def guess_task(state: Tensors, path: Path) -> str:
     raise CheckpointError(f"{path} holds no BLIP model: " + listed("its tensors", list(state)))
 
 
-def info_of(tensors: Tensors, task: str, heads: dict[str, int | None], path: Path) -> dict:
+def info_of(tensors: Tensors, task: str, heads: dict[str, int | None], *, path: Path) -> dict:
     """Task and sizes, from the shapes of the tensors."""
     try:
         info: dict = {"task": task, "image_encoder": _vit_sizes(tensors)}

@@ -100,7 +100,7 @@ def _with_adapter(
     heads = (vit.heads, text.heads) if base.suffix == ".pth" else (None, None)
     tensors, base_info = convert.read(base, *heads)
     model = _model(info, vit, text, answer=answer, tokenizer=tokenizer)
-    missing = adopt(model, info["task"], Source(convert.split(tensors)[0], base_info, str(base)), vit)
+    missing = adopt(model, info["task"], Source(convert.split(tensors)[0], base_info, str(base)), vit=vit)
     load_adapter(model, folder)
     known = {*about.get("new", []), *about["trainable"], *spec_of(info["task"]).may_lack}
     if absent := [name for name in missing if name not in known]:

@@ -31,8 +31,8 @@ def run_once(config: PretrainConfig, device: torch.device) -> None:
         tokenizer = load_tokenizer(config.tokenizer)
         size, specials = tokenizer.size, tokenizer.specials
     torch.manual_seed(config.seed)
-    model, twin, queue = start.build_pretrain(config, size, specials, device)
-    out, seconds = _two_steps(config, device, model, twin, queue)
+    model, twin, queue = start.build_pretrain(config, size, specials, device=device)
+    out, seconds = _two_steps(config, device, model, twin=twin, queue=queue)
 
     vit, text = model.image_encoder.config, model.text_encoder.config
     parameters = flops.pretrain_parameters(vit, text, config.embed_dim)
@@ -56,7 +56,7 @@ def run_once(config: PretrainConfig, device: torch.device) -> None:
 
 
 def _two_steps(
-    config: PretrainConfig, device: torch.device, model: PretrainModel, twin: Twin, queue: momentum.Queue
+    config: PretrainConfig, device: torch.device, model: PretrainModel, *, twin: Twin, queue: momentum.Queue
 ) -> tuple[Output, float]:
     """The losses and seconds of a second step; the first one is a warm-up."""
     recompute_and_compile(model, config, device)

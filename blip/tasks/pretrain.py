@@ -189,7 +189,7 @@ class Pretraining:
         """Continues from a checkpoint of this run."""
         tensors, info = load_weights(folder)
         heads = self.model.image_encoder.config.heads, self.model.text_encoder.config.heads
-        initialize.check_heads(info, *heads, str(folder))
+        initialize.check_heads(info, *heads, path=str(folder))
         load_strict(self.model, tensors, str(folder))
         self.contrast.load(folder, training)
         if "itm_mean" in training["progress"]:

@@ -106,7 +106,7 @@ def with_sizes_of(config: FineTuneConfig, source: Source | None) -> FineTuneConf
 
 
 def start_model(
-    task: str, config: FineTuneConfig, source: Source | None, tokenizer: Tokenizer
+    task: str, config: FineTuneConfig, source: Source | None, *, tokenizer: Tokenizer
 ) -> tuple[Model, list[str]]:
     """The task's model -> (it, the names of what starts at random although there is a checkpoint)."""
     specials = tokenizer.specials
@@ -121,12 +121,12 @@ def start_model(
             initialize.init_vision(whole, config.vision_init)
         if config.text_init:
             initialize.init_text(whole, config.text_init)
-        adopt(model, task, Source(unique_state(whole), {"task": "pretrain"}, "a new model"), vit)
+        adopt(model, task, Source(unique_state(whole), {"task": "pretrain"}, "a new model"), vit=vit)
         return model, []
     known = source.text["vocab_size"]
     if known != tokenizer.size:
         raise CheckpointError(f"{source.path} has {known} tokens and the tokenizer {tokenizer.size}: use its own")
-    return model, adopt(model, task, source, vit)
+    return model, adopt(model, task, source, vit=vit)
 
 
 def advice(task: str, source: Source, missing: list[str]) -> str:
@@ -198,7 +198,7 @@ def text_config(config: ModelConfig, vocab_size: int) -> TextConfig:
 
 
 def build_pretrain(
-    config: PretrainConfig, vocab_size: int, specials: Specials, device: torch.device, fresh: bool = True
+    config: PretrainConfig, vocab_size: int, specials: Specials, *, device: torch.device, fresh: bool = True
 ) -> tuple[PretrainModel, Twin, Queue]:
     """The model, its momentum twin and its queue, with the starting weights that the configuration names.
 
@@ -246,7 +246,7 @@ def _foreign(config: PretrainConfig, vit: ViTConfig, text: TextConfig) -> dict[s
             f"{config.init_from} is a checkpoint of {info['task']}, which lacks parts that pre-training needs; start "
             "from one of pre-training, or from ViT and BERT weights (vision_init, text_init)"
         )
-    check_heads(info, vit.heads, text.heads, config.init_from)
+    check_heads(info, vit.heads, text.heads, path=config.init_from)
     return tensors
 
 

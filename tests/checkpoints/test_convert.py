@@ -88,7 +88,7 @@ def inputs() -> tuple[Tensor, Tensor, Tensor]:
 def test_pretraining_survives_exactly(pretrain: tuple, tmp_path: Path, to: str) -> None:
     _, tensors, info = pretrain
     path = tmp_path / "written.pth"  # for our own format a folder
-    assert convert.write(path, tensors, info, to) == []
+    assert convert.write(path, tensors, info, to=to) == []
     again, again_info = convert.read(path, STORED_VIT.heads, STORED_TEXT.heads)
     same(again, tensors)
     same_sizes(again_info, info)
@@ -99,7 +99,7 @@ def test_retrieval_queue_has_the_released_shapes(tmp_path: Path) -> None:
     queue = momentum.Queue(QUEUE, STORED_EMBED)
     queue.image_ids.copy_(torch.arange(QUEUE) + 40)
     tensors |= {f"queue.{name}": tensor for name, tensor in queue.state_dict().items()}
-    assert convert.write(tmp_path / "written.pth", tensors, info, "salesforce") == []
+    assert convert.write(tmp_path / "written.pth", tensors, info, to="salesforce") == []
     state = torch.load(tmp_path / "written.pth", weights_only=True)["model"]
     assert state["idx_queue"].shape == (1, QUEUE)
     assert state["ptr_queue"].shape == (1,)
@@ -110,20 +110,22 @@ def test_retrieval_queue_has_the_released_shapes(tmp_path: Path) -> None:
 def test_what_salesforce_cannot_hold_is_named(pretrain: tuple, tmp_path: Path, tokenizer_file: Path) -> None:
     _, tensors, info = pretrain
     tensors["queue.caption_ids"] = torch.arange(QUEUE)
-    lost = convert.write(tmp_path / "written.pth", tensors, info, "salesforce", tokenizer_file)
+    lost = convert.write(tmp_path / "written.pth", tensors, info, to="salesforce", tokenizer_file=tokenizer_file)
     assert lost == ["queue.caption_ids", "tokenizer.json"]
 
 
 def test_a_bare_state_dict_is_read_too(tmp_path: Path) -> None:
     tensors, info = tiny_retrieval()
-    convert.write(tmp_path / "wrapped.pth", tensors, info, "salesforce")
+    convert.write(tmp_path / "wrapped.pth", tensors, info, to="salesforce")
     torch.save(torch.load(tmp_path / "wrapped.pth", weights_only=True)["model"], tmp_path / "bare.pth")
     same(convert.read(tmp_path / "bare.pth", STORED_VIT.heads, STORED_TEXT.heads)[0], tensors)
 
 
 def test_huggingface_retrieval_survives_but_for_the_temperature(tmp_path: Path, tokenizer_file: Path) -> None:
     tensors, info = tiny_retrieval()
-    assert convert.write(tmp_path / "hf", tensors, info, "huggingface", tokenizer_file) == ["temperature"]
+    assert convert.write(tmp_path / "hf", tensors, info, to="huggingface", tokenizer_file=tokenizer_file) == [
+        "temperature"
+    ]
     again, again_info = convert.read(tmp_path / "hf")
     del tensors["temperature"]
     same(again, tensors)
@@ -143,7 +145,7 @@ def test_split() -> None:
 @torch.no_grad()
 def test_transformers_retrieval_agrees(pretrain: tuple, tmp_path: Path, tokenizer_file: Path) -> None:
     model, tensors, info = pretrain
-    lost = convert.write(tmp_path, tensors, info, "huggingface", tokenizer_file, hf_class="retrieval")
+    lost = convert.write(tmp_path, tensors, info, to="huggingface", tokenizer_file=tokenizer_file, hf_class="retrieval")
     foreign, report = transformers.BlipForImageTextRetrieval.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     foreign.eval()
@@ -168,7 +170,7 @@ def test_transformers_retrieval_agrees(pretrain: tuple, tmp_path: Path, tokenize
 @torch.no_grad()
 def test_transformers_captioner_agrees(pretrain: tuple, tmp_path: Path, tokenizer_file: Path) -> None:
     model, tensors, info = pretrain
-    lost = convert.write(tmp_path, tensors, info, "huggingface", tokenizer_file, hf_class="caption")
+    lost = convert.write(tmp_path, tensors, info, to="huggingface", tokenizer_file=tokenizer_file, hf_class="caption")
     assert "text_encoder.layers.0.self_attention.q.weight" in lost
     assert not [n for n in lost if "cross_attention" in n and not n.startswith("twin.")]  # held by the decoder
     foreign, report = transformers.BlipForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
@@ -192,7 +194,7 @@ def test_transformers_captioner_agrees(pretrain: tuple, tmp_path: Path, tokenize
 
 def test_huggingface_configuration_is_explicit(pretrain: tuple, tmp_path: Path, tokenizer_file: Path) -> None:
     _, tensors, info = pretrain
-    convert.write(tmp_path, tensors, info, "huggingface", tokenizer_file, hf_class="caption")
+    convert.write(tmp_path, tensors, info, to="huggingface", tokenizer_file=tokenizer_file, hf_class="caption")
     config = transformers.BlipConfig.from_pretrained(tmp_path)
     words = Tokenizer.from_file(tokenizer_file)
     text, vision = config.text_config, config.vision_config
@@ -235,14 +237,16 @@ def test_reads_what_transformers_saved(tmp_path: Path) -> None:
 def test_export_names_what_it_needs(pretrain: tuple, tmp_path: Path, tokenizer_file: Path) -> None:
     _, tensors, info = pretrain
     with pytest.raises(CheckpointError, match=r"hf_class can be retrieval .* or caption"):
-        convert.write(tmp_path, tensors, info, "huggingface", tokenizer_file)
+        convert.write(tmp_path, tensors, info, to="huggingface", tokenizer_file=tokenizer_file)
     with pytest.raises(CheckpointError, match="give tokenizer_file"):
-        convert.write(tmp_path, tensors, info, "huggingface", hf_class="caption")
+        convert.write(tmp_path, tensors, info, to="huggingface", hf_class="caption")
     retrieval, retrieval_info = tiny_retrieval()
     with pytest.raises(CheckpointError, match="needs text_decoder"):
-        convert.write(tmp_path, retrieval, retrieval_info, "huggingface", tokenizer_file, hf_class="caption")
+        convert.write(
+            tmp_path, retrieval, retrieval_info, to="huggingface", tokenizer_file=tokenizer_file, hf_class="caption"
+        )
     with pytest.raises(ValueError, match="blip, salesforce or huggingface"):
-        convert.write(tmp_path, tensors, info, "onnx")
+        convert.write(tmp_path, tensors, info, to="onnx")
 
 
 # ---- BERT and timm ---------------------------------------------------------------------------------------------------

@@ -95,7 +95,9 @@ def test_transformers_matches_the_same(checkpoints: dict, images: list, tmp_path
 
 def refused(checkpoint: Path, folder: Path, hf_class: str) -> Callable[[], object]:
     tensors, info = convert.read(checkpoint)
-    return lambda: convert.write(folder / "hf", tensors, info, "huggingface", checkpoint / "tokenizer.json", hf_class)
+    return lambda: convert.write(
+        folder / "hf", tensors, info, to="huggingface", tokenizer_file=checkpoint / "tokenizer.json", hf_class=hf_class
+    )
 
 
 def test_what_no_class_of_transformers_can_hold(checkpoints: dict, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def released(tmp_path: Path, **changes: Tensor | None) -> Path:
     """A `.pth` file of pre-training; `changes` by released name with `/` for the dots, None leaves a tensor out."""
     model = PretrainModel(STORED_VIT, STORED_TEXT, specials_of(STORED_TEXT), embed_dim=STORED_EMBED)
     path = tmp_path / "model.pth"
-    convert.write(path, unique_state(model), stored_info("pretrain"), "salesforce")
+    convert.write(path, unique_state(model), stored_info("pretrain"), to="salesforce")
     state = torch.load(path, weights_only=True)["model"]
     for name, tensor in changes.items():
         name = name.replace("/", ".")
@@ -49,7 +49,7 @@ def folder(tmp_path: Path, **info_changes: object) -> Path:
     text = replace(STORED_TEXT, vocab_size=words.size)
     tensors = unique_state(RetrievalModel(STORED_VIT, text, Specials(0, 1, 2), embed_dim=STORED_EMBED))
     info = {**stored_info("retrieval", text), **info_changes}
-    convert.write(tmp_path / "ours", tensors, info, "blip", tmp_path / "words.json")
+    convert.write(tmp_path / "ours", tensors, info, to="blip", tokenizer_file=tmp_path / "words.json")
     return tmp_path / "ours"
 
 

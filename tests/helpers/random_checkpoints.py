@@ -40,7 +40,7 @@ def random_checkpoint(folder: Path, task: str, same_width: bool = False, **info:
     about |= {part: asdict(getattr(model, part).config) for part in ("text_encoder", "text_decoder")
               if hasattr(model, part)}  # fmt: skip
     about |= {"embed_dim": STORED_EMBED} if task == "retrieval" else {}
-    convert.write(folder / task, unique_state(model), about, "blip", folder / f"{task}.words.json")
+    convert.write(folder / task, unique_state(model), about, to="blip", tokenizer_file=folder / f"{task}.words.json")
     return folder / task
 
 

@@ -47,7 +47,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = replace(STORED_TEXT, vocab_size=words.size)
     model = PretrainModel(STORED_VIT, text, words.specials, embed_dim=STORED_EMBED)
     add_noise(model, std=0.2)
-    convert.write(path / "ours", unique_state(model), stored_info("pretrain", text), "blip", path / "words.json")
+    convert.write(
+        path / "ours", unique_state(model), stored_info("pretrain", text), to="blip", tokenizer_file=path / "words.json"
+    )
     return path / "ours"
 
 
@@ -215,8 +217,8 @@ def test_other_image_size_interpolates_positions(checkpoint: Path, images: list[
 def test_all_formats_give_the_same_answers(checkpoint: Path, images: list[Image.Image], tmp_path: Path) -> None:
     tensors, info = convert.read(checkpoint)
     words = checkpoint / "tokenizer.json"
-    convert.write(tmp_path / "model.pth", tensors, info, "salesforce")
-    convert.write(tmp_path / "hf", tensors, info, "huggingface", words, hf_class="retrieval")
+    convert.write(tmp_path / "model.pth", tensors, info, to="salesforce")
+    convert.write(tmp_path / "hf", tensors, info, to="huggingface", tokenizer_file=words, hf_class="retrieval")
     ours = blip.load(checkpoint)
     released = blip.load(
         tmp_path / "model.pth", image_heads=STORED_VIT.heads, text_heads=STORED_TEXT.heads, tokenizer=words

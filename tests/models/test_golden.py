@@ -134,7 +134,7 @@ def test_sizes_follow_from_the_tensors(golden_dir: Path, kind: str) -> None:
 def test_released_names_and_values_survive_the_round_trip(golden_dir: Path, tmp_path: Path, kind: str) -> None:
     meta = json.loads((golden_dir / "meta.json").read_text())
     tensors, info = convert.read(golden_dir / f"{kind}.pth", meta["vit"]["heads"], meta["text"]["heads"])
-    assert convert.write(tmp_path / "again.pth", tensors, info, "salesforce") == []
+    assert convert.write(tmp_path / "again.pth", tensors, info, to="salesforce") == []
     before = torch.load(golden_dir / f"{kind}.pth", weights_only=True)["model"]
     after = torch.load(tmp_path / "again.pth", weights_only=True)["model"]
     assert before.keys() == after.keys()
