@@ -211,7 +211,7 @@ FIRST_MERGED = 6  # of the layers that attend to two images; the published model
 
 
 def cross_attention(config: TextConfig, layer: int) -> CrossAttention | PairCrossAttention:
-    """The cross-attention of layer number `layer`, to as many images as `config.images`."""
+    """The cross-attention of layer number `layer`, to one image or two, as `TextConfig.images` sets."""
     return CrossAttention(config) if config.images == 1 else PairCrossAttention(config, merge=layer >= FIRST_MERGED)
 
 
