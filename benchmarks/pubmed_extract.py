@@ -31,7 +31,7 @@ def letters(text: str) -> str:
 
 
 def compare(articles: list[Path]) -> dict[str, int]:
-    """Figures of both, captions that are equal, those where ours says more."""
+    """Figures of both, captions that are equal, those where ours has more words."""
     counts = {"ours": 0, "theirs": 0, "equal": 0, "ours_longer": 0}
     for path in articles:
         own = {figure.id: figure for figure in parse_article(path).figures}

@@ -1,4 +1,4 @@
-"""What the named places inside the model cost while nobody looks: the model with them, and with them taken out.
+"""What the named places inside the model cost without tracing: the model with them, and with them taken out.
 
     python benchmarks/taps.py --precision fp32
 

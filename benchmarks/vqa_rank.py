@@ -127,7 +127,7 @@ class Run:
     def theirs_rank(self, states: Tensor | None = None) -> tuple[Tensor, Tensor]:
         states = self.states if states is None else states
         with torch.no_grad(), harness.precision(self.args):
-            # one question at a time, without its padding: transformers 5 ignores the mask of what a decoder looks at
+            # one question at a time, without its padding: transformers 5 ignores the mask of its cross-attention
             parts = [
                 self.peer.rank(states[b : b + 1, :length], self.answers, self.k)
                 for b, length in enumerate(QUESTION_LENGTHS)

@@ -28,7 +28,7 @@ ImageRoot = Annotated[
 ]
 JsonFile = Annotated[Path | None, typer.Option(help="write JSON to this file")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
-ConfigFile = Annotated[Path, typer.Option(help="a file of configs/, or your own")]
+ConfigFile = Annotated[Path, typer.Option(help="a YAML file, or a name of one in configs/, such as pretrain_demo")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, overrides the file")]
 
 
@@ -43,8 +43,8 @@ def workers_option(help: str, *, min: int = 1) -> Any:
 class user_errors:
     """Within this block, errors that a user can mend end the program with one message and status 1.
 
-    These are `BlipError`, and what the operating system says of a file that it names (no such file, permission denied,
-    disk full). Any other exception is a defect: its traceback is shown, and where to report it; the status is 1 too.
+    These are `BlipError`, and errors of the operating system that name a file (no such file, permission denied, disk
+    full). Any other exception is a defect: its traceback is shown, and where to report it; the status is 1 too.
     BLIP_DEBUG=1 in the environment shows every traceback.
     """
 

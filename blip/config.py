@@ -42,7 +42,7 @@ class RunConfig(BaseModel):
     lr_reference_batch: int | None = Field(None, gt=0)  # if given, lr is multiplied by global batch / this
     min_lr: float = Field(1e-6, ge=0)  # learning rate at which the schedule ends
     schedule: Literal["cosine", "epoch_decay"] = "cosine"  # how the rate falls after the warm-up
-    lr_decay: float = Field(0.9, gt=0, le=1)  # a factor an epoch, with `epoch_decay`
+    lr_decay: float = Field(0.9, gt=0, le=1)  # a factor per epoch, with `epoch_decay`
     warmup_steps: int = Field(3000, ge=0)  # optimizer steps of linear warm-up
     weight_decay: float = Field(0.05, ge=0)  # of AdamW
     decay_norms_and_biases: bool = True  # weight decay for norms and biases too, as published
@@ -77,7 +77,7 @@ class ModelConfig(RunConfig):
     image_root: str = ""  # empty: image paths are relative to their annotation file
     image_size: int = Field(224, gt=0)  # pixels a side after cropping and scaling
     crop_scale: tuple[float, float] | None = (0.2, 1.0)  # share of the image's area in a random crop; null: no crop
-    randaugment: tuple[int, int] | None = (2, 5)  # operations an image, magnitude of 10; null: none
+    randaugment: tuple[int, int] | None = (2, 5)  # operations per image, magnitude of 10; null: none
     horizontal_flip: bool = False  # off: left and right have a meaning in medical images
     max_text_tokens: int = Field(30, ge=3)  # longer texts are cut
     text_cleaning: Literal["none", "blip"] = "none"  # blip: as the published code cleans captions

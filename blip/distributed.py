@@ -23,7 +23,7 @@ def start(device: str = "auto", hours: float = 0.5) -> torch.device:
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"device is {device!r}; it can be auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is cuda, but torch sees no GPU here; use device=cpu or device=auto")
+        raise InputError("device is cuda, but torch finds no GPU here; use device=cpu or device=auto")
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     local = int(os.environ.get("LOCAL_RANK", 0))
     target = torch.device("cuda", local) if on_gpu else torch.device("cpu")

@@ -91,7 +91,7 @@ def whole_folder(final: str | Path) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Deletes a folder under another name, so that a kill leaves no half of it that looks whole."""
+    """Deletes a folder under another name, so that a kill leaves no incomplete folder under its name."""
     shutil.rmtree(set_aside(folder))
 
 

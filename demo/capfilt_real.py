@@ -31,7 +31,7 @@ TUNED = {"image_size": 64, "max_text_tokens": 40, "crop_scale": [0.6, 1.0], "num
 
 
 def shuffled(records: list[dict], share: float, rng: np.random.Generator) -> list[dict]:
-    """The records with that share of captions moved to another record whose own caption differs; `right` says which."""
+    """The records with that share of captions moved to another record whose own caption differs; `right` marks them."""
     moved = rng.permutation(len(records))[: round(share * len(records))]
     captions = [records[i]["caption"] for i in moved]
     mixed = [{**record, "right": True} for record in records]
@@ -54,7 +54,7 @@ def main(
     epochs: Annotated[int, typer.Option(help="of pre-training")] = 80,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value for configs/capfilt_phantoms.yaml")] = None,
 ) -> None:
-    """Mixes captions, runs a round, and compares what the filter says with what was mixed."""
+    """Mixes captions, runs a round, and compares the filter's decisions with what was mixed."""
     rng = np.random.default_rng(seed)
     records = json.loads((data / "captions_composed.json").read_text())
     for record in records:
@@ -104,11 +104,11 @@ def call(command: list[str], options: dict, more: list[str]) -> None:
     words = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
     given = [word for option in words for word in ("--set", option)]
     if subprocess.run([sys.executable, *command, *given, *more], cwd=ROOT).returncode:
-        raise SystemExit(f"{command[0]} failed; its last lines above say why")
+        raise SystemExit(f"{command[0]} failed; its last lines above give the reason")
 
 
 def compare(web: list[dict], scored: Path, seed: int) -> dict:
-    """What the filter says of the originals, against what was mixed."""
+    """The filter's decisions on the originals, against what was mixed."""
     truth = {record["image"]: record["right"] for record in web}
     lines = [line for line in read_lines(scored) if "text" in line]
     own = [line for line in lines if line["source"] == WEB]

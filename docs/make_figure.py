@@ -1,4 +1,4 @@
-"""Draws the figure of the README: a phantom, and what the model of `make demo` says about it.
+"""Draws the figure of the README: a phantom, and the output of the model of `make demo` for it.
 
 python docs/make_figure.py --checkpoint runs/demo/run/checkpoints/latest --answerer runs/vqa_phantoms/best
 """
@@ -90,7 +90,7 @@ def show_matches(axis: Axes, texts: list[str], probabilities: list[float], title
 
 
 def show_map(axis: Axes, image: Image.Image, values: np.ndarray, box: list[int]) -> None:
-    """The map over the image; the frame is the lesion's true box, which the model never sees."""
+    """The map over the image; the frame is the lesion's true box, which is not given to the model."""
     show_image(axis, image)
     axis.imshow(values, extent=(0, SIDE, SIDE, 0), cmap="inferno", alpha=0.6, interpolation="bilinear")
     left, top, right, bottom = box

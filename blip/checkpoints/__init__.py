@@ -1,6 +1,6 @@
 """Checkpoints: the file format, conversion from and to other formats, and starting weights. Read `format.py` first.
 
-Imports `network`, `models`, `files`, `hashing` and `tokenizer`.
+Imports `network`, `models`, `files`, `hashing`, `tokenizer` and `errors`.
 
 format       model.safetensors, model.json and tokenizer.json in a folder
 convert      reading and writing the released files and Hugging Face folders

@@ -59,7 +59,7 @@ def read(path: str | Path, image_heads: int | None = None, text_heads: int | Non
 
     `info` holds `task`, the sizes `image_encoder`, `text_encoder` and/or `text_decoder` (of a decoder that shares
     nothing), and `embed_dim`. Sizes follow from the tensors. The number of heads does not: a `.pth` file is taken to
-    have heads of width 64, as all released ones have, unless `image_heads` or `text_heads` says otherwise.
+    have heads of width 64, as all released ones have, unless `image_heads` or `text_heads` is given.
 
     Raises:
         CheckpointError: what is wrong with which file.
@@ -231,7 +231,7 @@ def _write_huggingface(
     widths = info["image_encoder"]["width"], (info.get("text_encoder") or info["text_decoder"])["width"]
     if TASKS[hf_class].decoder_reads_question and widths[0] != widths[1]:
         raise CheckpointError(
-            f"{class_name} cannot hold this model: its answer decoder looks at states of the image's width, "
+            f"{class_name} cannot hold this model: its answer decoder attends to states of the image's width, "
             f"{widths[0]}, and those of a question are {widths[1]} wide"
         )
     config = {

@@ -22,7 +22,7 @@ WEIGHTS, INFO, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
 
 
 class CheckpointError(BlipError):
-    """A checkpoint that cannot be used; the message says which, why, and what to do."""
+    """A checkpoint that cannot be used; the message names it, the reason and what to do."""
 
 
 def save_weights(folder: str | Path, tensors: dict[str, Tensor], info: dict) -> None:

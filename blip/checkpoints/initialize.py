@@ -36,7 +36,7 @@ def check_heads(info: dict, image_heads: int, text_heads: int, *, path: str) -> 
     """CheckpointError where a checkpoint's attention has other heads than asked for: the tensors do not show it."""
     for part, asked in (("image_encoder", image_heads), ("text_encoder", text_heads)):
         if part in info and info[part]["heads"] != asked:
-            raise CheckpointError(f"{path}: its {part} has {info[part]['heads']} heads, the configuration says {asked}")
+            raise CheckpointError(f"{path}: its {part} has {info[part]['heads']} heads, the configuration has {asked}")
 
 
 def init_vision(model: PretrainModel, source: str) -> None:
@@ -104,7 +104,7 @@ class Source:
 def adopt(model: Model, task: str, source: Source, *, vit: ViTConfig) -> list[str]:
     """Copies what `source` has for this model; returns the names of what it has not.
 
-    CheckpointError for a tensor of another shape, but for the keys of VQA's decoder, which looks at other states.
+    CheckpointError for a tensor of another shape, except for the keys of VQA's decoder, which attends to other states.
     """
     tensors = with_copies(source.tensors, source.info["task"])[0]
     fit_image_size(tensors, vit)

@@ -58,7 +58,7 @@ BERT: Table = {
     "encoder.layer.*.output.dense": "layers.*.feed_forward.down",
     "encoder.layer.*.output.LayerNorm": "layers.*.feed_forward.norm",
 }
-# NLVR2's text encoder looks at two images, each with projections of its own
+# NLVR2's text encoder attends to two images, each with projections of its own
 BERT_OF_TWO: Table = {
     **{
         f"encoder.layer.*.crossattention.self{i}.{theirs}": f"layers.*.cross_attention.{image}.{ours}"
@@ -118,7 +118,7 @@ _LAYER = re.compile(r"\b(blocks|layers?|cls_head)\.(\d+)\.")
 
 
 def rename(name: str, table: Table) -> str | None:
-    """The name by `table`, None where the table does not know it."""
+    """The name by `table`, or None where the table has no entry for it."""
     layer = _LAYER.search(name)
     general = _LAYER.sub(r"\1.*.", name)
     stem, dot, parameter = general.rpartition(".")

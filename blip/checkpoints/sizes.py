@@ -39,7 +39,7 @@ def info_of(tensors: Tensors, task: str, heads: dict[str, int | None], *, path: 
             if given and width % given:
                 raise CheckpointError(f"{path}: {given} heads do not divide the width {width} of {part}; see {option}")
             if not given and width % 64:
-                raise CheckpointError(f"{path}: width {width} of {part} does not tell the heads: give {option}")
+                raise CheckpointError(f"{path}: width {width} of {part} does not determine the heads: give {option}")
             sizes["heads"] = given or width // 64
     return info
 
@@ -83,7 +83,7 @@ def grid_side(tokens: int) -> int:
 
 
 def read_huggingface_config(path: Path) -> tuple[dict[str, int], float]:
-    """What the tensors do not tell: the heads of each part, and the text's dropout.
+    """What does not follow from the tensors: the heads of each part, and the text's dropout.
 
     An absent entry means transformers' default: 12 heads for images, 8 for text. A dropout of 0 is a default, too, and
     not what BLIP was trained with: it is not to be used.

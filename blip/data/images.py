@@ -88,7 +88,7 @@ def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
     except FileNotFoundError:
         raise UnreadableImage(name, "no such file") from None
     except Image.UnidentifiedImageError:
-        raise UnreadableImage(name, "not an image, or of a kind that Pillow does not know") from None
+        raise UnreadableImage(name, "not an image, or of a kind that Pillow cannot open") from None
     except MemoryError:
         raise
     except Exception as error:  # on broken files Pillow's decoders raise nearly every kind of exception

@@ -90,8 +90,8 @@ class Walk:
     """Opens the record at a position of an epoch or, where its image is unreadable, the next readable one."""
 
     def __init__(self, order: EpochOrder, count: int, max_skipped_fraction: float = 0.01):
-        """`count` records. `open` raises TooManySkipped if more images in a row are unreadable than 10 and than
-        `max_skipped_fraction` of the records, or all of them."""
+        """`count`: number of records. `open` raises TooManySkipped if all images are unreadable, or more than N in a
+        row: N is 10 or `max_skipped_fraction` of the records, whichever is larger."""
         self.order = order
         self.most_in_a_row = min(max(10, int(max_skipped_fraction * count)), order.per_rank - 1)
 

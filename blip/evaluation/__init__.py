@@ -1,4 +1,6 @@
-"""Scores with intervals. Imports `models`, `network` and `distributed`. Read `bootstrap.py` first.
+"""Scores with intervals. Read `bootstrap.py` first.
+
+Imports `models`, `network`, `distributed`, `tokenizer` and `errors`.
 
 answers      scores of answers, as in medical VQA and as in VQA v2
 captions caption_words bert_score   scores of captions; splitting captions into words; BERTScore

@@ -21,7 +21,7 @@ from blip.network.packing import Rows, with_first
 def balanced_match_accuracy(
     model: PretrainModel, states: Tensor, ids: Tensor, *, lengths: Tensor, other: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Two (B,): whether a pair is classified as a match, and its image with the text `other` (B,) as none."""
+    """Two (B,): whether a pair is classified as a match, and whether its image with text `other` (B,) is not."""
     # each image's two texts side by side would be quicker; this way the rows stay in reading order
     images = torch.arange(len(ids), device=ids.device).repeat(2)
     keys = model.text_encoder.image_keys(states).with_extra(images)

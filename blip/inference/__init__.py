@@ -1,6 +1,7 @@
 """Using a model: images and strings in, texts and scores out. Read `predictor.py` first.
 
-Imports `models`, `network`, `checkpoints`, `tokenizer` and, of `data`, images, transforms and batches.
+Imports `models`, `network`, `checkpoints`, `tokenizer`, `files`, `distributed`, `errors` and, of `data`, `images`,
+`transforms` and `batches`; `cli` imports anything.
 
 load         `blip.load`: from a checkpoint of any format to a predictor
 predictor    captions, answers, features and match probabilities of images

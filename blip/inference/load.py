@@ -147,4 +147,4 @@ def _sizes(info: dict, path: str | Path) -> tuple[ViTConfig, TextConfig, TextCon
         own = TextConfig(**decoder) if text and decoder else None
         return ViTConfig(**info["image_encoder"]), TextConfig(**(text or decoder or info["text_encoder"])), own
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} does not say the model's sizes: {error}") from error
+        raise CheckpointError(f"{path} does not give the model's sizes: {error}") from error

@@ -1,6 +1,7 @@
-"""Reading a model's internals. Imports `inference`, `models`, `network`, `files` and, of `data`, formats and shards.
+"""Reading a model's internals. Read `trace.py` first, then `points.py`.
 
-Read `trace.py` first, then `points.py`.
+Imports `inference`, `models`, `network`, `tokenizer`, `files`, `html_page`, `errors` and, of `data`, `formats`,
+`images`, `places` and `jsonl_shards`; `cli` imports anything.
 
 points       the named points inside a model, and the layout of their tensors
 trace recording hooks   `blip.trace`; what it returns; the forward hooks that record and edit

@@ -33,7 +33,7 @@ def find_pairs(place: str | Path, texts: Sequence[str]) -> list[Wanted]:
     if not is_annotation_file(place):
         return [Wanted(image, text) for image in find_images([place]) for text in texts or [""]]
     if texts:
-        raise PictureError(f"{place} brings its own texts: leave out {texts[0]!r}")
+        raise PictureError(f"{place} has its own texts: leave out {texts[0]!r}")
     wanted = []
     for where, record in iter_records(place, needed=("image",), also=("caption", "question", "answer")):
         record = record if isinstance(record, dict) else {}

@@ -1,6 +1,6 @@
-"""One file a task: a batch in, losses or predictions out. Imports `network`, `distributed` and `tokenizer`.
+"""One file per task: a batch in, losses or predictions out.
 
-Read `pretrain.py` first, then `losses.py`.
+Imports `network`, `distributed`, `tokenizer` and `errors`. Read `pretrain.py` first, then `losses.py`.
 
 pretrain retrieval caption vqa nlvr   the models of the tasks; none imports another
 losses       contrast, matching and language modelling as functions of tensors

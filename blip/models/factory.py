@@ -1,4 +1,4 @@
-"""What each task is: one `TaskSpec` a task. Whoever asks "which task is this?" asks its spec.
+"""What each task is: one `TaskSpec` per task, read wherever code depends on the task.
 
 To add a task, write its model and add a line to `TASKS`; CONTRIBUTING.md has the other steps.
 """
@@ -52,7 +52,7 @@ class TaskSpec:
         may_lack: tensors that released files lack and that predictions do not use.
         decoder_reads_question: the decoder attends to the states of a question, not of an image, so that its
             cross-attention has other shapes than that of other tasks.
-        foreign_modules: top-level modules that together tell a foreign checkpoint of this task.
+        foreign_modules: top-level modules that together identify a foreign checkpoint of this task.
         queue_names: tensor names of the momentum queue in the released file, and ours.
         huggingface: the `transformers` class that holds this task, and the modules of ours that it holds.
         exports_as: tasks whose `transformers` class can hold a checkpoint of this task, the usual one first.

@@ -1,4 +1,4 @@
-"""The network: tensors in, tensors out. Imports nothing else of this package. Read `med.py` first, then `vit.py`.
+"""The network: tensors in, tensors out. Imports `errors` only. Read `med.py` first, then `vit.py`.
 
 attention        soft-max attention, with named places for hooks
 vit              the image encoder

@@ -130,7 +130,7 @@ class ProjectedKeys:
 
 @dataclass
 class ImageStates:
-    """States of B images, which stand for the keys of every layer: quicker where only few tokens attend to an image.
+    """States of B images, used in place of projected keys: faster where only few tokens attend to an image.
 
     B*c rows of text: row r attends to image r // c.
     """
@@ -211,7 +211,7 @@ FIRST_MERGED = 6  # of the layers that attend to two images; the published model
 
 
 def cross_attention(config: TextConfig, layer: int) -> CrossAttention | PairCrossAttention:
-    """The cross-attention of layer number `layer`, to as many images as the configuration says."""
+    """The cross-attention of layer number `layer`, to one image or two, as `TextConfig.images` sets."""
     return CrossAttention(config) if config.images == 1 else PairCrossAttention(config, merge=layer >= FIRST_MERGED)
 
 

@@ -64,7 +64,7 @@ class TextTransformer(nn.Module):
 
 
 def layers_of(module: TextTransformer) -> "list[Layer]":
-    """The layers with their type, which a ModuleList does not tell a type checker."""
+    """The layers as a typed list: a type checker does not infer the type of a ModuleList's items."""
     return cast("list[Layer]", list(module.layers))
 
 

@@ -49,7 +49,7 @@ def search(
     count: Annotated[int, typer.Option(min=1, help="results at most")] = 1000,
     email: Annotated[str, typer.Option(help="address of the user, which NCBI asks for")] = "",
     api_key: Annotated[
-        str, typer.Option("--api_key", "--api-key", help="of NCBI: ten requests a second instead of three")
+        str, typer.Option("--api_key", "--api-key", help="of NCBI: ten requests per second instead of three")
     ] = "",
     source: Annotated[str, typer.Option(help="pmc, or openi: an index of figures")] = "pmc",
     again: Annotated[bool, typer.Option("--again", help="repeat a search that was finished")] = False,
@@ -76,7 +76,7 @@ def fetch(
     num_workers: Annotated[
         int, typer.Option("--num_workers", "--workers", min=1, help="downloads at the same time")
     ] = 4,
-    rate: Annotated[float, typer.Option(min=0.01, help="requests a second, over all workers")] = 10.0,
+    rate: Annotated[float, typer.Option(min=0.01, help="requests per second, over all workers")] = 10.0,
     update: Annotated[bool, typer.Option("--update", help="first check which articles changed")] = False,
     inventory: Annotated[Path | None, typer.Option(help="a downloaded inventory CSV, for --update")] = None,
     bucket: Annotated[str, typer.Option(help="base address")] = "",

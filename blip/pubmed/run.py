@@ -1,4 +1,4 @@
-"""`blip pubmed run`: all steps from a search to a data set and its report; each goes on where it was stopped."""
+"""`blip pubmed run`: all steps from a search to a data set and its report; each continues where it was stopped."""
 
 import json
 from collections.abc import Callable
@@ -30,13 +30,13 @@ class PubmedConfig(BaseModel):
     count: int = Field(1000, gt=0)  # articles at most; of Open-i, figures
     source: Literal["pmc", "openi"] = "pmc"  # PubMed Central, or Open-i, an index of figures
     email: str = ""  # NCBI asks for it
-    api_key: str = ""  # of NCBI: ten requests a second instead of three
+    api_key: str = ""  # of NCBI: ten requests per second instead of three
     licenses: list[str] = ["CC-BY", "CC0"]  # empty: all that are named
     retracted: bool = False  # retracted articles too
     folder: str = "corpus"  # of the articles, lines and sub-figures
     dataset: str = "dataset"  # folder of the data set
     num_workers: int = Field(4, gt=0)  # downloads, or processes, at the same time
-    rate: float = Field(10.0, gt=0)  # requests a second to the bucket
+    rate: float = Field(10.0, gt=0)  # requests per second to the bucket
 
     # sub-figures and data set
     split_figures: bool = True  # divide compound figures and their captions

@@ -1,7 +1,7 @@
 """`blip pubmed search`: articles by ESearch of PubMed Central, or by Open-i, an index of figures.
 
 Both return PMCIDs only; licences, retractions and files come from the bucket (`fetch.py`). A search that was stopped
-goes on at the page where it stopped.
+continues at the page where it stopped.
 """
 
 import io

@@ -134,7 +134,7 @@ class VqaConfig(WritingConfig):
     label_smoothing: float = Field(0.1, ge=0, lt=1)  # of the answers' tokens
     inference: Literal["rank", "generate", "choices"] = "rank"  # choices: a question's own, where the data set has them
     k_test: int = Field(128, gt=0)  # answers that are scored whole
-    answer_file: str = ""  # JSON list, or a line an answer; empty: the answers of the training set
+    answer_file: str = ""  # JSON list, or one answer per line; empty: the answers of the training set
     max_new_tokens: int = 10
     split_shares: tuple[float, float, float] | None = None  # train, val, test by image, of train_file alone
     best_metric: str = "val_exact_match"

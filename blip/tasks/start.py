@@ -34,12 +34,12 @@ TEXT_KEYS = {
 }
 # what the optimizer's state depends on: it cannot change within a run
 FIXED = ("lora", "freeze", "layer_decay", "decay_norms_and_biases")
-# what `model.json` says of how inputs were prepared
+# entries of `model.json` that describe how inputs were prepared
 SETTINGS = ("image_size", "max_text_tokens", "max_answer_tokens", "text_cleaning", "prompt")
 
 
 def as_begun(config: FineTuneConfig, resume: Path) -> FineTuneConfig:
-    """The configuration of a run that goes on from a checkpoint: it began where its `config.yaml` says.
+    """The configuration of a resumed run: `init_from` and `embed_dim`, unless given, are those of its `config.yaml`.
 
     ConfigError for options that cannot change within a run.
     """
@@ -52,7 +52,7 @@ def as_begun(config: FineTuneConfig, resume: Path) -> FineTuneConfig:
     if other:
         raise ConfigError(f"cannot change within a run: {', '.join(other)}; start a new one with --init_from {resume}")
     kept: dict[str, Any] = {"init_from": config.init_from or before.init_from}
-    if "embed_dim" not in config.model_fields_set:  # weights without features do not say how wide these were
+    if "embed_dim" not in config.model_fields_set:  # weights without features do not show their width
         kept["embed_dim"] = before.embed_dim
     return config.model_copy(update=kept)
 
@@ -60,7 +60,8 @@ def as_begun(config: FineTuneConfig, resume: Path) -> FineTuneConfig:
 def read_source(config: FineTuneConfig, resume: Path | None = None) -> Source | None:
     """The checkpoint that `init_from` names, or None. Its momentum twin and queue are left out.
 
-    A run that goes on has its own; with adapters, though, whose weights there are folded in, it needs the first one.
+    A resumed run starts from its own checkpoint. A run with adapters starts from `init_from` again, because the
+    checkpoints that it writes have the adapters merged into the weights.
     """
     if resume is not None and config.lora is None:
         return _known(Source(*load_weights(resume), str(resume)))
@@ -72,19 +73,19 @@ def read_source(config: FineTuneConfig, resume: Path | None = None) -> Source | 
 
 
 def _known(source: Source) -> Source:
-    """The checkpoint, if `model.json` says what it is."""
+    """The checkpoint itself; CheckpointError unless `model.json` gives a task of this package and the model's sizes."""
     task, sizes = source.info.get("task"), [source.info.get("image_encoder"), source.info.get("text_encoder")]
     if task not in TASKS:
         raise CheckpointError(f"{source.path} is a checkpoint of {task}; a run can start from {', '.join(TASKS)}")
     needed = [*VIT_KEYS.values()], [*TEXT_KEYS.values(), "vocab_size"]
     for part, names in zip([sizes[0], sizes[1] or source.info.get("text_decoder")], needed, strict=True):
         if not isinstance(part, dict) or not set(names) <= part.keys():
-            raise CheckpointError(f"{source.path} does not say the model's sizes: {', '.join(names)}")
+            raise CheckpointError(f"{source.path} does not give the model's sizes: {', '.join(names)}")
     return source
 
 
 def with_sizes_of(config: FineTuneConfig, source: Source | None) -> FineTuneConfig:
-    """The configuration with the sizes of the checkpoint that it starts from; ConfigError where it asks for others."""
+    """The configuration with the sizes of the checkpoint that it starts from; ConfigError where its own differ."""
     if source is None:
         return config
     sizes: dict[str, Any] = {key: source.info["image_encoder"][name] for key, name in VIT_KEYS.items()}
@@ -130,7 +131,7 @@ def start_model(
 
 
 def advice(task: str, source: Source, missing: list[str]) -> str:
-    """What the log says of a start: from what, and which parts start at random; "" where there is nothing to tell."""
+    """A line for the log: what the run starts from, and which parts start at random; "" for a usual start."""
     theirs = source.info["task"]
     new = [name for name in missing if not any(part in name for part in spec_of(task).new_parts)]
     new = [name for name in new if name not in spec_of(task).may_lack]
@@ -139,7 +140,7 @@ def advice(task: str, source: Source, missing: list[str]) -> str:
     said = f"{source.path} is a checkpoint of {theirs}, not one that {task} usually starts from: "
     if missing:
         return said + f"{len(missing)} tensors of {', '.join(parts_of(missing))} start at random"
-    return said + f"every tensor has a start, but what it learned is {theirs}"
+    return said + f"every tensor is taken from it, but it was trained for {theirs}"
 
 
 def check_task(task: str, source: Source) -> None:
@@ -163,7 +164,7 @@ def _flat(info: dict[str, Any]) -> dict[str, Any]:
 
 
 def describe(task: str, config: FineTuneConfig, model: Model, **more: Any) -> dict:
-    """What `model.json` says: enough to build the model again and to prepare its inputs."""
+    """The contents of `model.json`: enough to build the model again and to prepare its inputs."""
     info: dict[str, Any] = {"task": task, "image_encoder": asdict(model.image_encoder.config)}
     for part in ("text_encoder", "text_decoder"):
         if hasattr(model, part) and not (part == "text_decoder" and spec_of(task).shares_text):
@@ -251,7 +252,7 @@ def _foreign(config: PretrainConfig, vit: ViTConfig, text: TextConfig) -> dict[s
 
 
 def describe_pretraining(config: PretrainConfig, model: PretrainModel) -> dict:
-    """What `model.json` says of a pre-trained model: enough to build it again and to prepare its inputs."""
+    """The contents of `model.json` for a pre-trained model: enough to build it again and to prepare its inputs."""
     return {
         "task": "pretrain",
         "image_encoder": asdict(model.image_encoder.config),

@@ -1,6 +1,6 @@
-"""Training, for any model and data. Imports `config`, `files`, `distributed`, `command_line`, `checkpoints.format`.
+"""Training, for any model and data. Read `loop.py` first: the only training loop.
 
-Read `loop.py` first: the only training loop.
+Imports `config`, `files`, `distributed`, `errors`, `command_line` and `checkpoints.format`.
 
 launch       the command line of the training scripts
 run          a run from its start, or from a checkpoint, to its end

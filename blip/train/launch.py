@@ -32,11 +32,11 @@ def launch(
     evaluate: Callable[[Config, Path, torch.device], None] | None = None,
     help: str | None = None,
 ) -> None:
-    """Reads the command line and calls the function that it asks for; errors end the program, see `user_errors`.
+    """Reads the command line and calls the function that its options select; errors end the program, see `user_errors`.
 
     Args:
         run: trains.
-        config_class: type of the configuration.
+        config_class: type of the configuration; `--config` takes a path, or the name of a file of `configs/`.
         default_output: `--output_dir` unless given.
         dry_run: offered as `--dry_run` where there is one; called with the configuration and the device.
         evaluate: offered as `--evaluate` where there is one; called with the configuration, the output folder and the

@@ -1,4 +1,4 @@
-"""The log of a run: `metrics.jsonl`, a progress bar, and TensorBoard if the configuration asks for it."""
+"""The log of a run: `metrics.jsonl`, a progress bar, and TensorBoard if the configuration enables it."""
 
 import json
 import sys

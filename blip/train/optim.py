@@ -1,4 +1,4 @@
-"""The optimizer, with a learning rate of its own for each layer where `layer_decay` asks for it."""
+"""The optimizer, with a learning rate of its own for each layer if `layer_decay` is below 1."""
 
 import re
 from typing import Any

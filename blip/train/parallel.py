@@ -34,7 +34,7 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
         return model
     ids = [device.index] if device.type == "cuda" else None
     with warnings.catch_warnings():
-        # torch 2.15 calls this option by another name, which 2.6 does not know
+        # torch 2.15 has a new name for this option; this one also works with the lowest supported version
         warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
         return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 

@@ -215,7 +215,7 @@ CASES: list[tuple[str, Callable[[Path], None], type[Exception], str]] = [
     ("damaged model.json", damaged_info, CheckpointError, r"model\.json is damaged"),
     ("newer format", newer_format, CheckpointError, r"newer blip \(format 99"),
     ("unknown task", unknown_task, CheckpointError, r"checkpoint of segmentation"),
-    ("no sizes", no_sizes, CheckpointError, r"does not say the model's sizes.*colour"),
+    ("no sizes", no_sizes, CheckpointError, r"does not give the model's sizes.*colour"),
     ("lone safetensors", lone_safetensors, CheckpointError, r"give the folder"),
     ("other Hugging Face model", other_huggingface, CheckpointError, r"not the configuration of a BLIP model"),
     ("Hugging Face without weights", huggingface_without_weights, CheckpointError, r"neither model\.safetensors nor"),

@@ -280,7 +280,7 @@ def test_impossible_wishes(
         (["{image}", "a", "--out", "map.pdf"], "has to end in .png, .html, .npz"),
         (["{image}", "a", "--layer", "1", "--out", "{tmp}/m.png"], "rows=enc"),
         (["nowhere.png", "a", "--out", "{tmp}/m.png"], "no such file"),
-        (["{json}", "a", "--out", "{tmp}/m.png"], "brings its own texts"),
+        (["{json}", "a", "--out", "{tmp}/m.png"], "has its own texts"),
     ],
 )
 def test_command_with_bad_input(

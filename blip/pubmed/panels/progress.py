@@ -1,4 +1,4 @@
-"""A file of lines that is written over several runs: each goes on behind the last figure that the one before finished.
+"""A file of lines that is written over several runs: each continues after the last figure that is finished.
 
 OUT.partial             the lines so far
 OUT.partial.progress    JSON: a line with the settings, then a line for each finished figure: the length of OUT.partial

@@ -1,7 +1,7 @@
 """`blip pubmed split`: lines of figures -> lines of sub-figures with their part of the caption.
 
 A figure becomes one line for each panel if caption and picture agree, else it stays one line, marked `whole`. Lines are
-written in the order of the input; a run that was stopped goes on behind the last figure that it finished.
+written in the order of the input; a run that was stopped continues after the last figure that it finished.
 """
 
 import hashlib
@@ -190,7 +190,7 @@ def split(pairs: Path, out: Path, options: Options, *, num_workers: int = 1,
         for counts in progress.finished:
             add(summary, _as_summary(counts))
         if summary.figures:
-            tell(f"goes on behind figure {summary.figures}")
+            tell(f"continues after figure {summary.figures}")
         figures = islice(_numbered(pairs, options.given), summary.figures, None)
         for lines, part in in_order(function, figures, num_workers):
             progress.add(lines, vars(part))

@@ -294,7 +294,7 @@ def test_a_run_that_was_killed_goes_on(corpus: Path, tmp_path: Path) -> None:
         file.write('{"image": "x')
     told: list[str] = []
     split(corpus, out, Options(str(crops)), tell=told.append)
-    assert told and told[0].startswith("goes on behind figure")
+    assert told and told[0].startswith("continues after figure")
     assert out.read_text() == whole.read_text()
     assert (tmp_path / "out.jsonl.summary.json").read_text() == (tmp_path / "whole.jsonl.summary.json").read_text()
 
