@@ -206,6 +206,7 @@ def test_merged_equals_unmerged_under_the_original_names(alpha: float | None) ->
         assert_close(merged, unmerged, rtol=1e-5, atol=1e-5)
     fresh = Model()
     load_strict(fresh, state, "the merged state")
+    fresh.requires_grad_(False)  # as in the merged model: torch 2.7 multiplies frozen weights in another order
     for one, other in zip(fresh(*inputs), model(*inputs), strict=True):
         assert torch.equal(one, other)
     changed = {name for name, tensor in state.items() if not torch.equal(tensor, original[name])}

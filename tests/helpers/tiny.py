@@ -6,6 +6,7 @@ A test that needs another size names it: `tiny_vit(depth=3)`.
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -91,9 +92,14 @@ def stored_info(task: str, text: TextConfig = STORED_TEXT) -> dict[str, Any]:
     return {"task": task, **encoders, "embed_dim": STORED_EMBED}
 
 
-def add_noise(module: nn.Module, std: float) -> nn.Module:
-    """Noise on every weight: large enough for answers to differ, and no bias is 0 and no norm 1."""
+def add_noise(module: nn.Module, std: float, seed: int = 0) -> nn.Module:
+    """Noise in place of every matrix, and on every vector: answers differ, and no bias is 0 and no norm 1.
+
+    It is NumPy's, which draws the same numbers in every version; torch does not.
+    """
+    noise = np.random.default_rng(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.add_(std * torch.randn_like(parameter))
+            start = parameter if parameter.dim() < 2 else torch.zeros_like(parameter)
+            parameter.copy_(start + torch.from_numpy(noise.normal(0, std, tuple(parameter.shape))))
     return module
