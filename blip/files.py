@@ -6,6 +6,7 @@ or the new one, never a part. `outputs.py` decides which paths may be written.
 """
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from blip.errors import BlipError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a used up quota, a file that may not grow
+LONGEST_NAME = 255  # bytes of a file's name, on nearly every file system
 MAX_JSON = 4 << 30  # bytes of a JSON file, unless a caller gives less
 T = TypeVar("T")
 
@@ -150,6 +152,8 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     partial = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if partial.is_symlink():
+            partial.unlink()  # never through a link to a file elsewhere
         with open(partial, "wb") as file:
             yield file
             file.flush()
@@ -177,7 +181,7 @@ def write_one_of_many(path: Path, content: bytes) -> None:
     Unlike `write_whole` it does not wait for the disk, which would take longer than the writing: a kill leaves no part
     of a file, a power failure may. Several processes may write the same file at once. WriteError as in `whole_file`.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = hidden_beside(path, f".{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content)
@@ -197,7 +201,7 @@ def rename_whole(partial: Path, path: Path) -> None:
 def whole_folder(final: str | Path) -> Iterator[Path]:
     """A folder to write to, which takes the place of `final` when the block ends, whole or not at all."""
     final = Path(final)
-    temporary = final.with_name(f".{final.name}.partial")
+    temporary = partial_path(final)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     yield temporary
@@ -217,15 +221,23 @@ def remove_folder(folder: Path) -> None:
 
 def set_aside(folder: Path) -> Path:
     """Renames a folder that is to be deleted -> its new name."""
-    doomed = folder.with_name(f".{folder.name}.old.partial")
+    doomed = hidden_beside(folder, ".old.partial")
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
     return doomed
 
 
 def partial_path(path: Path) -> Path:
-    """Where a file is written before it gets its name."""
-    return path.with_name(f"{path.name}.partial")
+    """Where a file or folder is written before it gets its name: `.NAME.partial`, which a kill may leave behind."""
+    return hidden_beside(path, ".partial")
+
+
+def hidden_beside(path: Path, ending: str) -> Path:
+    """`.NAME` with an ending; the hash of a name that would become longer than file systems allow stands for it."""
+    name = f".{path.name}{ending}"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}{ending}"
+    return path.with_name(name)
 
 
 def write_error(path: Path, error: OSError) -> WriteError:

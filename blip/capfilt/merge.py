@@ -21,9 +21,10 @@ from blip.capfilt.candidates import HUMAN, SYNTHETIC, WEB
 from blip.data.images import UnreadableImage, open_image, read_image
 from blip.data.jsonl_shards import Line, read_lines, settings_of, write_jsonl
 from blip.data.pairs import read_pairs
-from blip.data.webdataset import write_tar_shards
+from blip.data.webdataset import SIZES, shard_name, write_tar_shards
 from blip.errors import BlipError
 from blip.files import whole_file, write_whole
+from blip.outputs import claim_output, locked
 
 ANNOTATION_ENDINGS = (".json", ".jsonl")
 # Pillow's name of a format -> the ending of images that are copied into shards; other formats become PNG
@@ -37,6 +38,7 @@ ENDING_OF_FORMAT = {
     "GIF": "gif",
 }
 TAR_SIZE = 1000  # pairs in a webdataset shard
+COMMAND = "capfilt merge"
 
 
 class MergeError(BlipError):
@@ -71,6 +73,7 @@ class Merged:
     kept: Counter = field(default_factory=Counter)
     dropped: Counter = field(default_factory=Counter)
     problems: int = 0  # images that could not be read
+    shards: list[str] = field(default_factory=list)  # names of the files in a folder of shards
 
 
 def scored_lines(folders: Sequence[Path]) -> Iterator[Line]:
@@ -119,7 +122,7 @@ def merge(
         tar_size: pairs in a webdataset shard.
 
     Raises:
-        MergeError: wrong ending, unknown source, or nothing passes.
+        MergeError: wrong ending, unknown source, or nothing passes; what was there before stays.
     """
     if out.suffix and out.suffix not in ANNOTATION_ENDINGS:
         raise MergeError(
@@ -130,8 +133,6 @@ def merge(
     rule = settled(rule, folders)
     merged = Merged(rule)
     out.parent.mkdir(parents=True, exist_ok=True)
-    about = about_merged(out)
-    about.unlink(missing_ok=True)  # it describes the annotations that are being replaced
     lines = _records(folders, merged, keep=keep, image_root=image_root, sources=sources)
     first = next(lines, None)
     if first is None or first["source"] == HUMAN:  # those come last
@@ -141,10 +142,37 @@ def merge(
         write_jsonl(out, lines)
     elif out.suffix == ".json":
         _write_list(out, lines)
-    elif not write_tar_shards(out, _samples(lines, merged), tar_size):
-        raise MergeError(f"{out}: none of {merged.problems} images could be read, so there are no shards")
+    else:
+        samples = _samples(lines, merged)
+        if (sample := next(samples, None)) is None:
+            raise MergeError(f"{out}: none of {merged.problems} images could be read, so there are no shards")
+        with locked(out):
+            shards = write_tar_shards(out, itertools.chain([sample], samples), tar_size)
+        merged.shards = [SIZES, *map(shard_name, range(len(shards)))]
     counts: dict[str, Any] = {"kept": merged.kept, "dropped": merged.dropped, "unreadable": merged.problems}
-    write_whole(about, json.dumps({**asdict(rule), "sources": list(sources), **counts}, indent=1) + "\n")
+    write_whole(about_merged(out), json.dumps({**asdict(rule), "sources": list(sources), **counts}, indent=1) + "\n")
+    return merged
+
+
+def merge_to(folders: Sequence[Path], out: Path, rule: Rule, *, overwrite: bool = False, **options: Any) -> Merged:
+    """`merge`, where the output may be written; options as there.
+
+    Raises:
+        OutputError: the output is not the command's own, and `overwrite` is not given.
+    """
+    inputs = [*folders, *options.get("keep", ()), *filter(None, [options.get("image_root")])]
+    about, is_folder = about_merged(out), not out.suffix
+    own: dict[str, Any] = {"inputs": inputs, "overwrite": overwrite}
+    if not is_folder:
+        with claim_output(out, COMMAND, names=[about.name], **own).writing() as written:
+            merged = merge(folders, out, rule, **options)
+            written += [out.name, about.name]
+        return merged
+    claim = claim_output(out, COMMAND, folder=True, names=["shard-*.tar", SIZES], **own)
+    beside = claim_output(about, COMMAND, **own)
+    with claim.writing() as written, beside.writing():
+        merged = merge(folders, out, rule, **options)
+        written += merged.shards
     return merged
 
 

@@ -50,6 +50,7 @@ from blip.files import whole_file, write_whole
 from blip.models.factory import TASKS, spec_of
 from blip.models.momentum import NO_ID
 
+NAMES = (WEIGHTS, INFO, "config.json", TOKENIZER, "vocab.txt")  # files of the folders that `write` makes
 _BERT_UNUSED = re.compile(r"(pooler|cls\.seq_relationship|cls\.predictions\.decoder)\.|embeddings\.position_ids$")
 _QUEUE_SHAPES = {"queue.pointer": (1,), "queue.image_ids": (1, -1)}  # in the released files; ours are () and (Q,)
 

@@ -6,6 +6,7 @@ tokenizer.json       in the format of `tokenizers`
 """
 
 import json
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,10 +41,18 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """A safetensors file, written beside its place and renamed when it is on disk."""
     partial = partial_path(path)
     try:
+        mode = _usual_mode(partial)
         save_file(tensors, partial, {"format": "pt"})
+        partial.chmod(mode)  # safetensors lets the owner alone read its files
         rename_whole(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _usual_mode(path: Path) -> int:
+    """The permissions of a new file here, as the umask sets them."""
+    path.write_bytes(b"")
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 @contextmanager

@@ -4,17 +4,19 @@ FOLDER/settings.json        what the lines depend on; a run that continues needs
 FOLDER/shard-00000.jsonl    one JSON object a line
 
 Shard k depends on part k of the input alone: rank r of W processes writes shards r, r+W, ... A shard that has its name
-is complete; after a kill each process repeats at most the shard that it was writing.
+is complete; after a kill each process repeats at most the shard that it was writing. A lock keeps out other processes.
 """
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from blip import distributed
 from blip.errors import BlipError
 from blip.files import whole_file, write_whole
+from blip.outputs import locked
 
 SETTINGS = "settings.json"
 Line = dict[str, Any]
@@ -25,7 +27,12 @@ class ShardError(BlipError):
 
 
 def write_jsonl_shards(
-    folder: Path, settings: dict[str, Any], count: int, *, make_lines: Callable[[int], Iterable[Line]]
+    folder: Path,
+    settings: dict[str, Any],
+    count: int,
+    *,
+    make_lines: Callable[[int], Iterable[Line]],
+    overwrite: bool = False,
 ) -> Iterator[int]:
     """Writes those of `count` shards that are missing and belong to this process; yields the number of each when done.
 
@@ -34,18 +41,22 @@ def write_jsonl_shards(
         settings: JSON; what the lines depend on.
         count: shards in all.
         make_lines: number of a shard -> its lines.
+        overwrite: shards of other settings are removed.
 
     Raises:
-        ShardError: the folder holds shards of other settings.
+        ShardError: the folder holds shards of other settings, or a settings.json of another program.
+        LockedError: another process, which does not belong to this one, writes to the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _agree(folder, {**settings, "shards": count})
-    for number in range(distributed.rank(), count, distributed.world_size()):
-        path = shard_path(folder, number)
-        if path.exists():
-            continue
-        write_jsonl(path, make_lines(number))
-        yield number
+    with locked(folder) if distributed.is_main() else nullcontext():
+        _agree(folder, {**settings, "shards": count}, overwrite)
+        for number in range(distributed.rank(), count, distributed.world_size()):
+            path = shard_path(folder, number)
+            if path.exists():
+                continue
+            write_jsonl(path, make_lines(number))
+            yield number
+        distributed.barrier()  # the main process holds the lock until all have ended
 
 
 def write_jsonl(path: Path, lines: Iterable[Line]) -> int:
@@ -92,16 +103,41 @@ def read_lines(folder: Path) -> Iterator[Line]:
                     raise ShardError(f"{path}, line {place}: {error}; delete the file and make it again") from None
 
 
-def _agree(folder: Path, settings: dict[str, Any]) -> None:
+def _agree(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Writes the settings, or compares them with those that the folder was begun with."""
     path = folder / SETTINGS
-    # settings of a command that failed before its first shard are ignored
-    if distributed.is_main() and not (path.exists() and any(folder.glob("shard-*.jsonl"))):
-        write_whole(path, json.dumps(settings, indent=1) + "\n")
+    if distributed.is_main() and (overwrite or not path.exists()):
+        _start(folder, settings, overwrite)
     distributed.barrier()
     before, now = settings_of(folder), json.loads(json.dumps(settings))
-    if other := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
+    other = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if other and not any(folder.glob("shard-*.jsonl")):  # of a command that failed before its first shard
+        distributed.barrier()
+        if distributed.is_main():
+            write_whole(path, json.dumps(settings, indent=1) + "\n")
+        distributed.barrier()
+    elif other:
         name = other[0]
         raise ShardError(
             f"{folder} was begun with {name} {before.get(name)!r}, now it is {now.get(name)!r}: give another --out, "
-            "or the same settings"
+            "the same settings, or replace what is there with --overwrite"
         )
+
+
+def _start(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Writes the settings of new shards; with `overwrite` in place of those of others, which are removed."""
+    path = folder / SETTINGS
+    now = json.loads(json.dumps(settings))
+    counts = [now["shards"]]
+    if path.exists():
+        try:
+            before = settings_of(folder)
+        except ShardError:
+            before = {}
+        if before == now:
+            return
+        counts.append(before.get("shards", 0))
+    if overwrite:
+        for number in range(max(count for count in counts if isinstance(count, int))):
+            shard_path(folder, number).unlink(missing_ok=True)
+    write_whole(path, json.dumps(settings, indent=1) + "\n")

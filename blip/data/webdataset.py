@@ -234,6 +234,8 @@ def _webdataset() -> Any:
 def write_tar_shards(folder: Path, samples: Iterator[dict[str, Any]], shard_size: int) -> list[int]:
     """Writes `shard-00000.tar`, ... and `sizes.json`; returns the number of samples of each.
 
+    Shards of an earlier run, which its `sizes.json` names, are removed where this one has fewer.
+
     Args:
         samples: ending -> content: an image, and `json` (an object) or `txt`.
         shard_size: samples in a shard; the last may have fewer.
@@ -241,20 +243,37 @@ def write_tar_shards(folder: Path, samples: Iterator[dict[str, Any]], shard_size
     Raises:
         WriteError: such as on a full disk.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / UNFINISHED, "true\n")
-    (folder / SIZES).unlink(missing_ok=True)
-    counts: list[int] = []
-    writer = _webdataset().TarWriter
+    writer, counts = _webdataset().TarWriter, list[int]()
+    ours = {*_names_in(folder / SIZES), *_names_in(folder / UNFINISHED)}
     while first := next(samples, None):
-        path, count = folder / f"shard-{len(counts):05d}.tar", 0
+        path, count = folder / shard_name(len(counts)), 0
+        ours.add(path.name)
+        write_whole(folder / UNFINISHED, json.dumps(sorted(ours)) + "\n")
+        (folder / SIZES).unlink(missing_ok=True)
         with whole_file(path) as file, writer(file, mtime=0) as tar:
             for sample in itertools.chain([first], itertools.islice(samples, shard_size - 1)):
                 tar.write({"__key__": f"{len(counts):05d}{count:06d}", **sample})
                 count += 1
         counts.append(count)
-    for path in sorted(folder.glob("shard-*.tar"))[len(counts) :]:  # of an earlier run with more shards
-        path.unlink()
-    write_whole(folder / SIZES, json.dumps({f"shard-{n:05d}.tar": c for n, c in enumerate(counts)}, indent=1) + "\n")
-    (folder / UNFINISHED).unlink()
+    sizes = {shard_name(number): count for number, count in enumerate(counts)}
+    for name in ours - sizes.keys():
+        (folder / name).unlink(missing_ok=True)
+    write_whole(folder / SIZES, json.dumps(sizes, indent=1) + "\n")
+    (folder / UNFINISHED).unlink(missing_ok=True)
     return counts
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}.tar"
+
+
+def _names_in(file: Path) -> list[str]:
+    """The names of shards as this package gives, or gave, them in a `sizes.json` or in the mark of unfinished ones."""
+    try:
+        names = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    if names is True:  # the mark of earlier versions
+        return [path.name for path in file.parent.glob("shard-?????.tar")]
+    names = names if isinstance(names, dict | list) else []
+    return [name for name in names if isinstance(name, str) and re.fullmatch(r"(shard-)?\d+\.tar", name)]

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blip.command_line import AsJson, BatchSize, Checkpoint, Device, JsonFile, TokenizerFile, user_errors
+from blip.command_line import AsJson, BatchSize, Checkpoint, Device, JsonFile, Overwrite, TokenizerFile, user_errors
 from blip.data.images import ENDINGS
 from blip.data.places import ANNOTATIONS, images_of
 from blip.errors import InputError
+from blip.outputs import Output, claim_output, writing
 
 if TYPE_CHECKING:
     from blip.inference.predictor import Predictor
@@ -38,9 +39,14 @@ def places_and_texts(arguments: Sequence[str], texts: Sequence[str] | None, opti
     if texts:
         return list(arguments), list(texts)
     for text in arguments[1:]:
-        if _has_form_of_a_path(text) and Path(text).exists():
+        if _has_form_of_a_path(text) and os.path.exists(text):
             raise InputError(f"{text} is a file or folder: for several places give the texts by {option}")
     return list(arguments[:1]), list(arguments[1:])
+
+
+def claim_json(out: Path | None, command: str, inputs: Sequence[str | Path | None], overwrite: bool) -> Output | None:
+    """`claim_output` for the option `--out` of a verb, where it is given; options among the inputs may be absent."""
+    return claim_output(out, command, inputs=[one for one in inputs if one], overwrite=overwrite) if out else None
 
 
 def _has_form_of_a_path(text: str) -> bool:
@@ -78,6 +84,7 @@ def caption(
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     out: JsonFile = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Writes captions; status 1 when an image cannot be read."""
@@ -86,6 +93,7 @@ def caption(
 
     with user_errors():
         paths = images_of(images)
+        claim = claim_json(out, "caption", [*images, *paths, checkpoint, tokenizer, prompt], overwrite)
         decoding = Decoding(
             beams=beams or (1 if sample else 3),
             sample=sample,
@@ -96,7 +104,8 @@ def caption(
         )
         model = load_model(checkpoint, tokenizer, device)
         rows = files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=batch_size, seed=seed)
-        unread = files.show(rows, out, as_json)
+        with writing(claim):
+            unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
 
 
@@ -114,6 +123,7 @@ def match(
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     out: JsonFile = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Prints the probability that an image and a text belong together (ITM), and the cosine of their features (ITC)."""
@@ -123,8 +133,10 @@ def match(
         places, texts = places_and_texts(arguments, text, "--text")
         texts = _needed(texts, "text", "--text")
         paths = images_of(places)
+        claim = claim_json(out, "match", [*places, *paths, checkpoint, tokenizer, *texts], overwrite)
         model = load_model(checkpoint, tokenizer, device)
-        unread = files.show(files.match_rows(model, paths, texts, batch_size=batch_size), out, as_json)
+        with writing(claim):
+            unread = files.show(files.match_rows(model, paths, texts, batch_size=batch_size), out, as_json)
     raise typer.Exit(1 if unread else 0)
 
 
@@ -146,6 +158,7 @@ def answer(
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     out: JsonFile = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Answers questions about images, from the model's own list of answers unless another is given."""
@@ -156,11 +169,13 @@ def answer(
         places, questions = places_and_texts(arguments, question, "--question")
         questions = _needed(questions, "question", "--question")
         paths = images_of(places)
+        claim = claim_json(out, "answer", [*places, *paths, checkpoint, tokenizer, answers, *questions], overwrite)
         choices = _lines(answers) if answers is not None else None
         decoding = Decoding(beams=3, max_new_tokens=10) if generate else None
         model = load_model(checkpoint, tokenizer, device)
         rows = files.answer_rows(
             model, paths, questions, answers=choices, k=k, decoding=decoding, batch_size=batch_size
         )
-        unread = files.show(rows, out, as_json)
+        with writing(claim):
+            unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)

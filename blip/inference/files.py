@@ -110,7 +110,6 @@ def show(rows: Iterator[dict[str, Any]], out: Path | None, as_json: bool) -> int
     for problem in problems:
         Console(stderr=True).print(problem, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, json.dumps(good, indent=1, ensure_ascii=False) + "\n")
         print(f"{len(good)} rows: {out}")
     elif as_json:

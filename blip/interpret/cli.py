@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
-from blip.command_line import BatchSize, Checkpoint, Device, JsonFile, TokenizerFile, user_errors
-from blip.inference.cli import load_model, places_and_texts
+from blip.command_line import BatchSize, Checkpoint, Device, JsonFile, Overwrite, TokenizerFile, user_errors
+from blip.data.places import images_of
+from blip.inference.cli import claim_json, load_model, places_and_texts
+from blip.outputs import claim_output, refuse_inputs, writing
 
 
 def explain(
@@ -31,17 +33,31 @@ def explain(
     batch_size: BatchSize = 8,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Draws which parts of an image a model attended to, word by word. Not for diagnosis."""
     from blip.interpret.explain_files import explain_files, find_pairs
+    from blip.interpret.pictures import check_ending, files_of
 
     with user_errors():
         places, texts = places_and_texts(arguments, text, "--text")
+        check_ending(out)
         wanted = [pair for place in places for pair in find_pairs(place, texts)]
+        inputs: list[str | Path] = [
+            *places,
+            *(one.image for one in wanted),
+            checkpoint,
+            *filter(None, [tokenizer]),
+            *texts,
+        ]
+        series = [path.name for path in files_of(out, len(wanted))]
+        claim = claim_output(out, "explain", inputs=inputs, overwrite=overwrite, names=series)
         model = load_model(checkpoint, tokenizer, device)
-        files, problems = explain_files(
-            model, wanted, out, task=task, method=method, layer=layer, rows=rows, batch_size=batch_size
-        )
+        with claim.writing() as written:
+            files, problems = explain_files(
+                model, wanted, out, task=task, method=method, layer=layer, rows=rows, batch_size=batch_size
+            )
+            written += [path.name for path in files]
         for problem in problems:
             typer.echo(problem, err=True)
         typer.echo(f"{len(wanted) - len(problems)} explained: {files[0] if files else 'nothing written'}"
@@ -61,6 +77,7 @@ def activations(
     batch_size: BatchSize = 32,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Writes the activations at named points for a whole data set, in shards; continues where it was interrupted."""
     from blip.hashing import fingerprint
@@ -69,11 +86,14 @@ def activations(
 
     with user_errors():
         wanted = find_pairs(data, [])
+        inputs: list[str | Path] = [data, *(one.image for one in wanted), checkpoint, *filter(None, [tokenizer])]
+        known = shards.is_index(out)  # `capture` compares the settings
+        claim_output(out, "activations", inputs=inputs, folder=True, overwrite=overwrite, known=known)
         model = load_model(checkpoint, tokenizer, device)
         chosen = shards.points_of(model, points)
         task = task or shards.usual_task(model, chosen)
         settings = shards.Capture(fingerprint(checkpoint), data, chosen, task, pool, format, shard_size)
-        problems = shards.capture(model, wanted, settings, out, batch_size=batch_size)
+        problems = shards.capture(model, wanted, settings, out, batch_size=batch_size, overwrite=overwrite)
         for problem in problems:
             typer.echo(problem, err=True)
         typer.echo(f"{len(wanted) - len(problems)} records, {len(chosen)} points: {out / shards.INDEX}")
@@ -89,17 +109,20 @@ def localise(
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     out: JsonFile = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Plays the pointing game: do maps peak on what the text names? With every control."""
     from blip.interpret import pointing_game as game
     from blip.interpret.maps import METHODS
 
     with user_errors():
+        claim = claim_json(out, "localise", [data, checkpoint, tokenizer], overwrite)
+        if out and out.exists():
+            refuse_inputs([out], images_of([data]))
         records, left_out = game.read_named(data, limit)
         for reason, count in left_out.items():
             typer.echo(f"left out: {count} images {reason}", err=True)
-        if out:
-            out.parent.mkdir(parents=True, exist_ok=True)
         model = load_model(checkpoint, tokenizer, device)
         lines = game.localise(model, records, method or METHODS, batch_size=batch_size)
-        game.show(lines, game.centre(model, records), out)
+        with writing(claim):
+            game.show(lines, game.centre(model, records), out)

@@ -11,7 +11,7 @@ from blip.data.places import is_annotation_file
 from blip.inference.predictor import Predictor
 from blip.interpret.explain import Explanation, explain_pairs
 from blip.interpret.objectives import explained
-from blip.interpret.pictures import ENDINGS, PictureError, needs_matplotlib, save
+from blip.interpret.pictures import PictureError, check_ending, needs_matplotlib, save
 
 
 @dataclass
@@ -78,11 +78,9 @@ def explain_files(
     Returns:
         The files, and a message for each image that could not be read.
     """
-    if out.suffix not in ENDINGS:
-        raise PictureError(f"{out}: --out has to end in {', '.join(ENDINGS)}")
+    check_ending(out)
     check_wanted(m, wanted, needed=not explained(m, task).writes_texts)
     needs_matplotlib()
-    out.parent.mkdir(parents=True, exist_ok=True)
     images: list[Any] = []
     explanations: list[Explanation] = []
     names: list[str] = []

@@ -124,9 +124,7 @@ def save(
         names: of the images, as a page shows them.
         out: ends in one of `ENDINGS`.
     """
-    if out.suffix not in ENDINGS:
-        raise PictureError(f"{out}: pictures end in {', '.join(ENDINGS)}")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    check_ending(out)
     if out.suffix == ".html":
         html_page.write_page(out, page_of(images, explanations, names))
         return [out]
@@ -134,11 +132,24 @@ def save(
         with whole_file(out) as file:
             np.savez_compressed(file, **_arrays(explanations, names))  # type: ignore[arg-type]
         return [out]
-    files = [out] if len(explanations) == 1 else [out.with_stem(f"{out.stem}_{i:04d}") for i in range(len(images))]
+    files = files_of(out, len(explanations))
     for path, image, explanation in zip(files, images, explanations, strict=True):
         with whole_file(path) as file:
             figure(image, explanation).save(file, "PNG")
     return files
+
+
+def check_ending(out: Path) -> None:
+    """PictureError for a name that ends otherwise than pictures do."""
+    if out.suffix not in ENDINGS:
+        raise PictureError(f"{out}: --out has to end in {', '.join(ENDINGS)}")
+
+
+def files_of(out: Path, count: int) -> list[Path]:
+    """The files that `save` writes for a number of explanations: several PNGs are numbered."""
+    if count == 1 or out.suffix != ".png":
+        return [out]
+    return [out.with_stem(f"{out.stem}_{i:04d}") for i in range(count)]
 
 
 def _arrays(explanations: Sequence[Explanation], names: Sequence[str]) -> dict[str, np.ndarray]:

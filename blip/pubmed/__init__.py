@@ -1,6 +1,6 @@
 """From articles of PubMed Central to image-caption pairs.
 
-Imports `errors`, `files`, `hashing`, `html_page` and `data.images`; `build` also `data.webdataset`, `run` also
+Imports `errors`, `files`, `outputs`, `hashing`, `html_page` and `data.images`; `build` also `data.webdataset`, `run` also
 `config`; `cli` imports anything.
 
 Read `extract.py` first: figures and captions of a folder of articles.
@@ -10,5 +10,6 @@ catalogue licenses   the state of each article; names of licences
 jats jats_text extract   one article of JATS XML; the text of an element; figures and captions of many articles
 panels               compound figures and their captions, divided
 build rules duplicates card report   the data set; which pairs go into it; equal pictures; its card; its report
-workers run cli      several processes; all steps by one configuration; `blip pubmed VERB`
+claims workers       which outputs the steps may write; several processes
+run cli              all steps by one configuration; `blip pubmed VERB`
 """

@@ -245,8 +245,6 @@ def write_part_shards(annotations: Path, folder: Path, most: int = 2000) -> None
     Raises:
         TarError: webdataset is not installed. WriteError: a file cannot be written.
     """
-    for old in folder.glob("[0-9]*.tar"):  # names of earlier versions
-        old.unlink()
     write_tar_shards(folder, _samples(annotations), most)
 
 

@@ -2,14 +2,15 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from blip.command_line import user_errors
+from blip.command_line import Overwrite, user_errors
 from blip.errors import BlipError
+from blip.outputs import claim_output, locked
 
 app = typer.Typer(no_args_is_help=True, help="Articles of PubMed Central: from a search to image-caption pairs.")
 Corpus = Annotated[Path, typer.Argument(help="folder of the catalogue and the articles")]
@@ -48,21 +49,22 @@ def search(
     out: Annotated[Path, typer.Option(help="folder of the catalogue")],
     count: Annotated[int, typer.Option(min=1, help="results at most")] = 1000,
     email: Annotated[str, typer.Option(help="address of the user, which NCBI asks for")] = "",
-    api_key: Annotated[
-        str, typer.Option("--api_key", "--api-key", help="of NCBI: ten requests per second instead of three")
-    ] = "",
+    api_key: Annotated[str, typer.Option("--api_key", help="of NCBI: ten requests per second instead of three")] = "",
     source: Annotated[str, typer.Option(help="pmc, or openi: an index of figures")] = "pmc",
     again: Annotated[bool, typer.Option("--again", help="repeat a search that was finished")] = False,
     eutils: Annotated[str, typer.Option(help="base address of ESearch")] = "",
     openi: Annotated[str, typer.Option(help="address of Open-i")] = "",
+    overwrite: Overwrite = False,
 ) -> None:
     """Searches for articles and records them in a catalogue; `fetch` downloads them."""
     with reported_errors():
         from blip.pubmed import search as steps
-        from blip.pubmed.catalogue import Catalogue
+        from blip.pubmed.catalogue import NAME, Catalogue
 
         server = steps.Server(email, api_key, eutils or steps.EUTILS, openi or steps.OPENI)
-        new = steps.search(out, query, count, server=server, source=source, again=again)
+        claim_output(out, "pubmed search", folder=True, overwrite=overwrite, known=(out / NAME).is_file())
+        with locked(out):
+            new = steps.search(out, query, count, server=server, source=source, again=again)
         seen, total = Catalogue(out).progress(source, query)
         typer.echo(f"{seen:,} of {total or 0:,} results seen, {new:,} new articles: {out}")
 
@@ -84,14 +86,15 @@ def fetch(
     """Downloads XML and figures of the articles in a catalogue and checks them; it can be stopped and started again."""
     with reported_errors():
         from blip.pubmed import fetch as steps
-        from blip.pubmed.catalogue import Catalogue
+        from blip.pubmed.catalogue import NAME, Catalogue
         from blip.pubmed.inventory import update as mark_changed
 
         place = bucket or steps.BUCKET
-        if update:
-            typer.echo(f"{len(mark_changed(corpus, place, inventory))} articles changed")
         wanted = steps.Wanted(_words(licenses), retracted, place, rate, num_workers)
-        done = steps.fetch(corpus, wanted, typer.echo)
+        with locked(corpus) if (corpus / NAME).is_file() else nullcontext():
+            if update:
+                typer.echo(f"{len(mark_changed(corpus, place, inventory))} articles changed")
+            done = steps.fetch(corpus, wanted, typer.echo)
         typer.echo(f"{done.articles:,} articles, {done.files:,} files, {done.bytes / 1e6:,.0f} MB, {done.left_out:,} "
                    f"left out by licence or retraction, {done.failed:,} failed")  # fmt: skip
         catalogue = Catalogue(corpus)
@@ -110,12 +113,15 @@ def extract(
     *,
     out: Annotated[Path, typer.Option(help="a line for each figure: .jsonl")],
     num_workers: NumWorkers = 1,
+    overwrite: Overwrite = False,
 ) -> None:
     """Extracts figures, captions and the paragraphs that refer to them from a folder of articles."""
     with reported_errors():
+        from blip.pubmed import claims
         from blip.pubmed.extract import extract as extract_
 
-        counts = extract_(folder, out, num_workers)
+        with claims.writing_lines(claims.claim_lines(out, claims.EXTRACT, [folder], overwrite=overwrite)):
+            counts = extract_(folder, out, num_workers)
         typer.echo(f"{counts.articles} articles, {counts.figures} figures, {counts.files} with a file: {out}")
         for count, what in (
             (counts.unreadable, "articles could not be read"),
@@ -143,19 +149,21 @@ def split(
     split_captions: Annotated[
         Path | None, typer.Option("--split_captions", "--splits", help="captions that were split elsewhere: .jsonl")
     ] = None,
-    min_side: Annotated[
-        int, typer.Option("--min_side", "--min-side", min=1, help="pixels of the shorter side of a sub-figure")
-    ] = 48,
+    min_side: Annotated[int, typer.Option("--min_side", min=1, help="pixels of the shorter side of a sub-figure")] = 48,
+    overwrite: Overwrite = False,
 ) -> None:
     """Splits compound figures into sub-figures with their part of the caption; in doubt a figure stays whole."""
     logging.getLogger("rapidocr").setLevel(logging.WARNING)
     with reported_errors():
+        from blip.pubmed import claims
         from blip.pubmed.panels import split as steps
 
         given = steps.read_splits(split_captions) if split_captions else {}
         crops = out.with_suffix("")
         options = steps.Options(str(crops.resolve()), str(weights) if weights else None, read_letters, min_side, given)
-        counts = steps.split(pairs, out, options, num_workers=num_workers, tell=typer.echo)
+        others = filter(None, [split_captions, weights])
+        with claims.splitting(pairs, out, crops, others, overwrite=overwrite):
+            counts = steps.split(pairs, out, options, num_workers=num_workers, tell=typer.echo, restart=overwrite)
         whole = counts.how.get("whole", 0)
         typer.echo(f"{counts.figures} figures: {sum(counts.how.values()) - whole} split, {whole} whole, {counts.pairs} "
                    f"pairs: {out}")  # fmt: skip
@@ -180,24 +188,26 @@ def build(
         float, typer.Option("--min_confidence", "--confidence", min=0, max=1, help="of a sub-figure")
     ] = 0.5,
     keep_whole: KeepWhole = True,
-    min_side: Annotated[int, typer.Option("--min_side", "--min-side", min=1, help="pixels of the shorter side")] = 64,
+    min_side: Annotated[int, typer.Option("--min_side", min=1, help="pixels of the shorter side")] = 64,
     max_aspect: Annotated[
-        float, typer.Option("--max_aspect", "--max-aspect", min=1, help="longer side divided by the shorter one")
+        float, typer.Option("--max_aspect", min=1, help="longer side divided by the shorter one")
     ] = 5.0,
-    min_words: Annotated[int, typer.Option("--min_words", "--min-words", help="of a caption")] = 3,
-    max_words: Annotated[int, typer.Option("--max_words", "--max-words", help="of a caption")] = 300,
+    min_words: Annotated[int, typer.Option("--min_words", help="of a caption")] = 3,
+    max_words: Annotated[int, typer.Option("--max_words", help="of a caption")] = 300,
     words: Annotated[str, typer.Option(help="a caption has one of these, such as MRI,CT,scan")] = "",
     not_words: Annotated[
-        str, typer.Option("--not_words", "--not-words", help="a caption has none of these, such as flowchart,diagram")
+        str, typer.Option("--not_words", help="a caption has none of these, such as flowchart,diagram")
     ] = "",
     duplicates: Annotated[bool, typer.Option("--duplicates", help="keep repeated pictures")] = False,
     shards: Annotated[bool, typer.Option("--shards", help="also write webdataset shards")] = False,
     num_workers: NumWorkers = 1,
     seed: Annotated[int, typer.Option(help="of the division")] = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Builds a data set divided by article, without evaluation images, with licences and credits."""
     with reported_errors():
         from blip.pubmed import build as steps
+        from blip.pubmed import claims
 
         rules = steps.Rules(
             split_shares=split_shares,
@@ -215,7 +225,9 @@ def build(
             duplicates=duplicates,
             seed=seed,
         )
-        built = steps.build(pairs, out, rules, decontaminate=decontaminate, shards=shards, num_workers=num_workers)
+        claim = claims.claim_build(pairs, out, rules, decontaminate=decontaminate or [], overwrite=overwrite)
+        with claims.building(claim, shards):
+            built = steps.build(pairs, out, rules, decontaminate=decontaminate, shards=shards, num_workers=num_workers)
         for name in steps.NAMES:
             typer.echo(f"{name}: {built.pairs[name]} pairs of {built.articles[name]} articles: {out / f'{name}.json'}")
         for why, count in built.out.most_common():
@@ -233,12 +245,14 @@ def report(
     pairs: Annotated[int, typer.Option(min=0, help="random pairs to show")] = 24,
     figures: Annotated[int, typer.Option(min=0, help="random split figures to show")] = 10,
     seed: Annotated[int, typer.Option(help="of the choice")] = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Writes one HTML page on a data set: counts, licences, pairs, split figures, failures."""
     with reported_errors():
         from blip.pubmed.report import write_report
 
-        write_report(dataset, out, pairs, figures=figures, seed=seed)
+        with claim_output(out, "pubmed report", inputs=[dataset], overwrite=overwrite).writing():
+            write_report(dataset, out, pairs, figures=figures, seed=seed)
         typer.echo(str(out))
 
 
@@ -246,12 +260,13 @@ def report(
 def run(
     config: Annotated[Path, typer.Option(help="a file such as configs/pubmed_brain.yaml")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, overrides the file")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Runs all steps, from the search to the report."""
     with reported_errors():
         from blip.pubmed.run import run as run_
 
-        run_(config, set_ or [], typer.echo)
+        run_(config, set_ or [], typer.echo, overwrite=overwrite)
 
 
 def _words(text: str) -> list[str]:

@@ -1,6 +1,7 @@
 """`blip pubmed run`: all steps from a search to a data set and its report; each continues where it was stopped."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -10,7 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from blip.config import ConfigError, load_config
 from blip.files import write_whole
 from blip.hashing import fingerprint
+from blip.outputs import claim_output, has_record, locked
+from blip.pubmed import claims
 from blip.pubmed.build import build
+from blip.pubmed.catalogue import NAME as CATALOGUE
 from blip.pubmed.extract import extract
 from blip.pubmed.fetch import BUCKET, Wanted, fetch
 from blip.pubmed.panels.split import Options, split
@@ -59,15 +63,17 @@ class PubmedConfig(BaseModel):
     bucket: str = BUCKET  # base address of the open bucket
 
 
-def run(config: Path, overrides: list[str], tell: Callable[[str], None]) -> None:
+def run(config: Path, overrides: list[str], tell: Callable[[str], None], *, overwrite: bool = False) -> None:
     """Runs every step of a configuration; steps that were completed with the same input are skipped.
 
     Args:
         overrides: `key=value`, which take precedence over the file.
         tell: receives a line for each step.
+        overwrite: write to folders that are not this command's, and data sets of other rules.
 
     Raises:
         ConfigError: the configuration cannot be read, or `email` is missing.
+        OutputError: a folder is not this command's. LockedError: another process writes to it.
         FetchError: a server does not answer. BlipError of other kinds: see the steps.
     """
     settings = load_config(config, PubmedConfig, overrides)
@@ -76,22 +82,33 @@ def run(config: Path, overrides: list[str], tell: Callable[[str], None]) -> None
             f"{config}: NCBI asks for an address to write to: set `email`, or --set email=you@example.org"
         )
     corpus, dataset = Path(settings.folder), Path(settings.dataset)
-    _search_and_fetch(settings, corpus, tell)
-    figures = corpus / "figures.jsonl"
-    extracted = extract(corpus, figures, settings.num_workers)
-    tell(f"extract: {extracted.figures} figures, {extracted.files} with a file")
-    pairs = _split(settings, corpus, figures, tell=tell) if settings.split_figures else figures
-    built = build(
-        pairs,
-        dataset,
-        _rules(settings),
-        decontaminate=[Path(place) for place in settings.decontaminate],
-        shards=settings.shards,
-        num_workers=settings.num_workers,
-    )
+    pairs = corpus / ("subfigures.jsonl" if settings.split_figures else "figures.jsonl")
+    places = [Path(place) for place in settings.decontaminate]
+    rules = _rules(settings)
+    claim_output(corpus, "pubmed search", folder=True, overwrite=overwrite, known=(corpus / CATALOGUE).is_file())
+    claim = claims.claim_build(pairs, dataset, rules, decontaminate=places, overwrite=overwrite)
+    page = dataset / "report.html"
+    # earlier versions recorded neither
+    known = not has_record(page) and (dataset / "build.json").is_file()
+    report = claim_output(page, "pubmed report", inputs=[os.path.abspath(dataset)], overwrite=overwrite, known=known)
+    with locked(corpus):
+        _search_and_fetch(settings, corpus, tell)
+        figures = _extract(settings, corpus, tell=tell)
+        if settings.split_figures:
+            _split(settings, corpus, figures, tell=tell)
+        with claims.building(claim, settings.shards):
+            built = build(
+                pairs,
+                dataset,
+                rules,
+                decontaminate=places,
+                shards=settings.shards,
+                num_workers=settings.num_workers,
+            )
     tell(f"build: {', '.join(f'{name} {count}' for name, count in built.pairs.items())} pairs in {dataset}")
-    write_report(dataset, dataset / "report.html")
-    tell(f"report: {dataset / 'report.html'}")
+    with report.writing():
+        write_report(dataset, page)
+    tell(f"report: {page}")
 
 
 def _search_and_fetch(settings: PubmedConfig, corpus: Path, tell: Callable[[str], None]) -> None:
@@ -110,18 +127,30 @@ def _search_and_fetch(settings: PubmedConfig, corpus: Path, tell: Callable[[str]
          f"{fetched.left_out} left out")  # fmt: skip
 
 
-def _split(settings: PubmedConfig, corpus: Path, figures: Path, *, tell: Callable[[str], None]) -> Path:
-    """Splits the figures unless that was done before; returns the file of pairs."""
+def _extract(settings: PubmedConfig, corpus: Path, *, tell: Callable[[str], None]) -> Path:
+    """Extracts the figures; returns their file, which is the corpus's own."""
+    figures = corpus / "figures.jsonl"
+    claim = claims.claim_lines(figures, claims.EXTRACT, [corpus], known=claims.summary_of(figures).is_file())
+    with claims.writing_lines(claim):
+        extracted = extract(corpus, figures, settings.num_workers)
+    tell(f"extract: {extracted.figures} figures, {extracted.files} with a file")
+    return figures
+
+
+def _split(settings: PubmedConfig, corpus: Path, figures: Path, *, tell: Callable[[str], None]) -> None:
+    """Splits the figures unless that was done before."""
     pairs, mark = corpus / "subfigures.jsonl", corpus / "subfigures.made_from.json"
     made_from = {"figures": fingerprint(figures), "read_letters": settings.read_letters}
     if pairs.exists() and mark.exists() and json.loads(mark.read_text()) == made_from:
         tell("split: done before")
-        return pairs
-    options = Options(str((corpus / "subfigures").resolve()), read_letters=settings.read_letters)
-    done = split(figures, pairs, options, num_workers=settings.num_workers, tell=tell)
+        return
+    crops = corpus / "subfigures"
+    options = Options(str(crops.resolve()), read_letters=settings.read_letters)
+    with claims.splitting(figures, pairs, crops, known=mark.exists()):
+        # figures of a stopped run may have been fewer
+        done = split(figures, pairs, options, num_workers=settings.num_workers, tell=tell, restart=True)
     write_whole(mark, json.dumps(made_from))
     tell(f"split: {done.pairs} pairs of {done.figures} figures")
-    return pairs
 
 
 def _rules(settings: PubmedConfig) -> Rules:

@@ -9,7 +9,7 @@ import torch
 import typer
 
 from blip import distributed
-from blip.command_line import ConfigFile, Overrides, user_errors
+from blip.command_line import ConfigFile, Overrides, run_command, user_errors
 from blip.config import Config, ConfigError, load_config
 
 
@@ -77,7 +77,7 @@ def launch(
 
     command.__doc__ = help
     with user_errors():
-        typer.run(command)
+        run_command(command)
 
 
 def _offered(action: Callable | None, option: str) -> Callable:

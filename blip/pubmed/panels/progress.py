@@ -1,8 +1,8 @@
 """A file of lines that is written over several runs: each continues after the last figure that is finished.
 
-OUT.partial             the lines so far
-OUT.partial.progress    JSON: a line with the settings, then a line for each finished figure: the length of OUT.partial
-                        behind it, and its counts
+.OUT.partial             the lines so far
+.OUT.partial.progress    JSON: a line with the settings, then a line for each finished figure: the length of
+                         .OUT.partial behind it, and its counts
 
 After a kill the last lines of either file may be missing or incomplete. The next run removes what follows the last
 figure that both files have.
@@ -13,7 +13,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from blip.files import partial_path, rename_whole
+from blip.files import hidden_beside, partial_path, rename_whole
+from blip.outputs import OutputError
 
 Line = dict[str, Any]
 
@@ -23,18 +24,22 @@ class Progress:
 
     Args:
         out: name of the complete file.
-        settings: JSON; what the lines depend on. The files of a run with other settings are replaced.
+        settings: JSON; what the lines depend on.
+        restart: replace the files that a run with other settings left.
 
     Attributes:
         finished: the counts of each figure that an earlier run finished.
+
+    Raises:
+        OutputError: a run with other settings was stopped, and `restart` is not given.
     """
 
-    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, out: Path, settings: dict[str, Any], *, restart: bool = False) -> None:
         self.out, self.partial = out, partial_path(out)
-        self.record = self.partial.with_name(f"{self.partial.name}.progress")
+        self.record = hidden_beside(out, ".partial.progress")
         header = json.dumps(settings).encode() + b"\n"
         self.finished: list[dict[str, Any]] = []
-        ends = self._read_record(header) if self.partial.exists() and self.record.exists() else []
+        ends = self._read_record(header, restart) if self.partial.exists() and self.record.exists() else []
         if ends:
             os.truncate(self.partial, ends[-1][0])
             os.truncate(self.record, ends[-1][1])
@@ -44,12 +49,17 @@ class Progress:
         self.lines = open(self.partial, "ab")  # noqa: SIM115 (closed by `close`)
         self.counts = open(self.record, "ab")  # noqa: SIM115
 
-    def _read_record(self, header: bytes) -> list[tuple[int, int]]:
+    def _read_record(self, header: bytes, restart: bool) -> list[tuple[int, int]]:
         """Lengths of both files behind each finished figure; empty where the settings differ. Fills `finished`."""
         length, ends = self.partial.stat().st_size, []
         with open(self.record, "rb") as file:
-            if file.readline() != header:
-                return []
+            if (begun := file.readline()) != header:
+                if restart or not file.read(1):  # without a finished figure there is nothing to go on with
+                    return []
+                raise OutputError(
+                    f"{self.out}: a run with other settings, or for other figures, was stopped there "
+                    f"({begun[:200].decode(errors='replace').strip()}): start again with --overwrite"
+                )
             place = len(header)
             for raw in file:
                 place += len(raw)

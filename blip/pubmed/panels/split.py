@@ -20,6 +20,7 @@ from PIL import Image
 from blip.data.images import plain
 from blip.errors import BlipError
 from blip.files import write_one_of_many, write_whole
+from blip.pubmed.claims import summary_of
 from blip.pubmed.extract import SEVERAL
 from blip.pubmed.panels import gutters
 from blip.pubmed.panels.captions import Part, Split, Splitter, split_caption
@@ -165,7 +166,7 @@ def _save(crop: Image.Image, folder: Path, line: Line, *, labels: list[str]) -> 
 
 
 def split(pairs: Path, out: Path, options: Options, *, num_workers: int = 1,
-          tell: Callable[[str], None] = lambda line: None) -> Summary:  # fmt: skip
+          tell: Callable[[str], None] = lambda line: None, restart: bool = False) -> Summary:  # fmt: skip
     """Splits all figures of a file of `blip pubmed extract`.
 
     Args:
@@ -173,6 +174,7 @@ def split(pairs: Path, out: Path, options: Options, *, num_workers: int = 1,
         out: .jsonl; `OUT.summary.json` has the counts.
         num_workers: processes.
         tell: receives messages about the progress.
+        restart: replace the lines of a stopped run with other settings.
 
     Raises:
         SplitError: a line that is not a figure, or too many images that cannot be read.
@@ -185,7 +187,7 @@ def split(pairs: Path, out: Path, options: Options, *, num_workers: int = 1,
     splitter = FigureSplitter(options)  # also where processes make their own: errors of the weights are raised here
     function = partial(_lines, splitter) if num_workers < 2 else partial(_in_process, replace(options, given={}))
     summary = Summary(made_from=str(pairs.resolve()))
-    progress = Progress(out, _settings(pairs, options))
+    progress = Progress(out, _settings(pairs, options), restart=restart)
     try:
         for counts in progress.finished:
             add(summary, _as_summary(counts))
@@ -203,7 +205,7 @@ def split(pairs: Path, out: Path, options: Options, *, num_workers: int = 1,
                                  f"{summary.problems[-1]}")  # fmt: skip
     finally:
         progress.close()
-    write_whole(out.with_name(f"{out.name}.summary.json"), json.dumps(vars(summary), indent=1) + "\n")
+    write_whole(summary_of(out), json.dumps(vars(summary), indent=1) + "\n")
     progress.complete()
     return summary
 
