@@ -1,7 +1,7 @@
 """From articles of PubMed Central to image-caption pairs.
 
-Imports `errors`, `files`, `outputs`, `hashing`, `html_page` and `data.images`; `build` also `data.webdataset`, `run` also
-`config`; `cli` imports anything.
+Imports `errors`, `files`, `outputs`, `hashing`, `html_page` and `data.images`; `build` also `data.webdataset`, `run`
+also `config`; `cli` imports anything.
 
 Read `extract.py` first: figures and captions of a folder of articles.
 
