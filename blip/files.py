@@ -237,7 +237,7 @@ def hidden_beside(path: Path, ending: str) -> Path:
     name = f".{path.name}{ending}"
     if len(os.fsencode(name)) > LONGEST_NAME:
         name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}{ending}"
-    return path.with_name(name)
+    return path.parent / name
 
 
 def write_error(path: Path, error: OSError) -> WriteError:

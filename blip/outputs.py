@@ -191,7 +191,8 @@ def _foreign_in(output: Output, names: list[str | Path], *, unfinished: bool, ow
         return [next(path for path in sorted(folder.iterdir()) if not _HIDDEN.fullmatch(path.name))]
     changed = [folder / name for name, kept in output.before.items() if signature(folder / name) not in (None, kept)]
     replaced = [path for name in names for path in folder.glob(str(name))]
-    return changed + [path for path in replaced if os.path.relpath(path, folder) not in output.before]
+    kept = output.before.keys()
+    return changed + [p for p in replaced if not (_HIDDEN.fullmatch(p.name) or os.path.relpath(p, folder) in kept)]
 
 
 def _has_files(folder: Path) -> bool:

@@ -168,7 +168,7 @@ def merge_to(folders: Sequence[Path], out: Path, rule: Rule, *, overwrite: bool 
             merged = merge(folders, out, rule, **options)
             written += [out.name, about.name]
         return merged
-    claim = claim_output(out, COMMAND, folder=True, names=["shard-*.tar", SIZES], **own)
+    claim = claim_output(out, COMMAND, folder=True, names=["shard-?????.tar", SIZES], **own)
     beside = claim_output(about, COMMAND, **own)
     with claim.writing() as written, beside.writing():
         merged = merge(folders, out, rule, **options)
@@ -178,7 +178,7 @@ def merge_to(folders: Sequence[Path], out: Path, rule: Rule, *, overwrite: bool 
 
 def about_merged(out: Path) -> Path:
     """The file beside merged annotations with rule and counts; it exists when they are complete."""
-    return out.with_name(f"{out.name}.merge.json")
+    return out.parent / f"{out.name}.merge.json"
 
 
 def _records(

@@ -10,6 +10,7 @@ pass and the clean pairs. The steps are in blip/capfilt/steps.py; the same comma
 
 import gc
 import json
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,7 @@ def run(config: Path, output: Path, overrides: list[str], *, overwrite: bool = F
     device = distributed.start(settings.device, hours=24)  # one process may merge while the others wait
     if distributed.is_main():
         inputs = [*settings.web_file, *settings.human_file, *filter(None, [settings.start])]
-        known = (output / CONFIG).is_file()  # `remember` compares it
+        known = os.path.isfile(output / CONFIG)  # `remember` compares it
         claim_output(output, "capfilt run", inputs=inputs, folder=True, overwrite=overwrite, known=known)
     with locked(output) if distributed.is_main() else nullcontext():
         remember(settings, output, overwrite=overwrite)

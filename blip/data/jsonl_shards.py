@@ -8,6 +8,7 @@ is complete; after a kill each process repeats at most the shard that it was wri
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -75,14 +76,14 @@ def shard_path(folder: Path, number: int) -> Path:
 
 def is_shards(path: str | Path) -> bool:
     """Whether a folder holds shards of JSON lines."""
-    return (Path(path) / SETTINGS).is_file()
+    return os.path.isfile(os.path.join(path, SETTINGS))
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
     """The settings of a folder of shards; ShardError where it has none."""
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ShardError(f"{folder} holds no shards: {SETTINGS} cannot be read ({error})") from None
     if not isinstance(settings, dict) or "shards" not in settings:
         raise ShardError(f"{folder} holds no shards of this package: {SETTINGS} has no number of shards")

@@ -74,7 +74,7 @@ def caption(
     checkpoint: Checkpoint,
     prompt: Annotated[str | None, typer.Option(help="what captions begin with; the model's own unless given")] = None,
     beams: Annotated[int | None, typer.Option(help="3 unless given; 1: the likeliest token at each step")] = None,
-    sample: Annotated[bool, typer.Option(help="draw tokens instead of searching")] = False,
+    sample: Annotated[bool, typer.Option("--sample/--no_sample", help="draw tokens instead of searching")] = False,
     top_p: Annotated[float, typer.Option("--top_p", help="nucleus to draw from")] = 0.9,
     num_return: Annotated[int, typer.Option("--num_return", help="captions of each image")] = 1,
     max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="tokens of a caption at most")] = 30,
@@ -152,7 +152,9 @@ def answer(
     checkpoint: Checkpoint,
     question: Annotated[list[str] | None, typer.Option(help="a question, instead of arguments; several times")] = None,
     answers: Annotated[Path | None, typer.Option(help="text file of one answer a line to choose from")] = None,
-    generate: Annotated[bool, typer.Option(help="write the answer instead of choosing one")] = False,
+    generate: Annotated[
+        bool, typer.Option("--generate/--no_generate", help="write the answer instead of choosing one")
+    ] = False,
     k: Annotated[int, typer.Option(help="answers that are scored whole")] = 128,
     batch_size: BatchSize = 16,
     tokenizer: TokenizerFile = "",

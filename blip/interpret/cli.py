@@ -50,8 +50,9 @@ def explain(
             *filter(None, [tokenizer]),
             *texts,
         ]
-        series = [path.name for path in files_of(out, len(wanted))]
-        claim = claim_output(out, "explain", inputs=inputs, overwrite=overwrite, names=series)
+        first, *others = files_of(out, len(wanted))
+        names = [path.name for path in others]
+        claim = claim_output(first, "explain", inputs=inputs, overwrite=overwrite, names=names)
         model = load_model(checkpoint, tokenizer, device)
         with claim.writing() as written:
             files, problems = explain_files(

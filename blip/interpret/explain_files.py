@@ -11,7 +11,7 @@ from blip.data.places import is_annotation_file
 from blip.inference.predictor import Predictor
 from blip.interpret.explain import Explanation, explain_pairs
 from blip.interpret.objectives import explained
-from blip.interpret.pictures import PictureError, check_ending, needs_matplotlib, save
+from blip.interpret.pictures import PictureError, check_ending, files_of, needs_matplotlib, save
 
 
 @dataclass
@@ -102,4 +102,5 @@ def explain_files(
         )
         images += opened
         names += [str(one.image) for one in asked]
-    return (save(images, explanations, names, out) if explanations else []), problems
+    files = files_of(out, len(wanted))
+    return (save(images, explanations, names, files) if explanations else []), problems

@@ -113,18 +113,18 @@ def figure(image: Image.Image, explanation: Explanation) -> Image.Image:
 
 
 def save(
-    images: Sequence[Image.Image], explanations: Sequence[Explanation], names: Sequence[str], out: Path
+    images: Sequence[Image.Image], explanations: Sequence[Explanation], names: Sequence[str], files: Sequence[Path]
 ) -> list[Path]:
-    """Writes one page, or one file for each explanation where there are several PNGs; returns the files.
+    """Writes one page, or one PNG for each explanation; returns the files.
 
     `.html` is one page for all, `.npz` one file for all: `words_0`, `maps_0` (words, h, w), `sentence_0` (h, w), ...
 
     Args:
         images: of the explanations, one each.
         names: of the images, as a page shows them.
-        out: ends in one of `ENDINGS`.
+        files: as `files_of` gives them; PNGs of images that cannot be read, the last ones, are not written.
     """
-    check_ending(out)
+    out = files[0]
     if out.suffix == ".html":
         html_page.write_page(out, page_of(images, explanations, names))
         return [out]
@@ -132,11 +132,11 @@ def save(
         with whole_file(out) as file:
             np.savez_compressed(file, **_arrays(explanations, names))  # type: ignore[arg-type]
         return [out]
-    files = files_of(out, len(explanations))
+    files = files[: len(explanations)]
     for path, image, explanation in zip(files, images, explanations, strict=True):
         with whole_file(path) as file:
             figure(image, explanation).save(file, "PNG")
-    return files
+    return list(files)
 
 
 def check_ending(out: Path) -> None:
@@ -146,8 +146,8 @@ def check_ending(out: Path) -> None:
 
 
 def files_of(out: Path, count: int) -> list[Path]:
-    """The files that `save` writes for a number of explanations: several PNGs are numbered."""
-    if count == 1 or out.suffix != ".png":
+    """The files for a number of explanations: several PNGs are numbered."""
+    if count < 2 or out.suffix != ".png":
         return [out]
     return [out.with_stem(f"{out.stem}_{i:04d}") for i in range(count)]
 

@@ -18,12 +18,12 @@ from blip.pubmed.rules import NAMES, Rules
 
 SPLIT, EXTRACT, BUILD = "pubmed split", "pubmed extract", "pubmed build"
 FILES = (*(f"{name}.json" for name in NAMES), "credits.csv", "build.json", "README.md")  # of a data set
-SHARDS = "shards/*/*"
+SHARDS = ("shards/*/shard-?????.tar", "shards/*/sizes.json")
 
 
 def summary_of(out: Path) -> Path:
     """The file with the counts, beside lines."""
-    return out.with_name(f"{out.name}.summary.json")
+    return out.parent / f"{out.name}.summary.json"
 
 
 # ---- lines -----------------------------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def claim_build(
             header = (built.get("pairs_file"), built.get("rules"), built.get("decontaminated"))
             known = header == (str(pairs.resolve()), kept, places)
     return claim_output(
-        out, BUILD, inputs=inputs, folder=True, overwrite=overwrite, known=known, names=[*FILES, SHARDS]
+        out, BUILD, inputs=inputs, folder=True, overwrite=overwrite, known=known, names=[*FILES, *SHARDS]
     )
 
 

@@ -1,6 +1,7 @@
 """`blip pubmed STEP ...`: from a search in PubMed Central to image-caption pairs."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -62,7 +63,7 @@ def search(
         from blip.pubmed.catalogue import NAME, Catalogue
 
         server = steps.Server(email, api_key, eutils or steps.EUTILS, openi or steps.OPENI)
-        claim_output(out, "pubmed search", folder=True, overwrite=overwrite, known=(out / NAME).is_file())
+        claim_output(out, "pubmed search", folder=True, overwrite=overwrite, known=os.path.isfile(out / NAME))
         with locked(out):
             new = steps.search(out, query, count, server=server, source=source, again=again)
         seen, total = Catalogue(out).progress(source, query)
@@ -91,7 +92,7 @@ def fetch(
 
         place = bucket or steps.BUCKET
         wanted = steps.Wanted(_words(licenses), retracted, place, rate, num_workers)
-        with locked(corpus) if (corpus / NAME).is_file() else nullcontext():
+        with locked(corpus) if os.path.isfile(corpus / NAME) else nullcontext():
             if update:
                 typer.echo(f"{len(mark_changed(corpus, place, inventory))} articles changed")
             done = steps.fetch(corpus, wanted, typer.echo)

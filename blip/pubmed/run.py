@@ -85,11 +85,11 @@ def run(config: Path, overrides: list[str], tell: Callable[[str], None], *, over
     pairs = corpus / ("subfigures.jsonl" if settings.split_figures else "figures.jsonl")
     places = [Path(place) for place in settings.decontaminate]
     rules = _rules(settings)
-    claim_output(corpus, "pubmed search", folder=True, overwrite=overwrite, known=(corpus / CATALOGUE).is_file())
+    claim_output(corpus, "pubmed search", folder=True, overwrite=overwrite, known=os.path.isfile(corpus / CATALOGUE))
     claim = claims.claim_build(pairs, dataset, rules, decontaminate=places, overwrite=overwrite)
     page = dataset / "report.html"
     # earlier versions recorded neither
-    known = not has_record(page) and (dataset / "build.json").is_file()
+    known = not has_record(page) and os.path.isfile(dataset / "build.json")
     report = claim_output(page, "pubmed report", inputs=[os.path.abspath(dataset)], overwrite=overwrite, known=known)
     with locked(corpus):
         _search_and_fetch(settings, corpus, tell)

@@ -37,7 +37,7 @@ HOW = Decoding(sample=True, top_p=0.9, num_return=2, max_new_tokens=5)
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".blip.lock"}
 
 
 # ---- shards ----------------------------------------------------------------------------------------------------------
@@ -353,7 +353,7 @@ def one_process(step: str, checkpoint: Path, data: Path, out: Path, rank: int, w
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.suffix != ".partial"}  # fmt: skip
+            if path.is_file() and not path.name.startswith(".")}  # fmt: skip
 
 
 @pytest.mark.slow
