@@ -100,8 +100,8 @@ def convert(
     tokenizer: Annotated[
         str, typer.Option(help="file that goes beside the weights; the source's own unless given")
     ] = "",
-    image_heads: Annotated[int | None, typer.Option("--image_heads", help="width / 64 unless given")] = None,
-    text_heads: Annotated[int | None, typer.Option("--text_heads", help="width / 64 unless given")] = None,
+    image_heads: Annotated[int | None, typer.Option("--image_heads", min=1, help="width / 64 unless given")] = None,
+    text_heads: Annotated[int | None, typer.Option("--text_heads", min=1, help="width / 64 unless given")] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Writes a checkpoint in another format and lists what that format cannot hold."""

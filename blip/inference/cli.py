@@ -103,7 +103,7 @@ def caption(
             min_new_tokens=min_new_tokens,
         )
         model = load_model(checkpoint, tokenizer, device)
-        rows = files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=batch_size, seed=seed)
+        rows = list(files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=batch_size, seed=seed))
         with writing(claim):
             unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
@@ -135,8 +135,9 @@ def match(
         paths = images_of(places)
         claim = claim_json(out, "match", [*places, *paths, checkpoint, tokenizer, *texts], overwrite)
         model = load_model(checkpoint, tokenizer, device)
+        rows = list(files.match_rows(model, paths, texts, batch_size=batch_size))
         with writing(claim):
-            unread = files.show(files.match_rows(model, paths, texts, batch_size=batch_size), out, as_json)
+            unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
 
 
@@ -175,8 +176,8 @@ def answer(
         choices = _lines(answers) if answers is not None else None
         decoding = Decoding(beams=3, max_new_tokens=10) if generate else None
         model = load_model(checkpoint, tokenizer, device)
-        rows = files.answer_rows(
-            model, paths, questions, answers=choices, k=k, decoding=decoding, batch_size=batch_size
+        rows = list(
+            files.answer_rows(model, paths, questions, answers=choices, k=k, decoding=decoding, batch_size=batch_size)
         )
         with writing(claim):
             unread = files.show(rows, out, as_json)
