@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 Maker = Callable[[Path], None]  # gets the path to make
+PICKLE = b"\x80\x04cposix\nsystem\n(S'touch owned'\ntR."  # would run a command
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"  # sets a terminal's title and clears it
 
 
@@ -84,7 +85,7 @@ IMAGES: dict[str, tuple[Maker, str]] = {
     "dangling link": (lambda path: path.symlink_to("nowhere"), "no such file"),
     "link to itself": (lambda path: path.symlink_to(path.name), ""),
     "sparse": (sparse, "bytes"),
-    "pickle": (content(b"\x80\x04cposix\nsystem\n(S'touch owned'\ntR."), "not an image"),
+    "pickle": (content(PICKLE), "not an image"),
 }
 
 # ---- annotations -----------------------------------------------------------------------------------------------------
@@ -239,7 +240,10 @@ CHECKPOINTS: dict[str, tuple[Maker, str]] = {
     "weights cut in the header": (cut("model.safetensors", 6), "model.safetensors"),
     "weights are empty": (replaced("model.safetensors", ""), "model.safetensors"),
     "weights are text": (replaced("model.safetensors", "these are notes"), "model.safetensors"),
-    "weights are a pickle": (replaced("model.safetensors", b"\x80\x04cposix\nsystem\n(S'id'\ntR."), "model.safetensors"),
+    "weights are a pickle": (
+        replaced("model.safetensors", b"\x80\x04cposix\nsystem\n(S'id'\ntR."),
+        "model.safetensors",
+    ),
     "weights are a pipe": (special("model.safetensors", lambda path: os.mkfifo(path)), "model.safetensors"),
     "header of 2^60": (replaced("model.safetensors", struct.pack("<Q", 1 << 60) + b"{}"), "model.safetensors"),
     "no tokenizer": (absent("tokenizer.json"), "tokenizer"),
@@ -329,3 +333,21 @@ def tree(folder: Path) -> dict[str, object]:
             else:
                 found[key] = (about.st_mode, about.st_size if not os.path.isdir(path) else 0)
     return found
+
+
+# ---- checkpoints of other formats ------------------------------------------------------------------------------------
+
+
+def cut_zip(path: Path) -> None:
+    data = io.BytesIO()
+    torch.save({"model": {"cls_token": torch.zeros(1, 1, 8)}}, data)
+    path.write_bytes(data.getvalue()[:-100])
+
+
+FOREIGN: dict[str, Maker] = {
+    "pickled code": lambda path: torch.save({"model": Code()}, path),
+    "text": content("these are my notes"),
+    "cut zip": cut_zip,
+    "pipe": lambda path: os.mkfifo(path),
+    "device": lambda path: path.symlink_to("/dev/zero"),
+}
