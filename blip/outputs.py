@@ -60,6 +60,7 @@ class Output:
     folder: bool = False
     before: dict[str, Signature] = field(default_factory=dict)  # files of a former run: size and hash
     own: bool = False  # the record names this command and these inputs
+    seen: bytes | None = None  # the record, when the output was claimed
 
     @contextmanager
     def writing(self) -> Iterator[list[str | Path]]:
@@ -69,7 +70,8 @@ class Output:
         command for the same inputs may write here again. After an error the record is as before, unless files changed.
         """
         record = _record_of(self.path, self.folder)
-        former = record.read_bytes() if record.is_file() else None
+        if (former := _content(record)) != self.seen:
+            raise OutputError(f"{self.path} was written by another process meanwhile: start the command again")
         made = [place for place in (self.place, *self.place.parents) if not place.exists()]
         self._write(self.before, unfinished=True)
         files: list[str | Path] = []
@@ -149,7 +151,7 @@ def claim_output(
     for target in targets:
         _refuse_unwritable(target, folder)
     output = Output(path, command, _hash_of_inputs(inputs), folder)
-    record = _read_record(output)
+    output.seen, record = _content(_record_of(path, folder)), _read_record(output)
     own = record.command == command and record.inputs == output.inputs
     output.own, output.before = own, record.files if own or overwrite else {}
     if folder:
@@ -262,6 +264,10 @@ def _refuse_unwritable(path: Path, folder: bool) -> None:
 def _record_of(path: Path, folder: bool) -> Path:
     """Where the record of an output lies: inside a folder, beside a file."""
     return path / RECORD if folder else hidden_beside(path, RECORD)
+
+
+def _content(record: Path) -> bytes | None:
+    return record.read_bytes() if os.path.isfile(record) else None
 
 
 def _read_record(output: Output) -> _Record:

@@ -146,8 +146,7 @@ def merge(
         samples = _samples(lines, merged)
         if (sample := next(samples, None)) is None:
             raise MergeError(f"{out}: none of {merged.problems} images could be read, so there are no shards")
-        with locked(out):
-            shards = write_tar_shards(out, itertools.chain([sample], samples), tar_size)
+        shards = write_tar_shards(out, itertools.chain([sample], samples), tar_size)
         merged.shards = [SIZES, *map(shard_name, range(len(shards)))]
     counts: dict[str, Any] = {"kept": merged.kept, "dropped": merged.dropped, "unreadable": merged.problems}
     write_whole(about_merged(out), json.dumps({**asdict(rule), "sources": list(sources), **counts}, indent=1) + "\n")
@@ -170,7 +169,7 @@ def merge_to(folders: Sequence[Path], out: Path, rule: Rule, *, overwrite: bool 
         return merged
     claim = claim_output(out, COMMAND, folder=True, names=["shard-?????.tar", SIZES], **own)
     beside = claim_output(about, COMMAND, **own)
-    with claim.writing() as written, beside.writing():
+    with locked(out), claim.writing() as written, beside.writing():
         merged = merge(folders, out, rule, **options)
         written += merged.shards
     return merged

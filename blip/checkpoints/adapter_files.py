@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from blip.checkpoints.adapters import (
@@ -25,8 +25,8 @@ from blip.checkpoints.adapters import (
     public_state,
     wrapped,
 )
-from blip.checkpoints.format import WEIGHTS, CheckpointError
-from blip.files import flush, write_whole
+from blip.checkpoints.format import WEIGHTS, CheckpointError, save_tensors
+from blip.files import write_whole
 
 FORMAT_VERSION = 1
 ADAPTER, ADAPTER_INFO = "adapter.safetensors", "adapter.json"
@@ -62,8 +62,7 @@ def save_adapter(folder: str | Path, model: nn.Module, info: dict[str, Any], *, 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.contiguous() for name, t in {**state, **only_here}.items()}
-    save_file(tensors, folder / ADAPTER, {"format": "pt"})
-    flush(folder / ADAPTER)
+    save_tensors(tensors, folder / ADAPTER)
     write_whole(folder / ADAPTER_INFO, json.dumps({**info, **about}, indent=1) + "\n")
 
 

@@ -93,9 +93,9 @@ def run(config: Path, overrides: list[str], tell: Callable[[str], None], *, over
     report = claim_output(page, "pubmed report", inputs=[os.path.abspath(dataset)], overwrite=overwrite, known=known)
     with locked(corpus):
         _search_and_fetch(settings, corpus, tell)
-        figures = _extract(settings, corpus, tell=tell)
+        figures = _extract(settings, corpus, tell=tell, overwrite=overwrite)
         if settings.split_figures:
-            _split(settings, corpus, figures, tell=tell)
+            _split(settings, corpus, figures, tell=tell, overwrite=overwrite)
         with claims.building(claim, settings.shards):
             built = build(
                 pairs,
@@ -127,17 +127,20 @@ def _search_and_fetch(settings: PubmedConfig, corpus: Path, tell: Callable[[str]
          f"{fetched.left_out} left out")  # fmt: skip
 
 
-def _extract(settings: PubmedConfig, corpus: Path, *, tell: Callable[[str], None]) -> Path:
+def _extract(settings: PubmedConfig, corpus: Path, *, tell: Callable[[str], None], overwrite: bool) -> Path:
     """Extracts the figures; returns their file, which is the corpus's own."""
     figures = corpus / "figures.jsonl"
-    claim = claims.claim_lines(figures, claims.EXTRACT, [corpus], known=claims.summary_of(figures).is_file())
+    known = claims.summary_of(figures).is_file()  # of earlier versions
+    claim = claims.claim_lines(figures, claims.EXTRACT, [corpus], known=known, overwrite=overwrite)
     with claims.writing_lines(claim):
         extracted = extract(corpus, figures, settings.num_workers)
     tell(f"extract: {extracted.figures} figures, {extracted.files} with a file")
     return figures
 
 
-def _split(settings: PubmedConfig, corpus: Path, figures: Path, *, tell: Callable[[str], None]) -> None:
+def _split(
+    settings: PubmedConfig, corpus: Path, figures: Path, *, tell: Callable[[str], None], overwrite: bool
+) -> None:
     """Splits the figures unless that was done before."""
     pairs, mark = corpus / "subfigures.jsonl", corpus / "subfigures.made_from.json"
     made_from = {"figures": fingerprint(figures), "read_letters": settings.read_letters}
@@ -146,7 +149,7 @@ def _split(settings: PubmedConfig, corpus: Path, figures: Path, *, tell: Callabl
         return
     crops = corpus / "subfigures"
     options = Options(str(crops.resolve()), read_letters=settings.read_letters)
-    with claims.splitting(figures, pairs, crops, known=mark.exists()):
+    with claims.splitting(figures, pairs, crops, known=mark.exists(), overwrite=overwrite):
         # figures of a stopped run may have been fewer
         done = split(figures, pairs, options, num_workers=settings.num_workers, tell=tell, restart=True)
     write_whole(mark, json.dumps(made_from))
