@@ -156,8 +156,8 @@ FORMULA = re.compile(r"'*+(?:[\x00-\x1f\x7f-\x9f]|[\s\u200b\ufeff]*+[=+\-@\uff1d
 def csv_cell(value: object) -> object:
     """A value as a cell of a CSV file, in which no spreadsheet recognises a formula.
 
-    Numbers and None stay as they are. Text that a spreadsheet could take for a formula gets an apostrophe in front, even
-    if it has one; control characters become visible.
+    Numbers and None stay as they are. Text that a spreadsheet could take for a formula gets an apostrophe in front, one
+    more where it begins with one; control characters become visible.
     """
     if value is None or isinstance(value, Real):
         return value

@@ -24,7 +24,7 @@ NOT_FOR_DIAGNOSIS = "not for diagnosis"
 ENDINGS = (".png", ".html", ".npz")
 SMALLEST, LARGEST = 256, 512  # pixels of a panel's longer side
 COLUMNS = 4
-LONGEST = 2000  # characters of a title in a picture
+HEADLINES, TITLE_LINES = 12, 4  # lines of text at most, above the panels and above each
 NEEDS_MATPLOTLIB = "pictures need matplotlib: pip install -e '.[pictures]'"
 
 
@@ -101,22 +101,22 @@ def figure(image: Image.Image, explanation: Explanation) -> Image.Image:
     height = 2.4 * min(2.0, max(0.5, image.height / image.width))
     page = Figure(figsize=(2.6 * columns, (height + 0.45) * lines + 0.9), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(page)
-    page.suptitle(_wrapped(headline(explanation), 28 * columns), fontsize=9, parse_math=False)
+    page.suptitle(_wrapped(headline(explanation), 28 * columns, HEADLINES), fontsize=9, parse_math=False)
     axes = page.subplots(lines, columns, squeeze=False).flatten()
     for place in axes:
         place.axis("off")
     for place, (title, picture) in zip(axes, shown, strict=False):
         place.imshow(picture)
-        place.set_title(_wrapped(title, 30), fontsize=8, parse_math=False)
+        place.set_title(_wrapped(title, 30, TITLE_LINES), fontsize=8, parse_math=False)
     page.supxlabel(NOT_FOR_DIAGNOSIS, fontsize=8)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
-def _wrapped(text: str, width: int) -> str:
-    """Lines of text that a font can show; of a very long text its beginning."""
-    shown = text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
-    return "\n".join(textwrap.wrap(html_page.visible(shown, keep="\t\n\r"), width))
+def _wrapped(text: str, width: int, lines: int) -> str:
+    """Lines of text that a font can show; of a very long text as many as there is room for."""
+    shown = html_page.visible(text[: 2 * width * lines], keep="\t\n\r")
+    return "\n".join(textwrap.wrap(shown, width, max_lines=lines, placeholder=" ..."))
 
 
 def save(
