@@ -14,3 +14,19 @@ class InputError(BlipError, ValueError):
 
 class MissingFile(BlipError, FileNotFoundError):
     """A file or folder that does not exist."""
+
+
+def printable(text: object) -> str:
+    """A text in a form that a terminal, a page or a log shows and never obeys.
+
+    Control characters, marks that turn the direction of writing, and bytes of a file name that are not UTF-8 become
+    escapes, such as `\\x1b`. Line ends and tabs stay.
+    """
+    return "".join(c if c == "\n" or c == "\t" or c.isprintable() else _escape(c) for c in str(text))
+
+
+def _escape(character: str) -> str:
+    number = ord(character)
+    if 0xDC80 <= number <= 0xDCFF:  # `surrogateescape`: a byte that is not UTF-8
+        number -= 0xDC00
+    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}" if number < 65536 else f"\\U{number:08x}"
