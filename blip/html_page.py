@@ -18,6 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from blip.errors import visible
 from blip.files import write_whole
 
 WIDTH, HEIGHT = 400, 100  # of a histogram's bars, in pixels
@@ -113,38 +114,6 @@ def _value(value: object) -> object:
     """What stands in a page for a value of a template, before it is escaped."""
     # white space has no effect in a page, and stays
     return value if isinstance(value, Markup) else visible(str(value), keep="\t\n\r")
-
-
-# ---- text that UTF-8 cannot hold, or that changes how the text round it is shown -------------------------------------
-
-# control characters, separators of lines, changes of the direction of writing, lone surrogates
-UNSHOWN = "\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
-
-
-def visible(text: str, keep: str = "") -> str:
-    r"""Text in which characters that cannot be shown, or that change how others are shown, are `\x00` or `\ud800`.
-
-    The text can be restored: backslashes before such a form, and before what only reads like one, are doubled.
-
-    Args:
-        keep: control characters that stay as they are.
-    """
-    return _pattern(keep).sub(_shown, text)
-
-
-@cache
-def _pattern(keep: str) -> re.Pattern[str]:
-    # each run of backslashes is matched from its beginning, and at once, so that the time grows with the length alone
-    unshown = f"(?![{keep}])[{UNSHOWN}]" if keep else f"[{UNSHOWN}]"
-    return re.compile(rf"(?<!\\)(?:(\\*+)({unshown})|(\\++)(?=x[0-9a-f]{{2}}|u[0-9a-f]{{4}}))")
-
-
-def _shown(found: re.Match[str]) -> str:
-    before, character, literal = found.groups()
-    if literal:
-        return literal * 2
-    code = ord(character)
-    return before * 2 + (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
 
 
 # ---- tables of other formats -----------------------------------------------------------------------------------------
