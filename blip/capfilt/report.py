@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from blip.capfilt.merge import MergeError, Rule, scored_lines, settled
-from blip.data.images import UnreadableImage, open_image
+from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
+from blip.data.images import open_image
 from blip.data.jsonl_shards import Line
 from blip.html_page import Html, element, histogram, image, page, table, write_page
 
@@ -50,7 +51,15 @@ def read_scores(folders: Sequence[Path]) -> Scores:
     return Scores(*arrays, list(sources), problems, unreadable)
 
 
-def write_report(folders: Sequence[Path], out: Path, rule: Rule, *, examples: int = 50, seed: int = 0) -> None:
+def write_report(
+    folders: Sequence[Path],
+    out: Path,
+    rule: Rule,
+    *,
+    examples: int = 50,
+    seed: int = 0,
+    limits: ImageLimits = LIMITS,
+) -> None:
     """Writes the page: histograms by source, counts, random kept and dropped pairs, those nearest the threshold, and
     those about which matching and contrast differ most."""
     rule = settled(rule, folders)
@@ -78,7 +87,7 @@ def write_report(folders: Sequence[Path], out: Path, rule: Rule, *, examples: in
     body = [element("h2", "Counts"), _counts(scores, kept), *_histograms(scores, rule)]
     for title, numbers in shown.items():
         body.append(element("h2", f"{title} ({len(numbers)})"))
-        body += [_pair(lines[int(i)], bool(kept[i])) for i in numbers]
+        body += [_pair(lines[int(i)], bool(kept[i]), limits) for i in numbers]
     if scores.unreadable:
         body.append(element("h2", f"Images that could not be read ({scores.unreadable})"))
         body.append(element("ul", *(element("li", problem) for problem in scores.problems)))
@@ -117,9 +126,9 @@ def _histograms(scores: Scores, rule: Rule) -> Iterator[Html]:
             yield histogram(f"{name}, {source}", counts.tolist(), low, high=high, mark=threshold)
 
 
-def _pair(line: Line, kept: bool) -> Html:
+def _pair(line: Line, kept: bool, limits: ImageLimits) -> Html:
     try:
-        opened = open_image(line["image"])
+        opened = open_image(line["image"], limits)
         opened.thumbnail((SIDE, SIDE))
         picture = image(opened, "JPEG", 80)
     except UnreadableImage as error:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from blip.data.records import path_problem, text_problem
 from blip.errors import BlipError, InputError
 
 BLANK = re.compile(r"\s*")
@@ -253,8 +254,8 @@ def parse_record(record: Any) -> tuple[str, list[str], str | None]:
     image, caption = record["image"], record["caption"]
     if not isinstance(image, str):
         raise InputError(f"its image is {kind_of(image)}, not the path of a file")
-    if not image.strip() or "\0" in image:
-        raise InputError("its image is empty" if not image.strip() else "its image holds a NUL character")
+    if problem := path_problem(image):
+        raise InputError(f"its image {problem}")
     captions = caption if isinstance(caption, list) else [caption]
     if not captions:
         raise InputError("its list of captions is empty")
@@ -263,6 +264,8 @@ def parse_record(record: Any) -> tuple[str, list[str], str | None]:
             raise InputError(f"its caption is {kind_of(text)}, not text")
         if not text.strip():
             raise InputError("its caption is empty")
+        if problem := text_problem(text):
+            raise InputError(f"its caption {problem}")
     image_id = record.get("image_id")
     if image_id is not None and (not isinstance(image_id, (str, int)) or isinstance(image_id, bool)):
         raise InputError(f"its image_id is {kind_of(image_id)}, not a whole number or text")

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 from PIL import Image, ImageDraw
 
+from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
+from blip.data.images import open_plain
 from blip.errors import BlipError
 from blip.html_page import Html, element, image, page, table_of_counts, write_page
 from blip.pubmed.card import most_first
@@ -35,7 +37,9 @@ class ReportError(BlipError):
     """There is no data set to report on."""
 
 
-def write_report(dataset: Path, out: Path, pairs: int = 24, *, figures: int = 10, seed: int = 0) -> None:
+def write_report(
+    dataset: Path, out: Path, pairs: int = 24, *, figures: int = 10, seed: int = 0, limits: ImageLimits = LIMITS
+) -> None:
     """Writes the page: counts for each stage, licences, years, lengths, random pairs, split figures, failures.
 
     Args:
@@ -58,9 +62,9 @@ def write_report(dataset: Path, out: Path, pairs: int = 24, *, figures: int = 10
         *_counts(stages, built),
         *_failures(stages, built),
         element("h2", "Pairs"),
-        element("div", *_pairs(dataset, pairs, rng), class_="pairs"),
+        element("div", *_pairs(dataset, pairs, rng, limits=limits), class_="pairs"),
         element("h2", "Split figures"),
-        *_figures(pairs_file, figures, rng),
+        *_figures(pairs_file, figures, rng, limits=limits),
     ]
     write_page(out, page("Pairs of PubMed Central", dataset.name, STYLE, body=body))
 
@@ -131,7 +135,7 @@ def _failures(stages: dict[str, Any], built: dict[str, Any]) -> Iterator[Html]:
 # ---- examples --------------------------------------------------------------------------------------------------------
 
 
-def _pairs(dataset: Path, most: int, rng: random.Random) -> Iterator[Html]:
+def _pairs(dataset: Path, most: int, rng: random.Random, *, limits: ImageLimits) -> Iterator[Html]:
     """Pairs drawn from all parts, each with its image and its source."""
     records: Iterator[Line] = (
         record for name in NAMES for record in json.loads((dataset / f"{name}.json").read_text(encoding="utf-8"))
@@ -140,11 +144,11 @@ def _pairs(dataset: Path, most: int, rng: random.Random) -> Iterator[Html]:
         certainty = f"{record['how']} {record['confidence']:.2f}" if "how" in record else ""
         about = (record.get("article"), record.get("label"), record.get("license"), certainty)
         meta = element("p", " \u00b7 ".join(str(part) for part in about if part), class_="meta")
-        shown = _picture(str(dataset / record["image"]), SIDE)
+        shown = _picture(str(dataset / record["image"]), SIDE, limits=limits)
         yield element("div", shown, element("p", record["caption"]), meta, class_="pair")
 
 
-def _figures(pairs: Path, most: int, rng: random.Random) -> Iterator[Html]:
+def _figures(pairs: Path, most: int, rng: random.Random, *, limits: ImageLimits) -> Iterator[Html]:
     """Figures that were split, with the boxes of their panels and the text of each."""
     if not pairs.is_file():
         yield element("p", f"The file of pairs, {pairs}, does not exist any more.")
@@ -156,8 +160,8 @@ def _figures(pairs: Path, most: int, rng: random.Random) -> Iterator[Html]:
         boxes = [(line["box"], COLORS[at % len(COLORS)]) for at, line in enumerate(lines)]
         texts = [_panel(line, color) for line, (_, color) in zip(lines, boxes, strict=True)]
         about = element("p", f"{lines[0]['article']} {lines[0]['label']}", class_="meta")
-        yield element("div", _picture(lines[0]["whole_image"], WIDE, boxes), element("div", *texts, about),
-                      class_="figure")  # fmt: skip
+        shown = _picture(lines[0]["whole_image"], WIDE, boxes, limits=limits)
+        yield element("div", shown, element("div", *texts, about), class_="figure")
 
 
 def _panel(line: Line, color: str) -> Html:
@@ -185,13 +189,14 @@ def _sample(items: Iterable[T], most: int, rng: random.Random) -> list[T]:
     return chosen
 
 
-def _picture(path: str, side: int, boxes: Iterable[tuple[list[int], str]] = ()) -> Html:
-    """An image in the page itself, with boxes drawn on it, or why it cannot be read."""
+def _picture(
+    path: str, side: int, boxes: Iterable[tuple[list[int], str]] = (), *, limits: ImageLimits = LIMITS
+) -> Html:
+    """An image in the page itself, upright, with boxes drawn on it, or why it cannot be read."""
     try:
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return element("p", f"{path}: {error}", class_="meta")
+        picture = open_plain(path, limits).convert("RGB")
+    except UnreadableImage as error:
+        return element("p", str(error), class_="meta")
     width = max(2, max(picture.size) // 150)
     for box, color in boxes:
         ImageDraw.Draw(picture).rectangle(tuple(box), outline=color, width=width)
