@@ -293,14 +293,16 @@ def test_pixels_do_not_depend_on_strips(mode: str, monkeypatch: pytest.MonkeyPat
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 MEMORY = """
-    import io, resource, sys
-    import numpy as np
-    from PIL import Image
+    import re, resource, sys
+    from pathlib import Path
     from blip.data.images import open_image, open_plain
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     image = {"image": open_image, "plain": open_plain}[sys.argv[2]](sys.argv[1])
     assert image.width * image.height > 89_000_000
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) // 1024)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # of Linux it counts the parent's memory too
+    status = Path("/proc/self/status")
+    if status.is_file():
+        peak = int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1])
+    print(peak // 1024)
 """
 
 
@@ -328,10 +330,8 @@ def _write_large(path: Path, mode: str, compression: str | None, orientation: in
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "ending", "compression", "orientation"),
-    [("I;16", ".png", None, 1), ("I;16", ".tif", None, 1), ("I;16", ".tif", "tiff_lzw", 6), ("I", ".tif", None, 1),
-     ("F", ".tif", None, 1), ("F", ".tif", "tiff_lzw", 1), ("F", ".tif", None, 6), ("RGBA", ".png", None, 1),
-     ("RGB", ".png", None, 8), ("CMYK", ".tif", None, 1)],
-)  # fmt: skip
+    [("I;16", ".png", None, 1), ("I;16", ".tif", "tiff_lzw", 6), ("F", ".tif", None, 6), ("RGBA", ".png", None, 1)],
+)
 def test_the_largest_images_take_less_than_a_gigabyte(
     tmp_path: Path, mode: str, ending: str, compression: str | None, orientation: int
 ) -> None:
