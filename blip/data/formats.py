@@ -62,7 +62,8 @@ def iter_records(
 def checked(path: Path, read: Callable[[Path], Records]) -> Records:
     """What `read` yields for the file; AnnotationError where it is absent, not UTF-8 or holds no records."""
     if not path.is_file():
-        raise AnnotationError(path, "", "is a folder" if path.is_dir() else "no such file")
+        kind = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "no such file"
+        raise AnnotationError(path, "", kind)
     place = ""
     try:
         for place, record in read(path):
@@ -130,7 +131,7 @@ def iter_json_object(path: Path) -> Records:
             else:
                 value, position = decode(text, position)
                 yield key, value
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
             raise AnnotationError(path, "", f"not valid JSON ({error})") from None
         position = _after_blanks(text, position)
         mark = text[position : position + 1]
@@ -151,8 +152,9 @@ def _items(path: Path, text: str, position: int, name: str) -> Iterator[tuple[st
         number += 1
         try:
             record, position = decode(text, position)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise AnnotationError(path, f"{name} {number}", f"not valid JSON ({error})") from None
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
+            cut = "; is it cut off?" if position == len(text) else ""
+            raise AnnotationError(path, f"{name} {number}", f"not valid JSON ({error}){cut}") from None
         yield f"{name} {number}", record, position
         position = _after_blanks(text, position)
         mark = text[position : position + 1]
@@ -174,8 +176,8 @@ def iter_json_lines(path: Path) -> Records:
             yield place, json.loads(line)
         except json.JSONDecodeError as error:
             raise AnnotationError(path, place, f"not valid JSON ({error.msg}, column {error.colno})") from None
-        except RecursionError:
-            raise AnnotationError(path, place, "not a record: nested too deeply") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists in lists without end
+            raise AnnotationError(path, place, f"not a record that can be used ({error})") from None
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ class ImageLimits:
 
     @classmethod
     def of_mb(cls, max_image_mb: int) -> "ImageLimits":
-        """The limits for the option `--max_image_mb`, MiB of a file."""
+        """The limits for the option max_image_mb, MiB of a file."""
         return cls(max_bytes=max_image_mb << 20)
 
 

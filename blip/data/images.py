@@ -178,10 +178,22 @@ def _identified(file: BinaryIO, start: bytes) -> Image.Image:
     except Image.UnidentifiedImageError:
         kind = next((kind for at, mark, kind in SIGNATURES if start[at : at + len(mark)] == mark), "")
         if kind:
-            raise InputError(f"holds {kind}, which is not read; convert it to PNG or JPEG") from None
-        raise InputError(
-            f"not an image, or a broken one, or of a kind that is not read ({', '.join(FORMATS)})"
-        ) from None
+            raise InputError(f"not an image that is read but {kind}: convert it to PNG or JPEG") from None
+        known = ", ".join(FORMATS)
+        raise InputError(f"not an image, or a broken one, or of a kind that is not read ({known})") from None
+    except Image.DecompressionBombError as error:
+        size = next(_sizes(file, start), None)
+        raise InputError(f"it has {size[0]} x {size[1]} pixels: make it smaller" if size else str(error)) from None
+
+
+def _sizes(file: BinaryIO, start: bytes) -> Iterator[tuple[int, int]]:
+    """The size of an image that Pillow does not open because of its size, which the error does not name."""
+    for name in FORMATS:
+        factory, accept = Image.OPEN[name]
+        with contextlib.suppress(Exception):
+            if accept is not None and accept(start[:16]) is True:
+                file.seek(0)
+                yield factory(file, "").size
 
 
 def _checked(image: Image.Image, limits: ImageLimits) -> Image.Image:
