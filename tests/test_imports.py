@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"config", "tokenizer", "distributed", "errors", "files", "outputs", "hashing", "command_line"},
     "inference.cli": ANYTHING,
     "interpret": {"inference", "models", "network", "tokenizer", "files", "outputs", "html_page", "errors"}
-    | {"data.formats", "data.images", "data.image_bytes", "data.places", "data.jsonl_shards"},
+    | {"data.formats", "data.images", "data.image_bytes", "data.places", "data.records", "data.jsonl_shards"},
     "interpret.cli": ANYTHING,
     "capfilt": {"inference", "models", "data", "checkpoints", "config"}
     | {"distributed", "errors", "files", "outputs", "hashing", "html_page", "tokenizer"},
@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # its shards are those that training streams, so it uses their writer; nothing else of pubmed needs it
     "pubmed.build": {"errors", "files", "outputs", "hashing", "html_page"}
     | {"data.images", "data.image_bytes", "data.webdataset"},
-    "pubmed.run": {"errors", "files", "outputs", "hashing", "config"},
+    "pubmed.run": {"errors", "files", "outputs", "hashing", "config", "data.image_bytes"},
     "pubmed.cli": ANYTHING,
     "cli": ANYTHING,
     "__main__": {"cli"},

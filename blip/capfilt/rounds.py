@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import typer
 
 from blip import distributed
 from blip.capfilt import steps
@@ -23,6 +22,7 @@ from blip.capfilt.config import CapFiltConfig
 from blip.capfilt.merge import Rule, about_merged, merge
 from blip.capfilt.report import write_report
 from blip.checkpoints.format import TOKENIZER
+from blip.command_line import say
 from blip.config import Config, ConfigError, PretrainConfig, RunConfig, dump_config, load_config, with_options
 from blip.data.image_bytes import ImageLimits
 from blip.errors import BlipError
@@ -171,7 +171,7 @@ class Rounds:
 
     def show(self, text: str) -> None:
         if distributed.is_main():
-            typer.echo(text)
+            say(text)
 
 
 def run(config: Path, output: Path, overrides: list[str]) -> None:
@@ -181,7 +181,7 @@ def run(config: Path, output: Path, overrides: list[str]) -> None:
     remember(settings, output)
     result = Rounds(settings, output, device).run()
     if distributed.is_main():
-        typer.echo(f"done: {result}")
+        say(f"done: {result}")
 
 
 def made_from(config: RunConfig) -> dict[str, Any]:
