@@ -16,7 +16,7 @@ def text_problem(text: str) -> str:
     if text.isprintable() or not (found := UNUSABLE.search(text)):
         return ""
     if found[0] >= "\ud800":
-        return f"holds half a character (U+{ord(found[0]):04X}): the file was not written as UTF-8"
+        return f"holds half a character (U+{ord(found[0]):04X}): it was not written as UTF-8"
     name = "NUL" if found[0] == "\0" else "control"
     return f"holds a {name} character (U+{ord(found[0]):04X})"
 
@@ -35,5 +35,5 @@ def path_problem(path: str) -> str:
     try:
         os.fsencode(path)
     except UnicodeEncodeError:
-        return "holds half a character and is no name of a file: the annotation file was not written as UTF-8"
+        return "holds half a character and is no name of a file: it was not written as UTF-8"
     return ""

@@ -199,6 +199,8 @@ def _picture(
         return element("p", str(error), class_="meta")
     width = max(2, max(picture.size) // 150)
     for box, color in boxes:
-        ImageDraw.Draw(picture).rectangle(tuple(box), outline=color, width=width)
+        # Pillow draws what lies outside too, which takes as long as it is large
+        left, top, right, bottom = (min(max(0, int(at)), max(picture.size)) for at in box)
+        ImageDraw.Draw(picture).rectangle((left, top, max(left, right), max(top, bottom)), outline=color, width=width)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     return image(picture, "JPEG", 85)
