@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.fine_tuning import configure, train
 from helpers.random_checkpoints import all_checkpoints
 from helpers.running import ROOT, run_verb, script_env
 from PIL import Image
@@ -213,3 +214,31 @@ def test_names_through_the_steps_of_pubmed(tmp_path: Path) -> None:
     verb("pubmed", "split", figures, "--out", tmp_path / os.fsdecode(b"again \xff\x1b[2J.jsonl"))
     shown = verb("pubmed", "build", pairs, "--out", tmp_path / os.fsdecode(b"none \xff\x1b[2J"), "--unlicensed", code=1)
     assert "none is left" in shown
+
+
+@pytest.mark.parametrize("task", ["caption", "vqa", "retrieval", "nlvr"])
+def test_training_and_evaluation(
+    task: str,
+    images: Path,
+    phantoms: Path,
+    tiny_config: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture,
+    no_java_nor_peak: None,
+) -> None:
+    """Annotations whose images have hostile names, and one that is gone: what the run writes names it."""
+    config = configure(task, phantoms, tmp_path, "max_skipped_fraction=1", "max_steps=2")
+    hostile = [os.fsdecode(os.path.join(os.fsencode(images), name)) for name in NAMES]
+    lost = os.path.join(images, os.fsdecode(b"gone \xff\x1b[2J.png"))
+    for file in sorted({str(one) for one in (*config.train_file, *config.val_file, *config.test_file)}):
+        records = json.loads(Path(file).read_text())
+        for number, record in enumerate(records):
+            path = [lost, *hostile][(7 * len(records) + number) % (len(hostile) + 1)] if number else lost
+            record |= {"images": [path, hostile[0]]} if "images" in record else {"image": path}
+        Path(file).write_text(json_text(records))
+    train(task, config, tmp_path / "run")
+    shown = capfd.readouterr()
+    harmless(shown.out.encode(), shown.err.encode())
+    written = [path for path in (tmp_path / "run").rglob("*.json*") if path.is_file()]
+    texts = "".join(path.read_text() for path in written)
+    assert json.dumps(os.path.basename(lost))[1:-1] in texts, "the image that is gone is named"
