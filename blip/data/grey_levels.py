@@ -105,7 +105,13 @@ def _between(low: float, high: float, *, share: float) -> float:
 
 
 def _of_ranks(strips: Strips, ranks: Sequence[int]) -> list[float]:
-    """The finite values that would have these places (from 0) among all in order: a radix selection by 16 bits."""
+    """The finite values that would have these places (from 0) among all in order.
+
+    A strip alone is partly sorted; of several strips the values are selected by 16 bits of their keys at a time.
+    """
+    if len(strips.spans) == 1 and strips.kind.itemsize > 2:
+        values = next(iter(strips))
+        return np.partition(values[np.isfinite(values)], sorted(set(ranks)))[list(ranks)].astype(np.float64).tolist()
     found = [(0, rank) for rank in ranks]  # the first bits of the key, and the rank among the keys that begin with them
     bits = 8 * max(2, strips.kind.itemsize)
     for shift in range(bits - 16, -1, -16):

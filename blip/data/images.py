@@ -260,6 +260,8 @@ def _plain(image: Image.Image) -> Image.Image:
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:
+    if image.mode == "RGBA":
+        return image
     # Pillow converts the premultiplied modes La and RGBa only to LA and RGBA
     return image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, "RGBA")).convert("RGBA")
 
@@ -270,7 +272,8 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 def _is_clear(image: Image.Image) -> bool:
     """Whether every pixel is transparent."""
-    return not any(_with_alpha(part).getchannel("A").getextrema()[1] for _, part in _strips(image))
+    parts = (part if image.mode in TRANSPARENT else _with_alpha(part) for _, part in _strips(image))
+    return not any(part.getchannel(len(part.getbands()) - 1).getextrema()[1] for part in parts)  # the last is alpha
 
 
 def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
