@@ -35,9 +35,10 @@ class Rules:
     seed: int = 0  # of the division
 
     def check(self) -> None:
-        """BuildError where the shares do not add up to 1."""
+        """BuildError where the shares do not add up to 1, as those that are not numbers."""
         shares = self.split_shares
-        if any(share < 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
+        # no comparison with NaN is true
+        if not (all(share >= 0 for share in shares) and abs(sum(shares) - 1) <= 1e-6):
             raise BuildError(f"the shares {' '.join(map(str, shares))} of train, val and test do not add up to 1")
 
     def rejection(self, line: dict[str, Any]) -> str:
