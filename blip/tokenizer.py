@@ -128,7 +128,10 @@ class Tokenizer:
 
         Also round apostrophes and before contractions, as in the published decoding: "crohn's", not "crohn ' s".
         """
-        text = self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+        return self._text_of([int(i) for i in ids])
+
+    def _text_of(self, ids: list[int]) -> str:
+        text = self._backend.decode(ids, skip_special_tokens=True)
         if self._closes_blanks:
             for apart, joined in CLOSED_UP:
                 text = text.replace(apart, joined)
@@ -141,7 +144,7 @@ class Tokenizer:
         returned as it is.
         """
         pieces = self._pieces(text)
-        return text if self._unknown_id in pieces else self.decode(pieces)
+        return text if self._unknown_id in pieces else self._text_of(pieces)
 
     def token(self, number: int) -> str:
         """The word piece with this id."""

@@ -204,7 +204,7 @@ def _read_huggingface(folder: Path, heads: dict[str, int | None]) -> tuple[Tenso
         )
     stated, dropout = read_huggingface_config(config)
     state = _load_folder(folder)
-    if _DUAL_ENCODER <= state.keys():
+    if state.keys() >= _DUAL_ENCODER:
         raise CheckpointError(
             f"{folder} holds transformers' BlipModel, a dual encoder in the manner of CLIP, for which BLIP has no "
             "counterpart: it pools texts by a further layer, normalises images twice, and neither matches nor writes. "

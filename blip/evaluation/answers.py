@@ -95,8 +95,8 @@ def score_as_written(score: AnswerScore, answer: str, references: Sequence[str],
 # ---- VQA v2 ------------------------------------------------------------------------------------------------------
 
 VQA_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-# The VQA evaluation restores an apostrophe that an annotator left out, one of them at a time. Its table has "Im", "Ive",
-# "Id've" and "I'dve" too, but answers are in lower case when they are compared with it: "im" stays as it is.
+# The VQA evaluation restores an apostrophe that an annotator left out, one of them at a time. Its table has "Im",
+# "Ive", "Id've" and "I'dve" too, but answers are in lower case when they are compared with it: "im" stays as it is.
 CONTRACTIONS = """ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't
 he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've
 mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've

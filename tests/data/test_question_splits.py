@@ -1,5 +1,6 @@
 """Whole sets of questions: their answers, splits that keep an image in one part, shared images; and the real sets."""
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -44,8 +45,9 @@ def test_split_by_image(tmp_path: Path) -> None:
     # the order of the file plays no part
     shuffled = split_by_image(questions.view(np.random.default_rng(0).permutation(300)), (0.7, 0.1, 0.2), seed=1)
     assert [{q.group for q in every(part)} for part in shuffled] == groups
-    with pytest.raises(ValueError, match="sum to 1"):
-        split_by_image(questions, (0.7, 0.2))
+    for wrong in ((0.7, 0.2), (math.nan, 0.2), (math.nan,) * 3, (math.inf, -math.inf)):
+        with pytest.raises(ValueError, match="sum to 1"):
+            split_by_image(questions, wrong)
 
 
 def test_shared_images(tmp_path: Path) -> None:
