@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from blip.capfilt import cli as capfilt
-from blip.command_line import ANY_SPELLING, ImageRoot, Overwrite, user_errors, workers_option
+from blip.command_line import ANY_SPELLING, ImageRoot, MaxImageMb, Overwrite, say, user_errors, workers_option
+from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.inference import cli as inference
 from blip.interpret import cli as interpret
 from blip.outputs import claim_output, writing
@@ -48,7 +49,7 @@ def phantoms(
                 out, count, seed, image_size=image_size, max_lesions=max_lesions, noise=noise, name_one=name_one
             )
             written += names
-        typer.echo(f"{count} phantoms: {path}")
+        say(f"{count} phantoms: {path}")
 
 
 @app.command("check-data")
@@ -62,6 +63,7 @@ def check_data(
         int, typer.Option("--max_text_tokens", "--max_tokens", help="length in tokens at which a run cuts texts")
     ] = 30,
     num_workers: Annotated[int, workers_option("processes that open images; 0: this one", min=0)] = 2,
+    max_image_mb: MaxImageMb = MAX_MB,
     report: Annotated[Path | None, typer.Option(help="write the full report to this JSON file")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -83,6 +85,7 @@ def check_data(
             dataset=dataset,
             split=split,
             report_file=report,
+            limits=ImageLimits.of_mb(max_image_mb),
         )
         print_report(data_report)
         with writing(claim):
@@ -130,9 +133,9 @@ def convert(
             if to == "blip" and words:
                 load_tokenizer(words).save(target / TOKENIZER)
             written += [] if to == "salesforce" else [name for name in formats.NAMES if (target / name).is_file()]
-        typer.echo(f"{len(tensors) - len(left_out)} tensors: {target}")
+        say(f"{len(tensors) - len(left_out)} tensors: {target}")
         if left_out:
-            typer.echo(f"{to} cannot hold {len(left_out)}: {', '.join(sorted(left_out)[:20])}")
+            say(f"{to} cannot hold {len(left_out)}: {', '.join(sorted(left_out)[:20])}")
 
 
 VERBS_OF_ROOMS: tuple[Callable[..., None], ...] = (

@@ -12,12 +12,15 @@ from blip.command_line import (
     ConfigFile,
     Device,
     ImageRoot,
+    MaxImageMb,
     Overrides,
     Overwrite,
     TokenizerFile,
+    say,
     user_errors,
     workers_option,
 )
+from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.outputs import claim_output
 
 app = typer.Typer(no_args_is_help=True, help="CapFilt: write captions, filter all of them, merge what passes.")
@@ -57,7 +60,7 @@ def _progress(images: int, shard_size: int) -> Callable[[int], None]:
 
     def show(number: int) -> None:
         if distributed.is_main():
-            typer.echo(f"shard {number + 1} of {total}")
+            say(f"shard {number + 1} of {total}")
 
     return show
 
@@ -80,8 +83,8 @@ def _show_end(out: Path, counts: str) -> None:
     distributed.barrier()
     if distributed.is_main():
         if unreadable := sum("problem" in line for line in read_lines(out)):
-            typer.echo(f"{unreadable} images could not be read: see `problem` in {out}")
-        typer.echo(f"{counts}: {out}")
+            say(f"{unreadable} images could not be read: see `problem` in {out}")
+        say(f"{counts}: {out}")
 
 
 @app.command()
@@ -127,6 +130,7 @@ def caption(
     precision: Precision = "fp32",
     num_workers: NumWorkers = 2,
     max_skipped_fraction: MaxSkipped = 0.05,
+    max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -138,7 +142,8 @@ def caption(
     from blip.inference.load import load
 
     with user_errors():
-        shards = steps.ShardOptions(shard_size, batch_size, precision, num_workers, max_skipped_fraction)
+        limits = ImageLimits.of_mb(max_image_mb)
+        shards = steps.ShardOptions(shard_size, batch_size, precision, num_workers, max_skipped_fraction, limits)
         decoding = steps.caption_decoding(
             captions_per_image, beams, top_p, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens
         )
@@ -169,6 +174,7 @@ def filter_(
     precision: Precision = "fp32",
     num_workers: NumWorkers = 2,
     max_skipped_fraction: MaxSkipped = 0.05,
+    max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -180,7 +186,8 @@ def filter_(
     from blip.inference.load import load
 
     with user_errors():
-        shards = steps.ShardOptions(shard_size, batch_size, precision, num_workers, max_skipped_fraction)
+        limits = ImageLimits.of_mb(max_image_mb)
+        shards = steps.ShardOptions(shard_size, batch_size, precision, num_workers, max_skipped_fraction, limits)
         target = distributed.start(device, hours=24)
         _claim_shards(out, "capfilt filter", [*data, checkpoint, tokenizer], overwrite=overwrite)
         candidates = read_candidates(data, image_root)
@@ -208,6 +215,7 @@ def merge(
     fraction: Fraction = None,
     source: Annotated[list[str] | None, typer.Option(help="only web or synthetic texts; both unless given")] = None,
     tar_size: Annotated[int, typer.Option("--tar_size", min=1, help="pairs in a webdataset shard")] = 1000,
+    max_image_mb: MaxImageMb = MAX_MB,
     image_root: ImageRoot = "",
     overwrite: Overwrite = False,
 ) -> None:
@@ -220,13 +228,22 @@ def merge(
         if not distributed.is_main():  # one process merges
             return
         rule = Rule(threshold, itc_threshold, fraction)
-        options = {"keep": keep or [], "image_root": image_root, "sources": source or [], "tar_size": tar_size}
-        merged = merge_to(scored, out, rule, overwrite=overwrite, **options)
+        merged = merge_to(
+            scored,
+            out,
+            rule,
+            overwrite=overwrite,
+            keep=keep or [],
+            image_root=image_root,
+            sources=source or [],
+            tar_size=tar_size,
+            limits=ImageLimits.of_mb(max_image_mb),
+        )
         for source in sorted({**merged.kept, **merged.dropped}):
-            typer.echo(f"{source}: {merged.kept[source]} kept, {merged.dropped[source]} dropped")
+            say(f"{source}: {merged.kept[source]} kept, {merged.dropped[source]} dropped")
         if merged.problems:
-            typer.echo(f"{merged.problems} images could not be read")
-        typer.echo(str(out))
+            say(f"{merged.problems} images could not be read")
+        say(str(out))
 
 
 @app.command()
@@ -237,6 +254,7 @@ def report(
     itc_threshold: ItcThreshold = None,
     fraction: Fraction = None,
     examples: Annotated[int, typer.Option(help="pairs of each kind", min=1)] = 50,
+    max_image_mb: MaxImageMb = MAX_MB,
     seed: Annotated[int, typer.Option(help="of the random pairs")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -250,6 +268,8 @@ def report(
         if not distributed.is_main():
             return
         claim = claim_output(out, "capfilt report", inputs=scored, overwrite=overwrite)
+        limits = ImageLimits.of_mb(max_image_mb)
+        rule = Rule(threshold, itc_threshold, fraction)
         with claim.writing():
-            write_report(scored, out, Rule(threshold, itc_threshold, fraction), examples=examples, seed=seed)
-        typer.echo(str(out))
+            write_report(scored, out, rule, examples=examples, seed=seed, limits=limits)
+        say(str(out))

@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from blip.command_line import BatchSize, Checkpoint, Device, JsonFile, Overwrite, TokenizerFile, user_errors
+from blip.command_line import (
+    BatchSize,
+    Checkpoint,
+    Device,
+    JsonFile,
+    MaxImageMb,
+    Overwrite,
+    TokenizerFile,
+    say,
+    user_errors,
+)
+from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.data.places import images_of
 from blip.inference.cli import claim_json, load_model, places_and_texts
 from blip.outputs import claim_output, refuse_inputs, writing
@@ -31,6 +42,7 @@ def explain(
     layer: Annotated[int | None, typer.Option(help="whose cross-attention; the middle one unless given")] = None,
     rows: Annotated[str, typer.Option(help="words, or enc: the [ENC] row alone")] = "words",
     batch_size: BatchSize = 8,
+    max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -53,15 +65,15 @@ def explain(
         first, *others = files_of(out, len(wanted))
         names = [path.name for path in others]
         claim = claim_output(first, "explain", inputs=inputs, overwrite=overwrite, names=names)
-        model = load_model(checkpoint, tokenizer, device)
+        model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
         with claim.writing() as written:
             files, problems = explain_files(
                 model, wanted, out, task=task, method=method, layer=layer, rows=rows, batch_size=batch_size
             )
             written += [path.name for path in files]
         for problem in problems:
-            typer.echo(problem, err=True)
-        typer.echo(f"{len(wanted) - len(problems)} explained: {files[0] if files else 'nothing written'}"
+            say(problem, err=True)
+        say(f"{len(wanted) - len(problems)} explained: {files[0] if files else 'nothing written'}"
                    + (f" to {files[-1]}" if len(files) > 1 else ""))  # fmt: skip
     raise typer.Exit(1 if problems else 0)
 
@@ -76,6 +88,7 @@ def activations(
     format: Annotated[str, typer.Option(help="safetensors or npy")] = "safetensors",
     shard_size: Annotated[int, typer.Option("--shard_size", help="records a shard")] = 1024,
     batch_size: BatchSize = 32,
+    max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -90,14 +103,14 @@ def activations(
         inputs: list[str | Path] = [data, *(one.image for one in wanted), checkpoint, *filter(None, [tokenizer])]
         known = shards.is_index(out)  # `capture` compares the settings
         claim_output(out, "activations", inputs=inputs, folder=True, overwrite=overwrite, known=known)
-        model = load_model(checkpoint, tokenizer, device)
+        model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
         chosen = shards.points_of(model, points)
         task = task or shards.usual_task(model, chosen)
         settings = shards.Capture(fingerprint(checkpoint), data, chosen, task, pool, format, shard_size)
         problems = shards.capture(model, wanted, settings, out, batch_size=batch_size, overwrite=overwrite)
         for problem in problems:
-            typer.echo(problem, err=True)
-        typer.echo(f"{len(wanted) - len(problems)} records, {len(chosen)} points: {out / shards.INDEX}")
+            say(problem, err=True)
+        say(f"{len(wanted) - len(problems)} records, {len(chosen)} points: {out / shards.INDEX}")
     raise typer.Exit(1 if problems else 0)
 
 
@@ -107,6 +120,7 @@ def localise(
     method: Annotated[list[str] | None, typer.Option(help="one or several; all unless given")] = None,
     limit: Annotated[int, typer.Option(help="the first records alone; 0: all")] = 0,
     batch_size: BatchSize = 16,
+    max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     out: JsonFile = None,
@@ -120,10 +134,10 @@ def localise(
         claim = claim_json(out, "localise", [data, checkpoint, tokenizer], overwrite)
         if out and out.exists():
             refuse_inputs([out], images_of([data]))
-        records, left_out = game.read_named(data, limit)
+        records, left_out = game.read_named(data, limit, limits=ImageLimits.of_mb(max_image_mb))
         for reason, count in left_out.items():
-            typer.echo(f"left out: {count} images {reason}", err=True)
-        model = load_model(checkpoint, tokenizer, device)
+            say(f"left out: {count} images {reason}", err=True)
+        model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
         lines = game.localise(model, records, method or METHODS, batch_size=batch_size)
         with writing(claim):
             game.show(lines, game.centre(model, records), out)

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from blip.config import ConfigError, load_config
+from blip.data.image_bytes import ImageLimits
 from blip.files import write_whole
 from blip.hashing import fingerprint
 from blip.outputs import claim_output, has_record, locked
@@ -40,6 +41,7 @@ class PubmedConfig(BaseModel):
     folder: str = "corpus"  # of the articles, lines and sub-figures
     dataset: str = "dataset"  # folder of the data set
     num_workers: int = Field(4, gt=0)  # downloads, or processes, at the same time
+    max_image_mb: int = Field(512, gt=0)  # MiB of an image's file; larger ones count as unreadable
     rate: float = Field(10.0, gt=0)  # requests per second to the bucket
 
     # sub-figures and data set
@@ -83,6 +85,7 @@ def run(config: Path, overrides: list[str], tell: Callable[[str], None], *, over
         )
     corpus, dataset = Path(settings.folder), Path(settings.dataset)
     pairs = corpus / ("subfigures.jsonl" if settings.split_figures else "figures.jsonl")
+    limits = ImageLimits.of_mb(settings.max_image_mb)
     places = [Path(place) for place in settings.decontaminate]
     rules = _rules(settings)
     claim_output(corpus, "pubmed search", folder=True, overwrite=overwrite, known=os.path.isfile(corpus / CATALOGUE))
@@ -104,10 +107,11 @@ def run(config: Path, overrides: list[str], tell: Callable[[str], None], *, over
                 decontaminate=places,
                 shards=settings.shards,
                 num_workers=settings.num_workers,
+                limits=limits,
             )
     tell(f"build: {', '.join(f'{name} {count}' for name, count in built.pairs.items())} pairs in {dataset}")
     with report.writing():
-        write_report(dataset, page)
+        write_report(dataset, page, limits=limits)
     tell(f"report: {page}")
 
 
@@ -148,7 +152,8 @@ def _split(
         tell("split: done before")
         return
     crops = corpus / "subfigures"
-    options = Options(str(crops.resolve()), read_letters=settings.read_letters)
+    limits = ImageLimits.of_mb(settings.max_image_mb)
+    options = Options(str(crops.resolve()), read_letters=settings.read_letters, limits=limits)
     with claims.splitting(figures, pairs, crops, known=mark.exists(), overwrite=overwrite):
         # figures of a stopped run may have been fewer
         done = split(figures, pairs, options, num_workers=settings.num_workers, tell=tell, restart=True)
