@@ -27,6 +27,9 @@ KeepWhole = Annotated[
     bool, typer.Option("--keep_whole/--no_keep_whole", " /--no_whole", help="compound figures that were not divided")
 ]
 
+MinConfidence = Annotated[float, typer.Option("--min_confidence", "--confidence", min=0, max=1, help="of a sub-figure")]
+MaxAspect = Annotated[float, typer.Option("--max_aspect", min=1, help="longer side divided by the shorter one")]
+
 
 @contextmanager
 def reported_errors() -> Iterator[None]:
@@ -189,14 +192,10 @@ def build(
     licenses: Annotated[str, typer.Option(help="such as CC-BY,CC0; without: all that are named")] = "",
     unlicensed: Annotated[bool, typer.Option("--unlicensed", help="also articles that name no licence")] = False,
     retracted: Retracted = False,
-    min_confidence: Annotated[
-        float, typer.Option("--min_confidence", "--confidence", min=0, max=1, help="of a sub-figure")
-    ] = 0.5,
+    min_confidence: MinConfidence = 0.5,
     keep_whole: KeepWhole = True,
     min_side: Annotated[int, typer.Option("--min_side", min=1, help="pixels of the shorter side")] = 64,
-    max_aspect: Annotated[
-        float, typer.Option("--max_aspect", min=1, help="longer side divided by the shorter one")
-    ] = 5.0,
+    max_aspect: MaxAspect = 5.0,
     min_words: Annotated[int, typer.Option("--min_words", help="of a caption")] = 3,
     max_words: Annotated[int, typer.Option("--max_words", help="of a caption")] = 300,
     words: Annotated[str, typer.Option(help="a caption has one of these, such as MRI,CT,scan")] = "",
