@@ -147,6 +147,7 @@ def locked(folder: str | Path, *, name: str = LOCK) -> Iterator[None]:
         WriteError: the folder cannot be made or written to.
     """
     folder = Path(folder)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = _acquired(folder / name, folder)
@@ -159,6 +160,11 @@ def locked(folder: str | Path, *, name: str = LOCK) -> Iterator[None]:
         with suppress(OSError):  # the folder may be gone
             owner.unlink(missing_ok=True)
         lock.release()
+        if made and os.path.isdir(folder) and set(os.listdir(folder)) <= {name}:  # nothing was written
+            with suppress(OSError):
+                (folder / name).unlink(missing_ok=True)
+                for place in made:
+                    place.rmdir()
 
 
 def locked_file(path: Path) -> AbstractContextManager[None]:

@@ -165,6 +165,9 @@ def test_two_processes_and_a_dead_one(tmp_path: Path) -> None:
         assert about["process"] == os.getpid()
     with locked(tmp_path):  # it can be taken again
         pass
+    with locked(tmp_path / "new" / "deep"):
+        pass
+    assert not (tmp_path / "new").exists(), "nothing was written there"
 
 
 def test_a_lock_that_a_child_of_a_dead_process_holds(tmp_path: Path) -> None:

@@ -225,6 +225,7 @@ def merge(
 
     with user_errors():
         distributed.start("cpu")
+        distributed.barrier()  # a process that ended before the others have connected would fail them
         if not distributed.is_main():  # one process merges
             return
         rule = Rule(threshold, itc_threshold, fraction)
@@ -265,6 +266,7 @@ def report(
 
     with user_errors():
         distributed.start("cpu")
+        distributed.barrier()  # a process that ended before the others have connected would fail them
         if not distributed.is_main():
             return
         claim = claim_output(out, "capfilt report", inputs=scored, overwrite=overwrite)

@@ -91,7 +91,8 @@ def splitting(
 def claim_build(
     pairs: Path, out: Path, rules: Rules, *, decontaminate: Iterable[Path] = (), overwrite: bool = False
 ) -> Output:
-    """`claim_output` for a data set: its rules count among the inputs."""
+    """`claim_output` for a data set: its rules, which are checked, count among the inputs."""
+    rules.check()
     places, kept = [str(place) for place in decontaminate], _as_json(rules)
     inputs = [os.path.abspath(pairs), *places, json.dumps(kept)]
     known = False
