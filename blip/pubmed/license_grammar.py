@@ -21,7 +21,7 @@ RESTRICTIONS = {
     "NC": r"nc(?![a-z])|nc(?=nd|sa)|non[ -]?commercial(?:ly)?|no commercial(?: use)?"
     r"|not for commercial (?:use|purposes)",
     "SA": r"sa(?![a-z])|sa(?=nc)|share[ -]?alike",
-    "ND": r"nd(?![a-z])|nd(?=nc)|no[ -]?deriv(?:s|ative|atives)?(?: works?)?(?![a-z])|no modifications?",
+    "ND": r"nd(?![a-z])|nd(?=nc)|no[ -]?(?:derivs?|derivatives?)(?: works?)?(?![a-z])|no modifications?",
 }
 PART = "|".join(["by(?![a-z])|by(?=nc|nd|sa)|attribution", *RESTRICTIONS.values()])
 VERSION = r"(?:version |ver\.? ?|v\.? ?)?(?P<{0}>[1-4](?:\.\d)?)(?![\d.]*\d)"
@@ -29,12 +29,12 @@ PORT = "|".join(map(re.escape, sorted([*PORTS, *PLACES], key=len, reverse=True))
 # words of licence statements that take nothing back; none of them may negate, limit or except
 STATEMENT = """
 a access adapt adaptation allows an and any anyone appropriate are article articles as at attribution author authors
-available be built by can changes cited code conditions copy credit credited credits dedication deed details
+available be built by can changes cited conditions copy credit credited credits dedication deed details
 distribute distributed distribution everyone for format found free freely full generic give given here if in including
 indicate international is it its lawful legal licence licences license licensed licenses link long made may medium
 modified modify of open or original otherwise paper permit permits permitting properly provide provided public
 publication published purpose redistribute redistribution remix reproduce reproduced reproduction s see share sharing
-source terms text that the these this to transform transmitted under universal unported unrestricted upon use used
+source terms that the these this to transform transmitted under universal unported unrestricted upon use used
 users view visit waiver were which with work works you
 """
 WORDS = frozenset(STATEMENT.split())
@@ -56,14 +56,15 @@ KNOWN_SENTENCES = re.compile(
 )
 TOKEN = re.compile(
     rf"(?P<link>(?<![\w.@/-])(?:https?:)?(?://)?(?:www\.)?creativecommons\.org[^\s()<>\[\]\"',;]*)"
-    rf"|(?P<holder>(?:copyright:? ?)?(?:©|\(c\)|copyright):? ?(?:\d{{4}},? )?(?:the )?author(?:s|\(s\))?(?![a-z]))"
+    r"|(?P<holder>(?:copyright:? ?)?(?:©|\(c\)|copyright):? ?(?:\d{4},? )?(?:the )?author(?:s|\(s\))?(?![a-z])"
+    r"(?:,? \d{4}(?!\d))?)"
     rf"|(?P<zero>(?<![a-z])(?:cc|creative ?commons){GAP}(?:cc{GAP})?(?:0|zero)(?![a-z\d]|\.\d)"
     rf"(?:{GAP}{VERSION.format('zero_version')})?)"
     rf"|(?P<code>(?<![a-z])(?P<kind>creative ?commons{GAP}cc|creative ?commons|cc){GAP}(?P<parts>(?:(?:{PART}){GAP})+)"
     rf"(?:{VERSION.format('version')}(?:{GAP}(?P<port>{PORT})(?![a-z]))?)?)"
     r"|(?P<public>in(?:to)? the public domain|public domain (?:mark|dedication))"
     rf"|(?P<more>(?<![a-z])(?:{'|'.join(RESTRICTIONS.values())}))"
-    r"|(?P<fine>creative commons|igo(?![a-z])|(?:version |v\.? ?)?[1-4]\.[015](?![\d.]*\d))"
+    r"|(?P<fine>creative commons|legal code|igo(?![a-z])|(?:version |v\.? ?)?[1-4]\.[015](?![\d.]*\d))"
     r"|(?P<word>[a-z]+)"
     r"|(?P<gap>[\s\-_/.,():;\[\]\"'&]+)"
 )  # fmt: skip
