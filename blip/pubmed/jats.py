@@ -24,11 +24,9 @@ Element = Any  # lxml has no type annotations
 HREF = "{http://www.w3.org/1999/xlink}href"
 
 LARGEST = 100_000_000  # bytes of an article; the largest in PubMed Central have some ten million
-DEEPEST = 256  # levels of elements
 MOST_MENTIONS = 200  # paragraphs of a figure
 MENTIONED = 8_000_000  # characters of the paragraphs of all figures of an article
 MOST_CHARACTERS = 64_000_000  # of the lines of all figures, of which each repeats what belongs to its article
-TOO_DEEP = etree.XPath(f"boolean({'/*' * (DEEPEST + 1)})")
 FIGURE_HOMES = ("fig-group", "floats-group", "boxed-text", "app", "sub-article", "response")
 
 
@@ -77,6 +75,8 @@ def parse_article(source: Path | bytes) -> Article:
     try:
         root = etree.fromstring(_content(source) if isinstance(source, Path) else source, parser)
         return _article(root)
+    except RecursionError:  # libxml2 refuses more than 256 levels, later versions more than 2,048
+        raise JatsError(f"{name}: its elements are nested too deeply") from None
     except JatsError as error:
         raise JatsError(f"{name}: {error}") from None
     except (etree.XMLSyntaxError, ValueError) as error:
@@ -96,8 +96,6 @@ def _content(path: Path) -> bytes:
 
 
 def _article(root: Element) -> Article:
-    if TOO_DEEP(root):
-        raise JatsError(f"its elements are nested in more than {DEEPEST} levels")
     _without_namespace(root)
     articles = [root] if root.tag == "article" else root.findall(".//article")  # E-utilities wrap it in a set
     if not articles:
@@ -227,8 +225,8 @@ def _graphics(article: Element) -> dict[Element, list[str]]:
             if choice in seen:
                 continue
             seen.add(choice)
-            others = [g for g in choice.iter("graphic") if g.get("specific-use") != "thumbnail"]
-            graphic = others[0] if others else graphic
+            large = (g for g in choice.iter("graphic") if g.get("specific-use") != "thumbnail")
+            graphic = next(large, graphic)
         if href := graphic.get(HREF, "").strip():
             found.setdefault(figure, {})[href] = None
     return {figure: list(names) for figure, names in found.items()}

@@ -28,8 +28,8 @@ NAMES = ["CC BY", "CC-BY 4.0", "CCBY", "Creative Commons Attribution License", "
          "which permits unrestricted use"]  # fmt: skip
 LIMITED = ["NC", "NonCommercial", "non-commercial", "Non Commercial", "noncommercially", "no commercial use"]
 TAKEN_BACK = ["not", "except", "data", "all rights reserved", "copyrighted", "only", "figures", "unless",
-              "personal use", "nicht kommerziell", "pas d'utilisation commerciale", "sin", "no", "educational", "\u041dC", "restricted",
-              "commercial use needs a fee", "embargo", "*", "?", "!"]  # fmt: skip
+              "personal use", "nicht kommerziell", "pas d'utilisation commerciale", "sin", "no", "educational", "?",
+              "\u041dC", "restricted", "commercial use needs a fee", "embargo", "*", "!"]  # fmt: skip
 GAPS = [" ", "-", "_", "/", ", ", ". ", " (", ") ", "; ", ": ", "\u00a0", "\u2010", "\u2013", "\u202f", "\t", "\n"]
 
 
