@@ -10,25 +10,12 @@ import typer
 
 from blip.command_line import user_errors
 from blip.errors import BlipError
+from blip.pubmed.server_options import MaxAnswerMb, MaxMb, MaxRatio, MaxSeconds, MaxWait
 
 app = typer.Typer(no_args_is_help=True, help="Articles of PubMed Central: from a search to image-caption pairs.")
 Corpus = Annotated[Path, typer.Argument(help="folder of the catalogue and the articles")]
 NumWorkers = Annotated[int, typer.Option("--num_workers", "--workers", min=1, help="processes")]
 Retracted = Annotated[bool, typer.Option("--retracted", help="also retracted articles")]
-
-MaxSeconds = Annotated[
-    float, typer.Option("--max_seconds", min=0.1, help="of one exchange with a server, its whole answer included")
-]
-MaxMb = Annotated[float, typer.Option("--max_mb", min=0.001, help="megabytes of one file")]
-MaxAnswerMb = Annotated[
-    float, typer.Option("--max_answer_mb", min=0.001, help="megabytes of a listing, of metadata or a page of results")
-]
-MaxRatio = Annotated[
-    float, typer.Option("--max_ratio", min=1, help="bytes after decompression for each byte that a server sends")
-]
-MaxWait = Annotated[
-    float, typer.Option("--max_wait", min=0.1, help="seconds to wait at most when a server asks for it")
-]
 
 Shares = Annotated[
     tuple[float, float, float], typer.Option("--split_shares", "--splits", help="shares of train, val, test")

@@ -10,6 +10,7 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 
 from blip.errors import InputError
 from blip.pubmed.license_grammar import (
@@ -61,6 +62,7 @@ def short_license(code: object) -> str:
     return parsed[0] if parsed else UNKNOWN
 
 
+@lru_cache(maxsize=4096)  # the articles of a journal share their statement
 def license_name(text: str) -> str:
     """The name, such as CC-BY-4.0, from a code, an address or a statement; the version from codes and addresses.
 
@@ -140,6 +142,8 @@ def selected_families(names: Iterable[str]) -> frozenset[str]:
 
 def _plain(text: str) -> str:
     """In lower case, with one kind of hyphens, blanks and apostrophes, and without characters that nobody sees."""
+    if text.isascii():
+        return " ".join(text.lower().split())
     kept = (c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
     plain = "".join("-" if unicodedata.category(c) == "Pd" or c in "\u2212\u2043\u02d7" else c for c in kept)
     return " ".join(plain.replace("\u2019", "'").lower().split())

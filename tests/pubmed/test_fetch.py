@@ -19,7 +19,6 @@ from pmc_server import Faults, Library, Server
 
 pytest.importorskip("lxml")
 pytest.importorskip("httpx")
-pytest.importorskip("Bio")
 
 from blip.pubmed import http_client
 from blip.pubmed.bucket import file_of

@@ -39,11 +39,12 @@ def answer(body: bytes, *headers: str) -> bytes:
 
 
 def forever(head: bytes, more: bytes, every: float = 0.0) -> Callable[[], Iterator[bytes]]:
-    """A head and then the same bytes without end, each after so many seconds."""
+    """A head and then the same bytes, each after so many seconds, for longer than any test may take."""
 
     def produce() -> Iterator[bytes]:
         yield head
-        while True:
+        end = time.monotonic() + 30.0
+        while time.monotonic() < end:
             time.sleep(every)
             yield more
 

@@ -121,7 +121,7 @@ SPELLINGS = {
         "Creative Commons License, by the authors", "open access", "Open Access CC", "public domain", "MIT", "GPL-3.0",
         "other", "unknown", "none", "n/a", "?", "-", "Elsevier user license", "CC BY with restrictions",
         "\u0421\u0421 BY", "CC \u0412Y", "CC BY \u041dC", "CC BY\x00NC", "CC BY\x1b[31m",
-        "CC BY nicht kommerziell", "CC BY pas d'utilisation commerciale", "CC BY no comercial",
+        "CC BY nicht kommerziell", "CC BY pas d'utilisation commerciale", "CC BY sin uso lucrativo",
         "CC BY sin fines de lucro",
         "Namensnennung - Nicht kommerziell 4.0 International", "Creative Commons Namensnennung 4.0",
         "Attribution - Pas d'Utilisation Commerciale", "Licence Creative Commons Paternit\u00e9",
