@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from blip import distributed
-from blip.errors import BlipError
+from blip.errors import BlipError, printable
 from blip.files import NO_ROOM
 
 REPORT = (
@@ -29,6 +29,7 @@ ImageRoot = Annotated[
 JsonFile = Annotated[Path | None, typer.Option(help="write JSON to this file")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 ConfigFile = Annotated[Path, typer.Option(help="a YAML file, or a name of one in configs/, such as pretrain_demo")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace outputs that this command did not write")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, overrides the file")]
 
 
@@ -56,7 +57,7 @@ class user_errors:
         if not isinstance(error, Exception) or os.environ.get("BLIP_DEBUG"):
             return
         if message := user_message(error):
-            print(f"error: {message}", file=sys.stderr)
+            print(printable(f"error: {message}"), file=sys.stderr)
         elif type(error).__module__.partition(".")[0] in ("typer", "click"):  # the command line's own errors
             return
         else:

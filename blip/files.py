@@ -1,23 +1,142 @@
-"""Writing files so that a kill at any instant leaves the old file or the new one, never a part.
+"""Reading and writing files.
 
-Everything that the package writes under a final name goes through here: written beside it, flushed to disk, renamed.
+Read are regular files alone, up to a size; what they hold is checked before it is used. Everything that the package
+writes under a final name is written beside it, flushed to disk and renamed: a kill at any instant leaves the old file
+or the new one, never a part. `outputs.py` decides which paths may be written.
 """
 
 import errno
+import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from blip.errors import BlipError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a used up quota, a file that may not grow
+MAX_JSON = 4 << 30  # bytes of a JSON file, unless a caller gives less
+T = TypeVar("T")
 
 
 class WriteError(BlipError):
     """A file that could not be written, such as on a full disk; files written before it are whole."""
+
+
+class ReadError(BlipError):
+    """A file that cannot be used: `path` names it, `place` the record ("" for the whole file), `problem` the fault."""
+
+    def __init__(self, path: str | Path, place: str, problem: str):
+        super().__init__(path, place, problem)
+        self.path, self.place, self.problem = str(path), place, problem
+
+    def __str__(self) -> str:
+        return f"{self.path}{', ' if self.place else ''}{self.place}: {self.problem}"
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_regular(path: str | Path, limit: int | None = None) -> Iterator[BinaryIO]:
+    """A regular file to read, in bytes; never a pipe or a device, which may have no end.
+
+    Args:
+        limit: largest size in bytes.
+
+    Raises:
+        ReadError: there is no such file, it is not regular, or larger than `limit`.
+    """
+    try:
+        # without O_NONBLOCK, opening a pipe waits for its writer
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ReadError(path, "", getattr(error, "strerror", None) or str(error)) from error
+    about = os.fstat(descriptor)
+    problem = ""
+    if not stat.S_ISREG(about.st_mode):
+        problem = "is a folder" if stat.S_ISDIR(about.st_mode) else "is not a regular file"
+    elif limit is not None and about.st_size > limit:
+        problem = f"has {about.st_size:,} bytes; at most {limit:,} are read"
+    if problem:
+        os.close(descriptor)
+        raise ReadError(path, "", problem)
+    with os.fdopen(descriptor, "rb") as file:
+        yield file
+
+
+def read_text(path: str | Path, limit: int = MAX_JSON) -> str:
+    """The text of a UTF-8 file, without a byte order mark. ReadError as in `open_regular`, and for other encodings."""
+    with open_regular(path, limit) as file:
+        data = file.read()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ReadError(path, "", f"not UTF-8 text ({error}); save it as UTF-8") from error
+
+
+def read_json(path: str | Path, kind: type[T], limit: int = MAX_JSON) -> T:
+    """The content of a JSON file as a `kind`: a pydantic model, or a type such as `dict[str, int]`.
+
+    Raises:
+        ReadError: as in `read_text`; or it is not JSON, or not of that kind. The message names the entry.
+    """
+    return parse_json(read_text(path, limit), kind, path)
+
+
+def read_json_lines(path: str | Path, kind: type[T]) -> Iterator[tuple[str, T]]:
+    """("line 3", its record) of each line that is not blank; ReadError as in `read_json`, with the line."""
+    with open_regular(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield f"line {number}", parse_json(line, kind, path, place=f"line {number}")
+
+
+def parse_json(text: str | bytes, kind: type[T], path: str | Path, *, place: str = "") -> T:
+    """A JSON text as a `kind`; `path` and `place` name it in a ReadError."""
+    try:
+        value = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise ReadError(path, place, f"not UTF-8 text ({error}); save it as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise ReadError(path, place, f"not valid JSON ({error})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or lists in lists without end
+        raise ReadError(path, place, f"JSON that cannot be used ({error})") from error
+    return checked_as(value, kind, path, place=place)
+
+
+def checked_as(value: Any, kind: type[T], path: str | Path, *, place: str = "") -> T:
+    """A value of a file as a `kind`; `path` and `place` name it in a ReadError that lists what is wrong."""
+    try:
+        return _adapter(kind).validate_python(value)  # type: ignore[arg-type]
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, one['loc'])) or 'it'}: {one['msg']}" for one in error.errors()[:5]]
+        raise ReadError(path, place, f"is damaged or not of this kind: {'; '.join(wrong)}") from error
+
+
+@lru_cache(maxsize=256)
+def _adapter(kind: Any) -> TypeAdapter:
+    return TypeAdapter(kind)
+
+
+# ---- writing whole files ---------------------------------------------------------------------------------------------
+
+
+def json_text(value: Any, indent: int | None = 1) -> str:
+    """A value as JSON, with a line end. Letters stay readable; names of files that are not UTF-8 become escapes, which
+    reading turns back (`os.fsencode` gives the bytes of such a name)."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate stands for a byte that is not UTF-8
+        text = json.dumps(value, indent=indent)
+    return text + "\n"
 
 
 @contextmanager
@@ -30,6 +149,7 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     path = Path(path)
     partial = partial_path(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
             yield file
             file.flush()

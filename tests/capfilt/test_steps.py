@@ -517,7 +517,7 @@ def test_verbs_from_captions_to_a_page(tiny_checkpoint: Path, phantoms: Path, tm
     shown = ["--fraction", 0.5, "--examples", 5]
     code, said = run_capfilt("report", "--scored", out, "--out", tmp_path / "page.html", *shown)
     page = (tmp_path / "page.html").read_text()
-    assert code == 0 and "<script>alert" not in page and "http" not in page, said
+    assert code == 0 and "<script>alert" not in page and "http" not in page.replace("http-equiv", ""), said
     assert page.count("<article") == 20 and page.count("data:image/jpeg") == 20 and page.count("<svg") == 4
     code, said = run_capfilt("caption", "--data", data, "--out", syn, "--max_new_tokens", 5, *options)
     assert code != 0 and "begun with max_new_tokens 4, now it is 5" in said

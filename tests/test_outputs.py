@@ -1,0 +1,126 @@
+"""What a command may write, and which process writes to a folder."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers.running import ROOT
+
+from blip.files import WriteError
+from blip.outputs import LockedError, OutputError, claim_output, locked
+
+
+def write(path: Path, text: str = "mine") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_a_new_file_and_its_repetition(tmp_path: Path) -> None:
+    source, out = write(tmp_path / "a.png"), tmp_path / "new" / "rows.json"
+    claim = claim_output(out, "caption", inputs=[source])
+    assert not out.parent.exists(), "claiming changes nothing"
+    write(out)
+    claim.done()
+    claim_output(out, "caption", inputs=[source])
+    for command, inputs in [("match", [source]), ("caption", [source, out.parent / "b.png"]), ("caption", [])]:
+        with pytest.raises(OutputError, match=r"rows\.json is a file that this command did not write"):
+            claim_output(out, command, inputs=inputs)
+    claim_output(out, "match", overwrite=True)
+    out.write_text("changed by the user")
+    with pytest.raises(OutputError, match="did not write"):
+        claim_output(out, "caption", inputs=[source])
+
+
+def test_a_file_of_the_user(tmp_path: Path) -> None:
+    out = write(tmp_path / "notes.json")
+    with pytest.raises(OutputError, match="--overwrite"):
+        claim_output(out, "caption")
+    claim_output(out, "caption", known=True)
+    claim_output(out, "caption", overwrite=True)
+    assert out.read_text() == "mine"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_output_is_never_an_input(tmp_path: Path, overwrite: bool) -> None:
+    source = write(tmp_path / "set" / "a.png")
+    os.link(source, tmp_path / "hard.png")
+    os.symlink(source, tmp_path / "soft.png")
+    for out in (source, tmp_path / "hard.png", tmp_path / "soft.png", tmp_path / "set" / ".." / "set" / "a.png"):
+        with pytest.raises(OutputError, match="is an input"):
+            claim_output(out, "caption", inputs=[source], overwrite=overwrite)
+    with pytest.raises(OutputError, match=r"holds .*a\.png, an input"):
+        claim_output(tmp_path, "build", inputs=[source], folder=True, overwrite=overwrite)
+    claim_output(tmp_path / "set" / "panels", "split", inputs=[tmp_path / "set"], folder=True)
+
+
+def test_a_folder_is_cleaned_of_its_own_files_alone(tmp_path: Path) -> None:
+    out = tmp_path / "shards"
+    claim = claim_output(out, "merge", folder=True)
+    for name in ("0.tar", "1.tar", "2.tar"):
+        write(out / name)
+    claim.done(["0.tar", out / "1.tar", "2.tar"])
+    write(out / "notes.txt")
+    claim = claim_output(out, "merge", folder=True)
+    write(out / "1.tar", "edited meanwhile by the user")
+    claim.done(["0.tar"])
+    assert sorted(p.name for p in out.iterdir()) == [".blip.json", "0.tar", "1.tar", "notes.txt"]
+    other = write(tmp_path / "other" / "x.tar").parent
+    with pytest.raises(OutputError, match="a folder with files that this command did not write"):
+        claim_output(other, "merge", folder=True)
+
+
+def test_places_where_nothing_can_be_written(tmp_path: Path) -> None:
+    file = write(tmp_path / "file")
+    with pytest.raises(WriteError, match="file is not a folder"):
+        claim_output(file / "below" / "rows.json", "caption")
+    with pytest.raises(OutputError, match="is a folder, and the output is a file"):
+        claim_output(tmp_path, "caption")
+    with pytest.raises(OutputError, match="is a file, and the output is a folder"):
+        claim_output(file, "build", folder=True)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="neither a file nor a folder"):
+        claim_output(tmp_path / "pipe", "caption", overwrite=True)
+    for damaged in ("[]", "{", '{"files": 3}', "[" * 9999):
+        write(tmp_path / ".file.blip.json", damaged)
+        with pytest.raises(OutputError):
+            claim_output(file, "caption")
+
+
+HOLD = """
+import sys, time
+from blip.outputs import locked
+with locked(sys.argv[1]):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_processes_and_a_dead_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "locked\n"
+        with pytest.raises(LockedError, match=f"process {holder.pid} on "), locked(tmp_path):
+            pass
+        holder.kill()
+    with locked(tmp_path):
+        about = json.loads((tmp_path / ".blip.lock.json").read_text())
+        assert about["process"] == os.getpid()
+    with locked(tmp_path):  # it can be taken again
+        pass
+
+
+def test_a_lock_that_a_child_of_a_dead_process_holds(tmp_path: Path) -> None:
+    child = HOLD.replace("time.sleep(60)", "import os\n    if os.fork():\n        os._exit(0)\n    time.sleep(8)")
+    with subprocess.Popen(
+        [sys.executable, "-c", child, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as p:
+        assert p.stdout is not None and p.stdout.readline() == "locked\n"
+        p.wait(10)
+        begin = time.monotonic()
+        with locked(tmp_path):
+            assert time.monotonic() - begin < 5, "taken over while the child lives"
