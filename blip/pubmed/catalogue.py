@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.pubmed.catalogue_file import CatalogueError, described, open_catalogue
-from blip.pubmed.failures import OddRecord, printable
+from blip.pubmed.failures import OddRecord, shown_part
 from blip.pubmed.licenses import UNKNOWN
 
 NAME = "catalogue.sqlite"
@@ -218,7 +218,7 @@ class Catalogue:
 
     def file_failed(self, pmcid: str, name: str, error: str) -> None:
         with self._change() as db:
-            db.execute("UPDATE files SET error = ? WHERE pmcid = ? AND name = ?", (printable(error), pmcid, name))
+            db.execute("UPDATE files SET error = ? WHERE pmcid = ? AND name = ?", (shown_part(error), pmcid, name))
 
     def written(self, pmcid: str) -> dict[str, str]:
         """Files in the folder of an article that a fetch wrote, with their MD5 ("": begun, or not known)."""
@@ -238,7 +238,7 @@ class Catalogue:
 
     def set_state(self, pmcid: str, state: str, error: str = "") -> None:
         with self._change() as db:
-            db.execute("UPDATE articles SET state = ?, error = ? WHERE pmcid = ?", (state, printable(error), pmcid))
+            db.execute("UPDATE articles SET state = ?, error = ? WHERE pmcid = ?", (state, shown_part(error), pmcid))
 
     def forget_version(self, pmcid: str) -> None:
         """The metadata are read again by the next fetch."""

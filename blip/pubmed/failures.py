@@ -12,7 +12,7 @@ class FetchError(BlipError):
     """
 
     def __init__(self, message: str, *, lasting: bool = False, shared: bool = False) -> None:
-        super().__init__(printable(message))
+        super().__init__(shown_part(message))
         self.lasting, self.shared = lasting, shared
 
 
@@ -20,6 +20,6 @@ class OddRecord(FetchError):
     """What a catalogue records of one article cannot be used."""
 
 
-def printable(text: str, most: int = 1000) -> str:
+def shown_part(text: str, most: int = 1000) -> str:
     """The beginning of a text, with escapes for control characters and whatever cannot be written."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text[:most])

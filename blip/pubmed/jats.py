@@ -6,7 +6,6 @@ up).
 """
 
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 
 from lxml import etree
 
+from blip.files import ReadError, open_regular
 from blip.pubmed.catalogue import is_pmcid
 from blip.pubmed.jats_text import JatsError, Texts, text_of
 from blip.pubmed.licenses import UNKNOWN, article_license
@@ -73,8 +73,12 @@ def parse_article(source: Path | bytes) -> Article:
                              remove_pis=True, huge_tree=False)  # fmt: skip
     name = str(source) if isinstance(source, Path) else "(in memory)"
     try:
-        root = etree.fromstring(_content(source) if isinstance(source, Path) else source, parser)
-        return _article(root)
+        if isinstance(source, Path):
+            with open_regular(source, LARGEST) as file:
+                source = file.read()
+        return _article(etree.fromstring(source, parser))
+    except ReadError as error:
+        raise JatsError(str(error)) from None
     except RecursionError:  # libxml2 refuses more than 256 levels, later versions more than 2,048
         raise JatsError(f"{name}: its elements are nested too deeply") from None
     except JatsError as error:
@@ -83,16 +87,6 @@ def parse_article(source: Path | bytes) -> Article:
         raise JatsError(f"{name}: not readable XML ({error})") from None
     except OSError as error:
         raise JatsError(f"{name}: {error.strerror or error}") from None
-
-
-def _content(path: Path) -> bytes:
-    """The bytes of a regular file. JatsError for a pipe, a device or a file that is too large for an article."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise JatsError("no regular file")
-    if found.st_size > LARGEST:
-        raise JatsError(f"{found.st_size / 1e6:.0f} MB, more than an article may have ({LARGEST / 1e6:.0f})")
-    return path.read_bytes()
 
 
 def _article(root: Element) -> Article:

@@ -15,7 +15,7 @@ from typing import Any
 from lxml import etree
 
 from blip.pubmed.catalogue import Catalogue, is_pmcid
-from blip.pubmed.failures import FetchError, printable
+from blip.pubmed.failures import FetchError, shown_part
 from blip.pubmed.http_body import Limits
 from blip.pubmed.http_client import Client, RetryPolicy
 
@@ -77,7 +77,7 @@ def search(folder: Path, query: str, count: int, *, server: Server, source: str 
             seen += most
             odd = [name for name in pmcids if not is_pmcid(name)]
             if odd:
-                log.warning("%s names %s, which is no PMCID: left out", source, printable(repr(odd[0]), 80))
+                log.warning("%s names %s, which is no PMCID: left out", source, shown_part(repr(odd[0]), 80))
             pmcids = [name for name in dict.fromkeys(pmcids[:most]) if is_pmcid(name)]
             new += catalogue.add_page(source, query, min(seen, total), total=total, pmcids=pmcids)
     finally:

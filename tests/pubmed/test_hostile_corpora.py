@@ -19,7 +19,9 @@ from pmc_server import Library, Server
 pytest.importorskip("lxml")
 pytest.importorskip("httpx")
 
-from blip.pubmed import catalogue_file
+from blip.files import WriteError
+from blip.pubmed import catalogue_file, http_client
+from blip.pubmed import fetch as fetching
 from blip.pubmed.article_files import article_folder, is_file_name
 from blip.pubmed.catalogue import NAME, Catalogue, is_pmcid
 from blip.pubmed.catalogue_file import CatalogueError
@@ -151,6 +153,43 @@ def test_an_odd_article_costs_itself(odd: str, around: Path, library: Library, m
             catalogue.close()
     assert snapshot(around) == before
     assert not (corpus / "articles" / first).exists() or not list((corpus / "articles" / first).iterdir())
+
+
+UNFORESEEN = [ValueError("\ud800\x1b"), RecursionError(), OSError(36, "File name too long"), KeyError(1),
+              OverflowError("x" * 5000), UnicodeError("x")]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", UNFORESEEN, ids=lambda error: type(error).__name__)
+def test_an_error_that_nobody_foresaw_costs_its_article(error: Exception, tmp_path: Path, library: Library,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    first, describe = library.pmcids[0], fetching.describe
+
+    def odd(catalogue: Catalogue, client: Any, pmcid: str, *, bucket: str) -> None:
+        if pmcid == first:
+            raise error
+        describe(catalogue, client, pmcid, bucket=bucket)
+
+    monkeypatch.setattr(fetching, "describe", odd)
+    with Server(library) as server:
+        corpus = corpus_of(tmp_path, server)
+        assert [run(corpus, server, retracted=True).failed for _ in range(2)] == [1, 1]
+        assert Catalogue(corpus).pmcids("done") == library.pmcids[1:]
+        assert Catalogue(corpus).errors()[0].isprintable()
+
+
+def test_a_full_disk_ends_the_run(tmp_path: Path, library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no fault of the article, which is not marked."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise WriteError("full") from OSError(28, "No space left on device")
+
+    with Server(library) as server:
+        corpus = corpus_of(tmp_path, server)
+        with monkeypatch.context() as patch, pytest.raises(WriteError):
+            patch.setattr(http_client.Client, "download", full)
+            run(corpus, server, retracted=True)
+        assert not Catalogue(corpus).pmcids("failed")
+        assert run(corpus, server, retracted=True).failed == 0
 
 
 @pytest.mark.parametrize(

@@ -238,6 +238,19 @@ def test_addresses_that_are_none(client: Client, url: str) -> None:
         client.get(url)
 
 
+def test_the_ratio_of_decompression_has_a_limit() -> None:
+    """Below the limit of bytes: zeros are refused, text that compresses well is not."""
+    packed = {"zeros": gzip.compress(bytes(5_000_000)), "text": gzip.compress(b"%d " * 50_000 + bytes(range(256)) * 99)}
+    answers = {name: lambda body=body: iter([answer(body, "Content-Encoding: gzip")]) for name, body in packed.items()}
+    client = Client(1000.0, QUICK, limits=Limits(seconds=10.0))
+    with Hostile(answers) as server:
+        with pytest.raises(TooLarge, match="a ratio above 200"):
+            client.get(server.url + "zeros")
+        assert len(client.get(server.url + "text")) == 150_000 + 256 * 99
+        server.shutdown()
+    client.close()
+
+
 def test_a_bomb_is_unpacked_in_small_pieces() -> None:
     sizes = [len(piece) for piece in itertools.islice(Unpacker().feed(BOMB), 5)]
     assert sizes == [1 << 20] * 5

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_hostile_servers import Hostile
 
-from blip.pubmed.failures import FetchError, printable
+from blip.pubmed.failures import FetchError, shown_part
 from blip.pubmed.http_body import Limits, Unpacker
 from blip.pubmed.http_client import Client, RetryPolicy, retry_after
 from blip.pubmed.jats import JatsError, parse_article
@@ -141,7 +141,7 @@ def test_whatever_is_unpacked_comes_in_pieces_or_is_damaged(parts: list[bytes], 
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.characters(codec=None)))
 def test_texts_of_servers_can_be_shown_and_recorded(text: str) -> None:
-    shown = printable(text)
+    shown = shown_part(text)
     assert shown.isprintable() and len(shown.encode("utf-8")) <= 10 * min(len(text), 1000)
 
 
