@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from blip.data.images import is_reference, read_image
+from blip.data.image_bytes import UnreadableImage, is_reference, read_image
 from blip.data.questions import Questions
 from blip.data.sets.questions import Question
 from blip.errors import InputError
@@ -103,7 +103,7 @@ def _contents(questions: Questions, all_images: bool = False) -> dict[int, str]:
             seen.add(image)
             try:
                 hashes[image] = "bytes " + hashlib.blake2b(read_image(path), digest_size=16).hexdigest()
-            except (OSError, ValueError):
+            except UnreadableImage:
                 continue
     return hashes
 

@@ -18,6 +18,7 @@ import torch
 
 from blip.config import ConfigError
 from blip.data.batches import Batch
+from blip.data.image_bytes import ImageLimits
 from blip.data.pairs import CaptionEncoder, EvalPairs, Pairs
 from blip.evaluation.bootstrap import as_json, bootstrap
 from blip.evaluation.captions import score_captions
@@ -69,7 +70,7 @@ class Captioning(PairFineTuning):
         """Writes a caption for each image of the split and scores them; each one goes into `captions_SPLIT.json`."""
         pairs, decoding = self.held_out[split], self.config.decoding()
         encode = CaptionEncoder(self.tokenizer, self.config.max_text_tokens)
-        dataset = EvalPairs(pairs, encode, self.eval_transform())
+        dataset = EvalPairs(pairs, encode, self.eval_transform(), limits=ImageLimits.of_mb(self.config.max_image_mb))
         batches = self.eval_batches(dataset)
         own: list[tuple] = []  # index, caption, log-probability
         for batch in batches:

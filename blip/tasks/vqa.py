@@ -18,6 +18,7 @@ from torch import Tensor
 
 from blip.checkpoints.format import INFO
 from blip.config import ConfigError, annotation_files
+from blip.data.image_bytes import ImageLimits
 from blip.data.question_splits import answer_list, majority_answers, read_answers, shared_images, split_by_image
 from blip.data.questions import (
     EvalQuestions,
@@ -115,6 +116,7 @@ class Answering(FineTuning):
             transform=transform,
             seed=config.seed,
             max_skipped_fraction=config.max_skipped_fraction,
+            limits=ImageLimits.of_mb(config.max_image_mb),
         )
 
     def step(self, batch: VqaBatch, step: int) -> Step:
@@ -176,7 +178,8 @@ class Answering(FineTuning):
     def evaluate(self, split: str) -> dict[str, Any]:
         """Answers the questions of the split and scores them; each answer goes into `answers_SPLIT.json`."""
         questions = self.held_out[split]
-        batches = self.eval_batches(EvalQuestions(questions, self.encoder(), self.eval_transform()))
+        limits = ImageLimits.of_mb(self.config.max_image_mb)
+        batches = self.eval_batches(EvalQuestions(questions, self.encoder(), self.eval_transform(), limits=limits))
         own: list[tuple] = []  # index, answer, probability
         for batch in batches:
             batch = batch.to(self.device)

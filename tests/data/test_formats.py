@@ -10,9 +10,9 @@ from helpers.real_files import RAD, lines, need, read
 from helpers.running import run_verb
 from helpers.set_files import BAD, hub_rows, png, put, put_arrow, put_parquet, shade
 
-from blip.data import images
 from blip.data.check import check_data
 from blip.data.formats import iter_json_object
+from blip.data.image_bytes import read_image
 from blip.data.images import UnreadableImage, open_image
 from blip.data.pairs import Pairs, read_pairs
 from blip.data.questions import read_questions
@@ -164,7 +164,7 @@ def test_a_row_of_parquet_and_of_arrow(tmp_path: Path) -> None:
     path = put_parquet(tmp_path / "x.parquet", hub_rows(5, caption="t"))
     folder = put_arrow(tmp_path / "train", hub_rows(5, first=40, caption="t"))
     for row in (4, 0, 3, 2, 1, 4):
-        assert images.read_image(f"{path}#{row}") == png(row)
+        assert read_image(f"{path}#{row}") == png(row)
     assert [shade(open_image(f"{folder}/data-00001-of-00002.arrow#{row}")) for row in (1, 0)] == [43, 41]
     for row in (5, 99):
         with pytest.raises(UnreadableImage, match="it has 5 rows"):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from blip.data import images, transforms
-from blip.data.images import UnreadableImage, open_image, to_rgb
+from blip.data import grey_levels, transforms
+from blip.data.images import ImageLimits, UnreadableImage, open_image, to_rgb
 from blip.data.transforms import RandAugment, eval_transform, train_transform
 
 RAMP = np.linspace(0, 255, 64 * 48).reshape(48, 64)
@@ -49,15 +49,15 @@ def test_deep_images_are_windowed_not_clipped(dtype: type, top: float) -> None:
 def test_window_ignores_outliers_and_survives_odd_content() -> None:
     values = RAMP.copy()
     values[0, :2] = 1e9
-    assert np.abs(images.window(values)[1:] - RAMP[1:]).max() < 6
-    assert images.window(np.full((4, 4), 7.0)).max() == 0
+    assert np.abs(grey_levels.window(values)[1:] - RAMP[1:]).max() < 6
+    assert grey_levels.window(np.full((4, 4), 7.0)).max() == 0
     few = np.zeros((100, 100))
     few[0, 0] = 3
-    assert images.window(few)[0, 0] == 255
+    assert grey_levels.window(few)[0, 0] == 255
     holes = RAMP.copy()
     holes[0, 0], holes[0, 1] = np.nan, np.inf
-    assert images.window(holes)[0, :2].tolist() == [0, 255]
-    assert images.window(np.full((2, 2), np.nan)).max() == 0
+    assert grey_levels.window(holes)[0, :2].tolist() == [0, 255]
+    assert grey_levels.window(np.full((2, 2), np.nan)).max() == 0
 
 
 def test_transparency_lies_on_white() -> None:
@@ -102,14 +102,14 @@ def test_broken_files_are_named(tmp_path: Path, content: bytes | None, reason: s
     assert caught.value.path == str(path)
 
 
-def test_sizes_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage, match="0 x 5"):
         open_image(Image.new("L", (0, 5)))
-    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    limits = ImageLimits(max_pixels=100)
     with pytest.raises(UnreadableImage, match="11 x 10 pixels, more than 100"):
-        open_image(_encoded(Image.new("L", (11, 10))))
-    assert open_image(_encoded(Image.new("L", (10, 10)))).size == (10, 10)
-    with pytest.raises(UnreadableImage, match="irectory"):
+        open_image(_encoded(Image.new("L", (11, 10))), limits)
+    assert open_image(_encoded(Image.new("L", (10, 10))), limits).size == (10, 10)
+    with pytest.raises(UnreadableImage, match="is a folder"):
         open_image(tmp_path)
 
 
