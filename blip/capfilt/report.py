@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from blip.capfilt.merge import MergeError, Rule, scored_lines, settled
-from blip.data.images import UnreadableImage, open_image
+from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
+from blip.data.images import open_image
 from blip.data.jsonl_shards import Line
 from blip.html_page import Html, histogram, image, page, table, write_page
 
@@ -50,7 +51,15 @@ def read_scores(folders: Sequence[Path]) -> Scores:
     return Scores(*arrays, list(sources), problems, unreadable)
 
 
-def write_report(folders: Sequence[Path], out: Path, rule: Rule, *, examples: int = 50, seed: int = 0) -> None:
+def write_report(
+    folders: Sequence[Path],
+    out: Path,
+    rule: Rule,
+    *,
+    examples: int = 50,
+    seed: int = 0,
+    limits: ImageLimits = LIMITS,
+) -> None:
     """Writes the page: histograms by source, counts, random kept and dropped pairs, those nearest the threshold, and
     those about which matching and contrast differ most."""
     rule = settled(rule, folders)
@@ -75,7 +84,9 @@ def write_report(folders: Sequence[Path], out: Path, rule: Rule, *, examples: in
             if number in wanted:
                 lines[number] = line
             number += 1
-    examples_of = {title: [_pair(lines[int(i)], bool(kept[i])) for i in numbers] for title, numbers in shown.items()}
+    examples_of = {
+        title: [_pair(lines[int(i)], bool(kept[i]), limits) for i in numbers] for title, numbers in shown.items()
+    }
     content = page(
         "capfilt/report.html",
         title="CapFilt: what was kept",
@@ -120,11 +131,11 @@ def _histograms(scores: Scores, rule: Rule) -> Iterator[Html]:
             yield histogram(f"{name}, {source}", counts.tolist(), low, high=high, mark=threshold)
 
 
-def _pair(line: Line, kept: bool) -> dict[str, object]:
+def _pair(line: Line, kept: bool, limits: ImageLimits) -> dict[str, object]:
     """What the page shows of a pair; of an image that cannot be read, why."""
     picture, problem = None, ""
     try:
-        opened = open_image(line["image"])
+        opened = open_image(line["image"], limits)
         opened.thumbnail((SIDE, SIDE))
         picture = image(opened, "JPEG", 80)
     except UnreadableImage as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from blip.errors import BlipError
+from blip.files import json_text
 
 Skipped = tuple[int, str, str]  # index of the record, path of its image, reason
 
@@ -69,4 +70,4 @@ class SkipLog:
             for index, path, reason in new.values():
                 if path not in written:
                     note = {"index": index, "path": path, "reason": reason}
-                    file.write(json.dumps(note, ensure_ascii=False) + "\n")
+                    file.write(json_text(note, None))

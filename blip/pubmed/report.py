@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from PIL import Image, ImageDraw
 
+from blip.data.image_bytes import LIMITS, ImageLimits
 from blip.data.images import open_or_problem
 from blip.errors import BlipError
 from blip.html_page import Html, image, page, table_of_counts, write_page
@@ -27,7 +28,9 @@ class ReportError(BlipError):
     """There is no data set to report on."""
 
 
-def write_report(dataset: Path, out: Path, pairs: int = 24, *, figures: int = 10, seed: int = 0) -> None:
+def write_report(
+    dataset: Path, out: Path, pairs: int = 24, *, figures: int = 10, seed: int = 0, limits: ImageLimits = LIMITS
+) -> None:
     """Writes the page: counts for each stage, licences, years, lengths, random pairs, split figures, failures.
 
     Args:
@@ -53,9 +56,9 @@ def write_report(dataset: Path, out: Path, pairs: int = 24, *, figures: int = 10
         tables=_counts(stages, built),
         failures=_failures(stages, built),
         problems=[text for stage in (*stages.values(), built) for text in stage["problems"]][:FAILURES],
-        pairs=list(_pairs(dataset, pairs, rng)),
+        pairs=list(_pairs(dataset, pairs, rng, limits=limits)),
         pairs_file=pairs_file,
-        figures=list(_figures(pairs_file, figures, rng)) if pairs_file.is_file() else None,
+        figures=list(_figures(pairs_file, figures, rng, limits=limits)) if pairs_file.is_file() else None,
     )
     write_page(out, content)
 
@@ -119,7 +122,7 @@ def _failures(stages: dict[str, Any], built: dict[str, Any]) -> Html:
 # ---- examples --------------------------------------------------------------------------------------------------------
 
 
-def _pairs(dataset: Path, most: int, rng: random.Random) -> Iterator[dict[str, Any]]:
+def _pairs(dataset: Path, most: int, rng: random.Random, *, limits: ImageLimits) -> Iterator[dict[str, Any]]:
     """Pairs drawn from all parts, each with its image and its source."""
     records: Iterator[Line] = (
         record for name in NAMES for record in json.loads((dataset / f"{name}.json").read_text(encoding="utf-8"))
@@ -128,16 +131,16 @@ def _pairs(dataset: Path, most: int, rng: random.Random) -> Iterator[dict[str, A
         certainty = f"{record['how']} {record['confidence']:.2f}" if "how" in record else ""
         about = (record.get("article"), record.get("label"), record.get("license"), certainty)
         texts = {"caption": record["caption"], "about": " \u00b7 ".join(str(part) for part in about if part)}
-        yield texts | _picture(str(dataset / record["image"]), SIDE)
+        yield texts | _picture(str(dataset / record["image"]), SIDE, limits=limits)
 
 
-def _figures(pairs: Path, most: int, rng: random.Random) -> Iterator[dict[str, Any]]:
+def _figures(pairs: Path, most: int, rng: random.Random, *, limits: ImageLimits) -> Iterator[dict[str, Any]]:
     """Figures that were split, with the boxes of their panels and the text of each."""
     for lines in _sample(_split_figures(pairs), most, rng):
         boxes = [(line["box"], COLORS[at % len(COLORS)]) for at, line in enumerate(lines)]
         panels = [_panel(line, color) for line, (_, color) in zip(lines, boxes, strict=True)]
         about = f"{lines[0]['article']} {lines[0]['label']}"
-        yield {"panels": panels, "about": about} | _picture(lines[0]["whole_image"], WIDE, boxes)
+        yield {"panels": panels, "about": about} | _picture(lines[0]["whole_image"], WIDE, boxes, limits=limits)
 
 
 def _panel(line: Line, color: str) -> dict[str, str]:
@@ -164,9 +167,9 @@ def _sample(items: Iterable[T], most: int, rng: random.Random) -> list[T]:
     return chosen
 
 
-def _picture(path: str, side: int, boxes: Iterable[tuple[Any, str]] = ()) -> dict[str, Any]:
+def _picture(path: str, side: int, boxes: Iterable[tuple[Any, str]] = (), *, limits: ImageLimits) -> dict[str, Any]:
     """`picture`, with boxes drawn on it, is part of the page itself; `problem` is why an image cannot be read."""
-    picture, problem = open_or_problem(path)
+    picture, problem = open_or_problem(path, limits)
     if picture is None:
         return {"picture": None, "problem": problem}
     width = max(2, max(picture.size) // 150)

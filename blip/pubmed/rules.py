@@ -39,10 +39,12 @@ class Rules:
     def check(self) -> None:
         """BuildError where the shares do not add up to 1, or a limit is no number; InputError for unknown licences."""
         shares = self.split_shares
-        if not all(0 <= share <= 1 for share in shares) or not abs(sum(shares) - 1) <= 1e-6:
+        # no comparison with NaN is true
+        if not (all(share >= 0 for share in shares) and abs(sum(shares) - 1) <= 1e-6):
             raise BuildError(f"the shares {' '.join(map(str, shares))} of train, val and test do not add up to 1")
-        if not math.isfinite(self.min_confidence) or not self.max_aspect >= 1:
-            raise BuildError(f"min_confidence {self.min_confidence} and max_aspect {self.max_aspect}: no such limits")
+        for name in ("min_confidence", "max_aspect"):
+            if math.isnan(getattr(self, name)):
+                raise BuildError(f"{name} is nan: give a number")
         selected_families(self.licenses)
 
     def rejection(self, line: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from blip import distributed
-from blip.errors import BlipError
+from blip.errors import BlipError, printable
 from blip.files import write_error, write_whole
 
 METRICS = "metrics.jsonl"
@@ -76,7 +76,7 @@ class RunLog:
 
     def message(self, text: str, style: str = "") -> None:
         """Shows a line; `style` is a style of rich, such as "yellow" for warnings."""
-        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(text), style=style, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         if self.active and self.live:
