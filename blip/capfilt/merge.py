@@ -74,11 +74,23 @@ class Merged:
 
 
 def scored_lines(folders: Sequence[Path]) -> Iterator[Line]:
-    """Lines with scores, and those with a problem; MergeError for shards that are not scored."""
+    """Lines with scores, and those with a problem; MergeError for shards or lines that are not scored."""
     for folder in folders:
         if (step := settings_of(folder).get("step")) != "score":
             raise MergeError(f"{folder} holds shards of `{step}`, not of `filter`: score them first")
-        yield from read_lines(folder)
+        for number, line in enumerate(read_lines(folder), 1):
+            if "problem" not in line:
+                _check_scores(line, f"{folder}, line {number} of its shards ({line.get('image')})")
+            yield line
+
+
+def _check_scores(line: Line, where: str) -> None:
+    """MergeError unless the match probability and the cosine are numbers in their ranges, which NaN is not."""
+    for name, low in (("match", 0), ("itc", -1)):
+        score = line.get(name)
+        # cosines in low precision exceed 1 by rounding
+        if isinstance(score, bool) or not isinstance(score, int | float) or not low - 0.01 <= score <= 1.01:
+            raise MergeError(f"{where}: `{name}` is {score!r}, which is no score: run `blip capfilt filter` again")
 
 
 def threshold_of(folders: Sequence[Path], fraction: float) -> float:

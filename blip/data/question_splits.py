@@ -50,7 +50,8 @@ def split_by_image(questions: Questions, shares: Sequence[float], seed: int = 0)
         seed: of the split. Except near the limits of the shares, an image's part depends only on it and the image's
             name.
     """
-    if not shares or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+    # no comparison with NaN is true
+    if not shares or not (all(share >= 0 for share in shares) and abs(sum(shares) - 1) <= 1e-6):
         raise InputError(f"shares are {list(shares)}; they are 0 or more and sum to 1, such as [0.8, 0.1, 0.1]")
     groups: dict[str, list[int]] = {}
     contents = _contents(questions)

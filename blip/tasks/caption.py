@@ -101,7 +101,9 @@ class Captioning(PairFineTuning):
             bert_score_model=self.config.bert_score_model or None,
             seed=self.config.seed,
         )
-        same = [float(text == " ".join(pairs.captions(i)[0].lower().split())) for i, text, _ in written]
+        firsts = [pairs.captions(i)[0] for i, _, _ in written]
+        spelt = [(" ".join(first.lower().split()), self.tokenizer.written(first)) for first in firsts]
+        same = [float(text in both) for (_, text, _), both in zip(written, spelt, strict=True)]
         exact = bootstrap(same, groups, seed=self.config.seed)
         metrics: dict[str, Any] = {f"{split}_images": len(written), f"{split}_exact": exact.mean}
         metrics |= {f"{split}_{LOGGED[name]}": x.mean for name, x in scores.scores.items() if name in LOGGED}

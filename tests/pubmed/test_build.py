@@ -278,6 +278,14 @@ def test_boxes_that_are_none_are_not_drawn(box: object, tmp_path: Path) -> None:
 def test_build_tells_what_is_wrong(many: Path, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="do not add up to 1"):
         build(many, tmp_path / "out", Rules(split_shares=(0.8, 0.1, 0.2)))
+    for odd in ((math.nan,) * 3, (1.0, math.nan, 0.0), (math.inf, -math.inf, 1.0), (1.2, -0.2, 0.0)):
+        with pytest.raises(BuildError, match="do not add up to 1"):
+            build(many, tmp_path / "out", Rules(split_shares=odd))
+    for name in ("min_confidence", "max_aspect"):
+        with pytest.raises(BuildError, match=f"{name} is nan"):
+            build(many, tmp_path / "out", Rules(**{name: math.nan}))
+    said = run_verb("pubmed", "build", many, "--out", tmp_path / "out", "--splits", "nan", "nan", "nan")
+    assert said.exit_code == 1 and "do not add up to 1" in said.stderr and not (tmp_path / "out").exists()
     with pytest.raises(BuildError, match=r"of 90 pairs none is left \(licence 90\)"):
         build(many, tmp_path / "out", Rules(licenses=["CC0"]))
     assert not list((tmp_path / "out").glob("*.json*"))
