@@ -13,6 +13,6 @@ licenses license_grammar retractions   names of licences, and what they are read
 jats jats_text extract   one article of JATS XML; the text of an element; figures and captions of many articles
 panels               compound figures and their captions, divided
 build rules duplicates card report   the data set; which pairs go into it; equal pictures; its card; its report
-claims workers       which outputs the steps may write; several processes
+claims build_options workers   which outputs the steps may write; long options of the verbs; several processes
 run cli              all steps by one configuration; `blip pubmed VERB`
 """

@@ -14,8 +14,8 @@ from blip.command_line import MaxImageMb, Overwrite, say, user_errors
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.errors import BlipError
 from blip.outputs import claim_output, locked
-from blip.pubmed.build_options import KeepWhole, MaxAspect, MinConfidence, Shares
-from blip.pubmed.server_options import MaxAnswerMb, MaxMb, MaxRatio, MaxSeconds, MaxWait
+from blip.pubmed.build_options import KeepWhole, MaxAspect, MinConfidence, NotWords, Shares, SplitCaptions
+from blip.pubmed.server_options import Downloads, MaxAnswerMb, MaxMb, MaxRatio, MaxSeconds, MaxWait
 
 app = typer.Typer(no_args_is_help=True, help="Articles of PubMed Central: from a search to image-caption pairs.")
 Corpus = Annotated[Path, typer.Argument(help="folder of the catalogue and the articles")]
@@ -79,9 +79,7 @@ def fetch(
     *,
     licenses: Annotated[str, typer.Option(help="of articles to fetch, such as CC-BY,CC0; without: all")] = "",
     retracted: Retracted = False,
-    num_workers: Annotated[
-        int, typer.Option("--num_workers", "--workers", min=1, help="downloads at the same time")
-    ] = 4,
+    num_workers: Downloads = 4,
     rate: Annotated[float, typer.Option(min=0.01, help="requests per second, over all workers")] = 10.0,
     update: Annotated[bool, typer.Option("--update", help="first check which articles changed")] = False,
     inventory: Annotated[Path | None, typer.Option(help="a downloaded inventory CSV, for --update")] = None,
@@ -158,9 +156,7 @@ def split(
     max_image_mb: MaxImageMb = MAX_MB,
     read_letters: Annotated[bool, typer.Option("--read_letters", help="read panel letters (RapidOCR)")] = False,
     weights: Annotated[Path | None, typer.Option(help="of another detector")] = None,
-    split_captions: Annotated[
-        Path | None, typer.Option("--split_captions", "--splits", help="captions that were split elsewhere: .jsonl")
-    ] = None,
+    split_captions: SplitCaptions = None,
     min_side: Annotated[int, typer.Option("--min_side", min=1, help="pixels of the shorter side of a sub-figure")] = 48,
     overwrite: Overwrite = False,
 ) -> None:
@@ -204,9 +200,7 @@ def build(
     min_words: Annotated[int, typer.Option("--min_words", help="of a caption")] = 3,
     max_words: Annotated[int, typer.Option("--max_words", help="of a caption")] = 300,
     words: Annotated[str, typer.Option(help="a caption has one of these, such as MRI,CT,scan")] = "",
-    not_words: Annotated[
-        str, typer.Option("--not_words", help="a caption has none of these, such as flowchart,diagram")
-    ] = "",
+    not_words: NotWords = "",
     duplicates: Annotated[bool, typer.Option("--duplicates", help="keep repeated pictures")] = False,
     shards: Annotated[bool, typer.Option("--shards", help="also write webdataset shards")] = False,
     num_workers: NumWorkers = 1,
