@@ -6,12 +6,51 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, NotRequired, TypedDict
+
+from pydantic import AfterValidator, ConfigDict, Field
 
 from blip.data.compact import Labels, Texts
 from blip.data.jsonl_shards import is_shards, read_lines
 from blip.data.pairs import read_pairs
 
 WEB, SYNTHETIC, HUMAN = "web", "synthetic", "human"
+MAX_ROUND = (1 << 16) - 1
+
+
+class _Line(TypedDict):
+    """The entries of a line of CapFilt's shards; see `steps.py`. Others are kept as they are."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)  # type: ignore[misc]
+
+    image: str
+    text: NotRequired[str]
+    source: NotRequired[str]
+    round: NotRequired[Annotated[int, Field(ge=0, le=MAX_ROUND)]]
+    match: NotRequired[Annotated[float, Field(ge=0, le=1)]]
+    itc: NotRequired[Annotated[float, Field(ge=-1.001, le=1.001)]]
+    problem: NotRequired[str]
+
+
+def _has(*names: str) -> Any:
+    """A check that a line with a text has these entries too."""
+
+    def check(line: dict[str, Any]) -> dict[str, Any]:
+        if missing := [name for name in names if "problem" not in line and name not in line]:
+            raise ValueError(f"has no {', '.join(missing)}")
+        return line
+
+    return AfterValidator(check)
+
+
+def _whole(line: dict[str, Any]) -> dict[str, Any]:
+    if "text" in line and not {"source", "round"} <= line.keys():
+        raise ValueError("a text without its source and round")
+    return line
+
+
+CaptionedLine = Annotated[_Line, AfterValidator(_whole)]  # of `caption` and of `filter`
+ScoredLine = Annotated[_Line, _has("text", "source", "round", "match", "itc")]  # of `filter`
 
 
 @dataclass
@@ -93,7 +132,7 @@ def read_candidates(data: Sequence[str], image_root: str = "") -> Candidates:
     candidates = Candidates()
     for place in data:
         if is_shards(place):
-            for line in read_lines(Path(place)):
+            for line in read_lines(Path(place), CaptionedLine):  # type: ignore[arg-type]
                 if "text" in line:
                     candidates.add(line["image"], line["text"], line["source"], round_=line["round"])
                 elif "problem" not in line:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from blip.capfilt.candidates import HUMAN, SYNTHETIC, WEB
+from blip.capfilt.candidates import HUMAN, SYNTHETIC, WEB, ScoredLine
 from blip.data.images import UnreadableImage, open_image, read_image
 from blip.data.jsonl_shards import Line, read_lines, settings_of, write_jsonl
 from blip.data.pairs import read_pairs
@@ -74,11 +74,27 @@ class Merged:
 
 
 def scored_lines(folders: Sequence[Path]) -> Iterator[Line]:
-    """Lines with scores, and those with a problem; MergeError for shards that are not scored."""
+    """Lines with scores, and those with a problem.
+
+    Raises:
+        MergeError: shards are not scored, or the same texts are given twice.
+        ShardError: a shard or a line is damaged.
+    """
+    _check_scored(folders)
     for folder in folders:
-        if (step := settings_of(folder).get("step")) != "score":
+        yield from read_lines(folder, ScoredLine)  # type: ignore[arg-type]
+
+
+def _check_scored(folders: Sequence[Path]) -> None:
+    """MergeError for shards that are not scored, and for the same texts in two folders: they would count twice."""
+    seen: dict[Any, Path] = {}
+    for folder in folders:
+        settings = settings_of(folder)
+        if (step := settings.get("step")) != "score":
             raise MergeError(f"{folder} holds shards of `{step}`, not of `filter`: score them first")
-        yield from read_lines(folder)
+        for same in (folder.resolve(), settings.get("data")):
+            if same is not None and (other := seen.setdefault(str(same), folder)) is not folder:
+                raise MergeError(f"{other} and {folder} hold scores of the same texts: give one of them")
 
 
 def threshold_of(folders: Sequence[Path], fraction: float) -> float:

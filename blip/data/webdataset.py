@@ -23,11 +23,12 @@ from blip.data.formats import parse_record
 from blip.data.images import ENDINGS
 from blip.data.tar_reader import Digested, Stored, samples
 from blip.data.tar_sizes import SIZES, UNFINISHED, Count, Shard, TarError, check_length, recorded
-from blip.errors import BlipError
+from blip.errors import BlipError, InputError
 from blip.files import ReadError, parse_json, read_json, whole_file, write_whole
 
 TEXTS = ("txt", "text", "caption")  # endings of a caption alone
 OTHER_SIZES = f"{SIZES} belongs to other shards, or this one is damaged: write them anew, or remove {SIZES}"
+MAX_CAPTION = 1_000_000  # characters
 RETRIES = 2  # after a broken connection, before the rest of the shard counts as unreadable
 NEEDS_WEBDATASET = "reading and writing webdataset shards needs webdataset: pip install -e '.[webdataset]'"
 
@@ -65,7 +66,11 @@ class Raw:
             raw: dict[str, Any] = parse_json(self.parts.get("json", b"{}"), dict[str, Any], "its JSON")
             if text is not None and "caption" not in raw:
                 raw["caption"] = text.decode("utf-8").strip()
-            _, captions, image_id = parse_record({**raw, "image": raw.get("image") or self.key})
+            # the image is in the shard: what the record calls it, perhaps an address, is a name and no path
+            _, captions, image_id = parse_record({**raw, "image": "in the shard"})
+            if max(map(len, captions)) > MAX_CAPTION:
+                raise InputError(f"its caption has more than {MAX_CAPTION:,} characters")
+            "".join(captions).encode()  # JSON may hold half a surrogate pair
         except (ReadError, ValueError) as error:  # ValueError: of UTF-8 too
             raise BrokenSample(str(error)) from None
         return {**raw, "caption": captions, "image_id": image_id}

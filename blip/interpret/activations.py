@@ -145,9 +145,9 @@ def _shard(
         numbers += [number for number, _ in batch]
         texts, answers = [one.text for _, one in batch], [one.answer for _, one in batch]
         if objective.has_answers:
-            answers = completed_answers(m, images, texts, answers)
+            answers = completed_answers(m, images, texts, answers=answers)
         with torch.no_grad(), trace(m, what.points) as t:
-            objective.scores(m, images, texts, answers)
+            objective.scores(m, images, texts, answers=answers)
         tokens = {"lengths": m.ids(texts)[1]} if objective.reads_texts else {}
         if objective.has_answers:
             tokens["answer_lengths"] = m.ids(answers)[1]

@@ -318,10 +318,10 @@ def test_questions_through_the_question_encoder(tiny_checkpoint: Path, pictures:
     questions = ["what shape is the lesion?", "where?"]
     found = explain_pairs(m, pictures[:2], questions, answers=["round", "upper left"])
     assert [one.answer for one in found] == ["round", "upper left"] and found[0].layer == 1
-    expected = answer_log_probs(m, pictures[:2], questions, ["round", "upper left"])
+    expected = answer_log_probs(m, pictures[:2], questions, answers=["round", "upper left"])
     assert [one.score for one in found] == pytest.approx(expected.tolist())
     with blip.trace(m, "text.1.cross.*", grads=True) as t:
-        answer_log_probs(m, pictures[1:2], questions[1:], ["upper left"]).sum().backward()
+        answer_log_probs(m, pictures[1:2], questions[1:], answers=["upper left"]).sum().backward()
     word, span = word_spans(m, "where?")[0]
     assert word == "where"
     assert torch.allclose(found[1].maps[0], blip.gradcam(t, "text.1.cross")[0, span].sum(0), atol=1e-9)
