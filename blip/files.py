@@ -147,7 +147,7 @@ def json_problem(error: Exception) -> str:
 def checked_as(value: Any, kind: type[T], path: str | Path, *, place: str = "") -> T:
     """A value of a file as a `kind`; `path` and `place` name it in a ReadError that lists what is wrong."""
     try:
-        return cast(T, _adapter(kind).validate_python(value))
+        return cast(T, _adapter(cast(Any, kind)).validate_python(value))
     except ValidationError as error:
         wrong = [f"{'.'.join(map(str, one['loc']))[:200] or 'it'}: {one['msg'][:200]}" for one in error.errors()[:5]]
         raise ReadError(path, place, f"not of the expected form: {'; '.join(wrong)}") from error

@@ -6,9 +6,10 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired
 
 from pydantic import AfterValidator, ConfigDict, Field
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from blip.data.compact import Labels, Texts
 from blip.data.jsonl_shards import is_shards, read_lines
@@ -32,25 +33,20 @@ class _Line(TypedDict):
     problem: NotRequired[str]
 
 
-def _has(*names: str) -> Any:
-    """A check that a line with a text has these entries too."""
-
-    def check(line: dict[str, Any]) -> dict[str, Any]:
-        if missing := [name for name in names if "problem" not in line and name not in line]:
-            raise ValueError(f"has no {', '.join(missing)}")
-        return line
-
-    return AfterValidator(check)
-
-
-def _whole(line: dict[str, Any]) -> dict[str, Any]:
+def _captioned(line: Any) -> Any:
     if "text" in line and not {"source", "round"} <= line.keys():
-        raise ValueError("a text without its source and round")
+        raise ValueError("a text needs its source and round")
     return line
 
 
-CaptionedLine = Annotated[_Line, AfterValidator(_whole)]  # of `caption` and of `filter`
-ScoredLine = Annotated[_Line, _has("text", "source", "round", "match", "itc")]  # of `filter`
+def _scored(line: Any) -> Any:
+    if "problem" not in line and not {"text", "source", "round", "match", "itc"} <= line.keys():
+        raise ValueError("a scored line needs text, source, round, match and itc, or a problem")
+    return line
+
+
+CaptionedLine = Annotated[_Line, AfterValidator(_captioned)]  # of `caption` and `filter`
+ScoredLine = Annotated[_Line, AfterValidator(_scored)]  # of `filter`
 
 
 @dataclass

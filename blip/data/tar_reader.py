@@ -31,8 +31,10 @@ class Stored:
     problem: str = ""
 
 
-def samples(file: IO[bytes], start: int | None = 0) -> Iterator[Stored]:
+def samples(file: Any, start: int | None = 0) -> Iterator[Stored]:
     """The samples of a tar file, which may be compressed, from `start` on; None: of no sample the content is read.
+
+    `file` is open for reading bytes, and can go back to its start.
 
     Raises:
         tarfile.TarError: the file ends before its end mark, or holds something else than files with their headers.
@@ -79,7 +81,7 @@ def _members(stream: "_Forward") -> Iterator[tuple[tarfile.TarInfo, str]]:
             yield member, member.name
         if tar.offset - stream.tell() > MAX_PASSED:
             raise tarfile.ReadError(f"{member.name} has {member.size:,} bytes; nothing is looked for behind it")
-        tar.members = []  # it would list all of them
+        tar.members = []  # type: ignore[attr-defined]  # it would list all of them
         stream.budget = MAX_HEADER
     if stream.last.strip(b"\0") or len(stream.last) < tarfile.BLOCKSIZE:
         raise tarfile.ReadError("it ends without the end mark of a tar file: it is cut short or damaged")
@@ -154,7 +156,7 @@ class Digested:
             pass
 
 
-def _uncompressed(file: IO[bytes]) -> IO[bytes]:
+def _uncompressed(file: Any) -> Any:
     """The file, or its content where it is compressed as its first bytes show."""
     head = file.read(6)
     file.seek(0)

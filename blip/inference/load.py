@@ -140,8 +140,8 @@ def _check_base(folder: Path, base: dict, vit: ViTConfig, *, text: TextConfig) -
     """CheckpointError where adapters describe another model than their base, whose sizes are those of its tensors."""
     theirs = base.get("text_encoder") or base["text_decoder"]
     pairs = [(name, getattr(vit, name), base["image_encoder"][name]) for name in ("patch", "width", "depth")]
-    pairs += [(f"text {name}", getattr(text, name), theirs[name]) for name in ("width", "layers", "hidden", "vocab_size",
-                                                                               "max_positions")]  # fmt: skip
+    names = ("width", "layers", "hidden", "vocab_size", "max_positions")
+    pairs += [(f"text {name}", getattr(text, name), theirs[name]) for name in names]
     if wrong := [f"{name} {own} (the base has {other})" for name, own, other in pairs if own != other]:
         raise CheckpointError(f"{folder} does not fit its base checkpoint: {', '.join(wrong)}")
 
