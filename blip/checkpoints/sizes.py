@@ -46,13 +46,13 @@ def check_sizes(info: dict[str, Any], tensors: Tensors, path: Path) -> None:
     for part, found in _sizes(tensors, path).items():
         stated = info.get(part)
         if part == "embed_dim":
-            wrong = [] if stated in (found, None) else [f"embed_dim is {stated}, the tensors have {found}"]
+            wrong = [] if stated in (found, None) else [f"embed_dim is {stated}, by the tensors' shapes {found}"]
         elif stated is None:
             wrong = [f"{part} is missing"]
         else:
             kind = ImageSizes if part == "image_encoder" else TextSizes
             whole = kind(**stated).model_dump()
-            wrong = [f"{part}.{name} is {whole[name]}, the tensors have {value}"
+            wrong = [f"{part}.{name} is {whole[name]}, by the tensors' shapes {value}"
                      for name, value in found.items() if name != "dropout" and whole[name] != value]  # fmt: skip
         if wrong:
             raise CheckpointError(f"{path} does not give the model's sizes: {'; '.join(wrong)}")
