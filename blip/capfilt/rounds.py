@@ -25,7 +25,7 @@ from blip.capfilt.report import write_report
 from blip.checkpoints.format import TOKENIZER
 from blip.config import Config, ConfigError, PretrainConfig, RunConfig, dump_config, load_config, with_options
 from blip.errors import BlipError
-from blip.files import write_whole
+from blip.files import read_json, write_whole
 from blip.hashing import fingerprint
 from blip.inference.load import load
 from blip.tasks import caption, pretrain, retrieval
@@ -145,7 +145,7 @@ class Rounds:
         config = with_options(config, given, f"options for {place}")
         done = place / DONE
         about = made_from(config)
-        if done.exists() and (before := json.loads(done.read_text())) != about:
+        if done.exists() and (before := read_json(done, dict[str, Any])) != about:
             other = sorted(key for key in {**before, **about} if before.get(key) != about.get(key))
             raise ConfigError(f"{place} was trained with another {', '.join(other)}; give another --output_dir, or "
                               "delete that folder and those of the steps after it")  # fmt: skip

@@ -5,15 +5,17 @@ The records of each data set are read in `data/sets/`. The generic record of cap
 """
 
 import csv
-import json
+import io
 import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from blip.errors import BlipError, InputError
+from blip.errors import InputError
+from blip.files import JSON_DECODER, JSON_ERRORS, MAX_LINE, ReadError, json_problem, open_regular, read_text
 
 BLANK = re.compile(r"\s*")
 NEEDS_PYARROW = "reading parquet and arrow files needs pyarrow: pip install -e '.[parquet]'"
@@ -21,12 +23,8 @@ NEEDS_PYARROW = "reading parquet and arrow files needs pyarrow: pip install -e '
 Records = Iterator[tuple[str, Any]]  # place, such as "line 3", and record
 
 
-class AnnotationError(BlipError):
+class AnnotationError(ReadError):
     """A broken annotation file: `path` names it, `place` the record ("" for the whole file), `problem` the fault."""
-
-    def __init__(self, path: str | Path, place: str, problem: str):
-        super().__init__(f"{path}{', ' if place else ''}{place}: {problem}")
-        self.path, self.place, self.problem = str(path), place, problem
 
 
 def iter_records(
@@ -60,14 +58,20 @@ def iter_records(
 
 def checked(path: Path, read: Callable[[Path], Records]) -> Records:
     """What `read` yields for the file; AnnotationError where it is absent, not UTF-8 or holds no records."""
-    if not path.is_file():
-        raise AnnotationError(path, "", "is a folder" if path.is_dir() else "no such file")
+    if not path.exists():
+        raise AnnotationError(path, "", "no such file")
     place = ""
     try:
+        with open_regular(path):
+            pass
         for place, record in read(path):
             yield place, record
+    except ReadError as error:
+        raise AnnotationError(path, error.place, error.problem) from None
     except UnicodeDecodeError as error:
-        raise AnnotationError(path, place and f"after {place}", f"not UTF-8 text ({error}); save it as UTF-8") from None
+        raise AnnotationError(path, place and f"after {place}", json_problem(error)) from None
+    except OSError as error:  # such as too many open files
+        raise AnnotationError(path, place and f"after {place}", error.strerror or str(error)) from None
     if not place:
         raise AnnotationError(path, "", "holds no records")
 
@@ -77,8 +81,11 @@ def checked(path: Path, read: Callable[[Path], Records]) -> Records:
 
 def iter_lines(path: Path) -> Records:
     """("line 3", its text) of each line that is not blank, without its line end."""
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
+    with open_regular(path) as file:
+        text = io.TextIOWrapper(file, "utf-8-sig")
+        for number, line in enumerate(iter(partial(text.readline, MAX_LINE), ""), 1):
+            if len(line) == MAX_LINE:
+                raise AnnotationError(path, f"line {number}", f"has {MAX_LINE:,} characters or more")
             if line.strip():
                 yield f"line {number}", line.rstrip("\r\n")
 
@@ -87,12 +94,12 @@ def is_object(path: Path) -> bool:
     """Whether the file is JSON with an object instead of a list at its root, or one record a line."""
     if path.suffix.lower() != ".json" or not path.is_file():
         return False
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
 
 
 def _json(path: Path) -> Records:
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path)
     position = _after_blanks(text, 0)
     if position == len(text):
         return
@@ -108,8 +115,8 @@ def _json(path: Path) -> Records:
 
 def iter_json_object(path: Path) -> Records:
     """(key, item) of a JSON object: each item of its lists, such as ("images", {...}), and each other value."""
-    text = path.read_text(encoding="utf-8-sig")
-    decode = json.JSONDecoder().raw_decode
+    text = read_text(path)
+    decode = JSON_DECODER.raw_decode
     position = _after_blanks(text, 0)
     if text[position : position + 1] != "{":
         raise AnnotationError(path, "", f"is no JSON object: it starts with {text[position : position + 1]!r}")
@@ -129,8 +136,8 @@ def iter_json_object(path: Path) -> Records:
             else:
                 value, position = decode(text, position)
                 yield key, value
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise AnnotationError(path, "", f"not valid JSON ({error})") from None
+        except JSON_ERRORS as error:
+            raise AnnotationError(path, "", json_problem(error)) from None
         position = _after_blanks(text, position)
         mark = text[position : position + 1]
         if mark not in (",", "}"):
@@ -143,15 +150,16 @@ def _items(path: Path, text: str, position: int, name: str) -> Iterator[tuple[st
 
     Decoded item by item: a million dicts at once would take over 600 MB.
     """
-    decode = json.JSONDecoder().raw_decode
+    decode = JSON_DECODER.raw_decode
     position, number = _after_blanks(text, position + 1), 0
     mark = text[position : position + 1]
     while mark != "]":
         number += 1
         try:
             record, position = decode(text, position)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise AnnotationError(path, f"{name} {number}", f"not valid JSON ({error})") from None
+        except JSON_ERRORS as error:
+            cut = "; is it cut off?" if position == len(text) else ""
+            raise AnnotationError(path, f"{name} {number}", json_problem(error) + cut) from None
         yield f"{name} {number}", record, position
         position = _after_blanks(text, position)
         mark = text[position : position + 1]
@@ -170,11 +178,10 @@ def iter_json_lines(path: Path) -> Records:
     """One JSON record a line, whatever the file's suffix."""
     for place, line in iter_lines(path):
         try:
-            yield place, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise AnnotationError(path, place, f"not valid JSON ({error.msg}, column {error.colno})") from None
-        except RecursionError:
-            raise AnnotationError(path, place, "not a record: nested too deeply") from None
+            record = JSON_DECODER.decode(line)
+        except JSON_ERRORS as error:
+            raise AnnotationError(path, place, json_problem(error)) from None
+        yield place, record
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -212,7 +219,7 @@ def _columns(path: Path, needed: tuple[str, ...], also: tuple[str, ...]) -> Reco
         with pyarrow.memory_map(str(path)) as source:
             file = parquet.ParquetFile(source) if kind == "parquet" else ipc.open_stream(source)
             schema = file.schema_arrow if kind == "parquet" else file.schema
-            _require(path, "", schema.names, needed)
+            _require(path, "", schema.names, needed, also=also)
             inside = "image" in schema.names and not _is_text(schema.field("image").type)
             wanted = [name for name in dict.fromkeys(needed + also) if name in schema.names]
             wanted = [name for name in wanted if name != "image" or not inside]
@@ -226,7 +233,7 @@ def _columns(path: Path, needed: tuple[str, ...], also: tuple[str, ...]) -> Reco
                 for record in batch.to_pylist():
                     number += 1
                     yield f"record {number}", {**record, "image": f"{place}#{number - 1}"} if inside else record
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, KeyError, ValueError, OverflowError) as error:
         raise AnnotationError(path, "", f"not a readable {kind} file ({error})") from None
 
 
@@ -234,7 +241,9 @@ def _is_text(kind: Any) -> bool:
     return str(kind) in ("string", "large_string", "string_view") or str(kind).startswith("dictionary<values=string")
 
 
-def _require(path: Path, place: str, names: list[str], needed: tuple[str, ...]) -> None:
+def _require(path: Path, place: str, names: list[str], needed: tuple[str, ...], *, also: tuple[str, ...] = ()) -> None:
+    if twice := [name for name in needed + also if names.count(name) > 1]:
+        raise AnnotationError(path, place, f"has {names.count(twice[0])} columns called {twice[0]}: rename all but one")
     if not set(needed) <= set(names):
         last = f"{', '.join(needed[:-1])} and {needed[-1]}" if len(needed) > 1 else needed[0]
         raise AnnotationError(path, place, f"needs the columns {last}; found: {', '.join(names)}")

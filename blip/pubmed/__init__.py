@@ -10,5 +10,6 @@ catalogue licenses   the state of each article; names of licences
 jats jats_text extract   one article of JATS XML; the text of an element; figures and captions of many articles
 panels               compound figures and their captions, divided
 build rules duplicates card report   the data set; which pairs go into it; equal pictures; its card; its report
-workers run cli      several processes; all steps by one configuration; `blip pubmed VERB`
+workers lines        several processes; what a line of each step must have
+run cli              all steps by one configuration; `blip pubmed VERB`
 """

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from blip.config import ConfigError, load_config
-from blip.files import write_whole
+from blip.files import ReadError, read_json, write_whole
 from blip.hashing import fingerprint
 from blip.pubmed.build import build
 from blip.pubmed.extract import extract
@@ -114,7 +115,7 @@ def _split(settings: PubmedConfig, corpus: Path, figures: Path, *, tell: Callabl
     """Splits the figures unless that was done before; returns the file of pairs."""
     pairs, mark = corpus / "subfigures.jsonl", corpus / "subfigures.made_from.json"
     made_from = {"figures": fingerprint(figures), "read_letters": settings.read_letters}
-    if pairs.exists() and mark.exists() and json.loads(mark.read_text()) == made_from:
+    if pairs.exists() and _content(mark) == made_from:
         tell("split: done before")
         return pairs
     options = Options(str((corpus / "subfigures").resolve()), read_letters=settings.read_letters)
@@ -122,6 +123,13 @@ def _split(settings: PubmedConfig, corpus: Path, figures: Path, *, tell: Callabl
     write_whole(mark, json.dumps(made_from))
     tell(f"split: {done.pairs} pairs of {done.figures} figures")
     return pairs
+
+
+def _content(mark: Path) -> dict[str, Any]:
+    """The content of the file that tells what the pairs were made from; {} where there is none that can be used."""
+    with suppress(ReadError):
+        return read_json(mark, dict[str, Any])
+    return {}
 
 
 def _rules(settings: PubmedConfig) -> Rules:

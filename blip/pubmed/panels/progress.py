@@ -11,11 +11,23 @@ figure that both files have.
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from blip.files import partial_path, rename_whole
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+from blip.files import ReadError, parse_json, partial_path, rename_whole
 
 Line = dict[str, Any]
+
+
+class _Finished(TypedDict):
+    """A line of the record: the length of the lines behind a figure, and its counts."""
+
+    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
+
+    length: Annotated[int, Field(ge=0)]
+    counts: dict[str, Any]
 
 
 class Progress:
@@ -46,14 +58,18 @@ class Progress:
 
     def _read_record(self, header: bytes) -> list[tuple[int, int]]:
         """Lengths of both files behind each finished figure; empty where the settings differ. Fills `finished`."""
-        length, ends = self.partial.stat().st_size, []
+        length, ends = self.partial.stat().st_size, list[tuple[int, int]]()
         with open(self.record, "rb") as file:
             if file.readline() != header:
                 return []
             place = len(header)
             for raw in file:
                 place += len(raw)
-                if not raw.endswith(b"\n") or (entry := json.loads(raw))["length"] > length:
+                try:
+                    entry = parse_json(raw, _Finished, self.record)
+                except ReadError:  # cut short by a kill, or damaged: what follows is made again
+                    break
+                if not raw.endswith(b"\n") or not (ends[-1][0] if ends else 0) <= entry["length"] <= length:
                     break
                 ends.append((entry["length"], place))
                 self.finished.append(entry["counts"])
