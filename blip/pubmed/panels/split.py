@@ -266,10 +266,8 @@ def read_splits(path: Path) -> dict[str, Split]:
     try:
         for _, line in read(path, SplitCaption):
             parts = [Part(part["labels"], part["text"]) for part in line["parts"]]
-            lead = line.get("lead", "")
-            found[key(line)] = Split(
-                lead, parts, "given", float(line.get("confidence", 1.0)), line.get("caption", lead)
-            )
+            certainty, lead = float(line.get("confidence", 1.0)), str(line.get("lead", ""))
+            found[key(line)] = Split(lead, parts, "given", certainty, str(line.get("caption", lead)))
     except ReadError as error:
         raise SplitError(f"{error.path}, {error.place}: not a split caption ({error.problem})") from None
     return found
