@@ -7,8 +7,9 @@ every tar file has.
 """
 
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -94,10 +95,8 @@ def check_length(address: str, shard: Shard) -> None:
 
 def read_small(address: str) -> bytes | None:
     """A small file, or None where there is none; TarError where it cannot be read."""
-    import fsspec
-
     try:
-        with fsspec.open(address) as file:
+        with open_address(address) as file:
             content = file.read(MAX_SIZES + 1)
     except FileNotFoundError:
         return None
@@ -106,3 +105,14 @@ def read_small(address: str) -> bytes | None:
     if len(content) > MAX_SIZES:
         raise TarError(f"{address}: has more than {MAX_SIZES:,} bytes")
     return content
+
+
+def open_address(address: str) -> AbstractContextManager[Any]:
+    """A file to read, in bytes: a regular local one, or one at an address that fsspec reads."""
+    import fsspec
+
+    if "://" in address:
+        return fsspec.open(address, "rb")
+    if not os.path.exists(address):
+        raise FileNotFoundError(f"{address}: no such file")
+    return open_regular(address)

@@ -22,7 +22,7 @@ from typing import Any
 from blip.data.formats import parse_record
 from blip.data.images import ENDINGS
 from blip.data.tar_reader import Digested, Stored, samples
-from blip.data.tar_sizes import SIZES, UNFINISHED, Count, Shard, TarError, check_length, recorded
+from blip.data.tar_sizes import SIZES, UNFINISHED, Count, Shard, TarError, check_length, open_address, recorded
 from blip.errors import BlipError, InputError
 from blip.files import ReadError, parse_json, read_json, whole_file, write_whole
 
@@ -223,9 +223,7 @@ def _known(addresses: list[str], known: Path | None) -> dict[str, Shard]:
 
 def _samples(address: str, start: int | None = None, digest: Any = None) -> Iterator[Stored]:
     """The samples of a shard from `start` on, None: without their content; `digest` gets all bytes of the shard."""
-    import fsspec
-
-    with fsspec.open(address, "rb") as file:
+    with open_address(address) as file:
         whole = Digested(file, digest)
         yield from samples(whole if digest else file, start)
         whole.finish()
