@@ -87,14 +87,14 @@ def scored_lines(folders: Sequence[Path]) -> Iterator[Line]:
 
 def _check_scored(folders: Sequence[Path]) -> None:
     """MergeError for shards that are not scored, and for the same texts in two folders: they would count twice."""
-    seen: dict[Any, Path] = {}
-    for folder in folders:
+    seen: dict[str, int] = {}
+    for number, folder in enumerate(folders):
         settings = settings_of(folder)
         if (step := settings.get("step")) != "score":
             raise MergeError(f"{folder} holds shards of `{step}`, not of `filter`: score them first")
-        for same in (folder.resolve(), settings.get("data")):
-            if same is not None and (other := seen.setdefault(str(same), folder)) is not folder:
-                raise MergeError(f"{other} and {folder} hold scores of the same texts: give one of them")
+        for same in filter(None, (str(folder.resolve()), str(settings.get("data") or ""))):
+            if (other := seen.setdefault(same, number)) != number:
+                raise MergeError(f"{folders[other]} and {folder} hold scores of the same texts: give one of them")
 
 
 def threshold_of(folders: Sequence[Path], fraction: float) -> float:

@@ -141,7 +141,7 @@ def _lines_of(path: Path, kind: type, ends: bool) -> Iterator[Line]:
     for number, raw, position in raw_lines(path):
         if end is not None:
             raise ReadError(path, f"line {number}", "follows the line that ends the shard")
-        if raw.startswith(b'{"end": {') and len(raw) <= MAX_END:
+        if raw.startswith(b'{"end": {') and raw.endswith(b"\n") and len(raw) <= MAX_END:
             end = parse_json(raw, _LastLine, path, place=f"line {number}").end
             continue
         yield parse_json(raw, kind, path, place=f"line {number}")
@@ -163,7 +163,7 @@ def _is_whole(path: Path) -> bool:
         end = parse_json(b"".join(last), _LastLine, path).end
     except ReadError:
         return False
-    return end.bytes + len(last[0]) == size
+    return last[0].endswith(b"\n") and end.bytes + len(last[0]) == size
 
 
 def _ends(folder: Path) -> dict[str, bool]:

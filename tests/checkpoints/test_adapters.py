@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from blip.checkpoints import adapter_files
 from blip.checkpoints.adapter_files import ADAPTER, ADAPTER_INFO, load_adapter, save_adapter
 from blip.checkpoints.adapters import (
     LoraError,
