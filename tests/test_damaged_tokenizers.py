@@ -103,5 +103,5 @@ def test_pipes_and_folders(tmp_path: Path) -> None:
 
 def test_a_text_that_cannot_be_encoded() -> None:
     words = Tokenizer.train(["a"], 40)
-    with pytest.raises(InputError, match="^this tokenizer: "):
+    with pytest.raises(InputError, match=r"^this tokenizer: "):
         words.encode(["a \ud800"], 9)
