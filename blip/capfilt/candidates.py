@@ -28,8 +28,6 @@ class _Line(TypedDict):
     text: NotRequired[str]
     source: NotRequired[str]
     round: NotRequired[Annotated[int, Field(ge=0, le=MAX_ROUND)]]
-    match: NotRequired[Annotated[float, Field(ge=0, le=1)]]
-    itc: NotRequired[Annotated[float, Field(ge=-1.001, le=1.001)]]
     problem: NotRequired[str]
 
 
@@ -40,8 +38,8 @@ def _captioned(line: Any) -> Any:
 
 
 def _scored(line: Any) -> Any:
-    if "problem" not in line and not {"text", "source", "round", "match", "itc"} <= line.keys():
-        raise ValueError("a scored line needs text, source, round, match and itc, or a problem")
+    if "problem" not in line and not {"text", "source", "round"} <= line.keys():
+        raise ValueError("a scored line needs text, source and round, or a problem")
     return line
 
 

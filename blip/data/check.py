@@ -7,11 +7,13 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from blip.data.check_report import FileReport, Report
 from blip.data.formats import AnnotationError, file_entry, iter_records
-from blip.data.images import UnreadableImage, open_image, read_image
+from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, image_stream
+from blip.data.images import open_image
 from blip.data.loader import worker_context
 from blip.data.pairs import caption_id, has_words
 from blip.data.sets.captions import CAPTION_SETS, Captioned
@@ -42,6 +44,7 @@ def check_data(
     num_workers: int = 2,
     dataset: str = "json",
     split: str = "",
+    limits: ImageLimits = LIMITS,
 ) -> Report:
     """Reads all annotations and images of the files that a run would read; broken ones are part of the report.
 
@@ -86,7 +89,7 @@ def check_data(
     report.duplicate_texts = occurrences.total() - len(occurrences)
     report.answer_types = dict(sorted(types.items()))
     report.measure(lengths, answer_lengths)
-    _check_images(list(images), num_workers, report)
+    _check_images(list(images), num_workers, report, limits=limits)
     return report
 
 
@@ -171,10 +174,10 @@ def _content(record: Captioned | Question | Statement, root: str) -> Content:
 # ---- images ----------------------------------------------------------------------------------------------------------
 
 
-def _check_images(paths: list[str], num_workers: int, report: Report) -> None:
+def _check_images(paths: list[str], num_workers: int, report: Report, *, limits: ImageLimits) -> None:
     report.images = len(paths)
     digests = set()
-    for path, digest, reason in _inspected(paths, num_workers):
+    for path, digest, reason in _inspected(paths, num_workers, limits):
         if reason:
             report.broken_images.append((path, reason))
         elif digest in digests:
@@ -182,25 +185,26 @@ def _check_images(paths: list[str], num_workers: int, report: Report) -> None:
         digests.add(digest)
 
 
-def _inspected(paths: list[str], num_workers: int) -> Iterable[tuple[str, bytes, str]]:
+def _inspected(paths: list[str], num_workers: int, limits: ImageLimits) -> Iterable[tuple[str, bytes, str]]:
+    inspect = partial(_inspect, limits=limits)
     if num_workers < 1 or len(paths) < 2:
-        yield from map(_inspect, paths)
+        yield from map(inspect, paths)
         return
     with multiprocessing.get_context(worker_context()).Pool(num_workers) as pool:
-        yield from pool.imap(_inspect, paths, chunksize=16)
+        yield from pool.imap(inspect, paths, chunksize=16)
 
 
-def _inspect(path: str) -> tuple[str, bytes, str]:
+def _inspect(path: str, limits: ImageLimits) -> tuple[str, bytes, str]:
     """(path, hash of the file's bytes, the problem of the image or "")."""
     try:
-        data = read_image(path)
-        open_image(data)
-    except FileNotFoundError:
-        return path, b"", "no such file"
-    except OSError as error:
-        return path, b"", error.strerror or str(error)
-    except ValueError as error:  # of a row of a parquet or arrow file
-        return path, b"", str(error)
+        with image_stream(path, limits) as file:
+            open_image(file, limits)
+            file.seek(0)
+            digest = hashlib.blake2b(digest_size=16)
+            while block := file.read(1 << 20):
+                digest.update(block)
+            return path, digest.digest(), ""
     except UnreadableImage as error:
         return path, b"", error.reason
-    return path, hashlib.blake2b(data, digest_size=16).digest(), ""
+    except OSError as error:  # of the disk or the network, while the hash is taken
+        return path, b"", error.strerror or str(error)

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from blip.data.records import path_problem, text_problem
 from blip.errors import InputError
 from blip.files import JSON_DECODER, JSON_ERRORS, MAX_LINE, ReadError, json_problem, open_regular, read_text
 
@@ -262,8 +263,8 @@ def parse_record(record: Any) -> tuple[str, list[str], str | None]:
     image, caption = record["image"], record["caption"]
     if not isinstance(image, str):
         raise InputError(f"its image is {kind_of(image)}, not the path of a file")
-    if not image.strip() or "\0" in image:
-        raise InputError("its image is empty" if not image.strip() else "its image holds a NUL character")
+    if problem := path_problem(image):
+        raise InputError(f"its image {problem}")
     captions = caption if isinstance(caption, list) else [caption]
     if not captions:
         raise InputError("its list of captions is empty")
@@ -272,6 +273,8 @@ def parse_record(record: Any) -> tuple[str, list[str], str | None]:
             raise InputError(f"its caption is {kind_of(text)}, not text")
         if not text.strip():
             raise InputError("its caption is empty")
+        if problem := text_problem(text):
+            raise InputError(f"its caption {problem}")
     image_id = record.get("image_id")
     if image_id is not None and (not isinstance(image_id, (str, int)) or isinstance(image_id, bool)):
         raise InputError(f"its image_id is {kind_of(image_id)}, not a whole number or text")

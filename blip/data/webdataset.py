@@ -70,7 +70,6 @@ class Raw:
             _, captions, image_id = parse_record({**raw, "image": "in the shard"})
             if max(map(len, captions)) > MAX_CAPTION:
                 raise InputError(f"its caption has more than {MAX_CAPTION:,} characters")
-            "".join(captions).encode()  # JSON may hold half a surrogate pair
         except (ReadError, ValueError) as error:  # ValueError: of UTF-8 too
             raise BrokenSample(str(error)) from None
         return {**raw, "caption": captions, "image_id": image_id}

@@ -196,7 +196,9 @@ def _shard(
     numbers: list[int] = []
     problems: list[str] = []
     numbered = list(enumerate(wanted, start=first))
-    for batch, images, unread in readable_batches(numbered, batch_size, lambda record: record[1].image):
+    for batch, images, unread in readable_batches(
+        numbered, batch_size, lambda record: record[1].image, limits=m.limits
+    ):
         problems += unread
         if not batch:
             continue

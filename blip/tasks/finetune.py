@@ -32,7 +32,7 @@ from blip.data.order import EpochOrder, steps_per_epoch
 from blip.data.skipped import SkipLog
 from blip.data.transforms import eval_transform, train_transform
 from blip.errors import BlipError
-from blip.files import whole_folder, write_whole
+from blip.files import json_text, whole_folder, write_whole
 from blip.tasks import start, tokenizers
 from blip.tasks.config import FineTuneConfig
 from blip.train.freeze import freeze
@@ -286,7 +286,7 @@ class FineTuning:
         """Writes a JSON file beside the checkpoints, from the main process."""
         if distributed.is_main():
             self.output.mkdir(parents=True, exist_ok=True)
-            write_whole(self.output / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+            write_whole(self.output / name, json_text(content))
 
 
 class NothingToScore(BlipError):

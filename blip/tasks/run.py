@@ -11,6 +11,7 @@ from blip import distributed
 from blip.checkpoints import adapters, initialize
 from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict, load_weights
 from blip.config import ConfigError
+from blip.errors import printable
 from blip.models.factory import spec_of
 from blip.tasks import start
 from blip.tasks.config import FineTuneConfig
@@ -84,7 +85,7 @@ def evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, *, de
 def warn(text: str) -> None:
     """Prints a warning from the main process."""
     if distributed.is_main():
-        Console(stderr=True).print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(printable(text), style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def plain(task: FineTuning) -> nn.Module:
@@ -102,5 +103,5 @@ def report(task: FineTuning, scores: dict[str, Any], name: str) -> None:
         for key, value in scores.items():
             shown = f"{value:.4f}" if isinstance(value, float) else value
             if not isinstance(value, list | dict):
-                console.print(f"{key}: {shown}", markup=False, highlight=False, soft_wrap=True)
-        console.print(str(task.output / name), markup=False, highlight=False, soft_wrap=True)
+                console.print(printable(f"{key}: {shown}"), markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(task.output / name), markup=False, highlight=False, soft_wrap=True)

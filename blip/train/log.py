@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from blip import distributed
-from blip.errors import BlipError
+from blip.errors import BlipError, printable
 from blip.files import ReadError, parse_json, raw_lines, read_json_lines, write_error, write_whole
 
 METRICS = "metrics.jsonl"
@@ -87,7 +87,7 @@ class RunLog:
 
     def message(self, text: str, style: str = "") -> None:
         """Shows a line; `style` is a style of rich, such as "yellow" for warnings."""
-        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(text), style=style, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         if self.active and self.live:

@@ -17,7 +17,7 @@ import blip
 from blip.checkpoints.format import load_strict
 from blip.inference.predictor import Predictor
 from blip.inference.scoring import answer_log_probs, caption_log_probs
-from blip.interpret.explain import explain_pairs, word_spans
+from blip.interpret.explain import Explanation, explain_pairs, word_spans
 from blip.interpret.maps import METHODS
 from blip.interpret.pictures import blend, figure, page_of
 from blip.interpret.recording import TraceError
@@ -212,7 +212,15 @@ def test_figures_of_small_large_and_narrow_images(model: Predictor, size: tuple[
     html = page_of([image], [found], ["a<b>.png"])
     assert "not for diagnosis" in html and "<b>.png" not in html and "a&lt;b&gt;.png" in html
     assert html.count("<figure>") == 2 + len(found.words)
-    assert "http" not in re.sub(r"base64,[\w+/=]+", "", html)  # noise may spell it
+    assert "http" not in re.sub(r"base64,[\w+/=]+|http-equiv", "", html)  # noise may spell it
+
+
+def test_figures_show_any_text() -> None:
+    maps = torch.ones(1, 2, 2)
+    image = Image.new("RGB", (40, 30), "grey")
+    for text in ("a\x00b \ud800 \x1b", "word " * 200_000, "x" * 1_000_000):
+        drawn = figure(image, Explanation("match", "raw", 0, text, text, 1.0, [text], maps=maps, sentence=maps[0]))
+        assert drawn.width > 400 and np.asarray(drawn).std() > 10
 
 
 @pytest.mark.parametrize("ending", ["png", "html", "npz"])

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from blip.files import ReadError, parse_json, partial_path, rename_whole
+from blip.files import ReadError, json_text, parse_json, partial_path, rename_whole
 
 Line = dict[str, Any]
 
@@ -77,7 +77,7 @@ class Progress:
 
     def add(self, lines: list[Line], counts: dict[str, Any]) -> None:
         """Writes the lines and the counts of one figure."""
-        self.lines.write(b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines))
+        self.lines.write("".join(json_text(line, None) for line in lines).encode())
         self.lines.flush()  # before the record, which gives the length of what is there
         entry = {"length": self.lines.tell(), "counts": counts}
         self.counts.write(json.dumps(entry).encode() + b"\n")
