@@ -41,6 +41,7 @@ from blip.checkpoints.names import (
 )
 from blip.checkpoints.sizes import (
     check_sizes,
+    fit_queue,
     guess_task,
     huggingface_config,
     info_of,
@@ -91,7 +92,7 @@ def read(path: str | Path, image_heads: int | None = None, text_heads: int | Non
     tensors = to_ours(state, {**SALESFORCE, **spec_of(task).queue_names}, task, path=path)
     check_numbers(tensors, path)
     if "queue.images" in tensors:
-        _fill_queue(tensors, path)
+        fit_queue(tensors, path)
     return tensors, info_of(tensors, task, heads, path=path)
 
 
@@ -176,24 +177,6 @@ def read_bert(path: str | Path) -> Tensors:
             raise CheckpointError(f"{path}: its token types are {tuple(types.shape)}, which do not fit its positions")
         tensors[positions] = tensors[positions] + types[0]
     return tensors
-
-
-def _fill_queue(tensors: Tensors, path: Path) -> None:
-    """The queue's shapes as ours are; entries whose image or caption the file does not name get `NO_ID`.
-
-    CheckpointError where its parts are of different sizes.
-    """
-    images, pointer = tensors["queue.images"], tensors.get("queue.pointer")
-    size = images.shape[-1] if images.dim() == 2 else 0
-    sizes = {name: tensors[name].numel() for name in ("queue.image_ids", "queue.caption_ids") if name in tensors}
-    texts = tensors.get("queue.texts")
-    if pointer is None or texts is None or texts.shape != images.shape or {size, *sizes.values()} != {size}:
-        raise CheckpointError(f"{path}: the parts of its queue are missing or do not fit one another")
-    if pointer.numel() != 1 or not 0 <= int(pointer) < size:
-        raise CheckpointError(f"{path}: its queue has {size} entries, and its pointer is none of them")
-    tensors["queue.pointer"] = pointer.reshape(())
-    for name in ("queue.image_ids", "queue.caption_ids"):
-        tensors[name] = tensors[name].reshape(size) if name in tensors else torch.full((size,), NO_ID)
 
 
 def _write_salesforce(path: Path, tensors: Tensors, task: str) -> list[str]:

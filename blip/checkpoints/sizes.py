@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from blip.checkpoints.info import CheckpointError, ImageSizes, TextSizes, check_info
@@ -10,6 +11,9 @@ from blip.checkpoints.names import Tensors, listed
 from blip.errors import InputError
 from blip.files import ReadError, read_json, read_text
 from blip.models.factory import TASKS
+from blip.models.momentum import NO_ID
+
+UNSEEN = ("dropout", "images")  # entries that do not follow from the tensors; the number of images is the task's
 
 
 def guess_task(state: Tensors, path: Path) -> str:
@@ -53,7 +57,7 @@ def check_sizes(info: dict[str, Any], tensors: Tensors, path: Path) -> None:
             kind = ImageSizes if part == "image_encoder" else TextSizes
             whole = kind(**stated).model_dump()
             wrong = [f"{part}.{name} is {whole[name]}, by the tensors' shapes {value}"
-                     for name, value in found.items() if name != "dropout" and whole[name] != value]  # fmt: skip
+                     for name, value in found.items() if name not in UNSEEN and whole[name] != value]  # fmt: skip
         if wrong:
             raise CheckpointError(f"{path} does not give the model's sizes: {'; '.join(wrong)}")
 
@@ -192,6 +196,24 @@ def huggingface_config(info: dict, special: dict[str, int]) -> dict:
             "eos_token_id": special["[SEP]"],
         },
     }
+
+
+def fit_queue(tensors: Tensors, path: Path) -> None:
+    """The queue's shapes as ours are; entries whose image or caption the file does not name get `NO_ID`.
+
+    CheckpointError where its parts are of different sizes.
+    """
+    images, pointer = tensors["queue.images"], tensors.get("queue.pointer")
+    size = images.shape[-1] if images.dim() == 2 else 0
+    sizes = {name: tensors[name].numel() for name in ("queue.image_ids", "queue.caption_ids") if name in tensors}
+    texts = tensors.get("queue.texts")
+    if pointer is None or texts is None or texts.shape != images.shape or {size, *sizes.values()} != {size}:
+        raise CheckpointError(f"{path}: the parts of its queue are missing or do not fit one another")
+    if pointer.numel() != 1 or not 0 <= int(pointer) < size:
+        raise CheckpointError(f"{path}: its queue has {size} entries, and its pointer is none of them")
+    tensors["queue.pointer"] = pointer.reshape(())
+    for name in ("queue.image_ids", "queue.caption_ids"):
+        tensors[name] = tensors[name].reshape(size) if name in tensors else torch.full((size,), NO_ID)
 
 
 class _Token(BaseModel):
