@@ -34,6 +34,7 @@ from blip.interpret.activations import read_shards
 from blip.pubmed.lines import Figure, Pair, Panel, read
 from blip.pubmed.panels.progress import Progress
 from blip.pubmed.panels.split import Summary, read_splits
+from blip.pubmed.report import write_report
 from blip.tokenizer import Tokenizer
 from blip.train.log import RunLog, read_metrics
 
@@ -68,6 +69,11 @@ MODEL = {"format_version": 1, "task": "retrieval", "image_encoder": asdict(STORE
          "text_encoder": asdict(STORED_TEXT), "prompt": "a", "answers": ["yes"], "max_text_tokens": 30}  # fmt: skip
 ADAPTER = {"format_version": 1, "rank": 2, "alpha": 2, "dropout": 0.0, "targets": ["qkv"], "trainable": [], "new": [],
            "base": "x", "model": MODEL}  # fmt: skip
+RECORD = {"image": "a.png", "caption": "x", "how": "letter", "confidence": 0.5, "article": "PMC1", "label": "1"}
+COUNTS = {"pairs": {"train": 1}, "articles": {"train": 1}, "out": {"no file": 2}, "licenses": {"CC0": 1}}
+BUILT = {"pairs_file": "p.jsonl", "read": 3, **COUNTS, "years": {"2020": 1}, "words": {"10": 1}, "how": {"letter": 1},
+         "problems": ["x"]}  # fmt: skip
+SPLIT = {"how": {"letter": 1}, "why_whole": {"x": 1}, "unreadable": 0, "problems": [], "made_from": ""}
 TOKENIZER = json.loads(Tokenizer.train(["a large lesion"], 40)._backend.to_str())
 
 
@@ -111,6 +117,19 @@ def shards(path: Path) -> None:
     open_shards([str(path.parent)])
 
 
+def page_of(path: Path) -> None:
+    """The report on a data set with one pair of one split figure."""
+    folder = path.parent
+    files = {"build.json": {**BUILT, "pairs_file": str(folder / "p.jsonl")}, "p.jsonl.summary.json": SPLIT,
+             "train.json": [RECORD], "val.json": [], "test.json": [], "p.jsonl": PANEL}  # fmt: skip
+    if path.name == "build.json":  # its file of pairs is wherever it says
+        files["build.json"] = None
+    for name, content in files.items():
+        if content is not None and not (folder / name).exists():
+            (folder / name).write_text(json.dumps(content) + "\n")
+    write_report(folder, folder / "page.html")
+
+
 def shards_of_jsonl(path: Path) -> None:
     list(write_jsonl_shards(path.parent, {"seed": 1}, 2, make_lines=lambda number: []))
 
@@ -133,6 +152,10 @@ FORMS: dict[str, tuple[str, Any, Reader]] = {
     "figures": ("line.jsonl", FIGURE, lambda path: list(read(path, Figure))),
     "pairs": ("line.jsonl", PANEL, lambda path: list(read(path, Pair))),
     "panels": ("line.jsonl", PANEL, lambda path: list(read(path, Panel))),
+    "build.json": ("build.json", BUILT, page_of),
+    "summary of split": ("p.jsonl.summary.json", SPLIT, page_of),
+    "records of a data set": ("train.json", [RECORD], page_of),
+    "panels of a report": ("p.jsonl", PANEL, page_of),
     "split captions": ("line.jsonl", {"article": "PMC1", "figure": "F1", "lead": "x", "confidence": 0.9,
                                       "parts": [{"labels": ["A"], "text": "y"}]}, read_splits),
     "progress": ("line", {"length": 0, "counts": {"figures": 1, "how": {"whole": 1}}}, continued),
@@ -186,7 +209,7 @@ def readable_or_refused(form: str, folder: Path, content: bytes) -> None:
 def test_a_sound_file_is_read(form: str, tmp_path: Path) -> None:
     name, sound, reader = FORMS[form]
     (tmp_path / name).write_text(json.dumps(sound))
-    refused = {"index.json": "damaged or cut short", "end of a shard": "has changed"}
+    refused = {"index.json": "damaged or cut short", "end of a shard": "image: Field required"}
     if form in refused:  # what they describe is not there, or otherwise
         with pytest.raises(BlipError, match=refused[form]):
             reader(tmp_path / name)
@@ -233,6 +256,8 @@ def test_what_is_no_regular_file(form: str, tmp_path: Path) -> None:
     name, _, reader = FORMS[form]
     if form in ("captions", "scores", "end of a shard", "progress", "settings.json"):
         pytest.skip("is copied for the reader, or replaced by it")
+    if form in ("summary of split", "panels of a report"):
+        pytest.skip("counts as absent")
     os.mkfifo(tmp_path / name)
     with pytest.raises(BlipError):
         reader(tmp_path / name)

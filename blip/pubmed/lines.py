@@ -10,8 +10,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from blip.files import parse_json, raw_lines
 
 Line = dict[str, Any]
-Pixels = Annotated[int | float, Field(ge=0, le=1 << 20)]
-Box = Annotated[list[Pixels], Field(min_length=4, max_length=4)]  # left, top, right, bottom
+Counts = dict[str, Annotated[int, Field(ge=0)]]
 _KEPT = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
@@ -39,7 +38,6 @@ class Pair(TypedDict):
     label: NotRequired[str | None]
     panel: NotRequired[list[str] | None]
     panels: NotRequired[list[Any] | None]
-    box: NotRequired[Box | None]
     how: NotRequired[str | None]
     whole_image: NotRequired[str | None]
 
@@ -53,7 +51,6 @@ class Panel(TypedDict):
     article: str
     label: str | None
     panel: list[str]
-    box: Box
     how: str
     confidence: Annotated[int | float, Field(ge=0, le=1)]
     whole_image: str
@@ -83,6 +80,58 @@ class Record(TypedDict):
     __pydantic_config__ = _KEPT  # type: ignore[misc]
 
     image: str
+
+
+class Example(Record):
+    """A record as the report shows it."""
+
+    caption: str
+    how: NotRequired[str]
+    confidence: NotRequired[Annotated[int | float, Field(ge=0, le=1)]]
+
+
+class BuildFile(TypedDict):
+    """The entries of `build.json` that the report shows."""
+
+    __pydantic_config__ = _KEPT  # type: ignore[misc]
+
+    pairs_file: str
+    read: int
+    pairs: Counts
+    articles: Counts
+    out: Counts
+    licenses: Counts
+    years: Counts
+    words: dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], int]
+    how: Counts
+    problems: list[str]
+
+
+class SplitFile(TypedDict):
+    """The same of the `.summary.json` of `split`."""
+
+    __pydantic_config__ = _KEPT  # type: ignore[misc]
+
+    how: Counts
+    why_whole: Counts
+    unreadable: int
+    problems: list[str]
+    made_from: NotRequired[str]
+
+
+class ExtractFile(TypedDict):
+    """The same of the `.summary.json` of `extract`."""
+
+    __pydantic_config__ = _KEPT  # type: ignore[misc]
+
+    articles: int
+    figures: int
+    files: int
+    no_file: int
+    no_caption: int
+    unreadable: int
+    other_graphics: Counts
+    problems: list[str]
 
 
 def read(path: Path, kind: Any) -> Iterator[tuple[int, Line]]:
