@@ -60,7 +60,7 @@ IMAGES: dict[str, tuple[Maker, str]] = {
     "empty": (content(b""), "empty"),
     "text": (content("no image"), "not an image"),
     "postscript": (content(POSTSCRIPT), "not an image"),
-    "pdf": (content("%PDF-1.4\n1 0 obj<</Type/Catalog>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF"), "not an image"),
+    "pdf": (content("%PDF-1.4\n1 0 obj<</Type/Page>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF"), "not an image"),
     "svg": (content("<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>"), "not an image"),
     "html": (content("<html><script>alert(1)</script></html>"), "not an image"),
     "cut png": (content(picture("PNG")[:200]), ""),
