@@ -24,6 +24,7 @@ from blip.errors import BlipError
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a used up quota, a file that may not grow
 MAX_JSON = 4 << 30  # bytes of a JSON file, unless a caller gives less
 MAX_LINE = 1 << 28  # bytes of a line of JSON
+MAX_PROBLEM = 1000  # characters of a message about a file
 T = TypeVar("T")
 
 
@@ -35,6 +36,8 @@ class ReadError(BlipError):
     """A file that cannot be used: `path` names it, `place` the record ("" for the whole file), `problem` the fault."""
 
     def __init__(self, path: str | Path, place: str, problem: str):
+        if len(problem) > MAX_PROBLEM:  # it may quote a value of the file
+            problem = f"{problem[:MAX_PROBLEM]} ..."
         super().__init__(path, place, problem)
         self.path, self.place, self.problem = str(path), place, problem
 

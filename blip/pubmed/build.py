@@ -122,12 +122,12 @@ def evaluation_images(place: Path) -> Iterator[str]:
         yield from (str(path) for path in files if path.suffix.lower() in ENDINGS)
         return
     try:
-        names = [record["image"] for record in read_json(place, list[Record])]
-    except ReadError as error:
+        names = [os.fsencode(record["image"]) for record in read_json(place, list[Record])]
+    except (ReadError, UnicodeError) as error:
         raise BuildError(
-            f"{place}: neither a folder of images nor a list of records with `image` ({error.problem})"
+            f"{place}: neither a folder of images nor a list of records with `image` ({getattr(error, 'problem', error)})"
         ) from None
-    yield from (str(place.parent / name) for name in names)
+    yield from (str(place.parent / os.fsdecode(name)) for name in names)
 
 
 # ---- which pairs are taken -------------------------------------------------------------------------------------------
