@@ -124,8 +124,9 @@ def evaluation_images(place: Path) -> Iterator[str]:
     try:
         names = [os.fsencode(record["image"]) for record in read_json(place, list[Record])]
     except (ReadError, UnicodeError) as error:
+        problem = getattr(error, "problem", error)
         raise BuildError(
-            f"{place}: neither a folder of images nor a list of records with `image` ({getattr(error, 'problem', error)})"
+            f"{place}: neither a folder of images nor a list of records with `image` ({problem})"
         ) from None
     yield from (str(place.parent / os.fsdecode(name)) for name in names)
 
