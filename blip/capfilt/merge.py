@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from blip.capfilt.candidates import HUMAN, SYNTHETIC, WEB
+from blip.capfilt.candidates import HUMAN, SYNTHETIC, WEB, ScoredLine
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, read_image
 from blip.data.images import image_format, open_image
 from blip.data.jsonl_shards import Line, read_lines, settings_of, write_jsonl
@@ -77,14 +77,30 @@ class Merged:
 
 
 def scored_lines(folders: Sequence[Path]) -> Iterator[Line]:
-    """Lines with scores, and those with a problem; MergeError for shards or lines that are not scored."""
+    """Lines with scores, and those with a problem.
+
+    Raises:
+        MergeError: shards or lines are not scored, or the same texts are given twice.
+        ShardError: a shard or a line is damaged.
+    """
+    _check_scored(folders)
     for folder in folders:
-        if (step := settings_of(folder).get("step")) != "score":
-            raise MergeError(f"{folder} holds shards of `{step}`, not of `filter`: score them first")
-        for number, line in enumerate(read_lines(folder), 1):
+        for number, line in enumerate(read_lines(folder, ScoredLine), 1):  # type: ignore[arg-type]
             if "problem" not in line:
                 _check_scores(line, f"{folder}, line {number} of its shards ({line.get('image')})")
             yield line
+
+
+def _check_scored(folders: Sequence[Path]) -> None:
+    """MergeError for shards that are not scored, and for the same texts in two folders: they would count twice."""
+    seen: dict[str, int] = {}
+    for number, folder in enumerate(folders):
+        settings = settings_of(folder)
+        if (step := settings.get("step")) != "score":
+            raise MergeError(f"{folder} holds shards of `{step}`, not of `filter`: score them first")
+        for same in filter(None, (str(folder.resolve()), str(settings.get("data") or ""))):
+            if (other := seen.setdefault(same, number)) != number:
+                raise MergeError(f"{folders[other]} and {folder} hold scores of the same texts: give one of them")
 
 
 def _check_scores(line: Line, where: str) -> None:

@@ -28,7 +28,7 @@ from blip.command_line import say
 from blip.config import Config, ConfigError, PretrainConfig, RunConfig, dump_config, load_config, with_options
 from blip.data.image_bytes import ImageLimits
 from blip.errors import BlipError
-from blip.files import write_whole
+from blip.files import read_json, write_whole
 from blip.hashing import fingerprint
 from blip.inference.load import load
 from blip.outputs import claim_output, locked
@@ -160,7 +160,7 @@ class Rounds:
         config = with_options(config, given, f"options for {place}")
         done = place / DONE
         about = made_from(config)
-        if done.exists() and (before := json.loads(done.read_text())) != about:
+        if done.exists() and (before := read_json(done, dict[str, Any])) != about:
             other = sorted(key for key in {**before, **about} if before.get(key) != about.get(key))
             raise ConfigError(f"{place} was trained with another {', '.join(other)}; give another --output_dir, or "
                               "delete that folder and those of the steps after it")  # fmt: skip

@@ -9,6 +9,7 @@ images image_bytes grey_levels   opening images; the bytes of one, from files an
 transforms skipped     images to tensors; notes about unreadable ones
 order batches loader gallery   which record comes when; samples to a batch; worker processes; images by number
 webdataset stream jsonl_shards   tar shards, training batches streamed from them; shards of JSON lines
+tar_reader tar_sizes   the samples of a tar file; sizes.json, and shards that were cut short
 check check_report phantoms   `blip check-data` and its report; the synthetic data generator
 places           which images a command line names: image files, folders, annotation files
 """

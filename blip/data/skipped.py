@@ -1,14 +1,24 @@
 """Unreadable images: each is noted once in a file, and too many of them end the run."""
 
 import fcntl
-import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
 from blip.errors import BlipError
-from blip.files import json_text
+from blip.files import ReadError, json_text, parse_json
 
 Skipped = tuple[int, str, str]  # index of the record, path of its image, reason
+
+
+class Note(TypedDict):
+    """A line of the file of unreadable images."""
+
+    index: int
+    path: str
+    reason: str
 
 
 class TooManySkipped(BlipError):
@@ -61,13 +71,11 @@ class SkipLog:
             text = file.read()
             written = set()
             for line in text.splitlines():
-                try:
-                    written.add(json.loads(line)["path"])
-                except (ValueError, TypeError, KeyError):
-                    continue  # a line that a kill cut short
+                with suppress(ReadError):  # a line that a kill cut short
+                    written.add(parse_json(line, Note, self.path)["path"])
             if text and not text.endswith("\n"):
                 file.write("\n")
             for index, path, reason in new.values():
                 if path not in written:
                     note = {"index": index, "path": path, "reason": reason}
-                    file.write(json_text(note, None))
+                    file.write(json_text(note, indent=None))

@@ -9,23 +9,26 @@ Texts are padded with zeros to the longest of the shard. An interrupted run resu
 """
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from rich.progress import track
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
 from blip.data.images import readable_batches
 from blip.errors import BlipError
-from blip.files import json_text, remove_folder, whole_folder, write_whole
+from blip.files import ReadError, json_text, read_json, remove_folder, whole_folder, write_whole
 from blip.inference.predictor import Predictor
 from blip.interpret.explain_files import Wanted, check_wanted
 from blip.interpret.objectives import OBJECTIVES, completed_answers
@@ -40,6 +43,29 @@ POOLS = ("all", "first", "mean")
 
 class ActivationError(BlipError):
     """Activations that cannot be captured or resumed; the message gives the reason."""
+
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Shard(BaseModel):
+    """A shard in the index; `asked` records were read for it, `records` are those whose image could be opened."""
+
+    model_config = ConfigDict(strict=True)
+
+    file: str = Field(pattern=r"^(shard-[0-9]+(\.safetensors)?)?$")  # "": none of its images could be read
+    asked: Annotated[int, Field(gt=0)]
+    records: list[Count]
+    shapes: dict[str, list[Count]]
+    problems: list[str] = []
+
+
+class Index(BaseModel):
+    """The entries of `index.json` that reading needs; the others are those of `Capture`."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    shards: list[Shard]
 
 
 @dataclass
@@ -127,14 +153,46 @@ def _write_index(folder: Path, what: Capture) -> None:
 
 
 def read_shards(folder: str | Path) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """(numbers of the records, tensor of each point) of each shard."""
+    """(numbers of the records, tensor of each point) of each shard.
+
+    Raises:
+        ActivationError: the index or a shard is damaged.
+    """
     folder = Path(folder)
-    for shard in json.loads((folder / INDEX).read_text(encoding="utf-8"))["shards"]:
-        if shard["file"].endswith(".safetensors"):
-            yield shard["records"], load_file(folder / shard["file"])
-        elif shard["file"]:
-            files = sorted((folder / shard["file"]).glob("*.npy"))
-            yield shard["records"], {file.stem: torch.from_numpy(np.load(file)) for file in files}
+    try:
+        shards = read_json(folder / INDEX, Index).shards
+    except ReadError as error:
+        raise ActivationError(f"{error}: make the activations again") from None
+    for shard in shards:
+        if shard.file:
+            if problem := _damage(folder, shard):
+                raise ActivationError(f"{folder / shard.file} {problem}: make the activations again")
+            yield shard.records, _tensors_of(folder, shard)
+
+
+def _tensors_of(folder: Path, shard: Shard) -> dict[str, Tensor]:
+    if shard.file.endswith(".safetensors"):
+        return load_file(folder / shard.file)
+    return {name: torch.from_numpy(np.load(folder / shard.file / f"{name}.npy")) for name in shard.shapes}
+
+
+def _damage(folder: Path, shard: Shard) -> str:
+    """What is wrong with a shard: absent, cut short, or of other shapes than the index tells; "" if it is whole."""
+    path = folder / shard.file
+    try:
+        if shard.file.endswith(".safetensors"):
+            with safe_open(path, "pt") as file:  # which compares the length of the file with its header
+                found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        else:
+            files = {name: path / f"{name}.npy" for name in shard.shapes if "/" not in name}
+            found = {name: list(np.load(file, mmap_mode="r").shape) for name, file in files.items()}
+    except (OSError, ValueError, SafetensorError) as error:
+        return f"is damaged or cut short ({error})"
+    points = {name: shape for name, shape in found.items() if name in shard.shapes}
+    lengths = {shape[0] for shape in found.values() if shape}
+    if points != shard.shapes or lengths - {len(shard.records)}:
+        return "has other tensors than the index tells"
+    return ""
 
 
 def _attention(name: str) -> bool:
@@ -156,19 +214,18 @@ def _done(folder: Path, what: Capture, overwrite: bool) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        shards = index.pop("shards")
-        whole = [not shard["file"] or (folder / shard["file"]).exists() for shard in shards]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        index: dict[str, Any] = read_json(path, dict[str, Any])
+        shards = read_json(path, Index).shards
+    except ReadError as error:
         if overwrite:
             return []
         raise ActivationError(
-            f"{path} is damaged ({error}): give another --out, or replace what is there with --overwrite"
+            f"{path} is damaged ({error.problem}): give another --out, or replace what is there with --overwrite"
         ) from None
     different = [name for name, value in what.requested().items() if index.get(name) != value]
     if different and overwrite:
         for shard in shards:
-            _remove(folder, str(shard["file"]))
+            _remove(folder, shard.file)
         path.unlink()
         return []
     if different:
@@ -177,7 +234,8 @@ def _done(folder: Path, what: Capture, overwrite: bool) -> list[dict[str, Any]]:
             f"{folder} holds activations with {name} {index.get(name)!r}, now it is {what.requested()[name]!r}: "
             "give another --out, or replace them with --overwrite"
         )
-    return shards[: whole.index(False)] if False in whole else shards
+    kept = list(itertools.takewhile(lambda shard: not shard.file or not _damage(folder, shard), shards))
+    return [shard.model_dump() for shard in kept]
 
 
 def _remove(folder: Path, name: str) -> None:

@@ -13,6 +13,7 @@ licenses license_grammar retractions   names of licences, and what they are read
 jats jats_text extract   one article of JATS XML; the text of an element; figures and captions of many articles
 panels               compound figures and their captions, divided
 build rules duplicates card report   the data set; which pairs go into it; equal pictures; its card; its report
-claims build_options workers   which outputs the steps may write; long options of the verbs; several processes
+claims build_options  which outputs the steps may write; long options of the verbs
+workers lines        several processes; what a line of each step must have
 run cli              all steps by one configuration; `blip pubmed VERB`
 """

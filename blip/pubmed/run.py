@@ -3,14 +3,15 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from blip.config import ConfigError, load_config
 from blip.data.image_bytes import ImageLimits
-from blip.files import write_whole
+from blip.files import ReadError, read_json, write_whole
 from blip.hashing import fingerprint
 from blip.outputs import claim_output, has_record, locked
 from blip.pubmed import claims
@@ -170,7 +171,7 @@ def _split(
     """Splits the figures unless that was done before."""
     pairs, mark = corpus / "subfigures.jsonl", corpus / "subfigures.made_from.json"
     made_from = {"figures": fingerprint(figures), "read_letters": settings.read_letters}
-    if pairs.exists() and mark.exists() and json.loads(mark.read_text()) == made_from:
+    if pairs.exists() and _content(mark) == made_from:
         tell("split: done before")
         return
     crops = corpus / "subfigures"
@@ -181,6 +182,13 @@ def _split(
         done = split(figures, pairs, options, num_workers=settings.num_workers, tell=tell, restart=True)
     write_whole(mark, json.dumps(made_from))
     tell(f"split: {done.pairs} pairs of {done.figures} figures")
+
+
+def _content(mark: Path) -> dict[str, Any]:
+    """The content of the file that tells what the pairs were made from; {} where there is none that can be used."""
+    with suppress(ReadError):
+        return read_json(mark, dict[str, Any])
+    return {}
 
 
 def _rules(settings: PubmedConfig) -> Rules:

@@ -274,10 +274,10 @@ class FineTuning:
         weights = self.weights()
         if distributed.is_main():
             with disk_errors("the best weights", self.output, BEFORE), whole_folder(self.output / BEST) as folder:
-                save_weights(folder, weights, {**self.info(), "step": step})
+                save_weights(folder, weights, {**self.info(), "step": step}, flush=False)
                 if self.config.lora:
                     about = {"base": self.config.init_from, "model": self.info()}
-                    adapter_files.save_adapter(folder, self.model, about, new=self.missing)
+                    adapter_files.save_adapter(folder, self.model, about, new=self.missing, flush=False)
                 (folder / TOKENIZER).write_bytes((self.output / TOKENIZER).read_bytes())
                 (folder / "metrics.json").write_text(json.dumps({"step": step, **metrics}, indent=1) + "\n")
         distributed.barrier()

@@ -8,5 +8,5 @@ loop         batches, gradients, updates, signals
 schedule     epochs and steps; the learning rate of a step
 optim freeze   the optimizer, frozen parts
 parallel     DDP, compilation, recomputation of activations
-checkpoint log   the files of a run
+checkpoint log state   the files of a run; what training.pt holds
 """

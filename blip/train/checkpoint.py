@@ -14,6 +14,7 @@ from torch import Tensor
 from blip import distributed
 from blip.checkpoints.format import TOKENIZER, CheckpointError, disk_errors, save_weights
 from blip.files import flush, remove_folder, whole_folder
+from blip.train.state import read_training
 
 TRAINING = "training.pt"
 
@@ -52,7 +53,7 @@ class Checkpointer:
             for leftover in self.folder.glob(".step-*.partial"):
                 shutil.rmtree(leftover)
             with whole_folder(final) as temporary:
-                save_weights(temporary, weights, self.info)
+                save_weights(temporary, weights, self.info, flush=False)
                 shutil.copyfile(self.tokenizer_file, temporary / TOKENIZER)
                 torch.save(training, temporary / TRAINING)
             self._point_latest(final)
@@ -107,11 +108,7 @@ def find_checkpoint(resume: str, output: str | Path) -> Path | None:
 
 def load_training(path: Path) -> dict:
     """The training state beside a checkpoint's weights. CheckpointError where the file is damaged."""
-    try:
-        training = torch.load(path / TRAINING, map_location="cpu", weights_only=True)
-        return {**training, "step": int(training["step"]), "random": training["random"]}
-    except Exception as error:  # torch raises many kinds of errors for a damaged file
-        raise CheckpointError(f"{path / TRAINING} is damaged or cut short: {error}") from error
+    return read_training(path / TRAINING)
 
 
 def random_state() -> dict[str, Tensor]:

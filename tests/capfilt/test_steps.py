@@ -27,7 +27,7 @@ from blip.capfilt.report import write_report
 from blip.capfilt.steps import CaptionOptions, ShardOptions
 from blip.config import ConfigError, load_config
 from blip.data.images import open_image
-from blip.data.jsonl_shards import ShardError, read_lines, shard_path, write_jsonl_shards
+from blip.data.jsonl_shards import ShardError, read_lines, shard_path, write_jsonl, write_jsonl_shards
 from blip.data.skipped import TooManySkipped
 from blip.data.webdataset import SIZES, UNFINISHED, TarError, open_shards
 from blip.files import WriteError
@@ -540,7 +540,7 @@ def test_verbs_from_captions_to_a_page(tiny_checkpoint: Path, phantoms: Path, tm
     assert run_capfilt("merge", "--scored", out, "--out", tmp_path / "boot.json", "--fraction", 0.5)[0] == 0
     lines = list(read_lines(out))
     lines[0]["text"] = "<script>alert(1)</script>"
-    (out / "shard-00000.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines if x in lines[:30]))
+    write_jsonl(out / "shard-00000.jsonl", lines[:30], end=True)
     shown = ["--fraction", 0.5, "--examples", 5]
     code, said = run_capfilt("report", "--scored", out, "--out", tmp_path / "page.html", *shown)
     page = (tmp_path / "page.html").read_text()

@@ -270,7 +270,7 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
         load_adapter(Model(), tmp_path)
     del about["rank"]
     (tmp_path / ADAPTER_INFO).write_text(json.dumps(about))
-    with pytest.raises(CheckpointError, match=r"adapter.json is damaged: KeyError\('rank'\)"):
+    with pytest.raises(CheckpointError, match=r"adapter.json is damaged: .*rank: Field required"):
         load_adapter(Model(), tmp_path)
     (tmp_path / ADAPTER).write_bytes(b"half")
     (tmp_path / ADAPTER_INFO).write_text(json.dumps({**about, "rank": 2}))

@@ -11,12 +11,24 @@ figure that both files have.
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from blip.files import hidden_beside, json_text, partial_path, rename_whole
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+from blip.files import ReadError, hidden_beside, json_text, parse_json, partial_path, rename_whole
 from blip.outputs import OutputError
 
 Line = dict[str, Any]
+
+
+class _Finished(TypedDict):
+    """A line of the record: the length of the lines behind a figure, and its counts."""
+
+    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
+
+    length: Annotated[int, Field(ge=0)]
+    counts: dict[str, Any]
 
 
 class Progress:
@@ -51,7 +63,7 @@ class Progress:
 
     def _read_record(self, header: bytes, restart: bool) -> list[tuple[int, int]]:
         """Lengths of both files behind each finished figure; empty where the settings differ. Fills `finished`."""
-        length, ends = self.partial.stat().st_size, []
+        length, ends = self.partial.stat().st_size, list[tuple[int, int]]()
         with open(self.record, "rb") as file:
             if (begun := file.readline()) != header:
                 if restart or not file.read(1):  # without a finished figure there is nothing to go on with
@@ -63,7 +75,11 @@ class Progress:
             place = len(header)
             for raw in file:
                 place += len(raw)
-                if not raw.endswith(b"\n") or (entry := json.loads(raw))["length"] > length:
+                try:
+                    entry = parse_json(raw, _Finished, self.record)
+                except ReadError:  # cut short by a kill, or damaged: what follows is made again
+                    break
+                if not raw.endswith(b"\n") or not (ends[-1][0] if ends else 0) <= entry["length"] <= length:
                     break
                 ends.append((entry["length"], place))
                 self.finished.append(entry["counts"])
