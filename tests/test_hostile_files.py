@@ -30,7 +30,7 @@ from blip.data.tar_reader import samples
 from blip.data.webdataset import BrokenSample, TarError, TarShards, open_shards
 from blip.errors import BlipError
 from blip.files import read_json, write_whole
-from blip.interpret.activations import read_shards
+from blip.interpret.activation_shards import read_shards
 from blip.pubmed.lines import Figure, Pair, Panel, read
 from blip.pubmed.panels.progress import Progress
 from blip.pubmed.panels.split import Summary, read_splits

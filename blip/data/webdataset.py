@@ -280,10 +280,10 @@ def shard_name(number: int) -> str:
 def _names_in(file: Path) -> list[str]:
     """The names of shards as this package gives, or gave, them in a `sizes.json` or in the mark of unfinished ones."""
     try:
-        names = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        names: object = read_json(file, object)
+    except ReadError:
         return []
     if names is True:  # the mark of earlier versions
         return [path.name for path in file.parent.glob("shard-?????.tar")]
-    names = names if isinstance(names, dict | list) else []
-    return [name for name in names if isinstance(name, str) and re.fullmatch(r"(shard-)?\d+\.tar", name)]
+    listed = names if isinstance(names, dict | list) else []
+    return [name for name in listed if isinstance(name, str) and re.fullmatch(r"(shard-)?\d+\.tar", name)]

@@ -10,5 +10,6 @@ objectives   what a map explains: a match, a caption, an answer
 maps explain explain_files pictures   maps of an image; of pairs; of files and folders; as pictures
 pointing_game   whether maps point at the lesion that a text names
 activations  the activations of a data set in shards
+activation_shards  these shards on disk
 cli          the verbs `blip explain`, `blip activations` and `blip localise`
 """

@@ -1,35 +1,33 @@
-"""The activations of a whole data set, in shards on disk, for training probes elsewhere.
+"""The activations of a whole data set, written in shards for training probes elsewhere; see `activation_shards.py`.
 
-FOLDER/index.json              points, model and settings; of each shard its file, records and shapes
-FOLDER/shard-00000.safetensors a tensor for each point, (records, ...); `lengths` (records,): tokens of each text;
-                               `answer_lengths`, where a decoder reads answers: of each answer
-FOLDER/shard-00000/POINT.npy   the same with --format npy
-
-Texts are padded with zeros to the longest of the shard. An interrupted run resumes after its last whole shard.
+An interrupted run resumes after its last whole shard.
 """
 
 import hashlib
 import itertools
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from rich.progress import track
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
 from blip.data.images import readable_batches
-from blip.errors import BlipError
-from blip.files import ReadError, json_text, read_json, remove_folder, whole_folder, write_whole
+from blip.files import ReadError, json_text, read_json, write_whole
 from blip.inference.predictor import Predictor
+from blip.interpret.activation_shards import (
+    FORMATS,
+    INDEX,
+    ActivationError,
+    Index,
+    damage_of,
+    remove_shard,
+    write_shard,
+)
 from blip.interpret.explain_files import Wanted, check_wanted
 from blip.interpret.objectives import OBJECTIVES, completed_answers
 from blip.interpret.points import STATES
@@ -37,35 +35,7 @@ from blip.interpret.trace import names, trace
 from blip.models.factory import spec_of
 from blip.outputs import locked
 
-INDEX, FORMATS = "index.json", ("safetensors", "npy")
 POOLS = ("all", "first", "mean")
-
-
-class ActivationError(BlipError):
-    """Activations that cannot be captured or resumed; the message gives the reason."""
-
-
-Count = Annotated[int, Field(ge=0)]
-
-
-class Shard(BaseModel):
-    """A shard in the index; `asked` records were read for it, `records` are those whose image could be opened."""
-
-    model_config = ConfigDict(strict=True)
-
-    file: str = Field(pattern=r"^(shard-[0-9]+(\.safetensors)?)?$")  # "": none of its images could be read
-    asked: Annotated[int, Field(gt=0)]
-    records: list[Count]
-    shapes: dict[str, list[Count]]
-    problems: list[str] = []
-
-
-class Index(BaseModel):
-    """The entries of `index.json` that reading needs; the others are those of `Capture`."""
-
-    model_config = ConfigDict(strict=True, extra="allow")
-
-    shards: list[Shard]
 
 
 @dataclass
@@ -140,7 +110,7 @@ def _capture(
         part = wanted[start : start + what.shard_size]
         tensors, numbers, unread = _shard(m, part, start, what=what, batch_size=batch_size)
         problems += unread
-        name = _write(folder, len(what.shards), tensors, form=what.format) if tensors else ""
+        name = write_shard(folder, len(what.shards), tensors, form=what.format) if tensors else ""
         shapes = {point: list(tensor.shape) for point, tensor in tensors.items()}
         line = {"file": name, "asked": len(part), "records": numbers, "shapes": shapes, "problems": unread}
         what.shards.append(line)
@@ -152,60 +122,8 @@ def _write_index(folder: Path, what: Capture) -> None:
     write_whole(folder / INDEX, json_text(asdict(what)))
 
 
-def read_shards(folder: str | Path) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """(numbers of the records, tensor of each point) of each shard.
-
-    Raises:
-        ActivationError: the index or a shard is damaged.
-    """
-    folder = Path(folder)
-    try:
-        shards = read_json(folder / INDEX, Index).shards
-    except ReadError as error:
-        raise ActivationError(f"{error}: make the activations again") from None
-    for shard in shards:
-        if shard.file:
-            if problem := _damage(folder, shard):
-                raise ActivationError(f"{folder / shard.file} {problem}: make the activations again")
-            yield shard.records, _tensors_of(folder, shard)
-
-
-def _tensors_of(folder: Path, shard: Shard) -> dict[str, Tensor]:
-    if shard.file.endswith(".safetensors"):
-        return load_file(folder / shard.file)
-    return {name: torch.from_numpy(np.load(folder / shard.file / f"{name}.npy")) for name in shard.shapes}
-
-
-def _damage(folder: Path, shard: Shard) -> str:
-    """What is wrong with a shard: absent, cut short, or of other shapes than the index tells; "" if it is whole."""
-    path = folder / shard.file
-    try:
-        if shard.file.endswith(".safetensors"):
-            with safe_open(path, "pt") as file:  # which compares the length of the file with its header
-                found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        else:
-            files = {name: path / f"{name}.npy" for name in shard.shapes if "/" not in name}
-            found = {name: list(np.load(file, mmap_mode="r").shape) for name, file in files.items()}
-    except (OSError, ValueError, SafetensorError) as error:
-        return f"is damaged or cut short ({error})"
-    points = {name: shape for name, shape in found.items() if name in shard.shapes}
-    lengths = {shape[0] for shape in found.values() if shape}
-    if points != shard.shapes or lengths - {len(shard.records)}:
-        return "has other tensors than the index tells"
-    return ""
-
-
 def _attention(name: str) -> bool:
     return name.rpartition(".")[2] not in STATES
-
-
-def is_index(folder: Path) -> bool:
-    """Whether a folder has an index of activations."""
-    try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(index, dict) and {"points", "shards", "weights", "contents"} <= index.keys()
 
 
 def _done(folder: Path, what: Capture, overwrite: bool) -> list[dict[str, Any]]:
@@ -225,7 +143,7 @@ def _done(folder: Path, what: Capture, overwrite: bool) -> list[dict[str, Any]]:
     different = [name for name, value in what.requested().items() if index.get(name) != value]
     if different and overwrite:
         for shard in shards:
-            _remove(folder, shard.file)
+            remove_shard(folder, shard.file)
         path.unlink()
         return []
     if different:
@@ -234,18 +152,8 @@ def _done(folder: Path, what: Capture, overwrite: bool) -> list[dict[str, Any]]:
             f"{folder} holds activations with {name} {index.get(name)!r}, now it is {what.requested()[name]!r}: "
             "give another --out, or replace them with --overwrite"
         )
-    kept = list(itertools.takewhile(lambda shard: not shard.file or not _damage(folder, shard), shards))
+    kept = list(itertools.takewhile(lambda shard: not shard.file or not damage_of(folder, shard), shards))
     return [shard.model_dump() for shard in kept]
-
-
-def _remove(folder: Path, name: str) -> None:
-    """Deletes a shard that an index names; a name that `_write` does not give is ignored."""
-    if re.fullmatch(r"shard-\d{5}(\.safetensors)?", name):
-        path = folder / name
-        if path.is_dir() and not path.is_symlink():
-            remove_folder(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def _shard(
@@ -310,18 +218,6 @@ def _joined(tensors: list[Tensor]) -> Tensor:
         missing = [size for axis in reversed(range(1, t.dim())) for size in (0, shape[axis] - t.shape[axis])]
         padded.append(F.pad(t, missing))
     return torch.cat(padded).contiguous()
-
-
-def _write(folder: Path, number: int, tensors: dict[str, Tensor], *, form: str) -> str:
-    """Writes a shard, whole or not at all -> its name."""
-    name = f"shard-{number:05d}"
-    if form == "safetensors":
-        write_whole(folder / f"{name}.safetensors", save(tensors))
-        return f"{name}.safetensors"
-    with whole_folder(folder / name) as partial:
-        for point, tensor in tensors.items():
-            np.save(partial / f"{point}.npy", tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy())
-    return name
 
 
 def usual_task(m: Predictor, points: Sequence[str]) -> str:

@@ -96,12 +96,13 @@ def activations(
     """Writes the activations at named points for a whole data set, in shards; continues where it was interrupted."""
     from blip.hashing import fingerprint
     from blip.interpret import activations as shards
+    from blip.interpret.activation_shards import INDEX, is_index
     from blip.interpret.explain_files import find_pairs
 
     with user_errors():
         wanted = find_pairs(data, [])
         inputs: list[str | Path] = [data, *(one.image for one in wanted), checkpoint, *filter(None, [tokenizer])]
-        known = shards.is_index(out)  # `capture` compares the settings
+        known = is_index(out)  # `capture` compares the settings
         claim_output(out, "activations", inputs=inputs, folder=True, overwrite=overwrite, known=known)
         model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
         chosen = shards.points_of(model, points)
@@ -110,7 +111,7 @@ def activations(
         problems = shards.capture(model, wanted, settings, out, batch_size=batch_size, overwrite=overwrite)
         for problem in problems:
             say(problem, err=True)
-        say(f"{len(wanted) - len(problems)} records, {len(chosen)} points: {out / shards.INDEX}")
+        say(f"{len(wanted) - len(problems)} records, {len(chosen)} points: {out / INDEX}")
     raise typer.Exit(1 if problems else 0)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.data.images import ENDINGS
+from blip.files import ReadError, read_json
 from blip.outputs import Output, OutputError, claim_output, has_record, locked, locked_file
 from blip.pubmed.rules import NAMES, Rules
 
@@ -67,8 +68,8 @@ def splitting(
     if not out.suffix:
         raise OutputError(f"{out}: the sub-figures go to a folder of this name; call the lines {out}.jsonl, say")
     inputs = [os.path.abspath(pairs), *inputs]
-    with suppress(OSError, ValueError, AttributeError, RecursionError):
-        summary = json.loads(summary_of(out).read_text(encoding="utf-8"))
+    with suppress(ReadError):
+        summary = read_json(summary_of(out), dict[str, Any])
         known = known or summary.get("made_from") == str(pairs.resolve())
     claim = claim_lines(out, SPLIT, inputs, overwrite=overwrite, known=known)
     known = known and not has_record(crops, folder=True)
@@ -97,8 +98,8 @@ def claim_build(
     inputs = [os.path.abspath(pairs), *places, json.dumps(kept)]
     known = False
     if not has_record(out, folder=True):
-        with suppress(OSError, ValueError, AttributeError, RecursionError):
-            built = json.loads((out / "build.json").read_text(encoding="utf-8"))
+        with suppress(ReadError):
+            built = read_json(out / "build.json", dict[str, Any])
             header = (built.get("pairs_file"), built.get("rules"), built.get("decontaminated"))
             known = header == (str(pairs.resolve()), kept, places)
     return claim_output(
@@ -120,7 +121,8 @@ def building(claim: Output, shards: bool) -> Iterator[None]:
             written += [name for name in claim.before if name.startswith("shards/")]
         for sizes in claim.path.glob("shards/*/sizes.json") if shards else ():
             here = sizes.relative_to(claim.path)
-            written += [here, *(here.with_name(name) for name in json.loads(sizes.read_text(encoding="utf-8")))]
+            names = [name for name in read_json(sizes, dict[str, Any]) if name.endswith(".tar")]
+            written += [here, *(here.with_name(name) for name in names)]
     for place in sorted(claim.path.glob("shards/*")):
         with suppress(OSError):
             place.rmdir()  # empty: its shards were of an earlier run

@@ -11,7 +11,8 @@ from helpers.running import code_and_text
 import blip
 from blip.inference.predictor import Predictor
 from blip.interpret import activations
-from blip.interpret.activations import ActivationError, Capture, capture, read_shards
+from blip.interpret.activation_shards import ActivationError, read_shards
+from blip.interpret.activations import Capture, capture
 from blip.interpret.explain_files import Wanted, find_pairs
 
 

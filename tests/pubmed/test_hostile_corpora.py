@@ -366,7 +366,7 @@ def test_files_of_the_user_stay(around: Path, library: Library) -> None:
 
 
 @pytest.mark.parametrize("link", ["articles", "articles/PMC7000001", "articles/PMC7000001/PMC7000001.1.xml",
-                                  "articles/PMC7000001/PMC7000001.1.xml.partial", "fetch.lock"])  # fmt: skip
+                                  "articles/PMC7000001/.PMC7000001.1.xml.partial", "fetch.lock"])  # fmt: skip
 def test_links_do_not_lead_out_of_a_corpus(link: str, around: Path, library: Library) -> None:
     before = snapshot(around)
     with Server(library) as server:

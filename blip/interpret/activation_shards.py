@@ -1,0 +1,127 @@
+"""Shards of activations on disk: what their index holds, reading, writing and checking them.
+
+FOLDER/index.json              points, model and settings; of each shard its file, records and shapes
+FOLDER/shard-00000.safetensors a tensor for each point, (records, ...); `lengths` (records,): tokens of each text;
+                               `answer_lengths`, where a decoder reads answers: of each answer
+FOLDER/shard-00000/POINT.npy   the same with --format npy
+
+Texts are padded with zeros to the longest of the shard.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from blip.errors import BlipError
+from blip.files import ReadError, read_json, remove_folder, whole_folder, write_whole
+
+INDEX, FORMATS = "index.json", ("safetensors", "npy")
+
+
+class ActivationError(BlipError):
+    """Activations that cannot be captured or resumed; the message gives the reason."""
+
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Shard(BaseModel):
+    """A shard in the index; `asked` records were read for it, `records` are those whose image could be opened."""
+
+    model_config = ConfigDict(strict=True)
+
+    file: str = Field(pattern=r"^(shard-[0-9]+(\.safetensors)?)?$")  # "": none of its images could be read
+    asked: Annotated[int, Field(gt=0)]
+    records: list[Count]
+    shapes: dict[str, list[Count]]
+    problems: list[str] = []
+
+
+class Index(BaseModel):
+    """The entries of `index.json` that reading needs; the others are those of `Capture`."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    shards: list[Shard]
+
+
+def read_shards(folder: str | Path) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """(numbers of the records, tensor of each point) of each shard.
+
+    Raises:
+        ActivationError: the index or a shard is damaged.
+    """
+    folder = Path(folder)
+    try:
+        shards = read_json(folder / INDEX, Index).shards
+    except ReadError as error:
+        raise ActivationError(f"{error}: make the activations again") from None
+    for shard in shards:
+        if shard.file:
+            if problem := damage_of(folder, shard):
+                raise ActivationError(f"{folder / shard.file} {problem}: make the activations again")
+            yield shard.records, _tensors_of(folder, shard)
+
+
+def _tensors_of(folder: Path, shard: Shard) -> dict[str, Tensor]:
+    if shard.file.endswith(".safetensors"):
+        return load_file(folder / shard.file)
+    return {name: torch.from_numpy(np.load(folder / shard.file / f"{name}.npy")) for name in shard.shapes}
+
+
+def damage_of(folder: Path, shard: Shard) -> str:
+    """What is wrong with a shard: absent, cut short, or of other shapes than the index tells; "" if it is whole."""
+    path = folder / shard.file
+    try:
+        if shard.file.endswith(".safetensors"):
+            with safe_open(path, "pt") as file:  # which compares the length of the file with its header
+                found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        else:
+            files = {name: path / f"{name}.npy" for name in shard.shapes if "/" not in name}
+            found = {name: list(np.load(file, mmap_mode="r").shape) for name, file in files.items()}
+    except (OSError, ValueError, SafetensorError) as error:
+        return f"is damaged or cut short ({error})"
+    points = {name: shape for name, shape in found.items() if name in shard.shapes}
+    lengths = {shape[0] for shape in found.values() if shape}
+    if points != shard.shapes or lengths - {len(shard.records)}:
+        return "has other tensors than the index tells"
+    return ""
+
+
+def is_index(folder: Path) -> bool:
+    """Whether a folder has an index of activations."""
+    try:
+        index = read_json(folder / INDEX, dict[str, Any])
+    except ReadError:
+        return False
+    return {"points", "shards", "weights", "contents"} <= index.keys()
+
+
+def write_shard(folder: Path, number: int, tensors: dict[str, Tensor], *, form: str) -> str:
+    """Writes a shard, whole or not at all -> its name."""
+    name = f"shard-{number:05d}"
+    if form == "safetensors":
+        write_whole(folder / f"{name}.safetensors", save(tensors))
+        return f"{name}.safetensors"
+    with whole_folder(folder / name) as partial:
+        for point, tensor in tensors.items():
+            np.save(partial / f"{point}.npy", tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy())
+    return name
+
+
+def remove_shard(folder: Path, name: str) -> None:
+    """Deletes a shard that an index names; a name that `write_shard` does not give is ignored."""
+    if re.fullmatch(r"shard-\d{5}(\.safetensors)?", name):
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            remove_folder(path)
+        else:
+            path.unlink(missing_ok=True)
