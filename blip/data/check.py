@@ -5,7 +5,9 @@ import hashlib
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +23,8 @@ from blip.data.sets.statements import STATEMENT_SETS, Statement
 from blip.errors import InputError
 from blip.hashing import stable_hash
 from blip.tokenizer import Tokenizer
+
+AT_ONCE = 16  # images that a process gets together
 
 
 @dataclass
@@ -182,12 +186,40 @@ def _check_images(paths: list[str], num_workers: int, report: Report) -> None:
         digests.add(digest)
 
 
-def _inspected(paths: list[str], num_workers: int) -> Iterable[tuple[str, bytes, str]]:
+def _inspected(paths: list[str], num_workers: int) -> Iterator[tuple[str, bytes, str]]:
+    """What `_inspect` returns for each path, in their order, from `num_workers` processes.
+
+    If one of them ends, killed or by an image that breaks a decoder, the images that it may have read are read again,
+    each in a process of its own, and the others follow in new processes.
+    """
     if num_workers < 1 or len(paths) < 2:
         yield from map(_inspect, paths)
         return
-    with multiprocessing.get_context(worker_context()).Pool(num_workers) as pool:
-        yield from pool.imap(_inspect, paths, chunksize=16)
+    done = 0
+    while done < len(paths):
+        try:
+            for found in _in_processes(paths[done:], num_workers, AT_ONCE):
+                yield found
+                done += 1
+        except BrokenProcessPool:
+            for path in paths[done : done + AT_ONCE]:
+                yield _inspect_apart(path)
+                done += 1
+
+
+def _inspect_apart(path: str) -> tuple[str, bytes, str]:
+    try:
+        return next(_in_processes([path], 1, 1))
+    except BrokenProcessPool:
+        return path, b"", "the process that read it was ended, by the system or by this image"
+
+
+def _in_processes(paths: list[str], count: int, at_once: int) -> Iterator[tuple[str, bytes, str]]:
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context(worker_context()))
+    try:
+        yield from pool.map(_inspect, paths, chunksize=at_once)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _inspect(path: str) -> tuple[str, bytes, str]:

@@ -2,10 +2,12 @@
 
 import fcntl
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from blip.errors import BlipError
+from blip.files import json_text, write_error
 
 Skipped = tuple[int, str, str]  # index of the record, path of its image, reason
 
@@ -37,6 +39,12 @@ class SkipLog:
         self.seen: dict[str, Skipped] = {}
         self.records_read = 0
 
+    def noted(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches, each after `add` of its `skipped`."""
+        for batch in batches:
+            self.add(batch.skipped, len(batch))
+            yield batch
+
     def add(self, skipped: list[Skipped], samples: int = 0) -> None:
         """Adds the notes of a batch of so many `samples`; writes new ones; TooManySkipped above the fraction."""
         self.records_read += samples + len(skipped)
@@ -52,7 +60,13 @@ class SkipLog:
             )
 
     def _write(self, new: dict[str, Skipped]) -> None:
-        """Appends the notes that no process has written yet."""
+        """Appends the notes that no process has written yet. WriteError such as on a full disk."""
+        try:
+            self._append(new)
+        except OSError as error:
+            raise write_error(self.path, error) from error
+
+    def _append(self, new: dict[str, Skipped]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -69,4 +83,4 @@ class SkipLog:
             for index, path, reason in new.values():
                 if path not in written:
                     note = {"index": index, "path": path, "reason": reason}
-                    file.write(json.dumps(note, ensure_ascii=False) + "\n")
+                    file.write(json_text(note, indent=None))
