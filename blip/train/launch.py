@@ -48,11 +48,11 @@ def launch(
     evaluate: Evaluate | None = None,
     help: str | None = None,
 ) -> None:
-    """Reads the command line and calls the function that its options select; errors end the program, see `user_errors`.
+    """Reads the command line and calls what its options select; errors end the program, see `user_errors`.
 
     Args:
         run: trains.
-        config_class: type of the configuration; `--config` takes a path, or the name of a file of `configs/`.
+        config_class: type of the configuration.
         default_output: `--output_dir` unless given.
         dry_run: offered as `--dry_run` where there is one; called with the configuration and the device.
         evaluate: offered as `--evaluate` where there is one.
@@ -78,27 +78,34 @@ def launch(
             bool, typer.Option("--evaluate", help="no training: score val_file and test_file", hidden=evaluate is None)
         ] = False,
     ) -> None:
-        if resume and init_from:
-            raise ConfigError("--resume continues a run, --init_from starts a new one: give one of them")
-        if allow_changed and not resume:
-            raise ConfigError("--allow_changed is for --resume: a new run takes any data")
-        if score and (resume or rehearse):
-            raise ConfigError(f"--evaluate scores a checkpoint without training: leave out "
-                              f"{'--resume' if resume else '--dry_run'}")  # fmt: skip
+        _check(resume, init_from, allow_changed, leave_out="--dry_run" if rehearse else "", evaluates=score)
         # in quotation marks, so that YAML does not read a path as something else
         overrides = [*(set_ or []), *([f"init_from={json.dumps(init_from)}"] if init_from else [])]
         settings = load_config(config, config_class, overrides)
         device = distributed.start(settings.device)  # type: ignore[attr-defined]
+        # tasks of before these options do not know them
+        given = {name: True for name, on in (("overwrite", overwrite), ("allow_changed", allow_changed)) if on}
         if rehearse:
             _offered(dry_run, "--dry_run")(settings, device)
         elif score:
-            _offered(evaluate, "--evaluate")(settings, output_dir, device, overwrite=overwrite)
+            _offered(evaluate, "--evaluate")(settings, output_dir, device, **given)
         else:
-            run(settings, output_dir, resume, device=device, allow_changed=allow_changed, overwrite=overwrite)
+            run(settings, output_dir, resume, device=device, **given)
 
     command.__doc__ = help
     with lasting_streams(), user_errors():
         typer.run(command)
+
+
+def _check(resume: str, init_from: str, allow_changed: bool, *, leave_out: str, evaluates: bool) -> None:
+    """ConfigError for options that exclude each other."""
+    if resume and init_from:
+        raise ConfigError("--resume continues a run, --init_from starts a new one: give one of them")
+    if allow_changed and not resume:
+        raise ConfigError("--allow_changed is for --resume: a new run takes any data")
+    leave_out = "--resume" if resume else leave_out
+    if evaluates and leave_out:
+        raise ConfigError(f"--evaluate scores a checkpoint without training: leave out {leave_out}")
 
 
 def _offered(action: Callable | None, option: str) -> Callable:
