@@ -157,6 +157,8 @@ def _claim(output: Path, names: tuple[str, ...], inputs: list[str], *, overwrite
         claim_output(output / name, "training", folder=True, known=True)
     if former or set(there) - set(record.files):
         record.add(there, [path.name for path in checkpoints] if former else None)
+    if gone := [name for name in record.checkpoints if not (output / CHECKPOINTS / name).exists()]:
+        record.forget(gone)  # a folder that gets such a name later is not the run's
 
 
 def _check_inputs(folder: RunFolder, checkpoint: Path, allow_changed: bool) -> list[str]:
