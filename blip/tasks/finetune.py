@@ -17,6 +17,7 @@ from blip import distributed
 from blip.checkpoints import adapter_files, adapters, initialize
 from blip.checkpoints.format import (
     TOKENIZER,
+    WEIGHTS,
     CheckpointError,
     load_strict,
     load_weights,
@@ -274,13 +275,15 @@ class FineTuning:
         distributed.from_main(lambda: self._write_best(weights, step, metrics))
 
     def _write_best(self, weights: dict[str, Tensor], step: int, metrics: dict) -> None:
-        with written(self.output / BEST), whole_folder(own(self.output, BEST)) as folder:
-            save_weights(folder, weights, {**self.info(), "step": step})
+        best = own(self.output, BEST)
+        with written(best), whole_folder(best) as folder:
+            with written(best / WEIGHTS):
+                save_weights(folder, weights, {**self.info(), "step": step})
             if self.config.lora:
                 about = {"base": self.config.init_from, "model": self.info()}
                 adapter_files.save_adapter(folder, self.model, about, new=self.missing)
-            (folder / TOKENIZER).write_bytes((self.output / TOKENIZER).read_bytes())
-            (folder / "metrics.json").write_text(json_text({"step": step, **metrics}))
+            write_whole(folder / TOKENIZER, (self.output / TOKENIZER).read_bytes())
+            write_whole(folder / "metrics.json", json_text({"step": step, **metrics}))
 
     def write(self, name: str, content: Any) -> None:
         """Writes a JSON file beside the checkpoints; every process has to call this. OutputError: see `own`."""

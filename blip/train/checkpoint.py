@@ -86,11 +86,7 @@ class Checkpointer:
             if os.path.lexists(final) and final.name not in record.checkpoints:
                 self.tell(f"{final} is not of this run and is now {keep_aside(final)}")
             record.add(checkpoints=[final.name])
-        try:
-            self._write_files(final, weights, training)
-        except BaseException:  # on a full disk, what was written is in the way
-            shutil.rmtree(final.with_name(f".{final.name}.partial"), ignore_errors=True)
-            raise
+        self._write_files(final, weights, training)
         try:
             self._point_latest(final)
             self._prune(final, record)

@@ -40,9 +40,10 @@ class Signals:
         self._before[signal.SIGCHLD] = None
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._before.pop(signal.SIGCHLD, self) is None:  # torch relies on the handler that it has set meanwhile
-            signal.signal(signal.SIGCHLD, self._of_children)
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if self._before.pop(signal.SIGCHLD, self) is None:
+            # torch's handler, unless a worker has died: it would raise the same error again while the run ends
+            signal.signal(signal.SIGCHLD, self._of_children if kind is None else signal.SIG_DFL)
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

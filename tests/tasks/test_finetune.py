@@ -35,8 +35,8 @@ from blip.tasks.config import FineTuneConfig
 from blip.tasks.finetune import FineTuning
 from blip.tokenizer import load_tokenizer
 from blip.train.checkpoint import complete_checkpoints, load_training
-from blip.train.record import RECORD
 from blip.train.log import read_metrics
+from blip.train.record import RECORD
 
 pytestmark = pytest.mark.usefixtures("no_java_nor_peak")
 
