@@ -5,7 +5,8 @@ Read `pairs.py` first: an image-caption pair from its record to its sample.
 formats sets compact   annotation files record by record; a reader for each published set; records in flat arrays
 pairs questions statements question_splits   the samples of each task; whole sets of questions divided by image
 images transforms skipped   opening images, tensors of them, notes about unreadable ones
-order batches loader gallery   which record comes when; samples to a batch; worker processes; images by number
+order batches loader gallery   which record comes when; samples to a batch; batches read ahead; images by number
+workers          the processes that read ahead, and their errors
 webdataset stream jsonl_shards   tar shards, training batches streamed from them; shards of JSON lines
 check check_report phantoms   `blip check-data` and its report; the synthetic data generator
 places           which images a command line names: image files, folders, annotation files

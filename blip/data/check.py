@@ -14,12 +14,12 @@ from typing import Any
 from blip.data.check_report import FileReport, Report
 from blip.data.formats import AnnotationError, file_entry, iter_records
 from blip.data.images import UnreadableImage, open_image, read_image
-from blip.data.loader import worker_context
 from blip.data.pairs import caption_id, has_words
 from blip.data.sets.captions import CAPTION_SETS, Captioned
 from blip.data.sets.layout import SetFile, SetFormat, open_set
 from blip.data.sets.questions import QUESTION_SETS, Question
 from blip.data.sets.statements import STATEMENT_SETS, Statement
+from blip.data.workers import worker_context
 from blip.errors import InputError
 from blip.hashing import stable_hash
 from blip.tokenizer import Tokenizer
@@ -208,10 +208,10 @@ def _inspected(paths: list[str], num_workers: int) -> Iterator[tuple[str, bytes,
 
 
 def _inspect_apart(path: str) -> tuple[str, bytes, str]:
-    try:
-        return next(_in_processes([path], 1, 1))
-    except BrokenProcessPool:
-        return path, b"", "the process that read it was ended, by the system or by this image"
+    for _ in range(2):  # the system may have ended the first for other reasons
+        with contextlib.suppress(BrokenProcessPool):
+            return next(_in_processes([path], 1, 1))
+    return path, b"", "the process that read it was ended, by the system or by this image"
 
 
 def _in_processes(paths: list[str], count: int, at_once: int) -> Iterator[tuple[str, bytes, str]]:

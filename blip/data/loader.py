@@ -4,32 +4,19 @@ A position in training is (epoch, batch). The same position gives the same batch
 B samples in a batch.
 """
 
-import multiprocessing
-import os
-import pickle
-import re
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
 from blip.data.batches import collate
 from blip.data.order import EpochOrder, Positions, steps_per_epoch
 from blip.data.skipped import Skipped
-from blip.errors import BlipError, InputError
-
-# of torch: a worker that was killed, or that ended by itself
-DEAD_WORKER = re.compile(r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)")
-
-
-class WorkerError(BlipError):
-    """A process that reads data ended before its work did."""
+from blip.data.workers import Loader, start_worker, worker_context
+from blip.errors import InputError
 
 
 @dataclass
@@ -143,123 +130,13 @@ def data_loader(
     options: dict[str, Any] = {} if batches is not None else {"batch_size": None}
     if batches is not None:
         options |= {"batch_sampler": batches, "collate_fn": collate_batch}
-    return _Loader(
+    return Loader(
         dataset,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         multiprocessing_context=worker_context() if num_workers else None,
         persistent_workers=num_workers > 0,
         generator=torch.Generator().manual_seed(seed),
         **options,
     )
-
-
-class _Loader(DataLoader):
-    """torch's loader, which would call an error's class with the text of a traceback in place of its arguments."""
-
-    def __init__(self, dataset: Dataset, *, num_workers: int, **options: Any):
-        if num_workers:
-            streamed = isinstance(dataset, IterableDataset)
-            dataset = _CarryingStream(dataset) if streamed else _Carrying(dataset)
-            if "collate_fn" in options:
-                options["collate_fn"] = partial(_collate_or_carry, options["collate_fn"])
-        super().__init__(dataset, num_workers=num_workers, **options)
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        batches = super().__iter__()
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if DEAD_WORKER.search(str(error)):
-                    raise WorkerError(_about_dead_worker(str(error))) from error
-                raise
-            if isinstance(batch, _Carried):
-                raise batch.error
-            yield batch
-
-
-def _about_dead_worker(problem: str) -> str:
-    advice = "often because memory ran out: lower num_workers"
-    if "Bus error" in problem:
-        advice = "because shared memory ran out: enlarge /dev/shm (in a container: --shm-size), or set num_workers: 0"
-    return f"a process that reads data was ended from outside, {advice} ({problem.strip()})"
-
-
-@dataclass
-class _Carried:
-    """An error on its way from a worker."""
-
-    error: Exception
-
-
-def _carried(error: Exception) -> _Carried:
-    """Raises the error itself where it cannot be sent."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        raise error from None
-    return _Carried(error)
-
-
-class _Carrying(Dataset):
-    """A dataset whose errors that a user can mend are samples."""
-
-    def __init__(self, dataset: Any):
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: Any) -> Any:
-        try:
-            return self.dataset[key]
-        except (BlipError, OSError) as error:
-            return _carried(error)
-
-
-class _CarryingStream(IterableDataset):
-    """The same of a stream, which ends with the error."""
-
-    def __init__(self, dataset: Any):
-        self.dataset = dataset
-
-    def __iter__(self) -> Iterator[Any]:
-        try:
-            yield from self.dataset
-        except (BlipError, OSError) as error:
-            yield _carried(error)
-
-
-def _collate_or_carry(collate_batch: Callable[[list[Any]], Any], samples: list[Any]) -> Any:
-    try:
-        return next((one for one in samples if isinstance(one, _Carried)), None) or collate_batch(samples)
-    except (BlipError, OSError) as error:
-        return _carried(error)
-
-
-def worker_context() -> str | None:
-    """Start method of workers: fork, which shares the annotations' memory, or None for the platform's default."""
-    # macOS offers fork too, but its system libraries fail after it
-    return "fork" if sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods() else None
-
-
-def _start_worker(worker: int) -> None:
-    torch.set_num_threads(1)
-    # what ends or warns a job reaches its whole process group, but the main process finishes its step first
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_parent, daemon=True).start()
-
-
-def _obey_parent() -> None:
-    """Ends this worker at a SIGTERM of its main process, which sends it to remaining workers when it exits; others are
-    ignored."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)

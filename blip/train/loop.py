@@ -150,8 +150,7 @@ class Loop:
             self.last.finished(EVALUATION)
         if stop:  # its sender may kill the process during an evaluation
             self.save()
-        with self.signals.children_raise():
-            evaluation = at_step_end(self.step)
+        evaluation = at_step_end(self.step)
         if evaluation is not None:
             self._log(evaluation)
             self._window = _Window()
@@ -220,8 +219,7 @@ class Loop:
         with the batch before; `_check` then ends all of them before the update."""
         if self._failure is None:
             try:
-                with self.signals.children_raise():
-                    batch = next(batches)
+                batch = next(batches)
                 self._batch = batch if distributed.world_size() > 1 else None
                 return batch
             except Exception as error:
