@@ -23,6 +23,7 @@ from blip.capfilt.config import CapFiltConfig
 from blip.capfilt.merge import Rule, about_merged, merge
 from blip.capfilt.report import write_report
 from blip.checkpoints.format import TOKENIZER
+from blip.command_line import lasting_streams
 from blip.config import Config, ConfigError, PretrainConfig, RunConfig, dump_config, load_config, with_options
 from blip.errors import BlipError
 from blip.files import write_whole
@@ -166,6 +167,7 @@ class Rounds:
             typer.echo(text)
 
 
+@lasting_streams()
 def run(config: Path, output: Path, overrides: list[str]) -> None:
     """Every round of a configuration, given by its file or its name; continues in a folder of its own earlier run."""
     settings = load_config(config, CapFiltConfig, overrides)
