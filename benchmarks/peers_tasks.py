@@ -118,7 +118,10 @@ class PublishedRank(nn.Module):
         ).last_hidden_state
 
     def rank(self, states: Tensor, answers: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Question states (B, T, D), none of padding; answers (A, L) `[DEC] ... [SEP]` -> numbers and scores (B, k)."""
+        """Question states (B, T, D); answers (A, L) `[DEC] ... [SEP]` -> numbers and scores (B, k).
+
+        No state is one of padding, since cross-attention drops its mask (transformers, up to 5.24).
+        """
         count, pad = len(states), self.specials.pad
         start = answers[:1, :1].expand(count, 1)
         first = self.text_decoder(start, encoder_hidden_states=states).logits[:, 0]

@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from blip.capfilt import cli as capfilt
-from blip.command_line import ImageRoot, user_errors, workers_option
+from blip.command_line import ImageRoot, MaxImageMb, say, user_errors, workers_option
+from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.inference import cli as inference
 from blip.interpret import cli as interpret
 from blip.pubmed import cli as pubmed
@@ -36,7 +37,7 @@ def phantoms(
         path = write_phantoms(
             out, count, seed, image_size=image_size, max_lesions=max_lesions, noise=noise, name_one=name_one
         )
-        typer.echo(f"{count} phantoms: {path}")
+        say(f"{count} phantoms: {path}")
 
 
 @app.command("check-data")
@@ -50,6 +51,7 @@ def check_data(
         int, typer.Option("--max_text_tokens", "--max_tokens", help="length in tokens at which a run cuts texts")
     ] = 30,
     num_workers: Annotated[int, workers_option("processes that open images; 0: this one", min=0)] = 2,
+    max_image_mb: MaxImageMb = MAX_MB,
     report: Annotated[Path | None, typer.Option(help="write the full report to this JSON file")] = None,
 ) -> None:
     """Counts records, opens every image, measures texts; status 1 when something is missing or broken."""
@@ -67,6 +69,7 @@ def check_data(
             num_workers=num_workers,
             dataset=dataset,
             split=split,
+            limits=ImageLimits.of_mb(max_image_mb),
         )
         print_report(data_report)
         if report:
@@ -101,9 +104,9 @@ def convert(
         left_out = formats.write(target, tensors, info, to=to, tokenizer_file=beside, hf_class=held)
         if to == "blip" and words:
             load_tokenizer(words).save(target / TOKENIZER)
-        typer.echo(f"{len(tensors) - len(left_out)} tensors: {target}")
+        say(f"{len(tensors) - len(left_out)} tensors: {target}")
         if left_out:
-            typer.echo(f"{to} cannot hold {len(left_out)}: {', '.join(sorted(left_out)[:20])}")
+            say(f"{to} cannot hold {len(left_out)}: {', '.join(sorted(left_out)[:20])}")
 
 
 VERBS_OF_ROOMS: tuple[Callable[..., None], ...] = (

@@ -29,6 +29,9 @@ BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="images at o
 ImageRoot = Annotated[
     str, typer.Option("--image_root", help="folder that image paths of annotation files are relative to")
 ]
+MaxImageMb = Annotated[
+    int, typer.Option("--max_image_mb", min=1, help="MiB of an image's file; larger ones count as unreadable")
+]
 JsonFile = Annotated[Path | None, typer.Option(help="write JSON to this file")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 ConfigFile = Annotated[Path, typer.Option(help="a YAML file, or a name of one in configs/, such as pretrain_demo")]
@@ -39,6 +42,11 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, o
 def workers_option(help: str, *, min: int = 1) -> Any:
     """The option `--num_workers`, also called `--workers`, for the annotation of an integer parameter `num_workers`."""
     return typer.Option("--num_workers", "--workers", min=min, help=help)
+
+
+def say(text: object, err: bool = False) -> None:
+    """Prints a line; control characters, which names of files may hold, become escapes that a terminal shows."""
+    typer.echo(printable(text), err=err)
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

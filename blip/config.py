@@ -82,6 +82,7 @@ class ModelConfig(RunConfig):
     max_text_tokens: int = Field(30, ge=3)  # longer texts are cut
     text_cleaning: Literal["none", "blip"] = "none"  # blip: as the published code cleans captions
     max_skipped_fraction: float = Field(0.01, ge=0, le=1)  # more unreadable images than this end the run
+    max_image_mb: int = Field(512, gt=0)  # MiB of an image's file; larger ones count as unreadable
     num_workers: int = Field(4, ge=0)  # processes that load data; 0: the training process itself
 
     # tokenizer

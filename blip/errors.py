@@ -1,5 +1,7 @@
-"""The root of the errors that a user can mend, and its two most common kinds."""
+"""The root of the errors that a user can mend, its two most common kinds, and text from outside in messages."""
 
+import re
+from functools import cache
 from typing import Any
 
 
@@ -29,17 +31,38 @@ class MissingFile(BlipError, FileNotFoundError):
     """A file or folder that does not exist."""
 
 
+# ---- text that UTF-8 cannot hold, or that changes how the text round it is shown -------------------------------------
+
+# control characters, separators of lines, changes of the direction of writing, lone surrogates
+UNSHOWN = "\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+
+
 def printable(text: object) -> str:
-    """A text in a form that a terminal, a page or a log shows and never obeys.
+    """A text as a terminal or a log shows it and never obeys it; line ends and tabs stay. See `visible`."""
+    return visible(str(text), keep="\n\t")
 
-    Control characters, marks that turn the direction of writing, and bytes of a file name that are not UTF-8 become
-    escapes, such as `\\x1b`. Line ends and tabs stay.
+
+def visible(text: str, keep: str = "") -> str:
+    r"""Text in which characters that cannot be shown, or that change how others are shown, are `\x00` or `\ud800`.
+
+    The text can be restored: backslashes before such a form, and before what only reads like one, are doubled.
+
+    Args:
+        keep: control characters that stay as they are.
     """
-    return "".join(c if c == "\n" or c == "\t" or c.isprintable() else _escape(c) for c in str(text))
+    return _pattern(keep).sub(_shown, text)
 
 
-def _escape(character: str) -> str:
-    number = ord(character)
-    if 0xDC80 <= number <= 0xDCFF:  # `surrogateescape`: a byte that is not UTF-8
-        number -= 0xDC00
-    return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}" if number < 65536 else f"\\U{number:08x}"
+@cache
+def _pattern(keep: str) -> re.Pattern[str]:
+    # each run of backslashes is matched from its beginning, and at once, so that the time grows with the length alone
+    unshown = f"(?![{keep}])[{UNSHOWN}]" if keep else f"[{UNSHOWN}]"
+    return re.compile(rf"(?<!\\)(?:(\\*+)({unshown})|(\\++)(?=x[0-9a-f]{{2}}|u[0-9a-f]{{4}}))")
+
+
+def _shown(found: re.Match[str]) -> str:
+    before, character, literal = found.groups()
+    if literal:
+        return literal * 2
+    code = ord(character)
+    return before * 2 + (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")

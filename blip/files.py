@@ -114,7 +114,7 @@ def parse_json(text: str | bytes, kind: type[T], path: str | Path, *, place: str
 def checked_as(value: Any, kind: type[T], path: str | Path, *, place: str = "") -> T:
     """A value of a file as a `kind`; `path` and `place` name it in a ReadError that lists what is wrong."""
     try:
-        return _adapter(kind).validate_python(value)
+        return _adapter(kind).validate_python(value)  # type: ignore[arg-type]
     except ValidationError as error:
         wrong = [f"{'.'.join(map(str, one['loc'])) or 'it'}: {one['msg']}" for one in error.errors()[:5]]
         raise ReadError(path, place, f"is damaged or not of this kind: {'; '.join(wrong)}") from error

@@ -1,12 +1,13 @@
 """Numbers and fingerprints that depend on content alone: equal on every machine and in every process."""
 
 import hashlib
+import os
 from pathlib import Path
 
 
 def stable_hash(*parts: object) -> int:
     """63-bit number from the text of `parts`, the same on every machine and in every process."""
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode("utf-8", "replace"), digest_size=8).digest()
+    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
@@ -21,7 +22,7 @@ def fingerprint(checkpoint: str | Path) -> str:
         endings = (".safetensors", ".pth", ".bin", ".json", ".txt")
         files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.suffix in endings)
     for file in files:
-        digest.update(file.name.encode())
+        digest.update(os.fsencode(file.name))
         with open(file, "rb") as content:
             while block := content.read(1 << 20):
                 digest.update(block)

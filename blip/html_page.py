@@ -1,85 +1,70 @@
-"""What the HTML reports share: page frame, markup with escaped text, tables, bars, histograms, images in the page.
+"""Reports as HTML pages, and foreign text in the cells of CSV and Markdown tables.
 
-A page is one file that loads nothing from elsewhere. Text is escaped once, where it becomes part of an element: what is
-`Html` is markup already, every other string is text.
+A page is one file that loads nothing from elsewhere. It is rendered by jinja2 from a template that lies beside the
+module that fills it and extends `html_page.html`, which forbids scripts and requests. Every value of a template is text
+and is escaped, unless it is `Html`, which only the functions here make.
 """
 
 import base64
-import html
 import io
+import re
 from collections.abc import Iterable, Sequence
+from functools import cache
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
+from blip.errors import visible
 from blip.files import write_whole
 
 WIDTH, HEIGHT = 400, 100  # of a histogram's bars, in pixels
 BAR = 240  # pixels of the longest bar of a table
-EMPTY = ("img", "br")  # elements that have no content, and no end
+Html = Markup  # markup, which is not escaped again
+
+# ---- pages -----------------------------------------------------------------------------------------------------------
 
 
-class Html(str):
-    """Markup, which is not escaped again."""
+def page(template: str, **values: Any) -> str:
+    """A whole page.
+
+    Args:
+        template: its path below the package, such as `capfilt/report.html`.
+        values: of the template; `title` and `heading` are part of every page.
+
+    Raises:
+        jinja2.UndefinedError: the template uses a value that is not given.
+    """
+    return _engine().get_template(template).render(values)
 
 
-def page(title: str, heading: str, style: str, *, body: Iterable[str]) -> Html:
-    """A whole page; `style` is CSS, the parts of `body` stand below one another."""
-    parts = [
-        "<!doctype html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>',
-        f"<style>{style}</style></head><body>",
-        element("h1", heading),
-        *map(escaped, body),
-        "</body></html>",
-    ]
-    return Html("\n".join(parts) + "\n")
-
-
-def write_page(path: Path, content: Html) -> None:
-    """Writes a page, and its folder where that is missing; characters that UTF-8 cannot hold become question marks.
+def write_page(path: Path, content: str) -> None:
+    """Writes a page, and its folder where that is missing.
 
     Raises:
         WriteError: the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content.encode("utf-8", errors="replace"))
-
-
-def escaped(part: str) -> Html:
-    """Markup as it is, text with its special characters escaped."""
-    return part if isinstance(part, Html) else Html(html.escape(part))
-
-
-def element(name: str, *content: str, **attributes: object) -> Html:
-    """`<name attribute="value">content</name>`; `class_` and `text_anchor` stand for `class` and `text-anchor`."""
-    values = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"' for key, value in attributes.items()
-    )
-    if name in EMPTY:
-        return Html(f"<{name}{values}>")
-    return Html(f"<{name}{values}>{''.join(map(escaped, content))}</{name}>")
+    write_whole(path, content)
 
 
 def table(rows: Iterable[Iterable[object]], header: Sequence[str] = ()) -> Html:
     """Rows of cells, markup or whatever `str` makes of a value; "none" where there are no rows."""
-    head = element("tr", *(element("th", name) for name in header)) if header else Html()
-    # `str` of an Html would be text again
-    cells = [[element("td", value if isinstance(value, str) else str(value)) for value in row] for row in rows]
-    lines = [element("tr", *row) for row in cells]
-    return element("table", head, *lines) if lines else element("p", "none")
+    return _part("table", [list(row) for row in rows], header)
 
 
 def table_of_counts(rows: Iterable[tuple[Any, ...]]) -> Html:
     """(name, count, further words ...) of each row, with a bar as long as the count."""
     rows = list(rows)
-    longest = max((row[1] for row in rows), default=0) or 1
-    cells = []
+    longest = max((row[1] for row in rows), default=0)
+    lines = []
     for name, count, *rest in rows:
-        bar = element("span", class_="bar", style=f"width:{BAR * count / longest:.0f}px")
-        cells.append((name, f"{count:,}", bar, " ".join(map(str, rest))))
-    return table(cells)
+        length = BAR * count / longest if 0 < count <= longest else 0
+        lines.append((name, f"{count:,}", f"{length:.0f}", " ".join(map(str, rest))))
+    return _part("table_of_counts", lines)
 
 
 def histogram(title: str, counts: Sequence[int], low: float, *, high: float, mark: float | None = None) -> Html:
@@ -88,19 +73,10 @@ def histogram(title: str, counts: Sequence[int], low: float, *, high: float, mar
     bars = []
     for place, count in enumerate(counts):
         tall = HEIGHT * count / top
-        box = {"x": f"{place * width:.1f}", "y": f"{HEIGHT - tall:.1f}", "width": f"{width - 1:.1f}"}
-        bars.append(element("rect", element("title", str(count)), **box, height=f"{tall:.1f}"))
-    if mark is not None:
-        x = f"{WIDTH * (mark - low) / (high - low):.1f}"
-        bars.append(element("line", x1=x, x2=x, y1=0, y2=HEIGHT, stroke="#c00"))
-    ends = [
-        element("text", f"{low:.2f}", x=0, y=HEIGHT + 14),
-        element("text", f"{high:.2f}", x=WIDTH, y=HEIGHT + 14, text_anchor="end"),
-    ]
-    tall_all = HEIGHT + 18
-    drawing = element("svg", *bars, *ends, viewBox=f"0 0 {WIDTH} {tall_all}", width=WIDTH, height=tall_all)
-    caption = element("figcaption", f"highest bar: {top}")
-    return element("figure", element("figcaption", title), drawing, caption)
+        numbers = (place * width, HEIGHT - tall, width - 1, tall)  # x, y, width, height
+        bars.append((count, *(f"{number:.1f}" for number in numbers)))
+    line = None if mark is None else f"{WIDTH * (mark - low) / (high - low):.1f}"
+    return _part("histogram", title, bars, f"{low:.2f}", f"{high:.2f}", line, top, WIDTH, HEIGHT)
 
 
 def image(picture: Image.Image, format: str = "PNG", quality: int | None = None, *, alt: str = "") -> Html:
@@ -113,4 +89,66 @@ def image(picture: Image.Image, format: str = "PNG", quality: int | None = None,
     data = io.BytesIO()
     picture.save(data, format, **({} if quality is None else {"quality": quality}))
     text = base64.b64encode(data.getvalue()).decode()
-    return element("img", alt=alt, src=f"data:image/{format.lower()};base64,{text}")
+    return _part("image", f"data:image/{format.lower()};base64,{text}", alt)
+
+
+def _part(macro: str, *values: object) -> Html:
+    """A macro of `html_parts.html`."""
+    return getattr(_engine().get_template("html_parts.html").module, macro)(*values)
+
+
+@cache
+def _engine() -> Environment:
+    return Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _value(value: object) -> object:
+    """What stands in a page for a value of a template, before it is escaped."""
+    # white space has no effect in a page, and stays
+    return value if isinstance(value, Markup) else visible(str(value), keep="\t\n\r")
+
+
+# ---- tables of other formats -----------------------------------------------------------------------------------------
+
+# signs with which spreadsheets recognise a formula, also in full width, behind blanks that some of them remove
+FORMULA = re.compile(r"'*+(?:[\x00-\x1f\x7f-\x9f]|[\s\u200b\ufeff]*+[=+\-@\uff1d\uff0b\uff0d\uff20])")
+
+
+def csv_cell(value: object) -> object:
+    """A value as a cell of a CSV file, in which no spreadsheet recognises a formula.
+
+    Numbers and None stay as they are. Text that a spreadsheet could take for a formula gets an apostrophe in front, one
+    more where it begins with one; control characters become visible.
+    """
+    if value is None or isinstance(value, Real):
+        return value
+    text = str(value)
+    return f"'{visible(text)}" if FORMULA.match(text) else visible(text)
+
+
+# beginnings of headings, lines below headings, lists; then signs that have a meaning anywhere in a line
+MARKDOWN = re.compile(
+    r"(?P<escaped>^\s*+(?:[#=]|[+-](?!\d)|\d++[.)](?!\S))|[\\`*\[\]{}|~$]|(?<![^\W_])_|_(?![^\W_]))"
+    r"|(?P<coded>[<>&@]|:(?=//)|(?<=www)\.)",
+    re.IGNORECASE,
+)
+
+
+def markdown(value: object) -> str:
+    """A value as text of a Markdown document, without a meaning as Markdown, HTML or address, in one line."""
+    return MARKDOWN.sub(_without_meaning, visible(str(value)))
+
+
+def _without_meaning(found: re.Match[str]) -> str:
+    sign = found[0][-1]
+    if found["escaped"]:
+        return f"{found[0][:-1]}\\{sign}"
+    return {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(sign, f"&#{ord(sign)};")

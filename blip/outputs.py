@@ -54,8 +54,8 @@ class Output:
             for name in self.before.keys() - written.keys():
                 if _signature(self.path / name) == self.before[name]:  # not changed by anyone since
                     (self.path / name).unlink()
-        entry = {"command": self.command, "inputs": self.inputs}
-        entry["files"] = {name: _signature(path) for name, path in written.items()}
+        files_now = {name: _signature(path) for name, path in written.items()}
+        entry = {"command": self.command, "inputs": self.inputs, "files": files_now}
         write_whole(_record_of(self.path), json.dumps(entry, indent=1) + "\n")
 
 

@@ -17,6 +17,9 @@ BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # this order, so that they are 30522 and 30523 for bert-base-uncased and the released weights fit.
 BLIP_SPECIAL = ["[DEC]", "[ENC]"]
 REQUIRED = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+# BERT's published decoding closes these blanks in the whole text, in this order. The decoder of the `tokenizers`
+# library applies the same rules to one token at a time, where those that span several tokens never match.
+CLOSED_UP = ((" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))
 
 
 @dataclass
@@ -60,6 +63,9 @@ class Tokenizer:
         vocab = backend.get_vocab()
         self.pad_id, self.cls_id, self.sep_id = vocab["[PAD]"], vocab["[CLS]"], vocab["[SEP]"]
         self.dec_id, self.enc_id = vocab["[DEC]"], vocab["[ENC]"]
+        self._unknown_id = vocab["[UNK]"]
+        decoder = backend.decoder
+        self._closes_blanks = isinstance(decoder, decoders.WordPiece) and decoder.cleanup
         self.size = max(vocab.values()) + 1
 
     @classmethod
@@ -118,8 +124,27 @@ class Tokenizer:
         return [len(self._pieces(text)) + 2 for text in texts]
 
     def decode(self, ids: list[int]) -> str:
-        """Text of ids: special tokens left out, word pieces joined, no blank before punctuation."""
-        return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+        """Text of ids: special tokens left out, word pieces joined, blanks closed up before punctuation.
+
+        Also round apostrophes and before contractions, as in the published decoding: "crohn's", not "crohn ' s".
+        """
+        return self._text_of([int(i) for i in ids])
+
+    def _text_of(self, ids: list[int]) -> str:
+        text = self._backend.decode(ids, skip_special_tokens=True)
+        if self._closes_blanks:
+            for apart, joined in CLOSED_UP:
+                text = text.replace(apart, joined)
+        return text
+
+    def written(self, text: str) -> str:
+        """The text that a model writes when it generates exactly the tokens of `text`.
+
+        It is `decode` of `encode`: "0.5 mm" becomes "0. 5 mm". A text with an unknown token cannot be written and is
+        returned as it is.
+        """
+        pieces = self._pieces(text)
+        return text if self._unknown_id in pieces else self._text_of(pieces)
 
     def token(self, number: int) -> str:
         """The word piece with this id."""

@@ -25,25 +25,26 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"network", "distributed", "tokenizer", "errors"},
     "checkpoints": {"network", "models", "files", "outputs", "hashing", "errors", "tokenizer"},
     "data": {"files", "outputs", "hashing", "distributed", "tokenizer", "errors"},
-    "data.sets": {"data.formats", "errors"},
+    "data.sets": {"data.formats", "data.records", "errors"},
     "evaluation": {"models", "network", "distributed", "tokenizer", "errors"},
     "train": {"config", "files", "outputs", "distributed", "errors", "command_line", "checkpoints.format"},
     "inference": {"models", "network", "checkpoints", "files", "outputs", "tokenizer", "errors", "distributed"}
-    | {"data.images", "data.transforms", "data.batches"},
+    | {"data.images", "data.image_bytes", "data.transforms", "data.batches"},
     "tasks": {"network", "models", "checkpoints", "data", "evaluation", "train", "inference"}
     | {"config", "tokenizer", "distributed", "errors", "files", "outputs", "hashing", "command_line"},
     "inference.cli": ANYTHING,
     "interpret": {"inference", "models", "network", "tokenizer", "files", "outputs", "html_page", "errors"}
-    | {"data.formats", "data.images", "data.places", "data.jsonl_shards"},
+    | {"data.formats", "data.images", "data.image_bytes", "data.places", "data.records", "data.jsonl_shards"},
     "interpret.cli": ANYTHING,
     "capfilt": {"inference", "models", "data", "checkpoints", "config"}
     | {"distributed", "errors", "files", "outputs", "hashing", "html_page", "tokenizer"},
     "capfilt.rounds": ANYTHING,
     "capfilt.cli": ANYTHING,
-    "pubmed": {"errors", "files", "outputs", "hashing", "html_page", "data.images"},
+    "pubmed": {"errors", "files", "outputs", "hashing", "html_page", "data.images", "data.image_bytes"},
     # its shards are those that training streams, so it uses their writer; nothing else of pubmed needs it
-    "pubmed.build": {"errors", "files", "outputs", "hashing", "html_page", "data.images", "data.webdataset"},
-    "pubmed.run": {"errors", "files", "outputs", "hashing", "config"},
+    "pubmed.build": {"errors", "files", "outputs", "hashing", "html_page"}
+    | {"data.images", "data.image_bytes", "data.webdataset"},
+    "pubmed.run": {"errors", "files", "outputs", "hashing", "config", "data.image_bytes"},
     "pubmed.cli": ANYTHING,
     "cli": ANYTHING,
     "__main__": {"cli"},

@@ -74,4 +74,4 @@ def test_names_of_files_that_are_not_utf_8(tmp_path: Path) -> None:
 
 
 def test_terminals_get_no_control_characters() -> None:
-    assert printable("a\x1b[2Jb\r\x07é\u202e\n" + os.fsdecode(b"\xe9")) == "a\\x1b[2Jb\\x0d\\x07é\\u202e\n\\xe9"
+    assert printable("a\x1b[2Jb\r\x07é\u202e\n" + os.fsdecode(b"\xe9")) == "a\\x1b[2Jb\\x0d\\x07é\\u202e\n\\udce9"

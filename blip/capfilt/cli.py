@@ -12,11 +12,14 @@ from blip.command_line import (
     ConfigFile,
     Device,
     ImageRoot,
+    MaxImageMb,
     Overrides,
     TokenizerFile,
+    say,
     user_errors,
     workers_option,
 )
+from blip.data.image_bytes import MAX_MB, ImageLimits
 
 if TYPE_CHECKING:
     from blip.inference.predictor import Predictor
@@ -55,7 +58,7 @@ def _progress(images: int, shard_size: int) -> Callable[[int], None]:
 
     def show(number: int) -> None:
         if distributed.is_main():
-            typer.echo(f"shard {number + 1} of {total}")
+            say(f"shard {number + 1} of {total}")
 
     return show
 
@@ -78,8 +81,8 @@ def _show_end(out: Path, counts: str) -> None:
     distributed.barrier()
     if distributed.is_main():
         if unreadable := sum("problem" in line for line in read_lines(out)):
-            typer.echo(f"{unreadable} images could not be read: see `problem` in {out}")
-        typer.echo(f"{counts}: {out}")
+            say(f"{unreadable} images could not be read: see `problem` in {out}")
+        say(f"{counts}: {out}")
 
 
 @app.command()
@@ -123,6 +126,7 @@ def caption(
     precision: Precision = "fp32",
     num_workers: NumWorkers = 2,
     max_skipped_fraction: MaxSkipped = 0.05,
+    max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
 ) -> None:
@@ -131,7 +135,8 @@ def caption(
     from blip.capfilt.candidates import read_candidates
 
     with user_errors():
-        shards = steps.ShardOptions(shard_size, batch_size, precision, num_workers, max_skipped_fraction)
+        limits = ImageLimits.of_mb(max_image_mb)
+        shards = steps.ShardOptions(shard_size, batch_size, precision, num_workers, max_skipped_fraction, limits)
         decoding = steps.caption_decoding(
             captions_per_image, beams, top_p, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens
         )
@@ -159,6 +164,7 @@ def filter_(
     precision: Precision = "fp32",
     num_workers: NumWorkers = 2,
     max_skipped_fraction: MaxSkipped = 0.05,
+    max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
 ) -> None:
@@ -167,7 +173,8 @@ def filter_(
     from blip.capfilt.candidates import read_candidates
 
     with user_errors():
-        shards = steps.ShardOptions(shard_size, batch_size, precision, num_workers, max_skipped_fraction)
+        limits = ImageLimits.of_mb(max_image_mb)
+        shards = steps.ShardOptions(shard_size, batch_size, precision, num_workers, max_skipped_fraction, limits)
         candidates = read_candidates(data, image_root)
         steps.score(
             _load(checkpoint, tokenizer, device),
@@ -192,6 +199,7 @@ def merge(
     fraction: Fraction = None,
     source: Annotated[list[str] | None, typer.Option(help="only web or synthetic texts; both unless given")] = None,
     tar_size: Annotated[int, typer.Option("--tar_size", min=1, help="pairs in a webdataset shard")] = 1000,
+    max_image_mb: MaxImageMb = MAX_MB,
     image_root: ImageRoot = "",
 ) -> None:
     """Writes the texts that pass, and those written by people, as training data."""
@@ -205,13 +213,20 @@ def merge(
             return
         rule = Rule(threshold, itc_threshold, fraction)
         merged = merge_(
-            scored, out, rule, keep=keep or [], image_root=image_root, sources=source or [], tar_size=tar_size
+            scored,
+            out,
+            rule,
+            keep=keep or [],
+            image_root=image_root,
+            sources=source or [],
+            tar_size=tar_size,
+            limits=ImageLimits.of_mb(max_image_mb),
         )
         for source in sorted({**merged.kept, **merged.dropped}):
-            typer.echo(f"{source}: {merged.kept[source]} kept, {merged.dropped[source]} dropped")
+            say(f"{source}: {merged.kept[source]} kept, {merged.dropped[source]} dropped")
         if merged.problems:
-            typer.echo(f"{merged.problems} images could not be read")
-        typer.echo(str(out))
+            say(f"{merged.problems} images could not be read")
+        say(str(out))
 
 
 @app.command()
@@ -222,6 +237,7 @@ def report(
     itc_threshold: ItcThreshold = None,
     fraction: Fraction = None,
     examples: Annotated[int, typer.Option(help="pairs of each kind", min=1)] = 50,
+    max_image_mb: MaxImageMb = MAX_MB,
     seed: Annotated[int, typer.Option(help="of the random pairs")] = 0,
 ) -> None:
     """Writes a page with histograms, counts and example pairs."""
@@ -233,5 +249,7 @@ def report(
         distributed.start("cpu")
         if not distributed.is_main():
             return
-        write_report(scored, out, Rule(threshold, itc_threshold, fraction), examples=examples, seed=seed)
-        typer.echo(str(out))
+        limits = ImageLimits.of_mb(max_image_mb)
+        rule = Rule(threshold, itc_threshold, fraction)
+        write_report(scored, out, rule, examples=examples, seed=seed, limits=limits)
+        say(str(out))

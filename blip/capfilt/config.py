@@ -45,6 +45,7 @@ class CapFiltConfig(BaseModel):
     batch_size: int = Field(32, gt=0)  # images at once
     precision: Literal["fp32", "bf16"] = "fp32"  # of captions and scores; trainings have their own
     num_workers: int = Field(2, gt=0)  # threads that open images
+    max_image_mb: int = Field(512, gt=0)  # MiB of an image's file; larger ones count as unreadable
     max_skipped_fraction: float = Field(0.05, ge=0, le=1)  # of a shard's images; more unreadable ones end the round
     seed: int = Field(0, ge=0, lt=2**63)  # of sampling
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from blip.capfilt.candidates import HUMAN, SYNTHETIC, WEB
-from blip.data.images import UnreadableImage, open_image, read_image
+from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, read_image
+from blip.data.images import image_format, open_image
 from blip.data.jsonl_shards import Line, read_lines, settings_of, write_jsonl
 from blip.data.pairs import read_pairs
 from blip.data.webdataset import write_tar_shards
 from blip.errors import BlipError
-from blip.files import whole_file, write_whole
+from blip.files import json_text, whole_file, write_whole
 
 ANNOTATION_ENDINGS = (".json", ".jsonl")
 # Pillow's name of a format -> the ending of images that are copied into shards; other formats become PNG
@@ -74,11 +74,23 @@ class Merged:
 
 
 def scored_lines(folders: Sequence[Path]) -> Iterator[Line]:
-    """Lines with scores, and those with a problem; MergeError for shards that are not scored."""
+    """Lines with scores, and those with a problem; MergeError for shards or lines that are not scored."""
     for folder in folders:
         if (step := settings_of(folder).get("step")) != "score":
             raise MergeError(f"{folder} holds shards of `{step}`, not of `filter`: score them first")
-        yield from read_lines(folder)
+        for number, line in enumerate(read_lines(folder), 1):
+            if "problem" not in line:
+                _check_scores(line, f"{folder}, line {number} of its shards ({line.get('image')})")
+            yield line
+
+
+def _check_scores(line: Line, where: str) -> None:
+    """MergeError unless the match probability and the cosine are numbers in their ranges, which NaN is not."""
+    for name, low in (("match", 0), ("itc", -1)):
+        score = line.get(name)
+        # cosines in low precision exceed 1 by rounding
+        if isinstance(score, bool) or not isinstance(score, int | float) or not low - 0.01 <= score <= 1.01:
+            raise MergeError(f"{where}: `{name}` is {score!r}, which is no score: run `blip capfilt filter` again")
 
 
 def threshold_of(folders: Sequence[Path], fraction: float) -> float:
@@ -106,6 +118,7 @@ def merge(
     image_root: str = "",
     sources: Sequence[str] = (),
     tar_size: int = TAR_SIZE,
+    limits: ImageLimits = LIMITS,
 ) -> Merged:
     """Writes one record a text, `{image, caption, source, round}`, and `OUT.merge.json`: rule and counts.
 
@@ -141,7 +154,7 @@ def merge(
         write_jsonl(out, lines)
     elif out.suffix == ".json":
         _write_list(out, lines)
-    elif not write_tar_shards(out, _samples(lines, merged), tar_size):
+    elif not write_tar_shards(out, _samples(lines, merged, limits), tar_size):
         raise MergeError(f"{out}: none of {merged.problems} images could be read, so there are no shards")
     counts: dict[str, Any] = {"kept": merged.kept, "dropped": merged.dropped, "unreadable": merged.problems}
     write_whole(about, json.dumps({**asdict(rule), "sources": list(sources), **counts}, indent=1) + "\n")
@@ -177,25 +190,24 @@ def _write_list(path: Path, lines: Iterator[Line]) -> None:
     """A JSON list, one record a line."""
     with whole_file(path) as file:
         for number, line in enumerate(lines):
-            file.write((b",\n" if number else b"[\n") + json.dumps(line, ensure_ascii=False).encode())
+            file.write((b",\n" if number else b"[\n") + json_text(line, None).rstrip("\n").encode())
         file.write(b"\n]\n")
 
 
-def _samples(lines: Iterator[Line], merged: Merged) -> Iterator[dict[str, Any]]:
+def _samples(lines: Iterator[Line], merged: Merged, limits: ImageLimits) -> Iterator[dict[str, Any]]:
     """Samples of webdataset shards: the unchanged bytes of the image, and the record. Unreadable images are left out.
 
     An image of a format that has no ending in ENDING_OF_FORMAT becomes a PNG.
     """
     for line in lines:
         try:
-            data = read_image(line["image"])
-            with Image.open(io.BytesIO(data)) as image:
-                ending = ENDING_OF_FORMAT.get(image.format or "", "")
+            data = read_image(line["image"], limits)
+            ending = ENDING_OF_FORMAT.get(image_format(data, limits), "")
             if not ending:
                 ending, buffer = "png", io.BytesIO()
-                open_image(data).save(buffer, "PNG")
+                open_image(data, limits).save(buffer, "PNG")
                 data = buffer.getvalue()
-        except (OSError, ValueError, UnreadableImage, Image.DecompressionBombError):  # or it has gone since `filter`
+        except UnreadableImage:  # or it has gone since `filter`
             merged.problems += 1
             merged.kept[line["source"]] -= 1
             continue

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from blip.capfilt.merge import MergeError, Rule, scored_lines, settled
-from blip.data.images import UnreadableImage, open_image
+from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
+from blip.data.images import open_image
 from blip.data.jsonl_shards import Line
-from blip.html_page import Html, element, histogram, image, page, table, write_page
+from blip.html_page import Html, histogram, image, page, table, write_page
 
 BINS = 40
 SIDE = 160  # pixels of an image's longer side on the page
@@ -50,7 +51,15 @@ def read_scores(folders: Sequence[Path]) -> Scores:
     return Scores(*arrays, list(sources), problems, unreadable)
 
 
-def write_report(folders: Sequence[Path], out: Path, rule: Rule, *, examples: int = 50, seed: int = 0) -> None:
+def write_report(
+    folders: Sequence[Path],
+    out: Path,
+    rule: Rule,
+    *,
+    examples: int = 50,
+    seed: int = 0,
+    limits: ImageLimits = LIMITS,
+) -> None:
     """Writes the page: histograms by source, counts, random kept and dropped pairs, those nearest the threshold, and
     those about which matching and contrast differ most."""
     rule = settled(rule, folders)
@@ -75,14 +84,20 @@ def write_report(folders: Sequence[Path], out: Path, rule: Rule, *, examples: in
             if number in wanted:
                 lines[number] = line
             number += 1
-    body = [element("h2", "Counts"), _counts(scores, kept), *_histograms(scores, rule)]
-    for title, numbers in shown.items():
-        body.append(element("h2", f"{title} ({len(numbers)})"))
-        body += [_pair(lines[int(i)], bool(kept[i])) for i in numbers]
-    if scores.unreadable:
-        body.append(element("h2", f"Images that could not be read ({scores.unreadable})"))
-        body.append(element("ul", *(element("li", problem) for problem in scores.problems)))
-    write_page(out, page("CapFilt: what was kept", "CapFilt: what was kept and what was dropped", STYLE, body=body))
+    examples_of = {
+        title: [_pair(lines[int(i)], bool(kept[i]), limits) for i in numbers] for title, numbers in shown.items()
+    }
+    content = page(
+        "capfilt/report.html",
+        title="CapFilt: what was kept",
+        heading="CapFilt: what was kept and what was dropped",
+        counts=_counts(scores, kept),
+        histograms=_histograms(scores, rule),
+        examples=examples_of,
+        unreadable=scores.unreadable,
+        problems=scores.problems,
+    )
+    write_page(out, content)
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
@@ -106,8 +121,7 @@ def _counts(scores: Scores, kept: np.ndarray) -> Html:
 
 
 def _histograms(scores: Scores, rule: Rule) -> Iterator[Html]:
-    yield element("h2", "Scores by source")
-    yield element("p", "The line is the threshold.")
+    """Of both scores, for each source."""
     for name, values, low, high, threshold in (
         ("match probability (ITM)", scores.match, 0.0, 1.0, rule.match),
         ("cosine (ITC)", scores.itc, float(scores.itc.min()), float(scores.itc.max()) + 1e-6, rule.itc),
@@ -117,24 +131,15 @@ def _histograms(scores: Scores, rule: Rule) -> Iterator[Html]:
             yield histogram(f"{name}, {source}", counts.tolist(), low, high=high, mark=threshold)
 
 
-def _pair(line: Line, kept: bool) -> Html:
+def _pair(line: Line, kept: bool, limits: ImageLimits) -> dict[str, object]:
+    """What the page shows of a pair; of an image that cannot be read, why."""
+    picture, problem = None, ""
     try:
-        opened = open_image(line["image"])
+        opened = open_image(line["image"], limits)
         opened.thumbnail((SIDE, SIDE))
         picture = image(opened, "JPEG", 80)
     except UnreadableImage as error:
-        picture = element("p", str(error))
-    state, br = "kept" if kept else "dropped", element("br")
-    scores = f"ITM {line['match']:.3f}, ITC {line['itc']:.3f}"
-    about = element("small", f"{line['source']}, {state}", br, scores, br, Path(line["image"]).name)
-    return element("article", picture, element("p", line["text"]), about, class_=state)
-
-
-STYLE = """
-body { font: 15px/1.4 sans-serif; margin: 2em; }
-table { border-collapse: collapse; } td, th { border: 1px solid #bbb; padding: 0.2em 0.7em; text-align: right; }
-figure { display: inline-block; margin: 0.5em 1em 0.5em 0; } rect { fill: #468; } text { font-size: 11px; }
-article { display: inline-block; vertical-align: top; width: 180px; margin: 4px; padding: 6px; border: 2px solid #9b9; }
-article.dropped { border-color: #c99; } article p { margin: 4px 0; overflow-wrap: anywhere; }
-article img { max-width: 160px; min-width: 96px; image-rendering: auto; }
-"""
+        problem = str(error)
+    about = {"text": line["text"], "source": line["source"], "name": Path(line["image"]).name}
+    scores = {"match": f"{line['match']:.3f}", "itc": f"{line['itc']:.3f}"}
+    return about | scores | {"state": "kept" if kept else "dropped", "picture": picture, "problem": problem}

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import typer
 
 from blip import distributed
 from blip.capfilt import steps
@@ -23,8 +22,9 @@ from blip.capfilt.config import CapFiltConfig
 from blip.capfilt.merge import Rule, about_merged, merge
 from blip.capfilt.report import write_report
 from blip.checkpoints.format import TOKENIZER
-from blip.command_line import lasting_streams
+from blip.command_line import lasting_streams, say
 from blip.config import Config, ConfigError, PretrainConfig, RunConfig, dump_config, load_config, with_options
+from blip.data.image_bytes import ImageLimits
 from blip.errors import BlipError
 from blip.files import write_whole
 from blip.hashing import fingerprint
@@ -55,7 +55,12 @@ class Rounds:
             min_new_tokens=config.min_new_tokens,
         )
         self.shards = steps.ShardOptions(
-            config.shard_size, config.batch_size, config.precision, config.num_workers, config.max_skipped_fraction
+            config.shard_size,
+            config.batch_size,
+            config.precision,
+            config.num_workers,
+            config.max_skipped_fraction,
+            ImageLimits.of_mb(config.max_image_mb),
         )
         self.rule = Rule(config.threshold, config.itc_threshold, config.fraction)
         self.next_model = self.options(config.pretrain, PretrainConfig, config.pretrain_set)
@@ -67,7 +72,9 @@ class Rounds:
 
     def options(self, path: str, kind: type[Config], set_: dict[str, Any]) -> Config | None:
         """A training's configuration with the options that the rounds set, or None where `path` is empty."""
-        given: dict[str, Any] = {name: getattr(self.config, name) for name in ("image_root", "seed", "device")}
+        given: dict[str, Any] = {
+            name: getattr(self.config, name) for name in ("image_root", "max_image_mb", "seed", "device")
+        }
         if issubclass(kind, FineTuneConfig):  # its own files may be of another data set
             given |= {"dataset": "json", "val_file": [], "test_file": []}
         return with_options(load_config(path, kind), {**given, **set_}, f"options for {path}") if path else None
@@ -124,7 +131,7 @@ class Rounds:
             for source in sorted({**merged.kept, **merged.dropped}):
                 self.show(f"round {number}: {source}: {merged.kept[source]} kept, {merged.dropped[source]} dropped")
         if distributed.is_main() and not (place / "report.html").exists():
-            write_report([scored], place / "report.html", self.rule)
+            write_report([scored], place / "report.html", self.rule, limits=self.shards.limits)
         distributed.barrier()
         return out
 
@@ -164,7 +171,7 @@ class Rounds:
 
     def show(self, text: str) -> None:
         if distributed.is_main():
-            typer.echo(text)
+            say(text)
 
 
 @lasting_streams()
@@ -175,12 +182,12 @@ def run(config: Path, output: Path, overrides: list[str]) -> None:
     remember(settings, output)
     result = Rounds(settings, output, device).run()
     if distributed.is_main():
-        typer.echo(f"done: {result}")
+        say(f"done: {result}")
 
 
 def made_from(config: RunConfig) -> dict[str, Any]:
     """What a training depends on, as JSON: its options, fingerprints of its first checkpoint and of its annotations."""
-    about = config.model_dump(mode="json", exclude={"device", "num_workers"})
+    about = config.model_dump(mode="json", exclude={"device", "num_workers", "max_image_mb"})
     files = [entry if isinstance(entry, str) else entry["path"] for entry in about["train_file"]]
     about["annotations"] = [fingerprint(file) for file in files if Path(file).is_file()]
     about["start"] = fingerprint(about["init_from"]) if about.get("init_from") else ""
@@ -192,7 +199,7 @@ def remember(config: CapFiltConfig, output: Path) -> None:
     saved = output / "config.yaml"
     if saved.is_file():
         before = load_config(saved, CapFiltConfig)
-        free = ("rounds", "device", "num_workers", "max_skipped_fraction")
+        free = ("rounds", "device", "num_workers", "max_skipped_fraction", "max_image_mb")
         changed = [f"{key} {getattr(before, key)} -> {value}" for key, value in config
                    if getattr(before, key) != value and key not in free]  # fmt: skip
         if changed:

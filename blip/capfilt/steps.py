@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from blip.capfilt.candidates import SYNTHETIC, Candidate, Candidates
+from blip.data.image_bytes import LIMITS, ImageLimits
 from blip.data.images import open_or_problem
 from blip.data.jsonl_shards import Line, write_jsonl_shards
 from blip.data.skipped import TooManySkipped
@@ -47,6 +49,7 @@ class ShardOptions:
     precision: str = "fp32"  # or bf16
     num_workers: int = 2  # threads that open images
     max_skipped_fraction: float = 0.05  # of a shard's images; more unreadable ones, above ten, end the step
+    limits: ImageLimits = LIMITS
 
     def __post_init__(self) -> None:
         if min(self.shard_size, self.batch_size, self.num_workers) < 1:
@@ -227,8 +230,8 @@ class OpenedImage:
     problem: str = ""
 
 
-def _open(predictor: Predictor, path: str, texts: list[Candidate]) -> OpenedImage:
-    image, problem = open_or_problem(path)
+def _open(predictor: Predictor, path: str, texts: list[Candidate], *, limits: ImageLimits) -> OpenedImage:
+    image, problem = open_or_problem(path, limits)
     if image is None:
         return OpenedImage(path, texts, problem=problem)
     return OpenedImage(path, texts, predictor.transform(image))
@@ -268,7 +271,8 @@ def _opened(
     with ThreadPoolExecutor(options.num_workers) as pool:
         for start in range(0, len(numbers), options.batch_size):
             batch = numbers[start : start + options.batch_size]
-            waiting.append([pool.submit(_open, predictor, candidates.image_path(i), candidates[i]) for i in batch])
+            open_one = partial(_open, predictor, limits=options.limits)
+            waiting.append([pool.submit(open_one, candidates.image_path(i), candidates[i]) for i in batch])
             if len(waiting) > 1:
                 yield [future.result() for future in waiting.popleft()]
         while waiting:

@@ -51,6 +51,7 @@ from blip.models.factory import TASKS, spec_of
 from blip.models.momentum import NO_ID
 
 _BERT_UNUSED = re.compile(r"(pooler|cls\.seq_relationship|cls\.predictions\.decoder)\.|embeddings\.position_ids$")
+_DUAL_ENCODER = {"visual_projection.weight", "text_projection.weight", "logit_scale"}  # of transformers' BlipModel
 _QUEUE_SHAPES = {"queue.pointer": (1,), "queue.image_ids": (1, -1)}  # in the released files; ours are () and (Q,)
 
 
@@ -203,6 +204,13 @@ def _read_huggingface(folder: Path, heads: dict[str, int | None]) -> tuple[Tenso
         )
     stated, dropout = read_huggingface_config(config)
     state = _load_folder(folder)
+    if state.keys() >= _DUAL_ENCODER:
+        raise CheckpointError(
+            f"{folder} holds transformers' BlipModel, a dual encoder in the manner of CLIP, for which BLIP has no "
+            "counterpart: it pools texts by a further layer, normalises images twice, and neither matches nor writes. "
+            "Save the class of your purpose instead: BlipForImageTextRetrieval (features and matching), "
+            "BlipForConditionalGeneration (captions) or BlipForQuestionAnswering (answers)"
+        )
     task = guess_task(state, folder)
     tensors = to_ours(state, HUGGINGFACE, task, path=folder)
     info = info_of(tensors, task, {part: heads[part] or stated[part] for part in stated}, path=folder)

@@ -2,9 +2,11 @@
 
 Read `pairs.py` first: an image-caption pair from its record to its sample.
 
-formats sets compact   annotation files record by record; a reader for each published set; records in flat arrays
+formats records sets compact   annotation files record by record; what texts and paths may hold; a reader for each
+                       published set; records in flat arrays
 pairs questions statements question_splits   the samples of each task; whole sets of questions divided by image
-images transforms skipped   opening images, tensors of them, notes about unreadable ones
+images image_bytes grey_levels   opening images; the bytes of one, from files and rows of tables; 16 bits to 8
+transforms skipped     images to tensors; notes about unreadable ones
 order batches loader gallery   which record comes when; samples to a batch; batches read ahead; images by number
 workers          the processes that read ahead, and their errors
 webdataset stream jsonl_shards   tar shards, training batches streamed from them; shards of JSON lines

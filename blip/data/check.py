@@ -5,15 +5,17 @@ import hashlib
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from blip.data.check_report import FileReport, Report
 from blip.data.formats import AnnotationError, file_entry, iter_records
-from blip.data.images import UnreadableImage, open_image, read_image
+from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, image_stream
+from blip.data.images import open_image
 from blip.data.pairs import caption_id, has_words
 from blip.data.sets.captions import CAPTION_SETS, Captioned
 from blip.data.sets.layout import SetFile, SetFormat, open_set
@@ -25,6 +27,7 @@ from blip.hashing import stable_hash
 from blip.tokenizer import Tokenizer
 
 AT_ONCE = 16  # images that a process gets together
+Inspect = Callable[[str], tuple[str, bytes, str]]  # as `_inspect`
 
 
 @dataclass
@@ -46,6 +49,7 @@ def check_data(
     num_workers: int = 2,
     dataset: str = "json",
     split: str = "",
+    limits: ImageLimits = LIMITS,
 ) -> Report:
     """Reads all annotations and images of the files that a run would read; broken ones are part of the report.
 
@@ -90,7 +94,7 @@ def check_data(
     report.duplicate_texts = occurrences.total() - len(occurrences)
     report.answer_types = dict(sorted(types.items()))
     report.measure(lengths, answer_lengths)
-    _check_images(list(images), num_workers, report)
+    _check_images(list(images), num_workers, report, limits=limits)
     return report
 
 
@@ -175,10 +179,10 @@ def _content(record: Captioned | Question | Statement, root: str) -> Content:
 # ---- images ----------------------------------------------------------------------------------------------------------
 
 
-def _check_images(paths: list[str], num_workers: int, report: Report) -> None:
+def _check_images(paths: list[str], num_workers: int, report: Report, *, limits: ImageLimits) -> None:
     report.images = len(paths)
     digests = set()
-    for path, digest, reason in _inspected(paths, num_workers):
+    for path, digest, reason in _inspected(paths, num_workers, limits):
         if reason:
             report.broken_images.append((path, reason))
         elif digest in digests:
@@ -186,53 +190,54 @@ def _check_images(paths: list[str], num_workers: int, report: Report) -> None:
         digests.add(digest)
 
 
-def _inspected(paths: list[str], num_workers: int) -> Iterator[tuple[str, bytes, str]]:
+def _inspected(paths: list[str], num_workers: int, limits: ImageLimits) -> Iterator[tuple[str, bytes, str]]:
     """What `_inspect` returns for each path, in their order, from `num_workers` processes.
 
     If one of them ends, killed or by an image that breaks a decoder, the images that it may have read are read again,
     each in a process of its own, and the others follow in new processes.
     """
+    inspect = partial(_inspect, limits=limits)
     if num_workers < 1 or len(paths) < 2:
-        yield from map(_inspect, paths)
+        yield from map(inspect, paths)
         return
     done = 0
     while done < len(paths):
         try:
-            for found in _in_processes(paths[done:], num_workers, AT_ONCE):
+            for found in _in_processes(inspect, paths[done:], num_workers, at_once=AT_ONCE):
                 yield found
                 done += 1
         except BrokenProcessPool:
             for path in paths[done : done + AT_ONCE]:
-                yield _inspect_apart(path)
+                yield _inspect_apart(inspect, path)
                 done += 1
 
 
-def _inspect_apart(path: str) -> tuple[str, bytes, str]:
+def _inspect_apart(inspect: Inspect, path: str) -> tuple[str, bytes, str]:
     for _ in range(2):  # the system may have ended the first for other reasons
         with contextlib.suppress(BrokenProcessPool):
-            return next(_in_processes([path], 1, 1))
+            return next(_in_processes(inspect, [path], 1, at_once=1))
     return path, b"", "the process that read it was ended, by the system or by this image"
 
 
-def _in_processes(paths: list[str], count: int, at_once: int) -> Iterator[tuple[str, bytes, str]]:
+def _in_processes(inspect: Inspect, paths: list[str], count: int, *, at_once: int) -> Iterator[tuple[str, bytes, str]]:
     pool = ProcessPoolExecutor(count, multiprocessing.get_context(worker_context()))
     try:
-        yield from pool.map(_inspect, paths, chunksize=at_once)
+        yield from pool.map(inspect, paths, chunksize=at_once)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _inspect(path: str) -> tuple[str, bytes, str]:
+def _inspect(path: str, limits: ImageLimits) -> tuple[str, bytes, str]:
     """(path, hash of the file's bytes, the problem of the image or "")."""
     try:
-        data = read_image(path)
-        open_image(data)
-    except FileNotFoundError:
-        return path, b"", "no such file"
-    except OSError as error:
-        return path, b"", error.strerror or str(error)
-    except ValueError as error:  # of a row of a parquet or arrow file
-        return path, b"", str(error)
+        with image_stream(path, limits) as file:
+            open_image(file, limits)
+            file.seek(0)
+            digest = hashlib.blake2b(digest_size=16)
+            while block := file.read(1 << 20):
+                digest.update(block)
+            return path, digest.digest(), ""
     except UnreadableImage as error:
         return path, b"", error.reason
-    return path, hashlib.blake2b(data, digest_size=16).digest(), ""
+    except OSError as error:  # of the disk or the network, while the hash is taken
+        return path, b"", error.strerror or str(error)

@@ -1,6 +1,5 @@
 """The report of `blip check-data`: what it counts, and how it is saved and shown."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from blip.files import write_whole
+from blip.errors import printable
+from blip.files import json_text, write_whole
 
 PERCENTILES = (50, 90, 95, 99, 100)
 SHOWN = 10  # problems that are named on the screen; the JSON has all of them
@@ -63,7 +63,7 @@ class Report:
     def save(self, path: str | Path) -> None:
         """Writes everything as JSON, with the name of each broken image and record."""
         content = {**self.__dict__, "ok": self.ok, "files": [file.__dict__ for file in self.files]}
-        write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        write_whole(path, json_text(content))
 
 
 def _percentiles(lengths: list[int]) -> dict[int, int]:
@@ -78,7 +78,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console = console or Console()
     table = Table("file", "records", report.kind, "errors")
     for file in report.files:
-        table.add_row(escape(file.path), f"{file.records:,}", f"{file.texts:,}", f"{file.errors:,}")
+        table.add_row(escape(printable(file.path)), f"{file.records:,}", f"{file.texts:,}", f"{file.errors:,}")
     console.print(table)
     console.print(f"images: {report.images:,}, unreadable {len(report.broken_images):,}", highlight=False)
     console.print(f"duplicates: {report.duplicate_texts:,} {report.kind}, {report.duplicate_images:,} images")
@@ -87,7 +87,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     if report.answer_types:
         kinds = ", ".join(f"{count:,} {name}" for name, count in report.answer_types.items())
         without = f"; {report.unanswered:,} questions without an answer" if report.unanswered else ""
-        console.print(f"answers: {kinds}{without}", highlight=False)
+        console.print(printable(f"answers: {kinds}{without}"), markup=False, highlight=False)
     for what, percentiles in ((report.kind[:-1], report.length_percentiles), ("answer", report.answer_percentiles)):
         if percentiles:
             shares = ", ".join(f"{p} % up to {length}" for p, length in percentiles.items())
@@ -104,6 +104,6 @@ def _print_some(console: Console, title: str, lines: list[str]) -> None:
     if lines:
         console.print(f"[bold]{title} ({len(lines):,})[/bold]")
         for line in lines[:SHOWN]:
-            console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"  {printable(line)}", markup=False, highlight=False, soft_wrap=True)
         if len(lines) > SHOWN:
             console.print(f"  and {len(lines) - SHOWN:,} more")

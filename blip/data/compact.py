@@ -7,14 +7,14 @@ from array import array
 
 
 class Texts:
-    """A list of strings: their UTF-8 bytes, and where each one ends."""
+    """A list of strings of any characters: their UTF-8 bytes, and where each one ends."""
 
     def __init__(self) -> None:
         self.bytes = bytearray()
         self.ends = array("q")
 
     def append(self, text: str) -> None:
-        self.bytes += text.encode("utf-8", "replace")  # JSON may hold half a surrogate pair; it becomes "?"
+        self.bytes += text.encode("utf-8", "surrogatepass")  # names of files may be no UTF-8: every string comes back
         self.ends.append(len(self.bytes))
 
     def __len__(self) -> int:
@@ -22,7 +22,7 @@ class Texts:
 
     def __getitem__(self, index: int) -> str:
         start = self.ends[index - 1] if index else 0
-        return self.bytes[start : self.ends[index]].decode("utf-8")
+        return self.bytes[start : self.ends[index]].decode("utf-8", "surrogatepass")
 
     @property
     def nbytes(self) -> int:

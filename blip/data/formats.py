@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from blip.data.records import path_problem, text_problem
 from blip.errors import BlipError, InputError
 
 BLANK = re.compile(r"\s*")
@@ -61,7 +62,8 @@ def iter_records(
 def checked(path: Path, read: Callable[[Path], Records]) -> Records:
     """What `read` yields for the file; AnnotationError where it is absent, not UTF-8 or holds no records."""
     if not path.is_file():
-        raise AnnotationError(path, "", "is a folder" if path.is_dir() else "no such file")
+        kind = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "no such file"
+        raise AnnotationError(path, "", kind)
     place = ""
     try:
         for place, record in read(path):
@@ -129,7 +131,7 @@ def iter_json_object(path: Path) -> Records:
             else:
                 value, position = decode(text, position)
                 yield key, value
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
             raise AnnotationError(path, "", f"not valid JSON ({error})") from None
         position = _after_blanks(text, position)
         mark = text[position : position + 1]
@@ -150,8 +152,9 @@ def _items(path: Path, text: str, position: int, name: str) -> Iterator[tuple[st
         number += 1
         try:
             record, position = decode(text, position)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise AnnotationError(path, f"{name} {number}", f"not valid JSON ({error})") from None
+        except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
+            cut = "; is it cut off?" if position == len(text) else ""
+            raise AnnotationError(path, f"{name} {number}", f"not valid JSON ({error}){cut}") from None
         yield f"{name} {number}", record, position
         position = _after_blanks(text, position)
         mark = text[position : position + 1]
@@ -173,8 +176,8 @@ def iter_json_lines(path: Path) -> Records:
             yield place, json.loads(line)
         except json.JSONDecodeError as error:
             raise AnnotationError(path, place, f"not valid JSON ({error.msg}, column {error.colno})") from None
-        except RecursionError:
-            raise AnnotationError(path, place, "not a record: nested too deeply") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists in lists without end
+            raise AnnotationError(path, place, f"not a record that can be used ({error})") from None
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -253,8 +256,8 @@ def parse_record(record: Any) -> tuple[str, list[str], str | None]:
     image, caption = record["image"], record["caption"]
     if not isinstance(image, str):
         raise InputError(f"its image is {kind_of(image)}, not the path of a file")
-    if not image.strip() or "\0" in image:
-        raise InputError("its image is empty" if not image.strip() else "its image holds a NUL character")
+    if problem := path_problem(image):
+        raise InputError(f"its image {problem}")
     captions = caption if isinstance(caption, list) else [caption]
     if not captions:
         raise InputError("its list of captions is empty")
@@ -263,6 +266,8 @@ def parse_record(record: Any) -> tuple[str, list[str], str | None]:
             raise InputError(f"its caption is {kind_of(text)}, not text")
         if not text.strip():
             raise InputError("its caption is empty")
+        if problem := text_problem(text):
+            raise InputError(f"its caption {problem}")
     image_id = record.get("image_id")
     if image_id is not None and (not isinstance(image_id, (str, int)) or isinstance(image_id, bool)):
         raise InputError(f"its image_id is {kind_of(image_id)}, not a whole number or text")

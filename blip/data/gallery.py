@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from blip import distributed
+from blip.data.image_bytes import LIMITS, ImageLimits
 from blip.data.images import open_image
 from blip.data.loader import data_loader
 from blip.data.order import open_or_note
@@ -22,8 +23,15 @@ class ImagesByNumber:
     An unreadable image is black, so that the others keep their numbers, and is noted in `skipped`.
     """
 
-    def __init__(self, paths: Sequence[str], transform: Callable[[Image.Image], Tensor], num_workers: int = 0):
-        self.files = _Files(paths, transform)
+    def __init__(
+        self,
+        paths: Sequence[str],
+        transform: Callable[[Image.Image], Tensor],
+        num_workers: int = 0,
+        *,
+        limits: ImageLimits = LIMITS,
+    ):
+        self.files = _Files(paths, transform, limits)
         self.num_workers = num_workers
         self.skipped: set[Skipped] = set()
 
@@ -34,12 +42,12 @@ class ImagesByNumber:
             yield pixels
 
 
-def unreadable(paths: Sequence[str], num_workers: int = 0) -> list[Skipped]:
+def unreadable(paths: Sequence[str], num_workers: int = 0, *, limits: ImageLimits = LIMITS) -> list[Skipped]:
     """Notes about the images that cannot be read, by number, the same in every process. Each process opens its share.
 
     Ranking needs them in advance: an unreadable image is neither a query nor a candidate.
     """
-    images = ImagesByNumber(paths, _no_pixels, num_workers)
+    images = ImagesByNumber(paths, _no_pixels, num_workers, limits=limits)
     own = range(distributed.rank(), len(paths), distributed.world_size())
     for _ in images([own[first : first + OPENED_AT_ONCE] for first in range(0, len(own), OPENED_AT_ONCE)]):
         pass
@@ -51,15 +59,15 @@ def _no_pixels(image: Image.Image) -> Tensor:
 
 
 class _Files(Dataset):
-    def __init__(self, paths: Sequence[str], transform: Callable[[Image.Image], Tensor]):
-        self.paths, self.transform = paths, transform
+    def __init__(self, paths: Sequence[str], transform: Callable[[Image.Image], Tensor], limits: ImageLimits):
+        self.paths, self.transform, self.limits = paths, transform, limits
         self.black = torch.zeros_like(transform(Image.new("RGB", (8, 8))))
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, list[Skipped]]:
-        pixels, skipped = open_or_note(index, lambda i: self.transform(open_image(self.paths[index])))
+        pixels, skipped = open_or_note(index, lambda i: self.transform(open_image(self.paths[i], self.limits)))
         return self.black if pixels is None else pixels, skipped
 
 

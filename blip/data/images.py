@@ -1,36 +1,41 @@
-"""Images: finding their files, opening them, bringing any kind to RGB, reading those inside parquet and arrow files.
+"""Images: finding their files, opening them, bringing any kind to 8 bits, upright.
 
-An image inside a parquet or arrow file has the reference FILE#ROW in place of a path, which is resolved when the image
-is read. Arrow files are mapped into memory: a row costs its own bytes. Parquet is compressed by row groups, and one
-image costs its whole group (the hub's sets have 100 to 1,000 rows in one): the groups read last stay in memory, which
-helps reading in order. Training reads in random order: unpack such images once into files.
-
-H, W: height and width of an image in pixels.
+`_opened` is the one place of the package where an image is opened: a regular file, or bytes, of limited size, in one of
+the formats of FORMATS. Whatever is wrong with it becomes an UnreadableImage.
 """
 
 import contextlib
 import io
-import os
-import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
-import numpy as np
-from PIL import Image, ImageOps
+# the plugins that Pillow loads only where it tries every format
+from PIL import Image, ImageOps, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401
 
-from blip.data.formats import NEEDS_PYARROW
+from blip.data.grey_levels import HIGH_DEPTH, STRIP, whole_range, window
+from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, image_stream
 from blip.errors import BlipError, InputError
 
 # of image files; where one image is there in several forms, the first of these is taken
-ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".gif", ".webp", ".bmp", ".jp2", ".ppm", ".pgm")
-# 1 GiB / 4 / 3, the number above which Pillow warns of a decompression bomb: 256 MiB as RGB. Here it is an error.
-MAX_PIXELS = 89_478_485
-HIGH_DEPTH = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of 16 bits, 32 bits and floats
-WINDOW = (0.5, 99.5)  # percentiles that become black and white
+ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".gif", ".webp", ".bmp", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm",
+           ".avif")  # fmt: skip
+# Pillow's names of the formats that are read, whatever a file's name says. Others are never tried: some of them start
+# programs (PostScript starts Ghostscript), and their decoders are little tested.
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
+try:
+    from PIL import AvifImagePlugin  # noqa: F401
+except ImportError:  # Pillow has it since 11.3
+    FORMATS = FORMATS[:-1]
+# what files that are no images of these formats begin with, to name it in messages
+SIGNATURES = (
+    (0, b"%!PS", "PostScript"), (0, b"\xc5\xd0\xd3\xc6", "PostScript"), (0, b"%PDF", "PDF"), (0, b"DDS ", "DDS"),
+    (0, b"<svg", "SVG"), (128, b"DICM", "DICOM"), (0, b"\x89HDF", "HDF5"), (4, b"ftyphei", "HEIC"),
+)  # fmt: skip
+TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")  # modes with an alpha channel
+Source = str | Path | bytes | BinaryIO | Image.Image
 Item = TypeVar("Item")
-REFERENCE = re.compile(r"(?P<file>.+\.(?P<kind>parquet|arrow))#(?P<row>\d+)", re.DOTALL | re.IGNORECASE)
 
 # ---- finding files ---------------------------------------------------------------------------------------------------
 
@@ -44,67 +49,71 @@ def find_images(places: Sequence[str | Path]) -> list[Path]:
     paths: list[Path] = []
     for place in map(Path, places):
         if place.is_dir():
-            inside = sorted(path for path in place.rglob("*") if path.suffix.lower() in ENDINGS)
+            inside = sorted(path for path in place.rglob("*") if path.suffix.lower() in ENDINGS and not path.is_dir())
             if not inside:
                 raise NoImages(f"{place} is a folder without images; looked for {', '.join(sorted(ENDINGS))}")
             paths += inside
         elif place.is_file():
             paths.append(place)
         else:
-            raise NoImages(f"{place}: no such file or folder")
+            raise NoImages(f"{place}: {'not a regular file' if place.exists() else 'no such file or folder'}")
     return paths
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------------
 
 
-class UnreadableImage(BlipError):
-    """An image that cannot be used: its `path`, and the `reason`."""
-
-    def __init__(self, path: str, reason: str):
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"cannot read image {self.path}: {self.reason}"
-
-
-def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
-    """Reads a path, a row of a parquet or arrow file (FILE#ROW), bytes or a PIL image as 8-bit RGB, upright.
+def open_image(source: Source, limits: ImageLimits = LIMITS) -> Image.Image:
+    """Reads a path, a row of a parquet or arrow file (FILE#ROW), bytes, an open file or a PIL image as 8-bit RGB,
+    upright; see `to_rgb`.
 
     Raises:
-        UnreadableImage: missing, empty, truncated, not an image, without pixels, or of more than `MAX_PIXELS`.
+        UnreadableImage: missing, not a regular file, empty, truncated, not an image of FORMATS, without pixels, or
+            larger than `limits` allow.
     """
-    name = str(source) if isinstance(source, (str, Path)) else "(in memory)"
-    try:
-        if isinstance(source, Image.Image):
-            return _checked_rgb(source)
-        data = source if isinstance(source, bytes) else read_image(source)
-        if not data:
-            raise InputError("the file is empty")
-        with Image.open(io.BytesIO(data)) as image:
-            return _checked_rgb(image)
-    except FileNotFoundError:
-        raise UnreadableImage(name, "no such file") from None
-    except Image.UnidentifiedImageError:
-        raise UnreadableImage(name, "not an image, or of a kind that Pillow cannot open") from None
-    except MemoryError:
-        raise
-    except Exception as error:  # on broken files Pillow's decoders raise nearly every kind of exception
-        raise UnreadableImage(name, str(error) or type(error).__name__) from error
+    with _opened(source, limits) as image:
+        return _rgb(_upright(image))
 
 
-def open_or_problem(source: str | Path | bytes | Image.Image) -> tuple[Image.Image | None, str]:
+def open_plain(source: Source, limits: ImageLimits = LIMITS) -> Image.Image:
+    """An image in grey or RGB of 8 bits, upright; see `plain`. Arguments and errors as in `open_image`."""
+    with _opened(source, limits) as image:
+        return _plain(_upright(image))
+
+
+def open_reduced(source: Source, side: int, limits: ImageLimits = LIMITS) -> tuple[Image.Image, tuple[int, int]]:
+    """(an image as `open_plain` gives it, its full width and height). A JPEG is decoded at a fraction of its size, with
+    at least `side` pixels on either side if it has as many, which takes less time. Errors as in `open_image`."""
+    with _opened(source, limits) as image:
+        full = image.size
+        image.draft("L", (side, side))
+        reduced = image.size
+        made = _plain(_upright(image))
+        if reduced == full:
+            return made, made.size
+        return made, full if made.size == reduced else full[::-1]
+
+
+def image_format(source: Source, limits: ImageLimits = LIMITS) -> str:
+    """Pillow's name of an image's format, such as JPEG, from its first bytes alone; errors as in `open_image`."""
+    with _opened(source, limits) as image:
+        return image.format or ""
+
+
+def open_or_problem(source: Source, limits: ImageLimits = LIMITS) -> tuple[Image.Image | None, str]:
     """An image as `open_image` gives it and "", or None and the message about an image that cannot be read."""
     try:
-        return open_image(source), ""
+        return open_image(source, limits), ""
     except UnreadableImage as error:
         return None, str(error)
 
 
 def readable_batches(
-    items: Sequence[Item], batch_size: int, image_of: Callable[[Item], Any] = lambda item: item
+    items: Sequence[Item],
+    batch_size: int,
+    image_of: Callable[[Item], Any] = lambda item: item,
+    *,
+    limits: ImageLimits = LIMITS,
 ) -> Iterator[tuple[list[Item], list[Image.Image], list[str]]]:
     """Batches of items with their opened images; unreadable images are left out and described.
 
@@ -121,7 +130,7 @@ def readable_batches(
         images: list[Image.Image] = []
         problems: list[str] = []
         for item in items[start : start + batch_size]:
-            image, problem = open_or_problem(image_of(item))
+            image, problem = open_or_problem(image_of(item), limits)
             if image is None:
                 problems.append(problem)
             else:
@@ -130,16 +139,82 @@ def readable_batches(
         yield kept, images, problems
 
 
-# ---- any kind of image to RGB ----------------------------------------------------------------------------------------
+@contextmanager
+def _opened(source: Source, limits: ImageLimits) -> Iterator[Image.Image]:
+    """The image of a source, its header read and its size checked; every error of the block is the image's."""
+    name = str(source) if isinstance(source, (str, Path)) else "(in memory)"
+    try:
+        with contextlib.ExitStack() as stack:
+            if isinstance(source, Image.Image):
+                yield _checked(source.copy(), limits)
+                return
+            if isinstance(source, bytes):
+                file: BinaryIO = io.BytesIO(_not_too_large(source, limits))
+            else:
+                file = stack.enter_context(image_stream(source, limits)) if isinstance(source, (str, Path)) else source
+            start = file.read(132)
+            file.seek(0)
+            image = stack.enter_context(_identified(file, start))
+            yield _checked(image, limits)
+    except UnreadableImage as error:
+        raise UnreadableImage(name, error.reason) from None
+    except MemoryError:
+        raise UnreadableImage(name, "takes more memory than this process can have") from None
+    except Exception as error:  # on broken files Pillow's decoders raise nearly every kind of exception
+        raise UnreadableImage(name, str(error) or type(error).__name__) from error
 
 
-def _checked_rgb(image: Image.Image) -> Image.Image:
+def _not_too_large(data: bytes, limits: ImageLimits) -> bytes:
+    if not data:
+        raise InputError("the file is empty")
+    if len(data) > limits.max_bytes:
+        raise InputError(f"has {len(data):,} bytes; at most {limits.max_bytes:,} are read")
+    return data
+
+
+def _identified(file: BinaryIO, start: bytes) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
+    except Image.UnidentifiedImageError:
+        kind = next((kind for at, mark, kind in SIGNATURES if start[at : at + len(mark)] == mark), "")
+        if kind:
+            raise InputError(f"not an image that is read but {kind}: convert it to PNG or JPEG") from None
+        known = ", ".join(FORMATS)
+        raise InputError(f"not an image, or a broken one, or of a kind that is not read ({known})") from None
+    except Image.DecompressionBombError as error:
+        size = next(_sizes(file, start), None)
+        raise InputError(f"it has {size[0]} x {size[1]} pixels: make it smaller" if size else str(error)) from None
+
+
+def _sizes(file: BinaryIO, start: bytes) -> Iterator[tuple[int, int]]:
+    """The size of an image that Pillow does not open because of its size, which the error does not name."""
+    for name in FORMATS:
+        factory, accept = Image.OPEN[name]
+        with contextlib.suppress(Exception):
+            if accept is not None and accept(start[:16]) is True:
+                file.seek(0)
+                yield factory(file, "").size
+
+
+def _checked(image: Image.Image, limits: ImageLimits) -> Image.Image:
     width, height = image.size
     if width == 0 or height == 0:
         raise InputError(f"it has {width} x {height} pixels")
-    if width * height > MAX_PIXELS:
-        raise InputError(f"it has {width} x {height} pixels, more than {MAX_PIXELS:,}: make it smaller")
-    return to_rgb(image)
+    if width * height > limits.max_pixels:
+        raise InputError(f"it has {width} x {height} pixels, more than {limits.max_pixels:,}: make it smaller")
+    return image
+
+
+# ---- any kind of image to 8 bits -------------------------------------------------------------------------------------
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The same image, its pixels read and turned by its EXIF entry."""
+    # a broken EXIF block does not mean broken pixels; if those are broken, reading them raises
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    image.load()
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -149,127 +224,73 @@ def to_rgb(image: Image.Image) -> Image.Image:
     files are figures made for white pages, whose black letters and lines would vanish on black; scans have none. Of
     several frames or pages the first is taken.
     """
-    # a broken EXIF block does not mean broken pixels; if those are broken, converting raises
-    with contextlib.suppress(Exception):
-        image = ImageOps.exif_transpose(image)
-    if image.mode in HIGH_DEPTH:
-        return Image.fromarray(window(np.asarray(image))).convert("RGB")
-    if (image.mode == "P" and "transparency" in image.info) or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        # Pillow converts the premultiplied modes La and RGBa only to LA and RGBA
-        image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, "RGBA")).convert("RGBA")
-        if image.getchannel("A").getextrema()[1] == 0:  # all transparent: a broken alpha channel, not an empty picture
-            return image.convert("RGB")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def window(values: np.ndarray) -> np.ndarray:
-    """(H, W) of any number type -> (H, W) uint8: the 0.5th percentile becomes 0, the 99.5th 255, linear between.
-
-    Where these two are equal (a small object on an even ground) the minimum and maximum take their place; a constant
-    image becomes black. NaN and infinities become the nearest end (NaN: black) and do not count in the percentiles.
-    """
-    values = values.astype(np.float64)
-    finite = values[np.isfinite(values)]
-    if finite.size == 0:
-        return np.zeros(values.shape, np.uint8)
-    low, high = np.percentile(finite, WINDOW)
-    if low == high:
-        low, high = finite.min(), finite.max()
-    if low == high:
-        return np.zeros(values.shape, np.uint8)
-    scaled = (np.nan_to_num(values, nan=low, posinf=high, neginf=low).clip(low, high) - low) / (high - low)
-    return np.round(scaled * 255).astype(np.uint8)
+    return _rgb(_upright(image.copy()))
 
 
 def plain(image: Image.Image) -> Image.Image:
     """An image of 8 bits in grey or RGB: grey stays grey, 16 bits and floats are scaled from their whole range,
     transparent pixels become white. Unlike `to_rgb` it neither turns the image nor cuts off extreme values."""
+    return _plain(image.copy())
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """`image` may be changed, and is the result where it is RGB already: large images are not copied."""
+    if image.mode in HIGH_DEPTH:
+        values = window(image)
+        image.close()  # its memory is not needed any longer
+        return Image.fromarray(values).convert("RGB")
+    if image.mode in TRANSPARENT or (image.mode == "P" and "transparency" in image.info):
+        if _is_clear(image):  # a broken alpha channel, not an empty picture
+            return _in_strips(image, lambda part: _with_alpha(part).convert("RGB"))
+        return _in_strips(image, _on_white)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """As in `_rgb`."""
     if image.mode in ("L", "RGB"):
-        return image.copy()
+        return image
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image).astype(np.float64)
-        low, high = np.nanmin(values), np.nanmax(values)
-        return Image.fromarray(np.nan_to_num((values - low) * 255 / max(1e-9, high - low)).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        clear = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear).convert("RGB")
+        values = whole_range(image)
+        image.close()
+        return Image.fromarray(values)
+    if image.mode in TRANSPARENT or "transparency" in image.info:
+        return _in_strips(image, _on_white)
     return image.convert("RGB")
 
 
-# ---- the bytes of an image, of a file or inside a parquet or arrow file ----------------------------------------------
+def _with_alpha(image: Image.Image) -> Image.Image:
+    if image.mode == "RGBA":
+        return image
+    # Pillow converts the premultiplied modes La and RGBa only to LA and RGBA
+    return image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, "RGBA")).convert("RGBA")
 
 
-def read_image(path: str | Path) -> bytes:
-    """The bytes of an image file or, where there is no such file, of the reference FILE#ROW; rows count from 0.
-
-    Raises:
-        FileNotFoundError: neither a file nor a row of one.
-        OSError, ValueError: what is wrong with the file or the row.
-    """
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        reference = REFERENCE.fullmatch(str(path))
-        if reference is None or not os.path.isfile(reference["file"]):
-            raise
-    file, row = reference["file"], int(reference["row"])
-    read_value = _parquet_value if reference["kind"].lower() == "parquet" else _arrow_value
-    # the process is part of the caches' keys: pyarrow does not promise that an open file can be used after a fork
-    value = read_value(file, row, os.getpid())
-    # `datasets` saves {"bytes", "path"}; the bytes are null where only the path was kept
-    data, other = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
-    if data is None and other:
-        return (Path(file).parent / other).read_bytes()
-    if not isinstance(data, bytes):
-        raise InputError(f"row {row} of {file} holds no image")
-    return data
+def _on_white(image: Image.Image) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), _with_alpha(image)).convert("RGB")
 
 
-def is_reference(path: str | Path) -> bool:
-    """Whether a path has the form FILE#ROW, a row of a parquet or arrow file."""
-    return REFERENCE.fullmatch(str(path)) is not None
+def _is_clear(image: Image.Image) -> bool:
+    """Whether every pixel is transparent."""
+    parts = (part if image.mode in TRANSPARENT else _with_alpha(part) for _, part in _strips(image))
+    return not any(part.getchannel(len(part.getbands()) - 1).getextrema()[1] for part in parts)  # the last is alpha
 
 
-def _parquet_value(file: str, row: int, process: int) -> Any:
-    _, ends = _parquet_file(file, process)
-    group = int(np.searchsorted(ends, row, side="right"))
-    if group == len(ends):
-        raise InputError(f"it has {ends[-1] if len(ends) else 0} rows")
-    first = int(ends[group - 1]) if group else 0
-    return _row_group(file, group, process)[row - first].as_py()
+def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """An image converted to RGB strip by strip: what conversion needs beside the result stays small."""
+    if image.width * image.height <= STRIP:
+        return convert(image)
+    out = Image.new("RGB", image.size)
+    for top, part in _strips(image):
+        out.paste(convert(part), (0, top))
+    return out
 
 
-@lru_cache(maxsize=32)
-def _parquet_file(file: str, process: int) -> tuple[Any, np.ndarray]:
-    """The opened file, and the row at which each of its row groups ends."""
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise InputError(NEEDS_PYARROW) from None
-    opened = parquet.ParquetFile(file)
-    groups = range(opened.metadata.num_row_groups)
-    return opened, np.cumsum([opened.metadata.row_group(i).num_rows for i in groups], dtype=np.int64)
-
-
-@lru_cache(maxsize=2)
-def _row_group(file: str, group: int, process: int) -> Any:
-    # no threads: loader workers are forked, and there is one process per core already
-    return _parquet_file(file, process)[0].read_row_group(group, columns=["image"], use_threads=False).column("image")
-
-
-def _arrow_value(file: str, row: int, process: int) -> Any:
-    column = _arrow_column(file, process)
-    if row >= len(column):
-        raise InputError(f"it has {len(column)} rows")
-    return column[row].as_py()
-
-
-@lru_cache(maxsize=256)
-def _arrow_column(file: str, process: int) -> Any:
-    try:
-        import pyarrow
-        from pyarrow import ipc
-    except ImportError:
-        raise InputError(NEEDS_PYARROW) from None
-    return ipc.open_stream(pyarrow.memory_map(file)).read_all().column("image")
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """(first row, strip) of an image; an image of one strip is not copied."""
+    rows = max(1, STRIP // image.width)
+    if rows >= image.height:
+        yield 0, image
+        return
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(image.height, top + rows)))

@@ -14,7 +14,7 @@ from typing import Any
 
 from blip import distributed
 from blip.errors import BlipError
-from blip.files import whole_file, write_whole
+from blip.files import json_text, whole_file, write_whole
 
 SETTINGS = "settings.json"
 Line = dict[str, Any]
@@ -53,7 +53,7 @@ def write_jsonl(path: Path, lines: Iterable[Line]) -> int:
     count = 0
     with whole_file(path) as file:
         for line in lines:
-            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            file.write(json_text(line, None).encode())
             count += 1
     return count
 

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from blip.data.batches import Sample
 from blip.data.compact import Labels, Texts
 from blip.data.formats import file_entry
+from blip.data.image_bytes import LIMITS, ImageLimits
 from blip.data.images import open_image
 from blip.data.order import EpochOrder, Walk, open_or_note, seeded
 from blip.data.sets.captions import CAPTION_SETS
@@ -215,9 +216,11 @@ class PairDataset(Dataset):
         transform: Callable[[Image.Image], Tensor],
         seed: int,
         max_skipped_fraction: float = 0.01,
+        limits: ImageLimits = LIMITS,
     ):
         """`encode`: a caption to ids, see `CaptionEncoder`; `transform`: PIL RGB to (3, S, S); `max_skipped_fraction`:
         see `Walk`."""
+        self.limits = limits
         self.pairs, self.encode, self.transform, self.seed = pairs, encode, transform, seed
         self.order, self.walk = order, Walk(order, len(pairs), max_skipped_fraction)
 
@@ -227,13 +230,16 @@ class PairDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """The sample at (epoch, position), or the next readable one, with notes about those skipped."""
         epoch, position = key
-        index, image, skipped = self.walk.open(epoch, position, lambda i: open_image(self.pairs.image_path(i)))
+        index, image, skipped = self.walk.open(epoch, position, self._open)
         captions = self.pairs.captions(index)
         with seeded(self.seed, epoch, index):
             caption = captions[int(torch.randint(len(captions), ()))]
             pixels = self.transform(image)
         image_id, source = self.pairs.image_id(index), self.pairs.pair_source(index)
         return Sample(pixels, self.encode(caption), caption_id(caption), image_id, index, skipped, source)
+
+    def _open(self, index: int) -> Image.Image:
+        return open_image(self.pairs.image_path(index), self.limits)
 
 
 class EvalPairs(Dataset):
@@ -244,14 +250,17 @@ class EvalPairs(Dataset):
         pairs: Pairs,
         encode: Callable[[str], list[int]],
         transform: Callable[[Image.Image], Tensor],
+        *,
+        limits: ImageLimits = LIMITS,
     ):
-        self.pairs, self.encode, self.transform = pairs, encode, transform
+        self.pairs, self.encode, self.transform, self.limits = pairs, encode, transform, limits
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample:
         """The sample; for an unreadable image its `image` is None and `skipped` has a note."""
-        pixels, skipped = open_or_note(index, lambda i: self.transform(open_image(self.pairs.image_path(i))))
+        path = self.pairs.image_path(index)
+        pixels, skipped = open_or_note(index, lambda i: self.transform(open_image(path, self.limits)))
         caption = self.pairs.captions(index)[0]
         return Sample(pixels, self.encode(caption), caption_id(caption), self.pairs.image_id(index), index, skipped)

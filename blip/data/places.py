@@ -5,6 +5,7 @@ from pathlib import Path
 
 from blip.data.formats import AnnotationError, iter_records
 from blip.data.images import find_images
+from blip.data.records import path_problem
 
 ANNOTATIONS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
 
@@ -36,5 +37,7 @@ def _images_of_records(file: Path) -> list[Path]:
         image = record.get("image") if isinstance(record, dict) else None
         if not isinstance(image, str) or not image.strip():
             raise AnnotationError(file, where, "has no image, the path of a file")
+        if problem := path_problem(image):
+            raise AnnotationError(file, where, f"its image {problem}")
         images[file.parent / image] = None
     return list(images)

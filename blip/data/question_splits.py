@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from blip.data.images import is_reference, read_image
+from blip.data.image_bytes import UnreadableImage, is_reference, read_image
 from blip.data.questions import Questions
 from blip.data.sets.questions import Question
 from blip.errors import InputError
@@ -50,7 +50,8 @@ def split_by_image(questions: Questions, shares: Sequence[float], seed: int = 0)
         seed: of the split. Except near the limits of the shares, an image's part depends only on it and the image's
             name.
     """
-    if not shares or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+    # no comparison with NaN is true
+    if not shares or not (all(share >= 0 for share in shares) and abs(sum(shares) - 1) <= 1e-6):
         raise InputError(f"shares are {list(shares)}; they are 0 or more and sum to 1, such as [0.8, 0.1, 0.1]")
     groups: dict[str, list[int]] = {}
     contents = _contents(questions)
@@ -102,7 +103,7 @@ def _contents(questions: Questions, all_images: bool = False) -> dict[int, str]:
             seen.add(image)
             try:
                 hashes[image] = "bytes " + hashlib.blake2b(read_image(path), digest_size=16).hexdigest()
-            except (OSError, ValueError):
+            except UnreadableImage:
                 continue
     return hashes
 

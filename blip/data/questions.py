@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from blip.data.batches import TensorBatch, padded
 from blip.data.compact import Labels, TextLists, Texts
 from blip.data.formats import file_entry
-from blip.data.images import open_image
+from blip.data.images import LIMITS, ImageLimits, open_image
 from blip.data.order import EpochOrder, Walk, open_or_note, seeded
 from blip.data.sets.layout import open_set
 from blip.data.sets.questions import QUESTION_SETS, Question
@@ -211,6 +211,7 @@ class VqaDataset(Dataset):
         transform: Callable[[Image.Image], Tensor],
         seed: int,
         max_skipped_fraction: float = 0.01,
+        limits: ImageLimits = LIMITS,
     ):
         """`order`: made with `len(questions)` and `record_weights`; `max_skipped_fraction`: see `Walk`.
 
@@ -221,6 +222,7 @@ class VqaDataset(Dataset):
             name = questions[int(unanswered[0])].question_id
             raise InputError(f"{len(unanswered)} questions have no answer to learn from, the first being {name}")
         self.questions, self.encode, self.transform, self.seed = questions, encode, transform, seed
+        self.limits = limits
         self.order, self.walk = order, Walk(order, len(questions), max_skipped_fraction)
 
     def __len__(self) -> int:
@@ -229,7 +231,8 @@ class VqaDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> VqaSample:
         """The sample at (epoch, position), or the next readable one, with notes about those skipped."""
         epoch, position = key
-        index, image, skipped = self.walk.open(epoch, position, lambda i: open_image(self.questions.image_path(i)))
+        path_of = self.questions.image_path
+        index, image, skipped = self.walk.open(epoch, position, lambda i: open_image(path_of(i), self.limits))
         with seeded(self.seed, epoch, index):
             pixels = self.transform(image)
         question = self.questions[index]
@@ -239,8 +242,15 @@ class VqaDataset(Dataset):
 class EvalQuestions(Dataset):
     """Evaluation samples by index, each question once."""
 
-    def __init__(self, questions: Questions, encode: QuestionEncoder, transform: Callable[[Image.Image], Tensor]):
-        self.questions, self.encode, self.transform = questions, encode, transform
+    def __init__(
+        self,
+        questions: Questions,
+        encode: QuestionEncoder,
+        transform: Callable[[Image.Image], Tensor],
+        *,
+        limits: ImageLimits = LIMITS,
+    ):
+        self.questions, self.encode, self.transform, self.limits = questions, encode, transform, limits
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -248,7 +258,7 @@ class EvalQuestions(Dataset):
     def __getitem__(self, index: int) -> VqaSample:
         """The sample; for an unreadable image its `image` is None and `skipped` has a note."""
         question = self.questions[index]
-        pixels, skipped = open_or_note(index, lambda _: self.transform(open_image(question.image)))
+        pixels, skipped = open_or_note(index, lambda _: self.transform(open_image(question.image, self.limits)))
         return VqaSample(pixels, *self.encode(question), question.weights, index, skipped)
 
 

@@ -21,7 +21,8 @@ from torch.utils.data import Dataset
 from blip.data.batches import TensorBatch, padded
 from blip.data.compact import TextLists, Texts
 from blip.data.formats import file_entry
-from blip.data.images import UnreadableImage, open_image
+from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
+from blip.data.images import open_image
 from blip.data.order import EpochOrder, Walk, open_or_note, seeded
 from blip.data.sets.layout import open_set
 from blip.data.sets.statements import STATEMENT_SETS, Statement
@@ -100,12 +101,12 @@ class NlvrSample:
     skipped: list[Skipped]  # unreadable images that this sample replaces
 
 
-def open_images(images: tuple[str, str] | str) -> tuple[Image.Image, Image.Image]:
+def open_images(images: tuple[str, str] | str, limits: ImageLimits = LIMITS) -> tuple[Image.Image, Image.Image]:
     """The left and the right image. UnreadableImage names the one that cannot be read."""
     if not isinstance(images, str):
-        return open_image(images[0]), open_image(images[1])
+        return open_image(images[0], limits), open_image(images[1], limits)
     try:
-        return cut_boxes(open_image(images))
+        return cut_boxes(open_image(images, limits))
     except ValueError as error:
         raise UnreadableImage(images, str(error)) from None
 
@@ -138,10 +139,11 @@ class NlvrDataset(Dataset):
         max_tokens: int,
         seed: int,
         max_skipped_fraction: float = 0.01,
+        limits: ImageLimits = LIMITS,
     ):
         """`max_skipped_fraction`: see `Walk`; a statement is skipped if one of its images is unreadable."""
         self.statements, self.tokenizer, self.transform = statements, tokenizer, transform
-        self.max_tokens, self.seed = max_tokens, seed
+        self.max_tokens, self.seed, self.limits = max_tokens, seed, limits
         self.order, self.walk = order, Walk(order, len(statements), max_skipped_fraction)
 
     def __len__(self) -> int:
@@ -150,7 +152,9 @@ class NlvrDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> NlvrSample:
         """The sample at (epoch, position), or the next readable one, with notes about those skipped."""
         epoch, position = key
-        index, pair, skipped = self.walk.open(epoch, position, lambda i: open_images(self.statements[i].images))
+        index, pair, skipped = self.walk.open(
+            epoch, position, lambda i: open_images(self.statements[i].images, self.limits)
+        )
         with seeded(self.seed, epoch, index):
             images = torch.stack([self.transform(image) for image in pair])
         item = self.statements[index]
@@ -169,9 +173,10 @@ class EvalStatements(Dataset):
         transform: Callable[[Image.Image], Tensor],
         *,
         max_tokens: int,
+        limits: ImageLimits = LIMITS,
     ):
         self.statements, self.tokenizer, self.transform = statements, tokenizer, transform
-        self.max_tokens = max_tokens
+        self.max_tokens, self.limits = max_tokens, limits
 
     def __len__(self) -> int:
         return len(self.statements)
@@ -180,7 +185,7 @@ class EvalStatements(Dataset):
         """The sample; where an image is unreadable its `images` is None and `skipped` has a note."""
         item = self.statements[index]
         images, skipped = open_or_note(
-            index, lambda _: torch.stack([self.transform(image) for image in open_images(item.images)])
+            index, lambda _: torch.stack([self.transform(image) for image in open_images(item.images, self.limits)])
         )
         return NlvrSample(
             images, self.tokenizer.encode([item.sentence], self.max_tokens)[0], item.label, index, skipped

@@ -21,7 +21,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from blip.data.batches import Batch, Sample, collate
-from blip.data.images import UnreadableImage, open_image
+from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
+from blip.data.images import open_image
 from blip.data.loader import data_loader
 from blip.data.order import seeded
 from blip.data.pairs import caption_id
@@ -93,10 +94,11 @@ class StreamDataset(IterableDataset):
         start: tuple[int, int] = (0, 0),
         pad_id: int = 0,
         pad_to: tuple[int, ...] = (),
+        limits: ImageLimits = LIMITS,
     ):
         """`encode`: a caption to ids; `transform`: PIL RGB to (3, S, S); `pad_id`, `pad_to`: see `padded`."""
         self.order, self.encode, self.transform, self.start = order, encode, transform, start
-        self.pad_id, self.pad_to = pad_id, pad_to
+        self.pad_id, self.pad_to, self.limits = pad_id, pad_to, limits
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -147,7 +149,7 @@ class StreamDataset(IterableDataset):
         return samples
 
     def _sample(self, epoch: int, raw: Raw) -> Sample:
-        record, image = raw.record(), open_image(raw.image())
+        record, image = raw.record(), open_image(raw.image(), self.limits)
         captions = record["caption"]
         with seeded(self.order.seed, epoch, raw.number):
             caption = captions[int(torch.randint(len(captions), ()))]

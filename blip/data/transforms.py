@@ -64,8 +64,9 @@ class RandAugment(nn.Module):
     """`count` operations, drawn with replacement, each then applied with probability one half. PIL RGB -> PIL RGB.
 
     RandAugment (Cubuk et al. 2020) as in BLIP: ten operations, none of which inverts or posterises, translations of at
-    most 10 pixels, empty areas filled with grey, a magnitude on a scale of 0 to 10. torchvision's own has other
-    operations and translates by up to 45 % of the width.
+    most 10 pixels, empty areas filled with grey, a magnitude on a scale of 0 to 10. Shears keep the centre of the
+    top-left pixel in place, and rotations turn about the point half a pixel right of and below the image's centre, as
+    published. torchvision's own has other operations and translates by up to 45 % of the width.
     """
 
     OPERATIONS = (
@@ -104,6 +105,8 @@ class RandAugment(nn.Module):
             level = -level
         shear = np.degrees(np.arctan(0.3 * level)).item()  # a slope of 0.3 at most, in degrees
         shift = round(10 * level)  # pixels
+        # published coordinates count from the centre of the top-left pixel, torchvision's from its corner
+        center = [0.5, 0.5] if operation != "rotate" else [image.width / 2 + 0.5, image.height / 2 + 0.5]
         return F.affine(
             image,
             angle=30.0 * level if operation == "rotate" else 0.0,
@@ -112,6 +115,7 @@ class RandAugment(nn.Module):
             shear=[shear if operation == "shear_x" else 0.0, shear if operation == "shear_y" else 0.0],
             interpolation=InterpolationMode.BILINEAR,
             fill=[128.0, 128.0, 128.0],
+            center=center,
         )
 
 

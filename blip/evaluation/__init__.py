@@ -7,5 +7,5 @@ captions caption_words bert_score   scores of captions; splitting captions into 
 retrieval retrieval_set   retrieval of a whole set, re-ranked by matching; what it takes and returns
 ranking      recall at k and median rank
 pretraining  the evaluation between epochs of pre-training
-bootstrap    intervals by image, article or patient
+bootstrap quantiles   intervals by image, article or patient; quantiles that they need
 """

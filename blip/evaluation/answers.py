@@ -69,7 +69,9 @@ def _some(references: Sequence[str]) -> Sequence[str]:
     return references
 
 
-ANSWER_SCORES: dict[str, Callable[[str, Sequence[str]], float]] = {
+AnswerScore = Callable[[str, Sequence[str]], float]
+Written = Callable[[str], str]  # a text in the spelling of a tokenizer, such as `Tokenizer.written`
+ANSWER_SCORES: dict[str, AnswerScore] = {
     "exact_match": exact_match,
     "token_recall": token_recall,
     "token_f1": token_f1,
@@ -77,18 +79,33 @@ ANSWER_SCORES: dict[str, Callable[[str, Sequence[str]], float]] = {
 }
 
 
+def score_as_written(score: AnswerScore, answer: str, references: Sequence[str], written: Written | None) -> float:
+    """The better of two scores: of the texts as given, and with references in the spelling of the model's tokenizer.
+
+    Tokens do not tell whether blanks stood beside a punctuation mark: a model writes "0. 5 mm" and "10 %" for the
+    references "0.5 mm" and "10%". Without the second score no generated answer could agree with these.
+    """
+    best = score(answer, references)
+    if written is not None and best < 1:
+        spelt = [written(reference) for reference in references]
+        best = max(best, score(answer, spelt), score(written(answer), spelt))
+    return best
+
+
 # ---- VQA v2 ------------------------------------------------------------------------------------------------------
 
 VQA_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-# the VQA evaluation restores an apostrophe that an annotator left out, one of them at a time
+# The VQA evaluation restores an apostrophe that an annotator left out, one of them at a time. Its table has "Im",
+# "Ive", "Id've" and "I'dve" too, but answers are in lower case when they are compared with it: "im" stays as it is.
 CONTRACTIONS = """ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't
-he'd he'd've he's how'd how'll how's i'd've i'm i've isn't it'd it'd've it'll let's ma'am mightn't mightn't've might've
-mustn't must've needn't not've o'clock oughtn't shan't she'd've should've shouldn't shouldn't've somebody'd've
+he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've
+mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've
 somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll that's
 there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll
 what're what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't
 would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've"""
 APOSTROPHES = {w[: i.start()] + w[i.end() :]: w for w in CONTRACTIONS.split() for i in re.finditer("'", w)}
+APOSTROPHES["somebody'd"] = "somebodyd"  # the one entry of the public table that goes the other way
 
 
 def normalise_vqa(text: str) -> str:
@@ -97,7 +114,7 @@ def normalise_vqa(text: str) -> str:
     All marks of a kind are deleted if one of them is next to a blank or the text has a thousands comma; otherwise they
     become blanks. A full stop is deleted unless a digit follows.
     """
-    result = text = " ".join(text.split())
+    result = text = text.replace("\n", " ").replace("\t", " ").strip()
     thousands = re.search(r"\d,\d", text) is not None
     for mark in VQA_PUNCTUATION:
         beside_a_blank = mark + " " in text or " " + mark in text
@@ -107,18 +124,23 @@ def normalise_vqa(text: str) -> str:
     return " ".join(APOSTROPHES.get(word, word) for word in words if word not in ("a", "an", "the"))
 
 
-def vqa_accuracy(answer: str, ten_answers: Sequence[str]) -> float:
+def vqa_accuracy(answer: str, ten_answers: Sequence[str], written: Written | None = None) -> float:
     """VQA v2's accuracy: min(1, matches / 3), averaged over the subsets that leave one annotator out.
 
     Both sides are always normalised; the public code skips this where all ten annotators gave the same string. Fewer
-    than four answers raise MetricError: they cannot reach a score of 1.
+    than four answers raise MetricError: they cannot reach a score of 1. With `written`, see `score_as_written`, an
+    answer also agrees with an annotator whose answer the tokenizer spells like that.
     """
     if isinstance(ten_answers, str) or len(ten_answers) < 4:
         raise MetricError(f"VQA v2's accuracy compares with ten answers, not with {ten_answers!r}")
-    wanted, count = normalise_vqa(answer), len(ten_answers)
-    matches = sum(normalise_vqa(other) == wanted for other in ten_answers)
+    count = len(ten_answers)
+    matches = sum(score_as_written(_agree, answer, [other], written) for other in ten_answers)
     left_out_agrees, left_out_differs = min(1.0, (matches - 1) / 3), min(1.0, matches / 3)
     return (matches * left_out_agrees + (count - matches) * left_out_differs) / count
+
+
+def _agree(answer: str, others: Sequence[str]) -> float:
+    return float(normalise_vqa(answer) in [normalise_vqa(other) for other in others])
 
 
 # ---- all scores of a set -----------------------------------------------------------------------------------------
@@ -131,6 +153,7 @@ def score_answers(
     *,
     groups: Sequence[Hashable] | None = None,
     seed: int = 0,
+    written: Written | None = None,
 ) -> dict[str, dict[str, Interval]]:
     """Every answer score by answer type: result["token_f1"]["open"] is an interval with its number of answers.
 
@@ -140,7 +163,8 @@ def score_answers(
         answer_types: (N,) the names of the data set ("CLOSED " is read as "closed"); an answer of type "attrib+pres"
             counts under both, one of "" under none. A type that does not occur is left out; "all" is every answer.
         groups: (N,) image or patient of each answer, see `bootstrap`.
-        seed: of the bootstrap.
+        seed: of the bootstrap, where a score needs one.
+        written: the spelling of the model's tokenizer, see `score_as_written`.
 
     Raises:
         MetricError: lists of different lengths, nothing to score, an answer without reference.
@@ -154,7 +178,8 @@ def score_answers(
     members["all"] = list(range(len(kinds)))
     result: dict[str, dict[str, Interval]] = {}
     for name, score in ANSWER_SCORES.items():
-        values = [score(answer, several) for answer, several in zip(predictions, references, strict=True)]
+        pairs = zip(predictions, references, strict=True)
+        values = [score_as_written(score, answer, several, written) for answer, several in pairs]
         result[name] = {}
         for kind, rows in members.items():
             of_kind = None if groups is None else [groups[i] for i in rows]

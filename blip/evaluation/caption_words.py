@@ -57,7 +57,9 @@ def tokenize(captions: Sequence[str]) -> tuple[list[str], str]:
         lines = output.split("\n")[:-1]
         if len(lines) != len(captions):
             raise Missing(f"Java gave {len(lines)} lines for {len(captions)} captions")
-        return [" ".join(w for w in line.split() if w not in ptb.PUNCTUATIONS) for line in lines], "PTB (Java)"
+        # at blanks alone, as pycocoevalcap: "2 1/2" is one word, with a non-breaking blank in it
+        words = [[word for word in line.rstrip().split(" ") if word not in ptb.PUNCTUATIONS] for line in lines]
+        return [" ".join(several) for several in words], "PTB (Java)"
     except (Missing, ImportError, OSError, UnicodeError, subprocess.SubprocessError) as reason:
         return [split_words(caption) for caption in captions], f"split_words, since {reason}"
 

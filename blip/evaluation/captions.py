@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from blip.errors import BlipError
-from blip.evaluation.bootstrap import Floats, Interval, bootstrap_sums, mean_of_sums
+from blip.evaluation.bootstrap import Floats, Interval, Statistic, bootstrap, bootstrap_sums
 from blip.evaluation.caption_words import Missing, clean_for_imageclef, need_java, tokenize
 
 DEFAULT = ("BLEU", "ROUGE-L", "CIDEr", "METEOR", "SPICE", "ROUGE-1", "BERTScore")
@@ -53,7 +53,20 @@ class Captions:
         return dict(enumerate(self.split_references)), {i: [text] for i, text in enumerate(self.split_generated)}
 
 
-Resample = Callable[[Floats, Callable[[Floats], Floats]], Interval]  # `bootstrap_sums` with the groups of this set
+@dataclass(frozen=True)
+class Sampling:
+    """The groups of the images, which intervals respect, and the seed of the bootstrap."""
+
+    groups: Sequence[Hashable] | None
+    seed: int
+
+    def mean(self, values: Floats, shares: bool | None) -> Interval:
+        return bootstrap(values, self.groups, seed=self.seed, shares=shares)
+
+    def of_sums(self, columns: Floats, statistic: Statistic) -> Interval:
+        return bootstrap_sums(columns, statistic, self.groups, seed=self.seed)
+
+
 Scored = dict[str, tuple[Interval, Floats]]  # name -> the score with its interval, each image's (N,)
 
 
@@ -67,12 +80,12 @@ def score_captions(
     bert_score_layer: int | None = None,
     seed: int = 0,
 ) -> CaptionScores:
-    """All scores that this machine can compute, each with a 95 % bootstrap interval over images.
+    """All scores that this machine can compute, each with a 95 % interval over images.
 
     Args:
         generated: (N,) one caption an image. An empty one scores zero.
         references: (N,) lists of at least one caption that is not blank.
-        groups: (N,) article or patient of each image, drawn as a whole (see `blip.evaluation.bootstrap.bootstrap`).
+        groups: (N,) article or patient of each image, see `blip.evaluation.bootstrap.bootstrap`.
         names: which of `DEFAULT`. BLEU gives BLEU-1 to BLEU-4; BERTScore gives BERTScore-R (recall) and -F1.
         bert_score_model: folder with a transformers model and its tokenizer.
         bert_score_layer: the layer compared, counted from 1; the last unless given. The bert_score package takes 40 of
@@ -95,12 +108,12 @@ def score_captions(
     split_references = [[next(rest) for _ in several] for several in kept]
     model = (None if bert_score_model is None else Path(bert_score_model), bert_score_layer)
     captions = Captions(texts, kept, words[: len(texts)], split_references, model)
-    resample = partial(bootstrap_sums, groups=groups, seed=seed)
+    sampling = Sampling(groups, seed)
     scored: Scored = {}
     notes: dict[str, str] = {}
     for name in names:
         try:
-            scored |= SCORERS[name](captions, resample)
+            scored |= SCORERS[name](captions, sampling)
         except Missing as reason:
             notes[name] = str(reason)
         except ModuleNotFoundError as error:
@@ -130,10 +143,12 @@ def _checked(generated: Sequence[str], references: Sequence[Sequence[str]]) -> t
 # ---- scorers: each gives its scores or raises --------------------------------------------------------------------
 
 
-def _mean(captions: Captions, values: Sequence[float] | Floats, resample: Resample) -> tuple[Interval, Floats]:
-    """A score that is a mean over images, with zero for an empty caption."""
+def _mean(
+    captions: Captions, values: Sequence[float] | Floats, sampling: Sampling, *, shares: bool | None = None
+) -> tuple[Interval, Floats]:
+    """A score that is a mean over images, with zero for an empty caption; `shares` as in `bootstrap`."""
     column = np.where([bool(words) for words in captions.split_generated], np.asarray(values, dtype=np.float64), 0.0)
-    return resample(np.stack([column, np.ones_like(column)], axis=1), mean_of_sums), column
+    return sampling.mean(column, shares), column
 
 
 def corpus_bleu(sums: Floats, order: int) -> Floats:
@@ -146,7 +161,7 @@ def corpus_bleu(sums: Floats, order: int) -> Floats:
     return np.exp(np.minimum(0.0, 1 - 1 / ratio)) * precisions.prod(axis=1) ** (1 / order)
 
 
-def _bleu(captions: Captions, resample: Resample) -> Scored:
+def _bleu(captions: Captions, sampling: Sampling) -> Scored:
     from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 
     scorer = BleuScorer(n=4)
@@ -158,18 +173,19 @@ def _bleu(captions: Captions, resample: Resample) -> Scored:
         counts.append([*image["correct"], *image["guess"], image["testlen"], closest])
     columns = np.array(counts, dtype=np.float64)  # (N, 10)
     orders = {f"BLEU-{order}": partial(corpus_bleu, order=order) for order in (1, 2, 3, 4)}
-    return {name: (resample(columns, statistic), statistic(columns)) for name, statistic in orders.items()}
+    return {name: (sampling.of_sums(columns, statistic), statistic(columns)) for name, statistic in orders.items()}
 
 
-def _by_pycocoevalcap(captions: Captions, resample: Resample, name: str) -> Scored:
+def _by_pycocoevalcap(captions: Captions, sampling: Sampling, name: str) -> Scored:
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
     scorer = Rouge() if name == "ROUGE-L" else Cider()
-    return {name: _mean(captions, scorer.compute_score(*captions.numbered())[1], resample)}
+    values = scorer.compute_score(*captions.numbered())[1]
+    return {name: _mean(captions, values, sampling, shares=name == "ROUGE-L")}  # CIDEr goes up to 10
 
 
-def _meteor(captions: Captions, resample: Resample) -> Scored:
+def _meteor(captions: Captions, sampling: Sampling) -> Scored:
     """METEOR 1.5 line by line: SCORE gives 23 counts of an image, EVAL turns counts, which add up, into scores.
 
     The jar is called directly: the wrapper of pycocoevalcap waits for its own lock for ever after a failure of Java.
@@ -203,10 +219,10 @@ def _meteor(captions: Captions, resample: Resample) -> Scored:
         # METEOR adds up no fragment (20) of a match of all words (21, 22) of both captions (0, 1) in one piece
         whole = (columns[:, 20] == 1) & (columns[:, :2] == columns[:, 21:]).all(axis=1)
         columns[:, 20] = np.where(whole, 0, columns[:, 20])
-        return {"METEOR": (resample(columns, evaluate), evaluate(columns))}
+        return {"METEOR": (sampling.of_sums(columns, evaluate), evaluate(columns))}
 
 
-def _spice(captions: Captions, resample: Resample) -> Scored:
+def _spice(captions: Captions, sampling: Sampling) -> Scored:
     need_java()
     from pycocoevalcap.spice import spice
 
@@ -215,7 +231,7 @@ def _spice(captions: Captions, resample: Resample) -> Scored:
     if absent := [jar for jar in jars if not (folder / jar).is_file()]:
         raise Missing(f"{' and '.join(absent)} not in {folder}; pycocoevalcap would download them, blip does not")
     images = spice.Spice().compute_score(*captions.numbered())[1]
-    return {"SPICE": _mean(captions, np.nan_to_num([image["All"]["f"] for image in images]), resample)}
+    return {"SPICE": _mean(captions, np.nan_to_num([image["All"]["f"] for image in images]), sampling)}
 
 
 def rouge_1(caption: str, references: Sequence[str]) -> float:
@@ -224,11 +240,11 @@ def rouge_1(caption: str, references: Sequence[str]) -> float:
     return max(2 * (here & other).total() / max(1, here.total() + other.total()) for other in others)
 
 
-def _rouge_1(captions: Captions, resample: Resample) -> Scored:
-    return {"ROUGE-1": _mean(captions, list(map(rouge_1, captions.generated, captions.references)), resample)}
+def _rouge_1(captions: Captions, sampling: Sampling) -> Scored:
+    return {"ROUGE-1": _mean(captions, list(map(rouge_1, captions.generated, captions.references)), sampling)}
 
 
-def _bert_score(captions: Captions, resample: Resample) -> Scored:
+def _bert_score(captions: Captions, sampling: Sampling) -> Scored:
     """See `bert_score.bert_scores`. Captions are prepared as for ROUGE-1."""
     folder, layer = captions.bert_score
     if folder is None or not folder.is_dir():
@@ -238,10 +254,10 @@ def _bert_score(captions: Captions, resample: Resample) -> Scored:
     texts = [clean_for_imageclef(text) for text in captions.generated]
     references = [[clean_for_imageclef(text) for text in several] for several in captions.references]
     best = bert_scores(texts, references, folder, layer)
-    return {"BERTScore-R": _mean(captions, best[:, 0], resample), "BERTScore-F1": _mean(captions, best[:, 1], resample)}
+    return {"BERTScore-R": _mean(captions, best[:, 0], sampling), "BERTScore-F1": _mean(captions, best[:, 1], sampling)}
 
 
 ROUGE_L, CIDER = partial(_by_pycocoevalcap, name="ROUGE-L"), partial(_by_pycocoevalcap, name="CIDEr")
-FUNCTIONS: list[Callable[[Captions, Resample], Scored]]
+FUNCTIONS: list[Callable[[Captions, Sampling], Scored]]
 FUNCTIONS = [_bleu, ROUGE_L, CIDER, _meteor, _spice, _rouge_1, _bert_score]
 SCORERS = dict(zip(DEFAULT, FUNCTIONS, strict=True))

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blip.command_line import AsJson, BatchSize, Checkpoint, Device, JsonFile, TokenizerFile, user_errors
+from blip.command_line import AsJson, BatchSize, Checkpoint, Device, JsonFile, MaxImageMb, TokenizerFile, user_errors
+from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.data.images import ENDINGS
 from blip.data.places import ANNOTATIONS, images_of
+from blip.data.records import text_problem
 from blip.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,12 +20,14 @@ if TYPE_CHECKING:
 Places = Annotated[list[str], typer.Argument(help="images, folders of images, or annotation files with images")]
 
 
-def load_model(checkpoint: str, tokenizer: str, device: str) -> "Predictor":
+def load_model(checkpoint: str, tokenizer: str, device: str, *, max_image_mb: int) -> "Predictor":
     """The model that the options of a verb name."""
     from blip import distributed
     from blip.inference.load import load
 
-    return load(checkpoint, device=distributed.start(device), tokenizer=tokenizer or None)
+    model = load(checkpoint, device=distributed.start(device), tokenizer=tokenizer or None)
+    model.limits = ImageLimits.of_mb(max_image_mb)
+    return model
 
 
 def places_and_texts(arguments: Sequence[str], texts: Sequence[str] | None, option: str) -> tuple[list[str], list[str]]:
@@ -35,6 +39,9 @@ def places_and_texts(arguments: Sequence[str], texts: Sequence[str] | None, opti
     Raises:
         InputError: an argument that should be a text has the form of a path and exists.
     """
+    for text in texts or arguments[1:]:
+        if problem := text_problem(text):
+            raise InputError(f"the text {text:.40} {problem}")
     if texts:
         return list(arguments), list(texts)
     for text in arguments[1:]:
@@ -75,6 +82,7 @@ def caption(
     min_new_tokens: Annotated[int, typer.Option("--min_new_tokens", help="tokens of a caption at least")] = 0,
     seed: Annotated[int, typer.Option(help="of sampling")] = 0,
     batch_size: BatchSize = 32,
+    max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     out: JsonFile = None,
@@ -94,7 +102,7 @@ def caption(
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
         )
-        model = load_model(checkpoint, tokenizer, device)
+        model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
         rows = files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=batch_size, seed=seed)
         unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
@@ -111,6 +119,7 @@ def match(
     checkpoint: Checkpoint,
     text: Annotated[list[str] | None, typer.Option(help="a text, instead of arguments; several times")] = None,
     batch_size: BatchSize = 32,
+    max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     out: JsonFile = None,
@@ -123,7 +132,7 @@ def match(
         places, texts = places_and_texts(arguments, text, "--text")
         texts = _needed(texts, "text", "--text")
         paths = images_of(places)
-        model = load_model(checkpoint, tokenizer, device)
+        model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
         unread = files.show(files.match_rows(model, paths, texts, batch_size=batch_size), out, as_json)
     raise typer.Exit(1 if unread else 0)
 
@@ -143,6 +152,7 @@ def answer(
     generate: Annotated[bool, typer.Option(help="write the answer instead of choosing one")] = False,
     k: Annotated[int, typer.Option(help="answers that are scored whole")] = 128,
     batch_size: BatchSize = 16,
+    max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     out: JsonFile = None,
@@ -158,7 +168,7 @@ def answer(
         paths = images_of(places)
         choices = _lines(answers) if answers is not None else None
         decoding = Decoding(beams=3, max_new_tokens=10) if generate else None
-        model = load_model(checkpoint, tokenizer, device)
+        model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
         rows = files.answer_rows(
             model, paths, questions, answers=choices, k=k, decoding=decoding, batch_size=batch_size
         )

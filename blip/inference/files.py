@@ -12,8 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from blip.data.image_bytes import ImageLimits
 from blip.data.images import NoImages, readable_batches
-from blip.files import write_whole
+from blip.errors import printable
+from blip.files import json_text, write_whole
 from blip.inference.predictor import Predictor
 from blip.models.decoding import Decoding
 
@@ -37,7 +39,7 @@ def caption_rows(
             for several in texts
         ]
 
-    yield from _rows(paths, batch_size, write)
+    yield from _rows(paths, batch_size, write, limits=model.limits)
 
 
 def match_rows(
@@ -48,7 +50,7 @@ def match_rows(
         if not text.strip():
             raise NoImages("a text is empty: there is nothing to match")
     text_features = model.encode_text(list(texts), batch_size)
-    for kept, images, problems in readable_batches(paths, batch_size):
+    for kept, images, problems in readable_batches(paths, batch_size, limits=model.limits):
         yield from ({"problem": problem} for problem in problems)
         if not kept:
             continue
@@ -79,7 +81,7 @@ def answer_rows(
     for question in questions:
         if not question.strip():
             raise NoImages("a question is empty")
-    for kept, images, problems in readable_batches(paths, batch_size):
+    for kept, images, problems in readable_batches(paths, batch_size, limits=model.limits):
         yield from ({"problem": problem} for problem in problems)
         pairs = [(path, image, question) for path, image in zip(kept, images, strict=True) for question in questions]
         shown, asked = [image for _, image, _ in pairs], [question for _, _, question in pairs]
@@ -92,10 +94,14 @@ def answer_rows(
 
 
 def _rows(
-    paths: Sequence[Path], batch_size: int, rows_of: Callable[[list[Any]], list[dict[str, Any]]]
+    paths: Sequence[Path],
+    batch_size: int,
+    rows_of: Callable[[list[Any]], list[dict[str, Any]]],
+    *,
+    limits: ImageLimits,
 ) -> Iterator[dict[str, Any]]:
     """`rows_of` turns the images of a batch into a row each."""
-    for kept, images, problems in readable_batches(paths, batch_size):
+    for kept, images, problems in readable_batches(paths, batch_size, limits=limits):
         yield from ({"problem": problem} for problem in problems)
         if kept:
             for path, row in zip(kept, rows_of(images), strict=True):
@@ -108,17 +114,18 @@ def show(rows: Iterator[dict[str, Any]], out: Path | None, as_json: bool) -> int
     good = [row for row in everything if "problem" not in row]
     problems = [row["problem"] for row in everything if "problem" in row]
     for problem in problems:
-        Console(stderr=True).print(problem, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(printable(problem), style="yellow", markup=False, highlight=False, soft_wrap=True)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, json.dumps(good, indent=1, ensure_ascii=False) + "\n")
-        print(f"{len(good)} rows: {out}")
+        write_whole(out, json_text(good))
+        print(printable(f"{len(good)} rows: {out}"))
     elif as_json:
-        print(json.dumps(good, indent=1, ensure_ascii=False))
+        text = json_text(good).rstrip("\n")
+        print(text if printable(text) == text else json.dumps(good, indent=1))
     elif good:
         names = [name for name in good[0] if not isinstance(good[0][name], list)]
         table = Table(*names)
         for row in good:
-            table.add_row(*(f"{row[n]:.3f}" if isinstance(row[n], float) else str(row[n]) for n in names))
+            table.add_row(*(f"{row[n]:.3f}" if isinstance(row[n], float) else printable(row[n]) for n in names))
         Console().print(table, markup=False)
     return len(problems)

@@ -86,7 +86,9 @@ def _tokenizer(given: str | Path | Tokenizer | None, *folders: Path) -> Tokenize
 
 def _model(info: dict, vit: ViTConfig, text: TextConfig, *, answer: TextConfig | None, tokenizer: Tokenizer) -> Any:
     """A model of these sizes with random weights."""
-    return model_of(info["task"], vit, text, tokenizer.specials, embed_dim=info.get("embed_dim", 0), answer=answer)
+    return model_of(
+        info["task"], vit, text, specials=tokenizer.specials, embed_dim=info.get("embed_dim", 0), answer=answer
+    )
 
 
 def _with_adapter(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from blip.checkpoints.format import CheckpointError
 from blip.data.batches import padded
-from blip.data.images import open_image
+from blip.data.images import LIMITS, open_image
 from blip.data.transforms import eval_transform
 from blip.errors import InputError
 from blip.inference.choices import AnswerChoices
@@ -59,6 +59,7 @@ class Predictor(GradientsOnRequest):
         text = self.model.text_encoder if hasattr(model, "text_encoder") else self.model.text_decoder
         self.positions: int = text.config.max_positions
         self.max_text_tokens = int(info.get("max_text_tokens") or self.positions)
+        self.limits = LIMITS  # of the files of images
         self._last_choices: AnswerChoices | None = None
 
     # ---- features and matching
@@ -285,7 +286,7 @@ class Predictor(GradientsOnRequest):
 
     def pixels(self, images: Sequence[ImageInput]) -> Tensor:
         """Images -> (B, 3, S, S), normalised, on the device."""
-        ready = [image if isinstance(image, Tensor) else self.transform(open_image(image)) for image in images]
+        ready = [x if isinstance(x, Tensor) else self.transform(open_image(x, self.limits)) for x in images]
         return torch.stack(ready).to(self.device)
 
     def cleaned(self, text: str) -> str:

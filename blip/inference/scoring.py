@@ -84,7 +84,7 @@ def caption_log_probs(m: Predictor, images: Sequence[ImageInput], captions: Sequ
 
 
 def answer_log_probs(
-    m: Predictor, images: Sequence[ImageInput], questions: Sequence[str], answers: Sequence[str]
+    m: Predictor, images: Sequence[ImageInput], questions: Sequence[str], *, answers: Sequence[str]
 ) -> Tensor:
     """Log-probability (R,) of answer i to question i about image i, the end included."""
     model = m.needs("answer")

@@ -138,16 +138,18 @@ def _shard(
     numbers: list[int] = []
     problems: list[str] = []
     numbered = list(enumerate(wanted, start=first))
-    for batch, images, unread in readable_batches(numbered, batch_size, lambda record: record[1].image):
+    for batch, images, unread in readable_batches(
+        numbered, batch_size, lambda record: record[1].image, limits=m.limits
+    ):
         problems += unread
         if not batch:
             continue
         numbers += [number for number, _ in batch]
         texts, answers = [one.text for _, one in batch], [one.answer for _, one in batch]
         if objective.has_answers:
-            answers = completed_answers(m, images, texts, answers)
+            answers = completed_answers(m, images, texts, answers=answers)
         with torch.no_grad(), trace(m, what.points) as t:
-            objective.scores(m, images, texts, answers)
+            objective.scores(m, images, texts, answers=answers)
         tokens = {"lengths": m.ids(texts)[1]} if objective.reads_texts else {}
         if objective.has_answers:
             tokens["answer_lengths"] = m.ids(answers)[1]

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from blip.command_line import BatchSize, Checkpoint, Device, JsonFile, TokenizerFile, user_errors
+from blip.command_line import BatchSize, Checkpoint, Device, JsonFile, MaxImageMb, TokenizerFile, say, user_errors
+from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.inference.cli import load_model, places_and_texts
 
 
@@ -29,6 +30,7 @@ def explain(
     layer: Annotated[int | None, typer.Option(help="whose cross-attention; the middle one unless given")] = None,
     rows: Annotated[str, typer.Option(help="words, or enc: the [ENC] row alone")] = "words",
     batch_size: BatchSize = 8,
+    max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
 ) -> None:
@@ -38,13 +40,13 @@ def explain(
     with user_errors():
         places, texts = places_and_texts(arguments, text, "--text")
         wanted = [pair for place in places for pair in find_pairs(place, texts)]
-        model = load_model(checkpoint, tokenizer, device)
+        model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
         files, problems = explain_files(
             model, wanted, out, task=task, method=method, layer=layer, rows=rows, batch_size=batch_size
         )
         for problem in problems:
-            typer.echo(problem, err=True)
-        typer.echo(f"{len(wanted) - len(problems)} explained: {files[0] if files else 'nothing written'}"
+            say(problem, err=True)
+        say(f"{len(wanted) - len(problems)} explained: {files[0] if files else 'nothing written'}"
                    + (f" to {files[-1]}" if len(files) > 1 else ""))  # fmt: skip
     raise typer.Exit(1 if problems else 0)
 
@@ -59,6 +61,7 @@ def activations(
     format: Annotated[str, typer.Option(help="safetensors or npy")] = "safetensors",
     shard_size: Annotated[int, typer.Option("--shard_size", help="records a shard")] = 1024,
     batch_size: BatchSize = 32,
+    max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
 ) -> None:
@@ -69,14 +72,14 @@ def activations(
 
     with user_errors():
         wanted = find_pairs(data, [])
-        model = load_model(checkpoint, tokenizer, device)
+        model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
         chosen = shards.points_of(model, points)
         task = task or shards.usual_task(model, chosen)
         settings = shards.Capture(fingerprint(checkpoint), data, chosen, task, pool, format, shard_size)
         problems = shards.capture(model, wanted, settings, out, batch_size=batch_size)
         for problem in problems:
-            typer.echo(problem, err=True)
-        typer.echo(f"{len(wanted) - len(problems)} records, {len(chosen)} points: {out / shards.INDEX}")
+            say(problem, err=True)
+        say(f"{len(wanted) - len(problems)} records, {len(chosen)} points: {out / shards.INDEX}")
     raise typer.Exit(1 if problems else 0)
 
 
@@ -86,6 +89,7 @@ def localise(
     method: Annotated[list[str] | None, typer.Option(help="one or several; all unless given")] = None,
     limit: Annotated[int, typer.Option(help="the first records alone; 0: all")] = 0,
     batch_size: BatchSize = 16,
+    max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     out: JsonFile = None,
@@ -95,11 +99,11 @@ def localise(
     from blip.interpret.maps import METHODS
 
     with user_errors():
-        records, left_out = game.read_named(data, limit)
+        records, left_out = game.read_named(data, limit, limits=ImageLimits.of_mb(max_image_mb))
         for reason, count in left_out.items():
-            typer.echo(f"left out: {count} images {reason}", err=True)
+            say(f"left out: {count} images {reason}", err=True)
         if out:
             out.parent.mkdir(parents=True, exist_ok=True)
-        model = load_model(checkpoint, tokenizer, device)
+        model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
         lines = game.localise(model, records, method or METHODS, batch_size=batch_size)
         game.show(lines, game.centre(model, records), out)

@@ -140,7 +140,7 @@ def _pairs(m: Predictor, images: Images, texts: Texts, *, answers: Texts, object
         words = [text or written for text, written in zip(words, own, strict=True)]
     check_texts(m, words)
     if objective.has_answers:
-        replies = completed_answers(m, pictures, words, replies)
+        replies = completed_answers(m, pictures, words, answers=replies)
         check_texts(m, replies, "answer")
     return [Pair(*pair) for pair in zip(pictures, words, replies, strict=True)]
 
@@ -170,7 +170,7 @@ def _request(m: Predictor, objective: Objective, *, method: str, layer: int | No
 def _explain_batch(m: Predictor, pairs: Sequence[Pair], request: Request) -> list[Explanation]:
     images, texts, answers = [p.image for p in pairs], [p.text for p in pairs], [p.answer for p in pairs]
     with trace(m, request.points, grads=True) as t:
-        scores = request.objective.scores(m, images, texts, answers)
+        scores = request.objective.scores(m, images, texts, answers=answers)
     maps = _maps(t, scores, request)
     totals = [float(of_pair.sum()) for of_pair in scores.detach()]
     return [

@@ -8,6 +8,7 @@ from typing import Any
 from blip.data.formats import iter_records
 from blip.data.images import find_images, readable_batches
 from blip.data.places import is_annotation_file
+from blip.data.records import path_problem, text_problem
 from blip.inference.predictor import Predictor
 from blip.interpret.explain import Explanation, explain_pairs
 from blip.interpret.objectives import explained
@@ -41,6 +42,8 @@ def find_pairs(place: str | Path, texts: Sequence[str]) -> list[Wanted]:
         answer = _first(record.get("answer")) if record.get("question") else ""
         if not isinstance(image, str) or text is None or answer is None:
             raise PictureError(f"{place}, {where}: needs image, and caption, or question and answer, as texts")
+        if problem := path_problem(image) or text_problem(text) or text_problem(answer):
+            raise PictureError(f"{place}, {where}: its image or text {problem}")
         wanted.append(Wanted(place.parent / image, text, answer))
     return wanted
 
@@ -87,7 +90,7 @@ def explain_files(
     explanations: list[Explanation] = []
     names: list[str] = []
     problems: list[str] = []
-    for asked, opened, unread in readable_batches(wanted, batch_size, lambda one: one.image):
+    for asked, opened, unread in readable_batches(wanted, batch_size, lambda one: one.image, limits=m.limits):
         problems += unread
         if not asked:
             continue

@@ -21,7 +21,7 @@ from blip.interpret.recording import TraceError
 from blip.models.factory import TASKS, spec_of
 
 # model, images, texts, answers -> (R, n)
-Score = Callable[[Predictor, Sequence[ImageInput], Sequence[str], Sequence[str]], Tensor]
+Score = Callable[..., Tensor]  # of (predictor, images, texts, answers=...)
 
 
 @dataclass(frozen=True)
@@ -58,34 +58,34 @@ class Objective:
         return self.stack == "text"
 
     def scores(
-        self, m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], answers: Sequence[str] = ()
+        self, m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], *, answers: Sequence[str] = ()
     ) -> Tensor:
         """Scores (R, n) of image i with text i, which the gradients of a map start from."""
         if self.reads_texts and len(images) != len(texts):
             raise InputError(f"{len(images)} images and {len(texts)} texts: give as many")
-        return self.score(m, images, texts, answers)
+        return self.score(m, images, texts, answers=answers)
 
     def layers(self, m: Predictor) -> int:
         """The number of layers of the stack."""
         return sum(name.startswith(self.stack + ".") for name, _ in layers_of(m.model))
 
 
-def _match(m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], answers: Sequence[str]) -> Tensor:
+def _match(m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], *, answers: Sequence[str]) -> Tensor:
     """Match logits before the soft-max (R, 1)."""
     return m.match_logits(images, texts, len(texts))[:, 1:]
 
 
-def _caption(m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], answers: Sequence[str]) -> Tensor:
+def _caption(m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], *, answers: Sequence[str]) -> Tensor:
     """Log-probability of each token of a caption (R, T-1)."""
     return caption_log_probs(m, images, texts)
 
 
-def _answer(m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], answers: Sequence[str]) -> Tensor:
+def _answer(m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], *, answers: Sequence[str]) -> Tensor:
     """Log-probability of each answer to its question (R, 1)."""
-    return answer_log_probs(m, images, texts, answers)[:, None]
+    return answer_log_probs(m, images, texts, answers=answers)[:, None]
 
 
-def _image(m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], answers: Sequence[str]) -> Tensor:
+def _image(m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], *, answers: Sequence[str]) -> Tensor:
     """Runs the image encoder alone; there is nothing to score (R, 0)."""
     with torch.set_grad_enabled(m.differentiable):
         return m.model.image_encoder(m.pixels(images))[:, 0, :0]
@@ -132,7 +132,7 @@ def explained(m: Predictor, name: str = "") -> Objective:
 
 
 def completed_answers(
-    m: Predictor, images: Sequence[ImageInput], questions: Sequence[str], answers: Sequence[str]
+    m: Predictor, images: Sequence[ImageInput], questions: Sequence[str], *, answers: Sequence[str]
 ) -> list[str]:
     """The given answers, with the model's own in place of empty ones."""
     if all(answers):

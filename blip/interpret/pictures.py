@@ -24,6 +24,7 @@ NOT_FOR_DIAGNOSIS = "not for diagnosis"
 ENDINGS = (".png", ".html", ".npz")
 SMALLEST, LARGEST = 256, 512  # pixels of a panel's longer side
 COLUMNS = 4
+HEADLINES, TITLE_LINES = 12, 4  # lines of text at most, above the panels and above each
 NEEDS_MATPLOTLIB = "pictures need matplotlib: pip install -e '.[pictures]'"
 
 
@@ -100,16 +101,22 @@ def figure(image: Image.Image, explanation: Explanation) -> Image.Image:
     height = 2.4 * min(2.0, max(0.5, image.height / image.width))
     page = Figure(figsize=(2.6 * columns, (height + 0.45) * lines + 0.9), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(page)
-    page.suptitle("\n".join(textwrap.wrap(headline(explanation), 28 * columns)), fontsize=9, parse_math=False)
+    page.suptitle(_wrapped(headline(explanation), 28 * columns, HEADLINES), fontsize=9, parse_math=False)
     axes = page.subplots(lines, columns, squeeze=False).flatten()
     for place in axes:
         place.axis("off")
     for place, (title, picture) in zip(axes, shown, strict=False):
         place.imshow(picture)
-        place.set_title("\n".join(textwrap.wrap(title, 30)), fontsize=8, parse_math=False)
+        place.set_title(_wrapped(title, 30, TITLE_LINES), fontsize=8, parse_math=False)
     page.supxlabel(NOT_FOR_DIAGNOSIS, fontsize=8)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def _wrapped(text: str, width: int, lines: int) -> str:
+    """Lines of text that a font can show; of a very long text as many as there is room for."""
+    shown = html_page.visible(text[: 2 * width * lines], keep="\t\n\r")
+    return "\n".join(textwrap.wrap(shown, width, max_lines=lines, placeholder=" ..."))
 
 
 def save(
@@ -153,26 +160,15 @@ def _arrays(explanations: Sequence[Explanation], names: Sequence[str]) -> dict[s
     return arrays
 
 
-def page_of(images: Sequence[Image.Image], explanations: Sequence[Explanation], names: Sequence[str]) -> html_page.Html:
+def page_of(images: Sequence[Image.Image], explanations: Sequence[Explanation], names: Sequence[str]) -> str:
     """One self-contained HTML page; arguments as in `save`."""
-    note = html_page.element("b", f"{NOT_FOR_DIAGNOSIS}.")
-    body = [html_page.element("p", note, SCALES)]
+    sections = []
     for image, one, name in zip(images, explanations, names, strict=True):
-        figures = []
-        for title, picture in panels(image, one):
-            shown = html_page.image(picture, alt=title)
-            figures.append(html_page.element("figure", shown, html_page.element("figcaption", title)))
-        about = html_page.element("p", f"{name} \u00b7 ", html_page.element("b", NOT_FOR_DIAGNOSIS))
-        body.append(html_page.element("section", html_page.element("h2", headline(one)), about, *figures))
-    return html_page.page(TITLE, TITLE, STYLE, body=body)
+        shown = [(title, html_page.image(picture, alt=title)) for title, picture in panels(image, one)]
+        sections.append((headline(one), name, shown))
+    return html_page.page(
+        "interpret/pictures.html", title=TITLE, heading=TITLE, warning=NOT_FOR_DIAGNOSIS, sections=sections
+    )
 
 
 TITLE = "What the model attended to"
-SCALES = " Each panel has its own scale, from 0 to its largest value; the raw range is printed in brackets."
-STYLE = """
-body { font: 15px/1.4 sans-serif; margin: 2em; }
-figure { display: inline-block; margin: 0.3em; vertical-align: top; max-width: 260px; }
-img { width: 256px; height: auto; }
-figcaption { font-size: 13px; overflow-wrap: anywhere; }
-h2 { font-size: 1.1em; margin-bottom: 0; }
-"""

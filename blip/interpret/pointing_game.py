@@ -28,7 +28,8 @@ from rich.table import Table
 from torch import Tensor
 
 from blip.data.formats import AnnotationError, iter_records
-from blip.data.images import UnreadableImage, open_image
+from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
+from blip.data.images import open_image
 from blip.errors import InputError
 from blip.files import write_whole
 from blip.inference.predictor import Predictor
@@ -87,7 +88,7 @@ class Line:
     shuffled: Share
 
 
-def read_named(path: str | Path, limit: int = 0) -> tuple[list[Named], Counter[str]]:
+def read_named(path: str | Path, limit: int = 0, *, limits: ImageLimits = LIMITS) -> tuple[list[Named], Counter[str]]:
     """Records with `image`, `caption`, `lesions` (each with a `box`) and `named`, the number of the one in the caption.
 
     Images that cannot be read are left out, and those of a single lesion, which a map of any salient spot would hit.
@@ -107,7 +108,7 @@ def read_named(path: str | Path, limit: int = 0) -> tuple[list[Named], Counter[s
             if not others:
                 left_out["of a single lesion"] += 1
                 continue
-            records.append(Named(open_image(path.parent / record["image"]), caption, boxes[named], others))
+            records.append(Named(open_image(path.parent / record["image"], limits), caption, boxes[named], others))
         except UnreadableImage:
             left_out["unreadable"] += 1
         except (KeyError, TypeError, IndexError, ValueError) as error:
@@ -158,7 +159,7 @@ def untrained(m: Predictor, seed: int = 0) -> Predictor:
     model, tokens = m.needs("match"), m.tokenizer
     specials = tokens.specials
     sizes = model.image_encoder.config, model.text_encoder.config
-    fresh = model_of(m.info["task"], *sizes, specials, embed_dim=m.info["embed_dim"])
+    fresh = model_of(m.info["task"], *sizes, specials=specials, embed_dim=m.info["embed_dim"])
     return Predictor(fresh, tokens, m.info, device=m.device)
 
 

@@ -133,7 +133,8 @@ def contrast_with_candidates(
     """
     count = len(image_features)
     with torch.autocast(image_features.device.type, enabled=False):
-        temperature = temperature.clamp(*TEMPERATURE_RANGE)
+        # the value is clamped, the gradient is not: at a bound it would be zero, and the temperature would stay there
+        temperature = temperature.detach().clamp(*TEMPERATURE_RANGE) + (temperature - temperature.detach())
         image_to_text = image_features @ candidates.texts / temperature
         text_to_image = text_features @ candidates.images / temperature
         with torch.no_grad():

@@ -15,12 +15,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from blip.data.image_bytes import LIMITS, ImageLimits, read_image
 from blip.data.images import ENDINGS
 from blip.data.webdataset import write_tar_shards
-from blip.files import whole_file, write_whole
+from blip.files import json_text, whole_file, write_whole
 from blip.pubmed.card import data_card, write_credits
 from blip.pubmed.duplicates import PictureIndex, Signature, read_signature
 from blip.pubmed.rules import NAMES, BuildError, Rules
@@ -48,7 +50,7 @@ class Built:
 
 
 def build(pairs: Path, out: Path, rules: Rules, *, decontaminate: list[Path] | None = None, shards: bool = False,
-          num_workers: int = 1) -> Built:  # fmt: skip
+          num_workers: int = 1, limits: ImageLimits = LIMITS) -> Built:  # fmt: skip
     """Writes the data set.
 
     Args:
@@ -68,11 +70,12 @@ def build(pairs: Path, out: Path, rules: Rules, *, decontaminate: list[Path] | N
         raise BuildError(f"{pairs} does not exist: make it with `blip pubmed split` or `extract`")
     out.mkdir(parents=True, exist_ok=True)
     built, articles = Built(), dict[str, Line]()
-    evaluation = _evaluation(decontaminate or [], built, num_workers)
+    evaluation = _evaluation(decontaminate or [], built, num_workers, limits=limits)
     with ExitStack() as stack:
         add_to = {name: stack.enter_context(_json_list(out / f"{name}.json")) for name in NAMES}
         lines = _lines(pairs, rules, built, also_whole=bool(decontaminate))
-        for line in _selected(in_order(_with_signatures, lines, num_workers), rules, evaluation, built=built):
+        candidates = in_order(partial(_with_signatures, limits=limits), lines, num_workers)
+        for line in _selected(candidates, rules, evaluation, built=built):
             part = rules.part(line["article"])
             add_to[part](_record(line, out))
             _count(built, line, part, articles=articles)
@@ -87,20 +90,20 @@ def build(pairs: Path, out: Path, rules: Rules, *, decontaminate: list[Path] | N
     write_whole(out / "README.md", data_card(summary, NAMES))
     if shards:
         for name in NAMES:
-            write_part_shards(out / f"{name}.json", out / "shards" / name)
+            write_part_shards(out / f"{name}.json", out / "shards" / name, limits=limits)
     return built
 
 
 # ---- evaluation images -----------------------------------------------------------------------------------------------
 
 
-def _evaluation(places: list[Path], built: Built, num_workers: int) -> PictureIndex:
+def _evaluation(places: list[Path], built: Built, num_workers: int, *, limits: ImageLimits) -> PictureIndex:
     """All images of evaluation sets; BuildError where a set has none that can be read."""
-    index = PictureIndex()
+    index, read = PictureIndex(), partial(read_signature, limits=limits)
     for place in places:
         paths = sorted(set(evaluation_images(place)))
         before = built.evaluation_images
-        for path, picture in zip(paths, in_order(read_signature, iter(paths), num_workers), strict=True):
+        for path, picture in zip(paths, in_order(read, iter(paths), num_workers), strict=True):
             if isinstance(picture, str):
                 built.problems += [f"evaluation image {picture}"] if len(built.problems) < NAMED else []
             else:
@@ -156,10 +159,10 @@ def _lines(pairs: Path, rules: Rules, built: Built, *, also_whole: bool) -> Iter
                 yield line, also_whole
 
 
-def _with_signatures(asked: tuple[Line, bool]) -> Candidate:
+def _with_signatures(asked: tuple[Line, bool], limits: ImageLimits) -> Candidate:
     line, also_whole = asked
     whole = line.get("whole_image") if also_whole and line.get("box") else None
-    return Candidate(line, read_signature(line["image"]), read_signature(whole) if whole else None)
+    return Candidate(line, read_signature(line["image"], limits), read_signature(whole, limits) if whole else None)
 
 
 def _selected(candidates: Iterator[Candidate], rules: Rules, evaluation: PictureIndex, *, built: Built
@@ -217,7 +220,7 @@ def _count(built: Built, line: Line, part: str, *, articles: dict[str, Line]) ->
 def _image_id(line: Line) -> str:
     """Each sub-figure has its own, so that sub-figures of one figure are negatives of one another."""
     own = f"{line['article']} {line.get('figure')} {line.get('panel')} {os.path.basename(line['image'])}"
-    return hashlib.sha1(own.encode(), usedforsecurity=False).hexdigest()[:16]
+    return hashlib.sha1(own.encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[:16]
 
 
 @contextmanager
@@ -228,14 +231,14 @@ def _json_list(path: Path) -> Iterator[Callable[[Line], None]]:
 
         def add(record: Line) -> None:
             nonlocal separator
-            file.write(separator + json.dumps(record, ensure_ascii=False).encode())
+            file.write(separator + json_text(record, None).rstrip("\n").encode())
             separator = b",\n"
 
         yield add
         file.write(b"[\n]\n" if separator == b"[\n" else b"\n]\n")
 
 
-def write_part_shards(annotations: Path, folder: Path, most: int = 2000) -> None:
+def write_part_shards(annotations: Path, folder: Path, most: int = 2000, *, limits: ImageLimits = LIMITS) -> None:
     """Webdataset shards of a part: images as they are, and their records as JSON.
 
     Args:
@@ -243,14 +246,15 @@ def write_part_shards(annotations: Path, folder: Path, most: int = 2000) -> None
         most: samples in a shard.
 
     Raises:
-        TarError: webdataset is not installed. WriteError: a file cannot be written.
+        TarError: webdataset is not installed. WriteError: a file cannot be written. UnreadableImage: an image has gone
+            since it was compared.
     """
     for old in folder.glob("[0-9]*.tar"):  # names of earlier versions
         old.unlink()
-    write_tar_shards(folder, _samples(annotations), most)
+    write_tar_shards(folder, _samples(annotations, limits), most)
 
 
-def _samples(annotations: Path) -> Iterator[dict[str, Any]]:
+def _samples(annotations: Path, limits: ImageLimits) -> Iterator[dict[str, Any]]:
     for record in json.loads(annotations.read_text(encoding="utf-8")):
         image = annotations.parent / record["image"]
-        yield {image.suffix.lower().lstrip("."): image.read_bytes(), "json": record}
+        yield {image.suffix.lower().lstrip("."): read_image(image, limits), "json": record}

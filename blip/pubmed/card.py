@@ -2,10 +2,12 @@
 
 import csv
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 from blip.files import write_whole
+from blip.html_page import csv_cell, markdown
 from blip.pubmed.licenses import FAMILIES, short_license
 
 
@@ -22,15 +24,15 @@ def data_card(built: dict[str, Any], parts: tuple[str, ...]) -> str:
         parts: names of the parts.
     """
     rows = [f"| {name} | {built['pairs'].get(name, 0)} | {built['articles'].get(name, 0)} |" for name in parts]
-    out = [f"| {why} | {count} |" for why, count in most_first(built["out"])] or ["| nothing | 0 |"]
+    out = [f"| {markdown(why)} | {count} |" for why, count in most_first(built["out"])] or ["| nothing | 0 |"]
     licenses = []
     for name, count in most_first(built["licenses"]):
         terms, address = FAMILIES.get(short_license(name), ("see the article", ""))
-        licenses.append(f"| {name} | {count} | {terms} | {address} |")
-    clean = ", ".join(built["decontaminated"])
+        licenses.append(f"| {markdown(name)} | {count} | {terms} | {address} |")
+    clean = ", ".join(map(markdown, built["decontaminated"]))
     decontaminated = (f"Images of {clean} ({built['evaluation_images']} images) were removed from it."
                       if clean else "No evaluation set was given to be removed from it.")  # fmt: skip
-    rules = "\n".join(f"- {name}: {value}" for name, value in built["rules"].items())
+    rules = "\n".join(f"- {name}: {_rule(value)}" for name, value in built["rules"].items())
     return "\n".join([
         "# Figures and captions of open-access articles", "",
         "Pairs of an image and its caption out of articles in PubMed Central, made by `blip pubmed`. Parts are divided",
@@ -47,13 +49,22 @@ def data_card(built: dict[str, Any], parts: tuple[str, ...]) -> str:
     ])  # fmt: skip
 
 
+def _rule(value: Any) -> str:
+    """The value of a rule, whose lists keep their brackets."""
+    return f"[{', '.join(markdown(repr(one)) for one in value)}]" if isinstance(value, list) else markdown(value)
+
+
 def write_credits(path: Path, articles: dict[str, dict[str, Any]]) -> None:
-    """Writes a CSV with authors, title, journal, year, DOI, licence and address of each article."""
+    """Writes a CSV with authors, title, journal, year, DOI, licence and address of each article.
+
+    Cells that a spreadsheet could take for a formula begin with an apostrophe.
+    """
     file = io.StringIO(newline="")
     writer = csv.writer(file)
     writer.writerow(["article", "authors", "title", "journal", "year", "doi", "license", "address"])
     for pmcid, about in sorted(articles.items()):
-        address = f"https://pmc.ncbi.nlm.nih.gov/articles/{pmcid}/" if pmcid.startswith("PMC") else ""
-        writer.writerow([pmcid, "; ".join(about["authors"] or []), about["title"], about["journal"], about["year"],
-                         about["doi"], about["license"], address])  # fmt: skip
+        address = f"https://pmc.ncbi.nlm.nih.gov/articles/{pmcid}/" if re.fullmatch(r"PMC\d+", pmcid) else ""
+        cells = (pmcid, "; ".join(about["authors"] or []), about["title"], about["journal"], about["year"],
+                 about["doi"], about["license"], address)  # fmt: skip
+        writer.writerow(map(csv_cell, cells))
     write_whole(path, file.getvalue())

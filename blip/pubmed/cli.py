@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from blip.command_line import user_errors
+from blip.command_line import MaxImageMb, say, user_errors
+from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.errors import BlipError
 
 app = typer.Typer(no_args_is_help=True, help="Articles of PubMed Central: from a search to image-caption pairs.")
@@ -64,7 +66,7 @@ def search(
         server = steps.Server(email, api_key, eutils or steps.EUTILS, openi or steps.OPENI)
         new = steps.search(out, query, count, server=server, source=source, again=again)
         seen, total = Catalogue(out).progress(source, query)
-        typer.echo(f"{seen:,} of {total or 0:,} results seen, {new:,} new articles: {out}")
+        say(f"{seen:,} of {total or 0:,} results seen, {new:,} new articles: {out}")
 
 
 @app.command()
@@ -89,18 +91,18 @@ def fetch(
 
         place = bucket or steps.BUCKET
         if update:
-            typer.echo(f"{len(mark_changed(corpus, place, inventory))} articles changed")
+            say(f"{len(mark_changed(corpus, place, inventory))} articles changed")
         wanted = steps.Wanted(_words(licenses), retracted, place, rate, num_workers)
-        done = steps.fetch(corpus, wanted, typer.echo)
-        typer.echo(f"{done.articles:,} articles, {done.files:,} files, {done.bytes / 1e6:,.0f} MB, {done.left_out:,} "
+        done = steps.fetch(corpus, wanted, say)
+        say(f"{done.articles:,} articles, {done.files:,} files, {done.bytes / 1e6:,.0f} MB, {done.left_out:,} "
                    f"left out by licence or retraction, {done.failed:,} failed")  # fmt: skip
         catalogue = Catalogue(corpus)
         for error in catalogue.errors():
-            typer.echo(f"  {error}")
+            say(f"  {error}")
         for name, counts in catalogue.counts().items():
-            typer.echo(f"{name}: " + ", ".join(f"{key or 'none'} {count:,}" for key, count in counts.items()))
+            say(f"{name}: " + ", ".join(f"{key or 'none'} {count:,}" for key, count in counts.items()))
         if done.failed:
-            typer.echo("start the same command again to retry what failed")
+            say("start the same command again to retry what failed")
             raise typer.Exit(1)
 
 
@@ -116,7 +118,7 @@ def extract(
         from blip.pubmed.extract import extract as extract_
 
         counts = extract_(folder, out, num_workers)
-        typer.echo(f"{counts.articles} articles, {counts.figures} figures, {counts.files} with a file: {out}")
+        say(f"{counts.articles} articles, {counts.figures} figures, {counts.files} with a file: {out}")
         for count, what in (
             (counts.unreadable, "articles could not be read"),
             (counts.left_out, "articles are not done according to the catalogue, and were left out"),
@@ -124,9 +126,9 @@ def extract(
             (counts.no_caption, "figures have no caption"),
         ):
             if count:
-                typer.echo(f"{count} {what}")
+                say(f"{count} {what}")
         for tag, count in counts.other_graphics.most_common():
-            typer.echo(f"{count} images of {tag} are not figures")
+            say(f"{count} images of {tag} are not figures")
         _show_problems(counts.problems, out)
 
 
@@ -138,6 +140,7 @@ def split(
         Path, typer.Option(help="a line for each sub-figure: .jsonl; images go to a folder of the same name")
     ],
     num_workers: NumWorkers = 1,
+    max_image_mb: MaxImageMb = MAX_MB,
     read_letters: Annotated[bool, typer.Option("--read_letters", help="read panel letters (RapidOCR)")] = False,
     weights: Annotated[Path | None, typer.Option(help="of another detector")] = None,
     split_captions: Annotated[
@@ -155,14 +158,15 @@ def split(
         given = steps.read_splits(split_captions) if split_captions else {}
         crops = out.with_suffix("")
         options = steps.Options(str(crops.resolve()), str(weights) if weights else None, read_letters, min_side, given)
-        counts = steps.split(pairs, out, options, num_workers=num_workers, tell=typer.echo)
+        options = replace(options, limits=ImageLimits.of_mb(max_image_mb))
+        counts = steps.split(pairs, out, options, num_workers=num_workers, tell=say)
         whole = counts.how.get("whole", 0)
-        typer.echo(f"{counts.figures} figures: {sum(counts.how.values()) - whole} split, {whole} whole, {counts.pairs} "
+        say(f"{counts.figures} figures: {sum(counts.how.values()) - whole} split, {whole} whole, {counts.pairs} "
                    f"pairs: {out}")  # fmt: skip
         for why, count in counts.why_whole.most_common():
-            typer.echo(f"{count} whole: {why}")
+            say(f"{count} whole: {why}")
         if counts.unreadable:
-            typer.echo(f"{counts.unreadable} images could not be read")
+            say(f"{counts.unreadable} images could not be read")
         _show_problems(counts.problems, out)
 
 
@@ -193,6 +197,7 @@ def build(
     duplicates: Annotated[bool, typer.Option("--duplicates", help="keep repeated pictures")] = False,
     shards: Annotated[bool, typer.Option("--shards", help="also write webdataset shards")] = False,
     num_workers: NumWorkers = 1,
+    max_image_mb: MaxImageMb = MAX_MB,
     seed: Annotated[int, typer.Option(help="of the division")] = 0,
 ) -> None:
     """Builds a data set divided by article, without evaluation images, with licences and credits."""
@@ -215,13 +220,16 @@ def build(
             duplicates=duplicates,
             seed=seed,
         )
-        built = steps.build(pairs, out, rules, decontaminate=decontaminate, shards=shards, num_workers=num_workers)
+        limits = ImageLimits.of_mb(max_image_mb)
+        built = steps.build(
+            pairs, out, rules, decontaminate=decontaminate, shards=shards, num_workers=num_workers, limits=limits
+        )
         for name in steps.NAMES:
-            typer.echo(f"{name}: {built.pairs[name]} pairs of {built.articles[name]} articles: {out / f'{name}.json'}")
+            say(f"{name}: {built.pairs[name]} pairs of {built.articles[name]} articles: {out / f'{name}.json'}")
         for why, count in built.out.most_common():
-            typer.echo(f"{count} left out: {why}")
+            say(f"{count} left out: {why}")
         if decontaminate:
-            typer.echo(f"{built.evaluation_images} evaluation images were compared")
+            say(f"{built.evaluation_images} evaluation images were compared")
         _show_problems(built.problems, out / "build.json")
 
 
@@ -232,14 +240,16 @@ def report(
     out: Annotated[Path, typer.Option(help="page to write: .html")],
     pairs: Annotated[int, typer.Option(min=0, help="random pairs to show")] = 24,
     figures: Annotated[int, typer.Option(min=0, help="random split figures to show")] = 10,
+    max_image_mb: MaxImageMb = MAX_MB,
     seed: Annotated[int, typer.Option(help="of the choice")] = 0,
 ) -> None:
     """Writes one HTML page on a data set: counts, licences, pairs, split figures, failures."""
     with reported_errors():
         from blip.pubmed.report import write_report
 
-        write_report(dataset, out, pairs, figures=figures, seed=seed)
-        typer.echo(str(out))
+        limits = ImageLimits.of_mb(max_image_mb)
+        write_report(dataset, out, pairs, figures=figures, seed=seed, limits=limits)
+        say(str(out))
 
 
 @app.command()
@@ -251,7 +261,7 @@ def run(
     with reported_errors():
         from blip.pubmed.run import run as run_
 
-        run_(config, set_ or [], typer.echo)
+        run_(config, set_ or [], say)
 
 
 def _words(text: str) -> list[str]:
@@ -262,6 +272,6 @@ def _words(text: str) -> list[str]:
 def _show_problems(problems: list[str], out: Path) -> None:
     """Prints the first few problems, and where the others are listed."""
     for problem in problems[:5]:
-        typer.echo(f"  {problem}")
+        say(f"  {problem}")
     if len(problems) > 5:
-        typer.echo(f"  and more: {out.with_name(f'{out.name}.summary.json') if out.suffix == '.jsonl' else out}")
+        say(f"  and more: {out.with_name(f'{out.name}.summary.json') if out.suffix == '.jsonl' else out}")

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from blip.data.images import plain
+from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
+from blip.data.images import open_reduced
 
 BITS = 4  # by which hashes of one picture may differ
 GROUPS = [(0, 13), (13, 26), (26, 39), (39, 52), (52, 64)]  # first bit, bit behind the last
@@ -38,16 +39,14 @@ def signature(image: Image.Image) -> Signature:
     return Signature(bits, gray.resize((SIDE, SIDE), Image.Resampling.BOX).tobytes(), image.size)
 
 
-def read_signature(path: str) -> Signature | str:
-    """The signature of an image file, or a message why it cannot be read."""
+def read_signature(path: str, limits: ImageLimits = LIMITS) -> Signature | str:
+    """The signature of an image file, upright, or a message why it cannot be read."""
     try:
-        with Image.open(path) as image:
-            size = image.size
-            image.draft("L", (256, 256))  # JPEG is decoded at a fraction of its size
-            reduced = signature(plain(image))
-            return Signature(reduced.bits, reduced.copy, size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"{path}: {type(error).__name__} {error}"
+        image, size = open_reduced(path, 256, limits)
+    except UnreadableImage as error:
+        return str(error)
+    reduced = signature(image)
+    return Signature(reduced.bits, reduced.copy, size)
 
 
 class PictureIndex:

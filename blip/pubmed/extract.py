@@ -15,7 +15,7 @@ from typing import Any
 
 from blip.data.images import ENDINGS
 from blip.errors import BlipError
-from blip.files import whole_file, write_whole
+from blip.files import json_text, whole_file, write_whole
 from blip.pubmed.catalogue import NAME as CATALOGUE
 from blip.pubmed.catalogue import Catalogue
 from blip.pubmed.jats import Article, parse_article
@@ -78,7 +78,7 @@ def extract(folder: Path, out: Path, num_workers: int = 1) -> Summary:
                 license, retracted = (catalogued or {}).get(Path(line["xml"]).parent.name, ("", False))
                 line["retracted"] = line["retracted"] or retracted
                 line["license"] = _license_of_both(line["license"], license)
-                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                file.write(json_text(line, None).encode())
             add(summary, part)
         if not summary.articles + summary.unreadable:
             raise ExtractError(f"{folder}: there are no articles ({', '.join(ARTICLES)})")

@@ -2,15 +2,18 @@
 
 import itertools
 import json
+import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from PIL import Image, ImageDraw
 
+from blip.data.image_bytes import LIMITS, ImageLimits
+from blip.data.images import open_or_problem
 from blip.errors import BlipError
-from blip.html_page import Html, element, image, page, table_of_counts, write_page
+from blip.html_page import Html, image, page, table_of_counts, write_page
 from blip.pubmed.card import most_first
 from blip.pubmed.rules import NAMES
 
@@ -19,23 +22,15 @@ T = TypeVar("T")
 SIDE, WIDE = 220, 420  # pixels of the longer side of pairs and of split figures on the page
 FAILURES = 30  # problems that the page names
 COLORS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1100px; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: .5em 0 1.5em } td, th { padding: .2em .9em .2em 0; text-align: left }
-td:nth-child(2) { text-align: right; font-variant-numeric: tabular-nums }
-.bar { background: #4a7ebb; height: .8em; display: block }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 1em }
-.pair, .figure { border: 1px solid #ddd; padding: .6em; font-size: 13px } .pair img { max-width: 100% }
-.figure { display: flex; gap: 1em; margin-bottom: 1em } .figure img { align-self: flex-start; max-width: 45% }
-.meta { color: #777; font-size: 12px; overflow-wrap: anywhere }
-"""
 
 
 class ReportError(BlipError):
     """There is no data set to report on."""
 
 
-def write_report(dataset: Path, out: Path, pairs: int = 24, *, figures: int = 10, seed: int = 0) -> None:
+def write_report(
+    dataset: Path, out: Path, pairs: int = 24, *, figures: int = 10, seed: int = 0, limits: ImageLimits = LIMITS
+) -> None:
     """Writes the page: counts for each stage, licences, years, lengths, random pairs, split figures, failures.
 
     Args:
@@ -54,15 +49,18 @@ def write_report(dataset: Path, out: Path, pairs: int = 24, *, figures: int = 10
     pairs_file = Path(built["pairs_file"])
     stages = _summaries(pairs_file)
     rng = random.Random(seed)
-    body = [
-        *_counts(stages, built),
-        *_failures(stages, built),
-        element("h2", "Pairs"),
-        element("div", *_pairs(dataset, pairs, rng), class_="pairs"),
-        element("h2", "Split figures"),
-        *_figures(pairs_file, figures, rng),
-    ]
-    write_page(out, page("Pairs of PubMed Central", dataset.name, STYLE, body=body))
+    content = page(
+        "pubmed/report.html",
+        title="Pairs of PubMed Central",
+        heading=dataset.name,
+        tables=_counts(stages, built),
+        failures=_failures(stages, built),
+        problems=[text for stage in (*stages.values(), built) for text in stage["problems"]][:FAILURES],
+        pairs=list(_pairs(dataset, pairs, rng, limits=limits)),
+        pairs_file=pairs_file,
+        figures=list(_figures(pairs_file, figures, rng, limits=limits)) if pairs_file.is_file() else None,
+    )
+    write_page(out, content)
 
 
 def _summaries(pairs: Path) -> dict[str, Any]:
@@ -80,8 +78,8 @@ def _summaries(pairs: Path) -> dict[str, Any]:
 # ---- counts ----------------------------------------------------------------------------------------------------------
 
 
-def _counts(stages: dict[str, Any], built: dict[str, Any]) -> Iterator[Html]:
-    """A heading and a table for each kind of count."""
+def _counts(stages: dict[str, Any], built: dict[str, Any]) -> dict[str, Html]:
+    """A table for each kind of count."""
     parts = [(name, built["pairs"].get(name, 0), f"{built['articles'].get(name, 0)} articles") for name in NAMES]
     words = sorted(built["words"].items(), key=lambda one: int(one[0]))
     tables: dict[str, Iterable[tuple[Any, ...]]] = {
@@ -93,9 +91,7 @@ def _counts(stages: dict[str, Any], built: dict[str, Any]) -> Iterator[Html]:
         "Words of captions": [(f"{low} to {int(low) + 9}" if low != "30" else "30 and more", n) for low, n in words],
         "How pairs were made": most_first(built["how"]),
     }
-    for title, rows in tables.items():
-        yield element("h2", title)
-        yield table_of_counts(rows)
+    return {title: table_of_counts(rows) for title, rows in tables.items()}
 
 
 def _stages(stages: dict[str, Any], built: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
@@ -110,8 +106,8 @@ def _stages(stages: dict[str, Any], built: dict[str, Any]) -> Iterator[tuple[Any
     yield "pairs in the data set", sum(built["pairs"].values())
 
 
-def _failures(stages: dict[str, Any], built: dict[str, Any]) -> Iterator[Html]:
-    """Failures by kind, and the first of them by name."""
+def _failures(stages: dict[str, Any], built: dict[str, Any]) -> Html:
+    """Failures by kind."""
     rows: list[tuple[Any, ...]] = []
     if extract := stages.get("extract"):
         rows += [("article that is not readable", extract["unreadable"]), ("figure without a file", extract["no_file"]),
@@ -120,18 +116,13 @@ def _failures(stages: dict[str, Any], built: dict[str, Any]) -> Iterator[Html]:
     if split := stages.get("split"):
         rows += [("figure whose image is not readable", split["unreadable"])]
         rows += [(f"stayed whole: {why}", count) for why, count in most_first(split["why_whole"])]
-    yield element("h2", "Failures by kind")
-    yield table_of_counts(rows)
-    problems = [text for stage in (*stages.values(), built) for text in stage["problems"]][:FAILURES]
-    if problems:
-        yield element("h3", "The first of them")
-        yield element("ul", *(element("li", text) for text in problems), class_="meta")
+    return table_of_counts(rows)
 
 
 # ---- examples --------------------------------------------------------------------------------------------------------
 
 
-def _pairs(dataset: Path, most: int, rng: random.Random) -> Iterator[Html]:
+def _pairs(dataset: Path, most: int, rng: random.Random, *, limits: ImageLimits) -> Iterator[dict[str, Any]]:
     """Pairs drawn from all parts, each with its image and its source."""
     records: Iterator[Line] = (
         record for name in NAMES for record in json.loads((dataset / f"{name}.json").read_text(encoding="utf-8"))
@@ -139,31 +130,22 @@ def _pairs(dataset: Path, most: int, rng: random.Random) -> Iterator[Html]:
     for record in _sample(records, most, rng):
         certainty = f"{record['how']} {record['confidence']:.2f}" if "how" in record else ""
         about = (record.get("article"), record.get("label"), record.get("license"), certainty)
-        meta = element("p", " \u00b7 ".join(str(part) for part in about if part), class_="meta")
-        shown = _picture(str(dataset / record["image"]), SIDE)
-        yield element("div", shown, element("p", record["caption"]), meta, class_="pair")
+        texts = {"caption": record["caption"], "about": " \u00b7 ".join(str(part) for part in about if part)}
+        yield texts | _picture(str(dataset / record["image"]), SIDE, limits=limits)
 
 
-def _figures(pairs: Path, most: int, rng: random.Random) -> Iterator[Html]:
+def _figures(pairs: Path, most: int, rng: random.Random, *, limits: ImageLimits) -> Iterator[dict[str, Any]]:
     """Figures that were split, with the boxes of their panels and the text of each."""
-    if not pairs.is_file():
-        yield element("p", f"The file of pairs, {pairs}, does not exist any more.")
-        return
-    chosen = _sample(_split_figures(pairs), most, rng)
-    if not chosen:
-        yield element("p", "No figure was split.")
-    for lines in chosen:
+    for lines in _sample(_split_figures(pairs), most, rng):
         boxes = [(line["box"], COLORS[at % len(COLORS)]) for at, line in enumerate(lines)]
-        texts = [_panel(line, color) for line, (_, color) in zip(lines, boxes, strict=True)]
-        about = element("p", f"{lines[0]['article']} {lines[0]['label']}", class_="meta")
-        yield element("div", _picture(lines[0]["whole_image"], WIDE, boxes), element("div", *texts, about),
-                      class_="figure")  # fmt: skip
+        panels = [_panel(line, color) for line, (_, color) in zip(lines, boxes, strict=True)]
+        about = f"{lines[0]['article']} {lines[0]['label']}"
+        yield {"panels": panels, "about": about} | _picture(lines[0]["whole_image"], WIDE, boxes, limits=limits)
 
 
-def _panel(line: Line, color: str) -> Html:
-    name = element("b", " ".join(line["panel"]), style=f"color:{color}")
-    return element("p", name, f" {line['caption']} ",
-                   element("span", f"{line['how']} {line['confidence']:.2f}", class_="meta"))  # fmt: skip
+def _panel(line: Line, color: str) -> dict[str, str]:
+    certainty = f"{line['how']} {line['confidence']:.2f}"
+    return {"name": " ".join(line["panel"]), "color": color, "caption": line["caption"], "certainty": certainty}
 
 
 def _split_figures(pairs: Path) -> Iterator[list[Line]]:
@@ -185,15 +167,30 @@ def _sample(items: Iterable[T], most: int, rng: random.Random) -> list[T]:
     return chosen
 
 
-def _picture(path: str, side: int, boxes: Iterable[tuple[list[int], str]] = ()) -> Html:
-    """An image in the page itself, with boxes drawn on it, or why it cannot be read."""
-    try:
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return element("p", f"{path}: {error}", class_="meta")
+def _picture(path: str, side: int, boxes: Iterable[tuple[Any, str]] = (), *, limits: ImageLimits) -> dict[str, Any]:
+    """`picture`, with boxes drawn on it, is part of the page itself; `problem` is why an image cannot be read."""
+    picture, problem = open_or_problem(path, limits)
+    if picture is None:
+        return {"picture": None, "problem": problem}
     width = max(2, max(picture.size) // 150)
     for box, color in boxes:
-        ImageDraw.Draw(picture).rectangle(tuple(box), outline=color, width=width)
+        if (inside := _bounded(box, picture.size, width)) is not None:
+            ImageDraw.Draw(picture).rectangle(inside, outline=color, width=width)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return image(picture, "JPEG", 85)
+    return {"picture": image(picture, "JPEG", 85), "problem": ""}
+
+
+def _bounded(box: Any, size: tuple[int, int], margin: int) -> tuple[float, float, float, float] | None:
+    """(left, top, right, bottom) with what lies farther outside the picture moved to `margin` pixels outside of it.
+
+    Drawing takes as long as the box is large, seen or not. None where these are not four finite numbers in order.
+    """
+    if not isinstance(box, Sequence) or len(box) != 4 or not all(map(_is_finite, box)):
+        return None
+    left, right = (min(max(x, -margin), size[0] + margin) for x in (box[0], box[2]))
+    top, bottom = (min(max(y, -margin), size[1] + margin) for y in (box[1], box[3]))
+    return (left, top, right, bottom) if left <= right and top <= bottom else None
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))

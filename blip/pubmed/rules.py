@@ -1,6 +1,7 @@
 """Which pairs go into a data set, and into which of its parts."""
 
 import hashlib
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,10 +36,14 @@ class Rules:
     seed: int = 0  # of the division
 
     def check(self) -> None:
-        """BuildError where the shares do not add up to 1."""
+        """BuildError where the shares do not add up to 1, or a limit is no number."""
         shares = self.split_shares
-        if any(share < 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
+        # no comparison with NaN is true
+        if not (all(share >= 0 for share in shares) and abs(sum(shares) - 1) <= 1e-6):
             raise BuildError(f"the shares {' '.join(map(str, shares))} of train, val and test do not add up to 1")
+        for name in ("min_confidence", "max_aspect"):
+            if math.isnan(getattr(self, name)):
+                raise BuildError(f"{name} is nan: give a number")
 
     def rejection(self, line: dict[str, Any]) -> str:
         """Why a pair is left out, "" if it is not; `size_rejection` checks what needs the image."""

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from blip.config import ConfigError, load_config
+from blip.data.image_bytes import ImageLimits
 from blip.files import write_whole
 from blip.hashing import fingerprint
 from blip.pubmed.build import build
@@ -36,6 +37,7 @@ class PubmedConfig(BaseModel):
     folder: str = "corpus"  # of the articles, lines and sub-figures
     dataset: str = "dataset"  # folder of the data set
     num_workers: int = Field(4, gt=0)  # downloads, or processes, at the same time
+    max_image_mb: int = Field(512, gt=0)  # MiB of an image's file; larger ones count as unreadable
     rate: float = Field(10.0, gt=0)  # requests per second to the bucket
 
     # sub-figures and data set
@@ -81,16 +83,18 @@ def run(config: Path, overrides: list[str], tell: Callable[[str], None]) -> None
     extracted = extract(corpus, figures, settings.num_workers)
     tell(f"extract: {extracted.figures} figures, {extracted.files} with a file")
     pairs = _split(settings, corpus, figures, tell=tell) if settings.split_figures else figures
+    limits = ImageLimits.of_mb(settings.max_image_mb)
     built = build(
         pairs,
         dataset,
         _rules(settings),
+        limits=limits,
         decontaminate=[Path(place) for place in settings.decontaminate],
         shards=settings.shards,
         num_workers=settings.num_workers,
     )
     tell(f"build: {', '.join(f'{name} {count}' for name, count in built.pairs.items())} pairs in {dataset}")
-    write_report(dataset, dataset / "report.html")
+    write_report(dataset, dataset / "report.html", limits=limits)
     tell(f"report: {dataset / 'report.html'}")
 
 
@@ -117,7 +121,11 @@ def _split(settings: PubmedConfig, corpus: Path, figures: Path, *, tell: Callabl
     if pairs.exists() and mark.exists() and json.loads(mark.read_text()) == made_from:
         tell("split: done before")
         return pairs
-    options = Options(str((corpus / "subfigures").resolve()), read_letters=settings.read_letters)
+    options = Options(
+        str((corpus / "subfigures").resolve()),
+        read_letters=settings.read_letters,
+        limits=ImageLimits.of_mb(settings.max_image_mb),
+    )
     done = split(figures, pairs, options, num_workers=settings.num_workers, tell=tell)
     write_whole(mark, json.dumps(made_from))
     tell(f"split: {done.pairs} pairs of {done.figures} figures")

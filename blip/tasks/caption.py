@@ -18,6 +18,7 @@ import torch
 
 from blip.config import ConfigError
 from blip.data.batches import Batch
+from blip.data.image_bytes import ImageLimits
 from blip.data.pairs import CaptionEncoder, EvalPairs, Pairs
 from blip.evaluation.bootstrap import as_json, bootstrap
 from blip.evaluation.captions import score_captions
@@ -68,7 +69,7 @@ class Captioning(PairFineTuning):
         """Writes a caption for each image of the split and scores them; each one goes into `captions_SPLIT.json`."""
         pairs, decoding = self.held_out[split], self.config.decoding()
         encode = CaptionEncoder(self.tokenizer, self.config.max_text_tokens)
-        dataset = EvalPairs(pairs, encode, self.eval_transform())
+        dataset = EvalPairs(pairs, encode, self.eval_transform(), limits=ImageLimits.of_mb(self.config.max_image_mb))
         batches = self.eval_batches(dataset)
         own: list[tuple] = []  # index, caption, log-probability
         for batch in batches:
@@ -99,7 +100,9 @@ class Captioning(PairFineTuning):
             bert_score_model=self.config.bert_score_model or None,
             seed=self.config.seed,
         )
-        same = [float(text == " ".join(pairs.captions(i)[0].lower().split())) for i, text, _ in written]
+        firsts = [pairs.captions(i)[0] for i, _, _ in written]
+        spelt = [(" ".join(first.lower().split()), self.tokenizer.written(first)) for first in firsts]
+        same = [float(text in both) for (_, text, _), both in zip(written, spelt, strict=True)]
         exact = bootstrap(same, groups, seed=self.config.seed)
         metrics: dict[str, Any] = {f"{split}_images": len(written), f"{split}_exact": exact.mean}
         metrics |= {f"{split}_{LOGGED[name]}": x.mean for name, x in scores.scores.items() if name in LOGGED}

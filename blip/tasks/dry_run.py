@@ -11,7 +11,7 @@ from blip import distributed
 from blip.config import PretrainConfig, annotation_files
 from blip.data.pairs import read_pairs
 from blip.data.webdataset import is_tar_address, open_shards
-from blip.errors import BlipError
+from blip.errors import BlipError, printable
 from blip.models import momentum
 from blip.models.momentum import Twin
 from blip.models.pretrain import Output, PretrainModel
@@ -52,7 +52,7 @@ def run_once(config: PretrainConfig, device: torch.device) -> None:
         f"memory: {memory_mb(device):.0f} MB at most",
         *_data(config),
     ):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        console.print(printable(line), soft_wrap=True, markup=False, highlight=False)
 
 
 def _two_steps(

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip.config import annotation_files
+from blip.data.image_bytes import ImageLimits
 from blip.data.statements import EvalStatements, NlvrBatch, NlvrDataset, Statements, collate_nlvr, read_statements
 from blip.evaluation.bootstrap import as_json, bootstrap
 from blip.models.nlvr import NlvrModel, statement_loss
@@ -62,6 +63,7 @@ class Judging(FineTuning):
             max_tokens=config.max_text_tokens,
             seed=config.seed,
             max_skipped_fraction=config.max_skipped_fraction,
+            limits=ImageLimits.of_mb(config.max_image_mb),
         )
 
     def step(self, batch: NlvrBatch, step: int) -> Step:
@@ -80,7 +82,13 @@ class Judging(FineTuning):
         """Judges the statements of the split; each judgement goes into `judgements_SPLIT.json`."""
         statements = self.held_out[split]
         config = self.config
-        dataset = EvalStatements(statements, self.tokenizer, self.eval_transform(), max_tokens=config.max_text_tokens)
+        dataset = EvalStatements(
+            statements,
+            self.tokenizer,
+            self.eval_transform(),
+            max_tokens=config.max_text_tokens,
+            limits=ImageLimits.of_mb(config.max_image_mb),
+        )
         batches = self.eval_batches(dataset)
         own: list[tuple] = []  # index, probability
         for batch in batches:

@@ -10,6 +10,7 @@ from torch import Tensor
 from blip.config import annotation_files
 from blip.data.batches import Batch
 from blip.data.formats import AnnotationError
+from blip.data.image_bytes import ImageLimits
 from blip.data.pairs import CaptionEncoder, PairDataset, Pairs, has_words, read_pairs
 from blip.tasks.finetune import FineTuning
 
@@ -67,6 +68,7 @@ class PairFineTuning(FineTuning):
             transform=transform,
             seed=config.seed,
             max_skipped_fraction=config.max_skipped_fraction,
+            limits=ImageLimits.of_mb(config.max_image_mb),
         )
 
     def name(self, batch: Batch) -> str:

@@ -19,6 +19,7 @@ from blip.checkpoints import initialize
 from blip.checkpoints.format import load_strict, load_weights, unique_state
 from blip.config import ConfigError, PretrainConfig, annotation_files
 from blip.data.batches import Batch
+from blip.data.image_bytes import ImageLimits
 from blip.data.loader import EvalLoader, eval_loader
 from blip.data.pairs import MAX_SOURCES, CaptionEncoder, EvalPairs, read_pairs
 from blip.data.skipped import SkipLog
@@ -219,7 +220,7 @@ def build_validation(config: PretrainConfig, tokenizer: Tokenizer) -> EvalLoader
     pairs = read_pairs(list(config.val_file), config.image_root)
     encode = CaptionEncoder(tokenizer, config.max_text_tokens, text_cleaning=config.text_cleaning)
     return eval_loader(
-        EvalPairs(pairs, encode, eval_transform(config.image_size)),
+        EvalPairs(pairs, encode, eval_transform(config.image_size), limits=ImageLimits.of_mb(config.max_image_mb)),
         config.batch_size,
         rank=distributed.rank(),
         world=distributed.world_size(),

@@ -15,6 +15,7 @@ from blip import distributed
 from blip.config import ConfigError, PretrainConfig
 from blip.data.batches import Batch
 from blip.data.formats import file_entry
+from blip.data.image_bytes import ImageLimits
 from blip.data.loader import LoaderOptions, make_loader
 from blip.data.order import EpochOrder, steps_per_epoch
 from blip.data.pairs import CaptionEncoder, PairDataset, read_pairs
@@ -60,6 +61,7 @@ class FileData:
             transform=transform,
             seed=config.seed,
             max_skipped_fraction=config.max_skipped_fraction,
+            limits=ImageLimits.of_mb(config.max_image_mb),
         )
         return make_loader(
             dataset,
@@ -112,7 +114,15 @@ class StreamData:
     ) -> Iterator[Batch]:
         """Batches without end, from `start` (epoch, batch); texts are padded to the next length of `pad_to`."""
         encode = CaptionEncoder(tokenizer, self.config.max_text_tokens, text_cleaning=self.config.text_cleaning)
-        dataset = StreamDataset(self.order, encode, transform, start=start, pad_id=tokenizer.pad_id, pad_to=pad_to)
+        dataset = StreamDataset(
+            self.order,
+            encode,
+            transform,
+            start=start,
+            pad_id=tokenizer.pad_id,
+            pad_to=pad_to,
+            limits=ImageLimits.of_mb(self.config.max_image_mb),
+        )
         return stream_loader(dataset, self.config.num_workers, pin)
 
 

@@ -17,6 +17,7 @@ import torch
 from blip import distributed
 from blip.data.batches import Batch, padded
 from blip.data.gallery import ImagesByNumber, unreadable
+from blip.data.image_bytes import ImageLimits
 from blip.data.pairs import CaptionEncoder, caption_id
 from blip.evaluation.bootstrap import Interval, as_json, bootstrap
 from blip.evaluation.retrieval import Retrieval, Texts, evaluate_retrieval
@@ -96,7 +97,8 @@ class Retrieving(PairFineTuning):
         if split not in self.galleries:  # images are opened for this once in a run, not in each evaluation
             self.galleries[split] = self._gallery(split)
         gallery = self.galleries[split]
-        pixels = ImagesByNumber(gallery.images, self.eval_transform(), self.config.num_workers)
+        limits = ImageLimits.of_mb(self.config.max_image_mb)
+        pixels = ImagesByNumber(gallery.images, self.eval_transform(), self.config.num_workers, limits=limits)
         count, texts = len(gallery.images), gallery.texts
         found = evaluate_retrieval(
             self.model,
@@ -126,7 +128,8 @@ class Retrieving(PairFineTuning):
         first: dict[int, int] = {}  # image id -> its first record
         for i in range(len(pairs)):
             first.setdefault(pairs.image_id(i), i)
-        notes = unreadable([pairs.image_path(i) for i in first.values()], self.config.num_workers)
+        limits = ImageLimits.of_mb(self.config.max_image_mb)
+        notes = unreadable([pairs.image_path(i) for i in first.values()], self.config.num_workers, limits=limits)
         self.write_unreadable(split, [path for _, path, _ in notes])
         if len(notes) == len(first):
             raise NothingToScore(f"no image of {', '.join(self.files(split))} could be read, such as {notes[0][1]}")

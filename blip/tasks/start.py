@@ -114,7 +114,7 @@ def start_model(
     vit, text = vit_config(config), text_config(config, tokenizer.size)
     text.images = spec_of(task).images
     smoothing = getattr(config, "label_smoothing", 0.1)
-    model = model_of(task, vit, text, specials, embed_dim=config.embed_dim, label_smoothing=smoothing)
+    model = model_of(task, vit, text, specials=specials, embed_dim=config.embed_dim, label_smoothing=smoothing)
     if source is None:  # a model of pre-training gives the start: from nothing, or from ViT and BERT weights
         text.images = 1
         whole = PretrainModel(vit, text, specials, embed_dim=config.embed_dim)

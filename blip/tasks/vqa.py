@@ -18,6 +18,7 @@ from torch import Tensor
 
 from blip.checkpoints.format import INFO
 from blip.config import ConfigError, annotation_files
+from blip.data.image_bytes import ImageLimits
 from blip.data.question_splits import answer_list, majority_answers, read_answers, shared_images, split_by_image
 from blip.data.questions import (
     EvalQuestions,
@@ -29,7 +30,7 @@ from blip.data.questions import (
     read_questions,
 )
 from blip.data.sets.questions import Question
-from blip.evaluation.answers import exact_match, score_answers, vqa_accuracy
+from blip.evaluation.answers import exact_match, score_answers, score_as_written, vqa_accuracy
 from blip.evaluation.bootstrap import as_json, bootstrap
 from blip.models.answer_tree import AnswerTree
 from blip.models.ranking import distinct_answers, rank_answers
@@ -115,6 +116,7 @@ class Answering(FineTuning):
             transform=transform,
             seed=config.seed,
             max_skipped_fraction=config.max_skipped_fraction,
+            limits=ImageLimits.of_mb(config.max_image_mb),
         )
 
     def step(self, batch: VqaBatch, step: int) -> Step:
@@ -175,7 +177,8 @@ class Answering(FineTuning):
     def evaluate(self, split: str) -> dict[str, Any]:
         """Answers the questions of the split and scores them; each answer goes into `answers_SPLIT.json`."""
         questions = self.held_out[split]
-        batches = self.eval_batches(EvalQuestions(questions, self.encoder(), self.eval_transform()))
+        limits = ImageLimits.of_mb(self.config.max_image_mb)
+        batches = self.eval_batches(EvalQuestions(questions, self.encoder(), self.eval_transform(), limits=limits))
         own: list[tuple] = []  # index, answer, probability
         for batch in batches:
             batch = batch.to(self.device)
@@ -228,16 +231,14 @@ class Answering(FineTuning):
         questions, texts = [q for q, _ in known], [text for _, text in known]
         references = [q.references or q.answers for q in questions]
         groups = [q.group or q.image_id for q in questions]
-        details: dict[str, Any] = {"by_type": as_json(
-            score_answers(
-                texts, references, [q.answer_type for q in questions], groups=groups, seed=self.config.seed
-            )
-        )}  # fmt: skip
+        written = self.tokenizer.written
+        options: dict[str, Any] = {"groups": groups, "seed": self.config.seed, "written": written}
+        by_type = score_answers(texts, references, [q.answer_type for q in questions], **options)
+        details: dict[str, Any] = {"by_type": as_json(by_type)}
         categories = sorted({q.category for q in questions if q.category})
         if categories:
-            details["by_category"] = as_json(
-                score_answers(texts, references, [q.category for q in questions], groups=groups, seed=self.config.seed)
-            )
+            by_category = score_answers(texts, references, [q.category for q in questions], **options)
+            details["by_category"] = as_json(by_category)
         metrics: dict[str, Any] = {f"{split}_questions": len(known)}
         for name, scores in details["by_type"].items():
             metrics |= {
@@ -248,19 +249,22 @@ class Answering(FineTuning):
             if kind != "all":
                 metrics[f"{split}_exact_match_{kind}"] = x["mean"]
         if all(len(q.references) == 10 for q in questions):
-            each = [vqa_accuracy(text, q.references) for q, text in known]
+            each = [vqa_accuracy(text, q.references, written) for q, text in known]
             metrics[f"{split}_vqa_accuracy"] = float(np.mean(each))
             details["vqa_accuracy"] = as_json({"vqa_accuracy": {"all": bootstrap(each, groups, seed=self.config.seed)}})
         metrics[f"{split}_images"] = len({q.image_id or q.image for q in questions})
         if self.trained_on is not None:
             metrics[f"{split}_images_in_training"] = shared_images(self.trained_on, self.held_out[split])
             blind = majority_answers(self.trained_on, questions)
-            metrics[f"{split}_majority"] = float(np.mean(list(map(exact_match, blind, references))))
+            pairs = zip(blind, references, strict=True)
+            metrics[f"{split}_majority"] = float(
+                np.mean([score_as_written(exact_match, text, several, written) for text, several in pairs])
+            )
         if self.config.inference == "rank":
-            options = {"k": self.config.k_test, "answers": len(self.answers)}
+            decoding = {"k": self.config.k_test, "answers": len(self.answers)}
         else:
-            options = vars(self.config.decoding())
-        self.write(f"scores_{split}.json", {"inference": self.config.inference, "decoding": options, **details})
+            decoding = vars(self.config.decoding())
+        self.write(f"scores_{split}.json", {"inference": self.config.inference, "decoding": decoding, **details})
         return metrics
 
     def facts(self) -> dict[str, Any]:

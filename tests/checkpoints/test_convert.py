@@ -234,6 +234,20 @@ def test_reads_what_transformers_saved(tmp_path: Path) -> None:
         torch.testing.assert_close(model.eval().image_encoder(images), theirs, rtol=0, atol=TOLERANCE)
 
 
+def test_a_dual_encoder_of_transformers_is_named(tmp_path: Path) -> None:
+    """`BlipModel` has a pooler, and normalises images twice: no model here computes its features."""
+    vision = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+              "image_size": 16, "patch_size": 8}  # fmt: skip
+    text = {"hidden_size": 16, "encoder_hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "intermediate_size": 16, "vocab_size": 30, "max_position_embeddings": 10, "bos_token_id": 28,
+            "sep_token_id": 3}  # fmt: skip
+    transformers.BlipModel(transformers.BlipConfig(vision_config=vision, text_config=text)).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError) as error:
+        convert.read(tmp_path)
+    for part in (str(tmp_path), "BlipModel", "pools texts", "BlipForImageTextRetrieval", "BlipForQuestionAnswering"):
+        assert part in str(error.value)
+
+
 def test_export_names_what_it_needs(pretrain: tuple, tmp_path: Path, tokenizer_file: Path) -> None:
     _, tensors, info = pretrain
     with pytest.raises(CheckpointError, match=r"hf_class can be retrieval .* or caption"):

@@ -64,7 +64,8 @@ def test_transformers_answers_the_same(tmp_path: Path, images: list) -> None:
     ours = model.model.question_states(model.model.text_encoder.image_keys(states), ids, lengths)
     torch.testing.assert_close(ours, theirs * mask[..., None], **CLOSE)
 
-    # its answer decoder looks at padding, too (transformers 5.23): one by one from here on
+    # its answer decoder attends to padding, too: up to transformers 5.24, cross-attention drops the
+    # `encoder_attention_mask` that it is given, so that padded questions get other logits. One by one from here on
     answer_ids = with_first(torch.tensor(words.encode(["a lesion"], 40)), words.dec_id)
     rows, decoder = Rows(torch.tensor([answer_ids.shape[1]]), answer_ids.shape[1], ids.device), model.model.text_decoder
     for i, length in enumerate(lengths.tolist()):

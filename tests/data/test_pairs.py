@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.real_files import read, tokenizer_of
 from helpers.samples import write_images
 
 from blip.data import pairs as pairs_module
@@ -350,9 +351,10 @@ def test_check_data_counts_captions_without_words(
 
 @pytest.mark.real_data
 def test_real_captions_and_images(data_dir: Path) -> None:
-    tokenizer = Tokenizer.from_vocab(data_dir / "vocab" / "bert-base-uncased-vocab.txt")
+    tokenizer = tokenizer_of(data_dir)
+    raw = read(data_dir, "coco_sample/captions.json")
     pairs = read_pairs([str(data_dir / "coco_sample" / "captions.json")])
-    assert len(pairs.captions(0)) == 5
+    assert [pairs.captions(i) for i in range(len(pairs))] == [row["caption"] for row in raw]
     encode = CaptionEncoder(tokenizer, 30)
     data = PairDataset(pairs, EpochOrder(len(pairs), seed=0), encode, transform=train_transform(32), seed=0)
     batch = collate([data[(0, position)] for position in range(4)])

@@ -1,17 +1,18 @@
 """Whole sets of questions: their answers, splits that keep an image in one part, shared images; and the real sets."""
 
+import math
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.real_files import RAD, med_categories, need, read, repeated_images, tokenizer_of
 from helpers.samples import every
 from helpers.set_files import png, put
 
 from blip.data.question_splits import answer_list, shared_images, split_by_image
 from blip.data.questions import EvalQuestions, QuestionEncoder, Questions, read_questions
 from blip.data.transforms import eval_transform
-from blip.tokenizer import Tokenizer
 
 
 def _set(tmp_path: Path, name: str, rows: list[tuple[str, str, str]]) -> Questions:
@@ -44,8 +45,9 @@ def test_split_by_image(tmp_path: Path) -> None:
     # the order of the file plays no part
     shuffled = split_by_image(questions.view(np.random.default_rng(0).permutation(300)), (0.7, 0.1, 0.2), seed=1)
     assert [{q.group for q in every(part)} for part in shuffled] == groups
-    with pytest.raises(ValueError, match="sum to 1"):
-        split_by_image(questions, (0.7, 0.2))
+    for wrong in ((0.7, 0.2), (math.nan, 0.2), (math.nan,) * 3, (math.inf, -math.inf)):
+        with pytest.raises(ValueError, match="sum to 1"):
+            split_by_image(questions, wrong)
 
 
 def test_shared_images(tmp_path: Path) -> None:
@@ -59,27 +61,51 @@ def test_shared_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.real_data
-def test_real_questions(data_dir: Path) -> None:
-    rad = read_questions([str(data_dir / "vqa_rad")], dataset="vqa_rad", split="all")
-    assert Counter(question.answer_type for question in every(rad)) == {"closed": 907, "open": 669}
-    assert {"4", "2", "12"} <= set(answer_list(rad))
-    train, test = (read_questions([str(data_dir / "vqa_rad")], dataset="vqa_rad", split=x) for x in ("train", "test"))
-    assert (len(train), len(test), shared_images(train, test)) == (1257, 319, 142)  # every test image
+def test_real_questions_of_vqa_rad(data_dir: Path) -> None:
+    raw = read(data_dir, RAD)
+    folder = str(data_dir / "vqa_rad")
+    rad = read_questions([folder], dataset="vqa_rad", split="all")
+    assert Counter(question.answer_type for question in every(rad)) == Counter(
+        row["answer_type"].strip().lower() for row in raw
+    )
+    assert {str(row["answer"]) for row in raw if isinstance(row["answer"], int)} <= set(answer_list(rad))
+    train, test = (read_questions([folder], dataset="vqa_rad", split=x) for x in ("train", "test"))
+    is_test = [row["phrase_type"].startswith("test") for row in raw]
+    names = [{row["image_name"] for row, own in zip(raw, is_test, strict=True) if own == part} for part in (0, 1)]
+    assert (len(train), len(test)) == (is_test.count(False), is_test.count(True))
+    assert shared_images(train, test) == len(names[0] & names[1])
     parts = split_by_image(rad, (0.8, 0.2))
-    assert [len(part) for part in parts] == pytest.approx([1261, 315], abs=15)
-    assert shared_images(*parts, by_content=True) == 0
-    plain = read_questions([str(data_dir / "vqa_rad" / "qa.json")])
+    most = max(Counter(row["image_name"] for row in raw).values())  # an image's questions stay together
+    assert [len(part) for part in parts] == pytest.approx([0.8 * len(raw), 0.2 * len(raw)], abs=most)
+    assert shared_images(*parts) == 0
+    repeated = repeated_images(path for path in (data_dir / "vqa_rad").rglob("*") if path.suffix in (".jpg", ".png"))
+    assert shared_images(*parts, by_content=True) <= repeated
+    plain = read_questions([str(need(data_dir, "vqa_rad/qa.json"))])
     words = [[(q.question, q.answers, q.answer_type) for q in every(x)] for x in (plain, rad)]
     assert words[0] == words[1]
+
+
+@pytest.mark.real_data
+def test_real_questions_of_vqa_med(data_dir: Path) -> None:
+    counts = med_categories(data_dir, "val")
     med = read_questions([str(data_dir / "vqa_med_2019")], dataset="vqa_med_2019", split="validation")
-    assert Counter(q.category for q in every(med)) == dict.fromkeys(("modality", "plane", "organ", "abnormality"), 100)
-    plain = read_questions([str(data_dir / "vqa_med_2019" / "qa.json")], split="val")
+    assert Counter(q.category for q in every(med)) == counts
+    plain = read_questions([str(need(data_dir, "vqa_med_2019/qa.json"))], split="val")
     assert sorted((q.question, q.category, *q.answers) for q in every(plain)) == sorted(
         (q.question, q.category, *q.answers) for q in every(med)
     )
-    coco = read_questions([str(data_dir / "format_fixtures/vision/vqav2/questions.json")], dataset="vqa_v2")
-    assert [len(q.references) for q in every(coco)] == [10, 10, 10]
-    assert coco[0].weights == pytest.approx([0.6, 0.1, 0.1, 0.1, 0.1])
-    encode = QuestionEncoder(Tokenizer.from_vocab(data_dir / "vocab" / "bert-base-uncased-vocab.txt"))
-    sample = EvalQuestions(med, encode, eval_transform(32))[0]
+    sample = EvalQuestions(med, QuestionEncoder(tokenizer_of(data_dir)), eval_transform(32))[0]
     assert sample.image is not None and sample.image.shape == (3, 32, 32)
+
+
+@pytest.mark.real_data
+def test_real_questions_of_vqa_v2(data_dir: Path) -> None:
+    folder = "format_fixtures/vision/vqav2"
+    given = {row["question_id"]: row for row in read(data_dir, f"{folder}/annotations.json")["annotations"]}
+    asked = read(data_dir, f"{folder}/questions.json")["questions"]
+    coco = read_questions([str(data_dir / folder / "questions.json")], dataset="vqa_v2")
+    ten = [[one["answer"] for one in given[row["question_id"]]["answers"]] for row in asked]
+    assert [q.references for q in every(coco)] == ten
+    for question, answers in zip(every(coco), ten, strict=True):
+        shares = sorted(count / len(answers) for count in Counter(answers).values())
+        assert sorted(question.weights) == pytest.approx(shares)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.real_files import lines, read
 from helpers.set_files import png, put
 from PIL import Image
 
@@ -137,19 +138,27 @@ def test_left_stays_left(nine: Statements, tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.real_data
-def test_real_statements(data_dir: Path, tokenizer: Tokenizer) -> None:
+def test_real_statements_of_nlvr(data_dir: Path) -> None:
+    raw = read(data_dir, "nlvr_sample/nlvr.json")
     found = read_statements([str(data_dir / "nlvr_sample")], dataset="nlvr", split="validation")
     plain = read_statements([str(data_dir / "nlvr_sample" / "nlvr.json")])
-    assert len(found) == len(plain) == 400
-    assert len({found[i].sentence for i in range(400)}) == 97
-    both = [[(x[i].images, x[i].sentence, x[i].label) for i in range(400)] for x in (found, plain)]
+    assert len(found) == len(plain) == len(raw)
+    assert {found[i].sentence for i in range(len(raw))} == {row["sentence"] for row in raw}
+    both = [[(x[i].images, x[i].sentence, x[i].label) for i in range(len(raw))] for x in (found, plain)]
     assert both[0] == both[1]
     left, right = open_images(found[0].images)
+    with Image.open(data_dir / "nlvr_sample" / raw[0]["image"]) as image:
+        whole = np.asarray(image.convert("RGB"))
+    assert np.array_equal(left, whole[:, :100]) and np.array_equal(right, whole[:, 150:])
     assert left.size == (100, 100) and right.size == (250, 100)
-    ground, gutter = (211, 211, 211), (128, 128, 128)
-    assert left.getpixel((99, 50)) == right.getpixel((0, 50)) == right.getpixel((249, 50)) == ground
-    assert right.getpixel((100, 50)) == right.getpixel((149, 50)) == gutter
+    assert right.getpixel((100, 50)) == right.getpixel((149, 50)) == (128, 128, 128), "the gap between two boxes"
+
+
+@pytest.mark.real_data
+def test_real_statements_of_nlvr2(data_dir: Path, tokenizer: Tokenizer) -> None:
+    raw = lines(data_dir, "format_fixtures/vision/nlvr2/tiny-dev.json")
     pairs = read_statements([str(data_dir / "format_fixtures/vision/nlvr2/tiny-dev.json")], dataset="nlvr2")
-    assert (len(pairs), [pairs[i].label for i in range(3)]) == (8, [False, True, False])
+    assert [pairs[i].label for i in range(len(pairs))] == [row["label"] == "True" for row in raw]
     data = EvalStatements(pairs, tokenizer, eval_transform(32), max_tokens=30)
-    assert collate_nlvr([data[i] for i in range(8)]).images.shape == (8, 2, 3, 32, 32)
+    images = collate_nlvr([data[i] for i in range(len(raw))]).images
+    assert images.shape == (len(raw), 2, 3, 32, 32)

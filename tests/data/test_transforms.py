@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from blip.data import images, transforms
-from blip.data.images import UnreadableImage, open_image, to_rgb
+from blip.data import grey_levels, transforms
+from blip.data.images import ImageLimits, UnreadableImage, open_image, to_rgb
 from blip.data.transforms import RandAugment, eval_transform, train_transform
 
 RAMP = np.linspace(0, 255, 64 * 48).reshape(48, 64)
@@ -49,15 +49,15 @@ def test_deep_images_are_windowed_not_clipped(dtype: type, top: float) -> None:
 def test_window_ignores_outliers_and_survives_odd_content() -> None:
     values = RAMP.copy()
     values[0, :2] = 1e9
-    assert np.abs(images.window(values)[1:] - RAMP[1:]).max() < 6
-    assert images.window(np.full((4, 4), 7.0)).max() == 0
+    assert np.abs(grey_levels.window(values)[1:] - RAMP[1:]).max() < 6
+    assert grey_levels.window(np.full((4, 4), 7.0)).max() == 0
     few = np.zeros((100, 100))
     few[0, 0] = 3
-    assert images.window(few)[0, 0] == 255
+    assert grey_levels.window(few)[0, 0] == 255
     holes = RAMP.copy()
     holes[0, 0], holes[0, 1] = np.nan, np.inf
-    assert images.window(holes)[0, :2].tolist() == [0, 255]
-    assert images.window(np.full((2, 2), np.nan)).max() == 0
+    assert grey_levels.window(holes)[0, :2].tolist() == [0, 255]
+    assert grey_levels.window(np.full((2, 2), np.nan)).max() == 0
 
 
 def test_transparency_lies_on_white() -> None:
@@ -102,14 +102,14 @@ def test_broken_files_are_named(tmp_path: Path, content: bytes | None, reason: s
     assert caught.value.path == str(path)
 
 
-def test_sizes_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sizes_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage, match="0 x 5"):
         open_image(Image.new("L", (0, 5)))
-    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    limits = ImageLimits(max_pixels=100)
     with pytest.raises(UnreadableImage, match="11 x 10 pixels, more than 100"):
-        open_image(_encoded(Image.new("L", (11, 10))))
-    assert open_image(_encoded(Image.new("L", (10, 10)))).size == (10, 10)
-    with pytest.raises(UnreadableImage, match="irectory"):
+        open_image(_encoded(Image.new("L", (11, 10))), limits)
+    assert open_image(_encoded(Image.new("L", (10, 10))), limits).size == (10, 10)
+    with pytest.raises(UnreadableImage, match="is a folder"):
         open_image(tmp_path)
 
 
@@ -151,9 +151,14 @@ def test_left_stays_left_by_default() -> None:
     image = Image.new("RGB", (32, 32))
     image.paste((255, 255, 255), (0, 0, 16, 32))
     transform = train_transform(32)
+    both = 0
     for _ in range(30):
-        row = transform(image)[0]
-        assert row[:, :4].mean() >= row[:, -4:].mean()
+        for row in transform(image)[0]:  # grey areas, where a shear left nothing, may lie on either side
+            white, black = (row > 1).nonzero(), (row < -1).nonzero()
+            if len(white) and len(black):
+                both += 1
+                assert white.max() < black.min()
+    assert both > 100
 
 
 def test_operations_of_randaugment() -> None:
@@ -169,3 +174,45 @@ def test_operations_of_randaugment() -> None:
     assert (moved[:, :10] == 128).all() or (moved[:, -10:] == 128).all()
     with pytest.raises(ValueError, match="randaugment"):
         RandAugment(2, 11)
+
+
+def published_source(operation: str, level: float, size: tuple[int, int]) -> np.ndarray:
+    """Where each pixel of the published result comes from: (height, width, 2) of x and y.
+
+    The published matrices map source to result, with coordinates that count from the centre of the top-left pixel:
+    shears are [1 s 0; 0 1 0] and [1 0 0; s 1 0], a rotation is about (width / 2, height / 2).
+    """
+    width, height = size
+    if operation == "rotate":
+        angle = np.radians(30 * level)
+        turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        centre = np.array([width / 2, height / 2])
+    else:
+        slope = 0.3 * level
+        turn = np.array([[1, slope], [0, 1]] if operation == "shear_x" else [[1, 0], [slope, 1]])
+        centre = np.zeros(2)
+    result = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1)  # x and y of each pixel
+    return (result - centre) @ np.linalg.inv(turn).T + centre
+
+
+@pytest.mark.parametrize("operation", ["shear_x", "shear_y", "rotate"])
+@pytest.mark.parametrize("size", [(224, 224), (97, 160)])
+@pytest.mark.parametrize("magnitude", [5, 10])
+def test_geometry_of_randaugment_is_the_published_one(operation: str, size: tuple[int, int], magnitude: int) -> None:
+    """Red holds each pixel's x, green its y, so that the result shows where its pixels come from."""
+    width, height = size
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    image = Image.fromarray(np.stack([x, y, np.zeros_like(x)], axis=-1).astype(np.uint8))
+    sources = [published_source(operation, sign * magnitude / 10, size) for sign in (1, -1)]
+    seen = set()
+    for _ in range(8):
+        moved = np.asarray(RandAugment(2, magnitude).apply_one(image, operation)).astype(float)[..., :2]
+        errors = []
+        for source in sources:
+            limit = np.array([width, height]) - 2
+            inside = ((source >= 1) & (source <= limit)).all(axis=-1)
+            assert inside.mean() > 0.5
+            errors.append(np.abs(moved - source)[inside].max())
+        assert min(errors) < 1.01  # values are whole numbers
+        seen.add(int(np.argmin(errors)))
+    assert seen == {0, 1}, "both directions occur"

@@ -22,7 +22,7 @@ from blip import errors
 from blip.data import check
 from blip.data.check import check_data
 from blip.data.formats import AnnotationError
-from blip.data.images import UnreadableImage
+from blip.data.image_bytes import UnreadableImage
 from blip.data.loader import data_loader
 from blip.data.skipped import TooManySkipped
 from blip.data.workers import WorkerError
@@ -140,12 +140,12 @@ def test_a_dead_worker_is_an_error_while_a_batch_is_waited_for() -> None:
     assert time.monotonic() - begin < 15
 
 
-def inspect_and_die(path: str) -> tuple[str, bytes, str]:
+def inspect_and_die(path: str, limits: object) -> tuple[str, bytes, str]:
     """As the plain function, but for one image that ends every process, and one that ends the first."""
     if path.endswith("7.png") or (path.endswith("3.png") and not Path(path + ".seen").exists()):
         Path(path + ".seen").touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return PLAIN(path)
+    return PLAIN(path, limits)  # type: ignore[arg-type]
 
 
 PLAIN = check._inspect

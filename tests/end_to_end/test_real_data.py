@@ -5,6 +5,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+from helpers.real_files import VOCABULARY, need
 from helpers.running import run_script
 
 from blip.train.log import read_metrics
@@ -46,7 +47,8 @@ def losses(data: Path, vocabulary: Path | str, output: Path, **more: object) -> 
 @pytest.mark.parametrize("file", ["vqa_med_2019/captions_composed.json", "coco_sample/captions.json"])
 def test_losses_fall(file: str, data_dir: Path, tmp_path: Path) -> None:
     """Contrast and language modelling; matching begins to be learned after more steps than these."""
-    vocabulary = data_dir / "vocab" / "bert-base-uncased-vocab.txt"
+    need(data_dir, file)
+    vocabulary = data_dir / VOCABULARY if (data_dir / VOCABULARY).is_file() else "train"
     # without queue and soft targets, whose growth raises the contrastive loss at first
     lines = losses(data_dir / file, vocabulary, tmp_path / "run", queue_size=0, alpha=0, max_steps=60)
     for name in ("itc", "lm"):
@@ -58,9 +60,10 @@ def test_losses_fall(file: str, data_dir: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_matching_is_learned(data_dir: Path, tmp_path: Path) -> None:
     """Of 16 images, matching leaves behind what it costs without skill, 0.6365, and tells both kinds of rows."""
-    source = data_dir / "vqa_med_2019" / "captions_composed.json"
+    source = need(data_dir, "vqa_med_2019/captions_composed.json")
     records = json.loads(source.read_text())
-    few = [{**r, "image": str((source.parent / r["image"]).resolve())} for r in records[:: len(records) // 16][:16]]
+    few = [{**r, "image": str((source.parent / r["image"]).resolve())}
+           for r in records[:: max(1, len(records) // 16)][:16]]  # fmt: skip
     (tmp_path / "few.json").write_text(json.dumps(few))
     # with few words of their own, since BERT's 30,522 take most of the time of so small a model
     short = {"queue_size": 0, "alpha": 0, "max_text_tokens": 20, "epochs": 1000, "max_steps": 150, "vocab_size": 400}

@@ -1,14 +1,18 @@
 """Scores of answers and rankings against numbers worked out by hand and against plain loops."""
 
+import hashlib
 import json
 import math
 import random
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from benchmarks.intervals import Rates, sampled_coverage
 from blip.evaluation import answers, bootstrap, ranking
 from blip.evaluation.bootstrap import MetricError
+from blip.evaluation.quantiles import student_quantile
 
 
 @pytest.mark.parametrize(
@@ -87,6 +91,69 @@ def test_empty_answers_score_zero_and_references_must_exist(score) -> None:
         score("left", "left")
 
 
+def test_contractions_are_those_of_the_public_table() -> None:
+    """The public VQA evaluation (vqaEval.py) has 116 entries in lower case; its others never match a lower-cased word.
+
+    A hash of them, one "SPELLING CONTRACTION" a line in the order of spellings, stands for the table. Two of them map
+    a word to itself.
+    """
+    table = {**answers.APOSTROPHES, "let's": "let's", "she's": "she's"}
+    listed = "".join(f"{spelling} {table[spelling]}\n" for spelling in sorted(table))
+    assert len(table) == 116
+    assert (
+        hashlib.sha256(listed.encode()).hexdigest()
+        == "562cfb88ef27a33b6a31e9f57bfcd0395b671baa0381e30304d5e4ed74b8f408"
+    )
+
+
+@pytest.mark.parametrize("word", ["im", "Im", "IVE", "ive", "id've", "i'dve", "lets"])
+def test_capitalised_entries_of_the_public_table_never_match(word: str) -> None:
+    assert answers.normalise_vqa(word) == word.lower()
+
+
+def public_normal_form(text: str) -> str:
+    """The steps of the public VQA evaluation, one after the other."""
+    given = text.replace("\n", " ").replace("\t", " ").strip()
+    result = given
+    for mark in [*";/[]", '"', *"{}()=+\\_-><@`,?!"]:
+        delete = mark + " " in given or " " + mark in given or any(
+            given[i].isdigit() and given[i + 1] == "," and given[i + 2].isdigit() for i in range(len(given) - 2)
+        )  # fmt: skip
+        result = "".join(("" if delete else " ") if letter == mark else letter for letter in result)
+    followed = [*result[1:], ""] if result else []
+    result = "".join(a for a, b in zip(result, followed, strict=True) if a != "." or b.isdigit())
+    names = ["none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    digits = dict(zip(names, [0, 0, *range(1, 11)], strict=True))
+    words = [str(digits.get(word, word)) for word in result.lower().split()]
+    words = [word for word in words if word not in ("a", "an", "the")]
+    return " ".join(answers.APOSTROPHES.get(word, word) for word in words)
+
+
+def test_normalise_vqa_against_the_public_steps() -> None:
+    rng = random.Random(0)
+    parts = [*"ab12.,;/-'?! \t", "dont", "Im", "the", "None", "ow's'at", "somebody'd", "1,000", "\u00a0"]
+    for _ in range(20_000):
+        text = "".join(rng.choice(parts) for _ in range(rng.randint(0, 9)))
+        assert answers.normalise_vqa(text) == public_normal_form(text), repr(text)
+
+
+def test_answers_in_the_spelling_of_a_tokenizer() -> None:
+    apart = {"0.5 mm": "0. 5 mm", "10%": "10 %", "l4/l5": "l4 / l5", "1,000": "1, 000"}
+
+    def written(text: str) -> str:
+        return apart.get(text, text)
+
+    for text, generated in apart.items():
+        scores = answers.score_answers([generated], [[text]], [""], written=written)
+        assert {name: kinds["all"].mean for name, kinds in scores.items()} == dict.fromkeys(answers.ANSWER_SCORES, 1)
+        assert answers.vqa_accuracy(generated, [text] * 10, written) == 1
+    # what agreed without it still does, also where the tokenizer's spelling would not
+    assert answers.vqa_accuracy("1,000", ["1000"] * 10, written) == 1
+    assert answers.score_answers(["1,000"], [["1000"]], [""], written=written)["exact_match"]["all"].mean == 1
+    assert answers.score_answers(["0. 5 mm"], [["0.6 mm"]], [""], written=written)["exact_match"]["all"].mean == 0
+    assert answers.score_answers(["0. 5 mm"], [["0.5 mm"]], [""])["exact_match"]["all"].mean == 0
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -149,23 +216,113 @@ def test_bootstrap_draws_whole_groups() -> None:
     values, groups = per_image.repeat(10), [f"image {i}" for i in range(40) for _ in range(10)]
     grouped = bootstrap.bootstrap(values, groups)
     single = bootstrap.bootstrap(per_image)
-    assert (grouped.low, grouped.high) == pytest.approx((single.low, single.high))
+    # a little wider, since 40 groups show less certainly how much their answers agree
+    assert (grouped.low, grouped.high) == pytest.approx((single.low, single.high), abs=0.003)
+    assert grouped.low < single.low and grouped.high > single.high
     naive = bootstrap.bootstrap(values)
     assert grouped.high - grouped.low > 2.5 * (naive.high - naive.low)
     assert grouped.mean == pytest.approx(values.mean()) and grouped.count == 400
 
 
 def test_bootstrap_of_unequal_groups_against_a_loop() -> None:
-    values, groups = [0.0, 1.0, 1.0, 0.5, 0.25], ["b", "a", "b", 3, "a"]
-    members = [[0.0, 1.0], [1.0, 0.25], [0.5]]  # in the order in which the groups appear
-    generator, means = np.random.default_rng(7), []
+    """Means that are no shares: the wider of expanded percentiles and studentised ones, by plain loops."""
+    rng = random.Random(3)
+    groups = [rng.randrange(12) for _ in range(30)]
+    values = [math.exp(rng.gauss(0, 1)) for _ in groups]
+    members = [[v for v, g in zip(values, groups, strict=True) if g == name] for name in dict.fromkeys(groups)]
+    count, mean = len(members), sum(values) / len(values)
+    without = []  # the mean of all but one group
+    for left_out in range(count):
+        rest = [value for i, group in enumerate(members) if i != left_out for value in group]
+        without.append(sum(rest) / len(rest))
+    influence = [(count - 1) * (sum(without) / count - one) for one in without]
+    generator, means, student = np.random.default_rng(7), [], []
+    error = np.std(influence)
     for _ in range(300):
-        drawn = [value for i in generator.integers(3, size=3) for value in members[i]]
-        means.append(sum(drawn) / len(drawn))
+        drawn = generator.integers(count, size=count)
+        several = [value for i in drawn for value in members[i]]
+        means.append(sum(several) / len(several))
+        student.append((means[-1] - mean) / np.std([influence[i] for i in drawn]))
+    tail = stats.norm.cdf(-stats.t.ppf(0.975, count - 1) * math.sqrt(count / (count - 1)))
+    low = min(np.quantile(means, tail), mean - np.quantile(student, 0.975) * error)
+    high = max(np.quantile(means, 1 - tail), mean - np.quantile(student, 0.025) * error)
     interval = bootstrap.bootstrap(values, groups, repeats=300, seed=7)
-    assert interval.low == pytest.approx(np.quantile(means, 0.025))
-    assert interval.high == pytest.approx(np.quantile(means, 0.975))
-    assert interval.mean == pytest.approx(0.55)
+    assert interval.low == pytest.approx(max(low, min(means))) and interval.low < np.quantile(means, 0.025)
+    assert interval.high == pytest.approx(min(high, max(means))) and interval.high > np.quantile(means, 0.975)
+    assert interval.mean == pytest.approx(mean)
+
+
+def test_two_groups_give_no_wider_interval_than_their_draws() -> None:
+    values, groups = [3.0, 5.0, 4.0, 9.0], ["a", "a", "b", "b"]
+    interval = bootstrap.bootstrap(values, groups)
+    assert (interval.low, interval.mean, interval.high) == (4.0, 5.25, 6.5)
+
+
+@pytest.mark.parametrize("level", [0.9, 0.95, 0.99])
+@pytest.mark.parametrize(("right", "count"), [(0, 60), (1, 60), (30, 60), (59, 60), (60, 60), (2, 2)])
+def test_rates_without_groups_have_wilsons_interval(right: int, count: int, level: float) -> None:
+    """Solved as it is defined: the rates whose distance from the observed one is z standard errors of their own."""
+    z = stats.norm.ppf((1 + level) / 2)
+    observed = right / count
+    roots = np.roots([1 + z**2 / count, -2 * observed - z**2 / count, observed**2])
+    interval = bootstrap.bootstrap([1] * right + [0] * (count - right), level=level)
+    assert (interval.low, interval.high) == pytest.approx((min(roots), max(roots)), abs=1e-7)
+
+
+def test_groups_that_agree_count_as_one_answer_each() -> None:
+    """Near the rate of one answer a group; at 0 and 1, too, where nothing shows whether groups agree."""
+    for right in (0, 3, 10, 15):
+        each = [1.0] * right + [0.0] * (15 - right)
+        grouped = bootstrap.bootstrap(np.repeat(each, 4), np.repeat(np.arange(15), 4).tolist())
+        wilson = bootstrap.bootstrap(each)
+        assert grouped.low <= wilson.low + 1e-12 and grouped.high >= wilson.high - 1e-12
+        assert grouped.high - grouped.low < 1.12 * (wilson.high - wilson.low)
+
+
+@pytest.mark.parametrize(
+    ("values", "shares"),
+    [([0.25, 0.5, 0.75], None), ([0.0, 1.0, 1.0], True), ([0.0, 1.0, 1.0], None)],
+)
+def test_shares_stay_between_0_and_1(values: list[float], shares: bool | None) -> None:
+    interval = bootstrap.bootstrap(values, shares=shares)
+    assert 0 <= interval.low < interval.mean < interval.high <= 1
+    assert interval != bootstrap.bootstrap(values, shares=False)
+
+
+def test_values_between_0_and_1_that_vary_less_than_right_and_wrong() -> None:
+    values = np.random.default_rng(1).uniform(0.4, 0.6, size=100)
+    interval = bootstrap.bootstrap(values)
+    half = 1.96 * values.std() / 10  # the normal approximation
+    assert (interval.low, interval.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03 * half)
+    same = bootstrap.bootstrap([0.3] * 7)
+    assert same.low == pytest.approx(0.3) and same.high == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 14, 59, 300, 301, 1000])
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99])
+def test_students_quantiles(freedom: int, level: float) -> None:
+    assert student_quantile(level, freedom) == pytest.approx(stats.t.ppf((1 + level) / 2, freedom), rel=1e-6)
+
+
+def test_coverage_of_rates_near_0_and_1_and_of_few_groups() -> None:
+    """Exact, over all outcomes: from 93 to 97 of 100 intervals enclose the true rate."""
+    alone, grouped = Rates(60, 1), Rates(15, 4)
+    found = {("alone", rate): alone.coverage(rate) for rate in (0.02, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.98)}
+    for rate in (0.02, 0.05, 0.2, 0.3, 0.5, 0.7, 0.8, 0.95, 0.98):
+        for correlation in (0.0, 0.1, 0.3, 0.5):
+            found[rate, correlation] = grouped.coverage(rate, correlation)
+    assert len(found) == 44
+    assert {key: value for key, value in found.items() if not 0.93 <= value <= 0.97} == {}
+    # the percentile bootstrap, as it was
+    percentile = Rates(15, 4, percentile=True)
+    assert percentile.coverage(0.98, 0.1) < 0.75 and percentile.coverage(0.1, 0.1) < 0.93
+
+
+@pytest.mark.parametrize(("kind", "groups", "size"), [("mostly zero", 15, 4), ("ratio", 15, 4), ("normal", 60, 1)])
+def test_coverage_of_other_scores(kind: str, groups: int, size: int) -> None:
+    """250 random sets; `benchmarks/intervals.py` has thousands."""
+    interval, percentile = sampled_coverage(kind, groups, size, sets=250, repeats=300)
+    assert 0.92 <= interval <= 0.98 and interval > percentile
 
 
 def test_bootstrap_of_one_group_has_no_spread() -> None:

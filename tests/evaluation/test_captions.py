@@ -187,6 +187,10 @@ def test_words_are_those_of_pycocoevalcap(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert how == "PTB (Java)"
     assert ours == [theirs[i][0] for i in range(len(texts))]
     assert [split_words(text) for text in texts] == ours
+    mixed = "a lesion of 2 1/2 cm and 10 3/4 mm"  # Stanford's tokenizer makes one word of a mixed fraction
+    theirs = PTBTokenizer().tokenize({0: [{"caption": mixed}]})
+    assert caption_words.tokenize([mixed])[0] == theirs[0]
+    assert "2\u00a01/2" in theirs[0][0].split(" ")
     monkeypatch.setenv("LC_ALL", "C")
     assert caption_words.tokenize(["5 \u00b5m \u03b2-amyloid stra\u00dfe"])[0] == [
         "5 \u00b5m \u03b2-amyloid stra\u00dfe"
@@ -282,7 +286,8 @@ def test_empty_and_odd_captions(no_java: None) -> None:
     marks = score_captions(["", "a"], [["..."], ["a"]])  # pycocoevalcap's ROUGE-L finds "" equal to ""
     assert all(values[0] == 0.0 for values in marks.per_image.values())
     nothing = score_captions(["", ""], [["a b"], ["c"]])
-    assert all(interval.mean == interval.high == 0.0 for interval in nothing.scores.values())
+    assert all(interval.mean == interval.low == 0.0 for interval in nothing.scores.values())
+    assert nothing.scores["CIDEr"].high == 0.0 and 0.5 < nothing.scores["ROUGE-1"].high < 1, "two images prove little"
 
 
 @pytest.mark.parametrize(

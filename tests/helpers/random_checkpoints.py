@@ -31,7 +31,7 @@ def random_checkpoint(folder: Path, task: str, same_width: bool = False, **info:
     heads, images = 2 if same_width else 3, spec_of(task).images
     text = replace(STORED_TEXT, vocab_size=words.size, width=width, heads=heads, images=images)
     torch.manual_seed(5)
-    model = model_of(task, STORED_VIT, text, words.specials, embed_dim=STORED_EMBED)
+    model = model_of(task, STORED_VIT, text, specials=words.specials, embed_dim=STORED_EMBED)
     add_noise(model, std=0.2, seed=5)
     if hasattr(model, "text_decoder"):
         with torch.no_grad():

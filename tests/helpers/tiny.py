@@ -67,7 +67,7 @@ def specials_of(text: TextConfig) -> Specials:
 def tiny_model(task: str, vit: ViTConfig | None = None, text: TextConfig | None = None) -> Any:
     """A model of the task as it is initialised."""
     vit, text = vit or tiny_vit(), replace(text or tiny_text(), images=spec_of(task).images)
-    return model_of(task, vit, text, specials_of(text), embed_dim=8)
+    return model_of(task, vit, text, specials=specials_of(text), embed_dim=8)
 
 
 def spread(module: nn.Module, std: float) -> nn.Module:

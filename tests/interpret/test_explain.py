@@ -17,7 +17,7 @@ import blip
 from blip.checkpoints.format import load_strict
 from blip.inference.predictor import Predictor
 from blip.inference.scoring import answer_log_probs, caption_log_probs
-from blip.interpret.explain import explain_pairs, word_spans
+from blip.interpret.explain import Explanation, explain_pairs, word_spans
 from blip.interpret.maps import METHODS
 from blip.interpret.pictures import blend, figure, page_of
 from blip.interpret.recording import TraceError
@@ -212,7 +212,15 @@ def test_figures_of_small_large_and_narrow_images(model: Predictor, size: tuple[
     html = page_of([image], [found], ["a<b>.png"])
     assert "not for diagnosis" in html and "<b>.png" not in html and "a&lt;b&gt;.png" in html
     assert html.count("<figure>") == 2 + len(found.words)
-    assert "http" not in re.sub(r"base64,[\w+/=]+", "", html)  # noise may spell it
+    assert "http" not in re.sub(r"base64,[\w+/=]+|http-equiv", "", html)  # noise may spell it
+
+
+def test_figures_show_any_text() -> None:
+    maps = torch.ones(1, 2, 2)
+    image = Image.new("RGB", (40, 30), "grey")
+    for text in ("a\x00b \ud800 \x1b", "word " * 200_000, "x" * 1_000_000):
+        drawn = figure(image, Explanation("match", "raw", 0, text, text, 1.0, [text], maps=maps, sentence=maps[0]))
+        assert drawn.width > 400 and np.asarray(drawn).std() > 10
 
 
 @pytest.mark.parametrize("ending", ["png", "html", "npz"])
@@ -318,10 +326,10 @@ def test_questions_through_the_question_encoder(tiny_checkpoint: Path, pictures:
     questions = ["what shape is the lesion?", "where?"]
     found = explain_pairs(m, pictures[:2], questions, answers=["round", "upper left"])
     assert [one.answer for one in found] == ["round", "upper left"] and found[0].layer == 1
-    expected = answer_log_probs(m, pictures[:2], questions, ["round", "upper left"])
+    expected = answer_log_probs(m, pictures[:2], questions, answers=["round", "upper left"])
     assert [one.score for one in found] == pytest.approx(expected.tolist())
     with blip.trace(m, "text.1.cross.*", grads=True) as t:
-        answer_log_probs(m, pictures[1:2], questions[1:], ["upper left"]).sum().backward()
+        answer_log_probs(m, pictures[1:2], questions[1:], answers=["upper left"]).sum().backward()
     word, span = word_spans(m, "where?")[0]
     assert word == "where"
     assert torch.allclose(found[1].maps[0], blip.gradcam(t, "text.1.cross")[0, span].sum(0), atol=1e-9)

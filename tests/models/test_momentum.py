@@ -6,7 +6,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from blip.models.momentum import NO_ID, Entries, Queue, candidates, update_twin
+from blip.models import losses
+from blip.models.momentum import (
+    NO_ID,
+    TEMPERATURE_RANGE,
+    Entries,
+    Queue,
+    candidates,
+    contrast_with_candidates,
+    update_twin,
+)
 
 E = 6
 
@@ -108,3 +117,45 @@ def test_published_positives_are_the_pair_itself() -> None:
         Entries(features(3), features(3), same, same), filled_queue(), equal_captions=False, equal_images=False
     )
     assert torch.equal(others.positives, torch.eye(3, 7, dtype=torch.bool))
+
+
+def itc(temperature: Tensor, texts_match: bool) -> Tensor:
+    """The ITC loss of four pairs whose texts equal their images, or the image of another pair."""
+    images = F.normalize(torch.randn(4, E, generator=torch.Generator().manual_seed(3)), dim=1)
+    texts = images if texts_match else images.roll(1, dims=0)
+    batch = Entries(images, texts, torch.arange(4), torch.arange(4))
+    others = candidates(batch, Queue(0, E))
+    return contrast_with_candidates(images, texts, others, temperature=temperature, alpha=0.0)[0]
+
+
+@pytest.mark.parametrize("bound", [*TEMPERATURE_RANGE, 0.07])
+def test_the_temperature_has_its_gradient_also_at_a_bound(bound: float) -> None:
+    """As in the published loss, which divides by the parameter itself."""
+    temperature = nn.Parameter(torch.tensor(bound))
+    loss = itc(temperature, texts_match=False)
+    loss.backward()
+    plain = nn.Parameter(torch.tensor(bound))
+    images = F.normalize(torch.randn(4, E, generator=torch.Generator().manual_seed(3)), dim=1)
+    texts, eye = images.roll(1, dims=0), torch.eye(4, dtype=torch.bool)
+    both = [losses.contrast(a @ b.T / plain, a @ b.T, eye, alpha=0.0) for a, b in ((images, texts), (texts, images))]
+    published = (both[0] + both[1]) / 2
+    published.backward()
+    assert torch.equal(loss, published)
+    assert temperature.grad is not None and plain.grad is not None and plain.grad != 0
+    assert_close(temperature.grad, plain.grad)
+
+
+@pytest.mark.parametrize(("start", "texts_match"), [(0.001, False), (0.5, True)])
+def test_a_temperature_at_a_bound_can_leave_it(start: float, texts_match: bool) -> None:
+    """Wrong texts make a higher temperature better, right ones a lower one."""
+    temperature = nn.Parameter(torch.tensor(start))
+    optimizer = torch.optim.AdamW([temperature], lr=1e-2, weight_decay=0)
+    itc(temperature, texts_match).backward()
+    optimizer.step()
+    assert TEMPERATURE_RANGE[0] < temperature.item() < TEMPERATURE_RANGE[1]
+
+
+@pytest.mark.parametrize(("outside", "used"), [(0.0001, 0.001), (3.0, 0.5)])
+def test_a_temperature_outside_its_bounds_counts_as_the_bound(outside: float, used: float) -> None:
+    found = itc(torch.tensor(outside), texts_match=True)
+    assert torch.equal(found, itc(torch.tensor(used), texts_match=True))

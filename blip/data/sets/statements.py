@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.data.formats import AnnotationError, Records, checked, is_object, iter_json_lines, iter_records
-from blip.data.sets.captions import text_of
+from blip.data.sets.captions import path_of, text_of
 from blip.data.sets.layout import SetFormat
 from blip.errors import InputError
 
@@ -31,11 +31,11 @@ def statement(record: Any) -> Statement:
         raise InputError(f"its label is {label!r}; it is true or false")
     name = str(record.get("identifier") or record.get("id") or "")
     if "images" not in record:
-        return Statement(text_of(record, "image"), sentence, truth, name)
+        return Statement(path_of(record, "image"), sentence, truth, name)
     images = record["images"]
     if not isinstance(images, list) or len(images) != 2:
         raise InputError("its images are not a list of two, left and right")
-    left, right = (text_of({"image": image}, "image") for image in images)
+    left, right = (path_of({"image": image}, "image") for image in images)
     return Statement((left, right), sentence, truth, name)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
 
-from blip.data.images import plain
+from blip.data.images import open_plain
 from blip.pubmed.panels.drawings import DRAWINGS
 from blip.pubmed.panels.singles import IMAGES, Box, Drawer, Picture, font, noise, picture, words
 
@@ -237,8 +237,7 @@ def _single(rng: np.random.Generator, canvas: Picture, body: Box, *, style: Styl
 
 def _photo(rng: np.random.Generator, path: Path, width: int, height: int) -> Picture:
     """A random piece of an image, in the aspect ratio of its cell."""
-    with Image.open(path) as opened:
-        image = plain(opened).convert("RGB")
+    image = open_plain(path).convert("RGB")
     share = rng.uniform(0.7, 1)
     scale = min(image.width / width, image.height / height) * share
     w, h = max(2, int(width * scale)), max(2, int(height * scale))

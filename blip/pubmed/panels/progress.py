@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from blip.files import partial_path, rename_whole
+from blip.files import json_text, partial_path, rename_whole
 
 Line = dict[str, Any]
 
@@ -61,7 +61,7 @@ class Progress:
 
     def add(self, lines: list[Line], counts: dict[str, Any]) -> None:
         """Writes the lines and the counts of one figure."""
-        self.lines.write(b"".join(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines))
+        self.lines.write("".join(json_text(line, None) for line in lines).encode())
         self.lines.flush()  # before the record, which gives the length of what is there
         entry = {"length": self.lines.tell(), "counts": counts}
         self.counts.write(json.dumps(entry).encode() + b"\n")

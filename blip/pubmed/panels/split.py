@@ -17,7 +17,8 @@ from typing import Any
 
 from PIL import Image
 
-from blip.data.images import plain
+from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
+from blip.data.images import open_plain
 from blip.errors import BlipError
 from blip.files import write_one_of_many, write_whole
 from blip.pubmed.extract import SEVERAL
@@ -30,6 +31,7 @@ from blip.pubmed.panels.progress import Progress
 from blip.pubmed.workers import add, in_order
 
 Line = dict[str, Any]
+MOST_OF_JPEG = 65_500  # pixels of a side that Pillow writes as JPEG
 UNREADABLE = 0.2  # share of images that cannot be read above which a run ends: a disk may be missing
 
 
@@ -47,6 +49,7 @@ class Options:
     smallest: int = 48  # pixels of the shorter side of a sub-figure
     given: dict[str, Split] = field(default_factory=dict, hash=False)  # captions that were split elsewhere, by `key`
     splitter: Splitter = split_caption
+    limits: ImageLimits = LIMITS  # of the figures' files
 
 
 @dataclass
@@ -96,12 +99,11 @@ class FigureSplitter:
         if len(line.get("files") or []) > 1:
             return _several_files(at, line, split, part=part)
         try:
-            with Image.open(line["image"]) as opened:
-                image = plain(opened)
-            pairs, found = self(image, split)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            part.unreadable, part.problems = 1, [f"{line['image']}: {type(error).__name__} {error}"]
+            image = open_plain(line["image"], self.options.limits)
+        except UnreadableImage as error:
+            part.unreadable, part.problems = 1, [str(error)]
             return [], part
+        pairs, found = self(image, split)
         part.how[pairs[0].how] += 1
         part.way[found.way] += 1
         if pairs[0].how == "whole":
@@ -113,7 +115,7 @@ class FigureSplitter:
                     "panels": found.boxes, "row": at}  # fmt: skip
             if pair.box is not None:
                 crop = image.crop(pair.box)
-                if min(crop.size) < self.options.smallest:
+                if min(crop.size) < self.options.smallest or max(crop.size) > MOST_OF_JPEG:
                     part.problems.append(f"{line['image']}, {pair.labels}: {crop.width} x {crop.height} pixels")
                     continue
                 made["image"] = _save(crop, Path(self.options.crops), line, labels=pair.labels)
@@ -153,7 +155,9 @@ def _why(split: Split, found: Layout) -> str:
 
 def _save(crop: Image.Image, folder: Path, line: Line, *, labels: list[str]) -> str:
     """Writes a sub-figure under a name that follows from its figure and its labels; returns its path."""
-    own = hashlib.sha1(f"{line['image']} {labels}".encode(), usedforsecurity=False).hexdigest()[:16]
+    own = hashlib.sha1(f"{line['image']} {labels}".encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[
+        :16
+    ]
     path = folder.absolute() / own[:2] / f"{own}.jpg"
     data = io.BytesIO()
     crop.save(data, "JPEG", quality=95, subsampling=0)  # full resolution of colour: fine coloured lines stay sharp

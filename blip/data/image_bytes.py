@@ -1,0 +1,177 @@
+"""The bytes of an image: of a regular file up to a size, or of a row of a parquet or arrow file.
+
+An image inside a parquet or arrow file has the reference FILE#ROW in place of a path, which is resolved when the image
+is read. Arrow files are mapped into memory: a row costs its own bytes. Parquet is compressed by row groups, and one
+image costs its whole group (the hub's sets have 100 to 1,000 rows in one): the groups read last stay in memory, which
+helps reading in order. Training reads in random order: unpack such images once into files.
+"""
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from blip.data.formats import NEEDS_PYARROW
+from blip.errors import BlipError, InputError
+from blip.files import ReadError, open_regular
+
+# 1 GiB / 4 / 3, the number above which Pillow warns of a decompression bomb: 256 MiB as RGB. Here it is an error.
+MAX_PIXELS = 89_478_485
+MAX_MB = 512  # MiB of a file: more than the largest allowed image takes in 32 bits without compression
+AT_ONCE = 16 << 20  # bytes up to which a file is read at once; decoders read larger ones part by part
+REFERENCE = re.compile(r"(?P<file>.+\.(?P<kind>parquet|arrow))#(?P<row>\d+)", re.DOTALL | re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What an image may cost; larger ones are unreadable."""
+
+    max_bytes: int = MAX_MB << 20  # of its file
+    max_pixels: int = MAX_PIXELS  # width times height
+
+    @classmethod
+    def of_mb(cls, max_image_mb: int) -> "ImageLimits":
+        """The limits for the option max_image_mb, MiB of a file."""
+        return cls(max_bytes=max_image_mb << 20)
+
+
+LIMITS = ImageLimits()  # unless a caller gives others
+
+
+class UnreadableImage(BlipError):
+    """An image that cannot be used: its `path`, and the `reason`."""
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"cannot read image {self.path}: {self.reason}"
+
+
+@contextmanager
+def image_stream(path: str | Path, limits: ImageLimits = LIMITS) -> Iterator[BinaryIO]:
+    """The bytes of an image file or, where there is no such file, of the reference FILE#ROW; rows count from 0.
+
+    Raises:
+        UnreadableImage: there is no such file or row, it is not regular, empty or too large. Errors of the block pass
+            through.
+    """
+    reference = REFERENCE.fullmatch(str(path))
+    if reference and os.path.isfile(reference["file"]) and not os.path.lexists(path):
+        yield io.BytesIO(_row(str(path), reference, limits))
+        return
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            _check_size(str(path), size, limits)
+            yield io.BytesIO(_read(path, file, size)) if size <= AT_ONCE else file
+    except ReadError as error:
+        missing = isinstance(error.__cause__, FileNotFoundError)
+        raise UnreadableImage(str(path), "no such file" if missing else error.problem) from None
+
+
+def _check_size(name: str, size: int, limits: ImageLimits) -> None:
+    if size == 0:
+        raise UnreadableImage(name, "the file is empty")
+    if size > limits.max_bytes:
+        raise UnreadableImage(
+            name, f"has {size:,} bytes; at most {limits.max_bytes:,} are read, a limit that max_image_mb sets"
+        )
+
+
+def _read(path: str | Path, file: BinaryIO, size: int) -> bytes:
+    try:
+        return file.read(size)
+    except OSError as error:  # of the disk or the network
+        raise UnreadableImage(str(path), error.strerror or str(error)) from None
+
+
+def read_image(path: str | Path, limits: ImageLimits = LIMITS) -> bytes:
+    """All bytes of an image, a file or FILE#ROW; UnreadableImage as in `image_stream`."""
+    with image_stream(path, limits) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise UnreadableImage(str(path), error.strerror or str(error)) from None
+
+
+def is_reference(path: str | Path) -> bool:
+    """Whether a path has the form FILE#ROW, a row of a parquet or arrow file."""
+    return REFERENCE.fullmatch(str(path)) is not None
+
+
+# ---- rows of parquet and arrow files ---------------------------------------------------------------------------------
+
+
+def _row(name: str, reference: re.Match[str], limits: ImageLimits) -> bytes:
+    """The bytes of a row's image; UnreadableImage."""
+    file, row = reference["file"], int(reference["row"])
+    read_value = _parquet_value if reference["kind"].lower() == "parquet" else _arrow_value
+    try:
+        # the process is part of the caches' keys: pyarrow does not promise that an open file can be used after a fork
+        value = read_value(file, row, os.getpid())
+        # `datasets` saves {"bytes", "path"}; the bytes are null where only the path was kept
+        data, other = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+        if data is None and other:
+            return read_image(Path(file).parent / other, limits)
+        if not isinstance(data, bytes):
+            raise InputError(f"row {row} of {file} holds no image")
+    except UnreadableImage as error:
+        raise UnreadableImage(name, error.reason) from None
+    except Exception as error:  # pyarrow has errors of many kinds
+        raise UnreadableImage(name, str(error) or type(error).__name__) from error
+    _check_size(name, len(data), limits)
+    return data
+
+
+def _parquet_value(file: str, row: int, process: int) -> Any:
+    _, ends = _parquet_file(file, process)
+    group = int(np.searchsorted(ends, row, side="right"))
+    if group == len(ends):
+        raise InputError(f"it has {ends[-1] if len(ends) else 0} rows")
+    first = int(ends[group - 1]) if group else 0
+    return _row_group(file, group, process)[row - first].as_py()
+
+
+@lru_cache(maxsize=32)
+def _parquet_file(file: str, process: int) -> tuple[Any, np.ndarray]:
+    """The opened file, and the row at which each of its row groups ends."""
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise InputError(NEEDS_PYARROW) from None
+    opened = parquet.ParquetFile(file)
+    groups = range(opened.metadata.num_row_groups)
+    return opened, np.cumsum([opened.metadata.row_group(i).num_rows for i in groups], dtype=np.int64)
+
+
+@lru_cache(maxsize=2)
+def _row_group(file: str, group: int, process: int) -> Any:
+    # no threads: loader workers are forked, and there is one process per core already
+    return _parquet_file(file, process)[0].read_row_group(group, columns=["image"], use_threads=False).column("image")
+
+
+def _arrow_value(file: str, row: int, process: int) -> Any:
+    column = _arrow_column(file, process)
+    if row >= len(column):
+        raise InputError(f"it has {len(column)} rows")
+    return column[row].as_py()
+
+
+@lru_cache(maxsize=256)
+def _arrow_column(file: str, process: int) -> Any:
+    try:
+        import pyarrow
+        from pyarrow import ipc
+    except ImportError:
+        raise InputError(NEEDS_PYARROW) from None
+    return ipc.open_stream(pyarrow.memory_map(file)).read_all().column("image")
