@@ -17,6 +17,7 @@ from blip.data.records import path_problem, text_problem
 from blip.errors import BlipError, InputError
 
 BLANK = re.compile(r"\s*")
+MAX_PROBLEM = 1000  # characters of a message about a file
 NEEDS_PYARROW = "reading parquet and arrow files needs pyarrow: pip install -e '.[parquet]'"
 
 Records = Iterator[tuple[str, Any]]  # place, such as "line 3", and record
@@ -26,6 +27,8 @@ class AnnotationError(BlipError):
     """A broken annotation file: `path` names it, `place` the record ("" for the whole file), `problem` the fault."""
 
     def __init__(self, path: str | Path, place: str, problem: str):
+        if len(problem) > MAX_PROBLEM:  # it may quote a value of the file
+            problem = f"{problem[:MAX_PROBLEM]} ..."
         super().__init__(f"{path}{', ' if place else ''}{place}: {problem}")
         self.path, self.place, self.problem = str(path), place, problem
 

@@ -123,12 +123,12 @@ def evaluation_images(place: Path) -> Iterator[str]:
         return
     try:
         records = json.loads(place.read_text(encoding="utf-8"))
-        names = [record["image"] for record in records]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        names = [os.fsencode(record["image"]) for record in records]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BuildError(
             f"{place}: neither a folder of images nor a list of records with `image` ({error!r})"
         ) from None
-    yield from (str(place.parent / name) for name in names)
+    yield from (str(place.parent / os.fsdecode(name)) for name in names)
 
 
 # ---- which pairs are taken -------------------------------------------------------------------------------------------

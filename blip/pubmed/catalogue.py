@@ -8,34 +8,31 @@ files with checksums), `done` when all its files have been written with the righ
 
 import fcntl
 import json
+import os
+import re
 import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from blip.errors import BlipError
+from blip.pubmed.catalogue_file import CatalogueError, described, open_catalogue
+from blip.pubmed.failures import OddRecord, shown_part
+from blip.pubmed.licenses import UNKNOWN
 
 NAME = "catalogue.sqlite"
-TABLES = """
-CREATE TABLE IF NOT EXISTS articles (
-    pmcid TEXT PRIMARY KEY, state TEXT NOT NULL, source TEXT NOT NULL, version INTEGER, etag TEXT NOT NULL DEFAULT '',
-    license TEXT NOT NULL DEFAULT '', retracted INTEGER NOT NULL DEFAULT 0, about TEXT NOT NULL DEFAULT '{}',
-    error TEXT NOT NULL DEFAULT '');
-CREATE INDEX IF NOT EXISTS by_state ON articles (state);
-CREATE TABLE IF NOT EXISTS files (
-    pmcid TEXT NOT NULL, name TEXT NOT NULL, url TEXT NOT NULL, md5 TEXT NOT NULL DEFAULT '',
-    done INTEGER NOT NULL DEFAULT 0, error TEXT NOT NULL DEFAULT '', PRIMARY KEY (pmcid, name));
-CREATE TABLE IF NOT EXISTS searches (
-    source TEXT NOT NULL, query TEXT NOT NULL, total INTEGER, seen INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (source, query));
-"""
+PMCID = re.compile(r"PMC[0-9]{1,12}")
+STATES = ("found", "described", "done", "failed", "gone")
+# the same as PMCID, in SQL; a catalogue of others may hold anything
+NO_PMCID = ("typeof(pmcid) != 'text' OR substr(pmcid, 1, 3) != 'PMC' OR length(pmcid) NOT BETWEEN 4 AND 15 "
+            "OR substr(pmcid, 4) GLOB '*[^0-9]*'")  # fmt: skip
 
 
-class CatalogueError(BlipError):
-    """A corpus that cannot be used."""
+def is_pmcid(value: object) -> bool:
+    """Whether a value is PMC and at most twelve digits, so that it can be part of a path or of an address."""
+    return isinstance(value, str) and PMCID.fullmatch(value) is not None
 
 
 @dataclass
@@ -61,11 +58,6 @@ class Entry:
     files: list[File] = field(default_factory=list)
 
 
-def is_true(value: object) -> bool:
-    """Whether a value of the metadata means yes, as a boolean or as text."""
-    return value is True or str(value).strip().lower() in ("true", "yes", "1")
-
-
 class Catalogue:
     """The catalogue of a folder. Several threads of one process may use it.
 
@@ -74,26 +66,22 @@ class Catalogue:
         create: make the catalogue where it is missing.
 
     Raises:
-        CatalogueError: there is no catalogue, or it is damaged.
+        CatalogueError: there is no catalogue, or it is locked, damaged, newer or foreign.
     """
 
     def __init__(self, folder: Path, create: bool = False) -> None:
-        self.folder, path = folder, folder / NAME
-        if not create and not path.exists():
-            raise CatalogueError(f"{folder} holds no {NAME}: begin with `blip pubmed search ... --out {folder}`")
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.path = folder, folder / NAME
         self.lock = threading.RLock()
-        self.held: TextIO | None = None
-        try:
-            self.db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self.db.execute("PRAGMA journal_mode=WAL")
-            self.db.executescript(TABLES)
-        except sqlite3.DatabaseError as error:
-            raise CatalogueError(f"{path}: {error}; remove it, and the next search and fetch write it again") from None
+        self.held: int | None = None
+        self.db = open_catalogue(self.path, create)
 
     def lock_folder(self) -> None:
         """Allows one fetch at a time (two would exceed the rate and write the same files), else CatalogueError."""
-        self.held = open(self.folder / "fetch.lock", "w")  # noqa: SIM115 (held until the catalogue is closed)
+        path = self.folder / "fetch.lock"
+        try:
+            self.held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise CatalogueError(f"{path} cannot be opened ({error.strerror}): it has to be a file") from None
         try:
             fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -101,23 +89,37 @@ class Catalogue:
 
     def close(self) -> None:
         self.db.close()
-        if self.held:
-            self.held.close()
+        if self.held is not None:
+            os.close(self.held)
+            self.held = None
 
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
-        """A transaction: all changes of the block are made, or none."""
-        with self.lock:
+        """A transaction: all changes of the block are made, or none. CatalogueError where that is impossible."""
+        with self.lock, self._told():
             self.db.execute("BEGIN IMMEDIATE")
             try:
                 yield self.db
+                self.db.execute("COMMIT")
             except BaseException:
-                self.db.execute("ROLLBACK")
+                if self.db.in_transaction:
+                    self.db.execute("ROLLBACK")
                 raise
-            self.db.execute("COMMIT")
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Errors of SQLite become CatalogueError."""
+        try:
+            yield
+        except (sqlite3.InterfaceError, sqlite3.DataError) as error:  # of a value, not of the file
+            raise OddRecord(f"{self.path}: a value that cannot be recorded ({error})") from None
+        except sqlite3.ProgrammingError:
+            raise
+        except sqlite3.Error as error:
+            raise described(self.path, error) from None
 
     def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with self.lock:
+        with self.lock, self._told():
             return self.db.execute(query, values).fetchall()
 
     # ---- searches ----------------------------------------------------------------------------------------------------
@@ -125,7 +127,12 @@ class Catalogue:
     def progress(self, source: str, query: str) -> tuple[int, int | None]:
         """(results read so far, total number of results or None before the first answer) of a search."""
         rows = self._rows("SELECT seen, total FROM searches WHERE source = ? AND query = ?", source, query)
-        return rows[0] if rows else (0, None)
+        if not rows:
+            return 0, None
+        seen, total = rows[0]
+        if not isinstance(seen, int) or not isinstance(total, int) or min(seen, total) < 0:
+            raise CatalogueError(f"{self.path}: its record of the search {query!r} cannot be read: use --again")
+        return seen, total
 
     def add_page(self, source: str, query: str, seen: int, *, total: int, pmcids: list[str]) -> int:
         """Records a page of results; returns how many of its articles are new.
@@ -155,33 +162,49 @@ class Catalogue:
         """Articles in one of these states, sorted by number."""
         marks = ",".join("?" * len(states))
         rows = self._rows(f"SELECT pmcid FROM articles WHERE state IN ({marks})", *states)
-        return sorted((row[0] for row in rows), key=lambda pmcid: (len(pmcid), pmcid))
+        return sorted((row[0] for row in rows if is_pmcid(row[0])), key=lambda pmcid: (len(pmcid), pmcid))
+
+    def refuse_odd_names(self) -> int:
+        """Marks rows whose article is no PMCID, which `pmcids` leaves out, as gone; returns how many are new."""
+        why = "its name is no PMCID"
+        with self._change() as db:
+            return db.execute(
+                f"UPDATE articles SET state = 'gone', error = ? WHERE ({NO_PMCID}) AND error != ?", (why, why)
+            ).rowcount
 
     def entry(self, pmcid: str) -> Entry:
-        """One article, with its files in the order of its metadata."""
-        names = "pmcid, state, version, etag, license, retracted"
-        row = self._rows(f"SELECT {names} FROM articles WHERE pmcid = ?", pmcid)[0]
+        """One article, with its files in the order of its metadata. OddRecord where that is impossible."""
+        names = "state, version, etag, license, retracted"
+        rows = self._rows(f"SELECT {names} FROM articles WHERE pmcid = ?", pmcid)
         files = self._rows("SELECT name, url, md5, done FROM files WHERE pmcid = ? ORDER BY rowid", pmcid)
-        listed = [File(name, url, md5, bool(done)) for name, url, md5, done in files]
-        pmcid, state, version, etag, license, retracted = row
-        return Entry(pmcid, state, version, etag, license, bool(retracted), listed)
+        if not rows:
+            raise OddRecord(f"{pmcid} is not in the catalogue")
+        state, version, etag, license, retracted = rows[0]
+        texts = [state, etag, license, *(text for file in files for text in file[:3])]
+        known = isinstance(version, int | None) and 0 <= (version or 0) < 10**6
+        if not all(isinstance(text, str) for text in texts) or not known or state not in STATES:
+            raise OddRecord(f"{self.path}: its record of {pmcid} cannot be read")
+        listed = [File(name, url, md5, done == 1) for name, url, md5, done in files]
+        return Entry(pmcid, state, version, etag, license, retracted != 0, listed)
 
-    def describe(self, pmcid: str, version: int, etag: str, *, license: str, about: dict[str, Any],
-                 files: list[File]) -> None:  # fmt: skip
+    def describe(self, pmcid: str, version: int, etag: str, *, license: str, retracted: bool, about: dict[str, Any],
+                 files: list[File], note: str = "") -> None:  # fmt: skip
         """Records the metadata of the newest version of an article.
 
         Args:
             version: its number.
             etag: of the metadata.
             license: family of the licence, such as CC-BY.
+            retracted: whether it was retracted.
             about: the metadata.
             files: the XML and the images.
+            note: what `errors` reports of it although nothing failed.
         """
         with self._change() as db:
             db.execute(
-                "UPDATE articles SET state = 'described', error = '', version = ?, etag = ?, license = ?, "
+                "UPDATE articles SET state = 'described', error = ?, version = ?, etag = ?, license = ?, "
                 "retracted = ?, about = ? WHERE pmcid = ?",
-                (version, etag, license, is_true(about.get("is_retracted")), json.dumps(about, sort_keys=True), pmcid),
+                (note, version, etag, license, retracted, json.dumps(about, sort_keys=True), pmcid),
             )
             db.execute("DELETE FROM files WHERE pmcid = ?", (pmcid,))
             rows = [(pmcid, file.name, file.url, file.md5) for file in files]
@@ -189,17 +212,33 @@ class Catalogue:
 
     def file_done(self, pmcid: str, name: str, md5: str) -> None:
         with self._change() as db:
-            db.execute(
-                "UPDATE files SET done = 1, md5 = ?, error = '' WHERE pmcid = ? AND name = ?", (md5, pmcid, name)
-            )
+            own = (md5, pmcid, name)
+            db.execute("UPDATE files SET done = 1, md5 = ?, error = '' WHERE pmcid = ? AND name = ?", own)
+            db.execute("UPDATE written SET md5 = ? WHERE pmcid = ? AND name = ?", own)
 
     def file_failed(self, pmcid: str, name: str, error: str) -> None:
         with self._change() as db:
-            db.execute("UPDATE files SET error = ? WHERE pmcid = ? AND name = ?", (error, pmcid, name))
+            db.execute("UPDATE files SET error = ? WHERE pmcid = ? AND name = ?", (shown_part(error), pmcid, name))
+
+    def written(self, pmcid: str) -> dict[str, str]:
+        """Files in the folder of an article that a fetch wrote, with their MD5 ("": begun, or not known)."""
+        rows = self._rows("SELECT name, md5 FROM written WHERE pmcid = ?", pmcid)
+        return {name: md5 for name, md5 in rows if isinstance(name, str) and isinstance(md5, str)}
+
+    def will_write(self, pmcid: str, names: list[str]) -> None:
+        """Records files before they are written."""
+        with self._change() as db:
+            rows = [(pmcid, name) for name in names]
+            db.executemany("INSERT OR IGNORE INTO written (pmcid, name) VALUES (?, ?)", rows)
+
+    def removed(self, pmcid: str, name: str) -> None:
+        """Records that a file of an earlier version is there no more."""
+        with self._change() as db:
+            db.execute("DELETE FROM written WHERE pmcid = ? AND name = ?", (pmcid, name))
 
     def set_state(self, pmcid: str, state: str, error: str = "") -> None:
         with self._change() as db:
-            db.execute("UPDATE articles SET state = ?, error = ? WHERE pmcid = ?", (state, error, pmcid))
+            db.execute("UPDATE articles SET state = ?, error = ? WHERE pmcid = ?", (state, shown_part(error), pmcid))
 
     def forget_version(self, pmcid: str) -> None:
         """The metadata are read again by the next fetch."""
@@ -227,7 +266,8 @@ class Catalogue:
     def license_and_retraction(self) -> dict[str, tuple[str, bool]]:
         """(licence, retracted) of each article that is done; newer than the statements in its XML."""
         rows = self._rows("SELECT pmcid, license, retracted FROM articles WHERE state = 'done'")
-        return {pmcid: (license, bool(retracted)) for pmcid, license, retracted in rows}
+        return {pmcid: (license if isinstance(license, str) else UNKNOWN, retracted != 0)
+                for pmcid, license, retracted in rows if is_pmcid(pmcid)}  # fmt: skip
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Numbers of articles by state and by licence, of retracted articles, and of files known and fetched."""

@@ -12,6 +12,7 @@ import typer
 from blip.command_line import MaxImageMb, say, user_errors
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.errors import BlipError
+from blip.pubmed.server_options import MaxAnswerMb, MaxMb, MaxRatio, MaxSeconds, MaxWait
 
 app = typer.Typer(no_args_is_help=True, help="Articles of PubMed Central: from a search to image-caption pairs.")
 Corpus = Annotated[Path, typer.Argument(help="folder of the catalogue and the articles")]
@@ -57,13 +58,19 @@ def search(
     again: Annotated[bool, typer.Option("--again", help="repeat a search that was finished")] = False,
     eutils: Annotated[str, typer.Option(help="base address of ESearch")] = "",
     openi: Annotated[str, typer.Option(help="address of Open-i")] = "",
+    max_seconds: MaxSeconds = 600.0,
+    max_answer_mb: MaxAnswerMb = 32.0,
+    max_ratio: MaxRatio = 200.0,
+    max_wait: MaxWait = 600.0,
 ) -> None:
     """Searches for articles and records them in a catalogue; `fetch` downloads them."""
     with reported_errors():
         from blip.pubmed import search as steps
         from blip.pubmed.catalogue import Catalogue
+        from blip.pubmed.http_body import Limits
 
-        server = steps.Server(email, api_key, eutils or steps.EUTILS, openi or steps.OPENI)
+        limits = Limits(seconds=max_seconds, answer_mb=max_answer_mb, ratio=max_ratio, longest_wait=max_wait)
+        server = steps.Server(email, api_key, eutils or steps.EUTILS, openi or steps.OPENI, limits=limits)
         new = steps.search(out, query, count, server=server, source=source, again=again)
         seen, total = Catalogue(out).progress(source, query)
         say(f"{seen:,} of {total or 0:,} results seen, {new:,} new articles: {out}")
@@ -82,17 +89,24 @@ def fetch(
     update: Annotated[bool, typer.Option("--update", help="first check which articles changed")] = False,
     inventory: Annotated[Path | None, typer.Option(help="a downloaded inventory CSV, for --update")] = None,
     bucket: Annotated[str, typer.Option(help="base address")] = "",
+    max_seconds: MaxSeconds = 600.0,
+    max_mb: MaxMb = 512.0,
+    max_answer_mb: MaxAnswerMb = 32.0,
+    max_ratio: MaxRatio = 200.0,
+    max_wait: MaxWait = 600.0,
 ) -> None:
     """Downloads XML and figures of the articles in a catalogue and checks them; it can be stopped and started again."""
     with reported_errors():
         from blip.pubmed import fetch as steps
         from blip.pubmed.catalogue import Catalogue
+        from blip.pubmed.http_body import Limits
         from blip.pubmed.inventory import update as mark_changed
 
         place = bucket or steps.BUCKET
+        limits = Limits(max_seconds, max_mb, max_answer_mb, max_ratio, max_wait)
+        wanted = steps.Wanted(_licenses(licenses), retracted, place, rate, num_workers, limits=limits)
         if update:
-            say(f"{len(mark_changed(corpus, place, inventory))} articles changed")
-        wanted = steps.Wanted(_words(licenses), retracted, place, rate, num_workers)
+            say(f"{len(mark_changed(corpus, place, inventory, limits=limits))} articles changed")
         done = steps.fetch(corpus, wanted, say)
         say(f"{done.articles:,} articles, {done.files:,} files, {done.bytes / 1e6:,.0f} MB, {done.left_out:,} "
                    f"left out by licence or retraction, {done.failed:,} failed")  # fmt: skip
@@ -206,7 +220,7 @@ def build(
 
         rules = steps.Rules(
             split_shares=split_shares,
-            licenses=_words(licenses),
+            licenses=_licenses(licenses),
             retracted=retracted,
             unlicensed=unlicensed,
             min_confidence=min_confidence,
@@ -267,6 +281,14 @@ def run(
 def _words(text: str) -> list[str]:
     """The parts of a text between commas."""
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _licenses(text: str) -> list[str]:
+    """The licences between commas. BlipError where a text names none: no licence at all would select every article."""
+    names = _words(text)
+    if text and not names:
+        raise BlipError(f"--licenses {text!r} names no licence; leave the option out to select all")
+    return names
 
 
 def _show_problems(problems: list[str], out: Path) -> None:

@@ -14,18 +14,20 @@ from typing import Any
 
 from lxml import etree
 
-from blip.errors import BlipError
-from blip.pubmed.jats_text import text_of
-from blip.pubmed.licenses import license_name
+from blip.files import ReadError, open_regular
+from blip.pubmed.catalogue import is_pmcid
+from blip.pubmed.jats_text import JatsError, Texts, text_of
+from blip.pubmed.licenses import UNKNOWN, article_license
+from blip.pubmed.retractions import names_retraction
 
 Element = Any  # lxml has no type annotations
 HREF = "{http://www.w3.org/1999/xlink}href"
 
+LARGEST = 100_000_000  # bytes of an article; the largest in PubMed Central have some ten million
+MOST_MENTIONS = 200  # paragraphs of a figure
+MENTIONED = 8_000_000  # characters of the paragraphs of all figures of an article
+MOST_CHARACTERS = 64_000_000  # of the lines of all figures, of which each repeats what belongs to its article
 FIGURE_HOMES = ("fig-group", "floats-group", "boxed-text", "app", "sub-article", "response")
-
-
-class JatsError(BlipError):
-    """An article that cannot be read."""
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Article:
     journal: str = ""
     year: int | None = None
     authors: list[str] = field(default_factory=list)
-    license: str = ""  # such as CC-BY-4.0, CC0-1.0; "other" for any other wording or link
+    license: str = ""  # such as CC-BY-4.0, CC0-1.0; "unknown" for any other wording or link
     license_text: str = ""
     retracted: bool = False
     figures: list[Figure] = field(default_factory=list)
@@ -71,20 +73,40 @@ def parse_article(source: Path | bytes) -> Article:
                              remove_pis=True, huge_tree=False)  # fmt: skip
     name = str(source) if isinstance(source, Path) else "(in memory)"
     try:
-        root = etree.fromstring(source.read_bytes() if isinstance(source, Path) else source, parser)
+        if isinstance(source, Path):
+            with open_regular(source, LARGEST) as file:
+                source = file.read()
+        return _article(etree.fromstring(source, parser))
+    except ReadError as error:
+        raise JatsError(str(error)) from None
+    except RecursionError:  # libxml2 refuses more than 256 levels, later versions more than 2,048
+        raise JatsError(f"{name}: its elements are nested too deeply") from None
+    except JatsError as error:
+        raise JatsError(f"{name}: {error}") from None
     except (etree.XMLSyntaxError, ValueError) as error:
         raise JatsError(f"{name}: not readable XML ({error})") from None
     except OSError as error:
         raise JatsError(f"{name}: {error.strerror or error}") from None
+
+
+def _article(root: Element) -> Article:
     _without_namespace(root)
     articles = [root] if root.tag == "article" else root.findall(".//article")  # E-utilities wrap it in a set
     if not articles:
-        raise JatsError(f"{name}: holds no <article>; its root is <{root.tag}>")
-    first = articles[0]
-    article = _metadata(first)
+        raise JatsError(f"holds no <article>; its root is <{root.tag}>")
+    first, texts = articles[0], Texts()
+    article = _metadata(first, texts)
     article.others = len(articles) - 1
-    mentions = _mentions(first)
-    article.figures = [_figure(element, mentions) for element in first.iter("fig")]
+    mentions, graphics = _mentions(first, texts), _graphics(first)
+    each = sum(map(len, (article.title, article.journal, article.license_text, *article.authors)))
+    characters = 0
+    for element in first.iter("fig"):
+        figure = _figure(element, mentions, graphics, texts=texts)
+        own = (figure.caption, figure.title, figure.label, figure.section, *figure.mentions, *figure.files)
+        characters += each + sum(map(len, own))
+        if characters > MOST_CHARACTERS:
+            raise JatsError(f"its figures would become more than {MOST_CHARACTERS / 1e6:.0f} million characters")
+        article.figures.append(figure)
     article.other_graphics.update(_other_graphics(first))
     return article
 
@@ -102,9 +124,9 @@ def _without_namespace(root: Element) -> None:
 # ---- metadata --------------------------------------------------------------------------------------------------------
 
 
-def _metadata(root: Element) -> Article:
+def _metadata(root: Element, texts: Texts) -> Article:
     meta, journal = root.find("front/article-meta"), root.find("front/journal-meta")
-    article = Article(retracted=root.get("article-type") == "retraction")
+    article = Article()
     if journal is not None:
         article.journal = text_of(next(journal.iter("journal-title"), None))
     if meta is None:
@@ -112,20 +134,20 @@ def _metadata(root: Element) -> Article:
     for number in meta.findall("article-id"):
         kind, value = number.get("pub-id-type"), (number.text or "").strip()
         if kind in ("pmc", "pmcid") and not article.pmcid:
-            article.pmcid = value if value.upper().startswith("PMC") else f"PMC{value}"
+            value = value.upper() if value.upper().startswith("PMC") else f"PMC{value}"
+            article.pmcid = value if is_pmcid(value) else ""
         elif kind == "pmid" and not article.pmid:
             article.pmid = value
         elif kind == "doi" and not article.doi:
             article.doi = value
     article.title = text_of(meta.find("title-group/article-title"))
-    years = [int(y) for date in meta.findall("pub-date") if (y := (date.findtext("year") or "").strip()).isdecimal()]
-    article.year = min(years, default=None)
+    dates = [(date.findtext("year") or "").strip() for date in meta.findall("pub-date")]
+    article.year = min((int(year) for year in dates if re.fullmatch("[0-9]{1,4}", year)), default=None)
     people = meta.iterfind("contrib-group/contrib[@contrib-type='author']")
     article.authors = [name for person in people if (name := _author(person))]
-    article.license, article.license_text = _license(meta)
-    related = {item.get("related-article-type") for item in meta.iter("related-article")}
-    retracted = re.match(r"RETRACTED\b|RETRACTION( NOTICE| NOTE)?( OF\b|\s*:|$)", article.title.upper()) is not None
-    article.retracted = article.retracted or retracted or bool(related & {"retraction-forward", "retracted-article"})
+    article.license, article.license_text = _license(meta, texts)
+    related = {item.get("related-article-type") or "" for item in meta.iter("related-article")}
+    article.retracted = names_retraction(article.title, related | {root.get("article-type") or ""})
     return article
 
 
@@ -142,86 +164,102 @@ def _author(person: Element) -> str:
     return text_of(other)
 
 
-def _license(meta: Element) -> tuple[str, str]:
-    """(short name, wording) of the licence in `permissions`; the name follows from a link, else from the wording."""
-    links, words = [], []
+def _license(meta: Element, texts: Texts) -> tuple[str, str]:
+    """(short name, wording) of the licence in `permissions`, by its links, which the wording may not contradict."""
+    links: list[str] = []
+    terms: list[str] = []
+    holders: list[str] = []
+    words: list[str] = []
     for permissions in meta.findall("permissions"):
-        words += [text_of(part) for part in permissions.iter("license-p", "p", "copyright-statement")]
+        for part in permissions.iter("license-p", "p", "copyright-statement"):
+            words.append(texts.of(part))
+            (holders if part.tag == "copyright-statement" else terms).append(words[-1])
         for part in permissions.iter():
             links += [part.get(HREF, "")]
             links += [part.text or ""] if isinstance(part.tag, str) and part.tag.endswith("license_ref") else []
     text = " ".join(words)
-    for link in links:
-        if name := license_name(link):
-            return name, text
-    return license_name(text) or ("other" if text else ""), text
+    return article_license(links, " ".join(terms), " ".join(holders)) or (UNKNOWN if text else ""), text
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
 
 
-def _figure(element: Element, mentions: dict[str, list[str]]) -> Figure:
+def _figure(element: Element, mentions: dict[str, list[str]], graphics: dict[Element, list[str]], *,
+            texts: Texts) -> Figure:  # fmt: skip
     group = next((a for a in element.iterancestors() if a.tag == "fig-group"), None)
     caption, label, shared = element.find("caption"), text_of(element.find("label")), ""
     if group is not None:  # its caption belongs to all of its figures
-        label = label or text_of(group.find("label"))
-        shared = text_of(group.find("caption"))
+        label = label or texts.of(group.find("label"))
+        shared = texts.of(group.find("caption"))
     section = next((a for a in element.iterancestors() if a.tag in ("sec", "boxed-text", "app")), None)
     home = next((a.tag for a in element.iterancestors() if a.tag in FIGURE_HOMES), "body")
     own = element.get("id", "")
-    heading = "" if section is None else text_of(section.find("title"))
+    heading = "" if section is None else texts.of(section.find("title"))
     title = "" if caption is None else text_of(caption.find("title"))
     words = f"{shared} {text_of(caption)}".strip()
-    return Figure(own, label, title, words, _files(element), heading, home, mentions.get(own, []))
+    return Figure(own, label, title, words, graphics.get(element, []), heading, home, mentions.get(own, []))
 
 
-def _files(element: Element) -> list[str]:
-    """Names of the image files of a figure; of alternatives the first that is not a thumbnail."""
-    found, seen = [], set()
-    for graphic in element.iter("graphic"):
-        around = list(_up_to(graphic, element))
-        if any(a.tag in ("caption", "fig", "supplementary-material", "disp-formula") for a in around):
+def _graphics(article: Element) -> dict[Element, list[str]]:
+    """Figure -> names of its image files; of alternatives the first that is not a thumbnail."""
+    found: dict[Element, dict[str, None]] = {}
+    seen = set()
+    for graphic in article.iter("graphic"):
+        around: list[Element] = []
+        figure = None
+        for ancestor in graphic.iterancestors():
+            if ancestor.tag == "fig":
+                figure = ancestor
+                break
+            around.append(ancestor)
+        if figure is None or any(a.tag in ("caption", "supplementary-material", "disp-formula") for a in around):
             continue
         choice = next((a for a in around if a.tag == "alternatives"), None)
         if choice is not None:
             if choice in seen:
                 continue
             seen.add(choice)
-            others = [g for g in choice.iter("graphic") if g.get("specific-use") != "thumbnail"]
-            graphic = others[0] if others else graphic
+            large = (g for g in choice.iter("graphic") if g.get("specific-use") != "thumbnail")
+            graphic = next(large, graphic)
         if href := graphic.get(HREF, "").strip():
-            found.append(href)
-    return list(dict.fromkeys(found))
+            found.setdefault(figure, {})[href] = None
+    return {figure: list(names) for figure, names in found.items()}
 
 
-def _up_to(element: Element, end: Element) -> Iterator[Element]:
-    for ancestor in element.iterancestors():
-        if ancestor is end:
-            return
-        yield ancestor
+def _mentions(article: Element, texts: Texts) -> dict[str, list[str]]:
+    """Id of a figure -> the paragraphs that refer to it, each once, in order; captions do not count.
 
-
-def _mentions(article: Element) -> dict[str, list[str]]:
-    """Id of a figure -> the paragraphs that refer to it, each once, in order; captions do not count."""
+    Of a figure at most MOST_MENTIONS, of an article as many as have MENTIONED characters: one long paragraph may name
+    every figure.
+    """
+    figures = {element.get("id", "") for element in article.iter("fig")}
     found: dict[str, dict[str, None]] = {}
-    texts: dict[Element, str] = {}
+    left = MENTIONED
     for reference in article.iter("xref"):
         if reference.get("ref-type") != "fig":
             continue
-        paragraph = None
-        for ancestor in reference.iterancestors():
-            if ancestor.tag in ("fig", "caption", "fig-group"):
-                paragraph = None
-                break
-            if paragraph is None and ancestor.tag == "p":
-                paragraph = ancestor
+        named = [own for own in reference.get("rid", "").split() if own in figures]
+        paragraph = _paragraph(reference) if named and left > 0 else None
         if paragraph is None:
             continue
-        if paragraph not in texts:
-            texts[paragraph] = text_of(paragraph)
-        for own in reference.get("rid", "").split():
-            found.setdefault(own, {})[texts[paragraph]] = None
+        text = texts.of(paragraph)
+        for own in named:
+            mentions = found.setdefault(own, {})
+            if text not in mentions and len(mentions) < MOST_MENTIONS and len(text) <= left:
+                mentions[text] = None
+                left -= len(text)
     return {own: list(several) for own, several in found.items()}
+
+
+def _paragraph(reference: Element) -> Element | None:
+    """The innermost paragraph around a reference, None inside of a figure or a caption."""
+    paragraph = None
+    for ancestor in reference.iterancestors():
+        if ancestor.tag in ("fig", "caption", "fig-group"):
+            return None
+        if paragraph is None and ancestor.tag == "p":
+            paragraph = ancestor
+    return paragraph
 
 
 def _other_graphics(article: Element) -> Iterator[str]:

@@ -7,6 +7,8 @@ from typing import Any
 
 from lxml import etree
 
+from blip.errors import BlipError
+
 Element = Any  # lxml has no type annotations
 
 # elements inside a caption that are not part of its text
@@ -17,6 +19,32 @@ BLOCKS = {"p", "title", "sec", "list", "list-item", "disp-formula", "disp-quote"
 POWER = re.compile(r"\s*[-\u2212\u2013+]?\d")
 TEX = re.compile(r"\$+([^$]+)\$+")  # a formula in a LaTeX document of its own
 INVISIBLE = dict.fromkeys((*range(0x2061, 0x2065), 0x200B, 0xFEFF))  # operators of MathML, spaces without width
+
+
+MOST_COMPOSED = 64_000_000  # characters: far more than an article has, unless its paragraphs are nested
+
+
+class JatsError(BlipError):
+    """An article that cannot be read."""
+
+
+class Texts:
+    """Texts of elements of one article, each composed once, and not without end."""
+
+    def __init__(self) -> None:
+        self.known: dict[Element, str] = {}
+        self.left = MOST_COMPOSED
+
+    def of(self, element: Element | None) -> str:
+        """`text_of` an element. JatsError where the texts of an article exceed MOST_COMPOSED together."""
+        if element is None:
+            return ""
+        if element not in self.known:
+            text = self.known[element] = text_of(element)
+            self.left -= len(text)
+            if self.left < 0:
+                raise JatsError(f"its paragraphs repeat one another to {MOST_COMPOSED / 1e6:.0f} million characters")
+        return self.known[element]
 
 
 def text_of(element: Element | None) -> str:

@@ -1,6 +1,29 @@
-"""Names of licences: families of Creative Commons, from codes, links and wording."""
+"""Names of licences: families of Creative Commons, by a closed grammar. What does not parse completely is `unknown`.
 
+A text parses if all of it consists of codes (`CC BY-NC 4.0`), names in words (Creative Commons Attribution), addresses
+of creativecommons.org, known sentences on material of others, and words that licence statements use and that restrict
+nothing. Any other word or character, such as "not", "data" or "reserved", makes it `unknown`, and so do two names that
+contradict each other. A restriction (NC, ND, SA) counts wherever it occurs.
+"""
+
+import difflib
 import re
+import unicodedata
+from collections.abc import Iterable
+from functools import lru_cache
+
+from blip.errors import InputError
+from blip.pubmed.license_grammar import (
+    DATA_WAIVER,
+    KNOWN_SENTENCES,
+    LIMITS,
+    LINK,
+    PART,
+    RESTRICTIONS,
+    TOKEN,
+    VERSIONS,
+    WORDS,
+)
 
 # family -> (terms in short, address of its text)
 FAMILIES = {
@@ -16,44 +39,193 @@ FAMILIES = {
     "CC-BY-NC-ND": ("credit the authors; no commercial use; no changed versions",
                     "https://creativecommons.org/licenses/by-nc-nd/4.0/"),
 }  # fmt: skip
-DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2212_/", "-"))
-CC = re.compile(r"\bCC[ -]?BY((?:[ -]{1,3}(?:NC|ND|SA)\b)*)(?:[ -]*(?:V(?:ERSION)? ?)?(\d\.\d))?", re.IGNORECASE)
-LINK = re.compile(r"creativecommons\.org/(licenses|publicdomain)/([a-z-]+)(?:/(\d\.\d))?", re.IGNORECASE)
-WORDS = (("NC", r"non-? ?commercial"), ("SA", r"share ?-?alike"), ("ND", r"no-? ?deriv"))
+UNKNOWN = "unknown"  # a licence that is named and not understood
+ARCHIVE_CODES = ("TDM", "NO-CC-CODE")  # other codes of PubMed Central: no licence of Creative Commons
+LONGEST = 20_000  # characters of a statement; a longer one is not read
 
 
-def short_license(code: str) -> str:
-    """The family of a licence, without version or country: `cc by-nc 3.0 igo` -> CC-BY-NC; other codes in capitals."""
-    text = code.translate(DASHES).strip()
-    if re.match(r"CC-? ?(0|ZERO)\b", text, re.IGNORECASE):
-        return "CC0"
-    if found := CC.match(text):
-        return _family(re.findall("NC|ND|SA", found[1].upper()))
-    return re.sub(r"[\s-]+", "-", text.upper())
+def short_license(code: object) -> str:
+    """The family of a licence, without version or country: `cc by-nc 3.0 igo` -> CC-BY-NC.
 
-
-def _family(parts: list[str]) -> str:
-    return "-".join(["CC-BY", *(part for part in ("NC", "SA", "ND") if part in parts)])
-
-
-def license_name(text: str) -> str:
-    """The name, such as CC-BY-4.0, from a link or from wording; "" where no licence of Creative Commons is named.
-
-    Restrictions are searched for first: a waiver for the data beside a licence for the article is not the article's.
+    "" for no text, TDM and NO-CC-CODE as the archive names them, `unknown` for whatever does not parse.
     """
-    if link := LINK.search(text):
-        free = link[1].lower() == "publicdomain"
-        family = "CC0" if free else _family(re.findall("NC|ND|SA", link[2].upper()))
-        return f"{family}-{link[3]}" if link[3] else family
-    plain = text.translate(DASHES)
-    if found := CC.search(plain):
-        family = _family(re.findall("NC|ND|SA", found[1].upper()))
-        return f"{family}-{found[2]}" if found[2] else family
-    if re.search(r"Creative Commons", plain, re.IGNORECASE) and re.search(r"attribution", plain, re.IGNORECASE):
-        # in the name of the licence, not "non-commercial use is permitted" in a sentence of its own
-        name = " ".join(re.findall(r"[^.]*attribution[^.]*", re.sub(r"\d\.\d", "", plain), re.IGNORECASE))
-        return _family([part for part, words in WORDS if re.search(words, name, re.IGNORECASE)])
-    if re.search(r"\bCC-?0\b|Creative Commons Zero", plain, re.IGNORECASE):
-        return "CC0"
-    public = re.search(r"(?<!not )in(?:to)? the public domain|Public Domain (?:Mark|Dedication)", plain, re.IGNORECASE)
-    return "CC0" if public and "rights reserved" not in plain.lower() else ""
+    if code is None or code == "":
+        return ""
+    if not isinstance(code, str):
+        return UNKNOWN
+    if not code.strip():
+        return ""
+    named = re.sub(r"[\s-]+", "-", code.strip().upper())
+    if named in ARCHIVE_CODES:
+        return named
+    parsed = _parse(code)
+    return parsed[0] if parsed else UNKNOWN
+
+
+@lru_cache(maxsize=4096)  # the articles of a journal share their statement
+def license_name(text: str) -> str:
+    """The name, such as CC-BY-4.0, from a code, an address or a statement; the version from codes and addresses.
+
+    "" for no text, and for one that reserves all rights and names no licence; `unknown` for whatever does not parse.
+    """
+    if not text.strip():
+        return ""
+    if len(text) > LONGEST:
+        return UNKNOWN
+    if parsed := _parse(text):
+        return "-".join(filter(None, parsed))
+    plain = _plain(text).replace("not in the public domain", "")
+    reserved = "all rights reserved" in plain and not re.search(r"creative|commons|\bcc|public domain", plain)
+    return "" if reserved else UNKNOWN
+
+
+def article_license(links: Iterable[str], statement: str, holder: str = "") -> str:
+    """The name of an article's licence, by its links to Creative Commons, which its words may not contradict.
+
+    Args:
+        links: addresses in its permissions; those of other places count for nothing.
+        statement: its words on the licence.
+        holder: its words on the copyright.
+    """
+    if max(len(statement), len(holder)) > LONGEST:
+        return UNKNOWN
+    named = license_name(statement)
+    found = [LINK.fullmatch(_plain(link)) for link in links if "creativecommons" in _plain(link[:LONGEST])]
+    parsed = [link and _of_link(link) for link in found]
+    if None in parsed:
+        return UNKNOWN
+    names = {name for name in parsed if name}
+    plain = _plain(statement)
+    if DATA_WAIVER.search(plain) and len({family for family, _ in names}) > 1:
+        names = {name for name in names if name[0] != "CC0"}  # of the data
+    if "reserved" in _plain(holder):
+        return UNKNOWN if names or named else ""
+    if not names:
+        return named
+    family = {family for family, _ in names}.pop()
+    if len({family for family, _ in names}) > 1:
+        return UNKNOWN
+    versions = {version for _, version in names if version}
+    name = f"{family}-{versions.pop()}" if len(versions) == 1 else family
+    if named not in ("", UNKNOWN):
+        return name if short_license(named) == family else UNKNOWN
+    return UNKNOWN if _contradicts(KNOWN_SENTENCES.sub(" ", DATA_WAIVER.sub(" ", plain)), family) else name
+
+
+def _contradicts(statement: str, family: str) -> bool:
+    """Whether words that do not parse restrict more than a licence does."""
+    said = {part for part, words in RESTRICTIONS.items() if re.search(rf"(?<![a-z])(?:{words})", statement)}
+    if said - set(family.split("-")):
+        return True
+    return "NC" not in family.split("-") and LIMITS.search(statement) is not None
+
+
+def selected_families(names: Iterable[str]) -> frozenset[str]:
+    """The families that a user selects, such as CC-BY and CC0.
+
+    Raises:
+        InputError: a name is not known; the message has the nearest one.
+    """
+    known = [*FAMILIES, *ARCHIVE_CODES]
+    selected = set()
+    for name in names:
+        if (family := short_license(name)) not in known:
+            nearest = difflib.get_close_matches(str(name).upper().replace(" ", "-"), known, 1, 0.3)
+            hint = f"; did you mean {nearest[0]}?" if nearest else "."
+            raise InputError(f"no licence is called {name!r}{hint} Known are {', '.join(known)}")
+        selected.add(family)
+    return frozenset(selected)
+
+
+# ---- the grammar -----------------------------------------------------------------------------------------------------
+
+
+def _plain(text: str) -> str:
+    """In lower case, with one kind of hyphens, blanks and apostrophes, and without characters that nobody sees."""
+    if text.isascii():
+        return " ".join(text.lower().split())
+    kept = (c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+    plain = "".join("-" if unicodedata.category(c) == "Pd" or c in "\u2212\u2043\u02d7" else c for c in kept)
+    return " ".join(plain.replace("\u2019", "'").lower().split())
+
+
+def _parse(text: str) -> tuple[str, str] | None:
+    """(family, version or "") of a text that consists of known parts alone, else None."""
+    if len(text) > LONGEST:
+        return None
+    plain = KNOWN_SENTENCES.sub(" ", DATA_WAIVER.sub(" ", _plain(text)))
+    names: set[str] = set()
+    versions: set[str] = set()
+    restrictions: set[str] = set()
+    at = 0
+    while at < len(plain):
+        token = TOKEN.match(plain, at)
+        if token is None or (token["word"] and token["word"] not in WORDS):
+            return None
+        at = token.end()
+        if token["more"]:
+            restrictions.add(next(p for p, words in RESTRICTIONS.items() if re.fullmatch(words, token["more"])))
+        elif token["link"] or token["code"] or token["zero"] or token["public"]:
+            name = _of_token(token)
+            if name is None:
+                return None
+            names.add(name[0])
+            versions.update(filter(None, [name[1]]))
+    if len(names) != 1 or len(versions) > 1:
+        return None
+    return _restricted(names.pop(), restrictions, "".join(versions))
+
+
+def _of_token(token: re.Match[str]) -> tuple[str, str] | None:
+    """(family, version or "") that one part of a text names, None if there is no such licence."""
+    if token["link"]:
+        link = LINK.fullmatch(token["link"].rstrip(".:"))
+        return _of_link(link) if link else None
+    if token["public"]:
+        return "CC0", ""
+    if token["zero"]:
+        return _versioned("CC0", token["zero_version"] or "", "")
+    parts = re.findall(PART, token["parts"])
+    family = _family(parts)
+    version, port = token["version"] or "", token["port"] or ""
+    if version == "4.0" and port in WORDS:  # "CC BY 4.0 in any medium" is not a licence of India
+        port = ""
+    if family is None or _versioned(family, version, port) is None:
+        return None
+    return _versioned(family, version if token["kind"].endswith("cc") else "", port)
+
+
+def _of_link(link: re.Match[str]) -> tuple[str, str] | None:
+    """The same of an address."""
+    if link["free"]:
+        return _versioned("CC0", link["version"] or "", link["port"] or "")
+    parts = link["parts"].split("-")
+    family = _family(parts) if len(set(parts)) == len(parts) else None
+    return _versioned(family, link["version"] or "", link["port"] or "") if family else None
+
+
+def _family(parts: list[str]) -> str | None:
+    """The family of parts such as by, nc, noderivs; None without attribution, for unknown ones and for ND with SA."""
+    found = set()
+    for part in parts:
+        known = [name for name, words in RESTRICTIONS.items() if re.fullmatch(words, part)]
+        if not known and part not in ("by", "attribution"):
+            return None
+        found.update(known or ["BY"])
+    name = _restricted("CC-BY", found - {"BY"}, "")
+    return name[0] if name and "BY" in found else None
+
+
+def _restricted(family: str, more: set[str], version: str) -> tuple[str, str] | None:
+    """A family with further restrictions; None where there is no such licence."""
+    parts = {*family.split("-")[2:], *more}
+    name = "-".join([*family.split("-")[:2], *(part for part in ("NC", "SA", "ND") if part in parts)])
+    return (name, version) if name in FAMILIES else None
+
+
+def _versioned(family: str, version: str, port: str) -> tuple[str, str] | None:
+    """A family and its version in full; None where there is no such version, or it was never ported."""
+    version = f"{version}.0" if len(version) == 1 else version
+    if version not in ("", *(VERSIONS if family != "CC0" else ("1.0",))) or (port and version == "4.0"):
+        return None
+    return family, version

@@ -167,7 +167,9 @@ def _sample(items: Iterable[T], most: int, rng: random.Random) -> list[T]:
     return chosen
 
 
-def _picture(path: str, side: int, boxes: Iterable[tuple[Any, str]] = (), *, limits: ImageLimits) -> dict[str, Any]:
+def _picture(
+    path: str, side: int, boxes: Iterable[tuple[Any, str]] = (), *, limits: ImageLimits = LIMITS
+) -> dict[str, Any]:
     """`picture`, with boxes drawn on it, is part of the page itself; `problem` is why an image cannot be read."""
     picture, problem = open_or_problem(path, limits)
     if picture is None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from blip.errors import BlipError
-from blip.pubmed.licenses import FAMILIES, short_license
+from blip.pubmed.licenses import FAMILIES, selected_families, short_license
+from blip.pubmed.retractions import is_retracted
 
 NAMES = ("train", "val", "test")
 
@@ -36,7 +37,7 @@ class Rules:
     seed: int = 0  # of the division
 
     def check(self) -> None:
-        """BuildError where the shares do not add up to 1, or a limit is no number."""
+        """BuildError where the shares do not add up to 1, or a limit is no number; InputError for unknown licences."""
         shares = self.split_shares
         # no comparison with NaN is true
         if not (all(share >= 0 for share in shares) and abs(sum(shares) - 1) <= 1e-6):
@@ -44,24 +45,26 @@ class Rules:
         for name in ("min_confidence", "max_aspect"):
             if math.isnan(getattr(self, name)):
                 raise BuildError(f"{name} is nan: give a number")
+        selected_families(self.licenses)
 
     def rejection(self, line: dict[str, Any]) -> str:
         """Why a pair is left out, "" if it is not; `size_rejection` checks what needs the image."""
-        license, caption = short_license(str(line.get("license") or "")), line["caption"]
+        license, caption = short_license(line.get("license")), line.get("caption")
         if not isinstance(caption, str):
             return "no caption"
         count = len(caption.split())
-        if line.get("retracted") and not self.retracted:
-            return "retracted"
-        if self.licenses and license not in {short_license(name) for name in self.licenses}:
+        retracted, odd = is_retracted(line, "retracted")
+        if retracted and not self.retracted:
+            return "mark of retraction that is not understood" if odd else "retracted"
+        if self.licenses and license not in selected_families(self.licenses):
             return "licence"
         if license not in FAMILIES and not self.unlicensed and not self.licenses:
             return "no open licence named"
         if not line.get("image"):
             return "no file"
-        if float(1.0 if line.get("confidence") is None else line["confidence"]) < self.min_confidence:
+        if not _confidence(line) >= self.min_confidence:
             return "confidence"
-        if not self.keep_whole and line.get("how") == "whole" and len(line.get("panels") or []) > 1:
+        if not self.keep_whole and line.get("how") == "whole" and _several(line.get("panels")):
             return "compound figure that stayed whole"
         if count < self.min_words:
             return "caption too short"
@@ -83,6 +86,18 @@ class Rules:
         place = int.from_bytes(digest[:8], "big") / 2**64
         bounds = (self.split_shares[0], self.split_shares[0] + self.split_shares[1])
         return NAMES[(place >= bounds[0]) + (place >= bounds[1])]
+
+
+def _confidence(line: dict[str, Any]) -> float:
+    """The confidence of a pair: 1 where it has none, NaN where it is no number, which no limit accepts."""
+    value = line.get("confidence")
+    if value is None:
+        return 1.0
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def _several(panels: object) -> bool:
+    return isinstance(panels, list) and len(panels) > 1
 
 
 def _any_word(words: list[str], text: str) -> bool:

@@ -5,15 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from blip.config import ConfigError, load_config
 from blip.data.image_bytes import ImageLimits
 from blip.files import write_whole
 from blip.hashing import fingerprint
+from blip.pubmed.bucket import BUCKET
 from blip.pubmed.build import build
 from blip.pubmed.extract import extract
-from blip.pubmed.fetch import BUCKET, Wanted, fetch
+from blip.pubmed.fetch import Wanted, fetch
+from blip.pubmed.http_body import Limits
+from blip.pubmed.licenses import selected_families
 from blip.pubmed.panels.split import Options, split
 from blip.pubmed.report import write_report
 from blip.pubmed.rules import Rules
@@ -23,7 +26,7 @@ from blip.pubmed.search import EUTILS, OPENI, Server, search
 class PubmedConfig(BaseModel):
     """Options of `blip pubmed run`."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
     former_names: ClassVar[dict[str, str]] = {"workers": "num_workers", "splits": "split_shares"}
 
     # search and fetch
@@ -59,6 +62,17 @@ class PubmedConfig(BaseModel):
     eutils: str = EUTILS  # base address of ESearch
     openi: str = OPENI  # address of Open-i
     bucket: str = BUCKET  # base address of the open bucket
+    max_seconds: float = Field(600.0, gt=0)  # of one exchange with a server, its whole answer included
+    max_mb: float = Field(512.0, gt=0)  # megabytes of one file
+    max_answer_mb: float = Field(32.0, gt=0)  # megabytes of a listing, of metadata or of a page of results
+    max_ratio: float = Field(200.0, ge=1)  # bytes after decompression for each byte that a server sends
+    max_wait: float = Field(600.0, gt=0)  # seconds to wait at most when a server asks for it
+
+    @field_validator("licenses")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        selected_families(names)
+        return names
 
 
 def run(config: Path, overrides: list[str], tell: Callable[[str], None]) -> None:
@@ -99,7 +113,14 @@ def run(config: Path, overrides: list[str], tell: Callable[[str], None]) -> None
 
 
 def _search_and_fetch(settings: PubmedConfig, corpus: Path, tell: Callable[[str], None]) -> None:
-    server = Server(settings.email, settings.api_key, settings.eutils, settings.openi)
+    limits = Limits(
+        seconds=settings.max_seconds,
+        file_mb=settings.max_mb,
+        answer_mb=settings.max_answer_mb,
+        ratio=settings.max_ratio,
+        longest_wait=settings.max_wait,
+    )
+    server = Server(settings.email, settings.api_key, settings.eutils, settings.openi, limits=limits)
     new = search(corpus, settings.query, settings.count, server=server, source=settings.source)
     tell(f"search: {new} new articles in {corpus}")
     wanted = Wanted(
@@ -108,6 +129,7 @@ def _search_and_fetch(settings: PubmedConfig, corpus: Path, tell: Callable[[str]
         bucket=settings.bucket,
         rate=settings.rate,
         num_workers=settings.num_workers,
+        limits=limits,
     )
     fetched = fetch(corpus, wanted, tell)
     tell(f"fetch: {fetched.articles} articles, {fetched.files} files, {fetched.failed} failed, "

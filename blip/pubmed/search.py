@@ -4,21 +4,28 @@ Both return PMCIDs only; licences, retractions and files come from the bucket (`
 continues at the page where it stopped.
 """
 
-import io
 import json
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip.pubmed.catalogue import Catalogue
-from blip.pubmed.http_client import Client, FetchError, RetryPolicy
+from lxml import etree
+
+from blip.pubmed.catalogue import Catalogue, is_pmcid
+from blip.pubmed.failures import FetchError, shown_part
+from blip.pubmed.http_body import Limits
+from blip.pubmed.http_client import Client, RetryPolicy
+
+log = logging.getLogger(__name__)
 
 EUTILS = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils/"
 OPENI = "https://openi.nlm.nih.gov/api/search"
 PAGE = {"pmc": 1000, "openi": 100}  # results a request
 RATE, RATE_WITH_KEY = 3.0, 10.0  # requests a second that NCBI allows
+MOST_RESULTS = 10**9  # a number of results above this is none
 
 
 @dataclass
@@ -30,6 +37,7 @@ class Server:
     eutils: str = EUTILS
     openi: str = OPENI
     retry: RetryPolicy | None = None
+    limits: Limits | None = None  # of each exchange
 
 
 def search(folder: Path, query: str, count: int, *, server: Server, source: str = "pmc", again: bool = False) -> int:
@@ -54,7 +62,8 @@ def search(folder: Path, query: str, count: int, *, server: Server, source: str 
     if source == "pmc" and not re.fullmatch(r"[^@\s]+@[^@\s]+", server.email):
         raise FetchError("NCBI asks for an address to write to: --email you@example.org", lasting=True)
     catalogue = Catalogue(folder, create=True)
-    client = Client(RATE_WITH_KEY if server.api_key else RATE, server.retry, f"blip-pubmed ({server.email})")
+    client = Client(RATE_WITH_KEY if server.api_key else RATE, server.retry, f"blip-pubmed ({server.email})",
+                    limits=server.limits)  # fmt: skip
     new = 0
     try:
         if again:
@@ -66,7 +75,10 @@ def search(folder: Path, query: str, count: int, *, server: Server, source: str 
             if not pmcids and seen < total and source == "pmc":
                 raise FetchError(f"{query}: the server counts {total} results and shows none from {seen} on")
             seen += most
-            pmcids = list(dict.fromkeys(pmcids))
+            odd = [name for name in pmcids if not is_pmcid(name)]
+            if odd:
+                log.warning("%s names %s, which is no PMCID: left out", source, shown_part(repr(odd[0]), 80))
+            pmcids = [name for name in dict.fromkeys(pmcids[:most]) if is_pmcid(name)]
             new += catalogue.add_page(source, query, min(seen, total), total=total, pmcids=pmcids)
     finally:
         client.close()
@@ -85,21 +97,18 @@ class _Page:
 
 def _pmc(client: Client, server: Server, page: _Page) -> tuple[list[str], int]:
     """(PMCIDs of a page, total number of results) of ESearch."""
-    from Bio import Entrez
-
     params = {"db": "pmc", "term": page.query, "retstart": page.start, "retmax": page.most, "tool": "blip",
               "email": server.email}  # fmt: skip
     if server.api_key:
         params["api_key"] = server.api_key
     body = client.get(server.eutils.rstrip("/") + "/esearch.fcgi", params)
     try:
-        answer = Entrez.read(io.BytesIO(body))
-        ids, total = [f"PMC{number}" for number in answer["IdList"]], int(answer["Count"])
-    except Exception as error:  # the parser of Biopython raises exceptions of many kinds
-        raise FetchError(
-            f"ESearch: an answer that cannot be read ({type(error).__name__}: {error}): {body[:200]!r}"
-        ) from None
-    unknown = answer.get("ErrorList", {}).get("PhraseNotFound", [])
+        answer = etree.fromstring(body, etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False))
+        total = _total(answer.findtext("Count") or answer.findtext("ERROR") or f"<{answer.tag}>")
+        ids = [f"PMC{element.text or ''}" for element in answer.iterfind("IdList/Id")]
+        unknown = [element.text or "" for element in answer.iterfind("ErrorList/PhraseNotFound")]
+    except (etree.XMLSyntaxError, ValueError) as error:
+        raise FetchError(f"ESearch: an answer that cannot be read ({error}): {body[:200]!r}") from None
     if not total:
         words = f"; unknown are {', '.join(map(str, unknown))}" if unknown else ""
         raise FetchError(f"no article of PubMed Central matches {page.query!r}{words}", lasting=True)
@@ -112,10 +121,17 @@ def _openi(client: Client, server: Server, page: _Page) -> tuple[list[str], int]
     body = client.get(server.openi, params)
     try:
         answer = json.loads(body)
-        rows, total = answer.get("list") or [], int(answer["total"])
-        numbers = [str(row.get("pmcid") or row.get("uid", "").partition("_")[0]) for row in rows]
-    except (ValueError, KeyError, AttributeError) as error:
+        rows, total = answer.get("list") or [], _total(answer["total"])
+        numbers = [str(row.get("pmcid") or str(row.get("uid", "")).partition("_")[0]) for row in rows]
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise FetchError(f"Open-i: an answer that cannot be read ({error}): {body[:200]!r}") from None
     if not total:
         raise FetchError(f"no figure of Open-i matches {page.query!r}", lasting=True)
     return [f"PMC{number.removeprefix('PMC')}" for number in numbers if number.removeprefix("PMC").isdigit()], total
+
+
+def _total(value: object) -> int:
+    """A number of results. ValueError for anything else."""
+    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,10}", str(value)[:100].strip()):
+        raise ValueError(f"{str(value)[:100]!r} is no number of results")
+    return min(int(str(value)), MOST_RESULTS)

@@ -42,7 +42,7 @@ def in_order(function: Callable[[In], Out], items: Iterator[In], num_workers: in
                 yield from pool.map(function, block, chunksize=CHUNK)
         except BrokenProcessPool:
             raise WorkError("a process ended unexpectedly, perhaps out of memory: try fewer workers") from None
-        except GeneratorExit:
+        except BaseException:  # the results are not wanted any more, or Ctrl-C
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 

@@ -127,3 +127,15 @@ def test_texts_of_a_command_line() -> None:
             verb, "x.png", text, "--checkpoint", "none", *(["--out", "x.png"] if verb == "explain" else [])
         )
         assert code == 1 and "half a character" in shown, shown
+
+
+@pytest.mark.parametrize("label", ["x" * 10**6, ["y"] * 10**6, {"z" * 10**6: 1}, 10**3000])
+def test_messages_about_long_values_are_short(label: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "set.json", "statements", label=label)
+    with pytest.raises(AnnotationError, match="record 2: its label") as caught:
+        read_statements([str(path)])
+    assert len(str(caught.value)) < 1500
+    path.write_text(json.dumps([{"k" * 10**6: 1}]))
+    with pytest.raises(AnnotationError, match="has no") as caught:
+        read_pairs([str(path)])
+    assert len(str(caught.value)) < 1500

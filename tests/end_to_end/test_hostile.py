@@ -235,7 +235,7 @@ NAMES = [
     b'a,b\t"c".png',
     "\u202egnp.exe.png".encode(),
     b"=cmd()|x.png",
-    b"[red]markup[/red].png",
+    b"[red]markup[red].png",
     b"n" * 251 + b".png",
 ]
 

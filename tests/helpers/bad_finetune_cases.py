@@ -202,7 +202,7 @@ VERBS: list[tuple[str, Make, str]] = [
     ("no answers", asking("--answers", "FOLDER/none.txt"), "the list of answers is empty"),
     ("answers missing", asking("--answers", "FOLDER/no.txt"), "no.txt"),
     ("k of none", asking("--answers", "FOLDER/answers.txt", "--k", "0"), "k is 0|has no token"),
-    ("no images", empty_folder, r"empty is a folder without images; looked for \.bmp, "),
+    ("no images", empty_folder, r"empty is a folder without images; looked for \.avif, \.bmp, "),
     ("no such image", given("caption", "FOLDER/x.png", "--checkpoint", "START"), "x.png: no such file or folder"),
     ("no such checkpoint", given("caption", IMAGE, "--checkpoint", "FOLDER/x.pth"), "x.pth does not exist"),
     ("too many", given("caption", IMAGE, "--checkpoint", "START", "--num_return", "4"), "num_return is 4 with 3 beams"),

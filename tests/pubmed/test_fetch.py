@@ -19,13 +19,15 @@ from pmc_server import Faults, Library, Server
 
 pytest.importorskip("lxml")
 pytest.importorskip("httpx")
-pytest.importorskip("Bio")
 
 from blip.pubmed import http_client
-from blip.pubmed.catalogue import NAME, Catalogue, CatalogueError
+from blip.pubmed.bucket import file_of
+from blip.pubmed.catalogue import NAME, Catalogue
+from blip.pubmed.catalogue_file import CatalogueError
 from blip.pubmed.extract import extract
-from blip.pubmed.fetch import Wanted, fetch, file_of
-from blip.pubmed.http_client import Client, FetchError, RateLimit, RetryPolicy
+from blip.pubmed.failures import FetchError
+from blip.pubmed.fetch import Wanted, fetch
+from blip.pubmed.http_client import Client, RateLimit, RetryPolicy
 from blip.pubmed.inventory import update
 from blip.pubmed.licenses import short_license
 from blip.pubmed.search import Server as Where
@@ -323,7 +325,7 @@ def test_a_corpus_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(CatalogueError, match="begin with `blip pubmed search"):
         fetch(tmp_path, Wanted())
     (tmp_path / NAME).write_bytes(b"this is no database, it is a text" * 50)
-    with pytest.raises(CatalogueError, match="remove it"):
+    with pytest.raises(CatalogueError, match="is no catalogue"):
         Catalogue(tmp_path)
 
 

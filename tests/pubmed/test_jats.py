@@ -134,6 +134,85 @@ def test_nothing_is_expanded_or_fetched(tmp_path: Path) -> None:
         article("<p>&l11;</p>", text.replace("<!ENTITY x", f"{laughs}<!ENTITY x"))
 
 
+def figures(count: int, inside: str = "") -> str:
+    return "".join(f'<fig id="f{at}">{inside}</fig>' for at in range(count))
+
+
+WORDS = "word " * 200_000
+EVERY = " ".join(f"f{at}" for at in range(2000))
+REPEATED = {
+    "one paragraph names every figure": f'<p>{WORDS}<xref ref-type="fig" rid="{EVERY}"/></p>{figures(2000)}',
+    "references to every figure": f"<p>{WORDS}" + "".join(
+        f'<xref ref-type="fig" rid="f{at}"/>' for at in range(5000)) + f"</p>{figures(5000)}",
+    "paragraphs in paragraphs": '<p><xref ref-type="fig" rid="f0"/>' * 200 + WORDS + "</p>" * 200 + figures(1),
+    "caption of a group": f"<fig-group><caption><p>{WORDS}</p></caption>{figures(2000)}</fig-group>",
+    "heading of a section": f"<sec><title>{WORDS}</title>{figures(2000)}</sec>",
+    "captions in captions": '<fig id="f"><caption><p>' * 60 + WORDS + "</p></caption></fig>" * 60,
+    "label of a group": f"<fig-group><label>{WORDS}</label>{figures(2000)}</fig-group>",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_a_small_article_does_not_become_large_lines(name: str, tmp_path: Path) -> None:
+    """What figures share is repeated up to a limit; above it the article is named, and costs itself alone."""
+    (tmp_path / "large.xml").write_text(f"{HEAD}<body>{REPEATED[name]}</body></article>")
+    (tmp_path / "small.xml").write_text(f"{HEAD}<body>{fig('1')}</body></article>")
+    found = extract(tmp_path, tmp_path / "out.jsonl")
+    assert found.articles + found.unreadable == 2 and found.articles >= 1
+    assert (tmp_path / "out.jsonl").stat().st_size < 70_000_000
+    assert found.unreadable == ("every figure" not in name and "captions in" not in name)
+    if found.unreadable:
+        assert "million characters" in found.problems[0]
+
+
+def test_mentions_up_to_the_limits_are_all_there() -> None:
+    see = '<xref ref-type="fig" rid="f0"/>'
+    body = "".join(f"<p>{at} {see}</p>" for at in range(200)) + f"<p>0 {see}</p>" + figures(1)
+    assert article(body).figures[0].mentions == [str(at) for at in range(200)]
+    assert len(article(f"<p>one more {see}</p>" + body).figures[0].mentions) == 200
+
+
+@pytest.mark.parametrize("tag", ["p", "sec", "fig", "sup", "mml:mrow", "a:b"])
+def test_deep_articles_are_refused(tag: str) -> None:
+    with pytest.raises(JatsError):
+        article(f"<{tag}>" * 100_000 + f"</{tag}>" * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name", "value"),
+    [
+        (">123<", ">../../../victim<", "pmcid", ""),
+        (">123<", ">" + "1" * 5000 + "<", "pmcid", ""),
+        (">123<", ">pmc7<", "pmcid", "PMC7"),
+        (">2020<", ">" + "9" * 5000 + "<", "year", 2021),
+        (">2020<", ">&#1634;&#1632;<", "year", 2021),
+        ("T</italic>", "T</italic>: withdrawn", "retracted", False),
+        ("On <italic>", "WITHDRAWN: On <italic>", "retracted", True),
+        ('"research-article"', '"partial-retraction"', "retracted", True),
+        ('"research-article"', '"retracted-article"', "retracted", True),
+        ("</article-meta>", '<related-article related-article-type="withdrawal"/></article-meta>', "retracted", True),
+        ("</article-meta>", '<related-article related-article-type="companion"/></article-meta>', "retracted", False),
+        ("licenses/by-nc/4.0/", "licenses/by/4.0/", "license", "CC-BY-4.0"),
+        ("licenses/by-nc/4.0/", "licenses/by-xx/4.0/", "license", "unknown"),
+        ("<license-p>CC.", "<license-p>No derivatives.", "license", "unknown"),
+    ],
+)
+def test_odd_metadata(old: str, new: str, name: str, value: object) -> None:
+    assert old in HEAD and getattr(article("", HEAD.replace(old, new)), name) == value
+
+
+def test_files_that_are_no_articles(tmp_path: Path) -> None:
+    """A pipe, a device and a file without end are refused and not read."""
+    os.mkfifo(tmp_path / "pipe.xml")
+    (tmp_path / "device.xml").symlink_to("/dev/zero")
+    with open(tmp_path / "sparse.xml", "wb") as file:
+        file.truncate(10**12)
+    (tmp_path / "good.xml").write_text(f"{HEAD}<body>{fig('1')}</body></article>")
+    found = extract(tmp_path, tmp_path / "out.jsonl")
+    assert (found.articles, found.unreadable) == (1, 3)
+    assert sum("is not a regular file" in problem for problem in found.problems) == 2
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(b"", "not readable XML"), (b"<article><p></article>", "not readable XML"), (b"<html/>", "holds no <article>")],

@@ -1,8 +1,11 @@
-"""Licences from codes, links and words; a restriction is never lost."""
+"""Licences from codes, links and words; a restriction is never lost, and what does not parse is not open."""
 
 import pytest
+from helpers.running import code_and_text
 
-from blip.pubmed.licenses import FAMILIES, license_name, short_license
+from blip.errors import InputError
+from blip.pubmed.licenses import FAMILIES, UNKNOWN, article_license, license_name, selected_families, short_license
+from blip.pubmed.rules import BuildError, Rules
 
 
 @pytest.mark.parametrize(
@@ -39,3 +42,220 @@ def test_words(text: str, name: str) -> None:
 def test_codes(code: str, family: str) -> None:
     assert short_license(code) == family
     assert (family in FAMILIES) == family.startswith("CC")
+
+
+# ---- a table of spellings --------------------------------------------------------------------------------------------
+
+SPELLINGS = {
+    "CC-BY": [
+        "CC BY", "CC-BY", "cc by", "CCBY", "Cc-By", "CC_BY", "CC BY 4.0", "CC-BY-4.0", "CC BY 3.0 US", "CC BY 2.0 UK",
+        "CC BY 3.0 IGO", "CC BY 3.0 Germany", "CC BY v4.0", "CC BY 4", "(CC BY)", "(CC BY 4.0)", "CC  BY", " CC BY ",
+        "CC\u00a0BY", "CC\u2011BY", "CC\u2010BY\u20104.0", "CC\u2212BY", "\uff23\uff23 \uff22\uff39",
+        "CC BY license", "CC BY licence", "CC-BY 4.0 International", "Creative Commons Attribution",
+        "Creative Commons Attribution License", "Creative Commons Attribution 4.0 International Public License",
+        "Creative Commons: Attribution", "Creative Commons Attribution (CC BY) license",
+        "the Creative Commons Attribution 3.0 Unported License", "Attribution 4.0 International (CC BY 4.0)",
+        "https://creativecommons.org/licenses/by/4.0/", "http://creativecommons.org/licenses/by/4.0",
+        "http://creativecommons.org/licenses/by/2.0/uk/", "https://creativecommons.org/licenses/by/3.0/igo/",
+        "https://www.creativecommons.org/licenses/by/4.0/", "https://creativecommons.org:443/licenses/by/4.0/",
+        "creativecommons.org/licenses/by/3.0", "//creativecommons.org/licenses/by/3.0/",
+        "https://creativecommons.org/licenses/by/4.0/legalcode", "https://creativecommons.org/licenses/by/4.0/deed.en",
+        "HTTPS://CREATIVECOMMONS.ORG/LICENSES/BY/4.0/", "https://creativecommons.org/licenses/by/4.0/?ref=chooser-v1",
+        "http://creativecommons.org/licenses/by/3.0/us/deed.en_US",
+        "This is an open access article distributed under the terms of the Creative Commons Attribution License, which "
+        "permits unrestricted use, distribution, and reproduction in any medium, provided the original work is "
+        "properly cited.",
+        "This article is licensed under a Creative Commons Attribution 4.0 International License, which permits use, "
+        "sharing, adaptation, distribution and reproduction in any medium or format, as long as you give appropriate "
+        "credit to the original author(s) and the source, provide a link to the Creative Commons licence, and indicate "
+        "if changes were made. The images or other third party material in this article are included in the "
+        "article\u2019s Creative Commons licence, unless indicated otherwise in a credit line to the material. If "
+        "material is not included in the article's Creative Commons licence and your intended use is not permitted by "
+        "statutory regulation or exceeds the permitted use, you will need to obtain permission directly from the "
+        "copyright holder. To view a copy of this licence, visit http://creativecommons.org/licenses/by/4.0/.",
+        "© The Author(s) 2019. This article is distributed under the terms of the Creative Commons Attribution 4.0 "
+        "International License (http://creativecommons.org/licenses/by/4.0/). The Creative Commons Public Domain "
+        "Dedication waiver (http://creativecommons.org/publicdomain/zero/1.0/) applies to the data made available in "
+        "this article, unless otherwise stated.",
+    ],
+    "CC-BY-NC": [
+        "CC BY-NC", "CC BY NC", "CCBYNC", "CCBY-NC", "CC BY-NonCommercial", "CC BY Non-Commercial", "CC BY (NC)",
+        "CC BY [NC]", "CC BY, NC", "CC BY.NC", "CC BY\u00a0NC", "CC BY\u202fNC", "CC BY\u2003NC",
+        "CC BY\u00a0-\u00a0NC",
+        "CC BY\u2014NC", "CC\u2011BY\u2011NC", "CC BY\u200b-NC", "CC BY\u00ad-NC", "CC NC BY", "CC BY 4.0-NC",
+        "CC BY 4.0 (non-commercial)", "CC-BY-NC-4.0", "CC BY-NC 2.5 CA", "CC BY, no commercial use",
+        "CC BY, not for commercial purposes", "Creative Commons Attribution-NonCommercial 4.0 International",
+        "Creative Commons Attribution Non Commercial (CC BY NC 4.0) license",
+        "https://creativecommons.org/licenses/by-nc/4.0/", "http://creativecommons.org/licenses/by-nc/3.0/de",
+        "Creative Commons Attribution License, for noncommercial use",
+    ],
+    "CC-BY-ND": ["CC BY-ND", "CCBYND", "CC BY-NoDerivs 3.0", "CC BY no derivatives", "CC BY, no modifications",
+                 "Creative Commons Attribution-NoDerivatives", "https://creativecommons.org/licenses/by-nd/4.0/"],
+    "CC-BY-SA": ["CC BY-SA", "CCBYSA", "CC BY ShareAlike", "Creative Commons Attribution-Share Alike 3.0",
+                 "https://creativecommons.org/licenses/by-sa/3.0/"],
+    "CC-BY-NC-ND": [
+        "CC BY-NC-ND", "CCBYNCND", "CC BY 4.0-NC-ND", "CC BY-ND-NC", "CC BY NC/ND", "cc by-nc-nd 4.0",
+        "CC BY (NC) (ND)", "Creative Commons Attribution-NonCommercial-NoDerivs License",
+        "Creative Commons Attribution Non-Commercial No Derivatives", "CC BY-NC, no derivative works",
+        "https://creativecommons.org/licenses/by-nc-nd/4.0/", "http://creativecommons.org/licenses/by-nd-nc/1.0/",
+    ],
+    "CC-BY-NC-SA": ["CC BY-NC-SA", "CCBYNCSA", "CC BY-SA-NC", "CC BY-NC-SA 3.0 IGO",
+                    "https://creativecommons.org/licenses/by-nc-sa/4.0/deed.fr"],
+    "CC0": [
+        "CC0", "CC-0", "CC 0", "cc0 1.0", "CC0-1.0", "CC Zero", "CCZero", "CC0 1.0 Universal", "Creative Commons Zero",
+        "Creative Commons CC0 public domain dedication", "CC0 1.0 Universal (CC0 1.0) Public Domain Dedication",
+        "https://creativecommons.org/publicdomain/zero/1.0/",
+        "http://creativecommons.org/publicdomain/zero/1.0/legalcode",
+    ],
+    UNKNOWN: [
+        "CC BY data", "CC0 (all rights reserved)", "data (CC0); the article is copyrighted",
+        "CC BY (all rights reserved)",
+        "CC-BYY", "CCBYY", "CC B", "CC", "BY", "BY-NC", "CC-NC", "CC NC ND", "CC BY-ND-SA", "CC BY-XX", "CC BY+",
+        "CC BY*",
+        "CC BY?", "CC BY or CC BY-NC", "CC BY and CC0", "CC BY / CC0", "CC0 / CC BY-NC", "CC BY-NC or CC BY",
+        "not CC BY",
+        "not CC0", "CC BY except figures", "CC BY, figures excluded", "CC BY for the text", "CC BY after 12 months",
+        "CC BY (personal use only)", "CC BY for educational use", "CC BY 5.0", "CC BY 4.0.1", "CC BY 3.7", "CC BY 40",
+        "CC BY 4.0 US", "CC0 2.0", "CC BY-NC-ND-SA", "CC SAMPLING", "CC Sampling Plus 1.0", "CC BY-SAMPLING",
+        "CC DevNations", "Creative Commons", "Creative Commons License", "Creative Commons non-commercial",
+        "Creative Commons License, by the authors", "open access", "Open Access CC", "public domain", "MIT", "GPL-3.0",
+        "other", "unknown", "none", "n/a", "?", "-", "Elsevier user license", "CC BY with restrictions",
+        "\u0421\u0421 BY", "CC \u0412Y", "CC BY \u041dC", "CC BY\x00NC", "CC BY\x1b[31m",
+        "CC BY nicht kommerziell", "CC BY pas d'utilisation commerciale", "CC BY sin uso lucrativo",
+        "CC BY sin fines de lucro",
+        "Namensnennung - Nicht kommerziell 4.0 International", "Creative Commons Namensnennung 4.0",
+        "Attribution - Pas d'Utilisation Commerciale", "Licence Creative Commons Paternit\u00e9",
+        "Reconocimiento-NoComercial",
+        "Creative Commons Reconocimiento 4.0", "Creative Commons Atribución", "署名-非商业性使用", "CC 表示",
+        "https://creativecommons.org/licenses/", "https://creativecommons.org/licenses/nc/1.0/",
+        "https://creativecommons.org/licenses/by-by/4.0/", "https://creativecommons.org/licenses/by/9.0/",
+        "https://creativecommons.org/licenses/by/4.0/us/", "https://creativecommons.org/licenses/by/4.0/x/y",
+        "https://creativecommons.org/licenses/by%2Dnc/4.0/", "https://creativecommons.org/licenses/sampling+/1.0/",
+        "https://creativecommons.org.example.com/licenses/by/4.0/", "https://notcreativecommons.org/licenses/by/4.0/",
+        "https://example.com/creativecommons.org/licenses/by/4.0/", "https://creativecommons.org@example.com/by/4.0/",
+        "https://creativecommons.org/licenses/by/4.0/#nc", "https://creativecommons.org/licenses/by/4.0/ not",
+        "https://creativecommons.org/licenses/by-nd-sa/4.0/", "https://creativecommons.org/about",
+        "Creative Commons Attribution License (http://creativecommons.org/licenses/by-nc/4.0/)",
+        "CC BY 4.0 (https://creativecommons.org/licenses/by/3.0/)", "CC BY " + "x" * 30_000, "CC BY " * 5_000,
+        "This article is not in the public domain and not CC BY", "The CC0 waiver applies to the data",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "family"), [(t, family) for family, texts in SPELLINGS.items() for t in texts])
+def test_spellings(text: str, family: str) -> None:
+    assert short_license(text) == family
+    name = license_name(text)
+    assert name == UNKNOWN if family == UNKNOWN else name.startswith(family) and short_license(name) == family
+
+
+def test_the_table_is_long_enough() -> None:
+    texts = [text for several in SPELLINGS.values() for text in several]
+    assert len(texts) == len(set(texts)) >= 200
+
+
+@pytest.mark.parametrize("code", [None, 0, 1.5, True, ["CC BY"], {"code": "CC BY"}, b"CC BY", float("nan")])
+def test_codes_of_other_types(code: object) -> None:
+    assert short_license(code) == ("" if code is None else UNKNOWN)
+
+
+# ---- articles --------------------------------------------------------------------------------------------------------
+
+BY, NC, ZERO = (f"https://creativecommons.org/{path}/" for path in ("licenses/by/4.0", "licenses/by-nc/4.0",
+                                                                    "publicdomain/zero/1.0"))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("links", "statement", "holder", "name"),
+    [
+        ([BY], "", "", "CC-BY-4.0"),
+        ([BY], "", "© 2010 Nobody", "CC-BY-4.0"),
+        ([BY, "", "https://doi.org/10.1/x"], "An article with words of its own.", "", "CC-BY-4.0"),
+        ([BY], "Creative Commons Attribution License", "", "CC-BY-4.0"),
+        ([NC], "For reuse please contact the publisher.", "", "CC-BY-NC-4.0"),
+        ([BY, NC], "", "", UNKNOWN),
+        ([BY, ZERO], "", "", UNKNOWN),
+        ([BY, ZERO], "Odd words. The Creative Commons Public Domain Dedication waiver applies to the data", "",
+         "CC-BY-4.0"),
+        ([BY], "Creative Commons Attribution-NonCommercial License", "", UNKNOWN),
+        ([BY], "Odd words; for non-commercial use", "", UNKNOWN),
+        ([BY], "Odd words: no derivatives", "", UNKNOWN),
+        ([BY], "For personal use only", "", UNKNOWN),
+        ([BY], "All rights reserved", "", UNKNOWN),
+        ([BY], "", "© 2010 Nobody. All rights reserved.", UNKNOWN),
+        ([BY], "Nicht kommerziell", "", UNKNOWN),
+        ([BY], "x" * 30_000, "", UNKNOWN),
+        (["https://creativecommons.org/licenses/by-xx/4.0/"], "", "", UNKNOWN),
+        ([BY, "https://creativecommons.org/licenses/"], "", "", UNKNOWN),
+        ([], "Creative Commons Attribution License", "", "CC-BY"),
+        ([], "Odd words", "", UNKNOWN),
+        ([], "", "© 2010 Elsevier. All rights reserved.", ""),
+        ([], "", "", ""),
+    ],
+)  # fmt: skip
+def test_articles(links: list[str], statement: str, holder: str, name: str) -> None:
+    """The link decides, unless the words beside it restrict more."""
+    assert article_license(links, statement, holder) == name
+
+
+# ---- what a user selects ---------------------------------------------------------------------------------------------
+
+
+def test_selected_licences_have_known_names() -> None:
+    assert selected_families(["CC-BY", "cc0", "CC BY-NC-ND 4.0", "TDM"]) == {"CC-BY", "CC0", "CC-BY-NC-ND", "TDM"}
+    for name, nearest in (
+        ("CC-BYY", "CC-BY?"),
+        ("CC-BY-NX", "did you mean CC-BY-N"),
+        ("CCO", "CC0?"),
+        ("unknown", "Known are"),
+    ):
+        with pytest.raises(InputError, match=nearest.replace("?", r"\?")):
+            selected_families(["CC0", name])
+    with pytest.raises(InputError, match="''"):
+        selected_families([""])
+
+
+@pytest.mark.parametrize("command", [["fetch", "."], ["build", "pairs.jsonl", "--out", "dataset"]])
+@pytest.mark.parametrize(("licenses", "message"), [("CC-BYY", "did you mean CC-BY?"), (",", "names no licence")])
+def test_commands_refuse_unknown_licences(
+    command: list[str], licenses: str, message: str, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.jsonl").write_text("{}\n")
+    code, text = code_and_text("pubmed", *command, "--licenses", licenses)
+    assert code == 1 and message in text and "Traceback" not in text
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.jsonl"]
+
+
+# ---- retractions -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mark", "rejection"),
+    [(False, ""), (0, ""), (0.0, ""), ("false", ""), ("No", ""), ("0", ""),
+     (True, "retracted"), (1, "retracted"), (1.0, "retracted"), ("yes", "retracted"), (" TRUE ", "retracted"),
+     *((odd, "mark of retraction that is not understood") for odd in
+       ([True], [], {}, {"is": False}, 2, -1, 0.5, float("nan"), None, "", "maybe", "nein", "partial"))],
+)  # fmt: skip
+def test_marks_that_are_not_understood_count_as_retracted(mark: object, rejection: str) -> None:
+    line = {"image": "a.png", "caption": "Axial MRI of the brain.", "license": "CC-BY", "retracted": mark}
+    assert Rules().rejection(line) == rejection
+    assert Rules(retracted=True).rejection(line) == ""
+
+
+def test_lines_of_odd_types_are_left_out() -> None:
+    good = {"image": "a.png", "caption": "Axial MRI of the brain.", "license": "CC-BY"}
+    assert Rules().rejection(good) == ""
+    for change, why in (({"license": ["CC-BY"]}, "no open licence named"), ({"license": 1}, "no open licence named"),
+                        ({"confidence": float("nan")}, "confidence"), ({"confidence": "0.9"}, "confidence"),
+                        ({"confidence": True}, "confidence"), ({"caption": None}, "no caption")):  # fmt: skip
+        assert Rules().rejection(good | change) == why
+    assert Rules(keep_whole=False).rejection(good | {"how": "whole", "panels": 7}) == ""
+    assert Rules().rejection({}) == "no caption"
+
+
+@pytest.mark.parametrize("rules", [Rules(split_shares=(float("nan"),) * 3), Rules(split_shares=(2.0, -1.0, 0.0)),
+                                   Rules(min_confidence=float("nan")), Rules(max_aspect=float("nan"))])  # fmt: skip
+def test_rules_that_are_no_numbers(rules: Rules) -> None:
+    with pytest.raises(BuildError):
+        rules.check()

@@ -21,7 +21,7 @@ from blip.pubmed.panels.captions import split_caption
 from blip.pubmed.panels.compose import compose
 from blip.pubmed.panels.split import Options, SplitError, split
 from blip.pubmed.report import _picture
-from blip.pubmed.rules import Rules
+from blip.pubmed.rules import BuildError, Rules
 
 STORED = {  # orientation -> what turns upright pixels into those that are stored
     1: None, 2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90",
@@ -152,3 +152,13 @@ def test_too_many_unreadable_images_end_the_run(tmp_path: Path) -> None:
 
 def test_the_caption_of_the_test_has_three_parts() -> None:
     assert split_caption(CAPTION).labels == ["A", "B", "C"]
+
+
+@pytest.mark.parametrize(
+    "records", ['[{"image": 7}]', '[{"image": ["a"]}]', '[{"image": "\\ud800"}]', "[7]", "{}", "[" * 99_999]
+)
+def test_evaluation_sets_that_name_no_images(records: str, tmp_path: Path) -> None:
+    (tmp_path / "set.json").write_text(records)
+    lines = write(tmp_path / "pairs.jsonl", [figure(tmp_path / "x.jpg", 1)])
+    with pytest.raises(BuildError, match=r"set\.json"):
+        build(lines, tmp_path / "set", Rules(), decontaminate=[tmp_path / "set.json"])

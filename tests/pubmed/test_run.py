@@ -14,7 +14,6 @@ from pmc_server import Faults, Library, Server
 
 pytest.importorskip("lxml")
 pytest.importorskip("httpx")
-pytest.importorskip("Bio")
 pytest.importorskip("imagehash")
 
 from blip.config import ConfigError, load_config

@@ -175,7 +175,7 @@ def test_an_unreadable_image_and_its_texts_are_left_out(make: Callable, phantoms
 
 
 def test_an_image_that_is_lost_after_it_was_opened_is_counted(make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, "unreadable", lambda *_: [])
+    monkeypatch.setattr(retrieval, "unreadable", lambda *_, **__: [])
     task = make("retrieval", lambda i, record: record | {"image": "no.png"} if i == 2 else record)
     assert task.scores("val")["val_unreadable"] == 1
 
