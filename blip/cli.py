@@ -7,13 +7,20 @@ from typing import Annotated
 import typer
 
 from blip.capfilt import cli as capfilt
-from blip.command_line import ImageRoot, MaxImageMb, say, user_errors, workers_option
+from blip.command_line import ANY_SPELLING, ImageRoot, MaxImageMb, Overwrite, say, user_errors, workers_option
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.inference import cli as inference
 from blip.interpret import cli as interpret
+from blip.outputs import claim_output, writing
 from blip.pubmed import cli as pubmed
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings=ANY_SPELLING,
+    help=__doc__,
+)
 app.add_typer(capfilt.app, name="capfilt")
 app.add_typer(pubmed.app, name="pubmed")
 
@@ -29,14 +36,19 @@ def phantoms(
     max_lesions: Annotated[int, typer.Option("--max_lesions", help="lesions of an image at most")] = 3,
     noise: Annotated[float, typer.Option(help="share of wrong captions; records mark them")] = 0.0,
     name_one: Annotated[bool, typer.Option("--name_one", help="captions name one of the lesions")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draws a data set of scanner-like phantoms with captions, questions and boxes."""
-    from blip.data.phantoms import write_phantoms
+    from blip.data.phantoms import ANNOTATIONS, image_name, write_phantoms
 
     with user_errors():
-        path = write_phantoms(
-            out, count, seed, image_size=image_size, max_lesions=max_lesions, noise=noise, name_one=name_one
-        )
+        names = [*ANNOTATIONS, *map(image_name, range(count))]
+        claim = claim_output(out, "phantoms", folder=True, overwrite=overwrite, names=names)
+        with claim.writing() as written:
+            path = write_phantoms(
+                out, count, seed, image_size=image_size, max_lesions=max_lesions, noise=noise, name_one=name_one
+            )
+            written += names
         say(f"{count} phantoms: {path}")
 
 
@@ -53,6 +65,7 @@ def check_data(
     num_workers: Annotated[int, workers_option("processes that open images; 0: this one", min=0)] = 2,
     max_image_mb: MaxImageMb = MAX_MB,
     report: Annotated[Path | None, typer.Option(help="write the full report to this JSON file")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Counts records, opens every image, measures texts; status 1 when something is missing or broken."""
     from blip.data.check import check_data
@@ -60,6 +73,8 @@ def check_data(
     from blip.tokenizer import load_tokenizer
 
     with user_errors():
+        inputs = [*files, *filter(None, [image_root, tokenizer])]
+        claim = claim_output(report, "check-data", inputs=inputs, overwrite=overwrite) if report else None
         words = load_tokenizer(tokenizer) if tokenizer else None
         data_report = check_data(
             list(files),
@@ -69,11 +84,13 @@ def check_data(
             num_workers=num_workers,
             dataset=dataset,
             split=split,
+            report_file=report,
             limits=ImageLimits.of_mb(max_image_mb),
         )
         print_report(data_report)
-        if report:
-            data_report.save(report)
+        with writing(claim):
+            if report:
+                data_report.save(report)
     raise typer.Exit(0 if data_report.ok else 1)
 
 
@@ -86,8 +103,9 @@ def convert(
     tokenizer: Annotated[
         str, typer.Option(help="file that goes beside the weights; the source's own unless given")
     ] = "",
-    image_heads: Annotated[int | None, typer.Option("--image_heads", help="width / 64 unless given")] = None,
-    text_heads: Annotated[int | None, typer.Option("--text_heads", help="width / 64 unless given")] = None,
+    image_heads: Annotated[int | None, typer.Option("--image_heads", min=1, help="width / 64 unless given")] = None,
+    text_heads: Annotated[int | None, typer.Option("--text_heads", min=1, help="width / 64 unless given")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Writes a checkpoint in another format and lists what that format cannot hold."""
     from blip.checkpoints import convert as formats
@@ -96,14 +114,25 @@ def convert(
     from blip.tokenizer import load_tokenizer
 
     with user_errors():
+        # names of either folder, so that nothing of another format stays beside the weights
+        claim = claim_output(
+            target,
+            "convert",
+            inputs=[source, *filter(None, [tokenizer])],
+            folder=to != "salesforce",
+            overwrite=overwrite,
+            names=() if to == "salesforce" else formats.NAMES,
+        )
         tensors, info = formats.read(source, image_heads=image_heads, text_heads=text_heads)
         own = source / TOKENIZER
         words = tokenizer or (str(own) if own.is_file() else "")
         beside = words if to == "huggingface" and words else None
         held = hf_class or next(iter(spec_of(info["task"]).exports_as), info["task"])
-        left_out = formats.write(target, tensors, info, to=to, tokenizer_file=beside, hf_class=held)
-        if to == "blip" and words:
-            load_tokenizer(words).save(target / TOKENIZER)
+        with claim.writing() as written:
+            left_out = formats.write(target, tensors, info, to=to, tokenizer_file=beside, hf_class=held)
+            if to == "blip" and words:
+                load_tokenizer(words).save(target / TOKENIZER)
+            written += [] if to == "salesforce" else [name for name in formats.NAMES if (target / name).is_file()]
         say(f"{len(tensors) - len(left_out)} tensors: {target}")
         if left_out:
             say(f"{to} cannot hold {len(left_out)}: {', '.join(sorted(left_out)[:20])}")

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -35,13 +35,26 @@ MaxImageMb = Annotated[
 JsonFile = Annotated[Path | None, typer.Option(help="write JSON to this file")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 ConfigFile = Annotated[Path, typer.Option(help="a YAML file, or a name of one in configs/, such as pretrain_demo")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace outputs that this command did not write")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="replace what is there, also where this command did not write it")
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key=value, overrides the file")]
+
+
+# of a `typer.Typer`: `--min-side` is `--min_side`, whichever of them a command names
+ANY_SPELLING = {"token_normalize_func": lambda option: option.replace("-", "_")}
 
 
 def workers_option(help: str, *, min: int = 1) -> Any:
     """The option `--num_workers`, also called `--workers`, for the annotation of an integer parameter `num_workers`."""
     return typer.Option("--num_workers", "--workers", min=min, help=help)
+
+
+def run_command(command: Callable[..., None]) -> None:
+    """`typer.run` for a script of one command, whose options may be spelled with hyphens or underscores."""
+    app = typer.Typer(add_completion=False, context_settings=ANY_SPELLING)
+    app.command()(command)
+    app()
 
 
 def say(text: object, err: bool = False) -> None:

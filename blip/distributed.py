@@ -1,21 +1,33 @@
-"""One process or many: the few collective operations that the package needs, each working without a process group."""
+"""One process or many: the few collective operations that the package needs, each working without a process group, and
+locks, which keep processes that do not belong together out of one another's folders."""
 
+import json
 import os
 import re
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from blip.errors import BlipError, InputError
+from blip.files import hidden_beside, write_error, write_whole
 
+LOCK = ".blip.lock"
 T = TypeVar("T")
 # of gloo and NCCL, when the process at the other end has ended
 LOST = re.compile(r"Connection (closed|reset) by (remote )?peer|Broken pipe|remote process exited|gloo.*connect", re.I)
+
+
+class LockedError(BlipError):
+    """A folder that another process is writing to."""
 
 
 class OtherProcessError(BlipError):
@@ -186,3 +198,87 @@ def share(count: int) -> tuple[int, int]:
     """This process's part of `count` items as (start, end). Parts differ by at most one, in the order of ranks."""
     own, world = rank(), world_size()
     return count * own // world, count * (own + 1) // world
+
+
+# ---- which process writes --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(folder: str | Path, *, name: str = LOCK) -> Iterator[None]:
+    """Within this block no other process can enter a `locked` block of the same folder, which is made if absent.
+
+    The lock ends with the process, however it ends; of a process of this host that is dead it is taken over.
+
+    Args:
+        name: of the lock's file, where one folder has several.
+
+    Raises:
+        LockedError: another process is writing there; the message names host and process.
+        WriteError: the folder cannot be made or written to.
+    """
+    folder = Path(folder)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _acquired(folder / name, folder)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    try:
+        yield
+    finally:
+        owner = _owner_file(folder / name)
+        with suppress(OSError):  # the folder may be gone
+            owner.unlink(missing_ok=True)
+        lock.release()
+        if made and os.path.isdir(folder) and set(os.listdir(folder)) <= {name}:  # nothing was written
+            with suppress(OSError):
+                (folder / name).unlink(missing_ok=True)
+                for place in made:
+                    place.rmdir()
+
+
+def locked_file(path: Path) -> AbstractContextManager[None]:
+    """`locked` for one file that is written over time."""
+    return locked(path.parent, name=hidden_beside(path, ".lock").name)
+
+
+def _acquired(path: Path, place: Path) -> FileLock:
+    for last in (False, True):
+        lock = FileLock(str(path))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            host, process = _owner(path)
+            if last or host != socket.gethostname() or _alive(process):
+                raise LockedError(
+                    f"{place} is being written by process {process} on {host}: wait for it, or choose another folder"
+                ) from None
+            path.unlink(missing_ok=True)  # a worker of the dead process holds the old file
+        else:
+            write_whole(_owner_file(path), json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
+            return lock
+    raise AssertionError("the second attempt returns or raises")
+
+
+def _owner_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _owner(path: Path) -> tuple[str, int]:
+    """(host, process) of a lock; its holder writes them a moment after it has the lock."""
+    for _ in range(20):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            about = json.loads(_owner_file(path).read_text())
+            return str(about["host"]), int(about["process"])
+        time.sleep(0.1)
+    return "an unknown host", 0
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -6,22 +6,27 @@ or the new one, never a part. `outputs.py` decides which paths may be written.
 """
 
 import errno
+import hashlib
 import json
 import os
 import shutil
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
 from blip.errors import BlipError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a used up quota, a file that may not grow
+LONGEST_NAME = 255  # bytes of a file's name, on nearly every file system
 MAX_JSON = 4 << 30  # bytes of a JSON file, unless a caller gives less
+MAX_LINE = 1 << 28  # bytes of a line of JSON
+MAX_PROBLEM = 1000  # characters of a message about a file
 T = TypeVar("T")
 
 
@@ -33,6 +38,8 @@ class ReadError(BlipError):
     """A file that cannot be used: `path` names it, `place` the record ("" for the whole file), `problem` the fault."""
 
     def __init__(self, path: str | Path, place: str, problem: str):
+        if len(problem) > MAX_PROBLEM:  # it may quote a value of the file
+            problem = f"{problem[:MAX_PROBLEM]} ..."
         super().__init__(path, place, problem)
         self.path, self.place, self.problem = str(path), place, problem
 
@@ -92,32 +99,63 @@ def read_json(path: str | Path, kind: type[T], limit: int = MAX_JSON) -> T:
 
 def read_json_lines(path: str | Path, kind: type[T]) -> Iterator[tuple[str, T]]:
     """("line 3", its record) of each line that is not blank; ReadError as in `read_json`, with the line."""
+    for number, line, _ in raw_lines(path):
+        if line.strip():
+            yield f"line {number}", parse_json(line, kind, path, place=f"line {number}")
+
+
+def raw_lines(path: str | Path) -> Iterator[tuple[int, bytes, int]]:
+    """(its number from 1, its bytes with the line end, the position behind it) of each line of a file.
+
+    Raises:
+        ReadError: as in `open_regular`; or a line has more than `MAX_LINE` bytes.
+    """
     with open_regular(path) as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield f"line {number}", parse_json(line, kind, path, place=f"line {number}")
+        number = position = 0
+        while line := file.readline(MAX_LINE + 1):
+            number, position = number + 1, position + len(line)
+            if len(line) > MAX_LINE:
+                raise ReadError(path, f"line {number}", f"has more than {MAX_LINE:,} bytes")
+            yield number, line, position
 
 
 def parse_json(text: str | bytes, kind: type[T], path: str | Path, *, place: str = "") -> T:
     """A JSON text as a `kind`; `path` and `place` name it in a ReadError."""
     try:
-        value = json.loads(text)
-    except UnicodeDecodeError as error:
-        raise ReadError(path, place, f"not UTF-8 text ({error}); save it as UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise ReadError(path, place, f"not valid JSON ({error})") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or lists in lists without end
-        raise ReadError(path, place, f"JSON that cannot be used ({error})") from error
+        value = JSON_DECODER.decode(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
+    except JSON_ERRORS as error:
+        raise ReadError(path, place, json_problem(error)) from error
     return checked_as(value, kind, path, place=place)
+
+
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice[:80]!r} occurs twice in one object")
+    return value
+
+
+JSON_DECODER = json.JSONDecoder(object_pairs_hook=_without_repeated_keys)
+JSON_ERRORS = (ValueError, RecursionError)  # of the decoder, those of UTF-8 included
+
+
+def json_problem(error: Exception) -> str:
+    """The message for one of `JSON_ERRORS`: not UTF-8, not JSON, a number of thousands of digits, endless nesting."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 text ({error}); save it as UTF-8"
+    if isinstance(error, json.JSONDecodeError):
+        return f"not valid JSON ({error})"
+    return f"JSON that cannot be used ({error})"
 
 
 def checked_as(value: Any, kind: type[T], path: str | Path, *, place: str = "") -> T:
     """A value of a file as a `kind`; `path` and `place` name it in a ReadError that lists what is wrong."""
     try:
-        return _adapter(kind).validate_python(value)  # type: ignore[arg-type]
+        return cast(T, _adapter(cast(Any, kind)).validate_python(value))
     except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, one['loc'])) or 'it'}: {one['msg']}" for one in error.errors()[:5]]
-        raise ReadError(path, place, f"is damaged or not of this kind: {'; '.join(wrong)}") from error
+        wrong = [f"{'.'.join(map(str, one['loc']))[:200] or 'it'}: {one['msg'][:200]}" for one in error.errors()[:5]]
+        raise ReadError(path, place, f"not of the expected form: {'; '.join(wrong)}") from error
 
 
 @lru_cache(maxsize=256)
@@ -150,6 +188,8 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     partial = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if partial.is_symlink():
+            partial.unlink()  # never through a link to a file elsewhere
         with open(partial, "wb") as file:
             yield file
             file.flush()
@@ -177,7 +217,7 @@ def write_one_of_many(path: Path, content: bytes) -> None:
     Unlike `write_whole` it does not wait for the disk, which would take longer than the writing: a kill leaves no part
     of a file, a power failure may. Several processes may write the same file at once. WriteError as in `whole_file`.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = hidden_beside(path, f".{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content)
@@ -197,7 +237,7 @@ def rename_whole(partial: Path, path: Path) -> None:
 def whole_folder(final: str | Path) -> Iterator[Path]:
     """A folder to write to, which takes the place of `final` when the block ends, whole or not at all."""
     final = Path(final)
-    temporary = final.with_name(f".{final.name}.partial")
+    temporary = partial_path(final)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -221,15 +261,23 @@ def remove_folder(folder: Path) -> None:
 
 def set_aside(folder: Path) -> Path:
     """Renames a folder that is to be deleted -> its new name."""
-    doomed = folder.with_name(f".{folder.name}.old.partial")
+    doomed = hidden_beside(folder, ".old.partial")
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
     return doomed
 
 
 def partial_path(path: Path) -> Path:
-    """Where a file is written before it gets its name."""
-    return path.with_name(f"{path.name}.partial")
+    """Where a file or folder is written before it gets its name: `.NAME.partial`, which a kill may leave behind."""
+    return hidden_beside(path, ".partial")
+
+
+def hidden_beside(path: Path, ending: str) -> Path:
+    """`.NAME` with an ending; the hash of a name that would become longer than file systems allow stands for it."""
+    name = f".{path.name}{ending}"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:32]}{ending}"
+    return path.parent / name
 
 
 def write_error(path: Path, error: OSError) -> WriteError:

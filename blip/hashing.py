@@ -20,10 +20,27 @@ def fingerprint(checkpoint: str | Path) -> str:
     files = [checkpoint]
     if checkpoint.is_dir():
         endings = (".safetensors", ".pth", ".bin", ".json", ".txt")
-        files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.suffix in endings)
+        found = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.suffix in endings)
+        files = [path for path in found if not path.name.startswith(".")]  # without records of who wrote the folder
     for file in files:
         digest.update(os.fsencode(file.name))
         with open(file, "rb") as content:
             while block := content.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()[:12]
+
+
+Signature = tuple[int, str]  # size and hash of a file
+ENDS = 8 << 20  # bytes at each end of a large file that `signature` reads
+
+
+def signature(path: Path) -> Signature | None:
+    """Size and hash of a file, or None where there is no such file; of a large file, of its first and last 8 MiB."""
+    if not path.is_file():
+        return None
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with open(path, "rb") as file:
+        digest.update(file.read(ENDS))
+        file.seek(max(0, size - ENDS))
+        digest.update(file.read(ENDS))
+    return size, digest.hexdigest()[:16]

@@ -1,22 +1,27 @@
 """Text to token ids and back: WordPiece as in BERT (lower-cased), with BLIP's two extra tokens [DEC] and [ENC]."""
 
-import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from blip.errors import InputError, MissingFile
-from blip.files import write_whole
+from blip.files import ReadError, json_text, parse_json, read_text, write_whole
 
 BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # [DEC] is the first token of the decoder, [ENC] of the image-grounded encoder. The published code appends them in
 # this order, so that they are 30522 and 30523 for bert-base-uncased and the released weights fit.
 BLIP_SPECIAL = ["[DEC]", "[ENC]"]
 REQUIRED = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+MAX_FILE = 1 << 28  # bytes
+# steps of other families of tokenizers, which end the process where their settings are damaged
+OTHER_FAMILIES = re.compile(r'"type"\s*:\s*"(Precompiled|FixedLength)"')
+PROBE = "a Lesion of 0.5 mm, na\u00efve \u2603 \u4e2d\u6587"  # also signs that most vocabularies lack
 # BERT's published decoding closes these blanks in the whole text, in this order. The decoder of the `tokenizers`
 # library applies the same rules to one token at a time, where those that span several tokens never match.
 CLOSED_UP = ((" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))
@@ -52,6 +57,7 @@ class Tokenizer:
         missing = [token for token in REQUIRED if token not in vocab]
         if missing:
             raise InputError(f"{source} has no token {', '.join(missing)}: use a vocabulary of the BERT family")
+        _check_ids(vocab, source)
         backend.no_padding()
         backend.no_truncation()
         if backend.decoder is None:
@@ -59,7 +65,9 @@ class Tokenizer:
         known = [token for token in BERT_SPECIAL if token in vocab]
         backend.add_special_tokens(known + BLIP_SPECIAL)
         backend.encode_special_tokens = True
-        self._backend = backend
+        self._backend, self._source = backend, source
+        with _errors(source):
+            backend.decode(backend.encode(PROBE, add_special_tokens=False).ids)
         vocab = backend.get_vocab()
         self.pad_id, self.cls_id, self.sep_id = vocab["[PAD]"], vocab["[CLS]"], vocab["[SEP]"]
         self.dec_id, self.enc_id = vocab["[DEC]"], vocab["[ENC]"]
@@ -87,9 +95,13 @@ class Tokenizer:
         """Reads the JSON form of the `tokenizers` library, as `save` writes it."""
         text = _text(path)
         try:
+            parse_json(text, dict[str, Any], path)
+        except ReadError as error:
+            raise InputError(f"{path} is not a JSON file of the tokenizers library: {error.problem}") from error
+        if other := OTHER_FAMILIES.search(text):
+            raise InputError(f"{path} has a step of type {other[1]}: use a tokenizer of the BERT family")
+        with _errors(f"{path} is not a JSON file of the tokenizers library"):
             backend = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises bare Exception
-            raise InputError(f"{path} is not a JSON file of the tokenizers library: {error}") from error
         return cls(backend, str(path))
 
     @classmethod
@@ -166,7 +178,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Writes the JSON form, which `from_file` reads."""
-        write_whole(path, json.dumps(json.loads(self._backend.to_str()), ensure_ascii=False))
+        write_whole(path, json_text(parse_json(self._backend.to_str(), dict[str, Any], path), indent=None).rstrip("\n"))
 
     def vocabulary(self) -> dict[str, int]:
         """Every token, special tokens included, with its id."""
@@ -179,7 +191,10 @@ class Tokenizer:
 
     def _pieces(self, text: str) -> list[int]:
         # one text at a time: `encode_batch` starts a thread pool that does not survive a fork
-        return self._backend.encode(text, add_special_tokens=False).ids
+        try:
+            return self._backend.encode(text, add_special_tokens=False).ids
+        except BaseException as error:
+            raise _usable(error, self._source) from error
 
     def __getstate__(self) -> str:
         return self._backend.to_str()
@@ -221,9 +236,38 @@ def _bert(model: models.WordPiece) -> tokenizers.Tokenizer:
 
 
 def _text(path: str | Path) -> str:
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise MissingFile(f"no tokenizer file {path}")
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a tokenizer file: it is not UTF-8 text ({error})") from error
+        return read_text(path, MAX_FILE)
+    except ReadError as error:
+        raise InputError(f"{path} is not a tokenizer file: {error.problem}") from error
+
+
+def _check_ids(vocab: dict[str, int], source: str) -> None:
+    """InputError where tokens share an id, or ids are far apart: a model has an embedding for each number below."""
+    if len(set(vocab.values())) < len(vocab):
+        raise InputError(f"{source} is damaged: several of its tokens have the same id")
+    if max(vocab.values()) > 2 * len(vocab) + 1000:
+        raise InputError(f"{source} is damaged: {len(vocab)} tokens have ids up to {max(vocab.values())}")
+
+
+@contextmanager
+def _errors(source: str) -> Iterator[None]:
+    """Within this block errors of the `tokenizers` library become an InputError that begins with `source`."""
+    try:
+        yield
+    except BaseException as error:
+        raise _usable(error, source) from error
+
+
+def _usable(error: BaseException, source: str) -> BaseException:
+    """The InputError for an error of the library: a bare Exception, or where its own code fails a PanicException, which
+    is no Exception. Others, such as that of Ctrl-C, are returned as they are."""
+    if (
+        type(error) is Exception
+        or type(error).__name__ == "PanicException"
+        or isinstance(error, (ValueError, TypeError))
+    ):
+        return InputError(f"{source}: {error}")
+    return error

@@ -14,10 +14,10 @@ ANYTHING = {"*"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "hashing": set(),
-    "distributed": {"errors"},
+    "distributed": {"errors", "files"},
     "tokenizer": {"errors", "files"},
     "files": {"errors"},
-    "outputs": {"errors", "files"},
+    "outputs": {"errors", "files", "hashing", "distributed"},
     "config": {"errors", "files"},
     "html_page": {"errors", "files"},
     "command_line": {"errors", "files", "outputs", "distributed"},

@@ -11,6 +11,7 @@ import pytest
 from helpers.running import ROOT
 
 from blip.files import WriteError
+from blip.hashing import fingerprint
 from blip.outputs import LockedError, OutputError, claim_output, locked
 
 
@@ -91,6 +92,58 @@ def test_places_where_nothing_can_be_written(tmp_path: Path) -> None:
             claim_output(file, "caption")
 
 
+def test_an_output_that_is_written_in_a_block(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "rows.json"
+    with pytest.raises(KeyboardInterrupt), claim_output(out, "caption").writing():
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir()), "nothing is left of a run that wrote nothing"
+    with claim_output(out, "caption").writing():
+        assert json.loads((out.parent / ".rows.json.blip.json").read_text())["unfinished"]
+        write(out, "half")  # killed here, the same command may write again
+        claim_output(out, "caption")
+        with pytest.raises(OutputError):
+            claim_output(out, "match")
+    record = (out.parent / ".rows.json.blip.json").read_bytes()
+    with pytest.raises(ValueError, match="x"), claim_output(out, "caption").writing():
+        raise ValueError("x")
+    assert (out.parent / ".rows.json.blip.json").read_bytes() == record
+    first, second = claim_output(out, "caption"), claim_output(out, "caption")
+    with first.writing():
+        write(out, "of the first")
+    with pytest.raises(OutputError, match="by another process meanwhile"), second.writing():
+        write(out, "of the second")
+    assert out.read_text() == "of the first"
+
+
+def test_files_beside_an_output_and_names_in_a_folder(tmp_path: Path) -> None:
+    summary = write(tmp_path / "out.summary")
+    with pytest.raises(OutputError, match=r"out\.summary is a file that"):
+        claim_output(tmp_path / "out", "extract", names=["out.summary"])
+    with claim_output(tmp_path / "out", "extract", names=["out.summary"], overwrite=True).writing() as written:
+        write(tmp_path / "out")
+        write(summary)
+        written += ["out", "out.summary"]
+    claim_output(tmp_path / "out", "extract", names=["out.summary"])
+    write(summary, "changed")
+    with pytest.raises(OutputError, match=r"out\.summary is a file that"):
+        claim_output(tmp_path / "out", "extract", names=["out.summary"])
+    with claim_output(tmp_path / "shards", "merge", folder=True).writing() as written:
+        write(tmp_path / "shards" / "0.tar")
+        written += ["0.tar"]
+    write(tmp_path / "shards" / "notes.txt")
+    claim_output(tmp_path / "shards", "merge", folder=True, names=["*.tar"])
+    write(tmp_path / "shards" / "1.tar")
+    with pytest.raises(OutputError, match=r"\(1\.tar\)"):
+        claim_output(tmp_path / "shards", "merge", folder=True, names=["*.tar"])
+
+
+def test_a_record_does_not_change_the_fingerprint_of_weights(tmp_path: Path) -> None:
+    write(tmp_path / "model.json")
+    before = fingerprint(tmp_path)
+    claim_output(tmp_path, "convert", folder=True, known=True).done(["model.json"])
+    assert (tmp_path / ".blip.json").is_file() and fingerprint(tmp_path) == before
+
+
 HOLD = """
 import sys, time
 from blip.outputs import locked
@@ -112,6 +165,9 @@ def test_two_processes_and_a_dead_one(tmp_path: Path) -> None:
         assert about["process"] == os.getpid()
     with locked(tmp_path):  # it can be taken again
         pass
+    with locked(tmp_path / "new" / "deep"):
+        pass
+    assert not (tmp_path / "new").exists(), "nothing was written there"
 
 
 def test_a_lock_that_a_child_of_a_dead_process_holds(tmp_path: Path) -> None:

@@ -6,12 +6,45 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, NotRequired
+
+from pydantic import AfterValidator, ConfigDict, Field
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from blip.data.compact import Labels, Texts
 from blip.data.jsonl_shards import is_shards, read_lines
 from blip.data.pairs import read_pairs
 
 WEB, SYNTHETIC, HUMAN = "web", "synthetic", "human"
+MAX_ROUND = (1 << 16) - 1
+
+
+class _Line(TypedDict):
+    """The entries of a line of CapFilt's shards; see `steps.py`. Others are kept as they are."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)  # type: ignore[misc]
+
+    image: str
+    text: NotRequired[str]
+    source: NotRequired[str]
+    round: NotRequired[Annotated[int, Field(ge=0, le=MAX_ROUND)]]
+    problem: NotRequired[str]
+
+
+def _captioned(line: Any) -> Any:
+    if "text" in line and not {"source", "round"} <= line.keys():
+        raise ValueError("a text needs its source and round")
+    return line
+
+
+def _scored(line: Any) -> Any:
+    if "problem" not in line and not {"text", "source", "round"} <= line.keys():
+        raise ValueError("a scored line needs text, source and round, or a problem")
+    return line
+
+
+CaptionedLine = Annotated[_Line, AfterValidator(_captioned)]  # of `caption` and `filter`
+ScoredLine = Annotated[_Line, AfterValidator(_scored)]  # of `filter`
 
 
 @dataclass
@@ -93,7 +126,7 @@ def read_candidates(data: Sequence[str], image_root: str = "") -> Candidates:
     candidates = Candidates()
     for place in data:
         if is_shards(place):
-            for line in read_lines(Path(place)):
+            for line in read_lines(Path(place), CaptionedLine):  # type: ignore[arg-type]
                 if "text" in line:
                     candidates.add(line["image"], line["text"], line["source"], round_=line["round"])
                 elif "problem" not in line:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,15 +14,14 @@ from blip.command_line import (
     ImageRoot,
     MaxImageMb,
     Overrides,
+    Overwrite,
     TokenizerFile,
     say,
     user_errors,
     workers_option,
 )
 from blip.data.image_bytes import MAX_MB, ImageLimits
-
-if TYPE_CHECKING:
-    from blip.inference.predictor import Predictor
+from blip.outputs import claim_output
 
 app = typer.Typer(no_args_is_help=True, help="CapFilt: write captions, filter all of them, merge what passes.")
 
@@ -43,11 +42,14 @@ ItcThreshold = Annotated[float | None, typer.Option("--itc_threshold", help="lea
 Fraction = Annotated[float | None, typer.Option(help="instead of a threshold: keep this share of all texts")]
 
 
-def _load(checkpoint: str, tokenizer: str, device: str) -> "Predictor":
+def _claim_shards(out: Path, command: str, inputs: list[str], *, overwrite: bool) -> None:
+    """Whether the shards may be written; whether their settings agree is decided when these are known."""
     from blip import distributed
-    from blip.inference.load import load
+    from blip.data.jsonl_shards import is_shards
 
-    return load(checkpoint, device=distributed.start(device, hours=24), tokenizer=tokenizer or None)
+    if distributed.is_main():
+        claim_output(out, command, inputs=filter(None, inputs), folder=True, overwrite=overwrite, known=is_shards(out))
+    distributed.barrier()
 
 
 def _progress(images: int, shard_size: int) -> Callable[[int], None]:
@@ -93,12 +95,14 @@ def run(
     ),
     rounds: Annotated[int | None, typer.Option(min=1, help="rounds of CapFilt; overrides the file")] = None,
     set_: Overrides = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Bootstraps the captions of a noisy set, round by round; the same command continues after an interruption."""
     with user_errors():
         from blip.capfilt.rounds import run
 
-        run(config, output_dir, [*(set_ or []), *([f"rounds={rounds}"] if rounds else [])])
+        overrides = [*(set_ or []), *([f"rounds={rounds}"] if rounds else [])]
+        run(config, output_dir, overrides, overwrite=overwrite)
 
 
 @app.command()
@@ -129,10 +133,13 @@ def caption(
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Writes captions for every image."""
+    from blip import distributed
     from blip.capfilt import steps
     from blip.capfilt.candidates import read_candidates
+    from blip.inference.load import load
 
     with user_errors():
         limits = ImageLimits.of_mb(max_image_mb)
@@ -140,15 +147,18 @@ def caption(
         decoding = steps.caption_decoding(
             captions_per_image, beams, top_p, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens
         )
+        target = distributed.start(device, hours=24)
+        _claim_shards(out, "capfilt caption", [*data, checkpoint, tokenizer], overwrite=overwrite)
         candidates = read_candidates(data, image_root)
         steps.caption(
-            _load(checkpoint, tokenizer, device),
+            load(checkpoint, device=target, tokenizer=tokenizer or None),
             candidates,
             out,
             model_fingerprint=_model_fingerprint(checkpoint, tokenizer),
             options=steps.CaptionOptions(decoding, seed, round_, prompt),
             shards=shards,
             progress=_progress(len(candidates), shard_size),
+            overwrite=overwrite,
         )
         _show_end(out, f"{len(candidates)} images")
 
@@ -167,22 +177,28 @@ def filter_(
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Scores every text of every image by matching and contrast."""
+    from blip import distributed
     from blip.capfilt import steps
     from blip.capfilt.candidates import read_candidates
+    from blip.inference.load import load
 
     with user_errors():
         limits = ImageLimits.of_mb(max_image_mb)
         shards = steps.ShardOptions(shard_size, batch_size, precision, num_workers, max_skipped_fraction, limits)
+        target = distributed.start(device, hours=24)
+        _claim_shards(out, "capfilt filter", [*data, checkpoint, tokenizer], overwrite=overwrite)
         candidates = read_candidates(data, image_root)
         steps.score(
-            _load(checkpoint, tokenizer, device),
+            load(checkpoint, device=target, tokenizer=tokenizer or None),
             candidates,
             out,
             model_fingerprint=_model_fingerprint(checkpoint, tokenizer),
             shards=shards,
             progress=_progress(len(candidates), shard_size),
+            overwrite=overwrite,
         )
         _show_end(out, f"{candidates.texts} texts of {len(candidates)} images")
 
@@ -201,21 +217,23 @@ def merge(
     tar_size: Annotated[int, typer.Option("--tar_size", min=1, help="pairs in a webdataset shard")] = 1000,
     max_image_mb: MaxImageMb = MAX_MB,
     image_root: ImageRoot = "",
+    overwrite: Overwrite = False,
 ) -> None:
     """Writes the texts that pass, and those written by people, as training data."""
     from blip import distributed
-    from blip.capfilt.merge import Rule
-    from blip.capfilt.merge import merge as merge_
+    from blip.capfilt.merge import Rule, merge_to
 
     with user_errors():
         distributed.start("cpu")
+        distributed.barrier()  # a process that ended before the others have connected would fail them
         if not distributed.is_main():  # one process merges
             return
         rule = Rule(threshold, itc_threshold, fraction)
-        merged = merge_(
+        merged = merge_to(
             scored,
             out,
             rule,
+            overwrite=overwrite,
             keep=keep or [],
             image_root=image_root,
             sources=source or [],
@@ -239,6 +257,7 @@ def report(
     examples: Annotated[int, typer.Option(help="pairs of each kind", min=1)] = 50,
     max_image_mb: MaxImageMb = MAX_MB,
     seed: Annotated[int, typer.Option(help="of the random pairs")] = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Writes a page with histograms, counts and example pairs."""
     from blip import distributed
@@ -247,9 +266,12 @@ def report(
 
     with user_errors():
         distributed.start("cpu")
+        distributed.barrier()  # a process that ended before the others have connected would fail them
         if not distributed.is_main():
             return
+        claim = claim_output(out, "capfilt report", inputs=scored, overwrite=overwrite)
         limits = ImageLimits.of_mb(max_image_mb)
         rule = Rule(threshold, itc_threshold, fraction)
-        write_report(scored, out, rule, examples=examples, seed=seed, limits=limits)
+        with claim.writing():
+            write_report(scored, out, rule, examples=examples, seed=seed, limits=limits)
         say(str(out))

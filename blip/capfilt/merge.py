@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from blip.capfilt.candidates import HUMAN, SYNTHETIC, WEB
+from blip.capfilt.candidates import HUMAN, SYNTHETIC, WEB, ScoredLine
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, read_image
 from blip.data.images import image_format, open_image
 from blip.data.jsonl_shards import Line, read_lines, settings_of, write_jsonl
 from blip.data.pairs import read_pairs
-from blip.data.webdataset import write_tar_shards
+from blip.data.webdataset import SIZES, shard_name, write_tar_shards
 from blip.errors import BlipError
 from blip.files import json_text, whole_file, write_whole
+from blip.outputs import claim_output, locked
 
 ANNOTATION_ENDINGS = (".json", ".jsonl")
 # Pillow's name of a format -> the ending of images that are copied into shards; other formats become PNG
@@ -37,6 +38,7 @@ ENDING_OF_FORMAT = {
     "GIF": "gif",
 }
 TAR_SIZE = 1000  # pairs in a webdataset shard
+COMMAND = "capfilt merge"
 
 
 class MergeError(BlipError):
@@ -71,17 +73,34 @@ class Merged:
     kept: Counter = field(default_factory=Counter)
     dropped: Counter = field(default_factory=Counter)
     problems: int = 0  # images that could not be read
+    shards: list[str] = field(default_factory=list)  # names of the files in a folder of shards
 
 
 def scored_lines(folders: Sequence[Path]) -> Iterator[Line]:
-    """Lines with scores, and those with a problem; MergeError for shards or lines that are not scored."""
+    """Lines with scores, and those with a problem.
+
+    Raises:
+        MergeError: shards or lines are not scored, or the same texts are given twice.
+        ShardError: a shard or a line is damaged.
+    """
+    _check_scored(folders)
     for folder in folders:
-        if (step := settings_of(folder).get("step")) != "score":
-            raise MergeError(f"{folder} holds shards of `{step}`, not of `filter`: score them first")
-        for number, line in enumerate(read_lines(folder), 1):
+        for number, line in enumerate(read_lines(folder, ScoredLine), 1):  # type: ignore[arg-type]
             if "problem" not in line:
                 _check_scores(line, f"{folder}, line {number} of its shards ({line.get('image')})")
             yield line
+
+
+def _check_scored(folders: Sequence[Path]) -> None:
+    """MergeError for shards that are not scored, and for the same texts in two folders: they would count twice."""
+    seen: dict[str, int] = {}
+    for number, folder in enumerate(folders):
+        settings = settings_of(folder)
+        if (step := settings.get("step")) != "score":
+            raise MergeError(f"{folder} holds shards of `{step}`, not of `filter`: score them first")
+        for same in filter(None, (str(folder.resolve()), str(settings.get("data") or ""))):
+            if (other := seen.setdefault(same, number)) != number:
+                raise MergeError(f"{folders[other]} and {folder} hold scores of the same texts: give one of them")
 
 
 def _check_scores(line: Line, where: str) -> None:
@@ -132,7 +151,7 @@ def merge(
         tar_size: pairs in a webdataset shard.
 
     Raises:
-        MergeError: wrong ending, unknown source, or nothing passes.
+        MergeError: wrong ending, unknown source, or nothing passes; what was there before stays.
     """
     if out.suffix and out.suffix not in ANNOTATION_ENDINGS:
         raise MergeError(
@@ -143,8 +162,6 @@ def merge(
     rule = settled(rule, folders)
     merged = Merged(rule)
     out.parent.mkdir(parents=True, exist_ok=True)
-    about = about_merged(out)
-    about.unlink(missing_ok=True)  # it describes the annotations that are being replaced
     lines = _records(folders, merged, keep=keep, image_root=image_root, sources=sources)
     first = next(lines, None)
     if first is None or first["source"] == HUMAN:  # those come last
@@ -154,16 +171,42 @@ def merge(
         write_jsonl(out, lines)
     elif out.suffix == ".json":
         _write_list(out, lines)
-    elif not write_tar_shards(out, _samples(lines, merged, limits), tar_size):
-        raise MergeError(f"{out}: none of {merged.problems} images could be read, so there are no shards")
+    else:
+        samples = _samples(lines, merged, limits)
+        if (sample := next(samples, None)) is None:
+            raise MergeError(f"{out}: none of {merged.problems} images could be read, so there are no shards")
+        shards = write_tar_shards(out, itertools.chain([sample], samples), tar_size)
+        merged.shards = [SIZES, *map(shard_name, range(len(shards)))]
     counts: dict[str, Any] = {"kept": merged.kept, "dropped": merged.dropped, "unreadable": merged.problems}
-    write_whole(about, json.dumps({**asdict(rule), "sources": list(sources), **counts}, indent=1) + "\n")
+    write_whole(about_merged(out), json.dumps({**asdict(rule), "sources": list(sources), **counts}, indent=1) + "\n")
+    return merged
+
+
+def merge_to(folders: Sequence[Path], out: Path, rule: Rule, *, overwrite: bool = False, **options: Any) -> Merged:
+    """`merge`, where the output may be written; options as there.
+
+    Raises:
+        OutputError: the output is not the command's own, and `overwrite` is not given.
+    """
+    inputs = [*folders, *options.get("keep", ()), *filter(None, [options.get("image_root")])]
+    about, is_folder = about_merged(out), not out.suffix
+    own: dict[str, Any] = {"inputs": inputs, "overwrite": overwrite}
+    if not is_folder:
+        with claim_output(out, COMMAND, names=[about.name], **own).writing() as written:
+            merged = merge(folders, out, rule, **options)
+            written += [out.name, about.name]
+        return merged
+    claim = claim_output(out, COMMAND, folder=True, names=["shard-?????.tar", SIZES], **own)
+    beside = claim_output(about, COMMAND, **own)
+    with locked(out), claim.writing() as written, beside.writing():
+        merged = merge(folders, out, rule, **options)
+        written += merged.shards
     return merged
 
 
 def about_merged(out: Path) -> Path:
     """The file beside merged annotations with rule and counts; it exists when they are complete."""
-    return out.with_name(f"{out.name}.merge.json")
+    return out.parent / f"{out.name}.merge.json"
 
 
 def _records(

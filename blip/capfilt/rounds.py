@@ -10,6 +10,8 @@ pass and the clean pairs. The steps are in blip/capfilt/steps.py; the same comma
 
 import gc
 import json
+import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +28,17 @@ from blip.command_line import lasting_streams, say
 from blip.config import Config, ConfigError, PretrainConfig, RunConfig, dump_config, load_config, with_options
 from blip.data.image_bytes import ImageLimits
 from blip.errors import BlipError
-from blip.files import write_whole
+from blip.files import read_json, write_whole
 from blip.hashing import fingerprint
 from blip.inference.load import load
+from blip.outputs import claim_output, locked
 from blip.tasks import caption, pretrain, retrieval
 from blip.tasks.config import CaptionConfig, FineTuneConfig, RetrievalConfig
 from blip.tasks.finetune import BEST
 from blip.train.checkpoint import complete_checkpoints
 from blip.train.launch import Run
 
+CONFIG = "config.yaml"
 DONE = "done.json"  # in the folder of a finished step: its settings
 
 
@@ -45,8 +49,9 @@ class Stopped(BlipError):
 class Rounds:
     """The steps of every round, each in a folder of its own and done once. Options and data are checked first."""
 
-    def __init__(self, config: CapFiltConfig, output: Path, device: torch.device):
-        self.config, self.output, self.device = config, output, device
+    def __init__(self, config: CapFiltConfig, output: Path, device: torch.device, *, overwrite: bool = False):
+        """`overwrite`: captions, scores and merged texts of other settings are replaced; trainings never are."""
+        self.config, self.output, self.device, self.overwrite = config, output, device, overwrite
         self.decoding = steps.caption_decoding(
             config.captions_per_image,
             config.beams,
@@ -113,6 +118,7 @@ class Rounds:
             model_fingerprint=fingerprint(captioner),
             options=steps.CaptionOptions(self.decoding, config.seed, number, config.prompt),
             shards=self.shards,
+            overwrite=self.overwrite,
         )
         distributed.barrier()
         candidates = read_candidates([*config.web_file, str(place / "synthetic")], config.image_root)
@@ -123,14 +129,15 @@ class Rounds:
             scored,
             model_fingerprint=fingerprint(filter_),
             shards=self.shards,
+            overwrite=self.overwrite,
         )
         distributed.barrier()
         out = place / "bootstrapped.jsonl"
-        if distributed.is_main() and not about_merged(out).exists():
+        if distributed.is_main() and (self.overwrite or not about_merged(out).exists()):
             merged = merge([scored], out, self.rule, keep=config.human_file, image_root=config.image_root)
             for source in sorted({**merged.kept, **merged.dropped}):
                 self.show(f"round {number}: {source}: {merged.kept[source]} kept, {merged.dropped[source]} dropped")
-        if distributed.is_main() and not (place / "report.html").exists():
+        if distributed.is_main() and (self.overwrite or not (place / "report.html").exists()):
             write_report([scored], place / "report.html", self.rule, limits=self.shards.limits)
         distributed.barrier()
         return out
@@ -153,7 +160,7 @@ class Rounds:
         config = with_options(config, given, f"options for {place}")
         done = place / DONE
         about = made_from(config)
-        if done.exists() and (before := json.loads(done.read_text())) != about:
+        if done.exists() and (before := read_json(done, dict[str, Any])) != about:
             other = sorted(key for key in {**before, **about} if before.get(key) != about.get(key))
             raise ConfigError(f"{place} was trained with another {', '.join(other)}; give another --output_dir, or "
                               "delete that folder and those of the steps after it")  # fmt: skip
@@ -175,12 +182,26 @@ class Rounds:
 
 
 @lasting_streams()
-def run(config: Path, output: Path, overrides: list[str]) -> None:
-    """Every round of a configuration, given by its file or its name; continues in a folder of its own earlier run."""
+def run(config: Path, output: Path, overrides: list[str], *, overwrite: bool = False) -> None:
+    """Every round of a configuration, given by its file or its name; continues in a folder of its own earlier run.
+
+    Args:
+        overwrite: write to a folder that is not this command's, or was begun with other settings; see `Rounds`.
+
+    Raises:
+        OutputError: the folder is not this command's. ConfigError: it was begun with other settings.
+        LockedError: another process writes to it.
+    """
     settings = load_config(config, CapFiltConfig, overrides)
     device = distributed.start(settings.device, hours=24)  # one process may merge while the others wait
-    remember(settings, output)
-    result = Rounds(settings, output, device).run()
+    if distributed.is_main():
+        inputs = [*settings.web_file, *settings.human_file, *filter(None, [settings.start])]
+        known = os.path.isfile(output / CONFIG)  # `remember` compares it
+        claim_output(output, "capfilt run", inputs=inputs, folder=True, overwrite=overwrite, known=known)
+    with locked(output) if distributed.is_main() else nullcontext():
+        remember(settings, output, overwrite=overwrite)
+        result = Rounds(settings, output, device, overwrite=overwrite).run()
+        distributed.barrier()
     if distributed.is_main():
         say(f"done: {result}")
 
@@ -194,17 +215,18 @@ def made_from(config: RunConfig) -> dict[str, Any]:
     return about
 
 
-def remember(config: CapFiltConfig, output: Path) -> None:
+def remember(config: CapFiltConfig, output: Path, *, overwrite: bool = False) -> None:
     """Saves the configuration in the folder; ConfigError where that was begun with another. More rounds may follow."""
-    saved = output / "config.yaml"
-    if saved.is_file():
+    saved = output / CONFIG
+    if saved.is_file() and not overwrite:
         before = load_config(saved, CapFiltConfig)
         free = ("rounds", "device", "num_workers", "max_skipped_fraction", "max_image_mb")
         changed = [f"{key} {getattr(before, key)} -> {value}" for key, value in config
                    if getattr(before, key) != value and key not in free]  # fmt: skip
         if changed:
             raise ConfigError(
-                f"{output} was begun with other settings: {', '.join(changed)}; give another --output_dir"
+                f"{output} was begun with other settings: {', '.join(changed)}; give another --output_dir, "
+                "or replace what follows from them with --overwrite"
             )
     distributed.barrier()
     if distributed.is_main():

@@ -125,6 +125,7 @@ def caption(
     options: CaptionOptions,
     shards: ShardOptions | None = None,
     progress: Progress = lambda number: None,
+    overwrite: bool = False,
 ) -> None:
     """Writes texts for each image of `candidates`, without repetitions and without those that the image has already.
 
@@ -133,6 +134,7 @@ def caption(
         folder: of the shards to write, or to continue.
         options: what is written.
         shards: shards, batches, precision.
+        overwrite: shards of other settings are replaced.
 
     Raises:
         ShardError: `folder` was begun with other settings.
@@ -164,7 +166,8 @@ def caption(
                         line = {"image": image.path, "text": text, "source": SYNTHETIC, "round": options.round}
                         yield line | {"model": model_fingerprint, "log_prob": round(new.log_prob, 5)}
 
-    for number in write_jsonl_shards(folder, settings, shards.count(candidates), make_lines=lines):
+    count = shards.count(candidates)
+    for number in write_jsonl_shards(folder, settings, count, make_lines=lines, overwrite=overwrite):
         progress(number)
 
 
@@ -184,6 +187,7 @@ def score(
     model_fingerprint: str,
     shards: ShardOptions | None = None,
     progress: Progress = lambda number: None,
+    overwrite: bool = False,
 ) -> None:
     """Scores each text of each image: probability of a match, and cosine of the features.
 
@@ -193,6 +197,7 @@ def score(
         predictor: the filter; `model_fingerprint` identifies its weights in every line.
         folder: of the shards to write, or to continue.
         shards: shards, batches, precision.
+        overwrite: shards of other settings are replaced.
 
     Raises:
         ShardError: `folder` was begun with other settings.
@@ -213,7 +218,8 @@ def score(
                     line = {"image": image.path, "text": text.text, "source": text.source, "round": text.round}
                     yield line | {"match": round(match, 6), "itc": round(cosine, 6), "model": model_fingerprint}
 
-    for number in write_jsonl_shards(folder, settings, shards.count(candidates), make_lines=lines):
+    count = shards.count(candidates)
+    for number in write_jsonl_shards(folder, settings, count, make_lines=lines, overwrite=overwrite):
         progress(number)
 
 

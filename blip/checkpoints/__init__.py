@@ -2,7 +2,8 @@
 
 Imports `network`, `models`, `files`, `hashing`, `tokenizer` and `errors`.
 
-format       model.safetensors, model.json and tokenizer.json in a folder
+format       model.safetensors, model.json and tokenizer.json in a folder; reading tensors from files safely
+info         the content of model.json, checked
 convert      reading and writing the released files and Hugging Face folders
 names        tensor names of the other formats
 sizes        a model's sizes from its tensors, and to a Hugging Face configuration

@@ -5,14 +5,12 @@ adapter.json           format version, rank, alpha, dropout, wrapped layers, par
                        `base`, the checkpoint that training started from, and `model`, as in `model.json`
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from blip.checkpoints.adapters import (
@@ -25,15 +23,39 @@ from blip.checkpoints.adapters import (
     public_state,
     wrapped,
 )
-from blip.checkpoints.format import WEIGHTS, CheckpointError
-from blip.files import flush, write_whole
+from blip.checkpoints.format import WEIGHTS, CheckpointError, check_numbers, load_tensors, save_tensors, write_info
+from blip.checkpoints.info import MAX_INFO, check_info
+from blip.files import ReadError, checked_as, read_json
 
 FORMAT_VERSION = 1
 ADAPTER, ADAPTER_INFO = "adapter.safetensors", "adapter.json"
 SETTINGS = ("rank", "targets", "alpha", "dropout", "trainable")  # arguments of `add_lora`
 
 
-def save_adapter(folder: str | Path, model: nn.Module, info: dict[str, Any], *, new: Sequence[str] = ()) -> None:
+class _Header(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    format_version: int = Field(ge=1)
+
+
+class AdapterInfo(BaseModel):
+    """The entries of `adapter.json`; others are kept as they are."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    rank: int = Field(gt=0, le=1 << 16)
+    alpha: float | None
+    dropout: float = Field(ge=0, lt=1)
+    targets: list[str] = Field(min_length=1)
+    trainable: list[str]
+    new: list[str] = []
+    base: str | None = None
+    model: dict[str, Any] | None = None
+
+
+def save_adapter(
+    folder: str | Path, model: nn.Module, info: dict[str, Any], *, new: Sequence[str] = (), flush: bool = True
+) -> None:
     """Writes `adapter.safetensors` and `adapter.json`, which `blip.load` reads together with the base checkpoint.
 
     Args:
@@ -41,6 +63,7 @@ def save_adapter(folder: str | Path, model: nn.Module, info: dict[str, Any], *, 
         model: with adapters.
         info: goes into `adapter.json`: `base`, the path of the base checkpoint, and `model`, as in `model.json`.
         new: names of tensors that the base lacks; they are saved too, frozen or not.
+        flush: as in `save_weights`.
     """
     layers = wrapped(model)
     if not layers:
@@ -62,9 +85,8 @@ def save_adapter(folder: str | Path, model: nn.Module, info: dict[str, Any], *, 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.contiguous() for name, t in {**state, **only_here}.items()}
-    save_file(tensors, folder / ADAPTER, {"format": "pt"})
-    flush(folder / ADAPTER)
-    write_whole(folder / ADAPTER_INFO, json.dumps({**info, **about}, indent=1) + "\n")
+    save_tensors(tensors, folder / ADAPTER, flush=flush)
+    write_info(folder / ADAPTER_INFO, {**info, **about}, flush=flush)
 
 
 def is_adapter(path: str | Path) -> bool:
@@ -82,14 +104,18 @@ def adapter_info(folder: str | Path) -> dict[str, Any]:
     for name in (ADAPTER, ADAPTER_INFO):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} holds no adapter: it has no {name}")
+    path = folder / ADAPTER_INFO
     try:
-        about = json.loads((folder / ADAPTER_INFO).read_text(encoding="utf-8"))
-        version = int(about["format_version"])
-        _ = [about[key] for key in SETTINGS]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / ADAPTER_INFO} is damaged: {error!r}") from error
+        version = read_json(path, _Header, MAX_INFO).format_version
+        about: dict[str, Any] = read_json(path, dict[str, Any], MAX_INFO)
+        if version <= FORMAT_VERSION:
+            checked_as(about, AdapterInfo, path)
+    except ReadError as error:
+        raise CheckpointError(f"{path} is damaged: {error.problem}") from error
     if version > FORMAT_VERSION:
         raise CheckpointError(f"{folder} was written by a newer blip (format {version}): update blip")
+    if about.get("model") is not None:
+        check_info(about["model"], path)
     return about
 
 
@@ -105,10 +131,9 @@ def load_adapter(model: nn.Module, folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     about = adapter_info(folder)
-    try:
-        tensors = load_file(folder / ADAPTER)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder / ADAPTER} is damaged or cut short: {error}") from error
+    tensors = load_tensors(folder / ADAPTER)
+    check_numbers(tensors, folder / ADAPTER)
+    _check_rank(tensors, about["rank"], folder / ADAPTER_INFO)
     new = {name: tensors.pop(name) for name in about.get("new", []) if name in tensors}
     needs_peft()  # raises here: an absent package is no defect of the folder
     try:
@@ -122,3 +147,11 @@ def load_adapter(model: nn.Module, folder: str | Path) -> dict[str, Any]:
             raise CheckpointError(f"{folder} does not fit the model: it has no {name} of shape {tuple(tensor.shape)}")
         own[name].copy_(tensor)
     return about
+
+
+def _check_rank(tensors: dict[str, torch.Tensor], rank: int, path: Path) -> None:
+    """CheckpointError unless the stored A and B have the stated rank: layers of another one are not made."""
+    for name, tensor in tensors.items():
+        axis = 0 if ".lora_A." in name else 1 if ".lora_B." in name else None
+        if axis is not None and (tensor.dim() != 2 or tensor.shape[axis] != rank):
+            raise CheckpointError(f"{path} does not fit: rank is {rank}, and {name} is {tuple(tensor.shape)}")

@@ -5,13 +5,10 @@ any of the three. BERT weights, which only start a model, are for `read_bert`.
 """
 
 import json
-import pickle
 import re
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from blip.checkpoints.format import (
@@ -19,11 +16,15 @@ from blip.checkpoints.format import (
     TOKENIZER,
     WEIGHTS,
     CheckpointError,
+    check_numbers,
     disk_errors,
+    load_pickled,
+    load_tensors,
     load_weights,
     save_tensors,
     save_weights,
 )
+from blip.checkpoints.info import check_info
 from blip.checkpoints.names import (
     BERT,
     BERT_HEAD,
@@ -39,6 +40,8 @@ from blip.checkpoints.names import (
     with_copies,
 )
 from blip.checkpoints.sizes import (
+    check_sizes,
+    fit_queue,
     guess_task,
     huggingface_config,
     info_of,
@@ -50,6 +53,7 @@ from blip.files import whole_file, write_whole
 from blip.models.factory import TASKS, spec_of
 from blip.models.momentum import NO_ID
 
+NAMES = (WEIGHTS, INFO, "config.json", TOKENIZER, "vocab.txt")  # files of the folders that `write` makes
 _BERT_UNUSED = re.compile(r"(pooler|cls\.seq_relationship|cls\.predictions\.decoder)\.|embeddings\.position_ids$")
 _DUAL_ENCODER = {"visual_projection.weight", "text_projection.weight", "logit_scale"}  # of transformers' BlipModel
 _QUEUE_SHAPES = {"queue.pointer": (1,), "queue.image_ids": (1, -1)}  # in the released files; ours are () and (Q,)
@@ -67,6 +71,9 @@ def read(path: str | Path, image_heads: int | None = None, text_heads: int | Non
     """
     path = Path(path)
     heads = {"image_encoder": image_heads, "text_encoder": text_heads, "text_decoder": text_heads}
+    for option, count in (("image_heads", image_heads), ("text_heads", text_heads)):
+        if count is not None and count < 1:
+            raise InputError(f"{option} is {count}; it has to be 1 or more")
     if not path.exists():
         raise CheckpointError(f"{path} does not exist")
     if (path / INFO).is_file():
@@ -74,6 +81,8 @@ def read(path: str | Path, image_heads: int | None = None, text_heads: int | Non
         for part, count in heads.items():
             if count and part in info:
                 info[part] = {**info[part], "heads": count}
+        check_info(info, path / INFO)
+        check_sizes(info, tensors, path)
         return tensors, info
     if path.is_dir():
         return _read_huggingface(path, heads)
@@ -82,8 +91,9 @@ def read(path: str | Path, image_heads: int | None = None, text_heads: int | Non
     state = _load_file(path)
     task = guess_task(state, path)
     tensors = to_ours(state, {**SALESFORCE, **spec_of(task).queue_names}, task, path=path)
+    check_numbers(tensors, path)
     if "queue.images" in tensors:
-        _fill_queue(tensors)
+        fit_queue(tensors, path)
     return tensors, info_of(tensors, task, heads, path=path)
 
 
@@ -161,17 +171,13 @@ def read_bert(path: str | Path) -> Tensors:
     positions = "text_encoder.embeddings.positions.weight"
     if unknown or positions not in tensors:
         raise CheckpointError(f"{path} is no BERT: " + (listed("not known", unknown) or "it has no position embedding"))
+    check_numbers(tensors, path)
     if types is not None:
+        check_numbers({"token types": types}, path)
+        if types.dim() != 2 or types.shape[1:] != tensors[positions].shape[1:] or not len(types):
+            raise CheckpointError(f"{path}: its token types are {tuple(types.shape)}, which do not fit its positions")
         tensors[positions] = tensors[positions] + types[0]
     return tensors
-
-
-def _fill_queue(tensors: Tensors) -> None:
-    """The queue's shapes as ours are; entries whose image or caption the file does not name get `NO_ID`."""
-    size = tensors["queue.images"].shape[1]
-    tensors["queue.pointer"] = tensors["queue.pointer"].reshape(())
-    for name in ("queue.image_ids", "queue.caption_ids"):
-        tensors[name] = tensors[name].reshape(size) if name in tensors else torch.full((size,), NO_ID)
 
 
 def _write_salesforce(path: Path, tensors: Tensors, task: str) -> list[str]:
@@ -213,6 +219,7 @@ def _read_huggingface(folder: Path, heads: dict[str, int | None]) -> tuple[Tenso
         )
     task = guess_task(state, folder)
     tensors = to_ours(state, HUGGINGFACE, task, path=folder)
+    check_numbers(tensors, folder)
     info = info_of(tensors, task, {part: heads[part] or stated[part] for part in stated}, path=folder)
     for part in ("text_encoder", "text_decoder"):
         if part in info and dropout:
@@ -271,18 +278,10 @@ def _load_file(path: Path) -> Tensors:
     """The tensors of a safetensors file or a pickle, which may hold them as `model`. No code in it is run."""
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist")
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or cut short: {error}") from error
-    except pickle.UnpicklingError as error:  # torch's own message advises to load the file regardless
-        raise CheckpointError(
-            f"{path} is no file of PyTorch weights, or holds objects other than tensors, which could run code"
-        ) from error
-    except Exception as error:  # a broken file raises nearly every other kind
-        raise CheckpointError(f"{path} is no file of PyTorch weights, or is damaged or cut short") from error
+    state = load_tensors(path) if path.suffix == ".safetensors" else load_pickled(path)
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
-    if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    named = isinstance(state, dict) and state and all(isinstance(name, str) for name in state)
+    if not named or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise CheckpointError(f"{path} holds no state dict, that is, no names with a tensor each")
     return state

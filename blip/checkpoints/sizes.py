@@ -1,12 +1,19 @@
 """Sizes of a model, from its tensors and to a Hugging Face configuration."""
 
-import json
 from pathlib import Path
+from typing import Annotated, Any
 
-from blip.checkpoints.format import CheckpointError
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from blip.checkpoints.info import CheckpointError, ImageSizes, TextSizes, check_info
 from blip.checkpoints.names import Tensors, listed
 from blip.errors import InputError
+from blip.files import ReadError, read_json, read_text
 from blip.models.factory import TASKS
+from blip.models.momentum import NO_ID
+
+UNSEEN = ("dropout", "images")  # entries that do not follow from the tensors; the number of images is the task's
 
 
 def guess_task(state: Tensors, path: Path) -> str:
@@ -21,17 +28,7 @@ def guess_task(state: Tensors, path: Path) -> str:
 
 def info_of(tensors: Tensors, task: str, heads: dict[str, int | None], *, path: Path) -> dict:
     """Task and sizes, from the shapes of the tensors."""
-    try:
-        info: dict = {"task": task, "image_encoder": _vit_sizes(tensors)}
-        for part in ("text_encoder", "text_decoder"):
-            if f"{part}.embeddings.words.weight" in tensors:
-                info[part] = _text_sizes(tensors, part)
-        if "image_proj.weight" in tensors:
-            info["embed_dim"] = tensors["image_proj.weight"].shape[0]
-    except KeyError as error:
-        raise CheckpointError(f"{path} is incomplete: it has no {error.args[0]}") from error
-    except (ValueError, IndexError) as error:
-        raise CheckpointError(f"{path} holds a tensor of a shape that no BLIP model has: {error}") from error
+    info: dict = {"task": task, **_sizes(tensors, path)}
     for part, sizes in info.items():
         if isinstance(sizes, dict):
             given, width = heads[part], sizes["width"]
@@ -41,7 +38,44 @@ def info_of(tensors: Tensors, task: str, heads: dict[str, int | None], *, path: 
             if not given and width % 64:
                 raise CheckpointError(f"{path}: width {width} of {part} does not determine the heads: give {option}")
             sizes["heads"] = given or width // 64
+    check_info(info, path)
     return info
+
+
+def check_sizes(info: dict[str, Any], tensors: Tensors, path: Path) -> None:
+    """CheckpointError where the sizes in `model.json` are not those of the tensors: nothing is built from such sizes.
+
+    A part that the tensors do not hold, such as a decoder that shares the text encoder's weights, is not checked.
+    """
+    for part, found in _sizes(tensors, path).items():
+        stated = info.get(part)
+        if part == "embed_dim":
+            wrong = [] if stated in (found, None) else [f"embed_dim is {stated}, by the tensors' shapes {found}"]
+        elif stated is None:
+            wrong = [f"{part} is missing"]
+        else:
+            kind = ImageSizes if part == "image_encoder" else TextSizes
+            whole = kind(**stated).model_dump()
+            wrong = [f"{part}.{name} is {whole[name]}, by the tensors' shapes {value}"
+                     for name, value in found.items() if name not in UNSEEN and whole[name] != value]  # fmt: skip
+        if wrong:
+            raise CheckpointError(f"{path} does not give the model's sizes: {'; '.join(wrong)}")
+
+
+def _sizes(tensors: Tensors, path: Path) -> dict[str, Any]:
+    """What shapes show of each part's sizes; "embed_dim" where there are features."""
+    try:
+        sizes: dict[str, Any] = {"image_encoder": _vit_sizes(tensors)}
+        for part in ("text_encoder", "text_decoder"):
+            if f"{part}.embeddings.words.weight" in tensors:
+                sizes[part] = _text_sizes(tensors, part)
+        if "image_proj.weight" in tensors:
+            sizes["embed_dim"] = tensors["image_proj.weight"].shape[0]
+    except KeyError as error:
+        raise CheckpointError(f"{path} is incomplete: it has no {error.args[0]}") from error
+    except (ValueError, IndexError, ZeroDivisionError, TypeError) as error:  # TypeError: the length of a single number
+        raise CheckpointError(f"{path} holds a tensor of a shape that no BLIP model has: {error}") from error
+    return sizes
 
 
 def _vit_sizes(tensors: Tensors) -> dict:
@@ -82,6 +116,21 @@ def grid_side(tokens: int) -> int:
     return int(tokens**0.5)
 
 
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+    num_attention_heads: int | None = Field(None, gt=0, le=1 << 16)
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = Field(0.0, ge=0, lt=1)
+
+
+class _Config(BaseModel):
+    """The entries of a `config.json` that do not follow from the tensors."""
+
+    vision_config: _Part
+    text_config: _Part
+
+
 def read_huggingface_config(path: Path) -> tuple[dict[str, int], float]:
     """What does not follow from the tensors: the heads of each part, and the text's dropout.
 
@@ -89,21 +138,19 @@ def read_huggingface_config(path: Path) -> tuple[dict[str, int], float]:
     not what BLIP was trained with: it is not to be used.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        vision, text = dict(config["vision_config"]), dict(config["text_config"])
-        text_heads = int(text.get("num_attention_heads", 8))
-        heads = {
-            "image_encoder": int(vision.get("num_attention_heads", 12)),
-            "text_encoder": text_heads,
-            "text_decoder": text_heads,
-        }
-        dropout = float(text.get("hidden_dropout_prob", 0.0))
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not the configuration of a BLIP model: {error!r}") from error
-    for part in (vision, text):
-        if part.get("hidden_act", "gelu") != "gelu":
-            raise CheckpointError(f"{path}: hidden_act is {part['hidden_act']!r}; BLIP's is gelu")
-    return heads, dropout
+        config = read_json(path, _Config)
+    except ReadError as error:
+        raise CheckpointError(f"{path} is not the configuration of a BLIP model: {error.problem}") from error
+    for part in (config.vision_config, config.text_config):
+        if part.hidden_act != "gelu":
+            raise CheckpointError(f"{path}: hidden_act is {part.hidden_act!r}; BLIP's is gelu")
+    text_heads = config.text_config.num_attention_heads or 8
+    heads = {
+        "image_encoder": config.vision_config.num_attention_heads or 12,
+        "text_encoder": text_heads,
+        "text_decoder": text_heads,
+    }
+    return heads, config.text_config.hidden_dropout_prob
 
 
 def huggingface_config(info: dict, special: dict[str, int]) -> dict:
@@ -151,6 +198,40 @@ def huggingface_config(info: dict, special: dict[str, int]) -> dict:
     }
 
 
+def fit_queue(tensors: Tensors, path: Path) -> None:
+    """The queue's shapes as ours are; entries whose image or caption the file does not name get `NO_ID`.
+
+    CheckpointError where its parts are of different sizes.
+    """
+    images, pointer = tensors["queue.images"], tensors.get("queue.pointer")
+    size = images.shape[-1] if images.dim() == 2 else 0
+    sizes = {name: tensors[name].numel() for name in ("queue.image_ids", "queue.caption_ids") if name in tensors}
+    texts = tensors.get("queue.texts")
+    if pointer is None or texts is None or texts.shape != images.shape or {size, *sizes.values()} != {size}:
+        raise CheckpointError(f"{path}: the parts of its queue are missing or do not fit one another")
+    if pointer.numel() != 1 or not 0 <= int(pointer) < size:
+        raise CheckpointError(f"{path}: its queue has {size} entries, and its pointer is none of them")
+    tensors["queue.pointer"] = pointer.reshape(())
+    for name in ("queue.image_ids", "queue.caption_ids"):
+        tensors[name] = tensors[name].reshape(size) if name in tensors else torch.full((size,), NO_ID)
+
+
+class _Token(BaseModel):
+    id: Annotated[int, Field(ge=0)]
+    content: str
+
+
+class _Words(BaseModel):
+    vocab: dict[str, Annotated[int, Field(ge=0)]]
+
+
+class _TokenizerIds(BaseModel):
+    """The entries of a `tokenizer.json` that give the ids of tokens."""
+
+    model: _Words
+    added_tokens: list[_Token]
+
+
 def special_ids(tokenizer_file: str | Path | None, info: dict) -> dict[str, int]:
     """Ids of the tokens that a Hugging Face configuration names."""
     size = (info.get("text_encoder") or info["text_decoder"])["vocab_size"]
@@ -159,15 +240,13 @@ def special_ids(tokenizer_file: str | Path | None, info: dict) -> dict[str, int]
             raise CheckpointError(f"a vocabulary of {size} tokens is not bert-base-uncased's: give tokenizer_file")
         return {"[PAD]": 0, "[SEP]": 102, "[DEC]": 30522}
     try:
-        text = Path(tokenizer_file).read_text(encoding="utf-8")
         if Path(tokenizer_file).suffix == ".json":
-            content = json.loads(text)
-            ids = {**content["model"]["vocab"], **{token["content"]: token["id"] for token in content["added_tokens"]}}
+            content = read_json(tokenizer_file, _TokenizerIds)
+            ids = {**content.model.vocab, **{token.content: token.id for token in content.added_tokens}}
         else:
-            ids = {token: number for number, token in enumerate(text.splitlines())}
+            ids = {token: number for number, token in enumerate(read_text(tokenizer_file).splitlines())}
         ids.setdefault("[DEC]", size - 2)  # BLIP appends [DEC] and [ENC] to the vocabulary
         return {token: ids[token] for token in ("[PAD]", "[SEP]", "[DEC]")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{tokenizer_file} is no tokenizer.json or vocab.txt of BERT's kind: {error!r}"
-        ) from error
+    except (ReadError, KeyError) as error:
+        reason = error.problem if isinstance(error, ReadError) else f"it has no {error}"
+        raise CheckpointError(f"{tokenizer_file} is no tokenizer.json or vocab.txt of BERT's kind: {reason}") from error

@@ -10,6 +10,7 @@ transforms skipped     images to tensors; notes about unreadable ones
 order batches loader gallery   which record comes when; samples to a batch; batches read ahead; images by number
 workers          the processes that read ahead, and their errors
 webdataset stream jsonl_shards   tar shards, training batches streamed from them; shards of JSON lines
+tar_reader tar_sizes   the samples of a tar file; sizes.json, and shards that were cut short
 check check_report phantoms   `blip check-data` and its report; the synthetic data generator
 places           which images a command line names: image files, folders, annotation files
 """

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from blip.data.check_report import FileReport, Report
@@ -24,6 +25,7 @@ from blip.data.sets.statements import STATEMENT_SETS, Statement
 from blip.data.workers import worker_context
 from blip.errors import InputError
 from blip.hashing import stable_hash
+from blip.outputs import refuse_inputs
 from blip.tokenizer import Tokenizer
 
 AT_ONCE = 16  # images that a process gets together
@@ -49,6 +51,7 @@ def check_data(
     num_workers: int = 2,
     dataset: str = "json",
     split: str = "",
+    report_file: Path | None = None,
     limits: ImageLimits = LIMITS,
 ) -> Report:
     """Reads all annotations and images of the files that a run would read; broken ones are part of the report.
@@ -61,9 +64,10 @@ def check_data(
         dataset: a name of CAPTION_SETS, QUESTION_SETS or STATEMENT_SETS; json is any of the generic forms, depending on
             the keys of the first record.
         split: of folders and of files with several parts, train, validation or test; all or "" for everything.
+        report_file: where the report will be written, which is none of the images.
 
     Raises:
-        ValueError: there is no such dataset or split.
+        ValueError: there is no such dataset or split. OutputError: the report would replace an image.
     """
     report = Report(max_tokens=max_text_tokens, length_unit="tokens" if tokenizer else "words")
     if image_root and not os.path.isdir(image_root):
@@ -94,6 +98,7 @@ def check_data(
     report.duplicate_texts = occurrences.total() - len(occurrences)
     report.answer_types = dict(sorted(types.items()))
     report.measure(lengths, answer_lengths)
+    refuse_inputs([report_file] if report_file else [], images)
     _check_images(list(images), num_workers, report, limits=limits)
     return report
 

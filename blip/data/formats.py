@@ -5,32 +5,27 @@ The records of each data set are read in `data/sets/`. The generic record of cap
 """
 
 import csv
-import json
+import io
 import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from blip.data.records import path_problem, text_problem
-from blip.errors import BlipError, InputError
+from blip.errors import InputError
+from blip.files import JSON_DECODER, JSON_ERRORS, MAX_LINE, ReadError, json_problem, open_regular, read_text
 
 BLANK = re.compile(r"\s*")
-MAX_PROBLEM = 1000  # characters of a message about a file
 NEEDS_PYARROW = "reading parquet and arrow files needs pyarrow: pip install -e '.[parquet]'"
 
 Records = Iterator[tuple[str, Any]]  # place, such as "line 3", and record
 
 
-class AnnotationError(BlipError):
+class AnnotationError(ReadError):
     """A broken annotation file: `path` names it, `place` the record ("" for the whole file), `problem` the fault."""
-
-    def __init__(self, path: str | Path, place: str, problem: str):
-        if len(problem) > MAX_PROBLEM:  # it may quote a value of the file
-            problem = f"{problem[:MAX_PROBLEM]} ..."
-        super().__init__(f"{path}{', ' if place else ''}{place}: {problem}")
-        self.path, self.place, self.problem = str(path), place, problem
 
 
 def iter_records(
@@ -64,15 +59,20 @@ def iter_records(
 
 def checked(path: Path, read: Callable[[Path], Records]) -> Records:
     """What `read` yields for the file; AnnotationError where it is absent, not UTF-8 or holds no records."""
-    if not path.is_file():
-        kind = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "no such file"
-        raise AnnotationError(path, "", kind)
+    if not path.exists():
+        raise AnnotationError(path, "", "no such file")
     place = ""
     try:
+        with open_regular(path):
+            pass
         for place, record in read(path):
             yield place, record
+    except ReadError as error:
+        raise AnnotationError(path, error.place, error.problem) from None
     except UnicodeDecodeError as error:
-        raise AnnotationError(path, place and f"after {place}", f"not UTF-8 text ({error}); save it as UTF-8") from None
+        raise AnnotationError(path, place and f"after {place}", json_problem(error)) from None
+    except OSError as error:  # such as too many open files
+        raise AnnotationError(path, place and f"after {place}", error.strerror or str(error)) from None
     if not place:
         raise AnnotationError(path, "", "holds no records")
 
@@ -82,8 +82,11 @@ def checked(path: Path, read: Callable[[Path], Records]) -> Records:
 
 def iter_lines(path: Path) -> Records:
     """("line 3", its text) of each line that is not blank, without its line end."""
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
+    with open_regular(path) as file:
+        text = io.TextIOWrapper(file, "utf-8-sig")
+        for number, line in enumerate(iter(partial(text.readline, MAX_LINE), ""), 1):
+            if len(line) == MAX_LINE:
+                raise AnnotationError(path, f"line {number}", f"has {MAX_LINE:,} characters or more")
             if line.strip():
                 yield f"line {number}", line.rstrip("\r\n")
 
@@ -92,12 +95,12 @@ def is_object(path: Path) -> bool:
     """Whether the file is JSON with an object instead of a list at its root, or one record a line."""
     if path.suffix.lower() != ".json" or not path.is_file():
         return False
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
 
 
 def _json(path: Path) -> Records:
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path)
     position = _after_blanks(text, 0)
     if position == len(text):
         return
@@ -113,8 +116,8 @@ def _json(path: Path) -> Records:
 
 def iter_json_object(path: Path) -> Records:
     """(key, item) of a JSON object: each item of its lists, such as ("images", {...}), and each other value."""
-    text = path.read_text(encoding="utf-8-sig")
-    decode = json.JSONDecoder().raw_decode
+    text = read_text(path)
+    decode = JSON_DECODER.raw_decode
     position = _after_blanks(text, 0)
     if text[position : position + 1] != "{":
         raise AnnotationError(path, "", f"is no JSON object: it starts with {text[position : position + 1]!r}")
@@ -134,8 +137,8 @@ def iter_json_object(path: Path) -> Records:
             else:
                 value, position = decode(text, position)
                 yield key, value
-        except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
-            raise AnnotationError(path, "", f"not valid JSON ({error})") from None
+        except JSON_ERRORS as error:
+            raise AnnotationError(path, "", json_problem(error)) from None
         position = _after_blanks(text, position)
         mark = text[position : position + 1]
         if mark not in (",", "}"):
@@ -148,16 +151,16 @@ def _items(path: Path, text: str, position: int, name: str) -> Iterator[tuple[st
 
     Decoded item by item: a million dicts at once would take over 600 MB.
     """
-    decode = json.JSONDecoder().raw_decode
+    decode = JSON_DECODER.raw_decode
     position, number = _after_blanks(text, position + 1), 0
     mark = text[position : position + 1]
     while mark != "]":
         number += 1
         try:
             record, position = decode(text, position)
-        except (ValueError, RecursionError) as error:  # ValueError: also a number of thousands of digits
+        except JSON_ERRORS as error:
             cut = "; is it cut off?" if position == len(text) else ""
-            raise AnnotationError(path, f"{name} {number}", f"not valid JSON ({error}){cut}") from None
+            raise AnnotationError(path, f"{name} {number}", json_problem(error) + cut) from None
         yield f"{name} {number}", record, position
         position = _after_blanks(text, position)
         mark = text[position : position + 1]
@@ -176,11 +179,10 @@ def iter_json_lines(path: Path) -> Records:
     """One JSON record a line, whatever the file's suffix."""
     for place, line in iter_lines(path):
         try:
-            yield place, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise AnnotationError(path, place, f"not valid JSON ({error.msg}, column {error.colno})") from None
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits; lists in lists without end
-            raise AnnotationError(path, place, f"not a record that can be used ({error})") from None
+            record = JSON_DECODER.decode(line)
+        except JSON_ERRORS as error:
+            raise AnnotationError(path, place, json_problem(error)) from None
+        yield place, record
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -218,7 +220,7 @@ def _columns(path: Path, needed: tuple[str, ...], also: tuple[str, ...]) -> Reco
         with pyarrow.memory_map(str(path)) as source:
             file = parquet.ParquetFile(source) if kind == "parquet" else ipc.open_stream(source)
             schema = file.schema_arrow if kind == "parquet" else file.schema
-            _require(path, "", schema.names, needed)
+            _require(path, "", schema.names, needed, also=also)
             inside = "image" in schema.names and not _is_text(schema.field("image").type)
             wanted = [name for name in dict.fromkeys(needed + also) if name in schema.names]
             wanted = [name for name in wanted if name != "image" or not inside]
@@ -232,7 +234,7 @@ def _columns(path: Path, needed: tuple[str, ...], also: tuple[str, ...]) -> Reco
                 for record in batch.to_pylist():
                     number += 1
                     yield f"record {number}", {**record, "image": f"{place}#{number - 1}"} if inside else record
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, KeyError, ValueError, OverflowError) as error:
         raise AnnotationError(path, "", f"not a readable {kind} file ({error})") from None
 
 
@@ -240,7 +242,9 @@ def _is_text(kind: Any) -> bool:
     return str(kind) in ("string", "large_string", "string_view") or str(kind).startswith("dictionary<values=string")
 
 
-def _require(path: Path, place: str, names: list[str], needed: tuple[str, ...]) -> None:
+def _require(path: Path, place: str, names: list[str], needed: tuple[str, ...], *, also: tuple[str, ...] = ()) -> None:
+    if twice := [name for name in needed + also if names.count(name) > 1]:
+        raise AnnotationError(path, place, f"has {names.count(twice[0])} columns called {twice[0]}: rename all but one")
     if not set(needed) <= set(names):
         last = f"{', '.join(needed[:-1])} and {needed[-1]}" if len(needed) > 1 else needed[0]
         raise AnnotationError(path, place, f"needs the columns {last}; found: {', '.join(names)}")

@@ -23,6 +23,7 @@ SIZES = ("small", "large")
 BRIGHTNESSES = ("bright", "dark")
 POSITIONS = ("upper", "middle", "lower")
 SIDES = ("left", "right")
+ANNOTATIONS = ("captions.json", "questions.json", "statements.json")
 NOISE_KINDS = ("other", "attribute")
 
 RADIUS = {"small": 0.062, "large": 0.112}  # of a lesion, as a share of the image's side
@@ -214,7 +215,7 @@ def records(
         rng = np.random.default_rng([seed, i])
         phantom, image = draw_phantom(rng, image_size, max_lesions)
         record: dict[str, Any] = {
-            "image": f"images/{i:06d}.png",
+            "image": image_name(i),
             "caption": phantom.caption(),
             "body": phantom.body,
             "lesions": [asdict(lesion) for lesion in phantom.lesions],
@@ -229,6 +230,11 @@ def records(
             if kind != "none":
                 record["caption"] = wrong_caption(rng, phantom, kind, max_lesions=max_lesions)
         yield record, image
+
+
+def image_name(number: int) -> str:
+    """The path of an image, relative to the data set."""
+    return f"images/{number:06d}.png"
 
 
 def write_phantoms(

@@ -1,10 +1,8 @@
 """Whole sets of questions: answer lists, splits that keep images together, images in two sets, majority answers."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +10,7 @@ from blip.data.image_bytes import UnreadableImage, is_reference, read_image
 from blip.data.questions import Questions
 from blip.data.sets.questions import Question
 from blip.errors import InputError
+from blip.files import ReadError, read_json, read_text
 from blip.hashing import stable_hash
 
 
@@ -22,12 +21,11 @@ def read_answers(path: str) -> list[str]:
         InputError: the file cannot be read, or is of another form.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        answers = json.loads(text) if path.endswith(".json") else text.splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(f"answer_file {path}: {error}") from error
-    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        raise InputError(f"answer_file {path}: expected a JSON list of texts, or a text file of one a line")
+        answers = read_json(path, list[str]) if path.endswith(".json") else read_text(path).splitlines()
+    except ReadError as error:
+        raise InputError(
+            f"answer_file {path}: expected a JSON list of texts, or a text file of one a line ({error.problem})"
+        ) from error
     return list(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
 
 

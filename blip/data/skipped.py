@@ -1,15 +1,25 @@
 """Unreadable images: each is noted once in a file, and too many of them end the run."""
 
 import fcntl
-import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
 from blip.errors import BlipError
-from blip.files import json_text, write_error
+from blip.files import ReadError, json_text, parse_json, write_error
 
 Skipped = tuple[int, str, str]  # index of the record, path of its image, reason
+
+
+class Note(TypedDict):
+    """A line of the file of unreadable images."""
+
+    index: int
+    path: str
+    reason: str
 
 
 class TooManySkipped(BlipError):
@@ -74,10 +84,8 @@ class SkipLog:
             text = file.read()
             written = set()
             for line in text.splitlines():
-                try:
-                    written.add(json.loads(line)["path"])
-                except (ValueError, TypeError, KeyError):
-                    continue  # a line that a kill cut short
+                with suppress(ReadError):  # a line that a kill cut short
+                    written.add(parse_json(line, Note, self.path)["path"])
             if text and not text.endswith("\n"):
                 file.write("\n")
             for index, path, reason in new.values():

@@ -27,8 +27,8 @@ from blip.data.loader import data_loader
 from blip.data.order import seeded
 from blip.data.pairs import caption_id
 from blip.data.skipped import Skipped, TooManySkipped, too_many
-from blip.data.webdataset import BrokenSample, Raw, TarShards
-from blip.errors import InputError
+from blip.data.webdataset import Raw, TarShards
+from blip.errors import BlipError, InputError
 from blip.hashing import stable_hash
 
 
@@ -133,7 +133,7 @@ class StreamDataset(IterableDataset):
         for raw in raws:
             try:
                 opened.append(self._sample(epoch, raw))
-            except (BrokenSample, UnreadableImage) as error:
+            except BlipError as error:  # a BrokenSample, an UnreadableImage, or a text that cannot be encoded
                 reason = error.reason if isinstance(error, UnreadableImage) else str(error)
                 notes.append((raw.number, self.order.shards.name(raw.number), reason))
                 opened.append(None)

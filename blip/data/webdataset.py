@@ -3,10 +3,13 @@
     000000012.jpg  000000012.json       the image; {"caption": ..., "image": ..., "source": ..., "round": ...}
     000000013.png  000000013.txt        the image; its caption
 
-`sizes.json` beside them has the number of samples of each; without it they are read through once and counted.
+`sizes.json` beside them has the number of samples of each; without it they are read through once and counted. Shards
+that this package writes have their length and hash in it, too, under "bytes" and "sha256": a shard that was cut short
+is found when it is opened, one that was changed when it has been read.
 """
 
 import bisect
+import hashlib
 import itertools
 import json
 import re
@@ -18,18 +21,16 @@ from typing import Any
 
 from blip.data.formats import parse_record
 from blip.data.images import ENDINGS
+from blip.data.tar_reader import Digested, Stored, samples
+from blip.data.tar_sizes import SIZES, UNFINISHED, Count, Shard, TarError, check_length, open_address, recorded
 from blip.errors import BlipError, InputError
-from blip.files import whole_file, write_whole
+from blip.files import ReadError, parse_json, read_json, whole_file, write_whole
 
-SIZES = "sizes.json"
-UNFINISHED = "unfinished"  # beside shards that are being written
 TEXTS = ("txt", "text", "caption")  # endings of a caption alone
+OTHER_SIZES = f"{SIZES} belongs to other shards, or this one is damaged: write them anew, or remove {SIZES}"
+MAX_CAPTION = 1_000_000  # characters
 RETRIES = 2  # after a broken connection, before the rest of the shard counts as unreadable
 NEEDS_WEBDATASET = "reading and writing webdataset shards needs webdataset: pip install -e '.[webdataset]'"
-
-
-class TarError(BlipError):
-    """Shards that cannot be found, counted or written; the message has the reason."""
 
 
 class BrokenSample(BlipError):
@@ -62,14 +63,14 @@ class Raw:
         if text is None and "json" not in self.parts:
             raise BrokenSample(f"has no caption; its parts: {', '.join(self.parts)}")
         try:
-            raw = json.loads(self.parts.get("json", b"{}"))
-            if not isinstance(raw, dict):
-                raise InputError("its JSON is not an object")
+            raw: dict[str, Any] = parse_json(self.parts.get("json", b"{}"), dict[str, Any], "its JSON")
             if text is not None and "caption" not in raw:
                 raw["caption"] = text.decode("utf-8").strip()
             # the image is in the shard: what the record calls it, perhaps an address, is a name and no path
             _, captions, image_id = parse_record({**raw, "image": "in the shard"})
-        except ValueError as error:  # of UTF-8 and of JSON too
+            if max(map(len, captions)) > MAX_CAPTION:
+                raise InputError(f"its caption has more than {MAX_CAPTION:,} characters")
+        except (ReadError, ValueError) as error:  # ValueError: of UTF-8 too
             raise BrokenSample(str(error)) from None
         return {**raw, "caption": captions, "image_id": image_id}
 
@@ -88,10 +89,11 @@ def is_tar_address(path: str) -> bool:
 class TarShards:
     """All shards of a data set, in the order of their names, and the number of samples of each."""
 
-    def __init__(self, addresses: Sequence[str], counts: Sequence[int]):
-        """`counts` of each address; numbers of samples run through all of them."""
+    def __init__(self, addresses: Sequence[str], counts: Sequence[int], hashes: Sequence[str] = ()):
+        """`counts` of each address; numbers of samples run through all of them. `hashes`: "" where none is known."""
         self.addresses, self.counts = list(addresses), list(counts)
         self.ends = list(itertools.accumulate(counts))
+        self.hashes = list(hashes) or [""] * len(self.addresses)  # SHA-256 of those that were not read through yet
 
     def __len__(self) -> int:
         """N, the samples."""
@@ -110,23 +112,46 @@ class TarShards:
         """The samples of a shard from `start` on, always as many as its count.
 
         Where the shard is cut off or absent, the unreadable ones have a `problem` and no parts.
+
+        Raises:
+            TarError: the shard holds more samples or fewer than its count, or has another hash than it was written
+                with.
         """
-        first, count, place, tries = self.first(shard), self.counts[shard], start, 0
+        address, first, count, place, tries = self.addresses[shard], self.first(shard), self.counts[shard], start, 0
         problem = ""
         while place < count and tries <= RETRIES:
+            digest = hashlib.sha256() if place == 0 and self.hashes[shard] else None
             try:
-                for key, parts in itertools.islice(_samples(self.addresses[shard]), place, count):
-                    yield Raw(first + place, key, parts)
+                found = _samples(address, place, digest)
+                for sample in itertools.islice(found, count - place):
+                    if place == count - 1:  # before it is given away: the reader may not ask for more
+                        self._check_end(shard, found, digest)
+                    yield Raw(first + place, sample.key, sample.parts, sample.problem)
                     place, tries = place + 1, 0
-                problem = f"the shard holds {place} samples, not {count}"
-                break
-            except TarError:  # webdataset is not installed
+            except TarError:  # of `_check_end`; or a package is not installed
                 raise
             except Exception as error:  # the libraries behind fsspec raise errors of many kinds
                 problem = f"the shard cannot be read ({error or type(error).__name__})"
                 tries += 1
+            else:
+                if place < count:
+                    raise TarError(f"{address}: holds {place} samples, not {count} as recorded; {OTHER_SIZES}")
         for number in range(place, count):
             yield Raw(first + number, "", {}, problem)
+
+    def _check_end(self, shard: int, found: Iterator[Stored], digest: Any) -> None:
+        """TarError unless a shard has no more samples than its count, and its hash."""
+        address = self.addresses[shard]
+        try:
+            more = next(found, None)
+        except Exception:  # what follows the last sample does not matter
+            return
+        if more is not None:
+            raise TarError(f"{address}: holds more than the {self.counts[shard]} samples as recorded; {OTHER_SIZES}")
+        if digest is not None and digest.hexdigest() != self.hashes[shard]:
+            raise TarError(f"{address}: has changed since it was written, or is damaged: write it anew")
+        if digest is not None:
+            self.hashes[shard] = ""  # once is enough
 
 
 def open_shards(addresses: Sequence[str], known: Path | None = None) -> TarShards:
@@ -137,15 +162,19 @@ def open_shards(addresses: Sequence[str], known: Path | None = None) -> TarShard
         known: a file that keeps the counts of shards without `sizes.json`, so that they are counted once.
 
     Raises:
-        TarError: there are none, or one is empty or cannot be read.
+        TarError: there are none, or one is empty, cut short or cannot be read.
+        ReadError: `sizes.json` or `known` is damaged.
     """
     found: list[str] = []
     for address in addresses:
         found += _expand(address)
     if twice := [address for address, count in Counter(found).items() if count > 1]:
         raise TarError(f"{twice[0]} is given twice")
-    sizes = _sizes(found, known)
-    return TarShards(found, [sizes[address] for address in found])
+    shards = _known(found, known)
+    for address in found:
+        check_length(address, shards[address])
+    listed = [shards[address] for address in found]
+    return TarShards(found, [shard.samples for shard in listed], [shard.sha256 for shard in listed])
 
 
 def _expand(address: str) -> list[str]:
@@ -170,55 +199,33 @@ def _expand(address: str) -> list[str]:
     return found
 
 
-def _sizes(addresses: list[str], known: Path | None) -> dict[str, int]:
-    """Samples of each shard: from `sizes.json` in its folder, from `known`, or counted."""
-    sizes: dict[str, int] = json.loads(known.read_text()) if known and known.is_file() else {}
-    folders = dict.fromkeys(address.rpartition("/")[0] for address in addresses if address not in sizes)
-    for folder in folders:
-        own = _read(f"{folder}/{SIZES}" if folder else SIZES)
-        if own is None and _read(f"{folder}/{UNFINISHED}" if folder else UNFINISHED) is not None:
-            raise TarError(f"{folder}: these shards are not complete; let the command that writes them end")
-        if own is None:
-            continue
-        if not isinstance(own, dict) or not all(isinstance(count, int) for count in own.values()):
-            raise TarError(f"{folder}/{SIZES}: is not a JSON object of names and numbers of samples")
-        sizes |= {f"{folder}/{name}" if folder else name: int(count) for name, count in own.items()}
-    counted = [address for address in addresses if address not in sizes]
+def _known(addresses: list[str], known: Path | None) -> dict[str, Shard]:
+    """What is known of each shard: from `sizes.json` in its folder, from `known`, or counted."""
+    before = read_json(known, dict[str, Count]) if known and known.is_file() else {}
+    shards = {address: Shard(count) for address, count in before.items()}
+    for folder in dict.fromkeys(address.rpartition("/")[0] for address in addresses if address not in shards):
+        shards |= recorded(folder)
+    counted = [address for address in addresses if address not in shards]
     for address in counted:
         try:
-            sizes[address] = sum(1 for _ in _samples(address))
-        except TarError:  # webdataset is not installed
+            shards[address] = Shard(sum(1 for _ in _samples(address)))
+        except TarError:  # a package is not installed
             raise
         except Exception as error:  # as in `TarShards.read`
             raise TarError(f"{address}: cannot be read ({error}); download it again, or remove it") from None
     if known and counted:
-        known.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(known, json.dumps({address: sizes[address] for address in addresses}, indent=1) + "\n")
-    if empty := [address for address in addresses if not sizes[address] > 0]:
+        write_whole(known, json.dumps({address: shards[address].samples for address in addresses}, indent=1) + "\n")
+    if empty := [address for address in addresses if not shards[address].samples > 0]:
         raise TarError(f"{empty[0]}: holds no samples")
-    return {address: sizes[address] for address in addresses}
+    return shards
 
 
-def _read(address: str) -> Any:
-    """A JSON file, or None where there is none that can be read."""
-    import fsspec
-
-    try:
-        with fsspec.open(address) as file:
-            return json.loads(file.read())
-    except Exception:  # as in `TarShards.read`
-        return None
-
-
-def _samples(address: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, parts by ending) of each sample of a shard."""
-    import fsspec
-
-    tar = _webdataset().tariterators
-    with fsspec.open(address, "rb") as stream:
-        files = ({**file, "__url__": address} for file in tar.tar_file_iterator(stream))
-        for sample in tar.group_by_keys(files):
-            yield sample["__key__"], {name: part for name, part in sample.items() if not name.startswith("__")}
+def _samples(address: str, start: int | None = None, digest: Any = None) -> Iterator[Stored]:
+    """The samples of a shard from `start` on, None: without their content; `digest` gets all bytes of the shard."""
+    with open_address(address) as file:
+        whole = Digested(file, digest)
+        yield from samples(whole if digest else file, start)
+        whole.finish()
 
 
 def _webdataset() -> Any:
@@ -235,6 +242,8 @@ def _webdataset() -> Any:
 def write_tar_shards(folder: Path, samples: Iterator[dict[str, Any]], shard_size: int) -> list[int]:
     """Writes `shard-00000.tar`, ... and `sizes.json`; returns the number of samples of each.
 
+    Shards of an earlier run, which its `sizes.json` names, are removed where this one has fewer.
+
     Args:
         samples: ending -> content: an image, and `json` (an object) or `txt`.
         shard_size: samples in a shard; the last may have fewer.
@@ -242,20 +251,39 @@ def write_tar_shards(folder: Path, samples: Iterator[dict[str, Any]], shard_size
     Raises:
         WriteError: such as on a full disk.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / UNFINISHED, "true\n")
-    (folder / SIZES).unlink(missing_ok=True)
-    counts: list[int] = []
-    writer = _webdataset().TarWriter
+    writer, counts = _webdataset().TarWriter, list[int]()
+    about: dict[str, dict[str, Any]] = {"bytes": {}, "sha256": {}}
+    ours = {*_names_in(folder / SIZES), *_names_in(folder / UNFINISHED)}
     while first := next(samples, None):
-        path, count = folder / f"shard-{len(counts):05d}.tar", 0
-        with whole_file(path) as file, writer(file, mtime=0) as tar:
+        path, count, digest = folder / shard_name(len(counts)), 0, hashlib.sha256()
+        ours.add(path.name)
+        write_whole(folder / UNFINISHED, json.dumps(sorted(ours)) + "\n")
+        (folder / SIZES).unlink(missing_ok=True)
+        with whole_file(path) as file, writer(Digested(file, digest), mtime=0) as tar:
             for sample in itertools.chain([first], itertools.islice(samples, shard_size - 1)):
                 tar.write({"__key__": f"{len(counts):05d}{count:06d}", **sample})
                 count += 1
+        about["bytes"][path.name], about["sha256"][path.name] = path.stat().st_size, digest.hexdigest()
         counts.append(count)
-    for path in sorted(folder.glob("shard-*.tar"))[len(counts) :]:  # of an earlier run with more shards
-        path.unlink()
-    write_whole(folder / SIZES, json.dumps({f"shard-{n:05d}.tar": c for n, c in enumerate(counts)}, indent=1) + "\n")
-    (folder / UNFINISHED).unlink()
+    sizes = {shard_name(number): count for number, count in enumerate(counts)}
+    for name in ours - sizes.keys():
+        (folder / name).unlink(missing_ok=True)
+    write_whole(folder / SIZES, json.dumps({**sizes, **about}, indent=1) + "\n")
+    (folder / UNFINISHED).unlink(missing_ok=True)
     return counts
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}.tar"
+
+
+def _names_in(file: Path) -> list[str]:
+    """The names of shards as this package gives, or gave, them in a `sizes.json` or in the mark of unfinished ones."""
+    try:
+        names = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    if names is True:  # the mark of earlier versions
+        return [path.name for path in file.parent.glob("shard-?????.tar")]
+    names = names if isinstance(names, dict | list) else []
+    return [name for name in names if isinstance(name, str) and re.fullmatch(r"(shard-)?\d+\.tar", name)]

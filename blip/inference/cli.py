@@ -7,12 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from blip.command_line import AsJson, BatchSize, Checkpoint, Device, JsonFile, MaxImageMb, TokenizerFile, user_errors
+from blip.command_line import (
+    AsJson,
+    BatchSize,
+    Checkpoint,
+    Device,
+    JsonFile,
+    MaxImageMb,
+    Overwrite,
+    TokenizerFile,
+    user_errors,
+)
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.data.images import ENDINGS
 from blip.data.places import ANNOTATIONS, images_of
 from blip.data.records import text_problem
 from blip.errors import InputError
+from blip.outputs import Output, claim_output, writing
 
 if TYPE_CHECKING:
     from blip.inference.predictor import Predictor
@@ -45,9 +56,14 @@ def places_and_texts(arguments: Sequence[str], texts: Sequence[str] | None, opti
     if texts:
         return list(arguments), list(texts)
     for text in arguments[1:]:
-        if _has_form_of_a_path(text) and Path(text).exists():
+        if _has_form_of_a_path(text) and os.path.exists(text):
             raise InputError(f"{text} is a file or folder: for several places give the texts by {option}")
     return list(arguments[:1]), list(arguments[1:])
+
+
+def claim_json(out: Path | None, command: str, inputs: Sequence[str | Path | None], overwrite: bool) -> Output | None:
+    """`claim_output` for the option `--out` of a verb, where it is given; options among the inputs may be absent."""
+    return claim_output(out, command, inputs=[one for one in inputs if one], overwrite=overwrite) if out else None
 
 
 def _has_form_of_a_path(text: str) -> bool:
@@ -75,7 +91,7 @@ def caption(
     checkpoint: Checkpoint,
     prompt: Annotated[str | None, typer.Option(help="what captions begin with; the model's own unless given")] = None,
     beams: Annotated[int | None, typer.Option(help="3 unless given; 1: the likeliest token at each step")] = None,
-    sample: Annotated[bool, typer.Option(help="draw tokens instead of searching")] = False,
+    sample: Annotated[bool, typer.Option("--sample/--no_sample", help="draw tokens instead of searching")] = False,
     top_p: Annotated[float, typer.Option("--top_p", help="nucleus to draw from")] = 0.9,
     num_return: Annotated[int, typer.Option("--num_return", help="captions of each image")] = 1,
     max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="tokens of a caption at most")] = 30,
@@ -86,6 +102,7 @@ def caption(
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     out: JsonFile = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Writes captions; status 1 when an image cannot be read."""
@@ -94,6 +111,7 @@ def caption(
 
     with user_errors():
         paths = images_of(images)
+        claim = claim_json(out, "caption", [*images, *paths, checkpoint, tokenizer, prompt], overwrite)
         decoding = Decoding(
             beams=beams or (1 if sample else 3),
             sample=sample,
@@ -103,8 +121,9 @@ def caption(
             min_new_tokens=min_new_tokens,
         )
         model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-        rows = files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=batch_size, seed=seed)
-        unread = files.show(rows, out, as_json)
+        rows = list(files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=batch_size, seed=seed))
+        with writing(claim):
+            unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
 
 
@@ -123,6 +142,7 @@ def match(
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     out: JsonFile = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Prints the probability that an image and a text belong together (ITM), and the cosine of their features (ITC)."""
@@ -132,8 +152,11 @@ def match(
         places, texts = places_and_texts(arguments, text, "--text")
         texts = _needed(texts, "text", "--text")
         paths = images_of(places)
+        claim = claim_json(out, "match", [*places, *paths, checkpoint, tokenizer, *texts], overwrite)
         model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-        unread = files.show(files.match_rows(model, paths, texts, batch_size=batch_size), out, as_json)
+        rows = list(files.match_rows(model, paths, texts, batch_size=batch_size))
+        with writing(claim):
+            unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
 
 
@@ -149,13 +172,16 @@ def answer(
     checkpoint: Checkpoint,
     question: Annotated[list[str] | None, typer.Option(help="a question, instead of arguments; several times")] = None,
     answers: Annotated[Path | None, typer.Option(help="text file of one answer a line to choose from")] = None,
-    generate: Annotated[bool, typer.Option(help="write the answer instead of choosing one")] = False,
+    generate: Annotated[
+        bool, typer.Option("--generate/--no_generate", help="write the answer instead of choosing one")
+    ] = False,
     k: Annotated[int, typer.Option(help="answers that are scored whole")] = 128,
     batch_size: BatchSize = 16,
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     out: JsonFile = None,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Answers questions about images, from the model's own list of answers unless another is given."""
@@ -166,11 +192,13 @@ def answer(
         places, questions = places_and_texts(arguments, question, "--question")
         questions = _needed(questions, "question", "--question")
         paths = images_of(places)
+        claim = claim_json(out, "answer", [*places, *paths, checkpoint, tokenizer, answers, *questions], overwrite)
         choices = _lines(answers) if answers is not None else None
         decoding = Decoding(beams=3, max_new_tokens=10) if generate else None
         model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-        rows = files.answer_rows(
-            model, paths, questions, answers=choices, k=k, decoding=decoding, batch_size=batch_size
+        rows = list(
+            files.answer_rows(model, paths, questions, answers=choices, k=k, decoding=decoding, batch_size=batch_size)
         )
-        unread = files.show(rows, out, as_json)
+        with writing(claim):
+            unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)

@@ -4,7 +4,7 @@ An image that cannot be read is reported and left out; it never ends the run.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def _rows(
                 yield {"image": str(path), **row}
 
 
-def show(rows: Iterator[dict[str, Any]], out: Path | None, as_json: bool) -> int:
+def show(rows: Iterable[dict[str, Any]], out: Path | None, as_json: bool) -> int:
     """Prints rows as a table or as JSON, or writes JSON to `out`; returns how many images could not be read."""
     everything = list(rows)
     good = [row for row in everything if "problem" not in row]
@@ -116,7 +116,6 @@ def show(rows: Iterator[dict[str, Any]], out: Path | None, as_json: bool) -> int
     for problem in problems:
         Console(stderr=True).print(printable(problem), style="yellow", markup=False, highlight=False, soft_wrap=True)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, json_text(good))
         print(printable(f"{len(good)} rows: {out}"))
     elif as_json:

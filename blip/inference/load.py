@@ -1,6 +1,5 @@
 """From a checkpoint of any format to a model that is ready to use: `blip.load(path)`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ from torch import Tensor
 from blip.checkpoints import convert
 from blip.checkpoints.adapter_files import ADAPTER_INFO, adapter_info, is_adapter, load_adapter
 from blip.checkpoints.adapters import merge
-from blip.checkpoints.format import INFO, CheckpointError, find_tokenizer, load_strict, unique_state
+from blip.checkpoints.format import INFO, CheckpointError, check_fit, find_tokenizer, load_strict, unique_state
+from blip.checkpoints.info import MAX_SIDE, read_info
 from blip.checkpoints.initialize import Source, adopt
 from blip.errors import InputError
 from blip.inference.predictor import Predictor
@@ -58,8 +58,9 @@ def load(
     tensors, _, _ = convert.split(tensors)
     vit, text, answer = _sizes(info, path)
     if image_size is not None and image_size != vit.image_size:
-        if image_size < vit.patch or image_size % vit.patch:
-            raise InputError(f"image_size is {image_size}; it has to be a multiple of the patch, {vit.patch}")
+        if image_size < vit.patch or image_size % vit.patch or image_size > MAX_SIDE:
+            limits = f"a multiple of the patch, {vit.patch}, and at most {MAX_SIDE}"
+            raise InputError(f"image_size is {image_size}; it has to be {limits}")
         vit.image_size = image_size
         fit_image_size(tensors, vit)
         info = {**info, "image_encoder": {**info["image_encoder"], "image_size": image_size}}
@@ -68,8 +69,11 @@ def load(
             f"{path} has {text.vocab_size} tokens and the tokenizer {words.size}, [DEC] and [ENC] included: "
             "it is not the one that the model was trained with"
         )
+    outline = _outline(info, vit, text, answer=answer, tokenizer=words)
+    may_lack = spec_of(info["task"]).may_lack
+    check_fit(outline, {**{name: outline.get_parameter(name) for name in may_lack}, **tensors}, str(path))
     model = _model(info, vit, text, answer=answer, tokenizer=words)
-    for name in spec_of(info["task"]).may_lack:
+    for name in may_lack:
         tensors.setdefault(name, model.get_parameter(name).detach())
     load_strict(model, tensors, str(path))
     return Predictor(model, words, info, device=device)
@@ -91,6 +95,12 @@ def _model(info: dict, vit: ViTConfig, text: TextConfig, *, answer: TextConfig |
     )
 
 
+def _outline(info: dict, vit: ViTConfig, text: TextConfig, *, answer: TextConfig | None, tokenizer: Tokenizer) -> Any:
+    """The same without memory: names and shapes are compared before memory is taken for what no file holds."""
+    with torch.device("meta"):
+        return _model(info, vit, text, answer=answer, tokenizer=tokenizer)
+
+
 def _with_adapter(
     folder: Path, given: str | Path | Tokenizer | None
 ) -> tuple[dict[str, Tensor], dict[str, Any], Tokenizer]:
@@ -101,15 +111,19 @@ def _with_adapter(
     vit, text, answer = _sizes(info, folder)
     heads = (vit.heads, text.heads) if base.suffix == ".pth" else (None, None)
     tensors, base_info = convert.read(base, *heads)
-    model = _model(info, vit, text, answer=answer, tokenizer=tokenizer)
-    missing = adopt(model, info["task"], Source(convert.split(tensors)[0], base_info, str(base)), vit=vit)
-    load_adapter(model, folder)
+    _check_base(folder, base_info, vit, text=text)
+    source = Source(convert.split(tensors)[0], base_info, str(base))
+    outline = _outline(info, vit, text, answer=answer, tokenizer=tokenizer)
+    missing = adopt(outline, info["task"], source, vit=vit)
     known = {*about.get("new", []), *about["trainable"], *spec_of(info["task"]).may_lack}
     if absent := [name for name in missing if name not in known]:
         raise CheckpointError(
             f"{folder} cannot be loaded with its base {base} alone: neither holds {', '.join(absent[:4])}; load a "
             "checkpoint of the run, whose weights have the adapters merged"
         )
+    model = _model(info, vit, text, answer=answer, tokenizer=tokenizer)
+    adopt(model, info["task"], source, vit=vit)
+    load_adapter(model, folder)
     merge(model)
     return unique_state(model), info, tokenizer
 
@@ -118,8 +132,18 @@ def _info_of_adapter(folder: Path, about: dict) -> dict:
     if "model" in about:
         return about["model"]
     if (folder / INFO).is_file():
-        return json.loads((folder / INFO).read_text(encoding="utf-8"))
+        return read_info(folder / INFO)
     raise CheckpointError(f"{folder / ADAPTER_INFO} does not describe the model: copy the run's {INFO} into the folder")
+
+
+def _check_base(folder: Path, base: dict, vit: ViTConfig, *, text: TextConfig) -> None:
+    """CheckpointError where adapters describe another model than their base, whose sizes are those of its tensors."""
+    theirs = base.get("text_encoder") or base["text_decoder"]
+    pairs = [(name, getattr(vit, name), base["image_encoder"][name]) for name in ("patch", "width", "depth")]
+    names = ("width", "layers", "hidden", "vocab_size", "max_positions")
+    pairs += [(f"text {name}", getattr(text, name), theirs[name]) for name in names]
+    if wrong := [f"{name} {own} (the base has {other})" for name, own, other in pairs if own != other]:
+        raise CheckpointError(f"{folder} does not fit its base checkpoint: {', '.join(wrong)}")
 
 
 def _base(folder: Path, about: dict) -> Path:
@@ -144,7 +168,7 @@ def _sizes(info: dict, path: str | Path) -> tuple[ViTConfig, TextConfig, TextCon
         raise CheckpointError(f"{path} is a checkpoint of {info.get('task')}; {', '.join(TASKS)} can be loaded")
     try:
         text, decoder = info.get("text_encoder"), info.get("text_decoder")
-        if spec_of(info["task"]).has_features and "embed_dim" not in info:
+        if spec_of(info["task"]).has_features and info.get("embed_dim") is None:
             raise KeyError("embed_dim is missing")
         own = TextConfig(**decoder) if text and decoder else None
         return ViTConfig(**info["image_encoder"]), TextConfig(**(text or decoder or info["text_encoder"])), own

@@ -9,28 +9,33 @@ Texts are padded with zeros to the longest of the shard. An interrupted run resu
 """
 
 import hashlib
+import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from rich.progress import track
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.nn import functional as F
 
 from blip.data.images import readable_batches
 from blip.errors import BlipError
-from blip.files import whole_folder, write_whole
+from blip.files import ReadError, json_text, read_json, remove_folder, whole_folder, write_whole
 from blip.inference.predictor import Predictor
 from blip.interpret.explain_files import Wanted, check_wanted
 from blip.interpret.objectives import OBJECTIVES, completed_answers
 from blip.interpret.points import STATES
 from blip.interpret.trace import names, trace
 from blip.models.factory import spec_of
+from blip.outputs import locked
 
 INDEX, FORMATS = "index.json", ("safetensors", "npy")
 POOLS = ("all", "first", "mean")
@@ -38,6 +43,29 @@ POOLS = ("all", "first", "mean")
 
 class ActivationError(BlipError):
     """Activations that cannot be captured or resumed; the message gives the reason."""
+
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Shard(BaseModel):
+    """A shard in the index; `asked` records were read for it, `records` are those whose image could be opened."""
+
+    model_config = ConfigDict(strict=True)
+
+    file: str = Field(pattern=r"^(shard-[0-9]+(\.safetensors)?)?$")  # "": none of its images could be read
+    asked: Annotated[int, Field(gt=0)]
+    records: list[Count]
+    shapes: dict[str, list[Count]]
+    problems: list[str] = []
+
+
+class Index(BaseModel):
+    """The entries of `index.json` that reading needs; the others are those of `Capture`."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    shards: list[Shard]
 
 
 @dataclass
@@ -60,11 +88,33 @@ class Capture:
         return {name: value for name, value in asdict(self).items() if name not in ("shards", "data")}
 
 
-def capture(m: Predictor, wanted: Sequence[Wanted], what: Capture, folder: Path, *, batch_size: int = 32) -> list[str]:
+def capture(
+    m: Predictor,
+    wanted: Sequence[Wanted],
+    what: Capture,
+    folder: Path,
+    *,
+    batch_size: int = 32,
+    overwrite: bool = False,
+) -> list[str]:
     """Writes the shards that do not exist yet; returns a message for each image that could not be read.
 
     Its record is left out: the index lists the records of each shard by their number in the data.
+
+    Args:
+        overwrite: shards of other settings are replaced.
+
+    Raises:
+        ActivationError: wrong settings, or the folder holds shards of others.
+        LockedError: another process writes to the folder.
     """
+    _check(m, wanted, what)
+    with locked(folder):
+        return _capture(m, wanted, what, folder, batch_size=batch_size, overwrite=overwrite)
+
+
+def _check(m: Predictor, wanted: Sequence[Wanted], what: Capture) -> None:
+    """ActivationError for what cannot be captured."""
     if what.pool not in POOLS or what.format not in FORMATS or what.shard_size < 1:
         raise ActivationError(f"pool can be {', '.join(POOLS)}; format {', '.join(FORMATS)}; shard_size 1 or more")
     if wrong := [name for name in what.points if what.pool != "all" and _attention(name)]:
@@ -75,9 +125,14 @@ def capture(m: Predictor, wanted: Sequence[Wanted], what: Capture, folder: Path,
         raise ActivationError(f"{what.data} holds no records")
     if OBJECTIVES[what.task].reads_texts:
         check_wanted(m, wanted, needed=True)
-    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _capture(
+    m: Predictor, wanted: Sequence[Wanted], what: Capture, folder: Path, *, batch_size: int, overwrite: bool
+) -> list[str]:
     what.records, what.contents = len(wanted), _contents(wanted)
-    what.shards = _done(folder, what)
+    what.shards = _done(folder, what, overwrite)
+    _write_index(folder, what)  # also before the first shard: by it the folder is known after a kill
     begin = sum(shard["asked"] for shard in what.shards)
     problems: list[str] = [problem for shard in what.shards for problem in shard["problems"]]
     starts = range(begin, len(wanted), what.shard_size)
@@ -89,43 +144,108 @@ def capture(m: Predictor, wanted: Sequence[Wanted], what: Capture, folder: Path,
         shapes = {point: list(tensor.shape) for point, tensor in tensors.items()}
         line = {"file": name, "asked": len(part), "records": numbers, "shapes": shapes, "problems": unread}
         what.shards.append(line)
-        write_whole(folder / INDEX, json.dumps(asdict(what), indent=1) + "\n")
+        _write_index(folder, what)
     return problems
 
 
+def _write_index(folder: Path, what: Capture) -> None:
+    write_whole(folder / INDEX, json_text(asdict(what)))
+
+
 def read_shards(folder: str | Path) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """(numbers of the records, tensor of each point) of each shard."""
+    """(numbers of the records, tensor of each point) of each shard.
+
+    Raises:
+        ActivationError: the index or a shard is damaged.
+    """
     folder = Path(folder)
-    for shard in json.loads((folder / INDEX).read_text(encoding="utf-8"))["shards"]:
-        if shard["file"].endswith(".safetensors"):
-            yield shard["records"], load_file(folder / shard["file"])
-        elif shard["file"]:
-            files = sorted((folder / shard["file"]).glob("*.npy"))
-            yield shard["records"], {file.stem: torch.from_numpy(np.load(file)) for file in files}
+    try:
+        shards = read_json(folder / INDEX, Index).shards
+    except ReadError as error:
+        raise ActivationError(f"{error}: make the activations again") from None
+    for shard in shards:
+        if shard.file:
+            if problem := _damage(folder, shard):
+                raise ActivationError(f"{folder / shard.file} {problem}: make the activations again")
+            yield shard.records, _tensors_of(folder, shard)
+
+
+def _tensors_of(folder: Path, shard: Shard) -> dict[str, Tensor]:
+    if shard.file.endswith(".safetensors"):
+        return load_file(folder / shard.file)
+    return {name: torch.from_numpy(np.load(folder / shard.file / f"{name}.npy")) for name in shard.shapes}
+
+
+def _damage(folder: Path, shard: Shard) -> str:
+    """What is wrong with a shard: absent, cut short, or of other shapes than the index tells; "" if it is whole."""
+    path = folder / shard.file
+    try:
+        if shard.file.endswith(".safetensors"):
+            with safe_open(path, "pt") as file:  # which compares the length of the file with its header
+                found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        else:
+            files = {name: path / f"{name}.npy" for name in shard.shapes if "/" not in name}
+            found = {name: list(np.load(file, mmap_mode="r").shape) for name, file in files.items()}
+    except (OSError, ValueError, SafetensorError) as error:
+        return f"is damaged or cut short ({error})"
+    points = {name: shape for name, shape in found.items() if name in shard.shapes}
+    lengths = {shape[0] for shape in found.values() if shape}
+    if points != shard.shapes or lengths - {len(shard.records)}:
+        return "has other tensors than the index tells"
+    return ""
 
 
 def _attention(name: str) -> bool:
     return name.rpartition(".")[2] not in STATES
 
 
-def _done(folder: Path, what: Capture) -> list[dict[str, Any]]:
-    """The whole shards of an interrupted run with the same values."""
+def is_index(folder: Path) -> bool:
+    """Whether a folder has an index of activations."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(index, dict) and {"points", "shards", "weights", "contents"} <= index.keys()
+
+
+def _done(folder: Path, what: Capture, overwrite: bool) -> list[dict[str, Any]]:
+    """The whole shards of an interrupted run with the same values; those of another run are removed to `overwrite`."""
     path = folder / INDEX
     if not path.exists():
         return []
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        shards = index.pop("shards")
-        whole = [not shard["file"] or (folder / shard["file"]).exists() for shard in shards]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ActivationError(f"{path} is damaged ({error}): delete the folder and start again") from None
-    if different := [name for name, value in what.requested().items() if index.get(name) != value]:
+        index: dict[str, Any] = read_json(path, dict[str, Any])
+        shards = read_json(path, Index).shards
+    except ReadError as error:
+        if overwrite:
+            return []
+        raise ActivationError(
+            f"{path} is damaged ({error.problem}): give another --out, or replace what is there with --overwrite"
+        ) from None
+    different = [name for name, value in what.requested().items() if index.get(name) != value]
+    if different and overwrite:
+        for shard in shards:
+            _remove(folder, shard.file)
+        path.unlink()
+        return []
+    if different:
         name = different[0]
         raise ActivationError(
             f"{folder} holds activations with {name} {index.get(name)!r}, now it is {what.requested()[name]!r}: "
-            "give another --out, or delete it"
+            "give another --out, or replace them with --overwrite"
         )
-    return shards[: whole.index(False)] if False in whole else shards
+    kept = list(itertools.takewhile(lambda shard: not shard.file or not _damage(folder, shard), shards))
+    return [shard.model_dump() for shard in kept]
+
+
+def _remove(folder: Path, name: str) -> None:
+    """Deletes a shard that an index names; a name that `_write` does not give is ignored."""
+    if re.fullmatch(r"shard-\d{5}(\.safetensors)?", name):
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            remove_folder(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _shard(

@@ -5,9 +5,21 @@ from typing import Annotated
 
 import typer
 
-from blip.command_line import BatchSize, Checkpoint, Device, JsonFile, MaxImageMb, TokenizerFile, say, user_errors
+from blip.command_line import (
+    BatchSize,
+    Checkpoint,
+    Device,
+    JsonFile,
+    MaxImageMb,
+    Overwrite,
+    TokenizerFile,
+    say,
+    user_errors,
+)
 from blip.data.image_bytes import MAX_MB, ImageLimits
-from blip.inference.cli import load_model, places_and_texts
+from blip.data.places import images_of
+from blip.inference.cli import claim_json, load_model, places_and_texts
+from blip.outputs import claim_output, refuse_inputs, writing
 
 
 def explain(
@@ -33,17 +45,32 @@ def explain(
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Draws which parts of an image a model attended to, word by word. Not for diagnosis."""
     from blip.interpret.explain_files import explain_files, find_pairs
+    from blip.interpret.pictures import check_ending, files_of
 
     with user_errors():
         places, texts = places_and_texts(arguments, text, "--text")
+        check_ending(out)
         wanted = [pair for place in places for pair in find_pairs(place, texts)]
+        inputs: list[str | Path] = [
+            *places,
+            *(one.image for one in wanted),
+            checkpoint,
+            *filter(None, [tokenizer]),
+            *texts,
+        ]
+        first, *others = files_of(out, len(wanted))
+        names = [path.name for path in others]
+        claim = claim_output(first, "explain", inputs=inputs, overwrite=overwrite, names=names)
         model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-        files, problems = explain_files(
-            model, wanted, out, task=task, method=method, layer=layer, rows=rows, batch_size=batch_size
-        )
+        with claim.writing() as written:
+            files, problems = explain_files(
+                model, wanted, out, task=task, method=method, layer=layer, rows=rows, batch_size=batch_size
+            )
+            written += [path.name for path in files]
         for problem in problems:
             say(problem, err=True)
         say(f"{len(wanted) - len(problems)} explained: {files[0] if files else 'nothing written'}"
@@ -64,6 +91,7 @@ def activations(
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Writes the activations at named points for a whole data set, in shards; continues where it was interrupted."""
     from blip.hashing import fingerprint
@@ -72,11 +100,14 @@ def activations(
 
     with user_errors():
         wanted = find_pairs(data, [])
+        inputs: list[str | Path] = [data, *(one.image for one in wanted), checkpoint, *filter(None, [tokenizer])]
+        known = shards.is_index(out)  # `capture` compares the settings
+        claim_output(out, "activations", inputs=inputs, folder=True, overwrite=overwrite, known=known)
         model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
         chosen = shards.points_of(model, points)
         task = task or shards.usual_task(model, chosen)
         settings = shards.Capture(fingerprint(checkpoint), data, chosen, task, pool, format, shard_size)
-        problems = shards.capture(model, wanted, settings, out, batch_size=batch_size)
+        problems = shards.capture(model, wanted, settings, out, batch_size=batch_size, overwrite=overwrite)
         for problem in problems:
             say(problem, err=True)
         say(f"{len(wanted) - len(problems)} records, {len(chosen)} points: {out / shards.INDEX}")
@@ -93,17 +124,20 @@ def localise(
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     out: JsonFile = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Plays the pointing game: do maps peak on what the text names? With every control."""
     from blip.interpret import pointing_game as game
     from blip.interpret.maps import METHODS
 
     with user_errors():
+        claim = claim_json(out, "localise", [data, checkpoint, tokenizer], overwrite)
+        if out and out.exists():
+            refuse_inputs([out], images_of([data]))
         records, left_out = game.read_named(data, limit, limits=ImageLimits.of_mb(max_image_mb))
         for reason, count in left_out.items():
             say(f"left out: {count} images {reason}", err=True)
-        if out:
-            out.parent.mkdir(parents=True, exist_ok=True)
         model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
         lines = game.localise(model, records, method or METHODS, batch_size=batch_size)
-        game.show(lines, game.centre(model, records), out)
+        with writing(claim):
+            game.show(lines, game.centre(model, records), out)

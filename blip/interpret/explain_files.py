@@ -12,7 +12,7 @@ from blip.data.records import path_problem, text_problem
 from blip.inference.predictor import Predictor
 from blip.interpret.explain import Explanation, explain_pairs
 from blip.interpret.objectives import explained
-from blip.interpret.pictures import ENDINGS, PictureError, needs_matplotlib, save
+from blip.interpret.pictures import PictureError, check_ending, files_of, needs_matplotlib, save
 
 
 @dataclass
@@ -81,11 +81,9 @@ def explain_files(
     Returns:
         The files, and a message for each image that could not be read.
     """
-    if out.suffix not in ENDINGS:
-        raise PictureError(f"{out}: --out has to end in {', '.join(ENDINGS)}")
+    check_ending(out)
     check_wanted(m, wanted, needed=not explained(m, task).writes_texts)
     needs_matplotlib()
-    out.parent.mkdir(parents=True, exist_ok=True)
     images: list[Any] = []
     explanations: list[Explanation] = []
     names: list[str] = []
@@ -107,4 +105,5 @@ def explain_files(
         )
         images += opened
         names += [str(one.image) for one in asked]
-    return (save(images, explanations, names, out) if explanations else []), problems
+    files = files_of(out, len(wanted))
+    return (save(images, explanations, names, files) if explanations else []), problems

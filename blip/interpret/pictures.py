@@ -120,20 +120,18 @@ def _wrapped(text: str, width: int, lines: int) -> str:
 
 
 def save(
-    images: Sequence[Image.Image], explanations: Sequence[Explanation], names: Sequence[str], out: Path
+    images: Sequence[Image.Image], explanations: Sequence[Explanation], names: Sequence[str], files: Sequence[Path]
 ) -> list[Path]:
-    """Writes one page, or one file for each explanation where there are several PNGs; returns the files.
+    """Writes one page, or one PNG for each explanation; returns the files.
 
     `.html` is one page for all, `.npz` one file for all: `words_0`, `maps_0` (words, h, w), `sentence_0` (h, w), ...
 
     Args:
         images: of the explanations, one each.
         names: of the images, as a page shows them.
-        out: ends in one of `ENDINGS`.
+        files: as `files_of` gives them; PNGs of images that cannot be read, the last ones, are not written.
     """
-    if out.suffix not in ENDINGS:
-        raise PictureError(f"{out}: pictures end in {', '.join(ENDINGS)}")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = files[0]
     if out.suffix == ".html":
         html_page.write_page(out, page_of(images, explanations, names))
         return [out]
@@ -141,11 +139,24 @@ def save(
         with whole_file(out) as file:
             np.savez_compressed(file, **_arrays(explanations, names))  # type: ignore[arg-type]
         return [out]
-    files = [out] if len(explanations) == 1 else [out.with_stem(f"{out.stem}_{i:04d}") for i in range(len(images))]
+    files = files[: len(explanations)]
     for path, image, explanation in zip(files, images, explanations, strict=True):
         with whole_file(path) as file:
             figure(image, explanation).save(file, "PNG")
-    return files
+    return list(files)
+
+
+def check_ending(out: Path) -> None:
+    """PictureError for a name that ends otherwise than pictures do."""
+    if out.suffix not in ENDINGS:
+        raise PictureError(f"{out}: --out has to end in {', '.join(ENDINGS)}")
+
+
+def files_of(out: Path, count: int) -> list[Path]:
+    """The files for a number of explanations: several PNGs are numbered."""
+    if count < 2 or out.suffix != ".png":
+        return [out]
+    return [out.with_stem(f"{out.stem}_{i:04d}") for i in range(count)]
 
 
 def _arrays(explanations: Sequence[Explanation], names: Sequence[str]) -> dict[str, np.ndarray]:

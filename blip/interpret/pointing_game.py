@@ -232,5 +232,4 @@ def show(lines: Sequence[Line], middle: Share, out: Path | None) -> None:
     Console(width=max(110, Console().width)).print(table, markup=False)
     if out is not None:
         content = {"centre": asdict(middle), "lines": [asdict(line) for line in ordered]}
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, json.dumps(content, indent=1) + "\n")

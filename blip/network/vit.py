@@ -52,7 +52,7 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.positions = nn.Parameter(torch.zeros(1, 1 + grid * grid, config.width))
         # stochastic depth grows linearly from 0 at the first block to `drop_path` at the last
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()  # the model may be on "meta"
         self.blocks = nn.ModuleList([Block(config, rate) for rate in rates])
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         # 0.02 at width 768; narrower models start larger, as in `med.py`

@@ -22,13 +22,13 @@ from typing import Any
 from blip.data.image_bytes import LIMITS, ImageLimits, read_image
 from blip.data.images import ENDINGS
 from blip.data.webdataset import write_tar_shards
-from blip.files import json_text, whole_file, write_whole
+from blip.files import ReadError, json_text, read_json, whole_file, write_whole
 from blip.pubmed.card import data_card, write_credits
 from blip.pubmed.duplicates import PictureIndex, Signature, read_signature
+from blip.pubmed.lines import Line, Pair, Record, read
 from blip.pubmed.rules import NAMES, BuildError, Rules
 from blip.pubmed.workers import NAMED, in_order
 
-Line = dict[str, Any]
 KEPT_KEYS = ("article", "figure", "label", "panel", "how", "confidence", "license", "retracted", "source", "year",
              "whole_image", "whole_caption")  # fmt: skip
 
@@ -122,11 +122,11 @@ def evaluation_images(place: Path) -> Iterator[str]:
         yield from (str(path) for path in files if path.suffix.lower() in ENDINGS)
         return
     try:
-        records = json.loads(place.read_text(encoding="utf-8"))
-        names = [os.fsencode(record["image"]) for record in records]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        names = [os.fsencode(record["image"]) for record in read_json(place, list[Record])]
+    except (ReadError, UnicodeError) as error:
+        problem = getattr(error, "problem", error)
         raise BuildError(
-            f"{place}: neither a folder of images nor a list of records with `image` ({error!r})"
+            f"{place}: neither a folder of images nor a list of records with `image` ({problem})"
         ) from None
     yield from (str(place.parent / os.fsdecode(name)) for name in names)
 
@@ -145,18 +145,15 @@ class Candidate:
 
 def _lines(pairs: Path, rules: Rules, built: Built, *, also_whole: bool) -> Iterator[tuple[Line, bool]]:
     """The lines that pass the rules on text and licence."""
-    with open(pairs, encoding="utf-8") as file:
-        for at, raw in enumerate(file):
-            try:
-                line = json.loads(raw)
-                line["caption"], line["article"], line["image"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise BuildError(f"{pairs}, line {at + 1}: not a pair ({error!r})") from None
+    try:
+        for _, line in read(pairs, Pair):
             built.read += 1
             if why := rules.rejection(line):
                 built.out[why] += 1
             else:
                 yield line, also_whole
+    except ReadError as error:
+        raise BuildError(f"{error.path}, {error.place}: not a pair ({error.problem})") from None
 
 
 def _with_signatures(asked: tuple[Line, bool], limits: ImageLimits) -> Candidate:
@@ -249,12 +246,10 @@ def write_part_shards(annotations: Path, folder: Path, most: int = 2000, *, limi
         TarError: webdataset is not installed. WriteError: a file cannot be written. UnreadableImage: an image has gone
             since it was compared.
     """
-    for old in folder.glob("[0-9]*.tar"):  # names of earlier versions
-        old.unlink()
     write_tar_shards(folder, _samples(annotations, limits), most)
 
 
 def _samples(annotations: Path, limits: ImageLimits) -> Iterator[dict[str, Any]]:
-    for record in json.loads(annotations.read_text(encoding="utf-8")):
+    for record in read_json(annotations, list[Record]):
         image = annotations.parent / record["image"]
         yield {image.suffix.lower().lstrip("."): read_image(image, limits), "json": record}

@@ -1,30 +1,26 @@
 """`blip pubmed STEP ...`: from a search in PubMed Central to image-caption pairs."""
 
 import logging
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from blip.command_line import MaxImageMb, say, user_errors
+from blip.command_line import MaxImageMb, Overwrite, say, user_errors
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.errors import BlipError
-from blip.pubmed.server_options import MaxAnswerMb, MaxMb, MaxRatio, MaxSeconds, MaxWait
+from blip.outputs import claim_output, locked
+from blip.pubmed.build_options import KeepWhole, MaxAspect, MinConfidence, NotWords, Shares, SplitCaptions
+from blip.pubmed.server_options import Downloads, MaxAnswerMb, MaxMb, MaxRatio, MaxSeconds, MaxWait
 
 app = typer.Typer(no_args_is_help=True, help="Articles of PubMed Central: from a search to image-caption pairs.")
 Corpus = Annotated[Path, typer.Argument(help="folder of the catalogue and the articles")]
 NumWorkers = Annotated[int, typer.Option("--num_workers", "--workers", min=1, help="processes")]
 Retracted = Annotated[bool, typer.Option("--retracted", help="also retracted articles")]
-
-Shares = Annotated[
-    tuple[float, float, float], typer.Option("--split_shares", "--splits", help="shares of train, val, test")
-]
-KeepWhole = Annotated[
-    bool, typer.Option("--keep_whole/--no_keep_whole", " /--no_whole", help="compound figures that were not divided")
-]
 
 
 @contextmanager
@@ -51,9 +47,7 @@ def search(
     out: Annotated[Path, typer.Option(help="folder of the catalogue")],
     count: Annotated[int, typer.Option(min=1, help="results at most")] = 1000,
     email: Annotated[str, typer.Option(help="address of the user, which NCBI asks for")] = "",
-    api_key: Annotated[
-        str, typer.Option("--api_key", "--api-key", help="of NCBI: ten requests per second instead of three")
-    ] = "",
+    api_key: Annotated[str, typer.Option("--api_key", help="of NCBI: ten requests per second instead of three")] = "",
     source: Annotated[str, typer.Option(help="pmc, or openi: an index of figures")] = "pmc",
     again: Annotated[bool, typer.Option("--again", help="repeat a search that was finished")] = False,
     eutils: Annotated[str, typer.Option(help="base address of ESearch")] = "",
@@ -62,16 +56,19 @@ def search(
     max_answer_mb: MaxAnswerMb = 32.0,
     max_ratio: MaxRatio = 200.0,
     max_wait: MaxWait = 600.0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Searches for articles and records them in a catalogue; `fetch` downloads them."""
     with reported_errors():
         from blip.pubmed import search as steps
-        from blip.pubmed.catalogue import Catalogue
+        from blip.pubmed.catalogue import NAME, Catalogue
         from blip.pubmed.http_body import Limits
 
         limits = Limits(seconds=max_seconds, answer_mb=max_answer_mb, ratio=max_ratio, longest_wait=max_wait)
         server = steps.Server(email, api_key, eutils or steps.EUTILS, openi or steps.OPENI, limits=limits)
-        new = steps.search(out, query, count, server=server, source=source, again=again)
+        claim_output(out, "pubmed search", folder=True, overwrite=overwrite, known=os.path.isfile(out / NAME))
+        with locked(out):
+            new = steps.search(out, query, count, server=server, source=source, again=again)
         seen, total = Catalogue(out).progress(source, query)
         say(f"{seen:,} of {total or 0:,} results seen, {new:,} new articles: {out}")
 
@@ -82,9 +79,7 @@ def fetch(
     *,
     licenses: Annotated[str, typer.Option(help="of articles to fetch, such as CC-BY,CC0; without: all")] = "",
     retracted: Retracted = False,
-    num_workers: Annotated[
-        int, typer.Option("--num_workers", "--workers", min=1, help="downloads at the same time")
-    ] = 4,
+    num_workers: Downloads = 4,
     rate: Annotated[float, typer.Option(min=0.01, help="requests per second, over all workers")] = 10.0,
     update: Annotated[bool, typer.Option("--update", help="first check which articles changed")] = False,
     inventory: Annotated[Path | None, typer.Option(help="a downloaded inventory CSV, for --update")] = None,
@@ -98,16 +93,17 @@ def fetch(
     """Downloads XML and figures of the articles in a catalogue and checks them; it can be stopped and started again."""
     with reported_errors():
         from blip.pubmed import fetch as steps
-        from blip.pubmed.catalogue import Catalogue
+        from blip.pubmed.catalogue import NAME, Catalogue
         from blip.pubmed.http_body import Limits
         from blip.pubmed.inventory import update as mark_changed
 
         place = bucket or steps.BUCKET
         limits = Limits(max_seconds, max_mb, max_answer_mb, max_ratio, max_wait)
         wanted = steps.Wanted(_licenses(licenses), retracted, place, rate, num_workers, limits=limits)
-        if update:
-            say(f"{len(mark_changed(corpus, place, inventory, limits=limits))} articles changed")
-        done = steps.fetch(corpus, wanted, say)
+        with locked(corpus) if os.path.isfile(corpus / NAME) else nullcontext():
+            if update:
+                say(f"{len(mark_changed(corpus, place, inventory, limits=limits))} articles changed")
+            done = steps.fetch(corpus, wanted, say)
         say(f"{done.articles:,} articles, {done.files:,} files, {done.bytes / 1e6:,.0f} MB, {done.left_out:,} "
                    f"left out by licence or retraction, {done.failed:,} failed")  # fmt: skip
         catalogue = Catalogue(corpus)
@@ -126,12 +122,15 @@ def extract(
     *,
     out: Annotated[Path, typer.Option(help="a line for each figure: .jsonl")],
     num_workers: NumWorkers = 1,
+    overwrite: Overwrite = False,
 ) -> None:
     """Extracts figures, captions and the paragraphs that refer to them from a folder of articles."""
     with reported_errors():
+        from blip.pubmed import claims
         from blip.pubmed.extract import extract as extract_
 
-        counts = extract_(folder, out, num_workers)
+        with claims.writing_lines(claims.claim_lines(out, claims.EXTRACT, [folder], overwrite=overwrite)):
+            counts = extract_(folder, out, num_workers)
         say(f"{counts.articles} articles, {counts.figures} figures, {counts.files} with a file: {out}")
         for count, what in (
             (counts.unreadable, "articles could not be read"),
@@ -157,23 +156,23 @@ def split(
     max_image_mb: MaxImageMb = MAX_MB,
     read_letters: Annotated[bool, typer.Option("--read_letters", help="read panel letters (RapidOCR)")] = False,
     weights: Annotated[Path | None, typer.Option(help="of another detector")] = None,
-    split_captions: Annotated[
-        Path | None, typer.Option("--split_captions", "--splits", help="captions that were split elsewhere: .jsonl")
-    ] = None,
-    min_side: Annotated[
-        int, typer.Option("--min_side", "--min-side", min=1, help="pixels of the shorter side of a sub-figure")
-    ] = 48,
+    split_captions: SplitCaptions = None,
+    min_side: Annotated[int, typer.Option("--min_side", min=1, help="pixels of the shorter side of a sub-figure")] = 48,
+    overwrite: Overwrite = False,
 ) -> None:
     """Splits compound figures into sub-figures with their part of the caption; in doubt a figure stays whole."""
     logging.getLogger("rapidocr").setLevel(logging.WARNING)
     with reported_errors():
+        from blip.pubmed import claims
         from blip.pubmed.panels import split as steps
 
         given = steps.read_splits(split_captions) if split_captions else {}
         crops = out.with_suffix("")
         options = steps.Options(str(crops.resolve()), str(weights) if weights else None, read_letters, min_side, given)
         options = replace(options, limits=ImageLimits.of_mb(max_image_mb))
-        counts = steps.split(pairs, out, options, num_workers=num_workers, tell=say)
+        others = filter(None, [split_captions, weights])
+        with claims.splitting(pairs, out, crops, others, overwrite=overwrite):
+            counts = steps.split(pairs, out, options, num_workers=num_workers, tell=say, restart=overwrite)
         whole = counts.how.get("whole", 0)
         say(f"{counts.figures} figures: {sum(counts.how.values()) - whole} split, {whole} whole, {counts.pairs} "
                    f"pairs: {out}")  # fmt: skip
@@ -194,29 +193,25 @@ def build(
     licenses: Annotated[str, typer.Option(help="such as CC-BY,CC0; without: all that are named")] = "",
     unlicensed: Annotated[bool, typer.Option("--unlicensed", help="also articles that name no licence")] = False,
     retracted: Retracted = False,
-    min_confidence: Annotated[
-        float, typer.Option("--min_confidence", "--confidence", min=0, max=1, help="of a sub-figure")
-    ] = 0.5,
+    min_confidence: MinConfidence = 0.5,
     keep_whole: KeepWhole = True,
-    min_side: Annotated[int, typer.Option("--min_side", "--min-side", min=1, help="pixels of the shorter side")] = 64,
-    max_aspect: Annotated[
-        float, typer.Option("--max_aspect", "--max-aspect", min=1, help="longer side divided by the shorter one")
-    ] = 5.0,
-    min_words: Annotated[int, typer.Option("--min_words", "--min-words", help="of a caption")] = 3,
-    max_words: Annotated[int, typer.Option("--max_words", "--max-words", help="of a caption")] = 300,
+    min_side: Annotated[int, typer.Option("--min_side", min=1, help="pixels of the shorter side")] = 64,
+    max_aspect: MaxAspect = 5.0,
+    min_words: Annotated[int, typer.Option("--min_words", help="of a caption")] = 3,
+    max_words: Annotated[int, typer.Option("--max_words", help="of a caption")] = 300,
     words: Annotated[str, typer.Option(help="a caption has one of these, such as MRI,CT,scan")] = "",
-    not_words: Annotated[
-        str, typer.Option("--not_words", "--not-words", help="a caption has none of these, such as flowchart,diagram")
-    ] = "",
+    not_words: NotWords = "",
     duplicates: Annotated[bool, typer.Option("--duplicates", help="keep repeated pictures")] = False,
     shards: Annotated[bool, typer.Option("--shards", help="also write webdataset shards")] = False,
     num_workers: NumWorkers = 1,
     max_image_mb: MaxImageMb = MAX_MB,
     seed: Annotated[int, typer.Option(help="of the division")] = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Builds a data set divided by article, without evaluation images, with licences and credits."""
     with reported_errors():
         from blip.pubmed import build as steps
+        from blip.pubmed import claims
 
         rules = steps.Rules(
             split_shares=split_shares,
@@ -235,9 +230,11 @@ def build(
             seed=seed,
         )
         limits = ImageLimits.of_mb(max_image_mb)
-        built = steps.build(
-            pairs, out, rules, decontaminate=decontaminate, shards=shards, num_workers=num_workers, limits=limits
-        )
+        claim = claims.claim_build(pairs, out, rules, decontaminate=decontaminate or [], overwrite=overwrite)
+        with claims.building(claim, shards):
+            built = steps.build(
+                pairs, out, rules, decontaminate=decontaminate, shards=shards, num_workers=num_workers, limits=limits
+            )
         for name in steps.NAMES:
             say(f"{name}: {built.pairs[name]} pairs of {built.articles[name]} articles: {out / f'{name}.json'}")
         for why, count in built.out.most_common():
@@ -256,13 +253,15 @@ def report(
     figures: Annotated[int, typer.Option(min=0, help="random split figures to show")] = 10,
     max_image_mb: MaxImageMb = MAX_MB,
     seed: Annotated[int, typer.Option(help="of the choice")] = 0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Writes one HTML page on a data set: counts, licences, pairs, split figures, failures."""
     with reported_errors():
         from blip.pubmed.report import write_report
 
         limits = ImageLimits.of_mb(max_image_mb)
-        write_report(dataset, out, pairs, figures=figures, seed=seed, limits=limits)
+        with claim_output(out, "pubmed report", inputs=[dataset], overwrite=overwrite).writing():
+            write_report(dataset, out, pairs, figures=figures, seed=seed, limits=limits)
         say(str(out))
 
 
@@ -270,12 +269,13 @@ def report(
 def run(
     config: Annotated[Path, typer.Option(help="a file such as configs/pubmed_brain.yaml")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, overrides the file")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Runs all steps, from the search to the report."""
     with reported_errors():
         from blip.pubmed.run import run as run_
 
-        run_(config, set_ or [], say)
+        run_(config, set_ or [], say, overwrite=overwrite)
 
 
 def _words(text: str) -> list[str]:

@@ -18,6 +18,7 @@ from blip.errors import BlipError
 from blip.files import json_text, whole_file, write_whole
 from blip.pubmed.catalogue import NAME as CATALOGUE
 from blip.pubmed.catalogue import Catalogue
+from blip.pubmed.claims import summary_of
 from blip.pubmed.jats import Article, parse_article
 from blip.pubmed.licenses import short_license
 from blip.pubmed.workers import add, in_order
@@ -82,7 +83,7 @@ def extract(folder: Path, out: Path, num_workers: int = 1) -> Summary:
             add(summary, part)
         if not summary.articles + summary.unreadable:
             raise ExtractError(f"{folder}: there are no articles ({', '.join(ARTICLES)})")
-    write_whole(out.with_name(f"{out.name}.summary.json"), json.dumps(vars(summary), indent=1) + "\n")
+    write_whole(summary_of(out), json.dumps(vars(summary), indent=1) + "\n")
     return summary
 
 

@@ -1,7 +1,6 @@
 """`blip pubmed report`: one HTML page on a data set, to be read before training; it loads nothing from elsewhere."""
 
 import itertools
-import json
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,11 +12,12 @@ from PIL import Image, ImageDraw
 from blip.data.image_bytes import LIMITS, ImageLimits
 from blip.data.images import open_or_problem
 from blip.errors import BlipError
+from blip.files import checked_as, read_json
 from blip.html_page import Html, image, page, table_of_counts, write_page
 from blip.pubmed.card import most_first
+from blip.pubmed.lines import BuildFile, Example, ExtractFile, Line, Panel, SplitFile, read
 from blip.pubmed.rules import NAMES
 
-Line = dict[str, Any]
 T = TypeVar("T")
 SIDE, WIDE = 220, 420  # pixels of the longer side of pairs and of split figures on the page
 FAILURES = 30  # problems that the page names
@@ -41,11 +41,12 @@ def write_report(
 
     Raises:
         ReportError: the folder holds no data set.
+        ReadError: a file of the data set, or of a step before it, is damaged.
         WriteError: the page cannot be written.
     """
     if not (dataset / "build.json").is_file():
         raise ReportError(f"{dataset} holds no build.json: make the data set with `blip pubmed build`")
-    built = json.loads((dataset / "build.json").read_text())
+    built: Any = read_json(dataset / "build.json", BuildFile)
     pairs_file = Path(built["pairs_file"])
     stages = _summaries(pairs_file)
     rng = random.Random(seed)
@@ -67,8 +68,11 @@ def _summaries(pairs: Path) -> dict[str, Any]:
     """Summaries of the stages before the build, as far as their files still exist."""
     found: dict[str, Any] = {}
     while (path := pairs.with_name(f"{pairs.name}.summary.json")).is_file():
-        summary = json.loads(path.read_text())
-        found["split" if "why_whole" in summary else "extract"] = summary
+        summary = read_json(path, dict[str, Any])
+        step = "split" if "why_whole" in summary else "extract"
+        if step in found:  # files that name one another
+            break
+        found[step] = checked_as(summary, SplitFile if step == "split" else ExtractFile, path)
         if not summary.get("made_from") or "extract" in found:
             break
         pairs = Path(summary["made_from"])
@@ -124,9 +128,7 @@ def _failures(stages: dict[str, Any], built: dict[str, Any]) -> Html:
 
 def _pairs(dataset: Path, most: int, rng: random.Random, *, limits: ImageLimits) -> Iterator[dict[str, Any]]:
     """Pairs drawn from all parts, each with its image and its source."""
-    records: Iterator[Line] = (
-        record for name in NAMES for record in json.loads((dataset / f"{name}.json").read_text(encoding="utf-8"))
-    )
+    records: Iterator[Any] = (record for name in NAMES for record in read_json(dataset / f"{name}.json", list[Example]))
     for record in _sample(records, most, rng):
         certainty = f"{record['how']} {record['confidence']:.2f}" if "how" in record else ""
         about = (record.get("article"), record.get("label"), record.get("license"), certainty)
@@ -150,10 +152,11 @@ def _panel(line: Line, color: str) -> dict[str, str]:
 
 def _split_figures(pairs: Path) -> Iterator[list[Line]]:
     """The lines of each figure that was split, read one figure at a time."""
-    with open(pairs, encoding="utf-8") as file:
-        lines = (line for line in map(json.loads, file) if line.get("box"))
-        for _, figure in itertools.groupby(lines, key=lambda line: line.get("whole_image")):
-            yield list(figure)
+    lines = (
+        checked_as(line, Panel, pairs, place=f"line {at + 1}") for at, line in read(pairs, Line) if line.get("box")
+    )
+    for _, figure in itertools.groupby(lines, key=lambda line: line["whole_image"]):
+        yield [dict(line) for line in figure]
 
 
 def _sample(items: Iterable[T], most: int, rng: random.Random) -> list[T]:

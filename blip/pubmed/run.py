@@ -1,18 +1,23 @@
 """`blip pubmed run`: all steps from a search to a data set and its report; each continues where it was stopped."""
 
 import json
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from blip.config import ConfigError, load_config
 from blip.data.image_bytes import ImageLimits
-from blip.files import write_whole
+from blip.files import ReadError, read_json, write_whole
 from blip.hashing import fingerprint
+from blip.outputs import claim_output, has_record, locked
+from blip.pubmed import claims
 from blip.pubmed.bucket import BUCKET
 from blip.pubmed.build import build
+from blip.pubmed.catalogue import NAME as CATALOGUE
 from blip.pubmed.extract import extract
 from blip.pubmed.fetch import Wanted, fetch
 from blip.pubmed.http_body import Limits
@@ -75,15 +80,17 @@ class PubmedConfig(BaseModel):
         return names
 
 
-def run(config: Path, overrides: list[str], tell: Callable[[str], None]) -> None:
+def run(config: Path, overrides: list[str], tell: Callable[[str], None], *, overwrite: bool = False) -> None:
     """Runs every step of a configuration; steps that were completed with the same input are skipped.
 
     Args:
         overrides: `key=value`, which take precedence over the file.
         tell: receives a line for each step.
+        overwrite: write to folders that are not this command's, and data sets of other rules.
 
     Raises:
         ConfigError: the configuration cannot be read, or `email` is missing.
+        OutputError: a folder is not this command's. LockedError: another process writes to it.
         FetchError: a server does not answer. BlipError of other kinds: see the steps.
     """
     settings = load_config(config, PubmedConfig, overrides)
@@ -92,24 +99,35 @@ def run(config: Path, overrides: list[str], tell: Callable[[str], None]) -> None
             f"{config}: NCBI asks for an address to write to: set `email`, or --set email=you@example.org"
         )
     corpus, dataset = Path(settings.folder), Path(settings.dataset)
-    _search_and_fetch(settings, corpus, tell)
-    figures = corpus / "figures.jsonl"
-    extracted = extract(corpus, figures, settings.num_workers)
-    tell(f"extract: {extracted.figures} figures, {extracted.files} with a file")
-    pairs = _split(settings, corpus, figures, tell=tell) if settings.split_figures else figures
+    pairs = corpus / ("subfigures.jsonl" if settings.split_figures else "figures.jsonl")
     limits = ImageLimits.of_mb(settings.max_image_mb)
-    built = build(
-        pairs,
-        dataset,
-        _rules(settings),
-        limits=limits,
-        decontaminate=[Path(place) for place in settings.decontaminate],
-        shards=settings.shards,
-        num_workers=settings.num_workers,
-    )
+    places = [Path(place) for place in settings.decontaminate]
+    rules = _rules(settings)
+    claim_output(corpus, "pubmed search", folder=True, overwrite=overwrite, known=os.path.isfile(corpus / CATALOGUE))
+    claim = claims.claim_build(pairs, dataset, rules, decontaminate=places, overwrite=overwrite)
+    page = dataset / "report.html"
+    # earlier versions recorded neither
+    known = not has_record(page) and os.path.isfile(dataset / "build.json")
+    report = claim_output(page, "pubmed report", inputs=[os.path.abspath(dataset)], overwrite=overwrite, known=known)
+    with locked(corpus):
+        _search_and_fetch(settings, corpus, tell)
+        figures = _extract(settings, corpus, tell=tell, overwrite=overwrite)
+        if settings.split_figures:
+            _split(settings, corpus, figures, tell=tell, overwrite=overwrite)
+        with claims.building(claim, settings.shards):
+            built = build(
+                pairs,
+                dataset,
+                rules,
+                decontaminate=places,
+                shards=settings.shards,
+                num_workers=settings.num_workers,
+                limits=limits,
+            )
     tell(f"build: {', '.join(f'{name} {count}' for name, count in built.pairs.items())} pairs in {dataset}")
-    write_report(dataset, dataset / "report.html", limits=limits)
-    tell(f"report: {dataset / 'report.html'}")
+    with report.writing():
+        write_report(dataset, page, limits=limits)
+    tell(f"report: {page}")
 
 
 def _search_and_fetch(settings: PubmedConfig, corpus: Path, tell: Callable[[str], None]) -> None:
@@ -136,22 +154,41 @@ def _search_and_fetch(settings: PubmedConfig, corpus: Path, tell: Callable[[str]
          f"{fetched.left_out} left out")  # fmt: skip
 
 
-def _split(settings: PubmedConfig, corpus: Path, figures: Path, *, tell: Callable[[str], None]) -> Path:
-    """Splits the figures unless that was done before; returns the file of pairs."""
+def _extract(settings: PubmedConfig, corpus: Path, *, tell: Callable[[str], None], overwrite: bool) -> Path:
+    """Extracts the figures; returns their file, which is the corpus's own."""
+    figures = corpus / "figures.jsonl"
+    known = claims.summary_of(figures).is_file()  # of earlier versions
+    claim = claims.claim_lines(figures, claims.EXTRACT, [corpus], known=known, overwrite=overwrite)
+    with claims.writing_lines(claim):
+        extracted = extract(corpus, figures, settings.num_workers)
+    tell(f"extract: {extracted.figures} figures, {extracted.files} with a file")
+    return figures
+
+
+def _split(
+    settings: PubmedConfig, corpus: Path, figures: Path, *, tell: Callable[[str], None], overwrite: bool
+) -> None:
+    """Splits the figures unless that was done before."""
     pairs, mark = corpus / "subfigures.jsonl", corpus / "subfigures.made_from.json"
     made_from = {"figures": fingerprint(figures), "read_letters": settings.read_letters}
-    if pairs.exists() and mark.exists() and json.loads(mark.read_text()) == made_from:
+    if pairs.exists() and _content(mark) == made_from:
         tell("split: done before")
-        return pairs
-    options = Options(
-        str((corpus / "subfigures").resolve()),
-        read_letters=settings.read_letters,
-        limits=ImageLimits.of_mb(settings.max_image_mb),
-    )
-    done = split(figures, pairs, options, num_workers=settings.num_workers, tell=tell)
+        return
+    crops = corpus / "subfigures"
+    limits = ImageLimits.of_mb(settings.max_image_mb)
+    options = Options(str(crops.resolve()), read_letters=settings.read_letters, limits=limits)
+    with claims.splitting(figures, pairs, crops, known=mark.exists(), overwrite=overwrite):
+        # figures of a stopped run may have been fewer
+        done = split(figures, pairs, options, num_workers=settings.num_workers, tell=tell, restart=True)
     write_whole(mark, json.dumps(made_from))
     tell(f"split: {done.pairs} pairs of {done.figures} figures")
-    return pairs
+
+
+def _content(mark: Path) -> dict[str, Any]:
+    """The content of the file that tells what the pairs were made from; {} where there is none that can be used."""
+    with suppress(ReadError):
+        return read_json(mark, dict[str, Any])
+    return {}
 
 
 def _rules(settings: PubmedConfig) -> Rules:

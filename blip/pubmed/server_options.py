@@ -1,4 +1,4 @@
-"""Options of `blip pubmed search` and `fetch` for the limits of an exchange with a server."""
+"""Options of `blip pubmed search` and `fetch` that are about servers, such as the limits of an exchange."""
 
 from typing import Annotated
 
@@ -17,3 +17,4 @@ MaxRatio = Annotated[
 MaxWait = Annotated[
     float, typer.Option("--max_wait", min=0.1, help="seconds to wait at most when a server asks for it")
 ]
+Downloads = Annotated[int, typer.Option("--num_workers", "--workers", min=1, help="downloads at the same time")]

@@ -278,10 +278,10 @@ class FineTuning:
         best = own(self.output, BEST)
         with written(best), whole_folder(best) as folder:
             with written(best / WEIGHTS):
-                save_weights(folder, weights, {**self.info(), "step": step})
+                save_weights(folder, weights, {**self.info(), "step": step}, flush=False)
             if self.config.lora:
                 about = {"base": self.config.init_from, "model": self.info()}
-                adapter_files.save_adapter(folder, self.model, about, new=self.missing)
+                adapter_files.save_adapter(folder, self.model, about, new=self.missing, flush=False)
             write_whole(folder / TOKENIZER, (self.output / TOKENIZER).read_bytes())
             write_whole(folder / "metrics.json", json_text({"step": step, **metrics}))
 

@@ -6,7 +6,6 @@
 The loss is in blip/models/vqa.py, ranking of answers in blip/models/ranking.py, scores in blip/evaluation/answers.py.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip.checkpoints.format import INFO
+from blip.checkpoints.info import read_info
 from blip.config import ConfigError, annotation_files
 from blip.data.image_bytes import ImageLimits
 from blip.data.question_splits import answer_list, majority_answers, read_answers, shared_images, split_by_image
@@ -89,7 +89,7 @@ class Answering(FineTuning):
             answers = answer_list(self.questions)
         else:
             file = Path(self.config.init_from) / INFO
-            answers = json.loads(file.read_text(encoding="utf-8")).get("answers", []) if file.is_file() else []
+            answers = read_info(file).get("answers", []) if file.is_file() else []
         if not answers and self.config.inference == "rank":
             raise ConfigError("there is no answer to rank: set answer_file, or inference: generate")
         return answers

@@ -11,5 +11,5 @@ schedule     epochs and steps; the learning rate of a step
 optim freeze   the optimizer, frozen parts
 parallel     DDP, compilation, recomputation of activations
 folder       which files of a run's folder are its own, and what it continues
-checkpoint log record inputs   the files of a run; fingerprints of those that it reads
+checkpoint log state record inputs   the files of a run; what training.pt holds; fingerprints of what a run reads
 """

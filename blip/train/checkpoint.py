@@ -24,6 +24,7 @@ from blip.errors import BlipError
 from blip.files import NO_ROOM, WriteError, flush, json_text, read_json, remove_folder, whole_folder, write_whole
 from blip.train.inputs import Fingerprints
 from blip.train.record import Record
+from blip.train.state import read_training
 
 TRAINING, INPUTS, LATEST = "training.pt", "inputs.json", "latest"
 STEP = re.compile(r"step-\d{8}")
@@ -96,7 +97,7 @@ class Checkpointer:
     def _write_files(self, final: Path, weights: State, training: dict) -> None:
         with written(final), whole_folder(final) as temporary:
             with written(final / WEIGHTS):
-                save_weights(temporary, weights, self.info)
+                save_weights(temporary, weights, self.info, flush=False)
             with written(final / TOKENIZER):
                 shutil.copyfile(self.tokenizer_file, temporary / TOKENIZER)
             if self.inputs is not None:
@@ -225,11 +226,7 @@ def read_inputs(folder: Path) -> Fingerprints | None:
 
 def load_training(path: Path) -> dict:
     """The training state beside a checkpoint's weights. CheckpointError where the file is damaged."""
-    try:
-        training = torch.load(path / TRAINING, map_location="cpu", weights_only=True)
-        return {**training, "step": int(training["step"]), "random": training["random"]}
-    except Exception as error:  # torch raises many kinds of errors for a damaged file
-        raise CheckpointError(f"{path / TRAINING} is damaged or cut short: {error}") from error
+    return read_training(path / TRAINING)
 
 
 def random_state() -> State:

@@ -9,7 +9,7 @@ import torch
 import typer
 
 from blip import distributed
-from blip.command_line import ConfigFile, Overrides, Overwrite, lasting_streams, user_errors
+from blip.command_line import ConfigFile, Overrides, Overwrite, lasting_streams, run_command, user_errors
 from blip.config import Config, ConfigError, load_config
 
 
@@ -94,7 +94,7 @@ def launch(
 
     command.__doc__ = help
     with lasting_streams(), user_errors():
-        typer.run(command)
+        run_command(command)
 
 
 def _check(resume: str, init_from: str, allow_changed: bool, *, leave_out: str, evaluates: bool) -> None:

@@ -5,18 +5,28 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from blip import distributed
 from blip.errors import BlipError, printable
-from blip.files import write_error, write_whole
+from blip.files import ReadError, parse_json, raw_lines, read_json_lines, write_error, write_whole
 
 METRICS = "metrics.jsonl"
+
+
+class MetricsLine(TypedDict):
+    """A line of `metrics.jsonl`: a step, and what was measured at it."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="allow")  # type: ignore[misc]
+
+    step: Annotated[int, Field(ge=0)]
 
 
 class RunLog:
@@ -154,20 +164,18 @@ class Meter:
 
 def read_metrics(output: str | Path) -> list[dict]:
     """The lines of a run's `metrics.jsonl`."""
-    return [json.loads(line) for line in (Path(output) / METRICS).read_text(encoding="utf-8").splitlines()]
+    return [dict(line) for _, line in read_json_lines(Path(output) / METRICS, MetricsLine)]
 
 
 def _truncate(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):  # a line cut short by the kill
-            continue
-    write_whole(path, "".join(kept) if step else "")
+    for _, line, _ in raw_lines(path):
+        with suppress(ReadError):  # a line cut short by the kill
+            if parse_json(line, MetricsLine, path)["step"] <= step:
+                kept.append(line.rstrip(b"\n") + b"\n")
+    write_whole(path, b"".join(kept) if step else b"")
 
 
 def _rounded(value: Any) -> Any:

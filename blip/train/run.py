@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from blip import distributed
 from blip.checkpoints.format import TOKENIZER
 from blip.config import ConfigError, RunConfig
-from blip.train.checkpoint import Checkpointer, load_training, restore_random_state
+from blip.train.checkpoint import TRAINING, Checkpointer, load_training, restore_random_state
 from blip.train.folder import RunFolder
 from blip.train.log import RunLog
 from blip.train.loop import Loop, LoopOptions, Step
 from blip.train.optim import build_optimizer
 from blip.train.parallel import measure_peak
 from blip.train.schedule import Epochs, lr_at, scaled_lr
+from blip.train.state import check_optimizer
 
 
 class Task(Protocol):
@@ -127,16 +128,14 @@ def _saving(
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict, folder: Path) -> None:
-    """Restores the moments; weight decay and the layers' scales are those of the current configuration."""
-    own = [{k: v for k, v in group.items() if k in ("weight_decay", "lr_scale")} for group in optimizer.param_groups]
-    if [len(g["params"]) for g in state["param_groups"]] != [len(g["params"]) for g in optimizer.param_groups]:
+    """Restores the moments; every option, such as weight decay, is that of the current configuration."""
+    counts = [len(group["params"]) for group in optimizer.param_groups]
+    if [len(group.get("params") or ()) for group in state["param_groups"]] != counts:
         raise ConfigError(
             f"{folder} was trained with other groups of parameters: leave layer_decay, decay_norms_and_biases, freeze "
             "and lora as they were"
         )
-    optimizer.load_state_dict(state)
-    for group, options in zip(optimizer.param_groups, own, strict=True):
-        group.update(options)
+    optimizer.load_state_dict(check_optimizer(state, optimizer, folder / TRAINING))
 
 
 def _schedule(config: RunConfig, task: Task, lr: float) -> Callable[[int], float]:

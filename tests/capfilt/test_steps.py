@@ -27,7 +27,7 @@ from blip.capfilt.report import write_report
 from blip.capfilt.steps import CaptionOptions, ShardOptions
 from blip.config import ConfigError, load_config
 from blip.data.images import open_image
-from blip.data.jsonl_shards import ShardError, read_lines, shard_path, write_jsonl_shards
+from blip.data.jsonl_shards import ShardError, read_lines, shard_path, write_jsonl, write_jsonl_shards
 from blip.data.skipped import TooManySkipped
 from blip.data.webdataset import SIZES, UNFINISHED, TarError, open_shards
 from blip.files import WriteError
@@ -39,7 +39,7 @@ HOW = Decoding(sample=True, top_p=0.9, num_return=2, max_new_tokens=5)
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".blip.lock"}
 
 
 # ---- shards ----------------------------------------------------------------------------------------------------------
@@ -380,7 +380,7 @@ def one_process(step: str, checkpoint: Path, data: Path, out: Path, rank: int, w
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.suffix != ".partial"}  # fmt: skip
+            if path.is_file() and not path.name.startswith(".")}  # fmt: skip
 
 
 @pytest.mark.slow
@@ -540,7 +540,7 @@ def test_verbs_from_captions_to_a_page(tiny_checkpoint: Path, phantoms: Path, tm
     assert run_capfilt("merge", "--scored", out, "--out", tmp_path / "boot.json", "--fraction", 0.5)[0] == 0
     lines = list(read_lines(out))
     lines[0]["text"] = "<script>alert(1)</script>"
-    (out / "shard-00000.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines if x in lines[:30]))
+    write_jsonl(out / "shard-00000.jsonl", lines[:30], end=True)
     shown = ["--fraction", 0.5, "--examples", 5]
     code, said = run_capfilt("report", "--scored", out, "--out", tmp_path / "page.html", *shown)
     page = (tmp_path / "page.html").read_text()

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from blip.checkpoints import adapter_files
 from blip.checkpoints.adapter_files import ADAPTER, ADAPTER_INFO, load_adapter, save_adapter
 from blip.checkpoints.adapters import (
     LoraError,
@@ -24,7 +23,7 @@ from blip.checkpoints.adapters import (
     merge,
     merged_state,
 )
-from blip.checkpoints.format import CheckpointError, load_strict, unique_state
+from blip.checkpoints.format import CheckpointError, load_strict, save_tensors, unique_state
 from blip.errors import BlipError
 from blip.network.med import TextDecoder, TextEncoder
 from blip.network.packing import Rows
@@ -271,7 +270,7 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
         load_adapter(Model(), tmp_path)
     del about["rank"]
     (tmp_path / ADAPTER_INFO).write_text(json.dumps(about))
-    with pytest.raises(CheckpointError, match=r"adapter.json is damaged: KeyError\('rank'\)"):
+    with pytest.raises(CheckpointError, match=r"adapter.json is damaged: .*rank: Field required"):
         load_adapter(Model(), tmp_path)
     (tmp_path / ADAPTER).write_bytes(b"half")
     (tmp_path / ADAPTER_INFO).write_text(json.dumps({**about, "rank": 2}))
@@ -345,7 +344,7 @@ def test_without_peft_the_error_says_what_to_install(monkeypatch: pytest.MonkeyP
     install = re.escape("lora needs peft: pip install -e '.[lora]'")
     with pytest.raises(BlipError, match=f"^{install}"):
         add_lora(model, 2, ["qkv"])
-    adapter_files.save_file({}, tmp_path / ADAPTER)
+    save_tensors({}, tmp_path / ADAPTER)
     about = {"format_version": 1, "rank": 2, "targets": ["qkv"], "alpha": 2, "dropout": 0.0, "trainable": []}
     (tmp_path / ADAPTER_INFO).write_text(json.dumps(about))
     with pytest.raises(BlipError, match=f"^{install}"):

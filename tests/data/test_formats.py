@@ -1,7 +1,9 @@
 """Data sets of captions as distributed, images inside parquet and arrow files, checks, and broken files of any set."""
 
+import errno
 import json
 import multiprocessing
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from helpers.running import run_verb
 from helpers.set_files import BAD, hub_rows, png, put, put_arrow, put_parquet, shade
 
 from blip.data.check import check_data
-from blip.data.formats import iter_json_object
+from blip.data.formats import AnnotationError, iter_json_object, iter_records
 from blip.data.image_bytes import read_image
 from blip.data.images import UnreadableImage, open_image
 from blip.data.pairs import Pairs, read_pairs
@@ -308,3 +310,47 @@ def test_real_sets_are_complete(data_dir: Path, path: str, dataset: str) -> None
 def test_bad_sets(trigger: Callable[[Path], None], kind: type[Exception], pattern: str, tmp_path: Path) -> None:
     with pytest.raises(kind, match=pattern):
         trigger(tmp_path)
+
+
+# ---- annotation files of others that are damaged ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+@pytest.mark.parametrize(("record", "message"), [
+    ('{"image": "a.png", "caption": "x", "n": ' + "9" * 5000 + "}", "JSON that cannot be used"),
+    ('{"image": "a.png", "caption": ' + "[" * 100_000, "JSON that cannot be used"),
+    ('{"image": "a.png", "caption": "x", "caption": "y"}', "the key 'caption' occurs twice"),
+])  # fmt: skip
+def test_json_that_cannot_be_used(suffix: str, record: str, message: str, tmp_path: Path) -> None:
+    sound = '{"image": "a.png", "caption": "x"}'
+    content = f"[{sound}, {record}]" if suffix == ".json" else f"{sound}\n{record}\n"
+    with pytest.raises(AnnotationError, match=f"set{suffix}, (record|line) 2: .*{message}"):
+        list(iter_records(put(tmp_path / f"set{suffix}", content)))
+
+
+def test_columns_of_one_name(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    texts = pyarrow.array(["x"])
+    table = pyarrow.Table.from_arrays([texts, texts, texts, texts], names=["image", "caption", "caption", "other"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(AnnotationError, match=r"a\.parquet: has 2 columns called caption"):
+        list(iter_records(tmp_path / "a.parquet"))
+    with pytest.raises(AnnotationError, match=r"a\.csv, line 1: has 2 columns called image"):
+        list(iter_records(put(tmp_path / "a.csv", "image,caption,image\na,b,c\n")))
+    others = pyarrow.Table.from_arrays([texts] * 4, names=["image", "caption", "other", "other"])
+    parquet.write_table(others, tmp_path / "b.parquet")
+    assert len(list(iter_records(tmp_path / "b.parquet"))) == 1
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv", "a.parquet"])
+def test_too_many_open_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(tmp_path / name, "x")
+
+    def full(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("blip.files.os.open", full)
+    with pytest.raises(AnnotationError, match=rf"{name}: Too many open files"):
+        list(iter_records(tmp_path / name))

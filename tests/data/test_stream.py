@@ -1,6 +1,8 @@
 """Webdataset shards: every sample once an epoch, the same batches after a restart and with any number of workers."""
 
+import hashlib
 import io
+import itertools
 import json
 import tarfile
 from collections import Counter
@@ -17,10 +19,11 @@ from PIL import Image
 from blip.config import ConfigError, PretrainConfig, annotation_files
 from blip.data.batches import Batch
 from blip.data.pairs import CaptionEncoder
-from blip.data.skipped import TooManySkipped
+from blip.data.skipped import SkipLog, TooManySkipped
 from blip.data.stream import StreamDataset, StreamOrder, stream_loader
 from blip.data.transforms import eval_transform
 from blip.data.webdataset import SIZES, TarError, TarShards, open_shards, write_tar_shards
+from blip.errors import BlipError
 from blip.tasks.pretrain_data import open_training
 from blip.tokenizer import Tokenizer
 
@@ -232,6 +235,97 @@ def test_a_shard_that_breaks_off_costs_its_rest(
     _, batches = stream(shards, encode, lanes=1, batch_size=30)
     batch = next(batches)
     assert len(batch.skipped) == 11 - len(readable) and len(batch.indices) == 30
+
+
+@pytest.mark.parametrize("cut", [100, 512 * 4 * 3, -1024, -1])
+def test_shards_that_were_cut_short_are_found_when_opened(tmp_path: Path, cut: int) -> None:
+    """By their recorded length; by the end mark where none is recorded; to 100 bytes or between two samples."""
+    write_tar_shards(tmp_path, (sample(n) for n in range(6)), 100)
+    path = tmp_path / "shard-00000.tar"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(TarError, match=r"shard-00000\.tar: has [\d,]+ bytes, and [\d,]+ when it was written"):
+        open_shards([str(tmp_path)])
+    sizes = json.loads((tmp_path / SIZES).read_text())
+    (tmp_path / SIZES).write_text(json.dumps({name: n for name, n in sizes.items() if name.endswith(".tar")}))
+    if cut > 0:  # fewer zeros at its end mean nothing
+        with pytest.raises(TarError, match=r"shard-00000\.tar: ends without the end mark"):
+            open_shards([str(tmp_path)])
+        (tmp_path / SIZES).unlink()
+        with pytest.raises(TarError, match=r"shard-00000\.tar"):
+            open_shards([str(tmp_path)])
+
+
+@pytest.mark.parametrize(("recorded", "message"), [
+    (5, "holds more than the 5 samples as recorded"),
+    (7, "holds 6 samples, not 7 as recorded"),
+    (10**9, "for which it is too small"),
+    (0, "holds no samples"),
+    (-1, "greater than or equal to 0"),
+    ("6", "valid integer"),
+    (True, "valid integer"),
+    (6.5, "valid integer"),
+    (None, "valid integer"),
+])  # fmt: skip
+def test_sizes_that_are_wrong(tmp_path: Path, recorded: object, message: str) -> None:
+    write_tar_shards(tmp_path, (sample(n) for n in range(6)), 100)
+    (tmp_path / SIZES).write_text(json.dumps({"shard-00000.tar": recorded}))
+    with pytest.raises(BlipError, match=message) as caught:
+        # a reader that takes as many samples as are recorded, and then asks for no more
+        list(itertools.islice(open_shards([str(tmp_path)]).read(0), int(recorded or 0)))  # type: ignore[call-overload]
+    assert "shard-00000.tar" in str(caught.value)
+
+
+def test_a_shard_that_changed_is_found_when_it_has_been_read(tmp_path: Path) -> None:
+    write_tar_shards(tmp_path, (sample(n) for n in range(6)), 100)
+    shards = open_shards([str(tmp_path)])
+    assert len(list(shards.read(0))) == 6 and shards.hashes == [""]  # once is enough
+    path = tmp_path / "shard-00000.tar"
+    path.write_bytes(path.read_bytes().replace(b"number 3", b"number 8"))
+    shards = open_shards([str(tmp_path)])
+    assert len(list(shards.read(0, 2))) == 4  # a part alone has no hash
+    with pytest.raises(TarError, match=r"shard-00000\.tar: has changed since it was written"):
+        list(itertools.islice(shards.read(0), 6))
+
+
+def test_counts_alone_are_what_other_tools_read(tmp_path: Path) -> None:
+    write_tar_shards(tmp_path, (sample(n) for n in range(6)), 4)
+    sizes = json.loads((tmp_path / SIZES).read_text())
+    assert [sizes["shard-00000.tar"], sizes["shard-00001.tar"]] == [4, 2]
+    for number in range(2):
+        data = (tmp_path / f"shard-{number:05d}.tar").read_bytes()
+        assert sizes["bytes"][f"shard-{number:05d}.tar"] == len(data)
+        assert sizes["sha256"][f"shard-{number:05d}.tar"] == hashlib.sha256(data).hexdigest()
+
+
+BAD_JSON = {
+    "deep": b"[" * 100_000,
+    "lone surrogate": b'{"caption": "a \\ud800 b"}',
+    "long number": b'{"caption": "x", "n": ' + b"9" * 5000 + b"}",
+    "twice": b'{"caption": "x", "caption": "y"}',
+    "not UTF-8": b'{"caption": "\xff"}',
+    "a list": b"[]",
+    "huge caption": b'{"caption": "' + b"w " * 600_000 + b'"}',
+    "caption is a number": b'{"caption": 3}',
+}
+
+
+@pytest.mark.parametrize("kind", BAD_JSON)
+def test_odd_json_costs_its_sample(kind: str, tmp_path: Path, encode: CaptionEncoder) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for n in range(6):
+            text = BAD_JSON[kind] if n == 2 else json.dumps({"caption": f"number {n}"}).encode()
+            for name, content in ((f"{n}.png", picture(n)), (f"{n}.json", text)):
+                about = tarfile.TarInfo(name)
+                about.size = len(content)
+                tar.addfile(about, io.BytesIO(content))
+    _, batches = stream(open_shards([str(tmp_path)]), encode, batch_size=6, lanes=1, window=6)
+    batch = next(batches)
+    assert len(batch.indices) == 6 and 2 not in batch.indices
+    ((index, path, reason),) = batch.skipped
+    assert index == 2 and path.endswith("x.tar#2") and len(reason) < 300
+    log = SkipLog(tmp_path / "skipped.jsonl", 6, 0.5)
+    log.add(batch.skipped, 5)
+    assert json.loads((tmp_path / "skipped.jsonl").read_text())["path"] == path
 
 
 def test_a_batch_without_any_image_ends_the_run(tmp_path: Path, encode: CaptionEncoder) -> None:

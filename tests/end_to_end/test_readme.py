@@ -214,14 +214,15 @@ def test_command(
     monkeypatch.setattr("blip.train.run.measure_peak", lambda *_: 0.0)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setattr(sys, "argv", words if words[0] == "blip" else words[1:])
-    with pytest.raises(SystemExit) as ended:  # in this process: importing torch takes longer than two steps
-        if words[0] == "blip":
-            runpy.run_module("blip", run_name="__main__", alter_sys=True)
-        else:
-            assert words[0] == "python"
-            runpy.run_path(words[1], run_name="__main__")
-    assert not distributed.is_initialized()
-    assert not ended.value.code, f"{command}\n{''.join(capfd.readouterr())[-4000:]}"
+    for _ in range(2 if words[0] == "blip" else 1):  # a verb may replace what it wrote itself
+        with pytest.raises(SystemExit) as ended:  # in this process: importing torch takes longer than two steps
+            if words[0] == "blip":
+                runpy.run_module("blip", run_name="__main__", alter_sys=True)
+            else:
+                assert words[0] == "python"
+                runpy.run_path(words[1], run_name="__main__")
+        assert not distributed.is_initialized()
+        assert not ended.value.code, f"{command}\n{''.join(capfd.readouterr())[-4000:]}"
     if "train_" in words[1] and "--evaluate" not in words:
         assert (place / "runs" / tmp_path.name / "checkpoints" / f"step-{STEPS['max_steps']:08d}").is_dir()
 

@@ -127,6 +127,38 @@ def test_other_contents_are_refused_and_lost_shards_made_again(
             capture(model, wanted, wish(["text.1.out"]), tmp_path)
 
 
+@pytest.mark.parametrize("form", ["safetensors", "npy"])
+def test_shards_that_were_cut_short_are_made_again(
+    form: str, model: Predictor, wanted: list[Wanted], tmp_path: Path
+) -> None:
+    capture(model, wanted, wish(["text.1.out"], format=form), tmp_path)
+    expected = [tensors["text.1.out"].clone() for _, tensors in read_shards(tmp_path)]  # not the file, mapped
+    path = tmp_path / ("shard-00001.safetensors" if form == "safetensors" else "shard-00001/text.1.out.npy")
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ActivationError, match=r"shard-00001.* is damaged or cut short"):
+        list(read_shards(tmp_path))
+    capture(model, wanted, wish(["text.1.out"], format=form), tmp_path)
+    found = [tensors["text.1.out"] for _, tensors in read_shards(tmp_path)]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"file": "../../other.safetensors"}, "file"),
+    ({"file": "/etc/passwd"}, "file"),
+    ({"records": [0, 1, 2]}, "has other tensors"),
+    ({"shapes": {"text.1.out": [4, 9, 9]}}, "has other tensors"),
+    ({"asked": -4}, "asked"),
+    ({"records": ["0"]}, "records"),
+])  # fmt: skip
+def test_an_index_is_typed(change: dict, message: str, model: Predictor, wanted: list[Wanted], tmp_path: Path) -> None:
+    capture(model, wanted[:4], wish(["text.1.out"]), tmp_path)
+    index = json.loads((tmp_path / "index.json").read_text())
+    index["shards"][0].update(change)
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ActivationError, match=message):
+        list(read_shards(tmp_path))
+
+
 def test_lengths_of_answers_are_their_own(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
     m = blip.load(answerer(tmp_path, tiny_checkpoint))
     picture = phantoms / "images" / "000000.png"

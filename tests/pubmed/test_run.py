@@ -93,7 +93,8 @@ def test_spellings_of_earlier_versions(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text(json.dumps(line) + "\n")
 
     def build(*options: str) -> tuple[int, str]:
-        result = run_verb("pubmed", "build", tmp_path / "pairs.jsonl", "--out", tmp_path / "out", *options)
+        out = ("--out", tmp_path / "out", "--overwrite")
+        result = run_verb("pubmed", "build", tmp_path / "pairs.jsonl", *out, *options)
         return result.exit_code, result.output
 
     for workers, shares, confidence in (("--workers", "--splits", "--confidence"),

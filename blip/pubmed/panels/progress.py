@@ -1,8 +1,8 @@
 """A file of lines that is written over several runs: each continues after the last figure that is finished.
 
-OUT.partial             the lines so far
-OUT.partial.progress    JSON: a line with the settings, then a line for each finished figure: the length of OUT.partial
-                        behind it, and its counts
+.OUT.partial             the lines so far
+.OUT.partial.progress    JSON: a line with the settings, then a line for each finished figure: the length of
+                         .OUT.partial behind it, and its counts
 
 After a kill the last lines of either file may be missing or incomplete. The next run removes what follows the last
 figure that both files have.
@@ -11,11 +11,24 @@ figure that both files have.
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from blip.files import json_text, partial_path, rename_whole
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
+
+from blip.files import ReadError, hidden_beside, json_text, parse_json, partial_path, rename_whole
+from blip.outputs import OutputError
 
 Line = dict[str, Any]
+
+
+class _Finished(TypedDict):
+    """A line of the record: the length of the lines behind a figure, and its counts."""
+
+    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]
+
+    length: Annotated[int, Field(ge=0)]
+    counts: dict[str, Any]
 
 
 class Progress:
@@ -23,18 +36,22 @@ class Progress:
 
     Args:
         out: name of the complete file.
-        settings: JSON; what the lines depend on. The files of a run with other settings are replaced.
+        settings: JSON; what the lines depend on.
+        restart: replace the files that a run with other settings left.
 
     Attributes:
         finished: the counts of each figure that an earlier run finished.
+
+    Raises:
+        OutputError: a run with other settings was stopped, and `restart` is not given.
     """
 
-    def __init__(self, out: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, out: Path, settings: dict[str, Any], *, restart: bool = False) -> None:
         self.out, self.partial = out, partial_path(out)
-        self.record = self.partial.with_name(f"{self.partial.name}.progress")
+        self.record = hidden_beside(out, ".partial.progress")
         header = json.dumps(settings).encode() + b"\n"
         self.finished: list[dict[str, Any]] = []
-        ends = self._read_record(header) if self.partial.exists() and self.record.exists() else []
+        ends = self._read_record(header, restart) if self.partial.exists() and self.record.exists() else []
         if ends:
             os.truncate(self.partial, ends[-1][0])
             os.truncate(self.record, ends[-1][1])
@@ -44,16 +61,25 @@ class Progress:
         self.lines = open(self.partial, "ab")  # noqa: SIM115 (closed by `close`)
         self.counts = open(self.record, "ab")  # noqa: SIM115
 
-    def _read_record(self, header: bytes) -> list[tuple[int, int]]:
+    def _read_record(self, header: bytes, restart: bool) -> list[tuple[int, int]]:
         """Lengths of both files behind each finished figure; empty where the settings differ. Fills `finished`."""
-        length, ends = self.partial.stat().st_size, []
+        length, ends = self.partial.stat().st_size, list[tuple[int, int]]()
         with open(self.record, "rb") as file:
-            if file.readline() != header:
-                return []
+            if (begun := file.readline()) != header:
+                if restart or not file.read(1):  # without a finished figure there is nothing to go on with
+                    return []
+                raise OutputError(
+                    f"{self.out}: a run with other settings, or for other figures, was stopped there "
+                    f"({begun[:200].decode(errors='replace').strip()}): start again with --overwrite"
+                )
             place = len(header)
             for raw in file:
                 place += len(raw)
-                if not raw.endswith(b"\n") or (entry := json.loads(raw))["length"] > length:
+                try:
+                    entry = parse_json(raw, _Finished, self.record)
+                except ReadError:  # cut short by a kill, or damaged: what follows is made again
+                    break
+                if not raw.endswith(b"\n") or not (ends[-1][0] if ends else 0) <= entry["length"] <= length:
                     break
                 ends.append((entry["length"], place))
                 self.finished.append(entry["counts"])

@@ -20,8 +20,10 @@ from PIL import Image
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
 from blip.data.images import open_plain
 from blip.errors import BlipError
-from blip.files import write_one_of_many, write_whole
+from blip.files import ReadError, checked_as, write_one_of_many, write_whole
+from blip.pubmed.claims import summary_of
 from blip.pubmed.extract import SEVERAL
+from blip.pubmed.lines import Figure, Line, SplitCaption, read
 from blip.pubmed.panels import gutters
 from blip.pubmed.panels.captions import Part, Split, Splitter, split_caption
 from blip.pubmed.panels.detector import PanelDetector
@@ -30,7 +32,6 @@ from blip.pubmed.panels.match import Layout, Pair, layout, match
 from blip.pubmed.panels.progress import Progress
 from blip.pubmed.workers import add, in_order
 
-Line = dict[str, Any]
 MOST_OF_JPEG = 65_500  # pixels of a side that Pillow writes as JPEG
 UNREADABLE = 0.2  # share of images that cannot be read above which a run ends: a disk may be missing
 
@@ -169,7 +170,7 @@ def _save(crop: Image.Image, folder: Path, line: Line, *, labels: list[str]) -> 
 
 
 def split(pairs: Path, out: Path, options: Options, *, num_workers: int = 1,
-          tell: Callable[[str], None] = lambda line: None) -> Summary:  # fmt: skip
+          tell: Callable[[str], None] = lambda line: None, restart: bool = False) -> Summary:  # fmt: skip
     """Splits all figures of a file of `blip pubmed extract`.
 
     Args:
@@ -177,6 +178,7 @@ def split(pairs: Path, out: Path, options: Options, *, num_workers: int = 1,
         out: .jsonl; `OUT.summary.json` has the counts.
         num_workers: processes.
         tell: receives messages about the progress.
+        restart: replace the lines of a stopped run with other settings.
 
     Raises:
         SplitError: a line that is not a figure, or too many images that cannot be read.
@@ -189,10 +191,10 @@ def split(pairs: Path, out: Path, options: Options, *, num_workers: int = 1,
     splitter = FigureSplitter(options)  # also where processes make their own: errors of the weights are raised here
     function = partial(_lines, splitter) if num_workers < 2 else partial(_in_process, replace(options, given={}))
     summary = Summary(made_from=str(pairs.resolve()))
-    progress = Progress(out, _settings(pairs, options))
+    progress = Progress(out, _settings(pairs, options), restart=restart)
     try:
         for counts in progress.finished:
-            add(summary, _as_summary(counts))
+            add(summary, checked_as(counts, Summary, progress.record))
         if summary.figures:
             tell(f"continues after figure {summary.figures}")
         figures = islice(_numbered(pairs, options.given), summary.figures, None)
@@ -207,7 +209,7 @@ def split(pairs: Path, out: Path, options: Options, *, num_workers: int = 1,
                                  f"{summary.problems[-1]}")  # fmt: skip
     finally:
         progress.close()
-    write_whole(out.with_name(f"{out.name}.summary.json"), json.dumps(vars(summary), indent=1) + "\n")
+    write_whole(summary_of(out), json.dumps(vars(summary), indent=1) + "\n")
     progress.complete()
     return summary
 
@@ -221,23 +223,15 @@ def _settings(pairs: Path, options: Options) -> dict[str, Any]:
             "read_letters": options.read_letters, "smallest": options.smallest}  # fmt: skip
 
 
-def _as_summary(counts: dict[str, Any]) -> Summary:
-    counters = {name: Counter(counts[name]) for name in ("how", "way", "why_whole")}
-    return Summary(**{**counts, **counters})
-
-
 Numbered = tuple[int, Line, Split | None]  # number of a line, a figure, the parts of its caption where they are given
 
 
 def _numbered(pairs: Path, given: dict[str, Split]) -> Iterator[Numbered]:
-    with open(pairs, encoding="utf-8") as file:
-        for at, raw in enumerate(file):
-            try:
-                line = json.loads(raw)
-                line["caption"], line["image"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise SplitError(f"{pairs}, line {at + 1}: not a figure ({error!r})") from None
+    try:
+        for at, line in read(pairs, Figure):
             yield at, line, given.get(key(line)) if line.get("figure") else None
+    except ReadError as error:
+        raise SplitError(f"{error.path}, {error.place}: not a figure ({error.problem})") from None
 
 
 def _lines(splitter: FigureSplitter, numbered: Numbered) -> tuple[list[Line], Summary]:
@@ -275,12 +269,11 @@ def read_splits(path: Path) -> dict[str, Split]:
         SplitError: a line has another form.
     """
     found = {}
-    for at, raw in enumerate(path.read_text(encoding="utf-8").splitlines()):
-        try:
-            line = json.loads(raw)
-            parts = [Part(list(part["labels"]), str(part["text"])) for part in line["parts"]]
+    try:
+        for _, line in read(path, SplitCaption):
+            parts = [Part(part["labels"], part["text"]) for part in line["parts"]]
             certainty, lead = float(line.get("confidence", 1.0)), str(line.get("lead", ""))
-            found[key(line)] = Split(lead, parts, "given", certainty, line.get("caption", lead))
-        except (ValueError, KeyError, TypeError) as error:
-            raise SplitError(f"{path}, line {at + 1}: not a split caption ({error!r})") from None
+            found[key(line)] = Split(lead, parts, "given", certainty, str(line.get("caption", lead)))
+    except ReadError as error:
+        raise SplitError(f"{error.path}, {error.place}: not a split caption ({error.problem})") from None
     return found

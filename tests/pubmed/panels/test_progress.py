@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from blip.outputs import OutputError
 from blip.pubmed.panels.progress import Progress
 
 SETTINGS = {"crops": "c"}
@@ -36,7 +37,7 @@ def test_a_run_goes_on(begun: Path) -> None:
     assert finish(begun) == [0, 1, 2, 3, 9]
 
 
-@pytest.mark.parametrize(("file", "cut"), [("out.jsonl.partial", 1), ("out.jsonl.partial.progress", 1)])
+@pytest.mark.parametrize(("file", "cut"), [(".out.jsonl.partial", 1), (".out.jsonl.partial.progress", 1)])
 def test_what_only_one_of_the_files_has_is_removed(begun: Path, file: str, cut: int) -> None:
     path = begun.parent / file
     path.write_bytes(path.read_bytes()[:-cut])
@@ -44,13 +45,18 @@ def test_what_only_one_of_the_files_has_is_removed(begun: Path, file: str, cut: 
 
 
 def test_lines_behind_the_last_figure_are_removed(begun: Path) -> None:
-    with open(begun.parent / "out.jsonl.partial", "a") as file:
+    with open(begun.parent / ".out.jsonl.partial", "a") as file:
         file.write('{"line": 7}\n{"li')
     assert finish(begun) == [0, 1, 2, 3, 9]
 
 
-def test_other_settings_start_from_the_beginning(begun: Path) -> None:
-    progress = Progress(begun, {"crops": "d"})
+def test_other_settings_start_from_the_beginning_where_that_is_asked_for(begun: Path) -> None:
+    with pytest.raises(OutputError, match=r'other settings.*"crops": "c".*--overwrite'):
+        Progress(begun, {"crops": "d"})
+    progress = Progress(begun, SETTINGS)
+    progress.close()
+    assert len(progress.finished) == 2, "nothing was lost"
+    progress = Progress(begun, {"crops": "d"}, restart=True)
     assert progress.finished == []
     progress.discard()
     assert not list(begun.parent.iterdir())

@@ -271,7 +271,7 @@ def test_split_writes_subfigures(corpus: Path, workers: str) -> None:
             near = np.asarray(crop, int) - np.asarray(figure.convert("RGB").crop(line["box"]), int)
             assert np.abs(near).mean() < 12  # JPEG of noise
         assert line["license"] == "CC0" and line["how"] == "order" and line["confidence"] > 0.5
-    assert not list(out.parent.glob("*.partial*"))
+    assert not list(out.parent.glob(".*.partial*"))
 
 
 def test_a_run_that_was_killed_goes_on(corpus: Path, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_run_that_was_killed_goes_on(corpus: Path, tmp_path: Path) -> None:
             "s.split(Path(sys.argv[1]), Path(sys.argv[2]), s.Options(sys.argv[3]))")  # fmt: skip
     process = subprocess.Popen([sys.executable, "-u", "-c", code, str(corpus), str(out), str(crops)],
                                env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
-    partial = tmp_path / "out.jsonl.partial"
+    partial = tmp_path / ".out.jsonl.partial"
     deadline = time.monotonic() + 120
     while len(list(crops.rglob("*.jpg"))) == 0 or not partial.exists():
         assert time.monotonic() < deadline

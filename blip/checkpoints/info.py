@@ -1,0 +1,110 @@
+"""The content of `model.json`: the task, the sizes of each part, and how the model reads images and texts."""
+
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from blip.errors import BlipError
+from blip.files import ReadError, checked_as, read_json
+
+FORMAT_VERSION = 1
+MAX_INFO = 1 << 28  # bytes of a file; it may list the answers of a data set
+MAX_SIDE = 4096  # pixels: position embeddings are interpolated to an image's size, so no tensor limits it
+
+Size = Annotated[int, Field(gt=0, le=1 << 24)]
+Layers = Annotated[int, Field(gt=0, le=512)]  # modules are made for each before their tensors are compared
+Limit = Annotated[int, Field(ge=0, le=1 << 24)]  # 0 stands for the model's own
+
+
+class CheckpointError(BlipError):
+    """A checkpoint that cannot be used; the message names it, the reason and what to do."""
+
+
+class _Typed(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class _Part(_Typed):
+    width: Size = 768
+    heads: Size = 12
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide the width {self.width}")
+        return self
+
+
+class ImageSizes(_Part):
+    """As in `network.vit.ViTConfig`."""
+
+    image_size: int = Field(224, gt=0, le=MAX_SIDE)
+    patch: int = Field(16, gt=0, le=MAX_SIDE)
+    depth: Layers = 12
+    mlp_ratio: Size = 4
+    drop_path: float = Field(0.0, ge=0, lt=1)
+
+
+class TextSizes(_Part):
+    """As in `network.embeddings.TextConfig`."""
+
+    vocab_size: Size = 30524
+    layers: Layers = 12
+    hidden: Size = 3072
+    max_positions: Size = 512
+    image_width: Size = 768
+    dropout: float = Field(0.1, ge=0, lt=1)
+    images: int = Field(1, ge=1, le=2)
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    format_version: int = Field(ge=1)
+    task: str = ""
+
+
+class ModelInfo(BaseModel):
+    """The entries that the package reads; others are kept as they are."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    task: str = ""
+    image_encoder: ImageSizes | None = None
+    text_encoder: TextSizes | None = None
+    text_decoder: TextSizes | None = None
+    embed_dim: Size | None = None
+    max_text_tokens: Limit | None = None
+    max_answer_tokens: Limit | None = None
+    text_cleaning: str | None = None
+    prompt: str = ""
+    answers: list[str] = []
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """The content of a `model.json`, checked.
+
+    Raises:
+        CheckpointError: it is damaged, of a newer version, or gives sizes that no model has.
+    """
+    try:
+        version = read_json(path, _Header, MAX_INFO).format_version
+        info: dict[str, Any] = read_json(path, dict[str, Any], MAX_INFO)
+    except ReadError as error:
+        raise CheckpointError(f"{path} is damaged: {error.problem}") from error
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path.parent} was written by a newer blip (format {version}, this one reads {FORMAT_VERSION}): "
+            "update blip"
+        )
+    check_info(info, path)
+    return info
+
+
+def check_info(info: dict[str, Any], path: Path) -> None:
+    """CheckpointError where the sizes or settings of a model, read from `path`, are none that a model can have."""
+    try:
+        checked_as(info, ModelInfo, path)
+    except ReadError as error:
+        raise CheckpointError(f"{path} does not give the model's sizes: {error.problem}") from error
