@@ -1,11 +1,13 @@
 """What every command shares: the types of options that several commands have, and how errors reach the user."""
 
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -72,32 +74,117 @@ class user_errors:
     """
 
     def __enter__(self) -> None:
-        pass
+        open_missing_streams()
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
-        distributed.stop()
-        if not isinstance(error, Exception) or os.environ.get("BLIP_DEBUG"):
+        expected = not isinstance(error, Exception) or os.environ.get("BLIP_DEBUG")
+        message = None if expected or error is None else user_message(error)
+        of_typer = type(error).__module__.partition(".")[0] in ("typer", "click")  # the command line's own errors
+        if expected or (of_typer and not message):
+            distributed.stop()
             return
-        if message := user_message(error):
-            print(printable(f"error: {message}"), file=sys.stderr)
-        elif type(error).__module__.partition(".")[0] in ("typer", "click"):  # the command line's own errors
-            return
-        else:
-            traceback.print_exception(error)
-            print(REPORT, file=sys.stderr)
+        with suppress(OSError, ValueError):  # nobody reads standard error any more
+            if message:
+                print(printable(f"error: {message}"), file=sys.stderr, flush=True)
+            else:
+                traceback.print_exception(error)
+                print(REPORT, file=sys.stderr, flush=True)
+        if distributed.world_size() > 1:  # to leave the group could wait for the others, who wait for this process
+            with suppress(OSError, ValueError):
+                sys.stdout.flush()
+            os._exit(1)
         raise SystemExit(1) from None
 
 
-def user_message(error: Exception) -> str | None:
+def user_message(error: BaseException) -> str | None:
     """The message of an error that a user can mend, or None for a defect."""
     if isinstance(error, BlipError):
-        # a loader's worker sends its traceback as part of the message
-        return str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
+        text = str(error)
+        if re.match(r"Caught \w+ in DataLoader worker", text):  # with the traceback of the worker
+            text = text.rpartition(f"{type(error).__name__}: ")[2]
+        return text.strip()
     if isinstance(error, OSError) and error.errno is not None:
         if error.filename is not None:
             return f"{error.filename}: {error.strerror}"
         if error.errno in NO_ROOM:  # libraries that write by themselves do not pass the name on
             return f"an output could not be written: {error.strerror}"
     if type(error).__name__ == "OutOfMemoryError":  # of torch, which is not imported for its name alone
-        return f"the GPU's memory is too small: lower the batch size; {error}"
+        return (
+            "the GPU's memory is too small: lower the batch size; in training raise accumulation for it, or set "
+            f"activation_checkpointing: torch; {error}"
+        )
+    if distributed.lost_peer(error):
+        return str(distributed.OtherProcessError())
     return None
+
+
+# ---- standard output and error ---------------------------------------------------------------------------------------
+
+
+def open_missing_streams() -> None:
+    """Puts the null device in the place of a standard stream that was closed before the program began.
+
+    Otherwise Python has no such stream to print to, and the next file that is opened takes its number: what a library
+    prints would go into that file.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (open until the end)
+
+
+@contextmanager
+def lasting_streams() -> Iterator[None]:
+    """Within this block, what is printed when nobody reads it any more is lost, and no error.
+
+    For long work that is worth more than its messages, such as training behind a pipe or in a terminal that is closed.
+    """
+    open_missing_streams()
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_Lasting(stream) for stream in before)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class _Lasting:
+    """A text stream that goes on as the null device when it cannot be written."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except UnicodeEncodeError:
+            encoding = self._stream.encoding or "ascii"
+            return self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        except BlockingIOError:  # the reader is slow
+            return len(text)
+        except (OSError, ValueError):
+            self._give_up()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BlockingIOError:
+            pass
+        except (OSError, ValueError):
+            self._give_up()
+
+    def _give_up(self) -> None:
+        null = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open until the end)
+        with suppress(OSError, ValueError):  # what is still in the buffer goes there too, when Python ends
+            os.dup2(null.fileno(), self._stream.fileno())
+        self._stream = null

@@ -3,13 +3,14 @@ locks, which keep processes that do not belong together out of one another's fol
 
 import json
 import os
+import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,10 +21,20 @@ from blip.errors import BlipError, InputError
 from blip.files import hidden_beside, write_error, write_whole
 
 LOCK = ".blip.lock"
+T = TypeVar("T")
+# of gloo and NCCL, when the process at the other end has ended
+LOST = re.compile(r"Connection (closed|reset) by (remote )?peer|Broken pipe|remote process exited|gloo.*connect", re.I)
 
 
 class LockedError(BlipError):
     """A folder that another process is writing to."""
+
+
+class OtherProcessError(BlipError):
+    """Another process of the run failed, and this one ends with it."""
+
+    def __init__(self) -> None:
+        super().__init__("another process of this run failed; its message has the reason")
 
 
 def start(device: str = "auto", hours: float = 0.5) -> torch.device:
@@ -122,6 +133,65 @@ def gather_objects(item: object) -> list:
     items: list = [None] * world_size()
     dist.all_gather_object(items, item)
     return items
+
+
+# ---- failures --------------------------------------------------------------------------------------------------------
+
+
+def from_main(call: Callable[[], T]) -> T:
+    """What `call` returns in the main process, which alone runs it, on every process. T can be pickled.
+
+    Raises:
+        OtherProcessError: on the other processes, where it failed in the main one.
+    """
+    if world_size() == 1:
+        return call()
+    error: BaseException | None = None
+    answer: list[Any] = [False, None]
+    if is_main():
+        try:
+            answer = [True, call()]
+        except BaseException as caught:
+            error = caught
+    dist.broadcast_object_list(answer, src=0)
+    if error is not None:
+        raise error
+    if not answer[0]:
+        raise OtherProcessError
+    return answer[1]
+
+
+def agree(error: Exception | None) -> None:
+    """Raises on every process where one has an error: its own, or OtherProcessError. All have to call this."""
+    failed = any(gather_objects(error is not None))
+    if error is not None:
+        raise error
+    if failed:
+        raise OtherProcessError
+
+
+def all_reach(place: str, seconds: float = 10.0) -> bool:
+    """Whether every process calls this with the same `place` within so many seconds.
+
+    A process that waits in a collective operation for one that failed never does. No collective operation is used.
+    """
+    if world_size() == 1:
+        return True
+    try:
+        store, end = dist.distributed_c10d._get_default_store(), time.monotonic() + seconds
+        store.add(place, 1)
+        while 0 <= store.add(place, 0) < world_size():
+            if time.monotonic() > end:
+                store.add(place, -2 * world_size())  # nobody else counts on this process
+            time.sleep(0.02)
+        return store.add(place, 0) > 0
+    except RuntimeError:  # the process that keeps the store has ended
+        return False
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether an error of a collective operation means that another process has ended."""
+    return isinstance(error, RuntimeError) and world_size() > 1 and LOST.search(str(error)) is not None
 
 
 def share(count: int) -> tuple[int, int]:

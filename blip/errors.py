@@ -2,6 +2,7 @@
 
 import re
 from functools import cache
+from typing import Any
 
 
 class BlipError(Exception):
@@ -9,6 +10,17 @@ class BlipError(Exception):
 
     Every other exception that reaches a command is a defect of the package and is shown with its traceback.
     """
+
+    def __reduce__(self) -> tuple:
+        # a subclass may make its message of several values: a copy in another process is made without calling it
+        return _copy_of, (type(self), self.args, self.__dict__)
+
+
+def _copy_of(kind: type[BlipError], args: tuple, state: dict[str, Any]) -> BlipError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class InputError(BlipError, ValueError):

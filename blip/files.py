@@ -240,7 +240,11 @@ def whole_folder(final: str | Path) -> Iterator[Path]:
     temporary = partial_path(final)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    yield temporary
+    try:
+        yield temporary
+    except BaseException:  # on a full disk, what was written is in the way
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     for path in temporary.iterdir():
         flush(path)
     flush(temporary)

@@ -127,7 +127,7 @@ def test_an_output_folder_without_permission(
 
     monkeypatch.setattr(os, "mkdir", refused)
     monkeypatch.setattr(sys, "argv", ["pretrain.py", "--config", str(tiny_config), "--output_dir", str(output)])
-    assert message_of(start, capsys).endswith(": Permission denied\n")
+    assert message_of(start, capsys).endswith("could not be written (Permission denied)\n")
 
 
 def test_an_output_folder_below_a_file(

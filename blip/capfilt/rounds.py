@@ -24,7 +24,7 @@ from blip.capfilt.config import CapFiltConfig
 from blip.capfilt.merge import Rule, about_merged, merge
 from blip.capfilt.report import write_report
 from blip.checkpoints.format import TOKENIZER
-from blip.command_line import say
+from blip.command_line import lasting_streams, say
 from blip.config import Config, ConfigError, PretrainConfig, RunConfig, dump_config, load_config, with_options
 from blip.data.image_bytes import ImageLimits
 from blip.errors import BlipError
@@ -181,6 +181,7 @@ class Rounds:
             say(text)
 
 
+@lasting_streams()
 def run(config: Path, output: Path, overrides: list[str], *, overwrite: bool = False) -> None:
     """Every round of a configuration, given by its file or its name; continues in a folder of its own earlier run.
 

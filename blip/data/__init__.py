@@ -7,7 +7,8 @@ formats records sets compact   annotation files record by record; what texts and
 pairs questions statements question_splits   the samples of each task; whole sets of questions divided by image
 images image_bytes grey_levels   opening images; the bytes of one, from files and rows of tables; 16 bits to 8
 transforms skipped     images to tensors; notes about unreadable ones
-order batches loader gallery   which record comes when; samples to a batch; worker processes; images by number
+order batches loader gallery   which record comes when; samples to a batch; batches read ahead; images by number
+workers          the processes that read ahead, and their errors
 webdataset stream jsonl_shards   tar shards, training batches streamed from them; shards of JSON lines
 tar_reader tar_sizes   the samples of a tar file; sizes.json, and shards that were cut short
 check check_report phantoms   `blip check-data` and its report; the synthetic data generator

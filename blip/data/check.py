@@ -5,7 +5,9 @@ import hashlib
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,16 +17,19 @@ from blip.data.check_report import FileReport, Report
 from blip.data.formats import AnnotationError, file_entry, iter_records
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, image_stream
 from blip.data.images import open_image
-from blip.data.loader import worker_context
 from blip.data.pairs import caption_id, has_words
 from blip.data.sets.captions import CAPTION_SETS, Captioned
 from blip.data.sets.layout import SetFile, SetFormat, open_set
 from blip.data.sets.questions import QUESTION_SETS, Question
 from blip.data.sets.statements import STATEMENT_SETS, Statement
+from blip.data.workers import worker_context
 from blip.errors import InputError
 from blip.hashing import stable_hash
 from blip.outputs import refuse_inputs
 from blip.tokenizer import Tokenizer
+
+AT_ONCE = 16  # images that a process gets together
+Inspect = Callable[[str], tuple[str, bytes, str]]  # as `_inspect`
 
 
 @dataclass
@@ -190,13 +195,41 @@ def _check_images(paths: list[str], num_workers: int, report: Report, *, limits:
         digests.add(digest)
 
 
-def _inspected(paths: list[str], num_workers: int, limits: ImageLimits) -> Iterable[tuple[str, bytes, str]]:
+def _inspected(paths: list[str], num_workers: int, limits: ImageLimits) -> Iterator[tuple[str, bytes, str]]:
+    """What `_inspect` returns for each path, in their order, from `num_workers` processes.
+
+    If one of them ends, killed or by an image that breaks a decoder, the images that it may have read are read again,
+    each in a process of its own, and the others follow in new processes.
+    """
     inspect = partial(_inspect, limits=limits)
     if num_workers < 1 or len(paths) < 2:
         yield from map(inspect, paths)
         return
-    with multiprocessing.get_context(worker_context()).Pool(num_workers) as pool:
-        yield from pool.imap(inspect, paths, chunksize=16)
+    done = 0
+    while done < len(paths):
+        try:
+            for found in _in_processes(inspect, paths[done:], num_workers, at_once=AT_ONCE):
+                yield found
+                done += 1
+        except BrokenProcessPool:
+            for path in paths[done : done + AT_ONCE]:
+                yield _inspect_apart(inspect, path)
+                done += 1
+
+
+def _inspect_apart(inspect: Inspect, path: str) -> tuple[str, bytes, str]:
+    for _ in range(2):  # the system may have ended the first for other reasons
+        with contextlib.suppress(BrokenProcessPool):
+            return next(_in_processes(inspect, [path], 1, at_once=1))
+    return path, b"", "the process that read it was ended, by the system or by this image"
+
+
+def _in_processes(inspect: Inspect, paths: list[str], count: int, *, at_once: int) -> Iterator[tuple[str, bytes, str]]:
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context(worker_context()))
+    try:
+        yield from pool.map(inspect, paths, chunksize=at_once)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _inspect(path: str, limits: ImageLimits) -> tuple[str, bytes, str]:

@@ -4,12 +4,8 @@ A position in training is (epoch, batch). The same position gives the same batch
 B samples in a batch.
 """
 
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from typing import Any
 
@@ -19,7 +15,22 @@ from torch.utils.data import DataLoader, Dataset
 from blip.data.batches import collate
 from blip.data.order import EpochOrder, Positions, steps_per_epoch
 from blip.data.skipped import Skipped
+from blip.data.workers import Loader, start_worker, worker_context
 from blip.errors import InputError
+
+
+@dataclass
+class LoaderOptions:
+    """How batches are read ahead and put together."""
+
+    num_workers: int = 0  # processes that read ahead; 0: this process reads
+    seed: int = 0  # for the workers' own generators; nothing is drawn from the global ones
+    _: KW_ONLY
+    pad_id: int = 0  # see `padded`
+    pad_to: tuple[int, ...] = ()  # see `padded`
+    pin_memory: bool = False  # copies batches to page-locked memory, from which they move to a GPU faster
+    # called as collate_fn(samples, pad_id=..., pad_to=...); data sets of another kind have their own
+    collate_fn: Callable[..., Any] = collate
 
 
 def make_loader(
@@ -28,12 +39,7 @@ def make_loader(
     batch_size: int,
     *,
     start: tuple[int, int] = (0, 0),
-    num_workers: int = 0,
-    seed: int = 0,
-    pad_id: int = 0,
-    pad_to: tuple[int, ...] = (),
-    pin_memory: bool = False,
-    collate_fn: Callable[..., Any] = collate,
+    options: LoaderOptions | None = None,
 ) -> Iterator[Any]:
     """Batches without end, epoch after epoch, from the position `start` on, without an epoch's incomplete last batch.
 
@@ -42,16 +48,19 @@ def make_loader(
         order: the order that the dataset reads; the length of an epoch is taken from it.
         batch_size: B, on this rank.
         start: (epoch, batch in the epoch) of the first batch.
-        num_workers: processes that read ahead; 0: this process reads.
-        seed: for the workers' own generators. Nothing is drawn from the global ones.
-        pad_id, pad_to: see `padded`.
-        pin_memory: copies batches to page-locked memory, from which they move to a GPU faster.
-        collate_fn: called as collate_fn(samples, pad_id=..., pad_to=...); data sets of another kind have their own.
     """
+    options = options or LoaderOptions()
     positions = Positions(steps_per_epoch(order, batch_size), batch_size, start)
-    collate_batch = partial(collate_fn, pad_id=pad_id, pad_to=pad_to)
+    collate_batch = partial(options.collate_fn, pad_id=options.pad_id, pad_to=options.pad_to)
     return iter(
-        data_loader(dataset, positions, collate_batch, num_workers=num_workers, seed=seed, pin_memory=pin_memory)
+        data_loader(
+            dataset,
+            positions,
+            collate_batch,
+            num_workers=options.num_workers,
+            seed=options.seed,
+            pin_memory=options.pin_memory,
+        )
     )
 
 
@@ -105,50 +114,29 @@ def eval_loader(
 
 def data_loader(
     dataset: Dataset,
-    batches: Iterable[Sequence[Any]],
-    collate_batch: Callable[[list[Any]], Any],
+    batches: Iterable[Sequence[Any]] | None,
+    collate_batch: Callable[[list[Any]], Any] | None = None,
     *,
     num_workers: int = 0,
     seed: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """A torch loader of these `batches`, each the keys of its samples, with the options of `loader_options`."""
-    options = loader_options(num_workers, seed, pin_memory)
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=collate_batch, **options)  # type: ignore[arg-type]
+    """A torch loader of these `batches`, each the keys of its samples; None: the dataset itself yields batches.
 
-
-def loader_options(num_workers: int, seed: int, pin_memory: bool) -> dict[str, Any]:
-    """Arguments that every torch loader gets: how its workers start and end."""
+    Iterating raises WorkerError when a worker has ended, and errors of workers that a user can mend as they are.
+    """
     if num_workers < 0:
         raise InputError(f"num_workers is {num_workers}; it needs to be 0 or more")
-    return {
-        "num_workers": num_workers,
-        "pin_memory": pin_memory,
-        "worker_init_fn": _start_worker,
-        "multiprocessing_context": worker_context() if num_workers else None,
-        "persistent_workers": num_workers > 0,
-        "generator": torch.Generator().manual_seed(seed),
-    }
-
-
-def worker_context() -> str | None:
-    """Start method of workers: fork, which shares the annotations' memory, or None for the platform's default."""
-    # macOS offers fork too, but its system libraries fail after it
-    return "fork" if sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods() else None
-
-
-def _start_worker(worker: int) -> None:
-    torch.set_num_threads(1)
-    # Ctrl-C and torchrun's SIGTERM reach the whole process group, but the main process finishes its step first
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_parent, daemon=True).start()
-
-
-def _obey_parent() -> None:
-    """Ends this worker at a SIGTERM of its main process, which sends it to remaining workers when it exits; others are
-    ignored."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
+    options: dict[str, Any] = {} if batches is not None else {"batch_size": None}
+    if batches is not None:
+        options |= {"batch_sampler": batches, "collate_fn": collate_batch}
+    return Loader(
+        dataset,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=start_worker,
+        multiprocessing_context=worker_context() if num_workers else None,
+        persistent_workers=num_workers > 0,
+        generator=torch.Generator().manual_seed(seed),
+        **options,
+    )

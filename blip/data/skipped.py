@@ -1,14 +1,15 @@
 """Unreadable images: each is noted once in a file, and too many of them end the run."""
 
 import fcntl
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from blip.errors import BlipError
-from blip.files import ReadError, json_text, parse_json
+from blip.files import ReadError, json_text, parse_json, write_error
 
 Skipped = tuple[int, str, str]  # index of the record, path of its image, reason
 
@@ -48,6 +49,12 @@ class SkipLog:
         self.seen: dict[str, Skipped] = {}
         self.records_read = 0
 
+    def noted(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches, each after `add` of its `skipped`."""
+        for batch in batches:
+            self.add(batch.skipped, len(batch))
+            yield batch
+
     def add(self, skipped: list[Skipped], samples: int = 0) -> None:
         """Adds the notes of a batch of so many `samples`; writes new ones; TooManySkipped above the fraction."""
         self.records_read += samples + len(skipped)
@@ -63,7 +70,13 @@ class SkipLog:
             )
 
     def _write(self, new: dict[str, Skipped]) -> None:
-        """Appends the notes that no process has written yet."""
+        """Appends the notes that no process has written yet. WriteError such as on a full disk."""
+        try:
+            self._append(new)
+        except OSError as error:
+            raise write_error(self.path, error) from error
+
+    def _append(self, new: dict[str, Skipped]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "a+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

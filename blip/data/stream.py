@@ -13,18 +13,17 @@ import bisect
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from blip.data.batches import Batch, Sample, collate
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
 from blip.data.images import open_image
-from blip.data.loader import loader_options
+from blip.data.loader import data_loader
 from blip.data.order import seeded
 from blip.data.pairs import caption_id
 from blip.data.skipped import Skipped, TooManySkipped, too_many
@@ -164,8 +163,8 @@ class StreamDataset(IterableDataset):
 
 def stream_loader(dataset: StreamDataset, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
     """The batches of `dataset`, made by `num_workers` processes (0: this one)."""
-    options: dict[str, Any] = loader_options(num_workers, dataset.order.seed, pin_memory)
-    return iter(DataLoader(dataset, batch_size=None, **options))
+    seed = dataset.order.seed
+    return iter(data_loader(dataset, None, num_workers=num_workers, seed=seed, pin_memory=pin_memory))
 
 
 def _after_fork() -> None:

@@ -60,7 +60,6 @@ class Captioning(PairFineTuning):
 
     def step(self, batch: Batch, step: int) -> Step:
         """A batch to its loss."""
-        self.skipped.add(batch.skipped, len(batch))
         batch = batch.to(self.device, non_blocking=True)
         packed = not self.config.compile
         loss = self.parallel(batch.images, batch.ids, batch.lengths, prompt_length=self.prompt.shape[1], packed=packed)
@@ -145,14 +144,14 @@ def result_id(name: str, file: str) -> int | str:
     return int(number[1]) if number else name
 
 
-def run(config: CaptionConfig, output: Path, resume: str, *, device: torch.device) -> bool:
-    """Trains and writes the result to `output`. False when a signal ended it."""
-    return train(Captioning, config, output, resume=resume, device=device)
+def run(config: CaptionConfig, output: Path, resume: str, *, device: torch.device, **options: bool) -> bool:
+    """Trains and writes the result to `output`; `options` as in `open_run`. False when a signal ended it."""
+    return train(Captioning, config, output, resume=resume, device=device, **options)
 
 
-def score(config: CaptionConfig, output: Path, device: torch.device) -> None:
+def score(config: CaptionConfig, output: Path, device: torch.device, *, overwrite: bool = False) -> None:
     """Evaluates without training."""
-    evaluate(Captioning, config, output, device=device)
+    evaluate(Captioning, config, output, device=device, overwrite=overwrite)
 
 
 def main(help: str | None = None) -> None:

@@ -3,7 +3,6 @@
 A task is a subclass of `FineTuning` and adds its data, `step` and `evaluate`.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from blip import distributed
 from blip.checkpoints import adapter_files, adapters, initialize
 from blip.checkpoints.format import (
     TOKENIZER,
+    WEIGHTS,
     CheckpointError,
-    disk_errors,
     load_strict,
     load_weights,
     save_weights,
@@ -27,7 +26,7 @@ from blip.checkpoints.format import (
 )
 from blip.config import ConfigError
 from blip.data.batches import collate
-from blip.data.loader import EvalLoader, eval_loader, make_loader
+from blip.data.loader import EvalLoader, LoaderOptions, eval_loader, make_loader
 from blip.data.order import EpochOrder, steps_per_epoch
 from blip.data.skipped import SkipLog
 from blip.data.transforms import eval_transform, train_transform
@@ -35,14 +34,14 @@ from blip.errors import BlipError
 from blip.files import json_text, whole_folder, write_whole
 from blip.tasks import start, tokenizers
 from blip.tasks.config import FineTuneConfig
+from blip.train.checkpoint import written
+from blip.train.folder import BEST, run_of
 from blip.train.freeze import freeze
 from blip.train.log import RunLog
 from blip.train.loop import Step
 from blip.train.parallel import autocast, buckets, data_parallel, recompute_and_compile
+from blip.train.record import own
 from blip.train.schedule import Epochs
-
-BEST = "best"
-BEFORE = " The checkpoint before it is whole"
 
 
 class FineTuning:
@@ -59,12 +58,13 @@ class FineTuning:
         *,
         resume: Path | None,
         device: torch.device,
+        training: bool = True,
     ):
         """Reads the data and builds the model from `source`; `load` later continues the checkpoint `resume`."""
         self.config: Any = config
         self.output, self.device = output, device
         self.read_data()
-        self.tokenizer = tokenizers.choose_tokenizer(self.config, self.texts(), output, resume=resume)
+        self.tokenizer = tokenizers.choose_tokenizer(self.config, self.texts(), output, resume=resume, save=training)
         self._count_steps()
         torch.manual_seed(config.seed)  # equal starting weights on every process
         self.model, self.missing = start.start_model(self.task, self.config, source, tokenizer=self.tokenizer)
@@ -156,18 +156,16 @@ class FineTuning:
         transform = train_transform(
             config.image_size, config.crop_scale, config.randaugment, horizontal_flip=config.horizontal_flip
         )
-        return make_loader(
-            self.dataset(transform),
-            self.order,
-            config.batch_size,
-            start=self.epochs.position(start_step),
-            num_workers=config.num_workers,
-            seed=config.seed,
+        options = LoaderOptions(
+            config.num_workers,
+            config.seed,
             pad_id=self.tokenizer.pad_id,
             pad_to=buckets(config.max_text_tokens) if config.compile else (),
             pin_memory=self.device.type == "cuda",
             collate_fn=self.collate_fn,
         )
+        position, data = self.epochs.position(start_step), self.dataset(transform)
+        return self.skipped.noted(make_loader(data, self.order, config.batch_size, start=position, options=options))
 
     def eval_batches(self, dataset: Dataset) -> EvalLoader:
         """This process's share of an evaluation set, in batches."""
@@ -238,7 +236,9 @@ class FineTuning:
                 raise CheckpointError(f"{folder}: its adapters do not belong to init_from {self.config.init_from!r}")
         else:
             load_strict(self.model, load_weights(folder)[0], str(folder))
-        if "best" in training["progress"]:
+        elsewhere = self.output.resolve() not in folder.resolve().parents
+        best = (run_of(folder) if elsewhere else self.output) / BEST
+        if "best" in training["progress"] and best.is_dir():  # without its weights, a score is of no use
             self.best = float(training["progress"]["best"])
 
     def _trained_state(self) -> dict[str, Tensor]:
@@ -257,8 +257,8 @@ class FineTuning:
             raise ConfigError(f"best_metric is {name!r}; the validation has {', '.join(metrics)}")
         better = self.best is None or (metrics[name] > self.best) == (self.config.best_is == "highest")
         if better and metrics[name] != self.best:
-            self.best = metrics[name]
             self._keep_best(step, metrics)
+            self.best = metrics[name]
         return {"epoch": done, **metrics, "best": self.best}
 
     def scores(self, split: str) -> dict[str, Any]:
@@ -272,21 +272,22 @@ class FineTuning:
 
     def _keep_best(self, step: int, metrics: dict) -> None:
         weights = self.weights()
-        if distributed.is_main():
-            with disk_errors("the best weights", self.output, BEFORE), whole_folder(self.output / BEST) as folder:
+        distributed.from_main(lambda: self._write_best(weights, step, metrics))
+
+    def _write_best(self, weights: dict[str, Tensor], step: int, metrics: dict) -> None:
+        best = own(self.output, BEST)
+        with written(best), whole_folder(best) as folder:
+            with written(best / WEIGHTS):
                 save_weights(folder, weights, {**self.info(), "step": step}, flush=False)
-                if self.config.lora:
-                    about = {"base": self.config.init_from, "model": self.info()}
-                    adapter_files.save_adapter(folder, self.model, about, new=self.missing, flush=False)
-                (folder / TOKENIZER).write_bytes((self.output / TOKENIZER).read_bytes())
-                (folder / "metrics.json").write_text(json.dumps({"step": step, **metrics}, indent=1) + "\n")
-        distributed.barrier()
+            if self.config.lora:
+                about = {"base": self.config.init_from, "model": self.info()}
+                adapter_files.save_adapter(folder, self.model, about, new=self.missing, flush=False)
+            write_whole(folder / TOKENIZER, (self.output / TOKENIZER).read_bytes())
+            write_whole(folder / "metrics.json", json_text({"step": step, **metrics}))
 
     def write(self, name: str, content: Any) -> None:
-        """Writes a JSON file beside the checkpoints, from the main process."""
-        if distributed.is_main():
-            self.output.mkdir(parents=True, exist_ok=True)
-            write_whole(self.output / name, json_text(content))
+        """Writes a JSON file beside the checkpoints; every process has to call this. OutputError: see `own`."""
+        distributed.from_main(lambda: write_whole(own(self.output, name), json_text(content)))
 
 
 class NothingToScore(BlipError):

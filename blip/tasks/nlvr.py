@@ -68,7 +68,6 @@ class Judging(FineTuning):
 
     def step(self, batch: NlvrBatch, step: int) -> Step:
         """A batch to its loss."""
-        self.skipped.add(batch.skipped, len(batch))
         batch = batch.to(self.device, non_blocking=True)
         logits = self.parallel(batch.images, batch.ids, batch.lengths, packed=not self.config.compile)
         loss = statement_loss(logits, batch.labels)
@@ -111,14 +110,14 @@ class Judging(FineTuning):
         return {f"{split}_accuracy": interval.mean, f"{split}_statements": len(judged), f"{split}_majority": majority}
 
 
-def run(config: NlvrConfig, output: Path, resume: str, *, device: torch.device) -> bool:
-    """Trains and writes the result to `output`. False when a signal ended it."""
-    return train(Judging, config, output, resume=resume, device=device)
+def run(config: NlvrConfig, output: Path, resume: str, *, device: torch.device, **options: bool) -> bool:
+    """Trains and writes the result to `output`; `options` as in `open_run`. False when a signal ended it."""
+    return train(Judging, config, output, resume=resume, device=device, **options)
 
 
-def score(config: NlvrConfig, output: Path, device: torch.device) -> None:
+def score(config: NlvrConfig, output: Path, device: torch.device, *, overwrite: bool = False) -> None:
     """Evaluates without training."""
-    evaluate(Judging, config, output, device=device)
+    evaluate(Judging, config, output, device=device, overwrite=overwrite)
 
 
 def main(help: str | None = None) -> None:

@@ -35,12 +35,13 @@ from blip.tasks.contrast import MomentumContrast
 from blip.tasks.dry_run import run_once
 from blip.tasks.pretrain_data import open_training
 from blip.tokenizer import Tokenizer
+from blip.train.folder import open_run
 from blip.train.freeze import freeze
 from blip.train.launch import launch
 from blip.train.log import RunLog
 from blip.train.loop import Step
 from blip.train.parallel import autocast, buckets, data_parallel, recompute_and_compile
-from blip.train.run import fit, prepare
+from blip.train.run import fit
 from blip.train.schedule import Epochs
 
 STEPS_TO_LEARN = 500  # steps after the warm-up within which matching should have begun to learn
@@ -78,6 +79,7 @@ class Pretraining:
         self.itm_mean: torch.Tensor | None = None  # running mean of the ITM loss
         self.warned = False
         self.seen: Counter[str] = Counter()  # pairs of each source that this process was trained on
+        self.pending: list[tuple[torch.Tensor, list[str]]] = []  # ITM losses and sources since the last update
 
     def batches(self, start_step: int) -> Iterator[Batch]:
         """Training batches without end, from the first one of optimizer step `start_step` (counted from 0)."""
@@ -87,23 +89,19 @@ class Pretraining:
         )
         pad_to = buckets(config.max_text_tokens) if config.compile else ()
         start = self.epochs.position(start_step)
-        return self.data.batches(self.tokenizer, transform, start, pad_to=pad_to, pin=self.device.type == "cuda")
+        pin = self.device.type == "cuda"
+        return self.skipped.noted(self.data.batches(self.tokenizer, transform, start, pad_to=pad_to, pin=pin))
 
     def step(self, batch: Batch, step: int) -> Step:
         """A batch to its losses. Changes no weights; `contrast` keeps what the update needs."""
         config = self.config
-        self.skipped.add(batch.skipped, len(batch))
-        for source in filter(None, batch.sources):
-            known = source in self.seen or len(self.seen) < MAX_SOURCES
-            self.seen[source if known else "other"] += 1
         batch = batch.to(self.device, non_blocking=True)
         packed = not config.compile  # compiled code needs few different shapes
         alpha = self.contrast.alpha(step, self.epochs.steps)
         candidates = self.contrast.candidates(batch, packed=packed)
         out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha, packed=packed)
 
-        recent = out.itm.detach()
-        self.itm_mean = recent if self.itm_mean is None else self.itm_mean.lerp(recent, 0.02)
+        self.pending.append((out.itm.detach(), batch.sources))
         logs = {"itc": out.itc, "itm": out.itm, "lm": out.lm, **self.contrast.logs(out.match_logits, alpha)}
         cost = flops.pretrain_step(
             self.model.image_encoder.config, self.model.text_encoder.config, batch.lengths.tolist(),
@@ -114,8 +112,14 @@ class Pretraining:
         return Step(loss, logs, len(batch), flops=cost.total, describe=lambda: self._name(batch))
 
     def after_update(self, step: int) -> None:
-        """Follows each optimizer step: the temperature, the twin and the queue."""
+        """Follows each optimizer step: the temperature, the twin and the queue; what is known of the step's pairs."""
         self.contrast.after_update()
+        for recent, sources in self.pending:
+            self.itm_mean = recent if self.itm_mean is None else self.itm_mean.lerp(recent, 0.02)
+            for source in filter(None, sources):
+                known = source in self.seen or len(self.seen) < MAX_SOURCES
+                self.seen[source if known else "other"] += 1
+        self.pending.clear()
 
     def at_step_end(self, step: int, log: RunLog) -> dict | None:
         """An evaluation after each `eval_every_epochs` epochs and at the end, with the pairs seen until then of each
@@ -225,13 +229,16 @@ def build_validation(config: PretrainConfig, tokenizer: Tokenizer) -> EvalLoader
     )
 
 
-def run(config: PretrainConfig, output: Path, resume: str, *, device: torch.device) -> bool:
-    """Trains, from the start or from a checkpoint, and writes the result to `output`. False when a signal ended it."""
+def run(config: PretrainConfig, output: Path, resume: str, *, device: torch.device, **options: bool) -> bool:
+    """Trains, from the start or from a checkpoint, and writes the result to `output`. False when a signal ended it.
+
+    `options`: `allow_changed` and `overwrite`, as in `open_run`.
+    """
     if not config.train_file:
         raise ConfigError("train_file is empty; --set train_file=[captions.json]")
-    folder, changed = prepare(config, output, resume)
-    task = Pretraining(config, output, folder, device=device)
-    return fit(task, config, output, checkpoint=folder, changed=changed)
+    with open_run(config, output, resume, **options) as folder:
+        task = Pretraining(config, output, folder.checkpoint, device=device)
+        return fit(task, config, folder)
 
 
 def main(help: str | None = None) -> None:

@@ -16,7 +16,7 @@ from blip.config import ConfigError, PretrainConfig
 from blip.data.batches import Batch
 from blip.data.formats import file_entry
 from blip.data.image_bytes import ImageLimits
-from blip.data.loader import make_loader
+from blip.data.loader import LoaderOptions, make_loader
 from blip.data.order import EpochOrder, steps_per_epoch
 from blip.data.pairs import CaptionEncoder, PairDataset, read_pairs
 from blip.data.stream import StreamDataset, StreamOrder, stream_loader
@@ -68,11 +68,9 @@ class FileData:
             self.order,
             config.batch_size,
             start=start,
-            num_workers=config.num_workers,
-            seed=config.seed,
-            pad_id=tokenizer.pad_id,
-            pad_to=pad_to,
-            pin_memory=pin,
+            options=LoaderOptions(
+                config.num_workers, config.seed, pad_id=tokenizer.pad_id, pad_to=pad_to, pin_memory=pin
+            ),
         )
 
 
@@ -83,9 +81,7 @@ class StreamData:
         """Counts of shards that have none are kept in the folder `output`."""
         self.config = config
         known = output / "shard_sizes.json"
-        shards = open_shards(addresses, known) if distributed.is_main() else None  # one process counts for all
-        distributed.barrier()
-        self.shards = shards or open_shards(addresses, known)
+        self.shards = distributed.from_main(lambda: open_shards(addresses, known))  # one process counts for all
         self.order = StreamOrder(
             self.shards,
             config.batch_size,

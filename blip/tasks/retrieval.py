@@ -69,7 +69,6 @@ class Retrieving(PairFineTuning):
     def step(self, batch: Batch, step: int) -> Step:
         """A batch to its losses. Changes no weights; `contrast` keeps what the update needs."""
         config = self.config
-        self.skipped.add(batch.skipped, len(batch))
         batch = batch.to(self.device, non_blocking=True)
         packed = not config.compile
         alpha = self.contrast.alpha(step, self.epochs.steps)
@@ -181,14 +180,14 @@ def intervals(found: Retrieval, texts: Texts, groups: Sequence[Hashable], *, see
     return result
 
 
-def run(config: RetrievalConfig, output: Path, resume: str, *, device: torch.device) -> bool:
-    """Trains and writes the result to `output`. False when a signal ended it."""
-    return train(Retrieving, config, output, resume=resume, device=device)
+def run(config: RetrievalConfig, output: Path, resume: str, *, device: torch.device, **options: bool) -> bool:
+    """Trains and writes the result to `output`; `options` as in `open_run`. False when a signal ended it."""
+    return train(Retrieving, config, output, resume=resume, device=device, **options)
 
 
-def score(config: RetrievalConfig, output: Path, device: torch.device) -> None:
+def score(config: RetrievalConfig, output: Path, device: torch.device, *, overwrite: bool = False) -> None:
     """Evaluates without training."""
-    evaluate(Retrieving, config, output, device=device)
+    evaluate(Retrieving, config, output, device=device, overwrite=overwrite)
 
 
 def main(help: str | None = None) -> None:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from blip import distributed
@@ -15,35 +14,47 @@ from blip.errors import printable
 from blip.models.factory import spec_of
 from blip.tasks import start
 from blip.tasks.config import FineTuneConfig
-from blip.tasks.finetune import BEST, FineTuning
-from blip.train.checkpoint import complete_checkpoints, find_checkpoint
-from blip.train.run import fit, prepare
+from blip.tasks.finetune import FineTuning
+from blip.train.checkpoint import complete_checkpoints
+from blip.train.folder import BEST, open_evaluation, open_run
+from blip.train.log import LastingConsole
+from blip.train.run import fit
 
 
-def train(make: type[FineTuning], config: FineTuneConfig, output: Path, *, resume: str, device: torch.device) -> bool:
+def train(
+    make: type[FineTuning],
+    config: FineTuneConfig,
+    output: Path,
+    *,
+    resume: str,
+    device: torch.device,
+    **options: bool,
+) -> bool:
     """Trains, from the start or from a checkpoint; then evaluates `test_file` with the best weights.
 
-    False when a signal ended the run.
+    `options`: `allow_changed` and `overwrite`, as in `open_run`. False when a signal ended the run.
     """
     if not config.train_file:
         raise ConfigError("train_file is empty; --set train_file=[FILE]")
-    begun = find_checkpoint(resume, output) if resume else None
-    config = start.as_begun(config, begun) if begun else config
-    source = start.read_source(config, begun)
-    config = start.with_sizes_of(config, source)
-    folder, changed = prepare(config, output, resume)
-    task = make(config, source, output, resume=folder, device=device)
-    if task.warning and folder is None:
-        warn(task.warning)
-    finished = fit(task, config, output, checkpoint=folder, changed=changed)
-    if finished and task.files("test"):
-        weights = output / BEST if (output / BEST).is_dir() else complete_checkpoints(output)[-1]
-        load_strict(plain(task), load_weights(weights)[0], str(weights))
-        report(task, {"weights": str(weights), **task.scores("test")}, "test.json")
+    with open_run(config, output, resume, **options) as folder:
+        begun = folder.checkpoint
+        config = start.as_begun(config, begun) if begun else config
+        source = start.read_source(config, begun)
+        config = start.with_sizes_of(config, source)
+        task = make(config, source, output, resume=begun, device=device)
+        if task.warning and begun is None:
+            warn(task.warning)
+        finished = fit(task, config, folder)
+        if finished and task.files("test"):
+            weights = output / BEST if (output / BEST).is_dir() else complete_checkpoints(output)[-1]
+            load_strict(plain(task), load_weights(weights)[0], str(weights))
+            report(task, {"weights": str(weights), **task.scores("test")}, "test.json")
     return finished
 
 
-def evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, *, device: torch.device) -> None:
+def evaluate(
+    make: type[FineTuning], config: FineTuneConfig, output: Path, *, device: torch.device, overwrite: bool = False
+) -> None:
     """Evaluates `val_file` and `test_file` without training.
 
     The weights are those of `init_from`, else the best or newest of the run in `output`.
@@ -51,7 +62,13 @@ def evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, *, de
     Raises:
         CheckpointError: there are no weights, or they are of a task that cannot be evaluated here.
         ConfigError: there are no files to evaluate.
+        OutputError: `output` has a file of that name that no run wrote, and not `overwrite`.
     """
+    with open_evaluation(output, overwrite=overwrite):
+        _evaluate(make, config, output, device)
+
+
+def _evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, device: torch.device) -> None:
     here = [folder for folder in (output / BEST, *complete_checkpoints(output)[::-1]) if folder.is_dir()]
     weights = config.init_from or (str(here[0]) if here else "")
     if not weights:
@@ -65,7 +82,8 @@ def evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, *, de
     if source is not None:
         start.check_task(make.task, source)
     own_tokenizer = Path(weights) if (Path(weights) / TOKENIZER).is_file() else None
-    task = make(start.with_sizes_of(config, source), source, output, resume=own_tokenizer, device=device)
+    config = start.with_sizes_of(config, source)
+    task = make(config, source, output, resume=own_tokenizer, device=device, training=False)
     task.compare_with(trained_on)
     if source is not None and (other := start.other_settings(task.info(), source)):
         warn(f"{weights} was made with {'; '.join(other)}: scores depend on it")
@@ -85,7 +103,9 @@ def evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, *, de
 def warn(text: str) -> None:
     """Prints a warning from the main process."""
     if distributed.is_main():
-        Console(stderr=True).print(printable(text), style="yellow", markup=False, highlight=False, soft_wrap=True)
+        LastingConsole(stderr=True).print(
+            printable(text), style="yellow", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def plain(task: FineTuning) -> nn.Module:
@@ -99,7 +119,7 @@ def report(task: FineTuning, scores: dict[str, Any], name: str) -> None:
     """Writes scores to a file of the run and prints them."""
     task.write(name, scores)
     if distributed.is_main():
-        console = Console()
+        console = LastingConsole()
         for key, value in scores.items():
             shown = f"{value:.4f}" if isinstance(value, float) else value
             if not isinstance(value, list | dict):

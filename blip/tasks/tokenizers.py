@@ -9,33 +9,35 @@ from blip.config import ConfigError, ModelConfig
 from blip.tokenizer import Tokenizer, load_tokenizer
 
 
-def choose_tokenizer(config: ModelConfig, texts: Iterable[str], output: Path, *, resume: Path | None) -> Tokenizer:
-    """The tokenizer of a run, saved in its folder `output`; every process has to call this.
+def choose_tokenizer(
+    config: ModelConfig, texts: Iterable[str], output: Path, *, resume: Path | None, save: bool = True
+) -> Tokenizer:
+    """The tokenizer of a run; every process has to call this.
 
     A run that is resumed takes the one of its checkpoint `resume`, since training a tokenizer is not reproducible.
-    A new run takes the configured one: `train` learns it from `texts`, "" means that of `init_from`.
+    A new run takes the configured one and saves it in its folder `output`: `train` learns it from `texts`, "" means
+    that of `init_from`. `save`: False for an evaluation, which leaves that of the folder as it is.
 
     Raises:
         ConfigError: neither is given, or the vocabulary differs from the one that `init_from` was trained with.
         CheckpointError: `init_from` has no tokenizer.
     """
-    saved = output / TOKENIZER
     if resume is not None:
-        tokenizer = load_tokenizer(str(resume / TOKENIZER))
-        if distributed.is_main() and not saved.is_file():  # the run continues in another folder
-            output.mkdir(parents=True, exist_ok=True)
-            tokenizer.save(saved)
-        return tokenizer
-    if distributed.is_main():
-        if config.tokenizer == "train":
-            tokenizer = Tokenizer.train(texts, config.vocab_size)
-        else:
-            tokenizer = load_tokenizer(config.tokenizer or str(own_tokenizer(config.init_from)))
-        output.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(saved)
-        check_vocabulary(saved, config.init_from)
-    distributed.barrier()
-    return load_tokenizer(str(saved))
+        return load_tokenizer(str(resume / TOKENIZER))
+    if not save:
+        return load_tokenizer(config.tokenizer or str(own_tokenizer(config.init_from)))
+    return load_tokenizer(distributed.from_main(lambda: str(_saved(config, texts, output / TOKENIZER))))
+
+
+def _saved(config: ModelConfig, texts: Iterable[str], path: Path) -> Path:
+    if config.tokenizer == "train":
+        tokenizer = Tokenizer.train(texts, config.vocab_size)
+    else:
+        tokenizer = load_tokenizer(config.tokenizer or str(own_tokenizer(config.init_from)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(path)
+    check_vocabulary(path, config.init_from)
+    return path
 
 
 def own_tokenizer(checkpoint: str) -> Path:

@@ -121,7 +121,6 @@ class Answering(FineTuning):
 
     def step(self, batch: VqaBatch, step: int) -> Step:
         """A batch to its loss."""
-        self.skipped.add(batch.skipped, len(batch))
         batch = batch.to(self.device, non_blocking=True)
         loss = self.parallel(
             batch.images,
@@ -272,14 +271,14 @@ class Answering(FineTuning):
         return {"answers": self.answers, "max_answer_tokens": self.config.max_answer_tokens}
 
 
-def run(config: VqaConfig, output: Path, resume: str, *, device: torch.device) -> bool:
-    """Trains and writes the result to `output`. False when a signal ended it."""
-    return train(Answering, config, output, resume=resume, device=device)
+def run(config: VqaConfig, output: Path, resume: str, *, device: torch.device, **options: bool) -> bool:
+    """Trains and writes the result to `output`; `options` as in `open_run`. False when a signal ended it."""
+    return train(Answering, config, output, resume=resume, device=device, **options)
 
 
-def score(config: VqaConfig, output: Path, device: torch.device) -> None:
+def score(config: VqaConfig, output: Path, device: torch.device, *, overwrite: bool = False) -> None:
     """Evaluates without training."""
-    evaluate(Answering, config, output, device=device)
+    evaluate(Answering, config, output, device=device, overwrite=overwrite)
 
 
 def main(help: str | None = None) -> None:

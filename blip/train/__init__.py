@@ -1,12 +1,15 @@
 """Training, for any model and data. Read `loop.py` first: the only training loop.
 
-Imports `config`, `files`, `distributed`, `errors`, `command_line` and `checkpoints.format`.
+Imports `config`, `files`, `outputs`, `distributed`, `errors`, `command_line` and `checkpoints.format`.
 
 launch       the command line of the training scripts
 run          a run from its start, or from a checkpoint, to its end
-loop         batches, gradients, updates, signals
+loop         batches, gradients, updates
+last_step    what is saved on every way out of the loop
+signals      that ask a run to stop
 schedule     epochs and steps; the learning rate of a step
 optim freeze   the optimizer, frozen parts
 parallel     DDP, compilation, recomputation of activations
-checkpoint log state   the files of a run; what training.pt holds
+folder       which files of a run's folder are its own, and what it continues
+checkpoint log state record inputs   the files of a run; what training.pt holds; fingerprints of what a run reads
 """

@@ -1,82 +1,186 @@
 """Checkpoints of a run: written whole or not at all, the last few kept, found again when the run is resumed.
 
 OUTPUT/checkpoints/step-00001000/     a folder that `blip.load` reads, with training.pt beside the weights
-OUTPUT/checkpoints/latest             a link to the newest one
+OUTPUT/checkpoints/latest             a link to the newest one; where the file system has no links, a file with its name
+
+Folders of other names are neither checkpoints nor deleted, and of the checkpoints those alone are deleted that the
+run's record names.
 """
 
 import os
+import re
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from blip import distributed
-from blip.checkpoints.format import TOKENIZER, CheckpointError, disk_errors, save_weights
-from blip.files import flush, remove_folder, whole_folder
+from blip.checkpoints.format import INFO, TOKENIZER, WEIGHTS, CheckpointError, save_weights
+from blip.errors import BlipError
+from blip.files import NO_ROOM, WriteError, flush, json_text, read_json, remove_folder, whole_folder, write_whole
+from blip.train.inputs import Fingerprints
+from blip.train.record import Record
 from blip.train.state import read_training
 
-TRAINING = "training.pt"
+TRAINING, INPUTS, LATEST = "training.pt", "inputs.json", "latest"
+STEP = re.compile(r"step-\d{8}")
+LEFT_OVER = re.compile(r"\.(step-\d{8}(\.old)?|latest)\.partial")  # by a kill
+WHOLE = "the checkpoint before it is whole"
+State = dict[str, Tensor]
 
 
 class Checkpointer:
-    """Writes and finds the checkpoints of one output folder.
+    """Writes the checkpoints of one output folder.
 
     Args:
         output: the run's folder.
         keep: the number of checkpoints that are kept.
         info: the content of `model.json`.
         tokenizer_file: copied into each checkpoint, so that a checkpoint can be loaded alone.
+        inputs: fingerprints of what the run reads, or None where they are not known.
+        tell: gets messages about folders that are renamed.
     """
 
-    def __init__(self, output: Path, keep: int, info: dict, *, tokenizer_file: Path):
-        self.folder = Path(output) / "checkpoints"
+    def __init__(
+        self,
+        output: Path,
+        keep: int,
+        info: dict,
+        *,
+        tokenizer_file: Path,
+        inputs: Fingerprints | None = None,
+        tell: Callable[[str], None] = lambda text: None,
+    ):
+        self.output, self.folder = Path(output), Path(output) / "checkpoints"
         self.keep, self.info, self.tokenizer_file = keep, info, tokenizer_file
+        self.inputs, self.tell = inputs, tell
 
-    def save(self, step: int, weights: dict[str, Tensor], training: dict) -> None:
-        """Writes a checkpoint from the main process; every process has to call this, and adds its own random state.
+    def save(self, step: int, weights: State, training: dict, *, random: State | None = None) -> None:
+        """Writes a checkpoint from the main process; every process has to call this, and adds its own random state
+        (`random`, else the present one).
 
         The checkpoint is written to a temporary folder, flushed, and renamed: a kill at any instant leaves the previous
         one whole.
 
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: it could not be written; on the other processes OtherProcessError.
         """
-        training = {**training, "step": step, "random": distributed.gather_objects(random_state())}
+        training = {**training, "step": step, "random": distributed.gather_objects(random or random_state())}
+        error = None
         if distributed.is_main():
-            self._write(step, weights, training)
-        distributed.barrier()
+            try:
+                self._write(step, weights, training)
+            except Exception as caught:
+                error = caught
+        distributed.agree(error)
 
-    def _write(self, step: int, weights: dict[str, Tensor], training: dict) -> None:
-        final = self.folder / f"step-{step:08d}"  # exists in a run that was resumed from before this step
-        with disk_errors(f"step {step}", self.folder, " The checkpoint before it is whole"):
-            for leftover in self.folder.glob(".step-*.partial"):
-                shutil.rmtree(leftover)
-            with whole_folder(final) as temporary:
-                save_weights(temporary, weights, self.info, flush=False)
-                shutil.copyfile(self.tokenizer_file, temporary / TOKENIZER)
-                torch.save(training, temporary / TRAINING)
+    def _write(self, step: int, weights: State, training: dict) -> None:
+        final, record = self.folder / f"step-{step:08d}", Record(self.output)
+        with written(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in [path for path in self.folder.iterdir() if LEFT_OVER.fullmatch(path.name)]:
+                remove(leftover)
+            if os.path.lexists(final) and final.name not in record.checkpoints:
+                self.tell(f"{final} is not of this run and is now {keep_aside(final)}")
+            record.add(checkpoints=[final.name])
+        self._write_files(final, weights, training)
+        try:
             self._point_latest(final)
-            self._prune(final)
+            self._prune(final, record)
+        except (OSError, BlipError) as error:  # the step is saved
+            self.tell(f"{self.folder}: older checkpoints, or the link {LATEST}, are left as they were ({error})")
 
-    def _prune(self, newest: Path) -> None:
+    def _write_files(self, final: Path, weights: State, training: dict) -> None:
+        with written(final), whole_folder(final) as temporary:
+            with written(final / WEIGHTS):
+                save_weights(temporary, weights, self.info, flush=False)
+            with written(final / TOKENIZER):
+                shutil.copyfile(self.tokenizer_file, temporary / TOKENIZER)
+            if self.inputs is not None:
+                with written(final / INPUTS):
+                    write_whole(temporary / INPUTS, json_text(self.inputs))
+            with written(final / TRAINING):
+                torch.save(training, temporary / TRAINING)
+
+    def _prune(self, newest: Path, record: Record) -> None:
         """Keeps the last `keep`. Checkpoints of later steps, from before `--resume PATH`, are removed as well."""
-        checkpoints = complete_checkpoints(self.folder.parent)
-        end = checkpoints.index(newest) + 1
-        for checkpoint in [*checkpoints[:end][: -self.keep], *checkpoints[end:]]:
+        own = [path for path in complete_checkpoints(self.output) if path.name in record.checkpoints]
+        end = own.index(newest) + 1
+        doomed = [*own[:end][: -self.keep], *own[end:]]
+        for checkpoint in doomed:
             remove_folder(checkpoint)
+        if doomed:
+            record.forget([path.name for path in doomed])
 
     def _point_latest(self, final: Path) -> None:
-        link = self.folder / ".latest.partial"
-        link.unlink(missing_ok=True)
-        link.symlink_to(final.name)
-        os.replace(link, self.folder / "latest")
-        flush(self.folder)
+        latest, partial = self.folder / LATEST, self.folder / f".{LATEST}.partial"
+        with suppress(FileNotFoundError):
+            partial.unlink()
+        try:
+            partial.symlink_to(final.name)
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise
+            partial.write_text(f"{final.name}\n")  # such as on exFAT
+        if not latest.is_symlink() and latest.exists() and pointed_to(latest) is None:
+            # such as the copy that `cp -rL` makes of a link; the user may have put files into it
+            self.tell(f"{latest} is no link and is now {keep_aside(latest)}")
+        os.replace(partial, latest)
+        with suppress(OSError):  # file systems of networks may not flush folders
+            flush(self.folder)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Within this block errors of writing become a CheckpointError that names the file; the innermost block does.
+    Libraries raise different errors for a full disk."""
+    try:
+        yield
+    except WriteError as error:
+        raise CheckpointError(f"{error}; {WHOLE}") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if distributed.lost_peer(error):
+            raise
+        raise CheckpointError(f"{path} could not be written: {error}. Is the disk full? {WHOLE}") from error
+
+
+def keep_aside(path: Path) -> Path:
+    """Renames a file or folder that is not the run's -> its new name, which no run uses."""
+    number = 1
+    while os.path.lexists(aside := path.with_name(f"{path.name}.kept-{number}")):
+        number += 1
+    path.rename(aside)
+    return aside
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+# ---- finding ---------------------------------------------------------------------------------------------------------
 
 
 def complete_checkpoints(output: str | Path) -> list[Path]:
-    """The checkpoints of an output folder, oldest first. A half-written one has another name."""
-    return sorted((Path(output) / "checkpoints").glob("step-*"))
+    """The checkpoints of an output folder, oldest first: folders called step- and eight digits."""
+    folder = Path(output) / "checkpoints"
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if STEP.fullmatch(path.name) and path.is_dir())
+
+
+def pointed_to(latest: Path) -> Path | None:
+    """The checkpoint that the file `latest` names where there are no links, or None where it is something else."""
+    if latest.is_file() and latest.stat().st_size < 100:
+        name = latest.read_bytes().strip().decode("ascii", "replace")
+        return latest.with_name(name) if STEP.fullmatch(name) else None
+    return None
 
 
 def find_checkpoint(resume: str, output: str | Path) -> Path | None:
@@ -95,8 +199,9 @@ def find_checkpoint(resume: str, output: str | Path) -> Path | None:
         raise CheckpointError(
             f"--resume {resume}: there is no such folder; `--resume auto` takes the newest of --output_dir"
         )
+    path = pointed_to(path) or path
     if not (path / TRAINING).is_file():
-        inside = complete_checkpoints(path)
+        inside = complete_checkpoints(path.parent if path.name == "checkpoints" else path)
         if inside:
             return inside[-1]
         raise CheckpointError(
@@ -106,12 +211,25 @@ def find_checkpoint(resume: str, output: str | Path) -> Path | None:
     return path
 
 
+def can_be_continued(folder: Path) -> bool:
+    """Whether a folder has the files of a checkpoint."""
+    return all((folder / name).is_file() for name in (TRAINING, WEIGHTS, INFO, TOKENIZER))
+
+
+def read_inputs(folder: Path) -> Fingerprints | None:
+    """Fingerprints of what a checkpoint was trained with; None for checkpoints of earlier versions, which have none."""
+    return read_json(folder / INPUTS, Fingerprints) if (folder / INPUTS).is_file() else None
+
+
+# ---- training state --------------------------------------------------------------------------------------------------
+
+
 def load_training(path: Path) -> dict:
     """The training state beside a checkpoint's weights. CheckpointError where the file is damaged."""
     return read_training(path / TRAINING)
 
 
-def random_state() -> dict[str, Tensor]:
+def random_state() -> State:
     """The state of this process's random numbers."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -119,7 +237,7 @@ def random_state() -> dict[str, Tensor]:
     return state
 
 
-def restore_random_state(states: list[dict[str, Tensor]]) -> bool:
+def restore_random_state(states: list[State]) -> bool:
     """Continues this process's random numbers.
 
     False, with nothing changed, when the checkpoint was written by another number of processes.

@@ -1,6 +1,7 @@
 """The log of a run: `metrics.jsonl`, a progress bar, and TensorBoard if the configuration enables it."""
 
 import json
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -41,7 +42,7 @@ class RunLog:
 
     def __init__(self, output: Path, start_step: int, total_steps: int, *, tensorboard: bool = False):
         self.active = distributed.is_main()
-        self.console = Console(stderr=True, quiet=not self.active)
+        self.console = LastingConsole(stderr=True, quiet=not self.active)
         self.writer: Any = None
         if not self.active:
             return
@@ -53,13 +54,13 @@ class RunLog:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.progress = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=self.console)
         self.bar = self.progress.add_task("training", total=total_steps, completed=start_step)
-        self.live = sys.stderr.isatty()
+        self.live = sys.stderr is not None and sys.stderr.isatty()
         if self.live:
             self.progress.start()
 
     def advance(self, step: int) -> None:
         """Moves the progress bar."""
-        if self.active:
+        if self.active and not self.console.quiet:
             self.progress.update(self.bar, completed=step)
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
@@ -67,33 +68,65 @@ class RunLog:
         if not self.active:
             return
         line = {"step": step, **{k: _rounded(v) for k, v in values.items()}}
+        self._append(json.dumps(line) + "\n")
+        shown = "  ".join(f"{k} {_short(v)}" for k, v in line.items() if k != "step" and not isinstance(v, list | dict))
+        self.message(f"step {step}/{self.total_steps}  {shown}")
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._to_tensorboard("add_scalar", name, value, step)
+
+    def _append(self, line: str) -> None:
+        """Adds a line to `metrics.jsonl`, all of it or nothing."""
+        size = self.path.stat().st_size if self.path.exists() else 0
         try:
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(line)
         except OSError as error:
+            with suppress(OSError):
+                os.truncate(self.path, size)
             raise write_error(self.path, error) from error
-        shown = "  ".join(f"{k} {_short(v)}" for k, v in line.items() if k != "step" and not isinstance(v, list | dict))
-        self.console.print(f"step {step}/{self.total_steps}  {shown}", highlight=False, markup=False, soft_wrap=True)
-        if self.writer:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self.writer.add_scalar(name, value, step)
 
     def sample(self, step: int, number: int, image: Tensor, *, text: str) -> None:
         """Writes an image (3, S, S), values 0 to 1, and a text to TensorBoard."""
-        if self.active and self.writer:
-            self.writer.add_image(f"sample/{number}", image, step)
-            self.writer.add_text(f"sample/{number}", text, step)
+        self._to_tensorboard("add_image", f"sample/{number}", image, step)
+        self._to_tensorboard("add_text", f"sample/{number}", text, step)
+
+    def _to_tensorboard(self, method: str, *values: Any) -> None:
+        """The training does not end when TensorBoard's files cannot be written: `metrics.jsonl` has all numbers."""
+        if not self.writer:
+            return
+        try:
+            getattr(self.writer, method)(*values)
+        except OSError as error:
+            self.writer = None
+            self.message(f"TensorBoard's files can no longer be written ({error})", style="yellow")
 
     def message(self, text: str, style: str = "") -> None:
         """Shows a line; `style` is a style of rich, such as "yellow" for warnings."""
         self.console.print(printable(text), style=style, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
+        """Ends the progress bar and the files."""
         if self.active and self.live:
-            self.progress.stop()
+            with suppress(OSError, ValueError):
+                self.progress.stop()
         if self.writer:
-            self.writer.close()
+            with suppress(OSError):
+                self.writer.close()
+
+
+class LastingConsole(Console):
+    """A console that falls silent when nobody reads it any more, such as behind a closed pipe."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except (OSError, ValueError):  # ValueError: a closed file
+            self.quiet = True
+
+    def on_broken_pipe(self) -> None:
+        """Without this, rich ends the program."""
+        self.quiet = True
 
 
 class Meter:
@@ -122,7 +155,8 @@ class Meter:
         return dict(zip(names, distributed.all_reduce(means).tolist(), strict=True))
 
     def state(self) -> dict:
-        return {"sums": {n: t.cpu() for n, t in self.sums.items()}, "counts": dict(self.counts)}
+        """A copy, whose tensors are on their devices."""
+        return {"sums": dict(self.sums), "counts": dict(self.counts)}
 
     def load(self, state: dict) -> None:
         self.sums, self.counts = dict(state["sums"]), dict(state["counts"])

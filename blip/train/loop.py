@@ -1,7 +1,5 @@
 """The only training loop of the package: steps, checkpoints, signals, logs. It depends on no model and no data."""
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -14,8 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from blip import distributed
 from blip.errors import BlipError
+from blip.train.last_step import EVALUATION, LINE, LastStep
 from blip.train.log import Meter, RunLog
 from blip.train.parallel import autocast, memory_mb
+from blip.train.signals import Signals
 
 
 class NonFiniteError(BlipError):
@@ -50,16 +50,19 @@ class LoopOptions:
 
 
 class Loop:
-    """Runs optimizer steps from `start_step` to the end, or to a signal.
+    """Runs optimizer steps from `start_step` to the end, or to a signal or an error, and saves the last finished step.
 
     The order within a step is: losses, backward (for each of `accumulation` batches), clip, optimizer, `after_update`.
+    Then come the line of the log and the evaluation, where they are due. A checkpoint that is written between these
+    names what is still to come, which the resumed run does first.
 
     Args:
         model: the module with the parameters, wrapped for several processes or not.
         optimizer: over its parameters.
         lr: the learning rate of each optimizer step, counted from 0.
         log: gets the lines of the log.
-        save: writes a checkpoint; gets the number of steps done and the loop's own state.
+        save: writes a checkpoint; gets the number of steps done and the loop's own state, in which `random` is this
+            process's random state.
         start_step: the number of steps done before, in a run that is resumed.
     """
 
@@ -75,13 +78,20 @@ class Loop:
         start_step: int = 0,
     ):
         self.model, self.optimizer, self.lr = model, optimizer, lr
-        self.options, self.log, self._save = options, log, save
-        self.step = self.saved_step = start_step
+        self.options, self.log = options, log
         self.meter = Meter()
+        self.last = LastStep(save, self.meter, log, number=start_step)
         self.device = next(model.parameters()).device
-        self.signals = _Signals()
+        self.signals = Signals()
         self._window = _Window()
         self._last_save = time.monotonic()
+        self._failure: Exception | None = None  # of this process, which the others learn of at the end of the step
+        self._batch: Any = None  # the last one, where there are several processes
+
+    @property
+    def step(self) -> int:
+        """The number of steps done."""
+        return self.last.number
 
     def run(
         self,
@@ -103,51 +113,76 @@ class Loop:
 
         Raises:
             NonFiniteError: a loss or gradient is not finite.
+            OtherProcessError: another process failed.
         """
         with self.signals:
-            while self.step < self.options.total_steps:
-                stop = self._one_step(batches, step)
-                self.step += 1
-                after_update(self.step)
-                if self.step % self.options.log_every == 0 or self.step == self.options.total_steps:
-                    self.log.metrics(self.step, self._line())
-                evaluation = self._evaluated(at_step_end, stop)
-                if evaluation is not None:
-                    self.log.metrics(self.step, evaluation)
-                    self._window = _Window()
-                self.log.advance(self.step)
-                # after a signal `_evaluated` has saved already: only an evaluation adds something to save
-                due = evaluation is not None if stop else self._save_is_due()
-                if due:
-                    self.save()
-                if stop:
-                    self.log.message(f"stopped by a signal after step {self.step}; continue with --resume auto")
-                    return False
-        if self.saved_step != self.step:
+            try:
+                return self._run(batches, step, after_update, at_step_end=at_step_end)
+            except BaseException as error:
+                self.last.rescue(error)
+                raise
+
+    def _run(
+        self,
+        batches: Iterator[Any],
+        step: Callable[[Any, int], Step],
+        after_update: Callable[[int], None],
+        *,
+        at_step_end: Callable[[int], dict | None],
+    ) -> bool:
+        if self.last.pending:
+            self._end_step(at_step_end, stop=False)
+        while self.step < self.options.total_steps:
+            stop = self._one_step(batches, step, after_update)
+            self._end_step(at_step_end, stop)
+            if stop:
+                self.log.message(f"stopped by a signal after step {self.step}; continue with --resume auto")
+                return False
+        if not self.last.is_saved:
             self.save()
         return True
 
-    def _evaluated(self, at_step_end: Callable[[int], dict | None], stop: bool) -> dict | None:
-        """What `at_step_end` returns. The steps before it are not lost if it takes long or fails."""
-        if stop:  # the sender of the signal may kill the process during an evaluation
+    def _end_step(self, at_step_end: Callable[[int], dict | None], stop: bool) -> None:
+        """What follows an update: the line of the log, an evaluation, a checkpoint."""
+        if LINE in self.last.pending:
+            if self.step % self.options.log_every == 0 or self.step == self.options.total_steps:
+                self._log(self._line())
+            self.last.finished(EVALUATION)
+        if stop:  # its sender may kill the process during an evaluation
             self.save()
+        evaluation = at_step_end(self.step)
+        if evaluation is not None:
+            self._log(evaluation)
+            self._window = _Window()
+        self.last.finished()
+        self.log.advance(self.step)
+        # after a signal it is saved already: only an evaluation adds something to save
+        if evaluation is not None if stop else self._save_is_due():
+            self.save()
+
+    def _log(self, values: dict[str, Any]) -> None:
+        """A line of the log; if the main process cannot write it, all processes end."""
+        error = None
         try:
-            return at_step_end(self.step)
-        except Exception:
-            if distributed.world_size() == 1 and not stop:  # several processes fail one by one, and save together
-                self.save()
-            raise
+            self.log.metrics(self.step, values)
+        except Exception as caught:
+            error = caught
+        distributed.agree(error)
 
     def save(self) -> None:
-        self._save(self.step, {"meters": distributed.gather_objects(self.meter.state())})
-        self.saved_step, self._last_save = self.step, time.monotonic()
+        """Writes a checkpoint of the last finished step."""
+        self.last.save()
+        self._last_save = time.monotonic()
 
     def load(self, state: dict) -> None:
-        """Restores the running means of the log, if they were written by the same number of processes."""
-        if len(state["meters"]) == distributed.world_size():
-            self.meter.load(state["meters"][distributed.rank()])
+        """Continues from the state that `save` gave."""
+        self.last.load(state)
 
-    def _one_step(self, batches: Iterator[Any], step: Callable[[Any, int], Step]) -> bool:
+    # ---- a step ------------------------------------------------------------------------------------------------------
+
+    def _one_step(
+        self, batches: Iterator[Any], step: Callable[[Any, int], Step], after_update: Callable[[int], None]
+    ) -> bool:
         """One optimizer step; True when any process was asked to stop."""
         lr = self.lr(self.step)
         for group in self.optimizer.param_groups:
@@ -156,7 +191,7 @@ class Loop:
         described: list[Callable[[], str]] = []
         losses: list[Tensor] = []
         for i in range(count):
-            batch = next(batches)
+            batch = self._next(batches)
             last = i == count - 1
             with self._gradients_wait(not last):
                 with autocast(self.device, self.options.precision):
@@ -170,23 +205,44 @@ class Loop:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         stop = self._check(torch.stack(losses), norm, described)
         self.meter.add({"grad_norm": norm})
+        self.last.changing = True
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        after_update(self.step + 1)
+        self.last.number += 1
+        self.last.finished(LINE, EVALUATION)
+        self.last.changing = False
         return stop
+
+    def _next(self, batches: Iterator[Any]) -> Any:
+        """The next batch. Where it cannot be read and other processes wait within the step, this one takes part in it
+        with the batch before; `_check` then ends all of them before the update."""
+        if self._failure is None:
+            try:
+                batch = next(batches)
+                self._batch = batch if distributed.world_size() > 1 else None
+                return batch
+            except Exception as error:
+                if self._batch is None:
+                    raise
+                self._failure = error
+        return self._batch
 
     def _gradients_wait(self, wait: bool) -> AbstractContextManager:
         """Within an accumulated step, processes exchange gradients only after the last batch."""
         return self.model.no_sync() if wait and isinstance(self.model, DistributedDataParallel) else nullcontext()
 
     def _check(self, losses: Tensor, norm: Tensor, described: list[Callable[[], str]]) -> bool:
-        """Stops the run before the update when a loss or gradient is not finite; True when a signal was received.
+        """Stops the run before the update when a loss or gradient is not finite or a process has no more data; True
+        when a signal was received.
 
         Each step waits once for the device and makes one small reduction over the processes.
         """
-        bad = torch.stack(
-            [~losses.isfinite().all(), ~norm.isfinite(), torch.tensor(self.signals.seen, device=norm.device)]
-        )
-        bad_loss, bad_norm, stop = (bool(v) for v in distributed.all_reduce(bad.float(), "max").tolist())
+        own_flags = torch.tensor([self.signals.seen, self._failure is not None], device=norm.device)
+        bad = torch.cat([torch.stack([~losses.isfinite().all(), ~norm.isfinite()]), own_flags])
+        bad_loss, bad_norm, stop, failed = (bool(v) for v in distributed.all_reduce(bad.float(), "max").tolist())
+        if failed:
+            raise self._failure or distributed.OtherProcessError
         if bad_loss or bad_norm:
             own = [d() for loss, d in zip(losses.tolist(), described, strict=True) if not _finite(loss)]
             where = " ".join(own) if bad_loss else " ".join(d() for d in described)
@@ -230,34 +286,6 @@ class _Window:
     def add(self, images: int, flops: float) -> None:
         self.images += images
         self.flops += flops
-
-
-class _Signals:
-    """Records SIGTERM and SIGINT, so that the step can end and be saved; a second signal ends the process at once.
-
-    The same signal within a second counts once: a signal to a whole job reaches each process twice, directly and from
-    torchrun.
-    """
-
-    def __init__(self) -> None:
-        self.seen = False
-        self._first = (0, 0.0)  # which signal, and when
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Signals":
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: object) -> None:
-        if not self.seen:
-            self.seen, self._first = True, (number, time.monotonic())
-        elif number != self._first[0] or time.monotonic() - self._first[1] > 1:
-            os._exit(128 + number)
 
 
 def _finite(value: float) -> bool:

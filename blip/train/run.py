@@ -9,19 +9,13 @@ from torch import Tensor, nn
 
 from blip import distributed
 from blip.checkpoints.format import TOKENIZER
-from blip.config import ConfigError, RunConfig, dump_config, load_config
-from blip.train.checkpoint import (
-    TRAINING,
-    Checkpointer,
-    complete_checkpoints,
-    find_checkpoint,
-    load_training,
-    restore_random_state,
-)
-from blip.train.log import METRICS, RunLog
+from blip.config import ConfigError, RunConfig
+from blip.train.checkpoint import TRAINING, Checkpointer, load_training, restore_random_state
+from blip.train.folder import RunFolder
+from blip.train.log import RunLog
 from blip.train.loop import Loop, LoopOptions, Step
 from blip.train.optim import build_optimizer
-from blip.train.parallel import OptionError, measure_peak
+from blip.train.parallel import measure_peak
 from blip.train.schedule import Epochs, lr_at, scaled_lr
 from blip.train.state import check_optimizer
 
@@ -64,30 +58,11 @@ class Task(Protocol):
         """Continues from what `state` gave."""
 
 
-def prepare(config: RunConfig, output: Path, resume: str) -> tuple[Path | None, list[str]]:
-    """Makes the output folder -> (the checkpoint to continue from, the options that changed since the run began).
-
-    Raises:
-        ConfigError: without `resume`, the folder holds a run.
-        CheckpointError: `resume` names no checkpoint.
-    """
-    folder = find_checkpoint(resume, output) if resume else None
-    if not resume and (complete_checkpoints(output) or (output / METRICS).exists()):
-        raise ConfigError(f"{output} holds a run: continue it with --resume auto, or choose another --output_dir")
-    changed = _changed_options(config, output / "config.yaml") if folder else []
-    distributed.barrier()
-    if distributed.is_main():
-        output.mkdir(parents=True, exist_ok=True)
-        dump_config(config, output / "config.yaml")
-    distributed.barrier()
-    return folder, changed
-
-
-def fit(task: Task, config: RunConfig, output: Path, *, checkpoint: Path | None, changed: list[str]) -> bool:
-    """Trains; `checkpoint` and `changed` as from `prepare`. False when a signal ended the run early."""
+def fit(task: Task, config: RunConfig, folder: RunFolder) -> bool:
+    """Trains in a folder of `open_run`. False when a signal ended the run early."""
+    output, checkpoint = folder.output, folder.checkpoint
     training = load_training(checkpoint) if checkpoint else {}
     start = training.get("step", 0)
-    log = RunLog(output, start, task.epochs.total_steps, tensorboard=config.tensorboard)
     global_batch = config.batch_size * config.accumulation * distributed.world_size()
     lr = scaled_lr(config.lr, global_batch, config.lr_reference_batch)
     optimizer = build_optimizer(
@@ -98,43 +73,58 @@ def fit(task: Task, config: RunConfig, output: Path, *, checkpoint: Path | None,
         layer_decay=config.layer_decay,
     )
     line, info = task.describe()
-    checkpoints = Checkpointer(output, config.keep_checkpoints, info, tokenizer_file=output / TOKENIZER)
-
-    def save(step: int, loop_state: dict) -> None:
-        state = {**task.state(), "optimizer": optimizer.state_dict(), "loop": loop_state}
-        checkpoints.save(step, task.weights(), state)
-
+    if checkpoint:
+        task.load(checkpoint, training)
+        _load_optimizer(optimizer, training["optimizer"], checkpoint)
     options = _loop_options(config, task, next(task.model.parameters()).device)
-    schedule = _schedule(config, task, lr)
-    loop = Loop(task.parallel, optimizer, schedule, options=options, log=log, save=save, start_step=start)
+    notes = folder.begin(config, start)
+    log = RunLog(output, start, task.epochs.total_steps, tensorboard=config.tensorboard)
+    save = _saving(task, optimizer, log, folder, config.keep_checkpoints, info=info)
+    loop = Loop(
+        task.parallel, optimizer, _schedule(config, task, lr), options=options, log=log, save=save, start_step=start
+    )
     log.message(
         f"{line}, global batch {global_batch}, {task.epochs.total_steps} steps, {task.epochs.steps:.4g} an epoch"
     )
     if checkpoint:
-        task.load(checkpoint, training)
-        _load_optimizer(optimizer, training["optimizer"], checkpoint)
-        loop.load(training["loop"])
         log.message(f"continuing {checkpoint} after step {start}")
         if not restore_random_state(training["random"]):
             log.message(
                 "another number of processes wrote it: random numbers and the order of samples change from here on"
             )
-        if changed:
-            log.message(f"changed since this run began: {', '.join(changed)}", style="yellow")
+        loop.load(training["loop"])
+    for note in notes:
+        log.message(note, style="yellow")
     try:
         finished = loop.run(
             task.batches(start), task.step, task.after_update, at_step_end=lambda step: task.at_step_end(step, log)
         )
-    except torch.cuda.OutOfMemoryError as error:
-        raise OptionError(
-            "the GPU's memory is too small for this run: lower batch_size (and raise accumulation), or set "
-            f"activation_checkpointing: torch; {error}"
-        ) from error
     finally:
         log.close()
     if finished:
         log.message(f"done: {output / 'checkpoints' / 'latest'}")
     return finished
+
+
+def _saving(
+    task: Task, optimizer: torch.optim.Optimizer, log: RunLog, folder: RunFolder, keep: int, *, info: dict
+) -> Callable[[int, dict], None]:
+    """What writes a checkpoint of a step, with the state of the loop."""
+    checkpoints = Checkpointer(
+        folder.output,
+        keep,
+        info,
+        tokenizer_file=folder.output / TOKENIZER,
+        inputs=folder.inputs,
+        tell=lambda text: log.message(text, style="yellow"),
+    )
+
+    def save(step: int, loop_state: dict) -> None:
+        random, own = loop_state["random"], {key: loop_state[key] for key in ("meters", "pending")}
+        state = {**task.state(), "optimizer": optimizer.state_dict(), "loop": own}
+        checkpoints.save(step, task.weights(), state, random=random)
+
+    return save
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict, folder: Path) -> None:
@@ -172,13 +162,3 @@ def _loop_options(config: RunConfig, task: Task, device: torch.device) -> LoopOp
         save_every_minutes=config.save_every_minutes,
         peak_flops=measure_peak(device, config.precision),
     )
-
-
-def _changed_options(config: RunConfig, saved: Path) -> list[str]:
-    if not saved.is_file():
-        return []
-    try:
-        before = load_config(saved, type(config))
-    except ConfigError as error:  # of another version, or damaged; nothing else depends on it
-        return [f"cannot compare with {saved} ({error})"]
-    return [f"{key} {getattr(before, key)} -> {value}" for key, value in config if getattr(before, key) != value]

@@ -9,7 +9,7 @@ import torch
 from helpers.samples import write_images
 
 from blip.data.batches import Batch
-from blip.data.loader import eval_loader, make_loader
+from blip.data.loader import LoaderOptions, eval_loader, make_loader
 from blip.data.order import EpochOrder, steps_per_epoch
 from blip.data.pairs import CaptionEncoder, EvalPairs, PairDataset, Pairs, read_pairs
 from blip.data.skipped import TooManySkipped
@@ -39,7 +39,7 @@ def batches(
 ) -> list[Batch]:
     order = EpochOrder(len(pairs), seed=5)
     data = PairDataset(pairs, order, CaptionEncoder(tokenizer, 12), transform=train_transform(8), seed=5)
-    loader = make_loader(data, order, size, start=start, num_workers=workers, pad_id=tokenizer.pad_id)
+    loader = make_loader(data, order, size, start=start, options=LoaderOptions(workers, pad_id=tokenizer.pad_id))
     return [next(loader) for _ in range(count)]
 
 

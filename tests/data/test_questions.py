@@ -12,7 +12,7 @@ from helpers.set_files import hub_rows, png, put, put_arrow, put_parquet, shade
 from PIL import Image
 
 from blip.data.images import open_image
-from blip.data.loader import eval_loader, make_loader
+from blip.data.loader import LoaderOptions, eval_loader, make_loader
 from blip.data.order import EpochOrder
 from blip.data.question_splits import shared_images, split_by_image
 from blip.data.questions import (
@@ -222,7 +222,7 @@ def batches(
 ) -> list[VqaBatch]:
     order = EpochOrder(len(questions), seed=5)
     data = VqaDataset(questions, order, encode, transform=train_transform(8), seed=5)
-    loader = make_loader(data, order, 3, start=start, num_workers=workers, pad_id=0, collate_fn=collate_vqa)
+    loader = make_loader(data, order, 3, start=start, options=LoaderOptions(workers, collate_fn=collate_vqa))
     return [next(loader) for _ in range(count)]
 
 

@@ -11,7 +11,7 @@ from helpers.set_files import png, put
 from PIL import Image
 
 from blip.data.images import UnreadableImage
-from blip.data.loader import eval_loader, make_loader
+from blip.data.loader import LoaderOptions, eval_loader, make_loader
 from blip.data.order import EpochOrder
 from blip.data.statements import (
     EvalStatements,
@@ -103,7 +103,7 @@ def batches(
 ) -> list[NlvrBatch]:
     order = EpochOrder(len(statements), seed=2)
     data = NlvrDataset(statements, order, tokenizer, transform=train_transform(8), max_tokens=16, seed=2)
-    loader = make_loader(data, order, 3, start=start, num_workers=workers, collate_fn=collate_nlvr)
+    loader = make_loader(data, order, 3, start=start, options=LoaderOptions(workers, collate_fn=collate_nlvr))
     return [next(loader) for _ in range(count)]
 
 

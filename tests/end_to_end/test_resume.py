@@ -1,7 +1,11 @@
 """A run that was stopped by a kill or a signal ends as an undisturbed one: same log, same weights, bit for bit."""
 
 import json
+import os
 import random
+import shlex
+import shutil
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -104,3 +108,123 @@ def test_last_checkpoints_are_kept_and_latest_points_to_the_newest(undisturbed: 
     assert [path.name for path in complete_checkpoints(output)] == [f"step-{STEPS - 2:08d}", f"step-{STEPS:08d}"]
     assert (output / "checkpoints" / "latest").resolve().name == f"step-{STEPS:08d}"
     assert json.loads((output / "checkpoints" / "latest" / "model.json").read_text())["task"] == "pretrain"
+
+
+# ---- what ends a job without asking it -------------------------------------------------------------------------------
+
+
+def started(config: Path, output: Path, *more: str) -> Program:
+    """A run that is beyond its first checkpoint, of those that it writes rarely."""
+    program = Program(SCRIPT, *arguments(config, output, "save_every_steps=7", *more))
+    while not complete_checkpoints(output):
+        time.sleep(0.01)
+        assert program.poll() is None, program.finish().stderr
+    return program
+
+
+def children(process: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def go_on(config: Path, output: Path, *more: str) -> None:
+    done = run_script(*arguments(config, output, *more), "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1], ids=["SIGHUP", "SIGUSR1"])
+def test_a_hangup_and_a_warning_stop_a_run(
+    number: signal.Signals, undisturbed: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    program = started(tiny_config, output, "num_workers=1")
+    for worker in children(program.process.pid or 0):  # the terminal's signal reaches them too
+        os.kill(worker, number)
+    os.kill(program.process.pid or 0, number)
+    done = program.finish(60)
+    assert done.returncode == 0 and "stopped by a signal" in done.stderr, done.stderr
+    assert read_metrics(output)[-1]["step"] < STEPS
+    go_on(tiny_config, output)
+    assert_same(undisturbed, output)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_no_step(undisturbed: Path, tiny_config: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    program = started(tiny_config, output, "num_workers=2")
+    os.kill(children(program.process.pid or 0)[0], signal.SIGKILL)
+    done = program.finish(60)
+    assert done.returncode == 1
+    assert "error: a process that reads data was ended from outside, often because" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+    go_on(tiny_config, output)
+    assert_same(undisturbed, output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "streams",
+    ["2>&1 | head -n 3", "2>&1 | true", ">&- 2>&-", "<&- >&- 2>&-", "2>&-", "> /dev/full 2> /dev/full"],
+)
+def test_nobody_reads_what_a_run_prints(streams: str, undisturbed: Path, tiny_config: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    command = " ".join(map(shlex.quote, script_command(*arguments(tiny_config, output))))
+    shell = ["bash", "-c", f"{command} {streams}; exit ${{PIPESTATUS[0]}}"]
+    done = subprocess.run(shell, cwd=ROOT, env=script_env(), timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_same(undisturbed, output)
+
+
+@pytest.mark.slow
+def test_images_that_vanish_cost_no_step(tiny_config: Path, tmp_path: Path) -> None:
+    data, run, whole = tmp_path / "data", tmp_path / "run", tmp_path / "whole"
+    shutil.copytree(tiny_config.parent, data)
+    options = [f"image_root={data}", "max_skipped_fraction=0", "val_file=[]", "num_workers=1"]
+    program = started(tiny_config, run, *options)
+    (data / "images").rename(data / "gone")
+    done = program.finish(60)
+    assert done.returncode == 1 and "no such file" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert "is saved; continue with --resume auto" in done.stderr
+    (data / "gone").rename(data / "images")
+    go_on(tiny_config, run, *options)
+    done = run_script(*arguments(tiny_config, whole, *options))
+    assert done.returncode == 0, done.stderr
+    assert_same(whole, run)
+
+
+@pytest.mark.slow
+def test_two_processes_on_one_folder(undisturbed: Path, tiny_config: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    program = started(tiny_config, output)
+    os.kill(program.process.pid or 0, signal.SIGSTOP)
+    for more in ([], ["--resume", "auto"]):
+        begin = time.monotonic()
+        second = run_script(*arguments(tiny_config, output), *more, timeout=60)
+        assert second.returncode == 1 and time.monotonic() - begin < 30
+        assert f"is being written by process {program.process.pid} on " in second.stderr, second.stderr
+    os.kill(program.process.pid or 0, signal.SIGCONT)
+    assert program.finish(60).returncode == 0
+    assert_same(undisturbed, output)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full(undisturbed: Path, tiny_config: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk]).returncode:
+        pytest.skip("mounting a small disk takes a permission that is missing here")
+    try:
+        output = disk / "run"
+        program = started(tiny_config, output, "save_every_steps=3")
+        with open(disk / "filler", "wb") as filler:
+            filler.write(bytes(shutil.disk_usage(disk).free - 65536))
+        done = program.finish(60)
+        assert done.returncode == 1
+        assert "could not be written" in done.stderr and "Traceback" not in done.stderr, done.stderr
+        assert "the checkpoint before it is whole" in done.stderr
+        load_weights(complete_checkpoints(output)[-1])
+        (disk / "filler").unlink()
+        go_on(tiny_config, output)
+        assert_same(undisturbed, output)
+    finally:
+        subprocess.run(["umount", disk], check=True)

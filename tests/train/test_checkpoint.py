@@ -1,5 +1,6 @@
 """Checkpoints of a run: kept, removed, found, whole after kills."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from blip.checkpoints.format import CheckpointError, load_weights
 from blip.train.checkpoint import TRAINING, Checkpointer, complete_checkpoints, find_checkpoint, load_training
+from blip.train.record import Record
 
 
 @pytest.fixture
@@ -50,3 +52,14 @@ def test_damaged_training_state(checkpoints: Checkpointer, tmp_path: Path) -> No
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=r"training\.pt is damaged or cut short"):
         load_training(path.parent)
+
+
+def test_checkpoints_of_the_user_are_never_pruned(checkpoints: Checkpointer, tmp_path: Path) -> None:
+    checkpoints.save(2, {"w": torch.zeros(1)}, {})
+    for name in ("step-00000001", "step-00000009"):
+        shutil.copytree(tmp_path / "checkpoints" / "step-00000002", tmp_path / "checkpoints" / name)
+    for step in (4, 6, 8):
+        checkpoints.save(step, {"w": torch.zeros(1)}, {})
+    kept = ["latest", "step-00000001", "step-00000006", "step-00000008", "step-00000009"]
+    assert names(tmp_path) == kept
+    assert Record(tmp_path).checkpoints == ["step-00000006", "step-00000008"]

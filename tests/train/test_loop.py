@@ -15,7 +15,7 @@ from blip.errors import BlipError
 from blip.models import losses, momentum
 from blip.tasks import pretrain
 from blip.train import log as train_log
-from blip.train import loop
+from blip.train import loop, signals
 from blip.train.log import METRICS, Meter, RunLog, read_metrics
 from blip.train.loop import Loop, LoopOptions, NonFiniteError, Step
 
@@ -82,7 +82,7 @@ def test_loss_not_finite_stops_before_the_update(accumulation: int) -> None:
     assert rig.events.count("optimizer") == 2
     assert rig.events[-1] == "backward"
     assert all(parameter.isfinite().all() for parameter in rig.model.parameters())
-    assert rig.saved == []
+    assert [step for step, _ in rig.saved] == [2]
 
 
 def test_gradient_not_finite_stops_before_the_update() -> None:
@@ -118,10 +118,10 @@ def test_signal_ends_the_step_saves_and_stops(number: signal.Signals) -> None:
 
 def test_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
-    monkeypatch.setattr(loop.os, "_exit", ended.append)
-    with loop._Signals() as signals:
+    monkeypatch.setattr(signals.os, "_exit", ended.append)
+    with signals.Signals() as received:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert signals.seen and not ended
+        assert received.seen and not ended
         os.kill(os.getpid(), signal.SIGINT)
     assert ended == [128 + signal.SIGINT]
 
@@ -129,9 +129,9 @@ def test_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_same_signal_within_a_second_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
     clock = [100.0]
-    monkeypatch.setattr(loop.os, "_exit", ended.append)
-    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
-    with loop._Signals():
+    monkeypatch.setattr(signals.os, "_exit", ended.append)
+    monkeypatch.setattr(signals.time, "monotonic", lambda: clock[0])
+    with signals.Signals():
         os.kill(os.getpid(), signal.SIGTERM)
         clock[0] += 0.5
         os.kill(os.getpid(), signal.SIGTERM)  # torchrun passes on what the whole job got

@@ -1,0 +1,104 @@
+"""Fingerprints of the files that a run reads, by which a run that is resumed finds that they have changed.
+
+A fingerprint is the size and a hash of the content, not the time of the last change. Of a file above 64 MiB, 64 pieces
+of 256 KiB at equal distances are read, the first and the last among them: a change between them that leaves the size as
+it was is not found. A folder counts as one input: the annotation files in it are read so, and of webdataset shards the
+first and the last 64 KiB each. Images and addresses on other machines are not read.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from blip.config import RunConfig
+from blip.files import open_regular
+from blip.train.record import RECORD
+
+OPTIONS = ("train_file", "val_file", "test_file", "answer_file")  # options that name inputs
+READ_WHOLE, PIECES, PIECE, END = 64 << 20, 64, 256 << 10, 64 << 10  # bytes, but PIECES
+ANNOTATIONS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
+SHARDS = (".tar", ".tar.gz")
+
+Fingerprints = dict[str, dict[str, tuple[int, str]]]  # option -> path -> size in bytes and hash
+
+
+def fingerprints(config: RunConfig) -> Fingerprints:
+    """The inputs that a configuration names; those that do not exist are left out.
+
+    Raises:
+        ReadError: a file cannot be read.
+    """
+    found: Fingerprints = {}
+    for option in OPTIONS:
+        given: Any = getattr(config, option, None) or []
+        for entry in [given] if isinstance(given, str) else given:
+            path = Path(entry if isinstance(entry, str) else entry.path)
+            if path.exists():
+                name = os.path.abspath(path)
+                found.setdefault(option, {})[name] = _of_folder(path) if path.is_dir() else _of_file(path)
+    return found
+
+
+def differences(before: Fingerprints, now: Fingerprints) -> list[str]:
+    """What differs, an input a line. An input of equal content at another place does not; nor does other data for
+    validation and test, which is an option of the run."""
+    lines = []
+    for option, files in now.items():
+        known = before.get(option, {})
+        for path, content in files.items():
+            if content in known.values():
+                continue
+            if path in known:
+                size, had = f"{content[0]:,}", f"{known[path][0]:,}"
+                lines.append(
+                    f"{path} has another content" + (f" ({had} bytes then, {size} now)" if size != had else "")
+                )
+            elif option == "train_file":
+                lines.append(f"{path} was not part of it")
+    for path, content in before.get("train_file", {}).items():
+        files = now.get("train_file", {})
+        if content not in files.values() and path not in files:
+            lines.append(f"{path} is no longer part of it")
+    return lines
+
+
+def _of_file(path: Path) -> tuple[int, str]:
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if path.name.endswith(SHARDS):
+            _add_piece(digest, file, 0, END)
+            _add_piece(digest, file, max(0, size - END), END)
+        elif size <= READ_WHOLE:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        else:
+            for number in range(PIECES):
+                _add_piece(digest, file, number * (size - PIECE) // (PIECES - 1), PIECE)
+    return size, digest.hexdigest()[:16]
+
+
+def _add_piece(digest: Any, file: Any, start: int, length: int) -> None:
+    file.seek(start)
+    digest.update(file.read(length))
+
+
+def _of_folder(folder: Path) -> tuple[int, str]:
+    total, digest = 0, hashlib.sha256()
+    for path in _files(folder):
+        size, content = _of_file(path)
+        total += size
+        digest.update(f"{os.fsencode(path.relative_to(folder))!r} {size} {content}\n".encode())
+    return total, digest.hexdigest()[:16]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Annotation files and shards at any depth, in the order of their names; not those of runs, which change."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not os.path.exists(os.path.join(place, name, RECORD)))
+        for name in sorted(names):
+            path = Path(place, name)
+            if name.lower().endswith((*ANNOTATIONS, *SHARDS)) and path.is_file():
+                yield path

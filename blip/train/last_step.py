@@ -1,0 +1,83 @@
+"""The last finished step of a run, which every way out of the training loop saves."""
+
+import traceback
+from collections.abc import Callable
+
+from blip import distributed
+from blip.train.checkpoint import random_state
+from blip.train.log import Meter, RunLog
+
+LINE, EVALUATION = "line", "evaluation"  # what follows the update of a step, in this order
+
+
+class LastStep:
+    """Its number, what it still lacks, and what a checkpoint of it holds beside the parts of the model.
+
+    Weights, optimizer, twin and queue change in an update alone. Random numbers and the means of the log change before
+    it too, so that their values are kept when a step is finished.
+
+    Args:
+        write: writes a checkpoint; gets the number of steps done and the state that `load` takes.
+        meter: the running means of the log.
+        log: gets the messages.
+        number: the number of steps done before, in a run that is resumed.
+    """
+
+    def __init__(self, write: Callable[[int, dict], None], meter: Meter, log: RunLog, *, number: int = 0):
+        self.number = self.saved = number  # steps done, and steps done in the last checkpoint
+        self.changing = False  # within an update
+        self.pending: tuple[str, ...] = ()  # what the step lacks, of LINE and EVALUATION
+        self._write, self._meter, self._log = write, meter, log
+        self._writing = False
+        self.finished()
+        self._saved_pending: tuple[str, ...] = self.pending
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the last checkpoint is of this step, and of all that followed its update."""
+        return (self.saved, self._saved_pending) == (self.number, self.pending)
+
+    def finished(self, *pending: str) -> None:
+        """The step is finished but for `pending`."""
+        self.pending, self._random, self._means = pending, random_state(), self._meter.state()
+
+    def save(self) -> None:
+        """Writes a checkpoint of the step as it was at the last call of `finished`."""
+        self._writing = True
+        means = {**self._means, "sums": {name: value.cpu() for name, value in self._means["sums"].items()}}
+        meters = distributed.gather_objects(means)
+        self._write(self.number, {"meters": meters, "pending": list(self.pending), "random": self._random})
+        self.saved, self._saved_pending, self._writing = self.number, self.pending, False
+
+    def rescue(self, error: BaseException) -> None:
+        """Saves the step before an error ends the run, or tells why it cannot."""
+        if self.saved == self.number:
+            return
+        if self._writing:
+            reason = "see the error"
+        elif self.changing:
+            reason = f"step {self.number + 1} had begun to change the weights"
+        elif distributed.lost_peer(error) or not distributed.all_reach(f"rescue {self.number}"):
+            reason = "that takes all processes, and one of them has ended or waits for another"
+        else:
+            traceback.clear_frames(error.__traceback__)  # frees what a step holds: memory may be what it lacked
+            reason = self._save_or_reason()
+        if reason:
+            last = f"the last checkpoint is of step {self.saved}" if self.saved else "there is no checkpoint yet"
+            self._log.message(f"step {self.number} is not saved: {reason}; {last}", style="yellow")
+        else:
+            self._log.message(f"step {self.number} is saved; continue with --resume auto")
+
+    def _save_or_reason(self) -> str:
+        try:
+            self.save()
+        except Exception as failure:
+            return str(failure)
+        return ""
+
+    def load(self, state: dict) -> None:
+        """Continues from the state that `write` got; the means are restored if as many processes wrote them."""
+        if len(state["meters"]) == distributed.world_size():
+            self._meter.load(state["meters"][distributed.rank()])
+        self.finished(*state.get("pending", ()))
+        self._saved_pending = self.pending

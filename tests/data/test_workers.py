@@ -1,0 +1,176 @@
+"""Processes that read data: their errors arrive as they were, and their death is an error, never a hang."""
+
+import contextlib
+import copy
+import importlib
+import os
+import pickle
+import pkgutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.running import forked
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset
+
+import blip
+from blip import errors
+from blip.data import check
+from blip.data.check import check_data
+from blip.data.formats import AnnotationError
+from blip.data.image_bytes import UnreadableImage
+from blip.data.loader import data_loader
+from blip.data.skipped import TooManySkipped
+from blip.data.workers import WorkerError
+from blip.distributed import OtherProcessError
+from blip.errors import BlipError, InputError, MissingFile
+from blip.files import ReadError, WriteError
+
+ERRORS = [
+    AnnotationError("a.json", "line 3", "is empty"), UnreadableImage("a.png", "truncated"), InputError("k is 0"),
+    ReadError("a.json", "record 2", "is damaged"), TooManySkipped("11 images"), MissingFile("no file x"),
+    WriteError("full"), OtherProcessError(), FileNotFoundError(2, "No such file or directory", "a.png"),
+]  # fmt: skip
+
+
+class Broken(Dataset):
+    def __init__(self, error: Exception):
+        self.error = error
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        if index == 2:
+            raise self.error
+        return index
+
+
+class BrokenStream(IterableDataset):
+    def __init__(self, error: Exception):
+        self.error = error
+
+    def __iter__(self) -> Iterator[int]:
+        yield 1
+        raise self.error
+
+
+def same(one: BaseException, other: BaseException) -> bool:
+    return (type(one), str(one), vars(one)) == (type(other), str(other), vars(other))
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_errors_arrive_as_they_were(error: Exception, workers: int) -> None:
+    for loader in (
+        data_loader(Broken(error), [[0, 1], [2, 3]], list, num_workers=workers),
+        data_loader(Broken(InputError("not this one")), [[0], [3]], Refusing(error), num_workers=workers),
+        data_loader(BrokenStream(error), None, num_workers=min(workers, 1)),
+    ):
+        seen: list[Any] = []
+        with pytest.raises(type(error)) as caught:
+            for batch in loader:
+                seen.append(batch)
+        assert same(caught.value, error)
+
+
+class Refusing:
+    """A function that puts samples together, or does not."""
+
+    def __init__(self, error: Exception):
+        self.error = error
+
+    def __call__(self, samples: list[int]) -> list[int]:
+        if samples == [3]:
+            raise self.error
+        return samples
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError, match="Caught ZeroDivisionError in DataLoader worker"):
+        list(data_loader(Broken(ZeroDivisionError("a defect")), [[2]], list, num_workers=1))
+
+
+def subclasses(kind: type) -> list[type]:
+    return [one for direct in kind.__subclasses__() for one in (direct, *subclasses(direct))]
+
+
+def test_every_error_of_the_package_can_be_sent() -> None:
+    """Whatever its class is called with."""
+    modules = [module.name for module in pkgutil.walk_packages(blip.__path__, "blip.")]
+    for name in modules:
+        with contextlib.suppress(ImportError):  # of an extra that is not installed
+            importlib.import_module(name) if name != "blip.__main__" else None
+    assert len(subclasses(BlipError)) > 20
+    for kind in subclasses(BlipError):
+        error = kind.__new__(kind)
+        error.args, error.note = ("what is wrong",), [1]  # type: ignore[attr-defined]
+        for sent in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+            assert type(sent) is kind and sent.args == error.args and vars(sent) == vars(error)
+    assert errors.BlipError("x", 2).args == pickle.loads(pickle.dumps(BlipError("x", 2))).args
+
+
+# ---- dead workers ----------------------------------------------------------------------------------------------------
+
+
+class Killed(Dataset):
+    """Kills the process that reads record 5."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> int:
+        if index == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+def test_a_dead_worker_is_an_error_while_a_batch_is_waited_for() -> None:
+    loader = iter(data_loader(Killed(), [[i] for i in range(8)], list, num_workers=2))
+    first = next(loader)
+    time.sleep(1)  # torch would raise here
+    assert first == [0]
+    begin = time.monotonic()
+    with pytest.raises(WorkerError, match=r"was ended from outside, often because memory ran out: lower num_workers"):
+        list(loader)
+    assert time.monotonic() - begin < 15
+
+
+def inspect_and_die(path: str, limits: object) -> tuple[str, bytes, str]:
+    """As the plain function, but for one image that ends every process, and one that ends the first."""
+    if path.endswith("7.png") or (path.endswith("3.png") and not Path(path + ".seen").exists()):
+        Path(path + ".seen").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return PLAIN(path, limits)  # type: ignore[arg-type]
+
+
+PLAIN = check._inspect
+
+
+def check_with_deaths(folder: str) -> None:
+    check._inspect = inspect_and_die  # type: ignore[assignment]
+    report = check_data([f"{folder}/set.jsonl"], num_workers=2)
+    Path(folder, "found").write_text(repr([report.images, report.broken_images, report.duplicate_images]))
+
+
+def test_check_data_outlives_its_processes(tmp_path: Path) -> None:
+    lines = []
+    for i in range(40):
+        Image.new("L", (8, 8), i).save(tmp_path / f"{i:02d}.png")
+        lines.append(f'{{"image": "{i:02d}.png", "caption": "a lesion"}}\n')
+    (tmp_path / "set.jsonl").write_text("".join(lines))
+    process = forked(check_with_deaths, str(tmp_path))
+    process.start()
+    process.join(60)
+    if process.is_alive():
+        process.kill()
+        pytest.fail("it hangs")
+    images, broken, duplicates = eval((tmp_path / "found").read_text())
+    assert (images, duplicates) == (40, 0)
+    assert [(Path(path).name, reason) for path, reason in broken] == [
+        (f"{tens}7.png", "the process that read it was ended, by the system or by this image") for tens in range(4)
+    ]
