@@ -177,6 +177,7 @@ class Loop:
     def load(self, state: dict) -> None:
         """Continues from the state that `save` gave."""
         self.last.load(state)
+        self._set_lr(self.step - 1)  # that of the last step, which is part of the optimizer's state
 
     # ---- a step ------------------------------------------------------------------------------------------------------
 
@@ -184,9 +185,7 @@ class Loop:
         self, batches: Iterator[Any], step: Callable[[Any, int], Step], after_update: Callable[[int], None]
     ) -> bool:
         """One optimizer step; True when any process was asked to stop."""
-        lr = self.lr(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
+        self._set_lr(self.step)
         count = self.options.accumulation
         described: list[Callable[[], str]] = []
         losses: list[Tensor] = []
@@ -213,6 +212,10 @@ class Loop:
         self.last.finished(LINE, EVALUATION)
         self.last.changing = False
         return stop
+
+    def _set_lr(self, step: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr(step) * group.get("lr_scale", 1.0)
 
     def _next(self, batches: Iterator[Any]) -> Any:
         """The next batch. Where it cannot be read and other processes wait within the step, this one takes part in it
