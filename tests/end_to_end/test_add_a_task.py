@@ -35,7 +35,7 @@ def task(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def run(phantoms: Path, output: Path, *more: str | Path, sizes: bool = True) -> CompletedProcess:
     """`python train_brightness.py` on some phantoms."""
-    values: dict[str, object] = MODEL_SIZES if sizes else {}
+    values: dict[str, object] = {**MODEL_SIZES} if sizes else {}
     values |= {f"{part}_file": f"[{output.parent / part}.json]" for part in ("train", "val", "test")}
     for part, start, end in (("train", 0, 12), ("val", 12, 19), ("test", 20, 25)):
         write_part(phantoms, "caption", start, end, output.parent / f"{part}.json")

@@ -73,7 +73,7 @@ def explanations_page(texts: list[str], out: Path) -> None:
     explanations = [Explanation("match", text, None, text, text, 1.0, words=[text], maps=maps, sentence=maps[0])
                     for text in texts]  # fmt: skip
     images = [Image.new("RGB", (40, 30), "grey") for _ in texts]
-    save(images, explanations, texts, out)
+    save(images, explanations, texts, [out])
 
 
 def pubmed_page(texts: list[str], folder: Path, out: Path) -> None:
