@@ -12,7 +12,7 @@ import pytest
 from helpers.running import ROOT
 
 from blip.files import WriteError
-from blip.hashing import fingerprint
+from blip.hashing import fingerprint, signature
 from blip.outputs import LockedError, OutputError, claim_output, locked
 
 
@@ -136,6 +136,37 @@ def test_files_beside_an_output_and_names_in_a_folder(tmp_path: Path) -> None:
     write(tmp_path / "shards" / "1.tar")
     with pytest.raises(OutputError, match=r"\(1\.tar\)"):
         claim_output(tmp_path / "shards", "merge", folder=True, names=["*.tar"])
+
+
+def test_a_foreign_record_beside_a_file_deletes_nothing(tmp_path: Path) -> None:
+    victims = [write(tmp_path / name) for name in ("victim", "sub/victim")]
+    out, record = tmp_path / "o.json", tmp_path / ".o.json.blip.json"
+    with claim_output(out, "caption").writing():
+        write(out)
+    about = json.loads(record.read_text())
+    for name in ("victim", "sub/victim", "./victim", "x" * 5_000, "y/" * 3_000 + "y"):
+        about["files"][name] = signature(victims[0])
+    for overwrite in (False, True):
+        write(record, json.dumps(about))
+        with claim_output(out, "caption", overwrite=overwrite).writing():
+            write(out)
+        assert all(path.exists() for path in victims)
+        assert set(json.loads(record.read_text())["files"]) == {"o.json"}
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 5_000, "y/" * 3_000 + "y", "", "."])
+def test_a_record_with_what_names_no_file(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "shards"
+    with claim_output(folder, "merge", folder=True).writing() as written:
+        write(folder / "0.tar")
+        written += ["0.tar"]
+    record = folder / ".blip.json"
+    about = json.loads(record.read_text())
+    write(record, json.dumps(about | {"files": {name: [1, "a"]} | about["files"]}))
+    with claim_output(folder, "merge", folder=True, overwrite=True).writing() as written:
+        write(folder / "0.tar")
+        written += ["0.tar"]
+    assert list(json.loads(record.read_text())["files"]) == ["0.tar"]
 
 
 def test_a_record_does_not_change_the_fingerprint_of_weights(tmp_path: Path) -> None:
