@@ -5,6 +5,7 @@ from helpers.running import code_and_text
 
 from blip.errors import InputError
 from blip.pubmed.licenses import FAMILIES, UNKNOWN, article_license, license_name, selected_families, short_license
+from blip.pubmed.retractions import names_retraction
 from blip.pubmed.rules import BuildError, Rules
 
 
@@ -402,6 +403,69 @@ def test_marks_that_are_not_understood_count_as_retracted(mark: object, rejectio
     line = {"image": "a.png", "caption": "Axial MRI of the brain.", "license": "CC-BY", "retracted": mark}
     assert Rules().rejection(line) == rejection
     assert Rules(retracted=True).rejection(line) == ""
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "[Retracted] x",
+        "(Retracted) x",
+        "Withdrawal: x",
+        "WITHDRAWN x",
+        "Withdrawn: x",
+        "[Withdrawn] x",
+        "RETRACTION",
+        "Retracted: x",
+        "Statement of retraction: x",
+        "Notice of Retraction: x",
+        "Retraction to: x",
+        "Retraction of: x",
+        "Retraction for X et al.",
+        "Retraction Note to: x",
+        "x (retracted)",
+        "x [RETRACTED ARTICLE]",
+        "x (withdrawn)",
+        "Removal notice: x",
+        "REMOVED: x",
+        "Temporary removal: x",
+        "Retraction\u2014x",
+        "Retraction - x",
+        "Editorial retraction: x",
+        "Withdrawal notice to x",
+        "\u200bRETRACTED: x",
+        "RE\u00adTRACTED x",
+        "*Retracted* x",
+        "This article has been retracted: x",
+        "x - Retracted article",
+        "Retraction statement: x",
+        "Partial retraction: x",
+    ],
+)
+def test_titles_of_retractions(title: str) -> None:
+    assert names_retraction(title, set())
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "Retraction pockets of the ear",
+        "Withdrawal of ventilation in intensive care",
+        "Removal of ureteral stents",
+        "Brain retraction",
+        "Withdrawal symptoms after opioids",
+        "Drugs: withdrawn",
+        "Removed teeth and what became of them",
+        "A note of withdrawal symptoms",
+        "Rofecoxib (withdrawn) and the heart",
+        "Statement of principles",
+        "Muscle retraction (in tears)",
+        "Clot retraction: a study",
+        "Withdrawn medicines in Europe",
+        "",
+    ],
+)
+def test_titles_of_studies(title: str) -> None:
+    assert not names_retraction(title, set())
 
 
 def test_lines_of_odd_types_are_left_out() -> None:
