@@ -65,7 +65,8 @@ async def pieces(response: httpx.Response, most: float, ratio: float) -> AsyncIt
 
 
 def _too_large(where: str, most: float) -> TooLarge:
-    return TooLarge(f"{where}: larger than the limit of {most / 1e6:g} MB", lasting=True)
+    return TooLarge(f"{where}: larger than the limit of {most / 1e6:g} MB; raise --max_mb (files) or --max_answer_mb",
+                    lasting=True)  # fmt: skip
 
 
 class Unpacker:

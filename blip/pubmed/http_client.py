@@ -25,12 +25,13 @@ import httpx
 
 from blip.errors import InputError
 from blip.files import whole_file
-from blip.pubmed.failures import FetchError
+from blip.pubmed.failures import Absent, FetchError
 from blip.pubmed.http_body import Limits, pieces
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 TEMPORARY = {408, 425, 429, 500, 502, 503, 504}  # status codes after which a request may succeed later
+ABSENT = (404, 410)  # status codes of what does not exist
 OVERLOADED = (429, 503)  # status codes after which all threads wait
 REDIRECTIONS = 5
 CLOSING = 5.0  # seconds for the connections to close
@@ -183,7 +184,8 @@ class Client:
             try:
                 return use(lambda take, most: self._exchange(url, params, take, most=most))
             except _Refused as refused:
-                error = FetchError(str(refused), lasting=refused.lasting, shared=True)
+                kind = Absent if refused.status in ABSENT else FetchError
+                error = kind(str(refused), lasting=kind is Absent, shared=True)
                 if refused.status not in TEMPORARY:
                     raise error from None
                 delay = max(delay, refused.wait)
@@ -241,7 +243,6 @@ class _Refused(Exception):
     def __init__(self, url: str, response: httpx.Response, longest_wait: float) -> None:
         self.status = response.status_code
         super().__init__(f"{url}: the server answers {self.status} {response.reason_phrase}")
-        self.lasting = self.status in (404, 410)
         self.wait = retry_after(response.headers.get("Retry-After", ""), longest_wait)
 
 
