@@ -14,6 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -195,8 +196,8 @@ class Client:
                 raise FetchError(f"{url}: no address ({wrong})", lasting=True, shared=True) from None
             except httpx.HTTPError as broken:  # the body was cut short, the server is silent or refuses
                 error = FetchError(f"{url}: {type(broken).__name__} {broken}".rstrip(), shared=True)
-            except (TooSlow, UnicodeError) as odd:  # repeated, it would take as long again, or be as odd
-                raise odd if isinstance(odd, TooSlow) else FetchError(f"{url}: {odd}", lasting=True) from None
+            except TooSlow:  # repeated, it would take as long again
+                raise
             except FetchError as wrong:
                 if wrong.lasting or self.stop.is_set():
                     raise
@@ -224,7 +225,8 @@ class Client:
         if self.stop.is_set():
             raise FetchError(f"{url}: stopped", shared=True)
         try:
-            async with asyncio.timeout(self.limits.seconds), self.http.stream("GET", url, params=params) as response:
+            async with asyncio.timeout(self.limits.seconds), AsyncExitStack() as stack:
+                response = await self._sent(url, params, stack)
                 if response.status_code != 200:
                     raise _Refused(url, response, self.limits.longest_wait)
                 async for piece in pieces(response, most, self.limits.ratio):
@@ -232,6 +234,23 @@ class Client:
                 return response
         except TimeoutError:
             raise TooSlow(f"{url}: not complete after {self.limits.seconds:g} seconds", shared=True) from None
+
+    async def _sent(self, url: str, params: dict[str, Any] | None, stack: AsyncExitStack) -> httpx.Response:
+        """The head of an answer, after redirections.
+
+        Raises:
+            FetchError: an address is one that the layers below httpx cannot use, for which they have any exception.
+        """
+        try:
+            return await stack.enter_async_context(self.http.stream("GET", url, params=params))
+        except (httpx.HTTPError, httpx.InvalidURL):
+            raise
+        except Exception as error:
+            odd: BaseException = error
+            while isinstance(odd, BaseExceptionGroup):
+                odd = odd.exceptions[0]
+            problem = f"it, or where it leads to, is no address ({type(odd).__name__}: {odd})"
+            raise FetchError(f"{url}: {problem}", lasting=True, shared=True) from error
 
 
 Send = Callable[[Callable[[bytes], object], float], httpx.Response]  # (what takes the body, bytes at most)

@@ -80,6 +80,11 @@ def search(folder: Path, query: str, count: int, *, server: Server, source: str 
                 log.warning("%s names %s, which is no PMCID: left out", source, shown_part(repr(odd[0]), 80))
             pmcids = [name for name in dict.fromkeys(pmcids[:most]) if is_pmcid(name)]
             new += catalogue.add_page(source, query, min(seen, total), total=total, pmcids=pmcids)
+    except FetchError as error:  # a server may repeat what it was sent
+        if not server.api_key or server.api_key not in str(error):
+            raise
+        shown = str(error).replace(server.api_key, "...")
+        raise FetchError(shown, lasting=error.lasting, shared=error.shared) from None
     finally:
         client.close()
         catalogue.close()
