@@ -177,6 +177,7 @@ def read_bert(path: str | Path) -> Tensors:
         if types.dim() != 2 or types.shape[1:] != tensors[positions].shape[1:] or not len(types):
             raise CheckpointError(f"{path}: its token types are {tuple(types.shape)}, which do not fit its positions")
         tensors[positions] = tensors[positions] + types[0]
+        check_numbers({"the sum of positions and token types": tensors[positions]}, path)
     return tensors
 
 
