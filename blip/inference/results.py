@@ -9,7 +9,6 @@ from blip.checkpoints.format import CheckpointError
 from blip.models.decoding import Generated
 from blip.tokenizer import Tokenizer
 
-
 Results = TypeVar("Results", Tensor, tuple[Tensor, ...])
 
 
