@@ -42,8 +42,8 @@ def samples(file: Any, start: int | None = 0) -> Iterator[Stored]:
     `file` is open for reading bytes, and can go back to its start.
 
     Raises:
-        tarfile.TarError: the file ends before its end mark or goes on behind it, or holds something else than files with
-            their headers.
+        tarfile.TarError: the file ends before its end mark, goes on behind it, or holds something else than files
+            with their headers.
         OSError, EOFError, ValueError and others: the compression is damaged, or the connection is.
     """
     stream = _Forward(_uncompressed(file))

@@ -77,7 +77,7 @@ class Raw:
 
 
 def is_tar_address(path: str) -> bool:
-    """Whether training data at `path` are webdataset shards: .tar or .tar.gz files, a folder of them, or a remote address."""
+    """Whether training data at `path` are webdataset shards: `TARS`, a folder of them, or a remote address."""
     if "://" in path or path.endswith(TARS):
         return True
     folder = Path(path)

@@ -266,7 +266,7 @@ def test_tar_files_that_were_joined_are_refused(tmp_path: Path, recorded: dict |
     for content, sound in (
         (first + bytes(1 << 21), True),
         (first + second, False),
-        (first + b"\1" + bytes(1023), False),
+        (first + b"\1" + bytes(4095), False),
     ):
         joined.write_bytes(gzip.compress(content) if packed else content)
         if recorded:
