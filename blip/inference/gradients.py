@@ -42,6 +42,9 @@ def gradients_on_request(method: Method) -> Method:
     @functools.wraps(method)
     def run(self: GradientsOnRequest, *args: Any, **kwargs: Any) -> Any:
         with torch.set_grad_enabled(self.differentiable):
-            return finite(method(self, *args, **kwargs))
+            results = method(self, *args, **kwargs)
+        for values in results if isinstance(results, tuple) else (results,):
+            finite(values)
+        return results
 
     return cast(Method, run)

@@ -1,7 +1,6 @@
 """What a predictor returns for texts that it writes or ranks."""
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 from torch import Tensor
 
@@ -9,18 +8,15 @@ from blip.checkpoints.format import CheckpointError
 from blip.models.decoding import Generated
 from blip.tokenizer import Tokenizer
 
-Results = TypeVar("Results", Tensor, tuple[Tensor, ...])
 
-
-def finite(results: Results) -> Results:
+def finite(values: Tensor) -> Tensor:
     """The same scores or features; CheckpointError where one is infinite or not a number."""
-    for values in (results,) if isinstance(results, Tensor) else results:
-        if not bool(values.isfinite().all()):
-            raise CheckpointError(
-                "the model computes results that are infinite or not a number: some of its weights are too large, as "
-                "after a training that failed, or are damaged; take another checkpoint"
-            )
-    return results
+    if not bool(values.isfinite().all()):
+        raise CheckpointError(
+            "the model computes results that are infinite or not a number: some of its weights are too large, as after "
+            "a training that failed, or are damaged; take another checkpoint"
+        )
+    return values
 
 
 @dataclass

@@ -69,7 +69,7 @@ def match_states(model: Matcher, states: Tensor, ids: Tensor, *, lengths: Tensor
     cosines = (image_features * text_features.unflatten(0, (-1, count))).sum(dim=2)  # (B, c)
     keys = model.text_encoder.keys_or_states(states, tokens=count * ids.shape[1])
     logits = match_logits(model.text_encoder, model.itm_head, with_first(ids, enc_id), lengths=lengths, keys=keys)
-    return finite((logits.float().softmax(dim=1)[:, 1], cosines.flatten()))
+    return finite(logits.float().softmax(dim=1)[:, 1]), finite(cosines.flatten())
 
 
 def caption_log_probs(m: Predictor, images: Sequence[ImageInput], captions: Sequence[str]) -> Tensor:

@@ -143,6 +143,7 @@ def test_sizes_are_those_of_the_tensors(ours: Path, part: str, entry: str, monke
     lambda content: content.update(embed_dim=10**9), lambda content: content.update(embed_dim=3),
     lambda content: content["image_encoder"].update(heads=7), lambda content: content.update(text_encoder=None),
     lambda content: content.update(text_encoder=[1]), lambda content: content["image_encoder"].update(drop_path=2),
+    lambda content: content.update(text_cleaning="evil"),
 ])  # fmt: skip
 def test_other_entries_of_model_json(ours: Path, change: Callable[[dict], Any]) -> None:
     info(ours, change)
