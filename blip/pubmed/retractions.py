@@ -10,7 +10,8 @@ MARK = re.compile(
     r"retract|withdr[ae]w|remov(?:al|ed)", re.IGNORECASE
 )  # in the kinds of articles and of their relations
 # of titles, without signs before the first letter. "Retraction pockets of the ear", "Withdrawal of ventilation" and
-# "Removal of stents" are studies: of these words only "retraction" counts before "of", the others before a colon or dash
+# "Removal of stents" are studies: of these words "retraction" alone counts before "of", the others before a colon or
+# dash
 NOTICE = r"(?:notice|note|notification|statement|announcement|letter)"
 AFTER = r"\s*(?::|[\u2012-\u2015]|\s-\s|\.\s|$)"
 TITLE = re.compile(
