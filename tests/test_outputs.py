@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -101,10 +102,10 @@ def test_an_output_that_is_written_in_a_block(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "nothing is left of a run that wrote nothing"
     with claim_output(out, "caption").writing():
         assert json.loads((out.parent / ".rows.json.blip.json").read_text())["unfinished"]
-        write(out, "half")  # killed here, the same command may write again
-        claim_output(out, "caption")
-        with pytest.raises(OutputError):
-            claim_output(out, "match")
+        write(out, "whole")  # killed here, nobody can tell it from a file of the user's
+        for command, stopped in (("caption", "; a run of it was stopped here"), ("match", "")):
+            with pytest.raises(OutputError, match=re.escape(f"same inputs{stopped}: choose")):
+                claim_output(out, command)
     record = (out.parent / ".rows.json.blip.json").read_bytes()
     with pytest.raises(ValueError, match="x"), claim_output(out, "caption").writing():
         raise ValueError("x")

@@ -35,12 +35,12 @@ from blip.files import json_text, whole_folder, write_whole
 from blip.tasks import start, tokenizers
 from blip.tasks.config import FineTuneConfig
 from blip.train.checkpoint import written
-from blip.train.folder import BEST, run_of
+from blip.train.folder import BEST, is_of_run, run_of
 from blip.train.freeze import freeze
 from blip.train.log import RunLog
 from blip.train.loop import Step
 from blip.train.parallel import autocast, buckets, data_parallel, recompute_and_compile
-from blip.train.record import own
+from blip.train.record import own, write_result
 from blip.train.schedule import Epochs
 
 
@@ -236,8 +236,7 @@ class FineTuning:
                 raise CheckpointError(f"{folder}: its adapters do not belong to init_from {self.config.init_from!r}")
         else:
             load_strict(self.model, load_weights(folder)[0], str(folder))
-        elsewhere = self.output.resolve() not in folder.resolve().parents
-        best = (run_of(folder) if elsewhere else self.output) / BEST
+        best = (self.output if is_of_run(folder, self.output) else run_of(folder)) / BEST
         if "best" in training["progress"] and best.is_dir():  # without its weights, a score is of no use
             self.best = float(training["progress"]["best"])
 
@@ -287,7 +286,7 @@ class FineTuning:
 
     def write(self, name: str, content: Any) -> None:
         """Writes a JSON file beside the checkpoints; every process has to call this. OutputError: see `own`."""
-        distributed.from_main(lambda: write_whole(own(self.output, name), json_text(content)))
+        distributed.from_main(lambda: write_result(self.output, name, content))
 
 
 class NothingToScore(BlipError):

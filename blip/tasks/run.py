@@ -15,7 +15,7 @@ from blip.models.factory import spec_of
 from blip.tasks import start
 from blip.tasks.config import FineTuneConfig
 from blip.tasks.finetune import FineTuning
-from blip.train.checkpoint import complete_checkpoints
+from blip.train.checkpoint import begun_checkpoints, is_misnamed, newest_checkpoint
 from blip.train.folder import BEST, open_evaluation, open_run
 from blip.train.log import LastingConsole
 from blip.train.run import fit
@@ -46,7 +46,8 @@ def train(
             warn(task.warning)
         finished = fit(task, config, folder)
         if finished and task.files("test"):
-            weights = output / BEST if (output / BEST).is_dir() else complete_checkpoints(output)[-1]
+            best = output / BEST
+            weights = best if best.is_dir() else newest_checkpoint(output) or best
             load_strict(plain(task), load_weights(weights)[0], str(weights))
             report(task, {"weights": str(weights), **task.scores("test")}, "test.json")
     return finished
@@ -69,7 +70,8 @@ def evaluate(
 
 
 def _evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, device: torch.device) -> None:
-    here = [folder for folder in (output / BEST, *complete_checkpoints(output)[::-1]) if folder.is_dir()]
+    saved = [folder for folder in reversed(begun_checkpoints(output)) if not is_misnamed(folder)]
+    here = [folder for folder in (output / BEST, *saved) if folder.is_dir()]
     weights = config.init_from or (str(here[0]) if here else "")
     if not weights:
         raise CheckpointError(f"nothing to evaluate: {output} holds no checkpoint; give --init_from")

@@ -21,12 +21,13 @@ from torch import Tensor
 from blip import distributed
 from blip.checkpoints.format import INFO, TOKENIZER, WEIGHTS, CheckpointError, save_weights
 from blip.errors import BlipError
-from blip.files import NO_ROOM, WriteError, flush, json_text, read_json, remove_folder, whole_folder, write_whole
-from blip.train.inputs import Fingerprints
+from blip.files import NO_ROOM, WriteError, flush, json_text, remove_folder, whole_folder, write_whole
+from blip.train.inputs import Fingerprints, read_fingerprints
 from blip.train.record import Record
 from blip.train.state import FOLDER, read_training
 
 TRAINING, INPUTS, LATEST = "training.pt", "inputs.json", "latest"
+FILES = (TRAINING, WEIGHTS, INFO, TOKENIZER)  # without any of which nothing can be continued
 LEFT_OVER = re.compile(r"\.(step-\d{8}(\.old)?|latest)\.partial")  # by a kill
 WHOLE = "the checkpoint before it is whole"
 State = dict[str, Tensor]
@@ -174,6 +175,39 @@ def complete_checkpoints(output: str | Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if FOLDER.fullmatch(path.name) and path.is_dir())
 
 
+def begun_checkpoints(output: str | Path) -> list[Path]:
+    """Those that hold at least one file of a checkpoint: an empty folder, or one of notes, does not make a run."""
+    return [folder for folder in complete_checkpoints(output) if any((folder / name).is_file() for name in FILES)]
+
+
+def is_misnamed(folder: Path) -> bool:
+    """Whether a folder named after a step holds another one, such as a copy that the user made."""
+    if not (FOLDER.fullmatch(folder.name) and (folder / TRAINING).is_file()):
+        return False
+    try:
+        step = torch.load(folder / TRAINING, "cpu", weights_only=True, mmap=True)["step"]  # reads no tensor
+    except Exception:  # damaged, which is said when it is continued
+        return False
+    return bool(step != int(folder.name[-8:]))
+
+
+def newest_checkpoint(output: str | Path) -> Path | None:
+    """The newest checkpoint of an output folder, copies under the name of another step passed over; None where nothing
+    was begun.
+
+    Raises:
+        CheckpointError: there are only such copies.
+    """
+    begun = begun_checkpoints(output)
+    newest = next((folder for folder in reversed(begun) if not is_misnamed(folder)), None)
+    if begun and newest is None:
+        raise CheckpointError(
+            f"{begun[-1]} holds another step than its name says, and there is no other checkpoint: rename it to the "
+            f"step of its {TRAINING}, or start a new run from its weights with --init_from"
+        )
+    return newest
+
+
 def pointed_to(latest: Path) -> Path | None:
     """The checkpoint that the file `latest` names where there are no links, or None where it is something else."""
     if latest.is_file() and latest.stat().st_size < 100:
@@ -191,8 +225,7 @@ def find_checkpoint(resume: str, output: str | Path) -> Path | None:
         CheckpointError: there is no such folder, or no checkpoint in it that can be continued.
     """
     if resume == "auto":
-        checkpoints = complete_checkpoints(output)
-        return checkpoints[-1] if checkpoints else None
+        return newest_checkpoint(output)
     path = Path(resume)
     if not path.exists():
         raise CheckpointError(
@@ -200,9 +233,8 @@ def find_checkpoint(resume: str, output: str | Path) -> Path | None:
         )
     path = pointed_to(path) or path
     if not (path / TRAINING).is_file():
-        inside = complete_checkpoints(path.parent if path.name == "checkpoints" else path)
-        if inside:
-            return inside[-1]
+        if inside := newest_checkpoint(path.parent if path.name == "checkpoints" else path):
+            return inside
         raise CheckpointError(
             f"--resume {resume}: no {TRAINING} there, so this run cannot be continued from it; "
             "to start a new run from its weights use --init_from"
@@ -211,13 +243,13 @@ def find_checkpoint(resume: str, output: str | Path) -> Path | None:
 
 
 def can_be_continued(folder: Path) -> bool:
-    """Whether a folder has the files of a checkpoint."""
-    return all((folder / name).is_file() for name in (TRAINING, WEIGHTS, INFO, TOKENIZER))
+    """Whether a folder has the files of a checkpoint, and of the step in its name."""
+    return all((folder / name).is_file() for name in FILES) and not is_misnamed(folder)
 
 
 def read_inputs(folder: Path) -> Fingerprints | None:
     """Fingerprints of what a checkpoint was trained with; None for checkpoints of earlier versions, which have none."""
-    return read_json(folder / INPUTS, Fingerprints) if (folder / INPUTS).is_file() else None
+    return read_fingerprints(folder / INPUTS) if (folder / INPUTS).is_file() else None
 
 
 # ---- training state --------------------------------------------------------------------------------------------------

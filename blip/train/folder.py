@@ -11,11 +11,18 @@ from blip import distributed
 from blip.checkpoints.format import INFO, TOKENIZER
 from blip.config import ConfigError, RunConfig, dump_config, load_config
 from blip.files import read_json, whole_folder, write_whole
-from blip.outputs import claim_output, locked
-from blip.train.checkpoint import can_be_continued, complete_checkpoints, find_checkpoint, read_inputs
+from blip.outputs import OutputError, claim_output, locked
+from blip.train.checkpoint import (
+    begun_checkpoints,
+    can_be_continued,
+    complete_checkpoints,
+    find_checkpoint,
+    is_misnamed,
+    read_inputs,
+)
 from blip.train.inputs import Fingerprints, differences, fingerprints
 from blip.train.log import METRICS
-from blip.train.record import Record
+from blip.train.record import CHANGED, Record
 
 CONFIG, BEST, CHECKPOINTS, SKIPPED, SIZES = "config.yaml", "best", "checkpoints", "skipped.jsonl", "shard_sizes.json"
 OF_TRAINING = (CONFIG, TOKENIZER, METRICS, SKIPPED, SIZES)
@@ -47,7 +54,8 @@ class RunFolder:
         notes, record = [*self.notes], Record(self.output)
         record.add([*OF_TRAINING])
         if self.checkpoint is not None:
-            if changed := _changed_options(config, run_of(self.checkpoint) / CONFIG):
+            run = run_of(self.checkpoint) if self.from_elsewhere else self.output
+            if changed := _changed_options(config, run / CONFIG):
                 notes.insert(0, f"changed since this run began: {', '.join(changed)}")
             tokenizer, theirs = self.output / TOKENIZER, (self.checkpoint / TOKENIZER).read_bytes()
             if not tokenizer.is_file() or tokenizer.read_bytes() != theirs:
@@ -71,8 +79,17 @@ class RunFolder:
 
 
 def run_of(checkpoint: Path) -> Path:
-    """The folder of the run that a checkpoint belongs to, by its place."""
-    return checkpoint.resolve().parent.parent
+    """The folder of the run that a checkpoint belongs to, by its place; its `checkpoints` may be a link to another."""
+    real = checkpoint.resolve()
+    if checkpoint.parent.resolve() == real.parent:  # a folder, or a link to the one beside it, such as `latest`
+        return Path(os.path.abspath(checkpoint)).parent.parent
+    return real.parent.parent
+
+
+def is_of_run(checkpoint: Path, output: Path) -> bool:
+    """Whether a checkpoint lies in the folder of this run, and not in that of another run within it."""
+    places = ((checkpoint.resolve().parent, output / CHECKPOINTS), (run_of(checkpoint), output))
+    return any(place.exists() and own.exists() and place.samefile(own) for place, own in places)
 
 
 @contextmanager
@@ -110,25 +127,29 @@ def open_evaluation(output: Path, *, overwrite: bool = False) -> Iterator[None]:
 def held(output: Path) -> Iterator[None]:
     """The lock of a run's folder, which the main process holds for all."""
     with ExitStack() as stack:
+        distributed.from_main(lambda: claim_output(output, "training", folder=True, known=True))  # not a file
         distributed.from_main(lambda: stack.enter_context(locked(output)))
         yield
 
 
 def _decide(config: RunConfig, output: Path, resume: str, *, allow_changed: bool, overwrite: bool) -> RunFolder:
-    begun = complete_checkpoints(output)
+    begun = begun_checkpoints(output)
     if begun and not resume:
         raise ConfigError(f"{output} holds a run: continue it with --resume auto, or choose another --output_dir")
     checkpoint = find_checkpoint(resume, output) if resume else None
     folder = RunFolder(output, checkpoint, inputs=fingerprints(config))
     if checkpoint is not None:
-        folder.from_elsewhere = output.resolve() not in checkpoint.resolve().parents
+        folder.from_elsewhere = not is_of_run(checkpoint, output)
         if folder.from_elsewhere and begun:
             raise ConfigError(
                 f"{output} holds another run than {checkpoint}: continue that one in its own folder, with "
                 f"--output_dir {run_of(checkpoint)}, or choose an empty --output_dir; --init_from {checkpoint} starts "
                 "a new run from its weights"
             )
-        folder.notes = _check_inputs(folder, checkpoint, allow_changed)
+        folder.notes = [
+            *_check_inputs(folder, checkpoint, allow_changed),
+            *(f"{one} is passed over: it is a copy of another step" for one in begun if is_misnamed(one)),
+        ]
     names = (*OF_TRAINING, BEST, "test.json", *OF_EVALUATION)
     _claim(output, names, _read_by(config, folder), overwrite=overwrite)
     if checkpoint is None:  # from here on these are the run's own, should it end before its first checkpoint
@@ -139,24 +160,31 @@ def _decide(config: RunConfig, output: Path, resume: str, *, allow_changed: bool
 def _read_by(config: RunConfig, folder: RunFolder) -> list[str]:
     """Files and folders that a run reads, none of which it may write."""
     names = [] if folder.checkpoint else [getattr(config, key, "") for key in ("tokenizer", "init_from", "text_init")]
-    return [*filter(None, names), *(path for files in folder.inputs.values() for path in files)]
+    return [*filter(None, names), *(path for files in folder.inputs.values() for path, _, _ in files)]
 
 
 def _claim(output: Path, names: tuple[str, ...], inputs: list[str], *, overwrite: bool) -> None:
-    """OutputError where a file that may be written is there and not the run's; with `overwrite` it becomes the run's.
+    """OutputError where a file that may be written is there and not the run's, or a result of it that was changed
+    since; with `overwrite` it becomes the run's.
 
     What a run of an earlier version wrote, which kept no record, is a run's as well.
     """
-    record, checkpoints = Record(output), [path for path in complete_checkpoints(output) if can_be_continued(path)]
-    former = bool(checkpoints) and not record.exists
+    record, checkpoints = Record(output), []
+    if not record.exists:
+        checkpoints = [path for path in complete_checkpoints(output) if can_be_continued(path)]
+    former = bool(checkpoints)
     there = [name for name in names if os.path.lexists(output / name)]
     for name in there:
         known = former or name in record.files
         claim_output(output / name, "training", inputs=inputs, folder=name == BEST, overwrite=overwrite, known=known)
+        if record.changed(name) and not overwrite:
+            raise OutputError(f"{output / name} {CHANGED}")
     for name in ADDED_TO:
         claim_output(output / name, "training", folder=True, known=True)
     if former or set(there) - set(record.files):
         record.add(there, [path.name for path in checkpoints] if former else None)
+    for name in filter(record.changed, there):  # what the user gave up
+        record.unsign(name)
     if gone := [name for name in record.checkpoints if not (output / CHECKPOINTS / name).exists()]:
         record.forget(gone)  # a folder that gets such a name later is not the run's
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.config import RunConfig
-from blip.files import open_regular
+from blip.files import open_regular, read_json
 from blip.train.record import RECORD
 
 OPTIONS = ("train_file", "val_file", "test_file", "answer_file")  # options that name inputs
@@ -21,7 +21,9 @@ READ_WHOLE, PIECES, PIECE, END = 64 << 20, 64, 256 << 10, 64 << 10  # bytes, but
 ANNOTATIONS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 SHARDS = (".tar", ".tar.gz")
 
-Fingerprints = dict[str, dict[str, tuple[int, str]]]  # option -> path -> size in bytes and hash
+# option -> its files, in the order of the configuration: path, size in bytes, hash
+Fingerprints = dict[str, list[tuple[str, int, str]]]
+_Stored = dict[str, list[tuple[str, int, str]] | dict[str, tuple[int, str]]]  # a dictionary in a former version
 
 
 def fingerprints(config: RunConfig) -> Fingerprints:
@@ -31,23 +33,35 @@ def fingerprints(config: RunConfig) -> Fingerprints:
         ReadError: a file cannot be read.
     """
     found: Fingerprints = {}
+    seen: dict[str, tuple[int, str]] = {}
     for option in OPTIONS:
         given: Any = getattr(config, option, None) or []
         for entry in [given] if isinstance(given, str) else given:
             path = Path(entry if isinstance(entry, str) else entry.path)
             if path.exists():
                 name = os.path.abspath(path)
-                found.setdefault(option, {})[name] = _of_folder(path) if path.is_dir() else _of_file(path)
+                if name not in seen:  # a file may be given several times
+                    seen[name] = _of_folder(path) if path.is_dir() else _of_file(path)
+                found.setdefault(option, []).append((name, *seen[name]))
     return found
+
+
+def read_fingerprints(path: Path) -> Fingerprints:
+    """The fingerprints that a file holds; ReadError where it is damaged."""
+    stored = read_json(path, _Stored)
+    return {
+        option: [(name, *one) for name, one in files.items()] if isinstance(files, dict) else files
+        for option, files in stored.items()
+    }
 
 
 def differences(before: Fingerprints, now: Fingerprints) -> list[str]:
     """What differs, an input a line. An input of equal content at another place does not; nor does other data for
-    validation and test, which is an option of the run."""
+    validation and test, which is an option of the run. Files to train on have an order, and may be given twice."""
     lines = []
     for option, files in now.items():
-        known = before.get(option, {})
-        for path, content in files.items():
+        known = {path: content for path, *content in before.get(option, [])}
+        for path, content in {path: content for path, *content in files}.items():
             if content in known.values():
                 continue
             if path in known:
@@ -57,10 +71,12 @@ def differences(before: Fingerprints, now: Fingerprints) -> list[str]:
                 )
             elif option == "train_file":
                 lines.append(f"{path} was not part of it")
-    for path, content in before.get("train_file", {}).items():
-        files = now.get("train_file", {})
-        if content not in files.values() and path not in files:
-            lines.append(f"{path} is no longer part of it")
+    trained, train = before.get("train_file", []), now.get("train_file", [])
+    there = {part for path, *content in train for part in (path, tuple(content))}
+    for path in dict.fromkeys(path for path, *content in trained if not {path, tuple(content)} & there):
+        lines.append(f"{path} is no longer part of it")
+    if not lines and [content for _, *content in trained] != [content for _, *content in train]:
+        lines.append("train_file names the same files in another order, or another number of times")
     return lines
 
 

@@ -1,20 +1,25 @@
-"""What a run has written: the names of its files and checkpoints, so that nothing else is replaced or deleted."""
+"""What a run has written: the names of its files and checkpoints, so that nothing else is replaced or deleted; and
+size and hash of its results, so that those that somebody has changed since are not replaced either."""
 
 import os
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
-from blip.files import json_text, read_json, write_whole
+from blip.files import ReadError, json_text, read_json, write_whole
+from blip.hashing import Signature, signature
 from blip.outputs import OutputError
 
 RECORD = ".blip.run.json"  # in the run's folder
+CHANGED = "was changed after the run wrote it: rename it, or replace it with --overwrite when the run is resumed"
 
 
 class _Content(BaseModel):
     format_version: int = 1
     files: list[str] = []
     checkpoints: list[str] = []
+    signatures: dict[str, Signature] = {}  # of results; none of a file that is being written
 
 
 class Record:
@@ -28,7 +33,14 @@ class Record:
         """
         self.path = Path(output) / RECORD
         self.exists = os.path.lexists(self.path)
-        self._content = read_json(self.path, _Content) if self.exists else _Content()
+        try:
+            self._content = read_json(self.path, _Content) if self.exists else _Content()
+        except ReadError as error:
+            advice = (
+                "it lists what the run wrote. Remove it and start the same command again: every checkpoint and result "
+                "in the folder then counts as the run's own, so rename copies of your own first"
+            )
+            raise ReadError(error.path, error.place, f"{error.problem}; {advice}") from error
 
     @property
     def files(self) -> list[str]:
@@ -53,6 +65,22 @@ class Record:
         self._content.checkpoints = [name for name in self.checkpoints if name not in checkpoints]
         self._write()
 
+    def sign(self, name: str) -> None:
+        """Keeps size and hash of a result as it is now."""
+        if (now := signature(self.path.parent / name)) is not None:
+            self._content.signatures[name] = now
+            self._write()
+
+    def unsign(self, name: str) -> None:
+        """Forgets them, before the file is written anew: a kill then leaves no file that seems changed."""
+        if self._content.signatures.pop(name, None) is not None:
+            self._write()
+
+    def changed(self, name: str) -> bool:
+        """Whether a result is another than the run wrote."""
+        kept = self._content.signatures.get(name)
+        return kept is not None and signature(self.path.parent / name) not in (None, kept)
+
     def _write(self) -> None:
         write_whole(self.path, json_text(self._content.model_dump()))
         self.exists = True
@@ -62,9 +90,11 @@ def own(output: Path, name: str) -> Path:
     """The path of a file or folder that a run is about to write to its folder, recorded as the run's own.
 
     Raises:
-        OutputError: it exists and is not the run's.
+        OutputError: it exists and is not the run's, or was changed since the run wrote it.
     """
     record = Record(output)
+    if record.changed(name):
+        raise OutputError(f"{output / name} {CHANGED}")
     if name not in record.files:
         if os.path.lexists(output / name):
             raise OutputError(
@@ -73,3 +103,11 @@ def own(output: Path, name: str) -> Path:
             )
         record.add([name])
     return output / name
+
+
+def write_result(output: Path, name: str, content: Any) -> None:
+    """Writes a JSON file of a run's results, and records it. OutputError as in `own`."""
+    path = own(output, name)
+    Record(output).unsign(name)
+    write_whole(path, json_text(content))
+    Record(output).sign(name)

@@ -10,13 +10,15 @@ from helpers.fine_tuning import CPU, assert_same_run, configure, score, train
 
 from blip.checkpoints.format import CheckpointError, load_weights
 from blip.config import ConfigError
+from blip.files import ReadError
 from blip.outputs import LockedError, OutputError, locked
 from blip.tasks import nlvr
 from blip.tasks.config import FineTuneConfig
 from blip.train.checkpoint import INPUTS, complete_checkpoints, find_checkpoint
-from blip.train.folder import BEST, OF_EVALUATION, OF_TRAINING
+from blip.train.folder import BEST, OF_EVALUATION, OF_TRAINING, is_of_run, run_of
+from blip.train.inputs import Fingerprints, differences, fingerprints, read_fingerprints
 from blip.train.log import read_metrics
-from blip.train.record import RECORD, Record, own
+from blip.train.record import RECORD, Record, own, write_result
 
 pytestmark = pytest.mark.usefixtures("no_java_nor_peak")
 
@@ -118,6 +120,69 @@ def test_a_name_that_a_run_comes_to_later(tmp_path: Path) -> None:
     assert own(tmp_path, "new.json") and Record(tmp_path).files == ["new.json"]
 
 
+def test_results_that_the_user_changed_are_kept(config: FineTuneConfig, whole: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run", symlinks=True)
+    score("nlvr", resumed(config), run)
+    score("nlvr", resumed(config), run)
+    for name in ("evaluation.json", "judgements_val.json", "test.json"):
+        (run / name).write_text((written := (run / name).read_text()) + "mine")
+        before = tree(run)
+        call = (lambda: train("nlvr", resumed(config), run, "auto")) if name == "test.json" else (
+            lambda: score("nlvr", resumed(config), run))  # fmt: skip
+        with pytest.raises(OutputError, match=f"{name} was changed after .*--overwrite"):
+            call()
+        assert tree(run) == before
+        (run / name).write_text(written)
+    write(run / "evaluation.json")
+    nlvr.score(resumed(config), run, CPU, overwrite=True)
+    assert "weights" in json.loads((run / "evaluation.json").read_text())
+    score("nlvr", resumed(config), run)
+
+
+def test_a_result_that_a_kill_left_is_not_a_changed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_result(tmp_path, "test.json", {"score": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(Record, "sign", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write_result(tmp_path, "test.json", {"score": 2})
+    write_result(tmp_path, "test.json", {"score": 3})
+    write(tmp_path / "test.json")
+    with pytest.raises(OutputError, match=r"test\.json was changed"):
+        write_result(tmp_path, "test.json", {"score": 4})
+    assert (tmp_path / "test.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("resume", ["", "auto"])
+def test_a_file_is_no_output_folder(resume: str, config: FineTuneConfig, tmp_path: Path) -> None:
+    file = write(tmp_path / "captions.json")
+    with pytest.raises(OutputError, match=r"captions\.json is a file, and the output is a folder"):
+        train("nlvr", config, file, resume)
+    with pytest.raises(OutputError, match=r"/dev/null is neither a file nor a folder"):
+        train("nlvr", config, Path("/dev/null"), resume)
+    assert file.read_text() == "mine"
+
+
+def test_a_damaged_record_comes_with_advice(config: FineTuneConfig, whole: Path, tmp_path: Path) -> None:
+    run = back(whole, tmp_path / "run")
+    (run / RECORD).write_text("{")
+    with pytest.raises(
+        ReadError, match=r"\.blip\.run\.json: not valid JSON.*Remove it and start the same command again"
+    ):
+        train("nlvr", resumed(config), run, "auto")
+    (run / RECORD).unlink()
+    train("nlvr", resumed(config), run, "auto")
+    assert_same_run(whole, run)
+
+
+def test_an_empty_folder_of_the_user_is_no_run(config: FineTuneConfig, whole: Path, tmp_path: Path) -> None:
+    write(tmp_path / "out" / "checkpoints" / "step-00000002" / "notes.txt")
+    (tmp_path / "out" / "checkpoints" / "step-00000009").mkdir()
+    train("nlvr", config, tmp_path / "out", "auto")
+    (tmp_path / "out" / "checkpoints" / "step-00000009").rmdir()
+    assert_same_run(whole, tmp_path / "out")
+    assert (tmp_path / "out" / "checkpoints" / "step-00000002.kept-1" / "notes.txt").read_text() == "mine"
+
+
 def test_an_evaluation_replaces_nothing_of_the_user(config: FineTuneConfig, whole: Path, tmp_path: Path) -> None:
     given = config.model_copy(update={"init_from": str(whole / "best")})
     for name in (n for n in OF_EVALUATION if n.startswith(("evaluation", "judgements", "unreadable"))):
@@ -185,6 +250,65 @@ def test_it_does_not_where_the_user_has_files(config: FineTuneConfig, whole: Pat
     assert tree(output) == {"tokenizer.json": b"mine"}
 
 
+def test_a_run_within_the_folder_of_another_is_another_run(config: FineTuneConfig, whole: Path, tmp_path: Path) -> None:
+    outer = shutil.copytree(whole, tmp_path / "outer", symlinks=True)
+    inner = shutil.copytree(whole, outer / "inner", symlinks=True)
+    before = tree(outer)
+    for path in (inner, inner / "checkpoints" / "latest", inner / "checkpoints" / "step-00000004"):
+        with pytest.raises(ConfigError, match=r"outer holds another run than .*--output_dir .*inner"):
+            train("nlvr", resumed(config), outer, str(path))
+    assert tree(outer) == before
+
+
+@pytest.mark.parametrize("resume", ["auto", "run", "run/checkpoints/latest", "run/checkpoints/step-00000004", "disk"])
+def test_checkpoints_on_another_disk(resume: str, config: FineTuneConfig, whole: Path, tmp_path: Path) -> None:
+    run = back(whole, tmp_path / "run")
+    (run / "checkpoints").rename(tmp_path / "disk")
+    (run / "checkpoints").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "latest").unlink()
+    (tmp_path / "disk" / "latest").symlink_to("step-00000004")
+    resume = str(tmp_path / "disk" / "step-00000004" if resume == "disk" else tmp_path / resume)
+    train("nlvr", resumed(config), run, "auto" if resume.endswith("auto") else resume)
+    assert_same_run(whole, run)
+    assert (run / "checkpoints").is_symlink()
+
+
+def test_the_run_of_a_linked_checkpoint(tmp_path: Path) -> None:
+    step = tmp_path / "disk" / "step-00000004"
+    step.mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(step.parent)
+    (step.parent / "latest").symlink_to(step.name)
+    (tmp_path / "mine").symlink_to(tmp_path / "run" / "checkpoints" / "latest")
+    for name in ("latest", step.name):
+        assert run_of(tmp_path / "run" / "checkpoints" / name) == tmp_path / "run"
+    assert is_of_run(tmp_path / "mine", tmp_path / "run")
+    assert run_of(tmp_path / "mine") == tmp_path
+
+
+@pytest.mark.parametrize("resume", ["auto", "run"])
+def test_a_copy_under_the_name_of_another_step_is_passed_over(
+    resume: str, config: FineTuneConfig, whole: Path, tmp_path: Path, capsys
+) -> None:
+    run = back(whole, tmp_path / "run")
+    copy = run / "checkpoints" / "step-00000009"
+    shutil.copytree(whole / "checkpoints" / "step-00000004", copy)
+    (run / RECORD).unlink()  # as in a version that kept none
+    before = tree(copy)
+    train("nlvr", resumed(config), run, resume if resume == "auto" else str(run))
+    assert "step-00000009 is passed over" in capsys.readouterr().err.replace("\n", " ")
+    assert tree(copy) == before
+    for name in ("step-00000004", "step-00000005", "step-00000006"):
+        assert (run / "checkpoints" / name).is_dir()
+    shutil.rmtree(run / BEST)
+    (run / "evaluation.json").unlink(missing_ok=True)
+    assert score("nlvr", resumed(config), run)["weights"].endswith("step-00000006")
+    for name in ("step-00000004", "step-00000005", "step-00000006"):
+        shutil.rmtree(run / "checkpoints" / name)
+    with pytest.raises(CheckpointError, match="step-00000009 holds another step than its name says"):
+        train("nlvr", resumed(config), run, "auto")
+
+
 def test_the_tokenizer_comes_with_the_weights(config: FineTuneConfig, whole: Path, tmp_path: Path) -> None:
     output = back(whole, tmp_path / "run")
     write(output / "tokenizer.json", '{"another": 1}')
@@ -230,6 +354,28 @@ def test_other_data_need_a_word(config: FineTuneConfig, whole: Path, tmp_path: P
     train("nlvr", resumed(config), output, "auto")  # its checkpoints now know of them
 
 
+def test_order_and_number_of_the_files_count(config: FineTuneConfig, whole: Path, tmp_path: Path) -> None:
+    a, b = (str(write(tmp_path / f"{name}.json", name)) for name in "ab")
+    moved = str(write(tmp_path / "moved.json", "b"))
+
+    def of(*files: str) -> Fingerprints:
+        return fingerprints(config.model_copy(update={"train_file": [*files]}))
+
+    assert differences(of(a, b), of(a, moved)) == []
+    for other in ((b, a), (a, b, b), (a, a)):
+        assert differences(of(a, b), of(*other)) and differences(of(*other), of(a, b))
+    assert differences(of(a, a), of(a, b)) == [f"{b} was not part of it"]
+    assert differences(of(a, b), of(b, a)) == [
+        "train_file names the same files in another order, or another number of times"
+    ]
+    stored = {"train_file": {a: of(a)["train_file"][0][1:]}}
+    path = write(tmp_path / INPUTS, json.dumps(stored))
+    assert read_fingerprints(path) == {"train_file": of(a)["train_file"]}, "as they were stored before"
+    twice = config.model_copy(update={"train_file": [*config.train_file, *config.train_file]})
+    with pytest.raises(ConfigError, match="another number of times"):
+        train("nlvr", resumed(twice), back(whole, tmp_path / "run"), "auto")
+
+
 def test_a_checkpoint_of_an_earlier_version(config: FineTuneConfig, whole: Path, tmp_path: Path, capsys) -> None:
     output = back(whole, tmp_path / "run")
     (output / RECORD).unlink()
@@ -255,7 +401,7 @@ def test_folders_of_other_names_are_no_checkpoints_and_stay(
     write(folder / "step-notes.txt")
     write(folder / ".step-notes.partial" / "x")
     assert [path.name[-1] for path in complete_checkpoints(output)] == ["4", "5"]
-    assert find_checkpoint("auto", output) == folder / "step-00000005"
+    assert find_checkpoint("auto", output) == folder / "step-00000004"
     train("nlvr", resumed(config), output, str(folder / "step-best"))
     assert_same_run(whole, output)
     assert {path.name for path in folder.iterdir()} == {
