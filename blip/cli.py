@@ -1,8 +1,9 @@
 """`blip VERB ...`: each verb calls a function that Python code can call as well."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,11 +44,16 @@ def phantoms(
 
     with user_errors():
         names = [*ANNOTATIONS, *map(image_name, range(count))]
-        claim = claim_output(out, "phantoms", folder=True, overwrite=overwrite, names=names)
+        options: dict[str, Any] = {
+            "image_size": image_size,
+            "max_lesions": max_lesions,
+            "noise": noise,
+            "name_one": name_one,
+        }
+        drawn_by = json.dumps({"count": count, "seed": seed, **options})  # another set is no repetition of this one
+        claim = claim_output(out, "phantoms", inputs=[drawn_by], folder=True, overwrite=overwrite, names=names)
         with claim.writing() as written:
-            path = write_phantoms(
-                out, count, seed, image_size=image_size, max_lesions=max_lesions, noise=noise, name_one=name_one
-            )
+            path = write_phantoms(out, count, seed, **options)
             written += names
         say(f"{count} phantoms: {path}")
 
@@ -114,11 +120,12 @@ def convert(
     from blip.tokenizer import load_tokenizer
 
     with user_errors():
+        form = json.dumps({"to": to, "hf_class": hf_class, "image_heads": image_heads, "text_heads": text_heads})
         # names of either folder, so that nothing of another format stays beside the weights
         claim = claim_output(
             target,
             "convert",
-            inputs=[source, *filter(None, [tokenizer])],
+            inputs=[source, *filter(None, [tokenizer]), form],
             folder=to != "salesforce",
             overwrite=overwrite,
             names=() if to == "salesforce" else formats.NAMES,

@@ -186,9 +186,10 @@ def merge_to(folders: Sequence[Path], out: Path, rule: Rule, *, overwrite: bool 
     """`merge`, where the output may be written; options as there.
 
     Raises:
-        OutputError: the output is not the command's own, and `overwrite` is not given.
+        OutputError: the output is not the command's own for these texts and this rule, and `overwrite` is not given.
     """
-    inputs = [*folders, *options.get("keep", ()), *filter(None, [options.get("image_root")])]
+    chosen_by = json.dumps({**asdict(rule), "sources": list(options.get("sources", ()))})
+    inputs = [*folders, *options.get("keep", ()), *filter(None, [options.get("image_root")]), chosen_by]
     about, is_folder = about_merged(out), not out.suffix
     own: dict[str, Any] = {"inputs": inputs, "overwrite": overwrite}
     if not is_folder:

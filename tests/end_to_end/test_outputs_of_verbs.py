@@ -241,7 +241,7 @@ def test_a_run_that_was_killed_may_write_again(cut: str, place: Path) -> None:
 def test_folders_are_cleaned_of_recorded_files_alone(place: Path) -> None:
     run(["phantoms", "drawn", "--count", "3", "--image_size", "16"])
     put(place / "drawn" / "images" / "000009.png")
-    run(["phantoms", "drawn", "--count", "1", "--image_size", "16"])
+    run(["phantoms", "drawn", "--count", "1", "--image_size", "16", "--overwrite"])
     assert sorted(p.name for p in (place / "drawn" / "images").iterdir()) == ["000000.png", "000009.png"]
     assert run_verb("phantoms", "drawn", "--count", "12", "--image_size", "16").exit_code == 1  # it would replace it
     merge = ["capfilt", "merge", "--scored", "scored", "--keep", "captions.json", "--out", "tars", "--tar_size"]
@@ -253,11 +253,32 @@ def test_folders_are_cleaned_of_recorded_files_alone(place: Path) -> None:
     assert run_verb(*merge, "2").exit_code == 1
 
 
+OPTIONS = (  # of a verb: those that make it another command, whose results are others
+    ("phantoms", ["--count 2", "--seed 1", "--image_size 24", "--max_lesions 1", "--noise 0.5", "--name_one"]),
+    ("convert", ["--to huggingface", "--to huggingface --hf_class retrieval"]),
+    ("capfilt merge", ["--threshold 0.6", "--itc_threshold 0", "--fraction 0.5", "--source web"]),
+    ("capfilt merge, shards", ["--threshold 0.6", "--source web"]),
+)
+
+
+@pytest.mark.parametrize(("name", "others"), OPTIONS, ids=[name for name, _ in OPTIONS])
+def test_other_options_are_another_command(
+    name: str, others: list[str], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verb = VERBS[name]
+    run(verb.words(verb.out))
+    for options in others:
+        refused(
+            verb.words(verb.out, *options.split()), "did not write for the same inputs|is a file", place, monkeypatch
+        )
+    run(verb.words(verb.out, *others[0].split(), "--overwrite"))
+
+
 def test_a_failed_merge_leaves_what_was_there(place: Path) -> None:
     for out in ("merged.jsonl", "tars"):
         run(["capfilt", "merge", "--scored", "scored", "--out", out])
         before = snapshot(place)
-        failed = run_verb("capfilt", "merge", "--scored", "scored", "--threshold", "1", "--out", out)
+        failed = run_verb("capfilt", "merge", "--scored", "scored", "--threshold", "1", "--out", out, "--overwrite")
         assert failed.exit_code == 1 and "nothing passes" in failed.output
         assert snapshot(place) == before
     gone = [{**line, "image": f"{place.parent}/gone.png"} for line in read_lines(place / "scored")]
