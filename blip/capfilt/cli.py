@@ -45,10 +45,11 @@ Fraction = Annotated[float | None, typer.Option(help="instead of a threshold: ke
 def _claim_shards(out: Path, command: str, inputs: list[str], *, overwrite: bool) -> None:
     """Whether the shards may be written; whether their settings agree is decided when these are known."""
     from blip import distributed
-    from blip.data.jsonl_shards import is_shards
+    from blip.data.jsonl_shards import is_of_a_step
 
     if distributed.is_main():
-        claim_output(out, command, inputs=filter(None, inputs), folder=True, overwrite=overwrite, known=is_shards(out))
+        known = is_of_a_step(out)
+        claim_output(out, command, inputs=filter(None, inputs), folder=True, overwrite=overwrite, known=known)
     distributed.barrier()
 
 

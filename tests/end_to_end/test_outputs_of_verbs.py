@@ -331,7 +331,7 @@ def test_settings_of_other_programs(place: Path) -> None:
         ("capfilt filter", "settings.json"),
         ("pubmed build", "build.json"),
     ):
-        for content in ('{"mine": 1}', "[]", "no JSON", "[" * 9999):
+        for content in ('{"mine": 1}', '{"shards": 3}', '{"shards": 2, "ends": true}', "[]", "no JSON", "[" * 9999):
             out = place / VERBS[name].out
             put(out / header, content)
             result = run_verb(*VERBS[name].words(str(out)))
