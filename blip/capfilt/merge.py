@@ -24,7 +24,7 @@ from blip.data.pairs import read_pairs
 from blip.data.webdataset import SIZES, shard_name, write_tar_shards
 from blip.errors import BlipError
 from blip.files import json_text, whole_file, write_whole
-from blip.outputs import claim_output, locked
+from blip.outputs import claim_output, locked, locked_file
 
 ANNOTATION_ENDINGS = (".json", ".jsonl")
 # Pillow's name of a format -> the ending of images that are copied into shards; other formats become PNG
@@ -193,7 +193,8 @@ def merge_to(folders: Sequence[Path], out: Path, rule: Rule, *, overwrite: bool 
     about, is_folder = about_merged(out), not out.suffix
     own: dict[str, Any] = {"inputs": inputs, "overwrite": overwrite}
     if not is_folder:
-        with claim_output(out, COMMAND, names=[about.name], **own).writing() as written:
+        claim = claim_output(out, COMMAND, names=[about.name], **own)
+        with locked_file(out), claim.writing() as written:
             merged = merge(folders, out, rule, **options)
             written += [out.name, about.name]
         return merged

@@ -14,7 +14,7 @@ from helpers.verbs_that_write import VERBS, Verb, make_inputs, shown, snapshot
 
 import blip.cli
 from blip.data.jsonl_shards import read_lines, write_jsonl
-from blip.outputs import locked
+from blip.outputs import locked, locked_file
 
 pytest.importorskip("webdataset")
 pytest.importorskip("lxml")
@@ -320,8 +320,34 @@ def test_the_folder_of_sub_figures(place: Path, monkeypatch: pytest.MonkeyPatch)
     put(place / "parts" / "notes.txt")
     refused(VERBS["pubmed split"].words("parts.jsonl"), "parts is a folder with files", place, monkeypatch)
     refused(VERBS["pubmed split"].words("lines"), r"call the lines lines\.jsonl", place, monkeypatch)
-    for name in ("pubmed split", "pubmed extract"):
-        refused(VERBS[name].words("new.png"), "is the name of an image", place, monkeypatch)
+    figures = [json.loads(line) for line in (place / "pairs.jsonl").read_text().splitlines()]
+    (place / "corpus" / "a").mkdir(parents=True)
+    shutil.copy(figures[0]["image"], place / "corpus" / "a" / "b.png")
+    for where in (
+        {"image": str(place / "corpus/a/b.png")},
+        {"files": [figures[0]["image"], "corpus/../corpus/a/b.png"]},
+    ):
+        put(place / "pairs.jsonl", "".join(json.dumps({**figure, **where}) + "\n" for figure in figures))
+        for out in ("corpus.jsonl", "corpus/a.jsonl"):
+            refused(VERBS["pubmed split"].words(out, "--overwrite"), "holds .*an input of this", place, monkeypatch)
+
+
+def test_names_of_images_are_no_names_of_other_outputs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such an image may be one that an input of the command names."""
+    named = ("pubmed split", "pubmed extract", "pubmed report", "capfilt report", "check-data", "caption", "match",
+             "answer", "localise")  # fmt: skip
+    for name in named:
+        for out in ("new.png", "images/000001.png", "images/NEW.TIF"):
+            refused(VERBS[name].words(out, "--overwrite"), "is the name of an image", place, monkeypatch)
+
+
+@RUN
+def test_a_second_process_ends_before_its_work(verb: Verb, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if verb.command.startswith(("activations", "capfilt caption", "capfilt filter", "check-data")):
+        pytest.skip("they take the lock when the model is loaded, before any shard, or have little work")
+    with locked(verb.out) if verb.folder else locked_file(files_of(place / verb.out)[0]):
+        for option in ([], ["--overwrite"]):
+            refused(verb.words(verb.out, *option), "is being written by process", place, monkeypatch)
 
 
 def test_settings_of_other_programs(place: Path) -> None:
