@@ -153,7 +153,8 @@ def claim_output(
     output = Output(path, command, _hash_of_inputs(inputs), folder)
     output.seen, record = _content(_record_of(path, folder)), _read_record(output)
     own = record.command == command and record.inputs == output.inputs
-    output.own, output.before = own, record.files if own or overwrite else {}
+    ours = {name: kept for name, kept in record.files.items() if folder or name in (path.name, *map(str, names))}
+    output.own, output.before = own, ours if own or overwrite else {}
     if folder:
         _refuse_inputs_in(path, inputs)
         foreign = _foreign_in(output, names, unfinished=own and record.unfinished, own=own)
@@ -272,13 +273,13 @@ def _content(record: Path) -> bytes | None:
 
 def _read_record(output: Output) -> _Record:
     """The record of an output, an empty one where there is none that can be used."""
+    real = os.path.realpath(output.place)
     try:
         record = read_json(_record_of(output.path, output.folder), _Record)
-    except ReadError:
+        places = [os.path.realpath(os.path.join(real, name)) for name in record.files]
+    except (ReadError, ValueError):  # ValueError: what cannot be the name of a file
         return _Record()
-    real = os.path.realpath(output.place)
-    outside = [n for n in record.files if os.path.commonpath([real, os.path.realpath(os.path.join(real, n))]) != real]
-    return _Record() if outside else record
+    return record if all(os.path.commonpath([real, place]) == real for place in places) else _Record()
 
 
 def _hash_of_inputs(inputs: list[str | Path]) -> str:

@@ -24,10 +24,9 @@ from blip.errors import BlipError
 from blip.files import NO_ROOM, WriteError, flush, json_text, read_json, remove_folder, whole_folder, write_whole
 from blip.train.inputs import Fingerprints
 from blip.train.record import Record
-from blip.train.state import read_training
+from blip.train.state import FOLDER, read_training
 
 TRAINING, INPUTS, LATEST = "training.pt", "inputs.json", "latest"
-STEP = re.compile(r"step-\d{8}")
 LEFT_OVER = re.compile(r"\.(step-\d{8}(\.old)?|latest)\.partial")  # by a kill
 WHOLE = "the checkpoint before it is whole"
 State = dict[str, Tensor]
@@ -172,14 +171,14 @@ def complete_checkpoints(output: str | Path) -> list[Path]:
     folder = Path(output) / "checkpoints"
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if STEP.fullmatch(path.name) and path.is_dir())
+    return sorted(path for path in folder.iterdir() if FOLDER.fullmatch(path.name) and path.is_dir())
 
 
 def pointed_to(latest: Path) -> Path | None:
     """The checkpoint that the file `latest` names where there are no links, or None where it is something else."""
     if latest.is_file() and latest.stat().st_size < 100:
         name = latest.read_bytes().strip().decode("ascii", "replace")
-        return latest.with_name(name) if STEP.fullmatch(name) else None
+        return latest.with_name(name) if FOLDER.fullmatch(name) else None
     return None
 
 
@@ -225,7 +224,7 @@ def read_inputs(folder: Path) -> Fingerprints | None:
 
 
 def load_training(path: Path) -> dict:
-    """The training state beside a checkpoint's weights. CheckpointError where the file is damaged."""
+    """The training state beside a checkpoint's weights. CheckpointError as in `read_training`."""
     return read_training(path / TRAINING)
 
 
