@@ -118,8 +118,14 @@ def _value(value: object) -> object:
 
 # ---- tables of other formats -----------------------------------------------------------------------------------------
 
-# signs with which spreadsheets recognise a formula, also in full width, behind blanks that some of them remove
-FORMULA = re.compile(r"'*+(?:[\x00-\x1f\x7f-\x9f]|[\s\u200b\ufeff]*+[=+\-@\uff1d\uff0b\uff0d\uff20])")
+# characters that nobody sees, beside white space: those that Unicode lets programs ignore, and blanks that are letters
+UNSEEN = (
+    "\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    "\u202a-\u202e\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+# signs with which spreadsheets recognise a formula, also in full width, behind characters that some of them remove
+FORMULA = re.compile(rf"'*+(?:[\x00-\x1f\x7f-\x9f]|[\s{UNSEEN}]*+[=+\-@\uff1d\uff0b\uff0d\uff20])")
 
 
 def csv_cell(value: object) -> object:

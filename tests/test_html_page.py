@@ -4,7 +4,9 @@ import csv
 import io
 import random
 import re
+import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -143,9 +145,12 @@ def test_long_texts_take_time_in_proportion(text: str) -> None:
 
 # ---- CSV and Markdown ------------------------------------------------------------------------------------------------
 
+UNSEEN = "\u00ad\u180e\u200b\u200d\u200e\u202a\u2060\u2063\u2069\u2800\u3164\ufe0f\uffa0\U000e0001"
 FORMULAS = [
     "=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\x00=1", " =1", "\xa0=1", "\ufeff=1", "\uff1d1",
     "=cmd|' /C calc'!A0", '=HYPERLINK("http://127.0.0.1")', "'=1", "-", "-0.5", "\x1b", "' \t@",
+    *(f"{sign}{sign}=1" for sign in UNSEEN),
+    "' \u2060 \u00ad@",
 ]  # fmt: skip
 
 
@@ -167,6 +172,12 @@ def test_no_cell_is_a_formula_and_every_cell_can_be_restored(text: str) -> None:
     assert after == "next" and read_back(cell) == text
     assert not cell.lstrip("\xa0\ufeff ").startswith(("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d"))
     assert cell.startswith("'") or text not in FORMULAS
+
+
+def test_no_character_without_a_shape_hides_a_formula() -> None:
+    for sign in map(chr, range(sys.maxunicode + 1)):
+        if unicodedata.category(sign) in ("Cc", "Cf", "Zs", "Zl", "Zp"):
+            assert str(csv_cell(f"{sign}=1")).startswith("'"), repr(sign)
 
 
 def test_numbers_and_usual_cells_stay() -> None:

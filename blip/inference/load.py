@@ -175,7 +175,8 @@ def _base(folder: Path, about: dict) -> Path:
 def _sizes(info: dict, path: str | Path) -> tuple[ViTConfig, TextConfig, TextConfig | None]:
     """Image encoder, text transformer, and the decoder where it has sizes of its own beside the encoder's."""
     if info.get("task") not in TASKS:
-        raise CheckpointError(f"{path} is a checkpoint of {info.get('task')}; {', '.join(TASKS)} can be loaded")
+        task = info.get("task") or "no task"
+        raise CheckpointError(f"{path} is a checkpoint of {task}; {', '.join(TASKS)} can be loaded")
     try:
         text, decoder = info.get("text_encoder"), info.get("text_decoder")
         if spec_of(info["task"]).has_features and info.get("embed_dim") is None:

@@ -112,7 +112,7 @@ def fetch(
         for name, counts in catalogue.counts().items():
             say(f"{name}: " + ", ".join(f"{key or 'none'} {count:,}" for key, count in counts.items()))
         if done.failed:
-            say("start the same command again to retry what failed")
+            say(done.advice())
             raise typer.Exit(1)
 
 

@@ -59,7 +59,17 @@ class Fetched:
     bytes: int = 0
     left_out: int = 0  # by licence or retraction
     failed: int = 0
+    lasting: int = 0  # of the failed: the same fetch would fail again
     requests: int = 0
+
+    def advice(self) -> str:
+        """What to do about articles that failed."""
+        said = []
+        if self.failed > self.lasting:
+            said.append(f"start the same command again to retry {self.failed - self.lasting:,} that failed")
+        if self.lasting:
+            said.append(f"{self.lasting:,} of the failed fail again unless what their messages name is changed")
+        return "; ".join(said)
 
 
 def fetch(folder: Path, wanted: Wanted, tell: Callable[[str], None] = lambda line: None) -> Fetched:
@@ -125,7 +135,8 @@ class _Run:
 
     def pmcids(self) -> list[str]:
         """The articles to request; those that are known to be unwanted are counted, and names that are none."""
-        self.done.failed += self.catalogue.refuse_odd_names()
+        odd = self.catalogue.refuse_odd_names()
+        self._count(failed=odd, lasting=odd)
         pmcids = self.catalogue.pmcids("found", "described", "failed")
         if not self.wanted.licenses and self.wanted.retracted:
             return pmcids
@@ -153,7 +164,8 @@ class _Run:
         except FetchError as error:
             if self.client.stop.is_set():
                 return True  # the run was stopped, the article did not fail
-            self._failed(pmcid, str(error), state="gone" if isinstance(error, NotInBucket) else "failed")
+            state = "gone" if isinstance(error, NotInBucket) else "failed"
+            self._failed(pmcid, str(error), state=state, lasting=error.lasting and not error.shared)
             if isinstance(error, Mismatch | OddRecord):
                 self.catalogue.forget_version(pmcid)  # the file may have been replaced since the metadata were read
             return not error.shared
@@ -168,10 +180,10 @@ class _Run:
             self._failed(pmcid, f"{type(error).__name__}: {error}")
         return True
 
-    def _failed(self, pmcid: str, why: str, *, state: str = "failed") -> None:
+    def _failed(self, pmcid: str, why: str, *, state: str = "failed", lasting: bool = False) -> None:
         self.last_error = f"{pmcid}: {why}"
         self.catalogue.set_state(pmcid, state, why)
-        self._count(failed=1)
+        self._count(failed=1, lasting=int(lasting))
 
     def _article(self, pmcid: str) -> bool:
         catalogue = self.catalogue

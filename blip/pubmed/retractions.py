@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 NO, YES = ("false", "no", "0"), ("true", "yes", "1")
-MARK = re.compile(
-    r"retract|withdr[ae]w|remov(?:al|ed)", re.IGNORECASE
-)  # in the kinds of articles and of their relations
+# in the kinds of articles and of their relations
+MARK = re.compile(r"retract|withdr[ae]w|remov(?:al|ed)", re.IGNORECASE)
 # of titles, without signs before the first letter. "Retraction pockets of the ear", "Withdrawal of ventilation" and
-# "Removal of stents" are studies: of these words only "retraction" counts before "of", the others before a colon or dash
+# "Removal of stents" are studies: only "retraction" counts before "of", the others count before a colon or a dash
 NOTICE = r"(?:notice|note|notification|statement|announcement|letter)"
 AFTER = r"\s*(?::|[\u2012-\u2015]|\s-\s|\.\s|$)"
 TITLE = re.compile(

@@ -76,7 +76,9 @@ def _known(source: Source) -> Source:
     """The checkpoint itself; CheckpointError unless `model.json` gives a task of this package and the model's sizes."""
     task, sizes = source.info.get("task"), [source.info.get("image_encoder"), source.info.get("text_encoder")]
     if task not in TASKS:
-        raise CheckpointError(f"{source.path} is a checkpoint of {task}; a run can start from {', '.join(TASKS)}")
+        raise CheckpointError(
+            f"{source.path} is a checkpoint of {task or 'no task'}; a run can start from {', '.join(TASKS)}"
+        )
     needed = [*VIT_KEYS.values()], [*TEXT_KEYS.values(), "vocab_size"]
     for part, names in zip([sizes[0], sizes[1] or source.info.get("text_decoder")], needed, strict=True):
         if not isinstance(part, dict) or not set(names) <= part.keys():

@@ -163,6 +163,7 @@ SCRIPTS: list[tuple[str, str, Make, str]] = [
     ("other words", "nlvr", other_words(0), "was trained with another tokenizer: set tokenizer: .*tokenizer.json"),
     ("more words", "nlvr", other_words(9), "was trained with another tokenizer"),
     ("unknown task", "caption", another_info(task="segmentation"), "copy is a checkpoint of segmentation; a run can"),
+    ("empty task", "caption", another_info(task=""), "copy is a checkpoint of no task; a run can"),
     ("no sizes", "caption", another_info(text_encoder=None), "the model's sizes: text_encoder is missing"),
     ("other sizes", "vqa", options("text_width=48"), r"sizes of its own: leave out text_width 48 \(it has 32\)"),
     ("other ViT", "vqa", options("vit=base"), "sizes of its own: leave out vit base"),

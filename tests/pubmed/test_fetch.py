@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.running import ROOT
+from helpers.running import ROOT, run_verb
 from pmc_server import Faults, Library, Server
 
 pytest.importorskip("lxml")
@@ -197,11 +197,26 @@ def test_what_is_not_there_is_named_and_not_asked_again(library: Library, tmp_pa
         catalogue = Catalogue(tmp_path)
         catalogue.add_page("pmc", "other", 1, total=1, pmcids=["PMC1"])
         done = fetch(tmp_path, wanted(server))
-        assert done.failed == 1 and catalogue.pmcids("gone") == ["PMC1"]
+        assert done.lasting == done.failed == 1 and catalogue.pmcids("gone") == ["PMC1"]
         assert "PMC1: not in the open bucket" in catalogue.errors()[0]
         asked = len(server.log)
         fetch(tmp_path, wanted(server))
         assert len(server.log) == asked
+
+
+def test_only_what_may_succeed_is_advised_to_be_tried_again(tmp_path: Path) -> None:
+    library = Library(2, small=True)
+    with Server(library) as server:
+        catalogue = Catalogue(corpus_of(tmp_path, server))
+        catalogue.add_page("pmc", "other", 1, total=1, pmcids=["PMC1"])
+        said = run_verb("pubmed", "fetch", tmp_path, "--bucket", server.url)
+        assert said.exit_code == 1 and "1 of the failed fail again" in said.output and "retry" not in said.output
+        catalogue._rows("UPDATE files SET done = 0, md5 = 'x' WHERE pmcid = ?", library.pmcids[0])
+        catalogue.set_state(library.pmcids[0], "described")
+        shutil.rmtree(tmp_path / "articles")
+        said = run_verb("pubmed", "fetch", tmp_path, "--bucket", server.url)
+        assert said.exit_code == 1 and "again to retry 1 that failed" in said.output
+        assert "fail again" not in said.output
 
 
 def test_a_server_that_is_down_ends_the_run(library: Library, tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ STANDARD = [  # of PLOS, BMC, Springer Nature, Frontiers, MDPI, eLife, JMIR, Wil
     "This article is distributed under the terms of the Creative Commons Attribution 4.0 License "
     "(http://www.creativecommons.org/licenses/by/4.0/) which permits any use, reproduction and distribution of the "
     "work without further permission provided the original work is attributed as specified on the SAGE and Open "
-    "Access page (https://us.sagepub.com/en-us/nam/open-access-at-sage).",
+    "Access page (https://us.sagepub.com/en-us/open-access-at-sage).",
     "Published by the Royal Society under the terms of the Creative Commons Attribution License "
     "http://creativecommons.org/licenses/by/4.0/, which permits unrestricted use, provided the original author and "
     "source are credited.",
