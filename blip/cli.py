@@ -1,15 +1,26 @@
 """`blip VERB ...`: each verb calls a function that Python code can call as well."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from blip.capfilt import cli as capfilt
-from blip.command_line import ANY_SPELLING, ImageRoot, MaxImageMb, Overwrite, say, user_errors, workers_option
+from blip.command_line import (
+    ANY_SPELLING,
+    ImageRoot,
+    MaxImageMb,
+    Overwrite,
+    alone,
+    say,
+    user_errors,
+    workers_option,
+)
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.inference import cli as inference
+from blip.inference.cli import claim_json
 from blip.interpret import cli as interpret
 from blip.outputs import claim_output, writing
 from blip.pubmed import cli as pubmed
@@ -43,11 +54,16 @@ def phantoms(
 
     with user_errors():
         names = [*ANNOTATIONS, *map(image_name, range(count))]
-        claim = claim_output(out, "phantoms", folder=True, overwrite=overwrite, names=names)
-        with claim.writing() as written:
-            path = write_phantoms(
-                out, count, seed, image_size=image_size, max_lesions=max_lesions, noise=noise, name_one=name_one
-            )
+        options: dict[str, Any] = {
+            "image_size": image_size,
+            "max_lesions": max_lesions,
+            "noise": noise,
+            "name_one": name_one,
+        }
+        drawn_by = json.dumps({"count": count, "seed": seed, **options})  # another set is no repetition of this one
+        claim = claim_output(out, "phantoms", inputs=[drawn_by], folder=True, overwrite=overwrite, names=names)
+        with alone(claim), claim.writing() as written:
+            path = write_phantoms(out, count, seed, **options)
             written += names
         say(f"{count} phantoms: {path}")
 
@@ -73,8 +89,8 @@ def check_data(
     from blip.tokenizer import load_tokenizer
 
     with user_errors():
-        inputs = [*files, *filter(None, [image_root, tokenizer])]
-        claim = claim_output(report, "check-data", inputs=inputs, overwrite=overwrite) if report else None
+        inputs = [*files, image_root, tokenizer]
+        claim = claim_json(report, "check-data", inputs, overwrite)
         words = load_tokenizer(tokenizer) if tokenizer else None
         data_report = check_data(
             list(files),
@@ -114,11 +130,12 @@ def convert(
     from blip.tokenizer import load_tokenizer
 
     with user_errors():
+        form = json.dumps({"to": to, "hf_class": hf_class, "image_heads": image_heads, "text_heads": text_heads})
         # names of either folder, so that nothing of another format stays beside the weights
         claim = claim_output(
             target,
             "convert",
-            inputs=[source, *filter(None, [tokenizer])],
+            inputs=[source, *filter(None, [tokenizer]), form],
             folder=to != "salesforce",
             overwrite=overwrite,
             names=() if to == "salesforce" else formats.NAMES,
@@ -128,7 +145,7 @@ def convert(
         words = tokenizer or (str(own) if own.is_file() else "")
         beside = words if to == "huggingface" and words else None
         held = hf_class or next(iter(spec_of(info["task"]).exports_as), info["task"])
-        with claim.writing() as written:
+        with alone(claim), claim.writing() as written:
             left_out = formats.write(target, tensors, info, to=to, tokenizer_file=beside, hf_class=held)
             if to == "blip" and words:
                 load_tokenizer(words).save(target / TOKENIZER)

@@ -5,15 +5,16 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
 
 from blip import distributed
-from blip.errors import BlipError, printable
+from blip.errors import BlipError, printable, visible
 from blip.files import NO_ROOM
+from blip.outputs import Output, locked, locked_file
 
 REPORT = (
     "\nThis is a defect of blip, not a mistake in what it was given. Please report it, with the command and the "
@@ -58,8 +59,16 @@ def run_command(command: Callable[..., None]) -> None:
 
 
 def say(text: object, err: bool = False) -> None:
-    """Prints a line; control characters, which names of files may hold, become escapes that a terminal shows."""
-    typer.echo(printable(text), err=err)
+    """Prints a line; control characters and ends of lines, which names of files may hold, become visible escapes."""
+    typer.echo(visible(str(text)), err=err)
+
+
+def alone(claim: Output | None) -> AbstractContextManager[None]:
+    """Within this block no other process writes a claimed output. It holds the work too: a second process ends before
+    its own."""
+    if claim is None:
+        return nullcontext()
+    return locked(claim.path) if claim.folder else locked_file(claim.path)
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

@@ -16,11 +16,13 @@ from blip.command_line import (
     Overrides,
     Overwrite,
     TokenizerFile,
+    alone,
     say,
     user_errors,
     workers_option,
 )
 from blip.data.image_bytes import MAX_MB, ImageLimits
+from blip.data.places import refuse_image_name
 from blip.outputs import claim_output
 
 app = typer.Typer(no_args_is_help=True, help="CapFilt: write captions, filter all of them, merge what passes.")
@@ -45,10 +47,11 @@ Fraction = Annotated[float | None, typer.Option(help="instead of a threshold: ke
 def _claim_shards(out: Path, command: str, inputs: list[str], *, overwrite: bool) -> None:
     """Whether the shards may be written; whether their settings agree is decided when these are known."""
     from blip import distributed
-    from blip.data.jsonl_shards import is_shards
+    from blip.data.jsonl_shards import is_of_a_step
 
     if distributed.is_main():
-        claim_output(out, command, inputs=filter(None, inputs), folder=True, overwrite=overwrite, known=is_shards(out))
+        known = is_of_a_step(out)
+        claim_output(out, command, inputs=filter(None, inputs), folder=True, overwrite=overwrite, known=known)
     distributed.barrier()
 
 
@@ -269,9 +272,10 @@ def report(
         distributed.barrier()  # a process that ended before the others have connected would fail them
         if not distributed.is_main():
             return
+        refuse_image_name(out, ".html")
         claim = claim_output(out, "capfilt report", inputs=scored, overwrite=overwrite)
         limits = ImageLimits.of_mb(max_image_mb)
         rule = Rule(threshold, itc_threshold, fraction)
-        with claim.writing():
+        with alone(claim), claim.writing():
             write_report(scored, out, rule, examples=examples, seed=seed, limits=limits)
         say(str(out))

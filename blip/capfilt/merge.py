@@ -24,7 +24,7 @@ from blip.data.pairs import read_pairs
 from blip.data.webdataset import SIZES, shard_name, write_tar_shards
 from blip.errors import BlipError
 from blip.files import json_text, whole_file, write_whole
-from blip.outputs import claim_output, locked
+from blip.outputs import claim_output, locked, locked_file
 
 ANNOTATION_ENDINGS = (".json", ".jsonl")
 # Pillow's name of a format -> the ending of images that are copied into shards; other formats become PNG
@@ -186,13 +186,15 @@ def merge_to(folders: Sequence[Path], out: Path, rule: Rule, *, overwrite: bool 
     """`merge`, where the output may be written; options as there.
 
     Raises:
-        OutputError: the output is not the command's own, and `overwrite` is not given.
+        OutputError: the output is not the command's own for these texts and this rule, and `overwrite` is not given.
     """
-    inputs = [*folders, *options.get("keep", ()), *filter(None, [options.get("image_root")])]
+    chosen_by = json.dumps({**asdict(rule), "sources": list(options.get("sources", ()))})
+    inputs = [*folders, *options.get("keep", ()), *filter(None, [options.get("image_root")]), chosen_by]
     about, is_folder = about_merged(out), not out.suffix
     own: dict[str, Any] = {"inputs": inputs, "overwrite": overwrite}
     if not is_folder:
-        with claim_output(out, COMMAND, names=[about.name], **own).writing() as written:
+        claim = claim_output(out, COMMAND, names=[about.name], **own)
+        with locked_file(out), claim.writing() as written:
             merged = merge(folders, out, rule, **options)
             written += [out.name, about.name]
         return merged

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from blip.errors import printable
+from blip.errors import printable, visible
 from blip.files import json_text, write_whole
 
 PERCENTILES = (50, 90, 95, 99, 100)
@@ -78,7 +78,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console = console or Console()
     table = Table("file", "records", report.kind, "errors")
     for file in report.files:
-        table.add_row(escape(printable(file.path)), f"{file.records:,}", f"{file.texts:,}", f"{file.errors:,}")
+        table.add_row(escape(visible(str(file.path))), f"{file.records:,}", f"{file.texts:,}", f"{file.errors:,}")
     console.print(table)
     console.print(f"images: {report.images:,}, unreadable {len(report.broken_images):,}", highlight=False)
     console.print(f"duplicates: {report.duplicate_texts:,} {report.kind}, {report.duplicate_images:,} images")
@@ -104,6 +104,6 @@ def _print_some(console: Console, title: str, lines: list[str]) -> None:
     if lines:
         console.print(f"[bold]{title} ({len(lines):,})[/bold]")
         for line in lines[:SHOWN]:
-            console.print(f"  {printable(line)}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"  {visible(line)}", markup=False, highlight=False, soft_wrap=True)
         if len(lines) > SHOWN:
             console.print(f"  and {len(lines) - SHOWN:,} more")

@@ -74,21 +74,21 @@ def write_jsonl_shards(
         settings: JSON; what the lines depend on.
         count: shards in all.
         make_lines: number of a shard -> its lines.
-        overwrite: shards of other settings are removed.
+        overwrite: shards of other settings are removed, and those that somebody changed are written again.
 
     Raises:
-        ShardError: the folder holds shards of other settings, or a settings.json of another program.
+        ShardError: the folder holds shards of other settings, shards that somebody changed, or a settings.json of
+            another program.
         LockedError: another process, which does not belong to this one, writes to the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder) if distributed.is_main() else nullcontext():
         _agree(folder, {**settings, "shards": count, **_ends(folder)}, overwrite)
+        missing = _missing(folder, count, overwrite)  # every process checks every shard: all of them end with an error
         for number in range(distributed.rank(), count, distributed.world_size()):
-            path = shard_path(folder, number)
-            if path.exists() and (_is_whole(path) or not settings_of(folder).get("ends")):
-                continue
-            write_jsonl(path, make_lines(number), end=True)
-            yield number
+            if number in missing:
+                write_jsonl(shard_path(folder, number), make_lines(number), end=True)
+                yield number
         distributed.barrier()  # the main process holds the lock until all have ended
 
 
@@ -112,9 +112,34 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.jsonl"
 
 
+def _missing(folder: Path, count: int, overwrite: bool) -> set[int]:
+    """The shards to write: those that are absent, or were cut short; with `overwrite` also those that were changed.
+    ShardError for the latter without it."""
+    ends, missing = settings_of(folder).get("ends"), set()
+    for number in range(count):
+        path = shard_path(folder, number)
+        if path.exists() and (not ends or _is_whole(path)):
+            continue
+        if path.exists() and not overwrite and _has_end(path):
+            raise ShardError(
+                f"{path} was changed after it had been written: move it away, or replace it with --overwrite"
+            )
+        missing.add(number)
+    return missing
+
+
 def is_shards(path: str | Path) -> bool:
     """Whether a folder holds shards of JSON lines."""
     return os.path.isfile(os.path.join(path, SETTINGS))
+
+
+def is_of_a_step(path: str | Path) -> bool:
+    """Whether a folder holds shards that a step of CapFilt wrote: its settings name step and model."""
+    try:
+        settings = settings_of(Path(path))
+    except ShardError:
+        return False
+    return isinstance(settings.get("step"), str) and isinstance(settings.get("model"), str)
 
 
 def settings_of(folder: Path) -> dict[str, Any]:
@@ -177,6 +202,12 @@ def _is_whole(path: Path) -> bool:
     return last[0].endswith(b"\n") and end.bytes + len(last[0]) == size
 
 
+def _has_end(path: Path) -> bool:
+    """Whether any line of a shard is one that ends it, such as before lines that somebody added."""
+    with open_regular(path) as file:
+        return any(line.startswith(b'{"end": {') and line.endswith(b"\n") for line in file)
+
+
 def _ends(folder: Path) -> dict[str, bool]:
     """`ENDS` for the settings of a folder, unless version 0.1 began it."""
     if (folder / SETTINGS).is_file() and any(folder.glob("shard-*.jsonl")) and not settings_of(folder).get("ends"):
@@ -192,7 +223,8 @@ def _agree(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
     distributed.barrier()
     before, now = settings_of(folder), json.loads(json.dumps(settings))
     other = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    if other and not any(folder.glob("shard-*.jsonl")):  # of a command that failed before its first shard
+    begun = (before.keys() ^ now.keys()) <= ENDS.keys()  # another program's file has other entries
+    if other and begun and not any(folder.glob("shard-*.jsonl")):  # of a command that failed before its first shard
         distributed.barrier()
         if distributed.is_main():
             write_whole(path, json.dumps(settings, indent=1) + "\n")

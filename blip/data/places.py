@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blip.data.formats import AnnotationError, iter_records
-from blip.data.images import find_images
+from blip.data.images import ENDINGS, find_images
 from blip.data.records import path_problem
+from blip.outputs import OutputError
 
 ANNOTATIONS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
 
@@ -41,3 +42,9 @@ def _images_of_records(file: Path) -> list[Path]:
             raise AnnotationError(file, where, f"its image {problem}")
         images[file.parent / image] = None
     return list(images)
+
+
+def refuse_image_name(out: Path, ending: str) -> None:
+    """OutputError where a file to write has the name of an image: it could be one that the inputs name."""
+    if out.suffix.lower() in ENDINGS:
+        raise OutputError(f"{out} is the name of an image: give one that ends in {ending}")

@@ -16,11 +16,12 @@ from blip.command_line import (
     MaxImageMb,
     Overwrite,
     TokenizerFile,
+    alone,
     user_errors,
 )
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.data.images import ENDINGS
-from blip.data.places import ANNOTATIONS, images_of
+from blip.data.places import ANNOTATIONS, images_of, refuse_image_name
 from blip.data.records import text_problem
 from blip.errors import InputError
 from blip.outputs import Output, claim_output, writing
@@ -63,7 +64,10 @@ def places_and_texts(arguments: Sequence[str], texts: Sequence[str] | None, opti
 
 def claim_json(out: Path | None, command: str, inputs: Sequence[str | Path | None], overwrite: bool) -> Output | None:
     """`claim_output` for the option `--out` of a verb, where it is given; options among the inputs may be absent."""
-    return claim_output(out, command, inputs=[one for one in inputs if one], overwrite=overwrite) if out else None
+    if out is None:
+        return None
+    refuse_image_name(out, ".json")
+    return claim_output(out, command, inputs=[one for one in inputs if one], overwrite=overwrite)
 
 
 def _has_form_of_a_path(text: str) -> bool:
@@ -120,10 +124,11 @@ def caption(
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
         )
-        model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-        rows = list(files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=batch_size, seed=seed))
-        with writing(claim):
-            unread = files.show(rows, out, as_json)
+        with alone(claim):
+            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
+            rows = list(files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=batch_size, seed=seed))
+            with writing(claim):
+                unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
 
 
@@ -153,10 +158,11 @@ def match(
         texts = _needed(texts, "text", "--text")
         paths = images_of(places)
         claim = claim_json(out, "match", [*places, *paths, checkpoint, tokenizer, *texts], overwrite)
-        model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-        rows = list(files.match_rows(model, paths, texts, batch_size=batch_size))
-        with writing(claim):
-            unread = files.show(rows, out, as_json)
+        with alone(claim):
+            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
+            rows = list(files.match_rows(model, paths, texts, batch_size=batch_size))
+            with writing(claim):
+                unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
 
 
@@ -195,10 +201,13 @@ def answer(
         claim = claim_json(out, "answer", [*places, *paths, checkpoint, tokenizer, answers, *questions], overwrite)
         choices = _lines(answers) if answers is not None else None
         decoding = Decoding(beams=3, max_new_tokens=10) if generate else None
-        model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-        rows = list(
-            files.answer_rows(model, paths, questions, answers=choices, k=k, decoding=decoding, batch_size=batch_size)
-        )
-        with writing(claim):
-            unread = files.show(rows, out, as_json)
+        with alone(claim):
+            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
+            rows = list(
+                files.answer_rows(
+                    model, paths, questions, answers=choices, k=k, decoding=decoding, batch_size=batch_size
+                )
+            )
+            with writing(claim):
+                unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from blip.data.image_bytes import ImageLimits
 from blip.data.images import NoImages, readable_batches
-from blip.errors import printable
+from blip.errors import printable, visible
 from blip.files import json_text, write_whole
 from blip.inference.predictor import Predictor
 from blip.models.decoding import Decoding
@@ -114,10 +114,10 @@ def show(rows: Iterable[dict[str, Any]], out: Path | None, as_json: bool) -> int
     good = [row for row in everything if "problem" not in row]
     problems = [row["problem"] for row in everything if "problem" in row]
     for problem in problems:
-        Console(stderr=True).print(printable(problem), style="yellow", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(visible(problem), style="yellow", markup=False, highlight=False, soft_wrap=True)
     if out is not None:
         write_whole(out, json_text(good, allow_nan=False))
-        print(printable(f"{len(good)} rows: {out}"))
+        print(visible(f"{len(good)} rows: {out}"))
     elif as_json:
         text = json_text(good, allow_nan=False).rstrip("\n")
         print(text if printable(text) == text else json.dumps(good, indent=1))
@@ -125,6 +125,6 @@ def show(rows: Iterable[dict[str, Any]], out: Path | None, as_json: bool) -> int
         names = [name for name in good[0] if not isinstance(good[0][name], list)]
         table = Table(*names)
         for row in good:
-            table.add_row(*(f"{row[n]:.3f}" if isinstance(row[n], float) else printable(row[n]) for n in names))
+            table.add_row(*(f"{row[n]:.3f}" if isinstance(row[n], float) else visible(str(row[n])) for n in names))
         Console().print(table, markup=False)
     return len(problems)

@@ -24,6 +24,7 @@ from blip.errors import BlipError
 from blip.files import ReadError, read_json, remove_folder, whole_folder, write_whole
 
 INDEX, FORMATS = "index.json", ("safetensors", "npy")
+OTHER_TENSORS = "has other tensors than the index tells"
 
 
 class ActivationError(BlipError):
@@ -92,7 +93,7 @@ def damage_of(folder: Path, shard: Shard) -> str:
     points = {name: shape for name, shape in found.items() if name in shard.shapes}
     lengths = {shape[0] for shape in found.values() if shape}
     if points != shard.shapes or lengths - {len(shard.records)}:
-        return "has other tensors than the index tells"
+        return OTHER_TENSORS
     return ""
 
 

@@ -4,7 +4,6 @@ An interrupted run resumes after its last whole shard.
 """
 
 import hashlib
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from blip.inference.predictor import Predictor
 from blip.interpret.activation_shards import (
     FORMATS,
     INDEX,
+    OTHER_TENSORS,
     ActivationError,
     Index,
     damage_of,
@@ -127,7 +127,10 @@ def _attention(name: str) -> bool:
 
 
 def _done(folder: Path, what: Capture, overwrite: bool) -> list[dict[str, Any]]:
-    """The whole shards of an interrupted run with the same values; those of another run are removed to `overwrite`."""
+    """The whole shards of an interrupted run with the same values; those of another run are removed to `overwrite`.
+
+    ActivationError without it, and for a shard that is complete but another than was written.
+    """
     path = folder / INDEX
     if not path.exists():
         return []
@@ -152,7 +155,13 @@ def _done(folder: Path, what: Capture, overwrite: bool) -> list[dict[str, Any]]:
             f"{folder} holds activations with {name} {index.get(name)!r}, now it is {what.requested()[name]!r}: "
             "give another --out, or replace them with --overwrite"
         )
-    kept = list(itertools.takewhile(lambda shard: not shard.file or not damage_of(folder, shard), shards))
+    damage = [damage_of(folder, shard) if shard.file else "" for shard in shards]
+    if OTHER_TENSORS in damage and not overwrite:
+        raise ActivationError(
+            f"{folder / shards[damage.index(OTHER_TENSORS)].file} {OTHER_TENSORS}, it was changed: move it away, or "
+            "replace it with --overwrite"
+        )
+    kept = shards[: next((number for number, problem in enumerate(damage) if problem), None)]
     return [shard.model_dump() for shard in kept]
 
 

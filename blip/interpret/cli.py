@@ -13,6 +13,7 @@ from blip.command_line import (
     MaxImageMb,
     Overwrite,
     TokenizerFile,
+    alone,
     say,
     user_errors,
 )
@@ -65,8 +66,8 @@ def explain(
         first, *others = files_of(out, len(wanted))
         names = [path.name for path in others]
         claim = claim_output(first, "explain", inputs=inputs, overwrite=overwrite, names=names)
-        model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-        with claim.writing() as written:
+        with alone(claim), claim.writing() as written:
+            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
             files, problems = explain_files(
                 model, wanted, out, task=task, method=method, layer=layer, rows=rows, batch_size=batch_size
             )
@@ -135,10 +136,11 @@ def localise(
         claim = claim_json(out, "localise", [data, checkpoint, tokenizer], overwrite)
         if out and out.exists():
             refuse_inputs([out], images_of([data]))
-        records, left_out = game.read_named(data, limit, limits=ImageLimits.of_mb(max_image_mb))
-        for reason, count in left_out.items():
-            say(f"left out: {count} images {reason}", err=True)
-        model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-        lines = game.localise(model, records, method or METHODS, batch_size=batch_size)
-        with writing(claim):
-            game.show(lines, game.centre(model, records), out)
+        with alone(claim):
+            records, left_out = game.read_named(data, limit, limits=ImageLimits.of_mb(max_image_mb))
+            for reason, count in left_out.items():
+                say(f"left out: {count} images {reason}", err=True)
+            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
+            lines = game.localise(model, records, method or METHODS, batch_size=batch_size)
+            with writing(claim):
+                game.show(lines, game.centre(model, records), out)

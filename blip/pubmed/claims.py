@@ -15,6 +15,7 @@ from typing import Any
 from blip.data.images import ENDINGS
 from blip.files import ReadError, read_json
 from blip.outputs import Output, OutputError, claim_output, has_record, locked, locked_file
+from blip.pubmed.lines import Figure, read
 from blip.pubmed.rules import NAMES, Rules
 
 SPLIT, EXTRACT, BUILD = "pubmed split", "pubmed extract", "pubmed build"
@@ -74,6 +75,8 @@ def splitting(
     claim = claim_lines(out, SPLIT, inputs, overwrite=overwrite, known=known)
     known = known and not has_record(crops, folder=True)
     folder = claim_output(crops, SPLIT, inputs=inputs, folder=True, overwrite=overwrite, known=known or claim.own)
+    if not folder.own:
+        _refuse_figures_in(crops, pairs)
     new = not crops.exists()
     with writing_lines(claim):
         folder.done([])  # a mark, by which the same command knows the folder after an error too
@@ -84,6 +87,22 @@ def splitting(
                 path.unlink(missing_ok=True)
             if new and len(os.listdir(crops)) == 1:  # the mark alone
                 shutil.rmtree(crops)
+
+
+def _refuse_figures_in(crops: Path, pairs: Path) -> None:
+    """OutputError where a folder for sub-figures holds images of the figures."""
+    folders: dict[str, str] = {}  # of the figures, and one of each
+    if crops.is_dir() and os.listdir(crops):
+        with suppress(ReadError):  # `split` tells which line is damaged
+            for _, line in read(pairs, Figure):
+                for name in filter(None, [line["image"], *(line.get("files") or [])]):
+                    folders.setdefault(os.path.dirname(name), name)
+    inside = os.path.join(os.path.realpath(crops), "")
+    for folder, name in folders.items():
+        if os.path.join(os.path.realpath(folder), "").startswith(inside):
+            raise OutputError(
+                f"{crops}, the folder for sub-figures, holds {name}, an input of this command: choose another output"
+            )
 
 
 # ---- data sets -------------------------------------------------------------------------------------------------------

@@ -4,14 +4,14 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from blip.command_line import MaxImageMb, Overwrite, say, user_errors
+from blip.command_line import MaxImageMb, Overwrite, alone, say, user_errors
 from blip.data.image_bytes import MAX_MB, ImageLimits
+from blip.data.places import refuse_image_name
 from blip.errors import BlipError
 from blip.outputs import claim_output, locked
 from blip.pubmed.build_options import KeepWhole, MaxAspect, MinConfidence, NotWords, Shares, SplitCaptions
@@ -167,14 +167,14 @@ def split(
         from blip.pubmed.panels import split as steps
 
         given = steps.read_splits(split_captions) if split_captions else {}
-        crops = out.with_suffix("")
-        options = steps.Options(str(crops.resolve()), str(weights) if weights else None, read_letters, min_side, given)
-        options = replace(options, limits=ImageLimits.of_mb(max_image_mb))
+        crops, detector = out.with_suffix(""), str(weights) if weights else None
+        limits = ImageLimits.of_mb(max_image_mb)
+        options = steps.Options(str(crops.resolve()), detector, read_letters, min_side, given, limits=limits)
         others = filter(None, [split_captions, weights])
         with claims.splitting(pairs, out, crops, others, overwrite=overwrite):
             counts = steps.split(pairs, out, options, num_workers=num_workers, tell=say, restart=overwrite)
-        whole = counts.how.get("whole", 0)
-        say(f"{counts.figures} figures: {sum(counts.how.values()) - whole} split, {whole} whole, {counts.pairs} "
+        whole = counts.how["whole"]
+        say(f"{counts.figures} figures: {counts.how.total() - whole} split, {whole} whole, {counts.pairs} "
                    f"pairs: {out}")  # fmt: skip
         for why, count in counts.why_whole.most_common():
             say(f"{count} whole: {why}")
@@ -259,9 +259,10 @@ def report(
     with reported_errors():
         from blip.pubmed.report import write_report
 
-        limits = ImageLimits.of_mb(max_image_mb)
-        with claim_output(out, "pubmed report", inputs=[dataset], overwrite=overwrite).writing():
-            write_report(dataset, out, pairs, figures=figures, seed=seed, limits=limits)
+        refuse_image_name(out, ".html")
+        claim = claim_output(out, "pubmed report", inputs=[dataset], overwrite=overwrite)
+        with alone(claim), claim.writing():
+            write_report(dataset, out, pairs, figures=figures, seed=seed, limits=ImageLimits.of_mb(max_image_mb))
         say(str(out))
 
 

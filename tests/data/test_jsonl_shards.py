@@ -15,9 +15,13 @@ LINES = [
 ]
 
 
-def make(folder: Path) -> list[int]:
+def make(folder: Path, overwrite: bool = False) -> list[int]:
     """Writes two shards of two lines, unless they are there -> those that were written."""
-    return list(write_jsonl_shards(folder, {"step": "score"}, 2, make_lines=lambda n: LINES[2 * n : 2 * n + 2]))
+
+    def lines(number: int) -> list[dict]:
+        return LINES[2 * number : 2 * number + 2]
+
+    return list(write_jsonl_shards(folder, {"step": "score"}, 2, make_lines=lines, overwrite=overwrite))
 
 
 def keep(bytes_or_lines: slice, lines: bool = False) -> Callable[[bytes], bytes]:
@@ -26,30 +30,46 @@ def keep(bytes_or_lines: slice, lines: bool = False) -> Callable[[bytes], bytes]
     return lambda data: data[bytes_or_lines]
 
 
-DAMAGE: dict[str, tuple[Callable[[bytes], bytes], bool]] = {  # and whether its length alone shows it
-    "at a line's end": (keep(slice(0, 1), lines=True), True),
-    "without its last line": (keep(slice(0, -1), lines=True), True),
-    "to 100 bytes": (keep(slice(0, 100)), True),
-    "to nothing": (keep(slice(0, 0)), True),
-    "one byte short": (keep(slice(0, -1)), True),
-    "a line less": (keep(slice(1, None), lines=True), True),
-    "a line twice": (lambda data: data.splitlines(keepends=True)[0] + data, True),
-    "a line after its end": (lambda data: data + b"{}\n", True),
-    "a changed letter": (lambda data: data.replace(b"1.png", b"9.png"), False),
+CUT, CHANGED, UNSEEN = "cut", "changed", "unseen"
+DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {  # and what its length and its end show
+    "at a line's end": (keep(slice(0, 1), lines=True), CUT),
+    "without its last line": (keep(slice(0, -1), lines=True), CUT),
+    "to 100 bytes": (keep(slice(0, 100)), CUT),
+    "to nothing": (keep(slice(0, 0)), CUT),
+    "one byte short": (keep(slice(0, -1)), CUT),
+    "a line less": (keep(slice(1, None), lines=True), CHANGED),
+    "a line twice": (lambda data: data.splitlines(keepends=True)[0] + data, CHANGED),
+    "a line after its end": (lambda data: data + b"{}\n", CHANGED),
+    "a changed letter": (lambda data: data.replace(b"1.png", b"9.png"), UNSEEN),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_shard_that_is_not_whole(damage: str, tmp_path: Path) -> None:
     assert make(tmp_path) == [0, 1] and make(tmp_path) == []
-    function, seen_by_length = DAMAGE[damage]
+    function, seen = DAMAGE[damage]
     path = shard_path(tmp_path, 0)
     whole = path.read_bytes()
     path.write_bytes(function(whole))
     with pytest.raises(ShardError, match=r"shard-00000\.jsonl.*delete the file and start the command"):
         list(read_lines(tmp_path))
-    if seen_by_length:
+    if seen == CHANGED:  # by somebody, who may not want to lose it
+        changed = path.read_bytes()
+        shard_path(tmp_path, 1).unlink()
+        with pytest.raises(ShardError, match=r"shard-00000\.jsonl was changed .*--overwrite"):
+            make(tmp_path)
+        assert path.read_bytes() == changed and not shard_path(tmp_path, 1).exists()
+        assert make(tmp_path, overwrite=True) == [0, 1] and path.read_bytes() == whole
+    elif seen == CUT:
         assert make(tmp_path) == [0] and path.read_bytes() == whole
+
+
+def test_settings_of_another_program_are_kept(tmp_path: Path) -> None:
+    for content in ('{"shards": 3}', '{"shards": 2, "ends": true, "mine": 1}'):
+        (tmp_path / "settings.json").write_text(content)
+        with pytest.raises(ShardError, match="--overwrite"):
+            make(tmp_path)
+        assert (tmp_path / "settings.json").read_text() == content
 
 
 def test_shards_of_former_versions_are_read_and_continued(tmp_path: Path) -> None:

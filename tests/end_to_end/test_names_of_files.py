@@ -76,6 +76,39 @@ def verb(*arguments: object, code: int = 0) -> str:
     return result.output
 
 
+def test_a_name_with_an_end_of_line_stays_in_its_line(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    for folder in ("good", "a\nbad"):
+        (tmp_path / folder).mkdir()
+    Image.new("L", (40, 30)).save(tmp_path / "good" / "new\nline.png")
+    (tmp_path / "a\nbad" / "b\nc.png").write_bytes(b"no image")
+    common = (
+        "caption",
+        tmp_path / "good",
+        tmp_path / "a\nbad",
+        "--checkpoint",
+        checkpoints["caption"],
+        "--device",
+        "cpu",
+    )
+    table, written = verb(*common, code=1), verb(*common, "--out", tmp_path / "row\ns.json", code=1)
+    drawn = verb("phantoms", tmp_path / "drawn\nhere", "--count", "1")
+    records = tmp_path / "a\nset.json"
+    records.write_text(json.dumps([{"image": "a\nbad/b\nc.png", "caption": "x"}]))
+    checked = verb("check-data", records, "--num_workers", "0", code=1)
+    for text, shown in (
+        (table, r"new\x0aline.png"),
+        (table, r"a\x0abad/b\x0ac.png: "),
+        (written, r"row\x0as.json"),
+        (drawn, r"drawn\x0ahere"),
+        (checked, r"b\x0ac.png: "),
+        (checked, r"a\x0aset.json"),
+    ):
+        assert any(shown in line for line in text.splitlines()), text
+
+
 def test_folders_and_annotations_give_every_name(images: Path) -> None:
     assert names(find_images([images])) == sorted(NAMES)
     file = images.parent / "set.json"

@@ -14,7 +14,7 @@ from helpers.verbs_that_write import VERBS, Verb, make_inputs, shown, snapshot
 
 import blip.cli
 from blip.data.jsonl_shards import read_lines, write_jsonl
-from blip.outputs import locked
+from blip.outputs import locked, locked_file
 
 pytest.importorskip("webdataset")
 pytest.importorskip("lxml")
@@ -241,7 +241,7 @@ def test_a_run_that_was_killed_may_write_again(cut: str, place: Path) -> None:
 def test_folders_are_cleaned_of_recorded_files_alone(place: Path) -> None:
     run(["phantoms", "drawn", "--count", "3", "--image_size", "16"])
     put(place / "drawn" / "images" / "000009.png")
-    run(["phantoms", "drawn", "--count", "1", "--image_size", "16"])
+    run(["phantoms", "drawn", "--count", "1", "--image_size", "16", "--overwrite"])
     assert sorted(p.name for p in (place / "drawn" / "images").iterdir()) == ["000000.png", "000009.png"]
     assert run_verb("phantoms", "drawn", "--count", "12", "--image_size", "16").exit_code == 1  # it would replace it
     merge = ["capfilt", "merge", "--scored", "scored", "--keep", "captions.json", "--out", "tars", "--tar_size"]
@@ -253,11 +253,32 @@ def test_folders_are_cleaned_of_recorded_files_alone(place: Path) -> None:
     assert run_verb(*merge, "2").exit_code == 1
 
 
+OPTIONS = (  # of a verb: those that make it another command, whose results are others
+    ("phantoms", ["--count 2", "--seed 1", "--image_size 24", "--max_lesions 1", "--noise 0.5", "--name_one"]),
+    ("convert", ["--to huggingface", "--to huggingface --hf_class retrieval"]),
+    ("capfilt merge", ["--threshold 0.6", "--itc_threshold 0", "--fraction 0.5", "--source web"]),
+    ("capfilt merge, shards", ["--threshold 0.6", "--source web"]),
+)
+
+
+@pytest.mark.parametrize(("name", "others"), OPTIONS, ids=[name for name, _ in OPTIONS])
+def test_other_options_are_another_command(
+    name: str, others: list[str], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verb = VERBS[name]
+    run(verb.words(verb.out))
+    for options in others:
+        refused(
+            verb.words(verb.out, *options.split()), "did not write for the same inputs|is a file", place, monkeypatch
+        )
+    run(verb.words(verb.out, *others[0].split(), "--overwrite"))
+
+
 def test_a_failed_merge_leaves_what_was_there(place: Path) -> None:
     for out in ("merged.jsonl", "tars"):
         run(["capfilt", "merge", "--scored", "scored", "--out", out])
         before = snapshot(place)
-        failed = run_verb("capfilt", "merge", "--scored", "scored", "--threshold", "1", "--out", out)
+        failed = run_verb("capfilt", "merge", "--scored", "scored", "--threshold", "1", "--out", out, "--overwrite")
         assert failed.exit_code == 1 and "nothing passes" in failed.output
         assert snapshot(place) == before
     gone = [{**line, "image": f"{place.parent}/gone.png"} for line in read_lines(place / "scored")]
@@ -299,8 +320,34 @@ def test_the_folder_of_sub_figures(place: Path, monkeypatch: pytest.MonkeyPatch)
     put(place / "parts" / "notes.txt")
     refused(VERBS["pubmed split"].words("parts.jsonl"), "parts is a folder with files", place, monkeypatch)
     refused(VERBS["pubmed split"].words("lines"), r"call the lines lines\.jsonl", place, monkeypatch)
-    for name in ("pubmed split", "pubmed extract"):
-        refused(VERBS[name].words("new.png"), "is the name of an image", place, monkeypatch)
+    figures = [json.loads(line) for line in (place / "pairs.jsonl").read_text().splitlines()]
+    (place / "corpus" / "a").mkdir(parents=True)
+    shutil.copy(figures[0]["image"], place / "corpus" / "a" / "b.png")
+    for where in (
+        {"image": str(place / "corpus/a/b.png")},
+        {"files": [figures[0]["image"], "corpus/../corpus/a/b.png"]},
+    ):
+        put(place / "pairs.jsonl", "".join(json.dumps({**figure, **where}) + "\n" for figure in figures))
+        for out in ("corpus.jsonl", "corpus/a.jsonl"):
+            refused(VERBS["pubmed split"].words(out, "--overwrite"), "holds .*an input of this", place, monkeypatch)
+
+
+def test_names_of_images_are_no_names_of_other_outputs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such an image may be one that an input of the command names."""
+    named = ("pubmed split", "pubmed extract", "pubmed report", "capfilt report", "check-data", "caption", "match",
+             "answer", "localise")  # fmt: skip
+    for name in named:
+        for out in ("new.png", "images/000001.png", "images/NEW.TIF"):
+            refused(VERBS[name].words(out, "--overwrite"), "is the name of an image", place, monkeypatch)
+
+
+@RUN
+def test_a_second_process_ends_before_its_work(verb: Verb, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if verb.command.startswith(("activations", "capfilt caption", "capfilt filter", "check-data")):
+        pytest.skip("they take the lock when the model is loaded, before any shard, or have little work")
+    with locked(verb.out) if verb.folder else locked_file(files_of(place / verb.out)[0]):
+        for option in ([], ["--overwrite"]):
+            refused(verb.words(verb.out, *option), "is being written by process", place, monkeypatch)
 
 
 def test_settings_of_other_programs(place: Path) -> None:
@@ -310,7 +357,7 @@ def test_settings_of_other_programs(place: Path) -> None:
         ("capfilt filter", "settings.json"),
         ("pubmed build", "build.json"),
     ):
-        for content in ('{"mine": 1}', "[]", "no JSON", "[" * 9999):
+        for content in ('{"mine": 1}', '{"shards": 3}', '{"shards": 2, "ends": true}', "[]", "no JSON", "[" * 9999):
             out = place / VERBS[name].out
             put(out / header, content)
             result = run_verb(*VERBS[name].words(str(out)))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.bad_finetune_cases import answerer
 from helpers.running import code_and_text
+from safetensors.torch import save_file
 
 import blip
 from blip.inference.predictor import Predictor
@@ -141,6 +142,19 @@ def test_shards_that_were_cut_short_are_made_again(
     capture(model, wanted, wish(["text.1.out"], format=form), tmp_path)
     found = [tensors["text.1.out"] for _, tensors in read_shards(tmp_path)]
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_shard_that_was_changed_is_kept(model: Predictor, wanted: list[Wanted], tmp_path: Path) -> None:
+    capture(model, wanted, wish(["text.1.out"]), tmp_path)
+    path = tmp_path / "shard-00001.safetensors"
+    whole = path.read_bytes()
+    save_file({"text.1.out": torch.ones(3, 4)}, path)
+    changed = path.read_bytes()
+    with pytest.raises(ActivationError, match=r"shard-00001\.safetensors has other tensors .*--overwrite"):
+        capture(model, wanted, wish(["text.1.out"]), tmp_path)
+    assert path.read_bytes() == changed
+    capture(model, wanted, wish(["text.1.out"]), tmp_path, overwrite=True)
+    assert path.read_bytes() == whole
 
 
 @pytest.mark.parametrize(("change", "message"), [
