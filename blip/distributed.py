@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -19,7 +20,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from blip.errors import BlipError, InputError
-from blip.files import ReadError, hidden_beside, read_json, write_error, write_whole
+from blip.files import ReadError, WriteError, hidden_beside, read_json, write_error, write_whole
 
 LOCK = ".blip.lock"
 OWNER_BYTES = 4096  # of the file with the name of a lock's holder
@@ -253,6 +254,10 @@ class _Owner(BaseModel):
 
 def _acquired(path: Path, place: Path) -> FileLock:
     """The lock, which only the system can take from its holder: what lies beside it about its owner may be outdated."""
+    with suppress(FileNotFoundError):
+        found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:  # some versions of filelock empty what they lock
+            raise WriteError(f"{path}, a lock, is a link to another file or no file: remove it")
     lock, end = FileLock(str(path)), time.monotonic() + OWNER_SECONDS
     while True:
         with suppress(Timeout):

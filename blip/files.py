@@ -191,8 +191,8 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     partial = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if partial.is_symlink():
-            partial.unlink()  # never through a link to a file elsewhere
+        if os.path.lexists(partial) and not partial.is_dir():
+            partial.unlink()  # never through a link to a file elsewhere, nor into a pipe
         with open(partial, "wb") as file:
             yield file
             file.flush()
@@ -223,6 +223,7 @@ def write_one_of_many(path: Path, content: bytes) -> None:
     partial = hidden_beside(path, f".{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)
         partial.write_bytes(content)
         os.replace(partial, path)
     except OSError as error:

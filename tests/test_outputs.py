@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -265,3 +266,18 @@ def test_the_name_of_a_new_holder_is_waited_for(tmp_path: Path) -> None:
                 pass
         finally:
             holder.kill()
+
+
+def test_a_lock_writes_through_no_link(tmp_path: Path) -> None:
+    other = write(tmp_path / "other")
+    for link in (os.symlink, os.link, lambda _, path: os.mkfifo(path)):
+        for name in (".blip.lock.json", "..blip.lock.json.partial", ".blip.lock"):
+            folder = Path(tempfile.mkdtemp(dir=tmp_path))
+            link(other, folder / name)
+            if name == ".blip.lock":
+                with pytest.raises(WriteError, match=r"blip\.lock, a lock, is a link .* remove it"), locked(folder):
+                    pass
+            else:
+                with locked(folder):
+                    pass
+            assert other.read_text() == "mine"
