@@ -161,9 +161,8 @@ def claim_output(
         foreign = _foreign_in(output, names, own=own)
     else:
         existing = [target for target in targets if os.path.lexists(target)]
-        changed = [t for t in existing if not own or record.files.get(t.name, ()) != signature(t)]
-        refuse_inputs(existing, inputs, [] if known else changed)
-        foreign = changed
+        foreign = [t for t in existing if not own or record.files.get(t.name, ()) != signature(t)]
+        refuse_inputs(existing, inputs, [] if known else foreign)
     if foreign and not (overwrite or known):
         about = f"{path} is a folder with files" if folder else f"{foreign[0]} is a file"
         shown = f" ({foreign[0].name})" if folder else ""

@@ -9,8 +9,7 @@ search fetch inventory   which articles; their files; what changed since
 bucket article_files     what the open bucket answers; names and files inside the folder of an article
 http_client http_body failures server_options   a rate-limited client with retries; bodies up to a limit; their errors
 catalogue catalogue_file   the state of each article; opening the file that records it
-licenses license_grammar   names of licences, and the grammar of a statement
-license_sentences license_holders   whole sentences, and holders of rights, that a statement may have
+licenses license_grammar license_sentences license_holders   names of licences, and what they are read by
 retractions          marks of retraction
 jats jats_text extract   one article of JATS XML; the text of an element; figures and captions of many articles
 panels               compound figures and their captions, divided

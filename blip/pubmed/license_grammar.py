@@ -30,7 +30,8 @@ PORT = "|".join(map(re.escape, sorted([*PORTS, *PLACES], key=len, reverse=True))
 # words are understood in whole sentences alone, which are in `license_sentences.py`
 STATEMENT = """
 a an and are article articles at available conditions deed details distributed dedication freely full generic
-international is it its licence licences license licensed licenses made of paper permits published see terms the this
+international is it its journal licence licences license licensed licenses made of paper permits published see terms
+the this
 under universal unported visit waiver which work
 """
 WORDS = frozenset(STATEMENT.split())
