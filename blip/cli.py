@@ -133,9 +133,10 @@ def convert(
             if to == "blip" and words:
                 load_tokenizer(words).save(target / TOKENIZER)
             written += [] if to == "salesforce" else [name for name in formats.NAMES if (target / name).is_file()]
-        say(f"{len(tensors) - len(left_out)} tensors: {target}")
-        if left_out:
-            say(f"{to} cannot hold {len(left_out)}: {', '.join(sorted(left_out)[:20])}")
+        say(f"{sum(name not in left_out for name in tensors)} tensors: {target}")
+        if left_out:  # settings first: of many tensors not all are listed
+            left_out.sort(key=lambda name: (name in tensors, name))
+            say(f"{to} cannot hold {len(left_out)}: {', '.join(left_out[:20])}")
 
 
 VERBS_OF_ROOMS: tuple[Callable[..., None], ...] = (

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -15,12 +16,15 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from blip.errors import BlipError, InputError
-from blip.files import hidden_beside, write_error, write_whole
+from blip.files import ReadError, WriteError, hidden_beside, read_json, write_error, write_whole
 
 LOCK = ".blip.lock"
+OWNER_BYTES = 4096  # of the file with the name of a lock's holder
+OWNER_SECONDS = 2.0  # how long that name is waited for
 T = TypeVar("T")
 # of gloo and NCCL, when the process at the other end has ended
 LOST = re.compile(r"Connection (closed|reset) by (remote )?peer|Broken pipe|remote process exited|gloo.*connect", re.I)
@@ -207,7 +211,7 @@ def share(count: int) -> tuple[int, int]:
 def locked(folder: str | Path, *, name: str = LOCK) -> Iterator[None]:
     """Within this block no other process can enter a `locked` block of the same folder, which is made if absent.
 
-    The lock ends with the process, however it ends; of a process of this host that is dead it is taken over.
+    The lock ends with the process, however it ends: processes that it forked, such as workers, do not keep it.
 
     Args:
         name: of the lock's file, where one folder has several.
@@ -226,15 +230,14 @@ def locked(folder: str | Path, *, name: str = LOCK) -> Iterator[None]:
     try:
         yield
     finally:
-        owner = _owner_file(folder / name)
         with suppress(OSError):  # the folder may be gone
-            owner.unlink(missing_ok=True)
-        lock.release()
-        if made and os.path.isdir(folder) and set(os.listdir(folder)) <= {name}:  # nothing was written
-            with suppress(OSError):
-                (folder / name).unlink(missing_ok=True)
+            _owner_file(folder / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            if made and set(os.listdir(folder)) <= {name}:  # nothing was written
+                (folder / name).unlink(missing_ok=True)  # while it is held: nobody else can hold a file without a name
                 for place in made:
                     place.rmdir()
+        lock.release()
 
 
 def locked_file(path: Path) -> AbstractContextManager[None]:
@@ -242,36 +245,47 @@ def locked_file(path: Path) -> AbstractContextManager[None]:
     return locked(path.parent, name=hidden_beside(path, ".lock").name)
 
 
+class _Owner(BaseModel):
+    """The process that holds a lock."""
+
+    host: str
+    process: int = Field(gt=0, lt=1 << 31, strict=True)
+
+
 def _acquired(path: Path, place: Path) -> FileLock:
-    for last in (False, True):
-        lock = FileLock(str(path))
-        try:
+    """The lock, which only the system can take from its holder: what lies beside it about its owner may be outdated."""
+    with suppress(FileNotFoundError):
+        found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:  # some versions of filelock empty what they lock
+            raise WriteError(f"{path}, a lock, is a link to another file or no file: remove it")
+    lock, end = FileLock(str(path)), time.monotonic() + OWNER_SECONDS
+    while True:
+        with suppress(Timeout):
             lock.acquire(timeout=0)
-        except Timeout:
-            host, process = _owner(path)
-            if last or host != socket.gethostname() or _alive(process):
-                raise LockedError(
-                    f"{place} is being written by process {process} on {host}: wait for it, or choose another folder"
-                ) from None
-            path.unlink(missing_ok=True)  # a worker of the dead process holds the old file
-        else:
-            write_whole(_owner_file(path), json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
-            return lock
-    raise AssertionError("the second attempt returns or raises")
+            break
+        owner = _owner(path)
+        ended = owner is not None and owner.host == socket.gethostname() and not _alive(owner.process)
+        if (owner and not ended) or time.monotonic() > end:
+            name = f"process {owner.process} on {owner.host}" if owner else "a process that left no name"
+            about = f"a process that belonged to {name}, which has ended" if ended else name
+            raise LockedError(f"{place} is being written by {about}: wait for it, or choose another folder")
+        time.sleep(0.1)  # the holder writes its name a moment after it has the lock
+    try:
+        write_whole(_owner_file(path), json.dumps({"host": socket.gethostname(), "process": os.getpid()}))
+    except BaseException:
+        lock.release()
+        raise
+    return lock
 
 
 def _owner_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _owner(path: Path) -> tuple[str, int]:
-    """(host, process) of a lock; its holder writes them a moment after it has the lock."""
-    for _ in range(20):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            about = json.loads(_owner_file(path).read_text())
-            return str(about["host"]), int(about["process"])
-        time.sleep(0.1)
-    return "an unknown host", 0
+def _owner(path: Path) -> _Owner | None:
+    with suppress(ReadError):
+        return read_json(_owner_file(path), _Owner, OWNER_BYTES)
+    return None
 
 
 def _alive(process: int) -> bool:

@@ -166,10 +166,13 @@ def _adapter(kind: Any) -> TypeAdapter:
 # ---- writing whole files ---------------------------------------------------------------------------------------------
 
 
-def json_text(value: Any, indent: int | None = 1) -> str:
+def json_text(value: Any, indent: int | None = 1, *, allow_nan: bool = True) -> str:
     """A value as JSON, with a line end. Letters stay readable; names of files that are not UTF-8 become escapes, which
-    reading turns back (`os.fsencode` gives the bytes of such a name)."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    reading turns back (`os.fsencode` gives the bytes of such a name).
+
+    Without `allow_nan`, infinite numbers and those that are not a number, which JSON lacks, are a ValueError.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=allow_nan)
     try:
         text.encode()
     except UnicodeEncodeError:  # a lone surrogate stands for a byte that is not UTF-8
@@ -188,8 +191,8 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     partial = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if partial.is_symlink():
-            partial.unlink()  # never through a link to a file elsewhere
+        if os.path.lexists(partial) and not partial.is_dir():
+            partial.unlink()  # never through a link to a file elsewhere, nor into a pipe
         with open(partial, "wb") as file:
             yield file
             file.flush()
@@ -220,6 +223,7 @@ def write_one_of_many(path: Path, content: bytes) -> None:
     partial = hidden_beside(path, f".{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)
         partial.write_bytes(content)
         os.replace(partial, path)
     except OSError as error:

@@ -36,7 +36,7 @@ ENDS = 8 << 20  # bytes at each end of a large file that `signature` reads
 
 def signature(path: Path) -> Signature | None:
     """Size and hash of a file, or None where there is no such file; of a large file, of its first and last 8 MiB."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # nor does one exist whose name is too long
         return None
     size, digest = path.stat().st_size, hashlib.sha256()
     with open(path, "rb") as file:

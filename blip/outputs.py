@@ -66,8 +66,9 @@ class Output:
     def writing(self) -> Iterator[list[str | Path]]:
         """Within this block the output is written; the block adds the files to the list that it gets.
 
-        Without any, that is the output itself. A run that is killed in the block leaves a mark, by which the same
-        command for the same inputs may write here again. After an error the record is as before, unless files changed.
+        Without any, that is the output itself. A run that is killed in the block leaves a mark, which a message tells:
+        nobody knows which of the files that it left the user has changed since. After an error the record is as before,
+        unless files changed.
         """
         record = _record_of(self.path, self.folder)
         if (former := _content(record)) != self.seen:
@@ -78,7 +79,7 @@ class Output:
         try:
             yield files
         except BaseException:
-            with suppress(OSError):
+            with suppress(OSError, WriteError):
                 if former is not None and all(signature(self.place / name) == s for name, s in self.before.items()):
                     write_whole(record, former)
                 elif former is None and not self._occupied():
@@ -153,22 +154,23 @@ def claim_output(
     output = Output(path, command, _hash_of_inputs(inputs), folder)
     output.seen, record = _content(_record_of(path, folder)), _read_record(output)
     own = record.command == command and record.inputs == output.inputs
-    output.own, output.before = own, record.files if own or overwrite else {}
+    ours = {name: kept for name, kept in record.files.items() if folder or name in (path.name, *map(str, names))}
+    output.own, output.before = own, ours if own or overwrite else {}
     if folder:
         _refuse_inputs_in(path, inputs)
-        foreign = _foreign_in(output, names, unfinished=own and record.unfinished, own=own)
+        foreign = _foreign_in(output, names, own=own)
     else:
-        unfinished = own and record.unfinished
         existing = [target for target in targets if os.path.lexists(target)]
         changed = [t for t in existing if not own or record.files.get(t.name, ()) != signature(t)]
-        refuse_inputs(existing, inputs, [] if unfinished or known else changed)
-        foreign = [] if unfinished else changed
+        refuse_inputs(existing, inputs, [] if known else changed)
+        foreign = changed
     if foreign and not (overwrite or known):
         about = f"{path} is a folder with files" if folder else f"{foreign[0]} is a file"
         shown = f" ({foreign[0].name})" if folder else ""
+        stopped = "; a run of it was stopped here" if own and record.unfinished else ""
         raise OutputError(
-            f"{about} that this command did not write for the same inputs{shown}: choose another name, or replace it "
-            "with --overwrite"
+            f"{about} that this command did not write for the same inputs{shown}{stopped}: choose another name, or "
+            "replace it with --overwrite"
         )
     return output
 
@@ -183,11 +185,11 @@ def has_record(path: Path, *, folder: bool = False) -> bool:
     return os.path.lexists(_record_of(path, folder))
 
 
-def _foreign_in(output: Output, names: list[str | Path], *, unfinished: bool, own: bool) -> list[Path]:
+def _foreign_in(output: Output, names: list[str | Path], *, own: bool) -> list[Path]:
     """Files in a folder that keep the command from writing there: any, or beside its own those that have been changed,
     or would be replaced."""
     folder = output.path
-    if unfinished or not _has_files(folder):
+    if not _has_files(folder):
         return []
     if not own:
         return [next(path for path in sorted(folder.iterdir()) if not _HIDDEN.fullmatch(path.name))]
@@ -272,13 +274,13 @@ def _content(record: Path) -> bytes | None:
 
 def _read_record(output: Output) -> _Record:
     """The record of an output, an empty one where there is none that can be used."""
+    real = os.path.realpath(output.place)
     try:
         record = read_json(_record_of(output.path, output.folder), _Record)
-    except ReadError:
+        places = [os.path.realpath(os.path.join(real, name)) for name in record.files]
+    except (ReadError, ValueError):  # ValueError: what cannot be the name of a file
         return _Record()
-    real = os.path.realpath(output.place)
-    outside = [n for n in record.files if os.path.commonpath([real, os.path.realpath(os.path.join(real, n))]) != real]
-    return _Record() if outside else record
+    return record if all(os.path.commonpath([real, place]) == real for place in places) else _Record()
 
 
 def _hash_of_inputs(inputs: list[str | Path]) -> str:

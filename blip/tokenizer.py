@@ -19,8 +19,17 @@ BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 BLIP_SPECIAL = ["[DEC]", "[ENC]"]
 REQUIRED = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 MAX_FILE = 1 << 28  # bytes
-# steps of other families of tokenizers, which end the process where their settings are damaged
-OTHER_FAMILIES = re.compile(r'"type"\s*:\s*"(Precompiled|FixedLength)"')
+# Steps of a tokenizer of BERT's family. Those of others end the process where their settings are damaged, or make
+# texts of any length of a short one.
+STEPS = {
+    "model": ("WordPiece",),
+    "normalizer": ("BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Strip"),
+    "pre_tokenizer": ("BertPreTokenizer", "Whitespace", "WhitespaceSplit", "Punctuation", "Digits"),
+    "post_processor": ("TemplateProcessing", "BertProcessing"),
+    "decoder": ("WordPiece",),
+}
+SEQUENCES = ("normalizers", "pretokenizers", "processors", "decoders")  # the steps of one of type "Sequence"
+MAX_CHARS = 1000  # of a word; the time to divide one grows with its square
 PROBE = "a Lesion of 0.5 mm, na\u00efve \u2603 \u4e2d\u6587"  # also signs that most vocabularies lack
 # BERT's published decoding closes these blanks in the whole text, in this order. The decoder of the `tokenizers`
 # library applies the same rules to one token at a time, where those that span several tokens never match.
@@ -95,11 +104,10 @@ class Tokenizer:
         """Reads the JSON form of the `tokenizers` library, as `save` writes it."""
         text = _text(path)
         try:
-            parse_json(text, dict[str, Any], path)
+            content: dict[str, Any] = parse_json(text, dict[str, Any], path)
         except ReadError as error:
             raise InputError(f"{path} is not a JSON file of the tokenizers library: {error.problem}") from error
-        if other := OTHER_FAMILIES.search(text):
-            raise InputError(f"{path} has a step of type {other[1]}: use a tokenizer of the BERT family")
+        _check_steps(content, str(path))
         with _errors(f"{path} is not a JSON file of the tokenizers library"):
             backend = tokenizers.Tokenizer.from_str(text)
         return cls(backend, str(path))
@@ -111,6 +119,7 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_pretrained(name)
         except Exception as error:  # the library raises bare Exception
             raise InputError(f"could not fetch the tokenizer {name!r} from the Hugging Face hub: {error}") from error
+        _check_steps(parse_json(backend.to_str(), dict[str, Any], name), f"hub:{name}")
         return cls(backend, f"hub:{name}")
 
     @classmethod
@@ -244,6 +253,27 @@ def _text(path: str | Path) -> str:
         raise InputError(f"{path} is not a tokenizer file: {error.problem}") from error
 
 
+def _check_steps(content: dict[str, Any], source: str) -> None:
+    """InputError for a tokenizer of another family than BERT's; what is no tokenizer at all is left to the library."""
+    remedy = "use a tokenizer of the BERT family, in the JSON form of the tokenizers library"
+    model = content.get("model")
+    for part, known in STEPS.items():
+        waiting, kinds = [content.get(part)], []
+        while waiting:
+            step = waiting.pop()
+            if isinstance(step, dict) and step.get("type") == "Sequence":
+                waiting += [one for name in SEQUENCES if isinstance(step.get(name), list) for one in step[name]]
+            elif isinstance(step, dict):
+                kinds.append(step.get("type"))
+        if other := [kind for kind in kinds if kind not in known]:
+            raise InputError(f"{source}: its {part} has a step of type {other[0]}; {remedy}")
+        if model and not kinds and part in ("normalizer", "pre_tokenizer"):
+            raise InputError(f"{source} has no {part}, so that words of texts are not found; {remedy}")
+    longest = model.get("max_input_chars_per_word") if isinstance(model, dict) else None
+    if isinstance(longest, int) and not 1 <= longest <= MAX_CHARS:
+        raise InputError(f"{source}: max_input_chars_per_word is {longest}; it has to be 1 to {MAX_CHARS}")
+
+
 def _check_ids(vocab: dict[str, int], source: str) -> None:
     """InputError where tokens share an id, or ids are far apart: a model has an embedding for each number below."""
     if len(set(vocab.values())) < len(vocab):
@@ -264,10 +294,5 @@ def _errors(source: str) -> Iterator[None]:
 def _usable(error: BaseException, source: str) -> BaseException:
     """The InputError for an error of the library: a bare Exception, or where its own code fails a PanicException, which
     is no Exception. Others, such as that of Ctrl-C, are returned as they are."""
-    if (
-        type(error) is Exception
-        or type(error).__name__ == "PanicException"
-        or isinstance(error, (ValueError, TypeError))
-    ):
-        return InputError(f"{source}: {error}")
-    return error
+    panic = type(error) is Exception or type(error).__name__ == "PanicException"
+    return InputError(f"{source}: {error}") if panic or isinstance(error, (ValueError, TypeError)) else error

@@ -15,6 +15,9 @@ from blip.tokenizer import Tokenizer, load_tokenizer
 SOUND = json.loads(Tokenizer.train(["a large lesion in the left lung", "0.5 mm"], 60)._backend.to_str())
 
 
+GROWING = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}
+
+
 def entry(*place: Any, value: Any) -> Callable[[dict], None]:
     def change(content: dict) -> None:
         *way, last = place
@@ -50,11 +53,22 @@ CHANGED = {
     ),
     "length of zero": (entry("pre_tokenizer", value={"type": "FixedLength", "length": 0}), "FixedLength"),
     "a decoder that panics": (
-        entry("decoder", value={"type": "Strip", "content": "a", "start": 10**9, "stop": 10**9}), "index out of bounds",
+        entry("decoder", value={"type": "Strip", "content": "a", "start": 10**9, "stop": 10**9}), "decoder .* Strip",
     ),
     "a pattern that is none": (
-        entry("normalizer", value={"type": "Replace", "pattern": {"Regex": "("}, "content": ""}), "parenthesis",
+        entry("normalizer", value={"type": "Replace", "pattern": {"Regex": "("}, "content": ""}), "type Replace",
     ),
+    "a text that grows": (entry("normalizer", value={"type": "Sequence", "normalizers": [GROWING] * 3}), "Replace"),
+    "steps within steps": (
+        entry("pre_tokenizer", value={"type": "Sequence", "pretokenizers": [{"type": "Sequence", "pretokenizers": [
+            {"type": "Whitespace"}, {"type": "Metaspace"}]}]}), "pre_tokenizer .* Metaspace",
+    ),
+    "no type": (entry("normalizer", value={"lowercase": True}), "normalizer .* None"),
+    "no normaliser": (entry("normalizer", value=None), "has no normalizer"),
+    "an empty sequence": (entry("pre_tokenizer", value={"type": "Sequence", "pretokenizers": []}), "no pre_tokenizer"),
+    "another model": (entry("model", "type", value="WordLevel"), "model .* WordLevel"),
+    "no word is short enough": (entry("model", "max_input_chars_per_word", value=0), "max_input_chars_per_word is 0"),
+    "words of any length": (entry("model", "max_input_chars_per_word", value=10**9), "max_input_chars_per_word"),
 }  # fmt: skip
 
 
@@ -68,12 +82,21 @@ def test_entries_that_are_wrong(kind: str, tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path / "tokenizer.json"))
 
 
-def test_an_escaped_kind_panics_and_is_refused(tmp_path: Path) -> None:
-    """The name of the kind is hidden from a search in the text."""
+def test_an_escaped_kind_is_refused(tmp_path: Path) -> None:
+    """The name of the kind is not found by a search in the text."""
     content = json.dumps({**SOUND, "pre_tokenizer": {"type": "FixedLength", "length": 0}})
     (tmp_path / "tokenizer.json").write_text(content.replace("FixedLength", "\\u0046ixedLength"))
-    with pytest.raises(InputError, match=r"tokenizer\.json: chunk size must be non-zero"):
+    with pytest.raises(InputError, match=r"tokenizer\.json: its pre_tokenizer has a step of type FixedLength"):
         load_tokenizer(str(tmp_path / "tokenizer.json"))
+
+
+def test_other_steps_of_the_family_are_read(tmp_path: Path) -> None:
+    steps = [{"type": "NFD"}, {"type": "Lowercase"}, {"type": "StripAccents"}]
+    content = {**SOUND, "normalizer": {"type": "Sequence", "normalizers": steps}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "sound.json").write_text(json.dumps(SOUND))
+    read, sound = (load_tokenizer(str(tmp_path / name)) for name in ("tokenizer.json", "sound.json"))
+    assert read.encode(["A Large lesion"], 20) == sound.encode(["A Large lesion"], 20)
 
 
 BERT = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"

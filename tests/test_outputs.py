@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from helpers.running import ROOT
 
 from blip.files import WriteError
-from blip.hashing import fingerprint
+from blip.hashing import fingerprint, signature
 from blip.outputs import LockedError, OutputError, claim_output, locked
 
 
@@ -137,6 +139,37 @@ def test_files_beside_an_output_and_names_in_a_folder(tmp_path: Path) -> None:
         claim_output(tmp_path / "shards", "merge", folder=True, names=["*.tar"])
 
 
+def test_a_foreign_record_beside_a_file_deletes_nothing(tmp_path: Path) -> None:
+    victims = [write(tmp_path / name) for name in ("victim", "sub/victim")]
+    out, record = tmp_path / "o.json", tmp_path / ".o.json.blip.json"
+    with claim_output(out, "caption").writing():
+        write(out)
+    about = json.loads(record.read_text())
+    for name in ("victim", "sub/victim", "./victim", "x" * 5_000, "y/" * 3_000 + "y"):
+        about["files"][name] = signature(victims[0])
+    for overwrite in (False, True):
+        write(record, json.dumps(about))
+        with claim_output(out, "caption", overwrite=overwrite).writing():
+            write(out)
+        assert all(path.exists() for path in victims)
+        assert set(json.loads(record.read_text())["files"]) == {"o.json"}
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 5_000, "y/" * 3_000 + "y", "", "."])
+def test_a_record_with_what_names_no_file(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "shards"
+    with claim_output(folder, "merge", folder=True).writing() as written:
+        write(folder / "0.tar")
+        written += ["0.tar"]
+    record = folder / ".blip.json"
+    about = json.loads(record.read_text())
+    write(record, json.dumps(about | {"files": {name: [1, "a"]} | about["files"]}))
+    with claim_output(folder, "merge", folder=True, overwrite=True).writing() as written:
+        write(folder / "0.tar")
+        written += ["0.tar"]
+    assert list(json.loads(record.read_text())["files"]) == ["0.tar"]
+
+
 def test_a_record_does_not_change_the_fingerprint_of_weights(tmp_path: Path) -> None:
     write(tmp_path / "model.json")
     before = fingerprint(tmp_path)
@@ -180,3 +213,71 @@ def test_a_lock_that_a_child_of_a_dead_process_holds(tmp_path: Path) -> None:
         begin = time.monotonic()
         with locked(tmp_path):
             assert time.monotonic() - begin < 5, "taken over while the child lives"
+
+
+def ended_process() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait(20)
+        return process.pid
+
+
+NUMBERS = ("DEAD", "0", "-1", "true", "1" + "0" * 30, "Infinity", "1e9", '"7"')
+OTHERS = ("", "{", "[" * 100_000, '{"host": 3}', *(f'{{"host": "HOST", "process": {n}}}' for n in NUMBERS))
+
+
+@pytest.mark.parametrize("owner", [*OTHERS, "x" * 5_000, None, "PIPE", "FOLDER"])
+def test_a_lock_is_never_taken_from_a_living_process(tmp_path: Path, owner: str | None, monkeypatch) -> None:
+    """What lies beside it about its holder may be of a former one, damaged, or not there yet."""
+    monkeypatch.setattr("blip.distributed.OWNER_SECONDS", 0.3)
+    command, about = [sys.executable, "-c", HOLD, str(tmp_path)], tmp_path / ".blip.lock.json"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "locked\n"
+        file = (tmp_path / ".blip.lock").stat().st_ino
+        about.unlink()
+        if owner == "PIPE":
+            os.mkfifo(about)
+        elif owner == "FOLDER":
+            about.mkdir()
+        elif owner is not None:
+            about.write_text(owner.replace("HOST", socket.gethostname()).replace("DEAD", str(ended_process())))
+        try:
+            for _ in range(2):
+                with pytest.raises(LockedError, match="is being written by a process that"), locked(tmp_path):
+                    pass
+            assert (tmp_path / ".blip.lock").stat().st_ino == file
+        finally:
+            holder.kill()
+    if owner != "FOLDER":
+        with locked(tmp_path):
+            assert json.loads(about.read_text())["process"] == os.getpid()
+
+
+def test_the_name_of_a_new_holder_is_waited_for(tmp_path: Path) -> None:
+    late = HOLD.replace("with locked", "import blip.distributed as d\nwrite = d.write_whole\n"
+                        "def slow(*a): print('locked', flush=True); time.sleep(1); write(*a)\nd.write_whole = slow\n"
+                        "with locked")  # fmt: skip
+    about = {"host": socket.gethostname(), "process": ended_process()}
+    write(tmp_path / ".blip.lock.json", json.dumps(about))
+    command = [sys.executable, "-c", late, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "locked\n"
+        try:
+            with pytest.raises(LockedError, match=f"by process {holder.pid} on "), locked(tmp_path):
+                pass
+        finally:
+            holder.kill()
+
+
+def test_a_lock_writes_through_no_link(tmp_path: Path) -> None:
+    other = write(tmp_path / "other")
+    for link in (os.symlink, os.link, lambda _, path: os.mkfifo(path)):
+        for name in (".blip.lock.json", "..blip.lock.json.partial", ".blip.lock"):
+            folder = Path(tempfile.mkdtemp(dir=tmp_path))
+            link(other, folder / name)
+            if name == ".blip.lock":
+                with pytest.raises(WriteError, match=r"blip\.lock, a lock, is a link .* remove it"), locked(folder):
+                    pass
+            else:
+                with locked(folder):
+                    pass
+            assert other.read_text() == "mine"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from blip.checkpoints.format import save_tensors
-from blip.files import WriteError, partial_path, rename_whole, write_one_of_many, write_whole
+from blip.files import WriteError, hidden_beside, partial_path, rename_whole, write_one_of_many, write_whole
 
 
 def test_one_of_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +55,16 @@ def test_files_of_the_user_beside_an_output_stay(tmp_path: Path) -> None:
         "out.json.partial": "mine",
         "elsewhere": "mine",
     }
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link, lambda _, path: os.mkfifo(path)])
+def test_nothing_is_written_through_what_lies_in_the_place_of_a_part(tmp_path: Path, link) -> None:
+    other = tmp_path / "elsewhere"
+    other.write_text("mine")
+    for write, ending in ((write_whole, ".partial"), (write_one_of_many, f".{os.getpid()}.partial")):
+        link(other, hidden_beside(tmp_path / "out", ending))
+        write(tmp_path / "out", b"new")
+        assert other.read_text() == "mine" and (tmp_path / "out").read_text() == "new"
 
 
 def test_permissions_follow_the_umask(tmp_path: Path) -> None:

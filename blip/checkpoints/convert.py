@@ -53,6 +53,8 @@ from blip.files import whole_file, write_whole
 from blip.models.factory import TASKS, spec_of
 from blip.models.momentum import NO_ID
 
+# entries of `model.json` that change what a model writes and that other formats lack
+SETTINGS = ("prompt", "answers", "text_cleaning", "max_text_tokens", "max_answer_tokens")
 NAMES = (WEIGHTS, INFO, "config.json", TOKENIZER, "vocab.txt")  # files of the folders that `write` makes
 _BERT_UNUSED = re.compile(r"(pooler|cls\.seq_relationship|cls\.predictions\.decoder)\.|embeddings\.position_ids$")
 _DUAL_ENCODER = {"visual_projection.weight", "text_projection.weight", "logit_scale"}  # of transformers' BlipModel
@@ -106,7 +108,8 @@ def write(
     tokenizer_file: str | Path | None = None,
     hf_class: str | None = None,
 ) -> list[str]:
-    """Writes a checkpoint; returns the names of what the target format cannot hold and is lost.
+    """Writes a checkpoint; returns the names of what the target format cannot hold and is lost: of tensors, and as
+    `model.json: prompt` of settings.
 
     Args:
         path: a folder, or for `salesforce` a file.
@@ -125,10 +128,12 @@ def write(
             if tokenizer_file:
                 write_whole(path / TOKENIZER, Path(tokenizer_file).read_bytes())
         return []
+    settings = [f"{INFO}: {name}" for name in SETTINGS if info.get(name) not in (None, "", [], 0, "none")]
     if to == "salesforce":
-        return _write_salesforce(path, tensors, info["task"]) + ([TOKENIZER] if tokenizer_file else [])
+        return _write_salesforce(path, tensors, info["task"]) + ([TOKENIZER] if tokenizer_file else []) + settings
     if to == "huggingface":
-        return _write_huggingface(path, tensors, info, tokenizer_file=tokenizer_file, hf_class=hf_class)
+        lost = _write_huggingface(path, tensors, info, tokenizer_file=tokenizer_file, hf_class=hf_class)
+        return lost + settings
     raise InputError(f"to is {to!r}; it can be blip, salesforce or huggingface")
 
 
@@ -177,6 +182,7 @@ def read_bert(path: str | Path) -> Tensors:
         if types.dim() != 2 or types.shape[1:] != tensors[positions].shape[1:] or not len(types):
             raise CheckpointError(f"{path}: its token types are {tuple(types.shape)}, which do not fit its positions")
         tensors[positions] = tensors[positions] + types[0]
+        check_numbers({"the sum of positions and token types": tensors[positions]}, path)
     return tensors
 
 

@@ -114,14 +114,15 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def check_numbers(tensors: dict[str, Tensor], path: str | Path) -> None:
-    """CheckpointError unless every weight is a finite floating-point number, and every count or id a whole number."""
+    """CheckpointError unless every weight is a finite number in single precision, in which models compute, and every
+    count or id a whole number."""
     for name, tensor in tensors.items():
         allowed = WHOLE_NUMBERS if COUNTS.search(name) else FLOATS
         if tensor.dtype not in allowed:
             kinds = ", ".join(str(kind).removeprefix("torch.") for kind in allowed)
             raise CheckpointError(f"{path}: {name} is of type {str(tensor.dtype).removeprefix('torch.')}, not {kinds}")
         if tensor.is_floating_point() and not _finite(tensor):
-            bad = int((~tensor.isfinite()).sum())
+            bad = int((~tensor.float().isfinite()).sum())
             raise CheckpointError(
                 f"{path}: {name} holds {bad:,} numbers that are infinite or not a number: the training that wrote it "
                 "had failed, or the file is damaged; take an earlier checkpoint"
@@ -130,8 +131,8 @@ def check_numbers(tensors: dict[str, Tensor], path: str | Path) -> None:
 
 def _finite(tensor: Tensor) -> bool:
     # a sum is finite only if all its terms are; it may overflow, and each term is looked at only then
-    kind = torch.float32 if tensor.itemsize < 4 else tensor.dtype
-    return bool(tensor.sum(dtype=kind).isfinite()) or bool(tensor.isfinite().all())
+    single = tensor.float()  # of double precision, numbers above 3.4e38 become infinite
+    return bool(single.sum().isfinite()) or bool(single.isfinite().all())
 
 
 def load_pickled(path: Path, or_else: str = "is no file of PyTorch weights, or ") -> Any:

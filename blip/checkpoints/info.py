@@ -1,7 +1,7 @@
 """The content of `model.json`: the task, the sizes of each part, and how the model reads images and texts."""
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -77,7 +77,7 @@ class ModelInfo(BaseModel):
     embed_dim: Size | None = None
     max_text_tokens: Limit | None = None
     max_answer_tokens: Limit | None = None
-    text_cleaning: str | None = None
+    text_cleaning: Literal["none", "blip"] | None = None
     prompt: str = ""
     answers: list[str] = []
 

@@ -15,11 +15,16 @@ from typing import IO, Any
 
 MAX_PART = 1 << 28  # bytes of a file that is read
 MAX_PASSED = 1 << 32  # bytes of a file that is passed over; behind a larger one, nothing is looked for
+MAX_END = 1 << 30  # bytes of zeros behind the end mark; tar programs write some thousand
 MAX_HEADER = 1 << 20  # bytes that describe one file
 CHUNK = 1 << 20  # bytes
 NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)  # folders and name, endings
 HIDDEN = re.compile(r"__[^/]*__(/|$)")  # facts about the tar file, as webdataset writes them
 OPENERS: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+
+
+class ContentBehindEnd(tarfile.ReadError):
+    """A tar file that goes on behind its end mark."""
 
 
 @dataclass
@@ -37,7 +42,8 @@ def samples(file: Any, start: int | None = 0) -> Iterator[Stored]:
     `file` is open for reading bytes, and can go back to its start.
 
     Raises:
-        tarfile.TarError: the file ends before its end mark, or holds something else than files with their headers.
+        tarfile.TarError: the file ends before its end mark, goes on behind it, or holds something else than files
+            with their headers.
         OSError, EOFError, ValueError and others: the compression is damaged, or the connection is.
     """
     stream = _Forward(_uncompressed(file))
@@ -85,6 +91,7 @@ def _members(stream: "_Forward") -> Iterator[tuple[tarfile.TarInfo, str]]:
         stream.budget = MAX_HEADER
     if stream.last.strip(b"\0") or len(stream.last) < tarfile.BLOCKSIZE:
         raise tarfile.ReadError("it ends without the end mark of a tar file: it is cut short or damaged")
+    _check_rest(stream)
 
 
 def _content(stream: "_Forward", member: tarfile.TarInfo) -> bytes:
@@ -94,6 +101,21 @@ def _content(stream: "_Forward", member: tarfile.TarInfo) -> bytes:
     if len(content) < member.size:
         raise tarfile.ReadError(f"it ends within {member.name}: it is cut short")
     return content
+
+
+def _check_rest(stream: "_Forward") -> None:
+    """ContentBehindEnd unless zeros alone follow the end mark: files behind it would be left out unnoticed."""
+    end = stream.tell() + MAX_END
+    while True:
+        stream.budget = CHUNK
+        piece = stream.read(CHUNK)
+        if piece.strip(b"\0") or stream.tell() > end:
+            raise ContentBehindEnd(
+                "more follows the end mark of a tar file, as after joining two of them by `cat`: give the two as "
+                "shards of their own, or join them by `tar --concatenate`"
+            )
+        if not piece:
+            return
 
 
 class _Forward:

@@ -21,11 +21,12 @@ from typing import Any
 
 from blip.data.formats import parse_record
 from blip.data.images import ENDINGS
-from blip.data.tar_reader import Digested, Stored, samples
+from blip.data.tar_reader import ContentBehindEnd, Digested, Stored, samples
 from blip.data.tar_sizes import SIZES, UNFINISHED, Count, Shard, TarError, check_length, open_address, recorded
 from blip.errors import BlipError, InputError
 from blip.files import ReadError, parse_json, read_json, whole_file, write_whole
 
+TARS = (".tar", ".tar.gz")  # endings of shards
 TEXTS = ("txt", "text", "caption")  # endings of a caption alone
 OTHER_SIZES = f"{SIZES} belongs to other shards, or this one is damaged: write them anew, or remove {SIZES}"
 MAX_CAPTION = 1_000_000  # characters
@@ -76,11 +77,11 @@ class Raw:
 
 
 def is_tar_address(path: str) -> bool:
-    """Whether training data at `path` are webdataset shards: .tar files, a folder of them, or a remote address."""
-    if "://" in path or re.search(r"\.tar(\.gz)?$", path):
+    """Whether training data at `path` are webdataset shards: `TARS`, a folder of them, or a remote address."""
+    if "://" in path or path.endswith(TARS):
         return True
     folder = Path(path)
-    return folder.is_dir() and any(folder.glob("*.tar"))
+    return folder.is_dir() and any(child.name.endswith(TARS) for child in folder.iterdir())
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -140,10 +141,12 @@ class TarShards:
             yield Raw(first + number, "", {}, problem)
 
     def _check_end(self, shard: int, found: Iterator[Stored], digest: Any) -> None:
-        """TarError unless a shard has no more samples than its count, and its hash."""
+        """TarError unless a shard has no more samples than its count, nothing behind its end mark, and its hash."""
         address = self.addresses[shard]
         try:
             more = next(found, None)
+        except TarError:
+            raise
         except Exception:  # what follows the last sample does not matter
             return
         if more is not None:
@@ -187,7 +190,7 @@ def _expand(address: str) -> list[str]:
         try:
             system, path = url_to_fs(one)
             if system.isdir(path):
-                paths = sorted(p for p in system.glob(f"{path.rstrip('/')}/*") if p.endswith((".tar", ".tar.gz")))
+                paths = sorted(p for p in system.glob(f"{path.rstrip('/')}/*") if p.endswith(TARS))
             else:
                 paths = sorted(system.glob(path)) if "*" in path else [path] if system.exists(path) else []
         except (OSError, ValueError, ImportError) as error:
@@ -221,10 +224,16 @@ def _known(addresses: list[str], known: Path | None) -> dict[str, Shard]:
 
 
 def _samples(address: str, start: int | None = None, digest: Any = None) -> Iterator[Stored]:
-    """The samples of a shard from `start` on, None: without their content; `digest` gets all bytes of the shard."""
+    """The samples of a shard from `start` on, None: without their content; `digest` gets all bytes of the shard.
+
+    TarError where it goes on behind its end mark.
+    """
     with open_address(address) as file:
         whole = Digested(file, digest)
-        yield from samples(whole if digest else file, start)
+        try:
+            yield from samples(whole if digest else file, start)
+        except ContentBehindEnd as error:
+            raise TarError(f"{address}: {error}") from None
         whole.finish()
 
 

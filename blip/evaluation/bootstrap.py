@@ -21,9 +21,10 @@ from blip.evaluation.quantiles import NORMAL, student_quantile
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]  # sums (R, K) -> scores (R,)
 
-# Both were chosen by measured coverage. The weight, in right answers (or wrong ones, where these are fewer), of the
-# assumption that all answers of a group agree: with none, nothing else is known of them.
+# PRIOR and LEAST_EFFECT were chosen by measured coverage. The weight, in right answers (or wrong ones, where these are
+# fewer), of the assumption that all answers of a group agree: with none, nothing else is known of them.
 PRIOR = 0.2
+ROUNDING = 1e-12  # of equal values: what they vary beside right and wrong answers of their mean
 LEAST_EFFECT = 0.7  # of groups on a mean: estimates from few groups are often too low
 
 
@@ -130,14 +131,19 @@ def share_bounds(per_group: Floats, mean: float, variance: float, *, level: floa
     multiplied by the ratio of Student's quantile to the normal one, since few groups show it imprecisely. Without
     groups the interval is Wilson's.
 
+    Equal values show no variance to estimate; they count as right answers do that are all right: each group is about
+    one observation. The interval of three values of .5 is that of 1.5 right answers of 3.
+
     Args:
         per_group: (G, 2) sum and number of the values of each group.
         mean, variance: of the N values.
         level: how often the bounds enclose the true mean.
     """
     count, size = float(per_group[:, 1].sum()), len(per_group)
-    if size == 1 or (variance == 0 and 0 < mean < 1):
+    if size == 1:
         return mean, mean
+    if variance <= ROUNDING * mean * (1 - mean):
+        variance = 0.0
     alike = float((per_group[:, 1] ** 2).sum()) / count  # the design effect of groups whose answers all agree
     effect, steadier = alike, 1.0
     if variance > 0 and size < count:

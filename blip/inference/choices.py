@@ -1,7 +1,7 @@
 """A list of answers to choose from, prepared once for all questions."""
 
 from blip.errors import InputError
-from blip.inference.results import Answer
+from blip.inference.results import Answer, finite
 from blip.models.answer_tree import AnswerTree
 from blip.models.ranking import distinct_answers, rank_answers
 from blip.network.cross_attention import ProjectedKeys
@@ -28,7 +28,7 @@ class AnswerChoices:
         """The likeliest answer to each question of `keys`; `k` candidates are scored whole."""
         ranked = rank_answers(decoder, keys, self.tree, k=k)
         answers = []
-        for row, probabilities in zip(ranked.answers.tolist(), ranked.probabilities.tolist(), strict=True):
+        for row, probabilities in zip(ranked.answers.tolist(), finite(ranked.probabilities).tolist(), strict=True):
             candidates = [(self.texts[i], p) for i, p in zip(row, probabilities, strict=True)]
             answers.append(Answer(*candidates[0], candidates))
         return answers

@@ -116,10 +116,10 @@ def show(rows: Iterable[dict[str, Any]], out: Path | None, as_json: bool) -> int
     for problem in problems:
         Console(stderr=True).print(printable(problem), style="yellow", markup=False, highlight=False, soft_wrap=True)
     if out is not None:
-        write_whole(out, json_text(good))
+        write_whole(out, json_text(good, allow_nan=False))
         print(printable(f"{len(good)} rows: {out}"))
     elif as_json:
-        text = json_text(good).rstrip("\n")
+        text = json_text(good, allow_nan=False).rstrip("\n")
         print(text if printable(text) == text else json.dumps(good, indent=1))
     elif good:
         names = [name for name in good[0] if not isinstance(good[0][name], list)]

@@ -1,4 +1,4 @@
-"""Gradients on request: a predictor computes none, except inside its `gradients` block."""
+"""Gradients on request: a predictor computes none, except inside its `gradients` block. Results are finite numbers."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
+
+from blip.inference.results import finite
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -32,11 +34,17 @@ class GradientsOnRequest:
 
 
 def gradients_on_request(method: Method) -> Method:
-    """A method of a `GradientsOnRequest` that computes gradients only inside its `gradients` block."""
+    """A method of a `GradientsOnRequest` that computes gradients only inside its `gradients` block.
+
+    Its results are checked as in `finite`.
+    """
 
     @functools.wraps(method)
     def run(self: GradientsOnRequest, *args: Any, **kwargs: Any) -> Any:
         with torch.set_grad_enabled(self.differentiable):
-            return method(self, *args, **kwargs)
+            results = method(self, *args, **kwargs)
+        for values in results if isinstance(results, tuple) else (results,):
+            finite(values)
+        return results
 
     return cast(Method, run)

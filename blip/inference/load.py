@@ -9,7 +9,15 @@ from torch import Tensor
 from blip.checkpoints import convert
 from blip.checkpoints.adapter_files import ADAPTER_INFO, adapter_info, is_adapter, load_adapter
 from blip.checkpoints.adapters import merge
-from blip.checkpoints.format import INFO, CheckpointError, check_fit, find_tokenizer, load_strict, unique_state
+from blip.checkpoints.format import (
+    INFO,
+    CheckpointError,
+    check_fit,
+    check_numbers,
+    find_tokenizer,
+    load_strict,
+    unique_state,
+)
 from blip.checkpoints.info import MAX_SIDE, read_info
 from blip.checkpoints.initialize import Source, adopt
 from blip.errors import InputError
@@ -125,7 +133,9 @@ def _with_adapter(
     adopt(model, info["task"], source, vit=vit)
     load_adapter(model, folder)
     merge(model)
-    return unique_state(model), info, tokenizer
+    merged = unique_state(model)
+    check_numbers(merged, f"{folder} merged with {base}")
+    return merged, info, tokenizer
 
 
 def _info_of_adapter(folder: Path, about: dict) -> dict:

@@ -11,6 +11,7 @@ from torch import Tensor
 from blip.errors import InputError
 from blip.inference.inputs import ImageInput
 from blip.inference.predictor import Predictor
+from blip.inference.results import finite
 from blip.models.matching import match_logits
 from blip.models.momentum import Matcher, unit_features
 from blip.network.cross_attention import ImageKeys
@@ -68,7 +69,7 @@ def match_states(model: Matcher, states: Tensor, ids: Tensor, *, lengths: Tensor
     cosines = (image_features * text_features.unflatten(0, (-1, count))).sum(dim=2)  # (B, c)
     keys = model.text_encoder.keys_or_states(states, tokens=count * ids.shape[1])
     logits = match_logits(model.text_encoder, model.itm_head, with_first(ids, enc_id), lengths=lengths, keys=keys)
-    return logits.float().softmax(dim=1)[:, 1], cosines.flatten()
+    return finite(logits.float().softmax(dim=1)[:, 1]), finite(cosines.flatten())
 
 
 def caption_log_probs(m: Predictor, images: Sequence[ImageInput], captions: Sequence[str]) -> Tensor:
@@ -102,4 +103,4 @@ def _log_probs(m: Predictor, decoder: TextDecoder, ids: Tensor, *, lengths: Tens
     values = rows.unpack(decoder.head(decoder(ids, rows, keys)).float().log_softmax(dim=-1))  # (R, T, V)
     each = values[:, :-1].gather(2, ids[:, 1:, None]).squeeze(2)
     after_end = torch.arange(1, ids.shape[1]) >= lengths[:, None]
-    return each.masked_fill(after_end.to(ids.device), 0.0)
+    return finite(each.masked_fill(after_end.to(ids.device), 0.0))

@@ -106,7 +106,11 @@ def constrained(logits: Tensor, texts: Tensor, new: int, *, decoding: Decoding, 
 
 
 def draw(scores: Tensor, decoding: Decoding, generator: torch.Generator | None) -> Tensor:
-    """A token for each row (R,), drawn from the soft-max of scores (R, V)."""
+    """A token for each row (R,), drawn from the soft-max of scores (R, V).
+
+    Raises:
+        InputError: scores are not numbers; torch would end the process on a GPU.
+    """
     scores = scores / decoding.temperature
     if 0 < decoding.top_k < scores.shape[1]:
         least = scores.topk(decoding.top_k, dim=1).values[:, -1:]
@@ -118,6 +122,8 @@ def draw(scores: Tensor, decoding: Decoding, generator: torch.Generator | None) 
         ordered = ordered.masked_fill(before >= decoding.top_p, NEVER)
         scores = torch.empty_like(scores).scatter_(1, order, ordered)
     probabilities = scores.softmax(dim=1)
+    if bool(probabilities.sum().isnan()):
+        raise InputError("the scores of the next token are not numbers: the model's weights are too large or damaged")
     if generator is None:
         return probabilities.multinomial(1).squeeze(1)
     device = generator.device  # a generator of the CPU gives the same samples whatever device the model runs on

@@ -3,15 +3,15 @@
 Everything that a server answers is checked here: names that stay in their folder, numbers, types and lengths.
 """
 
-import json
 import re
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from lxml import etree
 from pydantic import BaseModel, Field, ValidationError
 
 from blip.data.images import ENDINGS
+from blip.files import ReadError, parse_json
 from blip.pubmed.article_files import XML, is_file_name
 from blip.pubmed.catalogue import Catalogue, File, is_pmcid
 from blip.pubmed.failures import FetchError
@@ -26,6 +26,8 @@ Url = Annotated[str, Field(max_length=2000)]
 class Metadata(BaseModel):
     """What is read of the metadata of a version; licence and retraction have grammars of their own."""
 
+    pmcid: str | None = Field(None, max_length=100)
+    version: int | None = None
     xml_url: Url
     media_urls: list[Url] | None = Field(None, max_length=5000)
 
@@ -67,16 +69,21 @@ def describe(catalogue: Catalogue, client: Client, pmcid: str, *, bucket: str) -
     version = max(versions)
     body, etag = client.get_tagged(f"{bucket}metadata/{pmcid}.{version}.json")
     try:
-        about = json.loads(body)
+        about = parse_json(body, dict[str, Any], pmcid)
         metadata = Metadata.model_validate(about)
         urls = [metadata.xml_url, *(url for url in metadata.media_urls or [] if is_image(url))]
         files = [file_of(url) for url in urls]
+    except ReadError as error:
+        raise FetchError(f"its metadata cannot be read ({error.problem})") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
         raise FetchError(f"its metadata cannot be read ({where}: {first['msg']})") from None
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise FetchError(f"its metadata cannot be read ({error!r})") from None
+    for name, stated, asked in (("pmcid", metadata.pmcid, pmcid), ("version", metadata.version, version)):
+        if stated not in (None, asked):
+            raise FetchError(f"its metadata are those of {name} {stated}, not of {asked}")
     if not files[0].name.lower().endswith(XML):
         raise FetchError(f"its metadata name {files[0].name!r} as its XML", lasting=True)
     retracted, note = is_retracted(about, "is_retracted")

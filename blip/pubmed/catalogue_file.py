@@ -4,12 +4,12 @@ A locked, damaged, newer, foreign or empty file has a message of its own. Whatev
 and the file stay as they are.
 """
 
-import json
 import sqlite3
 from pathlib import Path
 from typing import Any
 
 from blip.errors import BlipError
+from blip.files import ReadError, parse_json
 from blip.pubmed.licenses import UNKNOWN, short_license
 from blip.pubmed.retractions import is_retracted
 
@@ -63,7 +63,7 @@ def open_catalogue(path: Path, create: bool) -> sqlite3.Connection:
         db.execute("PRAGMA trusted_schema = OFF")
         _check(db, path)
         db.execute("PRAGMA journal_mode = WAL")
-        _bring_up_to_date(db)
+        _bring_up_to_date(db, path)
         return db
     except BaseException as error:
         if db is not None:
@@ -112,7 +112,7 @@ def _pragma(db: sqlite3.Connection, name: str) -> int:
     return int(db.execute(f"PRAGMA {name}").fetchone()[0])
 
 
-def _bring_up_to_date(db: sqlite3.Connection) -> None:
+def _bring_up_to_date(db: sqlite3.Connection, path: Path) -> None:
     """Makes the tables that are missing; in a catalogue of version 0, licences and retractions are read anew."""
     if _pragma(db, "user_version") == VERSION:
         return
@@ -123,7 +123,7 @@ def _bring_up_to_date(db: sqlite3.Connection) -> None:
                 db.execute(statement)
             # what an earlier version fetched is what it wrote
             db.execute("INSERT OR IGNORE INTO written SELECT pmcid, name, md5 FROM files WHERE done")
-            _read_anew(db)
+            _read_anew(db, path)
             db.execute(f"PRAGMA application_id = {OURS}")
             db.execute(f"PRAGMA user_version = {VERSION}")
     except BaseException:
@@ -132,13 +132,13 @@ def _bring_up_to_date(db: sqlite3.Connection) -> None:
     db.execute("COMMIT")
 
 
-def _read_anew(db: sqlite3.Connection) -> None:
+def _read_anew(db: sqlite3.Connection, path: Path) -> None:
     """Licences and retractions of described articles, which earlier versions took for open too often."""
     for pmcid, text in db.execute("SELECT pmcid, about FROM articles WHERE about != '{}'").fetchall():
         try:
-            about: dict[str, Any] = json.loads(text)
+            about = parse_json(text, dict[str, Any], path, place=pmcid)
             license, (retracted, _) = short_license(about.get("license_code")), is_retracted(about, "is_retracted")
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (ReadError, TypeError, AttributeError):
             license, retracted = UNKNOWN, True
         values = (license, retracted, pmcid)
         db.execute("UPDATE articles SET license = ?, retracted = ? WHERE pmcid = ?", values)

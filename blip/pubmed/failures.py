@@ -16,6 +16,10 @@ class FetchError(BlipError):
         self.lasting, self.shared = lasting, shared
 
 
+class Absent(FetchError):
+    """The server says that nothing exists at an address (404 or 410)."""
+
+
 class OddRecord(FetchError):
     """What a catalogue records of one article cannot be used."""
 

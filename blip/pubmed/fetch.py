@@ -18,7 +18,7 @@ from blip.pubmed.article_files import article_folder, claim, has_md5, remove_oth
 from blip.pubmed.bucket import BUCKET, NotInBucket, base, describe, is_image
 from blip.pubmed.catalogue import Catalogue, Entry, File
 from blip.pubmed.catalogue_file import CatalogueError
-from blip.pubmed.failures import FetchError, OddRecord
+from blip.pubmed.failures import Absent, FetchError, OddRecord
 from blip.pubmed.http_body import Limits
 from blip.pubmed.http_client import Client, Mismatch, RetryPolicy
 from blip.pubmed.licenses import selected_families
@@ -190,15 +190,20 @@ class _Run:
         return True
 
     def _files(self, entry: Entry) -> None:
-        """The files of an article that are missing; an image that does not exist is recorded and left out."""
+        """The files of an article that are missing; an image that does not exist is recorded and left out.
+
+        Raises:
+            FetchError: a file cannot be had, such as one above a limit. The article is not done without it: a later
+                fetch, with another limit, asks again.
+        """
         folder = article_folder(self.catalogue.folder, entry.pmcid)
         missing = [file for file in entry.files if not file.done]
         claim(self.catalogue, entry.pmcid, folder, files=missing)
         for file in missing:
             try:
                 size = self._file(entry.pmcid, file, folder)
-            except FetchError as error:
-                if not error.lasting or not is_image(file.name):
+            except Absent:
+                if not is_image(file.name):
                     raise
                 continue
             self._count(files=1, bytes=size)

@@ -43,7 +43,9 @@ async def pieces(response: httpx.Response, most: float, ratio: float) -> AsyncIt
     Raises:
         TooLarge: one of these is exceeded. FetchError: it is compressed in another way than gzip, or damaged.
     """
-    where, coding = str(response.url), response.headers.get("Content-Encoding", "").strip().lower()
+    # the query may hold the key of a user
+    where = str(response.url.copy_with(query=None, fragment=None))
+    coding = response.headers.get("Content-Encoding", "").strip().lower()
     declared = response.headers.get("Content-Length", "")
     if declared.isascii() and declared.isdigit() and (len(declared) > 15 or int(declared) > most):
         raise _too_large(where, most)
@@ -65,7 +67,8 @@ async def pieces(response: httpx.Response, most: float, ratio: float) -> AsyncIt
 
 
 def _too_large(where: str, most: float) -> TooLarge:
-    return TooLarge(f"{where}: larger than the limit of {most / 1e6:g} MB", lasting=True)
+    return TooLarge(f"{where}: larger than the limit of {most / 1e6:g} MB; raise --max_mb (files) or --max_answer_mb",
+                    lasting=True)  # fmt: skip
 
 
 class Unpacker:

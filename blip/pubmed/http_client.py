@@ -14,6 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -25,12 +26,13 @@ import httpx
 
 from blip.errors import InputError
 from blip.files import whole_file
-from blip.pubmed.failures import FetchError
+from blip.pubmed.failures import Absent, FetchError
 from blip.pubmed.http_body import Limits, pieces
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 TEMPORARY = {408, 425, 429, 500, 502, 503, 504}  # status codes after which a request may succeed later
+ABSENT = (404, 410)  # status codes of what does not exist
 OVERLOADED = (429, 503)  # status codes after which all threads wait
 REDIRECTIONS = 5
 CLOSING = 5.0  # seconds for the connections to close
@@ -183,7 +185,8 @@ class Client:
             try:
                 return use(lambda take, most: self._exchange(url, params, take, most=most))
             except _Refused as refused:
-                error = FetchError(str(refused), lasting=refused.lasting, shared=True)
+                kind = Absent if refused.status in ABSENT else FetchError
+                error = kind(str(refused), lasting=kind is Absent, shared=True)
                 if refused.status not in TEMPORARY:
                     raise error from None
                 delay = max(delay, refused.wait)
@@ -193,8 +196,8 @@ class Client:
                 raise FetchError(f"{url}: no address ({wrong})", lasting=True, shared=True) from None
             except httpx.HTTPError as broken:  # the body was cut short, the server is silent or refuses
                 error = FetchError(f"{url}: {type(broken).__name__} {broken}".rstrip(), shared=True)
-            except (TooSlow, UnicodeError) as odd:  # repeated, it would take as long again, or be as odd
-                raise odd if isinstance(odd, TooSlow) else FetchError(f"{url}: {odd}", lasting=True) from None
+            except TooSlow:  # repeated, it would take as long again
+                raise
             except FetchError as wrong:
                 if wrong.lasting or self.stop.is_set():
                     raise
@@ -222,7 +225,8 @@ class Client:
         if self.stop.is_set():
             raise FetchError(f"{url}: stopped", shared=True)
         try:
-            async with asyncio.timeout(self.limits.seconds), self.http.stream("GET", url, params=params) as response:
+            async with asyncio.timeout(self.limits.seconds), AsyncExitStack() as stack:
+                response = await self._sent(url, params, stack)
                 if response.status_code != 200:
                     raise _Refused(url, response, self.limits.longest_wait)
                 async for piece in pieces(response, most, self.limits.ratio):
@@ -230,6 +234,23 @@ class Client:
                 return response
         except TimeoutError:
             raise TooSlow(f"{url}: not complete after {self.limits.seconds:g} seconds", shared=True) from None
+
+    async def _sent(self, url: str, params: dict[str, Any] | None, stack: AsyncExitStack) -> httpx.Response:
+        """The head of an answer, after redirections.
+
+        Raises:
+            FetchError: an address is one that the layers below httpx cannot use, for which they have any exception.
+        """
+        try:
+            return await stack.enter_async_context(self.http.stream("GET", url, params=params))
+        except (httpx.HTTPError, httpx.InvalidURL):
+            raise
+        except Exception as error:
+            odd: BaseException = error
+            while isinstance(odd, BaseExceptionGroup):
+                odd = odd.exceptions[0]
+            problem = f"it, or where it leads to, is no address ({type(odd).__name__}: {odd})"
+            raise FetchError(f"{url}: {problem}", lasting=True, shared=True) from error
 
 
 Send = Callable[[Callable[[bytes], object], float], httpx.Response]  # (what takes the body, bytes at most)
@@ -241,7 +262,6 @@ class _Refused(Exception):
     def __init__(self, url: str, response: httpx.Response, longest_wait: float) -> None:
         self.status = response.status_code
         super().__init__(f"{url}: the server answers {self.status} {response.reason_phrase}")
-        self.lasting = self.status in (404, 410)
         self.wait = retry_after(response.headers.get("Retry-After", ""), longest_wait)
 
 

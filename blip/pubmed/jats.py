@@ -165,20 +165,26 @@ def _author(person: Element) -> str:
 
 
 def _license(meta: Element, texts: Texts) -> tuple[str, str]:
-    """(short name, wording) of the licence in `permissions`, by its links, which the wording may not contradict."""
+    """(short name, wording) of the licence in `permissions`, by its links; all of its words are read."""
     links: list[str] = []
     terms: list[str] = []
     holders: list[str] = []
     words: list[str] = []
     for permissions in meta.findall("permissions"):
-        for part in permissions.iter("license-p", "p", "copyright-statement"):
-            words.append(texts.of(part))
-            (holders if part.tag == "copyright-statement" else terms).append(words[-1])
         for part in permissions.iter():
             links += [part.get(HREF, "")]
             links += [part.text or ""] if isinstance(part.tag, str) and part.tag.endswith("license_ref") else []
-    text = " ".join(words)
-    return article_license(links, " ".join(terms), " ".join(holders)) or (UNKNOWN if text else ""), text
+        etree.strip_elements(permissions, "{*}license_ref", "license_ref", with_tail=False)
+        terms.append(permissions.text or "")
+        for part in permissions:
+            text = texts.of(part)
+            (holders if str(part.tag).startswith("copyright-") else terms).append(text)
+            words += [text] if part.tag not in ("copyright-year", "copyright-holder") else []
+            terms.append(part.tail or "")
+    text = " ".join(filter(None, words))
+    kinds = [kind for part in meta.iterfind("permissions//license") if (kind := part.get("license-type"))]
+    name = article_license(links, " ".join(terms), ". ".join(filter(None, holders)), kinds=kinds)
+    return name or (UNKNOWN if text else ""), text
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------

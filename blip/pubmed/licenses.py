@@ -11,12 +11,11 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import NamedTuple
 
 from blip.errors import InputError
 from blip.pubmed.license_grammar import (
     DATA_WAIVER,
-    KNOWN_SENTENCES,
-    LIMITS,
     LINK,
     PART,
     RESTRICTIONS,
@@ -24,6 +23,8 @@ from blip.pubmed.license_grammar import (
     VERSIONS,
     WORDS,
 )
+from blip.pubmed.license_holders import only_names, parted
+from blip.pubmed.license_sentences import SENTENCE
 
 # family -> (terms in short, address of its text)
 FAMILIES = {
@@ -79,45 +80,52 @@ def license_name(text: str) -> str:
     return "" if reserved else UNKNOWN
 
 
-def article_license(links: Iterable[str], statement: str, holder: str = "") -> str:
-    """The name of an article's licence, by its links to Creative Commons, which its words may not contradict.
+def article_license(links: Iterable[str], statement: str, holder: str = "", *, kinds: Iterable[str] = ()) -> str:
+    """The name of an article's licence, by its links to Creative Commons, beside which all words must be understood.
 
     Args:
         links: addresses in its permissions; those of other places count for nothing.
         statement: its words on the licence.
-        holder: its words on the copyright.
+        holder: its words on the copyright: names, and what follows them on the licence.
+        kinds: what the attributes call the licence, such as open-access or cc-by.
     """
     if max(len(statement), len(holder)) > LONGEST:
         return UNKNOWN
+    holder, more = parted(holder)
+    statement = f"{statement} {more}".strip()
     named = license_name(statement)
     found = [LINK.fullmatch(_plain(link)) for link in links if "creativecommons" in _plain(link[:LONGEST])]
     parsed = [link and _of_link(link) for link in found]
     if None in parsed:
         return UNKNOWN
     names = {name for name in parsed if name}
-    plain = _plain(statement)
-    if DATA_WAIVER.search(plain) and len({family for family, _ in names}) > 1:
+    if DATA_WAIVER.search(_plain(statement)):
         names = {name for name in names if name[0] != "CC0"}  # of the data
-    if "reserved" in _plain(holder):
+    if not only_names(holder):
         return UNKNOWN if names or named else ""
-    if not names:
+    if names:
+        families = {family for family, _ in names}
+        versions = {version for _, version in names if version}
+        named = "-".join([families.pop(), *(versions if len(versions) == 1 else ())]) if len(families) == 1 else UNKNOWN
+    family = short_license(named)
+    if family not in FAMILIES:
         return named
-    family = {family for family, _ in names}.pop()
-    if len({family for family, _ in names}) > 1:
-        return UNKNOWN
-    versions = {version for _, version in names if version}
-    name = f"{family}-{versions.pop()}" if len(versions) == 1 else family
-    if named not in ("", UNKNOWN):
-        return name if short_license(named) == family else UNKNOWN
-    return UNKNOWN if _contradicts(KNOWN_SENTENCES.sub(" ", DATA_WAIVER.sub(" ", plain)), family) else name
+    agree = _agrees(statement, family) and all(_kind_agrees(kind, family) for kind in kinds)
+    return named if agree else UNKNOWN
 
 
-def _contradicts(statement: str, family: str) -> bool:
-    """Whether words that do not parse restrict more than a licence does."""
-    said = {part for part, words in RESTRICTIONS.items() if re.search(rf"(?<![a-z])(?:{words})", statement)}
-    if said - set(family.split("-")):
-        return True
-    return "NC" not in family.split("-") and LIMITS.search(statement) is not None
+def _agrees(statement: str, family: str) -> bool:
+    """Whether all words are understood, name no other licence and restrict no more than this one."""
+    read = _read(statement)
+    if read is None or read.restrictions - set(family.split("-")):
+        return False
+    named = _one_name(read)
+    return named[0] == family if named else not read.names
+
+
+def _kind_agrees(kind: str, family: str) -> bool:
+    plain = re.sub(r"[\s_-]+", "", _plain(kind))
+    return plain in ("", "openaccess", "oa", "open", "cc", "creativecommons") or _agrees(kind, family)
 
 
 def selected_families(names: Iterable[str]) -> frozenset[str]:
@@ -149,31 +157,58 @@ def _plain(text: str) -> str:
     return " ".join(plain.replace("\u2019", "'").lower().split())
 
 
-def _parse(text: str) -> tuple[str, str] | None:
-    """(family, version or "") of a text that consists of known parts alone, else None."""
+class Read(NamedTuple):
+    """What a text names that is understood completely."""
+
+    names: set[str]
+    versions: set[str]
+    restrictions: set[str]
+
+
+def _read(text: str) -> Read | None:
+    """What a text names that consists of known parts alone, else None."""
     if len(text) > LONGEST:
         return None
-    plain = KNOWN_SENTENCES.sub(" ", DATA_WAIVER.sub(" ", _plain(text)))
-    names: set[str] = set()
-    versions: set[str] = set()
-    restrictions: set[str] = set()
-    at = 0
+    plain, read, at, titled = _plain(text), Read(set(), set(), set()), 0, False
     while at < len(plain):
+        if known := DATA_WAIVER.match(plain, at) or SENTENCE.match(plain, at):
+            read.restrictions.update(_restrictions(known) if known.re is SENTENCE else ())
+            at = known.end()
+            continue
         token = TOKEN.match(plain, at)
         if token is None or (token["word"] and token["word"] not in WORDS):
             return None
         at = token.end()
+        titled = titled or bool(token["title"])
         if token["more"]:
-            restrictions.add(next(p for p, words in RESTRICTIONS.items() if re.fullmatch(words, token["more"])))
+            read.restrictions.update(p for p, words in RESTRICTIONS.items() if re.fullmatch(words, token["more"]))
         elif token["link"] or token["code"] or token["zero"] or token["public"]:
             name = _of_token(token)
             if name is None:
                 return None
-            names.add(name[0])
-            versions.update(filter(None, [name[1]]))
-    if len(names) != 1 or len(versions) > 1:
+            read.names.add(name[0])
+            read.versions.update(filter(None, [name[1]]))
+    return None if titled and "CC0" in read.names else read
+
+
+def _restrictions(sentence: re.Match[str]) -> set[str]:
+    """The restrictions that a known sentence speaks of."""
+    said = {part for part, words in RESTRICTIONS.items() if re.search(rf"(?<![a-z])(?:{words})", sentence[0])}
+    more = (sentence.lastgroup or "").upper().split("_")
+    return said | (set(more) & set(RESTRICTIONS)) | ({"SA"} if "under the identical terms" in sentence[0] else set())
+
+
+def _one_name(read: Read) -> tuple[str, str] | None:
+    """(family, version or "") of the one licence that was read, None for none, several and one that there is not."""
+    if len(read.names) != 1 or len(read.versions) > 1:
         return None
-    return _restricted(names.pop(), restrictions, "".join(versions))
+    return _restricted(next(iter(read.names)), read.restrictions, "".join(read.versions))
+
+
+def _parse(text: str) -> tuple[str, str] | None:
+    """(family, version or "") of a text that consists of known parts alone, else None."""
+    read = _read(text)
+    return _one_name(read) if read else None
 
 
 def _of_token(token: re.Match[str]) -> tuple[str, str] | None:

@@ -135,6 +135,7 @@ class ExtractFile(TypedDict):
 
 
 def read(path: Path, kind: Any) -> Iterator[tuple[int, Line]]:
-    """(its number from 0, the line) of each line; ReadError where one is damaged or of another kind."""
+    """(its number from 0, the line) of each that is not blank; ReadError where one is damaged or of another kind."""
     for number, raw, _ in raw_lines(path):
-        yield number - 1, parse_json(raw, kind, path, place=f"line {number}")
+        if raw.strip():
+            yield number - 1, parse_json(raw, kind, path, place=f"line {number}")

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ def write_report(
         problems=[text for stage in (*stages.values(), built) for text in stage["problems"]][:FAILURES],
         pairs=list(_pairs(dataset, pairs, rng, limits=limits)),
         pairs_file=pairs_file,
-        figures=list(_figures(pairs_file, figures, rng, limits=limits)) if pairs_file.is_file() else None,
+        figures=list(_figures(pairs_file, figures, rng, limits=limits)) if os.path.isfile(pairs_file) else None,
     )
     write_page(out, content)
 
@@ -67,7 +68,8 @@ def write_report(
 def _summaries(pairs: Path) -> dict[str, Any]:
     """Summaries of the stages before the build, as far as their files still exist."""
     found: dict[str, Any] = {}
-    while (path := pairs.with_name(f"{pairs.name}.summary.json")).is_file():
+    # `is_file` of a path raises an error where its name is too long
+    while pairs.name and os.path.isfile(path := pairs.with_name(f"{pairs.name}.summary.json")):
         summary = read_json(path, dict[str, Any])
         step = "split" if "why_whole" in summary else "extract"
         if step in found:  # files that name one another

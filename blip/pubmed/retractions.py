@@ -1,13 +1,38 @@
 """Marks of retraction in metadata and lines: what is not understood counts as retracted."""
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 NO, YES = ("false", "no", "0"), ("true", "yes", "1")
-MARK = re.compile(r"retract|withdr[ae]w|removal", re.IGNORECASE)  # in the kinds of articles and of their relations
-# of titles; "Retraction pockets of the ear" is a study
-TITLE = re.compile(r"RETRACTED\b|WITHDRAWN\s*:|RETRACTION( NOTICE| NOTE)?( OF\b|\s*:|$)")
+MARK = re.compile(
+    r"retract|withdr[ae]w|remov(?:al|ed)", re.IGNORECASE
+)  # in the kinds of articles and of their relations
+# of titles, without signs before the first letter. "Retraction pockets of the ear", "Withdrawal of ventilation" and
+# "Removal of stents" are studies: of these words "retraction" alone counts before "of", the others before a colon or
+# dash
+NOTICE = r"(?:notice|note|notification|statement|announcement|letter)"
+AFTER = r"\s*(?::|[\u2012-\u2015]|\s-\s|\.\s|$)"
+TITLE = re.compile(
+    r"retracted\b"
+    r"|(?-i:WITHDRAWN\b|REMOVED\b)"
+    rf"|(?:withdrawn|removed)(?:\s+(?:article|paper|publication))?(?:{AFTER}|\s*[\])])"
+    rf"|(?:(?:editorial|partial|author|publisher|duplicate)s?'?\s+)*retraction(?:\s+{NOTICE})?"
+    rf"(?:\s+(?:of|to|for)\b|{AFTER}|\s*[\])])"
+    rf"|(?:(?:temporary|permanent|article|partial)\s+)*(?:withdrawal|removal)(?:\s+{NOTICE}\b|{AFTER}|\s*[\])])"
+    rf"|{NOTICE}\s+of\s+(?:[a-z]+\s+)?(?:retraction|withdrawal|removal)\b(?!\s+(?:effects|symptoms|syndrome))"
+    r"|(?:this\s+)?(?:article|paper|publication)\s+(?:(?:has\s+been|was|is)\s+)?(?:retracted|withdrawn)\b",
+    re.IGNORECASE,
+)
+IN_BRACKETS = re.compile(
+    r"[\[(]\s*(?:this\s+)?(?:(?:article|paper)\s+)?(?:has\s+been\s+)?(?:retracted|retraction)"
+    r"(?:\s+(?:article|paper|notice))?"
+    r"\s*[\])]|[\[(]\s*withdrawn(?:\s+(?:article|paper))?\s*[\])]\W*$"
+    r"|(?:\s-|[:\u2012-\u2015])\s*(?:retracted(?:\s+(?:article|paper))?|retraction\s+not(?:e|ice))\W*$",
+    re.IGNORECASE,
+)
+BEFORE_TITLES = re.compile(r"^[\W_]+")
 
 
 def is_retracted(record: Mapping[str, Any], key: str) -> tuple[bool, str]:
@@ -29,4 +54,6 @@ def is_retracted(record: Mapping[str, Any], key: str) -> tuple[bool, str]:
 
 def names_retraction(title: str, kinds: set[str]) -> bool:
     """Whether a title, or one of the kinds of an article and of its relations to others, speaks of a retraction."""
-    return TITLE.match(title.upper()) is not None or any(MARK.search(kind) for kind in kinds)
+    text = "".join(c for c in unicodedata.normalize("NFKC", title) if unicodedata.category(c) != "Cf")
+    named = TITLE.match(BEFORE_TITLES.sub("", text)) or IN_BRACKETS.search(text)
+    return named is not None or any(MARK.search(kind) for kind in kinds)

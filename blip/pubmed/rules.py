@@ -82,7 +82,7 @@ class Rules:
 
     def part(self, article: str) -> str:
         """The part of an article: "train", "val" or "test"."""
-        digest = hashlib.sha256(f"{self.seed} {article}".encode()).digest()
+        digest = hashlib.sha256(f"{self.seed} {article}".encode("utf-8", "surrogatepass")).digest()
         place = int.from_bytes(digest[:8], "big") / 2**64
         bounds = (self.split_shares[0], self.split_shares[0] + self.split_shares[1])
         return NAMES[(place >= bounds[0]) + (place >= bounds[1])]

@@ -4,7 +4,6 @@ Both return PMCIDs only; licences, retractions and files come from the bucket (`
 continues at the page where it stopped.
 """
 
-import json
 import logging
 import re
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 
 from lxml import etree
 
+from blip.files import ReadError, parse_json
 from blip.pubmed.catalogue import Catalogue, is_pmcid
 from blip.pubmed.failures import FetchError, shown_part
 from blip.pubmed.http_body import Limits
@@ -80,6 +80,11 @@ def search(folder: Path, query: str, count: int, *, server: Server, source: str 
                 log.warning("%s names %s, which is no PMCID: left out", source, shown_part(repr(odd[0]), 80))
             pmcids = [name for name in dict.fromkeys(pmcids[:most]) if is_pmcid(name)]
             new += catalogue.add_page(source, query, min(seen, total), total=total, pmcids=pmcids)
+    except FetchError as error:  # a server may repeat what it was sent
+        if not server.api_key or server.api_key not in str(error):
+            raise
+        shown = str(error).replace(server.api_key, "...")
+        raise FetchError(shown, lasting=error.lasting, shared=error.shared) from None
     finally:
         client.close()
         catalogue.close()
@@ -120,11 +125,12 @@ def _openi(client: Client, server: Server, page: _Page) -> tuple[list[str], int]
     params: dict[str, Any] = {"coll": "pmc", "query": page.query, "m": page.start + 1, "n": page.start + page.most}
     body = client.get(server.openi, params)
     try:
-        answer = json.loads(body)
+        answer = parse_json(body, dict[str, Any], server.openi)
         rows, total = answer.get("list") or [], _total(answer["total"])
         numbers = [str(row.get("pmcid") or str(row.get("uid", "")).partition("_")[0]) for row in rows]
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise FetchError(f"Open-i: an answer that cannot be read ({error}): {body[:200]!r}") from None
+    except (ReadError, ValueError, KeyError, AttributeError, TypeError) as error:
+        problem = getattr(error, "problem", error)
+        raise FetchError(f"Open-i: an answer that cannot be read ({problem}): {body[:200]!r}") from None
     if not total:
         raise FetchError(f"no figure of Open-i matches {page.query!r}", lasting=True)
     return [f"PMC{number.removeprefix('PMC')}" for number in numbers if number.removeprefix("PMC").isdigit()], total

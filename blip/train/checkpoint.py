@@ -24,11 +24,10 @@ from blip.errors import BlipError
 from blip.files import NO_ROOM, WriteError, flush, json_text, remove_folder, whole_folder, write_whole
 from blip.train.inputs import Fingerprints, read_fingerprints
 from blip.train.record import Record
-from blip.train.state import read_training
+from blip.train.state import FOLDER, read_training
 
 TRAINING, INPUTS, LATEST = "training.pt", "inputs.json", "latest"
 FILES = (TRAINING, WEIGHTS, INFO, TOKENIZER)  # without any of which nothing can be continued
-STEP = re.compile(r"step-\d{8}")
 LEFT_OVER = re.compile(r"\.(step-\d{8}(\.old)?|latest)\.partial")  # by a kill
 WHOLE = "the checkpoint before it is whole"
 State = dict[str, Tensor]
@@ -173,7 +172,7 @@ def complete_checkpoints(output: str | Path) -> list[Path]:
     folder = Path(output) / "checkpoints"
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if STEP.fullmatch(path.name) and path.is_dir())
+    return sorted(path for path in folder.iterdir() if FOLDER.fullmatch(path.name) and path.is_dir())
 
 
 def begun_checkpoints(output: str | Path) -> list[Path]:
@@ -183,7 +182,7 @@ def begun_checkpoints(output: str | Path) -> list[Path]:
 
 def is_misnamed(folder: Path) -> bool:
     """Whether a folder named after a step holds another one, such as a copy that the user made."""
-    if not (STEP.fullmatch(folder.name) and (folder / TRAINING).is_file()):
+    if not (FOLDER.fullmatch(folder.name) and (folder / TRAINING).is_file()):
         return False
     try:
         step = torch.load(folder / TRAINING, "cpu", weights_only=True, mmap=True)["step"]  # reads no tensor
@@ -213,7 +212,7 @@ def pointed_to(latest: Path) -> Path | None:
     """The checkpoint that the file `latest` names where there are no links, or None where it is something else."""
     if latest.is_file() and latest.stat().st_size < 100:
         name = latest.read_bytes().strip().decode("ascii", "replace")
-        return latest.with_name(name) if STEP.fullmatch(name) else None
+        return latest.with_name(name) if FOLDER.fullmatch(name) else None
     return None
 
 
@@ -257,7 +256,7 @@ def read_inputs(folder: Path) -> Fingerprints | None:
 
 
 def load_training(path: Path) -> dict:
-    """The training state beside a checkpoint's weights. CheckpointError where the file is damaged."""
+    """The training state beside a checkpoint's weights. CheckpointError as in `read_training`."""
     return read_training(path / TRAINING)
 
 

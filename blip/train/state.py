@@ -1,5 +1,6 @@
 """The content of `training.pt`, checked before torch or a task uses it: names, types, shapes and finite numbers."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
@@ -11,6 +12,8 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from blip.checkpoints.format import CheckpointError, check_numbers, load_pickled
 from blip.files import ReadError, checked_as
 
+FOLDER = re.compile(r"step-(\d{8})")  # of a checkpoint, with its number of steps
+MAX_STEP = 10**8 - 1  # the largest that the name of a folder holds
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, for each parameter, beside its "step"
 _LENIENT = ConfigDict(strict=True, extra="allow", arbitrary_types_allowed=True)
 
@@ -50,7 +53,7 @@ class _Training(TypedDict):
 
     __pydantic_config__ = _LENIENT  # type: ignore[misc]
 
-    step: Annotated[int, Field(ge=0)]
+    step: Annotated[int, Field(ge=0, le=MAX_STEP)]
     random: list[dict[str, Tensor]]
     optimizer: NotRequired[_Optimizer]
     loop: NotRequired[_Loop]
@@ -75,13 +78,20 @@ def read_training(path: Path) -> State:
     """The training state of a file that `Checkpointer.save` wrote. No code in it is run.
 
     Raises:
-        CheckpointError: it is damaged, or holds something else.
+        CheckpointError: it is damaged, holds something else, or is of another step than its folder, by whose name
+            checkpoints are ordered. A folder of any other name may be of every step.
     """
     content = load_pickled(path, or_else="")
     try:
         checked_as(content, _Training, path)
     except ReadError as error:
         raise CheckpointError(f"{path} is damaged: {error.problem}") from error
+    named = FOLDER.fullmatch(path.parent.resolve().name)
+    if named and content["step"] != int(named[1]):
+        raise CheckpointError(
+            f"{path} is damaged, or of another checkpoint: it is of step {content['step']}, its folder of step "
+            f"{int(named[1])}; continue from another checkpoint"
+        )
     for states in content["random"]:
         _check_random(states, path)
     for part in ("twin", "adapter"):

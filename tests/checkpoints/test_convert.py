@@ -114,6 +114,17 @@ def test_what_salesforce_cannot_hold_is_named(pretrain: tuple, tmp_path: Path, t
     assert lost == ["queue.caption_ids", "tokenizer.json"]
 
 
+@pytest.mark.parametrize("to", ["salesforce", "huggingface"])
+def test_settings_that_other_formats_cannot_hold_are_named(to: str, tmp_path: Path, tokenizer_file: Path) -> None:
+    """Without them the model writes otherwise; those at their defaults are not lost."""
+    tensors, info = tiny_retrieval()
+    before = convert.write(tmp_path / "before", tensors, info, to=to, tokenizer_file=tokenizer_file)
+    more = {"prompt": "a picture of ", "answers": ["yes"], "text_cleaning": "none", "max_text_tokens": 0}
+    lost = convert.write(tmp_path / "written", tensors, {**info, **more}, to=to, tokenizer_file=tokenizer_file)
+    assert lost == [*before, "model.json: prompt", "model.json: answers"]
+    assert convert.write(tmp_path / "ours", tensors, {**info, **more}) == []
+
+
 def test_a_bare_state_dict_is_read_too(tmp_path: Path) -> None:
     tensors, info = tiny_retrieval()
     convert.write(tmp_path / "wrapped.pth", tensors, info, to="salesforce")

@@ -53,6 +53,7 @@ def one(value: float) -> Callable[[Tensor], Tensor]:
     (one(float("nan")), "holds 1 numbers that are infinite or not a number"),
     (one(float("inf")), "holds 1 numbers"),
     (lambda t: t.half() * float("-inf"), "holds 2,304 numbers that are infinite"),
+    (lambda t: one(1e300)(t.double()), "holds 1 numbers"),  # infinite in the precision of the model
     (lambda t: t.int(), "is of type int32, not float32"),
     (lambda t: t > 0, "is of type bool"),
     (lambda t: t.to(torch.complex64), "is of type complex64"),
@@ -67,9 +68,10 @@ def test_weights_that_are_no_finite_floats(ours: Path, change: Callable[[Tensor]
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float16])
 def test_large_finite_weights_of_any_float_are_read(ours: Path, kind: torch.dtype) -> None:
-    """Their sum overflows; they do not."""
+    """Their sum overflows; they do not, nor do they in single precision."""
     tensors = load_file(ours / WEIGHTS)
-    save_file({**tensors, QUERY: torch.full_like(tensors[QUERY], torch.finfo(kind).max, dtype=kind)}, ours / WEIGHTS)
+    largest = min(torch.finfo(kind).max, torch.finfo(torch.float32).max)
+    save_file({**tensors, QUERY: torch.full_like(tensors[QUERY], largest, dtype=kind)}, ours / WEIGHTS)
     assert convert.read(ours)[0][QUERY].dtype == kind
 
 
@@ -141,6 +143,7 @@ def test_sizes_are_those_of_the_tensors(ours: Path, part: str, entry: str, monke
     lambda content: content.update(embed_dim=10**9), lambda content: content.update(embed_dim=3),
     lambda content: content["image_encoder"].update(heads=7), lambda content: content.update(text_encoder=None),
     lambda content: content.update(text_encoder=[1]), lambda content: content["image_encoder"].update(drop_path=2),
+    lambda content: content.update(text_cleaning="evil"),
 ])  # fmt: skip
 def test_other_entries_of_model_json(ours: Path, change: Callable[[dict], Any]) -> None:
     info(ours, change)

@@ -42,6 +42,8 @@ def exported(checkpoint: Path, to: Path, kind: type) -> transformers.PreTrainedM
 @pytest.mark.parametrize("beams", [1, 3])
 def test_transformers_writes_the_same_captions(checkpoints: dict, images: list, tmp_path: Path, beams: int) -> None:
     foreign = exported(checkpoints["caption"], tmp_path / "hf", transformers.BlipForConditionalGeneration)
+    again = run_verb("convert", checkpoints["caption"], tmp_path / "again", "--to", "huggingface")
+    assert "huggingface cannot hold 1: model.json: prompt" in " ".join(again.output.split())
     model = blip.load(checkpoints["caption"])
     words, pixels = model.tokenizer, model.pixels(images)
     ids = torch.tensor(words.encode(["a"], 40) * 3)  # generate() puts [DEC] first and takes [SEP] off

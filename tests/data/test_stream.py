@@ -1,5 +1,6 @@
 """Webdataset shards: every sample once an epoch, the same batches after a restart and with any number of workers."""
 
+import gzip
 import hashlib
 import io
 import itertools
@@ -22,7 +23,7 @@ from blip.data.pairs import CaptionEncoder
 from blip.data.skipped import SkipLog, TooManySkipped
 from blip.data.stream import StreamDataset, StreamOrder, stream_loader
 from blip.data.transforms import eval_transform
-from blip.data.webdataset import SIZES, TarError, TarShards, open_shards, write_tar_shards
+from blip.data.webdataset import SIZES, TarError, TarShards, is_tar_address, open_shards, write_tar_shards
 from blip.errors import BlipError
 from blip.tasks.pretrain_data import open_training
 from blip.tokenizer import Tokenizer
@@ -253,6 +254,38 @@ def test_shards_that_were_cut_short_are_found_when_opened(tmp_path: Path, cut: i
         (tmp_path / SIZES).unlink()
         with pytest.raises(TarError, match=r"shard-00000\.tar"):
             open_shards([str(tmp_path)])
+
+
+@pytest.mark.parametrize("recorded", [None, {"joined.tar": 6}])
+@pytest.mark.parametrize("packed", [False, True])
+def test_tar_files_that_were_joined_are_refused(tmp_path: Path, recorded: dict | None, packed: bool) -> None:
+    """The samples behind the first end mark would be lost; some padding of zeros is usual."""
+    write_tar_shards(tmp_path / "parts", (sample(n) for n in range(12)), 6)
+    first, second = [path.read_bytes() for path in sorted((tmp_path / "parts").glob("*.tar"))]
+    joined = tmp_path / "joined.tar"
+    for content, sound in (
+        (first + bytes(1 << 21), True),
+        (first + second, False),
+        (first + b"\1" + bytes(4095), False),
+    ):
+        joined.write_bytes(gzip.compress(content) if packed else content)
+        if recorded:
+            (tmp_path / SIZES).write_text(json.dumps(recorded))
+        if sound:
+            assert len([raw for raw in open_shards([str(joined)]).read(0) if not raw.problem]) == 6
+        else:
+            with pytest.raises(TarError, match=r"joined\.tar: more follows the end mark"):
+                list(open_shards([str(joined)]).read(0))
+
+
+def test_compressed_shards_alone_make_a_folder_of_shards(tmp_path: Path) -> None:
+    write_tar_shards(tmp_path / "plain", (sample(n) for n in range(6)), 100)
+    (tmp_path / "packed").mkdir()
+    assert not is_tar_address(str(tmp_path / "packed"))
+    packed = gzip.compress((tmp_path / "plain" / "shard-00000.tar").read_bytes())
+    (tmp_path / "packed" / "a.tar.gz").write_bytes(packed)
+    assert is_tar_address(str(tmp_path / "packed"))
+    assert len(open_shards([str(tmp_path / "packed")])) == 6
 
 
 @pytest.mark.parametrize(("recorded", "message"), [

@@ -294,8 +294,21 @@ def test_values_between_0_and_1_that_vary_less_than_right_and_wrong() -> None:
     interval = bootstrap.bootstrap(values)
     half = 1.96 * values.std() / 10  # the normal approximation
     assert (interval.low, interval.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.03 * half)
-    same = bootstrap.bootstrap([0.3] * 7)
-    assert same.low == pytest.approx(0.3) and same.high == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("value", [0.5, 0.1, 0.3, 0.999])
+@pytest.mark.parametrize(("count", "size"), [(3, 1), (7, 1), (60, 4)])
+def test_equal_values_do_not_make_the_mean_certain(value: float, count: int, size: int) -> None:
+    """They show no variance. Wilson's interval of as many observations as groups; wider where groups are few."""
+    interval = bootstrap.bootstrap([value] * count, [i // size for i in range(count)])
+    groups = count // size
+    centre, square = value + 1.96**2 / (2 * groups), 1.96**2 / groups
+    half = 1.96 * np.sqrt(value * (1 - value) / groups + 1.96**2 / (4 * groups**2))
+    low, high = (centre - half) / (1 + square), (centre + half) / (1 + square)
+    assert interval.mean == pytest.approx(value)
+    if size == 1:
+        assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-3)
+    assert 0 <= interval.low <= low + 1e-3 and high - 1e-3 <= interval.high <= 1
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 14, 59, 300, 301, 1000])

@@ -2,16 +2,20 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.random_checkpoints import ANSWERS, CLOSE, QUESTIONS, all_checkpoints, noise_images
 from helpers.running import run_verb
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import blip
+from blip.checkpoints.format import CheckpointError
 from blip.inference.predictor import Predictor
+from blip.inference.scoring import match_groups
 from blip.models.answer_tree import AnswerTree
 from blip.models.decoding import Decoding
 from blip.models.generation import generate
@@ -286,3 +290,45 @@ def test_places_are_not_taken_for_texts(verb: str, checkpoints: dict, images: li
     assert option in result.output
     nothing = run_verb(verb, images[0], "--checkpoint", checkpoints["vqa"])
     assert nothing.exit_code == 2 and option in nothing.output
+
+
+# ---- results that are no numbers -------------------------------------------------------------------------------------
+
+
+def overflowing(folder: Path, name: str, tmp_path: Path) -> Path:
+    """A copy of a checkpoint with finite weights, of which those of `name` are too large to compute with."""
+    shutil.copytree(folder, tmp_path / "large")
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = tensors[name] * 1e37
+    save_file(tensors, tmp_path / "large" / "model.safetensors")
+    return tmp_path / "large"
+
+
+@pytest.mark.parametrize(("verb", "task", "arguments"), [
+    ("caption", "caption", []),
+    ("caption", "caption", ["--sample"]),
+    ("caption", "caption", ["--beams", "1"]),
+    ("match", "retrieval", ["normal"]),
+    ("answer", "vqa", [QUESTIONS[0]]),
+    ("answer", "vqa", [QUESTIONS[0], "--generate"]),
+])  # fmt: skip
+def test_results_that_are_not_numbers_are_refused(
+    checkpoints: dict, images: list, tmp_path: Path, *, verb: str, task: str, arguments: list[str]
+) -> None:
+    large = overflowing(checkpoints[task], "image_encoder.blocks.0.mlp.0.weight", tmp_path)
+    out = tmp_path / "out.json"
+    result = run_verb(verb, images[0], *arguments, "--checkpoint", large, "--out", out)
+    assert result.exit_code == 1 and not out.exists()
+    assert "weights are too large" in " ".join(result.output.split()) and "Traceback" not in result.output
+
+
+def test_features_and_scores_that_are_not_numbers(checkpoints: dict, images: list, tmp_path: Path) -> None:
+    model = blip.load(overflowing(checkpoints["retrieval"], "image_encoder.blocks.0.mlp.0.weight", tmp_path))
+    for compute in (
+        lambda: model.encode_image(images),
+        lambda: model.match_probability(images, "normal"),
+        lambda: model.match_all(images, torch.zeros(1, model.info["embed_dim"]), "normal"),
+        lambda: match_groups(model, images, [["normal"]] * len(images)),
+    ):
+        with pytest.raises(CheckpointError, match="infinite or not a number"):
+            compute()

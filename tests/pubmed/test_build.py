@@ -208,6 +208,33 @@ def test_card_and_credits(many: Path, tmp_path: Path) -> None:
     assert data_card(json.loads((tmp_path / "out" / "build.json").read_text()), ("train", "val", "test")) == card
 
 
+def test_blank_lines_are_skipped_and_lines_keep_their_numbers(many: Path, tmp_path: Path) -> None:
+    lines = many.read_text().splitlines(keepends=True)
+    many.write_text("\n" + "".join(lines[:40]) + " \t\n" + "".join(lines[40:]) + "\n\n")
+    assert build(many, tmp_path / "out", Rules()).read == 90
+    many.write_text(f"{lines[0]}\n[]\n")
+    with pytest.raises(BuildError, match="line 3: not a pair"):
+        build(many, tmp_path / "out", Rules())
+
+
+def test_names_that_no_encoding_holds_are_built(tmp_path: Path) -> None:
+    odd = line(picture(tmp_path / "0.png", 0), "PMC\ud800", article_title="\udfff", year="\ud800", license="CC-BY-4.0")
+    for seed in range(3):
+        built = build(write(tmp_path / "odd.jsonl", [odd]), tmp_path / "out", Rules(seed=seed), shards=True)
+        assert built.pairs.total() == 1 and records(tmp_path / "out")[0]["article"] == "PMC\ud800"
+    write_report(tmp_path / "out", tmp_path / "report.html")
+    assert "PMC\\ud800" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["", "/", ".", "..", "x" * 5000, "a\0b", "\ud800", "/dev/null"])
+def test_names_of_files_that_are_not_there_are_no_fault_of_a_report(name: str, many: Path, tmp_path: Path) -> None:
+    out = tmp_path / "dataset"
+    build(many, out, Rules())
+    (out / "build.json").write_text(json.dumps(json.loads((out / "build.json").read_text()) | {"pairs_file": name}))
+    write_report(out, tmp_path / "report.html", 1)
+    assert "pairs in the data set" in (tmp_path / "report.html").read_text()
+
+
 def test_the_page_shows_pairs_and_split_figures(many: Path, tmp_path: Path) -> None:
     out = tmp_path / "dataset"
     build(many, out, Rules(not_words=["<7>"]))

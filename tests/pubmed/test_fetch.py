@@ -27,6 +27,7 @@ from blip.pubmed.catalogue_file import CatalogueError
 from blip.pubmed.extract import extract
 from blip.pubmed.failures import FetchError
 from blip.pubmed.fetch import Wanted, fetch
+from blip.pubmed.http_body import Limits
 from blip.pubmed.http_client import Client, RateLimit, RetryPolicy
 from blip.pubmed.inventory import update
 from blip.pubmed.licenses import short_license
@@ -272,6 +273,25 @@ def test_articles_that_are_odd_hold_up_no_others(tmp_path: Path, monkeypatch: py
         assert fetch(tmp_path, wanted(server)).failed == 0
         entry = Catalogue(tmp_path).entry(library.pmcids[0])
         assert entry.state == "done" and sum(not file.done for file in entry.files) == 1
+
+
+def test_an_image_above_a_limit_is_named_and_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Library(2, small=True)
+    pmcid, other = library.pmcids
+    image = next(name for name in library.files(pmcid, 1) if name.endswith(".jpg"))
+    files = {one: library.files(one, 1) for one in library.pmcids}
+    files[pmcid] = files[pmcid] | {image: bytes(300_000)}
+    monkeypatch.setattr(library, "files", lambda one, version: files[one])
+    with Server(library) as server:
+        corpus_of(tmp_path, server)
+        for _ in range(2):
+            assert fetch(tmp_path, wanted(server, limits=Limits(file_mb=0.2))).failed == 1
+            catalogue = Catalogue(tmp_path)
+            assert catalogue.pmcids("failed") == [pmcid] and catalogue.pmcids("done") == [other]
+            assert image in catalogue.errors()[0] and "raise --max_mb" in catalogue.errors()[0]
+        assert fetch(tmp_path, wanted(server)).failed == 0
+    assert all(file.done for file in Catalogue(tmp_path).entry(pmcid).files)
+    assert (tmp_path / "articles" / pmcid / image).read_bytes() == bytes(300_000)
 
 
 def test_a_file_that_was_replaced_is_described_anew(library: Library, tmp_path: Path) -> None:

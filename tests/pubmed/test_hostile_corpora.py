@@ -102,7 +102,7 @@ def test_names_that_are_no_articles(name: Any, tmp_path: Path) -> None:
 # ---- odd articles of a server ----------------------------------------------------------------------------------------
 
 
-def metadata(pmcid: str, **changes: Any) -> bytes:
+def metadata(pmcid: str, /, **changes: Any) -> bytes:
     url = f"s3://b/{pmcid}.1/{pmcid}.1.xml"
     return json.dumps(
         {"xml_url": url, "media_urls": [], "license_code": "CC BY", "is_retracted": False} | changes
@@ -131,6 +131,12 @@ ODD: dict[str, Callable[[str], bytes]] = {
     "long address": lambda pmcid: metadata(pmcid, xml_url="s3://b/" + "a/" * 5000 + "a.xml"),
     "many files": lambda pmcid: metadata(pmcid, media_urls=["s3://b/a.jpg"] * 6000),
     "large": lambda pmcid: metadata(pmcid, more="x" * 1_100_000),
+    "twice": lambda pmcid: b'{"license_code": "CC BY-NC", ' + metadata(pmcid)[1:],
+    "retracted twice": lambda pmcid: b'{"is_retracted": true, ' + metadata(pmcid)[1:],
+    "another article": lambda pmcid: metadata(pmcid, pmcid="PMC999"),
+    "no article": lambda pmcid: metadata(pmcid, pmcid=7),
+    "another version": lambda pmcid: metadata(pmcid, pmcid=pmcid, version=7),
+    "version 0": lambda pmcid: metadata(pmcid, version=0),
     "image as XML": lambda pmcid: metadata(pmcid, xml_url=f"s3://b/{pmcid}.1/a.jpg"),
 }  # fmt: skip
 
@@ -216,7 +222,8 @@ def test_marks_of_retraction_and_licences_of_servers(tmp_path: Path, library: Li
     """What is not understood is not fetched with a selection of licences, and the reason is recorded."""
     marks: list[dict[str, Any]] = [{"is_retracted": [True]}, {"is_retracted": 1.0}, {"license_code": "CC BY (NC?)"},
                                    {"license_code": ["CC BY"]}]  # fmt: skip
-    odd = {pmcid: json.loads(library.metadata(pmcid, 1)) | {"license_code": "CC BY", "is_retracted": False} | mark
+    abouts = {pmcid: json.loads(library.metadata(pmcid, library.versions[pmcid])) for pmcid in library.pmcids}
+    odd = {pmcid: abouts[pmcid] | {"license_code": "CC BY", "is_retracted": False} | mark
            for pmcid, mark in zip(library.pmcids, marks, strict=True)}  # fmt: skip
     monkeypatch.setattr(library, "metadata", lambda pmcid, v: json.dumps(odd[pmcid]).encode())
     with Server(library) as server:
@@ -257,6 +264,12 @@ def test_numbers_of_results_that_are_none(count: str, tmp_path: Path, library: L
         for source in ("pmc", "openi"):
             with pytest.raises(FetchError, match="cannot be read"):
                 search(tmp_path, "brain", 10, server=where, source=source)
+
+
+def test_results_with_a_repeated_key_are_refused(tmp_path: Path, library: Library, monkeypatch) -> None:
+    monkeypatch.setattr(Server, "openi", lambda *_: b'{"total": 9, "total": 1, "list": [{"pmcid": 7}]}')
+    with Server(library) as server, pytest.raises(FetchError, match="'total' occurs twice"):
+        search(tmp_path, "brain", 10, server=Where(openi=server.url + "openi", retry=QUICK), source="openi")
 
 
 def test_no_entity_of_a_server_is_read(around: Path, library: Library, monkeypatch) -> None:
@@ -488,7 +501,7 @@ def test_a_catalogue_that_is_locked_during_a_fetch_ends_it(tmp_path: Path, libra
 
 def test_a_catalogue_of_the_version_before_is_brought_up(tmp_path: Path, library: Library) -> None:
     """Without the table of written files; its licences and retractions are read by the present rules."""
-    first, second, third = library.pmcids[:3]
+    first, second, third, fourth = library.pmcids
     with Server(library) as server:
         corpus = corpus_of(tmp_path, server)
         run(corpus, server, retracted=True)
@@ -498,10 +511,12 @@ def test_a_catalogue_of_the_version_before_is_brought_up(tmp_path: Path, library
         for pmcid, about in abouts.items():
             change(corpus, "UPDATE articles SET license = 'CC-BY', retracted = 0, about = ? WHERE pmcid = ?",
                    values=(json.dumps(about), pmcid))  # fmt: skip
+        change(corpus, "UPDATE articles SET about = ? WHERE pmcid = ?",
+               values=('{"license_code": "CC BY-NC", "license_code": "CC BY"}', fourth))  # fmt: skip
         change(corpus, "DROP TABLE written", "PRAGMA user_version = 0", "PRAGMA application_id = 0")
         known = Catalogue(corpus).license_and_retraction()
         assert known[first] == ("CC-BY-NC", False) and known[second] == ("CC-BY", True)
-        assert known[third] == ("CC-BY", False)
+        assert known[third] == ("CC-BY", False) and known[fourth] == ("unknown", True)
         library.versions[third] = 2
         try:
             assert third in update(corpus, server.url, retry=QUICK)

@@ -84,6 +84,8 @@ ANSWERS: dict[str, Callable[[], Iterator[bytes]]] = {
     "loop": lambda: iter([b"HTTP/1.1 302 Found\r\nLocation: /loop\r\nContent-Length: 0\r\n\r\n"]),
     "to-file": lambda: iter([b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\nContent-Length: 0\r\n\r\n"]),
     "to-nowhere": lambda: iter([b"HTTP/1.1 302 Found\r\nLocation: http://[::/\r\nContent-Length: 0\r\n\r\n"]),
+    "to-port": lambda: iter([b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:99999/\r\n\r\n"]),
+    "to-label": lambda: iter([b"HTTP/1.1 302 Found\r\nLocation: http://" + b"x" * 70 + b".org/\r\n\r\n"]),
     "to-odd": lambda: iter([b"HTTP/1.1 302 Found\r\nLocation: http://\xff\x00:999999/\r\nContent-Length: 0\r\n\r\n"]),
 }
 WAITS = {
@@ -262,6 +264,18 @@ def test_a_search_ends(hostile: Hostile, name: str, tmp_path: Path) -> None:
     for source in ("pmc", "openi"):
         with pytest.raises(FetchError, match=name):
             search(tmp_path, "brain", 10, server=where, source=source)
+
+
+@pytest.mark.parametrize("name", ["twice", "bomb", "no-gzip", "repeats", "refuses", "to-port"])
+def test_no_message_shows_the_key_of_a_user(name: str, tmp_path: Path) -> None:
+    more = {"repeats": lambda: iter([answer(b"<a>API key invalid: SECRET</a>")]),
+            "refuses": lambda: iter([b"HTTP/1.1 400 no SECRET\r\nContent-Length: 0\r\n\r\n"])}  # fmt: skip
+    with Hostile(ANSWERS | more) as server:
+        where = Where("me@lab.org", "SECRET", server.url + name, retry=QUICK, limits=LIMITS)
+        with pytest.raises(FetchError) as caught:
+            search(tmp_path, "brain", 10, server=where)
+        server.shutdown()
+    assert "SECRET" not in str(caught.value) and len(str(caught.value)) > 40
 
 
 # ---- Ctrl-C ----------------------------------------------------------------------------------------------------------

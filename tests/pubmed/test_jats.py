@@ -252,6 +252,37 @@ def test_names_of_files(name: str, file: str) -> None:
     assert resolve(name, files) == file
 
 
+PERMISSIONS = """<permissions><copyright-statement>\u00a9 2020 One et al.</copyright-statement><copyright-year>2020
+</copyright-year><copyright-holder>One et al.</copyright-holder><license license-type="open-access"
+xlink:href="https://creativecommons.org/licenses/by/4.0/"><license_ref>https://creativecommons.org/licenses/by/4.0/
+</license_ref><license-p>This is an open access article.</license-p></license></permissions>"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "name"),
+    [
+        ("", "", "CC-BY-4.0"),
+        ("<license-p>", "For non-commercial use only. <license-p>", "unknown"),
+        ("</license-p>", "</license-p> No reuse.", "unknown"),
+        ("<license-p>", "<bold>Personal use.</bold><license-p>", "unknown"),
+        ("<license_ref>", "<title>Elsevier user license</title><license_ref>", "unknown"),
+        ('"open-access"', '"cc-by-nc"', "unknown"),
+        ('"open-access"', '"subscription"', "unknown"),
+        ('"open-access"', '"CC BY"', "CC-BY-4.0"),
+        ("<copyright-holder>One et al.", "<copyright-holder>Elsevier. All rights reserved.", "unknown"),
+        ("<copyright-year>2020", "<copyright-year>2020, all rights reserved", "unknown"),
+        ("<permissions>", "<permissions>Not open.", "unknown"),
+        ("</license>", "</license>Not open.", "unknown"),
+        ("</license>", "</license><p>Not open.</p>", "unknown"),
+    ],
+)
+def test_all_words_of_permissions_are_read(old: str, new: str, name: str) -> None:
+    before, _, after = HEAD.partition("<permissions>")
+    permissions = PERMISSIONS.replace(old, new, 1)
+    found = article("", before + permissions + after.partition("</permissions>")[2])
+    assert found.license == name and "This is an open access article." in found.license_text
+
+
 # ---- real articles ---------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +323,13 @@ def test_every_figure_of_real_articles(articles: Path, tmp_path: Path) -> None:
         stated = "<license" in Path(line["xml"]).read_text(encoding="utf-8", errors="replace")
         assert line["license"].startswith("CC") == stated, line["xml"]
     assert sum(bool(line["mentions"]) for line in lines) > 0.9 * len(lines)
+
+
+@pytest.mark.real_data
+def test_licences_of_real_articles_are_open(articles: Path) -> None:
+    """All but the one that states none."""
+    found = [parse_article(path).license for path in documents(articles)]
+    assert sum(name.startswith(("CC-BY", "CC0")) and "N" not in name for name in found) == len(found) - 1 == 10
 
 
 @pytest.mark.real_data

@@ -5,6 +5,7 @@ from helpers.running import code_and_text
 
 from blip.errors import InputError
 from blip.pubmed.licenses import FAMILIES, UNKNOWN, article_license, license_name, selected_families, short_license
+from blip.pubmed.retractions import names_retraction
 from blip.pubmed.rules import BuildError, Rules
 
 
@@ -170,12 +171,13 @@ BY, NC, ZERO = (f"https://creativecommons.org/{path}/" for path in ("licenses/by
     [
         ([BY], "", "", "CC-BY-4.0"),
         ([BY], "", "© 2010 Nobody", "CC-BY-4.0"),
-        ([BY, "", "https://doi.org/10.1/x"], "An article with words of its own.", "", "CC-BY-4.0"),
+        ([BY, "", "https://doi.org/10.1/x"], "An article with words of its own.", "", UNKNOWN),
+        ([BY, "", "https://doi.org/10.1/x"], "This is an open access article.", "", "CC-BY-4.0"),
         ([BY], "Creative Commons Attribution License", "", "CC-BY-4.0"),
         ([NC], "For reuse please contact the publisher.", "", "CC-BY-NC-4.0"),
         ([BY, NC], "", "", UNKNOWN),
         ([BY, ZERO], "", "", UNKNOWN),
-        ([BY, ZERO], "Odd words. The Creative Commons Public Domain Dedication waiver applies to the data", "",
+        ([BY, ZERO], "Open Access. The Creative Commons Public Domain Dedication waiver applies to the data", "",
          "CC-BY-4.0"),
         ([BY], "Creative Commons Attribution-NonCommercial License", "", UNKNOWN),
         ([BY], "Odd words; for non-commercial use", "", UNKNOWN),
@@ -196,6 +198,166 @@ BY, NC, ZERO = (f"https://creativecommons.org/{path}/" for path in ("licenses/by
 def test_articles(links: list[str], statement: str, holder: str, name: str) -> None:
     """The link decides, unless the words beside it restrict more."""
     assert article_license(links, statement, holder) == name
+
+
+STANDARD = [  # of PLOS, BMC, Springer Nature, Frontiers, MDPI, eLife, JMIR, Wiley, Elsevier, OUP, BMJ, SAGE, PeerJ
+    "This is an open-access article distributed under the terms of the Creative Commons Attribution License, which "
+    "permits unrestricted use, distribution, and reproduction in any medium, provided the original author and "
+    "source are credited.",
+    "This article is published under license to BioMed Central Ltd. This is an Open Access article distributed "
+    "under the terms of the Creative Commons Attribution License (http://creativecommons.org/licenses/by/4.0), "
+    "which permits unrestricted use, distribution, and reproduction in any medium, provided the original work is "
+    "properly credited. The Creative Commons Public Domain Dedication waiver "
+    "(http://creativecommons.org/publicdomain/zero/1.0/) applies to the data made available in this article, unless "
+    "otherwise stated.",
+    "Open Access This article is distributed under the terms of the Creative Commons Attribution 4.0 International "
+    "License (http://creativecommons.org/licenses/by/4.0/), which permits unrestricted use, distribution, and "
+    "reproduction in any medium, provided you give appropriate credit to the original author(s) and the source, "
+    "provide a link to the Creative Commons license, and indicate if changes were made.",
+    "This work is licensed under a Creative Commons Attribution 4.0 International License. The images or other "
+    "third party material in this article are included in the article\u2019s Creative Commons license, unless "
+    "indicated otherwise in the credit line; if the material is not included under the Creative Commons license, "
+    "users will need to obtain permission from the license holder to reproduce the material. To view a copy of this "
+    "license, visit http://creativecommons.org/licenses/by/4.0/",
+    "This is an open-access article distributed under the terms of the Creative Commons Attribution License (CC "
+    "BY). The use, distribution or reproduction in other forums is permitted, provided the original author(s) and "
+    "the copyright owner(s) are credited and that the original publication in this journal is cited, in accordance "
+    "with accepted academic practice. No use, distribution or reproduction is permitted which does not comply with "
+    "these terms.",
+    "Licensee MDPI, Basel, Switzerland. This article is an open access article distributed under the terms and "
+    "conditions of the Creative Commons Attribution (CC BY) license (https://creativecommons.org/licenses/by/4.0/).",
+    "This article is distributed under the terms of the Creative Commons Attribution License, which permits "
+    "unrestricted use and redistribution provided that the original author and source are credited.",
+    "This is an open-access article distributed under the terms of the Creative Commons Attribution License "
+    "(https://creativecommons.org/licenses/by/4.0/), which permits unrestricted use, distribution, and reproduction "
+    "in any medium, provided the original work, first published in the Journal of Medical Internet Research, is "
+    "properly cited. The complete bibliographic information, a link to the original publication on "
+    "https://www.jmir.org/, as well as this copyright and license information must be included.",
+    "This is an open access article under the terms of the http://creativecommons.org/licenses/by/4.0/ License, "
+    "which permits use, distribution and reproduction in any medium, provided the original work is properly cited.",
+    "This is an open access article under the CC BY license (http://creativecommons.org/licenses/by/4.0/).",
+    "This is an Open Access article distributed under the terms of the Creative Commons Attribution License "
+    "(http://creativecommons.org/licenses/by/4.0/), which permits unrestricted reuse, distribution, and "
+    "reproduction in any medium, provided the original work is properly cited.",
+    "This is an open access article distributed in accordance with the Creative Commons Attribution 4.0 Unported "
+    "(CC BY 4.0) license, which permits others to copy, redistribute, remix, transform and build upon this work for "
+    "any purpose, provided the original work is properly cited, a link to the licence is given, and indication of "
+    "whether changes were made. See: https://creativecommons.org/licenses/by/4.0/.",
+    "This article is distributed under the terms of the Creative Commons Attribution 4.0 License "
+    "(http://www.creativecommons.org/licenses/by/4.0/) which permits any use, reproduction and distribution of the "
+    "work without further permission provided the original work is attributed as specified on the SAGE and Open "
+    "Access page (https://us.sagepub.com/en-us/nam/open-access-at-sage).",
+    "Published by the Royal Society under the terms of the Creative Commons Attribution License "
+    "http://creativecommons.org/licenses/by/4.0/, which permits unrestricted use, provided the original author and "
+    "source are credited.",
+    "This is an open access article distributed under the terms of the Creative Commons Attribution License, which "
+    "permits unrestricted use, distribution, reproduction and adaptation in any medium and for any purpose provided "
+    "that it is properly attributed. For attribution, the original author(s), title, publication source (PeerJ) and "
+    "either DOI or URL of the article must be cited.",
+]
+RESTRICTED = {
+    "CC-BY-NC": [
+        "This is an Open Access article distributed under the terms of the Creative Commons Attribution "
+        "Non-Commercial License (http://creativecommons.org/licenses/by-nc/4.0/), which permits non-commercial "
+        "re-use, distribution, and reproduction in any medium, provided the original work is properly cited. For "
+        "commercial re-use, please contact journals.permissions@oup.com",
+        "This is an open access article distributed in accordance with the Creative Commons Attribution Non "
+        "Commercial (CC BY-NC 4.0) license, which permits others to distribute, remix, adapt, build upon this work "
+        "non-commercially, and license their derivative works on different terms, provided the original work is "
+        "properly cited, appropriate credit is given, any changes made indicated, and the use is non-commercial. "
+        "See: http://creativecommons.org/licenses/by-nc/4.0/.",
+        "This work is published and licensed by Dove Medical Press Limited. The full terms of this license are "
+        "available at https://www.dovepress.com/terms.php and incorporate the Creative Commons Attribution \u2013 "
+        "Non Commercial (unported, v3.0) License (http://creativecommons.org/licenses/by-nc/3.0/). By accessing the "
+        "work you hereby accept the Terms. Non-commercial uses of the work are permitted without any further "
+        "permission from Dove Medical Press Limited, provided the work is properly attributed. For permission for "
+        "commercial use of this work, please see paragraphs 4.2 and 5 of our Terms "
+        "(https://www.dovepress.com/terms.php).",
+        "This is an open access article under the terms of the Creative Commons Attribution-NonCommercial License, "
+        "which permits use, distribution and reproduction in any medium, provided the original work is properly "
+        "cited and is not used for commercial purposes.",
+    ],
+    "CC-BY-NC-ND": [
+        "This is an open access article under the terms of the Creative Commons Attribution-NonCommercial-NoDerivs "
+        "License, which permits use and distribution in any medium, provided the original work is properly cited, "
+        "the use is non-commercial and no modifications or adaptations are made.",
+        "This is an open-access article distributed under the terms of the Creative Commons Attribution-Non "
+        "Commercial-No Derivatives License 4.0 (CCBY-NC-ND), where it is permissible to download and share the work "
+        "provided it is properly cited. The work cannot be changed in any way or used commercially without "
+        "permission from the journal.",
+    ],
+}
+
+
+@pytest.mark.parametrize("statement", STANDARD)
+def test_standard_statements_of_open_publishers(statement: str) -> None:
+    assert license_name(statement).startswith("CC-BY") and short_license(statement) == "CC-BY"
+    links = [BY, ZERO] if "waiver" in statement else [BY]
+    assert article_license(links, statement) == "CC-BY-4.0"
+    assert article_license([NC], statement) == UNKNOWN
+    assert article_license([BY], f"{statement} Figures are excluded.") == UNKNOWN
+
+
+@pytest.mark.parametrize(("family", "statement"), [(f, s) for f, several in RESTRICTED.items() for s in several])
+def test_standard_statements_of_restricted_licences(family: str, statement: str) -> None:
+    link = f"https://creativecommons.org/licenses/{family[3:].lower()}/4.0/"
+    assert short_license(statement) == family and article_license([link], statement) == f"{family}-4.0"
+    assert article_license([BY], statement) == UNKNOWN
+
+
+@pytest.mark.parametrize("words", [
+    "CC BY n.c.", "This article cannot be reused.", "for academic use", "Elsevier user license",
+    "Alle Rechte vorbehalten", "tous droits r\u00e9serv\u00e9s", "derechos reservados", "noncomm.",
+    "The licence has been revoked", "\u7248\u6743\u6240\u6709", "Figures are excluded",
+    "The licence applies from 2030", "Reuse requires payment of a fee", "embargo",
+    "which permits non-commercial use, distribution and reproduction, provided the original work is properly cited",
+    "You do not have permission under this licence to share adapted material derived from this article or parts of it",
+])  # fmt: skip
+def test_words_beside_an_open_address_are_all_understood(words: str) -> None:
+    for link, statement in ((BY, words), (BY, f"This is an open access article. {words}"), (ZERO, words)):
+        assert article_license([link], statement) == UNKNOWN
+
+
+@pytest.mark.parametrize(("holder", "names"), [
+    ("\xa9 2017, Kovalenko O., Chizhukova M.", True),
+    ("Copyright \xa92011 Dennehy and Wang; licensee BioMed Central Ltd.", True),
+    ("Copyright: \xa9 2018 Tai et al.", True), ("\xa9 The Author(s) 2019", True), ("\xa9 2020 by the authors.", True),
+    ("\xa9 2020 The Authors. Published by Elsevier Ltd on behalf of the Society of X", True),
+    ("\xa9Ana d'Oliveira, Jan van der Berg. Originally published in JMIR (http://www.jmir.org), 12.03.2018.", True),
+    ("\xa9 Author(s) (or their employer(s)) 2020. Re-use permitted under CC BY. Published by BMJ.", True),
+    ("\xa9 2012 X. This is an open access article distributed under the Creative Commons Attribution License.", True),
+    ("\xa9 Author(s) 2020. Re-use permitted under CC BY-NC. No commercial re-use. See rights and permissions.", False),
+    ("Tous droits r\xe9serv\xe9s", False), ("TOUS DROITS R\xc9SERV\xc9S", False),
+    ("\xa9 2020 X. Alle Rechte vorbehalten", False), ("Elsevier. All rights reserved.", False),
+    ("re\xadserved", False), ("all rights retained", False), ("\u7248\u6743\u6240\u6709", False),
+    ("\u0412\u0441\u0435 \u043f\u0440\u0430\u0432\u0430", False), ("\xa9 2020 X, no reuse", False),
+    ("The Authors, under exclusive licence to X", False),
+])  # fmt: skip
+def test_lines_of_copyright_are_names(holder: str, names: bool) -> None:
+    assert article_license([BY], "", holder) == ("CC-BY-4.0" if names else UNKNOWN)
+
+
+@pytest.mark.parametrize("text", [
+    "CC BY if the authors permit", "licensed otherwise; CC BY", "may be licensed under CC BY",
+    "to be published under CC BY", "used to be CC BY", "CC0 BY", "CC0 Attribution 4.0 International", "was CC BY",
+    "CC BY was changed to", "The link is CC BY", "available to authors under CC BY", "CC BY provided",
+    "the public can access CC BY", "CC BY for original authors",
+    "not CC BY, which permits use, provided the original work is properly cited", "CC BY as long as", "CC BY \u00a7",
+])  # fmt: skip
+def test_conditions_and_other_times_are_not_open(text: str) -> None:
+    assert license_name(text) == UNKNOWN == short_license(text)
+
+
+@pytest.mark.parametrize(("kind", "open_"), [("open-access", True), ("", True), ("OpenAccess", True), ("cc-by", True),
+                                             ("creativeCommonsBy", True), ("CC BY 4.0", True), ("cc-by-nc", False),
+                                             ("creativeCommonsBy-nc-nd", False), ("subscription", False)])  # fmt: skip
+def test_kinds_of_licences_agree(kind: str, open_: bool) -> None:
+    assert article_license([BY], "", kinds=[kind]) == ("CC-BY-4.0" if open_ else UNKNOWN)
+
+
+def test_a_waiver_for_data_is_no_licence_of_the_article() -> None:
+    waiver = "The Creative Commons Public Domain Dedication waiver applies to the data made available in this article."
+    assert article_license([ZERO], waiver) == UNKNOWN
 
 
 # ---- what a user selects ---------------------------------------------------------------------------------------------
@@ -241,6 +403,69 @@ def test_marks_that_are_not_understood_count_as_retracted(mark: object, rejectio
     line = {"image": "a.png", "caption": "Axial MRI of the brain.", "license": "CC-BY", "retracted": mark}
     assert Rules().rejection(line) == rejection
     assert Rules(retracted=True).rejection(line) == ""
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "[Retracted] x",
+        "(Retracted) x",
+        "Withdrawal: x",
+        "WITHDRAWN x",
+        "Withdrawn: x",
+        "[Withdrawn] x",
+        "RETRACTION",
+        "Retracted: x",
+        "Statement of retraction: x",
+        "Notice of Retraction: x",
+        "Retraction to: x",
+        "Retraction of: x",
+        "Retraction for X et al.",
+        "Retraction Note to: x",
+        "x (retracted)",
+        "x [RETRACTED ARTICLE]",
+        "x (withdrawn)",
+        "Removal notice: x",
+        "REMOVED: x",
+        "Temporary removal: x",
+        "Retraction\u2014x",
+        "Retraction - x",
+        "Editorial retraction: x",
+        "Withdrawal notice to x",
+        "\u200bRETRACTED: x",
+        "RE\u00adTRACTED x",
+        "*Retracted* x",
+        "This article has been retracted: x",
+        "x - Retracted article",
+        "Retraction statement: x",
+        "Partial retraction: x",
+    ],
+)
+def test_titles_of_retractions(title: str) -> None:
+    assert names_retraction(title, set())
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "Retraction pockets of the ear",
+        "Withdrawal of ventilation in intensive care",
+        "Removal of ureteral stents",
+        "Brain retraction",
+        "Withdrawal symptoms after opioids",
+        "Drugs: withdrawn",
+        "Removed teeth and what became of them",
+        "A note of withdrawal symptoms",
+        "Rofecoxib (withdrawn) and the heart",
+        "Statement of principles",
+        "Muscle retraction (in tears)",
+        "Clot retraction: a study",
+        "Withdrawn medicines in Europe",
+        "",
+    ],
+)
+def test_titles_of_studies(title: str) -> None:
+    assert not names_retraction(title, set())
 
 
 def test_lines_of_odd_types_are_left_out() -> None:

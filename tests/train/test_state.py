@@ -62,6 +62,7 @@ STATES = {
     "no step": (at("step", value=...), "step: Field required"),
     "step is text": (at("step", value="2"), "step"),
     "step is true": (at("step", value=True), "step"),
+    "more steps than any run has": (at("step", value=10**18), "step"),
     "negative step": (at("step", value=-1), "step"),
     "no random state": (at("random", value=...), "random: Field required"),
     "random state without numbers": (at("random", value=[{}]), "random numbers"),
@@ -96,6 +97,22 @@ def test_states_that_are_damaged(kind: str, tmp_path: Path) -> None:
     torch.save(state, tmp_path / TRAINING)
     with pytest.raises(CheckpointError, match=rf"training\.pt.*{re.escape(message)}"):
         read_training(tmp_path / TRAINING)
+
+
+@pytest.mark.parametrize("step", [0, 1, 3, 10**7])
+def test_the_step_is_that_of_the_folder(step: int, tmp_path: Path) -> None:
+    """Another one would repeat steps, or end the run before its time; also where a link leads to the folder."""
+    folder, latest, copied = (tmp_path / name for name in ("step-00000002", "latest", "copy"))
+    folder.mkdir()
+    latest.symlink_to(folder.name)
+    torch.save(sound(), folder / TRAINING)
+    assert read_training(latest / TRAINING)["step"] == 2
+    torch.save({**sound(), "step": step}, folder / TRAINING)
+    for place in (folder, latest):
+        with pytest.raises(CheckpointError, match=rf"training\.pt is damaged, or of .* of step {step}, .* step 2"):
+            read_training(place / TRAINING)
+    folder.rename(copied)
+    assert read_training(copied / TRAINING)["step"] == step
 
 
 def test_a_sound_state_is_as_it_was_written(tmp_path: Path) -> None:

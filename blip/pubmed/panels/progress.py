@@ -10,13 +10,26 @@ figure that both files have.
 
 import json
 import os
+import shutil
+import stat
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from blip.files import ReadError, hidden_beside, json_text, parse_json, partial_path, rename_whole
+from blip.files import (
+    MAX_LINE,
+    ReadError,
+    hidden_beside,
+    json_text,
+    open_regular,
+    parse_json,
+    partial_path,
+    rename_whole,
+    whole_file,
+    write_error,
+)
 from blip.outputs import OutputError
 
 Line = dict[str, Any]
@@ -44,11 +57,14 @@ class Progress:
 
     Raises:
         OutputError: a run with other settings was stopped, and `restart` is not given.
+        WriteError: the files cannot be written.
     """
 
     def __init__(self, out: Path, settings: dict[str, Any], *, restart: bool = False) -> None:
         self.out, self.partial = out, partial_path(out)
         self.record = hidden_beside(out, ".partial.progress")
+        for path in (self.partial, self.record):
+            _keep_apart(path)
         header = json.dumps(settings).encode() + b"\n"
         self.finished: list[dict[str, Any]] = []
         ends = self._read_record(header, restart) if self.partial.exists() and self.record.exists() else []
@@ -64,8 +80,8 @@ class Progress:
     def _read_record(self, header: bytes, restart: bool) -> list[tuple[int, int]]:
         """Lengths of both files behind each finished figure; empty where the settings differ. Fills `finished`."""
         length, ends = self.partial.stat().st_size, list[tuple[int, int]]()
-        with open(self.record, "rb") as file:
-            if (begun := file.readline()) != header:
+        with open_regular(self.record) as file:
+            if (begun := file.readline(MAX_LINE)) != header:
                 if restart or not file.read(1):  # without a finished figure there is nothing to go on with
                     return []
                 raise OutputError(
@@ -73,7 +89,7 @@ class Progress:
                     f"({begun[:200].decode(errors='replace').strip()}): start again with --overwrite"
                 )
             place = len(header)
-            for raw in file:
+            while raw := file.readline(MAX_LINE):
                 place += len(raw)
                 try:
                     entry = parse_json(raw, _Finished, self.record)
@@ -108,3 +124,18 @@ class Progress:
     def close(self) -> None:
         self.lines.close()
         self.counts.close()
+
+
+def _keep_apart(path: Path) -> None:
+    """Makes what is written to `path` change no other file: removes a link, and makes a copy of a file of two names."""
+    try:
+        about = os.lstat(path) if os.path.lexists(path) else None
+        if about is None or (stat.S_ISREG(about.st_mode) and about.st_nlink == 1):
+            return
+        if stat.S_ISREG(about.st_mode):
+            with open_regular(path) as source, whole_file(path) as target:
+                shutil.copyfileobj(source, target)
+        else:
+            path.unlink()
+    except OSError as error:  # a folder, or one without permission
+        raise write_error(path, error) from error

@@ -1,10 +1,13 @@
 """A file of lines over several runs: what both files have is kept, the rest is removed."""
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from blip.files import WriteError
 from blip.outputs import OutputError
 from blip.pubmed.panels.progress import Progress
 
@@ -60,3 +63,38 @@ def test_other_settings_start_from_the_beginning_where_that_is_asked_for(begun: 
     assert progress.finished == []
     progress.discard()
     assert not list(begun.parent.iterdir())
+
+
+@pytest.mark.parametrize("name", [".out.jsonl.partial", ".out.jsonl.partial.progress"])
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_nothing_is_written_through_a_link(begun: Path, name: str, link: Callable[[Path, Path], None]) -> None:
+    other = begun.parent / "other"
+    for content in (b"precious", (begun.parent / name).read_bytes()):
+        (begun.parent / name).unlink()
+        other.write_bytes(content)
+        link(other, begun.parent / name)
+        progress = Progress(begun, SETTINGS)
+        progress.add([{"line": 9}], {"figures": 1})
+        progress.close()
+        assert other.read_bytes() == content and not (begun.parent / name).is_symlink()
+
+
+def test_a_run_goes_on_in_files_that_have_two_names(begun: Path) -> None:
+    """Such as those of a copy by `cp -al`."""
+    files = list(begun.parent.iterdir())
+    (begun.parent / "copy").mkdir()
+    for path in files:
+        os.link(path, begun.parent / "copy" / path.name)
+    progress = Progress(begun, SETTINGS)
+    progress.close()
+    assert [counts["at"] for counts in progress.finished] == [0, 1]
+
+
+@pytest.mark.parametrize("name", [".out.jsonl.partial", ".out.jsonl.partial.progress"])
+def test_what_is_no_file_is_removed_or_named(begun: Path, name: str) -> None:
+    (begun.parent / name).unlink()
+    os.mkfifo(begun.parent / name)
+    assert finish(begun) == [9]
+    (begun.parent / name).mkdir()
+    with pytest.raises(WriteError, match="could not be written"):
+        Progress(begun, SETTINGS)
