@@ -174,10 +174,13 @@ def test_a_damaged_record_comes_with_advice(config: FineTuneConfig, whole: Path,
     assert_same_run(whole, run)
 
 
-def test_an_empty_folder_of_the_user_is_no_run(config: FineTuneConfig, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("resume", ["", "auto"])
+def test_an_empty_folder_of_the_user_is_no_run(
+    resume: str, config: FineTuneConfig, whole: Path, tmp_path: Path
+) -> None:
     write(tmp_path / "out" / "checkpoints" / "step-00000002" / "notes.txt")
     (tmp_path / "out" / "checkpoints" / "step-00000009").mkdir()
-    train("nlvr", config, tmp_path / "out", "auto")
+    train("nlvr", config, tmp_path / "out", resume)
     (tmp_path / "out" / "checkpoints" / "step-00000009").rmdir()
     assert_same_run(whole, tmp_path / "out")
     assert (tmp_path / "out" / "checkpoints" / "step-00000002.kept-1" / "notes.txt").read_text() == "mine"
