@@ -226,14 +226,17 @@ def test_what_a_kill_leaves_is_removed_by_the_next_run(verb: Verb, place: Path) 
 
 
 @pytest.mark.parametrize("cut", ["record", "files"])
-def test_a_run_that_was_killed_may_write_again(cut: str, place: Path) -> None:
+def test_a_run_that_was_killed_may_write_again_with_overwrite(cut: str, place: Path) -> None:
     """Killed between its last file and the record, or in the middle of its files."""
     run(["phantoms", "drawn", "--count", "3", "--image_size", "16"])
     record = place / "drawn" / ".blip.json"
     about = json.loads(record.read_text())
     record.write_text(json.dumps({**about, "unfinished": True, "files": {} if cut == "record" else about["files"]}))
     (place / "drawn" / "captions.json").write_text("half of a former run")
-    run(["phantoms", "drawn", "--count", "3", "--image_size", "16"])
+    again = ["phantoms", "drawn", "--count", "3", "--image_size", "16"]
+    stopped = run_verb(*again)  # nobody knows whose half it is
+    assert stopped.exit_code == 1 and "a run of it was stopped here" in stopped.output
+    run([*again, "--overwrite"])
     record.write_text(json.dumps({**about, "unfinished": True, "command": "another"}))
     assert run_verb("phantoms", "drawn", "--count", "3").exit_code == 1
 
