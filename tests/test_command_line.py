@@ -136,7 +136,7 @@ def test_an_output_folder_below_a_file(
     (tmp_path / "file").write_text("")
     output = tmp_path / "file" / "run"
     monkeypatch.setattr(sys, "argv", ["pretrain.py", "--config", str(tiny_config), "--output_dir", str(output)])
-    assert "Not a directory" in message_of(start, capsys)
+    assert "is not a folder" in message_of(start, capsys)
 
 
 def test_a_full_disk_without_a_file_name_and_a_full_gpu_are_the_users() -> None:
