@@ -432,6 +432,8 @@ read_info(place / "model.json")
 """,
     "a line without end": """
 from blip import files
+
+pytestmark = pytest.mark.slow  # all of them together
 files.MAX_LINE = 1 << 20
 with open(place / "x.jsonl", "wb") as file:
     file.truncate(1 << 36)

@@ -8,6 +8,8 @@ import sys
 import pytest
 from helpers.running import ROOT
 
+pytestmark = pytest.mark.slow  # all of them together
+
 PROGRAM = ROOT / "tests" / "helpers" / "damaged_images.py"
 
 

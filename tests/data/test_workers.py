@@ -30,6 +30,8 @@ from blip.distributed import OtherProcessError
 from blip.errors import BlipError, InputError, MissingFile
 from blip.files import ReadError, WriteError
 
+pytestmark = pytest.mark.slow  # all of them together
+
 ERRORS = [
     AnnotationError("a.json", "line 3", "is empty"), UnreadableImage("a.png", "truncated"), InputError("k is 0"),
     ReadError("a.json", "record 2", "is damaged"), TooManySkipped("11 images"), MissingFile("no file x"),

@@ -22,6 +22,8 @@ from blip.data.pairs import PairDataset
 from blip.tasks import pretrain
 from blip.train.log import RunLog
 from blip.train.checkpoint import Checkpointer
+
+pytestmark = pytest.mark.slow  # all of them together
 rank = int(os.environ["RANK"])
 
 def fail_at(owner, name, at):

@@ -23,6 +23,8 @@ from blip.tasks import pretrain
 from blip.tasks.dry_run import run_once
 from blip.train.launch import launch
 
+pytestmark = pytest.mark.slow  # all of them together
+
 SECONDS = 60  # that a case may take; most take a tenth of a second
 
 

@@ -32,6 +32,8 @@ from blip.pubmed.panels.split import Options, split
 from blip.pubmed.report import write_report
 from blip.pubmed.rules import Rules
 
+pytestmark = pytest.mark.slow  # all of them together
+
 NAMES = [
     b"plain.png", b"not utf-8 \xff\xfe\x80.png", b"not utf-8 \xff\xfe\x81.png", b"new\nline.png", b"return\rline.png",
     b"\x1b]0;owned\x07\x1b[31m\x1b[2J.png", b"\xc2\x9b31m.png", b"-rf.png", b"--out.png", b"'\"`.png", b" blanks .png",

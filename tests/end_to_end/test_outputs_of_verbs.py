@@ -16,6 +16,8 @@ import blip.cli
 from blip.data.jsonl_shards import read_lines, write_jsonl
 from blip.outputs import locked, locked_file
 
+pytestmark = pytest.mark.slow  # all of them together
+
 pytest.importorskip("webdataset")
 pytest.importorskip("lxml")
 pytest.importorskip("imagehash")

@@ -294,6 +294,8 @@ SEARCH = """
 import sys
 from pathlib import Path
 from blip.pubmed.search import Server, search
+
+pytestmark = pytest.mark.slow  # all of them together
 search(Path(sys.argv[1]), "brain", 9, server=Server("me@lab.org", eutils=sys.argv[2]))
 """
 
