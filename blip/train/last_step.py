@@ -1,7 +1,8 @@
 """The last finished step of a run, which every way out of the training loop saves."""
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from blip import distributed
 from blip.train.checkpoint import random_state
@@ -48,6 +49,15 @@ class LastStep:
         meters = distributed.gather_objects(means)
         self._write(self.number, {"meters": meters, "pending": list(self.pending), "random": self._random})
         self.saved, self._saved_pending, self._writing = self.number, self.pending, False
+
+    @contextmanager
+    def rescued(self) -> Iterator[None]:
+        """Within this block an error, or whatever else ends it, first saves the last finished step."""
+        try:
+            yield
+        except BaseException as error:
+            self.rescue(error)
+            raise
 
     def rescue(self, error: BaseException) -> None:
         """Saves the step before an error ends the run, or tells why it cannot."""

@@ -115,32 +115,18 @@ class Loop:
             NonFiniteError: a loss or gradient is not finite.
             OtherProcessError: another process failed.
         """
-        with self.signals:
-            try:
-                return self._run(batches, step, after_update, at_step_end=at_step_end)
-            except BaseException as error:
-                self.last.rescue(error)
-                raise
-
-    def _run(
-        self,
-        batches: Iterator[Any],
-        step: Callable[[Any, int], Step],
-        after_update: Callable[[int], None],
-        *,
-        at_step_end: Callable[[int], dict | None],
-    ) -> bool:
-        if self.last.pending:
-            self._end_step(at_step_end, stop=False)
-        while self.step < self.options.total_steps:
-            stop = self._one_step(batches, step, after_update)
-            self._end_step(at_step_end, stop)
-            if stop:
-                self.log.message(f"stopped by a signal after step {self.step}; continue with --resume auto")
-                return False
-        if not self.last.is_saved:
-            self.save()
-        return True
+        with self.signals, self.last.rescued():
+            if self.last.pending:
+                self._end_step(at_step_end, stop=False)
+            while self.step < self.options.total_steps:
+                stop = self._one_step(batches, step, after_update)
+                self._end_step(at_step_end, stop)
+                if stop:
+                    self.log.message(f"stopped by a signal after step {self.step}; continue with --resume auto")
+                    return False
+            if not self.last.is_saved:
+                self.save()
+            return True
 
     def _end_step(self, at_step_end: Callable[[int], dict | None], stop: bool) -> None:
         """What follows an update: the line of the log, an evaluation, a checkpoint."""
@@ -156,8 +142,11 @@ class Loop:
             self._window = _Window()
         self.last.finished()
         self.log.advance(self.step)
-        # after a signal it is saved already: only an evaluation adds something to save
-        if evaluation is not None if stop else self._save_is_due():
+        if stop:  # it is saved already, unless an evaluation came after that
+            due = evaluation is not None
+        else:
+            due = self._save_is_due()
+        if due:
             self.save()
 
     def _log(self, values: dict[str, Any]) -> None:
