@@ -38,6 +38,8 @@ from blip.pubmed.report import write_report
 from blip.tokenizer import Tokenizer
 from blip.train.log import RunLog, read_metrics
 
+pytestmark = pytest.mark.slow  # all of them together
+
 SECONDS = 90  # that all examples of a test may take
 bounded = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -432,8 +434,6 @@ read_info(place / "model.json")
 """,
     "a line without end": """
 from blip import files
-
-pytestmark = pytest.mark.slow  # all of them together
 files.MAX_LINE = 1 << 20
 with open(place / "x.jsonl", "wb") as file:
     file.truncate(1 << 36)

@@ -17,6 +17,8 @@ from blip.files import WriteError
 from blip.hashing import fingerprint, signature
 from blip.outputs import LockedError, OutputError, claim_output, locked
 
+pytestmark = pytest.mark.slow  # all of them together
+
 
 def write(path: Path, text: str = "mine") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,8 @@ from helpers.running import ROOT, WORLD, Program, free_port, torchrun_env
 
 from blip.train.checkpoint import complete_checkpoints
 
+pytestmark = pytest.mark.slow  # all of them together
+
 SCRIPT = str(ROOT / "pretrain.py")
 STEPS = 8
 # runs pretrain.py after PATCH, in which `rank` is the number of the process and `fail_at` makes a call fail
@@ -22,8 +24,6 @@ from blip.data.pairs import PairDataset
 from blip.tasks import pretrain
 from blip.train.log import RunLog
 from blip.train.checkpoint import Checkpointer
-
-pytestmark = pytest.mark.slow  # all of them together
 rank = int(os.environ["RANK"])
 
 def fail_at(owner, name, at):

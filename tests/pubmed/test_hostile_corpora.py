@@ -34,6 +34,8 @@ from blip.pubmed.inventory import read, update
 from blip.pubmed.search import Server as Where
 from blip.pubmed.search import search
 
+pytestmark = pytest.mark.slow  # all of them together
+
 QUICK = RetryPolicy(tries=2, first_delay=0.01, longest_delay=0.02, timeout=5.0)
 LIMITS = Limits(seconds=10.0, file_mb=1.0, answer_mb=1.0)
 LEAVES = ["../../victim.jpg", "..", ".", "", "a/b.jpg", "/victim.jpg", "a\\b.jpg", "a\0.jpg", "a\n.jpg", "\x1b[31m.jpg",

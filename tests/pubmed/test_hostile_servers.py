@@ -27,6 +27,8 @@ from blip.pubmed.http_client import Client, RetryPolicy, TooSlow, retry_after
 from blip.pubmed.search import Server as Where
 from blip.pubmed.search import search
 
+pytestmark = pytest.mark.slow  # all of them together
+
 LIMITS = Limits(seconds=1.0, file_mb=1.0, answer_mb=1.0, ratio=50.0, longest_wait=0.2)
 QUICK = RetryPolicy(tries=2, first_delay=0.01, longest_delay=0.02, timeout=0.8)
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -294,8 +296,6 @@ SEARCH = """
 import sys
 from pathlib import Path
 from blip.pubmed.search import Server, search
-
-pytestmark = pytest.mark.slow  # all of them together
 search(Path(sys.argv[1]), "brain", 9, server=Server("me@lab.org", eutils=sys.argv[2]))
 """
 

@@ -23,6 +23,8 @@ from blip.pubmed.panels.split import Options, SplitError, split
 from blip.pubmed.report import _picture
 from blip.pubmed.rules import BuildError, Rules
 
+pytestmark = pytest.mark.slow  # all of them together
+
 STORED = {  # orientation -> what turns upright pixels into those that are stored
     1: None, 2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90",
     7: "TRANSVERSE", 8: "ROTATE_270",

@@ -23,7 +23,7 @@ from blip.tasks.config import FineTuneConfig
 from blip.train.checkpoint import complete_checkpoints
 from blip.train.log import RunLog, read_metrics
 
-pytestmark = pytest.mark.usefixtures("no_java_nor_peak")
+pytestmark = [pytest.mark.usefixtures("no_java_nor_peak"), pytest.mark.slow]  # all of them together
 SAVED = "is saved; continue with --resume auto"
 
 
