@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from blip.checkpoints import places
 from blip.checkpoints.format import (
     INFO,
     TOKENIZER,
@@ -64,6 +65,8 @@ _QUEUE_SHAPES = {"queue.pointer": (1,), "queue.image_ids": (1, -1)}  # in the re
 def read(path: str | Path, image_heads: int | None = None, text_heads: int | None = None) -> tuple[Tensors, dict]:
     """Reads one of our folders, a released `.pth` file or a Hugging Face folder: (tensors on the CPU, info).
 
+    `path` may also be a name of `places.local`.
+
     `info` holds `task`, the sizes `image_encoder`, `text_encoder` and/or `text_decoder` (of a decoder that shares
     nothing), and `embed_dim`. Sizes follow from the tensors. The number of heads does not: a `.pth` file is taken to
     have heads of width 64, as all released ones have, unless `image_heads` or `text_heads` is given.
@@ -71,7 +74,7 @@ def read(path: str | Path, image_heads: int | None = None, text_heads: int | Non
     Raises:
         CheckpointError: what is wrong with which file.
     """
-    path = Path(path)
+    path = places.local(path)
     heads = {"image_encoder": image_heads, "text_encoder": text_heads, "text_decoder": text_heads}
     for option, count in (("image_heads", image_heads), ("text_heads", text_heads)):
         if count is not None and count < 1:
@@ -158,7 +161,7 @@ def read_bert(path: str | Path) -> Tensors:
     BLIP has no token types: that of the first segment, which plain text has, is added to the positions, so that the
     states of a text are BERT's own.
     """
-    path = Path(path)
+    path = places.local(path)
     table = {**prefixed(BERT, "", "text_encoder."), **prefixed(BERT_HEAD, "", "text_decoder.")}
     tensors, unknown = {}, []
     types = None
