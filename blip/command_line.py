@@ -26,7 +26,9 @@ REPORT = (
 Checkpoint = Annotated[
     str, typer.Option(help="our folder, a released .pth, a Hugging Face folder, hub:OWNER/NAME or an https:// address")
 ]
-TokenizerFile = Annotated[str, typer.Option(help="vocab.txt, tokenizer.json or hub:NAME, where the checkpoint has none")]
+TokenizerFile = Annotated[
+    str, typer.Option(help="vocab.txt, tokenizer.json or hub:NAME, where the checkpoint has none")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="images at once")]
 ImageRoot = Annotated[

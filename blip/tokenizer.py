@@ -12,7 +12,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from blip.errors import InputError, MissingFile
 from blip.files import ReadError, json_text, parse_json, read_text, write_whole
-from blip.remote.repository import fetch_tokenizer
+from blip.hub.repository import fetch_tokenizer
 
 BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # [DEC] is the first token of the decoder, [ENC] of the image-grounded encoder. The published code appends them in
@@ -115,7 +115,7 @@ class Tokenizer:
 
     @classmethod
     def from_hub(cls, name: str) -> "Tokenizer":
-        """Reads the tokenizer of a repository on the Hugging Face hub, such as `bert-base-uncased`, which is fetched."""
+        """Reads the tokenizer of a repository of the Hugging Face hub, such as `bert-base-uncased`; it is fetched."""
         file = fetch_tokenizer(f"hub:{name}")
         return cls.from_file(file) if file.suffix == ".json" else cls.from_vocab(file)
 

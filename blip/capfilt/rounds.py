@@ -31,9 +31,9 @@ from blip.data.image_bytes import ImageLimits
 from blip.errors import BlipError
 from blip.files import read_json, write_whole
 from blip.hashing import fingerprint
+from blip.hub.names import unpinned
 from blip.inference.load import load
 from blip.outputs import claim_output, locked
-from blip.remote.names import unpinned
 from blip.tasks import caption, pretrain, retrieval
 from blip.tasks.config import CaptionConfig, FineTuneConfig, RetrievalConfig
 from blip.tasks.finetune import BEST

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from blip.checkpoints import places
+from blip.checkpoints import places, processor
 from blip.checkpoints.format import (
     INFO,
     TOKENIZER,
@@ -56,7 +56,7 @@ from blip.models.momentum import NO_ID
 
 # entries of `model.json` that change what a model writes and that other formats lack
 SETTINGS = ("prompt", "answers", "text_cleaning", "max_text_tokens", "max_answer_tokens")
-NAMES = (WEIGHTS, INFO, "config.json", TOKENIZER, "vocab.txt")  # files of the folders that `write` makes
+NAMES = (WEIGHTS, INFO, "config.json", *processor.FILES)  # files of the folders that `write` makes
 _BERT_UNUSED = re.compile(r"(pooler|cls\.seq_relationship|cls\.predictions\.decoder)\.|embeddings\.position_ids$")
 _DUAL_ENCODER = {"visual_projection.weight", "text_projection.weight", "logit_scale"}  # of transformers' BlipModel
 _QUEUE_SHAPES = {"queue.pointer": (1,), "queue.image_ids": (1, -1)}  # in the released files; ours are () and (Q,)
@@ -258,10 +258,8 @@ def _write_huggingface(
             f"{class_name} cannot hold this model: its answer decoder attends to states of the image's width, "
             f"{widths[0]}, and those of a question are {widths[1]} wide"
         )
-    config = {
-        "architectures": [class_name],
-        **huggingface_config(info, special_ids(tokenizer_file, info)),
-    }
+    special = special_ids(tokenizer_file, info)
+    config = {"architectures": [class_name], **huggingface_config(info, special)}
     to_foreign = inverse(HUGGINGFACE)
     # safetensors refuses tensors that share memory
     state = {str(rename(name, to_foreign)): tensor.detach().clone() for name, tensor in held.items()}
@@ -269,9 +267,8 @@ def _write_huggingface(
     with disk_errors("the checkpoint", folder):
         save_tensors(state, folder / WEIGHTS)
         write_whole(folder / "config.json", json.dumps(config, indent=1) + "\n")
-        if tokenizer_file:
-            name = TOKENIZER if Path(tokenizer_file).suffix == ".json" else "vocab.txt"
-            write_whole(folder / name, Path(tokenizer_file).read_bytes())
+        answers = TASKS[hf_class].decoder_reads_question
+        processor.write_processor(folder, info, tokenizer_file, special=special, answers=answers)
     kept = {held_as.get(name, name) for name in held}
     return [name for name in tensors if name not in kept]
 

@@ -7,11 +7,12 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+from blip.checkpoints import download
 from blip.checkpoints.adapter_files import ADAPTER, ADAPTER_INFO
 from blip.checkpoints.format import INFO, TOKENIZER, WEIGHTS
 from blip.errors import InputError
-from blip.remote import download, names, repository
-from blip.remote.names import Address, HubName
+from blip.hub import names, repository
+from blip.hub.names import Address, HubName
 
 PICKLED = "pytorch_model.bin"
 # beside the weights, where a repository has them

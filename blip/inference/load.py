@@ -39,8 +39,8 @@ def load(
 ) -> Predictor:
     """Loads a checkpoint of this package, a released `.pth` file or a Hugging Face folder, ready to use.
 
-    It may lie on this machine, on the Hugging Face hub or at an address, from which it is fetched once. A folder that holds low-rank adapters alone is read together with the checkpoint that they were trained on, which
-    takes `peft`. The adapters are merged into the weights.
+    From the hub or an address it is fetched once. A folder that holds low-rank adapters alone is read together with
+    the checkpoint that they were trained on, which takes `peft`; they are merged into the weights.
 
     Args:
         path: the folder or file; `hub:OWNER/NAME`, also with `@REVISION`; or an `https://` address.

@@ -17,12 +17,12 @@ from blip.checkpoints import convert, initialize, places
 from blip.checkpoints.format import CheckpointError, load_strict, load_weights, unique_state
 from blip.checkpoints.initialize import Source, adopt, check_heads, init_text, init_vision, parts_of
 from blip.config import ConfigError, ModelConfig, PretrainConfig, load_config
+from blip.hub.names import unpinned
 from blip.models.factory import TASKS, Model, model_of, spec_of
 from blip.models.momentum import Queue, Twin, update_twin
 from blip.models.pretrain import PretrainModel
 from blip.network.med import TextConfig
 from blip.network.vit import VIT_SIZES, ViTConfig, fit_image_size
-from blip.remote.names import unpinned
 from blip.tasks.config import FineTuneConfig
 from blip.tokenizer import Specials, Tokenizer
 

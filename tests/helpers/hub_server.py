@@ -116,6 +116,8 @@ class HubServer:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.files: dict[str, Stored] = {}
         self.faults: list[Fault] = []
+        self.redirections: dict[str, str] = {}  # path -> where it leads
+        self.heads: dict[str, str] = {}  # added to every answer
         self.asked: list[str] = []
         self.headers: list[dict[str, str]] = []  # of each request
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
@@ -247,6 +249,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif self.fault.isdigit():
             self._send(int(self.fault), b"{}", {})
+        elif path in self.hub.redirections:
+            self._send(302, b"", {"Location": self.hub.redirections[path]})
         elif path.startswith("/files/"):
             stored = self.hub.files.get(path.removeprefix("/files/"))
             self._file(stored, {"ETag": f'"{stored.sha256}"'}) if stored else self._missing("EntryNotFound")
@@ -359,7 +363,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, body: bytes, head: dict[str, str]) -> None:
         self.send_response(status)
-        for name, value in head.items():
+        for name, value in {**head, **self.hub.heads}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from blip.errors import InputError
-from blip.remote.names import HubName, RemoteError, note, parse
+from blip.errors import InputError, note
+from blip.hub.names import HubName, RemoteError, parse
 
 MAX_SMALL, MAX_LARGE = 64 << 20, 64 << 30  # bytes of a text file and of a file of weights
 LARGE = (".safetensors", ".bin", ".pth")

@@ -17,10 +17,10 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from blip.errors import InputError
+from blip.checkpoints.exchange import About, Passing, beside, digest, part, read_about, write_about
+from blip.errors import InputError, note
 from blip.files import rename_whole
-from blip.remote.exchange import About, Passing, beside, digest, part, read_about, write_about
-from blip.remote.names import Address, RemoteError, note
+from blip.hub.names import Address, RemoteError
 
 ENDINGS = (".pth", ".pt", ".bin")  # of files of weights; a safetensors file needs the others of its folder
 TRIES, UNREACHED = 6, 3  # tries in a row that bring nothing; the same where the server is not reached

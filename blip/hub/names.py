@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -89,12 +88,6 @@ def unpinned(name: str) -> str:
     if isinstance(remote, HubName):
         return str(HubName(remote.repository, "" if remote.pinned else remote.revision))
     return str(replace(remote, sha256="")) if remote else name
-
-
-def note(text: str) -> None:
-    """A line about what is fetched, on standard error; of several processes, the first of all prints it."""
-    if os.environ.get("RANK", "0") == "0":
-        print(printable(text), file=sys.stderr, flush=True)
 
 
 def _hub(text: str) -> HubName:

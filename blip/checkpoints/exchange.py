@@ -13,12 +13,11 @@ import httpx
 from pydantic import BaseModel
 
 from blip.files import ReadError, json_text, read_json, write_error, write_whole
-from blip.remote.names import Address, RemoteError, check_scheme
+from blip.hub.names import Address, RemoteError, check_scheme
 
 MAX_BYTES = 64 << 30
 REDIRECTIONS = 5
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # status codes after which a request may succeed later
-BLOCK = 1 << 20
 
 
 class About(BaseModel):
@@ -136,7 +135,7 @@ def _store(response: httpx.Response, partial: Path, start: int, show: Callable, 
     try:
         with open(partial, "r+b" if start else "wb") as file:
             file.seek(start)
-            for piece in response.iter_raw(BLOCK):
+            for piece in response.iter_raw():
                 start += len(piece)
                 if start > MAX_BYTES:
                     raise RemoteError(f"{address.url} has more than {MAX_BYTES:,} bytes")
