@@ -25,6 +25,7 @@ from blip.checkpoints.format import (
     unique_state,
 )
 from blip.config import ConfigError
+from blip.console.bars import Bars
 from blip.data.batches import collate
 from blip.data.loader import EvalLoader, LoaderOptions, eval_loader, make_loader
 from blip.data.order import EpochOrder, steps_per_epoch
@@ -34,7 +35,6 @@ from blip.errors import BlipError
 from blip.files import json_text, whole_folder, write_whole
 from blip.tasks import start, tokenizers
 from blip.tasks.config import FineTuneConfig
-from blip.train.bars import Bars
 from blip.train.checkpoint import written
 from blip.train.folder import BEST, is_of_run, run_of
 from blip.train.freeze import freeze
