@@ -154,6 +154,6 @@ def about_workers(num_workers: int) -> str:
         return ""
     each = f" in each of {processes} processes" if processes > 1 else ""
     return (
-        f"num_workers is {num_workers}{each}, and there are {cpus} CPUs: more workers than CPUs help only where reading "
-        "waits for a disk or a network"
+        f"num_workers is {num_workers}{each}, and there are {cpus} CPUs: more workers than CPUs help only where "
+        "reading waits for a disk or a network"
     )
