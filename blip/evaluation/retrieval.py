@@ -69,8 +69,7 @@ def evaluate_retrieval(
     if count < 1 or k < 1:
         raise InputError(f"there are {count} images and k is {k}: both must be 1 or more")
     image_answers, text_answers = _right_answers(texts, count)
-    sizes: dict[str, Any] = {"device": device, "batch_size": batch_size}
-    training = model.training  # type: ignore[attr-defined]
+    sizes, training = {"device": device, "batch_size": batch_size}, model.training  # type: ignore[attr-defined]
     model.eval()  # type: ignore[attr-defined]
     try:
         image_features, text_features = retrieval_features(model, images, count, texts=texts, **sizes)
@@ -90,8 +89,8 @@ def evaluate_retrieval(
     metrics |= _direction("t2i", backward, backward_ranks, answers=text_answers, candidates=count)
     for name in ("itc", "itm"):
         metrics[f"{name}_r_mean"] = (metrics[f"{name}_i2t_r_mean"] + metrics[f"{name}_t2i_r_mean"]) / 2
-    positives, temperature = positives_of(image_answers, len(texts.ids)), float(model.temperature)
-    contrast = contrast_of_set(image_features, text_features, positives, temperature)
+    positives = positives_of(image_answers, len(texts.ids))
+    contrast = contrast_of_set(image_features, text_features, positives, float(model.temperature))
     if losses:
         metrics |= {"loss": contrast.loss + itm, "itc": contrast.loss, "itm": itm}
     return Retrieval(metrics, forward, backward, ranks_after(forward, forward_ranks, image_answers), contrast.histogram)
