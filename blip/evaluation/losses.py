@@ -44,7 +44,7 @@ class LossSums:
 
 
 def with_total(objectives: dict[str, float], split: str) -> dict[str, float]:
-    """Losses by objective -> the same with the split before their names, and `loss`, their sum; {} where there are none."""
+    """Losses by objective -> the same under names with the split before them, and their sum, `loss`; {} for none."""
     if not objectives:
         return {}
     return {f"{split}_loss": sum(objectives.values()), **{f"{split}_{name}": x for name, x in objectives.items()}}
