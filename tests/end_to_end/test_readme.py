@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from helpers.bad_finetune_cases import answerer
 from helpers.fine_tuning import write_part
+from helpers.hub_server import HubServer
 from helpers.running import ROOT, free_port, script_env, torchrun_env
 from helpers.tiny import MODEL_SIZES, TINY
 from PIL import Image
@@ -177,6 +178,15 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
 
 
 @pytest.fixture(scope="module")
+def hub(place: Path, tiny_checkpoint: Path) -> Iterator[HubServer]:
+    """The released checkpoints that commands name; all of them are tiny here."""
+    with HubServer() as hub:
+        for name in re.findall(r"hub:([\w-]+/[\w.-]+)", " ".join(COMMANDS)):
+            hub.add("models", name, place / "runs" / "vqa_rad" / "best" if "vqa" in name else tiny_checkpoint)
+        yield hub
+
+
+@pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """A PubMed Central of six articles."""
     with Server(Library(6)) as server:
@@ -192,11 +202,13 @@ def test_command(
     command: str,
     place: Path,
     server: Server,
+    hub: HubServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture,
 ) -> None:
     words = localised(command, tmp_path.name, server.url)
+    hub.use_here(monkeypatch, place / "cache")
     if words[0] == "torchrun":
         given = get_args_parser().parse_args(words[1:])
         if given.module:
