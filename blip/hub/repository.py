@@ -84,7 +84,7 @@ def _one(name: HubName, about: Any, commit: str) -> Path:
         raise RemoteError(f"{name}: {file} has {about.size:,} bytes; at most {most:,} are fetched")
     known = isinstance(try_to_load_from_cache(name.repository, file, revision=commit), str)
     if not known and Path(file).suffix in LARGE:
-        note(f"fetching {file} of {name}" + (f", {about.size / 1e6:,.0f} MB" if about.size else ""))
+        note(f"fetching {file} of {name}" + (f", {about.size / 1e6:,.0f} MB" if (about.size or 0) > 1e6 else ""))
     path = Path(hf_hub_download(name.repository, file, revision=name.revision or "main"))
     expected = about.lfs["sha256"] if about.lfs else ""
     if not known and expected and (found := sha256_of(path)) != expected:

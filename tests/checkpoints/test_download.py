@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,12 @@ def test_a_stated_md5_is_compared(hub: HubServer, address: Address) -> None:
     hub.heads["x-goog-hash"] = "crc32c=AAAAAA==,md5=1B2M2Y8AsgTpgAmY7PhCfg=="
     with pytest.raises(RemoteError, match="its MD5 is not the stated one"):
         download.fetch(address)
+
+
+def test_of_many_at_once_one_fetches(hub: HubServer, address: Address) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(download.fetch, [address] * 4))
+    assert set(found) == {found[0]} and len(hub.asked) == 1
 
 
 def test_no_token_is_sent(hub: HubServer, address: Address, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,17 +79,17 @@ def config_of(run: Path) -> str:
 
 
 def test_a_run_pins_what_it_starts_from(
-    hub: HubServer, captioner: Path, phantoms: Path, part: Path, tmp_path: Path
+    hub: HubServer, tiny_checkpoint: Path, phantoms: Path, part: Path, tmp_path: Path
 ) -> None:
-    commit = hub.add("models", "lab/ours", captioner)
+    commit = hub.add("models", "lab/ours", tiny_checkpoint)
     options = f"train_file=[{part}]", f"val_file=[{part}]"
     run = tmp_path / "run"
     train("caption", configure("caption", phantoms, tmp_path, *options, "max_steps=2", init_from="lab/ours"), run)
     assert config_of(run) == f"hub:lab/ours@{commit}"
     newer = tmp_path / "newer"
-    shutil.copytree(captioner, newer)
+    shutil.copytree(tiny_checkpoint, newer)
     info = json.loads((newer / "model.json").read_text())
-    (newer / "model.json").write_text(json.dumps({**info, "prompt": "b"}))
+    (newer / "model.json").write_text(json.dumps({**info, "max_text_tokens": 31}))
     hub.add("models", "lab/ours", newer)
     again = configure("caption", phantoms, tmp_path, *options, "max_steps=4", init_from="lab/ours")
     asked = len(hub.asked)
@@ -103,13 +103,13 @@ def test_a_run_pins_what_it_starts_from(
 
 
 def test_a_run_from_an_address_notices_other_bytes(
-    hub: HubServer, captioner: Path, phantoms: Path, part: Path, tmp_path: Path
+    hub: HubServer, tiny_checkpoint: Path, phantoms: Path, part: Path, tmp_path: Path
 ) -> None:
-    tensors, info = convert.read(captioner)
+    tensors, info = convert.read(tiny_checkpoint)
     convert.write(tmp_path / "model.pth", tensors, info, to="salesforce")
     address = hub.add_file("model.pth", tmp_path / "model.pth")
-    options = (f"train_file=[{part}]", "max_steps=1", "image_heads=2", "text_heads=3",
-               f"tokenizer={captioner / 'tokenizer.json'}")  # fmt: skip
+    options = (f"train_file=[{part}]", "max_steps=1", "image_heads=2", "text_heads=2",
+               f"tokenizer={tiny_checkpoint / 'tokenizer.json'}")  # fmt: skip
     run = tmp_path / "run"
     train("caption", configure("caption", phantoms, tmp_path, *options, init_from=address), run)
     name = config_of(run)
@@ -122,10 +122,10 @@ def test_a_run_from_an_address_notices_other_bytes(
 
 
 def test_adapters_find_their_base_by_name(
-    hub: HubServer, captioner: Path, phantoms: Path, part: Path, tmp_path: Path, image: Path
+    hub: HubServer, tiny_checkpoint: Path, phantoms: Path, part: Path, tmp_path: Path, image: Path
 ) -> None:
     pytest.importorskip("peft")
-    commit = hub.add("models", "lab/ours", captioner)
+    commit = hub.add("models", "lab/ours", tiny_checkpoint)
     options = (f"train_file=[{part}]", f"val_file=[{part}]", "max_steps=2", "lora={rank: 2, targets: [q, v]}")
     run = tmp_path / "run"
     train("caption", configure("caption", phantoms, tmp_path, *options, init_from="hub:lab/ours"), run)

@@ -1,6 +1,7 @@
 """Repositories of the hub: which files are fetched, what is kept, and what is said when one cannot be had."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,12 @@ def test_a_file_that_is_too_large_is_not_fetched(hub: HubServer, commit: str, mo
     with pytest.raises(RemoteError, match=r"model.safetensors has 8,000 bytes; at most 100"):
         local("hub:lab/model")
     assert objects(hub) == 0
+
+
+def test_of_many_at_once_one_fetches(hub: HubServer, commit: str) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(local, [f"hub:lab/model@{commit}"] * 4))
+    assert set(found) == {found[0]} and objects(hub) == 1
 
 
 def test_what_is_no_checkpoint(hub: HubServer, tmp_path: Path) -> None:
