@@ -74,11 +74,11 @@ def local_tokenizer(name: str) -> str:
 
 
 def pinned_tokenizer(name: str) -> str:
-    """`pinned` of the name of a tokenizer."""
-    remote = names.parse(name)
+    """`pinned` of the name of a tokenizer, which is a repository only where it begins with `hub:`."""
+    remote = names.parse(name) if name.startswith(names.HUB) else None
     if not isinstance(remote, HubName):
         return name
-    return str(HubName(remote.repository, repository.commit_of(repository.fetch_tokenizer(str(remote)).parent)))
+    return str(HubName(remote.repository, repository.commit_of(repository.fetch_tokenizer(name).parent)))
 
 
 def is_remote(name: str | Path) -> bool:

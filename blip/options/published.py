@@ -59,7 +59,6 @@ ALSO: dict[str, dict[str, Any]] = {
     "VqaConfig": {"warmup_steps": 0},
     "NlvrConfig": {"warmup_steps": 0},
 }
-OURS_TOO = ("image_root", "train_file")  # keys of both, which are no sign of a published file
 
 
 def hint(key: str) -> str:
