@@ -44,10 +44,10 @@ def test_two_bars_and_a_line_above_them(monkeypatch: pytest.MonkeyPatch) -> None
         bars.move(run, 5, "loss 0.5", what="epoch 1.25 of 3")
     assert list(bars._progress.task_ids) == [run]
     assert bars._progress.live.is_started
-    shown = terminal.getvalue()
-    assert all(text in shown for text in ("a line", "evaluating", "5/10", "loss 0.5", "epoch 1.25 of 3"))
     bars.close()
     assert not bars._progress.live.is_started
+    shown = terminal.getvalue()
+    assert all(text in shown for text in ("a line", "evaluating", "5/10", "loss 0.5", "epoch 1.25 of 3"))
 
 
 def test_silent_where_lines_cannot_be_written_over(capsys: pytest.CaptureFixture) -> None:
@@ -63,7 +63,7 @@ def test_silent_in_processes_that_show_nothing(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("end", ["error", "early"])
 def test_work_that_ends_early_leaves_no_bar(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = terminal_of(monkeypatch)
+    terminal_of(monkeypatch)
     bars = Bars()
 
     def items() -> Iterator[int]:
