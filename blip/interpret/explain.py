@@ -115,7 +115,7 @@ def explain_pairs(
         images: paths, PIL images or a list of them.
         texts: texts to match; captions, or "" for the model's own; questions; none for a map of the image alone.
         task: match, caption, answer or image; the usual one of the checkpoint's task unless given. `image` needs no
-            text and maps the image encoder by rollout, as does `method="rollout"` where a text is needed and none given.
+            text and maps the image encoder by rollout; so does `method="rollout"` where a text is needed and missing.
         method: gradcam, raw, relevance or rollout. Unless given relevance, which pointed best at lesions of the methods
             here (`docs/results.md`); rollout for the image alone.
         layer: whose cross-attention; the middle one unless given, and never the last one of a matching model.

@@ -136,7 +136,7 @@ def explained(m: Predictor, name: str = "") -> Objective:
     if not usual:
         others = ", ".join(task for task, spec in TASKS.items() if spec.explained_as)
         raise TraceError(
-            f"a checkpoint of {m.info['task']} cannot be explained, but for its image encoder (task image); {others} can"
+            f"of a checkpoint of {m.info['task']} only the image encoder can be explained (task image); {others} can"
         )
     if (name or usual) not in EXPLAINED:
         raise InputError(f"task is {name!r}; it can be {', '.join(EXPLAINED)}")

@@ -330,7 +330,7 @@ def test_one_bad_record_does_not_end_the_rest(model: Predictor, three: Path, tmp
     assert "is empty" in unusable[0] and "the model reads 32" in unusable[1]
     with pytest.raises(PictureError, match="is empty"):
         explain_files(model, wanted[:1], tmp_path / "none.html", How(task="match"))
-    files, unusable = explain_files(model, wanted, tmp_path / "own.html", How(task="caption"))  # needs none of them
+    _, unusable = explain_files(model, wanted, tmp_path / "own.html", How(task="caption"))  # needs none of them
     assert not unusable and (tmp_path / "own.html").read_text().count("<section>") == 3
 
 
