@@ -34,8 +34,6 @@ LARGE = {".safetensors", ".bin", ".pth", ".parquet", ".arrow", ".png", ".jpg", "
 DATE = "2024-01-02T03:04:05.000Z"
 _PART = r"/(revision|tree|paths-info|refs)(?:/([^/]+)(?:/(.+))?)?"
 API = re.compile(rf"/api/(models|datasets)/((?:[^/]+/)?[^/]+?)(?:{_PART})?")
-    r"/api/(models|datasets)/((?:[^/]+/)?[^/]+?)(?:/(revision|tree|paths-info|refs)(?:/([^/]+)(?:/(.+))?)?)?"
-)
 RESOLVE = re.compile(r"/(datasets/)?([^/]+(?:/[^/]+)?)/resolve/([^/]+)/(.+)")
 
 
