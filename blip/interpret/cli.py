@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,9 @@ from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.data.places import images_of
 from blip.inference.cli import claim_json, load_model, places_and_texts
 from blip.outputs import claim_output, refuse_inputs, writing
+
+if TYPE_CHECKING:
+    from blip.interpret.explain_files import Wanted
 
 
 def explain(
@@ -61,31 +64,17 @@ def explain(
 ) -> None:
     """Draws which parts of an image a model attended to, word by word. Not for diagnosis."""
     from blip.inference.inputs import CAPTIONS
-    from blip.interpret.explain_files import How, explain_files, find_pairs
-    from blip.interpret.pictures import PictureError, check_ending, files_of
+    from blip.interpret.explain_files import How, explain_files
+    from blip.interpret.pictures import check_ending, files_of
 
     with user_errors():
         places, texts = places_and_texts(arguments, text, "--text")
         check_ending(out)
-        bad: list[str] = []
-        wanted = [pair for place in places for pair in find_pairs(place, texts, bad)]
-        if bad and not wanted:
-            raise PictureError(bad[0])
-        if 0 < limit < len(wanted):
-            say(f"{limit} of {len(wanted)} are explained; --limit 0 explains all", err=True)
-            wanted = wanted[:limit]
-        how = How(
-            task, method, layer, rows,
-            target=target, decoding=replace(CAPTIONS, beams=beams), batch_size=batch_size,  # type: ignore[arg-type]
-        )  # fmt: skip
-        inputs: list[str | Path] = [
-            *places,
-            *(one.image for one in wanted),
-            checkpoint,
-            *filter(None, [tokenizer]),
-            *texts,
-            repr(how),
-        ]
+        wanted, bad = first_pairs(places, texts, limit)
+        decoding = replace(CAPTIONS, beams=beams)
+        how = How(task, method, layer, rows, target=target, decoding=decoding, batch_size=batch_size)
+        images = [one.image for one in wanted]
+        inputs: list[str | Path] = [*places, *images, checkpoint, *filter(None, [tokenizer]), *texts, repr(how)]
         first, *others = files_of(out, len(wanted))
         names = [path.name for path in others]
         claim = claim_output(first, "explain", inputs=inputs, overwrite=overwrite, names=names)
@@ -95,9 +84,24 @@ def explain(
             written += [path.name for path in files]
         for problem in [*bad, *problems]:
             say(problem, err=True)
-        say(f"{len(wanted) - len(problems)} explained: {files[0] if files else 'nothing written'}"
-                   + (f" to {files[-1]}" if len(files) > 1 else ""))  # fmt: skip
+        where = " to ".join(str(path) for path in {files[0]: 1, files[-1]: 1}) if files else "nothing written"
+        say(f"{len(wanted) - len(problems)} explained: {where}")
     raise typer.Exit(1 if bad or problems else 0)
+
+
+def first_pairs(places: list[str], texts: list[str], limit: int) -> tuple[list["Wanted"], list[str]]:
+    """The first `limit` (0: all) images or records of places, and messages about records that cannot be used."""
+    from blip.interpret.explain_files import find_pairs
+    from blip.interpret.pictures import PictureError
+
+    bad: list[str] = []
+    wanted = [pair for place in places for pair in find_pairs(place, texts, bad)]
+    if bad and not wanted:
+        raise PictureError(bad[0])
+    if 0 < limit < len(wanted):
+        say(f"{limit} of {len(wanted)} are explained; --limit 0 explains all", err=True)
+        wanted = wanted[:limit]
+    return wanted, bad
 
 
 def activations(

@@ -6,7 +6,7 @@ A record that cannot be explained is reported and left out; it never ends the re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
@@ -21,8 +21,6 @@ from blip.interpret.explain import PAIRS_AT_ONCE, Explanation, explain_pairs, ob
 from blip.interpret.objectives import Objective, completed_answers, completed_captions
 from blip.interpret.pictures import PictureError, check_ending, files_of, needs_matplotlib, save, sized
 from blip.models.decoding import Decoding
-
-LIMIT = 20  # records that are explained unless told otherwise
 
 
 @dataclass
@@ -48,7 +46,7 @@ class How:
     method: str = ""
     layer: int | None = None
     rows: str = "words"
-    target: Literal["predicted", "true"] = "predicted"
+    target: str = "predicted"  # or true
     decoding: Decoding = field(default_factory=lambda: CAPTIONS)
     batch_size: int = PAIRS_AT_ONCE
 

@@ -325,7 +325,7 @@ def test_one_bad_record_does_not_end_the_rest(model: Predictor, three: Path, tmp
     problems: list[str] = []
     wanted = find_pairs(three, [], problems)
     assert len(wanted) == 3 and len(problems) == 2 and "record 4" in problems[0] and "record 5" in problems[1]
-    files, unusable = explain_files(model, wanted, tmp_path / "all.html", How(task="match"))
+    _, unusable = explain_files(model, wanted, tmp_path / "all.html", How(task="match"))
     assert (tmp_path / "all.html").read_text().count("<section>") == 1 and len(unusable) == 2
     assert "is empty" in unusable[0] and "the model reads 32" in unusable[1]
     with pytest.raises(PictureError, match="is empty"):
