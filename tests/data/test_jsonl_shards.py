@@ -75,7 +75,7 @@ def test_settings_of_another_program_are_kept(tmp_path: Path) -> None:
 def test_shards_without_their_settings_are_not_taken_for_own(tmp_path: Path) -> None:
     make(tmp_path)
     (tmp_path / "settings.json").unlink()
-    with pytest.raises(ShardError, match="shards without their settings.json"):
+    with pytest.raises(ShardError, match=r"shards without their settings\.json"):
         make(tmp_path)
     assert make(tmp_path, overwrite=True) == [0, 1]
 
