@@ -1,5 +1,6 @@
 """What decoding an image costs, judged by its header before it begins: pixels, memory, and scans of a JPEG."""
 
+import os
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -15,6 +16,8 @@ OTHERS, OF_FOUR_INKS = 10, 12  # the latter for a progressive JPEG in CMYK
 JPEGS = ("JPEG", "MPO")
 SCANS = 500  # of a JPEG, each of which passes over all pixels; encoders write some ten
 SCAN = b"\xff\xda"  # the mark of a scan, which compressed data cannot contain
+SHORTEST = 10  # bytes of a scan
+QUICK = 40_000_000_000  # pixels times scans that take some seconds at most
 BLOCK = 1 << 20  # bytes
 
 
@@ -41,7 +44,7 @@ def check_cost(image: Image.Image, file: BinaryIO) -> None:
             f"it has {image.width} x {image.height} pixels; of {kind}, which takes much memory to decode, at most "
             f"{most:,} are read: make it smaller, or save it as PNG"
         )
-    if kind in JPEGS and sum(_scans(file)) > SCANS:
+    if kind in JPEGS and _may_take_long(image, file) and sum(_scans(file)) > SCANS:
         raise InputError(f"it has more than {SCANS} scans, each of which takes as long as an image: save it anew")
 
 
@@ -49,6 +52,14 @@ def _bytes_per_pixel(kind: str, mode: str) -> int:
     if kind == "JPEG2000":
         return 5 + 5 * Image.getmodebands(mode)
     return BYTES_PER_PIXEL.get(kind, OF_FOUR_INKS if kind in JPEGS and mode == "CMYK" else OTHERS)
+
+
+def _may_take_long(image: Image.Image, file: BinaryIO) -> bool:
+    """Whether a JPEG is so large that its scans have to be counted, which takes a tenth of the time of decoding."""
+    place = file.tell()
+    most = file.seek(0, os.SEEK_END) // SHORTEST
+    file.seek(place)
+    return image.width * image.height * most > QUICK
 
 
 def _scans(file: BinaryIO) -> Iterator[int]:
