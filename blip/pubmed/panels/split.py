@@ -217,7 +217,7 @@ def split(pairs: Path, out: Path, options: Options, *, num_workers: int = 1,
 def _settings(pairs: Path, options: Options) -> dict[str, Any]:
     """What the lines depend on: an unfinished run with other settings is not continued."""
     with open_regular(pairs) as source:
-        digest = hashlib.file_digest(source, "sha256").hexdigest()
+        digest = hashlib.file_digest(source, "sha256").hexdigest()  # type: ignore[arg-type]
     given = hashlib.sha256(repr(sorted(options.given.items())).encode()).hexdigest()
     return {"pairs": digest, "given": given, "weights": options.weights, "crops": options.crops,
             "read_letters": options.read_letters, "smallest": options.smallest}  # fmt: skip
