@@ -23,6 +23,8 @@ from pmc_server import Library, Server
 from torch import distributed
 from torch.distributed.run import get_args_parser
 
+from blip.train.history import LOGS, METRICS
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {"README.md": README} | {
     f"docs/{path.name}": path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))
@@ -167,6 +169,10 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
     convert.write(folder / "model_base.pth", *convert.read(tiny_checkpoint), to="salesforce")
     for run in ("demo", "named"):
         shutil.copytree(tiny_checkpoint, folder / "runs" / run / "run" / "checkpoints" / "latest")
+    log = {"step": 1, "epoch": 1, "loss": 0.5, "train_loss": 0.5, "val_loss": 0.6, "truth": "a lesion", "output": "x"}
+    for name in LOGS:
+        lines = [{**log, "lr": 0.1}, log] if name == METRICS else [log]
+        (folder / "runs" / "demo" / "run" / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "runs" / "demo" / "data").mkdir()
     (folder / "runs" / "demo" / "data" / "test").symlink_to(phantoms)
     model = answerer(folder, tiny_checkpoint)
