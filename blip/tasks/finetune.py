@@ -3,6 +3,7 @@
 A task is a subclass of `FineTuning` and adds its data, `step` and `evaluate`.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -238,7 +239,8 @@ class FineTuning:
             load_strict(self.model, load_weights(folder)[0], str(folder))
         best = (self.output if is_of_run(folder, self.output) else run_of(folder)) / BEST
         if "best" in training["progress"] and best.is_dir():  # without its weights, a score is of no use
-            self.best = float(training["progress"]["best"])
+            best_score = float(training["progress"]["best"])
+            self.best = None if math.isnan(best_score) else best_score  # than which no other would be better
 
     def _trained_state(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
@@ -255,7 +257,7 @@ class FineTuning:
         if name not in metrics:
             raise ConfigError(f"best_metric is {name!r}; the validation has {', '.join(metrics)}")
         better = self.best is None or (metrics[name] > self.best) == (self.config.best_is == "highest")
-        if better and metrics[name] != self.best:
+        if better and metrics[name] != self.best and not math.isnan(metrics[name]):
             self._keep_best(step, metrics)
             self.best = metrics[name]
         return {"epoch": done, **metrics, "best": self.best}
