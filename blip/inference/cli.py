@@ -22,6 +22,7 @@ from blip.command_line import (
     seed_option,
     user_errors,
 )
+from blip.console.bars import Bars
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.data.images import ENDINGS
 from blip.data.places import ANNOTATIONS, images_of, refuse_image_name
@@ -128,7 +129,8 @@ def caption(
         claim = claim_json(out, "caption", [*images, *paths, checkpoint, tokenizer, written_by], overwrite)
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-            rows = list(files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=batch_size, seed=seed))
+            found = files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=batch_size, seed=seed)
+            rows = list(Bars().over(found, "captioning", len(paths)))
             with writing(claim):
                 unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
@@ -162,7 +164,8 @@ def match(
         claim = claim_json(out, "match", [*places, *paths, checkpoint, tokenizer, *texts], overwrite)
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-            rows = list(files.match_rows(model, paths, texts, batch_size=batch_size))
+            found = files.match_rows(model, paths, texts, batch_size=batch_size)
+            rows = list(Bars().over(found, "matching", len(paths) * len(texts)))
             with writing(claim):
                 unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
@@ -207,11 +210,10 @@ def answer(
         decoding = Decoding(beams=3, max_new_tokens=10) if generate else None
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-            rows = list(
-                files.answer_rows(
-                    model, paths, questions, answers=choices, k=k, decoding=decoding, batch_size=batch_size
-                )
+            found = files.answer_rows(
+                model, paths, questions, answers=choices, k=k, decoding=decoding, batch_size=batch_size
             )
+            rows = list(Bars().over(found, "answering", len(paths) * len(questions)))
             with writing(claim):
                 unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
