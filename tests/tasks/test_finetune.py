@@ -260,7 +260,7 @@ def test_what_is_not_a_number_is_never_the_best(
             return super().at_step_end(step, log)
 
     monkeypatch.setattr(script, "Judging", Scripted)
-    output, given = tmp_path / "run", ("nlvr", "batch_size=12", "test_file=[]", "best_is=lowest", "keep_checkpoints=9")
+    output, given = tmp_path / "run", ("nlvr", "batch_size=12", "test_file=[]", "keep_checkpoints=9")
     train("nlvr", options(*given, "max_steps=3"), output)
     assert load_weights(output / "best")[1]["step"] == 2
     state = output / "checkpoints" / "step-00000003" / "training.pt"
