@@ -3,7 +3,6 @@
 A task is a subclass of `FineTuning` and adds its data, `step` and `evaluate`.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -242,8 +241,7 @@ class FineTuning:
             load_strict(self.model, load_weights(folder)[0], str(folder))
         best = (self.output if is_of_run(folder, self.output) else run_of(folder)) / BEST
         if "best" in training["progress"] and best.is_dir():  # without its weights, a score is of no use
-            best_score = float(training["progress"]["best"])
-            self.best = None if math.isnan(best_score) else best_score  # than which no other would be better
+            self.best = float(training["progress"]["best"])
 
     def _trained_state(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
@@ -260,8 +258,9 @@ class FineTuning:
         name = self.config.best_metric
         if name not in metrics:
             raise ConfigError(f"best_metric is {name!r}; the validation has {', '.join(metrics)}")
-        better = self.best is None or (metrics[name] > self.best) == (self.config.best_is == "highest")
-        if better and metrics[name] != self.best and not math.isnan(metrics[name]):
+        score, highest = metrics[name], self.config.best_is == "highest"
+        better = self.best is None or np.isnan(self.best) or (score > self.best) == highest
+        if better and score != self.best and not np.isnan(score):
             self._keep_best(step, metrics)
             self.best = metrics[name]
         for file, lines in self.logged:
