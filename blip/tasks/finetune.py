@@ -258,9 +258,8 @@ class FineTuning:
         name = self.config.best_metric
         if name not in metrics:
             raise ConfigError(f"best_metric is {name!r}; the validation has {', '.join(metrics)}")
-        score, highest = metrics[name], self.config.best_is == "highest"
-        better = self.best is None or np.isnan(self.best) or (score > self.best) == highest
-        if better and score != self.best and not np.isnan(score):
+        better = self.best is None or (metrics[name] > self.best) == (self.config.best_is == "highest")
+        if better and metrics[name] != self.best and not np.isnan(metrics[name]):
             self._keep_best(step, metrics)
             self.best = metrics[name]
         for file, lines in self.logged:
