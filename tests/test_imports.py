@@ -28,7 +28,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"files", "outputs", "hashing", "distributed", "tokenizer", "errors"},
     "data.sets": {"data.formats", "data.records", "errors"},
     "evaluation": {"models", "network", "distributed", "tokenizer", "errors"},
-    "train": {"config", "files", "outputs", "hashing", "distributed", "errors", "command_line", "checkpoints.format"},
+    "train": {
+        "config",
+        "options",
+        "files",
+        "outputs",
+        "hashing",
+        "distributed",
+        "errors",
+        "command_line",
+        "checkpoints.format",
+    },
     "inference": {"models", "network", "checkpoints", "files", "outputs", "tokenizer", "errors", "distributed"}
     | {"data.images", "data.image_bytes", "data.transforms", "data.batches"},
     "tasks": {"network", "models", "checkpoints", "data", "evaluation", "train", "inference"}

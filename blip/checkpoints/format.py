@@ -247,3 +247,13 @@ def check_fit(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
         parts = [("missing", missing), ("not known", unknown), ("wrong shape", misshapen)]
         lines = [f"  {title} ({len(names)}): {', '.join(names[:12])}" for title, names in parts if names]
         raise CheckpointError(f"{what} does not fit the model:\n" + "\n".join(lines))
+
+
+def answers_of(checkpoint: str) -> list[str]:
+    """The answers that a checkpoint of VQA was trained with, none where it does not list them.
+
+    Raises:
+        CheckpointError: its `model.json` is damaged.
+    """
+    file = Path(checkpoint) / INFO
+    return read_info(file).get("answers", []) if checkpoint and file.is_file() else []

@@ -149,9 +149,9 @@ def run(config: CaptionConfig, output: Path, resume: str, *, device: torch.devic
     return train(Captioning, config, output, resume=resume, device=device, **options)
 
 
-def score(config: CaptionConfig, output: Path, device: torch.device, *, overwrite: bool = False) -> None:
-    """Evaluates without training."""
-    evaluate(Captioning, config, output, device=device, overwrite=overwrite)
+def score(config: CaptionConfig, output: Path, device: torch.device, **options: Any) -> Path:
+    """Evaluates without training -> the folder of the results; `options` as in `blip.tasks.run.evaluate`."""
+    return evaluate(Captioning, config, output, device=device, **options)
 
 
 def main(help: str | None = None) -> None:

@@ -115,9 +115,9 @@ def run(config: NlvrConfig, output: Path, resume: str, *, device: torch.device, 
     return train(Judging, config, output, resume=resume, device=device, **options)
 
 
-def score(config: NlvrConfig, output: Path, device: torch.device, *, overwrite: bool = False) -> None:
-    """Evaluates without training."""
-    evaluate(Judging, config, output, device=device, overwrite=overwrite)
+def score(config: NlvrConfig, output: Path, device: torch.device, **options: Any) -> Path:
+    """Evaluates without training -> the folder of the results; `options` as in `blip.tasks.run.evaluate`."""
+    return evaluate(Judging, config, output, device=device, **options)
 
 
 def main(help: str | None = None) -> None:

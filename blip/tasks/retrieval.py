@@ -185,9 +185,9 @@ def run(config: RetrievalConfig, output: Path, resume: str, *, device: torch.dev
     return train(Retrieving, config, output, resume=resume, device=device, **options)
 
 
-def score(config: RetrievalConfig, output: Path, device: torch.device, *, overwrite: bool = False) -> None:
-    """Evaluates without training."""
-    evaluate(Retrieving, config, output, device=device, overwrite=overwrite)
+def score(config: RetrievalConfig, output: Path, device: torch.device, **options: Any) -> Path:
+    """Evaluates without training -> the folder of the results; `options` as in `blip.tasks.run.evaluate`."""
+    return evaluate(Retrieving, config, output, device=device, **options)
 
 
 def main(help: str | None = None) -> None:

@@ -15,8 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip.checkpoints.format import INFO
-from blip.checkpoints.info import read_info
+from blip.checkpoints.format import answers_of
 from blip.config import ConfigError, annotation_files
 from blip.data.image_bytes import ImageLimits
 from blip.data.question_splits import answer_list, majority_answers, read_answers, shared_images, split_by_image
@@ -69,7 +68,7 @@ class Answering(FineTuning):
 
     def compare_with(self, train_file: list[str]) -> None:
         """In an evaluation alone: reads the training questions, if their files exist, for the scores of `_score`."""
-        if self.questions is None and all(Path(file).exists() for file in train_file):
+        if self.questions is None and train_file and all(Path(file).exists() for file in train_file):
             self.trained_on = self._read(train_file, "train")
 
     def _split(self, questions: Questions, shares: tuple[float, float, float]) -> None:
@@ -81,6 +80,12 @@ class Answering(FineTuning):
             return [f"the {split} part of train_file"] if split in self.held_out else []
         return super().files(split)
 
+    @classmethod
+    def evaluates_with_training_files(cls, config: VqaConfig) -> bool:
+        """Where their images are divided, and where neither a file nor the checkpoint has answers to rank."""
+        known = config.inference != "rank" or config.answer_file or answers_of(config.init_from)
+        return config.split_shares is not None or not known
+
     def _answers(self) -> list[str]:
         """The answers that ranking chooses from: those of a file, of the training set, or of a checkpoint."""
         if self.config.answer_file:
@@ -88,10 +93,9 @@ class Answering(FineTuning):
         elif self.questions is not None:
             answers = answer_list(self.questions)
         else:
-            file = Path(self.config.init_from) / INFO
-            answers = read_info(file).get("answers", []) if file.is_file() else []
+            answers = answers_of(self.config.init_from)
         if not answers and self.config.inference == "rank":
-            raise ConfigError("there is no answer to rank: set answer_file, or inference: generate")
+            raise ConfigError("there is no answer to rank: set answer_file or train_file, or inference: generate")
         return answers
 
     def texts(self) -> Iterator[str]:
@@ -276,9 +280,9 @@ def run(config: VqaConfig, output: Path, resume: str, *, device: torch.device, *
     return train(Answering, config, output, resume=resume, device=device, **options)
 
 
-def score(config: VqaConfig, output: Path, device: torch.device, *, overwrite: bool = False) -> None:
-    """Evaluates without training."""
-    evaluate(Answering, config, output, device=device, overwrite=overwrite)
+def score(config: VqaConfig, output: Path, device: torch.device, **options: Any) -> Path:
+    """Evaluates without training -> the folder of the results; `options` as in `blip.tasks.run.evaluate`."""
+    return evaluate(Answering, config, output, device=device, **options)
 
 
 def main(help: str | None = None) -> None:

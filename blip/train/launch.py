@@ -1,6 +1,5 @@
 """The command line of the training scripts: the same options for every task."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -9,8 +8,15 @@ import torch
 import typer
 
 from blip import distributed
-from blip.command_line import ConfigFile, Overrides, Overwrite, lasting_streams, run_command, user_errors
-from blip.config import Config, ConfigError, load_config
+from blip.command_line import CONFIG_HELP, Overrides, Overwrite, lasting_streams, run_command, user_errors
+from blip.config import Config, ConfigError, find_config, load_config
+from blip.errors import printable
+from blip.options.overrides import stray_words
+from blip.options.reading import RUN_CONFIG
+from blip.train.checkpoint import find_checkpoint
+from blip.train.evaluated import evaluated
+from blip.train.folder import run_of
+from blip.train.log import LastingConsole
 
 
 class Run(Protocol):
@@ -35,8 +41,9 @@ class Run(Protocol):
 class Evaluate(Protocol):
     """An evaluation of a task without training."""
 
-    def __call__(self, config: Any, output: Path, device: torch.device, *, overwrite: bool = False) -> None:
-        """Writes scores to `output`; `overwrite`: files that no run wrote may be replaced."""
+    def __call__(self, config: Any, output: Path, device: torch.device, *, overwrite: bool = False) -> Path | None:
+        """Writes scores to a folder in `output`/evaluation and returns it; `overwrite`: files that no evaluation wrote
+        may be replaced. `name`, of that folder, is given where the user chose one."""
 
 
 def launch(
@@ -60,10 +67,12 @@ def launch(
     """
 
     def command(
-        config: ConfigFile,
-        output_dir: Annotated[Path, typer.Option("--output_dir", help="where checkpoints and logs go")] = Path(
-            default_output
-        ),
+        words: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
+        config: Annotated[Path | None, typer.Option(help=f"{CONFIG_HELP}; --resume and --evaluate: the run's")] = None,
+        output_dir: Annotated[
+            Path | None,
+            typer.Option("--output_dir", help="where checkpoints and logs go", show_default=default_output),
+        ] = None,
         resume: Annotated[str, typer.Option(help="continue a run: auto, or a checkpoint folder")] = "",
         init_from: Annotated[str, typer.Option("--init_from", help="checkpoint that a new run starts from")] = "",
         set_: Overrides = None,
@@ -77,24 +86,64 @@ def launch(
         score: Annotated[
             bool, typer.Option("--evaluate", help="no training: score val_file and test_file", hidden=evaluate is None)
         ] = False,
+        name: Annotated[
+            str, typer.Option(help="--evaluate: the folder in OUTPUT_DIR/evaluation", hidden=evaluate is None)
+        ] = "",
     ) -> None:
+        overrides, options = set_ or [], {"init_from": init_from} if init_from else {}
+        if words:
+            raise ConfigError(stray_words(words, overrides))
         _check(resume, init_from, allow_changed, leave_out="--dry_run" if rehearse else "", evaluates=score)
-        # in quotation marks, so that YAML does not read a path as something else
-        overrides = [*(set_ or []), *([f"init_from={json.dumps(init_from)}"] if init_from else [])]
-        settings = load_config(config, config_class, overrides)
-        device = distributed.start(settings.device)  # type: ignore[attr-defined]
+        if name and not score:
+            raise ConfigError("--name is for --evaluate: a run has the name of its --output_dir")
         # tasks of before these options do not know them
-        given = {name: True for name, on in (("overwrite", overwrite), ("allow_changed", allow_changed)) if on}
+        flags = (("overwrite", overwrite), ("allow_changed", allow_changed), ("name", name))
+        given: dict[str, Any] = {key: value for key, value in flags if value}
+        place = output_dir or Path(default_output)
+        if score:
+            found = evaluated(
+                config_class, config, overrides, options=options, output=output_dir, default_output=Path(default_output)
+            )
+            device = distributed.start(found.config.device)  # type: ignore[attr-defined]
+            say(found.notes)
+            _offered(evaluate, "--evaluate")(found.config, found.output, device, **given)
+            return
+        settings = _settings(config_class, config or _config_of(resume, place), overrides, options)
+        device = distributed.start(settings.device)  # type: ignore[attr-defined]
         if rehearse:
             _offered(dry_run, "--dry_run")(settings, device)
-        elif score:
-            _offered(evaluate, "--evaluate")(settings, output_dir, device, **given)
         else:
-            run(settings, output_dir, resume, device=device, **given)
+            run(settings, place, resume, device=device, **given)
 
     command.__doc__ = help
     with lasting_streams(), user_errors():
         run_command(command)
+
+
+def say(notes: list[str]) -> None:
+    """Prints notes from the main process, to standard error."""
+    if distributed.is_main():
+        console = LastingConsole(stderr=True)
+        for note in notes:
+            console.print(printable(note), markup=False, highlight=False, soft_wrap=True)
+
+
+def _settings(cls: type[Config], file: Path, overrides: list[str], options: dict[str, Any]) -> Config:
+    """The configuration of a run, which remembers the file that it began with."""
+    settings = load_config(file, cls, overrides, options=options)
+    if not getattr(settings, "config_file", "unknown"):  # that of a resumed run is known already
+        settings = settings.model_copy(update={"config_file": str(find_config(file))})
+    return settings
+
+
+def _config_of(resume: str, output: Path) -> Path:
+    """The configuration of the run that is resumed; ConfigError where none is."""
+    checkpoint = find_checkpoint(resume, output) if resume else None
+    if checkpoint is None:
+        raise ConfigError(f"there is no configuration: give --config FILE ({CONFIG_HELP})")
+    if not (run_of(checkpoint) / RUN_CONFIG).is_file():
+        raise ConfigError(f"{run_of(checkpoint)} has no {RUN_CONFIG}: give --config")
+    return run_of(checkpoint) / RUN_CONFIG
 
 
 def _check(resume: str, init_from: str, allow_changed: bool, *, leave_out: str, evaluates: bool) -> None:

@@ -165,7 +165,7 @@ COMMANDS: list[tuple[str, Callable[[Path, Path], Arguments], str]] = [
     ("tokenizer missing", option("tokenizer=FOLDER/vocab.txt"), r"no tokenizer file .*vocab\.txt"),
     ("vocabulary too small", option("tokenizer=train", "vocab_size=3"), "vocab_size: .*16"),
     # data
-    ("no training file", option("train_file=[]"), r"train_file is empty; --set train_file=\[captions\.json\]"),
+    ("no training file", option("train_file=[]"), r"train_file is empty; --set 'train_file=\[captions\.json\]'"),
     ("training file missing", option("train_file=[no.json]"), r"no\.json: no such file"),
     ("validation file missing", option("val_file=[no.json]"), r"no\.json: no such file"),
     ("empty training file", records(0, 0), r"set\.json: holds no records"),
