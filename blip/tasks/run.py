@@ -11,6 +11,7 @@ from blip import distributed
 from blip.checkpoints import adapters, initialize
 from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict, load_weights
 from blip.config import ConfigError, dump_config
+from blip.console.bars import LastingConsole
 from blip.errors import printable
 from blip.models.factory import spec_of
 from blip.tasks import start
@@ -19,7 +20,6 @@ from blip.tasks.finetune import FineTuning
 from blip.train.checkpoint import newest_checkpoint
 from blip.train.evaluated import EVALUATIONS, evaluation_name, open_evaluation, weights_of
 from blip.train.folder import BEST, CONFIG, open_run
-from blip.train.log import LastingConsole
 from blip.train.record import own
 from blip.train.run import fit
 

@@ -10,13 +10,13 @@ import typer
 from blip import distributed
 from blip.command_line import CONFIG_HELP, Overrides, Overwrite, lasting_streams, run_command, user_errors
 from blip.config import Config, ConfigError, find_config, load_config
+from blip.console.bars import LastingConsole
 from blip.errors import printable
 from blip.options.overrides import stray_words
 from blip.options.reading import RUN_CONFIG
 from blip.train.checkpoint import find_checkpoint
 from blip.train.evaluated import evaluated
 from blip.train.folder import run_of
-from blip.train.log import LastingConsole
 
 
 class Run(Protocol):
