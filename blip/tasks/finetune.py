@@ -124,11 +124,6 @@ class FineTuning:
     def compare_with(self, train_file: list[str]) -> None:
         """In an evaluation alone: reads the training files of the model, for scores that compare with them."""
 
-    @classmethod
-    def evaluates_with_training_files(cls, config: Any) -> bool:
-        """Whether an evaluation alone needs the training files of a configuration."""
-        return False
-
     def facts(self) -> dict[str, Any]:
         """Content of `model.json` beside sizes, such as a prompt."""
         return {}

@@ -20,7 +20,7 @@ from blip.tasks.finetune import FineTuning
 from blip.train.checkpoint import newest_checkpoint
 from blip.train.evaluated import EVALUATIONS, evaluation_name, open_evaluation, weights_of
 from blip.train.folder import BEST, CONFIG, open_run
-from blip.train.record import own
+from blip.train.record import Record, own
 from blip.train.run import fit
 
 
@@ -94,7 +94,7 @@ def evaluate(
 def _evaluate(make: type[FineTuning], config: FineTuneConfig, folder: Path, device: torch.device) -> None:
     weights, given = config.init_from, config
     trained_on = [entry if isinstance(entry, str) else entry.path for entry in config.train_file]
-    train_file = config.train_file if make.evaluates_with_training_files(config) else []
+    train_file = config.train_file if config.evaluates_with_training_files() else []
     if not (config.val_file or config.test_file or train_file):
         raise ConfigError("nothing to evaluate on: --set 'val_file=[FILE]', or test_file")
     config = config.model_copy(update={"train_file": train_file, "lora": None, "freeze": []})
@@ -117,8 +117,15 @@ def _evaluate(make: type[FineTuning], config: FineTuneConfig, folder: Path, devi
     for split in ("val", "test"):
         if task.files(split):
             scores |= task.scores(split)
-    distributed.from_main(lambda: dump_config(given, own(folder, CONFIG)))
+    distributed.from_main(lambda: _keep_config(given, folder))
     report(task, scores, "evaluation.json")
+
+
+def _keep_config(config: FineTuneConfig, folder: Path) -> None:
+    path, record = own(folder, CONFIG), Record(folder)
+    record.unsign(CONFIG)
+    dump_config(config, path)
+    record.sign(CONFIG)
 
 
 def warn(text: str) -> None:

@@ -7,6 +7,7 @@ The loss is in blip/models/vqa.py, ranking of answers in blip/models/ranking.py,
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from blip.models.vqa import VqaModel
 from blip.network.cross_attention import ProjectedKeys
 from blip.tasks.config import VqaConfig
 from blip.tasks.finetune import FineTuning
+from blip.tasks.rehearsal import rehearse
 from blip.tasks.run import evaluate, train
 from blip.tasks.samples import of_questions
 from blip.train.history import SAMPLES
@@ -83,12 +85,6 @@ class Answering(FineTuning):
         if self.config.split_shares:
             return [f"the {split} part of train_file"] if split in self.held_out else []
         return super().files(split)
-
-    @classmethod
-    def evaluates_with_training_files(cls, config: VqaConfig) -> bool:
-        """Where their images are divided, and where neither a file nor the checkpoint has answers to rank."""
-        known = config.inference != "rank" or config.answer_file or answers_of(config.init_from)
-        return config.split_shares is not None or not known
 
     def _answers(self) -> list[str]:
         """The answers that ranking chooses from: those of a file, of the training set, or of a checkpoint."""
@@ -296,7 +292,8 @@ def score(config: VqaConfig, output: Path, device: torch.device, **options: Any)
 
 def main(help: str | None = None) -> None:
     """The command line of the task; `help` is shown with `--help`."""
-    launch(run, VqaConfig, default_output="runs/vqa", evaluate=score, help=help or __doc__)
+    dry_run = partial(rehearse, Answering)
+    launch(run, VqaConfig, default_output="runs/vqa", dry_run=dry_run, evaluate=score, help=help or __doc__)
 
 
 if __name__ == "__main__":

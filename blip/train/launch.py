@@ -1,6 +1,7 @@
 """The command line of the training scripts: the same options for every task."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -17,6 +18,13 @@ from blip.options.reading import RUN_CONFIG
 from blip.train.checkpoint import find_checkpoint
 from blip.train.evaluated import evaluated
 from blip.train.folder import run_of
+
+DRY_RUN_HELP = "one step on random data; prints costs"
+EVALUATE_HELP = "no training: score val_file and test_file, by the run's own configuration"
+NAME_HELP = "--evaluate: the folder of the results, in OUTPUT_DIR/evaluation"
+AllowChanged = Annotated[
+    bool, typer.Option("--allow_changed", help="--resume: although the data are others than before")
+]
 
 
 class Run(Protocol):
@@ -66,6 +74,8 @@ def launch(
         help: text of `--help`.
     """
 
+    offer = _Offer(run, config_class, Path(default_output), dry_run, evaluate)
+
     def command(
         words: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
         config: Annotated[Path | None, typer.Option(help=f"{CONFIG_HELP}; --resume and --evaluate: the run's")] = None,
@@ -77,47 +87,77 @@ def launch(
         init_from: Annotated[str, typer.Option("--init_from", help="checkpoint that a new run starts from")] = "",
         set_: Overrides = None,
         overwrite: Overwrite = False,
-        allow_changed: Annotated[
-            bool, typer.Option("--allow_changed", help="--resume: although the data are others than before")
-        ] = False,
-        rehearse: Annotated[
-            bool, typer.Option("--dry_run", help="one step on random data; prints costs", hidden=dry_run is None)
-        ] = False,
-        score: Annotated[
-            bool, typer.Option("--evaluate", help="no training: score val_file and test_file", hidden=evaluate is None)
-        ] = False,
-        name: Annotated[
-            str, typer.Option(help="--evaluate: the folder in OUTPUT_DIR/evaluation", hidden=evaluate is None)
-        ] = "",
+        allow_changed: AllowChanged = False,
+        rehearse: Annotated[bool, typer.Option("--dry_run", help=DRY_RUN_HELP, hidden=dry_run is None)] = False,
+        score: Annotated[bool, typer.Option("--evaluate", help=EVALUATE_HELP, hidden=evaluate is None)] = False,
+        name: Annotated[str, typer.Option(help=NAME_HELP, hidden=evaluate is None)] = "",
     ) -> None:
-        overrides, options = set_ or [], {"init_from": init_from} if init_from else {}
         if words:
-            raise ConfigError(stray_words(words, overrides))
+            raise ConfigError(stray_words(words, set_ or []))
         _check(resume, init_from, allow_changed, leave_out="--dry_run" if rehearse else "", evaluates=score)
         if name and not score:
             raise ConfigError("--name is for --evaluate: a run has the name of its --output_dir")
         # tasks of before these options do not know them
         flags = (("overwrite", overwrite), ("allow_changed", allow_changed), ("name", name))
         given: dict[str, Any] = {key: value for key, value in flags if value}
-        place = output_dir or Path(default_output)
+        settings = _Settings(config, set_ or [], {"init_from": init_from} if init_from else {}, output_dir)
         if score:
-            found = evaluated(
-                config_class, config, overrides, options=options, output=output_dir, default_output=Path(default_output)
-            )
-            device = distributed.start(found.config.device)  # type: ignore[attr-defined]
-            say(found.notes)
-            _offered(evaluate, "--evaluate")(found.config, found.output, device, **given)
-            return
-        settings = _settings(config_class, config or _config_of(resume, place), overrides, options)
-        device = distributed.start(settings.device)  # type: ignore[attr-defined]
-        if rehearse:
-            _offered(dry_run, "--dry_run")(settings, device)
+            offer.score(settings, given)
         else:
-            run(settings, place, resume, device=device, **given)
+            offer.train(settings, resume, rehearse, given)
 
     command.__doc__ = help
     with lasting_streams(), user_errors():
         run_command(command)
+
+
+@dataclass
+class _Settings:
+    """What a command line says about the configuration."""
+
+    file: Path | None
+    overrides: list[str]
+    options: dict[str, Any]  # values that have options of their own
+    output: Path | None
+
+
+@dataclass
+class _Offer:
+    """What a script can do."""
+
+    run: Run
+    config_class: type[Any]
+    default_output: Path
+    dry_run: Callable[[Any, torch.device], None] | None
+    evaluate: Evaluate | None
+
+    def score(self, given: _Settings, flags: dict[str, Any]) -> None:
+        """`--evaluate`."""
+        action = _offered(self.evaluate, "--evaluate")
+        found = evaluated(
+            self.config_class,
+            given.file,
+            given.overrides,
+            options=given.options,
+            output=given.output,
+            default_output=self.default_output,
+        )
+        device = distributed.start(found.config.device)
+        say(found.notes)
+        action(found.config, found.output, device, **flags)
+
+    def train(self, given: _Settings, resume: str, rehearse: bool, flags: dict[str, Any]) -> None:
+        """A run, or `--dry_run`."""
+        place = given.output or self.default_output
+        file = given.file or _config_of(resume, place)
+        settings = load_config(file, self.config_class, given.overrides, options=given.options)
+        if not getattr(settings, "config_file", "unknown"):  # that of a resumed run is known already
+            settings = settings.model_copy(update={"config_file": str(find_config(file))})
+        device = distributed.start(settings.device)
+        if rehearse:
+            _offered(self.dry_run, "--dry_run")(settings, device)
+        else:
+            self.run(settings, place, resume, device=device, **flags)
 
 
 def say(notes: list[str]) -> None:
@@ -126,14 +166,6 @@ def say(notes: list[str]) -> None:
         console = LastingConsole(stderr=True)
         for note in notes:
             console.print(printable(note), markup=False, highlight=False, soft_wrap=True)
-
-
-def _settings(cls: type[Config], file: Path, overrides: list[str], options: dict[str, Any]) -> Config:
-    """The configuration of a run, which remembers the file that it began with."""
-    settings = load_config(file, cls, overrides, options=options)
-    if not getattr(settings, "config_file", "unknown"):  # that of a resumed run is known already
-        settings = settings.model_copy(update={"config_file": str(find_config(file))})
-    return settings
 
 
 def _config_of(resume: str, output: Path) -> Path:

@@ -143,7 +143,7 @@ SCRIPTS: list[tuple[str, str, Make, str]] = [
     ("answers too long", "vqa", options("max_answer_tokens=60"), "max_answer_tokens: 60 tokens, .* 48 positions"),
     ("cleaning of questions", "vqa", options("text_cleaning=blip"), "text_cleaning: .*'none'"),
     # data
-    ("unknown set", "caption", options("dataset=cocoa"), "dataset is 'cocoa'; it can be json, "),
+    ("unknown set", "caption", options("dataset=cocoa"), "dataset is 'cocoa'; did you mean 'coco'"),
     ("unknown part", "nlvr", options("val_split=holdout"), "split is 'holdout'; it can be train, validation, test"),
     ("no training file", "retrieval", options("train_file=[]"), r"train_file is empty; --set 'train_file=\[FILE\]'"),
     ("validation file missing", "retrieval", options("val_file=[no.json]"), r"no\.json: no such file"),

@@ -15,6 +15,7 @@ from blip.outputs import LockedError, OutputError, locked
 from blip.tasks import nlvr
 from blip.tasks.config import FineTuneConfig
 from blip.train.checkpoint import INPUTS, complete_checkpoints, find_checkpoint
+from blip.train.evaluated import evaluation_name
 from blip.train.folder import BEST, OF_EVALUATION, OF_TRAINING, is_of_run, run_of
 from blip.train.inputs import Fingerprints, differences, fingerprints, read_fingerprints
 from blip.train.log import read_metrics
@@ -186,7 +187,7 @@ def test_an_evaluation_replaces_nothing_of_the_user(config: FineTuneConfig, whol
     given = config.model_copy(update={"init_from": str(whole / "best")})
     for name in (n for n in OF_EVALUATION if n.startswith(("evaluation", "judgements", "unreadable"))):
         output = tmp_path / name
-        write(output / "evaluation" / "run-best-val-test" / name)
+        write(output / "evaluation" / evaluation_name(given, str(whole / "best"), output) / name)
         before = tree(output)
         with pytest.raises(OutputError, match="--overwrite"):
             score("nlvr", given, output)
