@@ -70,7 +70,7 @@ def places_and_texts(arguments: Sequence[str], texts: Sequence[str] | None, opti
 def _notice_divided(place: str, words: Sequence[str], option: str) -> None:
     """Several texts of one word each are probably one text without quotation marks: InputError where they should be
     questions, which have several words; elsewhere a note, since classes such as `normal` are texts too."""
-    if len(words) < 2 or any(" " in word.strip() for word in words):
+    if len(words) < 2 or any(" " in word.strip() for word in words) or any(word.endswith("?") for word in words[:-1]):
         return
     whole, each = shlex.quote(" ".join(words)), " ".join(f"{option} {shlex.quote(word)}" for word in words)
     if option == "--question":

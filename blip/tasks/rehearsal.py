@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from blip import distributed
 from blip.data.batches import Batch, collate
@@ -100,8 +100,11 @@ def _two_steps(task: FineTuning) -> tuple[float, float, float]:
 
 
 def _attention_on_cpu() -> dict[Any, Any]:
-    """FLOPs of attention on the CPU, which the counter does not know by itself."""
-    known = {"": sdpa_flop, "_backward": sdpa_backward_flop}
+    """FLOPs of attention on the CPU, by the shapes of its arguments, which the counter does not know by itself."""
+    known = {
+        "": lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        "_backward": lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v),
+    }
     names = {f"_scaled_dot_product_flash_attention_for_cpu{end}": flops for end, flops in known.items()}
     return {getattr(torch.ops.aten, name): flops for name, flops in names.items() if hasattr(torch.ops.aten, name)}
 

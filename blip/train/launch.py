@@ -169,10 +169,15 @@ def say(notes: list[str]) -> None:
 
 
 def _config_of(resume: str, output: Path) -> Path:
-    """The configuration of the run that is resumed; ConfigError where none is."""
+    """The configuration of the run that is resumed.
+
+    Raises:
+        typer.BadParameter: no run is resumed.
+        ConfigError: it has no configuration.
+    """
     checkpoint = find_checkpoint(resume, output) if resume else None
     if checkpoint is None:
-        raise ConfigError(f"there is no configuration: give --config FILE ({CONFIG_HELP})")
+        raise typer.BadParameter("give a configuration, such as --config vqa_rad", param_hint="--config")
     if not (run_of(checkpoint) / RUN_CONFIG).is_file():
         raise ConfigError(f"{run_of(checkpoint)} has no {RUN_CONFIG}: give --config")
     return run_of(checkpoint) / RUN_CONFIG

@@ -140,6 +140,8 @@ LATEST = "RUN/checkpoints/latest"
 COMMANDS: list[tuple[str, Callable[[Path, Path], Arguments], str]] = [
     ("no such configuration", arguments("--config", "FOLDER/x.yaml"), r"no configuration .*x\.yaml"),
     ("unknown key", option("bach_size=8"), "unknown key 'bach_size'; did you mean 'batch_size'"),
+    ("a list in two words", arguments("--set", "train_file=[a.json,", "b.json]"), "belongs to no option: type"),
+    ("a list as a text", option("train_file=a.json"), r"it takes a list: --set 'train_file=\[a\.json\]'"),
     ("max_steps 0", option("max_steps=0"), "max_steps: .*greater than 0"),
     ("crop_scale reversed", option("crop_scale=[1.0, 0.2]"), "crop_scale .*0 < low <= high <= 1"),
     ("fp16", option("precision=fp16"), "precision: .*'fp32' or 'bf16'"),

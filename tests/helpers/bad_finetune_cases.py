@@ -188,7 +188,6 @@ SCRIPTS: list[tuple[str, str, Make, str]] = [
     ("evaluate and resume", "vqa", given("--evaluate", "--resume", "auto"), "leave out --resume"),
     ("a kind of question that is not there", "vqa", options("best_metric=val_exact_match_number"), "none is number"),
     ("ten answers", "vqa", options("best_metric=val_vqa_accuracy"), "needs ten answers to every validation question"),
-    ("no dry run", "vqa", given("--dry_run"), "this script has no --dry_run"),
 ]  # fmt: skip
 
 IMAGE = "DATA/images/000000.png"

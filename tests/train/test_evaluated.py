@@ -188,4 +188,4 @@ def test_a_run_is_resumed_without_its_file(run: Path) -> None:
     assert "max_steps 2 -> 3" in done.stderr
     assert load_config(run / "config.yaml", VqaConfig).config_file.endswith("vqa.yaml")
     done = script("--output_dir", run.parent / "none")
-    assert done.returncode == 1 and "no configuration: give --config FILE" in done.stderr
+    assert done.returncode == 2 and "give a configuration, such as --config" in done.stderr
