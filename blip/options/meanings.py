@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+Model = type[BaseModel]
 UNIT = re.compile(r"(.*?)\s*\[([^][]+)\]")
 
 
@@ -35,7 +36,7 @@ class Option:
     default: str  # in YAML's notation; "required" without one
     unit: str  # "" where it has none
     meaning: str
-    owner: type[BaseModel]  # the class that introduces it
+    owner: Model  # the class that introduces it
 
 
 def options_of(cls: type[BaseModel], *, inherited: bool = True) -> list[Option]:
@@ -73,7 +74,9 @@ def _option(cls: type[BaseModel], name: str, *, inherited: bool) -> Option:
 def comments(cls: type[BaseModel]) -> tuple[dict[str, str], dict[str, str]]:
     """(group of each field, comment behind each field), both by the field's name and "" where there is none."""
     source = inspect.getsource(cls)
-    group, groups, meanings = "", {}, {}
+    group = ""
+    groups: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.NAME and token.start[1] == 4 and token.string in cls.model_fields:
             groups.setdefault(token.string, group)

@@ -51,7 +51,7 @@ def rehearse(make: type[FineTuning], config: FineTuneConfig, device: torch.devic
         f"a step of {config.batch_size} samples, {config.max_text_tokens} tokens each, images of {config.image_size} "
         f"pixels, on {device} in {config.precision}",
         f"loss: {loss:.3f}",
-        f"compute: {flops / 1e9:.1f} GFLOP, {flops / config.batch_size / 1e9:.2f} a sample",
+        f"compute: {flops / 1e9:.4g} GFLOP, {flops / config.batch_size / 1e9:.4g} a sample",
         f"time: {seconds:.2f} s, {config.batch_size / seconds:.1f} samples a second",
         f"memory: {memory_mb(device):.0f} MB at most",
         *_data(task, config),
@@ -158,9 +158,9 @@ def _parameters(task: FineTuning) -> Table:
     table = Table("part", "parameters (M)", "trained (M)", title=f"the model of {task.task}")
     seen: set[int] = set()
     totals = [0, 0]
-    own = [(name, part) for name, part in task.model.named_parameters(recurse=False)]
-    for name, part in [*task.model.named_children(), *own]:
-        each = list(part.parameters()) if isinstance(part, nn.Module) else [part]
+    parts: list[tuple[str, Any]] = [*task.model.named_children(), *task.model.named_parameters(recurse=False)]
+    for name, part in parts:
+        each: list[nn.Parameter] = list(part.parameters()) if isinstance(part, nn.Module) else [part]
         new = [one for one in each if id(one) not in seen]
         seen |= {id(one) for one in new}
         counts = [sum(p.numel() for p in new), sum(p.numel() for p in new if p.requires_grad)]
@@ -170,7 +170,7 @@ def _parameters(task: FineTuning) -> Table:
     return table
 
 
-def _data(task: FineTuning, config: FineTuneConfig) -> list[str]:
+def _data(task: Any, config: FineTuneConfig) -> list[str]:
     """A line for each part of the data: its number of records, or what is wrong with it."""
     if not config.train_file:
         return ["data: train_file is empty; --set 'train_file=[FILE]'"]
@@ -178,7 +178,7 @@ def _data(task: FineTuning, config: FineTuneConfig) -> list[str]:
     for part, key in FILES.items():
         if not getattr(config, key):
             continue
-        others = {name: [] for name in FILES.values() if name != key}
+        others: dict[str, Any] = {name: [] for name in FILES.values() if name != key}
         task.config = config.model_copy(update={**others, **({"inference": "generate"} if part != "train" else {})})
         try:
             task.read_data()

@@ -19,22 +19,17 @@ from blip.train.folder import BEST, CONFIG, OF_EVALUATION, claim_files, held
 
 EVALUATIONS = "evaluation"  # in the folder of a run
 # what weights give, whatever a file says
-OF_WEIGHTS = ("vit", "vit_width", "vit_depth", "vit_heads", "vit_patch", "text_width", "text_layers", "text_heads")
-OF_WEIGHTS += (
-    "text_hidden",
-    "max_positions",
-    "embed_dim",
-    "tokenizer",
-    "vision_init",
-    "text_init",
-    "init_from",
-    "lora",
+OF_WEIGHTS = (
+    *("vit", "vit_width", "vit_depth", "vit_heads", "vit_patch", "text_width", "text_layers", "text_heads"),
+    *("text_hidden", "max_positions", "embed_dim", "tokenizer", "vision_init", "text_init", "init_from", "lora"),
 )
 SCORED = ("precision", "seed")  # of every training script's options, those that scores depend on
 FILES = ("val_file", "test_file")
-OF_TRAINING = ("train_file", "train_split", "crop_scale", "randaugment", "horizontal_flip", "drop_path", "dropout")
-OF_TRAINING += ("label_smoothing", "temperature", "queue_size", "momentum", "alpha", "alpha_ramp_epochs", "vocab_size")
-OF_TRAINING += ("best_metric", "best_is", "max_skipped_fraction", "max_image_mb", "num_workers", "freeze")
+OF_TRAINING = (
+    *("train_file", "train_split", "crop_scale", "randaugment", "horizontal_flip", "drop_path", "dropout"),
+    *("label_smoothing", "temperature", "queue_size", "momentum", "alpha", "alpha_ramp_epochs", "vocab_size"),
+    *("best_metric", "best_is", "max_skipped_fraction", "max_image_mb", "num_workers", "freeze"),
+)
 
 
 @dataclass
