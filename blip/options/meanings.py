@@ -59,7 +59,7 @@ def options_of(cls: type[BaseModel], *, inherited: bool = True) -> list[Option]:
 
 def _option(cls: type[BaseModel], name: str, *, inherited: bool) -> Option:
     field = cls.model_fields[name]
-    owners = [owner for owner in cls.__mro__ if name in inspect.get_annotations(owner)]
+    owners = [one for one in cls.__mro__ if issubclass(one, BaseModel) and name in inspect.get_annotations(one)]
     found = [owner.model_fields[name].description or comments(owner)[1][name] for owner in owners]
     meaning = next(filter(None, found), "")
     if not meaning:
