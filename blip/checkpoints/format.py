@@ -24,6 +24,7 @@ from blip.checkpoints.info import FORMAT_VERSION, CheckpointError, read_info
 from blip.files import open_regular, partial_path, rename_whole, write_whole
 
 WEIGHTS, INFO, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
+TOKENIZERS = (TOKENIZER, "vocab.txt")  # of our folders; of those of Hugging Face, where they have only this
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WHOLE_NUMBERS = (torch.int64, torch.int32)
 # the only tensors that are counts or ids, by our names and by foreign ones
@@ -200,7 +201,7 @@ def find_tokenizer(*checkpoints: str | Path) -> Path:
         CheckpointError: none has one.
     """
     for checkpoint in checkpoints:
-        for name in (TOKENIZER, "vocab.txt"):
+        for name in TOKENIZERS:
             if (Path(checkpoint) / name).is_file():
                 return Path(checkpoint) / name
     raise CheckpointError(
@@ -247,13 +248,3 @@ def check_fit(module: nn.Module, tensors: dict[str, Tensor], what: str) -> None:
         parts = [("missing", missing), ("not known", unknown), ("wrong shape", misshapen)]
         lines = [f"  {title} ({len(names)}): {', '.join(names[:12])}" for title, names in parts if names]
         raise CheckpointError(f"{what} does not fit the model:\n" + "\n".join(lines))
-
-
-def answers_of(checkpoint: str) -> list[str]:
-    """The answers that a checkpoint of VQA was trained with, none where it does not list them.
-
-    Raises:
-        CheckpointError: its `model.json` is damaged.
-    """
-    file = Path(checkpoint) / INFO
-    return read_info(file).get("answers", []) if checkpoint and file.is_file() else []

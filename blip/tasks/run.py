@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from blip import distributed
-from blip.checkpoints import adapters, initialize
+from blip.checkpoints import adapters, initialize, places
 from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict, load_weights
 from blip.config import ConfigError, dump_config
 from blip.console.bars import LastingConsole
@@ -42,6 +42,7 @@ def train(
     with open_run(config, output, resume, **options) as folder:
         begun = folder.checkpoint
         config = start.as_begun(config, begun) if begun else config
+        config = start.pin(config, begun)
         source = start.read_source(config, begun)
         config = start.with_sizes_of(config, source)
         task = make(config, source, output, resume=begun, device=device)
@@ -84,6 +85,7 @@ def evaluate(
         raise CheckpointError(f"nothing to evaluate: {output} holds no checkpoint; give --init_from")
     if os.path.basename(name) != name or name in (".", ".."):
         raise ConfigError(f"--name {name}: the name of a folder, without separators")
+    weights = distributed.from_main(lambda: places.pinned(weights))
     config = config.model_copy(update={"init_from": weights})
     folder = output / EVALUATIONS / (name or evaluation_name(config, weights, output))
     with open_evaluation(folder, config, overwrite=overwrite):
@@ -101,7 +103,8 @@ def _evaluate(make: type[FineTuning], config: FineTuneConfig, folder: Path, devi
     source = start.read_source(config)
     if source is not None:
         start.check_task(make.task, source)
-    own_tokenizer = Path(weights) if (Path(weights) / TOKENIZER).is_file() else None
+    here = places.local(weights)
+    own_tokenizer = here if (here / TOKENIZER).is_file() else None
     config = start.with_sizes_of(config, source)
     task = make(config, source, folder, resume=own_tokenizer, device=device, training=False)
     task.compare_with(trained_on)

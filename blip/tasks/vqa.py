@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip.checkpoints.format import answers_of
+from blip.checkpoints.places import answers_of
 from blip.config import ConfigError, annotation_files
 from blip.data.image_bytes import ImageLimits
 from blip.data.question_splits import answer_list, majority_answers, read_answers, shared_images, split_by_image

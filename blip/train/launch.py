@@ -18,6 +18,7 @@ from blip.options.reading import RUN_CONFIG
 from blip.train.checkpoint import find_checkpoint
 from blip.train.evaluated import evaluated
 from blip.train.folder import run_of
+from blip.train.log import UNITS
 
 DRY_RUN_HELP = "one step on random data; prints costs"
 EVALUATE_HELP = "no training: score val_file and test_file, by the run's own configuration"
@@ -106,7 +107,7 @@ def launch(
         else:
             offer.train(settings, resume, rehearse, given)
 
-    command.__doc__ = help
+    command.__doc__ = f"{(help or '').rstrip()}\n\n{UNITS}"
     with lasting_streams(), user_errors():
         run_command(command)
 
