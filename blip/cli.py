@@ -27,6 +27,7 @@ from blip.inference.cli import claim_json
 from blip.interpret import cli as interpret
 from blip.outputs import claim_output, writing
 from blip.pubmed import cli as pubmed
+from blip.train.torchrun import torchrun
 
 app = typer.Typer(
     add_completion=False,
@@ -244,6 +245,7 @@ VERBS_OF_ROOMS: tuple[Callable[..., None], ...] = (
 )  # fmt: skip
 for verb in VERBS_OF_ROOMS:
     app.command()(verb)
+app.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})(torchrun)
 
 
 def main() -> None:
