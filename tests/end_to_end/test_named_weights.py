@@ -17,7 +17,7 @@ from blip.config import load_config
 from blip.errors import InputError
 from blip.hub.names import RemoteError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_java_nor_peak")]
 
 
 @pytest.fixture
