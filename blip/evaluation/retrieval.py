@@ -10,6 +10,7 @@ from, k chosen ones, P pairs, B images of a batch.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
