@@ -1,6 +1,7 @@
 """`blip caption`, `blip match` and `blip answer`: the predictor over images, folders and annotation files."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ from blip.command_line import (
     Overwrite,
     TokenizerFile,
     alone,
+    say,
     user_errors,
 )
 from blip.console.bars import Bars
@@ -50,7 +52,8 @@ def places_and_texts(arguments: Sequence[str], texts: Sequence[str] | None, opti
     and the others are texts.
 
     Raises:
-        InputError: an argument that should be a text has the form of a path and exists.
+        InputError: an argument that should be a text has the form of a path and exists, or the arguments are the
+            words of a question.
     """
     for text in texts or arguments[1:]:
         if problem := text_problem(text):
@@ -60,7 +63,22 @@ def places_and_texts(arguments: Sequence[str], texts: Sequence[str] | None, opti
     for text in arguments[1:]:
         if _has_form_of_a_path(text) and os.path.exists(text):
             raise InputError(f"{text} is a file or folder: for several places give the texts by {option}")
+    _notice_divided(arguments[0], arguments[1:], option)
     return list(arguments[:1]), list(arguments[1:])
+
+
+def _notice_divided(place: str, words: Sequence[str], option: str) -> None:
+    """Several texts of one word each are probably one text without quotation marks: InputError where they should be
+    questions, which have several words; elsewhere a note, since classes such as `normal` are texts too."""
+    if len(words) < 2 or any(" " in word.strip() for word in words) or any(word.endswith("?") for word in words[:-1]):
+        return
+    whole, each = shlex.quote(" ".join(words)), " ".join(f"{option} {shlex.quote(word)}" for word in words)
+    if option == "--question":
+        raise InputError(
+            f"these are {len(words)} questions of one word each. One question stands in quotation marks: {place} "
+            f"{whole}; several are given by {each}"
+        )
+    say(f"each of these {len(words)} words is a text of its own; one text stands in quotation marks: {whole}", err=True)
 
 
 def claim_json(out: Path | None, command: str, inputs: Sequence[str | Path | None], overwrite: bool) -> Output | None:
@@ -68,6 +86,8 @@ def claim_json(out: Path | None, command: str, inputs: Sequence[str | Path | Non
     if out is None:
         return None
     refuse_image_name(out, ".json")
+    if out.suffix.lower() not in ("", ".json"):
+        raise InputError(f"{out}: blip {command} writes JSON, not {out.suffix}; name a file such as {out.stem}.json")
     return claim_output(out, command, inputs=[one for one in inputs if one], overwrite=overwrite)
 
 

@@ -140,6 +140,8 @@ LATEST = "RUN/checkpoints/latest"
 COMMANDS: list[tuple[str, Callable[[Path, Path], Arguments], str]] = [
     ("no such configuration", arguments("--config", "FOLDER/x.yaml"), r"no configuration .*x\.yaml"),
     ("unknown key", option("bach_size=8"), "unknown key 'bach_size'; did you mean 'batch_size'"),
+    ("a list in two words", arguments("--set", "train_file=[a.json,", "b.json]"), "belongs to no option: type"),
+    ("a list as a text", option("train_file=a.json"), r"it takes a list: --set 'train_file=\[a\.json\]'"),
     ("max_steps 0", option("max_steps=0"), "max_steps: .*greater than 0"),
     ("crop_scale reversed", option("crop_scale=[1.0, 0.2]"), "crop_scale .*0 < low <= high <= 1"),
     ("fp16", option("precision=fp16"), "precision: .*'fp32' or 'bf16'"),
@@ -165,7 +167,7 @@ COMMANDS: list[tuple[str, Callable[[Path, Path], Arguments], str]] = [
     ("tokenizer missing", option("tokenizer=FOLDER/vocab.txt"), r"no tokenizer file .*vocab\.txt"),
     ("vocabulary too small", option("tokenizer=train", "vocab_size=3"), "vocab_size: .*16"),
     # data
-    ("no training file", option("train_file=[]"), r"train_file is empty; --set train_file=\[captions\.json\]"),
+    ("no training file", option("train_file=[]"), r"train_file is empty; --set 'train_file=\[captions\.json\]'"),
     ("training file missing", option("train_file=[no.json]"), r"no\.json: no such file"),
     ("validation file missing", option("val_file=[no.json]"), r"no\.json: no such file"),
     ("empty training file", records(0, 0), r"set\.json: holds no records"),

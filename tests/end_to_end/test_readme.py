@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from helpers.bad_finetune_cases import answerer
 from helpers.fine_tuning import write_part
+from helpers.hub_server import HubServer
 from helpers.running import ROOT, free_port, script_env, torchrun_env
 from helpers.tiny import MODEL_SIZES, TINY
 from PIL import Image
@@ -179,7 +180,17 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
     (model / "model.json").write_text(json.dumps(about))
     for run in ("vqa_phantoms", "vqa_rad"):
         shutil.copytree(model, folder / "runs" / run / "best")
+        (folder / "runs" / run / "config.yaml").write_text("{}\n")
     return folder
+
+
+@pytest.fixture(scope="module")
+def hub(place: Path, tiny_checkpoint: Path) -> Iterator[HubServer]:
+    """The released checkpoints that commands name; all of them are tiny here."""
+    with HubServer() as hub:
+        for name in re.findall(r"hub:([\w-]+/[\w.-]+)", " ".join(COMMANDS)):
+            hub.add("models", name, place / "runs" / "vqa_rad" / "best" if "vqa" in name else tiny_checkpoint)
+        yield hub
 
 
 @pytest.fixture(scope="module")
@@ -198,11 +209,13 @@ def test_command(
     command: str,
     place: Path,
     server: Server,
+    hub: HubServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture,
 ) -> None:
     words = localised(command, tmp_path.name, server.url)
+    hub.use_here(monkeypatch, place / "cache")
     if words[0] == "torchrun":
         given = get_args_parser().parse_args(words[1:])
         if given.module:
