@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"network", "distributed", "tokenizer", "errors"},
     "checkpoints": {"network", "models", "files", "outputs", "hashing", "errors", "tokenizer"},
     "data": {"files", "outputs", "hashing", "distributed", "tokenizer", "errors"},
-    "data.sets": {"data.formats", "data.records", "errors"},
+    "data.sets": {"data.formats", "data.records", "data.columns", "data.hub", "data.image_bytes", "errors"},
     "evaluation": {"models", "network", "distributed", "tokenizer", "errors"},
     "train": {"config", "files", "outputs", "hashing", "distributed", "errors", "command_line", "checkpoints.format"},
     "inference": {"models", "network", "checkpoints", "files", "outputs", "tokenizer", "errors", "distributed"}

@@ -14,6 +14,7 @@ from blip.errors import printable
 from blip.models.factory import spec_of
 from blip.tasks import start
 from blip.tasks.config import FineTuneConfig
+from blip.tasks.data_options import with_commits
 from blip.tasks.finetune import FineTuning
 from blip.train.checkpoint import begun_checkpoints, is_misnamed, newest_checkpoint
 from blip.train.folder import BEST, open_evaluation, open_run
@@ -36,6 +37,7 @@ def train(
     """
     if not config.train_file:
         raise ConfigError("train_file is empty; --set train_file=[FILE]")
+    config = with_commits(config)
     with open_run(config, output, resume, **options) as folder:
         begun = folder.checkpoint
         config = start.as_begun(config, begun) if begun else config
@@ -75,7 +77,8 @@ def _evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, devi
     weights = config.init_from or (str(here[0]) if here else "")
     if not weights:
         raise CheckpointError(f"nothing to evaluate: {output} holds no checkpoint; give --init_from")
-    trained_on = [entry if isinstance(entry, str) else entry.path for entry in config.train_file]
+    config = with_commits(config)
+    trained_on = config.train_file
     train_file = config.train_file if getattr(config, "split_shares", None) else []  # whose parts are evaluated
     if not (config.val_file or config.test_file or train_file):
         raise ConfigError("nothing to evaluate on: --set val_file=[FILE], or test_file")
