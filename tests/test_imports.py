@@ -18,7 +18,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tokenizer": {"errors", "files"},
     "files": {"errors"},
     "outputs": {"errors", "files", "hashing", "distributed"},
-    "config": {"errors", "files"},
+    "options": {"errors", "files"},
+    "config": {"errors", "options.reading"},
     "html_page": {"errors", "files"},
     "command_line": {"errors", "files", "outputs", "distributed"},
     "network": {"errors"},
@@ -48,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pubmed.cli": ANYTHING,
     "cli": ANYTHING,
     "__main__": {"cli"},
-    "__init__": {"inference", "interpret"},
+    "__init__": {"data", "inference", "interpret"},
 }
 TASK_MODELS = ("pretrain", "retrieval", "caption", "vqa", "nlvr")
 

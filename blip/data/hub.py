@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,10 @@ def _commit(name: HubName) -> str:
         try:  # its place in the cache holds the commit, offline too
             file = hf_hub_download(name.repository, README, repo_type="dataset", **options)
             return Path(file).parent.name
-        except LocalEntryNotFoundError:
-            raise
+        except LocalEntryNotFoundError:  # the hub is out of reach, and the repository has no such file
+            if name.revision:
+                raise
+            return str(_builder(name).hash)
         except EntryNotFoundError:
             return str(HfApi().dataset_info(name.repository, **options).sha)
 
@@ -95,25 +98,34 @@ def files_of(text: str) -> dict[str, list[Path]]:
         InputError: the name has another form, the repository no such configuration, or no images in its records.
         HubError: it is out of reach.
     """
-    name = parse_name(pinned(text))
-    try:
-        import datasets
-    except ImportError:
-        raise InputError(f"{text}: {NEEDS_DATASETS}") from None
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    if not distributed.is_main():
-        datasets.disable_progress_bars()
+    return _files_of(parse_name(pinned(text)))
+
+
+@lru_cache(maxsize=64)
+def _files_of(name: HubName) -> dict[str, list[Path]]:
     with _hub_errors(name):
-        builder = datasets.load_dataset_builder(name.repository, name.config or None, revision=name.revision)
-        if builder.hash not in (None, name.revision):  # of the cache, where the hub is out of reach
+        builder = _builder(name)
+        if builder.hash != name.revision:  # of the cache, where the hub is out of reach
             raise HubError(f"{name} is not in the cache, which has {builder.hash}, and the hub is out of reach")
         builder.download_and_prepare()
-        found = {}
+        files = {}
         for split in builder.info.splits or {}:
             table = builder.as_dataset(split=split, in_memory=False)
             _check_images(name, table.features)
-            found[str(split)] = [Path(file["filename"]) for file in table.cache_files]
-        return found
+            files[str(split)] = [Path(file["filename"]) for file in table.cache_files]
+        return files
+
+
+def _builder(name: HubName) -> Any:
+    """What downloads a data set and prepares its records, of the `datasets` library."""
+    try:
+        import datasets
+    except ImportError:
+        raise InputError(f"{name}: {NEEDS_DATASETS}") from None
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    if not distributed.is_main():
+        datasets.disable_progress_bars()
+    return datasets.load_dataset_builder(name.repository, name.config or None, revision=name.revision or None)
 
 
 def _check_images(name: HubName, features: Any) -> None:
@@ -156,7 +168,7 @@ def _hub_errors(name: HubName) -> Iterator[None]:
     except RevisionNotFoundError:
         raise HubError(f"{name}: the data set has no revision {name.revision!r}; see {page}/commits") from None
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError) as error:
-        raise HubError(f"{name} is not in the cache, and the hub is out of reach ({_first_line(error)})") from None
+        raise HubError(f"{name} is not in the cache, and the hub is out of reach") from error
     except Exception as error:
         of = type(error).__module__.partition(".")[0]
         if of not in ("datasets", "huggingface_hub", "httpx", "pyarrow", "fsspec") and not isinstance(

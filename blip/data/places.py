@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.data.formats import AnnotationError, iter_records
-from blip.data.hub import is_hub_name
+from blip.data.hub import is_hub_name, pinned
 from blip.data.image_bytes import is_reference
 from blip.data.images import ENDINGS, find_images
 from blip.data.records import path_problem
@@ -83,6 +83,8 @@ def find_records(
         InputError: an option cannot be used.
     """
     source = source_of(place, **usual)
+    if is_hub_name(source.path):
+        source = replace(source, path=pinned(source.path))  # what is asked several times stays the same
     if not is_source(source):
         images = [source.path] if is_reference(source.path) else find_images([source.path])
         yield from taken(lambda: (Found([str(image)]) for image in images), source.limit, source.seed)
