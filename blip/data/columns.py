@@ -5,11 +5,13 @@ name that is not given is found whatever its case.
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from blip.data.records import AnnotationError, Records
+from blip.errors import InputError
 
 Columns = Mapping[str, str]  # name of the package -> name in the file
 
@@ -42,6 +44,22 @@ def columns_of(
         elif ours in given:
             raise AnnotationError(path, place, no_column(asked, ours, names))
     return found
+
+
+def parse_columns(texts: Iterable[str]) -> dict[str, str]:
+    """The columns that a command line names: `question=Frage,image=img`, or `{question: Frage, image: img}`.
+
+    Raises:
+        InputError: a text has another form.
+    """
+    given: dict[str, str] = {}
+    for text in texts:
+        for part in text.strip().removeprefix("{").removesuffix("}").split(","):
+            match = re.fullmatch(r"\s*([^=:]+?)\s*[=:]\s*(.+?)\s*", part)
+            if not match:
+                raise InputError(f"--columns {text}: expected NAME=COLUMN, such as question=Frage,image=img")
+            given[match[1]] = match[2]
+    return given
 
 
 def no_column(asked: str, ours: str, names: Iterable[str]) -> str:

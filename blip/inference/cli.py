@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,25 +11,38 @@ from blip.command_line import (
     AsJson,
     BatchSize,
     Checkpoint,
+    ColumnNames,
+    DatasetForm,
     Device,
+    FirstRecords,
+    ImageRoot,
     JsonFile,
     MaxImageMb,
     Overwrite,
+    Split,
     TokenizerFile,
     alone,
     user_errors,
 )
+from blip.console.bars import Bars
+from blip.data.columns import parse_columns
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.data.images import ENDINGS
-from blip.data.places import ANNOTATIONS, images_of, refuse_image_name
+from blip.data.places import ANNOTATIONS, Found, find_records, images_of, is_source, refuse_image_name
 from blip.data.records import text_problem
+from blip.data.sources import source_of
 from blip.errors import InputError
 from blip.outputs import Output, claim_output, writing
 
 if TYPE_CHECKING:
     from blip.inference.predictor import Predictor
 
-Places = Annotated[list[str], typer.Argument(help="images, folders of images, or annotation files with images")]
+Places = Annotated[
+    list[str],
+    typer.Argument(
+        help="images, folders of images, annotation files, folders of sets, hub:OWNER/NAME, FILE.parquet#ROW"
+    ),
+]
 
 
 def load_model(checkpoint: str, tokenizer: str, device: str, *, max_image_mb: int) -> "Predictor":
@@ -62,6 +75,12 @@ def places_and_texts(arguments: Sequence[str], texts: Sequence[str] | None, opti
     return list(arguments[:1]), list(arguments[1:])
 
 
+def reading(dataset: str, split: str, columns: Sequence[str] | None, *, image_root: str, limit: int) -> dict[str, Any]:
+    """The options of a verb that say how its places are read, as `find_records` takes them."""
+    given = {"dataset": dataset, "split": split, "image_root": image_root, "limit": limit or None}
+    return {**given, "columns": parse_columns(columns or [])}
+
+
 def claim_json(out: Path | None, command: str, inputs: Sequence[str | Path | None], overwrite: bool) -> Output | None:
     """`claim_output` for the option `--out` of a verb, where it is given; options among the inputs may be absent."""
     if out is None:
@@ -80,6 +99,21 @@ def _needed(texts: list[str], what: str, option: str) -> list[str]:
     if not texts:
         raise typer.BadParameter(f"there is no {what}: give it behind the image, or by {option}")
     return texts
+
+
+def _asked(places: list[str], questions: list[str], how: dict[str, Any]) -> list[Found]:
+    """Every question about every image; without questions those of the records of the places themselves."""
+    if questions:
+        return [Found([str(path)], question=question) for path in images_of(places, **how) for question in questions]
+    records = [record for place in places if _has_records(place, how) for record in find_records(place, **how)]
+    asked = [record for record in records if record.question]
+    if not asked:
+        _needed([], "question", "--question")
+    return asked
+
+
+def _has_records(place: str, how: dict[str, Any]) -> bool:
+    return is_source(source_of(place, **how))
 
 
 def _lines(file: Path) -> list[str]:
@@ -101,6 +135,11 @@ def caption(
     max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="tokens of a caption at most")] = 30,
     min_new_tokens: Annotated[int, typer.Option("--min_new_tokens", help="tokens of a caption at least")] = 0,
     seed: Annotated[int, typer.Option(help="of sampling")] = 0,
+    dataset: DatasetForm = "json",
+    split: Split = "",
+    columns: ColumnNames = None,
+    image_root: ImageRoot = "",
+    limit: FirstRecords = 0,
     batch_size: BatchSize = 32,
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
@@ -114,7 +153,7 @@ def caption(
     from blip.models.decoding import Decoding
 
     with user_errors():
-        paths = images_of(images)
+        paths = images_of(images, **reading(dataset, split, columns, image_root=image_root, limit=limit))
         claim = claim_json(out, "caption", [*images, *paths, checkpoint, tokenizer, prompt], overwrite)
         decoding = Decoding(
             beams=beams or (1 if sample else 3),
@@ -126,7 +165,8 @@ def caption(
         )
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-            rows = list(files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=batch_size, seed=seed))
+            found = files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=batch_size, seed=seed)
+            rows = list(Bars().over(found, "captioning", len(paths)))
             with writing(claim):
                 unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
@@ -142,6 +182,11 @@ def match(
     ],
     checkpoint: Checkpoint,
     text: Annotated[list[str] | None, typer.Option(help="a text, instead of arguments; several times")] = None,
+    dataset: DatasetForm = "json",
+    split: Split = "",
+    columns: ColumnNames = None,
+    image_root: ImageRoot = "",
+    limit: FirstRecords = 0,
     batch_size: BatchSize = 32,
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
@@ -156,11 +201,12 @@ def match(
     with user_errors():
         places, texts = places_and_texts(arguments, text, "--text")
         texts = _needed(texts, "text", "--text")
-        paths = images_of(places)
+        paths = images_of(places, **reading(dataset, split, columns, image_root=image_root, limit=limit))
         claim = claim_json(out, "match", [*places, *paths, checkpoint, tokenizer, *texts], overwrite)
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-            rows = list(files.match_rows(model, paths, texts, batch_size=batch_size))
+            found = files.match_rows(model, paths, texts, batch_size=batch_size)
+            rows = list(Bars().over(found, "matching", len(paths) * len(texts)))
             with writing(claim):
                 unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
@@ -172,7 +218,7 @@ def answer(
         typer.Argument(
             metavar="IMAGE|QUESTION",
             help="an image, a folder or an annotation file, then questions; with --question several places and no "
-            "questions",
+            "questions; without any, the questions of the records themselves",
         ),
     ],
     checkpoint: Checkpoint,
@@ -182,6 +228,11 @@ def answer(
         bool, typer.Option("--generate/--no_generate", help="write the answer instead of choosing one")
     ] = False,
     k: Annotated[int, typer.Option(help="answers that are scored whole")] = 128,
+    dataset: DatasetForm = "json",
+    split: Split = "",
+    columns: ColumnNames = None,
+    image_root: ImageRoot = "",
+    limit: FirstRecords = 0,
     batch_size: BatchSize = 16,
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
@@ -196,18 +247,16 @@ def answer(
 
     with user_errors():
         places, questions = places_and_texts(arguments, question, "--question")
-        questions = _needed(questions, "question", "--question")
-        paths = images_of(places)
+        how = reading(dataset, split, columns, image_root=image_root, limit=limit)
+        asked = _asked(places, questions, how)
+        paths = list(dict.fromkeys(one.image for one in asked))
         claim = claim_json(out, "answer", [*places, *paths, checkpoint, tokenizer, answers, *questions], overwrite)
         choices = _lines(answers) if answers is not None else None
         decoding = Decoding(beams=3, max_new_tokens=10) if generate else None
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-            rows = list(
-                files.answer_rows(
-                    model, paths, questions, answers=choices, k=k, decoding=decoding, batch_size=batch_size
-                )
-            )
+            found = files.answer_rows(model, asked, answers=choices, k=k, decoding=decoding, batch_size=batch_size)
+            rows = list(Bars().over(found, "answering", len(asked)))
             with writing(claim):
                 unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)

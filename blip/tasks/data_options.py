@@ -1,5 +1,6 @@
 """The data that a run names: how its files are read, and the commits of data sets of the Hugging Face hub."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -40,6 +41,11 @@ def with_commits(config: Config) -> Config:
         return config
     found = distributed.from_main(lambda: {name: [_pinned(entry) for entry in files] for name, files in given.items()})
     return config.model_copy(update=found)
+
+
+def is_there(entry: str | WeightedFile) -> bool:
+    """Whether a file or folder exists; what the hub has is taken to."""
+    return is_hub_name(_path(entry)) or os.path.exists(_path(entry))
 
 
 def _pinned(entry: str | WeightedFile) -> str | WeightedFile:

@@ -18,7 +18,6 @@ from torch import Tensor
 from blip.checkpoints.format import INFO
 from blip.checkpoints.info import read_info
 from blip.config import ConfigError, WeightedFile
-from blip.data.hub import is_hub_name
 from blip.data.image_bytes import ImageLimits
 from blip.data.question_splits import answer_list, majority_answers, read_answers, shared_images, split_by_image
 from blip.data.questions import (
@@ -33,14 +32,17 @@ from blip.data.questions import (
 from blip.data.sets.questions import Question
 from blip.evaluation.answers import exact_match, score_answers, score_as_written, vqa_accuracy
 from blip.evaluation.bootstrap import as_json, bootstrap
+from blip.evaluation.losses import LossSums, with_total
 from blip.models.answer_tree import AnswerTree
 from blip.models.ranking import distinct_answers, rank_answers
 from blip.models.vqa import VqaModel
 from blip.network.cross_attention import ProjectedKeys
 from blip.tasks.config import VqaConfig
-from blip.tasks.data_options import entries, read_as
+from blip.tasks.data_options import entries, is_there, read_as
 from blip.tasks.finetune import FineTuning
 from blip.tasks.run import evaluate, train
+from blip.tasks.samples import of_questions
+from blip.train.history import SAMPLES
 from blip.train.launch import launch
 from blip.train.loop import Step
 
@@ -49,6 +51,7 @@ class Answering(FineTuning):
     """Language modelling of weighted answers to questions about images."""
 
     task = "vqa"
+    main_scores = ("val_exact_match", "val_exact_match_closed", "val_exact_match_open", "best")
     collate_fn = staticmethod(collate_vqa)
     config: VqaConfig
     model: VqaModel
@@ -62,8 +65,7 @@ class Answering(FineTuning):
         if config.split_shares and self.questions is not None:
             self._split(self.questions, config.split_shares)
         else:
-            parts = [part for part in ("val", "test") if self.files(part)]
-            self.held_out = {part: self._read(part, self.entries(part)) for part in parts}
+            self.held_out = {part: self._read(part, files) for part in ("val", "test") if (files := self.entries(part))}
         self.trained_on = self.questions
         self.answers = self._answers()
 
@@ -72,8 +74,7 @@ class Answering(FineTuning):
 
     def compare_with(self, train_file: list[str | WeightedFile]) -> None:
         """In an evaluation alone: reads the training questions, if their files exist, for the scores of `_score`."""
-        paths = [file if isinstance(file, str) else file.path for file in train_file]
-        if self.questions is None and all(is_hub_name(path) or Path(path).exists() for path in paths):
+        if self.questions is None and all(map(is_there, train_file)):
             self.trained_on = self._read("train", train_file)
 
     def _split(self, questions: Questions, shares: tuple[float, float, float]) -> None:
@@ -184,15 +185,20 @@ class Answering(FineTuning):
         limits = ImageLimits.of_mb(self.config.max_image_mb)
         batches = self.eval_batches(EvalQuestions(questions, self.encoder(), self.eval_transform(), limits=limits))
         own: list[tuple] = []  # index, answer, probability
-        for batch in batches:
+        losses = LossSums()
+        for batch in self.bars.over(batches, "answering"):
             batch = batch.to(self.device)
             keys = self.model.question_keys(batch.images, batch.ids, batch.lengths)
+            if self.config.val_loss and len(batch.owner):  # answers of some test sets are not published
+                each = self.model.answer_losses(keys, batch.answer_ids, batch.answer_lengths, owner=batch.owner)
+                losses.add("lm", batch.weights * each, len(batch.owner.unique()))
             answers = self._answer(keys, batch.indices, [questions[i].choices for i in batch.indices])
             own += [(i, *answer) for i, answer in zip(batch.indices, answers, strict=True)]
         given = self.gathered(split, own, batches)
         asked = [questions[i] for i, _, _ in given]
         self._write(split, asked, given)
-        return self._score(split, asked, [text for _, text, _ in given])
+        self.logged.append((SAMPLES, of_questions(len(questions), asked, given)))
+        return with_total(losses.means(), split) | self._score(split, asked, [text for _, text, _ in given])
 
     def _answer(self, keys: ProjectedKeys, indices: list[int], choices: list[list[str]]) -> list[tuple[str, float]]:
         """(answer, its probability) for each question of a batch."""
