@@ -177,7 +177,7 @@ class DataSet(Dataset):
     def show(self, count: int = 9, *, first: int = 0) -> Any:
         """A figure of matplotlib with the images and texts of `count` records from number `first` on.
 
-        Notebooks display it; elsewhere `data.show().savefig("data.png")` writes it.
+        Notebooks display it; elsewhere its `savefig("data.png")` writes it.
 
         Raises:
             InputError: matplotlib is not there.
@@ -229,7 +229,7 @@ def open_data(
 
     Returns:
         A data set: `len(data)`, `data[3].image` (PIL, RGB), `.caption`, `.question`, `.answer`, `.statement`;
-        `data.show(9)`.
+        its `show(9)` draws nine records.
 
     Raises:
         AnnotationError: a file, or a record of it, cannot be used; the message names them.

@@ -5,13 +5,10 @@ import math
 import textwrap
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from blip.data.images import UnreadableImage
 from blip.errors import InputError, visible
-
-if TYPE_CHECKING:
-    from blip.data.dataset import Item
 
 NEEDS_MATPLOTLIB = "drawing figures needs matplotlib: pip install 'blip[pictures]'"
 SIDE = 2.6  # inches of a picture
@@ -38,8 +35,8 @@ def _figure_class() -> Any:
     return Picture
 
 
-def figure_of(items: Sequence["Item"]) -> Any:
-    """A figure with the image and the text of each item; an image that cannot be read is an empty field that says why.
+def figure_of(items: Sequence[Any]) -> Any:
+    """A figure with the image and the text of each `Item`; an image that cannot be read is an empty field that says why.
 
     Raises:
         InputError: there is no item, or matplotlib is not there.

@@ -154,7 +154,7 @@ def read_pairs(
         dataset: a name of CAPTION_SETS.
         split: train, validation, test or all; see `open_set`.
         columns: the names of the files' columns, see `columns_of`.
-        limit, seed: how many records of all files, and which; see `opened_records`.
+        limit, seed: how many records of all files, and which; see `records_of`.
 
     Raises:
         ValueError: no files, no such dataset, split or image_root.

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 
 import blip
 from blip.config import WeightedFile
+from blip.data.formats import AnnotationError
 from blip.data.hub import HubError, parse_name, pinned
 from blip.data.pairs import read_pairs
 from blip.data.places import images_of
@@ -81,7 +83,7 @@ def test_notebooks_show_it(questions: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     assert data.show()._repr_png_().startswith(b"\x89PNG")
     figure = blip.data(questions).show(6)  # of the last one the image is missing
-    assert [place.get_title() for place in figure.axes][0] == "which 0? - left"
+    assert figure.axes[0].get_title() == "which 0? - left"
     assert "cannot read image" in figure.axes[5].get_title()
     with pytest.raises(InputError, match="no records to show"):
         data.show(0)
@@ -98,7 +100,7 @@ def test_it_is_a_function_and_a_package() -> None:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     pytest.importorskip("datasets")
     with HubServer() as server:
         server.use_here(monkeypatch, tmp_path / "cache")
@@ -120,7 +122,7 @@ def test_questions_of_the_hub(hub: HubServer, tmp_path: Path, monkeypatch: pytes
     hub.add("datasets", "lab/vqa", tmp_path / "vqa")
     held = [read_questions([name], split="test") for name in (f"hub:lab/vqa@{commit}", "hub:lab/vqa")]
     assert [len(one) for one in held] == [3, 9], "a commit stays as it was"
-    with pytest.raises(blip.data.formats.AnnotationError, match="holds no split validation; it has train, test"):
+    with pytest.raises(AnnotationError, match="holds no split validation; it has train, test"):
         read_questions(["hub:lab/vqa"], split="validation")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
