@@ -36,7 +36,7 @@ def _figure_class() -> Any:
 
 
 def figure_of(items: Sequence[Any]) -> Any:
-    """A figure with the image and the text of each `Item`; an image that cannot be read is an empty field that says why.
+    """A figure with the image and the text of each `Item`; for an image that cannot be read, the reason alone.
 
     Raises:
         InputError: there is no item, or matplotlib is not there.

@@ -4,11 +4,9 @@ The records of each data set are read in `data/sets/`. The generic record of cap
 `image` (a path), `caption` (text or a list of texts) and optionally `image_id`; other keys are ignored.
 """
 
-import io
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,9 @@ from blip.data import hints
 from blip.data.columns import renamed
 from blip.data.records import AnnotationError, Records, path_problem, text_problem
 from blip.data.tables import binary_table, text_table
+from blip.data.text_lines import iter_lines, not_utf8
 from blip.errors import InputError
-from blip.files import JSON_DECODER, JSON_ERRORS, MAX_LINE, ReadError, json_problem, open_regular, read_text
+from blip.files import JSON_DECODER, JSON_ERRORS, ReadError, json_problem, open_regular, read_text
 
 BLANK = re.compile(r"\s*")
 
@@ -69,8 +68,9 @@ def checked(path: Path, read: Callable[[Path], Records]) -> Records:
             yield place, record
     except ReadError as error:
         raise AnnotationError(path, error.place, _with_cure(error.problem, path)) from None
-    except UnicodeDecodeError as error:
-        raise AnnotationError(path, place and f"after {place}", _with_cure(json_problem(error), path)) from None
+    except UnicodeDecodeError:
+        found = not_utf8(path)
+        raise AnnotationError(path, found.place, _with_cure(found.problem, path)) from None
     except OSError as error:  # such as too many open files
         raise AnnotationError(path, place and f"after {place}", error.strerror or str(error)) from None
     if not place:
@@ -84,17 +84,6 @@ def _with_cure(problem: str, path: Path) -> str:
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------
-
-
-def iter_lines(path: Path) -> Records:
-    """("line 3", its text) of each line that is not blank, without its line end."""
-    with open_regular(path) as file:
-        text = io.TextIOWrapper(file, "utf-8-sig")
-        for number, line in enumerate(iter(partial(text.readline, MAX_LINE), ""), 1):
-            if len(line) == MAX_LINE:
-                raise AnnotationError(path, f"line {number}", f"has {MAX_LINE:,} characters or more")
-            if line.strip():
-                yield f"line {number}", line.rstrip("\r\n")
 
 
 def is_object(path: Path) -> bool:

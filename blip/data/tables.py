@@ -9,6 +9,7 @@ from typing import Any
 
 from blip.data.columns import columns_of
 from blip.data.records import AnnotationError, Records
+from blip.data.text_lines import whole_lines
 
 NEEDS_PYARROW = "reading parquet and arrow files needs pyarrow: pip install -e '.[parquet]'"
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -16,25 +17,24 @@ SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 def text_table(path: Path, needed: tuple[str, ...], also: tuple[str, ...], columns: Mapping[str, str]) -> Records:
     """(line, record) of each row of a .csv or, with tabs, .tsv file with a header; arguments as in `iter_records`."""
+    # strict: a quotation mark that is never closed is an error instead of swallowing the records behind it
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        # strict: a quotation mark that is never closed is an error instead of swallowing the records behind it
-        rows = csv.DictReader(file, delimiter=separator, strict=True)
-        try:
-            names = rows.fieldnames = [name.strip() for name in rows.fieldnames or []]
-            theirs: dict[str, str] = {}
-            if names:
-                _check_separator(path, names, separator)
-                theirs = columns_of(names, (*needed, *also), columns, path=path, place="line 1")
-                _require(path, "line 1", names, needed, found=theirs)
-            for row in rows:
-                if None in row or None in row.values():
-                    given = sum(value is not None for key, value in row.items() if key) + len(row.get(None, ()))
-                    problem = f"{given} fields under {len(names)} columns; put quotes round text with a separator"
-                    raise AnnotationError(path, f"line {rows.line_num}", problem)
-                yield f"line {rows.line_num}", {**row, **{name: row[column] for name, column in theirs.items()}}
-        except csv.Error as error:
-            raise AnnotationError(path, f"line {rows.line_num}", f"not a valid table ({error})") from None
+    rows = csv.DictReader(whole_lines(path, newline=""), delimiter=separator, strict=True)
+    try:
+        names = rows.fieldnames = [name.strip() for name in rows.fieldnames or []]
+        theirs: dict[str, str] = {}
+        if names:
+            _check_separator(path, names, separator)
+            theirs = columns_of(names, (*needed, *also), columns, path=path, place="line 1")
+            _require(path, "line 1", names, needed, found=theirs)
+        for row in rows:
+            if None in row or None in row.values():
+                given = sum(value is not None for key, value in row.items() if key) + len(row.get(None, ()))
+                problem = f"{given} fields under {len(names)} columns; put quotes round text with a separator"
+                raise AnnotationError(path, f"line {rows.line_num}", problem)
+            yield f"line {rows.line_num}", {**row, **{name: row[column] for name, column in theirs.items()}}
+    except csv.Error as error:
+        raise AnnotationError(path, f"line {rows.reader.line_num}", f"not a valid table ({error})") from None
 
 
 def _check_separator(path: Path, names: list[str], separator: str) -> None:

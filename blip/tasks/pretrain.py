@@ -266,6 +266,7 @@ def run(config: PretrainConfig, output: Path, resume: str, *, device: torch.devi
         raise ConfigError("train_file is empty; --set train_file=[captions.json]")
     config = with_commits(config)
     with open_run(config, output, resume, **options) as folder:
+        config = start.pin(config, folder.checkpoint)
         task = Pretraining(config, output, folder.checkpoint, device=device)
         return fit(task, config, folder)
 
