@@ -38,7 +38,7 @@ class WeightedFile(BaseModel):
     image_root: str = ""  # folder that its image paths are relative to
     columns: dict[str, str] = {}  # names of its columns
     limit: int | None = Field(None, gt=0)  # records that are taken of it [records]
-    seed: int | None = None  # which of its records are taken; null: the first ones
+    seed: int | None = None  # which of its records are taken; null: the first ones [number]
 
     @model_serializer
     def _short(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class ModelConfig(RunConfig):
     columns: dict[str, str] = {}  # names of columns that the files call otherwise, such as {question: Frage}
     max_train_records: int | None = Field(None, gt=0)  # records that are trained on; null: all [records]
     max_val_records: int | None = Field(None, gt=0)  # of val_file; null: all [records]
-    shuffle_records_seed: int | None = None  # which records are taken where they are limited; null: the first ones
+    shuffle_records_seed: int | None = None  # which records limits take; null: the first ones [number]
     image_root: str = ""  # empty: image paths are relative to their annotation file
     image_size: int = Field(224, gt=0)  # a side, after cropping and scaling [pixels]
     crop_scale: tuple[float, float] | None = (0.2, 1.0)  # of the image's area in a random crop; null: no crop [shares]

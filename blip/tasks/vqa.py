@@ -60,11 +60,10 @@ class Answering(FineTuning):
     def read_data(self) -> None:
         self.questions: Questions | None = None
         self.held_out: dict[str, Questions] = {}
-        config = self.config
-        if config.train_file:
-            self.questions = self._read("train", config.train_file)
-        if config.split_shares and self.questions is not None:
-            self._split(self.questions, config.split_shares)
+        if self.config.train_file:
+            self.questions = self._read("train", self.config.train_file)
+        if self.config.split_shares and self.questions is not None:
+            self._split(self.questions, self.config.split_shares)
         else:
             self.held_out = {part: self._read(part, files) for part in ("val", "test") if (files := self.entries(part))}
         self.trained_on = self.questions
