@@ -21,7 +21,7 @@ from blip.data.sets.layout import SetFormat, any_part, open_set
 from blip.data.sets.questions import ASKED, QUESTION_SETS, Question
 from blip.data.sets.statements import STATEMENT_SETS, Statement
 from blip.data.sources import Entry, Opened, Source, records_of, source_of, taken
-from blip.errors import InputError
+from blip.errors import InputError, did_you_mean
 from blip.outputs import OutputError
 
 ANNOTATIONS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
@@ -135,8 +135,8 @@ def kind_of_source(source: Source) -> tuple[Mapping[str, SetFormat], str]:
         for kind, sets in TABLES.items():
             if source.dataset in sets:
                 return sets, kind
-        names = dict.fromkeys(itertools.chain(*TABLES.values()))
-        raise InputError(f"dataset is {source.dataset!r}; it can be {', '.join(names)}")
+        names = set(itertools.chain(*TABLES.values()))
+        raise InputError(f"dataset is {source.dataset!r}; {did_you_mean(source.dataset, names)}")
     keys = _first_keys(source)
     kind = next((kind for key, kind in KINDS.items() if key in keys), "images" if "image" in keys else "captions")
     return TABLES.get(kind, CAPTION_SETS), kind

@@ -263,7 +263,7 @@ def run(config: PretrainConfig, output: Path, resume: str, *, device: torch.devi
     `options`: `allow_changed` and `overwrite`, as in `open_run`.
     """
     if not config.train_file:
-        raise ConfigError("train_file is empty; --set train_file=[captions.json]")
+        raise ConfigError("train_file is empty; --set 'train_file=[captions.json]'")
     config = with_commits(config)
     with open_run(config, output, resume, **options) as folder:
         config = start.pin(config, folder.checkpoint)

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from blip.data import hub
 from blip.data.formats import AnnotationError, Records
 from blip.data.image_bytes import is_reference
-from blip.errors import BlipError, InputError
+from blip.errors import BlipError, InputError, did_you_mean
 
 Record = TypeVar("Record")
 
@@ -121,7 +121,7 @@ def open_set(
         AnnotationError: the folder does not hold the split or any file of the set.
     """
     if dataset not in sets:
-        raise InputError(f"dataset is {dataset!r}; it can be {', '.join(sets)}")
+        raise InputError(f"dataset is {dataset!r}; {did_you_mean(dataset, sets)}")
     form, given = sets[dataset], dict(columns or {})
     if hub.is_hub_name(path):
         parts = hub.files_of(path)
