@@ -50,9 +50,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"data.images", "data.image_bytes", "data.webdataset"},
     "pubmed.run": {"errors", "files", "outputs", "hashing", "config", "data.image_bytes"},
     "pubmed.cli": ANYTHING,
+    "runs": {"tasks", "train", "data", "inference", "checkpoints", "reports", "config", "options", "console"}
+    | {"html_page", "outputs", "distributed", "files", "errors"},
     "cli": ANYTHING,
     "__main__": {"cli"},
-    "__init__": {"data", "inference", "interpret"},
+    "__init__": {"data", "inference", "interpret", "runs"},
 }
 TASK_MODELS = ("pretrain", "retrieval", "caption", "vqa", "nlvr")
 
