@@ -123,9 +123,9 @@ def reduced(image: Image.Image, side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS)
 
 
-def checked_text(text: str | None, what: str, limits: Limits) -> str:
+def checked_text(text: object, what: str, limits: Limits) -> str:
     """The text without blanks around it; InputError where it is empty or too long."""
-    cleaned = (text or "").strip()
+    cleaned = text.strip() if isinstance(text, str) else ""
     if not cleaned:
         raise InputError(f"the {what} is empty: write one")
     if len(cleaned) > limits.max_characters:
@@ -133,9 +133,14 @@ def checked_text(text: str | None, what: str, limits: Limits) -> str:
     return cleaned
 
 
-def checked_lines(text: str | None, what: str, limits: Limits) -> list[str]:
+def lines_of(text: object) -> list[str]:
+    """The lines of a text; none where it is something else."""
+    return text.splitlines() if isinstance(text, str) else []
+
+
+def checked_lines(text: object, what: str, limits: Limits) -> list[str]:
     """The lines of a text that are not blank, each checked as by `checked_text`."""
-    lines = [checked_text(line, what, limits) for line in (text or "").splitlines() if line.strip()]
+    lines = [checked_text(line, what, limits) for line in lines_of(text) if line.strip()]
     if not lines:
         raise InputError(f"there is no {what}: write one in each line")
     if len(lines) > limits.max_texts:

@@ -1,7 +1,7 @@
 """What happens on each event of the page: inputs of gradio's components in, markup out; errors become messages in it.
 
-A handler that takes files runs without gradio's own preparation of files, which would copy them: it gets the records
-of uploads, which `uploads.Uploads` reads and removes.
+Values come as the browser sends them, and are checked here; files as the records of uploads, which `uploads.Uploads`
+reads and removes.
 """
 
 import functools
@@ -16,6 +16,7 @@ from typing import Any, ParamSpec
 from PIL import Image
 
 from blip.errors import BlipError, InputError, printable
+from blip.interpret.objectives import OBJECTIVES
 from blip.serve import abilities, results
 from blip.serve.limits import Limits
 from blip.serve.served import ServedModel
@@ -67,9 +68,9 @@ class Handlers:
             raise InputError("no file arrived: choose it again")
         return self._chosen(self.uploads.read(files[0]), page, slot)
 
-    def example(self, name: str | None, page: str) -> str:
+    def example(self, name: object, page: str) -> str:
         """One of the operator's images becomes that of the page -> its preview."""
-        if name not in self.examples:
+        if not isinstance(name, str) or name not in self.examples:
             raise InputError("there is no such image: choose one of the list")
         return self._chosen(picture_of(self.examples[name], name, self.limits), page, "")
 
@@ -92,7 +93,7 @@ class Handlers:
 
     def caption(self, name: str, beams: float, page: str) -> str:
         served, image = self._model(name, "caption"), self._image(page)
-        count = max(1, min(self.limits.max_beams, int(beams or 1)))
+        count = max(1, min(self.limits.max_beams, int(beams))) if isinstance(beams, int | float) else 1
         captions = served.call(lambda m: abilities.caption(m, image, count), self.limits.max_seconds)
         about = "The probability is that of the whole text, word by word; long texts have small ones."
         return results.scores("Caption", captions, column="Caption", about=about)
@@ -116,10 +117,10 @@ class Handlers:
         served, image = self._model(name), self._image(page)
         if objective not in served.explains:
             raise InputError(f"{served.name} has no maps of {objective!r}: choose another result to explain")
-        what = {"answer": "question", "caption": "caption"}.get(objective, "text")
-        if objective != "caption" or (text or "").strip():  # the model writes a caption where none is given
+        if text or not OBJECTIVES[objective].writes_texts:  # the model writes a caption where none is given
+            what = "question" if OBJECTIVES[objective].has_answers else "text"
             text = abilities.checked_text(text, what, self.limits)
-        number = int(layer) if str(layer).isdigit() else None
+        number = int(layer) if str(layer).isdecimal() else None
         explanation, words = served.call(
             lambda m: abilities.explain(m, image, text or "", objective=objective, method=method, layer=number),
             self.limits.max_seconds,
@@ -169,7 +170,7 @@ class Handlers:
 
     def _model(self, name: str, ability: str = "") -> ServedModel:
         """The checkpoint of a name; InputError where there is none, or where it lacks the ability."""
-        served = self.models.get(name)
+        served = self.models.get(str(name))
         if served is None:
             raise InputError("there is no such model: choose one of the list")
         if ability and ability not in served.can:

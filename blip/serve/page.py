@@ -85,14 +85,14 @@ def build(handlers: Handlers, title: str, **options: Any) -> gr.Blocks:
         if len(models) > 1:
             changed = [about, tabs, *(part for view in views for part in (view.tab, *view.parts))]
             for event, options in ((name.change, {"api_name": "choose_model"}), (page.load, {"api_name": False})):
-                event(partial(_of_model, models, views), name, changed, concurrency_limit=None, **options)
+                event(partial(_of_model, models, views), name, changed, concurrency_limit=None, preprocess=False, **options)
         page.unload(_forget(handlers))
     return page
 
 
-def _of_model(models: dict[str, ServedModel], views: list[View], name: str) -> list[Any]:
+def _of_model(models: dict[str, ServedModel], views: list[View], name: object) -> list[Any]:
     """What changes when a model is chosen: its description, and the views that it has, the first of which is shown."""
-    served = models[name]
+    served = models.get(str(name)) or next(iter(models.values()))
     changes: list[Any] = []
     for view in views:
         changes += [gr.update(visible=view.shown(served)), *view.of(served)]

@@ -11,13 +11,16 @@ from blip.serve.limits import Limits
 
 LIVE = "blip-live"  # class of components whose changes are announced by screen readers
 FILE = "blip-file"  # class of fields for files
-# images are decoded beside the models, two at once
-OF_IMAGES: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "images", "show_progress": "minimal"}
+# Events get what the browser sends, which handlers check: gradio would copy files, and compare choices with those of
+# the first model. Images are decoded beside the models, two at once.
+OF_IMAGES: dict[str, Any] = {
+    "concurrency_limit": 2, "concurrency_id": "images", "show_progress": "minimal", "preprocess": False,
+}  # fmt: skip
 
 
 def of_models(handlers: Handlers) -> dict[str, Any]:
     """Options of events that call a model: as many at once as there are models, each of which takes one at a time."""
-    return {"concurrency_limit": len(handlers.models), "concurrency_id": "models", "show_progress": "minimal"}
+    return {**OF_IMAGES, "concurrency_limit": len(handlers.models), "concurrency_id": "models"}
 
 
 def with_page(function: Callable[..., str]) -> Callable[..., str]:
@@ -64,6 +67,6 @@ def image_file(handlers: Handlers, slot: str, label: str, *, name: str) -> None:
     def upload(request: gr.Request, record: Any) -> tuple[None, str]:
         return None, opened(request, record)
 
-    field.upload(upload, field, [field, preview], api_name=name, preprocess=False, **OF_IMAGES)
+    field.upload(upload, field, [field, preview], api_name=name, **OF_IMAGES)
     if examples:
         example.input(with_page(handlers.example), example, preview, api_name="example", **OF_IMAGES)

@@ -23,7 +23,7 @@ QUALITY = 85  # of JPEGs
 
 def problem(message: str) -> str:
     """A message about what went wrong."""
-    return _filled("problem", message=message[:1].upper() + message[1:])
+    return _filled("problem", message=message)
 
 
 def hint(message: str) -> str:

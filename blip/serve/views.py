@@ -135,8 +135,7 @@ def batch(handlers: Handlers, name: gr.Dropdown, first: ServedModel) -> View:
             return None, run(*values)
 
         run = without_page(handlers.batch)
-        button.click(start, [name, files, action, texts], [files, table], api_name="batch", preprocess=False,
-                     **of_models(handlers))  # fmt: skip
+        button.click(start, [name, files, action, texts], [files, table], api_name="batch", **of_models(handlers))
 
     return View(
         tab, lambda served: bool(_actions(served)["choices"]), [action], lambda served: [gr.update(**_actions(served))]

@@ -68,9 +68,13 @@ class Page:
 
     def __init__(self, address: str, client: httpx.Client | None = None) -> None:
         self.client = client or httpx.Client(base_url=address, timeout=60)
-        self.session = secrets.token_hex(6)
+        self.reload()
         config = self.client.get("/config").json()
         self.functions = {one["api_name"]: one["id"] for one in config["dependencies"] if one["api_name"]}
+
+    def reload(self) -> None:
+        """Becomes another page."""
+        self.session = secrets.token_hex(6)
 
     def upload(self, *files: Path | tuple[str, bytes]) -> list[dict[str, Any]]:
         """Uploads files -> their records, as a field of files has them."""
