@@ -8,46 +8,47 @@ import typer
 from blip.command_line import Device, TokenizerFile, say, user_errors
 from blip.serve.limits import Limits
 
+Checkpoints = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CHECKPOINT...",
+        help="checkpoints of any format, one or several; NAME=CHECKPOINT names one for the page",
+    ),
+]
+Images = Annotated[str, typer.Option(help="folder of images that everyone can choose on the page")]
+Host = Annotated[str, typer.Option(help="address to listen on; another one than this computer's needs --auth")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")]
+Auth = Annotated[
+    list[str] | None, typer.Option(help="USER:FILE or USER:env:VARIABLE, where the password is; several times")
+]
+NumThreads = Annotated[
+    int, typer.Option("--num_threads", min=0, help="threads of models on the CPU; 0: the cores, shared by the models")
+]
+MaxImageMb = Annotated[int, typer.Option("--max_image_mb", min=1, help="MiB of an image's file")]
+MaxMegapixels = Annotated[int, typer.Option("--max_megapixels", min=1, max=80, help="million pixels of an image")]
+MaxFiles = Annotated[int, typer.Option("--max_files", min=1, help="images of a batch")]
+MaxUploadMb = Annotated[int, typer.Option("--max_upload_mb", min=1, help="MiB of the files of a batch together")]
+MaxSeconds = Annotated[
+    float, typer.Option("--max_seconds", min=1, help="for a request or a batch, before it is given up")
+]
+QueueSize = Annotated[int, typer.Option("--queue_size", min=1, help="requests that wait; more are refused")]
 USUAL = Limits()
 
 
 def serve(
-    checkpoints: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="CHECKPOINT...",
-            help="checkpoints of any format, one or several; NAME=CHECKPOINT names one for the page",
-        ),
-    ],
-    images: Annotated[str, typer.Option(help="folder of images that everyone can choose on the page")] = "",
-    host: Annotated[str, typer.Option(help="address to listen on; another one than this computer's needs --auth")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 7860,
-    auth: Annotated[
-        list[str] | None,
-        typer.Option(help="USER:FILE or USER:env:VARIABLE, where the user's password is; several times"),
-    ] = None,
+    checkpoints: Checkpoints,
+    images: Images = "",
+    host: Host = "127.0.0.1",
+    port: Port = 7860,
+    auth: Auth = None,
     title: Annotated[str, typer.Option(help="of the page")] = "blip",
-    num_threads: Annotated[
-        int, typer.Option("--num_threads", min=0, help="threads of each model on the CPU; 0: the cores shared by models")
-    ] = 0,
-    max_image_mb: Annotated[
-        int, typer.Option("--max_image_mb", min=1, help="MiB of an image's file")
-    ] = USUAL.max_image_mb,
-    max_megapixels: Annotated[
-        int, typer.Option("--max_megapixels", min=1, max=80, help="million pixels of an image")
-    ] = USUAL.max_megapixels,
-    max_files: Annotated[int, typer.Option("--max_files", min=1, help="images of a batch")] = USUAL.max_files,
-    max_upload_mb: Annotated[
-        int, typer.Option("--max_upload_mb", min=1, help="MiB of the files of a batch together")
-    ] = USUAL.max_upload_mb,
-    max_seconds: Annotated[
-        float, typer.Option("--max_seconds", min=1, help="for a request or a batch, before it is given up")
-    ] = USUAL.max_seconds,
-    queue_size: Annotated[
-        int, typer.Option("--queue_size", min=1, help="requests that wait; more are refused")
-    ] = USUAL.queue_size,
+    num_threads: NumThreads = 0,
+    max_image_mb: MaxImageMb = USUAL.max_image_mb,
+    max_megapixels: MaxMegapixels = USUAL.max_megapixels,
+    max_files: MaxFiles = USUAL.max_files,
+    max_upload_mb: MaxUploadMb = USUAL.max_upload_mb,
+    max_seconds: MaxSeconds = USUAL.max_seconds,
+    queue_size: QueueSize = USUAL.queue_size,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
 ) -> None:

@@ -232,4 +232,3 @@ def _with_headers(headers: Any, path: str) -> list[tuple[bytes, bytes]]:
     own = dict(HEADERS) if path.startswith(("/assets/", "/static/")) else {**HEADERS, "cache-control": "no-store"}
     kept = [(name, value) for name, value in headers if name.decode("latin-1").lower() not in own]
     return kept + [(name.encode(), value.encode()) for name, value in own.items()]
-

@@ -57,7 +57,7 @@ new MutationObserver(() => {{
 
 
 def look() -> dict[str, Any]:
-    """Theme, style sheet and script, which gradio 5 takes in `gr.Blocks` and gradio 6 where the page is mounted."""
+    """Theme, style sheet and script, as options of `gr.mount_gradio_app`."""
     theme = gr.themes.Default(
         primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=list(FONTS), font_mono=list(MONOSPACED)
     )
@@ -65,11 +65,11 @@ def look() -> dict[str, Any]:
     return {"theme": theme, "css": CSS.read_text(encoding="utf-8"), "head": HEAD}
 
 
-def build(handlers: Handlers, title: str, **options: Any) -> gr.Blocks:
-    """The page of a server; `options` are further ones of `gr.Blocks`."""
+def build(handlers: Handlers, title: str) -> gr.Blocks:
+    """The page of a server."""
     models = handlers.models
     first = next(iter(models.values()))
-    with gr.Blocks(title=title, analytics_enabled=False, **options) as page:
+    with gr.Blocks(title=title, analytics_enabled=False) as page:
         gr.HTML(results.header(title, WARNING), elem_id="head")
         with gr.Row(elem_id="columns"):
             with gr.Column(scale=2, min_width=280):
@@ -84,8 +84,9 @@ def build(handlers: Handlers, title: str, **options: Any) -> gr.Blocks:
         take_text(views)
         if len(models) > 1:
             changed = [about, tabs, *(part for view in views for part in (view.tab, *view.parts))]
-            for event, options in ((name.change, {"api_name": "choose_model"}), (page.load, {"api_name": False})):
-                event(partial(_of_model, models, views), name, changed, concurrency_limit=None, preprocess=False, **options)
+            of_model = partial(_of_model, models, views)
+            for event, name_of_event in ((name.change, "choose_model"), (page.load, False)):
+                event(of_model, name, changed, api_name=name_of_event, concurrency_limit=None, preprocess=False)
         page.unload(_forget(handlers))
     return page
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,7 +23,8 @@ from blip.serve.limits import Limits
 from blip.serve.served import ServedModel
 from blip.serve.uploads import Uploads
 
-NEEDS_GRADIO = "the page needs gradio: pip install 'blip[serve]', or pip install -e '.[serve]' in a clone"
+NEEDS_GRADIO = "the page needs gradio 6.20 or later: pip install 'blip[serve]', or pip install -e '.[serve]' in a clone"
+OLDEST = (6, 20)  # of gradio
 SWEEP = 20  # seconds between two looks for what nobody uses any more
 # gradio reads these; what a user has set for other programs does not count here
 SETTINGS = {
@@ -65,19 +67,19 @@ class Site:
 
 
 def needs_gradio() -> None:
-    """ServeError where the extra is not installed."""
-    from importlib.util import find_spec
-
-    if find_spec("gradio") is None:
-        raise ServeError(NEEDS_GRADIO)
+    """ServeError where the extra is not installed, or gradio is older than it asks for."""
+    try:
+        major, minor = map(int, version("gradio").split(".")[:2])
+    except PackageNotFoundError:
+        raise ServeError(NEEDS_GRADIO) from None
+    if (major, minor) < OLDEST:
+        raise ServeError(f"gradio {major}.{minor} is too old, and its page loads a foreign script: {NEEDS_GRADIO}")
 
 
 def check(site: Site) -> None:
     """InputError for a server that others could use without a password."""
     if not site.local and not site.users:
-        raise InputError(
-            f"{site.host} can be reached from other computers: give --auth USER:FILE, or leave out --host"
-        )
+        raise InputError(f"{site.host} can be reached from other computers: give --auth USER:FILE, or leave out --host")
 
 
 @contextmanager
@@ -129,9 +131,7 @@ def serve(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def application(
-    models: dict[str, ServedModel], examples: dict[str, Path], site: Site, *, uploads: Uploads
-) -> Guard:
+def application(models: dict[str, ServedModel], examples: dict[str, Path], site: Site, *, uploads: Uploads) -> Guard:
     """The ASGI application of a server. `SETTINGS` and GRADIO_TEMP_DIR stand in the environment before."""
     import gradio as gr
     from fastapi import FastAPI
@@ -140,10 +140,7 @@ def application(
     from blip.serve.handlers import Handlers
 
     limits = uploads.limits
-    look = page.look()
-    mounted = inspect.signature(gr.mount_gradio_app).parameters
-    in_blocks = {} if "css" in mounted else look
-    blocks = page.build(Handlers(models, examples, uploads, limits), site.title, **in_blocks)
+    blocks = page.build(Handlers(models, examples, uploads, limits), site.title)
     blocks.queue(max_size=limits.queue_size, api_open=False, default_concurrency_limit=len(models))
     blocks.state_session_capacity = limits.sessions
     options: dict[str, Any] = {
@@ -159,9 +156,10 @@ def application(
         "footer_links": [],
         "run_history": False,
         "app_kwargs": {"docs_url": None, "redoc_url": None, "openapi_url": None},
-        **({} if in_blocks else look),
+        **page.look(),
     }
-    options = {name: value for name, value in options.items() if name in mounted}  # some are of later versions
+    known = inspect.signature(gr.mount_gradio_app).parameters  # `run_history` is of later versions
+    options = {name: value for name, value in options.items() if name in known}
     app = gr.mount_gradio_app(FastAPI(docs_url=None, redoc_url=None, openapi_url=None), blocks, path="/", **options)
     return Guard(app, uploads.folder, limits, local=site.local, on_disk=uploads.on_disk)
 

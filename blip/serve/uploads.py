@@ -6,6 +6,7 @@ and within the limits of `Limits`.
 """
 
 import contextlib
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -126,18 +127,22 @@ class Uploads:
             oldest = time.monotonic() - self.limits.keep_seconds
             for key in [key for key, kept in self._kept.items() if kept.used < oldest]:
                 del self._kept[key]
-        for path in self.folder.rglob("*"):
+        for path in self._files():
             with contextlib.suppress(OSError):
-                if not path.is_dir() and path.stat().st_mtime < time.time() - abandoned:
+                if path.lstat().st_mtime < time.time() - abandoned:
                     _remove(path)
 
     def on_disk(self) -> int:
         """Bytes of the files of uploads that no request has read yet."""
         total = 0
-        for path in self.folder.rglob("*"):
+        for path in self._files():
             with contextlib.suppress(OSError):
-                total += path.stat().st_size if path.is_file() else 0
+                total += path.lstat().st_size
         return total
+
+    def _files(self) -> list[Path]:
+        """All files in the folder; `os.walk` goes on where folders vanish meanwhile."""
+        return [Path(folder, name) for folder, _, names in os.walk(self.folder) for name in names]
 
 
 def picture_of(path: Path, name: str, limits: Limits) -> Picture:

@@ -19,8 +19,8 @@ class BusyError(BlipError):
 class Worker:
     """Runs functions in a thread of its own.
 
-    A single thread keeps memory flat: the caches of allocators belong to threads. The thread ends with the program, also
-    in the middle of a call.
+    A single thread keeps memory flat: the caches of allocators belong to threads. The thread ends with the program,
+    also in the middle of a call.
     """
 
     def __init__(self, name: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from helpers.random_checkpoints import all_checkpoints, noise_images
 from helpers.serving import Server
 
-pytest.importorskip("gradio", reason="the page is made with gradio: pip install -e '.[serve]'")
+pytest.importorskip("gradio", minversion="6.20", reason="the page is made with gradio: pip install -e '.[serve]'")
 sync_api = pytest.importorskip("playwright.sync_api", reason="browsers are driven by playwright")
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not BROWSER, reason="no Chromium is installed")]

@@ -18,7 +18,7 @@ from helpers.serving import API, Page, Server, first_cells, texts_of
 
 import blip
 
-pytest.importorskip("gradio", reason="the page is made with gradio: pip install -e '.[serve]'")
+pytest.importorskip("gradio", minversion="6.20", reason="the page is made with gradio: pip install -e '.[serve]'")
 pytestmark = pytest.mark.slow
 
 
