@@ -1,12 +1,13 @@
 """`blip VERB ...`: each verb calls a function that Python code can call as well."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 
+from blip import __version__
 from blip.capfilt import cli as capfilt
 from blip.command_line import (
     ANY_SPELLING,
@@ -14,17 +15,24 @@ from blip.command_line import (
     MaxImageMb,
     Overwrite,
     alone,
+    as_input,
     say,
+    seed_option,
     user_errors,
     workers_option,
 )
 from blip.data.image_bytes import MAX_MB, ImageLimits
+from blip.errors import InputError, did_you_mean
 from blip.inference import cli as inference
 from blip.inference.cli import claim_json
 from blip.interpret import cli as interpret
 from blip.outputs import claim_output, writing
 from blip.pubmed import cli as pubmed
+<<<<<<< HEAD
 from blip.serve import cli as serve
+=======
+from blip.train.torchrun import torchrun
+>>>>>>> main
 
 app = typer.Typer(
     add_completion=False,
@@ -43,7 +51,7 @@ Files = Annotated[list[str], typer.Argument(help="annotation files, or folders o
 def phantoms(
     out: Annotated[Path, typer.Argument(help="folder to write")],
     count: Annotated[int, typer.Option(help="images")] = 1000,
-    seed: Annotated[int, typer.Option(help="of the random images")] = 0,
+    seed: Annotated[int, seed_option("of the random images")] = 0,
     image_size: Annotated[int, typer.Option("--image_size", help="pixels a side")] = 48,
     max_lesions: Annotated[int, typer.Option("--max_lesions", help="lesions of an image at most")] = 3,
     noise: Annotated[float, typer.Option(help="share of wrong captions; records mark them")] = 0.0,
@@ -61,7 +69,7 @@ def phantoms(
             "noise": noise,
             "name_one": name_one,
         }
-        drawn_by = json.dumps({"count": count, "seed": seed, **options})  # another set is no repetition of this one
+        drawn_by = as_input(count=count, seed=seed, **options)  # another set is no repetition of this one
         claim = claim_output(out, "phantoms", inputs=[drawn_by], folder=True, overwrite=overwrite, names=names)
         with alone(claim), claim.writing() as written:
             path = write_phantoms(out, count, seed, **options)
@@ -90,30 +98,36 @@ def check_data(
     from blip.tokenizer import load_tokenizer
 
     with user_errors():
-        inputs = [*files, image_root, tokenizer]
-        claim = claim_json(report, "check-data", inputs, overwrite)
-        words = load_tokenizer(tokenizer) if tokenizer else None
-        data_report = check_data(
-            list(files),
-            image_root,
-            words,
-            max_text_tokens=max_text_tokens,
-            num_workers=num_workers,
-            dataset=dataset,
-            split=split,
-            report_file=report,
-            limits=ImageLimits.of_mb(max_image_mb),
-        )
-        print_report(data_report)
-        with writing(claim):
-            if report:
-                data_report.save(report)
+        options = as_input(dataset=dataset, split=split, max_text_tokens=max_text_tokens)
+        claim = claim_json(report, "check-data", [*files, image_root, tokenizer, options], overwrite)
+        with alone(claim):
+            words = load_tokenizer(tokenizer) if tokenizer else None
+            data_report = check_data(
+                list(files),
+                image_root,
+                words,
+                max_text_tokens=max_text_tokens,
+                num_workers=num_workers,
+                dataset=dataset,
+                split=split,
+                report_file=report,
+                limits=ImageLimits.of_mb(max_image_mb),
+            )
+            print_report(data_report)
+            with writing(claim):
+                if report:
+                    data_report.save(report)
     raise typer.Exit(0 if data_report.ok else 1)
 
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="our folder, a released .pth, or a Hugging Face folder")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="our folder, a released .pth, a Hugging Face folder, hub:OWNER/NAME or an https:// address"
+        ),
+    ],
     target: Annotated[Path, typer.Argument(help="folder or file to write")],
     to: Annotated[str, typer.Option(help="blip, salesforce or huggingface")] = "blip",
     hf_class: Annotated[str, typer.Option("--hf_class", help="retrieval, caption or vqa, for huggingface")] = "",
@@ -126,12 +140,13 @@ def convert(
 ) -> None:
     """Writes a checkpoint in another format and lists what that format cannot hold."""
     from blip.checkpoints import convert as formats
-    from blip.checkpoints.format import TOKENIZER
+    from blip.checkpoints.format import TOKENIZER, TOKENIZERS
+    from blip.checkpoints.places import local, local_tokenizer
     from blip.models.factory import spec_of
     from blip.tokenizer import load_tokenizer
 
     with user_errors():
-        form = json.dumps({"to": to, "hf_class": hf_class, "image_heads": image_heads, "text_heads": text_heads})
+        form = as_input(to=to, hf_class=hf_class, image_heads=image_heads, text_heads=text_heads)
         # names of either folder, so that nothing of another format stays beside the weights
         claim = claim_output(
             target,
@@ -141,20 +156,95 @@ def convert(
             overwrite=overwrite,
             names=() if to == "salesforce" else formats.NAMES,
         )
-        tensors, info = formats.read(source, image_heads=image_heads, text_heads=text_heads)
-        own = source / TOKENIZER
-        words = tokenizer or (str(own) if own.is_file() else "")
-        beside = words if to == "huggingface" and words else None
-        held = hf_class or next(iter(spec_of(info["task"]).exports_as), info["task"])
-        with alone(claim), claim.writing() as written:
-            left_out = formats.write(target, tensors, info, to=to, tokenizer_file=beside, hf_class=held)
-            if to == "blip" and words:
-                load_tokenizer(words).save(target / TOKENIZER)
-            written += [] if to == "salesforce" else [name for name in formats.NAMES if (target / name).is_file()]
+        with alone(claim):
+            folder = local(source)
+            tensors, info = formats.read(folder, image_heads=image_heads, text_heads=text_heads)
+            own = [str(folder / name) for name in TOKENIZERS if (folder / name).is_file()]
+            words = local_tokenizer(tokenizer) or next(iter(own), "")
+            beside = words if to == "huggingface" and words else None
+            held = hf_class or next(iter(spec_of(info["task"]).exports_as), info["task"])
+            with claim.writing() as written:
+                left_out = formats.write(target, tensors, info, to=to, tokenizer_file=beside, hf_class=held)
+                if to == "blip" and words:
+                    load_tokenizer(words).save(target / TOKENIZER)
+                written += [] if to == "salesforce" else [name for name in formats.NAMES if (target / name).is_file()]
         say(f"{sum(name not in left_out for name in tensors)} tensors: {target}")
         if left_out:  # settings first: of many tensors not all are listed
             left_out.sort(key=lambda name: (name in tensors, name))
             say(f"{to} cannot hold {len(left_out)}: {', '.join(left_out[:20])}")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"blip {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _of_every_verb(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version and end", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """`blip VERB ...`: each verb calls a function that Python code can call as well."""
+
+
+def sections() -> dict[str, type[BaseModel]]:
+    """The configuration classes by title, in the order of the documentation; each section has the options that its
+    class adds to those of its parents."""
+    from blip.capfilt.config import CapFiltConfig
+    from blip.config import ModelConfig, PretrainConfig, RunConfig, WeightedFile
+    from blip.pubmed.run import PubmedConfig
+    from blip.tasks import config as of_tasks
+
+    return {
+        "Every training script": RunConfig,
+        "Data and model": ModelConfig,
+        "Weighted files": WeightedFile,
+        "Pre-training": PretrainConfig,
+        "Fine-tuning": of_tasks.FineTuneConfig,
+        "Generation in evaluation": of_tasks.WritingConfig,
+        "Retrieval": of_tasks.RetrievalConfig,
+        "Captions": of_tasks.CaptionConfig,
+        "Questions": of_tasks.VqaConfig,
+        "Statements about two images": of_tasks.NlvrConfig,
+        "LoRA": of_tasks.LoraConfig,
+        "CapFilt": CapFiltConfig,
+        "PubMed Central": PubmedConfig,
+    }
+
+
+# argument of `blip options` -> title of its class, of which all options are listed
+TASKS = {
+    "pretrain": "Pre-training",
+    "retrieval": "Retrieval",
+    "caption": "Captions",
+    "vqa": "Questions",
+    "nlvr": "Statements about two images",
+    "lora": "LoRA",
+    "capfilt": "CapFilt",
+    "pubmed": "PubMed Central",
+}
+
+
+@app.command()
+def options(
+    task: Annotated[
+        str, typer.Argument(help="pretrain, retrieval, caption, vqa, nlvr, lora, capfilt or pubmed; all unless given")
+    ] = "",
+    find: Annotated[str, typer.Option(help="only options whose name, unit or meaning has this text")] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="print tables in Markdown")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Prints every option of a configuration, with type, default, unit and meaning."""
+    from blip.options import tables
+
+    with user_errors():
+        classes = sections()
+        if task and task not in TASKS:
+            raise InputError(f"there are no options of {task!r}; {did_you_mean(task, TASKS)}")
+        listed = tables.all_of(classes[TASKS[task]], classes) if task else tables.sections_of(classes)
+        tables.print_options(listed, find=find, markdown=markdown, as_json=as_json)
 
 
 VERBS_OF_ROOMS: tuple[Callable[..., None], ...] = (
@@ -163,6 +253,7 @@ VERBS_OF_ROOMS: tuple[Callable[..., None], ...] = (
 )  # fmt: skip
 for verb in VERBS_OF_ROOMS:
     app.command()(verb)
+app.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})(torchrun)
 
 
 def main() -> None:

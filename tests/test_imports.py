@@ -15,23 +15,27 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "hashing": set(),
     "distributed": {"errors", "files"},
-    "tokenizer": {"errors", "files"},
+    "hub": {"errors"},
+    "tokenizer": {"errors", "files", "hub"},
     "files": {"errors"},
     "outputs": {"errors", "files", "hashing", "distributed"},
-    "config": {"errors", "files"},
+    "options": {"errors", "files"},
+    "config": {"errors", "options.reading"},
     "html_page": {"errors", "files"},
+    "console": set(),
     "command_line": {"errors", "files", "outputs", "distributed"},
     "network": {"errors"},
     "models": {"network", "distributed", "tokenizer", "errors"},
-    "checkpoints": {"network", "models", "files", "outputs", "hashing", "errors", "tokenizer"},
+    "checkpoints": {"network", "models", "files", "outputs", "hashing", "errors", "tokenizer", "hub"},
     "data": {"files", "outputs", "hashing", "distributed", "tokenizer", "errors"},
     "data.sets": {"data.formats", "data.records", "errors"},
     "evaluation": {"models", "network", "distributed", "tokenizer", "errors"},
-    "train": {"config", "files", "outputs", "hashing", "distributed", "errors", "command_line", "checkpoints.format"},
+    "train": {"config", "options", "files", "outputs", "hashing", "distributed", "errors", "command_line", "console"}
+    | {"checkpoints.format"},
     "inference": {"models", "network", "checkpoints", "files", "outputs", "tokenizer", "errors", "distributed"}
     | {"data.images", "data.image_bytes", "data.transforms", "data.batches"},
-    "tasks": {"network", "models", "checkpoints", "data", "evaluation", "train", "inference"}
-    | {"config", "tokenizer", "distributed", "errors", "files", "outputs", "hashing", "command_line"},
+    "tasks": {"network", "models", "checkpoints", "data", "evaluation", "train", "inference", "hub"}
+    | {"config", "tokenizer", "distributed", "errors", "files", "outputs", "hashing", "command_line", "console"},
     "inference.cli": ANYTHING,
     "interpret": {"inference", "models", "network", "tokenizer", "files", "outputs", "html_page", "errors"}
     | {"data.formats", "data.images", "data.image_bytes", "data.places", "data.records", "data.jsonl_shards"},

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ class WorkerError(BlipError):
 
 
 class Loader(DataLoader):
-    """torch's loader, whose errors are changed in two ways.
+    """torch's loader without its warning about the number of workers, and with errors that are changed in two ways.
 
     An error of a worker that a user can mend arrives as it is. torch would call its class with a traceback in place of
     its arguments.
@@ -45,11 +45,14 @@ class Loader(DataLoader):
                 options["collate_fn"] = partial(_collate_or_carry, options["collate_fn"])
         super().__init__(dataset, num_workers=num_workers, **options)
 
+    def check_worker_number_rationality(self) -> None:
+        """torch warns here of more workers than CPUs, at each loader; a run has a line of its own about it."""
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches = super().__iter__()
         while True:
             try:
-                with _deaths_raise():
+                with _deaths_raise() if self.num_workers else nullcontext():  # not those of another loader's workers
                     batch = next(batches)
             except StopIteration:
                 return

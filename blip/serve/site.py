@@ -117,7 +117,7 @@ def serve(
         bound: the socket of `listening`.
         ready: is called without arguments once the server answers.
     """
-    signal.signal(signal.SIGTERM, _interrupt)  # so that the folder goes, also before the server runs
+    before = signal.signal(signal.SIGTERM, _interrupt)  # so that the folder goes, also before the server runs
     folder = Path(tempfile.mkdtemp(prefix="blip-serve-"))
     try:
         os.environ.update(SETTINGS, GRADIO_TEMP_DIR=str(folder))
@@ -129,6 +129,7 @@ def serve(
         pass
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        signal.signal(signal.SIGTERM, before)
 
 
 def application(models: dict[str, ServedModel], examples: dict[str, Path], site: Site, *, uploads: Uploads) -> Guard:

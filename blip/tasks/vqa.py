@@ -7,6 +7,7 @@ The loss is in blip/models/vqa.py, ranking of answers in blip/models/ranking.py,
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip.checkpoints.format import INFO
-from blip.checkpoints.info import read_info
+from blip.checkpoints.places import answers_of
 from blip.config import ConfigError, annotation_files
 from blip.data.image_bytes import ImageLimits
 from blip.data.question_splits import answer_list, majority_answers, read_answers, shared_images, split_by_image
@@ -32,13 +32,17 @@ from blip.data.questions import (
 from blip.data.sets.questions import Question
 from blip.evaluation.answers import exact_match, score_answers, score_as_written, vqa_accuracy
 from blip.evaluation.bootstrap import as_json, bootstrap
+from blip.evaluation.losses import LossSums, with_total
 from blip.models.answer_tree import AnswerTree
 from blip.models.ranking import distinct_answers, rank_answers
 from blip.models.vqa import VqaModel
 from blip.network.cross_attention import ProjectedKeys
 from blip.tasks.config import VqaConfig
 from blip.tasks.finetune import FineTuning
+from blip.tasks.rehearsal import rehearse
 from blip.tasks.run import evaluate, train
+from blip.tasks.samples import of_questions
+from blip.train.history import SAMPLES
 from blip.train.launch import launch
 from blip.train.loop import Step
 
@@ -47,6 +51,7 @@ class Answering(FineTuning):
     """Language modelling of weighted answers to questions about images."""
 
     task = "vqa"
+    main_scores = ("val_exact_match", "val_exact_match_closed", "val_exact_match_open", "best")
     collate_fn = staticmethod(collate_vqa)
     config: VqaConfig
     model: VqaModel
@@ -69,7 +74,7 @@ class Answering(FineTuning):
 
     def compare_with(self, train_file: list[str]) -> None:
         """In an evaluation alone: reads the training questions, if their files exist, for the scores of `_score`."""
-        if self.questions is None and all(Path(file).exists() for file in train_file):
+        if self.questions is None and train_file and all(Path(file).exists() for file in train_file):
             self.trained_on = self._read(train_file, "train")
 
     def _split(self, questions: Questions, shares: tuple[float, float, float]) -> None:
@@ -88,10 +93,9 @@ class Answering(FineTuning):
         elif self.questions is not None:
             answers = answer_list(self.questions)
         else:
-            file = Path(self.config.init_from) / INFO
-            answers = read_info(file).get("answers", []) if file.is_file() else []
+            answers = answers_of(self.config.init_from)
         if not answers and self.config.inference == "rank":
-            raise ConfigError("there is no answer to rank: set answer_file, or inference: generate")
+            raise ConfigError("there is no answer to rank: set answer_file or train_file, or inference: generate")
         return answers
 
     def texts(self) -> Iterator[str]:
@@ -180,15 +184,20 @@ class Answering(FineTuning):
         limits = ImageLimits.of_mb(self.config.max_image_mb)
         batches = self.eval_batches(EvalQuestions(questions, self.encoder(), self.eval_transform(), limits=limits))
         own: list[tuple] = []  # index, answer, probability
-        for batch in batches:
+        losses = LossSums()
+        for batch in self.bars.over(batches, "answering"):
             batch = batch.to(self.device)
             keys = self.model.question_keys(batch.images, batch.ids, batch.lengths)
+            if self.config.val_loss and len(batch.owner):  # answers of some test sets are not published
+                each = self.model.answer_losses(keys, batch.answer_ids, batch.answer_lengths, owner=batch.owner)
+                losses.add("lm", batch.weights * each, len(batch.owner.unique()))
             answers = self._answer(keys, batch.indices, [questions[i].choices for i in batch.indices])
             own += [(i, *answer) for i, answer in zip(batch.indices, answers, strict=True)]
         given = self.gathered(split, own, batches)
         asked = [questions[i] for i, _, _ in given]
         self._write(split, asked, given)
-        return self._score(split, asked, [text for _, text, _ in given])
+        self.logged.append((SAMPLES, of_questions(len(questions), asked, given)))
+        return with_total(losses.means(), split) | self._score(split, asked, [text for _, text, _ in given])
 
     def _answer(self, keys: ProjectedKeys, indices: list[int], choices: list[list[str]]) -> list[tuple[str, float]]:
         """(answer, its probability) for each question of a batch."""
@@ -276,14 +285,15 @@ def run(config: VqaConfig, output: Path, resume: str, *, device: torch.device, *
     return train(Answering, config, output, resume=resume, device=device, **options)
 
 
-def score(config: VqaConfig, output: Path, device: torch.device, *, overwrite: bool = False) -> None:
-    """Evaluates without training."""
-    evaluate(Answering, config, output, device=device, overwrite=overwrite)
+def score(config: VqaConfig, output: Path, device: torch.device, **options: Any) -> Path:
+    """Evaluates without training -> the folder of the results; `options` as in `blip.tasks.run.evaluate`."""
+    return evaluate(Answering, config, output, device=device, **options)
 
 
 def main(help: str | None = None) -> None:
     """The command line of the task; `help` is shown with `--help`."""
-    launch(run, VqaConfig, default_output="runs/vqa", evaluate=score, help=help or __doc__)
+    dry_run = partial(rehearse, Answering)
+    launch(run, VqaConfig, default_output="runs/vqa", dry_run=dry_run, evaluate=score, help=help or __doc__)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from blip.train.folder import RunFolder
 from blip.train.log import RunLog
 from blip.train.loop import Loop, LoopOptions, Step
 from blip.train.optim import build_optimizer
-from blip.train.parallel import measure_peak
+from blip.train.parallel import about_workers, measure_peak
 from blip.train.schedule import Epochs, lr_at, scaled_lr
 from blip.train.state import check_optimizer
 
@@ -78,7 +78,16 @@ def fit(task: Task, config: RunConfig, folder: RunFolder) -> bool:
         _load_optimizer(optimizer, training["optimizer"], checkpoint)
     options = _loop_options(config, task, next(task.model.parameters()).device)
     notes = folder.begin(config, start)
-    log = RunLog(output, start, task.epochs.total_steps, tensorboard=config.tensorboard)
+    pending = tuple(training.get("loop", {}).get("pending", ()))
+    log = RunLog(
+        output,
+        start,
+        task.epochs.total_steps,
+        epochs=task.epochs,
+        pending=pending,
+        scores=getattr(task, "main_scores", ()),
+        tensorboard=config.tensorboard,
+    )
     save = _saving(task, optimizer, log, folder, config.keep_checkpoints, info=info)
     loop = Loop(
         task.parallel, optimizer, _schedule(config, task, lr), options=options, log=log, save=save, start_step=start
@@ -93,17 +102,30 @@ def fit(task: Task, config: RunConfig, folder: RunFolder) -> bool:
                 "another number of processes wrote it: random numbers and the order of samples change from here on"
             )
         loop.load(training["loop"])
-    for note in notes:
+    for note in filter(None, [*notes, about_workers(getattr(config, "num_workers", 0))]):
         log.message(note, style="yellow")
     try:
         finished = loop.run(
-            task.batches(start), task.step, task.after_update, at_step_end=lambda step: task.at_step_end(step, log)
+            task.batches(start),
+            task.step,
+            _and_note(task, folder),
+            at_step_end=lambda step: task.at_step_end(step, log),
         )
     finally:
         log.close()
     if finished:
         log.message(f"done: {output / 'checkpoints' / 'latest'}")
     return finished
+
+
+def _and_note(task: Task, folder: RunFolder) -> Callable[[int], None]:
+    """`after_update` of the task, which shows that the run has gone on."""
+
+    def after_update(step: int) -> None:
+        task.after_update(step)
+        folder.went_on()
+
+    return after_update
 
 
 def _saving(
@@ -120,7 +142,8 @@ def _saving(
     )
 
     def save(step: int, loop_state: dict) -> None:
-        random, own = loop_state["random"], {key: loop_state[key] for key in ("meters", "pending")}
+        own = dict(loop_state)
+        random = own.pop("random")
         state = {**task.state(), "optimizer": optimizer.state_dict(), "loop": own}
         checkpoints.save(step, task.weights(), state, random=random)
 
@@ -161,4 +184,5 @@ def _loop_options(config: RunConfig, task: Task, device: torch.device) -> LoopOp
         save_every=config.save_every_steps or max(1, round(task.epochs.steps)),
         save_every_minutes=config.save_every_minutes,
         peak_flops=measure_peak(device, config.precision),
+        epochs=task.epochs,
     )

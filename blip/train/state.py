@@ -14,6 +14,7 @@ from blip.files import ReadError, checked_as
 
 FOLDER = re.compile(r"step-(\d{8})")  # of a checkpoint, with its number of steps
 MAX_STEP = 10**8 - 1  # the largest that the name of a folder holds
+MAX_COUNT = (1 << 63) - 1  # torch divides by no larger number
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, for each parameter, beside its "step"
 _LENIENT = ConfigDict(strict=True, extra="allow", arbitrary_types_allowed=True)
 
@@ -26,18 +27,19 @@ class _Optimizer(TypedDict):
 
 
 class _Means(TypedDict):
-    """Of `train.log.Meter`."""
+    """Of `train.meter.Meter`."""
 
     __pydantic_config__ = _LENIENT  # type: ignore[misc]
 
     sums: dict[str, Tensor]
-    counts: dict[str, Annotated[int, Field(gt=0)]]
+    counts: dict[str, Annotated[int, Field(gt=0, le=MAX_COUNT)]]
 
 
 class _Loop(TypedDict):
     __pydantic_config__ = _LENIENT  # type: ignore[misc]
 
     meters: NotRequired[list[_Means]]
+    epoch_meters: NotRequired[list[_Means]]
 
 
 class _Progress(TypedDict):
@@ -45,7 +47,7 @@ class _Progress(TypedDict):
 
     itm_mean: NotRequired[Tensor]
     best: NotRequired[Tensor]
-    seen: NotRequired[dict[str, int]]
+    seen: NotRequired[dict[str, Annotated[int, Field(ge=0, le=MAX_COUNT)]]]
 
 
 class _Training(TypedDict):
@@ -97,7 +99,8 @@ def read_training(path: Path) -> State:
     for part in ("twin", "adapter"):
         check_numbers(content.get(part, {}), f"{path}: {part}")
     _check_queue(content.get("queue"), path)
-    progress, meters = content.get("progress", {}), content.get("loop", {}).get("meters", [])
+    progress, loop = content.get("progress", {}), content.get("loop", {})
+    meters = [*loop.get("meters", []), *loop.get("epoch_meters", [])]
     numbers = {name: progress[name] for name in ("itm_mean", "best") if name in progress}
     for name, tensor in [*numbers.items(), *(one for meter in meters for one in meter["sums"].items())]:
         if tensor.numel() != 1 or not tensor.is_floating_point():
