@@ -28,11 +28,8 @@ from blip.inference.cli import claim_json
 from blip.interpret import cli as interpret
 from blip.outputs import claim_output, writing
 from blip.pubmed import cli as pubmed
-<<<<<<< HEAD
 from blip.serve import cli as serve
-=======
 from blip.train.torchrun import torchrun
->>>>>>> main
 
 app = typer.Typer(
     add_completion=False,
