@@ -26,9 +26,7 @@ SIZE = {"width": 1200, "height": 800}
 
 def main(
     answerer: Annotated[str, typer.Option(help="a checkpoint that answers questions")] = "runs/vqa_phantoms/best",
-    image: Annotated[Path, typer.Option(help="an image to ask about")] = Path(
-        "runs/demo/data/test/images/000005.png"
-    ),
+    image: Annotated[Path, typer.Option(help="an image to ask about")] = Path("runs/demo/data/test/images/000005.png"),
     question: Annotated[str, typer.Option(help="a question about it")] = "what shape is the lesion?",
     out: Annotated[Path, typer.Option(help="folder to write")] = ASSETS,
 ) -> None:
