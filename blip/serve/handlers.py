@@ -152,7 +152,8 @@ class Handlers:
                 continue
             names, images = self._readable(part, problems)
             if images:
-                made = served.call(lambda m, images=images: abilities.batch(m, images, action, lines), left)
+                call = functools.partial(abilities.batch, images=images, action=action, texts=lines)
+                made = served.call(call, left)
                 rows += [{"image": name, **row} for name, several in zip(names, made, strict=True) for row in several]
         return results.table(rows, len(files), problems)
 

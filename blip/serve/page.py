@@ -85,8 +85,8 @@ def build(handlers: Handlers, title: str) -> gr.Blocks:
         if len(models) > 1:
             changed = [about, tabs, *(part for view in views for part in (view.tab, *view.parts))]
             of_model = partial(_of_model, models, views)
-            for event, name_of_event in ((name.change, "choose_model"), (page.load, False)):
-                event(of_model, name, changed, api_name=name_of_event, concurrency_limit=None, preprocess=False)
+            for event in (name.change, page.load):
+                event(of_model, name, changed, concurrency_limit=None, preprocess=False, api_visibility="private")
         page.unload(_forget(handlers))
     return page
 

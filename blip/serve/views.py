@@ -16,7 +16,7 @@ from blip.serve.parts import FILE, image_file, of_models, question_box, result, 
 from blip.serve.served import ServedModel
 
 METHOD_TITLES = {
-    "relevance": "Relevance (all layers)",
+    "relevance": "Relevance",
     "gradcam": "Grad-CAM",
     "raw": "Attention",
     "rollout": "Attention rollout",
@@ -61,7 +61,7 @@ def ask(handlers: Handlers, name: gr.Dropdown, first: ServedModel) -> View:
         answers = result("Answers appear here, the likeliest first.")
         function = with_page(handlers.ask)
         button.click(function, [name, question], answers, api_name="ask", **of_models(handlers))
-        question.submit(function, [name, question], answers, api_name=False, **of_models(handlers))
+        question.submit(function, [name, question], answers, api_visibility="private", **of_models(handlers))
     return View(tab, _can("answer"), text=question)
 
 
@@ -149,10 +149,9 @@ TAKE_TEXT = "(own, ...others) => own || (others.find(Boolean) || '').split('\\n'
 
 def take_text(views: list[View]) -> None:
     """Whoever opens the maps need not write again what stands in another view."""
-    texts = [view.text for view in views if view.text is not None]
     maps = views[VIEWS.index(explain)]
-    texts.remove(maps.text)
-    maps.tab.select(None, [maps.text, *texts], maps.text, js=TAKE_TEXT, queue=False, api_name=False)
+    own = [view.text for view in (maps, *views) if view.text is not None]  # that of the maps first
+    maps.tab.select(None, list(dict.fromkeys(own)), own[0], js=TAKE_TEXT, queue=False, api_visibility="private")
 
 
 def _objectives(served: ServedModel) -> dict[str, Any]:
