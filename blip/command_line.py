@@ -1,5 +1,6 @@
 """What every command shares: the types of options that several commands have, and how errors reach the user."""
 
+import json
 import os
 import re
 import sys
@@ -55,6 +56,16 @@ ANY_SPELLING = {"token_normalize_func": lambda option: option.replace("-", "_")}
 def workers_option(help: str, *, min: int = 1) -> Any:
     """The option `--num_workers`, also called `--workers`, for the annotation of an integer parameter `num_workers`."""
     return typer.Option("--num_workers", "--workers", min=min, help=help)
+
+
+def seed_option(help: str) -> Any:
+    """The option `--seed`, a number that every library takes, for the annotation of an integer parameter."""
+    return typer.Option(min=0, max=(1 << 63) - 1, help=help)
+
+
+def as_input(**options: Any) -> str:
+    """Options that change a result, as one of the inputs of `claim_output`: with another value it is another result."""
+    return json.dumps(options, sort_keys=True, default=str)
 
 
 def run_command(command: Callable[..., None]) -> None:
@@ -158,6 +169,8 @@ def user_message(error: BaseException) -> str | None:
             "the GPU's memory is too small: lower the batch size; in training raise accumulation for it, or set "
             f"activation_checkpointing: torch; {error}"
         )
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+        return f"there is not enough memory: lower the batch size, or what else is held at once, such as beams; {error}"
     if distributed.lost_peer(error):
         return str(distributed.OtherProcessError())
     return None

@@ -225,7 +225,8 @@ def _inspect_apart(inspect: Inspect, path: str) -> tuple[str, bytes, str]:
 
 
 def _in_processes(inspect: Inspect, paths: list[str], count: int, *, at_once: int) -> Iterator[tuple[str, bytes, str]]:
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context(worker_context()))
+    needed = min(count, -(-len(paths) // at_once))  # the pool may start as many as it is given, needed or not
+    pool = ProcessPoolExecutor(needed, multiprocessing.get_context(worker_context()))
     try:
         yield from pool.map(inspect, paths, chunksize=at_once)
     finally:

@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,9 @@ from blip.command_line import (
     Overwrite,
     TokenizerFile,
     alone,
+    as_input,
     say,
+    seed_option,
     user_errors,
 )
 from blip.console.bars import Bars
@@ -27,6 +30,7 @@ from blip.data.images import ENDINGS
 from blip.data.places import ANNOTATIONS, images_of, refuse_image_name
 from blip.data.records import text_problem
 from blip.errors import InputError
+from blip.files import read_text
 from blip.outputs import Output, claim_output, writing
 
 if TYPE_CHECKING:
@@ -104,11 +108,8 @@ def _needed(texts: list[str], what: str, option: str) -> list[str]:
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a text file that are not blank."""
-    try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text: {error}") from error
+    """The lines of a text file that are not blank. ReadError as in `read_text`."""
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
 
 
 def caption(
@@ -121,7 +122,7 @@ def caption(
     num_return: Annotated[int, typer.Option("--num_return", help="captions of each image")] = 1,
     max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="tokens of a caption at most")] = 30,
     min_new_tokens: Annotated[int, typer.Option("--min_new_tokens", help="tokens of a caption at least")] = 0,
-    seed: Annotated[int, typer.Option(help="of sampling")] = 0,
+    seed: Annotated[int, seed_option("of sampling")] = 0,
     batch_size: BatchSize = 32,
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
@@ -136,7 +137,6 @@ def caption(
 
     with user_errors():
         paths = images_of(images)
-        claim = claim_json(out, "caption", [*images, *paths, checkpoint, tokenizer, prompt], overwrite)
         decoding = Decoding(
             beams=beams or (1 if sample else 3),
             sample=sample,
@@ -145,6 +145,8 @@ def caption(
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
         )
+        written_by = as_input(prompt=prompt, seed=seed if sample else None, **asdict(decoding))
+        claim = claim_json(out, "caption", [*images, *paths, checkpoint, tokenizer, written_by], overwrite)
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
             found = files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=batch_size, seed=seed)
@@ -221,7 +223,9 @@ def answer(
         places, questions = places_and_texts(arguments, question, "--question")
         questions = _needed(questions, "question", "--question")
         paths = images_of(places)
-        claim = claim_json(out, "answer", [*places, *paths, checkpoint, tokenizer, answers, *questions], overwrite)
+        chosen_by = as_input(generate=generate, k=k)
+        inputs = [*places, *paths, checkpoint, tokenizer, answers, *questions, chosen_by]
+        claim = claim_json(out, "answer", inputs, overwrite)
         choices = _lines(answers) if answers is not None else None
         decoding = Decoding(beams=3, max_new_tokens=10) if generate else None
         with alone(claim):

@@ -4,6 +4,7 @@ Nothing here may end in a traceback: each case ends with status 1 and one messag
 """
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -232,16 +233,33 @@ def test_debugging_shows_the_traceback(tiny_config: Path, tmp_path: Path, monkey
 
 
 VERBS = [
-    (["phantoms", "FOLDER", "--count", "0"], "count is 0"),
-    (["phantoms", "FOLDER", "--noise", "2"], "noise is 2.0"),
+    (["phantoms", "FOLDER/new", "--count", "0"], "count is 0"),
+    (["phantoms", "FOLDER/new", "--noise", "2"], "noise is 2.0"),
     (["convert", "FOLDER/no.pth", "FOLDER/out"], "no.pth does not exist"),
     (["check-data", "FOLDER/no.json", "--tokenizer", "FOLDER/no.txt"], "no tokenizer file"),
+    (["answer", "FOLDER/a.png", "is it", "--checkpoint", "c", "--answers", "FOLDER/pipe"], "pipe: is not a regular"),
+    (["answer", "FOLDER/a.png", "is it", "--checkpoint", "c", "--answers", "/dev/zero"], "zero: is not a regular"),
 ]
+SEEDS = (
+    ["phantoms", "FOLDER", "--seed", "-1"],
+    ["caption", "FOLDER/a.png", "--checkpoint", "c", "--sample", "--seed", str(1 << 63)],
+    ["capfilt", "report", "--scored", "FOLDER", "--out", "FOLDER/a.html", "--seed", "-1"],
+    ["localise", "FOLDER/a.json", "--checkpoint", "c", "--limit", "-1"],
+)
 
 
 @pytest.mark.parametrize(("given", "pattern"), VERBS, ids=[" ".join(v[0][:1]) + str(i) for i, v in enumerate(VERBS)])
 def test_verbs(given: list[str], pattern: str, tmp_path: Path) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe")
     result = run_verb(*(word.replace("FOLDER", str(tmp_path)) for word in given))
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
     assert pattern in result.stderr
+
+
+@pytest.mark.parametrize("given", SEEDS, ids=lambda given: given[0])
+def test_numbers_out_of_range(given: list[str], tmp_path: Path) -> None:
+    result = run_verb(*(word.replace("FOLDER", str(tmp_path)) for word in given))
+    assert result.exit_code == 2 and "Invalid value for" in result.stderr
+    assert not list(tmp_path.iterdir())

@@ -250,6 +250,25 @@ def test_best_weights_outlive_a_resumption(
     assert len({id(one) for one in made}) == 2
 
 
+def test_what_is_not_a_number_is_never_the_best(
+    options: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {1: math.nan, 2: 0.7, 3: math.nan, 4: 0.9}
+    script, _, judging = TASKS["nlvr"][:3]
+
+    class Scripted(judging):
+        def at_step_end(self, step, log):
+            self.evaluate = lambda split: {"val_accuracy": values[step]}
+            return super().at_step_end(step, log)
+
+    monkeypatch.setattr(script, "Judging", Scripted)
+    output, given = tmp_path / "run", ("nlvr", "batch_size=12", "test_file=[]", "keep_checkpoints=9")
+    train("nlvr", options(*given, "max_steps=3"), output)
+    assert load_weights(output / "best")[1]["step"] == 2
+    train("nlvr", options(*given, "init_from=", "max_steps=4"), output, "auto")
+    assert load_weights(output / "best")[1]["step"] == 4
+
+
 # ---- resuming --------------------------------------------------------------------------------------------------------
 
 LORA = "lora={rank: 2, targets: [qkv], dropout: 0.1}"
