@@ -106,8 +106,8 @@ def _evaluate(make: type[FineTuning], config: FineTuneConfig, folder: Path, devi
     source = start.read_source(config)
     if source is not None:
         start.check_task(make.task, source)
-    here = places.local(weights)
-    own_tokenizer = here if (here / TOKENIZER).is_file() else None
+    place = places.local(weights)
+    own_tokenizer = place if (place / TOKENIZER).is_file() else None
     config = start.with_sizes_of(config, source)
     task = make(config, source, folder, resume=own_tokenizer, device=device, training=False)
     task.compare_with(trained_on)
