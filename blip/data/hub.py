@@ -78,17 +78,17 @@ def _commit(name: HubName) -> str:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    options = {"revision": name.revision or None}
+    revision = name.revision or None
     with _hub_errors(name):
         try:  # its place in the cache holds the commit, offline too
-            file = hf_hub_download(name.repository, README, repo_type="dataset", **options)
+            file = hf_hub_download(name.repository, README, repo_type="dataset", revision=revision)
             return Path(file).parent.name
         except LocalEntryNotFoundError:  # the hub is out of reach, and the repository has no such file
             if name.revision:
                 raise
             return str(_builder(name).hash)
         except EntryNotFoundError:
-            return str(HfApi().dataset_info(name.repository, **options).sha)
+            return str(HfApi().dataset_info(name.repository, revision=revision).sha)
 
 
 def files_of(text: str) -> dict[str, list[Path]]:

@@ -93,7 +93,7 @@ def answer_rows(
         shown, questions = [image for _, image in pairs], [one.question for one, _ in pairs]
         given = model.answer(shown, questions, answers, k=k, decoding=decoding, batch_size=batch_size)
         for (one, _), answer in zip(pairs, given, strict=True):
-            row = {"image": one.image, "question": one.question, "answer": answer.text}
+            row: dict[str, Any] = {"image": one.image, "question": one.question, "answer": answer.text}
             row |= {"probability": answer.probability}
             row |= {"truth": one.answers} if one.answers else {}
             yield row | ({"candidates": answer.candidates[:5]} if answer.candidates else {})
