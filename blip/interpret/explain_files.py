@@ -17,7 +17,7 @@ from blip.data.sources import source_of
 from blip.errors import InputError
 from blip.inference.inputs import CAPTIONS
 from blip.inference.predictor import Predictor
-from blip.interpret.explain import PAIRS_AT_ONCE, Explanation, explain_pairs, objective_of
+from blip.interpret.explain import PAIRS_AT_ONCE, Explanation, Origin, explain_pairs, objective_of
 from blip.interpret.objectives import Objective, completed_answers, completed_captions
 from blip.interpret.pictures import PictureError, check_ending, files_of, needs_matplotlib, save, sized
 from blip.models.decoding import Decoding
@@ -195,9 +195,14 @@ def _with_origin(explanation: Explanation, one: Wanted, objective: Objective, ho
     """The explanation with where its text and its answer come from, and what the record says."""
     own = how.target == "predicted"
     if objective.has_answers:
-        answer_is = "predicted" if not one.answer or (own and one.of_record) else "true" if one.of_record else "given"
-        return replace(explanation, answer_is=answer_is, truth=one.truth if own else "")
+        return replace(explanation, answer_is=_origin(one.answer, one.of_record, own), truth=one.truth if own else "")
     if objective.writes_texts:
-        text_is = "predicted" if not one.text or (own and one.of_record) else "true" if one.of_record else "given"
-        return replace(explanation, text_is=text_is, truth=one.truth if own else "")
+        return replace(explanation, text_is=_origin(one.text, one.of_record, own), truth=one.truth if own else "")
     return replace(explanation, text_is="true" if one.of_record else "given")
+
+
+def _origin(known: str, of_record: bool, own: bool) -> Origin:
+    """Where the explained text comes from; `own`: of records, the model's is explained."""
+    if not known or (own and of_record):
+        return "predicted"
+    return "true" if of_record else "given"
