@@ -24,6 +24,7 @@ from blip.inference.cli import claim_json
 from blip.interpret import cli as interpret
 from blip.outputs import claim_output, writing
 from blip.pubmed import cli as pubmed
+from blip.reports import cli as reports
 
 app = typer.Typer(
     add_completion=False,
@@ -158,6 +159,7 @@ def convert(
 
 VERBS_OF_ROOMS: tuple[Callable[..., None], ...] = (
     inference.caption, inference.match, inference.answer, interpret.explain, interpret.activations, interpret.localise,
+    reports.show,
 )  # fmt: skip
 for verb in VERBS_OF_ROOMS:
     app.command()(verb)

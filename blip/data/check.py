@@ -115,7 +115,7 @@ def _contents(
     except ValueError as error:
         report.errors.append(str(error))
         return
-    sets, report.kind = _sets_of(dataset, path, split)
+    sets, report.kind = sets_of(dataset, path, split)
     try:
         opened = open_set(sets, dataset, path, split=split, image_root=image_root)
     except AnnotationError as error:
@@ -126,7 +126,7 @@ def _contents(
         yield from _valid_records(file, report)
 
 
-def _sets_of(dataset: str, path: str, split: str) -> tuple[Mapping[str, SetFormat], str]:
+def sets_of(dataset: str, path: str, split: str) -> tuple[Mapping[str, SetFormat], str]:
     """The table that a dataset's name belongs to, and what its texts are."""
     if dataset == "json":
         first: Any = None
