@@ -15,9 +15,9 @@ from blip.models.factory import spec_of
 from blip.tasks import start
 from blip.tasks.config import FineTuneConfig
 from blip.tasks.finetune import FineTuning
+from blip.train.bars import LastingConsole
 from blip.train.checkpoint import begun_checkpoints, is_misnamed, newest_checkpoint
 from blip.train.folder import BEST, open_evaluation, open_run
-from blip.train.log import LastingConsole
 from blip.train.run import fit
 
 

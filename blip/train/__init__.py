@@ -11,5 +11,8 @@ schedule     epochs and steps; the learning rate of a step
 optim freeze   the optimizer, frozen parts
 parallel     DDP, compilation, recomputation of activations
 folder       which files of a run's folder are its own, and what it continues
-checkpoint log state record inputs   the files of a run; what training.pt holds; fingerprints of what a run reads
+checkpoint state record inputs   the files of a run; what training.pt holds; fingerprints of what a run reads
+log bars     what a run logs, to files and to the terminal
+history      reads what a run has logged
+meter        means over steps and processes
 """

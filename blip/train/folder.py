@@ -20,12 +20,12 @@ from blip.train.checkpoint import (
     is_misnamed,
     read_inputs,
 )
+from blip.train.history import LOGS
 from blip.train.inputs import Fingerprints, differences, fingerprints
-from blip.train.log import METRICS
 from blip.train.record import CHANGED, Record
 
 CONFIG, BEST, CHECKPOINTS, SKIPPED, SIZES = "config.yaml", "best", "checkpoints", "skipped.jsonl", "shard_sizes.json"
-OF_TRAINING = (CONFIG, TOKENIZER, METRICS, SKIPPED, SIZES)
+OF_TRAINING = (CONFIG, TOKENIZER, *LOGS, SKIPPED, SIZES)
 ADDED_TO = (CHECKPOINTS, "tensorboard")  # folders in which a run replaces nothing that is not its own
 RESULTS = ("answers", "captions", "judgements", "results", "retrieval", "scores", "unreadable")
 OF_EVALUATION = ("evaluation.json", *(f"{name}_{split}.json" for name in RESULTS for split in ("val", "test")))
@@ -69,7 +69,7 @@ class RunFolder:
         """Copies from the run that the checkpoint belongs to: its log and, unless of a later step, its best weights."""
         assert self.checkpoint is not None
         source = run_of(self.checkpoint)
-        for name in (METRICS, SKIPPED, SIZES):
+        for name in (*LOGS, SKIPPED, SIZES):
             if (source / name).is_file():
                 write_whole(self.output / name, (source / name).read_bytes())
         if (source / BEST / INFO).is_file() and read_json(source / BEST / INFO, dict).get("step", step + 1) <= step:

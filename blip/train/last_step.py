@@ -6,9 +6,8 @@ from contextlib import contextmanager
 
 from blip import distributed
 from blip.train.checkpoint import random_state
-from blip.train.log import Meter, RunLog
-
-LINE, EVALUATION = "line", "evaluation"  # what follows the update of a step, in this order
+from blip.train.log import RunLog
+from blip.train.meter import Meter, on_cpu
 
 
 class LastStep:
@@ -19,16 +18,16 @@ class LastStep:
 
     Args:
         write: writes a checkpoint; gets the number of steps done and the state that `load` takes.
-        meter: the running means of the log.
+        meters: the running means of the log, by their names in the state.
         log: gets the messages.
         number: the number of steps done before, in a run that is resumed.
     """
 
-    def __init__(self, write: Callable[[int, dict], None], meter: Meter, log: RunLog, *, number: int = 0):
+    def __init__(self, write: Callable[[int, dict], None], meters: dict[str, Meter], log: RunLog, *, number: int = 0):
         self.number = self.saved = number  # steps done, and steps done in the last checkpoint
         self.changing = False  # within an update
-        self.pending: tuple[str, ...] = ()  # what the step lacks, of LINE and EVALUATION
-        self._write, self._meter, self._log = write, meter, log
+        self.pending: tuple[str, ...] = ()  # what the step lacks, of `history.LINE` and `history.EVALUATION`
+        self._write, self._meters, self._log = write, meters, log
         self._writing = False
         self.finished()
         self._saved_pending: tuple[str, ...] = self.pending
@@ -40,14 +39,14 @@ class LastStep:
 
     def finished(self, *pending: str) -> None:
         """The step is finished but for `pending`."""
-        self.pending, self._random, self._means = pending, random_state(), self._meter.state()
+        self.pending, self._random = pending, random_state()
+        self._means = {name: meter.state() for name, meter in self._meters.items()}
 
     def save(self) -> None:
         """Writes a checkpoint of the step as it was at the last call of `finished`."""
         self._writing = True
-        means = {**self._means, "sums": {name: value.cpu() for name, value in self._means["sums"].items()}}
-        meters = distributed.gather_objects(means)
-        self._write(self.number, {"meters": meters, "pending": list(self.pending), "random": self._random})
+        meters = {name: distributed.gather_objects(on_cpu(means)) for name, means in self._means.items()}
+        self._write(self.number, {**meters, "pending": list(self.pending), "random": self._random})
         self.saved, self._saved_pending, self._writing = self.number, self.pending, False
 
     @contextmanager
@@ -87,7 +86,9 @@ class LastStep:
 
     def load(self, state: dict) -> None:
         """Continues from the state that `write` got; the means are restored if as many processes wrote them."""
-        if len(state["meters"]) == distributed.world_size():
-            self._meter.load(state["meters"][distributed.rank()])
+        for name, meter in self._meters.items():
+            states = state.get(name, [])  # checkpoints of earlier versions lack those of the epoch
+            if len(states) == distributed.world_size():
+                meter.load(states[distributed.rank()])
         self.finished(*state.get("pending", ()))
         self._saved_pending = self.pending

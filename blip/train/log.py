@@ -1,24 +1,27 @@
-"""The log of a run: `metrics.jsonl`, a progress bar, and TensorBoard if the configuration enables it."""
+"""The log of a run: its files, lines and a bar on the terminal, and TensorBoard if the configuration enables it."""
 
 import json
 import os
-import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import ConfigDict, Field
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from blip import distributed
 from blip.errors import BlipError, printable
 from blip.files import ReadError, parse_json, raw_lines, read_json_lines, write_error, write_whole
+from blip.train.bars import Bars
+from blip.train.history import EVALUATION, LINE, LOGS, METRICS, OF_STEPS
+from blip.train.schedule import Epochs
 
-METRICS = "metrics.jsonl"
+# what a line on the terminal shows, the most important first; the file has all of it
+OF_A_STEP = ("loss", "itc", "itm", "lm", "accuracy", "lr", "images_per_s", "grad_norm")
+OF_AN_EPOCH = ("train_loss", "val_loss")
+SHOWN = 6  # figures of a line
 
 
 class MetricsLine(TypedDict):
@@ -37,54 +40,86 @@ class RunLog:
         start_step: the number of steps done before. Lines of later steps, left by a run that was killed after its last
             checkpoint, are removed.
         total_steps: length of the progress bar.
+        epochs: of the run, for the bar.
+        pending: what the step before lacks, see `LastStep`: its line or its evaluation, which are written again.
+        scores: the most important scores of an evaluation, for the terminal.
         tensorboard: also write event files to `output/tensorboard`.
     """
 
-    def __init__(self, output: Path, start_step: int, total_steps: int, *, tensorboard: bool = False):
+    def __init__(
+        self,
+        output: Path,
+        start_step: int,
+        total_steps: int,
+        *,
+        epochs: Epochs | None = None,
+        pending: Sequence[str] = (),
+        scores: Sequence[str] = (),
+        tensorboard: bool = False,
+    ):
         self.active = distributed.is_main()
-        self.console = LastingConsole(stderr=True, quiet=not self.active)
+        self.bars = Bars(quiet=not self.active)
+        self.console = self.bars.console
         self.writer: Any = None
         if not self.active:
             return
-        self.path = Path(output) / METRICS
-        _truncate(self.path, start_step)
+        self.output, self.path, self.epochs = Path(output), Path(output) / METRICS, epochs
+        self.waiting: list[tuple[str, list[dict[str, Any]]]] = []  # of the evaluation whose line comes next
+        for name in LOGS:
+            _truncate(self.output / name, start_step, pending)
         if tensorboard:
-            self.writer = _summary_writer(Path(output) / "tensorboard", start_step + 1)
+            self.writer = _summary_writer(self.output / "tensorboard", start_step + 1)
         self.total_steps = total_steps
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.progress = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=self.console)
-        self.bar = self.progress.add_task("training", total=total_steps, completed=start_step)
-        self.live = sys.stderr is not None and sys.stderr.isatty()
-        if self.live:
-            self.progress.start()
+        self.shown = (*OF_A_STEP, *OF_AN_EPOCH, *scores)
+        self.bar = self.bars.begin("training", total_steps, start_step)
 
-    def advance(self, step: int) -> None:
-        """Moves the progress bar."""
-        if self.active and not self.console.quiet:
-            self.progress.update(self.bar, completed=step)
+    def advance(self, step: int, *, loss: float) -> None:
+        """Moves the progress bar, which shows the epoch and the loss of the step."""
+        if self.active:
+            done = self.epochs.fraction(step) if self.epochs else None
+            what = "training" if done is None else f"epoch {done:.2f} of {self.epochs.fraction(self.total_steps):.4g}"
+            self.bars.move(self.bar, step, f"loss {_short(float(loss))}", what=what)
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:
         """Appends a line to `metrics.jsonl` and shows its main numbers."""
         if not self.active:
             return
+        for name, rows in self.waiting:
+            place = {"step": step, **({"epoch": values["epoch"]} if "epoch" in values else {})}
+            self._append("".join(json.dumps({**place, **row}) + "\n" for row in rows), name)
+        self.waiting = []
         line = {"step": step, **{k: _rounded(v) for k, v in values.items()}}
         self._append(json.dumps(line) + "\n")
-        shown = "  ".join(f"{k} {_short(v)}" for k, v in line.items() if k != "step" and not isinstance(v, list | dict))
-        self.message(f"step {step}/{self.total_steps}  {shown}")
+        self.message(f"step {step}/{self.total_steps}  {self._main_numbers(line)}")
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._to_tensorboard("add_scalar", name, value, step)
 
-    def _append(self, line: str) -> None:
-        """Adds a line to `metrics.jsonl`, all of it or nothing."""
-        size = self.path.stat().st_size if self.path.exists() else 0
+    def add(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Lines for another file of the log, which are written before the line of the evaluation that they are of."""
+        if self.active and rows:
+            self.waiting.append((name, rows))
+
+    def _main_numbers(self, line: dict[str, Any]) -> str:
+        """The epoch, and at most `SHOWN` numbers of a line: the most important, else the first."""
+        numbers = {k: v for k, v in line.items() if isinstance(v, int | float)}
+        if numbers.get("lm") == numbers.get("loss"):  # of a task with one loss
+            numbers.pop("lm", None)
+        names = [name for name in self.shown if name in numbers] or [*numbers]
+        names = [name for name in names if name not in ("step", "epoch")][:SHOWN]
+        return "  ".join(f"{name} {_short(numbers[name])}" for name in ["epoch", *names] if name in numbers)
+
+    def _append(self, lines: str, name: str = METRICS) -> None:
+        """Adds lines to a file of the log, all of them or nothing."""
+        path = self.output / name
+        size = path.stat().st_size if path.exists() else 0
         try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(line)
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(lines)
         except OSError as error:
             with suppress(OSError):
-                os.truncate(self.path, size)
-            raise write_error(self.path, error) from error
+                os.truncate(path, size)
+            raise write_error(path, error) from error
 
     def sample(self, step: int, number: int, image: Tensor, *, text: str) -> None:
         """Writes an image (3, S, S), values 0 to 1, and a text to TensorBoard."""
@@ -107,59 +142,10 @@ class RunLog:
 
     def close(self) -> None:
         """Ends the progress bar and the files."""
-        if self.active and self.live:
-            with suppress(OSError, ValueError):
-                self.progress.stop()
+        self.bars.close()
         if self.writer:
             with suppress(OSError):
                 self.writer.close()
-
-
-class LastingConsole(Console):
-    """A console that falls silent when nobody reads it any more, such as behind a closed pipe."""
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        try:
-            super().print(*objects, **options)
-        except (OSError, ValueError):  # ValueError: a closed file
-            self.quiet = True
-
-    def on_broken_pipe(self) -> None:
-        """Without this, rich ends the program."""
-        self.quiet = True
-
-
-class Meter:
-    """Running means of named numbers between two lines of the log; part of a checkpoint, so resuming changes none."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, values: dict[str, Tensor | float]) -> None:
-        for name, value in values.items():
-            value = (
-                value.detach().double()
-                if isinstance(value, Tensor)
-                else torch.tensor(float(value), dtype=torch.float64)
-            )
-            self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
-            self.counts[name] = self.counts.get(name, 0) + 1
-
-    def take(self) -> dict[str, float]:
-        """The means over steps and processes; the next call of `add` begins new ones."""
-        names = sorted(self.sums)
-        device = next((t.device for t in self.sums.values() if t.device.type != "cpu"), torch.device("cpu"))
-        means = torch.stack([self.sums[n].to(device) / self.counts[n] for n in names]) if names else torch.zeros(0)
-        self.sums, self.counts = {}, {}
-        return dict(zip(names, distributed.all_reduce(means).tolist(), strict=True))
-
-    def state(self) -> dict:
-        """A copy, whose tensors are on their devices."""
-        return {"sums": dict(self.sums), "counts": dict(self.counts)}
-
-    def load(self, state: dict) -> None:
-        self.sums, self.counts = dict(state["sums"]), dict(state["counts"])
 
 
 def read_metrics(output: str | Path) -> list[dict]:
@@ -167,13 +153,16 @@ def read_metrics(output: str | Path) -> list[dict]:
     return [dict(line) for _, line in read_json_lines(Path(output) / METRICS, MetricsLine)]
 
 
-def _truncate(path: Path, step: int) -> None:
+def _truncate(path: Path, step: int, pending: Sequence[str]) -> None:
+    """Keeps the lines up to a step, without those of it that are `pending`, and none that a kill cut short."""
     if not path.exists():
         return
     kept = []
     for _, line, _ in raw_lines(path):
-        with suppress(ReadError):  # a line cut short by the kill
-            if parse_json(line, MetricsLine, path)["step"] <= step:
+        with suppress(ReadError):
+            values = parse_json(line, MetricsLine, path)
+            part = LINE if OF_STEPS in values else EVALUATION
+            if values["step"] < step or (values["step"] == step and part not in pending):
                 kept.append(line.rstrip(b"\n") + b"\n")
     write_whole(path, b"".join(kept) if step else b"")
 

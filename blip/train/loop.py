@@ -12,9 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from blip import distributed
 from blip.errors import BlipError
-from blip.train.last_step import EVALUATION, LINE, LastStep
-from blip.train.log import Meter, RunLog
+from blip.train.history import EVALUATION, LINE
+from blip.train.last_step import LastStep
+from blip.train.log import RunLog
+from blip.train.meter import Meter, Window
 from blip.train.parallel import autocast, memory_mb
+from blip.train.schedule import Epochs
 from blip.train.signals import Signals
 
 
@@ -47,6 +50,7 @@ class LoopOptions:
     save_every: int | None = None
     save_every_minutes: float | None = None
     peak_flops: float = 0.0  # of this device, for model FLOPs utilisation; 0: not reported
+    epochs: Epochs | None = None  # for the lines of epochs
 
 
 class Loop:
@@ -79,14 +83,16 @@ class Loop:
     ):
         self.model, self.optimizer, self.lr = model, optimizer, lr
         self.options, self.log = options, log
-        self.meter = Meter()
-        self.last = LastStep(save, self.meter, log, number=start_step)
+        self.meter, self.epoch_meter = Meter(), Meter()  # since the last line, and since the last epoch
+        meters = {"meters": self.meter, "epoch_meters": self.epoch_meter}
+        self.last = LastStep(save, meters, log, number=start_step)
         self.device = next(model.parameters()).device
         self.signals = Signals()
-        self._window = _Window()
+        self._window = Window()
         self._last_save = time.monotonic()
         self._failure: Exception | None = None  # of this process, which the others learn of at the end of the step
         self._batch: Any = None  # the last one, where there are several processes
+        self._loss = 0.0  # of the last step, in this process
 
     @property
     def step(self) -> int:
@@ -137,11 +143,13 @@ class Loop:
         if stop:  # its sender may kill the process during an evaluation
             self.save()
         evaluation = at_step_end(self.step)
+        summary = self._epoch_line(evaluation)
+        if summary is not None:
+            self._log(summary)
         if evaluation is not None:
-            self._log(evaluation)
-            self._window = _Window()
+            self._window = Window()
         self.last.finished()
-        self.log.advance(self.step)
+        self.log.advance(self.step, loss=self._loss)
         if stop:  # it is saved already, unless an evaluation came after that
             due = evaluation is not None
         else:
@@ -187,7 +195,9 @@ class Loop:
                 (out.loss / count).backward()
             described.append(out.describe)
             losses.append(out.loss.detach())
-            self.meter.add(out.logs)
+            logs = {"loss": out.loss, **out.logs}
+            self.meter.add(logs)
+            self.epoch_meter.add(logs)
             self._window.add(out.images, out.flops)
         limit = self.options.clip_norm if self.options.clip_norm is not None else float("inf")
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
@@ -232,7 +242,9 @@ class Loop:
         """
         own_flags = torch.tensor([self.signals.seen, self._failure is not None], device=norm.device)
         bad = torch.cat([torch.stack([~losses.isfinite().all(), ~norm.isfinite()]), own_flags])
-        bad_loss, bad_norm, stop, failed = (bool(v) for v in distributed.all_reduce(bad.float(), "max").tolist())
+        flags = distributed.all_reduce(bad.float(), "max")
+        *answers, self._loss = torch.cat([flags, losses.float().mean()[None]]).tolist()
+        bad_loss, bad_norm, stop, failed = map(bool, answers)
         if failed:
             raise self._failure or distributed.OtherProcessError
         if bad_loss or bad_norm:
@@ -247,14 +259,24 @@ class Loop:
         return stop
 
     def _line(self) -> dict[str, Any]:
-        line = {**self.meter.take(), "lr": self.lr(self.step - 1)}
-        images, flops, seconds = self._window.images, self._window.flops, time.perf_counter() - self._window.start
+        epochs = self.options.epochs
+        line = {"epoch": epochs.fraction(self.step)} if epochs else {}
+        line |= {**self.meter.take(), "lr": self.lr(self.step - 1)}
+        images, flops, seconds = self._window.images, self._window.flops, self._window.seconds
         line["images_per_s"] = images * distributed.world_size() / seconds
         line["memory_mb"] = memory_mb(self.device)
         if self.options.peak_flops and flops:
             line["mfu"] = flops / seconds / self.options.peak_flops
-        self._window = _Window()
+        self._window = Window()
         return line
+
+    def _epoch_line(self, evaluation: dict | None) -> dict[str, Any] | None:
+        """An evaluation and, where an epoch ends, the means of training since the end of the one before."""
+        epochs = self.options.epochs
+        if epochs is None or not epochs.ends(self.step):
+            return evaluation
+        means = {f"train_{name}": mean for name, mean in self.epoch_meter.take().items()}
+        return {"epoch": epochs.done(self.step), **means, **(evaluation or {})}
 
     def _save_is_due(self) -> bool:
         every, minutes = self.options.save_every, self.options.save_every_minutes
@@ -267,17 +289,6 @@ class Loop:
         # the main process's clock decides for all
         late = torch.tensor(float(distributed.is_main() and time.monotonic() - self._last_save > 60 * minutes))
         return bool(distributed.all_reduce(late.to(self.device), "max"))
-
-
-class _Window:
-    """Images and FLOPs of this process since the last line of the log."""
-
-    def __init__(self) -> None:
-        self.images, self.flops, self.start = 0, 0.0, time.perf_counter()
-
-    def add(self, images: int, flops: float) -> None:
-        self.images += images
-        self.flops += flops
 
 
 def _finite(value: float) -> bool:

@@ -78,7 +78,16 @@ def fit(task: Task, config: RunConfig, folder: RunFolder) -> bool:
         _load_optimizer(optimizer, training["optimizer"], checkpoint)
     options = _loop_options(config, task, next(task.model.parameters()).device)
     notes = folder.begin(config, start)
-    log = RunLog(output, start, task.epochs.total_steps, tensorboard=config.tensorboard)
+    pending = tuple(training.get("loop", {}).get("pending", ()))
+    log = RunLog(
+        output,
+        start,
+        task.epochs.total_steps,
+        epochs=task.epochs,
+        pending=pending,
+        scores=getattr(task, "main_scores", ()),
+        tensorboard=config.tensorboard,
+    )
     save = _saving(task, optimizer, log, folder, config.keep_checkpoints, info=info)
     loop = Loop(
         task.parallel, optimizer, _schedule(config, task, lr), options=options, log=log, save=save, start_step=start
@@ -120,7 +129,8 @@ def _saving(
     )
 
     def save(step: int, loop_state: dict) -> None:
-        random, own = loop_state["random"], {key: loop_state[key] for key in ("meters", "pending")}
+        own = dict(loop_state)
+        random = own.pop("random")
         state = {**task.state(), "optimizer": optimizer.state_dict(), "loop": own}
         checkpoints.save(step, task.weights(), state, random=random)
 
@@ -161,4 +171,5 @@ def _loop_options(config: RunConfig, task: Task, device: torch.device) -> LoopOp
         save_every=config.save_every_steps or max(1, round(task.epochs.steps)),
         save_every_minutes=config.save_every_minutes,
         peak_flops=measure_peak(device, config.precision),
+        epochs=task.epochs,
     )

@@ -26,13 +26,25 @@ class Epochs:
         """(epoch, batch in it) with which optimizer step `step`, counted from 0, begins."""
         return divmod(step * self.accumulation, self.batches)
 
+    def fraction(self, step: int) -> float:
+        """The epochs done after `step` optimizer steps, such as 1.25."""
+        return round(step / self.steps, 6)
+
+    def done(self, step: int) -> int:
+        """The whole epochs done after `step` optimizer steps."""
+        return step * self.accumulation // self.batches
+
+    def ends(self, step: int) -> bool:
+        """Whether an epoch, or the run, ends with optimizer step `step`, counted from 1."""
+        return self.done(step) > self.done(step - 1) or step == self.total_steps
+
     def evaluation_due(self, step: int, every: int) -> int | None:
         """The number of epochs done after `step` steps if an evaluation is due, else None.
 
         It is due after each `every` epochs and at the end of the run.
         """
-        done, before = (n * self.accumulation // self.batches for n in (step, step - 1))
-        due = done > before and done % every == 0
+        done = self.done(step)
+        due = done > self.done(step - 1) and done % every == 0
         return done if due or step == self.total_steps else None
 
 

@@ -26,7 +26,7 @@ class _Optimizer(TypedDict):
 
 
 class _Means(TypedDict):
-    """Of `train.log.Meter`."""
+    """Of `train.meter.Meter`."""
 
     __pydantic_config__ = _LENIENT  # type: ignore[misc]
 
@@ -38,6 +38,7 @@ class _Loop(TypedDict):
     __pydantic_config__ = _LENIENT  # type: ignore[misc]
 
     meters: NotRequired[list[_Means]]
+    epoch_meters: NotRequired[list[_Means]]
 
 
 class _Progress(TypedDict):
@@ -97,7 +98,8 @@ def read_training(path: Path) -> State:
     for part in ("twin", "adapter"):
         check_numbers(content.get(part, {}), f"{path}: {part}")
     _check_queue(content.get("queue"), path)
-    progress, meters = content.get("progress", {}), content.get("loop", {}).get("meters", [])
+    progress, loop = content.get("progress", {}), content.get("loop", {})
+    meters = [*loop.get("meters", []), *loop.get("epoch_meters", [])]
     numbers = {name: progress[name] for name in ("itm_mean", "best") if name in progress}
     for name, tensor in [*numbers.items(), *(one for meter in meters for one in meter["sums"].items())]:
         if tensor.numel() != 1 or not tensor.is_floating_point():

@@ -14,5 +14,5 @@ class SilentLog:
     def message(self, message: str, style: str = "") -> None:
         self.said.append(message)
 
-    def advance(self, step: int) -> None:
+    def advance(self, step: int, *, loss: float) -> None:
         pass

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,10 +15,12 @@ from blip.config import PretrainConfig, load_config
 from blip.errors import BlipError
 from blip.models import losses, momentum
 from blip.tasks import pretrain
-from blip.train import log as train_log
-from blip.train import loop, signals
-from blip.train.log import METRICS, Meter, RunLog, read_metrics
+from blip.train import loop, meter, signals
+from blip.train.history import METRICS
+from blip.train.log import RunLog, read_metrics
 from blip.train.loop import Loop, LoopOptions, NonFiniteError, Step
+from blip.train.meter import Meter
+from blip.train.schedule import Epochs
 
 
 class Rig:
@@ -163,7 +166,7 @@ def test_saves_every_n_steps_and_at_the_end_once() -> None:
 
 def test_saves_every_m_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock.now, perf_counter=lambda: clock.now))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock.now))
     rig = Rig(total_steps=9, save_every_minutes=2)
     plain_step = rig.step
 
@@ -181,7 +184,7 @@ def test_saves_every_m_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lines_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: 0.0, perf_counter=lambda: clock.now))
+    monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     rig = Rig(total_steps=3, accumulation=2, log_every=2, peak_flops=80.0)
     plain_step = rig.step
 
@@ -201,6 +204,50 @@ def test_lines_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rig.log.lines[1][1]["images_per_s"] == 16  # the window began anew
 
 
+def test_lines_of_epochs_hold_the_means_of_training() -> None:
+    """Three batches an epoch, two in a step: epochs end with steps 2 and 3 (cut short: 4); a line every 3 steps."""
+    epochs = Epochs(3, 2, 9, max_steps=4)
+    rig = Rig(total_steps=4, accumulation=2, log_every=3, epochs=epochs)
+    seen: list[float] = []
+    plain_step = rig.step
+
+    def step(batch: torch.Tensor, done: int) -> Step:
+        out = plain_step(batch, done)
+        seen.append(out.loss.item())
+        return out
+
+    rig.step = step  # type: ignore[method-assign]
+    rig.run(batches(8))
+    steps = [line for _, line in rig.log.lines if "lr" in line]
+    lines = [(number, line) for number, line in rig.log.lines if "lr" not in line]
+    assert [line["epoch"] for line in steps] == [2.0, round(8 / 3, 6)]
+    assert [(number, line["epoch"]) for number, line in lines] == [(2, 1), (3, 2), (4, 2)]
+    parts = [seen[:4], seen[4:6], seen[6:]]
+    assert [line["train_loss"] for _, line in lines] == pytest.approx([sum(part) / len(part) for part in parts])
+    assert [line["train_number"] for _, line in lines] == [0.5, 2, 3]
+    assert all(type(line["epoch"]) is int for _, line in lines)
+
+
+def test_the_state_of_a_loop_holds_the_means_of_an_epoch() -> None:
+    epochs = Epochs(4, 1, 2)
+    whole, halves = Rig(total_steps=8, epochs=epochs), Rig(total_steps=2, epochs=epochs)
+    data = batches(8)
+    start = {name: tensor.clone() for name, tensor in whole.model.state_dict().items()}
+    halves.model.load_state_dict(start)
+    whole.run(data)
+    halves.run(data[:2])
+    rest = Rig(total_steps=8, epochs=epochs)
+    rest.model.load_state_dict(halves.model.state_dict())
+    rest.loop.last.number = 2
+    rest.loop.load({**halves.saved[-1][1]})
+    rest.run(data[2:])
+    found, expected = (
+        [{k: v for k, v in line.items() if k != "images_per_s"} for _, line in rig.log.lines if "train_loss" in line]
+        for rig in (rest, whole)
+    )
+    assert found == expected and len(found) == 2
+
+
 def test_evaluation_becomes_a_line() -> None:
     rig = Rig(total_steps=1)
     rig.run(batches(1), evaluation={"val_t2i_r1": 0.5})
@@ -209,11 +256,11 @@ def test_evaluation_becomes_a_line() -> None:
 
 def test_meter_continues_from_its_state() -> None:
     whole, first, second = Meter(), Meter(), Meter()
-    for meter in (whole, first):
-        meter.add({"itc": torch.tensor(1.0), "alpha": 0.1})
+    for one in (whole, first):
+        one.add({"itc": torch.tensor(1.0), "alpha": 0.1})
     second.load(first.state())
-    for meter in (whole, second):
-        meter.add({"itc": torch.tensor(4.0), "alpha": 0.2})
+    for one in (whole, second):
+        one.add({"itc": torch.tensor(4.0), "alpha": 0.2})
     assert whole.take() == second.take() == pytest.approx({"itc": 2.5, "alpha": 0.15})
     assert whole.take() == {}
 
@@ -226,7 +273,7 @@ def test_metrics_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     log.close()
     assert read_metrics(tmp_path)[0] == {"step": 1, "itc": 0.33333333, "epoch": 1}
     shown = capsys.readouterr().err
-    assert "step 3/10  itc 0.3333  epoch 3\n" in shown
+    assert "step 3/10  epoch 3  itc 0.3333\n" in shown
     with open(tmp_path / METRICS, "a") as file:
         file.write('{"step": 2, "it')  # a kill in the middle of a line
     RunLog(tmp_path, 2, 10).close()  # resumed after step 2
@@ -236,7 +283,7 @@ def test_metrics_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_tensorboard_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(train_log.sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(BlipError, match=r"pip install -e '.\[tensorboard\]'"):
         RunLog(tmp_path, 0, 10, tensorboard=True)
 
