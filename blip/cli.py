@@ -159,7 +159,7 @@ def convert(
 
 VERBS_OF_ROOMS: tuple[Callable[..., None], ...] = (
     inference.caption, inference.match, inference.answer, interpret.explain, interpret.activations, interpret.localise,
-    reports.show,
+    reports.show, reports.report,
 )  # fmt: skip
 for verb in VERBS_OF_ROOMS:
     app.command()(verb)

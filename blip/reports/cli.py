@@ -68,3 +68,24 @@ def _model(checkpoint: str, run: Path | None, tokenizer: str, device: str, *, ma
             raise InputError("--map draws what a model's outputs depend on: name it with --checkpoint")
         checkpoint = str(found)
     return load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="the folder of a run; several are compared")],
+    out: Annotated[
+        Path | None, typer.Option(help="page to write; report.html in the run's folder unless given")
+    ] = None,
+    max_image_mb: MaxImageMb = MAX_MB,
+    overwrite: Overwrite = False,
+) -> None:
+    """Writes one page on a run: settings, losses, scores, samples, speed and data; several runs are compared."""
+    from blip.reports import run_page
+
+    with user_errors():
+        out = out or (runs[0] / run_page.DEFAULT_NAME if len(runs) == 1 else Path(run_page.DEFAULT_NAME))
+        if out.suffix != ".html":
+            raise InputError(f"{out}: --out has to end in .html")
+        claim = claim_output(out, "report", inputs=[f"runs {' '.join(map(str, runs))}"], overwrite=overwrite)
+        with alone(claim), claim.writing():
+            run_page.report(runs, out, limits=ImageLimits.of_mb(max_image_mb))
+        say(str(out))
