@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 
+from blip import __version__
 from blip.capfilt import cli as capfilt
 from blip.command_line import (
     ANY_SPELLING,
@@ -19,6 +21,7 @@ from blip.command_line import (
     workers_option,
 )
 from blip.data.image_bytes import MAX_MB, ImageLimits
+from blip.errors import InputError, did_you_mean
 from blip.inference import cli as inference
 from blip.inference.cli import claim_json
 from blip.interpret import cli as interpret
@@ -155,6 +158,79 @@ def convert(
         if left_out:  # settings first: of many tensors not all are listed
             left_out.sort(key=lambda name: (name in tensors, name))
             say(f"{to} cannot hold {len(left_out)}: {', '.join(left_out[:20])}")
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"blip {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _of_every_verb(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version and end", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """`blip VERB ...`: each verb calls a function that Python code can call as well."""
+
+
+def sections() -> dict[str, type[BaseModel]]:
+    """The configuration classes by title, in the order of the documentation; each section has the options that its
+    class adds to those of its parents."""
+    from blip.capfilt.config import CapFiltConfig
+    from blip.config import ModelConfig, PretrainConfig, RunConfig, WeightedFile
+    from blip.pubmed.run import PubmedConfig
+    from blip.tasks import config as of_tasks
+
+    return {
+        "Every training script": RunConfig,
+        "Data and model": ModelConfig,
+        "Weighted files": WeightedFile,
+        "Pre-training": PretrainConfig,
+        "Fine-tuning": of_tasks.FineTuneConfig,
+        "Generation in evaluation": of_tasks.WritingConfig,
+        "Retrieval": of_tasks.RetrievalConfig,
+        "Captions": of_tasks.CaptionConfig,
+        "Questions": of_tasks.VqaConfig,
+        "Statements about two images": of_tasks.NlvrConfig,
+        "LoRA": of_tasks.LoraConfig,
+        "CapFilt": CapFiltConfig,
+        "PubMed Central": PubmedConfig,
+    }
+
+
+# argument of `blip options` -> title of its class, of which all options are listed
+TASKS = {
+    "pretrain": "Pre-training",
+    "retrieval": "Retrieval",
+    "caption": "Captions",
+    "vqa": "Questions",
+    "nlvr": "Statements about two images",
+    "lora": "LoRA",
+    "capfilt": "CapFilt",
+    "pubmed": "PubMed Central",
+}
+
+
+@app.command()
+def options(
+    task: Annotated[
+        str, typer.Argument(help="pretrain, retrieval, caption, vqa, nlvr, lora, capfilt or pubmed; all unless given")
+    ] = "",
+    find: Annotated[str, typer.Option(help="only options whose name, unit or meaning has this text")] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="print tables in Markdown")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Prints every option of a configuration, with type, default, unit and meaning."""
+    from blip.options import tables
+
+    with user_errors():
+        classes = sections()
+        if task and task not in TASKS:
+            raise InputError(f"there are no options of {task!r}; {did_you_mean(task, TASKS)}")
+        listed = tables.all_of(classes[TASKS[task]], classes) if task else tables.sections_of(classes)
+        tables.print_options(listed, find=find, markdown=markdown, as_json=as_json)
 
 
 VERBS_OF_ROOMS: tuple[Callable[..., None], ...] = (

@@ -1,6 +1,8 @@
 """The root of the errors that a user can mend, its two most common kinds, and text from outside in messages."""
 
+import difflib
 import re
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -29,6 +31,25 @@ class InputError(BlipError, ValueError):
 
 class MissingFile(BlipError, FileNotFoundError):
     """A file or folder that does not exist."""
+
+
+def did_you_mean(name: object, known: Iterable[object], count: int = 3, *, cutoff: float = 0.0) -> str:
+    """The nearest names for one that is not known: "did you mean 'vqa', 'nlvr' or 'caption'?"; "" where none is near.
+
+    Args:
+        known: the names that there are.
+        count: of them at most.
+        cutoff: similarity that a name needs, from 0 to 1.
+
+    Example:
+        >>> did_you_mean("vqq", ["vqa", "nlvr"], 1)
+        "did you mean 'vqa'?"
+    """
+    near = difflib.get_close_matches(str(name), sorted(map(str, known)), n=count, cutoff=cutoff)
+    if not near:
+        return ""
+    *most, last = map(repr, near)
+    return f"did you mean {', '.join(most)} or {last}?" if most else f"did you mean {last}?"
 
 
 # ---- text that UTF-8 cannot hold, or that changes how the text round it is shown -------------------------------------

@@ -8,9 +8,9 @@ import pytest
 from helpers.running import ROOT
 from ruamel.yaml import YAML
 
-from blip import config as config_module
 from blip.config import ConfigError, PretrainConfig, RunConfig, WeightedFile, dump_config, find_config, load_config
 from blip.models.decoding import Decoding
+from blip.options import reading
 from blip.tasks.config import DECODING_KEYS, WritingConfig
 
 
@@ -157,7 +157,7 @@ def test_broken_file(file: Path, name: str) -> None:
 
 def test_missing_file_names_those_there_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(ROOT)
-    with pytest.raises(ConfigError, match=r"no configuration configs/pretrian\.yaml; there are .*pretrain_demo\.yaml"):
+    with pytest.raises(ConfigError, match=r"no configuration configs/pretrian\.yaml; did you mean 'pretrain'"):
         load_config("configs/pretrian.yaml", PretrainConfig)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"no configuration x\.yaml$"):
@@ -188,7 +188,7 @@ def test_a_name_finds_the_packaged_file(name: str, monkeypatch: pytest.MonkeyPat
 def test_an_installed_package_has_its_files_inside(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     inside = tmp_path / "site-packages" / "blip" / "configs"
     shutil.copytree(ROOT / "configs", inside)
-    monkeypatch.setattr(config_module, "__file__", str(inside.parent / "config.py"))
+    monkeypatch.setattr(reading, "__file__", str(inside.parent / "options" / "reading.py"))
     monkeypatch.chdir(tmp_path)
     assert find_config(name) == inside / "pretrain_demo.yaml"
 
@@ -213,9 +213,9 @@ def test_files_that_configurations_name_are_found_anywhere(monkeypatch: pytest.M
 
 def test_a_name_of_none_is_refused_with_those_near_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"no configuration pretrian_demo; there are pretrain_demo"):
+    with pytest.raises(ConfigError, match="no configuration pretrian_demo; did you mean 'pretrain_demo'"):
         load_config("pretrian_demo", PretrainConfig)
-    with pytest.raises(ConfigError, match=r"no configuration runs/pretrain_demo\.yaml; there are pretrain_demo"):
+    with pytest.raises(ConfigError, match=r"no configuration runs/pretrain_demo\.yaml; did you mean 'pretrain_demo'"):
         load_config("runs/pretrain_demo.yaml", PretrainConfig)  # another folder's file is not replaced
 
 

@@ -25,29 +25,29 @@ class CapFiltConfig(BaseModel):
     filter_set: dict[str, Any] = Field(default_factory=dict)  # options that override it
     shared: str = ""  # if given: one model for both, trained by this configuration of pre-training
     shared_set: dict[str, Any] = Field(default_factory=dict)  # options that override it
-    rounds: int = Field(1, gt=0)  # each starts from the model of the one before
+    rounds: int = Field(1, gt=0)  # each starts from the model of the one before [rounds]
 
     # captions
-    captions_per_image: int = Field(1, gt=0)  # texts written for each noisy image
-    beams: int = Field(0, ge=0)  # 0: nucleus sampling
-    top_p: float = Field(0.9, gt=0, le=1)  # nucleus: the fewest tokens that hold this probability
-    max_new_tokens: int = Field(30, gt=0)  # tokens at most, the prompt not counted
-    min_new_tokens: int = Field(0, ge=0)  # tokens before the text may end
+    captions_per_image: int = Field(1, gt=0)  # texts written for each noisy image [captions]
+    beams: int = Field(0, ge=0)  # 0: nucleus sampling [beams]
+    top_p: float = Field(0.9, gt=0, le=1)  # nucleus: the fewest tokens that hold this probability [probability]
+    max_new_tokens: int = Field(30, gt=0)  # tokens at most, the prompt not counted [tokens]
+    min_new_tokens: int = Field(0, ge=0)  # tokens before the text may end [tokens]
     prompt: str | None = None  # null: the captioner's own
 
     # selection
-    threshold: float | None = Field(0.5, ge=0, le=1)  # of the match probability
-    itc_threshold: float | None = Field(None, ge=-1, le=1)  # of the cosine, in addition
-    fraction: float | None = Field(None, gt=0, le=1)  # instead of a threshold: this share of all texts
+    threshold: float | None = Field(0.5, ge=0, le=1)  # of the match probability [probability]
+    itc_threshold: float | None = Field(None, ge=-1, le=1)  # of the cosine, in addition [cosine]
+    fraction: float | None = Field(None, gt=0, le=1)  # instead of a threshold: this share of all texts [share]
 
     # work
-    shard_size: int = Field(1024, gt=0)  # images in a file of captions or scores
-    batch_size: int = Field(32, gt=0)  # images at once
+    shard_size: int = Field(1024, gt=0)  # images in a file of captions or scores [images]
+    batch_size: int = Field(32, gt=0)  # images at once [images]
     precision: Literal["fp32", "bf16"] = "fp32"  # of captions and scores; trainings have their own
-    num_workers: int = Field(2, gt=0)  # threads that open images
-    max_image_mb: int = Field(512, gt=0)  # MiB of an image's file; larger ones count as unreadable
-    max_skipped_fraction: float = Field(0.05, ge=0, le=1)  # of a shard's images; more unreadable ones end the round
-    seed: int = Field(0, ge=0, lt=2**63)  # of sampling
+    num_workers: int = Field(2, gt=0)  # threads that open images [threads]
+    max_image_mb: int = Field(512, gt=0)  # of an image's file; larger ones count as unreadable [MiB]
+    max_skipped_fraction: float = Field(0.05, ge=0, le=1)  # of a shard's images; more unreadable ones end it [share]
+    seed: int = Field(0, ge=0, lt=2**63)  # of sampling [number]
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
 
     @model_validator(mode="after")

@@ -3,13 +3,13 @@
 Defaults are those of the published code (Li et al. 2022, appendix; its configuration files).
 """
 
-import difflib
 from dataclasses import fields
 from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from blip.config import ModelConfig
+from blip.errors import did_you_mean
 from blip.models.decoding import Decoding
 
 
@@ -17,10 +17,10 @@ class LoraConfig(BaseModel):
     """Low-rank adapters (Hu et al. 2021) on the linear layers whose names end with one of `targets`."""
 
     model_config = ConfigDict(extra="forbid")
-    rank: int = Field(16, gt=0)  # rank of the adapters
+    rank: int = Field(16, gt=0)  # rank of the adapters [units]
     targets: list[str] = Field(min_length=1)  # endings of names of linear layers
-    alpha: float | None = Field(None, gt=0)  # null: the rank
-    dropout: float = Field(0.0, ge=0, lt=1)  # before the adapters
+    alpha: float | None = Field(None, gt=0)  # null: the rank [factor]
+    dropout: float = Field(0.0, ge=0, lt=1)  # before the adapters [probability]
     trainable: list[str] = Field(default_factory=list)  # parts trained whole, such as a new head
 
 
@@ -39,15 +39,14 @@ class FineTuneConfig(ModelConfig):
     lora: LoraConfig | None = None  # low-rank adapters, see below; null: every weight is trained
     best_metric: str = ""  # the weights that are best by this validation score are kept in `best`
     best_is: Literal["highest", "lowest"] = "highest"  # whether a high or a low best_metric is good
-    image_heads: int | None = Field(None, gt=0)  # of a .pth file whose heads are not of width 64
+    image_heads: int | None = Field(None, gt=0)  # of a .pth file whose heads are not of width 64 [heads]
 
     @model_validator(mode="after")
     def _best_metric_is_known(self) -> Self:
         # checked here, because an unknown name would end the run only at its first evaluation
         known = [f"val_{name}" for name in self.scores]
         if known and not f"{self.best_metric}_".startswith(tuple(f"{name}_" for name in known)):
-            near = difflib.get_close_matches(self.best_metric, known, n=3, cutoff=0.0)
-            raise ValueError(f"best_metric {self.best_metric!r} is unknown; the nearest are {', '.join(near)}")
+            raise ValueError(f"best_metric {self.best_metric!r} is unknown; {did_you_mean(self.best_metric, known)}")
         return self
 
 
@@ -60,14 +59,14 @@ class RetrievalConfig(FineTuneConfig):
     )  # fmt: skip
     image_size: int = Field(384, gt=0)
     max_text_tokens: int = Field(35, ge=3)
-    temperature: float = Field(0.07, ge=0.001, le=0.5)  # start value of the learned temperature of ITC
-    queue_size: int = Field(57600, ge=0)  # features of earlier batches that ITC compares with; 0: none
-    momentum: float = Field(0.995, ge=0, le=1)  # of the momentum encoders
-    alpha: float = Field(0.4, ge=0, le=1)  # weight of the momentum encoders' soft targets
-    alpha_ramp_epochs: float = Field(1.0, ge=0)  # epochs in which alpha rises from 0
+    temperature: float = Field(0.07, ge=0.001, le=0.5)  # start value of the learned temperature of ITC [factor]
+    queue_size: int = Field(57600, ge=0)  # features of earlier batches that ITC compares with; 0: none [features]
+    momentum: float = Field(0.995, ge=0, le=1)  # of the momentum encoders [factor]
+    alpha: float = Field(0.4, ge=0, le=1)  # weight of the momentum encoders' soft targets [share]
+    alpha_ramp_epochs: float = Field(1.0, ge=0)  # epochs in which alpha rises from 0 [epochs]
     equal_captions: Literal["positives", "negatives"] = "positives"  # pairs of one image always are positives
     negative_all_rank: bool = False  # hard negatives from the batches of all processes
-    k_test: int = Field(256, gt=0)  # candidates that matching re-ranks
+    k_test: int = Field(256, gt=0)  # candidates that matching re-ranks [images or texts]
     best_metric: str = "val_itm_r_mean"
 
 
@@ -77,17 +76,17 @@ DECODING_KEYS = {"temperature": "sampling_temperature"}  # options of `Decoding`
 class WritingConfig(FineTuneConfig):
     """Options of generation in evaluation, of `train_caption.py` and `train_vqa.py`."""
 
-    beams: int = 3  # 1: no beam search
+    beams: int = 3  # 1: no beam search [beams]
     sample: bool = Decoding.sample  # draw tokens instead of searching
-    top_p: float = Decoding.top_p  # draw from the fewest tokens that hold this probability
-    top_k: int = Decoding.top_k  # draw from this many tokens; 0: from all
-    sampling_temperature: float = Decoding.temperature  # of the distribution that is drawn from
-    min_new_tokens: int = 1  # tokens before the text may end
-    max_new_tokens: int = 20  # tokens at most, the prompt not counted
-    length_penalty: float = Decoding.length_penalty  # beam score: log-probability / length to this power
+    top_p: float = Decoding.top_p  # draw from the fewest tokens that hold this probability [probability]
+    top_k: int = Decoding.top_k  # draw from this many tokens; 0: from all [tokens]
+    sampling_temperature: float = Decoding.temperature  # of the distribution that is drawn from [factor]
+    min_new_tokens: int = 1  # tokens before the text may end [tokens]
+    max_new_tokens: int = 20  # tokens at most, the prompt not counted [tokens]
+    length_penalty: float = Decoding.length_penalty  # beam score: log-probability / length to this power [power]
     length_norm: Literal["generated", "whole"] = "generated"  # whole: the length counts the prompt, as published
-    repetition_penalty: float = Decoding.repetition_penalty  # above 1: repeated tokens become less likely
-    no_repeat_ngram: int = Decoding.no_repeat_ngram  # no run of this many tokens occurs twice; 0: it may
+    repetition_penalty: float = Decoding.repetition_penalty  # above 1: repeated tokens become less likely [factor]
+    no_repeat_ngram: int = Decoding.no_repeat_ngram  # no run of this many tokens occurs twice; 0: it may [tokens]
 
     def decoding(self) -> Decoding:
         """The options of `Decoding` that have a key here; the others keep their defaults.
@@ -117,7 +116,7 @@ class CaptionConfig(WritingConfig):
     image_size: int = Field(384, gt=0)
     max_text_tokens: int = Field(40, ge=3)
     prompt: str = "a picture of "  # what captions begin with
-    label_smoothing: float = Field(0.1, ge=0, lt=1)  # of the captions' tokens
+    label_smoothing: float = Field(0.1, ge=0, lt=1)  # of the captions' tokens [share]
     bert_score_model: str = ""  # folder of a BERT-like model, for BERTScore
     best_metric: str = "val_cider"
 
@@ -127,16 +126,16 @@ class VqaConfig(WritingConfig):
 
     scores = ("exact_match", "token_recall", "token_f1", "bleu1", "vqa_accuracy")
     image_size: int = Field(480, gt=0)
-    max_text_tokens: int = Field(35, ge=3)  # of questions
+    max_text_tokens: int = Field(35, ge=3)  # of questions [tokens]
     text_cleaning: Literal["none"] = "none"  # texts are not cleaned
-    max_answer_tokens: int = Field(30, ge=3)  # longer answers are cut
+    max_answer_tokens: int = Field(30, ge=3)  # longer answers are cut [tokens]
     drop_path: float = Field(0.1, ge=0, lt=1)
-    label_smoothing: float = Field(0.1, ge=0, lt=1)  # of the answers' tokens
+    label_smoothing: float = Field(0.1, ge=0, lt=1)  # of the answers' tokens [share]
     inference: Literal["rank", "generate", "choices"] = "rank"  # choices: a question's own, where the data set has them
-    k_test: int = Field(128, gt=0)  # answers that are scored whole
+    k_test: int = Field(128, gt=0)  # answers that are scored whole [answers]
     answer_file: str = ""  # JSON list, or one answer per line; empty: the answers of the training set
     max_new_tokens: int = 10
-    split_shares: tuple[float, float, float] | None = None  # train, val, test by image, of train_file alone
+    split_shares: tuple[float, float, float] | None = None  # train, val, test by image, of train_file alone [shares]
     best_metric: str = "val_exact_match"
 
     @model_validator(mode="after")

@@ -19,7 +19,6 @@ from helpers.running import ROOT, free_port, script_env, torchrun_env
 from helpers.tiny import MODEL_SIZES, TINY
 from PIL import Image
 from pmc_server import Library, Server
-from pydantic import BaseModel, Field
 from torch import distributed
 from torch.distributed.run import get_args_parser
 
@@ -304,23 +303,6 @@ def slug(heading: str) -> str:
 def test_page_of_options_is_up_to_date() -> None:
     made = runpy.run_path(str(ROOT / "docs" / "make_configuration.py"))["page"]()
     assert made == PAGES["docs/configuration.md"], "run: python docs/make_configuration.py"
-
-
-class Options(BaseModel):
-    """Options of a test."""
-
-    # first group
-    explained: int = Field(3, gt=0, le=9)  # above all
-    silent: int = 4
-
-
-def test_an_option_without_a_meaning_is_an_error() -> None:
-    maker = runpy.run_path(str(ROOT / "docs" / "make_configuration.py"))
-    assert maker["comments"](Options) == (dict.fromkeys(["explained", "silent"], "first group"),
-                                          {"explained": "above all", "silent": ""})  # fmt: skip
-    assert maker["type_of"](Options.model_fields["explained"]) == "integer, > 0, ≤ 9"
-    with pytest.raises(ValueError, match=r"Options\.silent has no meaning"):
-        maker["section"]("Test", Options)
 
 
 def test_each_page_is_in_the_navigation() -> None:
