@@ -24,14 +24,15 @@ OBJECTIVES = {
 TRAIN, VALIDATION = "training", "validation"
 RECALL = re.compile(r"val_(?:(itc|itm)_)?(i2t|t2i)_r(1|5|10)")
 SCORE_NAMES = {
-    "token_f1": "Token F1", "bleu1": "BLEU-1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cider": "CIDEr", "meteor": "METEOR",
-    "vqa_accuracy": "VQA accuracy", "exact": "Exact captions", "bleu-1": "BLEU-1", "bleu-2": "BLEU-2", "bleu-3": "BLEU-3",
-    "bleu-4": "BLEU-4", "rouge-l": "ROUGE-L", "spice": "SPICE", "bertscore": "BERTScore",
+    "token_f1": "Token F1", "bleu1": "BLEU-1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cider": "CIDEr",
+    "meteor": "METEOR", "vqa_accuracy": "VQA accuracy", "exact": "Exact captions", "rouge-l": "ROUGE-L",
+    "bleu-1": "BLEU-1", "bleu-2": "BLEU-2", "bleu-3": "BLEU-3", "bleu-4": "BLEU-4", "spice": "SPICE",
+    "bertscore": "BERTScore",
 }  # fmt: skip
 WAYS = {"i2t": "image to text", "t2i": "text to image"}
 COUNTS = re.compile(
-    r"val_(loss|itc|itm|lm|questions|images.*|pairs|unreadable|statements|majority.*|chance|.*(candidates|chance_r1|median_rank|r_mean)"
-    r"|itm_(un)?matched)"
+    r"val_(loss|itc|itm|lm|questions|images.*|pairs|unreadable|statements|majority.*|chance|itm_(un)?matched"
+    r"|.*(candidates|chance_r1|median_rank|r_mean))"
 )
 
 
@@ -205,7 +206,7 @@ class _Maker:
         chart = self._lines(f"{by}_{way}", title, [(key, f"R@{key.rpartition('r')[2]}") for key in keys])
         for _, history in self.runs:
             for chance in (f"val_{way}_chance_r1", "val_chance"):
-                x, y = values(history.epochs, chance, self.x)
+                _, y = values(history.epochs, chance, self.x)
                 if len(y) and not chart.levels:
                     chart.levels = [("chance of R@1", float(y[-1]))]
         return chart
@@ -218,7 +219,7 @@ class _Maker:
         chart = self._lines(first, score_name(first.removeprefix("val_")), labels)
         if first in ("val_exact_match", "val_accuracy"):
             for _, history in self.runs:
-                x, y = values(history.epochs, "val_majority", self.x)
+                _, y = values(history.epochs, "val_majority", self.x)
                 if len(y) and not chart.levels:
                     chart.levels = [("most frequent answer", float(y[-1]))]
         return chart

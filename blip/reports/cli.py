@@ -8,6 +8,7 @@ import typer
 from blip.command_line import Device, ImageRoot, MaxImageMb, Overwrite, TokenizerFile, alone, say, user_errors
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.errors import InputError
+from blip.html_page import write_page
 from blip.inference.cli import load_model
 from blip.inference.predictor import Predictor
 from blip.outputs import claim_output
@@ -85,7 +86,8 @@ def report(
         out = out or (runs[0] / run_page.DEFAULT_NAME if len(runs) == 1 else Path(run_page.DEFAULT_NAME))
         if out.suffix != ".html":
             raise InputError(f"{out}: --out has to end in .html")
+        found = run_page.read_runs(runs)
         claim = claim_output(out, "report", inputs=[f"runs {' '.join(map(str, runs))}"], overwrite=overwrite)
         with alone(claim), claim.writing():
-            run_page.report(runs, out, limits=ImageLimits.of_mb(max_image_mb))
+            write_page(out, run_page.page_of(found, ImageLimits.of_mb(max_image_mb)))
         say(str(out))

@@ -101,7 +101,7 @@ def draw(axes: "Axes", chart: Chart) -> None:
         axes.set_yscale("log")
     if chart.share:
         axes.set_ylim(-0.02, 1.02)
-    axes.set_xlabel(chart.x)
+    axes.set_xlabel(chart.x, loc="right")  # beside the legend, not above it
     axes.set_ylabel(chart.unit)
     axes.xaxis.set_major_formatter(_number)
     axes.yaxis.set_major_formatter(_number)
@@ -129,7 +129,7 @@ def similarity_figure(row: dict[str, Any]) -> "Figure":
         shares = counts / max(1.0, counts.sum())
         axes.stairs(shares, edges, color=PALETTE[colour], linewidth=1.4, linestyle=("-", (0, (4, 1.5)))[colour])
         axes.stairs(shares, edges, color=PALETTE[colour], fill=True, alpha=0.15)
-    axes.set_xlabel("cosine of image and text")
+    axes.set_xlabel("cosine of image and text", loc="right")
     axes.set_ylabel("share of the pairs")
     axes.yaxis.set_major_formatter(_number)
     axes.set_ylim(bottom=0)
@@ -181,8 +181,9 @@ def _legend(axes: "Axes", labels: Sequence[str], handles: Sequence[Any] | None =
         wide = [line for line in axes.get_lines() if line.get_linewidth() >= 1]
         handles = [Line2D([], [], color=one.get_color(), linestyle=one.get_linestyle(), marker=one.get_marker(),
                           markersize=3, linewidth=one.get_linewidth()) for one in wide]  # fmt: skip
+    columns = 3 if sum(map(len, labels)) < 50 else 2 if len(max(labels, key=len)) < 26 else 1
     legend = axes.legend(handles, list(map(str, range(len(labels)))), fontsize=8, frameon=False, labelcolor=INK,
-                         loc="upper left", bbox_to_anchor=(0, -0.2), ncols=2 if len(labels) > 1 else 1,
+                         loc="upper left", bbox_to_anchor=(0, -0.2), ncols=columns,
                          borderaxespad=0, handlelength=1.8, columnspacing=1.2)  # fmt: skip
     for text, label in zip(legend.get_texts(), labels, strict=True):
         text.set_parse_math(False)

@@ -24,10 +24,22 @@ class Finding:
     text: str
 
 
+def warning(text: str) -> Finding:
+    return Finding("warning", text)
+
+
+def note(text: str) -> Finding:
+    return Finding("note", text)
+
+
+def good(text: str) -> Finding:
+    return Finding("good", text)
+
+
 def findings(run: RunFiles) -> list[Finding]:
     """Everything that can be said of a run, warnings first."""
     found = [*_state(run), *_learning(run), *_levels(run), *_data(run)]
-    found += [Finding("warning", f"A part of the run could not be read: {problem}") for problem in run.problems]
+    found += [warning(f"A part of the run could not be read: {problem}") for problem in run.problems]
     order = {"warning": 0, "note": 1, "good": 2}
     return sorted(found, key=lambda one: order[one.level])
 
@@ -35,34 +47,40 @@ def findings(run: RunFiles) -> list[Finding]:
 def _state(run: RunFiles) -> list[Finding]:
     steps, epochs = run.history.steps, run.options.get("epochs")
     if not steps:
-        return [Finding("warning", "Nothing is logged yet: the first line follows after log_every_steps steps.")]
+        return [warning("Nothing is logged yet: the first line follows after log_every_steps steps.")]
     last = steps[-1]
     text = f"{last['step']:,} steps are logged"
     if isinstance(last.get("epoch"), int | float):
         text += f", {last['epoch']:.4g} of {epochs} epochs" if epochs else f", {last['epoch']:.4g} epochs"
     if run.options.get("max_steps"):
         text += f"; max_steps ends the run at {run.options['max_steps']:,}"
-    return [Finding("note", f"{text}.")]
+    return [note(f"{text}.")]
 
 
 def _learning(run: RunFiles) -> list[Finding]:
     found = []
     _, itm = values(run.history.steps, "itm")
     if len(itm) >= 10 and abs(float(itm[-max(5, len(itm) // 20) :].mean()) - ITM_NO_SKILL) < 0.02:
-        found.append(Finding("warning", f"Matching (ITM) is at {itm[-1]:.3f}, and a model without skill is at "
-                             f"{ITM_NO_SKILL:.4f}: it has learned little about which texts fit an image."))  # fmt: skip
+        found.append(
+            warning(
+                f"Matching (ITM) is at {itm[-1]:.3f}, and a model without skill is at "
+                f"{ITM_NO_SKILL:.4f}: it has learned little about which texts fit an image."
+            )
+        )
     x, losses = values(run.history.epochs, "val_loss")
     if len(losses) > 2:
         best = int(losses.argmin())
         if losses[-1] > 1.02 * losses[best]:
-            found.append(Finding("warning", f"The validation loss was lowest at step {x[best]:,.0f} ({losses[best]:.4g}) "
-                                 f"and is now {losses[-1]:.4g}: from there on the run fits its training data alone."))  # fmt: skip
+            lowest = f"The validation loss was lowest at step {x[best]:,.0f} ({losses[best]:.4g})"
+            found.append(
+                warning(f"{lowest} and is now {losses[-1]:.4g}: since then the run fits its training data alone.")
+            )
         else:
-            found.append(Finding("good", f"The validation loss fell from {losses[0]:.4g} to {losses[-1]:.4g}."))
+            found.append(good(f"The validation loss fell from {losses[0]:.4g} to {losses[-1]:.4g}."))
     metric, best_score = run.options.get("best_metric"), run.last("best")
     if metric and best_score is not None:
         at = f", reached at step {run.best['step']:,}" if isinstance(run.best.get("step"), int) else ""
-        found.append(Finding("note", f"The best {metric} is {best_score:.4g}{at}; its weights are in the folder best."))
+        found.append(note(f"The best {metric} is {best_score:.4g}{at}; its weights are in the folder best."))
     return found
 
 
@@ -72,8 +90,8 @@ def _levels(run: RunFiles) -> list[Finding]:
     for split, scores in all_scores(run).items():
         for score in scores:
             if score.floor is not None and score.interval.low <= score.floor:
-                found.append(Finding("warning", f"{score.label} of {SPLITS[split]} ({number(score.interval.mean)}) is not "
-                                     f"clearly above {number(score.floor)} ({score.floor_name})."))  # fmt: skip
+                what = f"{score.label} of {SPLITS[split]} ({number(score.interval.mean)})"
+                found.append(warning(f"{what} is not clearly above {number(score.floor)} ({score.floor_name})."))
     return found
 
 
@@ -81,13 +99,21 @@ def _data(run: RunFiles) -> list[Finding]:
     found = []
     if run.skipped:
         first = run.skipped[0]
-        found.append(Finding("warning", f"{len(run.skipped):,} training images could not be read and were skipped, the "
-                             f"first being {first['path']} ({first['reason']})."))  # fmt: skip
+        found.append(
+            warning(
+                f"{len(run.skipped):,} training images could not be read and were skipped, the "
+                f"first being {first['path']} ({first['reason']})."
+            )
+        )
     elif run.history.steps:
-        found.append(Finding("good", "No training image was skipped."))
+        found.append(good("No training image was skipped."))
     for split, paths in run.unreadable.items():
-        found.append(Finding("warning", f"{len(paths):,} images of {SPLITS[split]} could not be read, the first being "
-                             f"{paths[0]}; they are no part of the scores."))  # fmt: skip
+        found.append(
+            warning(
+                f"{len(paths):,} images of {SPLITS[split]} could not be read, the first being "
+                f"{paths[0]}; they are no part of the scores."
+            )
+        )
     return [*found, *leaks(run)]
 
 
@@ -117,38 +143,37 @@ def leaks(run: RunFiles) -> list[Finding]:
 def _shared(shared: int, count: Any, split: str) -> Finding:
     of = f" of {count:,}" if isinstance(count, int) else ""
     if shared:
-        return Finding("warning", f"{shared:,}{of} images of {split} also occur in training, by their name or content: "
-                       "scores on them say little about new images.")  # fmt: skip
-    return Finding("good", f"No image of {split} occurs in training, by its name or content.")
+        return warning(
+            f"{shared:,}{of} images of {split} also occur in training, by their name or content: "
+            "scores on them say little about new images."
+        )
+    return good(f"No image of {split} occurs in training, by its name or content.")
 
 
 def _compared(run: RunFiles, split: str) -> list[Finding]:
     """The same for tasks whose runs do not compare them: reads the annotations again."""
     options, name = run.options, SPLITS[split]
-    files = {part: [one if isinstance(one, str) else one.get("path", "") for one in options[f"{part}_file"]]
-             for part in ("train", split)}  # fmt: skip
+    files = {
+        part: [one if isinstance(one, str) else one.get("path", "") for one in options[f"{part}_file"]]
+        for part in ("train", split)
+    }
     everything = list(itertools.chain(*files.values()))
     if missing := [file for file in everything if not os.path.exists(file)]:
-        return [
-            Finding("note", f"Whether training and {name} share images was not checked: {missing[0]} is not there.")
-        ]
+        return [note(f"Whether training and {name} share images was not checked: {missing[0]} is not there.")]
     if any("{" in file or file.endswith(".tar") for file in everything):
         return []
     if sum(_size(file) for file in everything) > MOST_BYTES:
-        return [
-            Finding("note", f"Whether training and {name} share images was not checked: the annotations are large.")
-        ]
+        return [note(f"Whether training and {name} share images was not checked: the annotations are large.")]
     try:
         names = {part: _names(run, files[part], part) for part in files}
     except BlipError as error:
-        return [Finding("note", f"Whether training and {name} share images was not checked: {error}")]
+        return [note(f"Whether training and {name} share images was not checked: {error}")]
     (train, train_groups, train_texts), (own, groups, texts) = names["train"], names[split]
     found = [_shared(len(train & own), len(own), name)]
     if shared := len((groups - own) & (train_groups - train)):
-        found.append(Finding("warning", f"{shared:,} patients or articles of {name} also have images in training."))
+        found.append(warning(f"{shared:,} patients or articles of {name} also have images in training."))
     if texts and (equal := len(texts & train_texts)):
-        found.append(Finding("note", f"{equal:,} of the {len(texts):,} different texts of {name} also occur in training, "
-                             "word by word."))  # fmt: skip
+        found.append(note(f"{equal:,} of the {len(texts):,} different texts of {name} also occur in training."))
     return found
 
 

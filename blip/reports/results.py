@@ -169,6 +169,7 @@ def _retrieved(path: Path, content: Record) -> Iterator[Item]:
         place = (
             [("rank of the right text", str(rank) if rank else f"above {len(ranked['candidates'])}")] if truth else []
         )
+        next_ones = [("next", "; ".join(texts[1:3]))] if len(texts) > 1 else []
         yield Item(
             [str(image)],
             str(number),
@@ -177,7 +178,7 @@ def _retrieved(path: Path, content: Record) -> Iterator[Item]:
             score=float(scores[0]) if scores else None,
             score_name="cosine + match logit",
             right=(rank == 1) if truth else None,
-            more=place + [("next", "; ".join(texts[1:3]))] if len(texts) > 1 else place,
+            more=[*place, *next_ones],
         )
 
 

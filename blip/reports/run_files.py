@@ -1,9 +1,9 @@
-"""What the folder of a run tells about it: options, log, scores, skipped images. Missing and damaged parts become words.
+"""What the folder of a run tells: options, log, scores, skipped images. Missing and damaged parts become sentences.
 
 Runs of every version can be read; those of earlier ones have fewer parts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, KeysView
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from blip.config import ModelConfig, PretrainConfig
 from blip.data.skipped import Note
 from blip.errors import InputError
 from blip.files import ReadError, read_json, read_json_lines, read_text
+from blip.options.meanings import options_of
 from blip.tasks.config import CaptionConfig, NlvrConfig, RetrievalConfig, VqaConfig
 from blip.train.folder import BEST, CONFIG, SKIPPED
 from blip.train.history import METRICS, History, read_history
@@ -39,6 +40,7 @@ class RunFiles:
     options: dict[str, Any] = field(default_factory=dict)  # of its configuration
     defaults: dict[str, Any] = field(default_factory=dict)  # of the same task
     kind: str = ""  # what was trained, in words; "" where that is not known
+    meanings: dict[str, str] = field(default_factory=dict)  # of options
     scores: dict[str, dict[str, Any]] = field(
         default_factory=dict
     )  # of each split: `scores_SPLIT.json` or what has them
@@ -86,11 +88,9 @@ def read_run(folder: str | Path, name: str = "") -> RunFiles:
     run.problems = problems
     run.options = part(lambda: _yaml(folder / CONFIG), {}, folder / CONFIG)
     if run.options:
-        cls = max(
-            CONFIGS,
-            key=lambda one: len(run.options.keys() & one.model_fields) - len(set(one.model_fields) - set(run.options)),
-        )
+        cls = max(CONFIGS, key=lambda one: _alike(run.options.keys(), one.model_fields.keys()))
         run.kind, run.defaults = KINDS[cls.__name__], cls().model_dump(mode="json")
+        run.meanings = {one.name: one.meaning for one in options_of(cls)}
     for split in SPLITS:
         for file in ("retrieval", "scores"):
             path = folder / f"{file}_{split}.json"
@@ -109,6 +109,10 @@ def read_run(folder: str | Path, name: str = "") -> RunFiles:
 
 
 LONG = ("image_to_text", "text_to_image", "images", "texts", "owners")  # parts of a file of retrieval
+
+
+def _alike(one: KeysView[str], other: KeysView[str]) -> float:
+    return len(one & other) / len(one | other)
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -44,15 +44,19 @@ def report(
         >>> page = report("runs/vqa", "runs/vqa/report.html")  # doctest: +SKIP
         >>> page = report(["runs/vqa", "runs/vqa_large"])  # doctest: +SKIP
     """
-    needs_matplotlib()
-    folders = [Path(one) for one in ([runs] if isinstance(runs, str | Path) else runs)]
-    if not 0 < len(folders) <= MOST_RUNS:
-        raise InputError(f"a report compares 1 to {MOST_RUNS} runs, not {len(folders)}")
-    found = [read_run(folder, name) for folder, name in zip(folders, names_of(folders), strict=True)]
-    content = page_of(found, limits)
+    content = page_of(read_runs([runs] if isinstance(runs, str | Path) else runs), limits)
     if out is not None:
         write_page(Path(out), content)
     return content
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[RunFiles]:
+    """The runs in several folders, with names that tell them apart. Errors as in `report`."""
+    needs_matplotlib()
+    if not 0 < len(folders) <= MOST_RUNS:
+        raise InputError(f"a report compares 1 to {MOST_RUNS} runs, not {len(folders)}")
+    places = [Path(one) for one in folders]
+    return [read_run(folder, name) for folder, name in zip(places, names_of(places), strict=True)]
 
 
 def page_of(runs: Sequence[RunFiles], limits: ImageLimits = LIMITS) -> str:
@@ -84,7 +88,10 @@ def _about_samples(runs: Sequence[RunFiles], count: int) -> str:
         )
     if len(runs) > 1:
         return "The outputs of each run's last evaluation for the same validation records."
-    return "The same validation records at each evaluation. Equal outputs that follow each other stand in one line."
+    return (
+        "The same validation records at some evaluations, among them the first and the last. Equal outputs that "
+        "follow each other stand in one line."
+    )
 
 
 def summary(run: RunFiles) -> list[tuple[str, str]]:

@@ -13,7 +13,8 @@ from blip.reports.run_files import RunFiles
 from blip.reports.tiles import QUALITY, small
 
 SIDE = 256  # pixels of a picture's longer side
-MOST_RECORDS, MOST_OUTPUTS = 32, 10  # on a page; outputs of one record that differ
+MOST_RECORDS = 32  # on a page
+MOST_SHOWN, MOST_OUTPUTS = 4, 40  # outputs of a record that are shown at once, and on request
 LONGEST = 600  # characters of a text
 
 
@@ -25,11 +26,12 @@ class Sample:
     problem: str  # why there is no picture
     question: str
     truth: str
-    outputs: list[tuple[str, str]]  # ("epochs 2 to 4", text)
+    outputs: list[tuple[str, str]]  # ("epochs 2 to 4", text) of some evaluations, the last one among them
+    more: list[tuple[str, str]]  # of nearly all of them; empty where `outputs` has all
 
 
 def samples_of(runs: Sequence[RunFiles], limits: ImageLimits = LIMITS) -> list[Sample]:
-    """The records of `samples.jsonl`: with the outputs of each evaluation or, of several runs, those of the last one."""
+    """The records of `samples.jsonl`, with the outputs of each evaluation or, of several runs, of the last one."""
     found: dict[tuple[Any, str], list[tuple[RunFiles, list[dict[str, Any]]]]] = {}
     for run in runs:
         own: dict[tuple[Any, str], list[dict[str, Any]]] = {}
@@ -51,10 +53,13 @@ def _sample(of_runs: list[tuple[RunFiles, list[dict]]], *, several: bool, limits
     except UnreadableImage as error:
         problem = str(error)
     if several:
-        outputs = [(one.name, _text(own[-1].get("output"))) for one, own in of_runs]
+        everything = [(one.name, _text(own[-1].get("output"))) for one, own in of_runs]
+        outputs = everything
     else:
-        outputs = _thinned(list(_changes(lines)))
-    return Sample(picture, problem, _text(lines[-1].get("text")), _text(lines[-1].get("truth")), outputs)
+        everything = list(_changes(lines))
+        outputs = _thinned(everything, MOST_SHOWN)
+    more = _thinned(everything, MOST_OUTPUTS) if len(outputs) < len(everything) else []
+    return Sample(picture, problem, _text(lines[-1].get("text")), _text(lines[-1].get("truth")), outputs, more)
 
 
 def _changes(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
@@ -73,11 +78,11 @@ def _when(first: dict[str, Any], last: dict[str, Any]) -> str:
     return f"{unit} {other}" if one == other else f"{unit}s {one} to {other}"
 
 
-def _thinned(outputs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def _thinned(outputs: list[tuple[str, str]], most: int) -> list[tuple[str, str]]:
     """The first and the last outputs, and some between them."""
-    if len(outputs) <= MOST_OUTPUTS:
+    if len(outputs) <= most:
         return outputs
-    places = {round(i * (len(outputs) - 1) / (MOST_OUTPUTS - 1)) for i in range(MOST_OUTPUTS)}
+    places = {round(i * (len(outputs) - 1) / (most - 1)) for i in range(most)}
     return [one for place, one in enumerate(outputs) if place in places]
 
 

@@ -63,8 +63,8 @@ def _curves(anchor: str, title: str, charts: Sequence[Chart], *sentences: str) -
 def _losses(charts: Sequence[Chart]) -> Section:
     validated = any(line.points for chart in charts for line in chart.lines)
     sentences = [
-        "Training losses are measured on augmented images with dropout, those of validation without either, so that they "
-        "may lie lower."
+        "Training losses are measured with dropout on augmented images, those of validation without either, so "
+        "that they may lie lower."
         if validated
         else "The log holds no losses of validation: the run has no val_file, or is of an earlier version.",
         "A thin line has every logged value, the thick one their running mean." if _has_long_lines(charts) else "",
@@ -78,8 +78,8 @@ def _has_long_lines(charts: Sequence[Chart]) -> bool:
 
 def _matching(charts: Sequence[Chart]) -> Section:
     text = (
-        "Of the pairs that matching sees, one in three belongs together. A model without skill calls all of them no match: "
-        f"it is right for {MAJORITY:.1%} of the pairs, for none that match, and its loss is 0.6365."
+        "Of the pairs that matching sees, one in three belongs together. A model without skill calls all of them no "
+        f"match: it is right for {MAJORITY:.1%} of the pairs, for none that match, and its loss is 0.6365."
     )
     section = _curves("matching", "Matching by class (ITM)", charts, text)
     if not charts:
@@ -106,7 +106,7 @@ def _similarities(runs: Sequence[RunFiles]) -> Section:
             )
     if section.figures:
         section.sentences.insert(
-            0, "The further apart the two histograms lie, the better contrast tells which text fits an image."
+            0, "The further apart the two histograms lie, the better contrast separates right texts from wrong ones."
         )
     else:
         section.sentences.append("Histograms are written by evaluations of tasks with contrast; this run has none.")
@@ -122,12 +122,12 @@ def _scores(runs: Sequence[RunFiles], charts: Sequence[Chart]) -> Section:
     section.figures = [drawn_chart(chart) for chart in several]
     if section.tables:
         section.sentences.append(
-            "The interval encloses the true value in 95 of 100 such evaluations; answers about one image, patient or article "
-            "count together. Values of validation are those of the last evaluation."
+            "The interval encloses the true value in 95 of 100 such evaluations; answers about one image, patient or "
+            "article count together. Values of validation are those of the last evaluation."
         )
     if not section.tables and not several:
         section.sentences.append(
-            "There is no evaluation yet: it follows after eval_every_epochs epochs and needs val_file."
+            "There is no evaluation yet: it follows after eval_every_epochs epochs, with a val_file."
         )
     elif charts and not several:
         section.sentences.append("Curves of scores follow after a second evaluation.")
@@ -183,10 +183,12 @@ def _settings(runs: Sequence[RunFiles]) -> Section:
         section.sentences = ["The run has no config.yaml that can be read."]
     elif len(runs) == 1:
         (run,) = runs
-        changed = [(key, shown(value), shown(default)) for key, value, default in run.changed]
+        changed = [(k, shown(value), shown(default), run.meanings.get(k, "")) for k, value, default in run.changed]
         section.tables = [
             Table(
-                f"{len(changed)} options are not at the defaults of {run.kind}", ("option", "value", "default"), changed
+                f"{len(changed)} options are not at the defaults of {run.kind}",
+                ("option", "value", "default", "meaning"),
+                changed,
             ),
             Table("All options", ("option", "value"), [(k, shown(v)) for k, v in run.options.items()], closed=True),
         ]
