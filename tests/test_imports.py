@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "options": {"errors", "files"},
     "config": {"errors", "options.reading"},
     "html_page": {"errors", "files"},
+    "console": set(),
     "command_line": {"errors", "files", "outputs", "distributed"},
     "network": {"errors"},
     "models": {"network", "distributed", "tokenizer", "errors"},
@@ -28,11 +29,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"files", "outputs", "hashing", "distributed", "tokenizer", "errors"},
     "data.sets": {"data.formats", "data.records", "errors"},
     "evaluation": {"models", "network", "distributed", "tokenizer", "errors"},
-    "train": {"config", "files", "outputs", "hashing", "distributed", "errors", "command_line", "checkpoints.format"},
+    "train": {"config", "files", "outputs", "hashing", "distributed", "errors", "command_line", "console"}
+    | {"checkpoints.format"},
     "inference": {"models", "network", "checkpoints", "files", "outputs", "tokenizer", "errors", "distributed"}
     | {"data.images", "data.image_bytes", "data.transforms", "data.batches"},
     "tasks": {"network", "models", "checkpoints", "data", "evaluation", "train", "inference"}
-    | {"config", "tokenizer", "distributed", "errors", "files", "outputs", "hashing", "command_line"},
+    | {"config", "tokenizer", "distributed", "errors", "files", "outputs", "hashing", "command_line", "console"},
     "inference.cli": ANYTHING,
     "interpret": {"inference", "models", "network", "tokenizer", "files", "outputs", "html_page", "errors"}
     | {"data.formats", "data.images", "data.image_bytes", "data.places", "data.records", "data.jsonl_shards"},

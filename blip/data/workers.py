@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class WorkerError(BlipError):
 
 
 class Loader(DataLoader):
-    """torch's loader, whose errors are changed in two ways.
+    """torch's loader without its warning about the number of workers, and with errors that are changed in two ways.
 
     An error of a worker that a user can mend arrives as it is. torch would call its class with a traceback in place of
     its arguments.
@@ -43,7 +44,9 @@ class Loader(DataLoader):
             dataset = _CarryingStream(dataset) if streamed else _Carrying(dataset)
             if "collate_fn" in options:
                 options["collate_fn"] = partial(_collate_or_carry, options["collate_fn"])
-        super().__init__(dataset, num_workers=num_workers, **options)
+        with warnings.catch_warnings():  # a run has a line of its own about it, once
+            warnings.filterwarnings("ignore", "This DataLoader will create")
+            super().__init__(dataset, num_workers=num_workers, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches = super().__iter__()

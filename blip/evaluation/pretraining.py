@@ -1,9 +1,10 @@
-"""The evaluation of pre-training: retrieval by contrast alone, and the accuracy of matching.
+"""The evaluation of pre-training: retrieval by contrast alone, the accuracy of matching, and the three losses.
 
 Shapes: B pairs of a batch, M pairs of the whole set, E embedding width.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,38 +12,58 @@ from torch import Tensor
 
 from blip import distributed
 from blip.errors import InputError
+from blip.evaluation.losses import LossSums, contrast_of_set, match_losses, matching_loss, with_total
 from blip.evaluation.ranking import recall_at
+from blip.models import losses
 from blip.models.matching import match_logits
 from blip.models.momentum import unit_features
 from blip.models.pretrain import PretrainModel
+from blip.network.cross_attention import ProjectedKeys
 from blip.network.packing import Rows, with_first
 
 
-def balanced_match_accuracy(
-    model: PretrainModel, states: Tensor, ids: Tensor, *, lengths: Tensor, other: Tensor
+@dataclass
+class Pretrained:
+    """Scores, whose names begin with `val_`, and a histogram of similarities, see `SetContrast.histogram`."""
+
+    metrics: dict[str, float]
+    similarities: dict[str, list]
+
+
+def match_each_and_shifted(
+    model: PretrainModel, keys: ProjectedKeys, ids: Tensor, *, lengths: Tensor, other: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Two (B,): whether a pair is classified as a match, and whether its image with text `other` (B,) is not."""
+    """Match logits (B, 2) of the pairs, and of each image of `keys` with text `other` (B,)."""
     # each image's two texts side by side would be quicker; this way the rows stay in reading order
     images = torch.arange(len(ids), device=ids.device).repeat(2)
-    keys = model.text_encoder.image_keys(states).with_extra(images)
     texts = with_first(torch.cat([ids, ids[other]]), model.specials.enc)
     lengths = torch.cat([lengths, lengths[other.cpu()]])
-    logits = match_logits(model.text_encoder, model.itm_head, texts, lengths=lengths, keys=keys)
-    matches = logits.argmax(dim=1) == 1
-    return matches[: len(ids)], ~matches[len(ids) :]
+    logits = match_logits(model.text_encoder, model.itm_head, texts, lengths=lengths, keys=keys.with_extra(images))
+    return logits[: len(ids)], logits[len(ids) :]
+
+
+def add_language_model(model: PretrainModel, keys: ProjectedKeys, ids: Tensor, *, rows: Rows, sums: LossSums) -> None:
+    """Adds the LM losses of the texts (B, T) of the images of `keys`, one a token."""
+    decoded = model.text_decoder(with_first(ids, model.specials.dec), rows, keys)
+    targets = rows.next_tokens(ids)
+    each = losses.language_model_each(model.text_decoder.head(decoded), targets, model.label_smoothing)
+    sums.add("lm", each, targets != losses.IGNORED)
 
 
 @torch.no_grad()
-def evaluate_pretraining(model: PretrainModel, batches: Iterable[Any], device: torch.device) -> dict[str, float]:
-    """Retrieval by ITC over the whole set and match accuracy on pairs and on shifted pairs.
+def evaluate_pretraining(
+    model: PretrainModel, batches: Iterable[Any], device: torch.device, *, val_loss: bool = True
+) -> Pretrained:
+    """Retrieval by ITC over the whole set, match accuracy on pairs and on shifted pairs and, with `val_loss`, losses.
 
     Each process evaluates its share of the set; all return the same numbers. Pairs with equal captions or images are
     right answers for one another. Chance is the expected R@1 of a random order. The wrong text of a pair is that of its
-    neighbour in the batch, so `val_itm_unmatched` depends slightly on the batch size.
+    neighbour in the batch, so `val_itm_unmatched` and `val_itm` depend slightly on the batch size.
     """
     training = model.training
     model.eval()
     parts: list[list[Tensor]] = []
+    sums = LossSums()
     for batch in batches:
         batch = batch.to(device)
         states = model.image_encoder(batch.images)
@@ -50,10 +71,16 @@ def evaluate_pretraining(model: PretrainModel, batches: Iterable[Any], device: t
         images = unit_features(model.image_proj, states[:, 0])
         texts = unit_features(model.text_proj, model.text_encoder.text(batch.ids, rows, first_only=True))
         other = torch.arange(len(batch.ids), device=device).roll(1)
-        right, wrong = balanced_match_accuracy(model, states, batch.ids, lengths=batch.lengths, other=other)
+        keys = model.text_encoder.image_keys(states)
+        matched, shifted = match_each_and_shifted(model, keys, batch.ids, lengths=batch.lengths, other=other)
+        right, wrong = matched.argmax(dim=1) == 1, shifted.argmax(dim=1) != 1
         # a shifted text that equals its own is no wrong pair
         different = (batch.caption_ids != batch.caption_ids[other]) & (batch.image_ids != batch.image_ids[other])
         parts.append([t.cpu() for t in (images, texts, batch.caption_ids, batch.image_ids, right, wrong, different)])
+        if val_loss:
+            sums.add("matched", match_losses(matched, True))
+            sums.add("unmatched", match_losses(shifted, False), different)
+            add_language_model(model, keys, batch.ids, rows=rows, sums=sums)
     model.train(training)
     columns = [torch.cat(c) for c in zip(*parts, strict=True)] if parts else None
     gathered = [c for c in distributed.gather_objects(columns) if c is not None]
@@ -68,4 +95,9 @@ def evaluate_pretraining(model: PretrainModel, batches: Iterable[Any], device: t
     metrics["val_itm_matched"] = right.float().mean().item()
     if different.any():
         metrics["val_itm_unmatched"] = wrong[different].float().mean().item()
-    return metrics
+    contrast = contrast_of_set(images, texts, positives.__getitem__, temperature=float(model.temperature))
+    means = sums.means()
+    if val_loss:
+        itm = matching_loss(means["matched"], means.get("unmatched"))
+        metrics |= with_total({"itc": contrast.loss, "itm": itm, "lm": means["lm"]}, "val")
+    return Pretrained(metrics, contrast.histogram)

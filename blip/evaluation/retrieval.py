@@ -10,7 +10,6 @@ from, k chosen ones, P pairs, B images of a batch.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +17,10 @@ from torch import Tensor
 from blip import distributed
 from blip.distributed import share
 from blip.errors import InputError
+from blip.evaluation.losses import contrast_of_set
 from blip.evaluation.ranking import ranking_scores
-from blip.evaluation.retrieval_set import Batches, Ranking, Retrieval, Texts
+from blip.evaluation.retrieval_losses import Scored, matching_of_set, positives_of
+from blip.evaluation.retrieval_set import Batches, Ranking, Retrieval, Texts, by_contrast, ranks_after
 from blip.models.matching import match_logits
 from blip.models.momentum import Matcher, unit_features
 from blip.network.cross_attention import ProjectedKeys
@@ -41,6 +42,7 @@ def evaluate_retrieval(
     device: torch.device,
     k: int = 128,
     batch_size: int = 16,
+    losses: bool = False,
 ) -> Retrieval:
     """Retrieval in both directions, by contrast alone (`itc_...`) and after matching (`itm_...`).
 
@@ -53,6 +55,7 @@ def evaluate_retrieval(
         texts: all texts of the set, in every process.
         k: candidates of a query that matching puts in order; all, if there are fewer.
         batch_size: images encoded at once.
+        losses: adds the losses `loss`, `itc` and `itm`; see `contrast_of_set` and `matching_of_set`.
 
     Returns:
         In every process, R@1, R@5, R@10 (`itc_i2t_r1`, `itm_t2i_r5` ...), the mean of the three of a direction and of
@@ -65,22 +68,31 @@ def evaluate_retrieval(
     if count < 1 or k < 1:
         raise InputError(f"there are {count} images and k is {k}: both must be 1 or more")
     image_answers, text_answers = _right_answers(texts, count)
-    sizes: dict[str, Any] = {"device": device, "batch_size": batch_size}
-    training = model.training  # type: ignore[attr-defined]
+    sizes, training = {"device": device, "batch_size": batch_size}, model.training  # type: ignore[attr-defined]
     model.eval()  # type: ignore[attr-defined]
     try:
         image_features, text_features = retrieval_features(model, images, count, texts=texts, **sizes)
         forward, forward_ranks = by_contrast(image_features, text_features, k, answers=image_answers)
         backward, backward_ranks = by_contrast(text_features, image_features, k, answers=text_answers)
         states = image_states(model, images, device)
-        forward, backward = rerank(model, states, texts, image_to_text=forward, text_to_image=backward, **sizes)
+        by = {"image_to_text": forward, "text_to_image": backward}
+        scored = score_candidates(model, states, texts, **by, **sizes)
+        itm = matching_of_set(
+            scored, texts, **by, answers=(image_answers, text_answers),
+            score=lambda pairs: match_pairs(model, states, texts, pairs=pairs, **sizes),
+        ) if losses else 0.0  # fmt: skip
+        forward, backward = in_order(scored, len(texts.ids), **by)
     finally:
         model.train(training)  # type: ignore[attr-defined]
     metrics = _direction("i2t", forward, forward_ranks, answers=image_answers, candidates=len(texts.ids))
     metrics |= _direction("t2i", backward, backward_ranks, answers=text_answers, candidates=count)
     for name in ("itc", "itm"):
         metrics[f"{name}_r_mean"] = (metrics[f"{name}_i2t_r_mean"] + metrics[f"{name}_t2i_r_mean"]) / 2
-    return Retrieval(metrics, forward, backward)
+    positives = positives_of(image_answers, len(texts.ids))
+    contrast = contrast_of_set(image_features, text_features, positives, float(model.temperature))
+    if losses:
+        metrics |= {"loss": contrast.loss + itm, "itc": contrast.loss, "itm": itm}
+    return Retrieval(metrics, forward, backward, ranks_after(forward, forward_ranks, image_answers), contrast.histogram)
 
 
 def _right_answers(texts: Texts, count: int) -> tuple[list[list[int]], list[list[int]]]:
@@ -130,46 +142,6 @@ def retrieval_features(
     return image_features, torch.empty_like(text_features).index_copy_(0, order, text_features)
 
 
-# ---- contrast --------------------------------------------------------------------------------------------------------
-
-
-def by_contrast(
-    queries: Tensor, candidates: Tensor, k: int, *, answers: Sequence[Sequence[int]], rows_at_once: int = 512
-) -> tuple[Ranking, Tensor]:
-    """The k candidates most similar to each query, and the rank (Q,) of its best right answer among all candidates.
-
-    Ranks count from 0; a query without right answers has C. Equal similarities keep the order of the candidates.
-
-    Args:
-        queries, candidates: features (Q, E) and (C, E).
-        answers: Q lists of right candidates.
-        rows_at_once: queries whose similarities are in memory at a time.
-    """
-    chosen, scores, ranks = [], [], []
-    for first in range(0, len(queries), rows_at_once):
-        similarity, order = (queries[first : first + rows_at_once] @ candidates.T).sort(descending=True, stable=True)
-        chosen.append(order[:, :k].clone())
-        scores.append(similarity[:, :k].clone())
-        places = torch.empty_like(order)
-        places.scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
-        for row, right in zip(places, answers[first : first + rows_at_once], strict=True):
-            ranks.append(int(row[list(right)].min()) if right else len(candidates))
-    return Ranking(torch.cat(chosen), torch.cat(scores)), torch.tensor(ranks)
-
-
-def ranks_after(ranking: Ranking, before: Tensor, answers: Sequence[Sequence[int]]) -> Tensor:
-    """The place (Q,) of the best right answer of each query in a new order of its candidates.
-
-    It is that of `before` where no right answer is among the candidates.
-    """
-    ranks = before.clone()
-    for query, right in enumerate(answers):
-        places = torch.isin(ranking.candidates[query], torch.tensor(list(right), dtype=torch.long)).nonzero()
-        if len(places):
-            ranks[query] = places[0, 0]
-    return ranks
-
-
 # ---- matching --------------------------------------------------------------------------------------------------------
 
 
@@ -192,25 +164,52 @@ def rerank(
         image_to_text, text_to_image: candidates by contrast, with cosines as scores.
         batch_size: images requested at once.
     """
+    by = {"image_to_text": image_to_text, "text_to_image": text_to_image}
+    return in_order(
+        score_candidates(model, states, texts, **by, device=device, batch_size=batch_size), len(texts.ids), **by
+    )
+
+
+def score_candidates(
+    model: Matcher,
+    states: Batches,
+    texts: Texts,
+    *,
+    image_to_text: Ranking,
+    text_to_image: Ranking,
+    device: torch.device,
+    batch_size: int = 16,
+) -> Scored:
+    """The pairs of both rankings, each scored once. Arguments as in `rerank`."""
     count = len(texts.ids)
-    forward = torch.arange(len(image_to_text.candidates))[:, None] * count + image_to_text.candidates  # (I, k)
-    backward = text_to_image.candidates * count + torch.arange(count)[:, None]  # (M, k)
+    forward, backward = pair_numbers(image_to_text, text_to_image, count)
     wanted = torch.cat([forward.flatten(), backward.flatten()]).unique()  # (P,) in the order of images
     pairs = torch.stack([wanted // count, wanted % count], dim=1)
-    logits = match_pairs(model, states, texts, pairs=pairs, device=device, batch_size=batch_size)
+    return Scored(wanted, match_pairs(model, states, texts, pairs=pairs, device=device, batch_size=batch_size))
+
+
+def pair_numbers(image_to_text: Ranking, text_to_image: Ranking, count: int) -> tuple[Tensor, Tensor]:
+    """The numbers of the candidates of images (I, k) and of the `count` texts (M, k) as pairs, see `Scored`."""
+    forward = torch.arange(len(image_to_text.candidates))[:, None] * count + image_to_text.candidates
+    return forward, text_to_image.candidates * count + torch.arange(count)[:, None]
+
+
+def in_order(scored: Scored, count: int, *, image_to_text: Ranking, text_to_image: Ranking) -> tuple[Ranking, Ranking]:
+    """Both rankings of `count` texts, in the order of cosine + match logit."""
 
     def reordered(ranking: Ranking, numbers: Tensor) -> Ranking:
-        scores = ranking.scores + logits[torch.searchsorted(wanted, numbers)]
+        scores = ranking.scores + scored.of(numbers)[..., 1]
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         return Ranking(ranking.candidates.gather(1, order), scores)
 
+    forward, backward = pair_numbers(image_to_text, text_to_image, count)
     return reordered(image_to_text, forward), reordered(text_to_image, backward)
 
 
 def match_pairs(
     model: Matcher, states: Batches, texts: Texts, *, pairs: Tensor, device: torch.device, batch_size: int = 16
 ) -> Tensor:
-    """Match logits (P,) of pairs (P, 2), the numbers of an image and of a text, sorted by image.
+    """Match logits (P, 2) of pairs (P, 2), the numbers of an image and of a text, sorted by image.
 
     Each process scores an equal share of the pairs: an image whose pairs are divided is encoded by two processes.
     """
@@ -229,7 +228,7 @@ TOKENS_AT_ONCE = 2048  # of the texts of one image: efficient matrix products wh
 
 
 def match_texts(model: Matcher, keys: ProjectedKeys, texts: Texts, *, chosen: Tensor, device: torch.device) -> Tensor:
-    """Match logits (c,), in float32, of the texts `chosen` (c,) with the one image of `keys`."""
+    """Match logits (c, 2), in float32, of the texts `chosen` (c,) with the one image of `keys`."""
     lengths = texts.lengths[chosen]
     order = lengths.argsort(stable=True)
     room = max(1, TOKENS_AT_ONCE // int(lengths.max()))
@@ -238,8 +237,8 @@ def match_texts(model: Matcher, keys: ProjectedKeys, texts: Texts, *, chosen: Te
         ids, _ = _laid_out(texts, chosen[part], device)
         ids = with_first(ids, model.specials.enc)
         logits = match_logits(model.text_encoder, model.itm_head, ids, lengths=lengths[part], keys=keys)
-        parts.append(logits[:, 1].float())
-    return torch.empty(len(chosen), device=device).index_copy_(0, order.to(device), torch.cat(parts))
+        parts.append(logits.float())
+    return torch.empty(len(chosen), 2, device=device).index_copy_(0, order.to(device), torch.cat(parts))
 
 
 def image_states(model: Matcher, images: Batches, device: torch.device) -> Batches:

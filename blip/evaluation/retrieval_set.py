@@ -1,11 +1,13 @@
-"""What retrieval is evaluated on, and its result: texts, batches of images, rankings.
+"""What retrieval is evaluated on, and its result: texts, batches of images, rankings, and those by contrast.
 
-Shapes: M texts, T text tokens, N image tokens, D width, B images of a batch, Q queries, k candidates of a query.
+Shapes: M texts, T text tokens, N image tokens, D width, B images of a batch, E embedding width, Q queries, C candidates
+to choose from, k chosen ones.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from blip.errors import InputError
@@ -52,6 +54,8 @@ class Retrieval:
     metrics: dict[str, float]
     image_to_text: Ranking
     text_to_image: Ranking
+    text_ranks: Tensor  # (I,) after matching, of the best own text of each image among all texts, from 0
+    similarities: dict[str, list]  # see `SetContrast.histogram`
 
     def as_json(self) -> dict:
         return {
@@ -59,3 +63,40 @@ class Retrieval:
             "image_to_text": self.image_to_text.lists(),
             "text_to_image": self.text_to_image.lists(),
         }
+
+
+def by_contrast(
+    queries: Tensor, candidates: Tensor, k: int, *, answers: Sequence[Sequence[int]], rows_at_once: int = 512
+) -> tuple[Ranking, Tensor]:
+    """The k candidates most similar to each query, and the rank (Q,) of its best right answer among all candidates.
+
+    Ranks count from 0; a query without right answers has C. Equal similarities keep the order of the candidates.
+
+    Args:
+        queries, candidates: features (Q, E) and (C, E).
+        answers: Q lists of right candidates.
+        rows_at_once: queries whose similarities are in memory at a time.
+    """
+    chosen, scores, ranks = [], [], []
+    for first in range(0, len(queries), rows_at_once):
+        similarity, order = (queries[first : first + rows_at_once] @ candidates.T).sort(descending=True, stable=True)
+        chosen.append(order[:, :k].clone())
+        scores.append(similarity[:, :k].clone())
+        places = torch.empty_like(order)
+        places.scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
+        for row, right in zip(places, answers[first : first + rows_at_once], strict=True):
+            ranks.append(int(row[list(right)].min()) if right else len(candidates))
+    return Ranking(torch.cat(chosen), torch.cat(scores)), torch.tensor(ranks)
+
+
+def ranks_after(ranking: Ranking, before: Tensor, answers: Sequence[Sequence[int]]) -> Tensor:
+    """The place (Q,) of the best right answer of each query in a new order of its candidates.
+
+    It is that of `before` where no right answer is among the candidates.
+    """
+    ranks = before.clone()
+    for query, right in enumerate(answers):
+        places = torch.isin(ranking.candidates[query], torch.tensor(list(right), dtype=torch.long)).nonzero()
+        if len(places):
+            ranks[query] = places[0, 0]
+    return ranks

@@ -19,6 +19,7 @@ from blip.command_line import (
     alone,
     user_errors,
 )
+from blip.console.bars import Bars
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.data.images import ENDINGS
 from blip.data.places import ANNOTATIONS, images_of, refuse_image_name
@@ -126,7 +127,8 @@ def caption(
         )
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-            rows = list(files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=batch_size, seed=seed))
+            found = files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=batch_size, seed=seed)
+            rows = list(Bars().over(found, "captioning", len(paths)))
             with writing(claim):
                 unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
@@ -160,7 +162,8 @@ def match(
         claim = claim_json(out, "match", [*places, *paths, checkpoint, tokenizer, *texts], overwrite)
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-            rows = list(files.match_rows(model, paths, texts, batch_size=batch_size))
+            found = files.match_rows(model, paths, texts, batch_size=batch_size)
+            rows = list(Bars().over(found, "matching", len(paths) * len(texts)))
             with writing(claim):
                 unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
@@ -203,11 +206,10 @@ def answer(
         decoding = Decoding(beams=3, max_new_tokens=10) if generate else None
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-            rows = list(
-                files.answer_rows(
-                    model, paths, questions, answers=choices, k=k, decoding=decoding, batch_size=batch_size
-                )
+            found = files.answer_rows(
+                model, paths, questions, answers=choices, k=k, decoding=decoding, batch_size=batch_size
             )
+            rows = list(Bars().over(found, "answering", len(paths) * len(questions)))
             with writing(claim):
                 unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)

@@ -37,13 +37,22 @@ class CaptionModel(nn.Module):
             prompt_length: tokens of `[CLS] prompt`, which do not count.
             packed: leave padding out of memory.
         """
-        keys = self.text_decoder.image_keys(self.image_encoder(images))
+        states = self.image_encoder(images)
+        logits, targets = self.predictions(states, ids, lengths, prompt_length=prompt_length, packed=packed)
+        return losses.language_model(logits, targets, self.label_smoothing)
+
+    def predictions(
+        self, image_states: Tensor, ids: Tensor, lengths: Tensor, *, prompt_length: int = 1, packed: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (P, V) of the next token after each one, and that token (P,), `losses.IGNORED` where it does not
+        count; `image_states` (B, N, D), the rest as in `forward`."""
+        keys = self.text_decoder.image_keys(image_states)
         rows = Rows(lengths, ids.shape[1], ids.device, packed=packed)
         ids = with_first(ids, self.specials.dec)
         learned = ids.clone()
         learned[:, :prompt_length] = losses.IGNORED
         states = self.text_decoder(ids, rows, keys)  # (P, D)
-        return losses.language_model(self.text_decoder.head(states), rows.next_tokens(learned), self.label_smoothing)
+        return self.text_decoder.head(states), rows.next_tokens(learned)
 
     @torch.no_grad()
     def write(
@@ -56,7 +65,20 @@ class CaptionModel(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Generated:
         """Captions of images (B, 3, height, width) that continue `prompt` (B, T), whose first token is `[DEC]`."""
+        return self.write_about(self.image_encoder(images), prompt, decoding, end_id=end_id, generator=generator)
+
+    @torch.no_grad()
+    def write_about(
+        self,
+        image_states: Tensor,
+        prompt: Tensor,
+        decoding: Decoding,
+        *,
+        end_id: int,
+        generator: torch.Generator | None = None,
+    ) -> Generated:
+        """`write` from the states (B, N, D) of encoded images."""
         tokens = decoding.texts * (prompt.shape[1] + decoding.max_new_tokens)
-        keys = self.text_decoder.keys_or_states(self.image_encoder(images), tokens)
+        keys = self.text_decoder.keys_or_states(image_states, tokens)
         step = DecoderStep(self.text_decoder, keys)
         return generate(step, prompt, decoding, end_id=end_id, pad_id=self.specials.pad, generator=generator)

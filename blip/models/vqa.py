@@ -61,13 +61,20 @@ class VqaModel(nn.Module):
             packed: leave padding out of memory.
         """
         keys = self.question_keys(images, ids, lengths, packed=packed)
-        rows = Rows(answer_lengths, answer_ids.shape[1], ids.device, packed=packed)
+        each = self.answer_losses(keys, answer_ids, answer_lengths, owner=owner, packed=packed)
+        return (weights * each).sum() / len(images)
+
+    def answer_losses(
+        self, keys: ProjectedKeys, answer_ids: Tensor, answer_lengths: Tensor, *, owner: Tensor, packed: bool = True
+    ) -> Tensor:
+        """The sum over the tokens of each answer (A,) to the questions of `keys`; arguments as in `forward`."""
+        rows = Rows(answer_lengths, answer_ids.shape[1], answer_ids.device, packed=packed)
         answer_ids = with_first(answer_ids, self.specials.dec)
         states = self.text_decoder(answer_ids, rows, keys.with_extra(owner))  # not every question has as many answers
         each = losses.language_model_each(
             self.text_decoder.head(states), rows.next_tokens(answer_ids), self.label_smoothing
         )
-        return (weights * rows.unpack(each).sum(dim=1)).sum() / len(images)
+        return rows.unpack(each).sum(dim=1)
 
     def question_keys(self, images: Tensor, ids: Tensor, lengths: Tensor, *, packed: bool = True) -> ProjectedKeys:
         """Keys of the states of questions about images, to which the answer decoder attends.

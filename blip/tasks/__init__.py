@@ -6,5 +6,6 @@ contrast             momentum twin and queue of pre-training and retrieval
 finetune pairs run   what the fine-tuning tasks share; those on image-caption pairs; training, or evaluation alone
 start tokenizers     the model and the tokenizer that a run starts with
 config               options of the fine-tuning tasks
+samples              the validation records that a run shows after each evaluation
 dry_run              the costs of a configuration, without training
 """

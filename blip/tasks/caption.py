@@ -15,19 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from blip.config import ConfigError
 from blip.data.batches import Batch
 from blip.data.image_bytes import ImageLimits
-from blip.data.pairs import CaptionEncoder, EvalPairs, Pairs
+from blip.data.pairs import EvalPairs, Pairs
 from blip.evaluation.bootstrap import as_json, bootstrap
 from blip.evaluation.captions import score_captions
+from blip.evaluation.losses import LossSums, with_total
 from blip.hashing import stable_hash
 from blip.models.caption import CaptionModel
+from blip.models.losses import IGNORED, language_model_each
 from blip.network.packing import with_first
 from blip.tasks.config import CaptionConfig
 from blip.tasks.pairs import PairFineTuning
 from blip.tasks.run import evaluate, train
+from blip.tasks.samples import chosen, sample
+from blip.train.history import SAMPLES
 from blip.train.launch import launch
 from blip.train.loop import Step
 
@@ -38,6 +43,7 @@ class Captioning(PairFineTuning):
     """Language modelling of captions behind a prompt."""
 
     task = "caption"
+    main_scores = ("val_cider", "val_bleu4", "val_exact", "best")
     config: CaptionConfig
     model: CaptionModel
 
@@ -68,17 +74,20 @@ class Captioning(PairFineTuning):
     def evaluate(self, split: str) -> dict[str, Any]:
         """Writes a caption for each image of the split and scores them; each one goes into `captions_SPLIT.json`."""
         pairs, decoding = self.held_out[split], self.config.decoding()
-        encode = CaptionEncoder(self.tokenizer, self.config.max_text_tokens)
-        dataset = EvalPairs(pairs, encode, self.eval_transform(), limits=ImageLimits.of_mb(self.config.max_image_mb))
-        batches = self.eval_batches(dataset)
+        dataset = EvalPairs(
+            pairs, self.encoder(), self.eval_transform(), limits=ImageLimits.of_mb(self.config.max_image_mb)
+        )
+        batches, losses = self.eval_batches(dataset), LossSums()
         own: list[tuple] = []  # index, caption, log-probability
-        for batch in batches:
-            images = batch.images.to(self.device)
-            prompt = self.prompt.expand(len(images), -1)
+        for batch in self.bars.over(batches, "captioning"):
+            states = self.model.image_encoder(batch.images.to(self.device))
+            if self.config.val_loss:
+                self._add_losses(states, batch, losses)
+            prompt = self.prompt.expand(len(states), -1)
             # samples depend on the seed and on which images share a batch: on batch_size and the number of processes
             seed = stable_hash("samples", self.config.seed, batch.indices[0])
             generator = torch.Generator().manual_seed(seed) if decoding.sample else None
-            out = self.model.write(images, prompt, decoding, end_id=self.tokenizer.sep_id, generator=generator)
+            out = self.model.write_about(states, prompt, decoding, end_id=self.tokenizer.sep_id, generator=generator)
             for index, ids, log_prob in zip(
                 batch.indices, out.ids.tolist(), out.log_probs.sum(1).tolist(), strict=True
             ):
@@ -89,6 +98,21 @@ class Captioning(PairFineTuning):
             for i, text, log_prob in written
         ]
         self.write(f"captions_{split}.json", rows)
+        self.logged.append((SAMPLES, [
+            sample(i, row["image"], truth=row["references"][0], output=row["caption"], log_prob=row["log_prob"])
+            for (i, _, _), row in zip(written, rows, strict=True) if i in chosen(len(pairs))
+        ]))  # fmt: skip
+        return with_total(losses.means(), split) | self._score(split, pairs, written)
+
+    def _add_losses(self, states: Tensor, batch: Batch, losses: LossSums) -> None:
+        """Adds the loss of each token of the first caption of each image."""
+        ids, count = batch.ids.to(self.device), self.prompt.shape[1]
+        logits, targets = self.model.predictions(states, ids, batch.lengths, prompt_length=count)
+        each = language_model_each(logits, targets, self.config.label_smoothing)
+        losses.add("lm", each, targets != IGNORED)
+
+    def _score(self, split: str, pairs: Pairs, written: list[tuple]) -> dict[str, Any]:
+        """Metrics for the log; scores with intervals go into `scores_SPLIT.json`."""
         names = result_ids(pairs, [i for i, _, _ in written])
         results = [{"image_id": name, "caption": text} for name, (_, text, _) in zip(names, written, strict=True)]
         self.write(f"results_{split}.json", results)  # the format of COCO's and NoCaps' servers
@@ -108,7 +132,7 @@ class Captioning(PairFineTuning):
         metrics |= {f"{split}_{LOGGED[name]}": x.mean for name, x in scores.scores.items() if name in LOGGED}
         intervals = as_json(scores.scores | {"exact": exact})
         details = {"scores": intervals, "notes": scores.notes, "words": scores.tokenizer}
-        self.write(f"scores_{split}.json", {"decoding": vars(decoding), **details})
+        self.write(f"scores_{split}.json", {"decoding": vars(self.config.decoding()), **details})
         return metrics
 
     def facts(self) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from blip.checkpoints.format import (
     unique_state,
 )
 from blip.config import ConfigError
+from blip.console.bars import Bars
 from blip.data.batches import collate
 from blip.data.loader import EvalLoader, LoaderOptions, eval_loader, make_loader
 from blip.data.order import EpochOrder, steps_per_epoch
@@ -48,6 +49,7 @@ class FineTuning:
     """A run of one task: its parts, and the methods that the loop calls; see `blip.train.run.Task`."""
 
     task = ""
+    main_scores: tuple[str, ...] = ()  # of an evaluation, those that the terminal shows
     collate_fn: Callable[..., Any] = staticmethod(collate)
 
     def __init__(
@@ -62,7 +64,8 @@ class FineTuning:
     ):
         """Reads the data and builds the model from `source`; `load` later continues the checkpoint `resume`."""
         self.config: Any = config
-        self.output, self.device = output, device
+        self.output, self.device, self.bars = output, device, Bars(quiet=not distributed.is_main())
+        self.logged: list[tuple[str, list[dict[str, Any]]]] = []  # by the last evaluation: a file, lines for it
         self.read_data()
         self.tokenizer = tokenizers.choose_tokenizer(self.config, self.texts(), output, resume=resume, save=training)
         self._count_steps()
@@ -250,6 +253,7 @@ class FineTuning:
         done = self.epochs.evaluation_due(step, self.config.eval_every_epochs)
         if done is None or not self.files("val"):
             return None
+        self.bars = log.bars
         metrics = self.scores("val")
         name = self.config.best_metric
         if name not in metrics:
@@ -258,12 +262,15 @@ class FineTuning:
         if better and metrics[name] != self.best:
             self._keep_best(step, metrics)
             self.best = metrics[name]
+        for file, lines in self.logged:
+            log.add(file, lines)
         return {"epoch": done, **metrics, "best": self.best}
 
     def scores(self, split: str) -> dict[str, Any]:
         """`evaluate` in evaluation mode, without gradients, in the run's precision."""
         training = self.model.training
         self.model.eval()
+        self.logged = []
         with torch.no_grad(), autocast(self.device, self.config.precision):
             metrics = self.evaluate(split)
         self.model.train(training)

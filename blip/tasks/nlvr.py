@@ -19,10 +19,13 @@ from blip.config import annotation_files
 from blip.data.image_bytes import ImageLimits
 from blip.data.statements import EvalStatements, NlvrBatch, NlvrDataset, Statements, collate_nlvr, read_statements
 from blip.evaluation.bootstrap import as_json, bootstrap
+from blip.evaluation.losses import LossSums, with_total
 from blip.models.nlvr import NlvrModel, statement_loss
 from blip.tasks.config import NlvrConfig
 from blip.tasks.finetune import FineTuning
 from blip.tasks.run import evaluate, train
+from blip.tasks.samples import chosen, of_statement
+from blip.train.history import SAMPLES
 from blip.train.launch import launch
 from blip.train.loop import Step
 
@@ -31,6 +34,7 @@ class Judging(FineTuning):
     """Classification of statements about two images."""
 
     task = "nlvr"
+    main_scores = ("val_accuracy", "val_majority", "best")
     collate_fn = staticmethod(collate_nlvr)
     config: NlvrConfig
     model: NlvrModel
@@ -72,7 +76,7 @@ class Judging(FineTuning):
         logits = self.parallel(batch.images, batch.ids, batch.lengths, packed=not self.config.compile)
         loss = statement_loss(logits, batch.labels)
         right = (logits.argmax(dim=1) == batch.labels).float().mean()
-        return Step(loss, {"loss": loss, "accuracy": right}, 2 * len(batch), describe=lambda: self._name(batch))
+        return Step(loss, {"ce": loss, "accuracy": right}, 2 * len(batch), describe=lambda: self._name(batch))
 
     def _name(self, batch: NlvrBatch) -> str:
         assert self.statements is not None
@@ -91,9 +95,13 @@ class Judging(FineTuning):
         )
         batches = self.eval_batches(dataset)
         own: list[tuple] = []  # index, probability
-        for batch in batches:
+        losses = LossSums()
+        for batch in self.bars.over(batches, "judging"):
             batch = batch.to(self.device)
-            true = self.model(batch.images, batch.ids, batch.lengths).float().softmax(dim=1)[:, 1]
+            logits = self.model(batch.images, batch.ids, batch.lengths)
+            if config.val_loss:
+                losses.add("ce", statement_loss(logits, batch.labels) * len(batch), len(batch))
+            true = logits.float().softmax(dim=1)[:, 1]
             own += zip(batch.indices, true.tolist(), strict=True)
         judged = self.gathered(split, own, batches)
         right = [(probability > 0.5) == statements[i].label for i, probability in judged]
@@ -103,11 +111,14 @@ class Judging(FineTuning):
             for i, p in judged
         ]
         self.write(f"judgements_{split}.json", rows)
+        shown = chosen(len(statements))
+        self.logged.append((SAMPLES, [of_statement(i, statements[i], p) for i, p in judged if i in shown]))
         images = [str(statements[i].images) for i, _ in judged]
         interval = bootstrap([float(x) for x in right], images, seed=config.seed)
         self.write(f"scores_{split}.json", {"accuracy": as_json(interval)})
         majority = max(float(np.mean(labels)), 1 - float(np.mean(labels)))
-        return {f"{split}_accuracy": interval.mean, f"{split}_statements": len(judged), f"{split}_majority": majority}
+        scores = {f"{split}_accuracy": interval.mean, f"{split}_statements": len(judged), f"{split}_majority": majority}
+        return with_total(losses.means(), split) | scores
 
 
 def run(config: NlvrConfig, output: Path, resume: str, *, device: torch.device, **options: bool) -> bool:

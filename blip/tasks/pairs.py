@@ -56,15 +56,20 @@ class PairFineTuning(FineTuning):
     def records(self) -> tuple[int, np.ndarray | None]:
         return (len(self.pairs), self.pairs.record_weights()) if self.pairs else (0, None)
 
+    def encoder(self) -> CaptionEncoder:
+        """Captions to ids, with what they begin with."""
+        config = self.config
+        return CaptionEncoder(
+            self.tokenizer, config.max_text_tokens, self.prompt_text, text_cleaning=config.text_cleaning
+        )
+
     def dataset(self, transform: Callable[[Image.Image], Tensor]) -> PairDataset:
         assert self.pairs is not None
         config = self.config
         return PairDataset(
             self.pairs,
             self.order,
-            CaptionEncoder(
-                self.tokenizer, config.max_text_tokens, self.prompt_text, text_cleaning=config.text_cleaning
-            ),
+            self.encoder(),
             transform=transform,
             seed=config.seed,
             max_skipped_fraction=config.max_skipped_fraction,

@@ -34,9 +34,11 @@ from blip.tasks import start, tokenizers
 from blip.tasks.contrast import MomentumContrast
 from blip.tasks.dry_run import run_once
 from blip.tasks.pretrain_data import open_training
+from blip.tasks.samples import chosen, sample
 from blip.tokenizer import Tokenizer
 from blip.train.folder import open_run
 from blip.train.freeze import freeze
+from blip.train.history import SAMPLES, SIMILARITIES
 from blip.train.launch import launch
 from blip.train.log import RunLog
 from blip.train.loop import Step
@@ -44,6 +46,7 @@ from blip.train.parallel import autocast, buckets, data_parallel, recompute_and_
 from blip.train.run import fit
 from blip.train.schedule import Epochs
 
+IN_TENSORBOARD = 4  # images with captions
 STEPS_TO_LEARN = 500  # steps after the warm-up within which matching should have begun to learn
 PLATEAU = (
     "ITM is at {mean:.3f}, and a model without skill is at {none:.4f}. What helps: start from released weights "
@@ -55,13 +58,16 @@ PLATEAU = (
 class Pretraining:
     """A run of pre-training: its parts, and the methods that the loop calls; see `blip.train.run.Task`."""
 
+    main_scores = ("val_i2t_r1", "val_t2i_r1", "val_itm_matched", "val_itm_unmatched")
+
     def __init__(self, config: PretrainConfig, output: Path, resume: Path | None, *, device: torch.device):
         self.config, self.output, self.device = config, output, device
         world = distributed.world_size()
         self.data = open_training(config, annotation_files(config), output)
         self.tokenizer = tokenizers.choose_tokenizer(config, self.data.captions(), output, resume=resume)
         self.epochs = Epochs(self.data.steps, config.accumulation, config.epochs, max_steps=config.max_steps)
-        self.val = build_validation(config, self.tokenizer)
+        self.val_data = validation_pairs(config, self.tokenizer)
+        self.val = None if self.val_data is None else validation_loader(self.val_data, config, self.tokenizer)
         self.skipped = SkipLog(output / "skipped.jsonl", len(self.data), config.max_skipped_fraction, world=world)
 
         torch.manual_seed(config.seed)  # equal starting weights on every process
@@ -133,30 +139,46 @@ class Pretraining:
         if self.val is None:
             return {"epoch": done, **seen} if seen else None
         with autocast(self.device, self.config.precision):
-            metrics = evaluate_pretraining(self.model, self.val, self.device)
-            metrics["val_unreadable"] = len(self.val.skipped)
-            if self.config.tensorboard and distributed.is_main():
-                self.show_samples(step, log)
-        return {"epoch": done, **metrics, **seen}
+            batches = log.bars.over(self.val, "evaluating", len(self.val))
+            found = evaluate_pretraining(self.model, batches, self.device, val_loss=self.config.val_loss)
+            distributed.from_main(lambda: self.write_samples(step, log))
+        log.add(SIMILARITIES, [found.similarities])
+        return {"epoch": done, **found.metrics, "val_unreadable": len(self.val.skipped), **seen}
 
     def all_seen(self) -> Counter[str]:
         """Pairs of each source, over all processes."""
         return sum(distributed.gather_objects(self.seen), Counter())
 
+    def write_samples(self, step: int, log: RunLog) -> None:
+        """The same validation images each time with their generated captions, to the log; four to TensorBoard."""
+        assert self.val_data is not None
+        pairs = self.val_data.pairs
+        found = [one for i in sorted(chosen(len(pairs))) if (one := self.val_data[i]).image is not None]
+        if not found:
+            return
+        images = torch.stack([one.image for one in found if one.image is not None]).to(self.device)
+        texts = self._captions(images)
+        rows = [
+            sample(one.index, pairs.image_path(one.index), truth=pairs.captions(one.index)[0], output=text)
+            for one, text in zip(found, texts, strict=True)
+        ]
+        log.add(SAMPLES, rows)
+        if self.config.tensorboard:
+            for number, text in enumerate(texts[:IN_TENSORBOARD]):
+                log.sample(step, number, unnormalise(images[number]), text=text)
+
     @torch.no_grad()
-    def show_samples(self, step: int, log: RunLog, count: int = 4) -> None:
-        """The first validation images with their generated captions, to TensorBoard."""
-        assert self.val is not None
-        images: torch.Tensor = next(iter(self.val)).images[:count].to(self.device)
+    def _captions(self, images: torch.Tensor) -> list[str]:
+        """A caption of each image, of the likeliest token at each step."""
+        training = self.model.training
         self.model.eval()
         decoder = self.model.text_decoder
-        step_one = DecoderStep(decoder, decoder.image_keys(self.model.image_encoder(images)))
+        step = DecoderStep(decoder, decoder.image_keys(self.model.image_encoder(images)))
         first = torch.full((len(images), 1), self.tokenizer.dec_id, device=self.device)
         decoding = Decoding(max_new_tokens=self.config.max_text_tokens - 1)
-        ids = generate(step_one, first, decoding, end_id=self.tokenizer.sep_id, pad_id=self.tokenizer.pad_id).ids
-        self.model.train()
-        for number, (image, text) in enumerate(zip(images, ids.tolist(), strict=True)):
-            log.sample(step, number, unnormalise(image), text=self.tokenizer.decode(text))
+        ids = generate(step, first, decoding, end_id=self.tokenizer.sep_id, pad_id=self.tokenizer.pad_id).ids
+        self.model.train(training)
+        return [self.tokenizer.decode(text) for text in ids.tolist()]
 
     def warn_of_plateau(self, step: int, log: RunLog) -> None:
         """Logs advice, once, when the ITM loss is still that of a model without skill."""
@@ -213,14 +235,19 @@ class Pretraining:
         return ", ".join(self.data.name(i) for i in batch.indices[:16])
 
 
-def build_validation(config: PretrainConfig, tokenizer: Tokenizer) -> EvalLoader | None:
-    """This process's part of the validation files, or None where there are none."""
+def validation_pairs(config: PretrainConfig, tokenizer: Tokenizer) -> EvalPairs | None:
+    """The pairs of the validation files, or None where there are none."""
     if not config.val_file:
         return None
     pairs = read_pairs(list(config.val_file), config.image_root)
     encode = CaptionEncoder(tokenizer, config.max_text_tokens, text_cleaning=config.text_cleaning)
+    return EvalPairs(pairs, encode, eval_transform(config.image_size), limits=ImageLimits.of_mb(config.max_image_mb))
+
+
+def validation_loader(data: EvalPairs, config: PretrainConfig, tokenizer: Tokenizer) -> EvalLoader:
+    """Batches of this process's part of the validation pairs."""
     return eval_loader(
-        EvalPairs(pairs, encode, eval_transform(config.image_size), limits=ImageLimits.of_mb(config.max_image_mb)),
+        data,
         config.batch_size,
         rank=distributed.rank(),
         world=distributed.world_size(),

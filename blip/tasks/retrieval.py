@@ -29,6 +29,8 @@ from blip.tasks.contrast import MomentumContrast
 from blip.tasks.finetune import NothingToScore
 from blip.tasks.pairs import PairFineTuning
 from blip.tasks.run import evaluate, train
+from blip.tasks.samples import chosen, sample
+from blip.train.history import SAMPLES, SIMILARITIES
 from blip.train.launch import launch
 from blip.train.loop import Step
 
@@ -38,6 +40,7 @@ class Gallery:
     """The different images of a split that can be read, and their texts; each side is ranked for the other."""
 
     images: list[str]
+    records: list[int]  # of each image: its first record
     groups: list[int]  # of each image: its article or patient, else itself
     texts: Texts
     lines: list[str]  # the texts themselves
@@ -48,6 +51,7 @@ class Retrieving(PairFineTuning):
     """Contrast and matching; pairs that share an image are positives of one another."""
 
     task = "retrieval"
+    main_scores = ("val_itm_r_mean", "val_itm_i2t_r1", "val_itm_t2i_r1", "best")
     config: RetrievalConfig
     model: RetrievalModel
 
@@ -102,13 +106,15 @@ class Retrieving(PairFineTuning):
         count, texts = len(gallery.images), gallery.texts
         found = evaluate_retrieval(
             self.model,
-            pixels,
+            lambda numbers: self.bars.over(pixels(numbers), "ranking", len(numbers)),
             count,
             texts=texts,
             device=self.device,
             k=self.config.k_test,
             batch_size=self.config.batch_size,
+            losses=self.config.val_loss,
         )
+        self.logged += [(SIMILARITIES, [found.similarities]), (SAMPLES, samples(gallery, found))]
         lost = {
             note for part in distributed.gather_objects(pixels.skipped) for note in part
         }  # after the gallery was made
@@ -152,7 +158,27 @@ class Retrieving(PairFineTuning):
         encode = CaptionEncoder(self.tokenizer, self.config.max_text_tokens, text_cleaning=self.config.text_cleaning)
         ids, lengths = padded([encode(line) for line in lines], self.tokenizer.pad_id)
         images, groups = [pairs.image_path(i) for i in kept], [pairs.group(i) for i in kept]
-        return Gallery(images, groups, Texts(ids, lengths, owners), lines, len(notes))
+        return Gallery(images, kept, groups, Texts(ids, lengths, owners), lines, len(notes))
+
+
+def samples(gallery: Gallery, found: Retrieval) -> list[dict[str, Any]]:
+    """Lines of `samples.jsonl`: an image's first own text, the text that is ranked first, and the rank of the best own
+    one, counted from 1."""
+    own: dict[int, str] = {}
+    for line, images in zip(gallery.lines, gallery.texts.images, strict=True):
+        for image in images:
+            own.setdefault(image, line)
+    return [
+        sample(
+            gallery.records[image],
+            gallery.images[image],
+            truth=own[image],
+            output=gallery.lines[int(found.image_to_text.candidates[image, 0])],
+            rank=int(found.text_ranks[image]) + 1,
+        )
+        for image in sorted(chosen(len(gallery.images)))
+        if image in own
+    ]
 
 
 def intervals(found: Retrieval, texts: Texts, groups: Sequence[Hashable], *, seed: int) -> dict[str, Interval]:

@@ -10,12 +10,12 @@ from blip import distributed
 from blip.checkpoints import adapters, initialize
 from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict, load_weights
 from blip.config import ConfigError
+from blip.console.bars import LastingConsole
 from blip.errors import printable
 from blip.models.factory import spec_of
 from blip.tasks import start
 from blip.tasks.config import FineTuneConfig
 from blip.tasks.finetune import FineTuning
-from blip.train.bars import LastingConsole
 from blip.train.checkpoint import begun_checkpoints, is_misnamed, newest_checkpoint
 from blip.train.folder import BEST, open_evaluation, open_run
 from blip.train.run import fit

@@ -32,6 +32,7 @@ from blip.data.questions import (
 from blip.data.sets.questions import Question
 from blip.evaluation.answers import exact_match, score_answers, score_as_written, vqa_accuracy
 from blip.evaluation.bootstrap import as_json, bootstrap
+from blip.evaluation.losses import LossSums, with_total
 from blip.models.answer_tree import AnswerTree
 from blip.models.ranking import distinct_answers, rank_answers
 from blip.models.vqa import VqaModel
@@ -39,6 +40,8 @@ from blip.network.cross_attention import ProjectedKeys
 from blip.tasks.config import VqaConfig
 from blip.tasks.finetune import FineTuning
 from blip.tasks.run import evaluate, train
+from blip.tasks.samples import of_questions
+from blip.train.history import SAMPLES
 from blip.train.launch import launch
 from blip.train.loop import Step
 
@@ -47,6 +50,7 @@ class Answering(FineTuning):
     """Language modelling of weighted answers to questions about images."""
 
     task = "vqa"
+    main_scores = ("val_exact_match", "val_exact_match_closed", "val_exact_match_open", "best")
     collate_fn = staticmethod(collate_vqa)
     config: VqaConfig
     model: VqaModel
@@ -180,15 +184,20 @@ class Answering(FineTuning):
         limits = ImageLimits.of_mb(self.config.max_image_mb)
         batches = self.eval_batches(EvalQuestions(questions, self.encoder(), self.eval_transform(), limits=limits))
         own: list[tuple] = []  # index, answer, probability
-        for batch in batches:
+        losses = LossSums()
+        for batch in self.bars.over(batches, "answering"):
             batch = batch.to(self.device)
             keys = self.model.question_keys(batch.images, batch.ids, batch.lengths)
+            if self.config.val_loss and len(batch.owner):  # answers of some test sets are not published
+                each = self.model.answer_losses(keys, batch.answer_ids, batch.answer_lengths, owner=batch.owner)
+                losses.add("lm", batch.weights * each, len(batch.owner.unique()))
             answers = self._answer(keys, batch.indices, [questions[i].choices for i in batch.indices])
             own += [(i, *answer) for i, answer in zip(batch.indices, answers, strict=True)]
         given = self.gathered(split, own, batches)
         asked = [questions[i] for i, _, _ in given]
         self._write(split, asked, given)
-        return self._score(split, asked, [text for _, text, _ in given])
+        self.logged.append((SAMPLES, of_questions(len(questions), asked, given)))
+        return with_total(losses.means(), split) | self._score(split, asked, [text for _, text, _ in given])
 
     def _answer(self, keys: ProjectedKeys, indices: list[int], choices: list[list[str]]) -> list[tuple[str, float]]:
         """(answer, its probability) for each question of a batch."""

@@ -1,6 +1,6 @@
 """Training, for any model and data. Read `loop.py` first: the only training loop.
 
-Imports `config`, `files`, `outputs`, `distributed`, `errors`, `command_line` and `checkpoints.format`.
+Imports `console`, `config`, `files`, `outputs`, `distributed`, `errors`, `command_line` and `checkpoints.format`.
 
 launch       the command line of the training scripts
 run          a run from its start, or from a checkpoint, to its end
@@ -12,7 +12,7 @@ optim freeze   the optimizer, frozen parts
 parallel     DDP, compilation, recomputation of activations
 folder       which files of a run's folder are its own, and what it continues
 checkpoint state record inputs   the files of a run; what training.pt holds; fingerprints of what a run reads
-log bars     what a run logs, to files and to the terminal
+log          what a run logs, to files and to the terminal
 history      reads what a run has logged
 meter        means over steps and processes
 """

@@ -26,7 +26,7 @@ class LastStep:
     def __init__(self, write: Callable[[int, dict], None], meters: dict[str, Meter], log: RunLog, *, number: int = 0):
         self.number = self.saved = number  # steps done, and steps done in the last checkpoint
         self.changing = False  # within an update
-        self.pending: tuple[str, ...] = ()  # what the step lacks, of `history.LINE` and `history.EVALUATION`
+        self.pending: tuple[str, ...] = ()  # what the step lacks, of `LINE` and `EVALUATION` of `history.py`
         self._write, self._meters, self._log = write, meters, log
         self._writing = False
         self.finished()

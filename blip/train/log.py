@@ -12,9 +12,9 @@ from torch import Tensor
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from blip import distributed
+from blip.console.bars import Bars
 from blip.errors import BlipError, printable
 from blip.files import ReadError, parse_json, raw_lines, read_json_lines, write_error, write_whole
-from blip.train.bars import Bars
 from blip.train.history import EVALUATION, LINE, LOGS, METRICS, OF_STEPS
 from blip.train.schedule import Epochs
 

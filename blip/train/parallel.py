@@ -1,5 +1,6 @@
 """What is applied to a model from outside: distributed data parallelism, compilation, recomputation of activations."""
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -143,3 +144,16 @@ def recomputable(model: nn.Module, kind: str) -> list[nn.Module]:
     that the backward pass would run through the image encoder once for each layer, which fails.
     """
     return list(model.get_submodule("image_encoder.blocks").children()) if kind == "fairscale" else blocks(model)
+
+
+def about_workers(num_workers: int) -> str:
+    """A line where the processes of this computer start more loaders than it has CPUs, else ""."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if num_workers * processes <= max(1, cpus):
+        return ""
+    each = f" in each of {processes} processes" if processes > 1 else ""
+    return (
+        f"num_workers is {num_workers}{each}, and there are {cpus} CPUs: more workers than CPUs help only where "
+        "reading waits for a disk or a network"
+    )

@@ -15,7 +15,7 @@ from blip.train.folder import RunFolder
 from blip.train.log import RunLog
 from blip.train.loop import Loop, LoopOptions, Step
 from blip.train.optim import build_optimizer
-from blip.train.parallel import measure_peak
+from blip.train.parallel import about_workers, measure_peak
 from blip.train.schedule import Epochs, lr_at, scaled_lr
 from blip.train.state import check_optimizer
 
@@ -102,7 +102,7 @@ def fit(task: Task, config: RunConfig, folder: RunFolder) -> bool:
                 "another number of processes wrote it: random numbers and the order of samples change from here on"
             )
         loop.load(training["loop"])
-    for note in notes:
+    for note in filter(None, [*notes, about_workers(getattr(config, "num_workers", 0))]):
         log.message(note, style="yellow")
     try:
         finished = loop.run(

@@ -108,7 +108,7 @@ def record(task: Any, options: LoopOptions, names: tuple[str, ...], poisoned: tu
 
 def evaluate(config: PretrainConfig, model: PretrainModel, file: Path, rank: int, world: int) -> dict[str, float]:
     """The numbers of a validation file, of which this process reads its part."""
-    return evaluate_pretraining(model, part(config, file, rank, world), torch.device("cpu"))
+    return evaluate_pretraining(model, part(config, file, rank, world), torch.device("cpu")).metrics
 
 
 def part(config: PretrainConfig, file: Path, rank: int, world: int) -> list[Batch]:

@@ -121,12 +121,12 @@ def test_a_line_of_the_log_that_could_not_be_written_comes_later(
     config = configure("nlvr", phantoms, tmp_path, *OPTIONS, init_from=tiny_checkpoint)
     plain, count = RunLog._append, 0
 
-    def append(log: RunLog, line: str) -> None:
+    def append(log: RunLog, *line: str) -> None:
         nonlocal count
         count += 1
         if count == at:
             raise WriteError(f"{log.path} could not be written")
-        plain(log, line)
+        plain(log, *line)
 
     with monkeypatch.context() as patch:
         patch.setattr(RunLog, "_append", append)

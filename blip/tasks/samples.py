@@ -1,0 +1,47 @@
+"""The validation records that a run shows after each evaluation, the same ones each time: lines of `samples.jsonl`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from blip.data.sets.questions import Question
+from blip.data.sets.statements import Statement
+
+SHOWN = 16  # records
+
+
+def chosen(count: int) -> set[int]:
+    """The numbers of the records that are shown, of `count`: spread evenly, since neighbours often resemble."""
+    return {count * number // SHOWN for number in range(SHOWN)} if count else set()
+
+
+def sample(
+    index: int, image: str | list[str], *, truth: str, output: str, text: str = "", **more: float | int | None
+) -> dict[str, Any]:
+    """A line: the number of a record, the path of its image (or images), a question or statement, what is true and
+    what the model makes of it; `more`: such as the probability of the output."""
+    return {"index": index, "image": image, "text": text, "truth": truth, "output": output, **more}
+
+
+def of_questions(
+    count: int, asked: Sequence[Question], given: Sequence[tuple[int, str, float]]
+) -> list[dict[str, Any]]:
+    """Of `count` questions: those that were `asked`, and of each its number, the answer and its probability."""
+    shown = chosen(count)
+    return [
+        sample(index, question.image, text=question.question, truth=main_answer(question), output=text, probability=p)
+        for question, (index, text, p) in zip(asked, given, strict=True)
+        if index in shown
+    ]
+
+
+def main_answer(question: Question) -> str:
+    """The answer with the largest weight, "" where none is known."""
+    weights = dict(zip(question.answers, question.weights, strict=True))
+    return max(weights, key=weights.__getitem__, default="")
+
+
+def of_statement(index: int, statement: Statement, probability: float) -> dict[str, Any]:
+    """A line; `probability` is that of the statement being true."""
+    images = statement.images if isinstance(statement.images, str) else list(statement.images)
+    truth, output = (str(value).lower() for value in (statement.label, probability > 0.5))
+    return sample(index, images, text=statement.sentence, truth=truth, output=output, probability=probability)
