@@ -20,7 +20,9 @@ SMOOTH_FROM = 150  # points from which on a running mean is drawn over a line
 MAJORITY = 2 / 3  # of the pairs of matching, that do not match
 OBJECTIVES = {
     "loss": "Loss", "itc": "Contrast (ITC)", "itm": "Matching (ITM)", "lm": "Language modelling (LM)",
+    "ce": "True or false (cross-entropy)",
 }  # fmt: skip
+NO_SKILL = {"itm": ITM_NO_SKILL, "ce": float(np.log(2))}  # losses of a model that has learned nothing
 TRAIN, VALIDATION = "training", "validation"
 RECALL = re.compile(r"val_(?:(itc|itm)_)?(i2t|t2i)_r(1|5|10)")
 SCORE_NAMES = {
@@ -31,7 +33,7 @@ SCORE_NAMES = {
 }  # fmt: skip
 WAYS = {"i2t": "image to text", "t2i": "text to image"}
 COUNTS = re.compile(
-    r"val_(loss|itc|itm|lm|questions|images.*|pairs|unreadable|statements|majority.*|chance|itm_(un)?matched"
+    r"val_(loss|itc|itm|lm|ce|questions|images.*|pairs|unreadable|statements|majority.*|chance|itm_(un)?matched"
     r"|.*(candidates|chance_r1|median_rank|r_mean))"
 )
 
@@ -159,8 +161,8 @@ class _Maker:
         for number, (run, history) in enumerate(self.runs):
             self._add(chart, number, run, history.steps, keys[0], TRAIN)
             self._add(chart, number, run, history.epochs, keys[1], VALIDATION)
-        if chart.lines and name == "itm":
-            chart.levels = [("without skill", ITM_NO_SKILL)]
+        if chart.lines and name in NO_SKILL:
+            chart.levels = [("without skill", NO_SKILL[name])]
         return chart
 
     def _add(self, chart: Chart, number: int, run: str, lines: Sequence[dict], key: str, what: str) -> None:

@@ -1,6 +1,7 @@
 """Matplotlib figures as parts of a page, in the colours of its scheme."""
 
 import io
+import warnings
 from typing import TYPE_CHECKING
 
 from blip.html_page import Html, drawing
@@ -25,7 +26,8 @@ def drawn(figure: "Figure", alt: str) -> Html:
         patch.set_visible(False)  # the page is the ground
     file = io.StringIO()
     # texts stay texts; without a salt, the names of parts would differ each time
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "blip", "path.simplify": True}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "blip", "path.simplify": True}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has other fonts
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         FigureCanvasSVG(figure).print_svg(file, metadata=metadata)
     return drawing(file.getvalue(), alt, COLOURS)

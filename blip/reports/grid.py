@@ -1,59 +1,20 @@
 """`blip show`: a grid of images with their texts, true answers, outputs and scores, as an HTML page or a PNG."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip import __version__
 from blip.data.image_bytes import LIMITS, ImageLimits
 from blip.errors import InputError
 from blip.html_page import Html, image, page, write_page
 from blip.inference.predictor import Predictor
 from blip.reports.grid_picture import save_picture
-from blip.reports.items import Choice, Item, count_right
+from blip.reports.items import Choice, Item
 from blip.reports.sources import Source, open_source
-from blip.reports.tiles import QUALITY, Tile, read_tiles, rows_of
+from blip.reports.tiles import QUALITY, Grid, Tile, read_tiles, rows_of
 
 ENDINGS = (".html", ".png")
 LONGEST = 1500  # characters of one text on the page
-ORDERS = {
-    "file": "in the order of the file",
-    "worst": "the worst first: confident wrong answers, then unsure ones",
-    "best": "the best first: confident right answers, then unsure ones",
-}
-
-
-@dataclass
-class Grid:
-    """What a page or a picture shows."""
-
-    source: Source
-    choice: Choice
-    tiles: list[Tile]
-    about_maps: str = ""
-
-    @property
-    def unreadable(self) -> int:
-        """Items of which an image, or the record itself, cannot be read."""
-        return sum(bool(tile.problems) for tile in self.tiles)
-
-    @property
-    def heading(self) -> str:
-        return f"{'Results' if self.source.what == 'results' else 'Data'}: {Path(self.source.place).name}"
-
-    def sentences(self) -> list[str]:
-        """What is shown, in words."""
-        count, choice = len(self.tiles), self.choice
-        kind = "" if choice.correct is None else " that are right" if choice.correct else " that are wrong"
-        kind += f" of type {choice.type}" if choice.type else ""
-        lines = [f"{count} {'record' if count == 1 else 'records'}{kind}, {ORDERS[choice.sort]}."]
-        right, judged = count_right([tile.item for tile in self.tiles])
-        if judged and choice.correct is None:
-            lines.append(f"{right} of {judged} shown outputs are right.")
-        if self.unreadable:
-            lines.append(f"{self.unreadable} of them cannot be read; their places have the reason.")
-        return lines
 
 
 def show(
@@ -71,7 +32,7 @@ def show(
 
     Args:
         place: the folder of a run, a file of results, or data; see `open_source`.
-        out: `page.html` or `grid.png` to write; nothing is written unless given.
+        out: page.html or grid.png to write; nothing is written unless given.
         choice: which records, in which order; the first twenty unless given.
         dataset, split, image_root: of the data, as in `open_source`.
         model: draws maps over the images, which show what its outputs depend on.
@@ -138,7 +99,7 @@ def page_of(grid: Grid) -> str:
         sentences=[*grid.sentences(), *filter(None, [grid.about_maps])],
         cards=cards,
         filters=judged,
-        footer=f"Made by blip {__version__}. For research, not for clinical use.",
+        footer="Made by blip show. For research, not for clinical use.",
     )
 
 

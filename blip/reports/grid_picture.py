@@ -2,15 +2,12 @@
 
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from blip.errors import InputError, visible
 from blip.files import whole_file
 from blip.interpret.pictures import needs_matplotlib
-from blip.reports.tiles import Tile, rows_of
-
-if TYPE_CHECKING:
-    from blip.reports.grid import Grid
+from blip.reports.tiles import Grid, Tile, rows_of
 
 COLUMNS, WIDTH, HEIGHT = 4, 3.2, 4.3  # cells side by side; inches of a cell
 LETTERS, LINES = 44, 9  # of a line below an image; lines
@@ -18,7 +15,7 @@ MOST = 400  # cells of one picture
 COLOURS = {None: "#57606a", True: "#12703a", False: "#b3261e"}
 
 
-def grid_figure(grid: "Grid") -> Any:
+def grid_figure(grid: Grid) -> Any:
     """A matplotlib figure of the grid, such as for a notebook.
 
     Raises:
@@ -92,7 +89,7 @@ def _wrapped(text: str, width: int, lines: int) -> str:
     return "\n".join(textwrap.wrap(_line(text), width, max_lines=lines, placeholder=" ..."))
 
 
-def save_picture(grid: "Grid", path: Path) -> None:
+def save_picture(grid: Grid, path: Path) -> None:
     """Writes the grid as a PNG. WriteError where it cannot be written."""
     figure = grid_figure(grid)
     with whole_file(path) as file:

@@ -192,7 +192,7 @@ def _samples(path: Path) -> list[Item] | None:
         if record["step"] != step:
             items, step = [], record["step"]
         truth, output, question = _texts(record.get("truth")), str(record["output"]), str(record.get("text") or "")
-        item = Item([str(record["image"])], str(record.get("index", "")), question, truth, output)
+        item = Item(_texts(record["image"]), str(record.get("index", "")), question, truth, output)
         if truth and question:
             item.right = exact_match(output, truth) == 1
         elif truth:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from blip import __version__
 from blip.data.image_bytes import LIMITS, ImageLimits
 from blip.errors import InputError
 from blip.html_page import page, write_page
@@ -76,7 +75,7 @@ def page_of(runs: Sequence[RunFiles], limits: ImageLimits = LIMITS) -> str:
         about_samples=_about_samples(runs, len(samples)),
         first=sections[:2],
         rest=sections[2:],
-        footer=f"Made by blip {__version__} from the files of the run. For research, not for clinical use.",
+        footer="Made by blip report from the files of the run. For research, not for clinical use.",
     )
 
 

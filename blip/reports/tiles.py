@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from PIL import Image
 
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
 from blip.data.images import open_image
-from blip.reports.items import Item
+from blip.reports.items import Choice, Item, count_right
+from blip.reports.sources import Source
 
 QUALITY = 80  # of the JPEGs
 TEXTS = 5  # true texts of an item that are shown at most
@@ -71,3 +73,44 @@ def rows_of(item: Item) -> list[tuple[str, str]]:
         rows.append((item.score_name, f"{item.score:.3f}"))
     kind = ", ".join(filter(None, [item.answer_type, item.category]))
     return rows + ([("type", kind)] if kind else []) + item.more
+
+
+# ---- a grid ---------------------------------------------------------------------------------------------------------
+
+ORDERS = {
+    "file": "in the order of the file",
+    "worst": "the worst first: confident wrong answers, then unsure ones",
+    "best": "the best first: confident right answers, then unsure ones",
+}
+
+
+@dataclass
+class Grid:
+    """What a page or a picture shows."""
+
+    source: Source
+    choice: Choice
+    tiles: list[Tile]
+    about_maps: str = ""
+
+    @property
+    def unreadable(self) -> int:
+        """Items of which an image, or the record itself, cannot be read."""
+        return sum(bool(tile.problems) for tile in self.tiles)
+
+    @property
+    def heading(self) -> str:
+        return f"{'Results' if self.source.what == 'results' else 'Data'}: {Path(self.source.place).name}"
+
+    def sentences(self) -> list[str]:
+        """What is shown, in words."""
+        count, choice = len(self.tiles), self.choice
+        kind = "" if choice.correct is None else " that are right" if choice.correct else " that are wrong"
+        kind += f" of type {choice.type}" if choice.type else ""
+        lines = [f"{count} {'record' if count == 1 else 'records'}{kind}, {ORDERS[choice.sort]}."]
+        right, judged = count_right([tile.item for tile in self.tiles])
+        if judged and choice.correct is None:
+            lines.append(f"{right} of {judged} shown outputs are right.")
+        if self.unreadable:
+            lines.append(f"{self.unreadable} of them cannot be read; their places have the reason.")
+        return lines

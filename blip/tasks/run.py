@@ -18,6 +18,7 @@ from blip.tasks.config import FineTuneConfig
 from blip.tasks.finetune import FineTuning
 from blip.train.checkpoint import begun_checkpoints, is_misnamed, newest_checkpoint
 from blip.train.folder import BEST, open_evaluation, open_run
+from blip.train.report import Reporter
 from blip.train.run import fit
 
 
@@ -50,6 +51,8 @@ def train(
             weights = best if best.is_dir() else newest_checkpoint(output) or best
             load_strict(plain(task), load_weights(weights)[0], str(weights))
             report(task, {"weights": str(weights), **task.scores("test")}, "test.json")
+            if config.report and distributed.is_main():
+                Reporter(output, warn).end()
     return finished
 
 

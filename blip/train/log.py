@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -61,6 +61,7 @@ class RunLog:
         self.bars = Bars(quiet=not self.active)
         self.console = self.bars.console
         self.writer: Any = None
+        self.after_epoch: Callable[[], None] = lambda: None  # follows the line of an epoch or an evaluation
         if not self.active:
             return
         self.output, self.path, self.epochs = Path(output), Path(output) / METRICS, epochs
@@ -94,6 +95,8 @@ class RunLog:
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._to_tensorboard("add_scalar", name, value, step)
+        if OF_STEPS not in values:
+            self.after_epoch()
 
     def add(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Lines for another file of the log, which are written before the line of the evaluation that they are of."""
