@@ -116,7 +116,12 @@ def check_data(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="our folder, a released .pth, or a Hugging Face folder")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="our folder, a released .pth, a Hugging Face folder, hub:OWNER/NAME or an https:// address"
+        ),
+    ],
     target: Annotated[Path, typer.Argument(help="folder or file to write")],
     to: Annotated[str, typer.Option(help="blip, salesforce or huggingface")] = "blip",
     hf_class: Annotated[str, typer.Option("--hf_class", help="retrieval, caption or vqa, for huggingface")] = "",
@@ -129,7 +134,8 @@ def convert(
 ) -> None:
     """Writes a checkpoint in another format and lists what that format cannot hold."""
     from blip.checkpoints import convert as formats
-    from blip.checkpoints.format import TOKENIZER
+    from blip.checkpoints.format import TOKENIZER, TOKENIZERS
+    from blip.checkpoints.places import local, local_tokenizer
     from blip.models.factory import spec_of
     from blip.tokenizer import load_tokenizer
 
@@ -144,9 +150,10 @@ def convert(
             overwrite=overwrite,
             names=() if to == "salesforce" else formats.NAMES,
         )
-        tensors, info = formats.read(source, image_heads=image_heads, text_heads=text_heads)
-        own = source / TOKENIZER
-        words = tokenizer or (str(own) if own.is_file() else "")
+        folder = local(source)
+        tensors, info = formats.read(folder, image_heads=image_heads, text_heads=text_heads)
+        own = [str(folder / name) for name in TOKENIZERS if (folder / name).is_file()]
+        words = local_tokenizer(tokenizer) or next(iter(own), "")
         beside = words if to == "huggingface" and words else None
         held = hf_class or next(iter(spec_of(info["task"]).exports_as), info["task"])
         with alone(claim), claim.writing() as written:

@@ -23,8 +23,12 @@ REPORT = (
 
 # ---- options of several commands -------------------------------------------------------------------------------------
 
-Checkpoint = Annotated[str, typer.Option(help="our folder, a released .pth, or a Hugging Face folder")]
-TokenizerFile = Annotated[str, typer.Option(help="vocab.txt or tokenizer.json, where the checkpoint has none")]
+Checkpoint = Annotated[
+    str, typer.Option(help="our folder, a released .pth, a Hugging Face folder, hub:OWNER/NAME or an https:// address")
+]
+TokenizerFile = Annotated[
+    str, typer.Option(help="vocab.txt, tokenizer.json or hub:NAME, where the checkpoint has none")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="images at once")]
 ImageRoot = Annotated[

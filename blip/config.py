@@ -113,9 +113,9 @@ class ModelConfig(RunConfig):
     embed_dim: int = Field(256, gt=0)  # width of the features that contrast compares [units]
 
     # starting weights
-    init_from: str = ""  # a checkpoint, or a released .pth; fine-tuning: or a Hugging Face folder
+    init_from: str = ""  # a checkpoint, released .pth, Hugging Face folder, hub:OWNER/NAME or https:// address
     vision_init: str = ""  # timm/NAME: weights of the image encoder alone
-    text_init: str = ""  # folder or file of BERT weights, or hub:NAME
+    text_init: str = ""  # folder or file of BERT weights, or hub:NAME such as hub:bert-base-uncased
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

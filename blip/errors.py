@@ -1,7 +1,9 @@
 """The root of the errors that a user can mend, its two most common kinds, and text from outside in messages."""
 
 import difflib
+import os
 import re
+import sys
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -50,6 +52,12 @@ def did_you_mean(name: object, known: Iterable[object], count: int = 3, *, cutof
         return ""
     *most, last = map(repr, near)
     return f"did you mean {', '.join(most)} or {last}?" if most else f"did you mean {last}?"
+
+
+def note(text: str) -> None:
+    """Prints lines on standard error; of several processes of one run, the first alone prints them."""
+    if os.environ.get("RANK", "0") == "0":
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 # ---- text that UTF-8 cannot hold, or that changes how the text round it is shown -------------------------------------

@@ -12,6 +12,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from blip.errors import InputError, MissingFile
 from blip.files import ReadError, json_text, parse_json, read_text, write_whole
+from blip.hub.repository import fetch_tokenizer
 
 BERT_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # [DEC] is the first token of the decoder, [ENC] of the image-grounded encoder. The published code appends them in
@@ -114,13 +115,9 @@ class Tokenizer:
 
     @classmethod
     def from_hub(cls, name: str) -> "Tokenizer":
-        """Downloads `tokenizer.json` of a repository on the Hugging Face hub, such as `bert-base-uncased`."""
-        try:
-            backend = tokenizers.Tokenizer.from_pretrained(name)
-        except Exception as error:  # the library raises bare Exception
-            raise InputError(f"could not fetch the tokenizer {name!r} from the Hugging Face hub: {error}") from error
-        _check_steps(parse_json(backend.to_str(), dict[str, Any], name), f"hub:{name}")
-        return cls(backend, f"hub:{name}")
+        """Reads the tokenizer of a repository of the Hugging Face hub, such as `bert-base-uncased`; it is fetched."""
+        file = fetch_tokenizer(f"hub:{name}")
+        return cls.from_file(file) if file.suffix == ".json" else cls.from_vocab(file)
 
     @classmethod
     def train(cls, captions: Iterable[str], vocab_size: int = 30524) -> "Tokenizer":

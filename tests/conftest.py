@@ -12,6 +12,8 @@ from helpers.tiny import TINY
 import blip
 from blip.inference.predictor import Predictor
 
+# numbers are compared with those of the CPU, and `blip.load` takes a GPU if there is one
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 torch.set_num_threads(1)  # the models are tiny: threads would wait for each other more than they work
 
 

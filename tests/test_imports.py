@@ -15,7 +15,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "hashing": set(),
     "distributed": {"errors", "files"},
-    "tokenizer": {"errors", "files"},
+    "hub": {"errors"},
+    "tokenizer": {"errors", "files", "hub"},
     "files": {"errors"},
     "outputs": {"errors", "files", "hashing", "distributed"},
     "options": {"errors", "files"},
@@ -25,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "command_line": {"errors", "files", "outputs", "distributed"},
     "network": {"errors"},
     "models": {"network", "distributed", "tokenizer", "errors"},
-    "checkpoints": {"network", "models", "files", "outputs", "hashing", "errors", "tokenizer"},
+    "checkpoints": {"network", "models", "files", "outputs", "hashing", "errors", "tokenizer", "hub"},
     "data": {"files", "outputs", "hashing", "distributed", "tokenizer", "errors"},
     "data.sets": {"data.formats", "data.records", "errors"},
     "evaluation": {"models", "network", "distributed", "tokenizer", "errors"},
@@ -33,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"checkpoints.format"},
     "inference": {"models", "network", "checkpoints", "files", "outputs", "tokenizer", "errors", "distributed"}
     | {"data.images", "data.image_bytes", "data.transforms", "data.batches"},
-    "tasks": {"network", "models", "checkpoints", "data", "evaluation", "train", "inference"}
+    "tasks": {"network", "models", "checkpoints", "data", "evaluation", "train", "inference", "hub"}
     | {"config", "tokenizer", "distributed", "errors", "files", "outputs", "hashing", "command_line", "console"},
     "inference.cli": ANYTHING,
     "interpret": {"inference", "models", "network", "tokenizer", "files", "outputs", "html_page", "errors"}

@@ -39,6 +39,7 @@ FOREIGN = {
     "cross_attention.v",  # an ending of parameter names
     "config.yaml",  # of a run
     "rank_answer",  # the published code's
+    "huggingface_hub",  # a library
 }
 DATA = (".json", ".jsonl", ".txt", ".npz", ".csv", ".html", ".tar", ".pth", ".safetensors")  # files of users and runs
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")

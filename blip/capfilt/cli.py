@@ -70,8 +70,10 @@ def _progress(images: int, shard_size: int) -> Callable[[int], None]:
 
 def _model_fingerprint(checkpoint: str, tokenizer: str) -> str:
     """What distinguishes the shards of one model from those of another: its weights, and its tokenizer if given."""
+    from blip.checkpoints.places import local
     from blip.hashing import fingerprint
 
+    checkpoint = str(local(checkpoint))
     if not tokenizer:
         return fingerprint(checkpoint)
     words = fingerprint(tokenizer) if Path(tokenizer).exists() else tokenizer

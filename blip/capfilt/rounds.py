@@ -24,12 +24,14 @@ from blip.capfilt.config import CapFiltConfig
 from blip.capfilt.merge import Rule, about_merged, merge
 from blip.capfilt.report import write_report
 from blip.checkpoints.format import TOKENIZER
+from blip.checkpoints.places import is_remote, local, pinned
 from blip.command_line import lasting_streams, say
 from blip.config import Config, ConfigError, PretrainConfig, RunConfig, dump_config, load_config, with_options
 from blip.data.image_bytes import ImageLimits
 from blip.errors import BlipError
 from blip.files import read_json, write_whole
 from blip.hashing import fingerprint
+from blip.hub.names import unpinned
 from blip.inference.load import load
 from blip.outputs import claim_output, locked
 from blip.tasks import caption, pretrain, retrieval
@@ -87,7 +89,7 @@ class Rounds:
     def run(self) -> Path:
         """Every round; returns the last model or, without pre-training, the last round's annotations."""
         config = self.config
-        model = Path(config.start)
+        model = local(config.start)
         if not config.start:
             model = self.pretrain(self.output / "start", [*config.web_file, *config.human_file])
         result = model
@@ -199,6 +201,7 @@ def run(config: Path, output: Path, overrides: list[str], *, overwrite: bool = F
         known = os.path.isfile(output / CONFIG)  # `remember` compares it
         claim_output(output, "capfilt run", inputs=inputs, folder=True, overwrite=overwrite, known=known)
     with locked(output) if distributed.is_main() else nullcontext():
+        settings = pin_start(settings, output)
         remember(settings, output, overwrite=overwrite)
         result = Rounds(settings, output, device, overwrite=overwrite).run()
         distributed.barrier()
@@ -206,12 +209,23 @@ def run(config: Path, output: Path, overrides: list[str], *, overwrite: bool = F
         say(f"done: {result}")
 
 
+def pin_start(config: CapFiltConfig, output: Path) -> CapFiltConfig:
+    """The configuration with the name of its first checkpoint pinned, as the folder's earlier run has it."""
+    if not config.start or not is_remote(config.start):
+        return config
+    saved = output / CONFIG
+    before = load_config(saved, CapFiltConfig).start if saved.is_file() else ""
+    same = before and unpinned(before) == unpinned(config.start)
+    name = before if same else distributed.from_main(lambda: pinned(config.start))
+    return config.model_copy(update={"start": name})
+
+
 def made_from(config: RunConfig) -> dict[str, Any]:
     """What a training depends on, as JSON: its options, fingerprints of its first checkpoint and of its annotations."""
     about = config.model_dump(mode="json", exclude={"device", "num_workers", "max_image_mb"})
     files = [entry if isinstance(entry, str) else entry["path"] for entry in about["train_file"]]
     about["annotations"] = [fingerprint(file) for file in files if Path(file).is_file()]
-    about["start"] = fingerprint(about["init_from"]) if about.get("init_from") else ""
+    about["start"] = fingerprint(local(about["init_from"])) if about.get("init_from") else ""
     return about
 
 

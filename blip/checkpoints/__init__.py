@@ -1,10 +1,13 @@
 """Checkpoints: the file format, conversion from and to other formats, and starting weights. Read `format.py` first.
 
-Imports `network`, `models`, `files`, `hashing`, `tokenizer` and `errors`.
+Imports `network`, `models`, `files`, `hashing`, `tokenizer`, `hub` and `errors`.
 
 format       model.safetensors, model.json and tokenizer.json in a folder; reading tensors from files safely
+places       names of weights: a path, a repository of the hub or an address -> a path
+download exchange   a file of an address, in the cache of this package; one request for it
 info         the content of model.json, checked
 convert      reading and writing the released files and Hugging Face folders
+processor    what transformers reads beside the weights: images, texts, generation
 names        tensor names of the other formats
 sizes        a model's sizes from its tensors, and to a Hugging Face configuration
 initialize   starting weights from timm, from BERT or from a checkpoint of another task

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from blip.checkpoints import places, processor
 from blip.checkpoints.format import (
     INFO,
     TOKENIZER,
@@ -55,7 +56,7 @@ from blip.models.momentum import NO_ID
 
 # entries of `model.json` that change what a model writes and that other formats lack
 SETTINGS = ("prompt", "answers", "text_cleaning", "max_text_tokens", "max_answer_tokens")
-NAMES = (WEIGHTS, INFO, "config.json", TOKENIZER, "vocab.txt")  # files of the folders that `write` makes
+NAMES = (WEIGHTS, INFO, "config.json", *processor.FILES)  # files of the folders that `write` makes
 _BERT_UNUSED = re.compile(r"(pooler|cls\.seq_relationship|cls\.predictions\.decoder)\.|embeddings\.position_ids$")
 _DUAL_ENCODER = {"visual_projection.weight", "text_projection.weight", "logit_scale"}  # of transformers' BlipModel
 _QUEUE_SHAPES = {"queue.pointer": (1,), "queue.image_ids": (1, -1)}  # in the released files; ours are () and (Q,)
@@ -64,6 +65,8 @@ _QUEUE_SHAPES = {"queue.pointer": (1,), "queue.image_ids": (1, -1)}  # in the re
 def read(path: str | Path, image_heads: int | None = None, text_heads: int | None = None) -> tuple[Tensors, dict]:
     """Reads one of our folders, a released `.pth` file or a Hugging Face folder: (tensors on the CPU, info).
 
+    `path` may also be a name of `places.local`.
+
     `info` holds `task`, the sizes `image_encoder`, `text_encoder` and/or `text_decoder` (of a decoder that shares
     nothing), and `embed_dim`. Sizes follow from the tensors. The number of heads does not: a `.pth` file is taken to
     have heads of width 64, as all released ones have, unless `image_heads` or `text_heads` is given.
@@ -71,7 +74,7 @@ def read(path: str | Path, image_heads: int | None = None, text_heads: int | Non
     Raises:
         CheckpointError: what is wrong with which file.
     """
-    path = Path(path)
+    path = places.local(path)
     heads = {"image_encoder": image_heads, "text_encoder": text_heads, "text_decoder": text_heads}
     for option, count in (("image_heads", image_heads), ("text_heads", text_heads)):
         if count is not None and count < 1:
@@ -158,7 +161,7 @@ def read_bert(path: str | Path) -> Tensors:
     BLIP has no token types: that of the first segment, which plain text has, is added to the positions, so that the
     states of a text are BERT's own.
     """
-    path = Path(path)
+    path = places.local(path)
     table = {**prefixed(BERT, "", "text_encoder."), **prefixed(BERT_HEAD, "", "text_decoder.")}
     tensors, unknown = {}, []
     types = None
@@ -255,10 +258,8 @@ def _write_huggingface(
             f"{class_name} cannot hold this model: its answer decoder attends to states of the image's width, "
             f"{widths[0]}, and those of a question are {widths[1]} wide"
         )
-    config = {
-        "architectures": [class_name],
-        **huggingface_config(info, special_ids(tokenizer_file, info)),
-    }
+    special = special_ids(tokenizer_file, info)
+    config = {"architectures": [class_name], **huggingface_config(info, special)}
     to_foreign = inverse(HUGGINGFACE)
     # safetensors refuses tensors that share memory
     state = {str(rename(name, to_foreign)): tensor.detach().clone() for name, tensor in held.items()}
@@ -266,9 +267,8 @@ def _write_huggingface(
     with disk_errors("the checkpoint", folder):
         save_tensors(state, folder / WEIGHTS)
         write_whole(folder / "config.json", json.dumps(config, indent=1) + "\n")
-        if tokenizer_file:
-            name = TOKENIZER if Path(tokenizer_file).suffix == ".json" else "vocab.txt"
-            write_whole(folder / name, Path(tokenizer_file).read_bytes())
+        answers = TASKS[hf_class].decoder_reads_question
+        processor.write_processor(folder, info, tokenizer_file, special=special, answers=answers)
     kept = {held_as.get(name, name) for name in held}
     return [name for name in tensors if name not in kept]
 

@@ -24,6 +24,7 @@ from blip.checkpoints.info import FORMAT_VERSION, CheckpointError, read_info
 from blip.files import open_regular, partial_path, rename_whole, write_whole
 
 WEIGHTS, INFO, TOKENIZER = "model.safetensors", "model.json", "tokenizer.json"
+TOKENIZERS = (TOKENIZER, "vocab.txt")  # of our folders; of those of Hugging Face, where they have only this
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WHOLE_NUMBERS = (torch.int64, torch.int32)
 # the only tensors that are counts or ids, by our names and by foreign ones
@@ -200,7 +201,7 @@ def find_tokenizer(*checkpoints: str | Path) -> Path:
         CheckpointError: none has one.
     """
     for checkpoint in checkpoints:
-        for name in (TOKENIZER, "vocab.txt"):
+        for name in TOKENIZERS:
             if (Path(checkpoint) / name).is_file():
                 return Path(checkpoint) / name
     raise CheckpointError(

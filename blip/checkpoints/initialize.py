@@ -40,7 +40,9 @@ def check_heads(info: dict, image_heads: int, text_heads: int, *, path: str) -> 
 
 
 def init_vision(model: PretrainModel, source: str) -> None:
-    """Image encoder weights from a plain ViT of timm: `timm/NAME`, which timm downloads unless it has them."""
+    """Image encoder weights from a plain ViT of timm: `timm/NAME`, also `hub:timm/NAME`, which timm downloads unless
+    it has them."""
+    source = source.removeprefix("hub:")
     if not source.startswith("timm/"):
         raise CheckpointError(
             f"vision_init: {source!r}; expected timm/NAME, for example timm/vit_base_patch16_224.augreg_in21k"

@@ -1,7 +1,7 @@
 """Bars of progress on standard error: in a terminal and in a notebook, nowhere else."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, TypeVar
@@ -78,7 +78,7 @@ class Bars:
 
     def over(self, items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
         """The items, with a bar that counts those that are done; `total` unless they have a length."""
-        if total is None and hasattr(items, "__len__"):
+        if total is None and isinstance(items, Sized):
             total = len(items)
         bar = self.begin(what, total)
         try:

@@ -5,18 +5,17 @@ The records of each data set are read in `data/sets/`. The generic record of cap
 """
 
 import csv
-import io
 import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from blip.data.records import path_problem, text_problem
+from blip.data.text_lines import iter_lines, not_utf8, whole_lines
 from blip.errors import InputError
-from blip.files import JSON_DECODER, JSON_ERRORS, MAX_LINE, ReadError, json_problem, open_regular, read_text
+from blip.files import JSON_DECODER, JSON_ERRORS, ReadError, json_problem, open_regular, read_text
 
 BLANK = re.compile(r"\s*")
 NEEDS_PYARROW = "reading parquet and arrow files needs pyarrow: pip install -e '.[parquet]'"
@@ -69,8 +68,9 @@ def checked(path: Path, read: Callable[[Path], Records]) -> Records:
             yield place, record
     except ReadError as error:
         raise AnnotationError(path, error.place, error.problem) from None
-    except UnicodeDecodeError as error:
-        raise AnnotationError(path, place and f"after {place}", json_problem(error)) from None
+    except UnicodeDecodeError:
+        found = not_utf8(path)
+        raise AnnotationError(path, found.place, found.problem) from None
     except OSError as error:  # such as too many open files
         raise AnnotationError(path, place and f"after {place}", error.strerror or str(error)) from None
     if not place:
@@ -78,17 +78,6 @@ def checked(path: Path, read: Callable[[Path], Records]) -> Records:
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------
-
-
-def iter_lines(path: Path) -> Records:
-    """("line 3", its text) of each line that is not blank, without its line end."""
-    with open_regular(path) as file:
-        text = io.TextIOWrapper(file, "utf-8-sig")
-        for number, line in enumerate(iter(partial(text.readline, MAX_LINE), ""), 1):
-            if len(line) == MAX_LINE:
-                raise AnnotationError(path, f"line {number}", f"has {MAX_LINE:,} characters or more")
-            if line.strip():
-                yield f"line {number}", line.rstrip("\r\n")
 
 
 def is_object(path: Path) -> bool:
@@ -189,21 +178,21 @@ def iter_json_lines(path: Path) -> Records:
 
 
 def _table(path: Path, needed: tuple[str, ...]) -> Records:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        # strict: a quotation mark that is never closed is an error instead of swallowing the records behind it
-        rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
-        try:
-            names = rows.fieldnames = [name.strip() for name in rows.fieldnames or []]
-            if names:
-                _require(path, "line 1", names, needed)
-            for row in rows:
-                if None in row or None in row.values():
-                    given = sum(value is not None for key, value in row.items() if key) + len(row.get(None, ()))
-                    problem = f"{given} fields under {len(names)} columns; put quotes round text with a separator"
-                    raise AnnotationError(path, f"line {rows.line_num}", problem)
-                yield f"line {rows.line_num}", row
-        except csv.Error as error:
-            raise AnnotationError(path, f"line {rows.line_num}", f"not a valid table ({error})") from None
+    # strict: a quotation mark that is never closed is an error instead of swallowing the records behind it
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    rows = csv.DictReader(whole_lines(path, newline=""), delimiter=separator, strict=True)
+    try:
+        names = rows.fieldnames = [name.strip() for name in rows.fieldnames or []]
+        if names:
+            _require(path, "line 1", names, needed)
+        for row in rows:
+            if None in row or None in row.values():
+                given = sum(value is not None for key, value in row.items() if key) + len(row.get(None, ()))
+                problem = f"{given} fields under {len(names)} columns; put quotes round text with a separator"
+                raise AnnotationError(path, f"line {rows.line_num}", problem)
+            yield f"line {rows.line_num}", row
+    except csv.Error as error:
+        raise AnnotationError(path, f"line {rows.reader.line_num}", f"not a valid table ({error})") from None
 
 
 def _columns(path: Path, needed: tuple[str, ...], also: tuple[str, ...]) -> Records:

@@ -6,6 +6,8 @@ the formats of FORMATS. Whatever is wrong with it becomes an UnreadableImage.
 
 import contextlib
 import io
+import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +16,14 @@ from typing import Any, BinaryIO, TypeVar
 # the plugins that Pillow loads only where it tries every format
 from PIL import Image, ImageOps, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401
 
+from blip.data.decoding_cost import check_cost, check_size
 from blip.data.grey_levels import HIGH_DEPTH, STRIP, whole_range, window
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, image_stream
 from blip.errors import BlipError, InputError
+
+# what Pillow says of odd entries and broken headers: a file that cannot be used has a message here, and others are fine
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # of image files; where one image is there in several forms, the first of these is taken
 ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".gif", ".webp", ".bmp", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm",
@@ -146,7 +153,8 @@ def _opened(source: Source, limits: ImageLimits) -> Iterator[Image.Image]:
     try:
         with contextlib.ExitStack() as stack:
             if isinstance(source, Image.Image):
-                yield _checked(source.copy(), limits)
+                check_size(source.size, limits.max_pixels)
+                yield source.copy()
                 return
             if isinstance(source, bytes):
                 file: BinaryIO = io.BytesIO(_not_too_large(source, limits))
@@ -155,7 +163,9 @@ def _opened(source: Source, limits: ImageLimits) -> Iterator[Image.Image]:
             start = file.read(132)
             file.seek(0)
             image = stack.enter_context(_identified(file, start))
-            yield _checked(image, limits)
+            check_size(image.size, limits.max_pixels)
+            check_cost(image, file)
+            yield image
     except UnreadableImage as error:
         raise UnreadableImage(name, error.reason) from None
     except MemoryError:
@@ -196,24 +206,14 @@ def _sizes(file: BinaryIO, start: bytes) -> Iterator[tuple[int, int]]:
                 yield factory(file, "").size
 
 
-def _checked(image: Image.Image, limits: ImageLimits) -> Image.Image:
-    width, height = image.size
-    if width == 0 or height == 0:
-        raise InputError(f"it has {width} x {height} pixels")
-    if width * height > limits.max_pixels:
-        raise InputError(f"it has {width} x {height} pixels, more than {limits.max_pixels:,}: make it smaller")
-    return image
-
-
 # ---- any kind of image to 8 bits -------------------------------------------------------------------------------------
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """The same image, its pixels read and turned by its EXIF entry."""
-    # a broken EXIF block does not mean broken pixels; if those are broken, reading them raises
-    with contextlib.suppress(Exception):
+    image.load()  # before the block below: of broken pixels Pillow tells once, and a second `load` gives black ones
+    with contextlib.suppress(Exception):  # a broken EXIF block does not mean broken pixels
         ImageOps.exif_transpose(image, in_place=True)
-    image.load()
     return image
 
 

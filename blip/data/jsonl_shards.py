@@ -186,7 +186,7 @@ def _lines_of(path: Path, kind: type, ends: bool) -> Iterator[Line]:
     if end is None and ends:
         raise ReadError(path, "", f"is cut short: it ends after {found} lines, without the line that ends a shard")
     if end is not None and (end.lines, end.bytes, end.sha256) != (found, before, digest.hexdigest()):
-        raise ReadError(path, "", f"has changed since it was written: {found} lines, and {end.lines} when it was")
+        raise ReadError(path, "", f"has changed since it was written, with {end.lines} lines")
 
 
 def _is_whole(path: Path) -> bool:
@@ -218,6 +218,13 @@ def _ends(folder: Path) -> dict[str, bool]:
 def _agree(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
     """Writes the settings, or compares them with those that the folder was begun with."""
     path = folder / SETTINGS
+    lost = not (overwrite or path.exists()) and any(folder.glob("shard-*.jsonl"))
+    distributed.barrier()  # every process has looked before the main one writes
+    if lost:
+        raise ShardError(
+            f"{folder} holds shards without their {SETTINGS}, so that nobody knows what made them: put it back, give "
+            "another --out, or replace them with --overwrite"
+        )
     if distributed.is_main() and (overwrite or not path.exists()):
         _start(folder, settings, overwrite)
     distributed.barrier()

@@ -21,17 +21,16 @@ from typing import Any
 
 from blip.data.formats import parse_record
 from blip.data.images import ENDINGS
+from blip.data.tar_addresses import TARS, expanded, webdataset_package
 from blip.data.tar_reader import ContentBehindEnd, Digested, Stored, samples
 from blip.data.tar_sizes import SIZES, UNFINISHED, Count, Shard, TarError, check_length, open_address, recorded
 from blip.errors import BlipError, InputError
 from blip.files import ReadError, parse_json, read_json, whole_file, write_whole
 
-TARS = (".tar", ".tar.gz")  # endings of shards
 TEXTS = ("txt", "text", "caption")  # endings of a caption alone
 OTHER_SIZES = f"{SIZES} belongs to other shards, or this one is damaged: write them anew, or remove {SIZES}"
 MAX_CAPTION = 1_000_000  # characters
 RETRIES = 2  # after a broken connection, before the rest of the shard counts as unreadable
-NEEDS_WEBDATASET = "reading and writing webdataset shards needs webdataset: pip install -e '.[webdataset]'"
 
 
 class BrokenSample(BlipError):
@@ -170,7 +169,7 @@ def open_shards(addresses: Sequence[str], known: Path | None = None) -> TarShard
     """
     found: list[str] = []
     for address in addresses:
-        found += _expand(address)
+        found += expanded(address)
     if twice := [address for address, count in Counter(found).items() if count > 1]:
         raise TarError(f"{twice[0]} is given twice")
     shards = _known(found, known)
@@ -178,28 +177,6 @@ def open_shards(addresses: Sequence[str], known: Path | None = None) -> TarShard
         check_length(address, shards[address])
     listed = [shards[address] for address in found]
     return TarShards(found, [shard.samples for shard in listed], [shard.sha256 for shard in listed])
-
-
-def _expand(address: str) -> list[str]:
-    import fsspec
-    from fsspec.core import url_to_fs
-
-    braces = _webdataset().shardlists.expand_urls(address) if "{" in address else [address]
-    found: list[str] = []
-    for one in braces:
-        try:
-            system, path = url_to_fs(one)
-            if system.isdir(path):
-                paths = sorted(p for p in system.glob(f"{path.rstrip('/')}/*") if p.endswith(TARS))
-            else:
-                paths = sorted(system.glob(path)) if "*" in path else [path] if system.exists(path) else []
-        except (OSError, ValueError, ImportError) as error:
-            raise TarError(f"{one}: {error}") from None
-        if not paths:
-            raise TarError(f"{one}: there are no .tar files")
-        local = isinstance(system, fsspec.implementations.local.LocalFileSystem)
-        found += [path if local else system.unstrip_protocol(path) for path in paths]
-    return found
 
 
 def _known(addresses: list[str], known: Path | None) -> dict[str, Shard]:
@@ -237,14 +214,6 @@ def _samples(address: str, start: int | None = None, digest: Any = None) -> Iter
         whole.finish()
 
 
-def _webdataset() -> Any:
-    try:
-        import webdataset
-    except ImportError:
-        raise TarError(NEEDS_WEBDATASET) from None
-    return webdataset
-
-
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
@@ -260,7 +229,7 @@ def write_tar_shards(folder: Path, samples: Iterator[dict[str, Any]], shard_size
     Raises:
         WriteError: such as on a full disk.
     """
-    writer, counts = _webdataset().TarWriter, list[int]()
+    writer, counts = webdataset_package().TarWriter, list[int]()
     about: dict[str, dict[str, Any]] = {"bytes": {}, "sha256": {}}
     ours = {*_names_in(folder / SIZES), *_names_in(folder / UNFINISHED)}
     while first := next(samples, None):

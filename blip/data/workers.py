@@ -8,7 +8,6 @@ import re
 import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,9 +43,10 @@ class Loader(DataLoader):
             dataset = _CarryingStream(dataset) if streamed else _Carrying(dataset)
             if "collate_fn" in options:
                 options["collate_fn"] = partial(_collate_or_carry, options["collate_fn"])
-        with warnings.catch_warnings():  # a run has a line of its own about it, once
-            warnings.filterwarnings("ignore", "This DataLoader will create")
-            super().__init__(dataset, num_workers=num_workers, **options)
+        super().__init__(dataset, num_workers=num_workers, **options)
+
+    def check_worker_number_rationality(self) -> None:
+        """torch warns here of more workers than CPUs, at each loader; a run has a line of its own about it."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches = super().__iter__()

@@ -6,9 +6,14 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from blip.models.decoding import Decoding
+
 ImageInput = str | Path | Image.Image | Tensor  # a tensor is (3, S, S), as `Predictor.transform` gives it
 Images = ImageInput | Sequence[ImageInput]
 Texts = str | Sequence[str]
+
+# how `blip caption` writes unless told otherwise; `blip explain` explains the same captions
+CAPTIONS = Decoding(beams=3, max_new_tokens=30)
 
 
 def as_list(items: Images | Texts) -> list:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blip.checkpoints import convert
+from blip.checkpoints import convert, places
 from blip.checkpoints.adapter_files import ADAPTER_INFO, adapter_info, is_adapter, load_adapter
 from blip.checkpoints.adapters import merge
 from blip.checkpoints.format import (
@@ -30,7 +30,7 @@ from blip.tokenizer import Tokenizer, load_tokenizer
 
 def load(
     path: str | Path,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
     *,
     image_heads: int | None = None,
     text_heads: int | None = None,
@@ -39,12 +39,12 @@ def load(
 ) -> Predictor:
     """Loads a checkpoint of this package, a released `.pth` file or a Hugging Face folder, ready to use.
 
-    A folder that holds low-rank adapters alone is read together with the checkpoint that they were trained on, which
-    takes `peft`. The adapters are merged into the weights.
+    From the hub or an address it is fetched once. A folder that holds low-rank adapters alone is read together with
+    the checkpoint that they were trained on, which takes `peft`; they are merged into the weights.
 
     Args:
-        path: the folder or file.
-        device: where the model runs.
+        path: the folder or file; `hub:OWNER/NAME`, also with `@REVISION`; or an `https://` address.
+        device: where the model runs: `auto`, which is a GPU if there is one, `cpu`, `cuda` or a device of torch.
         image_heads, text_heads: attention heads, for `.pth` files whose heads are not of width 64.
         image_size: side of the image in pixels, if not the checkpoint's: its position embeddings are interpolated.
         tokenizer: `vocab.txt`, `tokenizer.json`, `hub:NAME` or a `Tokenizer`; needed where the folder has none.
@@ -52,12 +52,15 @@ def load(
     Raises:
         CheckpointError: the checkpoint cannot be used; the message gives the reason.
         LoraError: the folder holds adapters and `peft` is not installed.
+        RemoteError: the checkpoint cannot be fetched.
+        InputError: there is no such device.
 
     Example:
         >>> m = blip.load("checkpoint", device="cpu")
         >>> probability = m.match_probability("chest.png", ["small left effusion", "normal"])  # (2,)
         >>> (caption,) = m.caption("chest.png")
     """
+    target, path = device_of(device), places.local(path)
     if is_adapter(path):
         tensors, info, words = _with_adapter(Path(path), tokenizer)
     else:
@@ -84,7 +87,22 @@ def load(
     for name in may_lack:
         tensors.setdefault(name, model.get_parameter(name).detach())
     load_strict(model, tensors, str(path))
-    return Predictor(model, words, info, device=device)
+    return Predictor(model, words, info, device=target)
+
+
+def device_of(name: str | torch.device) -> torch.device:
+    """The device of a name: `auto` is a GPU if there is one. InputError where there is no such device."""
+    if isinstance(name, torch.device):
+        return name
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device is {name!r}; it can be auto, cpu, cuda or a device of torch") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"device is {name}, but torch finds {torch.cuda.device_count()} GPUs here; use auto or cpu")
+    return device
 
 
 def _tokenizer(given: str | Path | Tokenizer | None, *folders: Path) -> Tokenizer:
@@ -163,6 +181,8 @@ def _base(folder: Path, about: dict) -> Path:
         raise CheckpointError(
             f"{folder} holds adapters alone, and {ADAPTER_INFO} names no base checkpoint to add them to"
         )
+    if places.is_remote(base):
+        return places.local(base)
     for place in (Path(base), folder / base):
         if place.exists():
             return place

@@ -293,8 +293,8 @@ class Predictor(GradientsOnRequest):
         """A text as the model was trained to read it."""
         return blip_cleaning(text) if self.info.get("text_cleaning") == "blip" else text
 
-    def ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Texts -> ids (R, T), `[CLS] ... [SEP]` and padding, on the device; lengths (R,), on the CPU."""
-        encoded = self.tokenizer.encode([self.cleaned(text) for text in texts], self.max_text_tokens)
+    def ids(self, texts: Sequence[str], longest: int = 0) -> tuple[Tensor, Tensor]:
+        """Texts -> ids (R, T), `[CLS] ... [SEP]`, padded, at most `longest`; lengths (R,), on the CPU."""
+        encoded = self.tokenizer.encode([self.cleaned(text) for text in texts], longest or self.max_text_tokens)
         ids, lengths = padded(encoded, self.tokenizer.pad_id)
         return ids.to(self.device), lengths

@@ -19,13 +19,17 @@ from blip.network.med import TextDecoder
 from blip.network.packing import Rows, with_first
 
 
-def check_texts(m: Predictor, texts: Sequence[str], what: str = "text") -> None:
-    """InputError for a text without tokens, or with more than the model reads; `what` names the texts in it."""
+def check_texts(m: Predictor, texts: Sequence[str], what: str = "text", *, longest: int = 0) -> None:
+    """InputError for a text without tokens, or with more than `longest`, which is what the model reads unless given.
+
+    `what` names the texts in the message.
+    """
+    longest = longest or m.max_text_tokens
     for number, tokens in enumerate(m.tokenizer.count([m.cleaned(text) for text in texts]), start=1):
         if tokens < 3:
             raise InputError(f"{what} {number} is empty: it has no words")
-        if tokens > m.max_text_tokens:
-            raise InputError(f"{what} {number} has {tokens} tokens, the model reads {m.max_text_tokens}: shorten it")
+        if tokens > longest:
+            raise InputError(f"{what} {number} has {tokens} tokens, the model reads {longest}: shorten it")
 
 
 @torch.no_grad()
@@ -80,7 +84,7 @@ def caption_log_probs(m: Predictor, images: Sequence[ImageInput], captions: Sequ
     model = m.needs("caption")
     with torch.set_grad_enabled(m.differentiable):
         keys = model.text_decoder.image_keys(model.image_encoder(m.pixels(images)))
-        ids, lengths = m.ids(captions)
+        ids, lengths = m.ids(captions, m.positions)  # what the model wrote may be longer than what it was trained on
         return _log_probs(m, model.text_decoder, ids, lengths=lengths, keys=keys)
 
 

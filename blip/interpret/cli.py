@@ -1,7 +1,8 @@
 """`blip explain`, `blip activations` and `blip localise`: maps, activations and the pointing game over data."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +23,9 @@ from blip.data.places import images_of
 from blip.inference.cli import claim_json, load_model, places_and_texts
 from blip.outputs import claim_output, refuse_inputs, writing
 
+if TYPE_CHECKING:
+    from blip.interpret.explain_files import Wanted
+
 
 def explain(
     arguments: Annotated[
@@ -38,45 +42,66 @@ def explain(
         list[str] | None,
         typer.Option("--text", "--question", help="a text, caption or question, instead of arguments; several times"),
     ] = None,
-    task: Annotated[str, typer.Option(help="match, caption or answer; the checkpoint's own unless given")] = "",
-    method: Annotated[str, typer.Option(help="gradcam, raw, relevance or rollout")] = "gradcam",
+    task: Annotated[
+        str, typer.Option(help="match, caption, answer, or image: without a text; the checkpoint's own unless given")
+    ] = "",
+    method: Annotated[
+        str,
+        typer.Option(help="relevance unless given; gradcam, raw or rollout, which needs no text for the image alone"),
+    ] = "",
     layer: Annotated[int | None, typer.Option(help="whose cross-attention; the middle one unless given")] = None,
     rows: Annotated[str, typer.Option(help="words, or enc: the [ENC] row alone")] = "words",
-    batch_size: BatchSize = 8,
+    target: Annotated[
+        str, typer.Option(help="of records: explain the model's own captions and answers (predicted), or the true ones")
+    ] = "predicted",
+    beams: Annotated[int, typer.Option(min=1, help="of the model's own captions, as in `blip caption`")] = 3,
+    limit: Annotated[int, typer.Option(min=0, help="the first images or records alone; 0: all")] = 20,
+    batch_size: BatchSize = 4,
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
     """Draws which parts of an image a model attended to, word by word. Not for diagnosis."""
-    from blip.interpret.explain_files import explain_files, find_pairs
+    from blip.inference.inputs import CAPTIONS
+    from blip.interpret.explain_files import How, explain_files
     from blip.interpret.pictures import check_ending, files_of
 
     with user_errors():
         places, texts = places_and_texts(arguments, text, "--text")
         check_ending(out)
-        wanted = [pair for place in places for pair in find_pairs(place, texts)]
-        inputs: list[str | Path] = [
-            *places,
-            *(one.image for one in wanted),
-            checkpoint,
-            *filter(None, [tokenizer]),
-            *texts,
-        ]
+        wanted, bad = first_pairs(places, texts, limit)
+        decoding = replace(CAPTIONS, beams=beams)
+        how = How(task, method, layer, rows, target=target, decoding=decoding, batch_size=batch_size)
+        images = [one.image for one in wanted]
+        inputs: list[str | Path] = [*places, *images, checkpoint, *filter(None, [tokenizer]), *texts, repr(how)]
         first, *others = files_of(out, len(wanted))
         names = [path.name for path in others]
         claim = claim_output(first, "explain", inputs=inputs, overwrite=overwrite, names=names)
         with alone(claim), claim.writing() as written:
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-            files, problems = explain_files(
-                model, wanted, out, task=task, method=method, layer=layer, rows=rows, batch_size=batch_size
-            )
+            files, problems = explain_files(model, wanted, out, how)
             written += [path.name for path in files]
-        for problem in problems:
+        for problem in [*bad, *problems]:
             say(problem, err=True)
-        say(f"{len(wanted) - len(problems)} explained: {files[0] if files else 'nothing written'}"
-                   + (f" to {files[-1]}" if len(files) > 1 else ""))  # fmt: skip
-    raise typer.Exit(1 if problems else 0)
+        where = " to ".join(str(path) for path in {files[0]: 1, files[-1]: 1}) if files else "nothing written"
+        say(f"{len(wanted) - len(problems)} explained: {where}")
+    raise typer.Exit(1 if bad or problems else 0)
+
+
+def first_pairs(places: list[str], texts: list[str], limit: int) -> tuple[list["Wanted"], list[str]]:
+    """The first `limit` (0: all) images or records of places, and messages about records that cannot be used."""
+    from blip.interpret.explain_files import find_pairs
+    from blip.interpret.pictures import PictureError
+
+    bad: list[str] = []
+    wanted = [pair for place in places for pair in find_pairs(place, texts, bad)]
+    if bad and not wanted:
+        raise PictureError(bad[0])
+    if 0 < limit < len(wanted):
+        say(f"{limit} of {len(wanted)} are explained; --limit 0 explains all", err=True)
+        wanted = wanted[:limit]
+    return wanted, bad
 
 
 def activations(

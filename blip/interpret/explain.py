@@ -9,7 +9,8 @@ Methods, each with the same signature (`maps.py`):
     raw        mean over heads of A, independent of its effect on s
     relevance  the rules of Chefer et al. 2021 (equations 5 to 11) through all layers of image encoder and text
                transformer, where texts attend to images, and images only to themselves
-    rollout    raw attention, carried back to the patches by attention rollout (Abnar and Zuidema 2020)
+    rollout    raw attention, carried back to the patches by attention rollout (Abnar and Zuidema 2020); of the image
+               encoder alone, where there is no text
 
 A is a pattern of cross-attention and s the score that is explained: for `match` the match logit before its soft-max;
 for `caption` the log-probability of word t, read at row t-1, from which it was predicted; for `answer` that of the
@@ -21,18 +22,25 @@ Shapes: R pairs of image and text, T tokens, H heads, N = h*w patches.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from blip.errors import InputError
-from blip.inference.inputs import ImageInput, Images, Texts, as_list
+from blip.inference.inputs import CAPTIONS, ImageInput, Images, Texts, as_list
 from blip.inference.predictor import Predictor
 from blip.inference.scoring import check_texts
-from blip.interpret.maps import MAPS, METHODS
-from blip.interpret.objectives import Objective, completed_answers, explained
+from blip.interpret.maps import MAPS, METHODS, image_rollout
+from blip.interpret.objectives import OBJECTIVES, Objective, completed_answers, completed_captions, explained
 from blip.interpret.recording import Trace, TraceError
 from blip.interpret.trace import trace
+from blip.models.decoding import Decoding
+from blip.models.factory import spec_of
+
+# where a text comes from: the caller, the model, or the record of a data set
+Origin = Literal["given", "predicted", "true"]
+PAIRS_AT_ONCE = 4  # relevance keeps the patterns of all layers: 0.9 GB for each image of 480 pixels in ViT-B/16
 
 
 @dataclass
@@ -42,12 +50,15 @@ class Explanation:
     task: str
     method: str
     layer: int | None  # of the cross-attention; None where a method reads all
-    text: str  # that was matched, written or asked
+    text: str  # that was matched, written or asked; empty for a map of the image alone
     answer: str  # to a question; else empty
-    score: float  # s, of the whole text
+    score: float  # s, of the whole text; 0 for a map of the image alone
     words: list[str]
     maps: Tensor  # (words, h, w)
     sentence: Tensor  # (h, w)
+    text_is: Origin = "given"
+    answer_is: Origin = "given"
+    truth: str = ""  # the caption or answer of the record, where the model's own was explained
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,8 @@ class Request:
     @property
     def points(self) -> list[str]:
         """The points that a trace has to record for the method."""
+        if self.objective.of_image:
+            return ["image.*.attn.*"]
         if self.method in ("relevance", "rollout"):
             return ["image.*.attn.*", f"{self.objective.stack}.*"]
         return [f"{self.attention}.*"]
@@ -78,6 +91,8 @@ class Pair:
     image: ImageInput
     text: str
     answer: str
+    text_is: Origin = "given"
+    answer_is: Origin = "given"
 
 
 def explain_pairs(
@@ -86,23 +101,27 @@ def explain_pairs(
     texts: Texts = "",
     *,
     task: str = "",
-    method: str = "gradcam",
+    method: str = "",
     layer: int | None = None,
     rows: str = "words",
     answers: Texts = "",
-    batch_size: int = 8,
+    decoding: Decoding = CAPTIONS,
+    batch_size: int = PAIRS_AT_ONCE,
 ) -> list[Explanation]:
     """One explanation for each pair of image i and text i; one image goes with all texts, one text with all images.
 
     Args:
         m: what `blip.load` returns.
         images: paths, PIL images or a list of them.
-        texts: texts to match; captions, or "" for the model's own; questions.
-        task: match, caption or answer; the usual one of the checkpoint's task unless given.
-        method: gradcam, raw, relevance or rollout.
+        texts: texts to match; captions, or "" for the model's own; questions; none for a map of the image alone.
+        task: match, caption, answer or image; the usual one of the checkpoint's task unless given. `image` needs no
+            text and maps the image encoder by rollout; so does `method="rollout"` where a text is needed and missing.
+        method: gradcam, raw, relevance or rollout. Unless given relevance, which pointed best at lesions of the methods
+            here (`docs/results.md`); rollout for the image alone.
         layer: whose cross-attention; the middle one unless given, and never the last one of a matching model.
         rows: `words`, or `enc` for the `[ENC]` row alone, the only one that the last layer of a matching model has.
         answers: to the questions; the model's own unless given.
+        decoding: how the model's own captions are written; as `blip caption` writes them unless given.
         batch_size: pairs at once.
 
     Raises:
@@ -117,36 +136,58 @@ def explain_pairs(
         >>> explanation.maps.shape[0]  # one map (h, w) for each word
         3
     """
-    objective = explained(m, task)
+    objective = objective_of(m, task, method, has_texts=any(as_list(texts)))
     request = _request(m, objective, method=method, layer=layer, rows=rows)
-    pairs = _pairs(m, images, texts, answers=answers, objective=objective)
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}, it must be 1 or more")
+    pairs = _pairs(m, images, texts, answers=answers, objective=objective, decoding=decoding)
     explanations = []
     for start in range(0, len(pairs), batch_size):
         explanations += _explain_batch(m, pairs[start : start + batch_size], request)
     return explanations
 
 
-def _pairs(m: Predictor, images: Images, texts: Texts, *, answers: Texts, objective: Objective) -> list[Pair]:
+def objective_of(m: Predictor, task: str, method: str, *, has_texts: bool) -> Objective:
+    """As `explained`; with rollout the image alone, where a text is needed and there is none."""
+    usual = spec_of(m.info["task"]).explained_as
+    writes = bool(usual) and OBJECTIVES[usual].writes_texts
+    image_alone = method == "rollout" and not (task or has_texts or writes)
+    return explained(m, "image" if image_alone else task)
+
+
+def _pairs(
+    m: Predictor, images: Images, texts: Texts, *, answers: Texts, objective: Objective, decoding: Decoding
+) -> list[Pair]:
     pictures, words, replies = as_list(images), as_list(texts), as_list(answers)
     counts = {len(pictures), len(words), len(replies)}
     if 0 in counts or len(counts - {1}) > 1:
         given = f"{len(pictures)} images and {len(words)} texts" + (f" and {len(replies)} answers" if answers else "")
         raise InputError(f"{given}: give as many, or one of either")
     pictures, words, replies = (x * max(counts) if len(x) == 1 else x for x in (pictures, words, replies))
-    if objective.writes_texts and not all(words):
-        own = m.caption(pictures)
-        words = [text or written for text, written in zip(words, own, strict=True)]
-    check_texts(m, words)
+    if objective.of_image:
+        if any(words):
+            raise InputError(f"a map of the image alone depends on no text: leave out {words[0]!r}")
+        return [Pair(picture, "", "") for picture in pictures]
+    origins: list[tuple[Origin, Origin]] = [
+        ("given" if text else "predicted", "predicted" if objective.has_answers and not reply else "given")
+        for text, reply in zip(words, replies, strict=True)
+    ]
+    if objective.writes_texts:
+        words = completed_captions(m, pictures, words, decoding)
+    check_texts(m, words, longest=objective.longest(m))
     if objective.has_answers:
         replies = completed_answers(m, pictures, words, answers=replies)
         check_texts(m, replies, "answer")
-    return [Pair(*pair) for pair in zip(pictures, words, replies, strict=True)]
+    return [Pair(*pair, *origin) for *pair, origin in zip(pictures, words, replies, origins, strict=True)]
 
 
 def _request(m: Predictor, objective: Objective, *, method: str, layer: int | None, rows: str) -> Request:
     """The request with its layer, where the combination of arguments is possible."""
+    method = method or ("rollout" if objective.of_image else "relevance")
+    if objective.of_image:
+        if method != "rollout":
+            raise InputError(f"a map of the image alone, without a text, is made by rollout, not by {method}")
+        return Request(objective, method, rows, 0)
     if method not in METHODS:
         raise InputError(f"method is {method!r}; it can be {', '.join(METHODS)}")
     if rows not in ("words", "enc"):
@@ -182,6 +223,8 @@ def _explain_batch(m: Predictor, pairs: Sequence[Pair], request: Request) -> lis
 def _maps(t: Trace, scores: Tensor, request: Request) -> Tensor:
     """Maps (R, T, h, w) of each token; where each has a score of its own, those of the first token are zero."""
     maps_of = MAPS[request.method]
+    if request.objective.of_image:
+        return image_rollout(t)
     if not request.objective.per_token:
         t.backward(scores, again=False)
         return maps_of(t, request.attention)
@@ -195,22 +238,25 @@ def _maps(t: Trace, scores: Tensor, request: Request) -> Tensor:
 
 def _explanation(m: Predictor, pair: Pair, maps: Tensor, *, request: Request, score: float) -> Explanation:
     """Maps of words and of the sentence from those of tokens, (T, h, w)."""
-    spans = [] if request.rows == "enc" else word_spans(m, pair.text)
+    no_words = request.rows == "enc" or request.objective.of_image
+    spans = [] if no_words else word_spans(m, pair.text)
     words = [word for word, _ in spans]
     of_words = [maps[span].sum(dim=0) for _, span in spans]
     tokens = [token for _, span in spans for token in range(span.start, span.stop)]
     # relevance is that of the row that the score is read from; the other methods treat each row on its own
-    of_enc = request.rows == "enc" or (request.method == "relevance" and request.objective.reads_enc)
+    of_first = no_words or (request.method == "relevance" and request.objective.reads_enc)
     return Explanation(
         task=request.objective.name,
         method=request.method,
-        layer=None if request.method == "relevance" else request.layer,
+        layer=None if request.method == "relevance" or request.objective.of_image else request.layer,
         text=pair.text,
         answer=pair.answer,
         score=score,
         words=words,
         maps=torch.stack(of_words) if of_words else maps.new_zeros(0, *maps.shape[1:]),
-        sentence=maps[0].clone() if of_enc else maps[tokens].mean(dim=0),
+        sentence=maps[0].clone() if of_first else maps[tokens].mean(dim=0),
+        text_is=pair.text_is,
+        answer_is=pair.answer_is,
     )
 
 

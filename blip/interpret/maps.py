@@ -41,6 +41,14 @@ def rollout(t: Trace, attention: str) -> Tensor:
     return _patches(t, t.pattern(attention).mean(dim=1) @ attention_rollout(t))
 
 
+def image_rollout(t: Trace) -> Tensor:
+    """(R, 1, h, w): the part of each patch in the `[CLS]` state of the image encoder, by `attention_rollout`.
+
+    It depends on no text. Needs a trace of `image.*.attn.*`.
+    """
+    return _patches(t, attention_rollout(t)[:, :1])
+
+
 def relevance(t: Trace, attention: str) -> Tensor:
     """(R, T, h, w) through all layers, by the rules of Chefer et al. 2021.
 

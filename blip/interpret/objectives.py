@@ -18,6 +18,7 @@ from blip.inference.predictor import ABILITIES, Predictor
 from blip.inference.scoring import answer_log_probs, caption_log_probs
 from blip.interpret.points import layers_of
 from blip.interpret.recording import TraceError
+from blip.models.decoding import Decoding
 from blip.models.factory import TASKS, spec_of
 
 # model, images, texts, answers -> (R, n)
@@ -51,6 +52,15 @@ class Objective:
     has_answers: bool = False
     per_token: bool = False
     reads_enc: bool = False
+
+    def longest(self, m: Predictor) -> int:
+        """The tokens of a text at most; a decoder writes more than it was trained on, up to the model's positions."""
+        return m.positions if self.writes_texts else m.max_text_tokens
+
+    @property
+    def of_image(self) -> bool:
+        """Whether a map is that of the image encoder alone, without a text."""
+        return not self.stack
 
     @property
     def has_enc(self) -> bool:
@@ -108,20 +118,26 @@ OBJECTIVES = {
         Objective("image", _image, reads_texts=False),
     )
 }
-EXPLAINED = tuple(name for name, objective in OBJECTIVES.items() if objective.stack)
+EXPLAINED = tuple(OBJECTIVES)
 
 
 def explained(m: Predictor, name: str = "") -> Objective:
     """The objective that maps of a checkpoint explain; the usual one of its task unless named.
 
+    `image`, the image encoder alone, is possible for every checkpoint.
+
     Raises:
         InputError: there is no such objective.
         TraceError: the checkpoint's task has no maps, or not of this objective.
     """
+    if name == "image":
+        return OBJECTIVES[name]
     usual = spec_of(m.info["task"]).explained_as
     if not usual:
         others = ", ".join(task for task, spec in TASKS.items() if spec.explained_as)
-        raise TraceError(f"a checkpoint of {m.info['task']} cannot be explained; {others} can")
+        raise TraceError(
+            f"of a checkpoint of {m.info['task']} only the image encoder can be explained (task image); {others} can"
+        )
     if (name or usual) not in EXPLAINED:
         raise InputError(f"task is {name!r}; it can be {', '.join(EXPLAINED)}")
     objective = OBJECTIVES[name or usual]
@@ -131,11 +147,23 @@ def explained(m: Predictor, name: str = "") -> Objective:
     return objective
 
 
+def completed_captions(
+    m: Predictor, images: Sequence[ImageInput], captions: Sequence[str], decoding: Decoding
+) -> list[str]:
+    """The given captions, with the model's own in place of empty ones."""
+    if all(captions):
+        return list(captions)
+    own = m.caption([image for image, given in zip(images, captions, strict=True) if not given], decoding=decoding)
+    written = iter(own)
+    return [given or next(written) for given in captions]
+
+
 def completed_answers(
     m: Predictor, images: Sequence[ImageInput], questions: Sequence[str], *, answers: Sequence[str]
 ) -> list[str]:
     """The given answers, with the model's own in place of empty ones."""
     if all(answers):
         return list(answers)
-    own = [answer.text for answer in m.answer(images, questions)]
-    return [given or written for given, written in zip(answers, own, strict=True)]
+    asked = [(image, question) for image, question, given in zip(images, questions, answers, strict=True) if not given]
+    own = iter(m.answer([image for image, _ in asked], [question for _, question in asked]))
+    return [given or next(own).text for given in answers]

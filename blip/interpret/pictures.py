@@ -23,6 +23,7 @@ from blip.interpret.objectives import OBJECTIVES
 NOT_FOR_DIAGNOSIS = "not for diagnosis"
 ENDINGS = (".png", ".html", ".npz")
 SMALLEST, LARGEST = 256, 512  # pixels of a panel's longer side
+TILE, QUALITY = 208, 75  # the same in a page, as JPEG
 COLUMNS = 4
 HEADLINES, TITLE_LINES = 12, 4  # lines of text at most, above the panels and above each
 NEEDS_MATPLOTLIB = "pictures need matplotlib: pip install -e '.[pictures]'"
@@ -34,8 +35,9 @@ class PictureError(BlipError):
 
 def panels(image: Image.Image, explanation: Explanation) -> list[tuple[str, Image.Image]]:
     """(title, picture) of the image itself, the sentence, and each word."""
-    base = _sized(image)
-    shown = [("image", base), (_title("sentence", explanation.sentence), blend(base, explanation.sentence))]
+    base = sized(image)
+    whole = "sentence" if explanation.text else "whole image"
+    shown = [("image", base), (_title(whole, explanation.sentence), blend(base, explanation.sentence))]
     for word, values in zip(explanation.words, explanation.maps, strict=True):
         shown.append((_title(word, values), blend(base, values)))
     return shown
@@ -63,7 +65,7 @@ def blend(image: Image.Image, values: Tensor) -> Image.Image:
     return Image.fromarray((pixels * (1 - weight) + colours * weight).round().astype(np.uint8))
 
 
-def _sized(image: Image.Image) -> Image.Image:
+def sized(image: Image.Image) -> Image.Image:
     """The image, scaled so that its longer side has between SMALLEST and LARGEST pixels."""
     longer = max(image.size)
     scale = max(1, -(-SMALLEST // longer)) if longer < SMALLEST else min(1.0, LARGEST / longer)
@@ -73,15 +75,43 @@ def _sized(image: Image.Image) -> Image.Image:
     return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
 
 
+def _tile(image: Image.Image) -> Image.Image:
+    image.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
+    return image
+
+
 def _title(word: str, values: Tensor) -> str:
     return f"{word}  [{float(values.min()):.2g}, {float(values.max()):.2g}]"
 
 
 def headline(explanation: Explanation) -> str:
-    """Text, task, method, layer and score, in one line."""
-    text = f"{explanation.text} {explanation.answer}".strip()
-    value = OBJECTIVES[explanation.task].score_name
-    return f"{text} - {_about(explanation)}, {value} {explanation.score:.2f}"
+    """Text, answer, task, method, layer and score, in one line."""
+    heading, facts = described(explanation)
+    return ", ".join([heading, *(f"{name} {value}" for name, value in facts)])
+
+
+def described(explanation: Explanation) -> tuple[str, list[tuple[str, str]]]:
+    """A heading, and (name, value) of what is known about an explanation.
+
+    The names tell whose words they are: "given", "predicted" by the model, or "true" in the data.
+    """
+    one, objective = explanation, OBJECTIVES[explanation.task]
+    facts: list[tuple[str, str]] = []
+    if objective.of_image:
+        heading = "The image alone, without a text"
+    elif objective.has_answers:
+        heading = one.text
+        facts += [(f"{one.answer_is} answer:", one.answer)]
+        facts += [("true answer:", one.truth)] if one.truth else []
+    elif objective.writes_texts:
+        heading = f"{one.text_is} caption: {one.text}"
+        facts += [("true caption:", one.truth)] if one.truth else []
+    else:
+        heading = f"{one.text_is} text: {one.text}"
+    facts.append(("map:", _about(one)))
+    if objective.score_name:
+        facts.append((objective.score_name, f"{one.score:.2f}"))
+    return heading, facts
 
 
 def _about(explanation: Explanation) -> str:
@@ -167,6 +197,8 @@ def _arrays(explanations: Sequence[Explanation], names: Sequence[str]) -> dict[s
         arrays |= {f"words_{i}": np.array(one.words, dtype=np.str_), f"maps_{i}": one.maps.cpu().numpy()}
         about = f"{_about(one)}; {NOT_FOR_DIAGNOSIS}"
         arrays |= {f"answer_{i}": np.array(one.answer), f"about_{i}": np.array(about)}
+        arrays |= {f"text_is_{i}": np.array(one.text_is), f"answer_is_{i}": np.array(one.answer_is)}
+        arrays |= {f"truth_{i}": np.array(one.truth)}
         arrays |= {f"sentence_{i}": one.sentence.cpu().numpy()}
     return arrays
 
@@ -175,8 +207,9 @@ def page_of(images: Sequence[Image.Image], explanations: Sequence[Explanation], 
     """One self-contained HTML page; arguments as in `save`."""
     sections = []
     for image, one, name in zip(images, explanations, names, strict=True):
-        shown = [(title, html_page.image(picture, alt=title)) for title, picture in panels(image, one)]
-        sections.append((headline(one), name, shown))
+        shown = [(title, html_page.image(_tile(picture), "JPEG", QUALITY, alt=title))
+                 for title, picture in panels(image, one)]  # fmt: skip
+        sections.append((*described(one), name, shown))
     return html_page.page(
         "interpret/pictures.html", title=TITLE, heading=TITLE, warning=NOT_FOR_DIAGNOSIS, sections=sections
     )

@@ -11,6 +11,7 @@ from ruamel.yaml.error import YAMLError
 
 from blip.errors import BlipError, did_you_mean
 from blip.files import write_whole
+from blip.options import published
 from blip.options.overrides import advice, list_advice
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -67,6 +68,8 @@ def read_values(path: Path, cls: type[BaseModel]) -> dict[str, Any]:
     values = _parse(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected lines of `key: value`")
+    if published.is_published(values, cls):
+        values = published.translated(values, cls, str(path))
     values = {_present_name(key, cls): value for key, value in values.items()}
     _check_keys(values, cls, str(path))
     return values
@@ -169,7 +172,8 @@ def _present_name(key: str, cls: type[BaseModel]) -> str:
 def _check_keys(values: dict, cls: type[BaseModel], where: str) -> None:
     for key in values:
         if key not in cls.model_fields:
-            raise ConfigError(f"{where}: unknown key {key!r}; {did_you_mean(key, cls.model_fields)}")
+            hint = published.hint(str(key)) or did_you_mean(key, cls.model_fields)
+            raise ConfigError(f"{where}: unknown key {key!r}; {hint}")
 
 
 def _explain(error: Any, on_command_line: bool) -> str:

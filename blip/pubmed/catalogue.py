@@ -6,9 +6,7 @@ An article is `found` by a search, `described` when the metadata of its newest v
 files with checksums), `done` when all its files have been written with the right checksum.
 """
 
-import fcntl
 import json
-import os
 import re
 import sqlite3
 import threading
@@ -72,26 +70,10 @@ class Catalogue:
     def __init__(self, folder: Path, create: bool = False) -> None:
         self.folder, self.path = folder, folder / NAME
         self.lock = threading.RLock()
-        self.held: int | None = None
         self.db = open_catalogue(self.path, create)
-
-    def lock_folder(self) -> None:
-        """Allows one fetch at a time (two would exceed the rate and write the same files), else CatalogueError."""
-        path = self.folder / "fetch.lock"
-        try:
-            self.held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise CatalogueError(f"{path} cannot be opened ({error.strerror}): it has to be a file") from None
-        try:
-            fcntl.flock(self.held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise CatalogueError(f"{self.folder}: another fetch is at work there") from None
 
     def close(self) -> None:
         self.db.close()
-        if self.held is not None:
-            os.close(self.held)
-            self.held = None
 
     @contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from blip.files import NO_ROOM, WriteError
+from blip.outputs import locked
 from blip.pubmed.article_files import article_folder, claim, has_md5, remove_others
 from blip.pubmed.bucket import BUCKET, NotInBucket, base, describe, is_image
 from blip.pubmed.catalogue import Catalogue, Entry, File
@@ -23,6 +24,7 @@ from blip.pubmed.http_body import Limits
 from blip.pubmed.http_client import Client, Mismatch, RetryPolicy
 from blip.pubmed.licenses import selected_families
 
+LOCK = "fetch.lock"
 IN_A_ROW = 20  # articles that fail in succession before a run ends: the server or the network is at fault
 REPORT_EVERY = 10.0  # seconds between messages
 NOT_ONE_ARTICLES = (*NO_ROOM, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)  # why no file can be written
@@ -80,7 +82,7 @@ def fetch(folder: Path, wanted: Wanted, tell: Callable[[str], None] = lambda lin
         tell: receives a message every ten seconds.
 
     Raises:
-        CatalogueError: there is no corpus, another fetch is running, or the catalogue cannot be used.
+        CatalogueError: there is no corpus, or the catalogue cannot be used. LockedError: another fetch is running.
         InputError: a licence is not known.
         FetchError: many articles failed in succession.
         WriteError: a file cannot be written.
@@ -89,9 +91,9 @@ def fetch(folder: Path, wanted: Wanted, tell: Callable[[str], None] = lambda lin
     catalogue = Catalogue(folder)
     run = _Run(catalogue, Client(wanted.rate, wanted.retry, limits=wanted.limits), wanted)
     try:
-        catalogue.lock_folder()
-        pmcids = run.pmcids()
-        with ThreadPoolExecutor(wanted.num_workers) as pool:
+        # two would exceed the rate, and write the same files
+        with locked(folder, name=LOCK), ThreadPoolExecutor(wanted.num_workers) as pool:
+            pmcids = run.pmcids()
             try:
                 _fetch_all(run, pmcids, pool, tell=tell)
             except BaseException:

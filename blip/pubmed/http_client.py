@@ -122,11 +122,18 @@ class Client:
             return
         self.abort()
         with contextlib.suppress(Exception):
-            asyncio.run_coroutine_threadsafe(self.http.aclose(), self.loop).result(CLOSING)
+            asyncio.run_coroutine_threadsafe(self._finish(), self.loop).result(CLOSING)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(CLOSING)
         if not self.thread.is_alive():
             self.loop.close()
+
+    async def _finish(self) -> None:
+        """Closes the connections, and bodies that were not read to their end: asyncio prints those that are left."""
+        await self.http.aclose()
+        await self.loop.shutdown_asyncgens()
+        others = asyncio.all_tasks(self.loop) - {asyncio.current_task()}
+        await asyncio.gather(*others, return_exceptions=True)
 
     def get(self, url: str, params: dict[str, Any] | None = None) -> bytes:
         """The whole body. FetchError after the last attempt, or at once where another attempt would fail too."""

@@ -7,8 +7,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
+from blip.files import ReadError, open_regular, parse_json
 from blip.pubmed.bucket import BUCKET, base, folders
 from blip.pubmed.catalogue import Catalogue
 from blip.pubmed.failures import FetchError
@@ -74,11 +75,11 @@ def _newest(client: Client, bucket: str, scratch: Path) -> Iterator[Path]:
     days = [day for day in folders(client, bucket, REPORTS) if re.search(r"/\d{4}-\d\d-\d\dT[\d-]+Z/$", day)]
     if not days:
         raise FetchError(f"{bucket}{REPORTS}: no inventory there", lasting=True)
+    name = f"{bucket}{max(days)}manifest.json"
     try:
-        manifest = _Manifest.model_validate_json(client.get(f"{bucket}{max(days)}manifest.json"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise FetchError(f"{bucket}{max(days)}manifest.json cannot be read ({first['loc']}: {first['msg']})") from None
+        manifest = parse_json(client.get(name), _Manifest, name)
+    except ReadError as error:
+        raise FetchError(f"{name} cannot be read ({error.problem})") from None
     for number, file in enumerate(manifest.files):
         path = scratch / f"{number}.csv"  # the server's name could lead elsewhere
         most = LARGER * client.limits.file_mb * 1e6
@@ -95,7 +96,7 @@ def read(path: Path, ratio: float = Limits.ratio) -> Iterator[tuple[str, int, st
         ratio: bytes after decompression for each byte of the file.
 
     Raises:
-        FetchError: it is damaged, or no inventory.
+        FetchError: it is damaged, or no inventory. ReadError: there is no such file, or it is not a regular one.
     """
     rows = csv.reader(_lines(path, ratio))
     try:
@@ -110,7 +111,7 @@ def read(path: Path, ratio: float = Limits.ratio) -> Iterator[tuple[str, int, st
 
 def _lines(path: Path, ratio: float) -> Iterator[str]:
     """The lines of a text that may be compressed. FetchError where it is damaged or grows beyond the ratio."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         unpacker = Unpacker() if file.read(2) == b"\x1f\x8b" else None
         file.seek(0)
         rest, sent, size = b"", 0, 0

@@ -11,23 +11,31 @@ MARK = re.compile(r"retract|withdr[ae]w|remov(?:al|ed)", re.IGNORECASE)
 # of titles, without signs before the first letter. "Retraction pockets of the ear", "Withdrawal of ventilation" and
 # "Removal of stents" are studies: only "retraction" counts before "of", the others count before a colon or a dash
 NOTICE = r"(?:notice|note|notification|statement|announcement|letter)"
+# of whom, or beside what else: "Publisher's retraction", "Correction and retraction", "Editor's note: retraction of"
+BEFORE = (
+    r"(?:(?:editorial|partial|authors?|publishers?|editors?|duplicate|journal)(?:['\u2019]s?)?(?:[\s-]+initiated)?"
+    r"|(?:correction|corrigendum|erratum|expression of concern)\s+and|(?:editor|publisher)['\u2019]s note:)"
+)
+WHO = r"by\s+(?:the\s+)?(?:authors?|editors?|publisher)"
 AFTER = r"\s*(?::|[\u2012-\u2015]|\s-\s|\.\s|$)"
 TITLE = re.compile(
     r"retracted\b"
     r"|(?-i:WITHDRAWN\b|REMOVED\b)"
-    rf"|(?:withdrawn|removed)(?:\s+(?:article|paper|publication))?(?:{AFTER}|\s*[\])])"
-    rf"|(?:(?:editorial|partial|author|publisher|duplicate)s?'?\s+)*retraction(?:\s+{NOTICE})?"
-    rf"(?:\s+(?:of|to|for)\b|{AFTER}|\s*[\])])"
+    rf"|(?:withdrawn|removed)(?:\s+(?:article|paper|publication|{WHO}))?(?:{AFTER}|\s*[\])])"
+    rf"|(?:{BEFORE}[\s-]+)*r[e\u00e9]tract(?:at)?ion(?:\s+{NOTICE}|\s*\(in part\)|\s+(?:and|with)\s+re\w+)?"
+    rf"(?:\s+(?:of|to|for|{WHO})\b|{AFTER}|\s*[\])])"
     rf"|(?:(?:temporary|permanent|article|partial)\s+)*(?:withdrawal|removal)(?:\s+{NOTICE}\b|{AFTER}|\s*[\])])"
     rf"|{NOTICE}\s+of\s+(?:[a-z]+\s+)?(?:retraction|withdrawal|removal)\b(?!\s+(?:effects|symptoms|syndrome))"
+    r"|(?:article|paper|publication)\s+retraction\b"
     r"|(?:this\s+)?(?:article|paper|publication)\s+(?:(?:has\s+been|was|is)\s+)?(?:retracted|withdrawn)\b",
     re.IGNORECASE,
 )
 IN_BRACKETS = re.compile(
     r"[\[(]\s*(?:this\s+)?(?:(?:article|paper)\s+)?(?:has\s+been\s+)?(?:retracted|retraction)"
     r"(?:\s+(?:article|paper|notice))?"
+    r"(?:[\s,.:;]+(?:in\s+)?(?:19|20)\d\d|[.:;]\s[^\[\]()]*)?"
     r"\s*[\])]|[\[(]\s*withdrawn(?:\s+(?:article|paper))?\s*[\])]\W*$"
-    r"|(?:\s-|[:\u2012-\u2015])\s*(?:retracted(?:\s+(?:article|paper))?|retraction\s+not(?:e|ice))\W*$",
+    r"|(?:\s-|[:.\u2012-\u2015])\s*(?:retracted(?:\s+(?:article|paper))?|retraction\s+not(?:e|ice))\W*$",
     re.IGNORECASE,
 )
 BEFORE_TITLES = re.compile(r"^[\W_]+")

@@ -12,6 +12,8 @@ from blip.config import ModelConfig
 from blip.errors import did_you_mean
 from blip.models.decoding import Decoding
 
+VAL_LOSS = "val_loss"
+
 
 class LoraConfig(BaseModel):
     """Low-rank adapters (Hu et al. 2021) on the linear layers whose names end with one of `targets`."""
@@ -45,6 +47,9 @@ class FineTuneConfig(ModelConfig):
     def _best_metric_is_known(self) -> Self:
         # checked here, because an unknown name would end the run only at its first evaluation
         known = [f"val_{name}" for name in self.scores]
+        if self.best_metric == VAL_LOSS and not (self.val_loss and self.best_is == "lowest"):
+            raise ValueError(f"best_metric {VAL_LOSS} needs best_is: lowest, and val_loss: true")
+        known += [VAL_LOSS] if known else []
         if known and not f"{self.best_metric}_".startswith(tuple(f"{name}_" for name in known)):
             raise ValueError(f"best_metric {self.best_metric!r} is unknown; {did_you_mean(self.best_metric, known)}")
         return self

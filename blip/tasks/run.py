@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from blip import distributed
-from blip.checkpoints import adapters, initialize
+from blip.checkpoints import adapters, initialize, places
 from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict, load_weights
 from blip.config import ConfigError
 from blip.console.bars import LastingConsole
@@ -40,6 +40,7 @@ def train(
     with open_run(config, output, resume, **options) as folder:
         begun = folder.checkpoint
         config = start.as_begun(config, begun) if begun else config
+        config = start.pin(config, begun)
         source = start.read_source(config, begun)
         config = start.with_sizes_of(config, source)
         task = make(config, source, output, resume=begun, device=device)
@@ -82,11 +83,13 @@ def _evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, devi
     train_file = config.train_file if getattr(config, "split_shares", None) else []  # whose parts are evaluated
     if not (config.val_file or config.test_file or train_file):
         raise ConfigError("nothing to evaluate on: --set val_file=[FILE], or test_file")
+    weights = distributed.from_main(lambda: places.pinned(weights))
     config = config.model_copy(update={"init_from": weights, "train_file": train_file, "lora": None, "freeze": []})
     source = start.read_source(config)
     if source is not None:
         start.check_task(make.task, source)
-    own_tokenizer = Path(weights) if (Path(weights) / TOKENIZER).is_file() else None
+    here = places.local(weights)
+    own_tokenizer = here if (here / TOKENIZER).is_file() else None
     config = start.with_sizes_of(config, source)
     task = make(config, source, output, resume=own_tokenizer, device=device, training=False)
     task.compare_with(trained_on)

@@ -5,16 +5,19 @@ at random and is named in the log.
 """
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from blip.checkpoints import convert, initialize
+from blip import distributed
+from blip.checkpoints import convert, initialize, places
 from blip.checkpoints.format import CheckpointError, load_strict, load_weights, unique_state
 from blip.checkpoints.initialize import Source, adopt, check_heads, init_text, init_vision, parts_of
 from blip.config import ConfigError, ModelConfig, PretrainConfig, load_config
+from blip.hub.names import unpinned
 from blip.models.factory import TASKS, Model, model_of, spec_of
 from blip.models.momentum import Queue, Twin, update_twin
 from blip.models.pretrain import PretrainModel
@@ -23,6 +26,7 @@ from blip.network.vit import VIT_SIZES, ViTConfig, fit_image_size
 from blip.tasks.config import FineTuneConfig
 from blip.tokenizer import Specials, Tokenizer
 
+Run = TypeVar("Run", bound=ModelConfig)
 # configuration key -> the size that it gives; `vit: custom` goes with the first three
 VIT_KEYS = {"vit_width": "width", "vit_depth": "depth", "vit_heads": "heads", "vit_patch": "patch"}
 TEXT_KEYS = {
@@ -33,6 +37,7 @@ TEXT_KEYS = {
     "max_positions": "max_positions",
 }
 # what the optimizer's state depends on: it cannot change within a run
+NAMES = ("init_from", "text_init", "tokenizer")  # options that may name files of other machines
 FIXED = ("lora", "freeze", "layer_decay", "decay_norms_and_biases")
 # entries of `model.json` that describe how inputs were prepared
 SETTINGS = ("image_size", "max_text_tokens", "max_answer_tokens", "text_cleaning", "prompt")
@@ -57,6 +62,26 @@ def as_begun(config: FineTuneConfig, resume: Path) -> FineTuneConfig:
     return config.model_copy(update=kept)
 
 
+def pin(config: Run, checkpoint: Path | None = None) -> Run:
+    """The configuration with the names of weights on other machines pinned to what they stand for today.
+
+    They are fetched. A run that continues from a `checkpoint` keeps the names of its `config.yaml`: nothing is fetched
+    that it does not read. Every process has to call this.
+    """
+    names = {key: getattr(config, key) for key in NAMES}
+    saved = checkpoint.parent.parent / "config.yaml" if checkpoint else None
+    before = load_config(saved, type(config)) if saved is not None and saved.is_file() else None
+    for key, name in names.items():
+        if name and places.is_remote(name):
+            kept = getattr(before, key, "")
+            if kept and unpinned(kept) == unpinned(name):
+                names[key] = kept
+            else:
+                how = places.pinned_tokenizer if key == "tokenizer" else places.pinned
+                names[key] = distributed.from_main(partial(how, name))
+    return config.model_copy(update=names)
+
+
 def read_source(config: FineTuneConfig, resume: Path | None = None) -> Source | None:
     """The checkpoint that `init_from` names, or None. Its momentum twin and queue are left out.
 
@@ -67,8 +92,9 @@ def read_source(config: FineTuneConfig, resume: Path | None = None) -> Source | 
         return _known(Source(*load_weights(resume), str(resume)))
     if not config.init_from:
         return None
-    given = "text_heads" in config.model_fields_set and config.init_from.endswith(".pth")
-    tensors, info = convert.read(config.init_from, config.image_heads, config.text_heads if given else None)
+    path = places.local(config.init_from)
+    given = "text_heads" in config.model_fields_set and path.suffix == ".pth"
+    tensors, info = convert.read(path, config.image_heads, config.text_heads if given else None)
     return _known(Source(convert.split(tensors)[0], info, config.init_from))
 
 
@@ -242,8 +268,9 @@ def build_pretrain(
 
 def _foreign(config: PretrainConfig, vit: ViTConfig, text: TextConfig) -> dict[str, Tensor]:
     """The tensors of `init_from`; CheckpointError where it is of another task or has other heads."""
-    says_heads = not config.init_from.endswith(".pth")
-    tensors, info = convert.read(config.init_from, *((None, None) if says_heads else (vit.heads, text.heads)))
+    path = places.local(config.init_from)
+    says_heads = path.suffix != ".pth"
+    tensors, info = convert.read(path, *((None, None) if says_heads else (vit.heads, text.heads)))
     if info["task"] != "pretrain":
         raise CheckpointError(
             f"{config.init_from} is a checkpoint of {info['task']}, which lacks parts that pre-training needs; start "

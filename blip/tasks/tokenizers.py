@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from blip import distributed
+from blip.checkpoints import places
 from blip.checkpoints.format import TOKENIZER, find_tokenizer
 from blip.config import ConfigError, ModelConfig
 from blip.tokenizer import Tokenizer, load_tokenizer
@@ -49,7 +50,7 @@ def own_tokenizer(checkpoint: str) -> Path:
     """
     if not checkpoint:
         raise ConfigError("without init_from there is no tokenizer: set tokenizer, or tokenizer: train")
-    return find_tokenizer(checkpoint)
+    return find_tokenizer(places.local(checkpoint))
 
 
 def check_vocabulary(tokenizer_file: Path, init_from: str) -> None:
@@ -58,7 +59,7 @@ def check_vocabulary(tokenizer_file: Path, init_from: str) -> None:
     Raises:
         ConfigError: they differ, even if their sizes are equal.
     """
-    theirs = Path(init_from) / TOKENIZER
+    theirs = places.local(init_from) / TOKENIZER
     if init_from and theirs.is_file():
         own, trained_with = (load_tokenizer(str(file)).vocabulary() for file in (tokenizer_file, theirs))
         if own != trained_with:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from blip.checkpoints import places
 from blip.checkpoints.format import INFO
 from blip.checkpoints.info import read_info
 from blip.config import ConfigError, annotation_files
@@ -92,7 +93,7 @@ class Answering(FineTuning):
         elif self.questions is not None:
             answers = answer_list(self.questions)
         else:
-            file = Path(self.config.init_from) / INFO
+            file = places.local(self.config.init_from) / INFO
             answers = read_info(file).get("answers", []) if file.is_file() else []
         if not answers and self.config.inference == "rank":
             raise ConfigError("there is no answer to rank: set answer_file, or inference: generate")

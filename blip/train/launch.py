@@ -11,6 +11,7 @@ import typer
 from blip import distributed
 from blip.command_line import ConfigFile, Overrides, Overwrite, lasting_streams, run_command, user_errors
 from blip.config import Config, ConfigError, load_config
+from blip.train.log import UNITS
 
 
 class Run(Protocol):
@@ -92,7 +93,7 @@ def launch(
         else:
             run(settings, output_dir, resume, device=device, **given)
 
-    command.__doc__ = help
+    command.__doc__ = f"{(help or '').rstrip()}\n\n{UNITS}"
     with lasting_streams(), user_errors():
         run_command(command)
 

@@ -22,6 +22,10 @@ from blip.train.schedule import Epochs
 OF_A_STEP = ("loss", "itc", "itm", "lm", "accuracy", "lr", "images_per_s", "grad_norm")
 OF_AN_EPOCH = ("train_loss", "val_loss")
 SHOWN = 6  # figures of a line
+UNITS = (
+    "The terminal shows the main numbers of metrics.jsonl: losses in nats (lm: a token), accuracies and scores as "
+    "shares from 0 to 1, lr as it is, speed in images a second. docs/metrics.md explains every entry."
+)
 
 
 class MetricsLine(TypedDict):

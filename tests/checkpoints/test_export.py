@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.random_checkpoints import ANSWERS, CLOSE, QUESTIONS, all_checkpoints, noise_images, random_checkpoint
 from helpers.running import run_verb
+from PIL import Image
 
 pytest.importorskip("transformers")
 
@@ -111,3 +112,38 @@ def test_what_no_class_of_transformers_can_hold(checkpoints: dict, tmp_path: Pat
     with pytest.raises(CheckpointError, match="no Hugging Face class holds a checkpoint of nlvr"):
         refused(checkpoints["nlvr"], tmp_path, "nlvr")()
     assert not (tmp_path / "hf").exists()
+
+
+@torch.no_grad()
+def test_the_folder_is_complete_for_processors_and_pipelines(checkpoints: dict, tmp_path: Path) -> None:
+    """`BlipProcessor` prepares what the predictor prepares, and `pipeline` writes the captions of `blip caption`."""
+    folder = tmp_path / "hf"
+    exported(checkpoints["caption"], folder, transformers.BlipForConditionalGeneration)
+    model = blip.load(checkpoints["caption"])
+    paths = noise_images(tmp_path)
+    for path in paths:  # of the model's size: the two resize with other rounding
+        Image.open(path).resize((32, 32)).save(path.with_suffix(".png"))
+    pictures = [Image.open(path.with_suffix(".png")).convert("RGB") for path in paths]
+    processor = transformers.BlipProcessor.from_pretrained(folder)
+    pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels, model.pixels(pictures).cpu(), rtol=0, atol=1e-5)
+    for text in QUESTIONS:
+        assert processor(text=text)["input_ids"] == model.tokenizer.encode([text], 40)[0]
+        assert processor.decode(processor(text=text)["input_ids"], skip_special_tokens=True) == model.tokenizer.written(
+            text
+        )
+    task = transformers.pipeline("image-text-to-text", model=str(folder), device="cpu")
+    for picture, ours in zip(pictures, model.caption(pictures, "a"), strict=True):
+        assert task(picture, text="a")[0]["generated_text"] == ours
+    assert blip.load(folder).caption(pictures, "a") == model.caption(pictures, "a")
+
+
+def test_a_vqa_folder_has_its_processor(tmp_path: Path) -> None:
+    checkpoint = random_checkpoint(tmp_path, "vqa", same_width=True, answers=ANSWERS)
+    exported(checkpoint, tmp_path / "hf", transformers.BlipForQuestionAnswering)
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "hf")
+    inputs = processor(images=Image.new("RGB", (50, 40)), text="is there a lesion", return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 3, 32, 32)
+    model = transformers.BlipForQuestionAnswering.from_pretrained(tmp_path / "hf")
+    assert isinstance(processor.decode(model.generate(**inputs)[0], skip_special_tokens=True), str)
+    assert model.generation_config.max_new_tokens == 10

@@ -354,3 +354,58 @@ def test_too_many_open_files(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("blip.files.os.open", full)
     with pytest.raises(AnnotationError, match=rf"{name}: Too many open files"):
         list(iter_records(tmp_path / name))
+
+
+IMAGE, ONE = {"id": 1, "file_name": "a.png"}, {"image_id": 1, "caption": "x"}
+ASKED = {"image": "a.png", "question": "q", "answer": "y"}
+ODD = {
+    "sentences of numbers": ("coco", {"images": [{"sentences": [1]}]}, "image 1: has no list of sentences"),
+    "names of numbers": ("coco", {"images": [{"sentences": [], "filename": 2}]}, "image 1: its filepath and filename"),
+    "an id of a list": ("coco_captions", {"images": [{**IMAGE, "id": [1]}], "annotations": [ONE]}, "its id is a list"),
+    "an id twice": ("coco_captions", {"images": [IMAGE, IMAGE], "annotations": [ONE]}, "image 2: has the id 1 of an"),
+    "an image_id of an object": ("coco_captions", {"images": [IMAGE], "annotations": [{**ONE, "image_id": {}}]},
+                                 "its image_id is an object"),
+    "a group of an object": ("json", [{"image": "a", "caption": "x", "group": {"a": 1}}], "its group is an object"),
+    "a group that is no number": ("json", [{"image": "a", "caption": "x", "patient": float("nan")}], "its patient is"),
+    "an empty object": ("question", [{**ASKED, "question_id": {}}], "its question_id is an object"),
+    "too many answers": ("question", [{**ASKED, "answer": ["a"] * 70_000}], "70,000 entries; it may have 1 to 10,000"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_types_in_published_forms_are_named(kind: str, tmp_path: Path) -> None:
+    dataset, content, message = ODD[kind]
+    place = tmp_path / "set.json"
+    place.write_text(json.dumps(content))
+    with pytest.raises(AnnotationError, match=message):
+        read_questions([str(place)]) if dataset == "question" else read_pairs([str(place)], dataset=dataset)
+
+
+def test_an_answer_of_thousands_of_digits(tmp_path: Path) -> None:
+    (tmp_path / "set.json").write_text(json.dumps([{**ASKED, "answer": 10**4000}]))
+    assert read_questions([str(tmp_path / "set.json")])[0].answers == ["1" + "0" * 4000]
+
+
+@pytest.mark.parametrize(
+    ("content", "place", "message"),
+    [
+        ("image,caption\na.png,x\nsc\xe4n.png,x\n".encode("latin-1"), "line 3", r"the byte 0xe4\); save .* in JSON"),
+        ("image,caption\na.png,x\n".encode("utf-16"), "line 1", "not UTF-8"),
+        (b'image,caption\na.png,x\nb.png,"y', "line 3", "not a valid table"),
+        (b"image,caption\na.png," + b"x" * 200_000, "line 2", "field larger"),
+    ],
+)
+def test_tables_that_cannot_be_read_name_the_line(content: bytes, place: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "set.csv").write_bytes(content)
+    with pytest.raises(AnnotationError, match=message) as error:
+        list(iter_records(tmp_path / "set.csv"))
+    assert error.value.place == place
+
+
+def test_a_line_of_a_table_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of zeros, without the end of a line, has one line of the file's size."""
+    monkeypatch.setattr("blip.data.text_lines.MAX_LINE", 1000)
+    (tmp_path / "set.csv").write_text("image,caption\n")
+    os.truncate(tmp_path / "set.csv", 1 << 40)
+    with pytest.raises(AnnotationError, match="line 2: has 1,000 characters or more"):
+        list(iter_records(tmp_path / "set.csv"))

@@ -17,7 +17,7 @@ import pytest
 from helpers.running import ROOT
 from PIL import Image
 
-from blip.data import grey_levels, image_bytes, images
+from blip.data import decoding_cost, grey_levels, image_bytes, images
 from blip.data.image_bytes import ImageLimits, UnreadableImage, read_image
 from blip.data.images import find_images, image_format, open_image, open_plain, open_reduced, plain, to_rgb
 
@@ -174,6 +174,66 @@ def test_whatever_a_decoder_raises_is_the_fault_of_the_image(
     for opened in (open_image, open_plain, lambda content: open_reduced(content, 8)):
         with pytest.raises(UnreadableImage):
             opened(content)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("PNG", {}), ("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {"compression": "tiff_deflate"}), ("JPEG2000", {}),
+     ("GIF", {})],
+)  # fmt: skip
+def test_broken_pixels_are_an_error_and_never_black_ones(kind: str, options: dict[str, str]) -> None:
+    """Pillow tells of them at the first reading alone, and gives the pixels that it has at the second."""
+    content = saved(Image.effect_noise((200, 150), 60), kind, **options)
+    refused = 0
+    for place in range(len(content) // 4, len(content) * 3 // 4, len(content) // 40):
+        changed = content[:place] + bytes([content[place] ^ 0xFF, content[place + 1] ^ 0xFF]) + content[place + 2 :]
+        for broken in (changed, content[:place]):
+            try:
+                Image.open(io.BytesIO(broken)).load()
+            except (OSError, SyntaxError):
+                refused += 1
+                for opened in (open_image, open_plain, lambda content: open_reduced(content, 8)):
+                    with pytest.raises(UnreadableImage):
+                        opened(broken)
+    assert refused
+
+
+def test_formats_whose_decoders_take_much_memory_have_fewer_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    rgb = Image.fromarray(GREY).convert("RGB")
+    monkeypatch.setattr(decoding_cost, "MEMORY", 11 * GREY.size)
+    for image, kind in ((rgb, "WEBP"), (rgb, "JPEG2000"), (rgb.convert("CMYK"), "JPEG")):
+        with pytest.raises(UnreadableImage, match=rf"30 x 20 pixels; of {kind}, .* at most \d+ are read"):
+            open_image(saved(image, kind))
+    for image, kind in (
+        (rgb, "PNG"),
+        (rgb, "JPEG"),
+        (Image.fromarray(GREY), "JPEG2000"),
+        (rgb.convert("CMYK"), "TIFF"),
+    ):
+        open_image(saved(image, kind))
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
+    content = saved(Image.effect_noise((1000, 1000), 60).convert("L"), "JPEG", progressive=True, quality=5)
+    last = content[content.rindex(b"\xff\xda") : -2][:14]
+    assert open_image(content[:-2] + last * 100 + b"\xff\xd9").size == (1000, 1000)
+    with pytest.raises(UnreadableImage, match="more than 500 scans"):
+        open_image(content[:-2] + last * 60_000 + b"\xff\xd9")
+
+
+def test_what_pillow_says_of_odd_files_does_not_reach_the_terminal(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = saved(Image.fromarray(GREY), "JPEG", exif=exif)
+    at = whole.index(b"Exif\0\0") + 6
+    (tmp_path / "warning.jpg").write_bytes(whole[:at] + whole[at : at + 4] + b"\0\xff\0\0" + whole[at + 8 :])
+    tiff = saved(Image.fromarray(GREY).convert("RGB"), "TIFF")
+    samples = struct.pack("<HHIHH", 277, 3, 1, 3, 0)
+    assert samples in tiff
+    (tmp_path / "logged.tif").write_bytes(tiff.replace(samples, struct.pack("<HHIHH", 277, 3, 1, 60_000, 0)))
+    code = "import sys; from blip.data.images import open_or_problem; [open_or_problem(p) for p in sys.argv[1:]]"
+    command = [sys.executable, "-W", "default", "-c", code, *map(str, sorted(tmp_path.iterdir()))]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stderr == ""
 
 
 # ---- upright pixels --------------------------------------------------------------------------------------------------

@@ -72,6 +72,14 @@ def test_settings_of_another_program_are_kept(tmp_path: Path) -> None:
         assert (tmp_path / "settings.json").read_text() == content
 
 
+def test_shards_without_their_settings_are_not_taken_for_own(tmp_path: Path) -> None:
+    make(tmp_path)
+    (tmp_path / "settings.json").unlink()
+    with pytest.raises(ShardError, match=r"shards without their settings\.json"):
+        make(tmp_path)
+    assert make(tmp_path, overwrite=True) == [0, 1]
+
+
 def test_shards_of_former_versions_are_read_and_continued(tmp_path: Path) -> None:
     """Those of version 0.1 have no line at their end."""
     (tmp_path / "settings.json").write_text(json.dumps({"step": "score", "shards": 2}))

@@ -202,6 +202,27 @@ def test_addresses_that_are_of_no_use(tmp_path: Path, address: str, message: str
 # ---- what is broken --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [("{" * 500, "[Bb]races"), ("s-{1..99999999999}.tar", "stands for 99,999,999,999 shards"),
+     ("{1..9999}-{1..9999}.tar", "at most 1,000,000")],
+)  # fmt: skip
+def test_braces_that_are_of_no_use(address: str, message: str) -> None:
+    with pytest.raises(TarError, match=message):
+        open_shards([address])
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
+    write_tar_shards(tmp_path, map(sample, range(6)), 2)
+    (tmp_path / "shard-00001.tar").unlink()
+    with pytest.raises(TarError, match=r"shard-00001\.tar is missing"):
+        open_shards([str(tmp_path)])
+    assert len(open_shards([f"{tmp_path}/*.tar"])) == 4
+    counts = {name: 2 for name in ("shard-00000.tar", "shard-00001.tar", "shard-00002.tar")}
+    (tmp_path / SIZES).write_text(json.dumps(counts))  # of another tool
+    assert len(open_shards([str(tmp_path)])) == 4
+
+
 def test_a_broken_sample_is_named_and_replaced(tmp_path: Path, encode: CaptionEncoder) -> None:
     samples = [sample(n) for n in range(12)]
     samples[2]["png"] = b"no image"

@@ -176,3 +176,10 @@ def test_check_data_outlives_its_processes(tmp_path: Path) -> None:
     assert [(Path(path).name, reason) for path, reason in broken] == [
         (f"{tens}7.png", "the process that read it was ended, by the system or by this image") for tens in range(4)
     ]
+
+
+def test_the_number_of_workers_is_no_warning_of_torch(recwarn: pytest.WarningsRecorder) -> None:
+    """More of them than any computer has CPUs; torch warns when a loader is made, or when it begins."""
+    loader = data_loader(Broken(ValueError()), [[0]], list, num_workers=3000)
+    loader.check_worker_number_rationality()
+    assert not [str(warning.message) for warning in recwarn]

@@ -15,12 +15,15 @@ from pathlib import Path
 import pytest
 from helpers.bad_finetune_cases import answerer
 from helpers.fine_tuning import write_part
+from helpers.hub_server import HubServer
 from helpers.running import ROOT, free_port, script_env, torchrun_env
 from helpers.tiny import MODEL_SIZES, TINY
 from PIL import Image
 from pmc_server import Library, Server
 from torch import distributed
 from torch.distributed.run import get_args_parser
+
+from blip.train.history import LOGS, METRICS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {"README.md": README} | {
@@ -166,6 +169,10 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
     convert.write(folder / "model_base.pth", *convert.read(tiny_checkpoint), to="salesforce")
     for run in ("demo", "named"):
         shutil.copytree(tiny_checkpoint, folder / "runs" / run / "run" / "checkpoints" / "latest")
+    log = {"step": 1, "epoch": 1, "loss": 0.5, "train_loss": 0.5, "val_loss": 0.6, "truth": "a lesion", "output": "x"}
+    for name in LOGS:
+        lines = [{**log, "lr": 0.1}, log] if name == METRICS else [log]
+        (folder / "runs" / "demo" / "run" / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "runs" / "demo" / "data").mkdir()
     (folder / "runs" / "demo" / "data" / "test").symlink_to(phantoms)
     model = answerer(folder, tiny_checkpoint)
@@ -174,6 +181,15 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
     for run in ("vqa_phantoms", "vqa_rad"):
         shutil.copytree(model, folder / "runs" / run / "best")
     return folder
+
+
+@pytest.fixture(scope="module")
+def hub(place: Path, tiny_checkpoint: Path) -> Iterator[HubServer]:
+    """The released checkpoints that commands name; all of them are tiny here."""
+    with HubServer() as hub:
+        for name in re.findall(r"hub:([\w-]+/[\w.-]+)", " ".join(COMMANDS)):
+            hub.add("models", name, place / "runs" / "vqa_rad" / "best" if "vqa" in name else tiny_checkpoint)
+        yield hub
 
 
 @pytest.fixture(scope="module")
@@ -192,11 +208,13 @@ def test_command(
     command: str,
     place: Path,
     server: Server,
+    hub: HubServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture,
 ) -> None:
     words = localised(command, tmp_path.name, server.url)
+    hub.use_here(monkeypatch, place / "cache")
     if words[0] == "torchrun":
         given = get_args_parser().parse_args(words[1:])
         if given.module:

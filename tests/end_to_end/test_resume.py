@@ -16,6 +16,7 @@ from helpers.running import ROOT, Program, run_script, script_command, script_en
 
 from blip.checkpoints.format import load_weights
 from blip.train.checkpoint import complete_checkpoints
+from blip.train.history import read_history
 from blip.train.log import read_metrics
 
 SCRIPT = str(ROOT / "pretrain.py")
@@ -40,6 +41,8 @@ def assert_same(one: Path, other: Path) -> None:
     other_lines, other_weights, other_training = result(other)
     assert lines == other_lines
     assert lines[-1]["step"] == STEPS
+    logs = [read_history(run) for run in (one, other)]
+    assert logs[0].samples == logs[1].samples and logs[0].similarities == logs[1].similarities
     assert weights.keys() == other_weights.keys()
     assert all(torch.equal(weights[name], other_weights[name]) for name in weights)
     for part in ("twin", "queue"):

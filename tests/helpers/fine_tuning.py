@@ -14,6 +14,7 @@ from blip.tasks import caption, nlvr, retrieval, vqa
 from blip.tasks.config import CaptionConfig, FineTuneConfig, NlvrConfig, RetrievalConfig, VqaConfig
 from blip.tasks.finetune import FineTuning
 from blip.train.checkpoint import complete_checkpoints
+from blip.train.history import read_history
 from blip.train.log import read_metrics
 from helpers.tiny import MODEL_SIZES, TINY
 
@@ -111,6 +112,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     """Equal logs but for times; weights, best weights and training state equal bit for bit."""
     (lines, weights, training), (other_lines, other_weights, other_training) = result(one), result(other)
     assert lines == other_lines
+    logs = [read_history(run) for run in (one, other)]
+    assert logs[0].samples == logs[1].samples and logs[0].similarities == logs[1].similarities
     same_tensors(weights, other_weights)
     same_tensors(training, other_training)
     if (one / "best").is_dir():

@@ -116,10 +116,13 @@ class HubServer:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.files: dict[str, Stored] = {}
         self.faults: list[Fault] = []
+        self.redirections: dict[str, str] = {}  # path -> where it leads
+        self.heads: dict[str, str] = {}  # added to every answer
         self.asked: list[str] = []
         self.headers: list[dict[str, str]] = []  # of each request
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that went away
 
     def __enter__(self) -> "HubServer":
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
@@ -247,6 +250,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif self.fault.isdigit():
             self._send(int(self.fault), b"{}", {})
+        elif path in self.hub.redirections:
+            self._send(302, b"", {"Location": self.hub.redirections[path]})
         elif path.startswith("/files/"):
             stored = self.hub.files.get(path.removeprefix("/files/"))
             self._file(stored, {"ETag": f'"{stored.sha256}"'}) if stored else self._missing("EntryNotFound")
@@ -359,7 +364,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, body: bytes, head: dict[str, str]) -> None:
         self.send_response(status)
-        for name, value in head.items():
+        for name, value in {**head, **self.hub.heads}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -1,5 +1,6 @@
 """Maps follow the published formulas, a word is the sum of its pieces, and the pictures show the maps."""
 
+import inspect
 import json
 import re
 from functools import partial
@@ -15,16 +16,23 @@ from torch import Tensor, nn
 
 import blip
 from blip.checkpoints.format import load_strict
+from blip.data.images import find_images
+from blip.errors import InputError
+from blip.inference.cli import caption
+from blip.inference.inputs import CAPTIONS
 from blip.inference.predictor import Predictor
 from blip.inference.scoring import answer_log_probs, caption_log_probs
+from blip.interpret.cli import explain
 from blip.interpret.explain import Explanation, explain_pairs, word_spans
+from blip.interpret.explain_files import How, Wanted, explain_files, find_pairs
 from blip.interpret.maps import METHODS
-from blip.interpret.pictures import blend, figure, page_of
+from blip.interpret.pictures import PictureError, blend, figure, page_of
 from blip.interpret.recording import TraceError
 from blip.models.decoding import Decoding
 from blip.models.matching import match_logits
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
+from blip.models.vqa import VqaModel
 from blip.network.packing import with_first
 
 run_explain = partial(code_and_text, "explain")
@@ -93,7 +101,7 @@ def test_maps_of_published_checkpoints_follow_the_published_formula(golden_dir: 
 
 def test_words_sum_their_pieces_and_leave_special_tokens_out(model: Predictor, pictures: list[Path]) -> None:
     text = "head with an unheardof lesion"
-    (found,) = explain_pairs(model, pictures[0], text)
+    (found,) = explain_pairs(model, pictures[0], text, method="gradcam")
     spans = word_spans(model, text)
     assert " ".join(found.words) == text and any(span.stop - span.start > 1 for _, span in spans)
     with blip.trace(model, "text.0.cross.*", grads=True) as t:
@@ -106,7 +114,7 @@ def test_words_sum_their_pieces_and_leave_special_tokens_out(model: Predictor, p
 
 def test_a_caption_word_is_read_where_it_was_written(model: Predictor, pictures: list[Path]) -> None:
     text = TEXTS[0]
-    (found,) = explain_pairs(model, pictures[0], text, task="caption", layer=1)
+    (found,) = explain_pairs(model, pictures[0], text, task="caption", method="gradcam", layer=1)
     for word in range(len(found.words)):
         with blip.trace(model, "decoder.1.cross.*", grads=True) as t:
             caption_log_probs(model, pictures[:1], [text])[0, word].backward()  # of token word+1, at row word
@@ -231,7 +239,10 @@ def test_command_for_an_image(tiny_checkpoint: Path, pictures: list[Path], tmp_p
     if ending == "npz":
         with np.load(out) as file:
             assert file["words_0"].tolist() == ["small", "bright", "lesion"] and file["maps_0"].shape == (3, 2, 2)
-            assert str(file["about_0"]) == "match, gradcam, layer 0; not for diagnosis" and str(file["answer_0"]) == ""
+            assert (
+                str(file["about_0"]) == "match, relevance, all layers; not for diagnosis"
+                and str(file["answer_0"]) == ""
+            )
 
 
 def test_command_for_folders_and_files(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
@@ -252,6 +263,121 @@ def test_command_for_folders_and_files(tiny_checkpoint: Path, phantoms: Path, tm
     assert code == 0 and (tmp_path / "all.html").read_text().count("<section>") == 3, said
 
 
+# ---- whose words they are ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three(phantoms: Path) -> Path:
+    """An annotation file of three captioned images."""
+    file = phantoms / "three.json"
+    file.write_text(json.dumps(json.loads((phantoms / "captions.json").read_text())[:3]))
+    return file
+
+
+def test_the_caption_that_is_explained_is_the_one_that_is_written(
+    model: Predictor, three: Path, tmp_path: Path
+) -> None:
+    wanted = find_pairs(three, [])
+    for decoding in (CAPTIONS, Decoding(beams=2, max_new_tokens=30)):
+        how = How(task="caption", decoding=decoding)
+        files, problems = explain_files(model, wanted, tmp_path / "all.npz", how)
+        assert files and not problems
+        with np.load(files[0]) as file:
+            said = [str(file[f"text_{i}"]) for i in range(3)]
+            assert [str(file[f"text_is_{i}"]) for i in range(3)] == ["predicted"] * 3
+            assert [str(file[f"truth_{i}"]) for i in range(3)] == [one.text for one in wanted]
+        assert said == model.caption([one.image for one in wanted], decoding=decoding)
+    _, problems = explain_files(model, wanted, tmp_path / "true.npz", How(task="caption", target="true"))
+    with np.load(tmp_path / "true.npz") as file:
+        assert str(file["text_0"]) == wanted[0].text and str(file["text_is_0"]) == "true" and not str(file["truth_0"])
+
+
+def test_blip_caption_writes_as_its_maps_assume() -> None:
+    options = inspect.signature(caption).parameters
+    usual = Decoding(beams=3, max_new_tokens=options["max_new_tokens"].default)
+    assert usual == CAPTIONS and options["beams"].default is None  # which is 3 without sampling
+    assert inspect.signature(explain).parameters["beams"].default == CAPTIONS.beams
+
+
+def test_the_answer_of_a_record_is_never_shown_as_the_models(
+    tiny_checkpoint: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    m = vqa_model(tiny_checkpoint)
+    m.info["answers"] = ["round", "square"]
+    questions = [Wanted(picture, "what shape?", "triangle", of_record=True) for picture in pictures[:2]]
+    explain_files(m, questions, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    (own,) = {answer.text for answer in m.answer(pictures[:2], ["what shape?"] * 2)}
+    assert page.count(f"predicted answer: <b>{own}</b>") == page.count("true answer: <b>triangle</b>") == 2
+    explain_files(m, questions, tmp_path / "page.html", How(target="true"))
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("true answer: <b>triangle</b>") == 2 and "predicted" not in page
+    explain_files(m, [Wanted(pictures[0], "what shape?", "oval")], tmp_path / "page.html")
+    assert "given answer: <b>oval</b>" in (tmp_path / "page.html").read_text()
+
+
+def test_one_bad_record_does_not_end_the_rest(model: Predictor, three: Path, tmp_path: Path) -> None:
+    records = json.loads(three.read_text())
+    records[0]["caption"] = ""
+    records[1]["caption"] = "lesion " * 200
+    records += [{"image": records[2]["image"], "caption": "a\u0000b"}, {"image": 3}]
+    three.write_text(json.dumps(records))
+    problems: list[str] = []
+    wanted = find_pairs(three, [], problems)
+    assert len(wanted) == 3 and len(problems) == 2 and "record 4" in problems[0] and "record 5" in problems[1]
+    _, unusable = explain_files(model, wanted, tmp_path / "all.html", How(task="match"))
+    assert (tmp_path / "all.html").read_text().count("<section>") == 1 and len(unusable) == 2
+    assert "is empty" in unusable[0] and "the model reads 32" in unusable[1]
+    with pytest.raises(PictureError, match="is empty"):
+        explain_files(model, wanted[:1], tmp_path / "none.html", How(task="match"))
+    _, unusable = explain_files(model, wanted, tmp_path / "own.html", How(task="caption"))  # needs none of them
+    assert not unusable and (tmp_path / "own.html").read_text().count("<section>") == 3
+
+
+def test_what_a_model_writes_may_be_empty(
+    model: Predictor, three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions = iter(["a lesion", "", "chest"])
+    monkeypatch.setattr(Predictor, "caption", lambda m, images, **options: [next(captions) for _ in images])
+    _, problems = explain_files(model, find_pairs(three, []), tmp_path / "all.html", How(task="caption"))
+    assert len(problems) == 1 and "000001.png: the model's text '' is empty" in problems[0]
+    assert (tmp_path / "all.html").read_text().count("<section>") == 2
+
+
+def test_a_map_of_the_image_alone(model: Predictor, pictures: list[Path], tmp_path: Path) -> None:
+    for options in ({"method": "rollout"}, {"task": "image"}, {"task": "image", "method": "rollout"}):
+        (found,) = explain_pairs(model, pictures[0], **options)
+        with blip.trace(model, "image.*.attn.*") as t:
+            model.encode_image(pictures[:1])
+        expected = blip.attention_rollout(t)[0, 0, 1:].unflatten(0, (2, 2))
+        assert torch.allclose(found.sentence, expected, atol=1e-6) and found.words == [] and found.task == "image"
+    with pytest.raises(InputError, match="rollout, not by gradcam"):
+        explain_pairs(model, pictures[0], task="image", method="gradcam")
+    with pytest.raises(InputError, match="leave out 'a lesion'"):
+        explain_pairs(model, pictures[0], "a lesion", task="image")
+    explain_files(model, [Wanted(pictures[0], "")], tmp_path / "map.html", How(method="rollout"))
+    assert "The image alone" in (tmp_path / "map.html").read_text()
+
+
+def test_command_explains_the_first_records(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
+    out = tmp_path / "all.html"
+    options = ["--checkpoint", tiny_checkpoint, "--out", out]
+    code, said = run_explain(phantoms / "captions.json", *options)
+    count = len(json.loads((phantoms / "captions.json").read_text()))
+    assert code == 0 and f"20 of {count} are explained; --limit 0 explains all" in said, said
+    assert out.read_text().count("<section>") == 20
+    code, said = run_explain(phantoms / "captions.json", *options, "--limit", "2", "--overwrite")
+    assert code == 0 and out.read_text().count("<section>") == 2, said
+
+
+@pytest.mark.real_data
+def test_pages_of_real_images_stay_small(model: Predictor, data_dir: Path, tmp_path: Path) -> None:
+    images = find_images([data_dir / "vqa_rad"])[:8]
+    text = "a b c d e f g h"  # eight words, ten panels
+    explain_files(model, [Wanted(image, text) for image in images], tmp_path / "page.html", How(task="match"))
+    assert (tmp_path / "page.html").stat().st_size / len(images) < 100_000  # 80 of them: below 8 MB
+
+
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
 
@@ -264,7 +390,7 @@ def test_command_for_folders_and_files(tiny_checkpoint: Path, phantoms: Path, tm
         ("a", {"batch_size": 0}, "batch_size is 0"),
         ("a", {"task": "caption", "rows": "enc"}, "no .ENC. row"),
         ("head " * 60, {}, r"text 1 has 6\d tokens, the model reads 32"),
-        ("a", {"layer": 1}, r"layer 1 is the last one.*rows=enc"),
+        ("a", {"layer": 1, "method": "gradcam"}, r"layer 1 is the last one.*rows=enc"),
         ("a", {"layer": 5}, "layers 0 to 1"),
         ("a", {"layer": -1}, "layers 0 to 1"),
         ("a", {"method": "lime"}, "gradcam, raw, relevance, rollout"),
@@ -286,7 +412,7 @@ def test_impossible_wishes(
     ("arguments", "message"),
     [
         (["{image}", "a", "--out", "map.pdf"], "has to end in .png, .html, .npz"),
-        (["{image}", "a", "--layer", "1", "--out", "{tmp}/m.png"], "rows=enc"),
+        (["{image}", "a", "--method", "raw", "--layer", "1", "--out", "{tmp}/m.png"], "rows=enc"),
         (["nowhere.png", "a", "--out", "{tmp}/m.png"], "no such file"),
         (["{json}", "a", "--out", "{tmp}/m.png"], "has its own texts"),
     ],
@@ -314,17 +440,18 @@ def test_maps_need_patches(model: Predictor, pictures: list[Path]) -> None:
         blip.gradcam(t, "text.0.self")
 
 
-def test_questions_through_the_question_encoder(tiny_checkpoint: Path, pictures: list[Path]) -> None:
-    from blip.models.vqa import VqaModel
-
+def vqa_model(tiny_checkpoint: Path) -> Predictor:
+    """A model of random weights that answers questions."""
     base = blip.load(tiny_checkpoint)
-    tokens = base.tokenizer
     torch.manual_seed(0)
-    specials = tokens.specials
-    vqa = VqaModel(base.model.image_encoder.config, base.model.text_encoder.config, specials)
-    m = Predictor(vqa, tokens, {**base.info, "task": "vqa"})
+    sizes = base.model.image_encoder.config, base.model.text_encoder.config
+    return Predictor(VqaModel(*sizes, base.tokenizer.specials), base.tokenizer, {**base.info, "task": "vqa"})
+
+
+def test_questions_through_the_question_encoder(tiny_checkpoint: Path, pictures: list[Path]) -> None:
+    m = vqa_model(tiny_checkpoint)
     questions = ["what shape is the lesion?", "where?"]
-    found = explain_pairs(m, pictures[:2], questions, answers=["round", "upper left"])
+    found = explain_pairs(m, pictures[:2], questions, answers=["round", "upper left"], method="gradcam")
     assert [one.answer for one in found] == ["round", "upper left"] and found[0].layer == 1
     expected = answer_log_probs(m, pictures[:2], questions, answers=["round", "upper left"])
     assert [one.score for one in found] == pytest.approx(expected.tolist())

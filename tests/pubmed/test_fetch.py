@@ -20,13 +20,14 @@ from pmc_server import Faults, Library, Server
 pytest.importorskip("lxml")
 pytest.importorskip("httpx")
 
+from blip.outputs import LockedError, locked
 from blip.pubmed import http_client
 from blip.pubmed.bucket import file_of
 from blip.pubmed.catalogue import NAME, Catalogue
 from blip.pubmed.catalogue_file import CatalogueError
 from blip.pubmed.extract import extract
 from blip.pubmed.failures import FetchError
-from blip.pubmed.fetch import Wanted, fetch
+from blip.pubmed.fetch import LOCK, Wanted, fetch
 from blip.pubmed.http_body import Limits
 from blip.pubmed.http_client import Client, RateLimit, RetryPolicy
 from blip.pubmed.inventory import update
@@ -325,11 +326,8 @@ def test_a_file_that_was_replaced_is_described_anew(library: Library, tmp_path: 
 def test_one_fetch_at_a_time(library: Library, tmp_path: Path) -> None:
     with Server(library) as server:
         corpus_of(tmp_path, server)
-        first = Catalogue(tmp_path)
-        first.lock_folder()
-        with pytest.raises(CatalogueError, match="another fetch is at work"):
+        with locked(tmp_path, name=LOCK), pytest.raises(LockedError, match="is being written by process"):
             fetch(tmp_path, wanted(server))
-        first.close()
         assert fetch(tmp_path, wanted(server)).failed == 0
 
 

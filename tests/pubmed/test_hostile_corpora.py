@@ -19,7 +19,7 @@ from pmc_server import Library, Server
 pytest.importorskip("lxml")
 pytest.importorskip("httpx")
 
-from blip.files import WriteError
+from blip.files import ReadError, WriteError
 from blip.pubmed import catalogue_file, http_client
 from blip.pubmed import fetch as fetching
 from blip.pubmed.article_files import article_folder, is_file_name
@@ -390,7 +390,7 @@ def test_links_do_not_lead_out_of_a_corpus(link: str, around: Path, library: Lib
         target = around / "victim" if "." not in link else around / "victim" / "thesis.txt"
         (corpus / link).symlink_to(target)
         if link == "fetch.lock":
-            with pytest.raises(CatalogueError, match=r"fetch\.lock cannot be opened"):
+            with pytest.raises(WriteError, match=r"fetch\.lock, a lock, is a link"):
                 run(corpus, server)
         else:
             assert run(corpus, server, retracted=True).failed == (4 if link == "articles" else 1)
@@ -567,7 +567,16 @@ def test_inventories_that_are_none(content: bytes, message: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "manifest", [b"", b"[]", b'{"files": 1}', b'{"files": [{"key": 7}]}', b"[" * 10_000, b'{"files": [1]}']
+    "manifest",
+    [
+        b"",
+        b"[]",
+        b'{"files": 1}',
+        b'{"files": [{"key": 7}]}',
+        b"[" * 10_000,
+        b'{"files": [1]}',
+        b'{"files": [], "files": [{"key": "a"}]}',
+    ],
 )
 def test_manifests_that_are_none(manifest: bytes, around: Path, library: Library, monkeypatch) -> None:
     body = Server.body
@@ -577,3 +586,11 @@ def test_manifests_that_are_none(manifest: bytes, around: Path, library: Library
     with Server(library) as server, pytest.raises(FetchError, match="cannot be read"):
         update(corpus_of(around / "corpus", server), server.url, retry=QUICK)
     assert snapshot(around) == before
+
+
+def test_an_inventory_that_is_no_regular_file(around: Path, library: Library) -> None:
+    with Server(library) as server:
+        corpus = corpus_of(around / "corpus", server)
+        os.mkfifo(around / "inventory.csv")
+        with pytest.raises(ReadError, match="is not a regular file"):
+            update(corpus, server.url, around / "inventory.csv")

@@ -347,3 +347,37 @@ def test_a_server_that_nobody_reaches(client: Client) -> None:
     """It accepts no connection and answers nothing."""
     with socket.create_server(("127.0.0.1", 0)) as waiting, pytest.raises(FetchError):
         client.get(f"http://127.0.0.1:{waiting.getsockname()[1]}/")
+
+
+def test_bodies_that_are_left_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    """In a process of its own, whose end shows what asyncio says of tasks that it destroys."""
+    code = """
+import gc, http.server, threading
+from blip.errors import BlipError
+from blip.pubmed.http_body import Limits
+from blip.pubmed.http_client import Client, RetryPolicy
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Encoding", "gzip")
+        self.end_headers()
+        self.wfile.write(b"junk" * 10_000)
+    def log_message(self, *about):
+        pass
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+server.handle_error = lambda *about: None
+threading.Thread(target=server.serve_forever, daemon=True).start()
+for _ in range(10):
+    client = Client(1000.0, RetryPolicy(tries=2, first_delay=0.01))
+    try:
+        client.get(f"http://127.0.0.1:{server.server_port}/")
+    except BlipError:
+        pass
+    client.close()
+    gc.collect()
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT,
+                            timeout=60)  # fmt: skip
+    assert result.stderr == ""

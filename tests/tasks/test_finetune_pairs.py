@@ -132,7 +132,8 @@ def test_texts_of_an_image_and_images_of_an_article_are_drawn_together() -> None
     texts = Texts(torch.ones(6, 3), torch.full((6,), 3), [[0], [0], [1], [1], [2], [2, 0]])
     own = torch.tensor([[0, 1], [0, 2], [0, 1], [2, 0], [2, 1], [1, 0]])  # right, right, wrong, wrong, right, right
     images = torch.tensor([[0, 1], [4, 0], [4, 5]])  # right, wrong, right
-    found = Retrieval({}, Ranking(images, torch.zeros(3, 2)), Ranking(own, torch.zeros(6, 2)))
+    rankings = Ranking(images, torch.zeros(3, 2)), Ranking(own, torch.zeros(6, 2))
+    found = Retrieval({}, *rankings, torch.zeros(3), {})
     alone = retrieval.intervals(found, texts, ["a", "b", "c"], seed=3)
     assert alone["itm_t2i_r1"] == bootstrap([1, 1, 0, 0, 1, 0], [0, 0, 1, 1, 2, 2], seed=3)
     assert alone["itm_t2i_r1"] != bootstrap([1, 1, 0, 0, 1, 0], seed=3)

@@ -32,7 +32,7 @@ OBJECTIVES = {
 }  # fmt: skip
 # entries of lines that have their own meaning: of steps, then of epochs and evaluations
 DOCUMENTED = {"train_itc", "val_itc", "val_lm", "val_ce", "val_images", "val_statements", "val_rouge_l", "val_meteor"}
-DOCUMENTED |= {"val_token_recall", "pairs_NAME", "val_itm", "val_chance"}
+DOCUMENTED |= {"val_token_recall", "pairs_NAME", "val_itm", "val_chance", "val_itc_r_mean"}
 
 
 @pytest.fixture(scope="module")

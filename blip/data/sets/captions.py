@@ -40,7 +40,10 @@ class Captioned:
 def captioned(record: Any) -> Captioned:
     """The generic record: `image`, `caption` (text or a list), optionally `image_id`, `source` and one of GROUPS."""
     image, captions, image_id = parse_record(record)
-    group = next((record[name] for name in GROUPS if record.get(name) not in (None, "")), "")
+    name = next((name for name in GROUPS if record.get(name) not in (None, "")), "")
+    group = record[name] if name else ""
+    if not isinstance(group, str | int | float) or isinstance(group, bool) or group != group:
+        raise InputError(f"its {name} is {kind_of(group)}, not a number or text")
     return Captioned(image, captions, image_id, str(group), str(record.get("source") or ""))
 
 
@@ -69,11 +72,19 @@ def _value_of(record: Any, *names: str) -> tuple[str, str]:
         raise InputError(f"has no {names[0]!r}; its keys: {', '.join(map(str, record)) or 'none'}")
     value = record[name]
     # identifiers, and answers such as 4
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf:
         value = str(int(value) if value == int(value) else value)
     if not isinstance(value, str):
         raise InputError(f"its {name} is {kind_of(value)}, not text")
     return name, value
+
+
+def identifier(record: Mapping[str, Any], name: str, path: Path, *, place: str) -> int | str:
+    """The number or text by which records of a file refer to one another; AnnotationError for anything else."""
+    value = record[name]
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise AnnotationError(path, place, f"its {name} is {kind_of(value)}, not a whole number or text")
+    return value
 
 
 # ---- ROCO, ROCOv2 ----------------------------------------------------------------------------------------------------
@@ -145,13 +156,19 @@ def _karpathy_file(path: Path, root: str) -> Records:
     for key, item in checked(path, iter_json_object):
         if key == "images":
             number += 1
-            if not isinstance(item, dict) or not isinstance(item.get("sentences"), list):
+            sentences = item.get("sentences") if isinstance(item, dict) else None
+            if not isinstance(sentences, list) or not all(isinstance(sentence, dict) for sentence in sentences):
                 raise AnnotationError(path, f"image {number}", "has no list of sentences: not Karpathy's form")
+            parts = [item.get("filepath", ""), item.get("filename", "")]
+            if not all(isinstance(part, str) for part in parts):
+                raise AnnotationError(
+                    path, f"image {number}", f"its filepath and filename are {parts!r:.100}, not text"
+                )
             yield (
                 f"image {number}",
                 {
-                    "image": str(Path(item.get("filepath", ""), item.get("filename", ""))),
-                    "caption": [sentence.get("raw") for sentence in item["sentences"]],
+                    "image": str(Path(*parts)),
+                    "caption": [sentence.get("raw") for sentence in sentences],
                     "image_id": item.get("cocoid", item.get("imgid")),
                     "split": item.get("split"),
                 },
@@ -168,11 +185,15 @@ def _coco_captions_file(path: Path, root: str) -> Records:
         if key == "images":
             if not isinstance(item, dict) or not {"id", "file_name"} <= set(item):
                 raise AnnotationError(path, f"image {len(names) + 1}", "needs id and file_name")
-            names[item["id"]] = item["file_name"]
+            number = identifier(item, "id", path, place=f"image {len(names) + 1}")
+            if number in names:
+                raise AnnotationError(path, f"image {len(names) + 1}", f"has the id {number!r:.60} of an earlier one")
+            names[number] = item["file_name"]
         elif key == "annotations":
             if not isinstance(item, dict) or not {"image_id", "caption"} <= set(item):
                 raise AnnotationError(path, f"an annotation of {item!r:.60}", "needs image_id and caption")
-            captions.setdefault(item["image_id"], []).append(item["caption"])
+            number = identifier(item, "image_id", path, place=f"an annotation of {item!r:.60}")
+            captions.setdefault(number, []).append(item["caption"])
     if not names or not captions:
         raise AnnotationError(path, "", "needs lists images and annotations: not COCO's form")
     if unknown := [image for image in captions if image not in names]:

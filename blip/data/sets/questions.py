@@ -20,6 +20,7 @@ from blip.data.sets.vqa_v2 import VQA_V2_FILES, vqa_v2_file
 from blip.errors import InputError
 
 ANSWER_TYPES = {"yes/no": "closed", "other": "open"}  # VQA v2's names
+MAX_ANSWERS = 10_000  # of a question
 ALSO = ("question_id", "qid", "image_id", "answer_type", "question_type", "category", "choices", "group", "split")
 
 
@@ -46,8 +47,8 @@ def answers_of(record: Mapping[str, Any], key: str = "answer") -> list[str]:
     """The text or list of texts under `key`; numbers become text. ValueError where there is none."""
     value = record.get(key) if key in record else text_of(record, key)
     if isinstance(value, list):
-        if not value:
-            raise InputError(f"its list of {key}s is empty")
+        if problem := "is empty" if not value else f"has {len(value):,} entries" if len(value) > MAX_ANSWERS else "":
+            raise InputError(f"its list of {key}s {problem}; it may have 1 to {MAX_ANSWERS:,}")
         return [_one_line(text_of({key: item}, key)) for item in value]
     return [_one_line(text_of(record, key))]
 
@@ -82,7 +83,9 @@ def _optional(record: Mapping[str, Any], *names: str) -> str:
     """The text under the first of `names` that is not empty, or ""."""
     value = next((record[name] for name in names if record.get(name) not in (None, "")), "")
     if isinstance(value, (dict, list)):
-        raise InputError(f"its {next(name for name in names if record.get(name))} is {kind_of(value)}, not text")
+        raise InputError(
+            f"its {next(name for name in names if record.get(name) is value)} is {kind_of(value)}, not text"
+        )
     return str(value).strip()
 
 

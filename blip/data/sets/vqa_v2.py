@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.data.formats import AnnotationError, Records, checked, is_object, iter_json_object, iter_records
+from blip.data.sets.captions import identifier
 
 SUBSET = re.compile(r"(train|val|test)20\d\d")
 IMAGE = re.compile(r"(?:COCO_\w+_)?(\d{12})\.jpg")
@@ -42,6 +43,8 @@ def vqa_v2_file(path: Path, root: str) -> Records:
         number += 1
         if not isinstance(item, dict) or not {"question_id", "image_id", "question"} <= set(item):
             raise AnnotationError(path, f"question {number}", "needs question_id, image_id and question")
+        for name in ("question_id", "image_id"):
+            identifier(item, name, path, place=f"question {number}")
         if answers is not None and item["question_id"] not in answers:
             problem = f"question_id {item['question_id']} is not in {annotations.name}"
             raise AnnotationError(path, f"question {number}", problem)
@@ -51,7 +54,7 @@ def vqa_v2_file(path: Path, root: str) -> Records:
 
 
 def _record(
-    item: dict, answers: dict[int, tuple[str, str, str]] | None, images: dict[int, str], subset: str
+    item: dict, answers: dict[int | str, tuple[str, str, str]] | None, images: dict[int, str], subset: str
 ) -> dict[str, Any]:
     number = item["image_id"]
     name = images.get(number)
@@ -64,9 +67,9 @@ def _record(
     return record
 
 
-def _annotations(path: Path) -> dict[int, tuple[str, str, str]]:
+def _annotations(path: Path) -> dict[int | str, tuple[str, str, str]]:
     """question_id -> answers, joined to one string (a tenth of a list's memory); their type; the question's type."""
-    answers: dict[int, tuple[str, str, str]] = {}
+    answers: dict[int | str, tuple[str, str, str]] = {}
     for key, item in checked(path, iter_json_object):
         if key != "annotations":
             continue
@@ -81,7 +84,11 @@ def _annotations(path: Path) -> dict[int, tuple[str, str, str]]:
             raise AnnotationError(path, place, problem) from None
         if not texts:
             raise AnnotationError(path, place, "its list of answers is empty")
-        answers[item["question_id"]] = joined, item.get("answer_type") or "", item.get("question_type") or ""
+        answers[identifier(item, "question_id", path, place=place)] = (
+            joined,
+            item.get("answer_type") or "",
+            item.get("question_type") or "",
+        )
     return answers
 
 

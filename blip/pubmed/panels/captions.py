@@ -16,15 +16,16 @@ DASH = "-~\u2010-\u2015\u2212"
 PRIME = "'\u2019\u2032\u2033"
 ONE = rf"(?:[A-Za-z]|[ivx]{{2,5}}|[IVX]{{2,5}})[{PRIME}]{{0,2}}"
 LINK = rf"\s*(?:[,;]\s*(?:and|or)\b|[{DASH},&;]|\band\b|\bto\b|\bor\b)\s*"
-SEVERAL = rf"{ONE}(?:{LINK}{ONE})*"
+MORE = r"{0,50}"  # further labels in one list: without a bound, the time grows by the square of a hostile caption
+SEVERAL = rf"{ONE}(?:{LINK}{ONE}){MORE}"
 BEGIN = r"(?:(?<=^)|(?<=[.;:!?)\]]\s)|(?<=[.;\u3002]))"  # of the caption or of a sentence
 # style -> pattern whose first group holds the labels
 STYLES = {
-    "(A)": re.compile(rf"(\(\s*{SEVERAL}\s*\)(?:{LINK}\(\s*{SEVERAL}\s*\))*)\s?:?"),
+    "(A)": re.compile(rf"(\(\s*{SEVERAL}\s*\)(?:{LINK}\(\s*{SEVERAL}\s*\)){MORE})\s?:?"),
     "(A, left)": re.compile(
         rf"\((?:[Pp]anels?\s)?({SEVERAL})(?:,?\s(?:upper|lower|top|bottom|left|right)(?:\s\w+)?)?\)\s?:?"
     ),
-    "[A]": re.compile(rf"(\[\s*{SEVERAL}\s*\](?:{LINK}\[\s*{SEVERAL}\s*\])*)\s?:?"),
+    "[A]": re.compile(rf"(\[\s*{SEVERAL}\s*\](?:{LINK}\[\s*{SEVERAL}\s*\]){MORE})\s?:?"),
     "A)": re.compile(rf"(?:(?<=^)|(?<=[\s;.,]))({SEVERAL})\)"),
     "A:": re.compile(rf"(?:{BEGIN}|(?<=,\s))(?:[Pp]anels?\s+)?({SEVERAL})\s?:"),
     "A,": re.compile(rf"(?:{BEGIN}|(?<=[;,]\sand\s)|(?<=[;,]\s))(?:[Pp]anels?\s+)?({SEVERAL}),(?=\s)"),

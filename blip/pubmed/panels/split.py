@@ -20,7 +20,7 @@ from PIL import Image
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
 from blip.data.images import open_plain
 from blip.errors import BlipError
-from blip.files import ReadError, checked_as, write_one_of_many, write_whole
+from blip.files import ReadError, checked_as, open_regular, write_one_of_many, write_whole
 from blip.pubmed.claims import summary_of
 from blip.pubmed.extract import SEVERAL
 from blip.pubmed.lines import Figure, Line, SplitCaption, read
@@ -216,8 +216,8 @@ def split(pairs: Path, out: Path, options: Options, *, num_workers: int = 1,
 
 def _settings(pairs: Path, options: Options) -> dict[str, Any]:
     """What the lines depend on: an unfinished run with other settings is not continued."""
-    with open(pairs, "rb") as source:
-        digest = hashlib.file_digest(source, "sha256").hexdigest()
+    with open_regular(pairs) as source:
+        digest = hashlib.file_digest(source, "sha256").hexdigest()  # type: ignore[arg-type]
     given = hashlib.sha256(repr(sorted(options.given.items())).encode()).hexdigest()
     return {"pairs": digest, "given": given, "weights": options.weights, "crops": options.crops,
             "read_letters": options.read_letters, "smallest": options.smallest}  # fmt: skip

@@ -1,9 +1,12 @@
 """Captions of several panels: the forms that occur, and text that is not a label."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from helpers.real_files import read
+from helpers.running import ROOT
 
 from blip.pubmed.panels.captions import expand, split_caption
 
@@ -84,3 +87,11 @@ def test_labels_of_real_captions(data_dir: Path) -> None:
             inner = expected and set(expected) < set(found) and [found[0], found[-1]] == [expected[0], expected[-1]]
             wrong += [] if inner else [own]
     assert len(wrong) <= 0.05 * len(figures), wrong
+
+
+@pytest.mark.parametrize("text", ["A, ", "A and ", "(A, "])
+def test_a_caption_of_thousands_of_letters_takes_a_moment(text: str) -> None:
+    code = "import sys; from blip.pubmed.panels.captions import *; print(split_caption(sys.argv[1] * 20_000))"
+    command = [sys.executable, "-c", code, text]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=60)
+    assert result.stdout.startswith("Split(")
