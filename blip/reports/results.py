@@ -9,7 +9,7 @@ from typing import Any
 
 from blip.errors import InputError
 from blip.evaluation.answers import exact_match, token_f1
-from blip.files import ReadError, read_json, read_json_lines
+from blip.files import JSON_DECODER, ReadError, open_regular, read_json, read_json_lines
 from blip.reports.items import Item
 
 OVERLAP = "words in common with the closest reference (F1)"
@@ -36,9 +36,8 @@ def results_in(path: Path) -> list[Item] | None:
         return _samples(path)
     if path.suffix.lower() != ".json":
         return None
-    with open(path, "rb") as file:
-        if file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] not in (b"[", b"{"):
-            return None
+    if _begins_like_data(path):
+        return None
     try:
         content = read_json(path, list[Record] | Record)  # type: ignore[arg-type]
     except ReadError:
@@ -47,6 +46,19 @@ def results_in(path: Path) -> list[Item] | None:
         return list(_retrieved(path, content)) if {"images", "texts", "image_to_text"} <= content.keys() else None
     make = _form_of(path, content[0]) if content else None
     return None if make is None else [_made(make, path, number, record) for number, record in enumerate(content, 1)]
+
+
+def _begins_like_data(path: Path) -> bool:
+    """Whether the first record is none of a model's results, known without reading a large file of annotations."""
+    with open_regular(path) as file:
+        text = file.read(1 << 16).decode("utf-8-sig", "replace").lstrip()
+    if not text.startswith("["):
+        return not text.startswith("{")
+    try:
+        first, _ = JSON_DECODER.raw_decode(text[1:].lstrip())
+    except ValueError:  # a very long record, or none
+        return False
+    return not isinstance(first, dict) or _form_of(path, first) is None
 
 
 def _form_of(path: Path, first: Record) -> Callable[[Record], Item] | None:

@@ -1,4 +1,4 @@
-"""The pages of `blip show` and `blip report` in Chromium: in widths of telephones and screens, light, dark, on paper."""
+"""The pages of `blip show` and `blip report` in Chromium: widths of telephones and screens, light, dark, on paper."""
 
 import itertools
 import shutil
