@@ -1,6 +1,5 @@
 """`blip VERB ...`: each verb calls a function that Python code can call as well."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,9 @@ from blip.command_line import (
     MaxImageMb,
     Overwrite,
     alone,
+    as_input,
     say,
+    seed_option,
     user_errors,
     workers_option,
 )
@@ -28,6 +29,7 @@ from blip.interpret import cli as interpret
 from blip.outputs import claim_output, writing
 from blip.pubmed import cli as pubmed
 from blip.reports import cli as reports
+from blip.train.torchrun import torchrun
 
 app = typer.Typer(
     add_completion=False,
@@ -46,7 +48,7 @@ Files = Annotated[list[str], typer.Argument(help="annotation files, or folders o
 def phantoms(
     out: Annotated[Path, typer.Argument(help="folder to write")],
     count: Annotated[int, typer.Option(help="images")] = 1000,
-    seed: Annotated[int, typer.Option(help="of the random images")] = 0,
+    seed: Annotated[int, seed_option("of the random images")] = 0,
     image_size: Annotated[int, typer.Option("--image_size", help="pixels a side")] = 48,
     max_lesions: Annotated[int, typer.Option("--max_lesions", help="lesions of an image at most")] = 3,
     noise: Annotated[float, typer.Option(help="share of wrong captions; records mark them")] = 0.0,
@@ -64,7 +66,7 @@ def phantoms(
             "noise": noise,
             "name_one": name_one,
         }
-        drawn_by = json.dumps({"count": count, "seed": seed, **options})  # another set is no repetition of this one
+        drawn_by = as_input(count=count, seed=seed, **options)  # another set is no repetition of this one
         claim = claim_output(out, "phantoms", inputs=[drawn_by], folder=True, overwrite=overwrite, names=names)
         with alone(claim), claim.writing() as written:
             path = write_phantoms(out, count, seed, **options)
@@ -93,24 +95,25 @@ def check_data(
     from blip.tokenizer import load_tokenizer
 
     with user_errors():
-        inputs = [*files, image_root, tokenizer]
-        claim = claim_json(report, "check-data", inputs, overwrite)
-        words = load_tokenizer(tokenizer) if tokenizer else None
-        data_report = check_data(
-            list(files),
-            image_root,
-            words,
-            max_text_tokens=max_text_tokens,
-            num_workers=num_workers,
-            dataset=dataset,
-            split=split,
-            report_file=report,
-            limits=ImageLimits.of_mb(max_image_mb),
-        )
-        print_report(data_report)
-        with writing(claim):
-            if report:
-                data_report.save(report)
+        options = as_input(dataset=dataset, split=split, max_text_tokens=max_text_tokens)
+        claim = claim_json(report, "check-data", [*files, image_root, tokenizer, options], overwrite)
+        with alone(claim):
+            words = load_tokenizer(tokenizer) if tokenizer else None
+            data_report = check_data(
+                list(files),
+                image_root,
+                words,
+                max_text_tokens=max_text_tokens,
+                num_workers=num_workers,
+                dataset=dataset,
+                split=split,
+                report_file=report,
+                limits=ImageLimits.of_mb(max_image_mb),
+            )
+            print_report(data_report)
+            with writing(claim):
+                if report:
+                    data_report.save(report)
     raise typer.Exit(0 if data_report.ok else 1)
 
 
@@ -140,7 +143,7 @@ def convert(
     from blip.tokenizer import load_tokenizer
 
     with user_errors():
-        form = json.dumps({"to": to, "hf_class": hf_class, "image_heads": image_heads, "text_heads": text_heads})
+        form = as_input(to=to, hf_class=hf_class, image_heads=image_heads, text_heads=text_heads)
         # names of either folder, so that nothing of another format stays beside the weights
         claim = claim_output(
             target,
@@ -150,17 +153,18 @@ def convert(
             overwrite=overwrite,
             names=() if to == "salesforce" else formats.NAMES,
         )
-        folder = local(source)
-        tensors, info = formats.read(folder, image_heads=image_heads, text_heads=text_heads)
-        own = [str(folder / name) for name in TOKENIZERS if (folder / name).is_file()]
-        words = local_tokenizer(tokenizer) or next(iter(own), "")
-        beside = words if to == "huggingface" and words else None
-        held = hf_class or next(iter(spec_of(info["task"]).exports_as), info["task"])
-        with alone(claim), claim.writing() as written:
-            left_out = formats.write(target, tensors, info, to=to, tokenizer_file=beside, hf_class=held)
-            if to == "blip" and words:
-                load_tokenizer(words).save(target / TOKENIZER)
-            written += [] if to == "salesforce" else [name for name in formats.NAMES if (target / name).is_file()]
+        with alone(claim):
+            folder = local(source)
+            tensors, info = formats.read(folder, image_heads=image_heads, text_heads=text_heads)
+            own = [str(folder / name) for name in TOKENIZERS if (folder / name).is_file()]
+            words = local_tokenizer(tokenizer) or next(iter(own), "")
+            beside = words if to == "huggingface" and words else None
+            held = hf_class or next(iter(spec_of(info["task"]).exports_as), info["task"])
+            with claim.writing() as written:
+                left_out = formats.write(target, tensors, info, to=to, tokenizer_file=beside, hf_class=held)
+                if to == "blip" and words:
+                    load_tokenizer(words).save(target / TOKENIZER)
+                written += [] if to == "salesforce" else [name for name in formats.NAMES if (target / name).is_file()]
         say(f"{sum(name not in left_out for name in tensors)} tensors: {target}")
         if left_out:  # settings first: of many tensors not all are listed
             left_out.sort(key=lambda name: (name in tensors, name))
@@ -246,6 +250,7 @@ VERBS_OF_ROOMS: tuple[Callable[..., None], ...] = (
 )  # fmt: skip
 for verb in VERBS_OF_ROOMS:
     app.command()(verb)
+app.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})(torchrun)
 
 
 def main() -> None:

@@ -1,8 +1,10 @@
 """What every command shares: the types of options that several commands have, and how errors reach the user."""
 
+import json
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -39,7 +41,8 @@ MaxImageMb = Annotated[
 ]
 JsonFile = Annotated[Path | None, typer.Option(help="write JSON to this file")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
-ConfigFile = Annotated[Path, typer.Option(help="a YAML file, or a name of one in configs/, such as pretrain_demo")]
+CONFIG_HELP = "a YAML file, or a name of one in configs/, such as pretrain_demo"
+ConfigFile = Annotated[Path, typer.Option(help=CONFIG_HELP)]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="replace what is there, also where this command did not write it")
 ]
@@ -53,6 +56,16 @@ ANY_SPELLING = {"token_normalize_func": lambda option: option.replace("-", "_")}
 def workers_option(help: str, *, min: int = 1) -> Any:
     """The option `--num_workers`, also called `--workers`, for the annotation of an integer parameter `num_workers`."""
     return typer.Option("--num_workers", "--workers", min=min, help=help)
+
+
+def seed_option(help: str) -> Any:
+    """The option `--seed`, a number that every library takes, for the annotation of an integer parameter."""
+    return typer.Option(min=0, max=(1 << 63) - 1, help=help)
+
+
+def as_input(**options: Any) -> str:
+    """Options that change a result, as one of the inputs of `claim_output`: with another value it is another result."""
+    return json.dumps(options, sort_keys=True, default=str)
 
 
 def run_command(command: Callable[..., None]) -> None:
@@ -96,17 +109,44 @@ class user_errors:
         if expected or (of_typer and not message):
             distributed.stop()
             return
+        _let_others_speak(error)
         with suppress(OSError, ValueError):  # nobody reads standard error any more
             if message:
                 print(printable(f"error: {message}"), file=sys.stderr, flush=True)
             else:
                 traceback.print_exception(error)
                 print(REPORT, file=sys.stderr, flush=True)
-        if distributed.world_size() > 1:  # to leave the group could wait for the others, who wait for this process
+        # to leave the group could wait for the others, who wait for this process; and the launcher ends the others soon
+        if distributed.world_size() > 1 or _of_several():
             with suppress(OSError, ValueError):
                 sys.stdout.flush()
             os._exit(1)
         raise SystemExit(1) from None
+
+
+OWN_SECONDS, OTHERS_SECONDS = 3.0, 5.0  # that a process waits before it prints an error of its own, or of another
+
+
+def _let_others_speak(error: BaseException | None) -> None:
+    """Of several processes with one mistake only the first prints it: the others wait, and their launcher ends them.
+
+    A process that ends because of another one waits longer, so that the one with the reason comes first.
+    """
+    if not _of_several():
+        return
+    of_another = isinstance(error, distributed.OtherProcessError) or (
+        error is not None and distributed.lost_peer(error)
+    )
+    if of_another:
+        time.sleep(OTHERS_SECONDS)
+    elif os.environ["RANK"] != "0" and error is not None and user_message(error):  # a defect is shown by each
+        time.sleep(OWN_SECONDS)
+
+
+def _of_several() -> bool:
+    """Whether a launcher started this process as one of several."""
+    number, count = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    return number.isdigit() and count.isdigit() and int(count) > 1
 
 
 def user_message(error: BaseException) -> str | None:
@@ -126,6 +166,8 @@ def user_message(error: BaseException) -> str | None:
             "the GPU's memory is too small: lower the batch size; in training raise accumulation for it, or set "
             f"activation_checkpointing: torch; {error}"
         )
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+        return f"there is not enough memory: lower the batch size, or what else is held at once, such as beams; {error}"
     if distributed.lost_peer(error):
         return str(distributed.OtherProcessError())
     return None

@@ -208,13 +208,14 @@ def share(count: int) -> tuple[int, int]:
 
 
 @contextmanager
-def locked(folder: str | Path, *, name: str = LOCK) -> Iterator[None]:
+def locked(folder: str | Path, *, name: str = LOCK, place: Path | None = None) -> Iterator[None]:
     """Within this block no other process can enter a `locked` block of the same folder, which is made if absent.
 
     The lock ends with the process, however it ends: processes that it forked, such as workers, do not keep it.
 
     Args:
         name: of the lock's file, where one folder has several.
+        place: what is written, for messages; the folder unless given.
 
     Raises:
         LockedError: another process is writing there; the message names host and process.
@@ -224,7 +225,7 @@ def locked(folder: str | Path, *, name: str = LOCK) -> Iterator[None]:
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _acquired(folder / name, folder)
+        lock = _acquired(folder / name, place or folder)
     except OSError as error:
         raise write_error(folder, error) from error
     try:
@@ -242,7 +243,7 @@ def locked(folder: str | Path, *, name: str = LOCK) -> Iterator[None]:
 
 def locked_file(path: Path) -> AbstractContextManager[None]:
     """`locked` for one file that is written over time."""
-    return locked(path.parent, name=hidden_beside(path, ".lock").name)
+    return locked(path.parent, name=hidden_beside(path, ".lock").name, place=path)
 
 
 class _Owner(BaseModel):
@@ -268,7 +269,7 @@ def _acquired(path: Path, place: Path) -> FileLock:
         if (owner and not ended) or time.monotonic() > end:
             name = f"process {owner.process} on {owner.host}" if owner else "a process that left no name"
             about = f"a process that belonged to {name}, which has ended" if ended else name
-            raise LockedError(f"{place} is being written by {about}: wait for it, or choose another folder")
+            raise LockedError(f"{place} is being written by {about}: wait for it, or choose another output")
         time.sleep(0.1)  # the holder writes its name a moment after it has the lock
     try:
         write_whole(_owner_file(path), json.dumps({"host": socket.gethostname(), "process": os.getpid()}))

@@ -139,9 +139,13 @@ def test_an_output_folder_below_a_file(
     assert "is not a folder" in message_of(start, capsys)
 
 
-def test_a_full_disk_without_a_file_name_and_a_full_gpu_are_the_users() -> None:
+def test_a_full_disk_without_a_file_name_and_full_memory_are_the_users() -> None:
     assert "No space left" in (user_message(OSError(errno.ENOSPC, "No space left on device")) or "")
     assert "lower the batch size" in (user_message(torch.cuda.OutOfMemoryError("CUDA out of memory")) or "")
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    for error in (caught.value, MemoryError()):
+        assert "not enough memory: lower the batch size" in (user_message(error) or "")
     assert user_message(OSError(errno.EIO, "Input/output error")) is None
     assert user_message(RuntimeError("shapes do not match")) is None
 

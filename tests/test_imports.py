@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"files", "outputs", "hashing", "distributed", "tokenizer", "errors"},
     "data.sets": {"data.formats", "data.records", "errors"},
     "evaluation": {"models", "network", "distributed", "tokenizer", "errors"},
-    "train": {"config", "files", "outputs", "hashing", "distributed", "errors", "command_line", "console"}
+    "train": {"config", "options", "files", "outputs", "hashing", "distributed", "errors", "command_line", "console"}
     | {"checkpoints.format"},
     "inference": {"models", "network", "checkpoints", "files", "outputs", "tokenizer", "errors", "distributed"}
     | {"data.images", "data.image_bytes", "data.transforms", "data.batches"},

@@ -1,6 +1,7 @@
 """`blip capfilt STEP ...`: the steps of CapFilt, each as one process or under torchrun."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,9 @@ from blip.command_line import (
     Overwrite,
     TokenizerFile,
     alone,
+    as_input,
     say,
+    seed_option,
     user_errors,
     workers_option,
 )
@@ -127,7 +130,7 @@ def caption(
     ] = 30,
     min_new_tokens: Annotated[int, typer.Option("--min_new_tokens", help="tokens before the text may end")] = 0,
     prompt: Annotated[str | None, typer.Option(help="beginning of every caption; the model's own unless given")] = None,
-    seed: Annotated[int, typer.Option(help="of sampling")] = 0,
+    seed: Annotated[int, seed_option("of sampling")] = 0,
     round_: Annotated[int, typer.Option("--round", min=0, max=65535, help="which round of CapFilt this is")] = 1,
     image_root: ImageRoot = "",
     shard_size: ShardSize = 1024,
@@ -261,7 +264,7 @@ def report(
     fraction: Fraction = None,
     examples: Annotated[int, typer.Option(help="pairs of each kind", min=1)] = 50,
     max_image_mb: MaxImageMb = MAX_MB,
-    seed: Annotated[int, typer.Option(help="of the random pairs")] = 0,
+    seed: Annotated[int, seed_option("of the random pairs")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Writes a page with histograms, counts and example pairs."""
@@ -275,9 +278,10 @@ def report(
         if not distributed.is_main():
             return
         refuse_image_name(out, ".html")
-        claim = claim_output(out, "capfilt report", inputs=scored, overwrite=overwrite)
         limits = ImageLimits.of_mb(max_image_mb)
         rule = Rule(threshold, itc_threshold, fraction)
+        chosen_by = as_input(examples=examples, seed=seed, **asdict(rule))
+        claim = claim_output(out, "capfilt report", inputs=[*scored, chosen_by], overwrite=overwrite)
         with alone(claim), claim.writing():
             write_report(scored, out, rule, examples=examples, seed=seed, limits=limits)
         say(str(out))

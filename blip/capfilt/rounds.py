@@ -37,7 +37,7 @@ from blip.outputs import claim_output, locked
 from blip.tasks import caption, pretrain, retrieval
 from blip.tasks.config import CaptionConfig, FineTuneConfig, RetrievalConfig
 from blip.tasks.finetune import BEST
-from blip.train.checkpoint import complete_checkpoints
+from blip.train.checkpoint import newest_checkpoint
 from blip.train.launch import Run
 
 CONFIG = "config.yaml"
@@ -135,7 +135,7 @@ class Rounds:
         )
         distributed.barrier()
         out = place / "bootstrapped.jsonl"
-        if distributed.is_main() and (self.overwrite or not about_merged(out).exists()):
+        if distributed.is_main() and (self.overwrite or not (about_merged(out).exists() and out.exists())):
             merged = merge([scored], out, self.rule, keep=config.human_file, image_root=config.image_root)
             for source in sorted({**merged.kept, **merged.dropped}):
                 self.show(f"round {number}: {source}: {merged.kept[source]} kept, {merged.dropped[source]} dropped")
@@ -175,8 +175,10 @@ class Rounds:
             if distributed.is_main():
                 write_whole(done, json.dumps(about, indent=1) + "\n")
             distributed.barrier()
-        best = place / BEST
-        return best if best.is_dir() else complete_checkpoints(place)[-1]
+        weights = place / BEST if (place / BEST).is_dir() else newest_checkpoint(place)
+        if weights is None:
+            raise ConfigError(f"{place} was trained and has lost its checkpoints: delete {done} to train it again")
+        return weights
 
     def show(self, text: str) -> None:
         if distributed.is_main():

@@ -10,6 +10,7 @@ from pathlib import Path
 from blip.checkpoints import download
 from blip.checkpoints.adapter_files import ADAPTER, ADAPTER_INFO
 from blip.checkpoints.format import INFO, TOKENIZER, WEIGHTS
+from blip.checkpoints.info import read_info
 from blip.errors import InputError
 from blip.hub import names, repository
 from blip.hub.names import Address, HubName
@@ -84,6 +85,16 @@ def pinned_tokenizer(name: str) -> str:
 def is_remote(name: str | Path) -> bool:
     """Whether a name stands for something on another machine."""
     return names.parse(name) is not None
+
+
+def answers_of(checkpoint: str) -> list[str]:
+    """The answers that a checkpoint of VQA was trained with, none where it does not list them.
+
+    Raises:
+        CheckpointError: its `model.json` is damaged.
+    """
+    file = local(checkpoint) / INFO if checkpoint else Path()
+    return read_info(file).get("answers", []) if file.is_file() else []
 
 
 def _fetched(remote: HubName | Address) -> tuple[Path, str]:

@@ -23,7 +23,7 @@ from blip.data.sets.layout import SetFile, SetFormat, open_set
 from blip.data.sets.questions import QUESTION_SETS, Question
 from blip.data.sets.statements import STATEMENT_SETS, Statement
 from blip.data.workers import worker_context
-from blip.errors import InputError
+from blip.errors import InputError, did_you_mean
 from blip.hashing import stable_hash
 from blip.outputs import refuse_inputs
 from blip.tokenizer import Tokenizer
@@ -143,8 +143,8 @@ def sets_of(dataset: str, path: str, split: str) -> tuple[Mapping[str, SetFormat
     if dataset in STATEMENT_SETS:
         return STATEMENT_SETS, "sentences"
     if dataset not in CAPTION_SETS:
-        names = dict.fromkeys([*CAPTION_SETS, *QUESTION_SETS, *STATEMENT_SETS])
-        raise InputError(f"dataset is {dataset!r}; it can be {', '.join(names)}")
+        names = {*CAPTION_SETS, *QUESTION_SETS, *STATEMENT_SETS}
+        raise InputError(f"dataset is {dataset!r}; {did_you_mean(dataset, names)}")
     return CAPTION_SETS, "captions"
 
 
@@ -225,7 +225,8 @@ def _inspect_apart(inspect: Inspect, path: str) -> tuple[str, bytes, str]:
 
 
 def _in_processes(inspect: Inspect, paths: list[str], count: int, *, at_once: int) -> Iterator[tuple[str, bytes, str]]:
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context(worker_context()))
+    needed = min(count, -(-len(paths) // at_once))  # the pool may start as many as it is given, needed or not
+    pool = ProcessPoolExecutor(needed, multiprocessing.get_context(worker_context()))
     try:
         yield from pool.map(inspect, paths, chunksize=at_once)
     finally:

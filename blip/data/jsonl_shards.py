@@ -83,7 +83,7 @@ def write_jsonl_shards(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder) if distributed.is_main() else nullcontext():
-        _agree(folder, {**settings, "shards": count, **_ends(folder)}, overwrite)
+        _agree(folder, {**settings, "shards": count, **_ends(folder, overwrite)}, overwrite)
         missing = _missing(folder, count, overwrite)  # every process checks every shard: all of them end with an error
         for number in range(distributed.rank(), count, distributed.world_size()):
             if number in missing:
@@ -190,16 +190,22 @@ def _lines_of(path: Path, kind: type, ends: bool) -> Iterator[Line]:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the last line of a shard tells the length that the shard has; its content is not read."""
+    """Whether the last line of a shard tells length and hash of the lines before it; these are not parsed."""
     try:
         with open_regular(path) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - MAX_END))
-            last = file.read().splitlines(keepends=True)[-1:]
-        end = parse_json(b"".join(last), _LastLine, path).end
+            last = b"".join(file.read().splitlines(keepends=True)[-1:])
+            end, left, digest = parse_json(last, _LastLine, path).end, size - len(last), hashlib.sha256()
+            if not last.endswith(b"\n") or end.bytes != left:
+                return False
+            file.seek(0)
+            while block := file.read(min(left, 1 << 20)):
+                digest.update(block)
+                left -= len(block)
     except ReadError:
         return False
-    return last[0].endswith(b"\n") and end.bytes + len(last[0]) == size
+    return digest.hexdigest() == end.sha256
 
 
 def _has_end(path: Path) -> bool:
@@ -208,11 +214,16 @@ def _has_end(path: Path) -> bool:
         return any(line.startswith(b'{"end": {') and line.endswith(b"\n") for line in file)
 
 
-def _ends(folder: Path) -> dict[str, bool]:
-    """`ENDS` for the settings of a folder, unless version 0.1 began it."""
-    if (folder / SETTINGS).is_file() and any(folder.glob("shard-*.jsonl")) and not settings_of(folder).get("ends"):
-        return {}
-    return ENDS
+def _ends(folder: Path, overwrite: bool) -> dict[str, bool]:
+    """`ENDS` for the settings of a folder, unless version 0.1 began it; to `overwrite` they may be damaged."""
+    if not ((folder / SETTINGS).is_file() and any(folder.glob("shard-*.jsonl"))):
+        return ENDS
+    try:
+        return ENDS if settings_of(folder).get("ends") else {}
+    except ShardError:
+        if overwrite:
+            return ENDS
+        raise
 
 
 def _agree(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -52,7 +52,7 @@ class Loader(DataLoader):
         batches = super().__iter__()
         while True:
             try:
-                with _deaths_raise():
+                with _deaths_raise() if self.num_workers else nullcontext():  # not those of another loader's workers
                     batch = next(batches)
             except StopIteration:
                 return

@@ -10,6 +10,7 @@ from, k chosen ones, P pairs, B images of a batch.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,14 +69,15 @@ def evaluate_retrieval(
     if count < 1 or k < 1:
         raise InputError(f"there are {count} images and k is {k}: both must be 1 or more")
     image_answers, text_answers = _right_answers(texts, count)
-    sizes, training = {"device": device, "batch_size": batch_size}, model.training  # type: ignore[attr-defined]
+    sizes: dict[str, Any] = {"device": device, "batch_size": batch_size}
+    training = model.training  # type: ignore[attr-defined]
     model.eval()  # type: ignore[attr-defined]
     try:
         image_features, text_features = retrieval_features(model, images, count, texts=texts, **sizes)
         forward, forward_ranks = by_contrast(image_features, text_features, k, answers=image_answers)
         backward, backward_ranks = by_contrast(text_features, image_features, k, answers=text_answers)
         states = image_states(model, images, device)
-        by = {"image_to_text": forward, "text_to_image": backward}
+        by: dict[str, Any] = {"image_to_text": forward, "text_to_image": backward}
         scored = score_candidates(model, states, texts, **by, **sizes)
         itm = matching_of_set(
             scored, texts, **by, answers=(image_answers, text_answers),
@@ -86,8 +88,7 @@ def evaluate_retrieval(
         model.train(training)  # type: ignore[attr-defined]
     metrics = _direction("i2t", forward, forward_ranks, answers=image_answers, candidates=len(texts.ids))
     metrics |= _direction("t2i", backward, backward_ranks, answers=text_answers, candidates=count)
-    for name in ("itc", "itm"):
-        metrics[f"{name}_r_mean"] = (metrics[f"{name}_i2t_r_mean"] + metrics[f"{name}_t2i_r_mean"]) / 2
+    metrics |= {f"{n}_r_mean": (metrics[f"{n}_i2t_r_mean"] + metrics[f"{n}_t2i_r_mean"]) / 2 for n in ("itc", "itm")}
     positives = positives_of(image_answers, len(texts.ids))
     contrast = contrast_of_set(image_features, text_features, positives, float(model.temperature))
     if losses:
@@ -164,7 +165,7 @@ def rerank(
         image_to_text, text_to_image: candidates by contrast, with cosines as scores.
         batch_size: images requested at once.
     """
-    by = {"image_to_text": image_to_text, "text_to_image": text_to_image}
+    by: dict[str, Any] = {"image_to_text": image_to_text, "text_to_image": text_to_image}
     return in_order(
         score_candidates(model, states, texts, **by, device=device, batch_size=batch_size), len(texts.ids), **by
     )

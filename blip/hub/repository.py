@@ -14,6 +14,8 @@ from blip.errors import InputError, note
 from blip.hub.names import HubName, RemoteError, parse
 
 MAX_SMALL, MAX_LARGE = 64 << 20, 64 << 30  # bytes of a text file and of a file of weights
+TOKENIZERS: tuple[str, ...] = ("tokenizer.json", "vocab.txt")  # the first that a repository has
+AGAIN = "what has arrived is kept, start the command again"
 LARGE = (".safetensors", ".bin", ".pth")
 
 # of the names of a repository, those that are needed; the last of them is fetched last
@@ -65,7 +67,7 @@ def fetch_tokenizer(name: str) -> Path:
 def tokenizer_files(there: Iterable[str]) -> list[str]:
     """Of the names of a repository's files, that of its tokenizer; InputError where there is none."""
     there = set(there)
-    if found := [name for name in ("tokenizer.json", "vocab.txt") if name in there]:
+    if found := [name for name in TOKENIZERS if name in there]:
         return found[:1]
     raise InputError("the repository holds no tokenizer of BERT's kind: neither tokenizer.json nor vocab.txt")
 
@@ -151,6 +153,8 @@ def _hub_errors(name: HubName, similar: Callable[[str], str]) -> Iterator[None]:
         raise RemoteError(
             f"{where} has no revision {name.revision!r} on the hub: give a branch, tag or commit"
         ) from error
+    except errors.LocalEntryNotFoundError as error:  # the library's word for a file that could not be fetched
+        raise RemoteError(f"{name} could not be fetched ({_reason(error.__cause__ or error)}): {AGAIN}") from error
     except errors.RepositoryNotFoundError as error:
         path = f"there is no path {where}, and " if name.bare else ""
         token = "with this HF_TOKEN" if _has_token() else "without a token (HF_TOKEN, `hf auth login`)"
@@ -169,9 +173,7 @@ def _hub_errors(name: HubName, similar: Callable[[str], str]) -> Iterator[None]:
     except Exception as error:
         if not _no_network(error) and not isinstance(error, OSError):
             raise
-        raise RemoteError(
-            f"{name} could not be fetched ({_reason(error)}): what has arrived is kept, start the command again"
-        ) from error
+        raise RemoteError(f"{name} could not be fetched ({_reason(error)}): {AGAIN}") from error
 
 
 def _has_token() -> bool:

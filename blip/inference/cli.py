@@ -1,7 +1,9 @@
 """`blip caption`, `blip match` and `blip answer`: the predictor over images, folders and annotation files."""
 
 import os
+import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +19,9 @@ from blip.command_line import (
     Overwrite,
     TokenizerFile,
     alone,
+    as_input,
+    say,
+    seed_option,
     user_errors,
 )
 from blip.console.bars import Bars
@@ -25,6 +30,7 @@ from blip.data.images import ENDINGS
 from blip.data.places import ANNOTATIONS, images_of, refuse_image_name
 from blip.data.records import text_problem
 from blip.errors import InputError
+from blip.files import read_text
 from blip.outputs import Output, claim_output, writing
 
 if TYPE_CHECKING:
@@ -50,7 +56,8 @@ def places_and_texts(arguments: Sequence[str], texts: Sequence[str] | None, opti
     and the others are texts.
 
     Raises:
-        InputError: an argument that should be a text has the form of a path and exists.
+        InputError: an argument that should be a text has the form of a path and exists, or the arguments are the
+            words of a question.
     """
     for text in texts or arguments[1:]:
         if problem := text_problem(text):
@@ -60,7 +67,22 @@ def places_and_texts(arguments: Sequence[str], texts: Sequence[str] | None, opti
     for text in arguments[1:]:
         if _has_form_of_a_path(text) and os.path.exists(text):
             raise InputError(f"{text} is a file or folder: for several places give the texts by {option}")
+    _notice_divided(arguments[0], arguments[1:], option)
     return list(arguments[:1]), list(arguments[1:])
+
+
+def _notice_divided(place: str, words: Sequence[str], option: str) -> None:
+    """Several texts of one word each are probably one text without quotation marks: InputError where they should be
+    questions, which have several words; elsewhere a note, since classes such as `normal` are texts too."""
+    if len(words) < 2 or any(" " in word.strip() for word in words) or any(word.endswith("?") for word in words[:-1]):
+        return
+    whole, each = shlex.quote(" ".join(words)), " ".join(f"{option} {shlex.quote(word)}" for word in words)
+    if option == "--question":
+        raise InputError(
+            f"these are {len(words)} questions of one word each. One question stands in quotation marks: {place} "
+            f"{whole}; several are given by {each}"
+        )
+    say(f"each of these {len(words)} words is a text of its own; one text stands in quotation marks: {whole}", err=True)
 
 
 def claim_json(out: Path | None, command: str, inputs: Sequence[str | Path | None], overwrite: bool) -> Output | None:
@@ -68,6 +90,8 @@ def claim_json(out: Path | None, command: str, inputs: Sequence[str | Path | Non
     if out is None:
         return None
     refuse_image_name(out, ".json")
+    if out.suffix.lower() not in ("", ".json"):
+        raise InputError(f"{out}: blip {command} writes JSON, not {out.suffix}; name a file such as {out.stem}.json")
     return claim_output(out, command, inputs=[one for one in inputs if one], overwrite=overwrite)
 
 
@@ -84,11 +108,8 @@ def _needed(texts: list[str], what: str, option: str) -> list[str]:
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a text file that are not blank."""
-    try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text: {error}") from error
+    """The lines of a text file that are not blank. ReadError as in `read_text`."""
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
 
 
 def caption(
@@ -101,7 +122,7 @@ def caption(
     num_return: Annotated[int, typer.Option("--num_return", help="captions of each image")] = 1,
     max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="tokens of a caption at most")] = 30,
     min_new_tokens: Annotated[int, typer.Option("--min_new_tokens", help="tokens of a caption at least")] = 0,
-    seed: Annotated[int, typer.Option(help="of sampling")] = 0,
+    seed: Annotated[int, seed_option("of sampling")] = 0,
     batch_size: BatchSize = 32,
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
@@ -116,7 +137,6 @@ def caption(
 
     with user_errors():
         paths = images_of(images)
-        claim = claim_json(out, "caption", [*images, *paths, checkpoint, tokenizer, prompt], overwrite)
         decoding = Decoding(
             beams=beams or (1 if sample else 3),
             sample=sample,
@@ -125,6 +145,8 @@ def caption(
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
         )
+        written_by = as_input(prompt=prompt, seed=seed if sample else None, **asdict(decoding))
+        claim = claim_json(out, "caption", [*images, *paths, checkpoint, tokenizer, written_by], overwrite)
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
             found = files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=batch_size, seed=seed)
@@ -201,7 +223,9 @@ def answer(
         places, questions = places_and_texts(arguments, question, "--question")
         questions = _needed(questions, "question", "--question")
         paths = images_of(places)
-        claim = claim_json(out, "answer", [*places, *paths, checkpoint, tokenizer, answers, *questions], overwrite)
+        chosen_by = as_input(generate=generate, k=k)
+        inputs = [*places, *paths, checkpoint, tokenizer, answers, *questions, chosen_by]
+        claim = claim_json(out, "answer", inputs, overwrite)
         choices = _lines(answers) if answers is not None else None
         decoding = Decoding(beams=3, max_new_tokens=10) if generate else None
         with alone(claim):

@@ -15,6 +15,7 @@ from blip.command_line import (
     Overwrite,
     TokenizerFile,
     alone,
+    as_input,
     say,
     user_errors,
 )
@@ -145,7 +146,7 @@ def localise(
     data: Annotated[Path, typer.Argument(help="annotation file with boxes: blip phantoms OUT --name_one")],
     checkpoint: Checkpoint,
     method: Annotated[list[str] | None, typer.Option(help="one or several; all unless given")] = None,
-    limit: Annotated[int, typer.Option(help="the first records alone; 0: all")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="the first records alone; 0: all")] = 0,
     batch_size: BatchSize = 16,
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
@@ -158,14 +159,16 @@ def localise(
     from blip.interpret.maps import METHODS
 
     with user_errors():
-        claim = claim_json(out, "localise", [data, checkpoint, tokenizer], overwrite)
+        methods = list(method or METHODS)
+        options = as_input(methods=methods, limit=limit)
+        claim = claim_json(out, "localise", [data, checkpoint, tokenizer, options], overwrite)
         if out and out.exists():
             refuse_inputs([out], images_of([data]))
         with alone(claim):
             records, left_out = game.read_named(data, limit, limits=ImageLimits.of_mb(max_image_mb))
             for reason, count in left_out.items():
-                say(f"left out: {count} images {reason}", err=True)
+                say(f"left out: {count} images {reason}" if reason == game.SINGLE else reason, err=True)
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-            lines = game.localise(model, records, method or METHODS, batch_size=batch_size)
+            lines = game.localise(model, records, methods, batch_size=batch_size)
             with writing(claim):
                 game.show(lines, game.centre(model, records), out)

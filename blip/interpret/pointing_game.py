@@ -30,6 +30,7 @@ from torch import Tensor
 from blip.data.formats import AnnotationError, iter_records
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
 from blip.data.images import open_image
+from blip.data.records import path_problem
 from blip.errors import InputError
 from blip.files import write_whole
 from blip.inference.predictor import Predictor
@@ -38,6 +39,7 @@ from blip.interpret.maps import METHODS
 from blip.interpret.objectives import OBJECTIVES
 from blip.models.factory import model_of
 
+SINGLE = "of a single lesion"  # why `read_named` leaves an image out
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
@@ -92,7 +94,7 @@ def read_named(path: str | Path, limit: int = 0, *, limits: ImageLimits = LIMITS
     """Records with `image`, `caption`, `lesions` (each with a `box`) and `named`, the number of the one in the caption.
 
     Images that cannot be read are left out, and those of a single lesion, which a map of any salient spot would hit.
-    The second value counts them by reason.
+    The second value counts them by reason, which for the former is a message of its own.
     """
     records, left_out = [], Counter[str]()
     path = Path(path)
@@ -104,14 +106,17 @@ def read_named(path: str | Path, limit: int = 0, *, limits: ImageLimits = LIMITS
                 raise InputError(f"named is {named!r}, there are {len(boxes)} lesions, from 0")
             if not isinstance(caption, str) or not caption.strip():
                 raise InputError("caption is no text")
+            image = record["image"]
+            if problem := path_problem(image) if isinstance(image, str) else "is no path of a file":
+                raise InputError(f"image {problem}")
             others = boxes[:named] + boxes[named + 1 :]
             if not others:
-                left_out["of a single lesion"] += 1
+                left_out[SINGLE] += 1
                 continue
-            records.append(Named(open_image(path.parent / record["image"], limits), caption, boxes[named], others))
-        except UnreadableImage:
-            left_out["unreadable"] += 1
-        except (KeyError, TypeError, IndexError, ValueError) as error:
+            records.append(Named(open_image(path.parent / image, limits), caption, boxes[named], others))
+        except UnreadableImage as error:
+            left_out[str(error)] += 1
+        except (KeyError, TypeError, IndexError, ValueError, OverflowError) as error:
             raise AnnotationError(
                 path, place, f"needs image, caption, lesions with a box each, and named, the number of one ({error}); "
                 "`blip phantoms OUT --name_one` writes such"

@@ -158,6 +158,7 @@ class Matcher(Contrastive, Protocol):
     """A model that contrasts and matches."""
 
     itm_head: nn.Linear
+    temperature: nn.Parameter
     specials: Specials
 
 

@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+Model = type[BaseModel]
 UNIT = re.compile(r"(.*?)\s*\[([^][]+)\]")
 
 
@@ -35,7 +36,7 @@ class Option:
     default: str  # in YAML's notation; "required" without one
     unit: str  # "" where it has none
     meaning: str
-    owner: type[BaseModel]  # the class that introduces it
+    owner: Model  # the class that introduces it
 
 
 def options_of(cls: type[BaseModel], *, inherited: bool = True) -> list[Option]:
@@ -58,7 +59,7 @@ def options_of(cls: type[BaseModel], *, inherited: bool = True) -> list[Option]:
 
 def _option(cls: type[BaseModel], name: str, *, inherited: bool) -> Option:
     field = cls.model_fields[name]
-    owners = [owner for owner in cls.__mro__ if name in inspect.get_annotations(owner)]
+    owners = [one for one in cls.__mro__ if issubclass(one, BaseModel) and name in inspect.get_annotations(one)]
     found = [owner.model_fields[name].description or comments(owner)[1][name] for owner in owners]
     meaning = next(filter(None, found), "")
     if not meaning:
@@ -73,7 +74,9 @@ def _option(cls: type[BaseModel], name: str, *, inherited: bool) -> Option:
 def comments(cls: type[BaseModel]) -> tuple[dict[str, str], dict[str, str]]:
     """(group of each field, comment behind each field), both by the field's name and "" where there is none."""
     source = inspect.getsource(cls)
-    group, groups, meanings = "", {}, {}
+    group = ""
+    groups: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.NAME and token.start[1] == 4 and token.string in cls.model_fields:
             groups.setdefault(token.string, group)

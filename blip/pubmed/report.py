@@ -132,7 +132,9 @@ def _pairs(dataset: Path, most: int, rng: random.Random, *, limits: ImageLimits)
     """Pairs drawn from all parts, each with its image and its source."""
     records: Iterator[Any] = (record for name in NAMES for record in read_json(dataset / f"{name}.json", list[Example]))
     for record in _sample(records, most, rng):
-        certainty = f"{record['how']} {record['confidence']:.2f}" if "how" in record else ""
+        certainty = record.get("how", "")
+        if "confidence" in record:
+            certainty += f" {record['confidence']:.2f}"
         about = (record.get("article"), record.get("label"), record.get("license"), certainty)
         texts = {"caption": record["caption"], "about": " \u00b7 ".join(str(part) for part in about if part)}
         yield texts | _picture(str(dataset / record["image"]), SIDE, limits=limits)

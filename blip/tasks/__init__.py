@@ -7,5 +7,5 @@ finetune pairs run   what the fine-tuning tasks share; those on image-caption pa
 start tokenizers     the model and the tokenizer that a run starts with
 config               options of the fine-tuning tasks
 samples              the validation records that a run shows after each evaluation
-dry_run              the costs of a configuration, without training
+dry_run rehearsal    the costs of a configuration, without training: of pre-training, of fine-tuning
 """

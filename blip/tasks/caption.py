@@ -10,6 +10,7 @@ blip/models/generation.py.
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from blip.models.losses import IGNORED, language_model_each
 from blip.network.packing import with_first
 from blip.tasks.config import CaptionConfig
 from blip.tasks.pairs import PairFineTuning
-from blip.tasks.run import evaluate, train
+from blip.tasks.rehearsal import rehearse
+from blip.tasks.run import evaluate, train, warn
 from blip.tasks.samples import chosen, sample
 from blip.train.history import SAMPLES
 from blip.train.launch import launch
@@ -48,7 +50,7 @@ class Captioning(PairFineTuning):
     model: CaptionModel
 
     def read_data(self) -> None:
-        self.prompt_text = self.config.prompt
+        self.prompt_text, self.told = self.config.prompt, False
         score = self.config.best_metric.removeprefix("val_")
         if self.config.val_file and score in LOGGED.values() and find_spec("pycocoevalcap") is None:
             raise ConfigError(f"{score} needs pip install -e '.[captions]'; or set best_metric: val_exact")
@@ -124,6 +126,7 @@ class Captioning(PairFineTuning):
             bert_score_model=self.config.bert_score_model or None,
             seed=self.config.seed,
         )
+        self._tell_absent(scores.notes)
         firsts = [pairs.captions(i)[0] for i, _, _ in written]
         spelt = [(" ".join(first.lower().split()), self.tokenizer.written(first)) for first in firsts]
         same = [float(text in both) for (_, text, _), both in zip(written, spelt, strict=True)]
@@ -134,6 +137,12 @@ class Captioning(PairFineTuning):
         details = {"scores": intervals, "notes": scores.notes, "words": scores.tokenizer}
         self.write(f"scores_{split}.json", {"decoding": vars(self.config.decoding()), **details})
         return metrics
+
+    def _tell_absent(self, notes: dict[str, str]) -> None:
+        """A line, once in a run, on METEOR where it cannot be computed; `scores_SPLIT.json` has all such notes."""
+        if "METEOR" in notes and not self.told:
+            warn(f"METEOR is left out ({notes['METEOR']}); the other scores are as usual")
+            self.told = True
 
     def facts(self) -> dict[str, Any]:
         return {"prompt": self.config.prompt}
@@ -173,14 +182,15 @@ def run(config: CaptionConfig, output: Path, resume: str, *, device: torch.devic
     return train(Captioning, config, output, resume=resume, device=device, **options)
 
 
-def score(config: CaptionConfig, output: Path, device: torch.device, *, overwrite: bool = False) -> None:
-    """Evaluates without training."""
-    evaluate(Captioning, config, output, device=device, overwrite=overwrite)
+def score(config: CaptionConfig, output: Path, device: torch.device, **options: Any) -> Path:
+    """Evaluates without training -> the folder of the results; `options` as in `blip.tasks.run.evaluate`."""
+    return evaluate(Captioning, config, output, device=device, **options)
 
 
 def main(help: str | None = None) -> None:
     """The command line of the task; `help` is shown with `--help`."""
-    launch(run, CaptionConfig, default_output="runs/caption", evaluate=score, help=help or __doc__)
+    dry_run = partial(rehearse, Captioning)
+    launch(run, CaptionConfig, default_output="runs/caption", dry_run=dry_run, evaluate=score, help=help or __doc__)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from blip.checkpoints.places import answers_of
 from blip.config import ModelConfig
 from blip.errors import did_you_mean
 from blip.models.decoding import Decoding
@@ -42,6 +43,10 @@ class FineTuneConfig(ModelConfig):
     best_metric: str = ""  # the weights that are best by this validation score are kept in `best`
     best_is: Literal["highest", "lowest"] = "highest"  # whether a high or a low best_metric is good
     image_heads: int | None = Field(None, gt=0)  # of a .pth file whose heads are not of width 64 [heads]
+
+    def evaluates_with_training_files(self) -> bool:
+        """Whether an evaluation alone needs the training files."""
+        return False
 
     @model_validator(mode="after")
     def _best_metric_is_known(self) -> Self:
@@ -142,6 +147,11 @@ class VqaConfig(WritingConfig):
     max_new_tokens: int = 10
     split_shares: tuple[float, float, float] | None = None  # train, val, test by image, of train_file alone [shares]
     best_metric: str = "val_exact_match"
+
+    def evaluates_with_training_files(self) -> bool:
+        """Where their images are divided, and where neither a file nor the checkpoint has the answers to rank."""
+        known = self.inference != "rank" or self.answer_file or answers_of(self.init_from)
+        return self.split_shares is not None or not known
 
     @model_validator(mode="after")
     def _held_out_once(self) -> Self:

@@ -85,7 +85,7 @@ def _two_steps(
 def _data(config: PretrainConfig) -> list[str]:
     """A line for each training file: its number of pairs, or what is wrong with it."""
     if not config.train_file:
-        return ["data: train_file is empty; --set train_file=[captions.json]"]
+        return ["data: train_file is empty; --set 'train_file=[captions.json]'"]
     lines = []
     for entry in annotation_files(config):
         path = entry if isinstance(entry, str) else entry["path"]

@@ -259,7 +259,7 @@ class FineTuning:
         if name not in metrics:
             raise ConfigError(f"best_metric is {name!r}; the validation has {', '.join(metrics)}")
         better = self.best is None or (metrics[name] > self.best) == (self.config.best_is == "highest")
-        if better and metrics[name] != self.best:
+        if better and metrics[name] != self.best and not np.isnan(metrics[name]):
             self._keep_best(step, metrics)
             self.best = metrics[name]
         for file, lines in self.logged:

@@ -7,6 +7,7 @@ The network is in blip/models/nlvr.py, what the tasks share in blip/tasks/finetu
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from blip.evaluation.losses import LossSums, with_total
 from blip.models.nlvr import NlvrModel, statement_loss
 from blip.tasks.config import NlvrConfig
 from blip.tasks.finetune import FineTuning
+from blip.tasks.rehearsal import rehearse
 from blip.tasks.run import evaluate, train
 from blip.tasks.samples import chosen, of_statement
 from blip.train.history import SAMPLES
@@ -132,14 +134,15 @@ def run(config: NlvrConfig, output: Path, resume: str, *, device: torch.device, 
     return train(Judging, config, output, resume=resume, device=device, **options)
 
 
-def score(config: NlvrConfig, output: Path, device: torch.device, *, overwrite: bool = False) -> None:
-    """Evaluates without training."""
-    evaluate(Judging, config, output, device=device, overwrite=overwrite)
+def score(config: NlvrConfig, output: Path, device: torch.device, **options: Any) -> Path:
+    """Evaluates without training -> the folder of the results; `options` as in `blip.tasks.run.evaluate`."""
+    return evaluate(Judging, config, output, device=device, **options)
 
 
 def main(help: str | None = None) -> None:
     """The command line of the task; `help` is shown with `--help`."""
-    launch(run, NlvrConfig, default_output="runs/nlvr", evaluate=score, help=help or __doc__)
+    dry_run = partial(rehearse, Judging)
+    launch(run, NlvrConfig, default_output="runs/nlvr", dry_run=dry_run, evaluate=score, help=help or __doc__)
 
 
 if __name__ == "__main__":

@@ -262,7 +262,7 @@ def run(config: PretrainConfig, output: Path, resume: str, *, device: torch.devi
     `options`: `allow_changed` and `overwrite`, as in `open_run`.
     """
     if not config.train_file:
-        raise ConfigError("train_file is empty; --set train_file=[captions.json]")
+        raise ConfigError("train_file is empty; --set 'train_file=[captions.json]'")
     with open_run(config, output, resume, **options) as folder:
         config = start.pin(config, folder.checkpoint)
         task = Pretraining(config, output, folder.checkpoint, device=device)

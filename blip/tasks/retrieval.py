@@ -9,6 +9,7 @@ blip/evaluation/retrieval.py.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from blip.tasks.config import RetrievalConfig
 from blip.tasks.contrast import MomentumContrast
 from blip.tasks.finetune import NothingToScore
 from blip.tasks.pairs import PairFineTuning
+from blip.tasks.rehearsal import rehearse
 from blip.tasks.run import evaluate, train
 from blip.tasks.samples import chosen, sample
 from blip.train.history import SAMPLES, SIMILARITIES
@@ -212,14 +214,15 @@ def run(config: RetrievalConfig, output: Path, resume: str, *, device: torch.dev
     return train(Retrieving, config, output, resume=resume, device=device, **options)
 
 
-def score(config: RetrievalConfig, output: Path, device: torch.device, *, overwrite: bool = False) -> None:
-    """Evaluates without training."""
-    evaluate(Retrieving, config, output, device=device, overwrite=overwrite)
+def score(config: RetrievalConfig, output: Path, device: torch.device, **options: Any) -> Path:
+    """Evaluates without training -> the folder of the results; `options` as in `blip.tasks.run.evaluate`."""
+    return evaluate(Retrieving, config, output, device=device, **options)
 
 
 def main(help: str | None = None) -> None:
     """The command line of the task; `help` is shown with `--help`."""
-    launch(run, RetrievalConfig, default_output="runs/retrieval", evaluate=score, help=help or __doc__)
+    dry_run = partial(rehearse, Retrieving)
+    launch(run, RetrievalConfig, default_output="runs/retrieval", dry_run=dry_run, evaluate=score, help=help or __doc__)
 
 
 if __name__ == "__main__":

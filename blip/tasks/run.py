@@ -1,5 +1,6 @@
 """A fine-tuning run: training with an evaluation of the test files at the end, or an evaluation alone."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,17 @@ from torch import nn
 from blip import distributed
 from blip.checkpoints import adapters, initialize, places
 from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict, load_weights
-from blip.config import ConfigError
+from blip.config import ConfigError, dump_config
 from blip.console.bars import LastingConsole
 from blip.errors import printable
 from blip.models.factory import spec_of
 from blip.tasks import start
 from blip.tasks.config import FineTuneConfig
 from blip.tasks.finetune import FineTuning
-from blip.train.checkpoint import begun_checkpoints, is_misnamed, newest_checkpoint
-from blip.train.folder import BEST, open_evaluation, open_run
+from blip.train.checkpoint import newest_checkpoint
+from blip.train.evaluated import EVALUATIONS, evaluation_name, open_evaluation, weights_of
+from blip.train.folder import BEST, CONFIG, open_run
+from blip.train.record import Record, own
 from blip.train.report import Reporter
 from blip.train.run import fit
 
@@ -36,7 +39,7 @@ def train(
     `options`: `allow_changed` and `overwrite`, as in `open_run`. False when a signal ended the run.
     """
     if not config.train_file:
-        raise ConfigError("train_file is empty; --set train_file=[FILE]")
+        raise ConfigError("train_file is empty; --set 'train_file=[FILE]'")
     with open_run(config, output, resume, **options) as folder:
         begun = folder.checkpoint
         config = start.as_begun(config, begun) if begun else config
@@ -58,40 +61,55 @@ def train(
 
 
 def evaluate(
-    make: type[FineTuning], config: FineTuneConfig, output: Path, *, device: torch.device, overwrite: bool = False
-) -> None:
-    """Evaluates `val_file` and `test_file` without training.
+    make: type[FineTuning],
+    config: FineTuneConfig,
+    output: Path,
+    *,
+    device: torch.device,
+    overwrite: bool = False,
+    name: str = "",
+) -> Path:
+    """Evaluates `val_file` and `test_file` without training -> the folder of the results, `output`/evaluation/NAME.
 
-    The weights are those of `init_from`, else the best or newest of the run in `output`.
+    The weights are those of `init_from`, else the best or newest of the run in `output`, whose own files stay as they
+    are. The folder holds scores, answers and the configuration.
+
+    Args:
+        name: of the folder; after weights and data unless given.
+        overwrite: the folder may hold an evaluation with other settings, or files that no evaluation wrote.
 
     Raises:
         CheckpointError: there are no weights, or they are of a task that cannot be evaluated here.
         ConfigError: there are no files to evaluate.
-        OutputError: `output` has a file of that name that no run wrote, and not `overwrite`.
+        OutputError: the folder has a file that no evaluation wrote, and not `overwrite`.
     """
-    with open_evaluation(output, overwrite=overwrite):
-        _evaluate(make, config, output, device)
-
-
-def _evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, device: torch.device) -> None:
-    saved = [folder for folder in reversed(begun_checkpoints(output)) if not is_misnamed(folder)]
-    here = [folder for folder in (output / BEST, *saved) if folder.is_dir()]
-    weights = config.init_from or (str(here[0]) if here else "")
+    weights = config.init_from or str(weights_of(output) or "")
     if not weights:
         raise CheckpointError(f"nothing to evaluate: {output} holds no checkpoint; give --init_from")
-    trained_on = [entry if isinstance(entry, str) else entry.path for entry in config.train_file]
-    train_file = config.train_file if getattr(config, "split_shares", None) else []  # whose parts are evaluated
-    if not (config.val_file or config.test_file or train_file):
-        raise ConfigError("nothing to evaluate on: --set val_file=[FILE], or test_file")
+    if os.path.basename(name) != name or name in (".", ".."):
+        raise ConfigError(f"--name {name}: the name of a folder, without separators")
     weights = distributed.from_main(lambda: places.pinned(weights))
-    config = config.model_copy(update={"init_from": weights, "train_file": train_file, "lora": None, "freeze": []})
+    config = config.model_copy(update={"init_from": weights})
+    folder = output / EVALUATIONS / (name or evaluation_name(config, weights, output))
+    with open_evaluation(folder, config, overwrite=overwrite):
+        _evaluate(make, config, folder, device)
+    return folder
+
+
+def _evaluate(make: type[FineTuning], config: FineTuneConfig, folder: Path, device: torch.device) -> None:
+    weights, given = config.init_from, config
+    trained_on = [entry if isinstance(entry, str) else entry.path for entry in config.train_file]
+    train_file = config.train_file if config.evaluates_with_training_files() else []
+    if not (config.val_file or config.test_file or train_file):
+        raise ConfigError("nothing to evaluate on: --set 'val_file=[FILE]', or test_file")
+    config = config.model_copy(update={"train_file": train_file, "lora": None, "freeze": []})
     source = start.read_source(config)
     if source is not None:
         start.check_task(make.task, source)
-    here = places.local(weights)
-    own_tokenizer = here if (here / TOKENIZER).is_file() else None
+    place = places.local(weights)
+    own_tokenizer = place if (place / TOKENIZER).is_file() else None
     config = start.with_sizes_of(config, source)
-    task = make(config, source, output, resume=own_tokenizer, device=device, training=False)
+    task = make(config, source, folder, resume=own_tokenizer, device=device, training=False)
     task.compare_with(trained_on)
     if source is not None and (other := start.other_settings(task.info(), source)):
         warn(f"{weights} was made with {'; '.join(other)}: scores depend on it")
@@ -105,7 +123,15 @@ def _evaluate(make: type[FineTuning], config: FineTuneConfig, output: Path, devi
     for split in ("val", "test"):
         if task.files(split):
             scores |= task.scores(split)
+    distributed.from_main(lambda: _keep_config(given, folder))
     report(task, scores, "evaluation.json")
+
+
+def _keep_config(config: FineTuneConfig, folder: Path) -> None:
+    path, record = own(folder, CONFIG), Record(folder)
+    record.unsign(CONFIG)
+    dump_config(config, path)
+    record.sign(CONFIG)
 
 
 def warn(text: str) -> None:

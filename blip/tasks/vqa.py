@@ -7,6 +7,7 @@ The loss is in blip/models/vqa.py, ranking of answers in blip/models/ranking.py,
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip.checkpoints import places
-from blip.checkpoints.format import INFO
-from blip.checkpoints.info import read_info
+from blip.checkpoints.places import answers_of
 from blip.config import ConfigError, annotation_files
 from blip.data.image_bytes import ImageLimits
 from blip.data.question_splits import answer_list, majority_answers, read_answers, shared_images, split_by_image
@@ -40,6 +39,7 @@ from blip.models.vqa import VqaModel
 from blip.network.cross_attention import ProjectedKeys
 from blip.tasks.config import VqaConfig
 from blip.tasks.finetune import FineTuning
+from blip.tasks.rehearsal import rehearse
 from blip.tasks.run import evaluate, train
 from blip.tasks.samples import about_answer, of_questions
 from blip.train.history import SAMPLES
@@ -74,7 +74,7 @@ class Answering(FineTuning):
 
     def compare_with(self, train_file: list[str]) -> None:
         """In an evaluation alone: reads the training questions, if their files exist, for the scores of `_score`."""
-        if self.questions is None and all(Path(file).exists() for file in train_file):
+        if self.questions is None and train_file and all(Path(file).exists() for file in train_file):
             self.trained_on = self._read(train_file, "train")
 
     def _split(self, questions: Questions, shares: tuple[float, float, float]) -> None:
@@ -93,10 +93,9 @@ class Answering(FineTuning):
         elif self.questions is not None:
             answers = answer_list(self.questions)
         else:
-            file = places.local(self.config.init_from) / INFO
-            answers = read_info(file).get("answers", []) if file.is_file() else []
+            answers = answers_of(self.config.init_from)
         if not answers and self.config.inference == "rank":
-            raise ConfigError("there is no answer to rank: set answer_file, or inference: generate")
+            raise ConfigError("there is no answer to rank: set answer_file or train_file, or inference: generate")
         return answers
 
     def texts(self) -> Iterator[str]:
@@ -286,14 +285,15 @@ def run(config: VqaConfig, output: Path, resume: str, *, device: torch.device, *
     return train(Answering, config, output, resume=resume, device=device, **options)
 
 
-def score(config: VqaConfig, output: Path, device: torch.device, *, overwrite: bool = False) -> None:
-    """Evaluates without training."""
-    evaluate(Answering, config, output, device=device, overwrite=overwrite)
+def score(config: VqaConfig, output: Path, device: torch.device, **options: Any) -> Path:
+    """Evaluates without training -> the folder of the results; `options` as in `blip.tasks.run.evaluate`."""
+    return evaluate(Answering, config, output, device=device, **options)
 
 
 def main(help: str | None = None) -> None:
     """The command line of the task; `help` is shown with `--help`."""
-    launch(run, VqaConfig, default_output="runs/vqa", evaluate=score, help=help or __doc__)
+    dry_run = partial(rehearse, Answering)
+    launch(run, VqaConfig, default_output="runs/vqa", dry_run=dry_run, evaluate=score, help=help or __doc__)
 
 
 if __name__ == "__main__":

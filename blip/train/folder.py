@@ -12,6 +12,7 @@ from blip.checkpoints.format import INFO, TOKENIZER
 from blip.config import ConfigError, RunConfig, dump_config, load_config
 from blip.files import read_json, whole_folder, write_whole
 from blip.outputs import OutputError, claim_output, locked
+from blip.train.before import Before
 from blip.train.checkpoint import (
     begun_checkpoints,
     can_be_continued,
@@ -40,6 +41,7 @@ class RunFolder:
     _: KW_ONLY
     inputs: Fingerprints = field(default_factory=dict)  # of what the run reads
     notes: list[str] = field(default_factory=list)  # for the log
+    before: Before | None = None  # of a run that is resumed, in the main process
     from_elsewhere: bool = False  # whether the checkpoint is another run's, which goes on in this folder
 
     def begin(self, config: RunConfig, step: int) -> list[str]:
@@ -49,6 +51,12 @@ class RunFolder:
         number of steps done. Returns notes for the log.
         """
         return distributed.from_main(lambda: self._write(config, step))
+
+    def went_on(self) -> None:
+        """A step is done: an error after it no longer undoes what the run wrote."""
+        if self.before is not None:
+            self.before.forget()
+            self.before = None
 
     def _write(self, config: RunConfig, step: int) -> list[str]:
         notes, record = [*self.notes], Record(self.output)
@@ -98,6 +106,8 @@ def open_run(
 ) -> Iterator[RunFolder]:
     """The folder of a run, in which no other process writes within this block. Every process has to call this.
 
+    An error before the first step of a run that is resumed leaves all files as they were.
+
     Args:
         resume: "" for a new run, `auto` for one that continues if there is a checkpoint, else a checkpoint.
         allow_changed: the inputs may differ from those that the checkpoint was trained with.
@@ -110,17 +120,19 @@ def open_run(
         OutputError: the folder has files that the run would replace.
     """
     with held(output):
-        yield distributed.from_main(
-            lambda: _decide(config, output, resume, allow_changed=allow_changed, overwrite=overwrite)
-        )
-
-
-@contextmanager
-def open_evaluation(output: Path, *, overwrite: bool = False) -> Iterator[None]:
-    """The same for an evaluation without training, which writes its scores into a run's folder or another one."""
-    with held(output):
-        distributed.from_main(lambda: _claim(output, OF_EVALUATION, [], overwrite=overwrite))
-        yield
+        kept: list[Before] = []  # in the main process
+        if resume:
+            distributed.from_main(lambda: kept.append(Before(output, [*OF_TRAINING, *OF_EVALUATION, "test.json"])))
+        try:
+            folder = distributed.from_main(
+                lambda: _decide(config, output, resume, allow_changed=allow_changed, overwrite=overwrite)
+            )
+            folder.before = next(iter(kept), None)
+            yield folder
+        except BaseException:
+            for before in kept:
+                before.restore()
+            raise
 
 
 @contextmanager
@@ -151,7 +163,7 @@ def _decide(config: RunConfig, output: Path, resume: str, *, allow_changed: bool
             *(f"{one} is passed over: it is a copy of another step" for one in begun if is_misnamed(one)),
         ]
     names = (*OF_TRAINING, BEST, "test.json", *OF_EVALUATION)
-    _claim(output, names, _read_by(config, folder), overwrite=overwrite)
+    claim_files(output, names, _read_by(config, folder), overwrite=overwrite)
     if checkpoint is None:  # from here on these are the run's own, should it end before its first checkpoint
         Record(output).add([*OF_TRAINING])
     return folder
@@ -163,7 +175,7 @@ def _read_by(config: RunConfig, folder: RunFolder) -> list[str]:
     return [*filter(None, names), *(path for files in folder.inputs.values() for path, _, _ in files)]
 
 
-def _claim(output: Path, names: tuple[str, ...], inputs: list[str], *, overwrite: bool) -> None:
+def claim_files(output: Path, names: tuple[str, ...], inputs: list[str], *, overwrite: bool) -> None:
     """OutputError where a file that may be written is there and not the run's, or a result of it that was changed
     since; with `overwrite` it becomes the run's.
 

@@ -1,7 +1,7 @@
 """The command line of the training scripts: the same options for every task."""
 
-import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -9,9 +9,23 @@ import torch
 import typer
 
 from blip import distributed
-from blip.command_line import ConfigFile, Overrides, Overwrite, lasting_streams, run_command, user_errors
-from blip.config import Config, ConfigError, load_config
+from blip.command_line import CONFIG_HELP, Overrides, Overwrite, lasting_streams, run_command, user_errors
+from blip.config import Config, ConfigError, find_config, load_config
+from blip.console.bars import LastingConsole
+from blip.errors import printable
+from blip.options.overrides import stray_words
+from blip.options.reading import RUN_CONFIG
+from blip.train.checkpoint import find_checkpoint
+from blip.train.evaluated import evaluated
+from blip.train.folder import run_of
 from blip.train.log import UNITS
+
+DRY_RUN_HELP = "one step on random data; prints costs"
+EVALUATE_HELP = "no training: score val_file and test_file, by the run's own configuration"
+NAME_HELP = "--evaluate: the folder of the results, in OUTPUT_DIR/evaluation"
+AllowChanged = Annotated[
+    bool, typer.Option("--allow_changed", help="--resume: although the data are others than before")
+]
 
 
 class Run(Protocol):
@@ -36,8 +50,9 @@ class Run(Protocol):
 class Evaluate(Protocol):
     """An evaluation of a task without training."""
 
-    def __call__(self, config: Any, output: Path, device: torch.device, *, overwrite: bool = False) -> None:
-        """Writes scores to `output`; `overwrite`: files that no run wrote may be replaced."""
+    def __call__(self, config: Any, output: Path, device: torch.device, *, overwrite: bool = False) -> Path | None:
+        """Writes scores to a folder in `output`/evaluation and returns it; `overwrite`: files that no evaluation wrote
+        may be replaced. `name`, of that folder, is given where the user chose one."""
 
 
 def launch(
@@ -60,42 +75,113 @@ def launch(
         help: text of `--help`.
     """
 
+    offer = _Offer(run, config_class, Path(default_output), dry_run, evaluate)
+
     def command(
-        config: ConfigFile,
-        output_dir: Annotated[Path, typer.Option("--output_dir", help="where checkpoints and logs go")] = Path(
-            default_output
-        ),
+        words: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
+        config: Annotated[Path | None, typer.Option(help=f"{CONFIG_HELP}; --resume and --evaluate: the run's")] = None,
+        output_dir: Annotated[
+            Path | None,
+            typer.Option("--output_dir", help="where checkpoints and logs go", show_default=default_output),
+        ] = None,
         resume: Annotated[str, typer.Option(help="continue a run: auto, or a checkpoint folder")] = "",
         init_from: Annotated[str, typer.Option("--init_from", help="checkpoint that a new run starts from")] = "",
         set_: Overrides = None,
         overwrite: Overwrite = False,
-        allow_changed: Annotated[
-            bool, typer.Option("--allow_changed", help="--resume: although the data are others than before")
-        ] = False,
-        rehearse: Annotated[
-            bool, typer.Option("--dry_run", help="one step on random data; prints costs", hidden=dry_run is None)
-        ] = False,
-        score: Annotated[
-            bool, typer.Option("--evaluate", help="no training: score val_file and test_file", hidden=evaluate is None)
-        ] = False,
+        allow_changed: AllowChanged = False,
+        rehearse: Annotated[bool, typer.Option("--dry_run", help=DRY_RUN_HELP, hidden=dry_run is None)] = False,
+        score: Annotated[bool, typer.Option("--evaluate", help=EVALUATE_HELP, hidden=evaluate is None)] = False,
+        name: Annotated[str, typer.Option(help=NAME_HELP, hidden=evaluate is None)] = "",
     ) -> None:
+        if words:
+            raise ConfigError(stray_words(words, set_ or []))
         _check(resume, init_from, allow_changed, leave_out="--dry_run" if rehearse else "", evaluates=score)
-        # in quotation marks, so that YAML does not read a path as something else
-        overrides = [*(set_ or []), *([f"init_from={json.dumps(init_from)}"] if init_from else [])]
-        settings = load_config(config, config_class, overrides)
-        device = distributed.start(settings.device)  # type: ignore[attr-defined]
+        if name and not score:
+            raise ConfigError("--name is for --evaluate: a run has the name of its --output_dir")
         # tasks of before these options do not know them
-        given = {name: True for name, on in (("overwrite", overwrite), ("allow_changed", allow_changed)) if on}
-        if rehearse:
-            _offered(dry_run, "--dry_run")(settings, device)
-        elif score:
-            _offered(evaluate, "--evaluate")(settings, output_dir, device, **given)
+        flags = (("overwrite", overwrite), ("allow_changed", allow_changed), ("name", name))
+        given: dict[str, Any] = {key: value for key, value in flags if value}
+        settings = _Settings(config, set_ or [], {"init_from": init_from} if init_from else {}, output_dir)
+        if score:
+            offer.score(settings, given)
         else:
-            run(settings, output_dir, resume, device=device, **given)
+            offer.train(settings, resume, rehearse, given)
 
     command.__doc__ = f"{(help or '').rstrip()}\n\n{UNITS}"
     with lasting_streams(), user_errors():
         run_command(command)
+
+
+@dataclass
+class _Settings:
+    """What a command line says about the configuration."""
+
+    file: Path | None
+    overrides: list[str]
+    options: dict[str, Any]  # values that have options of their own
+    output: Path | None
+
+
+@dataclass
+class _Offer:
+    """What a script can do."""
+
+    run: Run
+    config_class: type[Any]
+    default_output: Path
+    dry_run: Callable[[Any, torch.device], None] | None
+    evaluate: Evaluate | None
+
+    def score(self, given: _Settings, flags: dict[str, Any]) -> None:
+        """`--evaluate`."""
+        action = _offered(self.evaluate, "--evaluate")
+        found = evaluated(
+            self.config_class,
+            given.file,
+            given.overrides,
+            options=given.options,
+            output=given.output,
+            default_output=self.default_output,
+        )
+        device = distributed.start(found.config.device)
+        say(found.notes)
+        action(found.config, found.output, device, **flags)
+
+    def train(self, given: _Settings, resume: str, rehearse: bool, flags: dict[str, Any]) -> None:
+        """A run, or `--dry_run`."""
+        place = given.output or self.default_output
+        file = given.file or _config_of(resume, place)
+        settings = load_config(file, self.config_class, given.overrides, options=given.options)
+        if not getattr(settings, "config_file", "unknown"):  # that of a resumed run is known already
+            settings = settings.model_copy(update={"config_file": str(find_config(file))})
+        device = distributed.start(settings.device)
+        if rehearse:
+            _offered(self.dry_run, "--dry_run")(settings, device)
+        else:
+            self.run(settings, place, resume, device=device, **flags)
+
+
+def say(notes: list[str]) -> None:
+    """Prints notes from the main process, to standard error."""
+    if distributed.is_main():
+        console = LastingConsole(stderr=True)
+        for note in notes:
+            console.print(printable(note), markup=False, highlight=False, soft_wrap=True)
+
+
+def _config_of(resume: str, output: Path) -> Path:
+    """The configuration of the run that is resumed.
+
+    Raises:
+        typer.BadParameter: no run is resumed.
+        ConfigError: it has no configuration.
+    """
+    checkpoint = find_checkpoint(resume, output) if resume else None
+    if checkpoint is None:
+        raise typer.BadParameter("give a configuration, such as --config vqa_rad", param_hint="--config")
+    if not (run_of(checkpoint) / RUN_CONFIG).is_file():
+        raise ConfigError(f"{run_of(checkpoint)} has no {RUN_CONFIG}: give --config")
+    return run_of(checkpoint) / RUN_CONFIG
 
 
 def _check(resume: str, init_from: str, allow_changed: bool, *, leave_out: str, evaluates: bool) -> None:

@@ -81,8 +81,9 @@ class RunLog:
     def advance(self, step: int, *, loss: float) -> None:
         """Moves the progress bar, which shows the epoch and the loss of the step."""
         if self.active:
-            done = self.epochs.fraction(step) if self.epochs else None
-            what = "training" if done is None else f"epoch {done:.2f} of {self.epochs.fraction(self.total_steps):.4g}"
+            what = "training"
+            if self.epochs is not None:
+                what = f"epoch {self.epochs.fraction(step):.2f} of {self.epochs.fraction(self.total_steps):.4g}"
             self.bars.move(self.bar, step, f"loss {_short(float(loss))}", what=what)
 
     def metrics(self, step: int, values: dict[str, Any]) -> None:

@@ -110,7 +110,10 @@ def fit(task: Task, config: RunConfig, folder: RunFolder) -> bool:
         log.message(note, style="yellow")
     try:
         finished = loop.run(
-            task.batches(start), task.step, task.after_update, at_step_end=lambda step: task.at_step_end(step, log)
+            task.batches(start),
+            task.step,
+            _and_note(task, folder),
+            at_step_end=lambda step: task.at_step_end(step, log),
         )
     finally:
         log.close()
@@ -119,6 +122,16 @@ def fit(task: Task, config: RunConfig, folder: RunFolder) -> bool:
     if finished:
         log.message(f"done: {output / 'checkpoints' / 'latest'}")
     return finished
+
+
+def _and_note(task: Task, folder: RunFolder) -> Callable[[int], None]:
+    """`after_update` of the task, which shows that the run has gone on."""
+
+    def after_update(step: int) -> None:
+        task.after_update(step)
+        folder.went_on()
+
+    return after_update
 
 
 def _saving(

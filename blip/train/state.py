@@ -14,6 +14,7 @@ from blip.files import ReadError, checked_as
 
 FOLDER = re.compile(r"step-(\d{8})")  # of a checkpoint, with its number of steps
 MAX_STEP = 10**8 - 1  # the largest that the name of a folder holds
+MAX_COUNT = (1 << 63) - 1  # torch divides by no larger number
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, for each parameter, beside its "step"
 _LENIENT = ConfigDict(strict=True, extra="allow", arbitrary_types_allowed=True)
 
@@ -31,7 +32,7 @@ class _Means(TypedDict):
     __pydantic_config__ = _LENIENT  # type: ignore[misc]
 
     sums: dict[str, Tensor]
-    counts: dict[str, Annotated[int, Field(gt=0)]]
+    counts: dict[str, Annotated[int, Field(gt=0, le=MAX_COUNT)]]
 
 
 class _Loop(TypedDict):
@@ -46,7 +47,7 @@ class _Progress(TypedDict):
 
     itm_mean: NotRequired[Tensor]
     best: NotRequired[Tensor]
-    seen: NotRequired[dict[str, int]]
+    seen: NotRequired[dict[str, Annotated[int, Field(ge=0, le=MAX_COUNT)]]]
 
 
 class _Training(TypedDict):

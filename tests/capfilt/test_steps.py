@@ -461,10 +461,19 @@ def test_two_rounds_by_one_command(tiny_checkpoint: Path, phantoms: Path, tmp_pa
     assert "round1/model" in config  # the second round starts from the model of the first
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("shard-*")}
     shutil.rmtree(tmp_path / "round2" / "model")
+    for step in (tmp_path / "round1" / "model" / "checkpoints").glob("step-*"):
+        shutil.copytree(step, step.with_name("step-00000009"))  # a copy that is passed over, as in any run
+    merged = tmp_path / "round1" / "bootstrapped.jsonl"
+    lost = merged.read_bytes()
+    merged.unlink()
     again = bootstrap(tiny_checkpoint, phantoms, tmp_path, "--rounds", "2")
     assert again.returncode == 0 and "training" in again.stdout
     assert again.stdout.count("training") == 1  # what was done is not done again
+    assert merged.read_bytes() == lost
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("shard-*")}
+    shutil.rmtree(tmp_path / "round2" / "model" / "checkpoints")
+    gone = bootstrap(tiny_checkpoint, phantoms, tmp_path, "--rounds", "2")
+    assert gone.returncode == 1 and "round2/model was trained and has lost its checkpoints" in gone.stderr
     shared = bootstrap(tiny_checkpoint, phantoms, tmp_path / "s", "--set", "shared=configs/pretrain_demo.yaml")
     assert shared.returncode == 0, shared.stderr[-3000:]
     assert not (tmp_path / "s" / "round1" / "filter").exists()

@@ -255,7 +255,7 @@ def test_check_data_verb_knows_sets(tmp_path: Path) -> None:
     done = run_verb("check-data", tmp_path, "--dataset", "retina_vqa", "--split", "test")
     assert "2 open" in done.stdout
     done = run_verb("check-data", tmp_path, "--dataset", "retina")
-    assert done.exit_code == 1 and "dataset is 'retina'; it can be json, roco" in done.stderr
+    assert done.exit_code == 1 and "dataset is 'retina'; did you mean 'retina_vqa'" in done.stderr
 
 
 def images_and_texts(data: Path, path: str) -> tuple[int, int]:

@@ -30,8 +30,8 @@ def keep(bytes_or_lines: slice, lines: bool = False) -> Callable[[bytes], bytes]
     return lambda data: data[bytes_or_lines]
 
 
-CUT, CHANGED, UNSEEN = "cut", "changed", "unseen"
-DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {  # and what its length and its end show
+CUT, CHANGED = "cut", "changed"
+DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {  # and what its end shows
     "at a line's end": (keep(slice(0, 1), lines=True), CUT),
     "without its last line": (keep(slice(0, -1), lines=True), CUT),
     "to 100 bytes": (keep(slice(0, 100)), CUT),
@@ -40,7 +40,7 @@ DAMAGE: dict[str, tuple[Callable[[bytes], bytes], str]] = {  # and what its leng
     "a line less": (keep(slice(1, None), lines=True), CHANGED),
     "a line twice": (lambda data: data.splitlines(keepends=True)[0] + data, CHANGED),
     "a line after its end": (lambda data: data + b"{}\n", CHANGED),
-    "a changed letter": (lambda data: data.replace(b"1.png", b"9.png"), UNSEEN),
+    "a changed letter": (lambda data: data.replace(b"1.png", b"9.png"), CHANGED),
 }
 
 
@@ -60,7 +60,7 @@ def test_a_shard_that_is_not_whole(damage: str, tmp_path: Path) -> None:
             make(tmp_path)
         assert path.read_bytes() == changed and not shard_path(tmp_path, 1).exists()
         assert make(tmp_path, overwrite=True) == [0, 1] and path.read_bytes() == whole
-    elif seen == CUT:
+    else:
         assert make(tmp_path) == [0] and path.read_bytes() == whole
 
 
@@ -70,6 +70,17 @@ def test_settings_of_another_program_are_kept(tmp_path: Path) -> None:
         with pytest.raises(ShardError, match="--overwrite"):
             make(tmp_path)
         assert (tmp_path / "settings.json").read_text() == content
+
+
+def test_damaged_settings_are_replaced_with_overwrite_alone(tmp_path: Path) -> None:
+    make(tmp_path)
+    for content in ("{", '{"shards": -1}', '{"shards": true, "step": "score"}', '{"ends": "yes", "shards": 2}'):
+        (tmp_path / "settings.json").write_text(content)
+        with pytest.raises(ShardError, match=r"settings\.json"):
+            make(tmp_path)
+        assert (tmp_path / "settings.json").read_text() == content
+        make(tmp_path, overwrite=True)
+        assert list(read_lines(tmp_path)) == LINES
 
 
 def test_shards_without_their_settings_are_not_taken_for_own(tmp_path: Path) -> None:

@@ -142,6 +142,32 @@ def test_a_dead_worker_is_an_error_while_a_batch_is_waited_for() -> None:
     assert time.monotonic() - begin < 15
 
 
+def test_reading_without_workers_hears_of_no_other_loaders_death() -> None:
+    """Such as of one that was left with its workers, and not yet cleaned away."""
+
+    def tell(number: int, frame: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    before = signal.signal(signal.SIGCHLD, tell)
+    try:
+        assert list(data_loader(Broken(InputError("unread")), [[0], [1]], list)) == [[0], [1]]
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_no_more_processes_than_there_is_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool starts all that it is given at once."""
+    asked: list[int] = []
+    plain = check.ProcessPoolExecutor
+    monkeypatch.setattr(check, "ProcessPoolExecutor", lambda count, context: asked.append(count) or plain(1, context))
+    for i in range(20):
+        Image.new("L", (8, 8), i).save(tmp_path / f"{i}.png")
+    lines = [f'{{"image": "{i}.png", "caption": "a lesion"}}\n' for i in range(20)]
+    (tmp_path / "set.jsonl").write_text("".join(lines))
+    assert check_data([str(tmp_path / "set.jsonl")], num_workers=100_000).images == 20
+    assert asked == [2]
+
+
 def inspect_and_die(path: str, limits: object) -> tuple[str, bytes, str]:
     """As the plain function, but for one image that ends every process, and one that ends the first."""
     if path.endswith("7.png") or (path.endswith("3.png") and not Path(path + ".seen").exists()):

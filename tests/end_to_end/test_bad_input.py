@@ -4,6 +4,7 @@ Nothing here may end in a traceback: each case ends with status 1 and one messag
 """
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -140,6 +141,8 @@ LATEST = "RUN/checkpoints/latest"
 COMMANDS: list[tuple[str, Callable[[Path, Path], Arguments], str]] = [
     ("no such configuration", arguments("--config", "FOLDER/x.yaml"), r"no configuration .*x\.yaml"),
     ("unknown key", option("bach_size=8"), "unknown key 'bach_size'; did you mean 'batch_size'"),
+    ("a list in two words", arguments("--set", "train_file=[a.json,", "b.json]"), "belongs to no option: type"),
+    ("a list as a text", option("train_file=a.json"), r"it takes a list: --set 'train_file=\[a\.json\]'"),
     ("max_steps 0", option("max_steps=0"), "max_steps: .*greater than 0"),
     ("crop_scale reversed", option("crop_scale=[1.0, 0.2]"), "crop_scale .*0 < low <= high <= 1"),
     ("fp16", option("precision=fp16"), "precision: .*'fp32' or 'bf16'"),
@@ -165,7 +168,7 @@ COMMANDS: list[tuple[str, Callable[[Path, Path], Arguments], str]] = [
     ("tokenizer missing", option("tokenizer=FOLDER/vocab.txt"), r"no tokenizer file .*vocab\.txt"),
     ("vocabulary too small", option("tokenizer=train", "vocab_size=3"), "vocab_size: .*16"),
     # data
-    ("no training file", option("train_file=[]"), r"train_file is empty; --set train_file=\[captions\.json\]"),
+    ("no training file", option("train_file=[]"), r"train_file is empty; --set 'train_file=\[captions\.json\]'"),
     ("training file missing", option("train_file=[no.json]"), r"no\.json: no such file"),
     ("validation file missing", option("val_file=[no.json]"), r"no\.json: no such file"),
     ("empty training file", records(0, 0), r"set\.json: holds no records"),
@@ -230,16 +233,33 @@ def test_debugging_shows_the_traceback(tiny_config: Path, tmp_path: Path, monkey
 
 
 VERBS = [
-    (["phantoms", "FOLDER", "--count", "0"], "count is 0"),
-    (["phantoms", "FOLDER", "--noise", "2"], "noise is 2.0"),
+    (["phantoms", "FOLDER/new", "--count", "0"], "count is 0"),
+    (["phantoms", "FOLDER/new", "--noise", "2"], "noise is 2.0"),
     (["convert", "FOLDER/no.pth", "FOLDER/out"], "no.pth does not exist"),
     (["check-data", "FOLDER/no.json", "--tokenizer", "FOLDER/no.txt"], "no tokenizer file"),
+    (["answer", "FOLDER/a.png", "is it", "--checkpoint", "c", "--answers", "FOLDER/pipe"], "pipe: is not a regular"),
+    (["answer", "FOLDER/a.png", "is it", "--checkpoint", "c", "--answers", "/dev/zero"], "zero: is not a regular"),
 ]
+SEEDS = (
+    ["phantoms", "FOLDER", "--seed", "-1"],
+    ["caption", "FOLDER/a.png", "--checkpoint", "c", "--sample", "--seed", str(1 << 63)],
+    ["capfilt", "report", "--scored", "FOLDER", "--out", "FOLDER/a.html", "--seed", "-1"],
+    ["localise", "FOLDER/a.json", "--checkpoint", "c", "--limit", "-1"],
+)
 
 
 @pytest.mark.parametrize(("given", "pattern"), VERBS, ids=[" ".join(v[0][:1]) + str(i) for i, v in enumerate(VERBS)])
 def test_verbs(given: list[str], pattern: str, tmp_path: Path) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe")
     result = run_verb(*(word.replace("FOLDER", str(tmp_path)) for word in given))
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ")
     assert pattern in result.stderr
+
+
+@pytest.mark.parametrize("given", SEEDS, ids=lambda given: given[0])
+def test_numbers_out_of_range(given: list[str], tmp_path: Path) -> None:
+    result = run_verb(*(word.replace("FOLDER", str(tmp_path)) for word in given))
+    assert result.exit_code == 2 and "Invalid value for" in result.stderr
+    assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ import pytest
 from helpers.fine_tuning import TASKS, configure, score, train, write_part
 from helpers.hub_server import HubServer
 from helpers.random_checkpoints import noise_images, random_checkpoint
-from helpers.running import run_verb
+from helpers.running import run_script, run_verb
 
 import blip
 from blip.checkpoints import convert
@@ -17,7 +17,7 @@ from blip.config import load_config
 from blip.errors import InputError
 from blip.hub.names import RemoteError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_java_nor_peak")]
 
 
 @pytest.fixture
@@ -119,6 +119,41 @@ def test_a_run_from_an_address_notices_other_bytes(
     config = configure("caption", phantoms, tmp_path, *options, init_from=name)
     with pytest.raises(RemoteError, match="is another file than before"):
         train("caption", config, tmp_path / "again")
+
+
+def test_a_published_configuration_runs(
+    hub: HubServer, tiny_checkpoint: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its address of weights, its annotation files and the tokenizer that the published code takes."""
+    tensors, info = convert.read(tiny_checkpoint)
+    convert.write(tmp_path / "model.pth", tensors, info, to="salesforce")
+    address = hub.add_file("models/model_base.pth", tmp_path / "model.pth")
+    hub.add("models", "bert-base-uncased", tiny_checkpoint)
+    monkeypatch.chdir(tmp_path)
+    Path("annotation").mkdir()
+    for split, start in (("train", 0), ("val", 12), ("test", 16)):
+        write_part(phantoms, "caption", start, start + 4, Path("annotation", f"coco_karpathy_{split}.json"))
+    published = {"ann_root": "annotation", "pretrained": address, "vit_grad_ckpt": False, "vit_ckpt_layer": 0,
+                 "batch_size": 4, "init_lr": 1e-5, "image_size": 32, "max_length": 8, "min_length": 5, "num_beams": 2,
+                 "prompt": "'a picture of '", "weight_decay": 0.05, "min_lr": 0, "max_epoch": 1}  # fmt: skip
+    Path("caption_coco.yaml").write_text("".join(f"{key}: {value}\n" for key, value in published.items()))
+    sizes = ["image_heads=2", "text_heads=2", "num_workers=0", "precision=fp32", "device=cpu", "best_metric=val_bleu1"]
+    config = load_config("caption_coco.yaml", TASKS["caption"][1], sizes)
+    train("caption", config, tmp_path / "run")
+    assert (tmp_path / "run" / "test.json").is_file() and config_of(tmp_path / "run").startswith(address)
+
+
+def test_two_processes_fetch_once(hub: HubServer, tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
+    hub.add("models", "lab/ours", tiny_checkpoint)
+    configure("caption", phantoms, tmp_path, init_from="hub:lab/ours")
+    run = tmp_path / "run"
+    done = run_script(
+        "--config", tmp_path / "caption.yaml", "--output_dir", run, "--set", "max_steps=1", "--set", "test_file=[]",
+        processes=2, script="train_caption.py", env=hub.environment(tmp_path / "cache"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sum(line.startswith("GET /objects/") for line in hub.asked) == 1
+    assert done.stderr.count("fetching model.safetensors") == 1 and "@" in config_of(run)
 
 
 def test_adapters_find_their_base_by_name(

@@ -180,6 +180,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
     (model / "model.json").write_text(json.dumps(about))
     for run in ("vqa_phantoms", "vqa_rad"):
         shutil.copytree(model, folder / "runs" / run / "best")
+        (folder / "runs" / run / "config.yaml").write_text("{}\n")
     return folder
 
 

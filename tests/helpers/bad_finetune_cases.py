@@ -131,7 +131,7 @@ def empty_folder(folder: Path, start: Path) -> list[str]:
 EVALUATE = given("--evaluate", "--init_from", "START")
 SCRIPTS: list[tuple[str, str, Make, str]] = [
     # answers
-    ("answer list empty", "vqa", answers("a.txt", "\n \n"), "no answer to rank: set answer_file, or inference: gen"),
+    ("answer list empty", "vqa", answers("a.txt", "\n \n"), "no answer to rank: set answer_file or train_file, or inf"),
     ("answer list of JSON empty", "vqa", answers("a.json", "[]"), "no answer to rank"),
     ("answers of no tokens", "vqa", answers("a.txt", NO_WORD), "no answer has a token, such as .*: set answer_file"),
     ("answer list missing", "vqa", options("answer_file=no.txt"), r"answer_file no\.txt: .*No such file"),
@@ -143,9 +143,9 @@ SCRIPTS: list[tuple[str, str, Make, str]] = [
     ("answers too long", "vqa", options("max_answer_tokens=60"), "max_answer_tokens: 60 tokens, .* 48 positions"),
     ("cleaning of questions", "vqa", options("text_cleaning=blip"), "text_cleaning: .*'none'"),
     # data
-    ("unknown set", "caption", options("dataset=cocoa"), "dataset is 'cocoa'; it can be json, "),
+    ("unknown set", "caption", options("dataset=cocoa"), "dataset is 'cocoa'; did you mean 'coco'"),
     ("unknown part", "nlvr", options("val_split=holdout"), "split is 'holdout'; it can be train, validation, test"),
-    ("no training file", "retrieval", options("train_file=[]"), r"train_file is empty; --set train_file=\[FILE\]"),
+    ("no training file", "retrieval", options("train_file=[]"), r"train_file is empty; --set 'train_file=\[FILE\]'"),
     ("validation file missing", "retrieval", options("val_file=[no.json]"), r"no\.json: no such file"),
     ("another task's file", "nlvr", options("train_file=[DATA/captions.json]"), "captions.json.*'sentence'"),
     ("a set for the wrong task", "vqa", options("train_file=[DATA/captions.json]"), "captions.json.*question"),
@@ -184,11 +184,10 @@ SCRIPTS: list[tuple[str, str, Make, str]] = [
     ("another task", "caption", of_retrieval("--evaluate", "--init_from"), "of retrieval, which never learned caption"),
     ("pre-training as VQA", "vqa", EVALUATE, "checkpoint of pretrain, which never learned vqa"),
     ("VQA as captioning", "caption", of_vqa("--evaluate", "--init_from"), "of vqa, which never learned caption"),
-    ("no answers known", "vqa", of_vqa("--evaluate", "--init_from"), "no answer to rank: set answer_file"),
+    ("no answers known", "vqa", of_vqa("--evaluate", "--set", "train_file=[]", "--init_from"), "no answer to rank"),
     ("evaluate and resume", "vqa", given("--evaluate", "--resume", "auto"), "leave out --resume"),
     ("a kind of question that is not there", "vqa", options("best_metric=val_exact_match_number"), "none is number"),
     ("ten answers", "vqa", options("best_metric=val_vqa_accuracy"), "needs ten answers to every validation question"),
-    ("no dry run", "vqa", given("--dry_run"), "this script has no --dry_run"),
 ]  # fmt: skip
 
 IMAGE = "DATA/images/000000.png"

@@ -55,7 +55,7 @@ def whole_files() -> Iterator[tuple[str, bytes]]:
         ("gif", rgb.convert("P"), "GIF", {}),
         ("gif of frames", rgb, "GIF", frames),
         ("ppm", rgb, "PPM", {}),
-        ("pgm of 16 bits", deep, "PPM", {}),
+        ("pgm of 16 bits", deep.convert("I"), "PPM", {}),
         ("jpeg 2000", rgb, "JPEG2000", {}),
         ("codestream", rgb, "JPEG2000", {"no_jp2": True}),
         ("avif", rgb, "AVIF", {"exif": exif}),

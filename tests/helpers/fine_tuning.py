@@ -92,8 +92,14 @@ def be_quick() -> None:
 
 def score(task: str, config: FineTuneConfig, output: Path) -> dict[str, Any]:
     """`--evaluate` -> what it wrote."""
-    TASKS[task][0].score(config, output, CPU)
-    return json.loads((output / "evaluation.json").read_text())
+    folder = TASKS[task][0].score(config, output, CPU)
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file in a folder, but for the locks."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".blip.lock")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def evaluations(output: Path) -> list[dict]:

@@ -14,13 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 Maker = Callable[[Path], None]  # gets the path to make
 PICKLE = b"\x80\x04cposix\nsystem\n(S'touch owned'\ntR."  # would run a command
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"  # sets a terminal's title and clears it
+
+
+def as_complex(t: torch.Tensor) -> torch.Tensor:
+    """The same numbers as complex ones; skips the test where safetensors, before 0.7, cannot write them."""
+    try:
+        save({"t": t.to(torch.complex64)})
+    except KeyError:
+        pytest.skip("this safetensors writes no complex numbers")
+    return t.to(torch.complex64)
 
 
 def content(data: bytes | str) -> Maker:
@@ -230,7 +240,7 @@ CHECKPOINTS: dict[str, tuple[Maker, str]] = {
     "one infinite weight": (first(with_inf), "finite|inf"),
     "integer weights": (every(lambda t: t.long()), "int|type"),
     "boolean weights": (first(lambda t: t > 0), "bool|type"),
-    "complex weights": (first(lambda t: t.to(torch.complex64)), "complex|type"),
+    "complex weights": (first(as_complex), "complex|type"),
     "a transposed weight": (first(lambda t: t.flatten()), "shape|is \\("),
     "a scalar weight": (first(lambda t: t.sum()), "shape|is \\("),
     "an empty weight": (first(lambda t: t[:0]), "shape|is \\("),

@@ -204,6 +204,8 @@ def use_hub_here(monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str]
     template = {"HUGGINGFACE_CO_URL_TEMPLATE": place["ENDPOINT"] + "/{repo_id}/resolve/{revision}/{filename}"}
     token = {"HF_TOKEN_PATH": str(Path(environment["HF_HOME"]) / "token")}
     offline = {"HF_HUB_OFFLINE": environment["HF_HUB_OFFLINE"] == "1", "HF_HUB_DISABLE_XET": True}
+    # older versions of the library bind this one by name
+    monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", *template.values(), raising=False)
     for name, setting in {**place, **template, **token, **offline, "HF_HOME": environment["HF_HOME"]}.items():
         monkeypatch.setattr(constants, name, setting, raising=False)
     with suppress(ImportError):

@@ -115,7 +115,7 @@ def parquet_without_answers(folder: Path) -> None:
 
 BAD: list[tuple[str, Callable[[Path], None], type[Exception], str]] = [
     ("no files", lambda _: void(read_questions([])), ValueError, "no files of questions"),
-    ("unknown set", questions("x.json", [VQA], "vqarad"), ValueError, "dataset is 'vqarad'; it can be json, vqa_rad"),
+    ("unknown set", questions("x.json", [VQA], "vqarad"), ValueError, "dataset is 'vqarad'; did you mean 'vqa_rad'"),
     ("unknown split", questions("x.json", [VQA], split="trian"), ValueError, "split is 'trian'; it can be train, vali"),
     ("no question", questions("x.json", [{"image": "a"}]), AnnotationError, "record 1: has no 'answer'; its keys: ima"),
     ("list as question", questions("x.json", [{**VQA, "question": []}]), AnnotationError, "question is a list, not te"),

@@ -332,3 +332,32 @@ def test_features_and_scores_that_are_not_numbers(checkpoints: dict, images: lis
     ):
         with pytest.raises(CheckpointError, match="infinite or not a number"):
             compute()
+
+
+# ---- what shells leave of a command ----------------------------------------------------------------------------------
+
+
+def test_a_question_without_quotation_marks_is_noticed(checkpoints: dict, images: list) -> None:
+    words = ["is", "there", "a", "lesion"]
+    done = run_verb("answer", images[0], *words, "--checkpoint", checkpoints["vqa"])
+    assert done.exit_code == 1 and "4 questions of one word each" in done.stderr
+    assert f"{images[0]} 'is there a lesion'" in done.stderr
+    assert "--question is --question there --question a --question lesion" in done.stderr
+    for given in (["is there a lesion"], ["where?", "what?"], ["lesion"]):
+        assert run_verb("answer", images[0], *given, "--checkpoint", checkpoints["vqa"]).exit_code == 0
+    given = [word for one in words for word in ("--question", one)]
+    assert run_verb("answer", images[0], *given, "--checkpoint", checkpoints["vqa"]).exit_code == 0
+
+
+def test_single_words_are_matched_with_a_note(checkpoints: dict, images: list) -> None:
+    done = run_verb("match", images[0], "normal", "lesion", "--checkpoint", checkpoints["retrieval"])
+    assert done.exit_code == 0 and "2 words is a text of its own" in done.stderr and "'normal lesion'" in done.stderr
+    done = run_verb("match", images[0], "a lesion", "none", "--checkpoint", checkpoints["retrieval"])
+    assert done.exit_code == 0 and not done.stderr
+
+
+@pytest.mark.parametrize("name", ["caps.html", "caps.csv", "caps.txt", "caps.jsonl"])
+def test_json_is_not_written_under_another_ending(name: str, checkpoints: dict, images: list, tmp_path: Path) -> None:
+    done = run_verb("caption", images[0], "--checkpoint", checkpoints["caption"], "--out", tmp_path / name)
+    assert done.exit_code == 1 and "writes JSON" in done.stderr and "such as caps.json" in done.stderr
+    assert not list(tmp_path.iterdir())

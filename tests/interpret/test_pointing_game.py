@@ -1,6 +1,7 @@
 """The pointing game and its controls count correctly."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,18 @@ def test_command(named: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert {line["method"] for line in lines} == {"raw"} and lines[0]["target"]["trials"] == 3
 
 
+def test_images_that_cannot_be_read_are_named(named: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    records = [r for r in json.loads(named.read_text()) if len(r["lesions"]) > 1][:4]
+    for record in records:
+        record["image"] = str(named.parent / record["image"])
+    records[0]["image"], records[1]["image"] = "a\x1b[31m.png", os.fsdecode(b"\xff.png")
+    (tmp_path / "set.json").write_text(json.dumps(records))
+    result = run_verb("localise", tmp_path / "set.json", "--checkpoint", tiny_checkpoint, "--method", "raw")
+    assert result.exit_code == 0 and "of 2 images" in result.output
+    for name in (r"a\x1b[31m.png", r"\udcff.png"):
+        assert f"cannot read image {tmp_path}/{name}: no such file" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -102,6 +115,14 @@ def test_command(named: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
             '[{"image": "a.png", "caption": ["x"], "lesions": [{"box": [1, 2, 3, 4]}], "named": 0}]',
             "caption is no text",
         ),
+        (
+            f'[{{"image": "a.png", "caption": "x", "lesions": [{{"box": [1, 2, {10**400}, 4]}}], "named": 0}}]',
+            "too large",
+        ),
+        ('[{"image": 5, "caption": "x", "lesions": [{"box": [1, 2, 3, 4]}], "named": 0}]', "image is no path"),
+        ('[{"image": "a\\u0000b", "caption": "x", "lesions": [{"box": [1, 2, 3, 4]}], "named": 0}]', "holds a NUL"),
+        ('[{"image": "\\ud800", "caption": "x", "lesions": [{"box": [1, 2, 3, 4]}], "named": 0}]', "half a character"),
+        ('[{"image": "http://a/b", "caption": "x", "lesions": [{"box": [1, 2, 3, 4]}], "named": 0}]', "is an address"),
         ("[]", "no records"),
     ],
 )

@@ -217,6 +217,16 @@ def test_blank_lines_are_skipped_and_lines_keep_their_numbers(many: Path, tmp_pa
         build(many, tmp_path / "out", Rules())
 
 
+def test_a_report_shows_pairs_of_which_less_is_known(many: Path, tmp_path: Path) -> None:
+    build(many, tmp_path / "out", Rules())
+    file = tmp_path / "out" / "train.json"
+    pairs = json.loads(file.read_text())[:3]
+    file.write_text(json.dumps([{**pairs[0], "how": "letter"}, {**pairs[1], "confidence": 0.5}, pairs[2]]))
+    write_report(tmp_path / "out", tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "letter" in page and "0.50" in page
+
+
 def test_names_that_no_encoding_holds_are_built(tmp_path: Path) -> None:
     odd = line(picture(tmp_path / "0.png", 0), "PMC\ud800", article_title="\udfff", year="\ud800", license="CC-BY-4.0")
     for seed in range(3):

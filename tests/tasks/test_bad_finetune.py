@@ -157,7 +157,7 @@ def test_k_above_the_list_means_all_of_it(
     config = configure(task, phantoms, tmp_path, given, "max_steps=1", init_from=tiny_checkpoint)
     train(task, config, tmp_path / "run")
     score(task, config.model_copy(update={"init_from": ""}), tmp_path / "run")
-    written = json.loads((tmp_path / "run" / f"{TASKS[task][4]}_val.json").read_text())
+    written = json.loads((tmp_path / "run/evaluation/best-val-test" / f"{TASKS[task][4]}_val.json").read_text())
     if task == "retrieval":
         assert len(written["image_to_text"][0]["candidates"]) == 7
 

@@ -19,6 +19,7 @@ from helpers.fine_tuning import (
     score,
     train,
     train_apart,
+    tree,
     write_part,
 )
 from helpers.running import ROOT, forked, run_script, script_command, script_env
@@ -36,7 +37,6 @@ from blip.tasks.finetune import FineTuning
 from blip.tokenizer import load_tokenizer
 from blip.train.checkpoint import complete_checkpoints, load_training
 from blip.train.log import read_metrics
-from blip.train.record import RECORD
 
 pytestmark = pytest.mark.usefixtures("no_java_nor_peak")
 
@@ -96,8 +96,7 @@ def test_a_run_leaves_log_checkpoints_best_weights_and_predictions(undisturbed: 
 @pytest.mark.parametrize("task", TASKS)
 def test_evaluating_the_run_again_gives_the_best_validation(undisturbed: Callable, task: str) -> None:
     config, output = undisturbed(task)
-    files = {path: path.read_bytes() for path in output.rglob("*") if path.is_file() and "_" not in path.name}
-    files.pop(output / RECORD)  # in which the new file is added
+    files = tree(output)
     config = config.model_copy(update={"init_from": "", "tokenizer": "train"})  # that of the checkpoint counts
     found = score(task, config, output)
     expected = json.loads((output / "best" / "metrics.json").read_text())
@@ -110,7 +109,10 @@ def test_evaluating_the_run_again_gives_the_best_validation(undisturbed: Callabl
     for name in ("images_in_training", "majority"):
         tested.pop(f"test_{name}", None)
     assert {name: found[name] for name in tested} == pytest.approx(tested, abs=1e-9)
-    assert all(path.read_bytes() == content for path, content in files.items()), "evaluation changes no run"
+    assert {name: content for name, content in tree(output).items() if not name.startswith("evaluation/")} == files
+    result = TASKS[task][4]
+    assert json.loads((output / "evaluation" / "best-val-test" / f"{result}_test.json").read_text())
+    assert load_config(output / "evaluation" / "best-val-test" / "config.yaml", type(config)).init_from
 
 
 def test_the_tasks_facts_go_with_the_weights(undisturbed: Callable) -> None:
@@ -246,6 +248,25 @@ def test_best_weights_outlive_a_resumption(
     assert load_weights(output / "best")[1]["step"] == step
     assert [line["best"] for line in evaluations(output)][-2:] == [best, best]
     assert len({id(one) for one in made}) == 2
+
+
+def test_what_is_not_a_number_is_never_the_best(
+    options: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {1: math.nan, 2: 0.7, 3: math.nan, 4: 0.9}
+    script, _, judging = TASKS["nlvr"][:3]
+
+    class Scripted(judging):
+        def at_step_end(self, step, log):
+            self.evaluate = lambda split: {"val_accuracy": values[step]}
+            return super().at_step_end(step, log)
+
+    monkeypatch.setattr(script, "Judging", Scripted)
+    output, given = tmp_path / "run", ("nlvr", "batch_size=12", "test_file=[]", "keep_checkpoints=9")
+    train("nlvr", options(*given, "max_steps=3"), output)
+    assert load_weights(output / "best")[1]["step"] == 2
+    train("nlvr", options(*given, "init_from=", "max_steps=4"), output, "auto")
+    assert load_weights(output / "best")[1]["step"] == 4
 
 
 # ---- resuming --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.fine_tuning import CPU, TASKS, configure, train
+from helpers.fine_tuning import CPU, TASKS, configure, evaluations, train
 
 from blip.data.formats import AnnotationError
 from blip.data.pairs import read_pairs
@@ -226,3 +226,15 @@ def test_captions_without_words_are_counted_once_and_refused_if_there_are_no_oth
     file.write_text(json.dumps([record | {"caption": NO_WORD} for record in records]))
     with pytest.raises(AnnotationError, match=r"none of 12 captions has a letter or a digit, the first being"):
         train(task, config, tmp_path / "other")
+
+
+def test_the_absence_of_meteor_is_told_once_in_a_run(
+    phantoms: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("pycocoevalcap")
+    options = ("max_steps=2", "max_new_tokens=2", "beams=1", "eval_every_epochs=1", "batch_size=12")
+    config = configure("caption", phantoms, tmp_path, *options, init_from=tiny_checkpoint)
+    train("caption", config, tmp_path / "run")
+    shown = capsys.readouterr().err
+    assert len(evaluations(tmp_path / "run")) == 2
+    assert shown.count("METEOR is left out (java is not on the PATH)") == 1

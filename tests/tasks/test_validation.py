@@ -23,7 +23,7 @@ from blip.tasks import pretrain, start
 from blip.tasks.samples import SHOWN, chosen
 from blip.train.checkpoint import complete_checkpoints
 from blip.train.history import History, read_history
-from blip.train.log import read_metrics
+from blip.train.log import RunLog, read_metrics
 
 pytestmark = [pytest.mark.usefixtures("no_java_nor_peak"), pytest.mark.slow]
 ALL = ("pretrain", *TASKS)
@@ -90,6 +90,23 @@ def test_validation_losses_change_no_number_of_training(task: str, made: Callabl
     scores = [{k: v for k, v in read_metrics(output)[-1].items() if k not in kept} for output in (with_losses, without)
               for kept in ({"val_loss", *(f"val_{name}" for name in OBJECTIVES[task])},)]  # fmt: skip
     assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_evaluation_draws_nothing(task: str, phantoms: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    one = built(task, configure(task, phantoms, tmp_path, "dropout=0.1", init_from=tiny_checkpoint), tmp_path)
+    before = torch.get_rng_state()
+    one.scores("val")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_evaluation_of_pretraining_draws_nothing(tiny_config: Path, tmp_path: Path) -> None:
+    config = load_config(tiny_config, PretrainConfig, ["dropout=0.1", "max_steps=1"])
+    task = pretrain.Pretraining(config, tmp_path, None, device=CPU)
+    before = torch.get_rng_state()
+    line = task.at_step_end(1, RunLog(tmp_path, 0, 1))
+    assert line is not None and "val_loss" in line
+    assert torch.equal(torch.get_rng_state(), before) and task.model.training
 
 
 @pytest.mark.parametrize("task", ALL)

@@ -31,7 +31,8 @@ def test_sampled_validation_leaves_training_alone(phantoms: Path, tiny_checkpoin
     again = score(
         "vqa", config.model_copy(update={"init_from": str(tmp_path / "with/checkpoints/latest")}), tmp_path / "e"
     )
-    assert [row["answer"] for row in json.loads((tmp_path / "e" / "answers_val.json").read_text())] == answers
+    (written,) = (tmp_path / "e" / "evaluation").glob("*/answers_val.json")
+    assert [row["answer"] for row in json.loads(written.read_text())] == answers
     assert again["val_questions"] == 7
 
 

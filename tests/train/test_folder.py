@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers.fine_tuning import CPU, assert_same_run, configure, score, train
+from helpers.fine_tuning import CPU, assert_same_run, configure, score, train, tree
 
 from blip.checkpoints.format import CheckpointError, load_weights
 from blip.config import ConfigError
@@ -15,18 +15,13 @@ from blip.outputs import LockedError, OutputError, locked
 from blip.tasks import nlvr
 from blip.tasks.config import FineTuneConfig
 from blip.train.checkpoint import INPUTS, complete_checkpoints, find_checkpoint
+from blip.train.evaluated import evaluation_name
 from blip.train.folder import BEST, OF_EVALUATION, OF_TRAINING, is_of_run, run_of
 from blip.train.inputs import Fingerprints, differences, fingerprints, read_fingerprints
 from blip.train.log import read_metrics
 from blip.train.record import RECORD, Record, own, write_result
 
 pytestmark = pytest.mark.usefixtures("no_java_nor_peak")
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file in a folder, but for the locks."""
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".blip.lock")]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def write(path: Path, text: str = "mine") -> Path:
@@ -124,18 +119,20 @@ def test_results_that_the_user_changed_are_kept(config: FineTuneConfig, whole: P
     run = shutil.copytree(whole, tmp_path / "run", symlinks=True)
     score("nlvr", resumed(config), run)
     score("nlvr", resumed(config), run)
-    for name in ("evaluation.json", "judgements_val.json", "test.json"):
-        (run / name).write_text((written := (run / name).read_text()) + "mine")
+    (scored,) = (run / "evaluation").iterdir()
+    for name in ("evaluation.json", "judgements_val.json", "config.yaml", "test.json"):
+        place = run if name == "test.json" else scored
+        (place / name).write_text((written := (place / name).read_text()) + ("# " if "yaml" in name else "mine"))
         before = tree(run)
         call = (lambda: train("nlvr", resumed(config), run, "auto")) if name == "test.json" else (
             lambda: score("nlvr", resumed(config), run))  # fmt: skip
         with pytest.raises(OutputError, match=f"{name} was changed after .*--overwrite"):
             call()
         assert tree(run) == before
-        (run / name).write_text(written)
-    write(run / "evaluation.json")
+        (place / name).write_text(written)
+    write(scored / "evaluation.json")
     nlvr.score(resumed(config), run, CPU, overwrite=True)
-    assert "weights" in json.loads((run / "evaluation.json").read_text())
+    assert "weights" in json.loads((scored / "evaluation.json").read_text())
     score("nlvr", resumed(config), run)
 
 
@@ -190,7 +187,7 @@ def test_an_evaluation_replaces_nothing_of_the_user(config: FineTuneConfig, whol
     given = config.model_copy(update={"init_from": str(whole / "best")})
     for name in (n for n in OF_EVALUATION if n.startswith(("evaluation", "judgements", "unreadable"))):
         output = tmp_path / name
-        write(output / name)
+        write(output / "evaluation" / evaluation_name(given, str(whole / "best"), output) / name)
         before = tree(output)
         with pytest.raises(OutputError, match="--overwrite"):
             score("nlvr", given, output)
@@ -205,11 +202,13 @@ def test_a_second_process_is_refused(config: FineTuneConfig, whole: Path, tmp_pa
     shutil.copytree(whole, tmp_path / "run", symlinks=True)
     before = tree(tmp_path / "run")
     with locked(tmp_path / "run"):
-        for call in (lambda: train("nlvr", resumed(config), tmp_path / "run", "auto"),
-                     lambda: score("nlvr", resumed(config), tmp_path / "run")):  # fmt: skip
-            with pytest.raises(LockedError, match=f"being written by process {os.getpid()} on "):
-                call()
-    assert tree(tmp_path / "run") == before
+        with pytest.raises(LockedError, match=f"being written by process {os.getpid()} on "):
+            train("nlvr", resumed(config), tmp_path / "run", "auto")
+        assert tree(tmp_path / "run") == before
+        score("nlvr", resumed(config), tmp_path / "run")  # in a folder of its own, also while the run goes on
+    (scored,) = (tmp_path / "run" / "evaluation").iterdir()
+    with locked(scored), pytest.raises(LockedError):
+        score("nlvr", resumed(config), tmp_path / "run")
 
 
 # ---- what a run continues --------------------------------------------------------------------------------------------
@@ -304,7 +303,6 @@ def test_a_copy_under_the_name_of_another_step_is_passed_over(
     for name in ("step-00000004", "step-00000005", "step-00000006"):
         assert (run / "checkpoints" / name).is_dir()
     shutil.rmtree(run / BEST)
-    (run / "evaluation.json").unlink(missing_ok=True)
     assert score("nlvr", resumed(config), run)["weights"].endswith("step-00000006")
     for name in ("step-00000004", "step-00000005", "step-00000006"):
         shutil.rmtree(run / "checkpoints" / name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from blip.data.formats import AnnotationError, Records
-from blip.errors import InputError
+from blip.errors import InputError, did_you_mean
 
 Record = TypeVar("Record")
 
@@ -103,7 +103,7 @@ def open_set(
         AnnotationError: the folder does not hold the split or any file of the set.
     """
     if dataset not in sets:
-        raise InputError(f"dataset is {dataset!r}; it can be {', '.join(sets)}")
+        raise InputError(f"dataset is {dataset!r}; {did_you_mean(dataset, sets)}")
     if split not in ("", "all", *SPLIT_NAMES):
         raise InputError(f"split is {split!r}; it can be {', '.join(SPLITS)} or all")
     if image_root and not os.path.isdir(image_root):

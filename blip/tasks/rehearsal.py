@@ -1,0 +1,189 @@
+"""`--dry_run` of the fine-tuning tasks: everything is built, one step runs on random data, nothing is saved.
+
+Letters: B samples, T tokens, S pixels a side.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from blip import distributed
+from blip.data.batches import Batch, collate
+from blip.data.questions import VqaBatch, collate_vqa
+from blip.data.statements import NlvrBatch, collate_nlvr
+from blip.errors import BlipError, printable
+from blip.tasks import start
+from blip.tasks.config import FineTuneConfig
+from blip.tasks.finetune import FineTuning
+from blip.tokenizer import BERT_SPECIAL
+from blip.train.optim import build_optimizer
+from blip.train.parallel import autocast, memory_mb
+from blip.train.schedule import Epochs
+
+FILES = {"train": "train_file", "val": "val_file", "test": "test_file"}
+
+
+def rehearse(make: type[FineTuning], config: FineTuneConfig, device: torch.device) -> None:
+    """Prints parameters, memory, FLOPs and time of a training step on this device, and the number of records of each
+    part of the data.
+
+    Raises:
+        BlipError: the configuration cannot be used, or `init_from` cannot be read.
+    """
+    console = Console(quiet=not distributed.is_main())
+    source = start.read_source(config)
+    config = start.with_sizes_of(config, source)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        task = make(_without_data(config, folder), source, folder, resume=None, device=device, training=False)
+    task.epochs = Epochs(1, config.accumulation, 1)
+    loss, seconds, flops = _two_steps(task)
+    console.print(_parameters(task))
+    for line in (
+        f"a step of {config.batch_size} samples, {config.max_text_tokens} tokens each, images of {config.image_size} "
+        f"pixels, on {device} in {config.precision}",
+        f"loss: {loss:.3f}",
+        f"compute: {flops / 1e9:.4g} GFLOP, {flops / config.batch_size / 1e9:.4g} a sample",
+        f"time: {seconds:.2f} s, {config.batch_size / seconds:.1f} samples a second",
+        f"memory: {memory_mb(device):.0f} MB at most",
+        *_data(task, config),
+    ):
+        console.print(printable(line), soft_wrap=True, markup=False, highlight=False)
+
+
+def _without_data(config: FineTuneConfig, folder: Path) -> FineTuneConfig:
+    """The configuration without files; a tokenizer that would be trained has as many tokens, without meaning."""
+    values: dict[str, Any] = {key: [] for key in FILES.values()}
+    values |= {"inference": "generate", "split_shares": None} if hasattr(config, "inference") else {}
+    if config.tokenizer == "train" or not (config.tokenizer or config.init_from):
+        words = [*BERT_SPECIAL, *(f"w{number}" for number in range(config.vocab_size - len(BERT_SPECIAL) - 2))]
+        (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+        values["tokenizer"] = str(folder / "vocab.txt")
+    return config.model_copy(update=values)
+
+
+def _two_steps(task: FineTuning) -> tuple[float, float, float]:
+    """(loss, seconds, FLOPs of forward and backward) of a step; the first one, in which FLOPs are counted, warms up."""
+    config = task.config
+    optimizer = build_optimizer(
+        task.model,
+        config.lr,
+        config.weight_decay,
+        decay_norms_and_biases=config.decay_norms_and_biases,
+        layer_decay=config.layer_decay,
+    )
+    batch = RANDOM[task.collate_fn](task)
+    counter = FlopCounterMode(display=False, custom_mapping=_attention_on_cpu())
+
+    def step() -> float:
+        with autocast(task.device, config.precision):
+            out = task.step(batch, 0)
+        out.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        task.after_update(1)
+        return float(out.loss.detach())  # waits for the device
+
+    with counter:
+        step()
+    begin = time.perf_counter()
+    loss = step()
+    return loss, time.perf_counter() - begin, float(counter.get_total_flops())
+
+
+def _attention_on_cpu() -> dict[Any, Any]:
+    """FLOPs of attention on the CPU, by the shapes of its arguments, which the counter does not know by itself."""
+    known = {
+        "": lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        "_backward": lambda gradient, q, k, v, *_, **__: sdpa_backward_flop_count(gradient, q, k, v),
+    }
+    names = {f"_scaled_dot_product_flash_attention_for_cpu{end}": flops for end, flops in known.items()}
+    return {getattr(torch.ops.aten, name): flops for name, flops in names.items() if hasattr(torch.ops.aten, name)}
+
+
+# ---- random batches --------------------------------------------------------------------------------------------------
+
+
+def _texts(task: FineTuning, tokens: int) -> tuple[Tensor, Tensor]:
+    """Ids (B, T) and lengths (B,) of texts of so many tokens."""
+    count = task.config.batch_size
+    return torch.randint(5, max(6, task.tokenizer.size - 2), (count, tokens)), torch.full((count,), tokens)
+
+
+def _images(task: FineTuning, *each: int) -> Tensor:
+    """(B, *each, 3, S, S)."""
+    size = task.config.image_size
+    return torch.randn(task.config.batch_size, *each, 3, size, size)
+
+
+def _of_pairs(task: FineTuning) -> Batch:
+    ids, lengths = _texts(task, task.config.max_text_tokens)
+    numbers = torch.arange(len(ids))
+    return Batch(_images(task), ids, lengths, numbers, numbers, numbers.tolist(), [])
+
+
+def _of_questions(task: FineTuning) -> VqaBatch:
+    ids, lengths = _texts(task, task.config.max_text_tokens)
+    answer_ids, answer_lengths = _texts(task, task.config.max_answer_tokens)
+    numbers = torch.arange(len(ids))
+    weights = torch.ones(len(ids))
+    return VqaBatch(_images(task), ids, lengths, answer_ids, answer_lengths, numbers, weights, numbers.tolist(), [])
+
+
+def _of_statements(task: FineTuning) -> NlvrBatch:
+    ids, lengths = _texts(task, task.config.max_text_tokens)
+    return NlvrBatch(_images(task, 2), ids, lengths, torch.arange(len(ids)) % 2, list(range(len(ids))), [])
+
+
+# by what puts a task's samples side by side
+RANDOM: dict[Callable[..., Any], Callable[[FineTuning], Any]] = {
+    collate: _of_pairs,
+    collate_vqa: _of_questions,
+    collate_nlvr: _of_statements,
+}
+
+# ---- what is printed -------------------------------------------------------------------------------------------------
+
+
+def _parameters(task: FineTuning) -> Table:
+    """Parameters of each part in millions; one that several parts share counts in the first."""
+    table = Table("part", "parameters (M)", "trained (M)", title=f"the model of {task.task}")
+    seen: set[int] = set()
+    totals = [0, 0]
+    parts: list[tuple[str, Any]] = [*task.model.named_children(), *task.model.named_parameters(recurse=False)]
+    for name, part in parts:
+        each: list[nn.Parameter] = list(part.parameters()) if isinstance(part, nn.Module) else [part]
+        new = [one for one in each if id(one) not in seen]
+        seen |= {id(one) for one in new}
+        counts = [sum(p.numel() for p in new), sum(p.numel() for p in new if p.requires_grad)]
+        totals = [a + b for a, b in zip(totals, counts, strict=True)]
+        table.add_row(name, *(f"{count / 1e6:.2f}" for count in counts))
+    table.add_row("all", *(f"{count / 1e6:.2f}" for count in totals))
+    return table
+
+
+def _data(task: Any, config: FineTuneConfig) -> list[str]:
+    """A line for each part of the data: its number of records, or what is wrong with it."""
+    if not config.train_file:
+        return ["data: train_file is empty; --set 'train_file=[FILE]'"]
+    lines = []
+    for part, key in FILES.items():
+        if not getattr(config, key):
+            continue
+        others: dict[str, Any] = {name: [] for name in FILES.values() if name != key}
+        task.config = config.model_copy(update={**others, **({"inference": "generate"} if part != "train" else {})})
+        try:
+            task.read_data()
+            count = task.records()[0] if part == "train" else len(task.held_out[part])
+            lines.append(f"data: {key}: {count} records")
+        except (BlipError, OSError) as error:
+            lines.append(f"data: {key}: {error}")
+    return lines
