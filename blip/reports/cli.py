@@ -12,7 +12,7 @@ from blip.html_page import write_page
 from blip.inference.cli import load_model
 from blip.inference.predictor import Predictor
 from blip.outputs import claim_output
-from blip.train.folder import BEST, CHECKPOINTS
+from blip.train.evaluated import weights_of
 
 YES_OR_NO = {"yes": True, "no": False, "": None}
 
@@ -63,8 +63,8 @@ def show(
 def _model(checkpoint: str, run: Path | None, tokenizer: str, device: str, *, max_image_mb: int) -> Predictor:
     """The model whose maps are drawn: the named one, else the best or the newest of the run."""
     if not checkpoint:
-        places = [] if run is None else [run / BEST, run / CHECKPOINTS / "latest"]
-        found = next((place for place in places if place.is_dir()), None)
+        places = [] if run is None else [run, run.parent.parent]  # the run, or an evaluation in its folder
+        found = next(filter(None, map(weights_of, places)), None)
         if found is None:
             raise InputError("--map draws what a model's outputs depend on: name it with --checkpoint")
         checkpoint = str(found)

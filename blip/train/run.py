@@ -16,7 +16,6 @@ from blip.train.log import RunLog
 from blip.train.loop import Loop, LoopOptions, Step
 from blip.train.optim import build_optimizer
 from blip.train.parallel import about_workers, measure_peak
-from blip.train.report import Reporter
 from blip.train.schedule import Epochs, lr_at, scaled_lr
 from blip.train.state import check_optimizer
 
@@ -88,10 +87,8 @@ def fit(task: Task, config: RunConfig, folder: RunFolder) -> bool:
         pending=pending,
         scores=getattr(task, "main_scores", ()),
         tensorboard=config.tensorboard,
+        report=config.report,
     )
-    reporter = Reporter(output, lambda text: log.message(text, style="yellow"))
-    if config.report:
-        log.after_epoch = reporter.begin
     save = _saving(task, optimizer, log, folder, config.keep_checkpoints, info=info)
     loop = Loop(
         task.parallel, optimizer, _schedule(config, task, lr), options=options, log=log, save=save, start_step=start
@@ -117,8 +114,6 @@ def fit(task: Task, config: RunConfig, folder: RunFolder) -> bool:
         )
     finally:
         log.close()
-        if config.report and distributed.is_main():
-            reporter.end()
     if finished:
         log.message(f"done: {output / 'checkpoints' / 'latest'}")
     return finished
