@@ -69,9 +69,12 @@ def as_input(**options: Any) -> str:
 
 
 def run_command(command: Callable[..., None]) -> None:
-    """`typer.run` for a script of one command, whose options may be spelled with hyphens or underscores."""
+    """`typer.run` for a script of one command, whose options may be spelled with hyphens or underscores.
+
+    Words that belong to no option are in the `args` of the context, so that the command can tell where they come from.
+    """
     app = typer.Typer(add_completion=False, context_settings=ANY_SPELLING)
-    app.command()(command)
+    app.command(context_settings={"allow_extra_args": True})(command)
     app()
 
 

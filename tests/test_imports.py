@@ -40,6 +40,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interpret": {"inference", "models", "network", "tokenizer", "files", "outputs", "html_page", "errors"}
     | {"data.formats", "data.images", "data.image_bytes", "data.places", "data.records", "data.jsonl_shards"},
     "interpret.cli": ANYTHING,
+    "serve": {"inference", "interpret", "models", "distributed", "html_page", "errors", "files"}
+    | {"data.images", "data.image_bytes"},
+    "serve.cli": ANYTHING,
     "capfilt": {"inference", "models", "data", "checkpoints", "config"}
     | {"distributed", "errors", "files", "outputs", "hashing", "html_page", "tokenizer"},
     "capfilt.rounds": ANYTHING,

@@ -15,6 +15,7 @@ from blip.hub.names import HubName, RemoteError, parse
 
 MAX_SMALL, MAX_LARGE = 64 << 20, 64 << 30  # bytes of a text file and of a file of weights
 TOKENIZERS: tuple[str, ...] = ("tokenizer.json", "vocab.txt")  # the first that a repository has
+TRIES = 3
 AGAIN = "what has arrived is kept, start the command again"
 LARGE = (".safetensors", ".bin", ".pth")
 
@@ -79,7 +80,7 @@ def commit_of(folder: Path) -> str:
 
 def _one(name: HubName, about: Any, commit: str) -> Path:
     """Fetches one file, checks it and returns the folder it is in."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     file, most = about.rfilename, MAX_LARGE if Path(about.rfilename).suffix in LARGE else MAX_SMALL
     if (about.size or 0) > most:
@@ -87,7 +88,7 @@ def _one(name: HubName, about: Any, commit: str) -> Path:
     known = isinstance(try_to_load_from_cache(name.repository, file, revision=commit), str)
     if not known and Path(file).suffix in LARGE:
         note(f"fetching {file} of {name}" + (f", {about.size / 1e6:,.0f} MB" if (about.size or 0) > 1e6 else ""))
-    path = Path(hf_hub_download(name.repository, file, revision=name.revision or "main"))
+    path = _downloaded(name, file)
     expected = about.lfs["sha256"] if about.lfs else ""
     if not known and expected and (found := sha256_of(path)) != expected:
         path.resolve().unlink()
@@ -96,6 +97,20 @@ def _one(name: HubName, about: Any, commit: str) -> Path:
             f"{name}: {file} arrived damaged: its sha256 is {found}, the hub states {expected}; start the command again"
         )
     return path.parent
+
+
+def _downloaded(name: HubName, file: str) -> Path:
+    """The file in the cache of the library, which continues what was interrupted but in older versions does not try
+    again."""
+    from huggingface_hub import hf_hub_download
+
+    for _ in range(TRIES - 1):
+        try:
+            return Path(hf_hub_download(name.repository, file, revision=name.revision or "main"))
+        except Exception as error:
+            if not _no_network(error):
+                raise
+    return Path(hf_hub_download(name.repository, file, revision=name.revision or "main"))
 
 
 def sha256_of(path: Path) -> str:

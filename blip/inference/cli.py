@@ -91,7 +91,7 @@ def claim_json(out: Path | None, command: str, inputs: Sequence[str | Path | Non
         return None
     refuse_image_name(out, ".json")
     if out.suffix.lower() not in ("", ".json"):
-        raise InputError(f"{out}: blip {command} writes JSON, not {out.suffix}; name a file such as {out.stem}.json")
+        raise InputError(f"{out} does not end in .json, and blip {command} writes JSON: choose {out.stem}.json")
     return claim_output(out, command, inputs=[one for one in inputs if one], overwrite=overwrite)
 
 

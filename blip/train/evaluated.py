@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic
@@ -131,8 +131,9 @@ def _run_of(output: Path, file: Path | None) -> Path | None:
 
 def _began_with(config: Any, file: Path) -> bool:
     """Whether a file is the one that a run began with."""
-    began = Path(config.config_file) if config.config_file else None
-    return began is not None and began.exists() and began.samefile(file)
+    with suppress(ConfigError):  # it may be gone
+        return bool(config.config_file) and find_config(config.config_file).samefile(file)
+    return False
 
 
 def _matters(key: str) -> bool:

@@ -10,7 +10,7 @@ import typer
 
 from blip import distributed
 from blip.command_line import CONFIG_HELP, Overrides, Overwrite, lasting_streams, run_command, user_errors
-from blip.config import Config, ConfigError, find_config, load_config
+from blip.config import Config, ConfigError, load_config
 from blip.console.bars import LastingConsole
 from blip.errors import printable
 from blip.options.overrides import stray_words
@@ -78,7 +78,7 @@ def launch(
     offer = _Offer(run, config_class, Path(default_output), dry_run, evaluate)
 
     def command(
-        words: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
+        context: typer.Context,
         config: Annotated[Path | None, typer.Option(help=f"{CONFIG_HELP}; --resume and --evaluate: the run's")] = None,
         output_dir: Annotated[
             Path | None,
@@ -93,8 +93,8 @@ def launch(
         score: Annotated[bool, typer.Option("--evaluate", help=EVALUATE_HELP, hidden=evaluate is None)] = False,
         name: Annotated[str, typer.Option(help=NAME_HELP, hidden=evaluate is None)] = "",
     ) -> None:
-        if words:
-            raise ConfigError(stray_words(words, set_ or []))
+        if context.args:
+            raise ConfigError(stray_words(context.args, set_ or []))
         _check(resume, init_from, allow_changed, leave_out="--dry_run" if rehearse else "", evaluates=score)
         if name and not score:
             raise ConfigError("--name is for --evaluate: a run has the name of its --output_dir")
@@ -153,7 +153,7 @@ class _Offer:
         file = given.file or _config_of(resume, place)
         settings = load_config(file, self.config_class, given.overrides, options=given.options)
         if not getattr(settings, "config_file", "unknown"):  # that of a resumed run is known already
-            settings = settings.model_copy(update={"config_file": str(find_config(file))})
+            settings = settings.model_copy(update={"config_file": str(file)})
         device = distributed.start(settings.device)
         if rehearse:
             _offered(self.dry_run, "--dry_run")(settings, device)

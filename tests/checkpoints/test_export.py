@@ -133,9 +133,10 @@ def test_the_folder_is_complete_for_processors_and_pipelines(checkpoints: dict, 
             text
         )
     task = transformers.pipeline("image-text-to-text", model=str(folder), device="cpu")
-    for picture, ours in zip(pictures, model.caption(pictures, "a"), strict=True):
-        written = task(picture, text="a", generate_kwargs={"max_new_tokens": 30, "num_beams": 3})
-        assert written[0]["generated_text"] == ours
+    # without beams, whose scores are divided by other lengths in versions below 5
+    for picture, ours in zip(pictures, model.write(pictures, decoding=Decoding(max_new_tokens=30)), strict=True):
+        written = task(picture, text="a", generate_kwargs={"max_new_tokens": 30, "num_beams": 1})
+        assert written[0]["generated_text"] == ours[0].text
     assert blip.load(folder).caption(pictures, "a") == model.caption(pictures, "a")
 
 

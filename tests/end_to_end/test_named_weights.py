@@ -12,6 +12,8 @@ from helpers.random_checkpoints import noise_images, random_checkpoint
 from helpers.running import run_script, run_verb
 
 import blip
+from blip.capfilt.config import CapFiltConfig
+from blip.capfilt.rounds import pin_start, remember
 from blip.checkpoints import convert
 from blip.config import load_config
 from blip.errors import InputError
@@ -170,6 +172,18 @@ def test_adapters_find_their_base_by_name(
         shutil.copy(run / "best" / name, alone / name)
     assert json.loads((alone / "adapter.json").read_text())["base"] == f"hub:lab/ours@{commit}"
     assert blip.load(alone).caption(image) == blip.load(run / "best").caption(image)
+
+
+def test_rounds_of_capfilt_pin_their_start(hub: HubServer, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    commit = hub.add("models", "lab/ours", tiny_checkpoint)
+    config = CapFiltConfig(web_file=["a.json"], human_file=["b.json"], start="lab/ours")
+    remember(begun := pin_start(config, tmp_path / "rounds"), tmp_path / "rounds")
+    assert begun.start == f"hub:lab/ours@{commit}"
+    shutil.copytree(tiny_checkpoint, tmp_path / "newer")
+    (tmp_path / "newer" / "config.json").write_text("{}")
+    assert hub.add("models", "lab/ours", tmp_path / "newer") != commit
+    remember(pin_start(config, tmp_path / "rounds"), tmp_path / "rounds")  # ConfigError if it were the newer one
+    assert pin_start(config, tmp_path / "others").start != begun.start
 
 
 def test_devices(captioner: Path) -> None:

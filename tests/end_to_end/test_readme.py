@@ -98,6 +98,7 @@ SET = {
 ADDED = {
     "blip convert": "--image_heads 2 --text_heads 2",
     "blip pubmed search": "--eutils SERVER",
+    "blip serve": "--port 0",
     "blip pubmed fetch": "--bucket SERVER --rate 100",
 }
 # program -> options of SET that a command may set itself
@@ -167,6 +168,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
     tokenizer = load_tokenizer(str(tiny_checkpoint / "tokenizer.json"))
     (folder / "vocab.txt").write_text("".join(f"{tokenizer.token(i)}\n" for i in range(tokenizer.size)))
     convert.write(folder / "model_base.pth", *convert.read(tiny_checkpoint), to="salesforce")
+    (folder / "password.txt").write_text("correct horse")
     for run in ("demo", "named"):
         shutil.copytree(tiny_checkpoint, folder / "runs" / run / "run" / "checkpoints" / "latest")
     log = {"step": 1, "epoch": 1, "loss": 0.5, "train_loss": 0.5, "val_loss": 0.6, "truth": "a lesion", "output": "x"}
@@ -231,6 +233,11 @@ def test_command(
     monkeypatch.setenv("PATH", "")  # no Java
     monkeypatch.setattr("blip.train.run.measure_peak", lambda *_: 0.0)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    if words[:2] == ["blip", "serve"]:  # which ends when somebody ends it
+        pytest.importorskip("gradio", minversion="6.20")
+        monkeypatch.setattr("blip.serve.site._run", lambda app, bound, ready: ready())
+        monkeypatch.setattr("blip.serve.site.end_at_once", lambda: sys.exit(0))
+        monkeypatch.setenv("BLIP_PASSWORD", "correct horse")
     monkeypatch.setattr(sys, "argv", words if words[0] == "blip" else words[1:])
     for _ in range(2 if words[0] == "blip" else 1):  # a verb may replace what it wrote itself
         with pytest.raises(SystemExit) as ended:  # in this process: importing torch takes longer than two steps

@@ -359,5 +359,5 @@ def test_single_words_are_matched_with_a_note(checkpoints: dict, images: list) -
 @pytest.mark.parametrize("name", ["caps.html", "caps.csv", "caps.txt", "caps.jsonl"])
 def test_json_is_not_written_under_another_ending(name: str, checkpoints: dict, images: list, tmp_path: Path) -> None:
     done = run_verb("caption", images[0], "--checkpoint", checkpoints["caption"], "--out", tmp_path / name)
-    assert done.exit_code == 1 and "writes JSON" in done.stderr and "such as caps.json" in done.stderr
+    assert done.exit_code == 1 and "writes JSON" in done.stderr and "choose caps.json" in done.stderr
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,72 @@
+"""Parts that several views share: an event's connection to its handler, the choice of an image file, a result."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from blip.serve import results
+from blip.serve.handlers import Handlers, shown
+from blip.serve.limits import Limits
+
+LIVE = "blip-live"  # class of components whose changes are announced by screen readers
+FILE = "blip-file"  # class of fields for files
+# Events get what the browser sends, which handlers check: gradio would copy files, and compare choices with those of
+# the first model. Images are decoded beside the models, two at once.
+OF_IMAGES: dict[str, Any] = {
+    "concurrency_limit": 2, "concurrency_id": "images", "show_progress": "minimal", "preprocess": False,
+}  # fmt: skip
+
+
+def of_models(handlers: Handlers) -> dict[str, Any]:
+    """Options of events that call a model: as many at once as there are models, each of which takes one at a time."""
+    return {**OF_IMAGES, "concurrency_limit": len(handlers.models), "concurrency_id": "models"}
+
+
+def with_page(function: Callable[..., str]) -> Callable[..., str]:
+    """A handler whose last argument is the page, in the form that gradio calls: with the request in front."""
+
+    @shown
+    def handler(request: gr.Request, *values: Any) -> str:
+        return function(*values, str(request.session_hash or ""))
+
+    return handler
+
+
+def without_page(function: Callable[..., str]) -> Callable[..., str]:
+    """A handler that does not depend on the page, with its errors as markup."""
+    return shown(lambda *values: function(*values))
+
+
+def result(hint: str) -> gr.HTML:
+    """The place of a result, and what stands there before there is one."""
+    return gr.HTML(results.hint(hint), elem_classes=LIVE)
+
+
+def question_box(label: str, limits: Limits, **options: Any) -> gr.Textbox:
+    """One line of text; Enter is the view's button."""
+    return gr.Textbox(label=label, max_length=limits.max_characters, lines=1, max_lines=1, **options)
+
+
+def image_file(handlers: Handlers, slot: str, label: str, *, name: str) -> None:
+    """The choice of an image file, and its preview below.
+
+    The file vanishes from the field, so that the same field takes the next one; the preview names it.
+
+    Args:
+        slot: of the page, where several images belong to it.
+        name: of the event in the programming interface, and of the field.
+    """
+    field = gr.File(label=label, height=130, elem_id=name, elem_classes=FILE)
+    examples = handlers.examples if not slot else {}
+    example = gr.Dropdown(list(examples), value=None, label="Or take one of these", visible=bool(examples),
+                          elem_id=f"{name}-example")  # fmt: skip
+    preview = gr.HTML(results.hint("No image is chosen yet."), elem_classes=LIVE, elem_id=f"{name}-preview")
+    opened = with_page(lambda record, page: handlers.opened(record, page, slot))
+
+    def upload(request: gr.Request, record: Any) -> tuple[None, str]:
+        return None, opened(request, record)
+
+    field.upload(upload, field, [field, preview], api_name=name, **OF_IMAGES)
+    if examples:
+        example.input(with_page(handlers.example), example, preview, api_name="example", **OF_IMAGES)

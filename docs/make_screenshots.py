@@ -1,0 +1,77 @@
+"""Takes the screenshots of the documentation, in a headless Chromium.
+
+python docs/make_screenshots.py --answerer runs/vqa_phantoms/best
+
+It needs `playwright` and a Chromium, the checkpoints of `make demo` and of configs/vqa_phantoms.yaml, and images of the
+demo. Each function of PAGES takes those of one command; to add a command, add its function.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from playwright.sync_api import Page, sync_playwright
+
+ASSETS = Path(__file__).resolve().parent / "assets"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
+SIZE = {"width": 1200, "height": 800}
+
+
+def main(
+    answerer: Annotated[str, typer.Option(help="a checkpoint that answers questions")] = "runs/vqa_phantoms/best",
+    image: Annotated[Path, typer.Option(help="an image to ask about")] = Path("runs/demo/data/test/images/000005.png"),
+    question: Annotated[str, typer.Option(help="a question about it")] = "what shape is the lesion?",
+    out: Annotated[Path, typer.Option(help="folder to write")] = ASSETS,
+) -> None:
+    """Takes all screenshots."""
+    browser_file = next(filter(None, map(shutil.which, BROWSERS)), None)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_file, args=OPTIONS)
+        page = browser.new_page(viewport=SIZE, color_scheme="light")
+        for take in PAGES:
+            take(page, out, answerer=answerer, image=image, question=question)
+        browser.close()
+
+
+def serve(page: Page, out: Path, *, answerer: str, image: Path, question: str) -> None:
+    """`blip serve`: the answers to a question, and the map of its last word."""
+    with served(answerer) as address:
+        page.goto(address)
+        page.set_input_files("#open input[type=file]", image)
+        page.locator("#open-preview img").wait_for()
+        page.get_by_label("Question about the image").fill(question)
+        page.get_by_role("button", name="Ask", exact=True).click()
+        page.locator(".blip-result:visible").wait_for()
+        page.screenshot(path=out / "serve_ask.png", animations="disabled")
+        page.get_by_role("tab", name="Maps").click()
+        page.get_by_role("button", name="Draw the maps").click()
+        words = page.locator(".blip-words:visible")
+        words.wait_for()
+        words.locator("label").last.click()
+        page.screenshot(path=out / "serve_maps.png", full_page=True, animations="disabled")
+
+
+PAGES: tuple[Callable[..., None], ...] = (serve,)
+
+
+@contextmanager
+def served(checkpoint: str) -> Iterator[str]:
+    """A running `blip serve` -> its address."""
+    command = [sys.executable, "-m", "blip", "serve", checkpoint, "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            lines: Any = server.stdout
+            yield next(found[1] for line in lines if (found := re.search(r"open (http://\S+) in", line)))
+        finally:
+            server.terminate()
+
+
+if __name__ == "__main__":
+    typer.run(main)
