@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from blip.data.dataset import open_data as data  # the package `blip.data`, when it is called
     from blip.inference.load import load
     from blip.interpret.explain import explain_pairs
     from blip.interpret.lenses import attention_rollout, logit_lens, patch_lens
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "__version__",
     "attention_rollout",
+    "data",
     "explain_pairs",
     "gradcam",
     "load",
@@ -29,6 +31,7 @@ __all__ = [
 ]
 
 MODULE_OF = {
+    "data": "data",  # the package itself, which can be called
     "load": "inference.load",
     "trace": "interpret.trace",
     "names": "interpret.trace",
@@ -44,7 +47,8 @@ MODULE_OF = {
 
 def __getattr__(name: str) -> Any:
     if name in MODULE_OF:  # imported on first use: `import blip` alone does not wait for torch
-        return getattr(import_module(f"blip.{MODULE_OF[name]}"), name)
+        module = import_module(f"blip.{MODULE_OF[name]}")
+        return module if MODULE_OF[name] == name else getattr(module, name)
     raise AttributeError(f"module 'blip' has no attribute {name!r}")
 
 

@@ -11,6 +11,8 @@ from blip import __version__
 from blip.capfilt import cli as capfilt
 from blip.command_line import (
     ANY_SPELLING,
+    ColumnNames,
+    DatasetForm,
     ImageRoot,
     MaxImageMb,
     Overwrite,
@@ -21,6 +23,7 @@ from blip.command_line import (
     user_errors,
     workers_option,
 )
+from blip.data.columns import parse_columns
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.errors import InputError, did_you_mean
 from blip.inference import cli as inference
@@ -42,7 +45,7 @@ app = typer.Typer(
 app.add_typer(capfilt.app, name="capfilt")
 app.add_typer(pubmed.app, name="pubmed")
 
-Files = Annotated[list[str], typer.Argument(help="annotation files, or folders of sets as distributed")]
+Files = Annotated[list[str], typer.Argument(help="annotation files, folders of sets as distributed, or hub:OWNER/NAME")]
 
 
 @app.command()
@@ -79,8 +82,9 @@ def phantoms(
 def check_data(
     files: Files,
     image_root: ImageRoot = "",
-    dataset: Annotated[str, typer.Option(help="json, or how a set is distributed: vqa_rad, slake, roco ...")] = "json",
+    dataset: DatasetForm = "json",
     split: Annotated[str, typer.Option(help="train, validation or test of a folder; everything unless given")] = "",
+    columns: ColumnNames = None,
     tokenizer: Annotated[str, typer.Option(help="vocab.txt, tokenizer.json or hub:NAME, to count tokens")] = "",
     max_text_tokens: Annotated[
         int, typer.Option("--max_text_tokens", "--max_tokens", help="length in tokens at which a run cuts texts")
@@ -96,7 +100,7 @@ def check_data(
     from blip.tokenizer import load_tokenizer
 
     with user_errors():
-        options = as_input(dataset=dataset, split=split, max_text_tokens=max_text_tokens)
+        options = as_input(dataset=dataset, split=split, columns=columns, max_text_tokens=max_text_tokens)
         claim = claim_json(report, "check-data", [*files, image_root, tokenizer, options], overwrite)
         with alone(claim):
             words = load_tokenizer(tokenizer) if tokenizer else None
@@ -108,6 +112,7 @@ def check_data(
                 num_workers=num_workers,
                 dataset=dataset,
                 split=split,
+                columns=parse_columns(columns or []),
                 report_file=report,
                 limits=ImageLimits.of_mb(max_image_mb),
             )

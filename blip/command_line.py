@@ -39,6 +39,14 @@ ImageRoot = Annotated[
 MaxImageMb = Annotated[
     int, typer.Option("--max_image_mb", min=1, help="MiB of an image's file; larger ones count as unreadable")
 ]
+DatasetForm = Annotated[
+    str, typer.Option("--dataset", help="json, or how a set is distributed: vqa_rad, slake, roco ...")
+]
+Split = Annotated[str, typer.Option(help="train, validation or test of a folder or a data set of the hub")]
+ColumnNames = Annotated[
+    list[str] | None, typer.Option("--columns", help="own names of columns, such as question=Frage,image=img")
+]
+FirstRecords = Annotated[int, typer.Option("--limit", min=0, help="the first records alone; 0: all")]
 JsonFile = Annotated[Path | None, typer.Option(help="write JSON to this file")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 CONFIG_HELP = "a YAML file, or a name of one in configs/, such as pretrain_demo"

@@ -7,7 +7,7 @@ brackets. `load_config` and the others that read and write files are those of `b
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 from blip.options.reading import Config, ConfigError, dump_config, find_config, load_config, with_options
 
@@ -27,11 +27,23 @@ __all__ = [
 
 
 class WeightedFile(BaseModel):
-    """An annotation file with the number of times its records are visited in an epoch (fractions: a random part)."""
+    """A file, folder or data set of the hub, with what is other than for the rest: how often its records are visited in
+    an epoch (fractions: a random part), how it is read, and which records are taken. Empty: as for the rest."""
 
     model_config = ConfigDict(extra="forbid")
-    path: str  # of the annotation file
+    path: str  # of an annotation file or a folder; or hub:OWNER/NAME
     weight: float = Field(1.0, gt=0)  # how often its records are visited in an epoch [passes]
+    dataset: str = ""  # the form of the files
+    split: str = ""  # its part, where it has several
+    image_root: str = ""  # folder that its image paths are relative to
+    columns: dict[str, str] = {}  # names of its columns
+    limit: int | None = Field(None, gt=0)  # records that are taken of it [records]
+    seed: int | None = None  # which of its records are taken; null: the first ones [number]
+
+    @model_serializer
+    def _short(self) -> dict[str, Any]:
+        """Without what is left open."""
+        return {key: value for key, value in self if key in ("path", "weight") or value not in ("", {}, None)}
 
 
 class RunConfig(BaseModel):
@@ -82,7 +94,14 @@ class ModelConfig(RunConfig):
 
     # data
     train_file: list[str | WeightedFile] = []  # annotation files, or {path: FILE, weight: NUMBER}
-    val_file: list[str] = []  # annotation files scored after each epoch
+    val_file: list[str | WeightedFile] = []  # annotation files scored after each epoch
+    dataset: str = "json"  # the form of the files: see `blip check-data --help`
+    train_split: str = "train"  # part of a data set that comes as a folder, or from the hub
+    val_split: str = "validation"  # the same for val_file
+    columns: dict[str, str] = {}  # names of columns that the files call otherwise, such as {question: Frage}
+    max_train_records: int | None = Field(None, gt=0)  # records that are trained on; null: all [records]
+    max_val_records: int | None = Field(None, gt=0)  # of val_file; null: all [records]
+    shuffle_records_seed: int | None = None  # which records limits take; null: the first ones [number]
     image_root: str = ""  # empty: image paths are relative to their annotation file
     image_size: int = Field(224, gt=0)  # a side, after cropping and scaling [pixels]
     crop_scale: tuple[float, float] | None = (0.2, 1.0)  # of the image's area in a random crop; null: no crop [shares]
@@ -131,6 +150,9 @@ class ModelConfig(RunConfig):
             raise ValueError(f"max_text_tokens {self.max_text_tokens} is above max_positions {self.max_positions}")
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"crop_scale {list(self.crop_scale)} must be two shares, 0 < low <= high <= 1, or null")
+        limits = [getattr(self, f"max_{part}_records", None) for part in ("train", "val", "test")]
+        if self.shuffle_records_seed is not None and not any(limits):
+            raise ValueError("shuffle_records_seed chooses records: set max_train_records or max_val_records too")
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
         if self.init_from and (self.vision_init or self.text_init):
@@ -156,5 +178,5 @@ class PretrainConfig(ModelConfig):
 
 
 def annotation_files(config: ModelConfig) -> list[str | Mapping[str, Any]]:
-    """The training files, each a path or a path and a weight."""
+    """The training files, each a path or a path and what is other than for the rest."""
     return [entry if isinstance(entry, str) else entry.model_dump() for entry in config.train_file]

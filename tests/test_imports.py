@@ -28,12 +28,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"network", "distributed", "tokenizer", "errors"},
     "checkpoints": {"network", "models", "files", "outputs", "hashing", "errors", "tokenizer", "hub"},
     "data": {"files", "outputs", "hashing", "distributed", "tokenizer", "errors"},
-    "data.sets": {"data.formats", "data.records", "errors"},
+    "data.sets": {"data.formats", "data.records", "data.columns", "data.hub", "data.image_bytes", "errors"},
     "evaluation": {"models", "network", "distributed", "tokenizer", "errors"},
     "train": {"config", "options", "files", "outputs", "hashing", "distributed", "errors", "command_line", "console"}
     | {"checkpoints.format"},
     "inference": {"models", "network", "checkpoints", "files", "outputs", "tokenizer", "errors", "distributed"}
-    | {"data.images", "data.image_bytes", "data.transforms", "data.batches"},
+    | {"data.images", "data.image_bytes", "data.places", "data.transforms", "data.batches"},
     "tasks": {"network", "models", "checkpoints", "data", "evaluation", "train", "inference", "hub"}
     | {"config", "tokenizer", "distributed", "errors", "files", "outputs", "hashing", "command_line", "console"},
     "inference.cli": ANYTHING,
@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reports.cli": ANYTHING,
     "cli": ANYTHING,
     "__main__": {"cli"},
-    "__init__": {"inference", "interpret"},
+    "__init__": {"data", "inference", "interpret"},
 }
 TASK_MODELS = ("pretrain", "retrieval", "caption", "vqa", "nlvr")
 

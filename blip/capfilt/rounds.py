@@ -26,7 +26,16 @@ from blip.capfilt.report import write_report
 from blip.checkpoints.format import TOKENIZER
 from blip.checkpoints.places import is_remote, local, pinned
 from blip.command_line import lasting_streams, say
-from blip.config import Config, ConfigError, PretrainConfig, RunConfig, dump_config, load_config, with_options
+from blip.config import (
+    Config,
+    ConfigError,
+    ModelConfig,
+    PretrainConfig,
+    RunConfig,
+    dump_config,
+    load_config,
+    with_options,
+)
 from blip.data.image_bytes import ImageLimits
 from blip.errors import BlipError
 from blip.files import read_json, write_whole
@@ -82,8 +91,10 @@ class Rounds:
         given: dict[str, Any] = {
             name: getattr(self.config, name) for name in ("image_root", "max_image_mb", "seed", "device")
         }
-        if issubclass(kind, FineTuneConfig):  # its own files may be of another data set
-            given |= {"dataset": "json", "val_file": [], "test_file": []}
+        if issubclass(kind, ModelConfig):  # its own files may be of another data set
+            given |= {"dataset": "json", "columns": {}}
+        if issubclass(kind, FineTuneConfig):
+            given |= {"val_file": [], "test_file": []}
         return with_options(load_config(path, kind), {**given, **set_}, f"options for {path}") if path else None
 
     def run(self) -> Path:

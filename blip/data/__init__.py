@@ -1,12 +1,19 @@
-"""Data: annotation files to samples to batches. Imports `files`, `hashing`, `distributed`, `tokenizer` and `errors`.
+"""Data: annotation files to samples to batches; `blip.data(...)` opens any of them as a data set of torch.
 
-Read `pairs.py` first: an image-caption pair from its record to its sample.
+    >>> data = blip.data("chest.png")  # or an annotation file, a folder, hub:OWNER/NAME; see `open_data`
+    >>> data[0].image.size
+    (40, 30)
 
-formats text_lines records sets compact   annotation files record by record; what texts and paths may hold; a reader
-                       for each published set; records in flat arrays
+Imports `files`, `outputs`, `hashing`, `distributed`, `tokenizer` and `errors`. Read `pairs.py` first: an image-caption
+pair from its record to its sample.
+
+formats text_lines tables columns records   annotation files record by record, tables among them; names of columns; what
+                       texts and paths may hold
+sets sources hub hints compact   a reader for each published set; which records of which place; data sets of the hub;
+                       advice about wrong paths and encodings; records in flat arrays
 pairs questions statements question_splits   the samples of each task; whole sets of questions divided by image
-images image_bytes decoding_cost grey_levels   opening images; the bytes of one, from files and rows of tables; what
-                       decoding may cost; 16 bits to 8
+images image_bytes image_files decoding_cost grey_levels   opening images; the bytes of one, from files and rows of
+                       tables; the images of folders; what decoding may cost; 16 bits to 8
 transforms skipped     images to tensors; notes about unreadable ones
 order batches loader gallery   which record comes when; samples to a batch; batches read ahead; images by number
 workers          the processes that read ahead, and their errors
@@ -14,5 +21,38 @@ webdataset stream jsonl_shards   tar shards, training batches streamed from them
 tar_addresses tar_reader tar_sizes   which shards an address stands for; the samples of a tar file; sizes.json, and
                        shards that were cut short
 check check_report phantoms   `blip check-data` and its report; the synthetic data generator
-places           which images a command line names: image files, folders, annotation files
+places dataset figure   the records of any place: image files, folders, annotation files, data sets of the hub; these as
+                 a data set of torch; pictures of it
 """
+
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blip.data.dataset import DataSet
+
+
+class _Room(ModuleType):
+    """This package, which can be called: `blip.data` is both the room and the function that opens data."""
+
+    def __call__(
+        self,
+        source: Any,
+        *,
+        split: str = "",
+        limit: int | None = None,
+        columns: Any = None,
+        image_root: str = "",
+        dataset: str = "json",
+        seed: int | None = None,
+    ) -> "DataSet":
+        """The records of any source as a data set of torch; arguments, errors and an example in `open_data`."""
+        from blip.data.dataset import open_data
+
+        return open_data(
+            source, split=split, limit=limit, columns=columns, image_root=image_root, dataset=dataset, seed=seed
+        )
+
+
+sys.modules[__name__].__class__ = _Room

@@ -5,7 +5,7 @@ import hashlib
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from blip.data.check_report import FileReport, Report
-from blip.data.formats import AnnotationError, file_entry, iter_records
+from blip.data.formats import AnnotationError
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, image_stream
 from blip.data.images import open_image
 from blip.data.pairs import caption_id, has_words
-from blip.data.sets.captions import CAPTION_SETS, Captioned
-from blip.data.sets.layout import SetFile, SetFormat, open_set
-from blip.data.sets.questions import QUESTION_SETS, Question
-from blip.data.sets.statements import STATEMENT_SETS, Statement
+from blip.data.places import TABLES, kind_of_source
+from blip.data.sets.captions import Captioned
+from blip.data.sets.layout import SetFile, open_set
+from blip.data.sets.questions import Question
+from blip.data.sets.statements import Statement
+from blip.data.sources import Entry, source_of
 from blip.data.workers import worker_context
-from blip.errors import InputError, did_you_mean
 from blip.hashing import stable_hash
 from blip.outputs import refuse_inputs
 from blip.tokenizer import Tokenizer
@@ -43,16 +44,15 @@ class Content:
 
 
 def check_data(
-    files: list[str | Mapping[str, Any]],
+    files: Sequence[Entry],
     image_root: str = "",
     tokenizer: Tokenizer | None = None,
     *,
     max_text_tokens: int = 30,
     num_workers: int = 2,
-    dataset: str = "json",
-    split: str = "",
     report_file: Path | None = None,
     limits: ImageLimits = LIMITS,
+    **usual: Any,
 ) -> Report:
     """Reads all annotations and images of the files that a run would read; broken ones are part of the report.
 
@@ -61,10 +61,10 @@ def check_data(
         tokenizer: counts the lengths of texts; without it they are counted in words.
         max_text_tokens: the length at which a run would cut, [CLS] and [SEP] included.
         num_workers: processes that read images; 0: this process.
-        dataset: a name of CAPTION_SETS, QUESTION_SETS or STATEMENT_SETS; json is any of the generic forms, depending on
-            the keys of the first record.
-        split: of folders and of files with several parts, train, validation or test; all or "" for everything.
         report_file: where the report will be written, which is none of the images.
+        usual: `dataset`, a name of CAPTION_SETS, QUESTION_SETS or STATEMENT_SETS (json is any of the generic forms,
+            depending on the keys of the first record); `split` of folders and of files with several parts (all or ""
+            for everything); and `columns`; see `Source`.
 
     Raises:
         ValueError: there is no such dataset or split. OutputError: the report would replace an image.
@@ -81,8 +81,9 @@ def check_data(
     def measure(texts: list[str]) -> list[int]:
         return tokenizer.count(texts) if tokenizer else [len(text.split()) for text in texts]
 
+    usual = {**usual, "image_root": image_root, "split": usual.get("split") or "all"}
     for entry in files:
-        for content in _contents(entry, report, image_root=image_root, dataset=dataset, split=split or "all"):
+        for content in _contents(entry, report, usual):
             images.update(dict.fromkeys(content.images))
             about = "" if report.kind == "captions" else content.images[0]
             occurrences.update(stable_hash(about, caption_id(text)) for text in content.texts)
@@ -106,46 +107,24 @@ def check_data(
 # ---- records ---------------------------------------------------------------------------------------------------------
 
 
-def _contents(
-    entry: str | Mapping[str, Any], report: Report, *, image_root: str, dataset: str, split: str
-) -> Iterator[Content]:
+def _contents(entry: Entry, report: Report, usual: Mapping[str, Any]) -> Iterator[Content]:
     """The contents of the valid records of a file or folder; its problems and those of its records go to the report."""
     try:
-        path, _ = file_entry(entry)
+        source = source_of(entry, **usual)
     except ValueError as error:
         report.errors.append(str(error))
         return
-    sets, report.kind = sets_of(dataset, path, split)
+    sets, kind = kind_of_source(source)
+    report.kind = kind if kind in TABLES else "captions"
+    options: dict[str, Any] = {name: getattr(source, name) for name in ("split", "image_root", "columns")}
     try:
-        opened = open_set(sets, dataset, path, split=split, image_root=image_root)
+        opened = open_set(sets, source.dataset, source.path, **options)
     except AnnotationError as error:
-        report.files.append(FileReport(path, errors=1))
+        report.files.append(FileReport(source.path, errors=1))
         report.errors.append(str(error))
         return
     for file in opened:
         yield from _valid_records(file, report)
-
-
-def sets_of(dataset: str, path: str, split: str) -> tuple[Mapping[str, SetFormat], str]:
-    """The table that a dataset's name belongs to, and what its texts are."""
-    if dataset == "json":
-        first: Any = None
-        with contextlib.suppress(AnnotationError):  # reported when the whole file is read
-            file = open_set(CAPTION_SETS, dataset, path, split=split)[0].path
-            _, first = next(iter_records(file, needed=(), also=("caption", "question", "sentence")))
-        keys = first if isinstance(first, dict) else {}
-        for name, sets, kind in (("question", QUESTION_SETS, "questions"), ("sentence", STATEMENT_SETS, "sentences")):
-            if name in keys and "caption" not in keys:
-                return sets, kind
-        return CAPTION_SETS, "captions"
-    if dataset in QUESTION_SETS:
-        return QUESTION_SETS, "questions"
-    if dataset in STATEMENT_SETS:
-        return STATEMENT_SETS, "sentences"
-    if dataset not in CAPTION_SETS:
-        names = {*CAPTION_SETS, *QUESTION_SETS, *STATEMENT_SETS}
-        raise InputError(f"dataset is {dataset!r}; {did_you_mean(dataset, names)}")
-    return CAPTION_SETS, "captions"
 
 
 def _valid_records(source: SetFile, report: Report) -> Iterator[Content]:

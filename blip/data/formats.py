@@ -4,31 +4,29 @@ The records of each data set are read in `data/sets/`. The generic record of cap
 `image` (a path), `caption` (text or a list of texts) and optionally `image_id`; other keys are ignored.
 """
 
-import csv
-import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from blip.data.records import path_problem, text_problem
-from blip.data.text_lines import iter_lines, not_utf8, whole_lines
+from blip.data import hints
+from blip.data.columns import renamed
+from blip.data.records import AnnotationError, Records, path_problem, text_problem
+from blip.data.tables import binary_table, text_table
+from blip.data.text_lines import iter_lines, not_utf8
 from blip.errors import InputError
 from blip.files import JSON_DECODER, JSON_ERRORS, ReadError, json_problem, open_regular, read_text
 
 BLANK = re.compile(r"\s*")
-NEEDS_PYARROW = "reading parquet and arrow files needs pyarrow: pip install -e '.[parquet]'"
-
-Records = Iterator[tuple[str, Any]]  # place, such as "line 3", and record
-
-
-class AnnotationError(ReadError):
-    """A broken annotation file: `path` names it, `place` the record ("" for the whole file), `problem` the fault."""
 
 
 def iter_records(
-    path: str | Path, needed: tuple[str, ...] = ("image", "caption"), also: tuple[str, ...] = ("image_id",)
+    path: str | Path,
+    needed: tuple[str, ...] = ("image", "caption"),
+    also: tuple[str, ...] = ("image_id",),
+    *,
+    columns: Mapping[str, str] | None = None,
 ) -> Records:
     """(place, record) of each record of an annotation file; the place names it in messages, such as "line 3".
 
@@ -38,28 +36,30 @@ def iter_records(
         path: .json (a list of records), .jsonl, .csv, .tsv, .parquet, or .arrow as the `datasets` library saves it.
         needed: columns that a table has to have. Records of other formats are not checked here.
         also: further columns of parquet and arrow files, read where they exist.
+        columns: name of the package -> name in the file, where they differ in more than their case; see `columns_of`.
 
     Raises:
         AnnotationError: the file itself is broken. Its records are not checked: `parse_record` does that.
     """
-    path = Path(path)
+    path, given = Path(path), dict(columns or {})
     readers: dict[str, Callable[[Path], Records]] = {
-        ".json": _json,
-        ".jsonl": iter_json_lines,
-        ".csv": lambda path: _table(path, needed),
-        ".tsv": lambda path: _table(path, needed),
-        ".parquet": lambda path: _columns(path, needed, also),
-        ".arrow": lambda path: _columns(path, needed, also),
+        ".json": lambda path: renamed(_json(path), needed, also, given, path=path),
+        ".jsonl": lambda path: renamed(iter_json_lines(path), needed, also, given, path=path),
+        ".csv": lambda path: text_table(path, needed, also, given),
+        ".tsv": lambda path: text_table(path, needed, also, given),
+        ".parquet": lambda path: binary_table(path, needed, also, given),
+        ".arrow": lambda path: binary_table(path, needed, also, given),
     }
     if path.suffix.lower() not in readers:
-        raise AnnotationError(path, "", f"annotation files end in {', '.join(readers)}; rename or convert it")
+        kinds = f"annotation files end in {', '.join(readers)}; rename or convert it"
+        raise AnnotationError(path, "", kinds if os.path.lexists(path) else hints.missing(path))
     yield from checked(path, readers[path.suffix.lower()])
 
 
 def checked(path: Path, read: Callable[[Path], Records]) -> Records:
     """What `read` yields for the file; AnnotationError where it is absent, not UTF-8 or holds no records."""
     if not path.exists():
-        raise AnnotationError(path, "", "no such file")
+        raise AnnotationError(path, "", hints.missing(path))
     place = ""
     try:
         with open_regular(path):
@@ -67,14 +67,20 @@ def checked(path: Path, read: Callable[[Path], Records]) -> Records:
         for place, record in read(path):
             yield place, record
     except ReadError as error:
-        raise AnnotationError(path, error.place, error.problem) from None
+        raise AnnotationError(path, error.place, _with_cure(error.problem, path)) from None
     except UnicodeDecodeError:
         found = not_utf8(path)
-        raise AnnotationError(path, found.place, found.problem) from None
+        raise AnnotationError(path, found.place, _with_cure(found.problem, path)) from None
     except OSError as error:  # such as too many open files
         raise AnnotationError(path, place and f"after {place}", error.strerror or str(error)) from None
     if not place:
         raise AnnotationError(path, "", "holds no records")
+
+
+def _with_cure(problem: str, path: Path) -> str:
+    """A message about a text that is not UTF-8 with the command that mends it; any other as it is."""
+    cure = hints.encoding(path) if problem.startswith("not UTF-8 text") else ""
+    return f"{problem}; {cure}" if cure else problem
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------
@@ -174,71 +180,6 @@ def iter_json_lines(path: Path) -> Records:
         yield place, record
 
 
-# ---- tables ----------------------------------------------------------------------------------------------------------
-
-
-def _table(path: Path, needed: tuple[str, ...]) -> Records:
-    # strict: a quotation mark that is never closed is an error instead of swallowing the records behind it
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    rows = csv.DictReader(whole_lines(path, newline=""), delimiter=separator, strict=True)
-    try:
-        names = rows.fieldnames = [name.strip() for name in rows.fieldnames or []]
-        if names:
-            _require(path, "line 1", names, needed)
-        for row in rows:
-            if None in row or None in row.values():
-                given = sum(value is not None for key, value in row.items() if key) + len(row.get(None, ()))
-                problem = f"{given} fields under {len(names)} columns; put quotes round text with a separator"
-                raise AnnotationError(path, f"line {rows.line_num}", problem)
-            yield f"line {rows.line_num}", row
-    except csv.Error as error:
-        raise AnnotationError(path, f"line {rows.reader.line_num}", f"not a valid table ({error})") from None
-
-
-def _columns(path: Path, needed: tuple[str, ...], also: tuple[str, ...]) -> Records:
-    """Parquet or arrow. The bytes of images are not read: a record has a reference in their place."""
-    try:
-        import pyarrow
-        from pyarrow import ipc, parquet
-    except ImportError:
-        raise AnnotationError(path, "", NEEDS_PYARROW) from None
-    kind = path.suffix.lower().removeprefix(".")
-    # absolute, since the reference is later joined to the folder of images
-    place = os.path.abspath(path)
-    try:
-        with pyarrow.memory_map(str(path)) as source:
-            file = parquet.ParquetFile(source) if kind == "parquet" else ipc.open_stream(source)
-            schema = file.schema_arrow if kind == "parquet" else file.schema
-            _require(path, "", schema.names, needed, also=also)
-            inside = "image" in schema.names and not _is_text(schema.field("image").type)
-            wanted = [name for name in dict.fromkeys(needed + also) if name in schema.names]
-            wanted = [name for name in wanted if name != "image" or not inside]
-            batches = (
-                file.iter_batches(batch_size=4096, columns=wanted)
-                if kind == "parquet"
-                else (pyarrow.Table.from_batches([batch]).select(wanted) for batch in file)
-            )
-            number = 0
-            for batch in batches:
-                for record in batch.to_pylist():
-                    number += 1
-                    yield f"record {number}", {**record, "image": f"{place}#{number - 1}"} if inside else record
-    except (pyarrow.ArrowException, OSError, KeyError, ValueError, OverflowError) as error:
-        raise AnnotationError(path, "", f"not a readable {kind} file ({error})") from None
-
-
-def _is_text(kind: Any) -> bool:
-    return str(kind) in ("string", "large_string", "string_view") or str(kind).startswith("dictionary<values=string")
-
-
-def _require(path: Path, place: str, names: list[str], needed: tuple[str, ...], *, also: tuple[str, ...] = ()) -> None:
-    if twice := [name for name in needed + also if names.count(name) > 1]:
-        raise AnnotationError(path, place, f"has {names.count(twice[0])} columns called {twice[0]}: rename all but one")
-    if not set(needed) <= set(names):
-        last = f"{', '.join(needed[:-1])} and {needed[-1]}" if len(needed) > 1 else needed[0]
-        raise AnnotationError(path, place, f"needs the columns {last}; found: {', '.join(names)}")
-
-
 # ---- records ---------------------------------------------------------------------------------------------------------
 
 
@@ -274,15 +215,3 @@ def kind_of(value: Any) -> str:
     """The name of a value's JSON type, for messages."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
     return names.get(type(value), f"a number ({value})" if isinstance(value, (int, float)) else type(value).__name__)
-
-
-def file_entry(entry: str | Path | Mapping[str, Any]) -> tuple[str, float]:
-    """(path, weight) of an entry in a list of annotation files; ValueError for other keys or a weight of 0 or less."""
-    if not isinstance(entry, Mapping):
-        return str(entry), 1.0
-    if "path" not in entry or not set(entry) <= {"path", "weight"}:
-        raise InputError(f"an annotation file is a path or has the keys path and weight; found: {dict(entry)}")
-    weight = entry.get("weight", 1.0)
-    if not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
-        raise InputError(f"{entry['path']}: weight is {weight!r}; it needs to be a number above 0")
-    return str(entry["path"]), float(weight)

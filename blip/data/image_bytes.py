@@ -1,9 +1,10 @@
 """The bytes of an image: of a regular file up to a size, or of a row of a parquet or arrow file.
 
-An image inside a parquet or arrow file has the reference FILE#ROW in place of a path, which is resolved when the image
-is read. Arrow files are mapped into memory: a row costs its own bytes. Parquet is compressed by row groups, and one
-image costs its whole group (the hub's sets have 100 to 1,000 rows in one): the groups read last stay in memory, which
-helps reading in order. Training reads in random order: unpack such images once into files.
+An image inside a parquet or arrow file has the reference FILE#ROW in place of a path, or FILE#ROW:COLUMN where its
+column is not called image, which is resolved when the image is read. Arrow files are mapped into memory: a row costs
+its own bytes. Parquet is compressed by row groups, and one image costs its whole group (the hub's sets have 100 to
+1,000 rows in one): the groups read last stay in memory, which helps reading in order. Training reads in random order:
+unpack such images once into files.
 """
 
 import io
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from blip.data.formats import NEEDS_PYARROW
+from blip.data.tables import NEEDS_PYARROW
 from blip.errors import BlipError, InputError
 from blip.files import ReadError, open_regular
 
@@ -26,7 +27,9 @@ from blip.files import ReadError, open_regular
 MAX_PIXELS = 89_478_485
 MAX_MB = 512  # MiB of a file: more than the largest allowed image takes in 32 bits without compression
 AT_ONCE = 16 << 20  # bytes up to which a file is read at once; decoders read larger ones part by part
-REFERENCE = re.compile(r"(?P<file>.+\.(?P<kind>parquet|arrow))#(?P<row>\d+)", re.DOTALL | re.IGNORECASE)
+REFERENCE = re.compile(
+    r"(?P<file>.+\.(?P<kind>parquet|arrow))#(?P<row>\d+)(:(?P<column>.+))?", re.DOTALL | re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,13 @@ def image_stream(path: str | Path, limits: ImageLimits = LIMITS) -> Iterator[Bin
             yield io.BytesIO(_read(path, file, size)) if size <= AT_ONCE else file
     except ReadError as error:
         missing = isinstance(error.__cause__, FileNotFoundError)
-        raise UnreadableImage(str(path), "no such file" if missing else error.problem) from None
+        raise UnreadableImage(str(path), _no_file(str(path)) if missing else error.problem) from None
+
+
+def _no_file(path: str) -> str:
+    if "\\" in path and os.path.isfile(path.replace("\\", "/")):
+        return "no such file, but there is one with / in place of \\: write paths with / in the annotation file"
+    return "no such file"
 
 
 def _check_size(name: str, size: int, limits: ImageLimits) -> None:
@@ -114,11 +123,13 @@ def is_reference(path: str | Path) -> bool:
 
 def _row(name: str, reference: re.Match[str], limits: ImageLimits) -> bytes:
     """The bytes of a row's image; UnreadableImage."""
-    file, row = reference["file"], int(reference["row"])
+    file, row, column = reference["file"], int(reference["row"]), reference["column"] or "image"
     read_value = _parquet_value if reference["kind"].lower() == "parquet" else _arrow_value
     try:
         # the process is part of the caches' keys: pyarrow does not promise that an open file can be used after a fork
-        value = read_value(file, row, os.getpid())
+        value = read_value(file, row, column, os.getpid())
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
         # `datasets` saves {"bytes", "path"}; the bytes are null where only the path was kept
         data, other = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
         if data is None and other:
@@ -133,13 +144,13 @@ def _row(name: str, reference: re.Match[str], limits: ImageLimits) -> bytes:
     return data
 
 
-def _parquet_value(file: str, row: int, process: int) -> Any:
+def _parquet_value(file: str, row: int, column: str, process: int) -> Any:
     _, ends = _parquet_file(file, process)
     group = int(np.searchsorted(ends, row, side="right"))
     if group == len(ends):
         raise InputError(f"it has {ends[-1] if len(ends) else 0} rows")
     first = int(ends[group - 1]) if group else 0
-    return _row_group(file, group, process)[row - first].as_py()
+    return _row_group(file, group, column, process)[row - first].as_py()
 
 
 @lru_cache(maxsize=32)
@@ -155,23 +166,26 @@ def _parquet_file(file: str, process: int) -> tuple[Any, np.ndarray]:
 
 
 @lru_cache(maxsize=2)
-def _row_group(file: str, group: int, process: int) -> Any:
+def _row_group(file: str, group: int, column: str, process: int) -> Any:
+    opened = _parquet_file(file, process)[0]
+    if column not in opened.schema_arrow.names:
+        raise InputError(f"it has no column {column}")
     # no threads: loader workers are forked, and there is one process per core already
-    return _parquet_file(file, process)[0].read_row_group(group, columns=["image"], use_threads=False).column("image")
+    return opened.read_row_group(group, columns=[column], use_threads=False).column(column)
 
 
-def _arrow_value(file: str, row: int, process: int) -> Any:
-    column = _arrow_column(file, process)
-    if row >= len(column):
-        raise InputError(f"it has {len(column)} rows")
-    return column[row].as_py()
+def _arrow_value(file: str, row: int, column: str, process: int) -> Any:
+    images = _arrow_table(file, process).column(column)
+    if row >= len(images):
+        raise InputError(f"it has {len(images)} rows")
+    return images[row].as_py()
 
 
 @lru_cache(maxsize=256)
-def _arrow_column(file: str, process: int) -> Any:
+def _arrow_table(file: str, process: int) -> Any:
     try:
         import pyarrow
         from pyarrow import ipc
     except ImportError:
         raise InputError(NEEDS_PYARROW) from None
-    return ipc.open_stream(pyarrow.memory_map(file)).read_all().column("image")
+    return ipc.open_stream(pyarrow.memory_map(file)).read_all()

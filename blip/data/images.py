@@ -1,4 +1,4 @@
-"""Images: finding their files, opening them, bringing any kind to 8 bits, upright.
+"""Images: opening them, bringing any kind to 8 bits, upright. Their files are found in `image_files.py`.
 
 `_opened` is the one place of the package where an image is opened: a regular file, or bytes, of limited size, in one of
 the formats of FORMATS. Whatever is wrong with it becomes an UnreadableImage.
@@ -19,15 +19,15 @@ from PIL import Image, ImageOps, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePl
 from blip.data.decoding_cost import check_cost, check_size
 from blip.data.grey_levels import HIGH_DEPTH, STRIP, whole_range, window
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, image_stream
-from blip.errors import BlipError, InputError
+from blip.data.image_files import ENDINGS as ENDINGS
+from blip.data.image_files import NoImages as NoImages
+from blip.data.image_files import find_images as find_images
+from blip.errors import InputError
 
 # what Pillow says of odd entries and broken headers: a file that cannot be used has a message here, and others are fine
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-# of image files; where one image is there in several forms, the first of these is taken
-ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".gif", ".webp", ".bmp", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm",
-           ".avif")  # fmt: skip
 # Pillow's names of the formats that are read, whatever a file's name says. Others are never tried: some of them start
 # programs (PostScript starts Ghostscript), and their decoders are little tested.
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
@@ -43,29 +43,6 @@ SIGNATURES = (
 TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")  # modes with an alpha channel
 Source = str | Path | bytes | BinaryIO | Image.Image
 Item = TypeVar("Item")
-
-# ---- finding files ---------------------------------------------------------------------------------------------------
-
-
-class NoImages(BlipError):
-    """A path that is neither a file nor a folder with images."""
-
-
-def find_images(places: Sequence[str | Path]) -> list[Path]:
-    """Files as they are given, and all images below the folders among them, in the order of their names."""
-    paths: list[Path] = []
-    for place in map(Path, places):
-        if place.is_dir():
-            inside = sorted(path for path in place.rglob("*") if path.suffix.lower() in ENDINGS and not path.is_dir())
-            if not inside:
-                raise NoImages(f"{place} is a folder without images; looked for {', '.join(sorted(ENDINGS))}")
-            paths += inside
-        elif place.is_file():
-            paths.append(place)
-        else:
-            raise NoImages(f"{place}: {'not a regular file' if place.exists() else 'no such file or folder'}")
-    return paths
-
 
 # ---- opening ---------------------------------------------------------------------------------------------------------
 

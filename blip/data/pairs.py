@@ -6,7 +6,7 @@ Files of annotations are read in `formats.py` and `sets/captions.py`; `order.py`
 
 import os
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from blip.data.batches import Sample
+from blip.data.columns import Columns
 from blip.data.compact import Labels, Texts
-from blip.data.formats import file_entry
 from blip.data.image_bytes import LIMITS, ImageLimits
 from blip.data.images import open_image
 from blip.data.order import EpochOrder, Walk, open_or_note, seeded
 from blip.data.sets.captions import CAPTION_SETS
-from blip.data.sets.layout import open_set
+from blip.data.sources import Entry, records_of
 from blip.errors import InputError
 from blip.hashing import stable_hash
 from blip.tokenizer import Tokenizer, blip_cleaning
@@ -132,19 +132,29 @@ class Pairs:
 
 
 def read_pairs(
-    files: list[str | Mapping[str, Any]], image_root: str = "", dataset: str = "json", *, split: str = ""
+    files: Sequence[Entry],
+    image_root: str = "",
+    dataset: str = "json",
+    *,
+    split: str = "",
+    columns: Columns | None = None,
+    limit: int | None = None,
+    seed: int | None = None,
 ) -> Pairs:
-    """Reads annotation files: .json (a list), .jsonl, .csv and .tsv (with a header), .parquet, or folders of sets.
+    """Reads annotation files: .json (a list), .jsonl, .csv and .tsv (with a header), .parquet, .arrow; folders of sets;
+    and data sets of the hub.
 
     A record has `image` (a path), `caption` (text or a list of texts) and optionally `image_id`.
 
     Args:
         files: paths, or {"path": ..., "weight": ...}; an epoch visits the file's records `weight` times. A path may be
-            the folder of a set as published.
+            the folder of a set as published, or hub:OWNER/NAME. Other keys are those of `Source`, for this path alone.
         image_root: folder that image paths are relative to; empty: the folder of their annotation file, or where the
             set has its images.
         dataset: a name of CAPTION_SETS.
         split: train, validation, test or all; see `open_set`.
+        columns: the names of the files' columns, see `columns_of`.
+        limit, seed: how many records of all files, and which; see `records_of`.
 
     Raises:
         ValueError: no files, no such dataset, split or image_root.
@@ -155,22 +165,23 @@ def read_pairs(
     if image_root and not os.path.isdir(image_root):
         raise InputError(f"image_root is {image_root!r}, which is no folder")
     pairs = Pairs()
-    for entry in files:
-        path, weight = file_entry(entry)
-        for file in open_set(CAPTION_SETS, dataset, path, split=split, image_root=image_root):
+    options: dict[str, Any] = {"split": split, "columns": columns, "limit": limit, "seed": seed}
+    file = None
+    for opened in records_of(CAPTION_SETS, files, image_root=image_root, dataset=dataset, **options):
+        if opened.file is not file:
+            file = opened.file
             pairs.annotation_files.append(file.path)
             pairs.roots.append(file.root)
-            pairs.weights.append(weight)
-            for place, raw in file.raw():
-                record = file.parse(place, raw)
-                pairs.append(
-                    len(pairs.annotation_files) - 1,
-                    record.image,
-                    record.captions,
-                    image_id=record.image_id,
-                    group=record.group,
-                    source=record.source,
-                )
+            pairs.weights.append(opened.source.weight)
+        record = opened.record()
+        pairs.append(
+            len(pairs.annotation_files) - 1,
+            record.image,
+            record.captions,
+            image_id=record.image_id,
+            group=record.group,
+            source=record.source,
+        )
     return pairs
 
 

@@ -1,14 +1,121 @@
-"""Where commands take images from: image files, folders of images, and annotation files."""
+"""Where commands take records and images from: image files, folders of images, annotation files in every form that is
+trained on, folders of sets, data sets of the hub, and single rows of parquet and arrow files.
 
-from collections.abc import Sequence
+`find_records` is the one function with which commands, `blip.data` and reports read them.
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from blip.data.formats import AnnotationError, iter_records
+from blip.data.hub import is_hub_name, pinned
+from blip.data.image_bytes import is_reference
 from blip.data.images import ENDINGS, find_images
 from blip.data.records import path_problem
+from blip.data.sets.captions import CAPTION_SETS, Captioned
+from blip.data.sets.layout import SetFormat, any_part, open_set
+from blip.data.sets.questions import ASKED, QUESTION_SETS, Question
+from blip.data.sets.statements import STATEMENT_SETS, Statement
+from blip.data.sources import Entry, Opened, Source, records_of, source_of, taken
+from blip.errors import InputError, did_you_mean
 from blip.outputs import OutputError
 
 ANNOTATIONS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
+KINDS = {"caption": "captions", "question": "questions", "sentence": "sentences"}  # key of a record -> kind
+TABLES: dict[str, Mapping[str, SetFormat]] = {
+    "captions": CAPTION_SETS,
+    "questions": QUESTION_SETS,
+    "sentences": STATEMENT_SETS,
+}
+OnProblem = Callable[[AnnotationError], None]
+
+
+@dataclass
+class Found:
+    """A record of any source, with the texts that its source has."""
+
+    images: list[str]  # paths, or references FILE#ROW: one, or left and right
+    place: str = ""  # file and record, for messages; "" for an image that was given by itself
+    captions: list[str] = field(default_factory=list)
+    question: str = ""
+    answers: list[str] = field(default_factory=list)  # each once
+    statement: str = ""
+    label: bool | None = None  # whether the statement is true
+    image_id: str = ""
+    answer_type: str = ""  # of a question: closed, open ...
+    category: str = ""  # of a question
+    choices: list[str] = field(default_factory=list)  # of a question
+
+    @property
+    def image(self) -> str:
+        """The path of the image, or of the left one."""
+        return self.images[0]
+
+    @property
+    def text(self) -> str:
+        """The question, the first caption or the statement; "" for an image alone."""
+        return self.question or next(iter(self.captions), "") or self.statement
+
+
+def find_records(
+    place: Entry, *, images_alone: bool = False, on_problem: OnProblem | None = None, **usual: Any
+) -> Iterator[Found]:
+    """The records of any place that the package reads, in their order.
+
+    Args:
+        place: an image, a folder of images, an annotation file, the folder of a set, hub:OWNER/NAME, FILE#ROW; or an
+            entry of `train_file`.
+        images_alone: texts are not needed: records of generic files without them, or with broken ones, are taken too.
+        on_problem: called for each record that cannot be used, which is left out; None: it ends the reading.
+        usual: what the entry leaves open: `dataset`, `split`, `image_root`, `columns`, `limit`, `seed` of a `Source`.
+
+    Example:
+        >>> for record in find_records("hub:flaviagiammarino/vqa-rad", split="test", limit=10):
+        ...     print(record.question, record.answers)
+
+    Raises:
+        NoImages: a place does not exist, or is a folder without images and annotations.
+        AnnotationError: an annotation file cannot be read; or a record, without `on_problem`.
+        InputError: an option cannot be used.
+    """
+    source = source_of(place, **usual)
+    if is_hub_name(source.path):
+        source = replace(source, path=pinned(source.path))  # what is asked several times stays the same
+    if not is_source(source):
+        images = [source.path] if is_reference(source.path) else find_images([source.path])
+        yield from taken(lambda: (Found([str(image)]) for image in images), source.limit, source.seed)
+        return
+    sets, kind = (CAPTION_SETS, "images") if images_alone and source.dataset == "json" else kind_of_source(source)
+    if kind == "images":
+        yield from taken(lambda: _images_of_records(source, on_problem), source.limit, source.seed)
+        return
+    if kind == "questions" and source.dataset == "json":
+        sets = ASKED  # answers are what commands give
+    for opened in records_of(sets, [source]):
+        try:
+            yield found(opened)
+        except AnnotationError as error:
+            if on_problem is None:
+                raise
+            on_problem(error)
+
+
+def is_source(place: str | Path | Source) -> bool:
+    """Whether a place has annotations, by its name and, of a folder, its files; otherwise it is an image or a folder of
+    them."""
+    source = place if isinstance(place, Source) else Source(str(place))
+    if is_hub_name(source.path) or source.dataset != "json":
+        return True
+    if os.path.isdir(source.path):
+        try:
+            return bool(open_set(CAPTION_SETS, "json", source.path, split="all"))
+        except AnnotationError:
+            return False
+    return is_annotation_file(source.path)
 
 
 def is_annotation_file(place: str | Path) -> bool:
@@ -16,32 +123,90 @@ def is_annotation_file(place: str | Path) -> bool:
     return Path(place).suffix.lower() in ANNOTATIONS and Path(place).is_file()
 
 
-def images_of(places: Sequence[str | Path]) -> list[Path]:
-    """The images of several places, in their order.
+def kind_of_source(source: Source) -> tuple[Mapping[str, SetFormat], str]:
+    """The table that a source is read with, and what its texts are: captions, questions or sentences.
 
-    An image file is itself, a folder all images below it in the order of their names, an annotation file the different
-    images of its records (paths relative to the file, or references FILE#ROW into a parquet or arrow file).
+    With `dataset` json the first record decides: "images" where it has an image and none of these texts.
 
     Raises:
-        NoImages: a place does not exist, or is a folder without images.
-        AnnotationError: an annotation file cannot be read, or a record has no image.
+        InputError: there is no such data set.
     """
+    if source.dataset != "json":
+        for kind, sets in TABLES.items():
+            if source.dataset in sets:
+                return sets, kind
+        names = set(itertools.chain(*TABLES.values()))
+        raise InputError(f"dataset is {source.dataset!r}; {did_you_mean(source.dataset, names)}")
+    keys = _first_keys(source)
+    kind = next((kind for key, kind in KINDS.items() if key in keys), "images" if "image" in keys else "captions")
+    return TABLES.get(kind, CAPTION_SETS), kind
+
+
+def _first_keys(source: Source) -> set[str]:
+    """The keys of the first record, by the names of the package; if it cannot be read, which is an error later, those
+    of `columns` alone."""
+    wanted = ("image", *KINDS)
+    try:
+        file = open_set(CAPTION_SETS, "json", source.path, split=source.split)[0].path
+        _, first = next(iter_records(file, needed=(), also=wanted))
+    except AnnotationError:
+        return set(source.columns)
+    keys = {str(key) for key in first} if isinstance(first, dict) else set()
+    lower = {key.casefold() for key in keys}
+    return keys | {key for key in wanted if key in lower} | set(source.columns)
+
+
+def found(opened: Opened) -> Found:
+    """A record of a set with the full paths of its images. AnnotationError for one that cannot be used."""
+    record: Captioned | Question | Statement = opened.record()
+    images = [os.path.normpath(os.path.join(opened.file.root, image)) for image in record.image_paths]
+    one = Found(images, f"{opened.file.path}, {opened.place}")
+    if isinstance(record, Captioned):
+        return replace(one, captions=record.captions, image_id=record.image_id or "")
+    if isinstance(record, Statement):
+        return replace(one, statement=record.sentence, label=record.label)
+    return replace(
+        one,
+        question=record.question,
+        answers=record.answers,
+        image_id=record.image_id,
+        answer_type=record.answer_type,
+        category=record.category,
+        choices=record.choices,
+    )
+
+
+def _images_of_records(source: Source, on_problem: OnProblem | None) -> Iterator[Found]:
+    """The records of generic files with their images alone."""
+    for file in open_set(CAPTION_SETS, "json", source.path, split=source.split, image_root=source.image_root):
+        for where, raw in iter_records(file.path, needed=("image",), also=("split",), columns=source.columns):
+            record = raw if isinstance(raw, dict) else {}
+            image, part = record.get("image"), any_part(record)
+            if part and file.split and part != file.split:
+                continue
+            problem = path_problem(image) if isinstance(image, str) and image.strip() else ""
+            if not isinstance(image, str) or not image.strip():
+                error = AnnotationError(file.path, where, "has no image, the path of a file")
+            elif problem:
+                error = AnnotationError(file.path, where, f"its image {problem}")
+            else:
+                yield Found([os.path.normpath(os.path.join(file.root, image))], f"{file.path}, {where}")
+                continue
+            if on_problem is None:
+                raise error
+            on_problem(error)
+
+
+def images_of(places: Sequence[str | Path], **usual: Any) -> list[Path]:
+    """The different images of several places, in their order; arguments and errors as in `find_records`."""
     images: list[Path] = []
-    for place in map(Path, places):
-        images += _images_of_records(place) if is_annotation_file(place) else find_images([place])
+    for place in places:
+        if is_source(source_of(place, **usual)):  # several records may have one image; a dictionary keeps the order
+            records = find_records(place, images_alone=True, **usual)
+            images += map(Path, dict.fromkeys(image for record in records for image in record.images))
+        else:
+            images += (Path(record.image) for record in find_records(place, **usual))
     return images
-
-
-def _images_of_records(file: Path) -> list[Path]:
-    images: dict[Path, None] = {}  # several records may have one image; a dictionary keeps the order
-    for where, record in iter_records(file, needed=("image",)):
-        image = record.get("image") if isinstance(record, dict) else None
-        if not isinstance(image, str) or not image.strip():
-            raise AnnotationError(file, where, "has no image, the path of a file")
-        if problem := path_problem(image):
-            raise AnnotationError(file, where, f"its image {problem}")
-        images[file.parent / image] = None
-    return list(images)
 
 
 def refuse_image_name(out: Path, ending: str) -> None:

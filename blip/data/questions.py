@@ -7,7 +7,7 @@ B questions in a batch, A answers of all of them, T and Ta text tokens, S side o
 
 import os
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +20,11 @@ from torch.utils.data import Dataset
 
 from blip.data.batches import TensorBatch, padded
 from blip.data.compact import Labels, TextLists, Texts
-from blip.data.formats import file_entry
 from blip.data.images import LIMITS, ImageLimits, open_image
 from blip.data.order import EpochOrder, Walk, open_or_note, seeded
-from blip.data.sets.layout import open_set
 from blip.data.sets.questions import QUESTION_SETS, Question
 from blip.data.skipped import Skipped
+from blip.data.sources import Entry, records_of
 from blip.errors import InputError
 from blip.tokenizer import Tokenizer
 
@@ -134,9 +133,7 @@ class Questions:
         return held + sum(len(x) * x.itemsize for x in arrays) + (0 if self._rows is None else self._rows.nbytes)
 
 
-def read_questions(
-    files: list[str | Mapping[str, Any]], image_root: str = "", dataset: str = "json", *, split: str = ""
-) -> Questions:
+def read_questions(files: Sequence[Entry], image_root: str = "", dataset: str = "json", **options: Any) -> Questions:
     """Reads sets of questions, each a file or the folder as published.
 
     In a configuration: `dataset: slake`, `train_file: [/data/Slake1.0]`, read with split train; or
@@ -144,12 +141,10 @@ def read_questions(
     `question` and `answer`; see `sets.questions.generic`.
 
     Args:
-        files: paths, or {"path": ..., "weight": ...}; an epoch visits the file's records `weight` times.
+        files, options: as for `read_pairs`.
         image_root: folder that image paths are relative to; empty: where the set has its images, or the folder of the
             annotation file.
         dataset: a name of QUESTION_SETS.
-        split: train, validation, test or all. A folder of several parts needs it. In a file it selects the records that
-            name their split, as those of VQA-RAD do; a file whose records name none is read whole.
 
     Raises:
         ValueError: no files, no such dataset, split or image_root.
@@ -158,14 +153,11 @@ def read_questions(
     if not files:
         raise InputError("no files of questions are given")
     questions, images = Questions(), dict[str, int]()
-    for entry in files:
-        path, weight = file_entry(entry)
-        for file in open_set(QUESTION_SETS, dataset, path, split=split, image_root=image_root):
-            for place, raw in file.raw():
-                record = file.parse(place, raw)
-                record.image = os.path.normpath(os.path.join(file.root, record.image))
-                record.question_id = record.question_id or f"{os.path.basename(file.path)}:{place.split()[-1]}"
-                questions.append(record, images, weight)
+    for opened in records_of(QUESTION_SETS, files, image_root=image_root, dataset=dataset, **options):
+        file, record = opened.file, opened.record()
+        record.image = os.path.normpath(os.path.join(file.root, record.image))
+        record.question_id = record.question_id or f"{os.path.basename(file.path)}:{opened.place.split()[-1]}"
+        questions.append(record, images, opened.source.weight)
     return questions
 
 

@@ -1,12 +1,22 @@
-"""What the texts and the image paths of a record may hold, whatever the format of their file."""
+"""What the texts and the image paths of a record may hold, whatever the format of their file; and the error of one."""
 
 import os
 import re
+from collections.abc import Iterator
+from typing import Any
+
+from blip.files import ReadError
+
+Records = Iterator[tuple[str, Any]]  # place, such as "line 3", and record
 
 MAX_TEXT = 100_000  # characters of one text; the longest captions of articles have some 10,000
 # control characters other than blanks, and halves of characters, which are no text: tokenizers refuse or drop them
 UNUSABLE = re.compile("[\x00-\x08\x0e-\x1b\x7f\ud800-\udfff]")
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+class AnnotationError(ReadError):
+    """A broken annotation file: `path` names it, `place` the record ("" for the whole file), `problem` the fault."""
 
 
 def text_problem(text: str) -> str:

@@ -9,7 +9,7 @@ B statements in a batch, T text tokens, S side of an image in pixels.
 
 import os
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,12 @@ from torch.utils.data import Dataset
 
 from blip.data.batches import TensorBatch, padded
 from blip.data.compact import TextLists, Texts
-from blip.data.formats import file_entry
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
 from blip.data.images import open_image
 from blip.data.order import EpochOrder, Walk, open_or_note, seeded
-from blip.data.sets.layout import open_set
 from blip.data.sets.statements import STATEMENT_SETS, Statement
 from blip.data.skipped import Skipped
+from blip.data.sources import Entry, records_of
 from blip.errors import InputError
 from blip.tokenizer import Tokenizer
 
@@ -56,9 +55,7 @@ class Statements:
         return Statement(pair, self._sentences[index], bool(self._labels[index]), self._ids[index])
 
 
-def read_statements(
-    files: list[str | Mapping[str, Any]], image_root: str = "", dataset: str = "json", *, split: str = ""
-) -> Statements:
+def read_statements(files: Sequence[Entry], image_root: str = "", dataset: str = "json", **options: Any) -> Statements:
     """Reads sets of statements, each a file or the folder as published; `dataset` is a name of STATEMENT_SETS.
 
     Arguments and errors are those of `read_questions`; in addition, a weight of a file raises ValueError.
@@ -66,16 +63,14 @@ def read_statements(
     if not files:
         raise InputError("no files of statements are given")
     statements = Statements()
-    for entry in files:
-        path, weight = file_entry(entry)
-        if weight != 1:
+    for opened in records_of(STATEMENT_SETS, files, image_root=image_root, dataset=dataset, **options):
+        if opened.source.weight != 1:
+            path, weight = opened.source.path, opened.source.weight
             raise InputError(f"{path}: weight is {weight}; files of statements take none")
-        for file in open_set(STATEMENT_SETS, dataset, path, split=split, image_root=image_root):
-            for place, raw in file.raw():
-                item = file.parse(place, raw)
-                item.images = full_paths(item.images, file.root)
-                item.id = item.id or f"{os.path.basename(file.path)}:{place.split()[-1]}"
-                statements.append(item)
+        file, item = opened.file, opened.record()
+        item.images = full_paths(item.images, file.root)
+        item.id = item.id or f"{os.path.basename(file.path)}:{opened.place.split()[-1]}"
+        statements.append(item)
     return statements
 
 

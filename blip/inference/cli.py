@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,10 +13,15 @@ from blip.command_line import (
     AsJson,
     BatchSize,
     Checkpoint,
+    ColumnNames,
+    DatasetForm,
     Device,
+    FirstRecords,
+    ImageRoot,
     JsonFile,
     MaxImageMb,
     Overwrite,
+    Split,
     TokenizerFile,
     alone,
     as_input,
@@ -25,10 +30,12 @@ from blip.command_line import (
     user_errors,
 )
 from blip.console.bars import Bars
+from blip.data.columns import parse_columns
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.data.images import ENDINGS
-from blip.data.places import ANNOTATIONS, images_of, refuse_image_name
+from blip.data.places import ANNOTATIONS, Found, find_records, images_of, is_source, refuse_image_name
 from blip.data.records import text_problem
+from blip.data.sources import source_of
 from blip.errors import InputError
 from blip.files import read_text
 from blip.outputs import Output, claim_output, writing
@@ -36,7 +43,12 @@ from blip.outputs import Output, claim_output, writing
 if TYPE_CHECKING:
     from blip.inference.predictor import Predictor
 
-Places = Annotated[list[str], typer.Argument(help="images, folders of images, or annotation files with images")]
+Places = Annotated[
+    list[str],
+    typer.Argument(
+        help="images, folders of images, annotation files, folders of sets, hub:OWNER/NAME, FILE.parquet#ROW"
+    ),
+]
 
 
 def load_model(checkpoint: str, tokenizer: str, device: str, *, max_image_mb: int) -> "Predictor":
@@ -69,6 +81,12 @@ def places_and_texts(arguments: Sequence[str], texts: Sequence[str] | None, opti
             raise InputError(f"{text} is a file or folder: for several places give the texts by {option}")
     _notice_divided(arguments[0], arguments[1:], option)
     return list(arguments[:1]), list(arguments[1:])
+
+
+def reading(dataset: str, split: str, columns: Sequence[str] | None, *, image_root: str, limit: int) -> dict[str, Any]:
+    """The options of a verb that say how its places are read, as `find_records` takes them."""
+    given = {"dataset": dataset, "split": split, "image_root": image_root, "limit": limit or None}
+    return {**given, "columns": parse_columns(columns or [])}
 
 
 def _notice_divided(place: str, words: Sequence[str], option: str) -> None:
@@ -107,6 +125,21 @@ def _needed(texts: list[str], what: str, option: str) -> list[str]:
     return texts
 
 
+def _asked(places: list[str], questions: list[str], how: dict[str, Any]) -> list[Found]:
+    """Every question about every image; without questions those of the records of the places themselves."""
+    if questions:
+        return [Found([str(path)], question=question) for path in images_of(places, **how) for question in questions]
+    records = [record for place in places if _has_records(place, how) for record in find_records(place, **how)]
+    asked = [record for record in records if record.question]
+    if not asked:
+        _needed([], "question", "--question")
+    return asked
+
+
+def _has_records(place: str, how: dict[str, Any]) -> bool:
+    return is_source(source_of(place, **how))
+
+
 def _lines(file: Path) -> list[str]:
     """The lines of a text file that are not blank. ReadError as in `read_text`."""
     return [line.strip() for line in read_text(file).splitlines() if line.strip()]
@@ -123,6 +156,11 @@ def caption(
     max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="tokens of a caption at most")] = 30,
     min_new_tokens: Annotated[int, typer.Option("--min_new_tokens", help="tokens of a caption at least")] = 0,
     seed: Annotated[int, seed_option("of sampling")] = 0,
+    dataset: DatasetForm = "json",
+    split: Split = "",
+    columns: ColumnNames = None,
+    image_root: ImageRoot = "",
+    limit: FirstRecords = 0,
     batch_size: BatchSize = 32,
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
@@ -136,7 +174,8 @@ def caption(
     from blip.models.decoding import Decoding
 
     with user_errors():
-        paths = images_of(images)
+        how = reading(dataset, split, columns, image_root=image_root, limit=limit)
+        paths = images_of(images, **how)
         decoding = Decoding(
             beams=beams or (1 if sample else 3),
             sample=sample,
@@ -145,7 +184,7 @@ def caption(
             max_new_tokens=max_new_tokens,
             min_new_tokens=min_new_tokens,
         )
-        written_by = as_input(prompt=prompt, seed=seed if sample else None, **asdict(decoding))
+        written_by = as_input(prompt=prompt, seed=seed if sample else None, **asdict(decoding), **how)
         claim = claim_json(out, "caption", [*images, *paths, checkpoint, tokenizer, written_by], overwrite)
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
@@ -166,6 +205,11 @@ def match(
     ],
     checkpoint: Checkpoint,
     text: Annotated[list[str] | None, typer.Option(help="a text, instead of arguments; several times")] = None,
+    dataset: DatasetForm = "json",
+    split: Split = "",
+    columns: ColumnNames = None,
+    image_root: ImageRoot = "",
+    limit: FirstRecords = 0,
     batch_size: BatchSize = 32,
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
@@ -180,8 +224,9 @@ def match(
     with user_errors():
         places, texts = places_and_texts(arguments, text, "--text")
         texts = _needed(texts, "text", "--text")
-        paths = images_of(places)
-        claim = claim_json(out, "match", [*places, *paths, checkpoint, tokenizer, *texts], overwrite)
+        how = reading(dataset, split, columns, image_root=image_root, limit=limit)
+        paths = images_of(places, **how)
+        claim = claim_json(out, "match", [*places, *paths, checkpoint, tokenizer, *texts, as_input(**how)], overwrite)
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
             found = files.match_rows(model, paths, texts, batch_size=batch_size)
@@ -197,7 +242,7 @@ def answer(
         typer.Argument(
             metavar="IMAGE|QUESTION",
             help="an image, a folder or an annotation file, then questions; with --question several places and no "
-            "questions",
+            "questions; without any, the questions of the records themselves",
         ),
     ],
     checkpoint: Checkpoint,
@@ -207,6 +252,11 @@ def answer(
         bool, typer.Option("--generate/--no_generate", help="write the answer instead of choosing one")
     ] = False,
     k: Annotated[int, typer.Option(help="answers that are scored whole")] = 128,
+    dataset: DatasetForm = "json",
+    split: Split = "",
+    columns: ColumnNames = None,
+    image_root: ImageRoot = "",
+    limit: FirstRecords = 0,
     batch_size: BatchSize = 16,
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
@@ -221,19 +271,18 @@ def answer(
 
     with user_errors():
         places, questions = places_and_texts(arguments, question, "--question")
-        questions = _needed(questions, "question", "--question")
-        paths = images_of(places)
-        chosen_by = as_input(generate=generate, k=k)
+        how = reading(dataset, split, columns, image_root=image_root, limit=limit)
+        asked = _asked(places, questions, how)
+        paths = list(dict.fromkeys(one.image for one in asked))
+        chosen_by = as_input(generate=generate, k=k, **how)
         inputs = [*places, *paths, checkpoint, tokenizer, answers, *questions, chosen_by]
         claim = claim_json(out, "answer", inputs, overwrite)
         choices = _lines(answers) if answers is not None else None
         decoding = Decoding(beams=3, max_new_tokens=10) if generate else None
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-            found = files.answer_rows(
-                model, paths, questions, answers=choices, k=k, decoding=decoding, batch_size=batch_size
-            )
-            rows = list(Bars().over(found, "answering", len(paths) * len(questions)))
+            found = files.answer_rows(model, asked, answers=choices, k=k, decoding=decoding, batch_size=batch_size)
+            rows = list(Bars().over(found, "answering", len(asked)))
             with writing(claim):
                 unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)

@@ -3,6 +3,7 @@
 An image that cannot be read is reported and left out; it never ends the run.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from blip.data.image_bytes import ImageLimits
 from blip.data.images import NoImages, readable_batches
+from blip.data.places import Found
 from blip.errors import printable, visible
 from blip.files import json_text, write_whole
 from blip.inference.predictor import Predictor
@@ -66,31 +68,39 @@ def match_rows(
 
 def answer_rows(
     model: Predictor,
-    paths: Sequence[Path],
-    questions: Sequence[str],
+    asked: Sequence[Found],
     *,
     answers: Sequence[str] | None,
     k: int,
     decoding: Decoding | None,
     batch_size: int,
 ) -> Iterator[dict[str, Any]]:
-    """One row an image and question: the answer, its probability, and the five likeliest candidates where ranked.
+    """One row a question: the answer, its probability, the five likeliest candidates where ranked, and the true answers
+    where its record has some.
 
-    Arguments as in `Predictor.answer`; unreadable images as in `caption_rows`.
+    Arguments as in `Predictor.answer`; unreadable images as in `caption_rows`. Questions about one image that follow
+    each other share its encoding.
     """
-    for question in questions:
-        if not question.strip():
+    for one in asked:
+        if not one.question.strip():
             raise NoImages("a question is empty")
-    for kept, images, problems in readable_batches(paths, batch_size, limits=model.limits):
+    groups = [list(group) for _, group in itertools.groupby(asked, key=lambda one: one.image)]
+    for kept, images, problems in readable_batches(groups, batch_size, _image_of, limits=model.limits):
         yield from ({"problem": problem} for problem in problems)
-        pairs = [(path, image, question) for path, image in zip(kept, images, strict=True) for question in questions]
-        shown, asked = [image for _, image, _ in pairs], [question for _, _, question in pairs]
-        if not pairs:
+        if not kept:
             continue
-        given = model.answer(shown, asked, answers, k=k, decoding=decoding, batch_size=batch_size)
-        for (path, _, question), answer in zip(pairs, given, strict=True):
-            row = {"image": str(path), "question": question, "answer": answer.text, "probability": answer.probability}
+        pairs = [(one, image) for group, image in zip(kept, images, strict=True) for one in group]
+        shown, questions = [image for _, image in pairs], [one.question for one, _ in pairs]
+        given = model.answer(shown, questions, answers, k=k, decoding=decoding, batch_size=batch_size)
+        for (one, _), answer in zip(pairs, given, strict=True):
+            row: dict[str, Any] = {"image": one.image, "question": one.question, "answer": answer.text}
+            row |= {"probability": answer.probability}
+            row |= {"truth": one.answers} if one.answers else {}
             yield row | ({"candidates": answer.candidates[:5]} if answer.candidates else {})
+
+
+def _image_of(group: Sequence[Found]) -> str:
+    return group[0].image
 
 
 def _rows(

@@ -5,13 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from blip.data.check import sets_of
 from blip.data.formats import AnnotationError
-from blip.data.images import ENDINGS, find_images
-from blip.data.sets.captions import Captioned
-from blip.data.sets.layout import open_set
-from blip.data.sets.questions import Question
-from blip.data.sets.statements import Statement
+from blip.data.places import Found, find_records
 from blip.errors import InputError
 from blip.reports.items import Item
 from blip.reports.results import files_of_run, results_in
@@ -34,7 +29,7 @@ def open_source(place: str, *, dataset: str = "json", split: str = "", image_roo
 
     Args:
         place: the folder of a run or of an evaluation; what `blip caption`, `answer` and `match` write with `--out`; or
-            images, a folder of images, an annotation file, a data set as distributed.
+            images, a folder of images, an annotation file, a data set as distributed, hub:OWNER/NAME.
         dataset: how a set is distributed, see `blip check-data --help`.
         split: validation or test of a run; train, validation or test of a data set.
         image_root: folder that image paths are relative to.
@@ -81,42 +76,32 @@ def _found(items: list[Item], folder: Path) -> list[Item]:
 
 def _data(place: str, *, dataset: str, split: str, image_root: str) -> Iterator[Item]:
     """Every record of a data set; one that is broken is an item with its problem."""
-    path = Path(place)
-    if not path.exists():
-        raise InputError(f"{place}: no such file or folder")
-    if path.suffix.lower() in ENDINGS or (path.is_dir() and dataset == "json" and _is_folder_of_images(path)):
-        for image in find_images([path]):
-            yield Item([str(image)], str(image.relative_to(path)) if path.is_dir() else image.name)
-        return
-    sets, _ = sets_of(dataset, place, split or "all")
-    for file in open_set(sets, dataset, place, split=split or "all", image_root=image_root):
-        for where, raw in file.raw():
-            try:
-                item = _of_record(file.parse(where, raw), file.root)
-            except AnnotationError as error:
-                item = Item([], problem=error.problem)
-            item.name = item.name or where
-            yield item
+    broken: list[AnnotationError] = []
+    options = {"dataset": dataset, "split": split or "all", "image_root": image_root}
+    for record in find_records(place, on_problem=broken.append, **options):
+        yield from map(_of_problem, broken)
+        broken.clear()
+        yield _of_record(record, place)
+    yield from map(_of_problem, broken)
 
 
-def _is_folder_of_images(folder: Path) -> bool:
-    """Whether a folder holds images and no data set of parquet or arrow files."""
-    inside = (path.suffix.lower() for path in folder.rglob("*"))
-    return not any(folder.rglob("*.parquet")) and not any(folder.rglob("*.arrow")) and any(s in ENDINGS for s in inside)
+def _of_problem(error: AnnotationError) -> Item:
+    return Item([], error.place, problem=error.problem)
 
 
-def _of_record(record: Captioned | Question | Statement, root: str) -> Item:
-    def full(image: str) -> str:
-        return os.path.normpath(os.path.join(root, image))
-
-    if isinstance(record, Captioned):
-        return Item([full(record.image)], record.image_id or "", truth=record.captions)
-    if isinstance(record, Question):
-        truth = list(dict.fromkeys(record.references or record.answers))
-        more = [("choices", "; ".join(record.choices))] if record.choices else []
-        return Item(
-            [full(record.image)], record.question_id, record.question, truth, answer_type=record.answer_type,
-            category=record.category, more=more,
-        )  # fmt: skip
-    images = [record.images] if isinstance(record.images, str) else list(record.images)
-    return Item([full(image) for image in images], record.id, record.sentence, [str(record.label).lower()])
+def _of_record(record: Found, place: str) -> Item:
+    where = record.place.rpartition(", ")[2]
+    if not where:  # an image that was given by itself, or in a folder
+        where = os.path.relpath(record.image, place) if os.path.isdir(place) else os.path.basename(record.image)
+    truth = record.captions or record.answers
+    if record.label is not None:
+        truth = [str(record.label).lower()]
+    return Item(
+        record.images,
+        where,
+        record.question or record.statement,
+        list(dict.fromkeys(truth)),
+        answer_type=record.answer_type,
+        category=record.category,
+        more=[("choices", "; ".join(record.choices))] if record.choices else [],
+    )

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from blip.checkpoints.places import answers_of
-from blip.config import ModelConfig
+from blip.config import ModelConfig, WeightedFile
 from blip.errors import did_you_mean
 from blip.models.decoding import Decoding
 
@@ -32,11 +32,9 @@ class FineTuneConfig(ModelConfig):
 
     scores: ClassVar[tuple[str, ...]] = ()  # names of the scores of a task's evaluation; `_KIND` may follow
 
-    dataset: str = "json"  # the form of the files: see `blip check-data --help`
-    test_file: list[str] = Field(default_factory=list)  # evaluated once, after training, with the best checkpoint
-    train_split: str = "train"  # part of a data set that comes as a folder
-    val_split: str = "validation"  # the same for val_file
-    test_split: str = "test"  # the same for test_file
+    test_file: list[str | WeightedFile] = Field(default_factory=list)  # evaluated once, with the best checkpoint
+    test_split: str = "test"  # part of a data set that comes as a folder, or from the hub
+    max_test_records: int | None = Field(None, gt=0)  # of test_file; null: all [records]
     tokenizer: str = ""  # empty: the tokenizer of `init_from`
     crop_scale: tuple[float, float] | None = (0.5, 1.0)
     lora: LoraConfig | None = None  # low-rank adapters, see below; null: every weight is trained

@@ -9,7 +9,6 @@ from rich.table import Table
 
 from blip import distributed
 from blip.config import PretrainConfig, annotation_files
-from blip.data.pairs import read_pairs
 from blip.data.webdataset import is_tar_address, open_shards
 from blip.errors import BlipError, printable
 from blip.models import momentum
@@ -17,6 +16,7 @@ from blip.models.momentum import Twin
 from blip.models.pretrain import Output, PretrainModel
 from blip.network import flops
 from blip.tasks import start
+from blip.tasks.pretrain_data import read_part
 from blip.tokenizer import Specials, load_tokenizer
 from blip.train.optim import build_optimizer
 from blip.train.parallel import autocast, data_parallel, measure_peak, memory_mb, recompute_and_compile
@@ -90,7 +90,7 @@ def _data(config: PretrainConfig) -> list[str]:
     for entry in annotation_files(config):
         path = entry if isinstance(entry, str) else entry["path"]
         try:
-            count = len(open_shards([path]) if is_tar_address(path) else read_pairs([entry], config.image_root))
+            count = len(open_shards([path]) if is_tar_address(path) else read_part(config, [entry], "train"))
             lines.append(f"data: {path}: {count} pairs")
         except (BlipError, OSError) as error:
             lines.append(f"data: {error}")

@@ -24,7 +24,7 @@ from blip.checkpoints.format import (
     save_weights,
     unique_state,
 )
-from blip.config import ConfigError
+from blip.config import ConfigError, WeightedFile
 from blip.console.bars import Bars
 from blip.data.batches import collate
 from blip.data.loader import EvalLoader, LoaderOptions, eval_loader, make_loader
@@ -121,7 +121,7 @@ class FineTuning:
     def after_update(self, step: int) -> None:
         """Follows each optimizer step."""
 
-    def compare_with(self, train_file: list[str]) -> None:
+    def compare_with(self, train_file: list[str | WeightedFile]) -> None:
         """In an evaluation alone: reads the training files of the model, for scores that compare with them."""
 
     def facts(self) -> dict[str, Any]:
@@ -136,12 +136,12 @@ class FineTuning:
             raise ConfigError(f"{what}: {count} tokens, and the model has {self.config.max_positions} positions")
 
     def files(self, split: str) -> list[str]:
-        """The annotation files of `val` or `test`."""
-        return list(self.config.val_file if split == "val" else self.config.test_file)
+        """The names of the annotation files of `val` or `test`."""
+        return [entry if isinstance(entry, str) else entry.path for entry in self.entries(split)]
 
-    def part(self, split: str) -> str:
-        """The name, in a data set that is a folder, of its part for `train`, `val` or `test`."""
-        return getattr(self.config, f"{split}_split")
+    def entries(self, split: str) -> list[str | WeightedFile]:
+        """The files of `train`, `val` or `test` as the configuration has them."""
+        return getattr(self.config, f"{split}_file")
 
     def _count_steps(self) -> None:
         count, weights = self.records()

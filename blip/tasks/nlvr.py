@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from blip.config import annotation_files
 from blip.data.image_bytes import ImageLimits
 from blip.data.statements import EvalStatements, NlvrBatch, NlvrDataset, Statements, collate_nlvr, read_statements
 from blip.evaluation.bootstrap import as_json, bootstrap
 from blip.evaluation.losses import LossSums, with_total
 from blip.models.nlvr import NlvrModel, statement_loss
 from blip.tasks.config import NlvrConfig
+from blip.tasks.data_options import entries, read_as
 from blip.tasks.finetune import FineTuning
 from blip.tasks.rehearsal import rehearse
 from blip.tasks.run import evaluate, train
@@ -44,11 +44,11 @@ class Judging(FineTuning):
     def read_data(self) -> None:
         self.statements: Statements | None = None
         if self.config.train_file:
-            self.statements = self._read(annotation_files(self.config), "train")
-        self.held_out = {split: self._read(self.files(split), split) for split in ("val", "test") if self.files(split)}
+            self.statements = self._read("train")
+        self.held_out = {split: self._read(split) for split in ("val", "test") if self.files(split)}
 
-    def _read(self, files: Any, split: str) -> Statements:
-        return read_statements(files, self.config.image_root, self.config.dataset, split=self.part(split))
+    def _read(self, split: str) -> Statements:
+        return read_statements(entries(self.entries(split)), **read_as(self.config, split))
 
     def texts(self) -> Iterator[str]:
         assert self.statements is not None

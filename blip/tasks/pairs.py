@@ -1,17 +1,16 @@
 """What captioning and retrieval share: image-caption pairs in, batches of them out."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from blip.config import annotation_files
 from blip.data.batches import Batch
 from blip.data.formats import AnnotationError
 from blip.data.image_bytes import ImageLimits
 from blip.data.pairs import CaptionEncoder, PairDataset, Pairs, has_words, read_pairs
+from blip.tasks.data_options import entries, read_as
 from blip.tasks.finetune import FineTuning
 
 
@@ -23,8 +22,8 @@ class PairFineTuning(FineTuning):
     def read_data(self) -> None:
         self.pairs: Pairs | None = None
         if self.config.train_file:
-            self.pairs = self._read(annotation_files(self.config), "train")
-        self.held_out = {split: self._read(self.files(split), split) for split in ("val", "test") if self.files(split)}
+            self.pairs = self._read("train")
+        self.held_out = {split: self._read(split) for split in ("val", "test") if self.files(split)}
 
     def add_parts(self) -> None:
         """Warns of captions without letters and digits, from which nothing is learned.
@@ -45,8 +44,8 @@ class PairFineTuning(FineTuning):
             advice = f"{wordless} of {count} training captions have no letter and no digit: remove or correct them"
             self.warning = "\n".join(filter(None, (self.warning, advice)))
 
-    def _read(self, files: Any, split: str) -> Pairs:
-        return read_pairs(files, self.config.image_root, self.config.dataset, split=self.part(split))
+    def _read(self, split: str) -> Pairs:
+        return read_pairs(entries(self.entries(split)), **read_as(self.config, split))
 
     def texts(self) -> Iterator[str]:
         assert self.pairs is not None

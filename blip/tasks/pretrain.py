@@ -21,7 +21,7 @@ from blip.config import ConfigError, PretrainConfig, annotation_files
 from blip.data.batches import Batch
 from blip.data.image_bytes import ImageLimits
 from blip.data.loader import EvalLoader, eval_loader
-from blip.data.pairs import MAX_SOURCES, CaptionEncoder, EvalPairs, read_pairs
+from blip.data.pairs import MAX_SOURCES, CaptionEncoder, EvalPairs
 from blip.data.skipped import SkipLog
 from blip.data.transforms import eval_transform, train_transform, unnormalise
 from blip.evaluation.pretraining import evaluate_pretraining
@@ -32,8 +32,9 @@ from blip.network import flops
 from blip.network.med import DecoderStep
 from blip.tasks import start, tokenizers
 from blip.tasks.contrast import MomentumContrast
+from blip.tasks.data_options import entries, with_commits
 from blip.tasks.dry_run import run_once
-from blip.tasks.pretrain_data import open_training
+from blip.tasks.pretrain_data import open_training, read_part
 from blip.tasks.samples import chosen, sample
 from blip.tokenizer import Tokenizer
 from blip.train.folder import open_run
@@ -239,7 +240,7 @@ def validation_pairs(config: PretrainConfig, tokenizer: Tokenizer) -> EvalPairs 
     """The pairs of the validation files, or None where there are none."""
     if not config.val_file:
         return None
-    pairs = read_pairs(list(config.val_file), config.image_root)
+    pairs = read_part(config, entries(config.val_file), "val")
     encode = CaptionEncoder(tokenizer, config.max_text_tokens, text_cleaning=config.text_cleaning)
     return EvalPairs(pairs, encode, eval_transform(config.image_size), limits=ImageLimits.of_mb(config.max_image_mb))
 
@@ -263,6 +264,7 @@ def run(config: PretrainConfig, output: Path, resume: str, *, device: torch.devi
     """
     if not config.train_file:
         raise ConfigError("train_file is empty; --set 'train_file=[captions.json]'")
+    config = with_commits(config)
     with open_run(config, output, resume, **options) as folder:
         config = start.pin(config, folder.checkpoint)
         task = Pretraining(config, output, folder.checkpoint, device=device)

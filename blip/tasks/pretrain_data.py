@@ -4,7 +4,9 @@ Both have the number of pairs, the number of batches in an epoch of this process
 """
 
 import itertools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,32 @@ from torch import Tensor
 from blip import distributed
 from blip.config import ConfigError, PretrainConfig
 from blip.data.batches import Batch
-from blip.data.formats import file_entry
+from blip.data.hub import is_hub_name
 from blip.data.image_bytes import ImageLimits
 from blip.data.loader import LoaderOptions, make_loader
 from blip.data.order import EpochOrder, steps_per_epoch
-from blip.data.pairs import CaptionEncoder, PairDataset, read_pairs
+from blip.data.pairs import CaptionEncoder, PairDataset, Pairs, read_pairs
+from blip.data.sources import source_of
 from blip.data.stream import StreamDataset, StreamOrder, stream_loader
 from blip.data.webdataset import BrokenSample, is_tar_address, open_shards
+from blip.tasks.data_options import read_as
 from blip.tokenizer import Tokenizer
 
 Transform = Callable[[Image.Image], Tensor]
 SAMPLES_FOR_WORDS = 20_000  # first samples of a stream, on whose captions a tokenizer is trained
+
+
+def read_part(config: PretrainConfig, files: Sequence[str | Mapping[str, Any]], part: str) -> Pairs:
+    """The pairs of the files of a part, `train` or `val`. Its split is that of folders and data sets of the hub; of a
+    file all records are read, whatever split they name."""
+    options = read_as(config, part)
+    split = options.pop("split")
+    sources = [source_of(entry) for entry in files]
+    placed = [
+        replace(source, split=split) if not source.split and (is_hub_name(source.path) or os.path.isdir(source.path))
+        else source for source in sources
+    ]  # fmt: skip
+    return read_pairs([source.entry() for source in placed], **options)
 
 
 class FileData:
@@ -32,7 +49,7 @@ class FileData:
 
     def __init__(self, config: PretrainConfig, files: Sequence[str | Mapping[str, Any]]):
         self.config = config
-        self.pairs = read_pairs(list(files), config.image_root)
+        self.pairs = read_part(config, files, "train")
         weights = self.pairs.record_weights()
         self.order = EpochOrder(
             len(self.pairs), config.seed, rank=distributed.rank(), world=distributed.world_size(), weights=weights
@@ -134,7 +151,8 @@ def open_training(
     Raises:
         ConfigError: annotation files and shards are mixed, or shards have weights.
     """
-    paths = [file_entry(entry)[0] for entry in files]
+    sources = [source_of(entry) for entry in files]
+    paths = [source.path for source in sources]
     tars = [path for path in paths if is_tar_address(path)]
     if not tars:
         return FileData(config, files)
@@ -142,6 +160,10 @@ def open_training(
         other = next(path for path in paths if path not in tars)
         raise ConfigError(f"train_file names shards ({tars[0]}) and annotations ({other}): one kind at a time; "
                           "`blip capfilt merge --out FOLDER` makes shards")  # fmt: skip
-    if weighted := [path for path, weight in map(file_entry, files) if weight != 1]:
+    if weighted := [source.path for source in sources if source.weight != 1]:
         raise ConfigError(f"train_file: {weighted[0]} has a weight, which shards cannot have")
+    limited = [key for key in ("max_train_records", "columns") if getattr(config, key)]
+    limited += [f"{source.path}: {key}" for source in sources for key in source.entry() if key != "path"]
+    if limited:
+        raise ConfigError(f"{limited[0]} is not for shards, which are read whole and have names of their own")
     return StreamData(config, tars, output)

@@ -16,6 +16,7 @@ from blip.errors import printable
 from blip.models.factory import spec_of
 from blip.tasks import start
 from blip.tasks.config import FineTuneConfig
+from blip.tasks.data_options import with_commits
 from blip.tasks.finetune import FineTuning
 from blip.train.checkpoint import newest_checkpoint
 from blip.train.evaluated import EVALUATIONS, evaluation_name, open_evaluation, weights_of
@@ -40,6 +41,7 @@ def train(
     """
     if not config.train_file:
         raise ConfigError("train_file is empty; --set 'train_file=[FILE]'")
+    config = with_commits(config)
     with open_run(config, output, resume, **options) as folder:
         begun = folder.checkpoint
         config = start.as_begun(config, begun) if begun else config
@@ -88,6 +90,7 @@ def evaluate(
         raise CheckpointError(f"nothing to evaluate: {output} holds no checkpoint; give --init_from")
     if os.path.basename(name) != name or name in (".", ".."):
         raise ConfigError(f"--name {name}: the name of a folder, without separators")
+    config = with_commits(config)
     weights = distributed.from_main(lambda: places.pinned(weights))
     config = config.model_copy(update={"init_from": weights})
     folder = output / EVALUATIONS / (name or evaluation_name(config, weights, output))
@@ -98,7 +101,7 @@ def evaluate(
 
 def _evaluate(make: type[FineTuning], config: FineTuneConfig, folder: Path, device: torch.device) -> None:
     weights, given = config.init_from, config
-    trained_on = [entry if isinstance(entry, str) else entry.path for entry in config.train_file]
+    trained_on = config.train_file
     train_file = config.train_file if config.evaluates_with_training_files() else []
     if not (config.val_file or config.test_file or train_file):
         raise ConfigError("nothing to evaluate on: --set 'val_file=[FILE]', or test_file")

@@ -6,7 +6,7 @@
 The loss is in blip/models/vqa.py, ranking of answers in blip/models/ranking.py, scores in blip/evaluation/answers.py.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip.checkpoints.places import answers_of
-from blip.config import ConfigError, annotation_files
+from blip.config import ConfigError, WeightedFile
 from blip.data.image_bytes import ImageLimits
 from blip.data.question_splits import answer_list, majority_answers, read_answers, shared_images, split_by_image
 from blip.data.questions import (
@@ -38,6 +38,7 @@ from blip.models.ranking import distinct_answers, rank_answers
 from blip.models.vqa import VqaModel
 from blip.network.cross_attention import ProjectedKeys
 from blip.tasks.config import VqaConfig
+from blip.tasks.data_options import entries, is_there, read_as
 from blip.tasks.finetune import FineTuning
 from blip.tasks.rehearsal import rehearse
 from blip.tasks.run import evaluate, train
@@ -59,23 +60,22 @@ class Answering(FineTuning):
     def read_data(self) -> None:
         self.questions: Questions | None = None
         self.held_out: dict[str, Questions] = {}
-        config = self.config
-        if config.train_file:
-            self.questions = self._read(annotation_files(config), "train")
-        if config.split_shares and self.questions is not None:
-            self._split(self.questions, config.split_shares)
+        if self.config.train_file:
+            self.questions = self._read("train", self.config.train_file)
+        if self.config.split_shares and self.questions is not None:
+            self._split(self.questions, self.config.split_shares)
         else:
-            self.held_out = {part: self._read(self.files(part), part) for part in ("val", "test") if self.files(part)}
+            self.held_out = {part: self._read(part, files) for part in ("val", "test") if (files := self.entries(part))}
         self.trained_on = self.questions
         self.answers = self._answers()
 
-    def _read(self, files: Any, split: str) -> Questions:
-        return read_questions(files, self.config.image_root, self.config.dataset, split=self.part(split))
+    def _read(self, split: str, files: Sequence[str | WeightedFile]) -> Questions:
+        return read_questions(entries(files), **read_as(self.config, split))
 
-    def compare_with(self, train_file: list[str]) -> None:
+    def compare_with(self, train_file: list[str | WeightedFile]) -> None:
         """In an evaluation alone: reads the training questions, if their files exist, for the scores of `_score`."""
-        if self.questions is None and train_file and all(Path(file).exists() for file in train_file):
-            self.trained_on = self._read(train_file, "train")
+        if self.questions is None and train_file and all(map(is_there, train_file)):
+            self.trained_on = self._read("train", train_file)
 
     def _split(self, questions: Questions, shares: tuple[float, float, float]) -> None:
         self.questions, *held_out = split_by_image(questions, shares, self.config.seed)

@@ -3,7 +3,8 @@
 A fingerprint is the size and a hash of the content, not the time of the last change. Of a file above 64 MiB, 64 pieces
 of 256 KiB at equal distances are read, the first and the last among them: a change between them that leaves the size as
 it was is not found. A folder counts as one input: the annotation files in it are read so, and of webdataset shards the
-first and the last 64 KiB each. Images and addresses on other machines are not read.
+first and the last 64 KiB each. Of a data set of the hub the name counts, which holds its commit. Images and addresses
+on other machines are not read. Which records are taken is part of the fingerprints, and under which names of columns.
 """
 
 import hashlib
@@ -20,6 +21,8 @@ OPTIONS = ("train_file", "val_file", "test_file", "answer_file")  # options that
 READ_WHOLE, PIECES, PIECE, END = 64 << 20, 64, 256 << 10, 64 << 10  # bytes, but PIECES
 ANNOTATIONS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 SHARDS = (".tar", ".tar.gz")
+RECORDS = "records"  # beside the options: which records are taken
+HUB = "hub:"  # begins the name of a data set of the Hugging Face hub
 
 # option -> its files, in the order of the configuration: path, size in bytes, hash
 Fingerprints = dict[str, list[tuple[str, int, str]]]
@@ -38,12 +41,29 @@ def fingerprints(config: RunConfig) -> Fingerprints:
         given: Any = getattr(config, option, None) or []
         for entry in [given] if isinstance(given, str) else given:
             path = Path(entry if isinstance(entry, str) else entry.path)
-            if path.exists():
+            if str(path).startswith(HUB):
+                found.setdefault(option, []).append((str(path), 0, hashlib.sha256(str(path).encode()).hexdigest()[:16]))
+            elif path.exists():
                 name = os.path.abspath(path)
                 if name not in seen:  # a file may be given several times
                     seen[name] = _of_folder(path) if path.is_dir() else _of_file(path)
                 found.setdefault(option, []).append((name, *seen[name]))
+    if taken := _taken(config):
+        found[RECORDS] = [(line, 0, "") for line in taken]
     return found
+
+
+def _taken(config: RunConfig) -> list[str]:
+    """Which of the training records are taken, and by which names, where these options are set."""
+    options = {name: getattr(config, name, None) for name in ("max_train_records", "shuffle_records_seed", "columns")}
+    if not options["max_train_records"]:
+        options["shuffle_records_seed"] = None
+    lines = [f"{name} {value}" for name, value in options.items() if value not in (None, {})]
+    for entry in getattr(config, "train_file", []):
+        if not isinstance(entry, str):
+            more = {key: value for key, value in entry.model_dump().items() if key not in ("path", "weight")}
+            lines += [f"{entry.path} with {key} {value}" for key, value in more.items()]
+    return lines
 
 
 def read_fingerprints(path: Path) -> Fingerprints:
@@ -59,7 +79,12 @@ def differences(before: Fingerprints, now: Fingerprints) -> list[str]:
     """What differs, an input a line. An input of equal content at another place does not; nor does other data for
     validation and test, which is an option of the run. Files to train on have an order, and may be given twice."""
     lines = []
+    then, taken = ([name for name, *_ in one.get(RECORDS, [])] for one in (before, now))
+    lines += [f"{name} was not set" for name in taken if name not in then]
+    lines += [f"{name} is no longer set" for name in then if name not in taken]
     for option, files in now.items():
+        if option == RECORDS:
+            continue
         known = {path: content for path, *content in before.get(option, [])}
         for path, content in {path: content for path, *content in files}.items():
             if content in known.values():

@@ -51,5 +51,5 @@ def test_what_is_no_place(folder: Path) -> None:
         images_of([folder / "wrong.json"])
     with pytest.raises(NoImages, match="folder without images"):
         images_of([folder / "empty"])
-    with pytest.raises(NoImages, match=r"x\.json: no such file or folder"):
+    with pytest.raises(NoImages, match=r"x\.json: does not exist"):
         images_of([folder / "x.json"])

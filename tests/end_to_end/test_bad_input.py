@@ -169,8 +169,8 @@ COMMANDS: list[tuple[str, Callable[[Path, Path], Arguments], str]] = [
     ("vocabulary too small", option("tokenizer=train", "vocab_size=3"), "vocab_size: .*16"),
     # data
     ("no training file", option("train_file=[]"), r"train_file is empty; --set 'train_file=\[captions\.json\]'"),
-    ("training file missing", option("train_file=[no.json]"), r"no\.json: no such file"),
-    ("validation file missing", option("val_file=[no.json]"), r"no\.json: no such file"),
+    ("training file missing", option("train_file=[no.json]"), r"no\.json: does not exist"),
+    ("validation file missing", option("val_file=[no.json]"), r"no\.json: does not exist"),
     ("empty training file", records(0, 0), r"set\.json: holds no records"),
     ("batch larger than the set", records(3, 3), "3 records.*batch of 8: set batch_size to 3"),
     ("one pair, large batch", records(1, 1), "1 records.*set batch_size to 1"),
@@ -214,7 +214,7 @@ def test_dry_run_goes_on_without_data(tiny_config: Path, tmp_path: Path, capsys:
     with pytest.raises(SystemExit) as ended:
         pretraining("--dry_run", "--set", "train_file=[no.json]", output=tmp_path / "out", config=tiny_config)
     assert ended.value.code == 0
-    assert "data: no.json: no such file" in capsys.readouterr().out
+    assert "data: no.json: does not exist" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 

@@ -74,7 +74,7 @@ def bomb(folder: Path) -> None:
 
 CASES: list[Case] = [
     # annotation files as a whole
-    ("no file", lambda folder: void(read_pairs([str(folder / "x.json")])), AnnotationError, r"x\.json: no such file"),
+    ("no file", lambda folder: void(read_pairs([str(folder / "x.json")])), AnnotationError, r"x\.json: does not exist"),
     ("no files", lambda folder: void(read_pairs([])), ValueError, "no annotation files"),
     (
         "unknown suffix",

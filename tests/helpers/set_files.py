@@ -160,7 +160,7 @@ BAD: list[tuple[str, Callable[[Path], None], type[Exception], str]] = [
      AnnotationError, "questions 1: not valid JSON"),
     ("no tab", captions("captions.txt", "ROCO_1 a caption\n", "roco"), AnnotationError, r"line 1: has no tab"),
     ("ROCO columns", captions("x.csv", "image,caption\na,b\n", "roco"), AnnotationError, "the columns name and c"),
-    ("ROCOv2 columns", captions("x.csv", "id,caption\na,b\n", "rocov2"), AnnotationError, "the columns ID and Ca"),
+    ("ROCOv2 columns", captions("x.csv", "id,text\na,b\n", "rocov2"), AnnotationError, "the columns ID and Ca"),
     ("MedICaT", captions("x.jsonl", '{"pdf_hash": "a", "fig_uri": "b"}', "medicat"), AnnotationError, "no 's2orc_c"),
     ("COCO without images", captions("x.json", {"annotations": [{"image_id": 1, "caption": "x"}]}, "coco_captions"),
      AnnotationError, "needs lists images and annotations"),

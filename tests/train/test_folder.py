@@ -9,7 +9,7 @@ import pytest
 from helpers.fine_tuning import CPU, assert_same_run, configure, score, train, tree
 
 from blip.checkpoints.format import CheckpointError, load_weights
-from blip.config import ConfigError
+from blip.config import ConfigError, WeightedFile
 from blip.files import ReadError
 from blip.outputs import LockedError, OutputError, locked
 from blip.tasks import nlvr
@@ -442,3 +442,19 @@ def test_a_file_system_without_links(
     latest = output / "checkpoints" / "latest"
     assert latest.read_text() == "step-00000006\n"
     assert find_checkpoint(str(latest), output) == output / "checkpoints" / "step-00000006"
+
+
+def test_which_records_are_taken_counts(config: FineTuneConfig) -> None:
+    def of(**options: object) -> Fingerprints:
+        return fingerprints(config.model_copy(update=options))
+
+    assert differences(of(), of(shuffle_records_seed=3)) == [], "without a limit a seed chooses nothing"
+    assert differences(of(), of(max_train_records=9)) == ["max_train_records 9 was not set"]
+    first, drawn = of(max_train_records=9), of(max_train_records=9, shuffle_records_seed=3)
+    assert differences(first, drawn) == ["shuffle_records_seed 3 was not set"]
+    gone = ["max_train_records 9 is no longer set", "shuffle_records_seed 3 is no longer set"]
+    assert differences(drawn, of()) == gone
+    entry = WeightedFile(path=str(config.train_file[0]), limit=2)
+    assert differences(of(), of(train_file=[entry])) == [f"{entry.path} with limit 2 was not set"]
+    hub = of(train_file=["hub:lab/vqa@" + "0" * 40])
+    assert differences(hub, hub) == [] != differences(hub, of(train_file=["hub:lab/vqa@" + "1" * 40]))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blip.data.columns import Columns, without_columns
 from blip.data.formats import (
     AnnotationError,
     Records,
@@ -35,6 +36,10 @@ class Captioned:
     image_id: str | None = None  # equal for records of one image; None: its path
     group: str = ""  # an article or a patient, which splits keep together; "": the image
     source: str = ""  # of the pair, such as web or synthetic; "": not given
+
+    @property
+    def image_paths(self) -> list[str]:
+        return [self.image]
 
 
 def captioned(record: Any) -> Captioned:
@@ -98,11 +103,12 @@ def _roco_lines(path: Path) -> Records:
         yield place, {"name": f"{name.strip()}.jpg", "caption": caption}
 
 
-def _roco_file(path: Path, root: str) -> Records:
+def _roco_file(path: Path, root: str, columns: Columns) -> Records:
     """`captions.txt` of the git form, or the CSV with id, name, caption."""
     if path.suffix.lower() == ".txt":
+        without_columns(path, columns)
         return checked(path, _roco_lines)
-    return iter_records(path, needed=("name", "caption"), also=("id",))
+    return iter_records(path, needed=("name", "caption"), also=("id",), columns=columns)
 
 
 def _roco(record: Any) -> Captioned:
@@ -111,10 +117,10 @@ def _roco(record: Any) -> Captioned:
     return Captioned(name, [text_of(record, "caption")], name, article[0] if article else "")
 
 
-def _rocov2_file(path: Path, root: str) -> Records:
-    if path.suffix.lower() == ".parquet":
-        return iter_records(path, needed=("image", "image_id", "caption"), also=())
-    return iter_records(path, needed=("ID", "Caption"), also=())
+def _rocov2_file(path: Path, root: str, columns: Columns) -> Records:
+    if path.suffix.lower() in (".parquet", ".arrow"):
+        return iter_records(path, needed=("image", "image_id", "caption"), also=(), columns=columns)
+    return iter_records(path, needed=("ID", "Caption"), also=(), columns=columns)
 
 
 def _rocov2(record: Any) -> Captioned:
@@ -147,11 +153,12 @@ def _medicat(record: Any) -> Captioned:
 # ---- photographs -----------------------------------------------------------------------------------------------------
 
 
-def _karpathy_file(path: Path, root: str) -> Records:
+def _karpathy_file(path: Path, root: str, columns: Columns) -> Records:
     """BLIP's form, a list of records, or Karpathy's `dataset_coco.json`, whose sentences become captions."""
     if not is_object(path):
-        yield from iter_records(path)
+        yield from iter_records(path, columns=columns)
         return
+    without_columns(path, columns)
     number = 0
     for key, item in checked(path, iter_json_object):
         if key == "images":
@@ -177,8 +184,9 @@ def _karpathy_file(path: Path, root: str) -> Records:
         raise AnnotationError(path, "", "has no images: not Karpathy's form")
 
 
-def _coco_captions_file(path: Path, root: str) -> Records:
+def _coco_captions_file(path: Path, root: str, columns: Columns) -> Records:
     """COCO's `captions_train2017.json`: separate lists `images` and `annotations`, joined by the image's id."""
+    without_columns(path, columns)
     names: dict[Any, str] = {}
     captions: dict[Any, list[str]] = {}
     for key, item in checked(path, iter_json_object):
@@ -204,12 +212,13 @@ def _coco_captions_file(path: Path, root: str) -> Records:
         yield f"image {image}", {"image": name, "caption": captions.get(image, []), "image_id": image}
 
 
-def _plain(path: Path, root: str) -> Records:
-    return iter_records(path, also=("image_id", *GROUPS, "split", "source"))
+def _plain(path: Path, root: str, columns: Columns) -> Records:
+    return iter_records(path, also=("image_id", *GROUPS, "split", "source"), columns=columns)
 
 
 def _roco_files(part: str, table: str) -> tuple[str, ...]:
-    places = (f"{part}/{table}", f"{part}/radiology/captions.txt")
+    """The published layout, the same one folder deeper, and copies with everything in one folder."""
+    places = (f"{part}/{table}", f"{part}/radiology/captions.txt", f"{part}/radiology/{table}", table)
     return (*places, *(f"*/{place}" for place in places))
 
 
@@ -236,7 +245,10 @@ CAPTION_SETS: dict[str, SetFormat[Captioned]] = {
         images=("images", "caption_T060_filtered_top4_sep_v0_subfigures"),
     ),
     "medicat": SetFormat(
-        lambda path, root: iter_records(path), _medicat, files={"train": ("*.jsonl",)}, images=("figures",)
+        lambda path, root, columns: iter_records(path, columns=columns),
+        _medicat,
+        files={"train": ("*.jsonl",)},
+        images=("figures",),
     ),
     "coco": SetFormat(
         _karpathy_file,
@@ -266,5 +278,6 @@ CAPTION_SETS: dict[str, SetFormat[Captioned]] = {
             "validation": tuple(pattern.format("val") for pattern in _COCO_2017),
         },
         images=("../{last}", "../images", "images"),
+        joins=True,
     ),
 }

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from blip.data.columns import Columns
 from blip.data.formats import Records, iter_records, kind_of
 from blip.data.sets.captions import ARTICLE, path_of, text_of
 from blip.data.sets.layout import SetFormat, any_part
@@ -41,6 +42,10 @@ class Question:
     references: list[str] = field(
         default_factory=list
     )  # answers as given, those of several annotators with repetitions
+
+    @property
+    def image_paths(self) -> list[str]:
+        return [self.image]
 
 
 def answers_of(record: Mapping[str, Any], key: str = "answer") -> list[str]:
@@ -111,8 +116,21 @@ def generic(record: Any) -> Question:
     )
 
 
-def _plain(path: Path, root: str) -> Records:
-    return iter_records(path, needed=("image", "question", "answer"), also=ALSO)
+def _plain(path: Path, root: str, columns: Columns) -> Records:
+    return iter_records(path, needed=("image", "question", "answer"), also=ALSO, columns=columns)
+
+
+def _asked(record: Any) -> Question:
+    """As `generic`, but the answer may be absent."""
+    if isinstance(record, dict) and record.get("answer") in (None, "", []):
+        question = generic({**record, "answer": "yes", "answer_type": record.get("answer_type") or "open"})
+        question.answers, question.weights, question.references = [], [], []
+        return question
+    return generic(record)
+
+
+def _asked_file(path: Path, root: str, columns: Columns) -> Records:
+    return iter_records(path, needed=("image", "question"), also=("answer", *ALSO), columns=columns)
 
 
 def _vqa_rad(record: Any) -> Question:
@@ -185,8 +203,9 @@ def _choice(text: str) -> str:
     return re.sub(r"^\s*[A-D]\s*:\s*(?=\S)", "", text).strip()
 
 
-def _pmc_vqa_file(path: Path, root: str) -> Records:
-    return iter_records(path, needed=("Figure_path", "Question", "Choice A", "Choice B", "Choice C", "Choice D"))
+def _pmc_vqa_file(path: Path, root: str, columns: Columns) -> Records:
+    choices = ("Choice A", "Choice B", "Choice C", "Choice D")
+    return iter_records(path, needed=("Figure_path", "Question", *choices), columns=columns)
 
 
 # ---- VQA v2 ----------------------------------------------------------------------------------------------------------
@@ -254,6 +273,9 @@ QUESTION_SETS: dict[str, SetFormat[Question]] = {
         vqa_v2_file,
         _vqa_v2,
         files=VQA_V2_FILES,
+        joins=True,
         images=("images", "../images/vqav2", "../images"),
     ),
 }
+# the generic form where the questions alone are needed: answers may be absent
+ASKED: dict[str, SetFormat[Question]] = {"json": SetFormat(_asked_file, _asked)}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blip.data.columns import Columns, without_columns
 from blip.data.formats import AnnotationError, Records, checked, is_object, iter_json_lines, iter_records
 from blip.data.sets.captions import path_of, text_of
 from blip.data.sets.layout import SetFormat
@@ -20,6 +21,10 @@ class Statement:
     sentence: str
     label: bool
     id: str = ""
+
+    @property
+    def image_paths(self) -> list[str]:
+        return [self.images] if isinstance(self.images, str) else list(self.images)
 
 
 def statement(record: Any) -> Statement:
@@ -39,19 +44,23 @@ def statement(record: Any) -> Statement:
     return Statement((left, right), sentence, truth, name)
 
 
-def _plain(path: Path, root: str) -> Records:
-    return iter_records(path, needed=("image", "sentence", "label"), also=("id", "identifier", "split"))
+def _plain(path: Path, root: str, columns: Columns) -> Records:
+    also = ("id", "identifier", "split")
+    return iter_records(path, needed=("image", "sentence", "label"), also=also, columns=columns)
 
 
-def _lines(path: Path) -> Records:
+def _lines(path: Path, columns: Columns) -> Records:
     """NLVR and NLVR2 name their JSON lines .json; BLIP's files are lists."""
-    return checked(path, iter_json_lines) if is_object(path) else iter_records(path)
+    if not is_object(path):
+        return iter_records(path, columns=columns)
+    without_columns(path, columns)
+    return checked(path, iter_json_lines)
 
 
-def _nlvr2_file(path: Path, root: str) -> Records:
+def _nlvr2_file(path: Path, root: str, columns: Columns) -> Records:
     """`dev-850-0-1` is the second sentence about `dev-850-0-img0.png`, left, and `dev-850-0-img1.png`, right; images of
     the training set are in the folder of the record's `directory`."""
-    for place, record in _lines(path):
+    for place, record in _lines(path, columns):
         if isinstance(record, dict) and "images" not in record:
             parts = _text_at(path, place, record, "identifier").split("-")
             if len(parts) != 4:
@@ -62,10 +71,10 @@ def _nlvr2_file(path: Path, root: str) -> Records:
         yield place, record
 
 
-def _nlvr_file(path: Path, root: str) -> Records:
+def _nlvr_file(path: Path, root: str, columns: Columns) -> Records:
     """Sentence `3597-0` of `dev.json` is about `images/5/dev-3597-0-0.png`, where 5 is its `directory`. The last number
     counts copies of the drawing with its boxes in another order; the first is read."""
-    for place, record in _lines(path):
+    for place, record in _lines(path, columns):
         if isinstance(record, dict) and "image" not in record:
             name = _text_at(path, place, record, "identifier")
             folder = _text_at(path, place, record, "directory")

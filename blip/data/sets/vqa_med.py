@@ -3,17 +3,19 @@
 import re
 from pathlib import Path
 
+from blip.data.columns import Columns, without_columns
 from blip.data.formats import AnnotationError, Records, checked, iter_lines
 
 OPTIONAL = re.compile(r"\(([^()]*)\)")
 MAX_OPTIONAL = 6  # each doubles the variants of an alternative
 
 
-def vqa_med_file(path: Path, root: str) -> Records:
+def vqa_med_file(path: Path, root: str, columns: Columns) -> Records:
     """`image|question|answer`, or in the reference of the test set `image|category|question|answer`.
 
     Where the line has no category it is that of the file's name, or of the files in `QAPairsByCategory/` beside it.
     """
+    without_columns(path, columns)
     categories = {}
     for file in sorted((path.parent / "QAPairsByCategory").glob("C*_*_*.txt")):
         for _, line in iter_lines(file):

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from blip.data.columns import Columns, without_columns
 from blip.data.formats import AnnotationError, Records, checked, is_object, iter_json_object, iter_records
 from blip.data.sets.captions import identifier
 
@@ -17,7 +18,7 @@ VQA_V2_FILES = {
 }
 
 
-def vqa_v2_file(path: Path, root: str) -> Records:
+def vqa_v2_file(path: Path, root: str, columns: Columns) -> Records:
     """Records of a file of questions, joined with the annotations beside it; or of BLIP's JSON, a list with both.
 
     `v2_OpenEnded_mscoco_train2014_questions.json` is joined with `v2_mscoco_train2014_annotations.json`, and
@@ -26,8 +27,10 @@ def vqa_v2_file(path: Path, root: str) -> Records:
     absent in the test set), answer_type and question_type.
     """
     if not is_object(path):
-        yield from iter_records(path, needed=("image", "question"), also=("question_id", "answer", "dataset"))
+        also = ("question_id", "answer", "dataset")
+        yield from iter_records(path, needed=("image", "question"), also=also, columns=columns)
         return
+    without_columns(path, columns)
     annotations = path.with_name(path.name.replace("OpenEnded_", "").replace("questions", "annotations"))
     answers = None
     subset = SUBSET.search(path.name)
