@@ -54,6 +54,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"data.images", "data.image_bytes", "data.webdataset"},
     "pubmed.run": {"errors", "files", "outputs", "hashing", "config", "data.image_bytes"},
     "pubmed.cli": ANYTHING,
+    "reports": {"train", "tasks.config", "options", "interpret", "inference", "models", "evaluation", "data", "config"}
+    | {"html_page", "files", "errors"},
+    "reports.cli": ANYTHING,
     "cli": ANYTHING,
     "__main__": {"cli"},
     "__init__": {"data", "inference", "interpret"},

@@ -79,7 +79,7 @@ def named(checkpoint: str) -> tuple[str, str]:
         InputError: the name is empty.
     """
     name, separator, path = checkpoint.partition("=")
-    if separator and not Path(checkpoint).exists():
+    if separator and not re.search(r"[/\\:]", name) and not Path(checkpoint).exists():  # else part of an address
         if not name.strip() or not path:
             raise InputError(f"{checkpoint}: give NAME=CHECKPOINT, or the checkpoint alone")
         return _shown(name), path

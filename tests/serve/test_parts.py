@@ -137,9 +137,15 @@ def test_a_server_for_others_needs_a_password() -> None:
     ("runs/vqa_rad/best", "vqa_rad"), ("/data/secret/runs/a/checkpoints/latest/", "a"), ("x/model_base.pth",
     "model_base.pth"), ("Chest X-ray=runs/a/best", "Chest X-ray"), ("hub:Salesforce/blip-vqa-base", "blip-vqa-base"),
     ("runs/demo/run/checkpoints/step-00000012", "demo"), (".", "model"),
+    ("Base=https://example.org/model.pth?version=2", "Base"),
 ])  # fmt: skip
 def test_names_of_models_are_those_of_their_runs(given: str, name: str) -> None:
-    assert named(given) == (name, given.rpartition("=")[2])
+    assert named(given) == (name, given.removeprefix(f"{name}="))
+
+
+def test_an_address_is_not_taken_for_a_name() -> None:
+    address = "https://example.org/model.pth?version=2"
+    assert named(address) == ("model.pth?version=2", address)
 
 
 def test_examples_lie_inside_their_folder(tmp_path: Path) -> None:
