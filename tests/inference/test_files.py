@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.random_checkpoints import ANSWERS, CLOSE, QUESTIONS, all_checkpoints, noise_images
 from helpers.running import run_verb
+from helpers.set_files import hub_rows, put, put_parquet
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -361,3 +362,17 @@ def test_json_is_not_written_under_another_ending(name: str, checkpoints: dict, 
     done = run_verb("caption", images[0], "--checkpoint", checkpoints["caption"], "--out", tmp_path / name)
     assert done.exit_code == 1 and "writes JSON" in done.stderr and "choose caps.json" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_verbs_read_what_training_reads(checkpoints: dict, images: list, tmp_path: Path) -> None:
+    put_parquet(tmp_path / "x.parquet", hub_rows(3, Frage="what is", answer="left"))
+    put(tmp_path / "roco/radiologytestdata.csv", f"id,name,caption\nROCO_1,{images[0]}, axial CT\n")
+    columns, model = ["--columns", "question=Frage"], ["--checkpoint", checkpoints["vqa"]]
+    asked = rows("answer", tmp_path / "x.parquet", *columns, *model, "--limit", 2)
+    assert [(row["question"], row["truth"]) for row in asked] == [("what is 0", ["left 0"]), ("what is 1", ["left 1"])]
+    (one,) = rows("answer", f"{tmp_path}/x.parquet#2", "what?", *model)
+    assert one["image"].endswith("x.parquet#2") and "truth" not in one
+    model = ["--checkpoint", checkpoints["caption"]]
+    assert len(rows("caption", tmp_path / "x.parquet", *model)) == 3
+    (one,) = rows("caption", tmp_path / "roco", "--dataset", "roco", "--split", "test", *model)
+    assert one["image"] == str(images[0])
