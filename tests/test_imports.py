@@ -163,7 +163,8 @@ def floor(name: str, graph: dict[str, set[str]]) -> int:
     return 1 + max((floor(other, graph) for other in graph[name]), default=0)
 
 
-COMMANDS = {"__init__", "__main__", "cli"}  # name what the rooms offer; `capfilt` and `pubmed` are pipelines on top
+# name what the rooms offer, to the terminal and to Python; `capfilt` and `pubmed` are pipelines on top
+COMMANDS = {"__init__", "__main__", "cli", "runs"}
 
 
 def test_rooms_have_no_cycles_and_at_most_eight_floors() -> None:
