@@ -49,7 +49,9 @@ def run(notebook: Any, folder: Path) -> Any:
     """
     from nbclient import NotebookClient
 
-    client = NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": str(folder)}}, allow_errors=False)
+    client = NotebookClient(
+        notebook, timeout=SECONDS, resources={"metadata": {"path": str(folder)}}, allow_errors=False
+    )
     client.execute()
     notebook.metadata.pop("widgets", None)  # of bars, which vanish when their work is done
     notebook.metadata.pop("language_info", None)  # the version of Python

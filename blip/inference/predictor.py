@@ -43,8 +43,8 @@ class Predictor(GradientsOnRequest):
     """A model in evaluation mode with its tokenizer and image transform.
 
     An image is a path, a PIL image, an array of numpy or the bytes of a file; several are a list, see `as_list`. Texts
-    are strings or lists. `[CLS]`, `[ENC]` and `[DEC]` are added here. The model processes batches of `batch_size`. A method that the checkpoint's task does not support raises
-    `CheckpointError`.
+    are strings or lists. `[CLS]`, `[ENC]` and `[DEC]` are added here. The model processes batches of `batch_size`. A
+    method that the checkpoint's task does not support raises `CheckpointError`.
     """
 
     def __init__(

@@ -18,7 +18,9 @@ MOST = 1 << 20  # bytes of a stored notebook
 def test_it_is_stored_with_the_outputs_of_one_run(name: str) -> None:
     path = ROOT / "docs" / name
     code = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
-    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1)), "run: python docs/run_notebook.py"
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1)), (
+        "run: python docs/run_notebook.py"
+    )
     missing = ["".join(cell["source"]) for cell in code if not cell["outputs"]]
     assert all(source.startswith(SETTINGS) for source in missing), "run: python docs/run_notebook.py"
     assert path.stat().st_size < MOST and "Traceback" not in path.read_text(encoding="utf-8")

@@ -88,7 +88,7 @@ def test_tensors_are_ready_input(predictor: Predictor) -> None:
     ids=lambda wrong: f"{type(wrong).__name__} {getattr(wrong, 'shape', '')}",
 )  # fmt: skip
 def test_other_shapes_are_told(wrong: object) -> None:
-    with pytest.raises(InputError, match="shape|is no image"):
+    with pytest.raises(InputError, match=r"shape|is no image"):
         as_list(wrong)  # type: ignore[arg-type]
 
 
