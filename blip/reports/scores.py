@@ -131,8 +131,9 @@ def _interval(about: Any) -> Interval | None:
     values = [about.get(key) for key in ("mean", "low", "high")] if isinstance(about, dict) else [None]
     if not all(isinstance(value, int | float) for value in values):
         return None
+    mean, low, high = map(float, values)
     count = about.get("count")
-    return Interval(*map(float, values), count if isinstance(count, int) else 0)  # type: ignore[arg-type]
+    return Interval(mean, low, high, count if isinstance(count, int) else 0)
 
 
 def _dict(value: Any) -> dict[str, Any]:
