@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # for editors, which complete and check by these lines
     from blip.interpret.maps import gradcam
     from blip.interpret.trace import names, patch_from, trace, zero_head
     from blip.runs.run import Run
-    from blip.runs.training import evaluate, finetune, pretrain
+    from blip.runs.calls import evaluate, finetune, pretrain
 
 __version__ = "0.1.0"
 __all__ = [
@@ -40,9 +40,9 @@ __all__ = [
 MODULE_OF = {
     "data": "data",  # the package itself, which can be called
     "load": "inference.load",
-    "finetune": "runs.training",
-    "pretrain": "runs.training",
-    "evaluate": "runs.training",
+    "finetune": "runs.calls",
+    "pretrain": "runs.calls",
+    "evaluate": "runs.calls",
     "Run": "runs.run",
     "trace": "interpret.trace",
     "names": "interpret.trace",
