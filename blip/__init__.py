@@ -14,8 +14,8 @@ if TYPE_CHECKING:  # for editors, which complete and check by these lines
     from blip.interpret.lenses import attention_rollout, logit_lens, patch_lens
     from blip.interpret.maps import gradcam
     from blip.interpret.trace import names, patch_from, trace, zero_head
-    from blip.runs.run import Run
     from blip.runs.calls import evaluate, finetune, pretrain
+    from blip.runs.run import Run
 
 __version__ = "0.1.0"
 __all__ = [

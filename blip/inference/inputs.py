@@ -50,7 +50,8 @@ def as_list(items: Images | Texts) -> list:
     single = isinstance(items, str | Path | Image.Image | bytes | bytearray | memoryview) or hasattr(items, "read")
     if single or (isinstance(items, np.ndarray) and items.dtype.kind not in "OUS"):
         return [_one(items)]
-    return [_one(item) for item in items]
+    several: Any = items
+    return [_one(item) for item in several]
 
 
 def _one(item: Any) -> Any:

@@ -3,7 +3,8 @@
     >>> run = blip.runs.open("runs/vqa-1")  # the folder of any run, also of the training scripts
 
 Imports `tasks`, `train`, `data`, `inference`, `checkpoints`, `reports`, `config`, `options`, `console`, `html_page`,
-`outputs`, `distributed`, `files` and `errors`; nothing but the package itself imports it. Read `blip/runs/calls.py` first.
+`outputs`, `distributed`, `files` and `errors`; nothing but the package itself imports it. Read `blip/runs/calls.py`
+first.
 
 calls       trains and evaluates by the functions that the scripts call
 run         a run, by its folder: history, curves, samples, scores, weights
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blip.runs.run import Run as Run
-    from blip.runs.run import open_run as open
+    from blip.runs.run import open_run as open  # noqa: F401
 
 
 def __getattr__(name: str) -> Any:

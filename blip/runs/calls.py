@@ -1,4 +1,4 @@
-"""`blip.finetune`, `blip.pretrain` and `blip.evaluate`: what the training scripts do, in the process that calls them."""
+"""`blip.finetune`, `blip.pretrain` and `blip.evaluate`: what the scripts do, in the process that calls them."""
 
 import os
 from collections.abc import Mapping
@@ -40,8 +40,8 @@ def finetune(
     """Fine-tunes a model, as the training scripts do, and returns the run.
 
     Progress is shown while it trains. An interruption (Ctrl-C, or a notebook's stop button) saves the step that is
-    finished; in a notebook the call then returns, and `resume` of the run continues. Random numbers of the process go on
-    afterwards as if nothing had happened.
+    finished; in a notebook the call then returns, and `resume` of the run continues. Random numbers of the process go
+    on afterwards as if nothing had happened.
 
     Args:
         task: vqa, caption, retrieval or nlvr.
@@ -147,7 +147,7 @@ def evaluate(
     entry = entry_of(task, fine_tuning=True)
     assert entry.score is not None
     call = f"blip.evaluate({task!r}, ...)"
-    with_options(entry.config(), options, call)  # a typing error is told before anything is read
+    with_options(entry.config.model_validate({}), options, call)  # a typing error is told before anything is read
     weights, records = _weights(checkpoint), {"val_file": [], "test_file": entries_of(data)}
     given: dict[str, Any] = {**options, "init_from": weights, "device": device}
     run = run_with(weights)

@@ -38,7 +38,7 @@ def settings(
         ConfigError: an option is unknown, or a value cannot be used; the message names the nearest options.
         InputError: data of a kind that cannot be trained on.
     """
-    base = entry.config() if config is None else load_config(config, entry.config)
+    base = entry.config.model_validate({}) if config is None else load_config(config, entry.config)
     values = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in options.items()}
     values |= {key: entries_of(value) for key, value in data.items() if value is not None}
     if config is None:

@@ -1,4 +1,4 @@
-"""In a real kernel of Jupyter: progress is shown, no warning is; an interruption saves and returns; the kernel goes on."""
+"""In a real kernel of Jupyter: progress is shown and no warning; an interruption saves and returns; others follow."""
 
 import os
 import queue
@@ -22,7 +22,8 @@ TRAIN = f"""
 import blip
 options = {MODEL_SIZES!r} | dict(
     tokenizer="train", vocab_size=200, image_size=32, crop_scale=None, randaugment=None, precision="fp32", drop_path=0,
-    lr=1e-3, warmup_steps=2, k_test=4, batch_size=16, max_text_tokens=32, num_workers=2, log_every_steps=2, device="cpu",
+    lr=1e-3, warmup_steps=2, k_test=4, batch_size=16, max_text_tokens=32, num_workers=2, log_every_steps=2,
+    device="cpu",
 )
 run = blip.finetune("vqa", "questions.json", val="questions.json", epochs=EPOCHS, **options)
 run

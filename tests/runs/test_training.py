@@ -166,15 +166,15 @@ def test_mistakes_are_told_and_leave_no_folder(data: Path, here: Path) -> None:
         blip.evaluate("vqa", "x", train, batchsize=3)
     with pytest.raises(InputError, match="did you mean 'vqa'"):
         blip.finetune("vqas", train)
-    with pytest.raises(InputError, match="blip.pretrain"):
+    with pytest.raises(InputError, match=r"blip.pretrain"):
         blip.finetune("pretrain", train)
-    with pytest.raises(InputError, match="list cannot be trained on|dict|int cannot be trained on"):
+    with pytest.raises(InputError, match=r"list cannot be trained on|dict|int cannot be trained on"):
         blip.finetune("vqa", [3])  # type: ignore[list-item]
     with pytest.raises(ConfigError, match="train_file is empty"):
         blip.finetune("vqa", **QUESTIONS)
     with pytest.raises(ConfigError, match="output_dir"):
         blip.finetune("vqa", train, resume=True)
-    with pytest.raises(AnnotationError, match="absent.json"):
+    with pytest.raises(AnnotationError, match=r"absent.json"):
         blip.finetune("vqa", "absent.json", **QUESTIONS)
     with pytest.raises(InputError, match="no such folder"):
         blip.runs.open("runs/absent")
