@@ -63,10 +63,12 @@ def run(notebook: Any, folder: Path) -> Any:
 
 
 def _kept(output: Any) -> Any:
-    """An output in the forms that are stored; None where it has none of them."""
+    """An output in the forms that are stored; None where it has none of them, is empty, or was a bar."""
     if output.output_type in ("display_data", "execute_result"):
         output.data = {form: content for form, content in output.data.items() if form in SHOWN}
-        return output if output.data else None
+        text = "".join(output.data.get("text/plain", ""))
+        empty = not output.data or (output.output_type == "display_data" and text.strip() in ("", "Output()"))
+        return None if empty and "image/png" not in output.data else output
     return output
 
 
