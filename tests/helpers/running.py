@@ -103,6 +103,7 @@ def _as_main(arguments: list[str], env: dict, folder: str, output: str) -> None:
         os.dup2(os.open(os.path.join(output, stream), os.O_WRONLY | os.O_CREAT), descriptor)
     os.environ.clear()
     os.environ.update(env)
+    tempfile.tempdir = None  # the server of processes found its own already; TMPDIR of `env` counts
     os.chdir(folder)
     torch.set_num_threads(1)
     sys.argv = arguments

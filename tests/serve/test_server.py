@@ -258,6 +258,7 @@ def test_an_interrupt_ends_it_at_once_and_leaves_nothing(folder: Path, checkpoin
     with Server(checkpoints["vqa"], folder=folder / "ended") as server:
         page = Page(server.address)
         page.upload(folder / "images" / "a.png")
+        assert server.files() == ["a.png"], "no request has read it yet"
         with page.client.stream("GET", f"{API}/heartbeat/abc"):  # a page is open
             assert server.interrupt() < 10
         assert server.program.poll() == 0 and not server.errors
