@@ -31,6 +31,7 @@ from blip.inference.cli import claim_json
 from blip.interpret import cli as interpret
 from blip.outputs import claim_output, writing
 from blip.pubmed import cli as pubmed
+from blip.reports import cli as reports
 from blip.serve import cli as serve
 from blip.train.torchrun import torchrun
 
@@ -251,6 +252,7 @@ def options(
 
 VERBS_OF_ROOMS: tuple[Callable[..., None], ...] = (
     inference.caption, inference.match, inference.answer, interpret.explain, interpret.activations, interpret.localise,
+    reports.show, reports.report,
     serve.serve,
 )  # fmt: skip
 for verb in VERBS_OF_ROOMS:

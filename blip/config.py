@@ -80,6 +80,7 @@ class RunConfig(BaseModel):
     # log and state
     log_every_steps: int = Field(50, gt=0)  # steps between two lines of metrics.jsonl [steps]
     eval_every_epochs: int = Field(1, gt=0)  # epochs between two validations [epochs]
+    report: bool = False  # make report.html, the page of `blip report`, again after each evaluation
     val_loss: bool = True  # an evaluation also computes the losses of the validation data
     save_every_steps: int | None = Field(None, gt=0)  # null: at the end of each epoch [steps]
     save_every_minutes: float | None = Field(30.0, gt=0)  # null: no checkpoints by time [minutes]

@@ -6,16 +6,18 @@ and is escaped, unless it is `Html`, which only the functions here make.
 """
 
 import base64
+import hashlib
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from numbers import Real
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 from blip.errors import visible
@@ -90,6 +92,67 @@ def image(picture: Image.Image, format: str = "PNG", quality: int | None = None,
     picture.save(data, format, **({} if quality is None else {"quality": quality}))
     text = base64.b64encode(data.getvalue()).decode()
     return _part("image", f"data:image/{format.lower()};base64,{text}", alt)
+
+
+# what plotting libraries write and what a drawing needs of it
+SVG_ELEMENTS = ("svg", "g", "defs", "clipPath", "path", "rect", "use", "text", "tspan")
+SVG_ATTRIBUTES = ("viewBox", "id", "d", "x", "y", "width", "height", "transform", "style", "clip-path", "href")
+SVG_STYLE = re.compile(r"[\w\s:;.,#%()+-]*")  # no quotes, no addresses
+LONG_DECIMALS = re.compile(r"(\.\d\d)\d+")  # hundredths of a point are enough for any screen
+
+
+def drawing(svg: str, alt: str, colours: Mapping[str, str]) -> Html:
+    """A drawing of matplotlib as part of the page: its paths and texts alone, in colours that follow the page's.
+
+    Args:
+        svg: a whole SVG document, whose texts are texts (`svg.fonttype: none`).
+        alt: what the drawing shows, for those who do not see it.
+        colours: a colour of the drawing -> what stands for it in the style of the page, such as `var(--ink)`.
+    """
+    prefix = hashlib.sha256(svg.encode()).hexdigest()[:8]  # two drawings on a page may use the same names
+    root = ElementTree.fromstring(svg)
+    for name in ("width", "height"):  # the page decides
+        root.attrib.pop(name, None)
+    return Html(_svg_element(root, prefix, colours, extra=f' role="img" aria-label="{_escaped(alt)}"'))
+
+
+def _svg_element(node: ElementTree.Element, prefix: str, colours: Mapping[str, str], *, extra: str = "") -> str:
+    name = node.tag.rpartition("}")[2]
+    if name not in SVG_ELEMENTS:
+        return ""
+    attributes = []
+    for key, value in node.attrib.items():
+        key = key.rpartition("}")[2]
+        if key == "id":
+            value = f"{prefix}{value}" if name in ("clipPath", "path") else ""
+        elif key == "href":
+            value = f"#{prefix}{value[1:]}" if value.startswith("#") else ""
+        elif key == "clip-path":
+            value = value.replace("url(#", f"url(#{prefix}")
+        elif key == "style":
+            value = _svg_style(value, colours)
+        elif key in ("d", "x", "y", "width", "height", "transform"):
+            value = LONG_DECIMALS.sub(r"\1", " ".join(value.split()))
+        if key in SVG_ATTRIBUTES and value:
+            attributes.append(f' {key}="{_escaped(value)}"')
+    inside = "".join(_svg_element(child, prefix, colours) for child in node)
+    text = _escaped(node.text) if name in ("text", "tspan") and node.text else ""
+    return f"<{name}{extra}{''.join(attributes)}>{text}{inside}</{name}>\n"
+
+
+def _svg_style(style: str, colours: Mapping[str, str]) -> str:
+    kept = []
+    for one in style.split(";"):
+        name, _, value = (part.strip() for part in one.partition(":"))
+        if name == "font":  # its size; the family is the page's
+            name, value = "font-size", next(iter(re.findall(r"[\d.]+px", value)), "10px")
+        if name and SVG_STYLE.fullmatch(value):
+            kept.append(f"{name}: {colours.get(value, value)}")
+    return "; ".join(kept)
+
+
+def _escaped(text: str) -> str:
+    return str(escape(_value(text)))
 
 
 def _part(macro: str, *values: object) -> Html:

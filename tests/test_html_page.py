@@ -94,10 +94,10 @@ def test_an_image_is_part_of_the_page() -> None:
 
 def test_templates_leave_nothing_unescaped() -> None:
     templates = sorted((ROOT / "blip").rglob("*.html"))
-    assert len(templates) == 5
+    assert len(templates) >= 9
     for path in templates:
         text = path.read_text(encoding="utf-8")
-        assert not re.search(r"\|\s*safe|autoescape|<script|\son\w+=|href|=\{\{", text), path
+        assert not re.search(r"\|\s*safe|autoescape|<script|\son\w+=|href(?!=.#)|=\{\{", text), path
 
 
 # ---- text that cannot be shown ---------------------------------------------------------------------------------------

@@ -37,8 +37,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tasks": {"network", "models", "checkpoints", "data", "evaluation", "train", "inference", "hub"}
     | {"config", "tokenizer", "distributed", "errors", "files", "outputs", "hashing", "command_line", "console"},
     "inference.cli": ANYTHING,
-    "interpret": {"inference", "models", "network", "tokenizer", "files", "outputs", "html_page", "errors"}
-    | {"data.formats", "data.images", "data.image_bytes", "data.places", "data.records", "data.jsonl_shards"},
+    "interpret": {"inference", "models", "network", "tokenizer", "files", "outputs", "html_page", "errors", "console"}
+    | {"data.formats", "data.sources", "data.images", "data.image_bytes", "data.places", "data.records"}
+    | {"data.jsonl_shards"},
     "interpret.cli": ANYTHING,
     "serve": {"inference", "interpret", "models", "distributed", "html_page", "errors", "files"}
     | {"data.images", "data.image_bytes"},
@@ -53,6 +54,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"data.images", "data.image_bytes", "data.webdataset"},
     "pubmed.run": {"errors", "files", "outputs", "hashing", "config", "data.image_bytes"},
     "pubmed.cli": ANYTHING,
+    "reports": {"train", "tasks.config", "options", "interpret", "inference", "models", "evaluation", "data", "config"}
+    | {"html_page", "files", "errors"},
+    "reports.cli": ANYTHING,
     "cli": ANYTHING,
     "__main__": {"cli"},
     "__init__": {"data", "inference", "interpret"},

@@ -7,7 +7,7 @@ annotators (`vqa_accuracy`). All scores are shares, 0 to 1.
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from blip.evaluation.bootstrap import Interval, MetricError, bootstrap
 
@@ -154,6 +154,7 @@ def score_answers(
     groups: Sequence[Hashable] | None = None,
     seed: int = 0,
     written: Written | None = None,
+    scores: Mapping[str, AnswerScore] = ANSWER_SCORES,
 ) -> dict[str, dict[str, Interval]]:
     """Every answer score by answer type: result["token_f1"]["open"] is an interval with its number of answers.
 
@@ -165,6 +166,7 @@ def score_answers(
         groups: (N,) image or patient of each answer, see `bootstrap`.
         seed: of the bootstrap, where a score needs one.
         written: the spelling of the model's tokenizer, see `score_as_written`.
+        scores: which ones, by their names.
 
     Raises:
         MetricError: lists of different lengths, nothing to score, an answer without reference.
@@ -177,7 +179,7 @@ def score_answers(
     members = {kind: [i for i, own in enumerate(kinds) if kind in own] for kind in sorted(set[str]().union(*kinds))}
     members["all"] = list(range(len(kinds)))
     result: dict[str, dict[str, Interval]] = {}
-    for name, score in ANSWER_SCORES.items():
+    for name, score in scores.items():
         pairs = zip(predictions, references, strict=True)
         values = [score_as_written(score, answer, several, written) for answer, several in pairs]
         result[name] = {}

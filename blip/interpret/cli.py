@@ -1,18 +1,23 @@
 """`blip explain`, `blip activations` and `blip localise`: maps, activations and the pointing game over data."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from blip.command_line import (
     BatchSize,
     Checkpoint,
+    ColumnNames,
+    DatasetForm,
     Device,
+    ImageRoot,
     JsonFile,
     MaxImageMb,
     Overwrite,
+    Split,
     TokenizerFile,
     alone,
     as_input,
@@ -21,11 +26,21 @@ from blip.command_line import (
 )
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.data.places import images_of
-from blip.inference.cli import claim_json, load_model, places_and_texts
+from blip.inference.cli import claim_json, load_model, places_and_texts, reading
 from blip.outputs import claim_output, refuse_inputs, writing
 
 if TYPE_CHECKING:
     from blip.interpret.explain_files import Wanted
+
+MapTask = Annotated[
+    str, typer.Option(help="match, caption, answer, or image: without a text; the checkpoint's own unless given")
+]
+MapMethod = Annotated[
+    str, typer.Option(help="relevance unless given; gradcam, raw or rollout, which needs no text for the image alone")
+]
+Target = Annotated[
+    str, typer.Option(help="of records: explain the model's own captions and answers (predicted), or the true ones")
+]
 
 
 def explain(
@@ -43,19 +58,16 @@ def explain(
         list[str] | None,
         typer.Option("--text", "--question", help="a text, caption or question, instead of arguments; several times"),
     ] = None,
-    task: Annotated[
-        str, typer.Option(help="match, caption, answer, or image: without a text; the checkpoint's own unless given")
-    ] = "",
-    method: Annotated[
-        str,
-        typer.Option(help="relevance unless given; gradcam, raw or rollout, which needs no text for the image alone"),
-    ] = "",
+    task: MapTask = "",
+    method: MapMethod = "",
     layer: Annotated[int | None, typer.Option(help="whose cross-attention; the middle one unless given")] = None,
     rows: Annotated[str, typer.Option(help="words, or enc: the [ENC] row alone")] = "words",
-    target: Annotated[
-        str, typer.Option(help="of records: explain the model's own captions and answers (predicted), or the true ones")
-    ] = "predicted",
+    target: Target = "predicted",
     beams: Annotated[int, typer.Option(min=1, help="of the model's own captions, as in `blip caption`")] = 3,
+    dataset: DatasetForm = "json",
+    split: Split = "",
+    columns: ColumnNames = None,
+    image_root: ImageRoot = "",
     limit: Annotated[int, typer.Option(min=0, help="the first images or records alone; 0: all")] = 20,
     batch_size: BatchSize = 4,
     max_image_mb: MaxImageMb = MAX_MB,
@@ -71,11 +83,12 @@ def explain(
     with user_errors():
         places, texts = places_and_texts(arguments, text, "--text")
         check_ending(out)
-        wanted, bad = first_pairs(places, texts, limit)
+        read = reading(dataset, split, columns, image_root=image_root, limit=0)
+        wanted, bad = first_pairs(places, texts, limit, read)
         decoding = replace(CAPTIONS, beams=beams)
         how = How(task, method, layer, rows, target=target, decoding=decoding, batch_size=batch_size)
         images = [one.image for one in wanted]
-        inputs: list[str | Path] = [*places, *images, checkpoint, *filter(None, [tokenizer]), *texts, repr(how)]
+        inputs: list[str | Path] = [*places, *images, checkpoint, *filter(None, [tokenizer]), *texts, repr((how, read))]
         first, *others = files_of(out, len(wanted))
         names = [path.name for path in others]
         claim = claim_output(first, "explain", inputs=inputs, overwrite=overwrite, names=names)
@@ -90,17 +103,20 @@ def explain(
     raise typer.Exit(1 if bad or problems else 0)
 
 
-def first_pairs(places: list[str], texts: list[str], limit: int) -> tuple[list["Wanted"], list[str]]:
+def first_pairs(
+    places: list[str], texts: list[str], limit: int, how: dict[str, Any]
+) -> tuple[list["Wanted"], list[str]]:
     """The first `limit` (0: all) images or records of places, and messages about records that cannot be used."""
     from blip.interpret.explain_files import find_pairs
     from blip.interpret.pictures import PictureError
 
     bad: list[str] = []
-    wanted = [pair for place in places for pair in find_pairs(place, texts, bad)]
+    pairs = (pair for place in places for pair in find_pairs(place, texts, bad, **how))
+    wanted = list(itertools.islice(pairs, limit + 1) if limit else pairs)
     if bad and not wanted:
         raise PictureError(bad[0])
-    if 0 < limit < len(wanted):
-        say(f"{limit} of {len(wanted)} are explained; --limit 0 explains all", err=True)
+    if limit and len(wanted) > limit:
+        say(f"the first {limit} are explained; --limit 0 explains all", err=True)
         wanted = wanted[:limit]
     return wanted, bad
 
@@ -127,7 +143,7 @@ def activations(
     from blip.interpret.explain_files import find_pairs
 
     with user_errors():
-        wanted = find_pairs(data, [])
+        wanted = list(find_pairs(data, []))
         inputs: list[str | Path] = [data, *(one.image for one in wanted), checkpoint, *filter(None, [tokenizer])]
         known = is_index(out)  # `capture` compares the settings
         claim_output(out, "activations", inputs=inputs, folder=True, overwrite=overwrite, known=known)

@@ -178,7 +178,10 @@ def _pairs(
     if objective.has_answers:
         replies = completed_answers(m, pictures, words, answers=replies)
         check_texts(m, replies, "answer")
-    return [Pair(*pair, *origin) for *pair, origin in zip(pictures, words, replies, origins, strict=True)]
+    return [
+        Pair(picture, text, reply, *origin)
+        for picture, text, reply, origin in zip(pictures, words, replies, origins, strict=True)
+    ]
 
 
 def _request(m: Predictor, objective: Objective, *, method: str, layer: int | None, rows: str) -> Request:

@@ -3,21 +3,21 @@
 A record that cannot be explained is reported and left out; it never ends the rest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from blip.data.formats import iter_records
-from blip.data.images import find_images, readable_batches
-from blip.data.places import is_annotation_file
-from blip.data.records import path_problem, text_problem
+from blip.console.bars import Bars
+from blip.data.images import readable_batches
+from blip.data.places import find_records, is_source
+from blip.data.sources import source_of
 from blip.errors import InputError
 from blip.inference.inputs import CAPTIONS
 from blip.inference.predictor import Predictor
-from blip.interpret.explain import PAIRS_AT_ONCE, Explanation, explain_pairs, objective_of
+from blip.interpret.explain import PAIRS_AT_ONCE, Explanation, Origin, explain_pairs, objective_of
 from blip.interpret.objectives import Objective, completed_answers, completed_captions
 from blip.interpret.pictures import PictureError, check_ending, files_of, needs_matplotlib, save, sized
 from blip.models.decoding import Decoding
@@ -31,6 +31,7 @@ class Wanted:
     text: str
     answer: str = ""
     of_record: bool = False  # text and answer stand in a data set; else they are the caller's
+    truth: str = ""  # the record's caption or all of its answers
 
 
 @dataclass(frozen=True)
@@ -55,46 +56,34 @@ class How:
             raise InputError(f"target is {self.target!r}; it can be predicted or true")
 
 
-def find_pairs(place: str | Path, texts: Sequence[str], problems: list[str] | None = None) -> list[Wanted]:
-    """Every text about an image, or about every image of a folder; or the records of an annotation file.
+def find_pairs(
+    place: str | Path, texts: Sequence[str], problems: list[str] | None = None, **how: Any
+) -> Iterator[Wanted]:
+    """Every text about an image, or about every image of a folder; or the records of any source.
 
-    Records have `image`, and `caption`, or `question` and perhaps `answer`; of several captions the first is taken.
-    A record with neither gets an empty text, which is enough where none is needed.
+    Of several captions the first is taken. A record without a text gets an empty one, which is enough where none is
+    needed.
+
+    Args:
+        place: as in `find_records`, whose options `how` holds.
+        problems: gets a message for each record that cannot be used, which is left out.
 
     Raises:
-        PictureError: a record cannot be used. With `problems` its message goes there, and the record is left out.
+        PictureError: the source has texts of its own, or two images a record.
+        AnnotationError: a record cannot be used, without `problems`; or the source cannot be read.
     """
-    place = Path(place)
-    if not is_annotation_file(place):
-        return [Wanted(image, text) for image in find_images([place]) for text in texts or [""]]
-    if texts:
+    if texts and is_source(source_of(place, **how)):
         raise PictureError(f"{place} has its own texts: leave out {texts[0]!r}")
-    wanted = []
-    for where, record in iter_records(place, needed=("image",), also=("caption", "question", "answer")):
-        try:
-            wanted.append(_wanted(place, where, record if isinstance(record, dict) else {}))
-        except PictureError as error:
-            if problems is None:
-                raise
-            problems.append(str(error))
-    return wanted
-
-
-def _wanted(place: Path, where: str, record: dict[str, Any]) -> Wanted:
-    image, text = record.get("image"), _first(record.get("question") or record.get("caption"))
-    answer = _first(record.get("answer")) if record.get("question") else ""
-    if not isinstance(image, str) or text is None or answer is None:
-        raise PictureError(f"{place}, {where}: needs image, and caption, or question and answer, as texts")
-    if problem := path_problem(image) or text_problem(text) or text_problem(answer):
-        raise PictureError(f"{place}, {where}: its image or text {problem}")
-    return Wanted(place.parent / image, text, answer, of_record=True)
-
-
-def _first(value: Any) -> str | None:
-    """A text, or the first one of a list; "" for nothing, None for anything else."""
-    value = value[0] if isinstance(value, list) and value else value
-    value = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-    return "" if value is None or value == [] else value if isinstance(value, str) else None
+    on_problem = None if problems is None else lambda error: problems.append(str(error))
+    for record in find_records(place, on_problem=on_problem, **how):
+        if len(record.images) > 1:
+            raise PictureError(f"{record.place}: a map has one image, and the record has {len(record.images)}")
+        image, answers = Path(record.image), record.answers
+        if texts:
+            yield from (Wanted(image, text) for text in texts)
+        else:
+            truth = " / ".join(answers) if record.question else record.text
+            yield Wanted(image, record.text, next(iter(answers), ""), of_record=bool(record.place), truth=truth)
 
 
 def check_wanted(m: Predictor, wanted: Sequence[Wanted], needed: bool) -> None:
@@ -135,7 +124,8 @@ def explain_files(
     images: list[Any] = []
     explanations: list[Explanation] = []
     names: list[str] = []
-    for asked, opened, unread in readable_batches(usable, how.batch_size, lambda one: one.image, limits=m.limits):
+    batches = readable_batches(usable, how.batch_size, lambda one: one.image, limits=m.limits)
+    for asked, opened, unread in Bars().over(batches, "explaining", -(-len(usable) // how.batch_size)):
         problems += unread
         for one, image, explanation in _explained(m, asked, opened, objective=objective, how=how, problems=problems):
             images.append(sized(image))
@@ -205,9 +195,14 @@ def _with_origin(explanation: Explanation, one: Wanted, objective: Objective, ho
     """The explanation with where its text and its answer come from, and what the record says."""
     own = how.target == "predicted"
     if objective.has_answers:
-        answer_is = "predicted" if not one.answer or (own and one.of_record) else "true" if one.of_record else "given"
-        return replace(explanation, answer_is=answer_is, truth=one.answer if one.of_record and own else "")
+        return replace(explanation, answer_is=_origin(one.answer, one.of_record, own), truth=one.truth if own else "")
     if objective.writes_texts:
-        text_is = "predicted" if not one.text or (own and one.of_record) else "true" if one.of_record else "given"
-        return replace(explanation, text_is=text_is, truth=one.text if one.of_record and own else "")
+        return replace(explanation, text_is=_origin(one.text, one.of_record, own), truth=one.truth if own else "")
     return replace(explanation, text_is="true" if one.of_record else "given")
+
+
+def _origin(known: str, of_record: bool, own: bool) -> Origin:
+    """Where the explained text comes from; `own`: of records, the model's is explained."""
+    if not known or (own and of_record):
+        return "predicted"
+    return "true" if of_record else "given"

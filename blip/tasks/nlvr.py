@@ -109,8 +109,14 @@ class Judging(FineTuning):
         right = [(probability > 0.5) == statements[i].label for i, probability in judged]
         labels = [statements[i].label for i, _ in judged]
         rows = [
-            {"id": statements[i].id, "sentence": statements[i].sentence, "label": statements[i].label, "probability": p}
-            for i, p in judged
+            {
+                "id": one.id,
+                "images": [one.images] if isinstance(one.images, str) else list(one.images),
+                "sentence": one.sentence,
+                "label": one.label,
+                "probability": p,
+            }
+            for one, p in ((statements[i], p) for i, p in judged)
         ]
         self.write(f"judgements_{split}.json", rows)
         shown = chosen(len(statements))

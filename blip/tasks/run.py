@@ -22,6 +22,7 @@ from blip.train.checkpoint import newest_checkpoint
 from blip.train.evaluated import EVALUATIONS, evaluation_name, open_evaluation, weights_of
 from blip.train.folder import BEST, CONFIG, open_run
 from blip.train.record import Record, own
+from blip.train.report import Reporter
 from blip.train.run import fit
 
 
@@ -56,6 +57,8 @@ def train(
             weights = best if best.is_dir() else newest_checkpoint(output) or best
             load_strict(plain(task), load_weights(weights)[0], str(weights))
             report(task, {"weights": str(weights), **task.scores("test")}, "test.json")
+            if config.report and distributed.is_main():
+                Reporter(output, warn).end()
     return finished
 
 

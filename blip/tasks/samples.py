@@ -5,6 +5,7 @@ from typing import Any
 
 from blip.data.sets.questions import Question
 from blip.data.sets.statements import Statement
+from blip.evaluation.answers import Written, exact_match, score_as_written
 
 SHOWN = 16  # records
 
@@ -38,6 +39,16 @@ def main_answer(question: Question) -> str:
     """The answer with the largest weight, "" where none is known."""
     weights = dict(zip(question.answers, question.weights, strict=True))
     return max(weights, key=weights.__getitem__, default="")
+
+
+def about_answer(question: Question, answer: str, written: Written) -> dict[str, Any]:
+    """What answers are chosen by when they are shown: the type and category of the question where the data name them,
+    and whether the answer is right. `written`: see `score_as_written`."""
+    about = {"answer_type": question.answer_type, "category": question.category}
+    found: dict[str, Any] = {name: value for name, value in about.items() if value}
+    if references := question.references or question.answers:
+        found["right"] = score_as_written(exact_match, answer, references, written) == 1
+    return found
 
 
 def of_statement(index: int, statement: Statement, probability: float) -> dict[str, Any]:

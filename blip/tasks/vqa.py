@@ -30,7 +30,7 @@ from blip.data.questions import (
     read_questions,
 )
 from blip.data.sets.questions import Question
-from blip.evaluation.answers import exact_match, score_answers, score_as_written, vqa_accuracy
+from blip.evaluation.answers import exact_match, score_answers, vqa_accuracy
 from blip.evaluation.bootstrap import as_json, bootstrap
 from blip.evaluation.losses import LossSums, with_total
 from blip.models.answer_tree import AnswerTree
@@ -42,7 +42,7 @@ from blip.tasks.data_options import entries, is_there, read_as
 from blip.tasks.finetune import FineTuning
 from blip.tasks.rehearsal import rehearse
 from blip.tasks.run import evaluate, train
-from blip.tasks.samples import of_questions
+from blip.tasks.samples import about_answer, of_questions
 from blip.train.history import SAMPLES
 from blip.train.launch import launch
 from blip.train.loop import Step
@@ -227,7 +227,7 @@ class Answering(FineTuning):
     def _write(self, split: str, asked: list[Question], given: list[tuple]) -> None:
         rows = [
             {"question_id": q.question_id, "image": q.image, "question": q.question, "answer": text, "probability": p,
-             "references": q.references or q.answers}
+             "references": q.references or q.answers, **about_answer(q, text, self.tokenizer.written)}
             for q, (_, text, p) in zip(asked, given, strict=True)
         ]  # fmt: skip
         self.write(f"answers_{split}.json", rows)
@@ -265,10 +265,10 @@ class Answering(FineTuning):
         if self.trained_on is not None:
             metrics[f"{split}_images_in_training"] = shared_images(self.trained_on, self.held_out[split])
             blind = majority_answers(self.trained_on, questions)
-            pairs = zip(blind, references, strict=True)
-            metrics[f"{split}_majority"] = float(
-                np.mean([score_as_written(exact_match, text, several, written) for text, several in pairs])
-            )
+            types, only = [q.answer_type for q in questions], {"exact_match": exact_match}
+            without_images = score_answers(blind, references, types, scores=only, **options)["exact_match"]
+            details["majority_by_type"] = as_json(without_images)
+            metrics[f"{split}_majority"] = without_images["all"].mean
         if self.config.inference == "rank":
             decoding = {"k": self.config.k_test, "answers": len(self.answers)}
         else:

@@ -18,5 +18,6 @@ evaluated    the configuration and the folder of an evaluation without training
 checkpoint state record inputs   the files of a run; what training.pt holds; fingerprints of what a run reads
 log          what a run logs, to files and to the terminal
 history      reads what a run has logged
+report       the page of a run, made again after each evaluation
 meter        means over steps and processes
 """

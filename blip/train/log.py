@@ -16,6 +16,7 @@ from blip.console.bars import Bars
 from blip.errors import BlipError, printable
 from blip.files import ReadError, parse_json, raw_lines, read_json_lines, write_error, write_whole
 from blip.train.history import EVALUATION, LINE, LOGS, METRICS, OF_STEPS
+from blip.train.report import Reporter
 from blip.train.schedule import Epochs
 
 # what a line on the terminal shows, the most important first; the file has all of it
@@ -48,6 +49,7 @@ class RunLog:
         pending: what the step before lacks, see `LastStep`: its line or its evaluation, which are written again.
         scores: the most important scores of an evaluation, for the terminal.
         tensorboard: also write event files to `output/tensorboard`.
+        report: make the page of the run after each epoch.
     """
 
     def __init__(
@@ -60,17 +62,21 @@ class RunLog:
         pending: Sequence[str] = (),
         scores: Sequence[str] = (),
         tensorboard: bool = False,
+        report: bool = False,
     ):
         self.active = distributed.is_main()
         self.bars = Bars(quiet=not self.active)
         self.console = self.bars.console
         self.writer: Any = None
+        self.reporter: Reporter | None = None
         if not self.active:
             return
         self.output, self.path, self.epochs = Path(output), Path(output) / METRICS, epochs
         self.waiting: list[tuple[str, list[dict[str, Any]]]] = []  # of the evaluation whose line comes next
         for name in LOGS:
             _truncate(self.output / name, start_step, pending)
+        if report:
+            self.reporter = Reporter(self.output, lambda text: self.message(text, style="yellow"))
         if tensorboard:
             self.writer = _summary_writer(self.output / "tensorboard", start_step + 1)
         self.total_steps = total_steps
@@ -99,6 +105,8 @@ class RunLog:
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._to_tensorboard("add_scalar", name, value, step)
+        if self.reporter and OF_STEPS not in values:
+            self.reporter.begin()
 
     def add(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Lines for another file of the log, which are written before the line of the evaluation that they are of."""
@@ -146,8 +154,10 @@ class RunLog:
         self.console.print(printable(text), style=style, highlight=False, markup=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Ends the progress bar and the files."""
+        """Ends the progress bar and the files, and makes the run's page."""
         self.bars.close()
+        if self.reporter:
+            self.reporter.end()
         if self.writer:
             with suppress(OSError):
                 self.writer.close()

@@ -87,6 +87,7 @@ def fit(task: Task, config: RunConfig, folder: RunFolder) -> bool:
         pending=pending,
         scores=getattr(task, "main_scores", ()),
         tensorboard=config.tensorboard,
+        report=config.report,
     )
     save = _saving(task, optimizer, log, folder, config.keep_checkpoints, info=info)
     loop = Loop(

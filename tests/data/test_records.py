@@ -20,7 +20,6 @@ from blip.data.records import MAX_TEXT
 from blip.data.statements import read_statements
 from blip.data.webdataset import BrokenSample, Raw
 from blip.interpret.explain_files import find_pairs
-from blip.interpret.pictures import PictureError
 
 GOOD: dict[str, dict[str, Any]] = {
     "captions": {"image": "a.png", "caption": "a lesion"},
@@ -73,8 +72,8 @@ def test_nothing_is_fetched(address: str, tmp_path: Path, monkeypatch: pytest.Mo
             READERS[kind]([str(path)])
     with pytest.raises(AnnotationError, match="record 2: its image is an address"):
         images_of([write(tmp_path / "set.json", "captions", image=address)])
-    with pytest.raises(PictureError, match=r"record 2: its image .* is an address"):
-        find_pairs(tmp_path / "set.json", [])
+    with pytest.raises(AnnotationError, match=r"record 2: its image .*is an address"):
+        list(find_pairs(tmp_path / "set.json", []))
     with pytest.raises(UnreadableImage, match="no such file"):
         open_image(address)
 

@@ -12,8 +12,12 @@ from blip.capfilt.report import write_report as write_capfilt_report
 from blip.interpret.explain import Explanation
 from blip.interpret.pictures import save
 from blip.pubmed.report import write_report as write_pubmed_report
+from blip.reports.grid import show
+from blip.reports.items import Choice
+from blip.reports.run_page import report
+from helpers.written_runs import write_answers, write_lines
 
-KINDS = ("capfilt", "explanations", "pubmed")
+KINDS = ("capfilt", "explanations", "pubmed", "show", "report", "comparison")
 
 
 def hostile_texts(address: str) -> list[str]:
@@ -57,6 +61,8 @@ def write_pages(texts: list[str], folder: Path) -> dict[str, Path]:
     capfilt_page(texts, folder, pages["capfilt"])
     explanations_page(texts, pages["explanations"])
     pubmed_page(texts, folder, pages["pubmed"])
+    show_page(texts, folder, pages["show"])
+    report_pages(texts, folder / "runs", pages["report"], pages["comparison"])
     return pages
 
 
@@ -95,6 +101,42 @@ def pubmed_page(texts: list[str], folder: Path, out: Path) -> None:
     numbers = dict.fromkeys(("articles", "figures", "files", "unreadable", "no_file", "no_caption"), 1)
     write_json(folder / "figures.summary.json", numbers | {"other_graphics": counts, "problems": []})
     write_pubmed_report(dataset, out, pairs=len(texts), figures=2 * len(texts))
+
+
+def show_page(texts: list[str], folder: Path, out: Path) -> None:
+    """Every text in every field of results, and as the name of the file that they are in."""
+    about = ("question_id", "question", "answer", "answer_type", "category")
+    rows = [{"image": image, **dict.fromkeys(about, text), "references": [text], "probability": 0.5,
+             "right": bool(n % 2), "candidates": [[text, 0.5]]}
+            for n, text in enumerate(texts) for image in (text, str(folder / "noise.png"))]  # fmt: skip
+    path = folder / "<b>answers&amp;.json"
+    write_json(path, rows)
+    longest = max(map(len, texts)) + 1  # nothing is cut here
+    with patch("blip.reports.grid.LONGEST", longest), patch("blip.reports.grid.cut", lambda text: text):
+        show(path, out, Choice(limit=0))
+
+
+def report_pages(texts: list[str], folder: Path, out: Path, compared: Path) -> None:
+    """Every text in every file of a run, and in the name of the other run."""
+    runs = [write_answers(folder / name, "q") for name in ("first", "<img src=x onerror=alert(1)> {{7*7}} $x$ _")]
+    for run in runs:
+        lines = [{"step": 1, "epoch": 1, "index": n, "image": text, "text": text, "truth": text, "output": text}
+                 for n, text in enumerate(texts)]  # fmt: skip
+        write_lines(run / "samples.jsonl", lines)
+        write_lines(run / "skipped.jsonl", [{"index": 1, "path": text, "reason": text} for text in texts[:1]])
+        (run / "config.yaml").write_text(json.dumps({f"option{n}": text for n, text in enumerate(texts)} | {"lr": 1}))
+        scores = {text: {"mean": 0.5, "low": 0.4, "high": 0.6, "count": 9} for text in texts}
+        write_json(run / "scores_val.json", {"by_type": {"exact_match": scores}, "scores": scores})
+        metrics = [{"step": n, "epoch": n, **{f"val_{text[:200]}": 0.5 for text in texts}} for n in (9, 10)]
+        with open(run / "metrics.jsonl", "a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in metrics))
+    with (
+        patch("blip.reports.samples.LONGEST", 10**7),
+        patch("blip.reports.sections.cut", lambda text, most: text),
+        patch("blip.reports.samples.MOST_RECORDS", len(texts)),
+    ):
+        report(runs[0], out)
+        report(runs, compared)
 
 
 def write_json(path: Path, content: object) -> None:

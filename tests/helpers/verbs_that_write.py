@@ -13,6 +13,7 @@ from blip.capfilt.candidates import SYNTHETIC, WEB
 from blip.data.jsonl_shards import write_jsonl_shards
 from blip.data.phantoms import write_phantoms
 from helpers.random_checkpoints import ANSWERS, random_checkpoint
+from helpers.written_runs import write_answers
 
 ARTICLE = """<?xml version="1.0"?><article xmlns:xlink="http://www.w3.org/1999/xlink"><front><article-meta>
 <article-id pub-id-type="pmc">PMC1</article-id></article-meta></front><body><fig id="f1"><label>Figure 1</label>
@@ -75,6 +76,8 @@ VERBS = {
                            ("scored/shard-00000.jsonl",), ("scored --out", "scored2 --out")),
     "capfilt run": Verb(f"capfilt run --config configs/capfilt.yaml {CAPFILT} --output_dir OUT", "rounds",
                         ("caption", "."), CAPTIONS, folder=True, whole=False),
+    "show": Verb("show captions.json --limit 2 --out OUT", "page.html", (), CAPTIONS),
+    "report": Verb("report run --out OUT", "page.html", (), ("report run", "report run2")),
     "pubmed search": Verb("pubmed search brain --email a@b.org --eutils http://127.0.0.1:9 --out OUT", "corpus", (),
                           ("", ""), folder=True, whole=False),
     "pubmed extract": Verb("pubmed extract articles --out OUT", "figures.jsonl",
@@ -107,6 +110,8 @@ def make_inputs(folder: Path, root: Path) -> None:
         for record in records:
             record["caption"] = "a large lesion"
         (folder / name / "captions.json").write_text(json.dumps(records))
+    for name in ("run", "run2"):
+        write_answers(folder / name)
     (folder / "list.txt").write_text("yes\nno\n")
     (folder / "configs").symlink_to(root / "configs")
     _capfilt_and_pubmed(folder)

@@ -19,7 +19,7 @@ from blip.interpret.explain_files import Wanted, find_pairs
 
 @pytest.fixture
 def wanted(phantoms: Path) -> list[Wanted]:
-    return find_pairs(phantoms / "captions.json", [])[:10]
+    return list(find_pairs(phantoms / "captions.json", []))[:10]
 
 
 def wish(points: list[str], **more: object) -> Capture:

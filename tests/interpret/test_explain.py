@@ -277,7 +277,7 @@ def three(phantoms: Path) -> Path:
 def test_the_caption_that_is_explained_is_the_one_that_is_written(
     model: Predictor, three: Path, tmp_path: Path
 ) -> None:
-    wanted = find_pairs(three, [])
+    wanted = list(find_pairs(three, []))
     for decoding in (CAPTIONS, Decoding(beams=2, max_new_tokens=30)):
         how = How(task="caption", decoding=decoding)
         files, problems = explain_files(model, wanted, tmp_path / "all.npz", how)
@@ -304,7 +304,9 @@ def test_the_answer_of_a_record_is_never_shown_as_the_models(
 ) -> None:
     m = vqa_model(tiny_checkpoint)
     m.info["answers"] = ["round", "square"]
-    questions = [Wanted(picture, "what shape?", "triangle", of_record=True) for picture in pictures[:2]]
+    questions = [
+        Wanted(picture, "what shape?", "triangle", of_record=True, truth="triangle") for picture in pictures[:2]
+    ]
     explain_files(m, questions, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     (own,) = {answer.text for answer in m.answer(pictures[:2], ["what shape?"] * 2)}
@@ -323,15 +325,15 @@ def test_one_bad_record_does_not_end_the_rest(model: Predictor, three: Path, tmp
     records += [{"image": records[2]["image"], "caption": "a\u0000b"}, {"image": 3}]
     three.write_text(json.dumps(records))
     problems: list[str] = []
-    wanted = find_pairs(three, [], problems)
-    assert len(wanted) == 3 and len(problems) == 2 and "record 4" in problems[0] and "record 5" in problems[1]
+    wanted = list(find_pairs(three, [], problems))
+    assert len(wanted) == 2 and re.findall(r"record \d", " ".join(problems)) == ["record 1", "record 4", "record 5"]
     _, unusable = explain_files(model, wanted, tmp_path / "all.html", How(task="match"))
-    assert (tmp_path / "all.html").read_text().count("<section>") == 1 and len(unusable) == 2
-    assert "is empty" in unusable[0] and "the model reads 32" in unusable[1]
-    with pytest.raises(PictureError, match="is empty"):
+    assert (tmp_path / "all.html").read_text().count("<section>") == 1 and len(unusable) == 1
+    assert "the model reads 32" in unusable[0]
+    with pytest.raises(PictureError, match="the model reads 32"):
         explain_files(model, wanted[:1], tmp_path / "none.html", How(task="match"))
     _, unusable = explain_files(model, wanted, tmp_path / "own.html", How(task="caption"))  # needs none of them
-    assert not unusable and (tmp_path / "own.html").read_text().count("<section>") == 3
+    assert not unusable and (tmp_path / "own.html").read_text().count("<section>") == 2
 
 
 def test_what_a_model_writes_may_be_empty(
@@ -339,7 +341,7 @@ def test_what_a_model_writes_may_be_empty(
 ) -> None:
     captions = iter(["a lesion", "", "chest"])
     monkeypatch.setattr(Predictor, "caption", lambda m, images, **options: [next(captions) for _ in images])
-    _, problems = explain_files(model, find_pairs(three, []), tmp_path / "all.html", How(task="caption"))
+    _, problems = explain_files(model, list(find_pairs(three, [])), tmp_path / "all.html", How(task="caption"))
     assert len(problems) == 1 and "000001.png: the model's text '' is empty" in problems[0]
     assert (tmp_path / "all.html").read_text().count("<section>") == 2
 
@@ -364,7 +366,7 @@ def test_command_explains_the_first_records(tiny_checkpoint: Path, phantoms: Pat
     options = ["--checkpoint", tiny_checkpoint, "--out", out]
     code, said = run_explain(phantoms / "captions.json", *options)
     count = len(json.loads((phantoms / "captions.json").read_text()))
-    assert code == 0 and f"20 of {count} are explained; --limit 0 explains all" in said, said
+    assert code == 0 and count > 20 and "the first 20 are explained; --limit 0 explains all" in said, said
     assert out.read_text().count("<section>") == 20
     code, said = run_explain(phantoms / "captions.json", *options, "--limit", "2", "--overwrite")
     assert code == 0 and out.read_text().count("<section>") == 2, said

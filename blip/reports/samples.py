@@ -1,0 +1,91 @@
+"""What a model made of the same few validation records at each evaluation, as parts of a page."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
+from blip.data.images import open_image
+from blip.html_page import Html, image
+from blip.reports.grid import cut
+from blip.reports.run_files import RunFiles
+from blip.reports.tiles import QUALITY, small
+
+SIDE = 256  # pixels of a picture's longer side
+MOST_RECORDS = 32  # on a page
+MOST_SHOWN, MOST_OUTPUTS = 4, 40  # outputs of a record that are shown at once, and on request
+LONGEST = 600  # characters of a text
+
+
+@dataclass
+class Sample:
+    """A validation record with what the model, or several models, made of it."""
+
+    picture: Html | None
+    problem: str  # why there is no picture
+    question: str
+    truth: str
+    outputs: list[tuple[str, str]]  # ("epochs 2 to 4", text) of some evaluations, the last one among them
+    more: list[tuple[str, str]]  # of nearly all of them; empty where `outputs` has all
+
+
+def samples_of(runs: Sequence[RunFiles], limits: ImageLimits = LIMITS) -> list[Sample]:
+    """The records of `samples.jsonl`, with the outputs of each evaluation or, of several runs, of the last one."""
+    found: dict[tuple[Any, str], list[tuple[RunFiles, list[dict[str, Any]]]]] = {}
+    for run in runs:
+        own: dict[tuple[Any, str], list[dict[str, Any]]] = {}
+        for line in run.history.samples:
+            own.setdefault((line.get("index"), str(line.get("image", ""))), []).append(line)
+        for key, lines in own.items():
+            found.setdefault(key, []).append((run, lines))
+    return [_sample(of_runs, several=len(runs) > 1, limits=limits) for of_runs in list(found.values())[:MOST_RECORDS]]
+
+
+def _sample(of_runs: list[tuple[RunFiles, list[dict]]], *, several: bool, limits: ImageLimits) -> Sample:
+    run, lines = of_runs[0]
+    picture, problem = None, ""
+    try:
+        path = str(lines[-1].get("image", ""))
+        if not os.path.exists(path) and os.path.exists(run.folder / path):
+            path = str(run.folder / path)
+        picture = image(small(open_image(path, limits), SIDE), "JPEG", QUALITY, alt="image of this record")
+    except UnreadableImage as error:
+        problem = str(error)
+    if several:
+        everything = [(one.name, _text(own[-1].get("output"))) for one, own in of_runs]
+        outputs = everything
+    else:
+        everything = list(_changes(lines))
+        outputs = _thinned(everything, MOST_SHOWN)
+    more = _thinned(everything, MOST_OUTPUTS) if len(outputs) < len(everything) else []
+    return Sample(picture, problem, _text(lines[-1].get("text")), _text(lines[-1].get("truth")), outputs, more)
+
+
+def _changes(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """The outputs that follow each other, with the epochs in which each was written."""
+    first = 0
+    for number, line in enumerate(lines):
+        if number + 1 < len(lines) and lines[number + 1].get("output") == line.get("output"):
+            continue
+        yield _when(lines[first], line), _text(line.get("output"))
+        first = number + 1
+
+
+def _when(first: dict[str, Any], last: dict[str, Any]) -> str:
+    unit = "epoch" if "epoch" in last else "step"
+    one, other = f"{first.get(unit, 0):,}", f"{last.get(unit, 0):,}"
+    return f"{unit} {other}" if one == other else f"{unit}s {one} to {other}"
+
+
+def _thinned(outputs: list[tuple[str, str]], most: int) -> list[tuple[str, str]]:
+    """The first and the last outputs, and some between them."""
+    if len(outputs) <= most:
+        return outputs
+    places = {round(i * (len(outputs) - 1) / (most - 1)) for i in range(most)}
+    return [one for place, one in enumerate(outputs) if place in places]
+
+
+def _text(value: Any) -> str:
+    several = value if isinstance(value, list) else [] if value is None else [value]
+    return cut(" / ".join(map(str, several)), LONGEST)

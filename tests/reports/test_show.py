@@ -1,0 +1,174 @@
+"""`blip show`: what it reads as data and as results, which records it shows in which order, and its page."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers.random_checkpoints import random_checkpoint
+from helpers.running import code_and_text
+from helpers.written_runs import write_answers, write_run
+from PIL import Image
+
+from blip.errors import InputError
+from blip.files import ReadError
+from blip.reports.grid import Grid, show
+from blip.reports.items import Choice, Item
+from blip.reports.results import results_in
+
+pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install -e '.[pictures]'")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_answers(tmp_path / "run")
+
+
+def names(grid: Grid) -> list[str]:
+    return [tile.item.name for tile in grid.tiles]
+
+
+def write(path: Path, records: object) -> Path:
+    path.write_text(json.dumps(records))
+    return path
+
+
+# ---- results ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_in_every_order(run: Path) -> None:
+    assert names(show(run)) == ["q0", "q1", "q2", "q3", "q4"]
+    assert names(show(run, choice=Choice(sort="worst"))) == ["q1", "q3", "q2", "q4", "q0"], "sure and wrong comes first"
+    assert names(show(run, choice=Choice(sort="best", limit=2))) == ["q0", "q4"]
+
+
+def test_types_and_correctness(run: Path) -> None:
+    assert names(show(run, choice=Choice(type="Open"))) == ["q2", "q3"]
+    assert names(show(run, choice=Choice(type="closed", correct=False))) == ["q1"]
+    assert names(show(run / "answers_val.json", choice=Choice(correct=True))) == ["q0", "q2", "q4"]
+    with pytest.raises(InputError, match=r"nothing of --type chest: there are closed, open"):
+        show(run, choice=Choice(type="chest"))
+
+
+def test_the_runs_own_judgement_counts(run: Path) -> None:
+    rows = json.loads((run / "answers_val.json").read_text())
+    rows[1] |= {"right": True, "answer_type": "closed", "category": "organ"}
+    write(run / "answers_val.json", rows)
+    assert names(show(run, choice=Choice(type="organ", correct=True))) == ["q1"]
+
+
+def test_unreadable_images_keep_their_places(run: Path, tmp_path: Path) -> None:
+    grid = show(run, tmp_path / "page.html")
+    assert grid.unreadable == 1 and len(grid.tiles) == 5
+    page = (tmp_path / "page.html").read_text()
+    assert "1 of them cannot be read" in page and "gone.png: " in page
+    assert page.count('src="data:image/jpeg') == 4
+
+
+@pytest.mark.parametrize(
+    ("records", "expected"),
+    [
+        ([{"image": "a.png", "caption": "x", "log_prob": -1.0}],
+         Item(["a.png"], "1", output="x", score=-1.0, score_name="log-probability")),
+        ([{"image": "a.png", "text": "x", "match_probability": 0.75, "itc_score": 0.5}],
+         Item(["a.png"], "1", "x", output="match", score=0.75, score_name="match probability",
+              more=[("cosine (ITC)", "0.500")])),
+        ([{"id": "s", "images": ["a.png", "b.png"], "sentence": "x", "label": True, "probability": 0.25}],
+         Item(["a.png", "b.png"], "s", "x", ["true"], "false", 0.75, "probability", False)),
+    ],
+)  # fmt: skip
+def test_forms_of_results(tmp_path: Path, records: list, expected: Item) -> None:
+    assert results_in(write(tmp_path / "rows.json", records)) == [expected]
+
+
+def test_captions_are_scored_by_their_words(tmp_path: Path) -> None:
+    rows = [{"image": "a.png", "caption": text, "log_prob": -1.0, "references": ["a large lesion"]}
+            for text in ("a large lesion", "no", "a lesion")]  # fmt: skip
+    items = results_in(write(tmp_path / "captions_val.json", rows))
+    assert items is not None and [round(item.score or 0, 2) for item in items] == [1.0, 0.0, 0.8]
+
+
+def test_ranked_texts(tmp_path: Path) -> None:
+    ranked = [{"candidates": [1, 0], "scores": [0.9, 0.1]}, {"candidates": [1, 0], "scores": [0.8, 0.3]}]
+    content = {"metrics": {}, "images": ["a.png", "b.png"], "texts": ["x", "y"], "image_to_text": ranked}
+    items = results_in(write(tmp_path / "r.json", content)) or []
+    assert [(item.output, item.right, item.truth) for item in items] == [("y", None, []), ("y", None, [])]
+    items = results_in(write(tmp_path / "r.json", {**content, "owners": [[0], [1]]})) or []
+    assert [(item.right, item.truth) for item in items] == [(False, ["x"]), (True, ["y"])]
+    assert ("rank of the right text", "2") in items[0].more
+
+
+def test_results_that_cannot_be_shown(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="without paths of images"):
+        results_in(write(tmp_path / "results_val.json", [{"image_id": 1, "caption": "x"}]))
+    with pytest.raises(ReadError, match=r"record 2: is not like the first one"):
+        results_in(write(tmp_path / "rows.json", [{"image": "a", "caption": "x", "log_prob": 0}, {"image": "b"}]))
+    with pytest.raises(InputError, match="no scores to sort by"):
+        show(write(tmp_path / "data.json", [{"image": "a.png", "caption": "x"}]), choice=Choice(sort="worst"))
+    (run / "answers_val.json").unlink()
+    with pytest.raises(InputError, match="a run without results"):
+        show(run)
+
+
+def test_samples_of_a_run_are_those_of_its_last_evaluation(tmp_path: Path) -> None:
+    grid = show(write_run(tmp_path / "pre"))
+    assert len(grid.tiles) == 16 and grid.unreadable == 1
+    assert {tile.item.output for tile in grid.tiles} == {"a lesion 0", "a lesion 200"}
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+def test_data_of_every_kind(phantoms: Path) -> None:
+    captions = show(phantoms / "captions.json", choice=Choice(limit=3))
+    assert [len(tile.pictures) for tile in captions.tiles] == [1, 1, 1] and captions.tiles[0].item.truth
+    questions = show(phantoms / "questions.json", choice=Choice(limit=3, type="open"))
+    assert questions.tiles[0].item.text and questions.tiles[0].item.answer_type == "open"
+    statements = show(phantoms / "statements.json", choice=Choice(limit=2))
+    assert [len(tile.pictures) for tile in statements.tiles] == [2, 2]
+    images = show(phantoms / "images", choice=Choice(limit=2))
+    assert names(images) == ["000000.png", "000001.png"]
+
+
+def test_a_broken_record_is_shown_as_such(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    data = write(
+        tmp_path / "data.json",
+        [{"image": "a.png", "caption": "x"}, {"image": "a.png"}, {"image": "a.png", "caption": "y"}],
+    )
+    grid = show(data, tmp_path / "page.html")
+    assert grid.unreadable == 1 and "has no &#39;caption&#39;" in (tmp_path / "page.html").read_text()
+
+
+def test_no_more_is_read_than_is_shown(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"image": "a.png", "caption": "x"}\n' * 3 + "{ broken")
+    assert len(show(data, choice=Choice(limit=2)).tiles) == 2
+
+
+# ---- the verb --------------------------------------------------------------------------------------------------------
+
+
+def test_the_verb_writes_pages_and_pictures(run: Path, tmp_path: Path) -> None:
+    assert code_and_text("show", run, "--out", tmp_path / "a.html", "--sort", "worst", "--limit", 3)[0] == 0
+    page = (tmp_path / "a.html").read_text()
+    assert page.index(">q1<") < page.index(">q3<") < page.index(">q2<") and "only-wrong" in page
+    assert code_and_text("show", run, "--out", tmp_path / "a.png", "--correct", "no")[0] == 0
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.format == "PNG" and picture.width > 500
+    code, text = code_and_text("show", run, "--out", tmp_path / "a.jpg")
+    assert code == 1 and "--out has to end in .html or .png" in text
+    code, text = code_and_text("show", run, "--out", run / "noise.png", "--overwrite")
+    assert code == 1 and "input of this command" in text
+
+
+@pytest.mark.parametrize("task", ["vqa", "caption"])
+def test_maps(run: Path, tmp_path: Path, task: str) -> None:
+    about = {"answers": ["yes", "no", "left"]} if task == "vqa" else {"prompt": "a"}
+    checkpoint = random_checkpoint(tmp_path, task, **about)
+    options = ("--map", "--checkpoint", checkpoint, "--device", "cpu", "--limit", 3)
+    code, text = code_and_text("show", run, "--out", tmp_path / "maps.html", *options)
+    page = (tmp_path / "maps.html").read_text()
+    assert code == 0, text
+    assert page.count('alt="map over the image above"') == 2 and "It is not a diagnosis" in page
+    code, text = code_and_text("show", run, "--out", tmp_path / "b.html", "--map")
+    assert code == 1 and "name it with --checkpoint" in text
