@@ -186,6 +186,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
         (folder / "runs" / run / "config.yaml").write_text("{}\n")
         for name in LOGS:
             shutil.copy(folder / "runs" / "demo" / "run" / name, folder / "runs" / run / name)
+        answered = {"image": str(folder / "image.png"), "question": "where?", "answer": "yes", "probability": 0.5}
+        (folder / "runs" / run / "answers_val.json").write_text(json.dumps([{**answered, "references": ["no"]}]))
     return folder
 
 
