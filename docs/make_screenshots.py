@@ -69,7 +69,8 @@ def report(page: Page, out: Path, *, run: Path, **_: Any) -> None:
 
 def show(page: Page, out: Path, *, run: Path, **_: Any) -> None:
     """`blip show`: captions of the validation, the worst first."""
-    page.goto(made("show", run, "show.html", "--sort", "worst", "--limit", "40"))
+    page.set_viewport_size({"width": 1200, "height": 760})
+    page.goto(made("show", run, "show.html", "--sort", "worst", "--limit", "12"))
     page.screenshot(path=out / "show.png", animations="disabled")
 
 
