@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
+NAMES = ("serve_ask.png", "serve_maps.png", "report.png", "show.png")
 SIZE = {"width": 1200, "height": 800}
 
 
@@ -40,6 +42,8 @@ def main(
         for take in PAGES:
             take(page, out, answerer=answerer, image=image, question=question, run=run)
         browser.close()
+    for name in NAMES:  # 256 colours: below 250 KB each
+        Image.open(out / name).convert("RGB").quantize(256).save(out / name, optimize=True)
 
 
 def serve(page: Page, out: Path, *, answerer: str, image: Path, question: str, **_: Any) -> None:

@@ -43,7 +43,10 @@ def released(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) ->
     pytest.importorskip("transformers", reason="the weights of the hub are folders of transformers")
     folder = tmp_path_factory.mktemp("released")
     with HubServer() as hub:
-        for task, name, ours in (("vqa", VQA, answerer(folder, tiny_checkpoint)), ("caption", CAPTIONER, tiny_checkpoint)):
+        for task, name, ours in (
+            ("vqa", VQA, answerer(folder, tiny_checkpoint)),
+            ("caption", CAPTIONER, tiny_checkpoint),
+        ):
             theirs, words = folder / f"{task}.hf", tiny_checkpoint / "tokenizer.json"
             convert.write(theirs, *convert.read(ours), to="huggingface", tokenizer_file=words, hf_class=task)
             hub.add("models", name, theirs)
@@ -65,7 +68,9 @@ def desk(released: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
 
     def run(command: str) -> str:
         words = shlex.split(command)
-        assert re.search(rf"^.*{re.escape(words[1])} .*$", README, flags=re.MULTILINE), f"{words[1]} is not in the README"
+        assert re.search(rf"^.*{re.escape(words[1])} .*$", README, flags=re.MULTILINE), (
+            f"{words[1]} is not in the README"
+        )
         monkeypatch.setattr(sys, "argv", words if words[0] == "blip" else words[1:])
         with pytest.raises(SystemExit) as ended:
             if words[0] == "blip":
@@ -117,7 +122,9 @@ def test_a_captioner_of_roco(desk: Desk, tmp_path: Path, flat: bool) -> None:
     assert "8" in desk(f"{train} --dry_run") and not Path("runs").exists()
     told = desk(train)
     assert "METEOR is left out (java is not on the PATH)" in " ".join(told.split())
-    assert re.fullmatch(f"hub:{CAPTIONER}@[0-9a-f]{{40}}", load_config("runs/roco/config.yaml", CaptionConfig).init_from)
+    assert re.fullmatch(
+        f"hub:{CAPTIONER}@[0-9a-f]{{40}}", load_config("runs/roco/config.yaml", CaptionConfig).init_from
+    )
     epoch = next(line for line in lines_of("runs/roco") if "val_loss" in line)
     assert epoch["epoch"] == 1 and epoch["train_loss"] > 0 and epoch["val_loss"] > 0
 
@@ -130,7 +137,9 @@ def test_a_captioner_of_roco(desk: Desk, tmp_path: Path, flat: bool) -> None:
     (caption,) = json.loads(written[written.index("[") :])
     desk(f"blip explain {image} --task caption --checkpoint runs/roco/best --out maps.html")
     explained = page("maps.html")
-    assert caption["caption"] in explained and "predicted" in explained, "the caption that the model writes is explained"
+    assert caption["caption"] in explained and "predicted" in explained, (
+        "the caption that the model writes is explained"
+    )
 
 
 # ---- a notebook with questions about pathology -----------------------------------------------------------------------
@@ -209,7 +218,9 @@ def test_a_saved_data_set_of_retinas(desk: Desk, tmp_path: Path) -> None:
 # ---- a lab with several GPUs -----------------------------------------------------------------------------------------
 
 
-def test_a_lab_that_pretrains_in_two_processes(desk: Desk, tmp_path: Path, tiny_checkpoint: Path, phantoms: Path) -> None:
+def test_a_lab_that_pretrains_in_two_processes(
+    desk: Desk, tmp_path: Path, tiny_checkpoint: Path, phantoms: Path
+) -> None:
     pairs = json.loads((phantoms / "captions.json").read_text())[:24]
     for pair in pairs:
         pair["image"] = str(phantoms / pair["image"])
@@ -231,7 +242,9 @@ def test_a_lab_that_pretrains_in_two_processes(desk: Desk, tmp_path: Path, tiny_
         assert done.returncode == 0, done.stderr[-4000:]
     lines = lines_of("runs/small")
     assert [line["step"] for line in lines if "itc" in line] == [1, 2, 3, 4]
-    assert {"train_itc", "train_itm", "train_lm", "val_itc", "val_itm", "val_lm"} <= {key for line in lines for key in line}
+    assert {"train_itc", "train_itm", "train_lm", "val_itc", "val_itm", "val_lm"} <= {
+        key for line in lines for key in line
+    }
     desk("blip report runs/small")
     report = page("runs/small/report.html")
     assert "0.6365" in report and "chance" in report, "what a model without skill reaches is shown"
