@@ -2,8 +2,8 @@
 
 python docs/make_screenshots.py --answerer runs/vqa_phantoms/best --run runs/caption_phantoms
 
-It needs `playwright` and a Chromium, and runs on phantoms by configs/vqa_phantoms.yaml and configs/caption_phantoms.yaml.
-Each function of PAGES takes those of one command; to add a command, add its function.
+It needs `playwright` and a Chromium, and runs on phantoms by configs/vqa_phantoms.yaml and
+configs/caption_phantoms.yaml. Each function of PAGES takes those of one command; to add a command, add its function.
 """
 
 import re

@@ -31,8 +31,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 VQA, CAPTIONER = "Salesforce/blip-vqa-base", "Salesforce/blip-image-captioning-base"
 # what makes a run of the README small enough for a test: two steps on images of 32 pixels, on a CPU
 SMALL = (
-    "--set image_size=32 --set max_text_tokens=20 --set batch_size=4 --set max_steps=2 --set epochs=1 --set num_workers=0 "
-    "--set device=cpu --set precision=fp32 --set log_every_steps=1"
+    "--set image_size=32 --set max_text_tokens=20 --set batch_size=4 --set max_steps=2 --set epochs=1 "
+    "--set num_workers=0 --set device=cpu --set precision=fp32 --set log_every_steps=1"
 )
 Desk = Callable[[str], str]  # runs a command -> what it printed
 
@@ -231,7 +231,8 @@ def test_a_lab_that_pretrains_in_two_processes(
         f"--config configs/pretrain_small_data.yaml --output_dir runs/small {sizes} "
         f"--set tokenizer={tiny_checkpoint}/tokenizer.json --set train_file=[{tmp_path}/captions.json] "
         f"--set val_file=[{tmp_path}/held_out.json] --set accumulation=1 --set queue_size=8 --set crop_scale=null "
-        "--set randaugment=null --set vit=custom --set vit_width=32 --set vit_depth=2 --set vit_heads=2 --set vit_patch=16 "
+        "--set randaugment=null --set vit=custom --set vit_width=32 --set vit_depth=2 --set vit_heads=2 "
+        "--set vit_patch=16 "
         "--set text_width=32 --set text_layers=2 --set text_heads=2 --set text_hidden=64 --set max_positions=48 "
         "--set embed_dim=16 --set activation_checkpointing=none --set warmup_steps=1"
     )
@@ -259,7 +260,8 @@ def test_a_doctor_who_opens_an_address(desk: Desk, tmp_path: Path) -> None:
     pytest.importorskip("gradio", minversion="6.20", reason="the page is made with gradio")
     from helpers.serving import Page, Server
 
-    image = noise_images(tmp_path / "images" if (tmp_path / "images").mkdir() is None else tmp_path)[0]
+    (tmp_path / "images").mkdir()
+    image = noise_images(tmp_path / "images")[0]
     with Server(f"hub:{VQA}", folder=tmp_path / "temporary") as server:
         doctor = Page(server.address)
         assert "a.png" in doctor.open(image)
