@@ -172,6 +172,15 @@ def test_other_settings_under_one_name_are_refused(run: Path) -> None:
     assert "--name is for --evaluate" in script("--output_dir", run, "--resume", "auto", "--name", "x").stderr
 
 
+def test_a_run_that_was_moved_is_evaluated_again(run: Path, tmp_path: Path) -> None:
+    """Its evaluation names the weights by the former path."""
+    first = scored(script("--output_dir", run, "--evaluate"))
+    run.rename(tmp_path / "moved")
+    again = scored(script("--output_dir", tmp_path / "moved", "--evaluate"))
+    assert again.pop("weights") == str(tmp_path / "moved" / "best") and first.pop("weights") == str(run / "best")
+    assert again == first
+
+
 def test_answers_come_from_the_training_files_where_the_checkpoint_lists_none(run: Path) -> None:
     info = json.loads((run / "best" / "model.json").read_text())
     del info["answers"]
