@@ -66,13 +66,21 @@ class Chart:
 
 def values(lines: Iterable[dict[str, Any]], key: str, x: str = "step") -> tuple[Floats, Floats]:
     """The finite numbers of an entry, and where they were measured."""
-    pairs = [
-        (line[x], line[key]) for line in lines
-        if isinstance(line.get(key), int | float) and isinstance(line.get(x), int | float)
-    ]  # fmt: skip
-    table = np.asarray(pairs, np.float64).reshape(-1, 2)
+    lines = list(lines)
+    table = np.stack([_column(lines, x), _column(lines, key)], axis=1)
     table = table[np.isfinite(table).all(axis=1)]
     return table[:, 0], table[:, 1]
+
+
+def _column(lines: list[dict[str, Any]], key: str) -> Floats:
+    """An entry of all lines, as numbers; NaN where it is none."""
+    found = [line.get(key) for line in lines]
+    if not set(map(type, found)) <= {int, float, type(None)}:
+        found = [value if type(value) in (int, float) else None for value in found]
+    try:
+        return np.array(found, np.float64)
+    except OverflowError:  # a whole number of hundreds of digits
+        return np.array([value if isinstance(value, float) else None for value in found], np.float64)
 
 
 def thinned(x: Floats, y: Floats, most: int = MOST) -> tuple[Floats, Floats]:

@@ -106,7 +106,7 @@ def draw(axes: "Axes", chart: Chart) -> None:
     axes.xaxis.set_major_formatter(_number)
     axes.yaxis.set_major_formatter(_number)
     axes.yaxis.set_minor_formatter("")
-    axes.xaxis.get_major_locator().set_params(nbins=6, integer=True)
+    axes.locator_params(axis="x", nbins=6, integer=True)
     labels = [line.label for line in chart.lines] + [f"{name}: {_number(level)}" for name, level in chart.levels]
     if labels != [TRAIN]:  # a line alone needs no name
         _legend(axes, labels)

@@ -83,28 +83,28 @@ def read_run(folder: str | Path, name: str = "") -> RunFiles:
             problems.append(str(error))
             return empty
 
+    def read_part(path: Path, kind: type[T], empty: T) -> T:
+        return part(lambda: read_json(path, kind, LIMIT), empty, path)
+
     metrics = folder / METRICS
     run = RunFiles(folder, name or folder.resolve().name, part(lambda: read_history(folder), History(folder), metrics))
     run.problems = problems
-    run.options = part(lambda: _yaml(folder / CONFIG), {}, folder / CONFIG)
+    run.options = part(lambda: _yaml(folder / CONFIG), dict[str, Any](), folder / CONFIG)
     if run.options:
-        cls = max(CONFIGS, key=lambda one: _alike(run.options.keys(), one.model_fields.keys()))
+        cls: Any = max(CONFIGS, key=lambda one: _alike(run.options.keys(), one.model_fields.keys()))
         run.kind, run.defaults = KINDS[cls.__name__], cls().model_dump(mode="json")
         run.meanings = {one.name: one.meaning for one in options_of(cls)}
     for split in SPLITS:
         for file in ("retrieval", "scores"):
-            path = folder / f"{file}_{split}.json"
-            content = part(lambda path=path: read_json(path, dict[str, Any], LIMIT), {}, path)  # type: ignore[misc]
-            if content:
+            if content := read_part(folder / f"{file}_{split}.json", dict[str, Any], {}):
                 run.scores[split] = {key: value for key, value in content.items() if key not in LONG}
-        path = folder / f"unreadable_{split}.json"
-        if names := part(lambda path=path: read_json(path, list[str], LIMIT), [], path):  # type: ignore[misc]
+        if names := read_part(folder / f"unreadable_{split}.json", list[str], []):
             run.unreadable[split] = names
-    run.best = part(
-        lambda: read_json(folder / BEST / "metrics.json", dict[str, Any]), {}, folder / BEST / "metrics.json"
+    run.best = read_part(folder / BEST / "metrics.json", dict[str, Any], {})
+    run.test = read_part(folder / "test.json", dict[str, Any], {})
+    run.skipped = part(
+        lambda: [note for _, note in read_json_lines(folder / SKIPPED, Note)], list[Note](), folder / SKIPPED
     )
-    run.test = part(lambda: read_json(folder / "test.json", dict[str, Any]), {}, folder / "test.json")
-    run.skipped = part(lambda: [note for _, note in read_json_lines(folder / SKIPPED, Note)], [], folder / SKIPPED)
     return run
 
 

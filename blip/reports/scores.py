@@ -9,6 +9,7 @@ from blip.reports.charts import RECALL, WAYS, score_name
 from blip.reports.run_files import SPLITS, RunFiles
 
 HEADERS = ("score", "value", "95 % interval", "number", "without skill")
+BOUNDS = ("mean", "low", "high")  # of an interval in a file of results
 MOST_FOR_WILSON = 200_000  # pairs of an evaluation whose intervals are computed here
 
 
@@ -128,11 +129,11 @@ def _of_pretraining(split: str, metrics: dict[str, Any]) -> list[Score]:
 
 def _interval(about: Any) -> Interval | None:
     """An interval as results hold it; None for what is none."""
-    values = [about.get(key) for key in ("mean", "low", "high")] if isinstance(about, dict) else [None]
-    if not all(isinstance(value, int | float) for value in values):
+    if not isinstance(about, dict) or not all(isinstance(about.get(key), int | float) for key in BOUNDS):
         return None
+    mean, low, high = (float(about[key]) for key in BOUNDS)
     count = about.get("count")
-    return Interval(*map(float, values), count if isinstance(count, int) else 0)  # type: ignore[arg-type]
+    return Interval(mean, low, high, count if isinstance(count, int) else 0)
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ class Table:
 
     caption: str
     headers: Sequence[str]
-    rows: list[Sequence[str]]
+    rows: Sequence[Sequence[str]]
     closed: bool = False  # shown on request
 
 

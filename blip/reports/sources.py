@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from blip.data.formats import AnnotationError
 from blip.data.places import Found, find_records
@@ -77,7 +78,7 @@ def _found(items: list[Item], folder: Path) -> list[Item]:
 def _data(place: str, *, dataset: str, split: str, image_root: str) -> Iterator[Item]:
     """Every record of a data set; one that is broken is an item with its problem."""
     broken: list[AnnotationError] = []
-    options = {"dataset": dataset, "split": split or "all", "image_root": image_root}
+    options: dict[str, Any] = {"dataset": dataset, "split": split or "all", "image_root": image_root}
     for record in find_records(place, on_problem=broken.append, **options):
         yield from map(_of_problem, broken)
         broken.clear()

@@ -120,7 +120,7 @@ class Retrieving(PairFineTuning):
         lost = {
             note for part in distributed.gather_objects(pixels.skipped) for note in part
         }  # after the gallery was made
-        details = {"images": gallery.images, "texts": gallery.lines}
+        details: dict[str, Any] = {"images": gallery.images, "texts": gallery.lines}
         details["owners"] = [list(images) for images in texts.images]  # of each text: the numbers of its images
         details["intervals"] = as_json(intervals(found, texts, gallery.groups, seed=self.config.seed))
         self.write(f"retrieval_{split}.json", {**found.as_json(), **details, "k": self.config.k_test})

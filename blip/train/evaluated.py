@@ -164,7 +164,8 @@ def evaluation_name(config: RunConfig, weights: str, output: Path) -> str:
     if not files or all(before.get(key) == value for key, value in files.items()):
         data = [key.removesuffix("_file") for key in files] or ["val", "test"]
     else:
-        data = [Path(str(file)).stem for listed in files.values() for file in listed]
+        data = [Path(file["path"] if isinstance(file, dict) else str(file)).stem for listed in files.values()
+                for file in listed]  # fmt: skip
     other = {key: value for key, value in values.items()
              if before and _matters(key) and key not in FILES and before.get(key) != value}  # fmt: skip
     digest = hashlib.sha256(json.dumps([other, files], sort_keys=True).encode()).hexdigest()[:6]

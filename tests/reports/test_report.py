@@ -57,6 +57,8 @@ def test_numbers_that_are_none_are_left_out() -> None:
     ]
     found = values(lines, "x")
     assert found[0].tolist() == [1, 5] and found[1].tolist() == [2, 6]
+    assert values([{"step": 1, "x": 10**400}, {"step": 2, "x": 0.5}], "x")[1].tolist() == [0.5]
+    assert len(values([], "x")[0]) == 0
 
 
 def test_charts_of_a_run(pretrained: Path) -> None:
