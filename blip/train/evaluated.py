@@ -170,7 +170,8 @@ def evaluation_name(config: RunConfig, weights: str, output: Path) -> str:
              if before and _matters(key) and key not in FILES and before.get(key) != value}  # fmt: skip
     digest = hashlib.sha256(json.dumps([other, files], sort_keys=True).encode()).hexdigest()[:6]
     parts = [name, *dict.fromkeys(data), *([digest] if other or len(data) > 3 else [])]
-    return re.sub(r"[^\w.-]+", "-", "-".join(parts[:5] + parts[5:][-1:])).strip("-.")[:120]
+    whole = re.sub(r"[^\w.-]+", "-", "-".join(parts[:5] + parts[5:][-1:]))
+    return re.sub(r"([0-9a-f]{8})[0-9a-f]{32,}", r"\1", whole).strip("-.")[:120]  # commits and hashes of names
 
 
 @contextmanager

@@ -118,6 +118,8 @@ def test_names_of_folders(run: Path, tmp_path: Path) -> None:
     assert evaluation_name(elsewhere, best, run) == "best-slake"
     assert evaluation_name(elsewhere, best, tmp_path / "x") == "run-best-slake"
     assert evaluation_name(elsewhere, "hub:Salesforce/blip-vqa-base", tmp_path) == "blip-vqa-base-slake"
+    held = config.model_copy(update={"val_file": [f"hub:lab/set@{'1f' * 20}"], "test_file": []})
+    assert evaluation_name(held, f"hub:lab/vqa@{'0e' * 20}", tmp_path) == "vqa-0e0e0e0e-set-1f1f1f1f"
     assert "/" not in evaluation_name(config.model_copy(update={"val_file": ["/a/b c/..", "x;y"]}), "../w.pth", run)
 
 
