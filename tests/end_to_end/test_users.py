@@ -16,7 +16,7 @@ import pytest
 from helpers.bad_finetune_cases import answerer
 from helpers.hub_server import HubServer
 from helpers.random_checkpoints import noise_images
-from helpers.running import ROOT, run_script
+from helpers.running import ROOT, code_and_text, run_script
 from helpers.set_files import hub_rows, png, put, put_parquet
 
 import blip
@@ -177,6 +177,20 @@ def test_an_editor_completes_what_a_notebook_needs() -> None:
     wanted = {"load", "data", "finetune", "pretrain", "evaluate", "trace"}
     assert wanted <= set(blip.__all__) and wanted <= set(dir(blip))
     assert (Path(blip.__file__).parent / "py.typed").is_file()
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("answer IMAGE is there a lesion", "4 questions of one word each. One question stands in quotation marks"),
+        ("caption IMAGE --out captions.html", "captions.html does not end in .json, and blip caption writes JSON"),
+    ],
+)
+def test_slips_of_the_first_hour(tiny_checkpoint: Path, phantoms: Path, command: str, said: str) -> None:
+    image = str(phantoms / "images" / "000000.png")
+    words = [image if word == "IMAGE" else word for word in command.split()]
+    code, shown = code_and_text(*words, "--checkpoint", tiny_checkpoint, "--device", "cpu")
+    assert code == 1 and said in shown and not Path("captions.html").exists()
 
 
 # ---- a data set that `datasets` saved --------------------------------------------------------------------------------
