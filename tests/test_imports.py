@@ -33,7 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": {"config", "options", "files", "outputs", "hashing", "distributed", "errors", "command_line", "console"}
     | {"checkpoints.format"},
     "inference": {"models", "network", "checkpoints", "files", "outputs", "tokenizer", "errors", "distributed"}
-    | {"data.arrays", "data.images", "data.image_bytes", "data.places", "data.transforms", "data.batches"},
+    | {"data.arrays", "data.images", "data.image_bytes", "data.places", "data.sources", "data.transforms"}
+    | {"data.batches"},
     "tasks": {"network", "models", "checkpoints", "data", "evaluation", "train", "inference", "hub"}
     | {"config", "tokenizer", "distributed", "errors", "files", "outputs", "hashing", "command_line", "console"},
     "inference.cli": ANYTHING,
