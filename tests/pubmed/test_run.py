@@ -1,7 +1,6 @@
 """From a local server to a data set and pre-training on it; captions compared with those of pubmed_parser."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from blip.config import ConfigError, load_config
 from blip.pubmed.catalogue import Catalogue
 from blip.pubmed.jats import parse_article
 from blip.pubmed.run import PubmedConfig
+from blip.train.log import read_metrics
 
 
 @pytest.mark.slow
@@ -59,7 +59,9 @@ def test_from_search_to_ten_steps_of_training(tmp_path: Path, monkeypatch: pytes
                    *(part for name, value in changes.items() for part in ("--set", f"{name}={value}"))]  # fmt: skip
         done = Program(*command, folder=tmp_path).finish()
         assert done.returncode == 0, done.stderr[-3000:]
-        assert re.search(r"step 10/10 .*pairs_pubmed 40", done.stderr), done.stderr[-2000:]
+        assert "step 10/10" in done.stderr, done.stderr[-2000:]
+        last = read_metrics(tmp_path / f"run_{file.count('/')}")[-1]
+        assert last["step"] == 10 and last["pairs_pubmed"] == 40
 
 
 def test_run_names_what_is_wrong_in_its_configuration(tmp_path: Path) -> None:
