@@ -46,6 +46,8 @@ def findings(run: RunFiles) -> list[Finding]:
 
 def _state(run: RunFiles) -> list[Finding]:
     steps, epochs = run.history.steps, run.options.get("epochs")
+    if not steps and run.evaluated:
+        return [note(f"This is an evaluation without training, of {run.evaluated.get('weights', 'some weights')}.")]
     if not steps:
         return [warning("Nothing is logged yet: the first line follows after log_every_steps steps.")]
     last = steps[-1]

@@ -66,8 +66,9 @@ def all_scores(run: RunFiles) -> dict[str, list[Score]]:
 def _metrics(run: RunFiles, split: str) -> dict[str, Any]:
     """The entries of the last evaluation of a split."""
     if split == "test":
-        return run.test
-    return next((line for line in reversed(run.history.epochs) if any(k.startswith("val_") for k in line)), {})
+        return run.test or run.evaluated
+    lines = reversed(run.history.epochs)
+    return next((line for line in lines if any(k.startswith("val_") for k in line)), run.evaluated)
 
 
 def _answers(content: dict[str, Any], split: str, metrics: dict[str, Any]) -> Iterator[Score]:

@@ -80,9 +80,12 @@ def maps(explanation: Explanation, words: Sequence[WordMap]) -> str:
         for one in words
     ]  # fmt: skip
     layer = "all layers" if explanation.layer is None else f"layer {explanation.layer}"
-    about = f"{explanation.method}, {layer}; {OBJECTIVES[explanation.task].score_name} {explanation.score:.2f}"
+    about = f"{explanation.method}, {layer}"
+    if name := OBJECTIVES[explanation.task].score_name:
+        about += f"; {name} {explanation.score:.2f}"
     number = secrets.token_hex(4)  # of this result among those of the page
-    return _filled("maps", text=explanation.text, answer=explanation.answer, about=about, panels=panels, number=number)
+    text = explanation.text or "The image alone, without a text"
+    return _filled("maps", text=text, answer=explanation.answer, about=about, panels=panels, number=number)
 
 
 def table(rows: Sequence[dict[str, Any]], images: int, problems: Sequence[str]) -> str:
