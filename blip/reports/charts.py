@@ -255,8 +255,8 @@ def _families(keys: list[str]) -> list[list[str]]:
     """Scores with their parts: `val_exact_match` with `val_exact_match_closed`; at most six lines to one."""
     families: dict[str, list[str]] = {}
     for key in sorted(keys, key=len):
-        parts_of = (name for name in families if key.startswith(f"{name}_"))
-        whole = None if key.removeprefix("val_") in WHOLE else next(parts_of, None)
+        parts_of = [name for name in families if key.startswith(f"{name}_")]
+        whole = "" if key.removeprefix("val_") in WHOLE else max(parts_of, key=len, default="")
         families.setdefault(whole or key, []).append(key)
     order = {key: place for place, key in enumerate(keys)}
     return [found[:6] for _, found in sorted(families.items(), key=lambda one: order[one[0]])]
