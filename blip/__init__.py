@@ -6,26 +6,33 @@ The public names are those of `blip.__all__`; each docstring has an example.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # for editors, which complete and check by these lines
+    from blip import runs as runs
     from blip.data.dataset import open_data as data  # the package `blip.data`, when it is called
     from blip.inference.load import load
     from blip.interpret.explain import explain_pairs
     from blip.interpret.lenses import attention_rollout, logit_lens, patch_lens
     from blip.interpret.maps import gradcam
     from blip.interpret.trace import names, patch_from, trace, zero_head
+    from blip.runs.calls import evaluate, finetune, pretrain
+    from blip.runs.run import Run
 
 __version__ = "0.1.0"
 __all__ = [
+    "Run",
     "__version__",
     "attention_rollout",
     "data",
+    "evaluate",
     "explain_pairs",
+    "finetune",
     "gradcam",
     "load",
     "logit_lens",
     "names",
     "patch_from",
     "patch_lens",
+    "pretrain",
     "trace",
     "zero_head",
 ]
@@ -33,6 +40,10 @@ __all__ = [
 MODULE_OF = {
     "data": "data",  # the package itself, which can be called
     "load": "inference.load",
+    "finetune": "runs.calls",
+    "pretrain": "runs.calls",
+    "evaluate": "runs.calls",
+    "Run": "runs.run",
     "trace": "interpret.trace",
     "names": "interpret.trace",
     "zero_head": "interpret.trace",
@@ -49,8 +60,11 @@ def __getattr__(name: str) -> Any:
     if name in MODULE_OF:  # imported on first use: `import blip` alone does not wait for torch
         module = import_module(f"blip.{MODULE_OF[name]}")
         return module if MODULE_OF[name] == name else getattr(module, name)
+    if name == "runs":  # a room: `blip.runs.open`
+        return import_module("blip.runs")
     raise AttributeError(f"module 'blip' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    hidden = {name for name in globals() if name.startswith("__")}
+    return sorted({*hidden, *__all__, "runs"})

@@ -13,6 +13,7 @@ from blip.command_line import (
     ANY_SPELLING,
     ColumnNames,
     DatasetForm,
+    FirstRecords,
     ImageRoot,
     MaxImageMb,
     Overwrite,
@@ -85,6 +86,7 @@ def check_data(
     dataset: DatasetForm = "json",
     split: Annotated[str, typer.Option(help="train, validation or test of a folder; everything unless given")] = "",
     columns: ColumnNames = None,
+    limit: FirstRecords = 0,
     tokenizer: Annotated[str, typer.Option(help="vocab.txt, tokenizer.json or hub:NAME, to count tokens")] = "",
     max_text_tokens: Annotated[
         int, typer.Option("--max_text_tokens", "--max_tokens", help="length in tokens at which a run cuts texts")
@@ -100,7 +102,7 @@ def check_data(
     from blip.tokenizer import load_tokenizer
 
     with user_errors():
-        options = as_input(dataset=dataset, split=split, columns=columns, max_text_tokens=max_text_tokens)
+        options = as_input(dataset=dataset, split=split, columns=columns, max_text_tokens=max_text_tokens, limit=limit)
         claim = claim_json(report, "check-data", [*files, image_root, tokenizer, options], overwrite)
         with alone(claim):
             words = load_tokenizer(tokenizer) if tokenizer else None
@@ -113,6 +115,7 @@ def check_data(
                 dataset=dataset,
                 split=split,
                 columns=parse_columns(columns or []),
+                limit=limit or None,
                 report_file=report,
                 limits=ImageLimits.of_mb(max_image_mb),
             )

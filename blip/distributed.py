@@ -221,7 +221,7 @@ def locked(folder: str | Path, *, name: str = LOCK, place: Path | None = None) -
         LockedError: another process is writing there; the message names host and process.
         WriteError: the folder cannot be made or written to.
     """
-    folder = Path(folder)
+    folder, lasts = Path(folder), os.path.lexists(Path(folder) / name)
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -230,11 +230,12 @@ def locked(folder: str | Path, *, name: str = LOCK, place: Path | None = None) -
         raise write_error(folder, error) from error
     try:
         yield
+        lasts = True
     finally:
         with suppress(OSError):  # the folder may be gone
             _owner_file(folder / name).unlink(missing_ok=True)
         with suppress(OSError):
-            if made and set(os.listdir(folder)) <= {name}:  # nothing was written
+            if not lasts or (made and set(os.listdir(folder)) <= {name}):  # an error, or nothing was written
                 (folder / name).unlink(missing_ok=True)  # while it is held: nobody else can hold a file without a name
                 for place in made:
                     place.rmdir()

@@ -1,49 +1,76 @@
-"""Runs docs/internals.ipynb on the checkpoint of `make demo` and stores the outputs in it.
+"""Runs the notebooks of this folder and stores their outputs in them.
 
-python docs/run_notebook.py
+python docs/run_notebook.py                    all of them
+python docs/run_notebook.py finetune_vqa.ipynb
 
-It needs no notebook server. Start it in the project's folder, where `make demo` leaves runs/demo.
+Start it in the project's folder, where `make demo` leaves runs/demo, which internals.ipynb reads. The others run in a
+folder of their own, which is removed. It needs nbclient and ipykernel, which the extra `test` has.
 """
 
-import ast
-import contextlib
-import io
-import json
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
-NOTEBOOK = Path(__file__).resolve().parent / "internals.ipynb"
+DOCS = Path(__file__).resolve().parent
+HERE = ("internals.ipynb",)  # run in the working directory
+SHOWN = ("text/plain", "text/html", "image/png")  # forms of outputs that are stored
+SECONDS = 900  # that a cell may take
 
 
-def main() -> None:
-    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
-    scope: dict[str, Any] = {}
-    number = 0
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            number += 1
-            cell["execution_count"] = number
-            cell["outputs"] = run_cell("".join(cell["source"]), number, scope)
-    NOTEBOOK.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def main(names: list[str]) -> None:
+    """Runs the named notebooks, all unless given."""
+    for name in names or sorted(path.name for path in DOCS.glob("*.ipynb")):
+        path = DOCS / name
+        with tempfile.TemporaryDirectory() as folder:
+            notebook = run(read(path), Path() if name in HERE else Path(folder))
+        write(notebook, path)
+        print(f"{path}: {sum(cell.cell_type == 'code' for cell in notebook.cells)} cells")
 
 
-def run_cell(source: str, number: int, scope: dict[str, Any]) -> list[dict[str, Any]]:
-    """The outputs of a cell in the notebook's format: what it prints, and the value of its last line."""
-    tree = ast.parse(source)
-    last = ast.Expression(tree.body.pop().value) if isinstance(tree.body[-1], ast.Expr) else None
-    value, printed = None, io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(tree, f"cell {number}", "exec"), scope)
-        if last is not None:
-            value = eval(compile(last, f"cell {number}", "eval"), scope)
-    outputs: list[dict[str, Any]] = []
-    if text := printed.getvalue():
-        outputs.append({"output_type": "stream", "name": "stdout", "text": text.splitlines(keepends=True)})
-    if value is not None:
-        data = {"text/plain": repr(value).splitlines(keepends=True)}
-        outputs.append({"output_type": "execute_result", "execution_count": number, "metadata": {}, "data": data})
-    return outputs
+def read(path: Path) -> Any:
+    """A notebook's content."""
+    import nbformat
+
+    return nbformat.read(path, as_version=4)
+
+
+def write(notebook: Any, path: Path) -> None:
+    import nbformat
+
+    nbformat.write(notebook, path)
+
+
+def run(notebook: Any, folder: Path) -> Any:
+    """The notebook with the outputs of a run in a kernel of its own, in a folder.
+
+    Raises:
+        CellExecutionError: a cell has failed.
+    """
+    from nbclient import NotebookClient
+
+    client = NotebookClient(
+        notebook, timeout=SECONDS, resources={"metadata": {"path": str(folder)}}, allow_errors=False
+    )
+    client.execute()
+    notebook.metadata.pop("widgets", None)  # of bars, which vanish when their work is done
+    notebook.metadata.pop("language_info", None)  # the version of Python
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in map(_kept, cell.outputs) if output is not None]
+    return notebook
+
+
+def _kept(output: Any) -> Any:
+    """An output in the forms that are stored; None where it has none of them, is empty, or was a bar."""
+    if output.output_type in ("display_data", "execute_result"):
+        output.data = {form: content for form, content in output.data.items() if form in SHOWN}
+        text = "".join(output.data.get("text/plain", ""))
+        empty = not output.data or (output.output_type == "display_data" and text.strip() in ("", "Output()"))
+        return None if empty and "image/png" not in output.data else output
+    return output
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import blip
+from blip.data.phantoms import write_phantoms
 
 NAMES = [name for name in blip.__all__ if name != "__version__"]
 
@@ -32,6 +33,7 @@ def test_docstring_has_an_example_that_runs(
     Path("checkpoint").symlink_to(tiny_checkpoint)
     for picture in ("chest.png", "normal.png"):
         Image.effect_noise((40, 30), 50).save(picture)
+    write_phantoms(tmp_path, 8)  # questions.json and captions.json
     example = example_of(name)
     assert f"blip.{name}(" in example, f"the docstring of blip.{name} needs an example"
     exec(compile(example, f"the example of blip.{name}", "exec"), {"blip": blip})

@@ -23,7 +23,7 @@ from blip.data.sets.captions import Captioned
 from blip.data.sets.layout import SetFile, open_set
 from blip.data.sets.questions import Question
 from blip.data.sets.statements import Statement
-from blip.data.sources import Entry, source_of
+from blip.data.sources import Entry, source_of, taken
 from blip.data.workers import worker_context
 from blip.hashing import stable_hash
 from blip.outputs import refuse_inputs
@@ -64,7 +64,7 @@ def check_data(
         report_file: where the report will be written, which is none of the images.
         usual: `dataset`, a name of CAPTION_SETS, QUESTION_SETS or STATEMENT_SETS (json is any of the generic forms,
             depending on the keys of the first record); `split` of folders and of files with several parts (all or ""
-            for everything); and `columns`; see `Source`.
+            for everything); `columns`; and `limit`, the records of each file or folder that are read; see `Source`.
 
     Raises:
         ValueError: there is no such dataset or split. OutputError: the report would replace an image.
@@ -123,29 +123,38 @@ def _contents(entry: Entry, report: Report, usual: Mapping[str, Any]) -> Iterato
         report.files.append(FileReport(source.path, errors=1))
         report.errors.append(str(error))
         return
+    yield from _valid_records(taken(lambda: _raw_records(opened), source.limit, source.seed), report)
+
+
+def _raw_records(opened: Sequence[SetFile]) -> Iterator[tuple[SetFile, str, Any]]:
+    """(file, place, raw record) of each record; the error of a file whose remaining records cannot be read, as one."""
     for file in opened:
-        yield from _valid_records(file, report)
+        try:
+            for place, raw in file.raw():
+                yield file, place, raw
+        except AnnotationError as error:
+            yield file, "", error
 
 
-def _valid_records(source: SetFile, report: Report) -> Iterator[Content]:
-    """The contents of a file's valid records; the others become errors of the report."""
-    file = FileReport(source.path)
-    report.files.append(file)
-    try:
-        for place, raw in source.raw():
-            file.records += 1
-            try:
-                content = _content(source.parse(place, raw), source.root)
-            except AnnotationError as error:
-                file.errors += 1
-                report.empty_texts += any(f"{x} is empty" in error.problem for x in ("caption", "question", "sentence"))
-                report.errors.append(str(error))
-                continue
-            file.texts += len(content.texts)
-            yield content
-    except AnnotationError as error:  # of the file itself, whose remaining records cannot be read
-        file.errors += 1
-        report.errors.append(str(error))
+def _valid_records(records: Iterator[tuple[SetFile, str, Any]], report: Report) -> Iterator[Content]:
+    """The contents of valid records; the others become errors of the report."""
+    path, file = "", FileReport("")
+    for source, place, raw in records:
+        if source.path != path:
+            path, file = source.path, FileReport(source.path)
+            report.files.append(file)
+        file.records += not isinstance(raw, AnnotationError)
+        try:
+            if isinstance(raw, AnnotationError):
+                raise raw
+            content = _content(source.parse(place, raw), source.root)
+        except AnnotationError as error:
+            file.errors += 1
+            report.empty_texts += any(f"{x} is empty" in error.problem for x in ("caption", "question", "sentence"))
+            report.errors.append(str(error))
+            continue
+        file.texts += len(content.texts)
+        yield content
 
 
 def _content(record: Captioned | Question | Statement, root: str) -> Content:

@@ -116,6 +116,45 @@ def _files_of(name: HubName) -> dict[str, list[Path]]:
         return files
 
 
+def in_cache(file: str | Path) -> bool:
+    """Whether a file is one that the `datasets` library prepared in its cache, of a data set of the hub."""
+    return _lies_in(file, _caches()[0])
+
+
+def may_name(file: str | Path, named: str | Path) -> bool:
+    """Whether a row of an arrow or parquet file may name another file as its image.
+
+    Anyone can publish a data set: the rows of one in the cache name files that were downloaded with it, and none of
+    those that this machine has besides. Files elsewhere are the user's own.
+    """
+    prepared, repositories = _caches()
+    if not in_cache(file):
+        return True
+    own = _letters(Path(os.path.realpath(file)).relative_to(prepared).parts[0])
+    real = Path(os.path.realpath(named))
+    if _lies_in(real, repositories):  # datasets--OWNER--NAME, where the other cache has OWNER___NAME in small letters
+        return _letters(real.relative_to(repositories).parts[0]) == f"datasets{own}"
+    return any(_lies_in(real, place) for place in (os.path.realpath(Path(file).parent), prepared / "downloads"))
+
+
+def _caches() -> tuple[Path, Path]:
+    """The folders of prepared data sets, and of repositories as they were downloaded."""
+    from huggingface_hub import constants
+
+    prepared = os.environ.get("HF_DATASETS_CACHE") or os.path.join(constants.HF_HOME, "datasets")
+    places = (os.path.realpath(os.path.expanduser(place)) for place in (prepared, constants.HF_HUB_CACHE))
+    first, second = map(Path, places)
+    return first, second
+
+
+def _lies_in(path: str | Path, folder: str | Path) -> bool:
+    return Path(folder) in Path(os.path.realpath(path)).parents
+
+
+def _letters(name: str) -> str:
+    return re.sub("[_-]", "", name).casefold()
+
+
 def _builder(name: HubName) -> Any:
     """What downloads a data set and prepares its records, of the `datasets` library."""
     try:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from blip.data import hub
 from blip.data.tables import NEEDS_PYARROW
 from blip.errors import BlipError, InputError
 from blip.files import ReadError, open_regular
@@ -133,7 +134,10 @@ def _row(name: str, reference: re.Match[str], limits: ImageLimits) -> bytes:
         # `datasets` saves {"bytes", "path"}; the bytes are null where only the path was kept
         data, other = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
         if data is None and other:
-            return read_image(Path(file).parent / other, limits)
+            named = Path(file).parent / other
+            if not hub.may_name(file, named):
+                raise InputError(f"row {row} names {other}, a file outside of its data set, which is not read")
+            return read_image(named, limits)
         if not isinstance(data, bytes):
             raise InputError(f"row {row} of {file} holds no image")
     except UnreadableImage as error:

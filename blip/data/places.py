@@ -190,8 +190,12 @@ def _images_of_records(source: Source, on_problem: OnProblem | None) -> Iterator
             elif problem:
                 error = AnnotationError(file.path, where, f"its image {problem}")
             else:
-                yield Found([os.path.normpath(os.path.join(file.root, image))], f"{file.path}, {where}")
-                continue
+                try:
+                    file.check_image(where, image)
+                    yield Found([os.path.normpath(os.path.join(file.root, image))], f"{file.path}, {where}")
+                    continue
+                except AnnotationError as found_error:
+                    error = found_error
             if on_problem is None:
                 raise error
             on_problem(error)

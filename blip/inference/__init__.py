@@ -1,12 +1,13 @@
 """Using a model: images and strings in, texts and scores out. Read `predictor.py` first.
 
 Imports `models`, `network`, `checkpoints`, `tokenizer`, `files`, `distributed`, `errors` and, of `data`, `images`,
-`transforms` and `batches`; `cli` imports anything.
+`transforms`, `batches`, `places` and `sources`; `cli` imports anything.
 
 load         `blip.load`: from a checkpoint of any format to a predictor
 predictor    captions, answers, features and match probabilities of images
 inputs results choices gradients   what it takes; what it returns; lists of answers; gradients on request
 scoring      the probability of a given text
+asked        the texts of a command line, or those of records
 files        the predictor over files and folders, to a table or JSON
 cli          the verbs `blip caption`, `blip match` and `blip answer`
 """

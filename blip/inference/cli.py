@@ -33,11 +33,11 @@ from blip.console.bars import Bars
 from blip.data.columns import parse_columns
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.data.images import ENDINGS
-from blip.data.places import ANNOTATIONS, Found, find_records, images_of, is_source, refuse_image_name
+from blip.data.places import ANNOTATIONS, images_of, is_source, refuse_image_name
 from blip.data.records import text_problem
-from blip.data.sources import source_of
 from blip.errors import InputError
 from blip.files import read_text
+from blip.inference.asked import captions_of, questions_of
 from blip.outputs import Output, claim_output, writing
 
 if TYPE_CHECKING:
@@ -118,26 +118,12 @@ def _has_form_of_a_path(text: str) -> bool:
     return os.sep in text or Path(text).suffix.lower() in (*ENDINGS, *ANNOTATIONS)
 
 
-def _needed(texts: list[str], what: str, option: str) -> list[str]:
-    """The texts; typer's error of a missing argument where there is none."""
-    if not texts:
-        raise typer.BadParameter(f"there is no {what}: give it behind the image, or by {option}")
-    return texts
-
-
-def _asked(places: list[str], questions: list[str], how: dict[str, Any]) -> list[Found]:
-    """Every question about every image; without questions those of the records of the places themselves."""
-    if questions:
-        return [Found([str(path)], question=question) for path in images_of(places, **how) for question in questions]
-    records = [record for place in places if _has_records(place, how) for record in find_records(place, **how)]
-    asked = [record for record in records if record.question]
-    if not asked:
-        _needed([], "question", "--question")
-    return asked
-
-
-def _has_records(place: str, how: dict[str, Any]) -> bool:
-    return is_source(source_of(place, **how))
+def _needed(what: str, option: str, places: list[str]) -> typer.BadParameter:
+    """Typer's error of a missing argument."""
+    own = any(is_source(place) for place in places)
+    column = "question" if what == "question" else "caption"
+    about = f"; where the records have it in a column of another name, --columns {column}=NAME gives the name"
+    return typer.BadParameter(f"there is no {what}: give it behind the image, or by {option}{about if own else ''}")
 
 
 def _lines(file: Path) -> list[str]:
@@ -200,7 +186,8 @@ def match(
         list[str],
         typer.Argument(
             metavar="IMAGE|TEXT",
-            help="an image, a folder or an annotation file, then texts; with --text several places and no texts",
+            help="an image, a folder or an annotation file, then texts; with --text several places and no texts; "
+            "without any, the captions of the records themselves",
         ),
     ],
     checkpoint: Checkpoint,
@@ -223,14 +210,20 @@ def match(
 
     with user_errors():
         places, texts = places_and_texts(arguments, text, "--text")
-        texts = _needed(texts, "text", "--text")
         how = reading(dataset, split, columns, image_root=image_root, limit=limit)
-        paths = images_of(places, **how)
-        claim = claim_json(out, "match", [*places, *paths, checkpoint, tokenizer, *texts, as_input(**how)], overwrite)
+        paths = images_of(places, **how) if texts else []
+        pairs = [] if texts else captions_of(places, how)
+        if not (texts or pairs):
+            raise _needed("text", "--text", places)
+        images = paths or list(dict.fromkeys(image for image, _ in pairs))
+        claim = claim_json(out, "match", [*places, *images, checkpoint, tokenizer, *texts, as_input(**how)], overwrite)
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-            found = files.match_rows(model, paths, texts, batch_size=batch_size)
-            rows = list(Bars().over(found, "matching", len(paths) * len(texts)))
+            if texts:
+                found = files.match_rows(model, paths, texts, batch_size=batch_size)
+            else:
+                found = files.matched_pairs(model, pairs, batch_size=batch_size)
+            rows = list(Bars().over(found, "matching", len(paths) * len(texts) + len(pairs)))
             with writing(claim):
                 unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
@@ -272,7 +265,9 @@ def answer(
     with user_errors():
         places, questions = places_and_texts(arguments, question, "--question")
         how = reading(dataset, split, columns, image_root=image_root, limit=limit)
-        asked = _asked(places, questions, how)
+        asked = questions_of(places, questions, how)
+        if not asked:
+            raise _needed("question", "--question", places)
         paths = list(dict.fromkeys(one.image for one in asked))
         chosen_by = as_input(generate=generate, k=k, **how)
         inputs = [*places, *paths, checkpoint, tokenizer, answers, *questions, chosen_by]

@@ -66,6 +66,24 @@ def match_rows(
                 yield {"image": str(path), "text": text, **values}
 
 
+def matched_pairs(model: Predictor, pairs: Sequence[tuple[str, str]], *, batch_size: int) -> Iterator[dict[str, Any]]:
+    """One row an image with its own text, as in `match_rows`."""
+    for kept, images, problems in readable_batches(pairs, batch_size, _first, limits=model.limits):
+        yield from ({"problem": problem} for problem in problems)
+        if not kept:
+            continue
+        texts = [text for _, text in kept]
+        probabilities = model.match_probability(images, texts, batch_size).tolist()
+        features = model.encode_image(images, batch_size), model.encode_text(texts, batch_size)
+        cosines = (features[0] * features[1]).sum(dim=1).tolist()
+        for (path, text), probability, cosine in zip(kept, probabilities, cosines, strict=True):
+            yield {"image": path, "text": text, "match_probability": probability, "itc_score": cosine}
+
+
+def _first(pair: tuple[str, str]) -> str:
+    return pair[0]
+
+
 def answer_rows(
     model: Predictor,
     asked: Sequence[Found],

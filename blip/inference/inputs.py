@@ -1,14 +1,19 @@
-"""What a predictor takes: one image or text, or a list of them."""
+"""What a predictor takes: one image or text, or several of them."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from blip.data.arrays import SHAPES, array_image, is_image
+from blip.errors import InputError
 from blip.models.decoding import Decoding
 
-ImageInput = str | Path | Image.Image | Tensor  # a tensor is (3, S, S), as `Predictor.transform` gives it
+# a tensor is (3, S, S), as `Predictor.transform` gives it; an array (H, W) or (H, W, C); bytes are those of a file
+ImageInput = str | Path | bytes | Image.Image | np.ndarray | Tensor
 Images = ImageInput | Sequence[ImageInput]
 Texts = str | Sequence[str]
 
@@ -17,8 +22,50 @@ CAPTIONS = Decoding(beams=3, max_new_tokens=30)
 
 
 def as_list(items: Images | Texts) -> list:
-    """One image or text as a list of it, several as a list of them."""
-    return [items] if isinstance(items, str | Path | Image.Image) else list(items)
+    """One image or text as a list of it, several as a list of them; arrays of numbers become images of PIL.
+
+    An array (H, W) or (H, W, C) with 1, 3 or 4 channels is one image, an array (B, H, W, C) is B of them. A tensor
+    (3, S, S) is one ready image, a tensor (B, 3, S, S) is B of them. The bytes of a file, or an open one, are one.
+
+    Raises:
+        InputError: an array or tensor has another shape.
+
+    Example:
+        >>> import numpy as np
+        >>> [image.size for image in as_list(np.zeros((20, 30, 3), np.uint8))]
+        [(30, 20)]
+    """
+    if isinstance(items, np.ndarray) and items.dtype.kind not in "OUS":
+        if items.ndim == 4:
+            return [array_image(one) for one in items]
+        if not is_image(items):
+            raise InputError(
+                f"an array of shape {items.shape} is neither one image, {SHAPES}, nor several, (B, H, W, C): give a "
+                "list of images, or bring the channels to the end, as np.moveaxis(array, 0, -1) does"
+            )
+    if isinstance(items, Tensor):
+        if items.ndim == 4:
+            return [_one(tensor) for tensor in items]
+        return [_one(items)]
+    single = isinstance(items, str | Path | Image.Image | bytes | bytearray | memoryview) or hasattr(items, "read")
+    if single or (isinstance(items, np.ndarray) and items.dtype.kind not in "OUS"):
+        return [_one(items)]
+    several: Any = items
+    return [_one(item) for item in several]
+
+
+def _one(item: Any) -> Any:
+    """An image or text as `Predictor.pixels` and the tokenizer take it. InputError as in `as_list`."""
+    if isinstance(item, np.ndarray):
+        return array_image(item)
+    if isinstance(item, bytearray | memoryview):
+        return bytes(item)
+    if isinstance(item, Tensor) and (item.ndim != 3 or item.shape[0] != 3):
+        raise InputError(
+            f"a tensor of shape {tuple(item.shape)} is no ready image, which is (3, S, S) as the predictor's transform "
+            "gives it: give an array of numpy or an image of PIL instead"
+        )
+    return item
 
 
 def batches_of(items: list, size: int) -> Iterator[list]:

@@ -42,9 +42,9 @@ ABILITIES = {
 class Predictor(GradientsOnRequest):
     """A model in evaluation mode with its tokenizer and image transform.
 
-    Images are paths, PIL images or lists of them; texts are strings or lists. `[CLS]`, `[ENC]` and `[DEC]` are added
-    here. The model processes batches of `batch_size`. A method that the checkpoint's task does not support raises
-    `CheckpointError`.
+    An image is a path, a PIL image, an array of numpy or the bytes of a file; several are a list, see `as_list`. Texts
+    are strings or lists. `[CLS]`, `[ENC]` and `[DEC]` are added here. The model processes batches of `batch_size`. A
+    method that the checkpoint's task does not support raises `CheckpointError`.
     """
 
     def __init__(
@@ -286,7 +286,7 @@ class Predictor(GradientsOnRequest):
 
     def pixels(self, images: Sequence[ImageInput]) -> Tensor:
         """Images -> (B, 3, S, S), normalised, on the device."""
-        ready = [x if isinstance(x, Tensor) else self.transform(open_image(x, self.limits)) for x in images]
+        ready = [x if isinstance(x, Tensor) else self.transform(open_image(x, self.limits)) for x in as_list(images)]
         return torch.stack(ready).to(self.device)
 
     def cleaned(self, text: str) -> str:

@@ -13,6 +13,7 @@ from blip.command_line import (
     ColumnNames,
     DatasetForm,
     Device,
+    FirstRecords,
     ImageRoot,
     JsonFile,
     MaxImageMb,
@@ -122,7 +123,10 @@ def first_pairs(
 
 
 def activations(
-    data: Annotated[str, typer.Argument(help="an image, a folder of images, or an annotation file")],
+    data: Annotated[
+        str,
+        typer.Argument(help="an image, a folder of images or of a set, an annotation file, or hub:OWNER/NAME"),
+    ],
     checkpoint: Checkpoint,
     points: Annotated[list[str], typer.Option(help="names or patterns, such as 'text.*.out'; several times")],
     out: Annotated[Path, typer.Option(help="folder to write, or to continue")],
@@ -130,6 +134,11 @@ def activations(
     pool: Annotated[str, typer.Option(help="tokens: all, first or mean")] = "all",
     format: Annotated[str, typer.Option(help="safetensors or npy")] = "safetensors",
     shard_size: Annotated[int, typer.Option("--shard_size", help="records a shard")] = 1024,
+    dataset: DatasetForm = "json",
+    split: Split = "",
+    columns: ColumnNames = None,
+    image_root: ImageRoot = "",
+    limit: FirstRecords = 0,
     batch_size: BatchSize = 32,
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
@@ -137,20 +146,22 @@ def activations(
     overwrite: Overwrite = False,
 ) -> None:
     """Writes the activations at named points for a whole data set, in shards; continues where it was interrupted."""
+    from blip.checkpoints.places import local
     from blip.hashing import fingerprint
     from blip.interpret import activations as shards
     from blip.interpret.activation_shards import INDEX, is_index
     from blip.interpret.explain_files import find_pairs
 
     with user_errors():
-        wanted = list(find_pairs(data, []))
+        read = reading(dataset, split, columns, image_root=image_root, limit=limit)
+        wanted = list(find_pairs(data, [], **read))
         inputs: list[str | Path] = [data, *(one.image for one in wanted), checkpoint, *filter(None, [tokenizer])]
         known = is_index(out)  # `capture` compares the settings
         claim_output(out, "activations", inputs=inputs, folder=True, overwrite=overwrite, known=known)
         model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
         chosen = shards.points_of(model, points)
         task = task or shards.usual_task(model, chosen)
-        settings = shards.Capture(fingerprint(checkpoint), data, chosen, task, pool, format, shard_size)
+        settings = shards.Capture(fingerprint(local(checkpoint)), data, chosen, task, pool, format, shard_size)
         problems = shards.capture(model, wanted, settings, out, batch_size=batch_size, overwrite=overwrite)
         for problem in problems:
             say(problem, err=True)

@@ -5,6 +5,7 @@ A file counts as one of these where it has at least two keys that only the publi
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import PurePath
 from typing import Any
 
@@ -90,8 +91,13 @@ def translated(values: dict[str, Any], cls: type[BaseModel], where: str) -> dict
     also = {name: one for name, one in _also(ours, cls).items() if name not in there and name not in ours}
     if also:
         lines.append(f"as the published code has it: {_shown(also)}")
-    note(f"{where} is a configuration of the published BLIP code, read as:\n  " + "\n  ".join(lines))
+    _tell(f"{where} is a configuration of the published BLIP code, read as:\n  " + "\n  ".join(lines))
     return ours | also
+
+
+@lru_cache(maxsize=64)  # a command reads its configuration several times
+def _tell(text: str) -> None:
+    note(text)
 
 
 def _one(key: str, value: Any, values: dict[str, Any], cls: type[BaseModel]) -> tuple[dict[str, Any], str]:

@@ -5,7 +5,8 @@ pretrain_data        training data of pre-training: annotation files or streamed
 contrast             momentum twin and queue of pre-training and retrieval
 finetune pairs run   what the fine-tuning tasks share; those on image-caption pairs; training, or evaluation alone
 start tokenizers     the model and the tokenizer that a run starts with
-config data_options  options of the fine-tuning tasks; how the data that a run names are read
+config entries data_options   options of the fine-tuning tasks; what a run of each task is called with; how the data
+                     that a run names are read
 samples              the validation records that a run shows after each evaluation
 dry_run rehearsal    the costs of a configuration, without training: of pre-training, of fine-tuning
 """

@@ -73,15 +73,7 @@ class FineTuning:
         self.model, self.missing = start.start_model(self.task, self.config, source, tokenizer=self.tokenizer)
         self.warning = start.advice(self.task, source, self.missing) if source else ""
         if self.config.lora:
-            options = self.config.lora
-            adapters.add_lora(
-                self.model,
-                options.rank,
-                options.targets,
-                alpha=options.alpha,
-                dropout=options.dropout,
-                trainable=tuple(options.trainable),
-            )
+            adapters.add_lora(self.model, **self.config.lora.model_dump())
         self.model.to(device)
         self.add_parts()
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout differs between processes
@@ -241,7 +233,8 @@ class FineTuning:
             load_strict(self.model, load_weights(folder)[0], str(folder))
         best = (self.output if is_of_run(folder, self.output) else run_of(folder)) / BEST
         if "best" in training["progress"] and best.is_dir():  # without its weights, a score is of no use
-            self.best = float(training["progress"]["best"])
+            stored = float(training["progress"]["best"])
+            self.best = None if np.isnan(stored) else stored  # earlier versions kept a NaN, which nothing exceeds
 
     def _trained_state(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}

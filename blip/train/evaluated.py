@@ -164,12 +164,14 @@ def evaluation_name(config: RunConfig, weights: str, output: Path) -> str:
     if not files or all(before.get(key) == value for key, value in files.items()):
         data = [key.removesuffix("_file") for key in files] or ["val", "test"]
     else:
-        data = [Path(str(file)).stem for listed in files.values() for file in listed]
+        data = [Path(file["path"] if isinstance(file, dict) else str(file)).stem for listed in files.values()
+                for file in listed]  # fmt: skip
     other = {key: value for key, value in values.items()
              if before and _matters(key) and key not in FILES and before.get(key) != value}  # fmt: skip
     digest = hashlib.sha256(json.dumps([other, files], sort_keys=True).encode()).hexdigest()[:6]
     parts = [name, *dict.fromkeys(data), *([digest] if other or len(data) > 3 else [])]
-    return re.sub(r"[^\w.-]+", "-", "-".join(parts[:5] + parts[5:][-1:])).strip("-.")[:120]
+    whole = re.sub(r"[^\w.-]+", "-", "-".join(parts[:5] + parts[5:][-1:]))
+    return re.sub(r"([0-9a-f]{8})[0-9a-f]{32,}", r"\1", whole).strip("-.")[:120]  # commits and hashes of names
 
 
 @contextmanager
@@ -190,6 +192,10 @@ def _claim(folder: Path, config: RunConfig, *, overwrite: bool) -> None:
     saved = folder / CONFIG
     if saved.is_file() and not overwrite:
         before = load_config(saved, type(config))
+        run = run_with(config.init_from)
+        own = run is not None and run.samefile(folder.parent.parent)
+        if own and Path(before.init_from).name == Path(config.init_from).name:
+            before = before.model_copy(update={"init_from": config.init_from})  # the run was moved or copied since
         other = [f"{key} {_shown(before, key)} -> {_shown(config, key)}" for key in type(config).model_fields
                  if (_matters(key) or key == "init_from") and getattr(before, key) != getattr(config, key)]  # fmt: skip
         if other:

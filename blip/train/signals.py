@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from typing import Any
@@ -13,8 +14,9 @@ WARN = (signal.SIGHUP, signal.SIGUSR1)  # of a closed terminal, and of scheduler
 class Signals:
     """Records SIGTERM, SIGINT, SIGHUP and SIGUSR1, so that the step can end and be saved.
 
-    A second SIGTERM or SIGINT ends the process at once. The same signal within a second counts once: a signal to a
-    whole job reaches each process twice, directly and from torchrun.
+    A second SIGTERM or SIGINT ends the process at once; in an interactive session a second SIGINT is a
+    KeyboardInterrupt instead, since variables are worth more there than the rest of a step. The same signal within a
+    second counts once: a signal to a whole job reaches each process twice, directly and from torchrun.
     """
 
     def __init__(self) -> None:
@@ -42,4 +44,11 @@ class Signals:
         if not self._first[0]:
             self._first = (number, time.monotonic())
         elif number != self._first[0] or time.monotonic() - self._first[1] > 1:
+            if number == signal.SIGINT and in_a_session():
+                raise KeyboardInterrupt
             os._exit(128 + number)
+
+
+def in_a_session() -> bool:
+    """Whether somebody types commands to this process: in a notebook, or in Python's or IPython's shell."""
+    return hasattr(sys, "ps1")

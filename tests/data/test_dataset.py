@@ -14,6 +14,7 @@ import blip
 from blip.config import WeightedFile
 from blip.data.formats import AnnotationError
 from blip.data.hub import HubError, parse_name, pinned
+from blip.data.image_bytes import UnreadableImage
 from blip.data.pairs import read_pairs
 from blip.data.places import images_of
 from blip.data.questions import read_questions
@@ -156,6 +157,31 @@ def test_folders_of_images_and_saved_sets_of_the_hub(hub: HubServer, tmp_path: P
             0,
             1,
         ]
+
+
+def test_rows_of_the_hub_name_no_files_of_this_machine(hub: HubServer, tmp_path: Path) -> None:
+    """Anyone can publish a data set: neither paths in place of bytes nor a column of paths lead out of its folder."""
+    put(tmp_path / "private.png", png(200))
+    up = "/".join([".."] * 30)
+    rows = hub_rows(4, caption="a")
+    for row, path in zip(rows, (f"{tmp_path}/private.png", f"{up}{tmp_path}/private.png", "none.png"), strict=False):
+        row["image"] = {"bytes": None, "path": path}
+    put_parquet(tmp_path / "evil/train.parquet", rows)
+    hub.add("datasets", "lab/evil", tmp_path / "evil")
+    data = blip.data("hub:lab/evil")
+    assert shade(data[3].image) == 3
+    for i in range(2):
+        with pytest.raises(UnreadableImage, match=r"private.png, a file outside of its data set, which is not read"):
+            _ = data[i].image
+    rows = [{"picture": row["image"], "image": f"{tmp_path}/private.png", "caption": "b"} for row in hub_rows(2)]
+    put_parquet(tmp_path / "paths/train.parquet", rows)
+    hub.add("datasets", "lab/paths", tmp_path / "paths")
+    for read in (blip.data, lambda name: read_pairs([name]), lambda name: images_of([name])):
+        with pytest.raises(AnnotationError, match=r"private.png, and data sets of the hub have images in their rows"):
+            read("hub:lab/paths")
+    assert shade(blip.data("hub:lab/paths", columns={"image": "picture"})[1].image) == 1
+    put_parquet(tmp_path / "mine.parquet", [{"image": {"bytes": None, "path": "private.png"}, "caption": "c"}])
+    assert shade(blip.data(tmp_path / "mine.parquet")[0].image) == 200, "files of one's own name what they like"
 
 
 def test_what_the_hub_does_not_give(hub: HubServer, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.running import run_verb
 from helpers.set_files import hub_rows, png, put, put_arrow, put_parquet, shade
 
 from blip.data.check import check_data
@@ -125,6 +126,16 @@ def test_questions_and_statements_have_limits_too(tmp_path: Path) -> None:
     assert len(read_questions([str(path)], limit=4, seed=0)) == 4
     path = put(tmp_path / "s.json", [{"images": ["a", "b"], "sentence": f"s{i}", "label": True} for i in range(9)])
     assert [read_statements([str(path)], limit=2)[i].sentence for i in (0, 1)] == ["s0", "s1"]
+
+
+def test_check_data_reads_as_many_as_a_run(tmp_path: Path) -> None:
+    for i in range(4):
+        put(tmp_path / f"{i}.png", png(i))
+    path = put(tmp_path / "q.json", [{"image": f"{i}.png", "question": f"{i}?", "answer": "x"} for i in range(9)])
+    result = run_verb("check-data", path, "--limit", 4, "--num_workers", 0)
+    assert result.exit_code == 0 and "images: 4, unreadable 0" in result.output, result.output
+    report = check_data([str(path)], limit=6, num_workers=0)
+    assert [file.records for file in report.files] == [6] and report.images == 6 and len(report.broken_images) == 2
 
 
 def test_entries_are_checked_and_written_back() -> None:

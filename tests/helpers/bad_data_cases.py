@@ -112,7 +112,7 @@ CASES: list[Case] = [
         "not UTF-8",
         annotations("set.csv", b"image,caption\na.png,\xe4dem\n"),
         AnnotationError,
-        r"set\.csv: not UTF-8 text",
+        r"set\.csv, line 2: not UTF-8 text .*; it seems to be an encoding of Windows",
     ),
     (
         "columns",

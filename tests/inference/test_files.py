@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.random_checkpoints import ANSWERS, CLOSE, QUESTIONS, all_checkpoints, noise_images
-from helpers.running import run_verb
+from helpers.running import code_and_text, run_verb
 from helpers.set_files import hub_rows, put, put_parquet
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -376,3 +376,21 @@ def test_verbs_read_what_training_reads(checkpoints: dict, images: list, tmp_pat
     assert len(rows("caption", tmp_path / "x.parquet", *model)) == 3
     (one,) = rows("caption", tmp_path / "roco", "--dataset", "roco", "--split", "test", *model)
     assert one["image"] == str(images[0])
+
+
+def test_match_takes_the_captions_of_records(checkpoints: dict, images: list, tmp_path: Path) -> None:
+    records = [{"image": str(image), "caption": [f"normal {i}", "a lesion"][: i + 1]} for i, image in enumerate(images)]
+    model = ["--checkpoint", checkpoints["retrieval"]]
+    found = rows("match", put(tmp_path / "c.json", records), *model)
+    assert [row["text"] for row in found] == ["normal 0", "normal 1", "a lesion", "normal 2", "a lesion"]
+    (one,) = (row for row in rows("match", images[1], "a lesion", *model))
+    assert {key: found[2][key] for key in ("match_probability", "itc_score")} == pytest.approx(
+        {key: one[key] for key in ("match_probability", "itc_score")}, abs=1e-5
+    )
+    assert len(rows("match", tmp_path / "c.json", *model, "--limit", 2)) == 3
+    two = put(tmp_path / "s.json", [{"images": [str(images[0])] * 2, "sentence": "same", "label": True}])
+    assert "has 2 images" in " ".join(run_verb("match", two, *model).output.split())
+    code, said = code_and_text("match", put_parquet(tmp_path / "x.parquet", hub_rows(1, Befund="a")), *model)
+    assert code != 0 and "there is no text" in said and "caption=NAME gives the name" in said
+    code, said = code_and_text("match", images[0], *model)
+    assert code != 0 and "there is no text" in said and "caption=NAME" not in said

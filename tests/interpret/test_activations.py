@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.bad_finetune_cases import answerer
+from helpers.hub_server import HubServer
 from helpers.running import code_and_text
+from helpers.set_files import hub_rows, put_parquet
 from safetensors.torch import save_file
 
 import blip
@@ -199,3 +201,18 @@ def test_command(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
     assert code != 0 and "its text is empty" in said
     code, said = run(phantoms / "captions.json", "--points", "txt.1.out", "--out", tmp_path / "c")
     assert code != 0 and "nearest: text.1.out" in said
+
+
+def test_command_reads_what_training_reads(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_parquet(
+        tmp_path / "x.parquet", [{"Befund": row.pop("caption"), **row} for row in hub_rows(4, caption="a lesion")]
+    )
+    what = (tmp_path / "x.parquet", "--columns", "caption=Befund", "--limit", 3, "--points", "text.1.out")
+    with HubServer() as hub:
+        hub.use_here(monkeypatch, tmp_path / "cache")
+        hub.add("models", "lab/tiny", tiny_checkpoint)
+        code, said = code_and_text("activations", *what, "--checkpoint", "hub:lab/tiny", "--out", tmp_path / "a")
+    assert code == 0 and "3 records, 1 points" in said, said
+    assert [numbers for numbers, _ in read_shards(tmp_path / "a")] == [[0, 1, 2]]

@@ -184,3 +184,11 @@ def test_the_message_comes_from_one_process(
     monkeypatch.setenv("RANK", "1")
     load_config(path, CaptionConfig)
     assert capsys.readouterr().err == ""
+
+
+def test_the_message_comes_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "published.yaml"
+    path.write_text(CAPTION)
+    for _ in range(2):
+        load_config(path, CaptionConfig)
+    assert capsys.readouterr().err.count("is a configuration of the published BLIP code") == 1

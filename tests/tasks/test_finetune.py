@@ -263,8 +263,9 @@ def test_best_weights_outlive_a_resumption(
     assert len({id(one) for one in made}) == 2
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["", "kept by an earlier version"])
 def test_what_is_not_a_number_is_never_the_best(
-    options: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: Callable, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = {1: math.nan, 2: 0.7, 3: math.nan, 4: 0.9}
     script, _, judging = TASKS["nlvr"][:3]
@@ -273,6 +274,10 @@ def test_what_is_not_a_number_is_never_the_best(
         def at_step_end(self, step, log):
             self.evaluate = lambda split: {"val_accuracy": values[step]}
             return super().at_step_end(step, log)
+
+        def state(self):
+            progress = {"best": torch.tensor(math.nan, dtype=torch.float64)}
+            return {**super().state(), **({"progress": progress} if kept else {})}
 
     monkeypatch.setattr(script, "Judging", Scripted)
     output, given = tmp_path / "run", ("nlvr", "batch_size=12", "test_file=[]", "keep_checkpoints=9")

@@ -118,6 +118,8 @@ def test_names_of_folders(run: Path, tmp_path: Path) -> None:
     assert evaluation_name(elsewhere, best, run) == "best-slake"
     assert evaluation_name(elsewhere, best, tmp_path / "x") == "run-best-slake"
     assert evaluation_name(elsewhere, "hub:Salesforce/blip-vqa-base", tmp_path) == "blip-vqa-base-slake"
+    held = config.model_copy(update={"val_file": [f"hub:lab/set@{'1f' * 20}"], "test_file": []})
+    assert evaluation_name(held, f"hub:lab/vqa@{'0e' * 20}", tmp_path) == "vqa-0e0e0e0e-set-1f1f1f1f"
     assert "/" not in evaluation_name(config.model_copy(update={"val_file": ["/a/b c/..", "x;y"]}), "../w.pth", run)
 
 
@@ -170,6 +172,15 @@ def test_other_settings_under_one_name_are_refused(run: Path) -> None:
     for name in ("../x", "a/b", ".."):
         assert "without separators" in script("--output_dir", run, "--evaluate", "--name", name).stderr
     assert "--name is for --evaluate" in script("--output_dir", run, "--resume", "auto", "--name", "x").stderr
+
+
+def test_a_run_that_was_moved_is_evaluated_again(run: Path, tmp_path: Path) -> None:
+    """Its evaluation names the weights by the former path."""
+    first = scored(script("--output_dir", run, "--evaluate"))
+    run.rename(tmp_path / "moved")
+    again = scored(script("--output_dir", tmp_path / "moved", "--evaluate"))
+    assert again.pop("weights") == str(tmp_path / "moved" / "best") and first.pop("weights") == str(run / "best")
+    assert again == first
 
 
 def test_answers_come_from_the_training_files_where_the_checkpoint_lists_none(run: Path) -> None:

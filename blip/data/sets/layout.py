@@ -74,6 +74,7 @@ class SetFile(Generic[Record]):
     split: str  # "" for all its records
     form: SetFormat[Record]
     columns: Mapping[str, str] = field(default_factory=dict)  # name of the package -> name in the file
+    of_hub: bool = False  # its images lie in its own rows
 
     def raw(self) -> Records:
         """(place, raw record) of those that belong to the split. AnnotationError for a broken file, or if none does."""
@@ -90,9 +91,20 @@ class SetFile(Generic[Record]):
     def parse(self, place: str, raw: Any) -> Record:
         """Raises AnnotationError, which names the file and the record."""
         try:
-            return self.form.parse(raw)
+            record = self.form.parse(raw)
         except ValueError as error:
             raise AnnotationError(self.path, place, str(error)) from None
+        for image in getattr(record, "image_paths", ()):
+            self.check_image(place, image)
+        return record
+
+    def check_image(self, place: str, image: str) -> None:
+        """AnnotationError where a data set of the hub, which anyone can publish, names a file of this machine."""
+        if self.of_hub and not image.startswith(f"{os.path.abspath(self.path)}#"):
+            raise AnnotationError(
+                self.path, place, f"its image is the path {image:.80}, and data sets of the hub have images in their "
+                "rows: give the column that holds them, such as columns={image: photo}"
+            )  # fmt: skip
 
 
 def open_set(
@@ -126,7 +138,8 @@ def open_set(
     if hub.is_hub_name(path):
         parts = hub.files_of(path)
         files = _chosen(parts, path, split)
-        return [SetFile(str(file), str(file.parent), SPLIT_NAMES.get(split, ""), form, given) for file in files]
+        part = SPLIT_NAMES.get(split, "")
+        return [SetFile(str(file), str(file.parent), part, form, given, of_hub=True) for file in files]
     folder = Path(path) if os.path.isdir(path) else None
     if split not in ("", "all", *SPLIT_NAMES) and not (folder and _hub_files(folder, split)):
         raise InputError(f"split is {split!r}; it can be {', '.join(SPLITS)} or all")
