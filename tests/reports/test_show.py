@@ -81,7 +81,7 @@ def test_orders_and_names_are_those_of_the_results(tmp_path: Path) -> None:
 
 
 def test_maps_of_statements_are_refused_with_the_reason(run: Path, tmp_path: Path) -> None:
-    model = blip.load(random_checkpoint(tmp_path / "nlvr", "nlvr"))
+    model = blip.load(random_checkpoint(tmp_path, "nlvr"))
     with pytest.raises(InputError, match="no maps of what a checkpoint of nlvr"):
         show(run, model=model)
 
@@ -103,7 +103,8 @@ def test_unreadable_images_keep_their_places(run: Path, tmp_path: Path) -> None:
          Item(["a.png"], "1", "x", output="match", score=0.75, score_name="match probability",
               more=[("cosine (ITC)", "0.500")])),
         ([{"id": "s", "images": ["a.png", "b.png"], "sentence": "x", "label": True, "probability": 0.25}],
-         Item(["a.png", "b.png"], "s", "x", ["true"], "false", 0.75, "probability", False)),
+         Item(["a.png", "b.png"], "s", "x", ["true"], "false", 0.75, "probability", False,
+              text_name="statement")),
     ],
 )  # fmt: skip
 def test_forms_of_results(tmp_path: Path, records: list, expected: Item) -> None:
