@@ -198,7 +198,7 @@ def _legend(axes: "Axes", labels: Sequence[str], handles: Sequence[Any] | None =
 
 def _number(value: float, _: Any = None) -> str:
     """A number of an axis: 12,500 or 0.002 or 3e-05."""
-    return f"{value:,.0f}" if value == round(value) and abs(value) >= 1 else f"{value:.3g}"
+    return f"{value:,.0f}" if value == round(value) and 1 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
 def _clean(text: str) -> str:

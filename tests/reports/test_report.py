@@ -230,6 +230,18 @@ def test_samples_of_statements_have_both_images(tmp_path: Path) -> None:
     assert page.count('alt="image of this record"') == 2 and "<dt>statement</dt><dd>both are grey" in page
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [float("nan"), 1e300])
+def test_a_run_that_went_astray_has_a_page(tmp_path: Path, value: float) -> None:
+    run = write_run(tmp_path / "run", 40)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    astray = {"itc", "loss", "grad_norm", "val_loss", "val_i2t_r1", "val_itm_matched"}
+    write_lines(run / "metrics.jsonl", [*lines[:20], *({k: value if k in astray else v for k, v in line.items()}
+                                                       for line in lines[20:])])  # fmt: skip
+    page = report(run)
+    assert "R@5, image to text" in page and "R@1, image to text</th>" not in page and len(page) < 1 << 20
+
+
 # ---- evaluations without training ------------------------------------------------------------------------------------
 
 

@@ -177,7 +177,11 @@ def test_starts_from_nothing(phantoms: Path, task: str, tmp_path: Path) -> None:
 
 
 def test_statements_of_earlier_runs_from_nothing_can_be_loaded(phantoms: Path, tmp_path: Path) -> None:
-    train("nlvr", configure("nlvr", phantoms, tmp_path, "max_steps=1"), tmp_path / "run")
+    train(
+        "nlvr",
+        configure("nlvr", phantoms, tmp_path, "max_steps=1", "tokenizer=train", "vocab_size=90"),
+        tmp_path / "run",
+    )
     place = tmp_path / "run" / "best" / "model.json"
     info = json.loads(place.read_text())
     info["text_encoder"]["images"] = 1
