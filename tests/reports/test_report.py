@@ -239,6 +239,7 @@ def test_a_run_that_went_astray_has_a_page(tmp_path: Path, value: float) -> None
     write_lines(run / "metrics.jsonl", [*lines[:20], *({k: value if k in astray else v for k, v in line.items()}
                                                        for line in lines[20:])])  # fmt: skip
     page = report(run)
+    assert ("loss, itc is no finite number" in page) == (value != 1e300)
     assert "R@5, image to text" in page and "R@1, image to text</th>" not in page and len(page) < 1 << 20
 
 
