@@ -92,7 +92,7 @@ def test_scales_have_ticks_that_can_be_read() -> None:
 
 
 def test_labels_lie_inside_of_their_chart() -> None:
-    lines = [Line(f"runs/pretrain {number}, training", np.linspace(0.3, 2, 6), np.linspace(3, 4.43, 6), number)
+    lines = [Line(f"oldruns/pretrain {number}, training", np.linspace(0.3, 2, 6), np.linspace(3, 4.43, 6), number)
              for number in range(3)]  # fmt: skip
     figure = figure_of(Chart("itc", "Contrast", lines=lines, x="epoch"))
     drawn(figure, "")
