@@ -1,26 +1,29 @@
 """Takes the screenshots of the documentation, in a headless Chromium.
 
-python docs/make_screenshots.py --answerer runs/vqa_phantoms/best
+python docs/make_screenshots.py --answerer runs/vqa_phantoms/best --run runs/caption_phantoms
 
-It needs `playwright` and a Chromium, the checkpoints of `make demo` and of configs/vqa_phantoms.yaml, and images of the
-demo. Each function of PAGES takes those of one command; to add a command, add its function.
+It needs `playwright` and a Chromium, and runs on phantoms by configs/vqa_phantoms.yaml and
+configs/caption_phantoms.yaml. Each function of PAGES takes those of one command; to add a command, add its function.
 """
 
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
+NAMES = ("serve_ask.png", "serve_maps.png", "report.png", "show.png")
 SIZE = {"width": 1200, "height": 800}
 
 
@@ -28,6 +31,7 @@ def main(
     answerer: Annotated[str, typer.Option(help="a checkpoint that answers questions")] = "runs/vqa_phantoms/best",
     image: Annotated[Path, typer.Option(help="an image to ask about")] = Path("runs/demo/data/test/images/000005.png"),
     question: Annotated[str, typer.Option(help="a question about it")] = "what shape is the lesion?",
+    run: Annotated[Path, typer.Option(help="a run of fine-tuning that has ended")] = Path("runs/caption_phantoms"),
     out: Annotated[Path, typer.Option(help="folder to write")] = ASSETS,
 ) -> None:
     """Takes all screenshots."""
@@ -36,11 +40,13 @@ def main(
         browser = playwright.chromium.launch(executable_path=browser_file, args=OPTIONS)
         page = browser.new_page(viewport=SIZE, color_scheme="light")
         for take in PAGES:
-            take(page, out, answerer=answerer, image=image, question=question)
+            take(page, out, answerer=answerer, image=image, question=question, run=run)
         browser.close()
+    for name in NAMES:  # 256 colours: below 250 KB each
+        Image.open(out / name).convert("RGB").quantize(256).save(out / name, optimize=True)
 
 
-def serve(page: Page, out: Path, *, answerer: str, image: Path, question: str) -> None:
+def serve(page: Page, out: Path, *, answerer: str, image: Path, question: str, **_: Any) -> None:
     """`blip serve`: the answers to a question, and the map of its last word."""
     with served(answerer) as address:
         page.goto(address)
@@ -54,11 +60,32 @@ def serve(page: Page, out: Path, *, answerer: str, image: Path, question: str) -
         page.get_by_role("button", name="Draw the maps").click()
         words = page.locator(".blip-words:visible")
         words.wait_for()
-        words.locator("label").last.click()
+        words.locator("label").nth(-2).click()  # the last one is the question mark
         page.screenshot(path=out / "serve_maps.png", full_page=True, animations="disabled")
 
 
-PAGES: tuple[Callable[..., None], ...] = (serve,)
+def report(page: Page, out: Path, *, run: Path, **_: Any) -> None:
+    """`blip report`: what the run did in words, and its losses."""
+    page.set_viewport_size({"width": 1200, "height": 1150})
+    page.goto(made("report", run, "report.html"))
+    page.screenshot(path=out / "report.png", animations="disabled")
+
+
+def show(page: Page, out: Path, *, run: Path, **_: Any) -> None:
+    """`blip show`: captions of the validation, the worst first."""
+    page.set_viewport_size({"width": 1200, "height": 760})
+    page.goto(made("show", run, "show.html", "--sort", "worst", "--limit", "12"))
+    page.screenshot(path=out / "show.png", animations="disabled")
+
+
+PAGES: tuple[Callable[..., None], ...] = (serve, report, show)
+
+
+def made(verb: str, run: Path, name: str, *options: str) -> str:
+    """The address of a page that a verb makes of a run, in a temporary folder."""
+    path = Path(tempfile.mkdtemp()) / name
+    subprocess.run([sys.executable, "-m", "blip", verb, run, "--out", path, *options], check=True)
+    return path.as_uri()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from blip.errors import InputError
 from blip.options.meanings import Option, options_of
 
 COLUMNS = ("name", "type", "default", "unit", "meaning")
+WIDE = 120  # characters: below, each option takes a line of its own for type, default and unit
 Titled = list[tuple[str, Option]]  # the title of a section, and an option of it
 
 
@@ -56,7 +57,7 @@ def print_options(listed: Titled, *, find: str = "", markdown: bool = False, as_
         if markdown:
             typer.echo(f"## {title}\n\n{markdown_table(options)}\n")
         else:
-            console.print(_table(title, options))
+            console.print(_table(title, options) if console.width >= WIDE else _narrow_table(title, options))
 
 
 def markdown_table(options: list[Option]) -> str:
@@ -81,4 +82,15 @@ def _table(title: str, options: list[Option]) -> Table:
     table.add_column("meaning", ratio=1)
     for option in options:
         table.add_row(*(getattr(option, name).replace("[", "\\[") for name in COLUMNS))
+    return table
+
+
+def _narrow_table(title: str, options: list[Option]) -> Table:
+    """For a window in which five columns leave no place for the meaning."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, expand=True)
+    table.add_column("option", overflow="fold", max_width=30)
+    table.add_column("meaning, type, default, unit", ratio=1)
+    for option in options:
+        about = "; ".join(filter(None, (option.type, f"default {option.default}", option.unit)))
+        table.add_row(option.name, f"{option.meaning}\n{about}".replace("[", "\\["))
     return table

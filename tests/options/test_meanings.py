@@ -77,6 +77,11 @@ def test_the_verb_prints_every_option_of_a_task() -> None:
     assert "pixels" in result.output and "480" in result.output
 
 
+def test_a_narrow_window_has_room_for_meanings() -> None:
+    shown = run_verb("options", "vqa", "--find", "epochs", env={"COLUMNS": "80"}).output
+    assert "passes over the training data" in shown and "integer, > 0; default 20; epochs" in shown
+
+
 def test_the_verb_prints_json_markdown_and_what_is_looked_for() -> None:
     rows = json.loads(run_verb("options", "vqa", "--json").output)
     assert {row["name"] for row in rows} == set(VqaConfig.model_fields)
