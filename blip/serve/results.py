@@ -61,7 +61,7 @@ def scores(
         ranked: the first row is the result, and is shown large.
     """
     lines = [
-        (row.text or "(no words)", f"{100 * row.probability:.1f} %", f"{100 * min(1.0, row.probability):.1f}",
+        (row.text or "(no words)", _percent(row.probability), f"{100 * min(1.0, row.probability):.1f}",
          "" if row.cosine is None else f"{row.cosine:.3f}")
         for row in rows
     ]  # fmt: skip
@@ -70,6 +70,10 @@ def scores(
     return _filled(
         "scores", heading=heading, rows=lines, column=column, about=about, given=given, cosines=cosines, first=first
     )
+
+
+def _percent(probability: float) -> str:
+    return "below 0.1 %" if 0 < probability < 0.0005 else f"{100 * probability:.1f} %"
 
 
 def maps(explanation: Explanation, words: Sequence[WordMap]) -> str:
