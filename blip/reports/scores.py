@@ -110,7 +110,8 @@ def _retrieval(content: dict[str, Any], split: str, metrics: dict[str, Any]) -> 
 
 def _of_pretraining(split: str, metrics: dict[str, Any]) -> list[Score]:
     """Recall and matching over pairs that count as independent: Wilson's intervals."""
-    pairs, chance = int(metrics.get(f"{split}_pairs") or 0), metrics.get(f"{split}_chance")
+    pairs: int = int(metrics.get(f"{split}_pairs") or 0)
+    chance: Any = metrics.get(f"{split}_chance")
     scores = []
     for key, value in metrics.items():
         found = RECALL.fullmatch(key)

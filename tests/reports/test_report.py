@@ -19,10 +19,7 @@ from blip.train.history import History, read_history
 
 pytest.importorskip("matplotlib", reason="curves need matplotlib: pip install -e '.[pictures]'")
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-
 from blip.reports.curves import figure_of, figures, overview
-from blip.reports.drawing import drawn
 
 
 @pytest.fixture(scope="module")
@@ -89,16 +86,6 @@ def test_scales_have_ticks_that_can_be_read() -> None:
     for norms, scale in (([4.0, 60, 10, 8, 7, 9], "linear"), ([0.1, 60, 10, 8, 7, 9], "log")):
         chart = Chart("grad_norm", "Norm", lines=[Line("training", x, np.array(norms))], logarithmic=True)
         assert figure_of(chart).axes[0].get_yscale() == scale
-
-
-def test_labels_lie_inside_of_their_chart() -> None:
-    lines = [Line(f"oldruns/pretrain {number}, training", np.linspace(0.3, 2, 6), np.linspace(3, 4.43, 6), number)
-             for number in range(3)]  # fmt: skip
-    figure = figure_of(Chart("itc", "Contrast", lines=lines, x="epoch"))
-    drawn(figure, "")
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    labels = [label for label in figure.axes[0].get_yticklabels() if label.get_text()]
-    assert labels and all(label.get_window_extent(renderer).x0 >= 0 for label in labels)
 
 
 def test_figures_for_notebooks(pretrained: Path, tmp_path: Path) -> None:
