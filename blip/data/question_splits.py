@@ -1,6 +1,7 @@
 """Whole sets of questions: answer lists, splits that keep images together, images in two sets, majority answers."""
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Sequence
 
@@ -66,12 +67,14 @@ def split_by_image(questions: Questions, shares: Sequence[float], seed: int = 0)
 
 
 def shared_images(train: Questions, test: Questions, by_content: bool = False) -> int:
-    """How many images of `test` are also in `train`: compared by id and path or, inside parquet files, by their bytes.
+    """How many images of `test` are also in `train`: compared by path, by an id that the set gives, by their bytes
+    where they have one name in two folders or lie inside parquet files.
 
     `by_content` compares the bytes of all images, which also finds copies under other names.
     """
     in_train = set().union(*_identities(train, by_content).values())
-    return sum(bool(names & in_train) for names in _identities(test, by_content).values())
+    shared = {image for image, names in _identities(test, by_content).items() if names & in_train}
+    return len(shared | _copies(train, test))
 
 
 def _identities(questions: Questions, by_content: bool) -> dict[int, set[str]]:
@@ -84,8 +87,40 @@ def _identities(questions: Questions, by_content: bool) -> dict[int, set[str]]:
             question = questions[index]
             identities[image] = {contents[image]} if image in contents else set()
             if not is_reference(question.image):
-                identities[image] |= {f"path {question.image}", f"id {question.image_id}"}
+                identities[image].add(f"path {question.image}")
+                if not question.image.endswith(question.image_id):  # else it is the name of the file in its folder
+                    identities[image].add(f"id {question.image_id}")
     return identities
+
+
+def _copies(train: Questions, test: Questions) -> set[int]:
+    """The numbers of test images that have the name and the bytes of a training image in another folder."""
+    names = {os.path.basename(path) for path in _files(test).values()}
+    sizes: dict[tuple[str, int], list[str]] = {}  # by name and number of bytes
+    for path in _files(train).values():
+        if os.path.basename(path) in names:
+            sizes.setdefault(_name_and_size(path), []).append(path)
+    hashes = {key: {_hash(path) for path in paths} for key, paths in sizes.items()}
+    return {image for image, path in _files(test).items()
+            if (key := _name_and_size(path)) in hashes and _hash(path) in hashes[key] - {""}}  # fmt: skip
+
+
+def _files(questions: Questions) -> dict[int, str]:
+    """Image number -> path, of images that are files."""
+    paths = {questions.image_number(index): questions.image_path(index) for index in range(len(questions))}
+    return {image: path for image, path in paths.items() if not is_reference(path)}
+
+
+def _name_and_size(path: str) -> tuple[str, int]:
+    return os.path.basename(path), os.path.getsize(path) if os.path.isfile(path) else -1
+
+
+def _hash(path: str) -> str:
+    """Of a file's bytes; "" where it cannot be read."""
+    try:
+        return "bytes " + hashlib.blake2b(read_image(path), digest_size=16).hexdigest()
+    except UnreadableImage:
+        return ""
 
 
 def _contents(questions: Questions, all_images: bool = False) -> dict[int, str]:
@@ -99,10 +134,8 @@ def _contents(questions: Questions, all_images: bool = False) -> dict[int, str]:
         image, path = questions.image_number(index), questions.image_path(index)
         if image not in seen and (all_images or is_reference(path)):
             seen.add(image)
-            try:
-                hashes[image] = "bytes " + hashlib.blake2b(read_image(path), digest_size=16).hexdigest()
-            except UnreadableImage:
-                continue
+            if content := _hash(path):
+                hashes[image] = content
     return hashes
 
 

@@ -215,7 +215,7 @@ def match(
         pairs = [] if texts else captions_of(places, how)
         if not (texts or pairs):
             raise _needed("text", "--text", places)
-        images = paths or list(dict.fromkeys(image for image, _ in pairs))
+        images = paths or list(dict.fromkeys(Path(image) for image, _ in pairs))
         claim = claim_json(out, "match", [*places, *images, checkpoint, tokenizer, *texts, as_input(**how)], overwrite)
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)

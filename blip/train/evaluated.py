@@ -192,10 +192,11 @@ def _claim(folder: Path, config: RunConfig, *, overwrite: bool) -> None:
     saved = folder / CONFIG
     if saved.is_file() and not overwrite:
         before = load_config(saved, type(config))
-        run = run_with(config.init_from)
+        former, weights = (str(getattr(one, "init_from", "")) for one in (before, config))
+        run = run_with(weights)
         own = run is not None and run.samefile(folder.parent.parent)
-        if own and Path(before.init_from).name == Path(config.init_from).name:
-            before = before.model_copy(update={"init_from": config.init_from})  # the run was moved or copied since
+        if own and Path(former).name == Path(weights).name:
+            before = before.model_copy(update={"init_from": weights})  # the run was moved or copied since
         other = [f"{key} {_shown(before, key)} -> {_shown(config, key)}" for key in type(config).model_fields
                  if (_matters(key) or key == "init_from") and getattr(before, key) != getattr(config, key)]  # fmt: skip
         if other:

@@ -60,6 +60,18 @@ def test_shared_images(tmp_path: Path) -> None:
     assert shared_images(train, test.view([2])) == 0
 
 
+def test_equal_names_in_two_folders_are_two_images(tmp_path: Path) -> None:
+    for folder, greys in (("train", (1, 2, 3)), ("test", (1, 7, 8))):
+        (tmp_path / folder).mkdir()
+        for number, grey in enumerate(greys):
+            put(tmp_path / folder / f"{number}.png", png(grey))
+    records = [(f"{number}.png", "x", "") for number in range(3)]
+    train, test = (_set(tmp_path / folder, "set.json", records) for folder in ("train", "test"))
+    assert shared_images(train, test) == 1  # the first one is a copy
+    (tmp_path / "test" / "0.png").unlink()
+    assert shared_images(train, test) == 0
+
+
 @pytest.mark.real_data
 def test_real_questions_of_vqa_rad(data_dir: Path) -> None:
     raw = read(data_dir, RAD)

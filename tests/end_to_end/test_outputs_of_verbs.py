@@ -445,7 +445,7 @@ def test_every_verb_that_writes_can_overwrite_and_shows_underscores() -> None:
                    if option.startswith("--")]  # fmt: skip
         assert not [option for option in options if "-" in option[2:]], name
         # `fetch` writes to the corpus of `search` alone, the others write nothing
-        if name not in ("pubmed fetch", "options", "serve", "torchrun"):
+        if name not in ("pubmed fetch", "options", "torchrun", "serve"):
             assert "--overwrite" in options, name
 
 

@@ -194,7 +194,12 @@ CASES: list[Case] = [
         "image_root is .*no folder",
     ),
     ("weight zero", annotations("set.json", "[]", weight=0), ValueError, r"set\.json: weight is 0"),
-    ("weight misspelt", annotations("set.json", "[]", wieght=1), ValueError, "keys path and weight; found: .*wieght"),
+    (
+        "weight misspelt",
+        annotations("set.json", "[]", wieght=1),
+        ValueError,
+        "has the keys path, weight, .*found: .*wieght",
+    ),
     (
         "batch too large",
         training(batch_size=4),
