@@ -98,7 +98,7 @@ def draw(axes: "Axes", chart: Chart) -> None:
     for _, level in chart.levels:
         axes.axhline(level, color=FAINT, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
     lowest, highest = _range(chart)
-    if chart.logarithmic and lowest > 0 and highest / lowest >= SPREAD:
+    if chart.logarithmic and lowest > 0 and SPREAD <= highest / lowest < 1e100:  # beyond, its margins overflow
         axes.set_yscale("log")
     if chart.share:
         axes.set_ylim(-0.02, 1.02)
