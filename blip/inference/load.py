@@ -202,6 +202,9 @@ def _sizes(info: dict, path: str | Path) -> tuple[ViTConfig, TextConfig, TextCon
         if spec_of(info["task"]).has_features and info.get("embed_dim") is None:
             raise KeyError("embed_dim is missing")
         own = TextConfig(**decoder) if text and decoder else None
-        return ViTConfig(**info["image_encoder"]), TextConfig(**(text or decoder or info["text_encoder"])), own
+        encoder = TextConfig(**(text or decoder or info["text_encoder"]))
+        if encoder.images == 1:  # as NLVR2 runs from nothing stored it in earlier versions, whatever they had
+            encoder.images = spec_of(info["task"]).images
+        return ViTConfig(**info["image_encoder"]), encoder, own
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} does not give the model's sizes: {error}") from error

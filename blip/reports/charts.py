@@ -29,8 +29,10 @@ SCORE_NAMES = {
     "token_f1": "Token F1", "bleu1": "BLEU-1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cider": "CIDEr",
     "meteor": "METEOR", "vqa_accuracy": "VQA accuracy", "exact": "Exact captions", "rouge-l": "ROUGE-L",
     "bleu-1": "BLEU-1", "bleu-2": "BLEU-2", "bleu-3": "BLEU-3", "bleu-4": "BLEU-4", "spice": "SPICE",
-    "bertscore": "BERTScore",
+    "bertscore": "BERTScore", "rouge-1": "ROUGE-1", "rouge_1": "ROUGE-1",
 }  # fmt: skip
+WHOLE = {*SCORE_NAMES, "exact_match", "token_recall", "accuracy"}  # scores that are no part of another one
+SPREAD = 30.0  # of the values of a logarithmic scale at least; within less there are hardly any ticks
 WAYS = {"i2t": "image to text", "t2i": "text to image"}
 COUNTS = re.compile(
     r"val_(loss|itc|itm|lm|ce|questions|images.*|pairs|unreadable|statements|majority.*|chance|itm_(un)?matched"
@@ -253,7 +255,8 @@ def _families(keys: list[str]) -> list[list[str]]:
     """Scores with their parts: `val_exact_match` with `val_exact_match_closed`; at most six lines to one."""
     families: dict[str, list[str]] = {}
     for key in sorted(keys, key=len):
-        whole = next((name for name in families if key.startswith(f"{name}_")), None)
+        parts_of = [name for name in families if key.startswith(f"{name}_")]
+        whole = "" if key.removeprefix("val_") in WHOLE else max(parts_of, key=len, default="")
         families.setdefault(whole or key, []).append(key)
     order = {key: place for place, key in enumerate(keys)}
     return [found[:6] for _, found in sorted(families.items(), key=lambda one: order[one[0]])]

@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from blip.command_line import Device, ImageRoot, MaxImageMb, Overwrite, TokenizerFile, alone, say, user_errors
+from blip.command_line import (
+    ColumnNames,
+    DatasetForm,
+    Device,
+    ImageRoot,
+    MaxImageMb,
+    Overwrite,
+    TokenizerFile,
+    alone,
+    say,
+    user_errors,
+)
+from blip.data.columns import parse_columns
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.errors import InputError
 from blip.html_page import write_page
@@ -30,8 +42,9 @@ def show(
         bool, typer.Option("--map", help="draw what the model's output depends on over each image")
     ] = False,
     checkpoint: Annotated[str, typer.Option(help="whose maps are drawn; the run's own unless given")] = "",
-    dataset: Annotated[str, typer.Option(help="of data: json, or how a set is distributed, see check-data")] = "json",
+    dataset: DatasetForm = "json",
     split: Annotated[str, typer.Option(help="validation or test of a run; train, validation or test of data")] = "",
+    columns: ColumnNames = None,
     image_root: ImageRoot = "",
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
@@ -48,9 +61,10 @@ def show(
             raise InputError(f"--correct is {correct!r}; it can be yes or no")
         choice = Choice(limit, sort, type_, YES_OR_NO[correct])
         check_ending(out)
-        source = open_source(place, dataset=dataset, split=split, image_root=image_root)
+        own = parse_columns(columns or [])
+        source = open_source(place, dataset=dataset, split=split, columns=own, image_root=image_root)
         items = choice.of(source.items, source.place)
-        shown_by = f"{limit} {sort} {type_} {correct} {map_} {dataset} {split}"  # another choice is no repetition
+        shown_by = f"{limit} {sort} {type_} {correct} {map_} {dataset} {split} {own}"  # another choice is no repetition
         inputs = [place, source.place, *(path for item in items for path in item.images), checkpoint, shown_by]
         claim = claim_output(out, "show", inputs=filter(None, inputs), overwrite=overwrite)
         with alone(claim), claim.writing():

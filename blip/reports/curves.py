@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from blip.errors import BlipError, visible
-from blip.reports.charts import SMOOTH_FROM, TRAIN, Chart, Line, charts_of, smoothed, thinned
+from blip.reports.charts import SMOOTH_FROM, SPREAD, TRAIN, Chart, Line, charts_of, smoothed, thinned
 from blip.train.history import History
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ def draw(axes: "Axes", chart: Chart) -> None:
         _draw_line(axes, line)
     for _, level in chart.levels:
         axes.axhline(level, color=FAINT, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
-    if chart.logarithmic and all((line.y > 0).all() for line in chart.lines):
+    lowest, highest = _range(chart)
+    if chart.logarithmic and lowest > 0 and SPREAD <= highest / lowest < 1e100:  # beyond, its margins overflow
         axes.set_yscale("log")
     if chart.share:
         axes.set_ylim(-0.02, 1.02)
@@ -167,6 +168,11 @@ def _draw_line(axes: "Axes", line: Line) -> None:
     axes.plot(x, y, color=colour, linewidth=1.5, linestyle=style, zorder=3, **marks)  # type: ignore[arg-type]
 
 
+def _range(chart: Chart) -> tuple[float, float]:
+    """The lowest and the highest value."""
+    return min(float(line.y.min()) for line in chart.lines), max(float(line.y.max()) for line in chart.lines)
+
+
 def _is_noisy(y: np.ndarray) -> bool:
     """Whether a line goes up and down, unlike a learning rate."""
     steps = np.diff(y)
@@ -192,7 +198,7 @@ def _legend(axes: "Axes", labels: Sequence[str], handles: Sequence[Any] | None =
 
 def _number(value: float, _: Any = None) -> str:
     """A number of an axis: 12,500 or 0.002 or 3e-05."""
-    return f"{value:,.0f}" if value == round(value) and abs(value) >= 1 else f"{value:.3g}"
+    return f"{value:,.0f}" if value == round(value) and 1 <= abs(value) < 1e9 else f"{value:.3g}"
 
 
 def _clean(text: str) -> str:

@@ -28,6 +28,8 @@ def drawn(figure: "Figure", alt: str) -> Html:
     # texts stay texts; without a salt, the names of parts would differ each time
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "blip", "path.simplify": True}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has other fonts
+        if (layout := figure.get_layout_engine()) is not None:
+            layout.execute(figure)  # drawing lays out again: the space that the legend takes changes the ticks
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         FigureCanvasSVG(figure).print_svg(file, metadata=metadata)
     return drawing(file.getvalue(), alt, COLOURS)

@@ -1,6 +1,7 @@
 """What a run's log and data say, in words: whether it learns, whether it overfits, what was skipped, what leaks."""
 
 import itertools
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from blip.data.pairs import caption_id, read_pairs
 from blip.data.statements import read_statements
 from blip.errors import BlipError
 from blip.models.losses import ITM_NO_SKILL
-from blip.reports.charts import values
+from blip.reports.charts import OBJECTIVES, values
 from blip.reports.run_files import SPLITS, RunFiles
 from blip.reports.scores import all_scores, number
 
@@ -46,6 +47,8 @@ def findings(run: RunFiles) -> list[Finding]:
 
 def _state(run: RunFiles) -> list[Finding]:
     steps, epochs = run.history.steps, run.options.get("epochs")
+    if not steps and run.evaluated:
+        return [note(f"This is an evaluation without training, of {run.evaluated.get('weights', 'some weights')}.")]
     if not steps:
         return [warning("Nothing is logged yet: the first line follows after log_every_steps steps.")]
     last = steps[-1]
@@ -58,7 +61,9 @@ def _state(run: RunFiles) -> list[Finding]:
 
 
 def _learning(run: RunFiles) -> list[Finding]:
-    found = []
+    last = run.history.steps[-1] if run.history.steps else {}
+    lost = [key for key in OBJECTIVES if isinstance(last.get(key), float) and not math.isfinite(last[key])]
+    found = [warning(f"At the last step {', '.join(lost)} is no finite number: the run diverged.")] if lost else []
     _, itm = values(run.history.steps, "itm")
     if len(itm) >= 10 and abs(float(itm[-max(5, len(itm) // 20) :].mean()) - ITM_NO_SKILL) < 0.02:
         found.append(

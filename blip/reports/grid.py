@@ -1,6 +1,6 @@
 """`blip show`: a grid of images with their texts, true answers, outputs and scores, as an HTML page or a PNG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ def show(
     *,
     dataset: str = "json",
     split: str = "",
+    columns: Mapping[str, str] | None = None,
     image_root: str = "",
     model: Predictor | None = None,
     limits: ImageLimits = LIMITS,
@@ -34,7 +35,7 @@ def show(
         place: the folder of a run, a file of results, or data; see `open_source`.
         out: page.html or grid.png to write; nothing is written unless given.
         choice: which records, in which order; the first twenty unless given.
-        dataset, split, image_root: of the data, as in `open_source`.
+        dataset, split, columns, image_root: of the data, as in `open_source`.
         model: draws maps over the images, which show what its outputs depend on.
 
     Raises:
@@ -47,7 +48,7 @@ def show(
         (20, 0)
     """
     choice = choice or Choice()
-    source = open_source(str(place), dataset=dataset, split=split, image_root=image_root)
+    source = open_source(str(place), dataset=dataset, split=split, columns=columns, image_root=image_root)
     path = None if out is None else check_ending(Path(out))
     grid = make_grid(source, choice, choice.of(source.items, source.place), model=model, limits=limits)
     if path is not None:

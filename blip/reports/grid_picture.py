@@ -71,7 +71,7 @@ def _draw(figure: Any, tile: Tile, lines: list[str], *, left: float, middle: flo
         if place < len(pictures):
             axes.imshow(pictures[place], aspect="equal")
         else:
-            reason = _wrapped("cannot be read: " + "; ".join(tile.problems), 36, 8)
+            reason = _wrapped("; ".join(tile.problems), 36, 8)
             axes.text(0.5, 0.5, reason, ha="center", va="center", fontsize=8, color=COLOURS[False], parse_math=False)
     figure.text(
         left / wide, (middle - 0.06) / tall, "\n".join(lines), va="top", fontsize=8, linespacing=1.25,

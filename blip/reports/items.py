@@ -25,6 +25,7 @@ class Item:
     category: str = ""  # of a question, such as modality
     more: list[tuple[str, str]] = field(default_factory=list)  # further (name, value), such as other candidates
     problem: str = ""  # why the record cannot be shown
+    text_name: str = "text"  # what the text is: a question, a statement
 
     @property
     def goodness(self) -> float | None:

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from PIL import Image
 
 from blip.data.images import open_image
-from blip.errors import BlipError
+from blip.errors import BlipError, InputError
 from blip.inference.predictor import Predictor
 from blip.interpret.explain import explain_pairs
 from blip.interpret.objectives import explained
 from blip.interpret.pictures import blend
+from blip.models.factory import spec_of
 from blip.reports.tiles import Tile
 
 METHOD = "relevance"
@@ -24,6 +25,9 @@ def add_maps(model: Predictor, tiles: Sequence[Tile], method: str = METHOD) -> s
 
     A record whose map cannot be drawn keeps the reason; the others are drawn.
     """
+    task = model.info["task"]
+    if not spec_of(task).explained_as:
+        raise InputError(f"there are no maps of what a checkpoint of {task} makes of its texts: leave out --map")
     objective = explained(model, "")
     for tile in tiles:
         if len(tile.pictures) != 1:

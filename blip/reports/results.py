@@ -104,7 +104,7 @@ def answered(record: Record) -> Item:
     kind = str(record.get("answer_type") or "")
     if references and not kind:  # as sets are read that do not name it
         kind = "closed" if {one.lower() for one in references} <= {"yes", "no"} else "open"
-    candidates = [f"{text} {float(p):.3f}" for text, p in record.get("candidates") or []]
+    candidates = [f"{text} ({float(p):.3f})" for text, p in record.get("candidates") or []]
     return Item(
         [str(record["image"])],
         str(record.get("question_id") or ""),
@@ -117,6 +117,7 @@ def answered(record: Record) -> Item:
         kind,
         str(record.get("category") or ""),
         [("candidates", "; ".join(candidates))] if candidates else [],
+        text_name="question",
     )
 
 
@@ -159,6 +160,7 @@ def judged(record: Record) -> Item:
         float(record["probability"] if said else 1 - record["probability"]),
         "probability",
         said == truth,
+        text_name="statement",
         problem="" if record.get("images") else "this file of an earlier version has no paths of images",
     )
 
@@ -205,6 +207,8 @@ def _samples(path: Path) -> list[Item] | None:
             items, step = [], record["step"]
         truth, output, question = _texts(record.get("truth")), str(record["output"]), str(record.get("text") or "")
         item = Item(_texts(record["image"]), str(record.get("index", "")), question, truth, output)
+        if question:
+            item.text_name = "question" if len(item.images) == 1 else "statement"
         if truth and question:
             item.right = exact_match(output, truth) == 1
         elif truth:

@@ -17,6 +17,7 @@ from blip.errors import InputError
 from blip.files import ReadError, read_json, read_json_lines, read_text
 from blip.options.meanings import options_of
 from blip.tasks.config import CaptionConfig, NlvrConfig, RetrievalConfig, VqaConfig
+from blip.train.evaluated import EVALUATIONS
 from blip.train.folder import BEST, CONFIG, SKIPPED
 from blip.train.history import METRICS, History, read_history
 
@@ -26,6 +27,8 @@ KINDS = {
     "VqaConfig": "visual question answering", "NlvrConfig": "statements about two images",
 }  # fmt: skip
 SPLITS = {"val": "validation", "test": "test"}
+EVALUATION = "evaluation.json"  # of an evaluation, with its scores
+MOST_EVALUATIONS = 10  # that are shown
 LIMIT = 512 << 20  # bytes of a file of results that are read
 T = TypeVar("T")
 
@@ -49,6 +52,8 @@ class RunFiles:
     skipped: list[Note] = field(default_factory=list)
     unreadable: dict[str, list[str]] = field(default_factory=dict)  # of each split: images of the evaluation
     problems: list[str] = field(default_factory=list)  # parts that could not be read
+    evaluated: dict[str, Any] = field(default_factory=dict)  # `evaluation.json`: scores of an evaluation on its own
+    evaluations: list["RunFiles"] = field(default_factory=list)  # those in the run's folder
 
     @property
     def changed(self) -> list[tuple[str, Any, Any]]:
@@ -62,8 +67,8 @@ class RunFiles:
         return next((line[key] for line in reversed(self.history.epochs) if line.get(key) is not None), None)
 
 
-def read_run(folder: str | Path, name: str = "") -> RunFiles:
-    """What is known of the run in a folder.
+def read_run(folder: str | Path, name: str = "", *, nested: bool = True) -> RunFiles:
+    """What is known of the run in a folder, or of an evaluation in its own folder. `nested`: with its evaluations.
 
     Raises:
         InputError: there is no such folder, or no run in it.
@@ -102,10 +107,20 @@ def read_run(folder: str | Path, name: str = "") -> RunFiles:
             run.unreadable[split] = names
     run.best = read_part(folder / BEST / "metrics.json", dict[str, Any], {})
     run.test = read_part(folder / "test.json", dict[str, Any], {})
+    run.evaluated = read_part(folder / EVALUATION, dict[str, Any], {})
     run.skipped = part(
         lambda: [note for _, note in read_json_lines(folder / SKIPPED, Note)], list[Note](), folder / SKIPPED
     )
+    for place in _evaluations_of(folder) if nested else []:
+        run.evaluations.append(read_run(place, nested=False))
+        run.problems += run.evaluations[-1].problems
     return run
+
+
+def _evaluations_of(folder: Path) -> list[Path]:
+    """The folders that `--evaluate` has written in a run, the newest ones, by name."""
+    files = [file for file in (folder / EVALUATIONS).glob(f"*/{EVALUATION}") if file.with_name(CONFIG).is_file()]
+    return sorted(file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime)[-MOST_EVALUATIONS:])
 
 
 LONG = ("image_to_text", "text_to_image", "images", "texts", "owners")  # parts of a file of retrieval

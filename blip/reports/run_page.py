@@ -82,8 +82,8 @@ def page_of(runs: Sequence[RunFiles], limits: ImageLimits = LIMITS) -> str:
 def _about_samples(runs: Sequence[RunFiles], count: int) -> str:
     if not count:
         return (
-            "Outputs for the same validation records at each evaluation are written by captioning, visual question "
-            "answering and pre-training with val_file; this run has none."
+            "Outputs for the same validation records are written at each evaluation, which needs a val_file; this run "
+            "has none."
         )
     if len(runs) > 1:
         return "The outputs of each run's last evaluation for the same validation records."
@@ -101,7 +101,7 @@ def summary(run: RunFiles) -> list[tuple[str, str]]:
     metric = str(run.options.get("best_metric") or "")
     shown.append((f"best {metric.removeprefix('val_').replace('_', ' ')}", run.last("best") if metric else None))
     losses = ("loss",) if "loss" in last or "itc" not in last else ("itc", "itm", "lm")
-    shown += [(f"training, {key.upper() if key != 'loss' else key}", last.get(key)) for key in losses]
+    shown += [(f"training {key.upper() if key != 'loss' else key}", last.get(key)) for key in losses]
     shown.append(("validation loss", run.last("val_loss")))
     speeds = [line["images_per_s"] for line in steps if isinstance(line.get("images_per_s"), int | float)]
     shown.append(("images a second", sum(speeds) / len(speeds) if speeds else None))

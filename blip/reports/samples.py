@@ -13,7 +13,7 @@ from blip.reports.run_files import RunFiles
 from blip.reports.tiles import QUALITY, small
 
 SIDE = 256  # pixels of a picture's longer side
-MOST_RECORDS = 32  # on a page
+MOST_RECORDS, MOST_IMAGES = 32, 2  # on a page, of a record
 MOST_SHOWN, MOST_OUTPUTS = 4, 40  # outputs of a record that are shown at once, and on request
 LONGEST = 600  # characters of a text
 
@@ -22,9 +22,10 @@ LONGEST = 600  # characters of a text
 class Sample:
     """A validation record with what the model, or several models, made of it."""
 
-    picture: Html | None
+    pictures: list[Html]  # two of a statement
     problem: str  # why there is no picture
-    question: str
+    text_name: str  # question or statement
+    text: str
     truth: str
     outputs: list[tuple[str, str]]  # ("epochs 2 to 4", text) of some evaluations, the last one among them
     more: list[tuple[str, str]]  # of nearly all of them; empty where `outputs` has all
@@ -44,12 +45,14 @@ def samples_of(runs: Sequence[RunFiles], limits: ImageLimits = LIMITS) -> list[S
 
 def _sample(of_runs: list[tuple[RunFiles, list[dict]]], *, several: bool, limits: ImageLimits) -> Sample:
     run, lines = of_runs[0]
-    picture, problem = None, ""
+    pictures, problem = [], ""
+    given = lines[-1].get("image", "")
     try:
-        path = str(lines[-1].get("image", ""))
-        if not os.path.exists(path) and os.path.exists(run.folder / path):
-            path = str(run.folder / path)
-        picture = image(small(open_image(path, limits), SIDE), "JPEG", QUALITY, alt="image of this record")
+        for path in map(str, given[:MOST_IMAGES] if isinstance(given, list) else [given]):
+            if not os.path.exists(path) and os.path.exists(run.folder / path):
+                path = str(run.folder / path)
+            shown = small(open_image(path, limits), SIDE)
+            pictures.append(image(shown, "JPEG", QUALITY, alt="image of this record"))
     except UnreadableImage as error:
         problem = str(error)
     if several:
@@ -59,7 +62,9 @@ def _sample(of_runs: list[tuple[RunFiles, list[dict]]], *, several: bool, limits
         everything = list(_changes(lines))
         outputs = _thinned(everything, MOST_SHOWN)
     more = _thinned(everything, MOST_OUTPUTS) if len(outputs) < len(everything) else []
-    return Sample(picture, problem, _text(lines[-1].get("text")), _text(lines[-1].get("truth")), outputs, more)
+    text_name = "statement" if isinstance(given, list) else "question"
+    text, truth = (_text(lines[-1].get(key)) for key in ("text", "truth"))
+    return Sample(pictures, problem, text_name, text, truth, outputs, more)
 
 
 def _changes(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:

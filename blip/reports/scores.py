@@ -66,8 +66,9 @@ def all_scores(run: RunFiles) -> dict[str, list[Score]]:
 def _metrics(run: RunFiles, split: str) -> dict[str, Any]:
     """The entries of the last evaluation of a split."""
     if split == "test":
-        return run.test
-    return next((line for line in reversed(run.history.epochs) if any(k.startswith("val_") for k in line)), {})
+        return run.test or run.evaluated
+    lines = reversed(run.history.epochs)
+    return next((line for line in lines if any(k.startswith("val_") for k in line)), run.evaluated)
 
 
 def _answers(content: dict[str, Any], split: str, metrics: dict[str, Any]) -> Iterator[Score]:
@@ -109,22 +110,28 @@ def _retrieval(content: dict[str, Any], split: str, metrics: dict[str, Any]) -> 
 
 def _of_pretraining(split: str, metrics: dict[str, Any]) -> list[Score]:
     """Recall and matching over pairs that count as independent: Wilson's intervals."""
-    pairs, chance = int(metrics.get(f"{split}_pairs") or 0), metrics.get(f"{split}_chance")
+    pairs: int = int(metrics.get(f"{split}_pairs") or 0)
+    chance: Any = metrics.get(f"{split}_chance")
     scores = []
     for key, value in metrics.items():
         found = RECALL.fullmatch(key)
-        if found and not found[1] and 0 < pairs <= MOST_FOR_WILSON and isinstance(value, int | float):
+        if found and not found[1] and 0 < pairs <= MOST_FOR_WILSON and _is_share(value):
             hits = round(value * pairs)
             floor = None if chance is None else min(1.0, chance * int(found[3]))
             interval = bootstrap([1.0] * hits + [0.0] * (pairs - hits))
             scores.append(Score(split, f"R@{found[3]}, {WAYS[found[2]]}", "all", interval, floor, "chance"))
     for name, of in (("matched", "match"), ("unmatched", "do not match")):
         value = metrics.get(f"{split}_itm_{name}")
-        if isinstance(value, float) and 0 < pairs <= MOST_FOR_WILSON:
+        if _is_share(value) and 0 < pairs <= MOST_FOR_WILSON:
             hits = round(value * pairs)
             interval = bootstrap([1.0] * hits + [0.0] * (pairs - hits))
             scores.append(Score(split, f"Matching, pairs that {of}", "all", interval))
     return scores
+
+
+def _is_share(value: Any) -> bool:
+    """Whether it is a number from 0 to 1; a run whose losses are not finite logs NaN."""
+    return isinstance(value, int | float) and 0 <= value <= 1
 
 
 def _interval(about: Any) -> Interval | None:

@@ -116,14 +116,16 @@ def _similarities(runs: Sequence[RunFiles]) -> Section:
 def _scores(runs: Sequence[RunFiles], charts: Sequence[Chart]) -> Section:
     """Scores with intervals; curves where there was more than one evaluation."""
     section = Section("scores", "Scores")
-    section.tables = [_table_of_scores(runs[0])] if len(runs) == 1 else _tables_of_scores(runs)
+    section.tables = _tables_of_run(runs[0]) if len(runs) == 1 else _tables_of_scores(runs)
+    section.tables += _tables_of_evaluations(runs)
     section.tables = [table for table in section.tables if table.rows]
     several = [chart for chart in charts if any(len(line.y) > 1 for line in chart.lines)]
     section.figures = [drawn_chart(chart) for chart in several]
     if section.tables:
         section.sentences.append(
             "The interval encloses the true value in 95 of 100 such evaluations; answers about one image, patient or "
-            "article count together. Values of validation are those of the last evaluation."
+            "article count together. Of a run's own scores, those of validation are of its last evaluation, those of "
+            "test of its best weights."
         )
     if not section.tables and not several:
         section.sentences.append(
@@ -134,11 +136,26 @@ def _scores(runs: Sequence[RunFiles], charts: Sequence[Chart]) -> Section:
     return section
 
 
-def _table_of_scores(run: RunFiles) -> Table:
-    rows: list[Sequence[str]] = []
-    for split, scores in all_scores(run).items():
-        rows += [(f"{SPLITS[split]}: {score.cells[0]}", *score.cells[1:]) for score in scores]
-    return Table("Scores with their intervals", HEADERS, rows)
+def _tables_of_run(run: RunFiles) -> list[Table]:
+    """A table of each split."""
+    return [
+        Table(f"Scores of {SPLITS[split]}", HEADERS, [score.cells for score in scores])
+        for split, scores in all_scores(run).items()
+    ]
+
+
+def _tables_of_evaluations(runs: Sequence[RunFiles]) -> list[Table]:
+    """Those of evaluations without training, in folders of the run; many are shown on request."""
+    tables: list[Table] = []
+    for run in runs:
+        owner = f"{run.name}, " if len(runs) > 1 else ""
+        for one in run.evaluations:
+            for table in _tables_of_run(one):
+                table.caption = f"{owner}evaluation {one.name}: {table.caption[0].lower()}{table.caption[1:]}"
+                tables.append(table)
+    for table in tables:
+        table.closed = len(tables) > 4
+    return tables
 
 
 def _tables_of_scores(runs: Sequence[RunFiles]) -> list[Table]:

@@ -1,7 +1,7 @@
 """Where the items of `blip show` come from: the folder of a run, a file of results, or any data that training reads."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,14 @@ class Source:
     run: Path | None = None  # the run that the results are of, whose model can draw maps
 
 
-def open_source(place: str, *, dataset: str = "json", split: str = "", image_root: str = "") -> Source:
+def open_source(
+    place: str,
+    *,
+    dataset: str = "json",
+    split: str = "",
+    columns: Mapping[str, str] | None = None,
+    image_root: str = "",
+) -> Source:
     """The items of a run's folder, of a file of results or of data, in their order.
 
     Args:
@@ -33,6 +40,7 @@ def open_source(place: str, *, dataset: str = "json", split: str = "", image_roo
             images, a folder of images, an annotation file, a data set as distributed, hub:OWNER/NAME.
         dataset: how a set is distributed, see `blip check-data --help`.
         split: validation or test of a run; train, validation or test of a data set.
+        columns: own names of columns of data, such as {"question": "Frage"}.
         image_root: folder that image paths are relative to.
 
     Raises:
@@ -47,7 +55,8 @@ def open_source(place: str, *, dataset: str = "json", split: str = "", image_roo
         if results is not None:
             run = path.parent if (path.parent / CONFIG).is_file() else None
             return Source(place, "results", iter(_found(results, path.parent)), run)
-    return Source(place, "data", _data(place, dataset=dataset, split=split, image_root=image_root))
+    options = {"dataset": dataset, "split": split or "all", "columns": columns or {}, "image_root": image_root}
+    return Source(place, "data", _data(place, options))
 
 
 def _of_run(run: Path, split: str) -> Source:
@@ -75,10 +84,9 @@ def _found(items: list[Item], folder: Path) -> list[Item]:
 # ---- data ------------------------------------------------------------------------------------------------------------
 
 
-def _data(place: str, *, dataset: str, split: str, image_root: str) -> Iterator[Item]:
+def _data(place: str, options: dict[str, Any]) -> Iterator[Item]:
     """Every record of a data set; one that is broken is an item with its problem."""
     broken: list[AnnotationError] = []
-    options: dict[str, Any] = {"dataset": dataset, "split": split or "all", "image_root": image_root}
     for record in find_records(place, on_problem=broken.append, **options):
         yield from map(_of_problem, broken)
         broken.clear()
@@ -105,4 +113,5 @@ def _of_record(record: Found, place: str) -> Item:
         answer_type=record.answer_type,
         category=record.category,
         more=[("choices", "; ".join(record.choices))] if record.choices else [],
+        text_name="question" if record.question else "statement",
     )

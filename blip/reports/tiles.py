@@ -61,8 +61,7 @@ def small(image: Image.Image, side: int) -> Image.Image:
 
 def rows_of(item: Item) -> list[tuple[str, str]]:
     """(name, text) of everything that is known of an item, in the order in which it is read."""
-    texts = "question" if item.answer_type or item.category else "text"
-    rows = [(texts, item.text)] if item.text else []
+    rows = [(item.text_name, item.text)] if item.text else []
     shown, rest = item.truth[:TEXTS], len(item.truth) - TEXTS
     if shown:
         true = " / ".join(shown) + (f" / and {rest} more" if rest > 0 else "")
@@ -78,7 +77,6 @@ def rows_of(item: Item) -> list[tuple[str, str]]:
 # ---- a grid ---------------------------------------------------------------------------------------------------------
 
 ORDERS = {
-    "file": "in the order of the file",
     "worst": "the worst first: confident wrong answers, then unsure ones",
     "best": "the best first: confident right answers, then unsure ones",
 }
@@ -107,10 +105,18 @@ class Grid:
         count, choice = len(self.tiles), self.choice
         kind = "" if choice.correct is None else " that are right" if choice.correct else " that are wrong"
         kind += f" of type {choice.type}" if choice.type else ""
-        lines = [f"{count} {'record' if count == 1 else 'records'}{kind}, {ORDERS[choice.sort]}."]
+        lines = [f"{count} {'record' if count == 1 else 'records'}{kind}, {self._order()}."]
         right, judged = count_right([tile.item for tile in self.tiles])
         if judged and choice.correct is None:
             lines.append(f"{right} of {judged} shown outputs are right.")
         if self.unreadable:
             lines.append(f"{self.unreadable} of them cannot be read; their places have the reason.")
         return lines
+
+    def _order(self) -> str:
+        items, sort = [tile.item for tile in self.tiles], self.choice.sort
+        if sort == "file":
+            return "in the order of the file"
+        if any(item.right is not None for item in items):
+            return ORDERS[sort]
+        return f"the {sort} first, by {next(filter(None, (item.score_name for item in items)), 'score')}"

@@ -77,7 +77,8 @@ def explain(
     """The explanation of one text, and its maps as pictures: that of the whole text, then those of its words."""
     (explanation,) = explain_pairs(m, image, text, task=objective, method=method, layer=layer)
     base = reduced(image, MAP_SIDE)
-    named = [("whole text", explanation.sentence), *zip(explanation.words, explanation.maps, strict=True)]
+    whole = "whole text" if explanation.text else "image"
+    named = [(whole, explanation.sentence), *zip(explanation.words, explanation.maps, strict=True)]
     return explanation, [WordMap(word, blend(base, values), float(values.max())) for word, values in named]
 
 

@@ -117,7 +117,9 @@ class Handlers:
         served, image = self._model(name), self._image(page)
         if objective not in served.explains:
             raise InputError(f"{served.name} has no maps of {objective!r}: choose another result to explain")
-        if text or not OBJECTIVES[objective].writes_texts:  # the model writes a caption where none is given
+        if OBJECTIVES[objective].of_image:
+            text, method, layer = "", "", ""  # the only ones that it has
+        elif text or not OBJECTIVES[objective].writes_texts:  # the model writes a caption where none is given
             what = "question" if OBJECTIVES[objective].has_answers else "text"
             text = abilities.checked_text(text, what, self.limits)
         number = int(layer) if str(layer).isdecimal() else None

@@ -61,7 +61,7 @@ def scores(
         ranked: the first row is the result, and is shown large.
     """
     lines = [
-        (row.text or "(no words)", f"{100 * row.probability:.1f} %", f"{100 * min(1.0, row.probability):.1f}",
+        (row.text or "(no words)", _percent(row.probability), f"{100 * min(1.0, row.probability):.1f}",
          "" if row.cosine is None else f"{row.cosine:.3f}")
         for row in rows
     ]  # fmt: skip
@@ -72,6 +72,10 @@ def scores(
     )
 
 
+def _percent(probability: float) -> str:
+    return "below 0.1 %" if 0 < probability < 0.0005 else f"{100 * probability:.1f} %"
+
+
 def maps(explanation: Explanation, words: Sequence[WordMap]) -> str:
     """The map of a text over the image, and buttons that show those of its words instead."""
     panels = [
@@ -80,9 +84,12 @@ def maps(explanation: Explanation, words: Sequence[WordMap]) -> str:
         for one in words
     ]  # fmt: skip
     layer = "all layers" if explanation.layer is None else f"layer {explanation.layer}"
-    about = f"{explanation.method}, {layer}; {OBJECTIVES[explanation.task].score_name} {explanation.score:.2f}"
+    about = f"{explanation.method}, {layer}"
+    if name := OBJECTIVES[explanation.task].score_name:
+        about += f"; {name} {explanation.score:.2f}"
     number = secrets.token_hex(4)  # of this result among those of the page
-    return _filled("maps", text=explanation.text, answer=explanation.answer, about=about, panels=panels, number=number)
+    text = explanation.text or "The image alone, without a text"
+    return _filled("maps", text=text, answer=explanation.answer, about=about, panels=panels, number=number)
 
 
 def table(rows: Sequence[dict[str, Any]], images: int, problems: Sequence[str]) -> str:

@@ -43,7 +43,8 @@ class ServedModel:
     def explains(self) -> tuple[str, ...]:
         """The objectives whose maps it has, the usual one of its task first."""
         usual = spec_of(self.model.info["task"]).explained_as
-        return tuple(sorted((name for name in EXPLAINED if OBJECTIVES[name].ability in self.can), key=usual.__ne__))
+        able = [name for name in EXPLAINED if OBJECTIVES[name].of_image or OBJECTIVES[name].ability in self.can]
+        return tuple(sorted(able, key=lambda name: (name != usual, OBJECTIVES[name].of_image)))
 
     @property
     def title(self) -> str:
@@ -51,8 +52,8 @@ class ServedModel:
         return ", ".join(title for ability, title in TITLES.items() if ability in self.can)
 
     def layers(self, objective: str) -> int:
-        """The number of layers whose maps can be chosen."""
-        return OBJECTIVES[objective].layers(self.model)
+        """The number of layers whose maps can be chosen; none of the image alone, whose maps are of all layers."""
+        return 0 if OBJECTIVES[objective].of_image else OBJECTIVES[objective].layers(self.model)
 
     def call(self, function: Callable[[Predictor], T], seconds: float) -> T:
         """What `function` makes of the model, in the model's own thread; BusyError after `seconds`."""

@@ -110,7 +110,10 @@ class Uploads:
         with self._lock:
             kept = self._kept.get((page, slot))
             if kept is None:
-                raise InputError("there is no image: choose one first; an image that is not used for long is dropped")
+                which = f"{slot} image" if slot else "image"
+                raise InputError(
+                    f"there is no {which}: choose one first; an image that is not used for long is dropped"
+                )
             kept.used = time.monotonic()
             self._kept.move_to_end((page, slot))
             return kept.picture

@@ -21,7 +21,9 @@ METHOD_TITLES = {
     "raw": "Attention",
     "rollout": "Attention rollout",
 }
-EXPLAINED_TITLES = {"answer": "an answer", "caption": "a caption", "match": "a match with a text"}
+EXPLAINED_TITLES = {
+    "answer": "an answer", "caption": "a caption", "match": "a match with a text", "image": "the image alone",
+}  # fmt: skip
 BATCH_TITLES = {"answer": "Ask about each image", "caption": "Write captions", "match": "Match texts with each image"}
 MIDDLE = "the middle one"
 
@@ -101,7 +103,8 @@ def explain(handlers: Handlers, name: gr.Dropdown, first: ServedModel) -> View:
     methods = [(METHOD_TITLES.get(method, method), method) for method in METHODS]
     with _tab(handlers, "Maps", "maps", shown=bool(first.explains)) as tab:
         text = question_box("Question, caption or text to explain", handlers.limits, elem_id="explained",
-                            info="For a caption it may be empty: the model then writes one.")  # fmt: skip
+                            info="For a caption it may be empty: the model then writes one. The image alone needs "
+                            "no text, method or layer.")  # fmt: skip
         with gr.Row():
             objective = gr.Dropdown(**_objectives(first), label="Explain", elem_id="objective", min_width=150)
             method = gr.Dropdown(methods, value=USUAL_METHOD, label="Method", elem_id="method", min_width=150)

@@ -4,7 +4,7 @@ A checkpoint of any task can start a run of any other: what both have is taken, 
 at random and is named in the log.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -144,8 +144,8 @@ def start_model(
     smoothing = getattr(config, "label_smoothing", 0.1)
     model = model_of(task, vit, text, specials=specials, embed_dim=config.embed_dim, label_smoothing=smoothing)
     if source is None:  # a model of pre-training gives the start: from nothing, or from ViT and BERT weights
-        text.images = 1
-        whole = PretrainModel(vit, text, specials, embed_dim=config.embed_dim)
+        one_image = replace(text, images=1)  # a copy: the model keeps its configuration, which goes into model.json
+        whole = PretrainModel(vit, one_image, specials, embed_dim=config.embed_dim)
         if config.vision_init:
             initialize.init_vision(whole, config.vision_init)
         if config.text_init:

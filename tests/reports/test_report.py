@@ -10,16 +10,16 @@ from helpers.written_runs import write_answers, write_lines, write_run
 
 from blip.errors import InputError
 from blip.evaluation.bootstrap import Interval
-from blip.reports.charts import charts_of, smoothed, thinned, values
+from blip.reports.charts import Chart, Line, charts_of, smoothed, thinned, values
 from blip.reports.findings import findings
 from blip.reports.run_files import names_of, read_run
 from blip.reports.run_page import report
 from blip.reports.scores import scores_of
-from blip.train.history import read_history
+from blip.train.history import History, read_history
 
 pytest.importorskip("matplotlib", reason="curves need matplotlib: pip install -e '.[pictures]'")
 
-from blip.reports.curves import figures, overview
+from blip.reports.curves import figure_of, figures, overview
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,22 @@ def test_charts_of_a_run(pretrained: Path) -> None:
     assert charts["_i2t"].levels == [("chance of R@1", 0.02)]
     assert {"loss", "lm", "lr", "grad_norm", "temperature", "alpha", "images_per_s", "memory_mb"} <= charts.keys()
     assert "mfu" not in charts, "nobody logged it"
+
+
+def test_no_score_is_a_part_of_another_one() -> None:
+    lines = [{"step": 1, "val_exact": 0.1, "val_exact_match": 0.2, "val_exact_match_open": 0.3, "val_bleu1": 0.4}]
+    found = {
+        chart.name: [line.label for line in chart.lines]
+        for chart in charts_of([History(Path("x"), [], lines)])["scores"]
+    }
+    assert found == {"val_exact": ["all"], "val_exact_match": ["all", "open"], "val_bleu1": ["all"]}
+
+
+def test_scales_have_ticks_that_can_be_read() -> None:
+    x = np.arange(6.0)
+    for norms, scale in (([4.0, 60, 10, 8, 7, 9], "linear"), ([0.1, 60, 10, 8, 7, 9], "log")):
+        chart = Chart("grad_norm", "Norm", lines=[Line("training", x, np.array(norms))], logarithmic=True)
+        assert figure_of(chart).axes[0].get_yscale() == scale
 
 
 def test_figures_for_notebooks(pretrained: Path, tmp_path: Path) -> None:
@@ -191,3 +207,54 @@ def test_the_verb(pretrained: Path, tmp_path: Path) -> None:
     assert code_and_text("report", run, pretrained, "--out", tmp_path / "both.html")[0] == 0
     code, text = code_and_text("report", tmp_path / "nothing")
     assert code == 1 and "is no run: there is no such folder" in text
+
+
+def test_samples_of_statements_have_both_images(tmp_path: Path) -> None:
+    run = write_answers(tmp_path / "run")
+    line = {"step": 1, "epoch": 1, "index": 0, "text": "both are grey", "truth": "true", "output": "false"}
+    write_lines(run / "samples.jsonl", [{**line, "image": ["noise.png", "noise.png"]}])
+    page = report(run)
+    assert page.count('alt="image of this record"') == 2 and "<dt>statement</dt><dd>both are grey" in page
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [float("nan"), 1e300])
+def test_a_run_that_went_astray_has_a_page(tmp_path: Path, value: float) -> None:
+    run = write_run(tmp_path / "run", 40)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    astray = {"itc", "loss", "grad_norm", "val_loss", "val_i2t_r1", "val_itm_matched"}
+    write_lines(run / "metrics.jsonl", [*lines[:20], *({k: value if k in astray else v for k, v in line.items()}
+                                                       for line in lines[20:])])  # fmt: skip
+    page = report(run)
+    assert ("loss, itc is no finite number" in page) == (value != 1e300)
+    assert "R@5, image to text" in page and "R@1, image to text</th>" not in page and len(page) < 1 << 20
+
+
+# ---- evaluations without training ------------------------------------------------------------------------------------
+
+
+def write_evaluation(run: Path, name: str, mean: float) -> Path:
+    folder = run / "evaluation" / name
+    folder.mkdir(parents=True)
+    about = {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "count": 5}
+    (folder / "scores_test.json").write_text(json.dumps({"by_type": {"exact_match": {"all": about}}}))
+    (folder / "evaluation.json").write_text(json.dumps({"weights": "best", "test_majority": 0.125}))
+    (folder / "config.yaml").write_text((run / "config.yaml").read_text())
+    return folder
+
+
+def test_evaluations_in_the_folder_of_a_run_have_tables(tmp_path: Path) -> None:
+    run = write_answers(tmp_path / "run")
+    folder = write_evaluation(run, "<b>other", 0.4321)
+    page = report(run)
+    assert "evaluation &lt;b&gt;other: scores of test" in page and "0.432</td><td>0.332 to 0.532" in page
+    assert "0.125 (most frequent training answer)" in page
+    assert "run, evaluation &lt;b&gt;other" in report([run, write_answers(tmp_path / "b")])
+    (folder / "scores_test.json").write_text("{")
+    assert any("scores_test.json" in problem for problem in read_run(run).problems)
+
+
+def test_the_folder_of_an_evaluation_is_no_run_that_has_not_begun(tmp_path: Path) -> None:
+    folder = write_evaluation(write_answers(tmp_path / "run"), "best-test", 0.5)
+    page = report(folder)
+    assert "an evaluation without training, of best" in page and "Nothing is logged" not in page and "0.500" in page

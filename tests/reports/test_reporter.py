@@ -25,7 +25,7 @@ def test_a_run_has_its_page_and_what_pages_need(phantoms: Path, tiny_config: Pat
     run = tmp_path / "run"
     train("vqa", configure("vqa", phantoms, tmp_path, "report=true", "max_steps=4"), run)
     page = (run / "report.html").read_text()
-    assert "4 steps are logged" in page and "test: Exact match" in page, "made again after the test"
+    assert "4 steps are logged" in page and "Scores of test" in page, "made again after the test"
     rows = json.loads((run / "answers_val.json").read_text())
     assert all(row["answer_type"] in ("closed", "open") and row["right"] in (True, False) for row in rows)
     floors = json.loads((run / "scores_val.json").read_text())["majority_by_type"]

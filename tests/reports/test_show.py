@@ -9,11 +9,13 @@ from helpers.running import code_and_text
 from helpers.written_runs import write_answers, write_run
 from PIL import Image
 
+import blip
 from blip.errors import InputError
 from blip.files import ReadError
 from blip.reports.grid import Grid, show
 from blip.reports.items import Choice, Item
 from blip.reports.results import results_in
+from blip.reports.tiles import rows_of
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install -e '.[pictures]'")
 
@@ -56,6 +58,34 @@ def test_the_runs_own_judgement_counts(run: Path) -> None:
     assert names(show(run, choice=Choice(type="organ", correct=True))) == ["q1"]
 
 
+def test_own_names_of_columns(tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "lab.csv").write_text("img,Frage,Antwort\na.png,where is it?,left\n")
+    grid = show(tmp_path / "lab.csv", columns={"image": "img", "question": "Frage", "answer": "Antwort"})
+    assert [(tile.item.text, tile.item.truth) for tile in grid.tiles] == [("where is it?", ["left"])]
+    own = ["--columns", "image=img,question=Frage", "--columns", "answer=Antwort", "--out", tmp_path / "x.html"]
+    assert code_and_text("show", tmp_path / "lab.csv", *own)[0] == 0
+    assert "where is it?" in (tmp_path / "x.html").read_text()
+
+
+def test_orders_and_names_are_those_of_the_results(tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    captions = [{"image": str(tmp_path / "a.png"), "caption": "a", "log_prob": -number} for number in (1, 2)]
+    grid = show(write(tmp_path / "captions.json", captions), choice=Choice(sort="worst"))
+    assert grid.sentences()[0] == "2 records, the worst first, by log-probability."
+    answer = {"image": str(tmp_path / "a.png"), "question": "how many", "answer": "1", "probability": 0.5,
+              "candidates": [["1", 0.5], ["2", 0.25]]}  # fmt: skip
+    (tile,) = show(write(tmp_path / "answers.json", [answer])).tiles
+    assert rows_of(tile.item)[0] == ("question", "how many")
+    assert rows_of(tile.item)[-1] == ("candidates", "1 (0.500); 2 (0.250)")
+
+
+def test_maps_of_statements_are_refused_with_the_reason(run: Path, tmp_path: Path) -> None:
+    model = blip.load(random_checkpoint(tmp_path, "nlvr"))
+    with pytest.raises(InputError, match="no maps of what a checkpoint of nlvr"):
+        show(run, model=model)
+
+
 def test_unreadable_images_keep_their_places(run: Path, tmp_path: Path) -> None:
     grid = show(run, tmp_path / "page.html")
     assert grid.unreadable == 1 and len(grid.tiles) == 5
@@ -73,7 +103,8 @@ def test_unreadable_images_keep_their_places(run: Path, tmp_path: Path) -> None:
          Item(["a.png"], "1", "x", output="match", score=0.75, score_name="match probability",
               more=[("cosine (ITC)", "0.500")])),
         ([{"id": "s", "images": ["a.png", "b.png"], "sentence": "x", "label": True, "probability": 0.25}],
-         Item(["a.png", "b.png"], "s", "x", ["true"], "false", 0.75, "probability", False)),
+         Item(["a.png", "b.png"], "s", "x", ["true"], "false", 0.75, "probability", False,
+              text_name="statement")),
     ],
 )  # fmt: skip
 def test_forms_of_results(tmp_path: Path, records: list, expected: Item) -> None:

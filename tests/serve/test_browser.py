@@ -146,7 +146,7 @@ def test_each_model_has_the_views_of_what_it_can_do(tab: Tab, folder: Path) -> N
         "vqa": ["Ask", "Maps", "Many images"],
         "caption": ["Caption", "Maps", "Many images"],
         "retrieval": ["Match", "Maps", "Many images"],
-        "nlvr": ["Two images"],
+        "nlvr": ["Two images", "Maps"],
         "vqa ": ["Ask", "Maps", "Many images"],
     }
     for model, names in views.items():

@@ -87,6 +87,20 @@ def test_maps_have_a_picture_for_each_word(page: Page, folder: Path, method: str
     assert len({data for _, data in pictures}) > 2, "words have maps of their own"
 
 
+def test_the_missing_image_of_two_is_named(page: Page, folder: Path) -> None:
+    page.reload()
+    page.open(folder / "images" / "a.png")
+    assert "there is no second image" in page.call("judge", "nlvr", "a lesion in the left lung")[0]
+
+
+@pytest.mark.parametrize("model", ["vqa", "nlvr"])
+def test_maps_of_the_image_alone_need_no_text(page: Page, folder: Path, model: str) -> None:
+    page.open(folder / "images" / "a.png")
+    result = page.call("explain", model, "is ignored", "image", "relevance", "1")[0]
+    assert "The image alone, without a text" in result and "rollout, all layers</p>" in result
+    assert re.findall(r"<label[^>]*>(.*?)</label>", result) == ["image"]
+
+
 def test_a_caption_is_written_where_none_is_given(page: Page, folder: Path) -> None:
     page.open(folder / "images" / "a.png")
     result = page.call("explain", "caption", "", "caption", "relevance", "the middle one")[0]

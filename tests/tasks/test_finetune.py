@@ -31,6 +31,7 @@ import blip
 from blip.checkpoints import initialize
 from blip.checkpoints.format import CheckpointError, load_weights, unique_state
 from blip.config import ConfigError, load_config
+from blip.models.factory import spec_of
 from blip.tasks import start
 from blip.tasks.config import FineTuneConfig
 from blip.tasks.finetune import FineTuning
@@ -170,6 +171,22 @@ def test_starts_from_nothing(phantoms: Path, task: str, tmp_path: Path) -> None:
     train(task, config, tmp_path / "run")
     assert evaluations(tmp_path / "run")[-1]["step"] == 1
     assert score(task, config, tmp_path / "run")["weights"].endswith("best")
+    stored = json.loads((tmp_path / "run" / "best" / "model.json").read_text())
+    assert stored.get("text_encoder", {}).get("images", 1) == spec_of(task).images
+    assert blip.load(tmp_path / "run" / "best").info["task"] == task
+
+
+def test_statements_of_earlier_runs_from_nothing_can_be_loaded(phantoms: Path, tmp_path: Path) -> None:
+    train(
+        "nlvr",
+        configure("nlvr", phantoms, tmp_path, "max_steps=1", "tokenizer=train", "vocab_size=90"),
+        tmp_path / "run",
+    )
+    place = tmp_path / "run" / "best" / "model.json"
+    info = json.loads(place.read_text())
+    info["text_encoder"]["images"] = 1
+    place.write_text(json.dumps(info))
+    assert blip.load(tmp_path / "run" / "best").info["task"] == "nlvr"
 
 
 def test_sizes_are_those_of_the_checkpoint(options: Callable, tmp_path: Path) -> None:
