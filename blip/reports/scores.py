@@ -121,7 +121,7 @@ def _of_pretraining(split: str, metrics: dict[str, Any]) -> list[Score]:
             interval = bootstrap([1.0] * hits + [0.0] * (pairs - hits))
             scores.append(Score(split, f"R@{found[3]}, {WAYS[found[2]]}", "all", interval, floor, "chance"))
     for name, of in (("matched", "match"), ("unmatched", "do not match")):
-        value = metrics.get(f"{split}_itm_{name}")
+        value: Any = metrics.get(f"{split}_itm_{name}")
         if _is_share(value) and 0 < pairs <= MOST_FOR_WILSON:
             hits = round(value * pairs)
             interval = bootstrap([1.0] * hits + [0.0] * (pairs - hits))

@@ -57,7 +57,7 @@ def image_file(handlers: Handlers, slot: str, label: str, *, name: str) -> None:
         slot: of the page, where several images belong to it.
         name: of the event in the programming interface, and of the field.
     """
-    field = gr.File(label=label, height=130, elem_id=name, elem_classes=FILE)
+    field = gr.File(label=label, height=180, elem_id=name, elem_classes=FILE)
     examples = handlers.examples if not slot else {}
     example = gr.Dropdown(list(examples), value=None, label="Or take one of these", visible=bool(examples),
                           elem_id=f"{name}-example")  # fmt: skip
