@@ -29,8 +29,8 @@ SIZE = {"width": 1200, "height": 800}
 
 def main(
     answerer: Annotated[str, typer.Option(help="a checkpoint that answers questions")] = "runs/vqa_phantoms/best",
-    image: Annotated[Path, typer.Option(help="an image to ask about")] = Path("runs/demo/data/test/images/000005.png"),
-    question: Annotated[str, typer.Option(help="a question about it")] = "what shape is the lesion?",
+    image: Annotated[Path, typer.Option(help="an image to ask about")] = Path("runs/demo/data/test/images/000011.png"),
+    question: Annotated[str, typer.Option(help="a question about it")] = "what part of the body is shown?",
     run: Annotated[Path, typer.Option(help="a run of fine-tuning that has ended")] = Path("runs/caption_phantoms"),
     out: Annotated[Path, typer.Option(help="folder to write")] = ASSETS,
 ) -> None:
