@@ -113,10 +113,10 @@ def _of_pretraining(split: str, metrics: dict[str, Any]) -> list[Score]:
     pairs: int = int(metrics.get(f"{split}_pairs") or 0)
     chance: Any = metrics.get(f"{split}_chance")
     scores = []
-    for key, value in metrics.items():
+    for key, recall in metrics.items():
         found = RECALL.fullmatch(key)
-        if found and not found[1] and 0 < pairs <= MOST_FOR_WILSON and _is_share(value):
-            hits = round(value * pairs)
+        if found and not found[1] and 0 < pairs <= MOST_FOR_WILSON and _is_share(recall):
+            hits = round(recall * pairs)
             floor = None if chance is None else min(1.0, chance * int(found[3]))
             interval = bootstrap([1.0] * hits + [0.0] * (pairs - hits))
             scores.append(Score(split, f"R@{found[3]}, {WAYS[found[2]]}", "all", interval, floor, "chance"))
