@@ -14,7 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from blip import distributed
 from blip.errors import BlipError, InputError
 
 PREFIX = "hub:"
@@ -162,6 +161,8 @@ def _builder(name: HubName) -> Any:
     except ImportError:
         raise InputError(f"{name}: {NEEDS_DATASETS}") from None
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    from blip import distributed  # with torch, which reading an image does not need
+
     if not distributed.is_main():
         datasets.disable_progress_bars()
     return datasets.load_dataset_builder(name.repository, name.config or None, revision=name.revision or None)
