@@ -30,6 +30,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    """`blip serve`, where a file ran it in this process, has set another number: sums would differ in their last bit
+    from those of other processes."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
     """Numbers computed by the published code; not part of the project."""

@@ -177,7 +177,7 @@ def test_rows_of_the_hub_name_no_files_of_this_machine(hub: HubServer, tmp_path:
     put_parquet(tmp_path / "paths/train.parquet", rows)
     hub.add("datasets", "lab/paths", tmp_path / "paths")
     for read in (blip.data, lambda name: read_pairs([name]), lambda name: images_of([name])):
-        with pytest.raises(AnnotationError, match=r"private.png, and data sets of the hub have images in their rows"):
+        with pytest.raises(AnnotationError, match="and data sets of the hub have images in their rows"):
             read("hub:lab/paths")
     assert shade(blip.data("hub:lab/paths", columns={"image": "picture"})[1].image) == 1
     put_parquet(tmp_path / "mine.parquet", [{"image": {"bytes": None, "path": "private.png"}, "caption": "c"}])
