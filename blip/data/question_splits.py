@@ -94,15 +94,20 @@ def _identities(questions: Questions, by_content: bool) -> dict[int, set[str]]:
 
 
 def _copies(train: Questions, test: Questions) -> set[int]:
-    """The numbers of test images that have the name and the bytes of a training image in another folder."""
-    names = {os.path.basename(path) for path in _files(test).values()}
-    sizes: dict[tuple[str, int], list[str]] = {}  # by name and number of bytes
-    for path in _files(train).values():
-        if os.path.basename(path) in names:
-            sizes.setdefault(_name_and_size(path), []).append(path)
-    hashes = {key: {_hash(path) for path in paths} for key, paths in sizes.items()}
-    return {image for image, path in _files(test).items()
-            if (key := _name_and_size(path)) in hashes and _hash(path) in hashes[key] - {""}}  # fmt: skip
+    """The numbers of test images that have the name and the bytes of a training image in another folder.
+
+    Only files of equal name and size are read.
+    """
+    trained, tested = _files(train), _files(test)
+    known = set(trained.values())
+    elsewhere = {image: path for image, path in tested.items() if path not in known}
+    names = {os.path.basename(path) for path in known} & {os.path.basename(path) for path in elsewhere.values()}
+    ours, theirs = _by_size(trained, names), _by_size(elsewhere, names)
+    copies: set[int] = set()
+    for key in ours.keys() & theirs.keys():
+        hashes = {_hash(path) for path in ours[key].values()} - {""}
+        copies |= {image for image, path in theirs[key].items() if _hash(path) in hashes}
+    return copies
 
 
 def _files(questions: Questions) -> dict[int, str]:
@@ -111,8 +116,13 @@ def _files(questions: Questions) -> dict[int, str]:
     return {image: path for image, path in paths.items() if not is_reference(path)}
 
 
-def _name_and_size(path: str) -> tuple[str, int]:
-    return os.path.basename(path), os.path.getsize(path) if os.path.isfile(path) else -1
+def _by_size(files: dict[int, str], names: set[str]) -> dict[tuple[str, int], dict[int, str]]:
+    """The files of these names: (name, bytes) -> image number -> path."""
+    found: dict[tuple[str, int], dict[int, str]] = {}
+    for image, path in files.items():
+        if (name := os.path.basename(path)) in names and os.path.isfile(path):
+            found.setdefault((name, os.path.getsize(path)), {})[image] = path
+    return found
 
 
 def _hash(path: str) -> str:
