@@ -1,7 +1,7 @@
 """`blip explain`, `blip activations` and `blip localise`: maps, activations and the pointing game over data."""
 
 import itertools
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,7 +89,8 @@ def explain(
         decoding = replace(CAPTIONS, beams=beams)
         how = How(task, method, layer, rows, target=target, decoding=decoding, batch_size=batch_size)
         images = [one.image for one in wanted]
-        inputs: list[str | Path] = [*places, *images, checkpoint, *filter(None, [tokenizer]), *texts, repr((how, read))]
+        explained_by = as_input(how=asdict(how), **read)
+        inputs: list[str | Path] = [*places, *images, checkpoint, *filter(None, [tokenizer]), *texts, explained_by]
         first, *others = files_of(out, len(wanted))
         names = [path.name for path in others]
         claim = claim_output(first, "explain", inputs=inputs, overwrite=overwrite, names=names)

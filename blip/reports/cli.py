@@ -1,7 +1,7 @@
 """`blip show` and `blip report`: pages of data, of results and of runs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ from blip.command_line import (
     Overwrite,
     TokenizerFile,
     alone,
+    as_input,
     say,
     user_errors,
 )
@@ -22,9 +23,11 @@ from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.errors import InputError
 from blip.html_page import write_page
 from blip.inference.cli import load_model
-from blip.inference.predictor import Predictor
 from blip.outputs import claim_output
 from blip.train.evaluated import weights_of
+
+if TYPE_CHECKING:
+    from blip.inference.predictor import Predictor
 
 YES_OR_NO = {"yes": True, "no": False, "": None}
 
@@ -64,7 +67,9 @@ def show(
         own = parse_columns(columns or [])
         source = open_source(place, dataset=dataset, split=split, columns=own, image_root=image_root)
         items = choice.of(source.items, source.place)
-        shown_by = f"{limit} {sort} {type_} {correct} {map_} {dataset} {split} {own}"  # another choice is no repetition
+        shown_by = as_input(
+            limit=limit, sort=sort, type=type_, correct=correct, map=map_, dataset=dataset, split=split, columns=own
+        )
         inputs = [place, source.place, *(path for item in items for path in item.images), checkpoint, shown_by]
         claim = claim_output(out, "show", inputs=filter(None, inputs), overwrite=overwrite)
         with alone(claim), claim.writing():
@@ -74,7 +79,7 @@ def show(
         say(f"{described(grid.tiles)}: {out}")
 
 
-def _model(checkpoint: str, run: Path | None, tokenizer: str, device: str, *, max_image_mb: int) -> Predictor:
+def _model(checkpoint: str, run: Path | None, tokenizer: str, device: str, *, max_image_mb: int) -> "Predictor":
     """The model whose maps are drawn: the named one, else the best or the newest of the run."""
     if not checkpoint:
         places = [] if run is None else [run, run.parent.parent]  # the run, or an evaluation in its folder
