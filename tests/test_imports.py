@@ -14,6 +14,7 @@ ANYTHING = {"*"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "hashing": set(),
+    "hardware": {"errors"},
     "distributed": {"errors", "files"},
     "hub": {"errors"},
     "tokenizer": {"errors", "files", "hub"},
@@ -24,28 +25,30 @@ MAY_IMPORT: dict[str, set[str]] = {
     "html_page": {"errors", "files"},
     "console": set(),
     "command_line": {"errors", "files", "outputs", "distributed"},
-    "network": {"errors"},
-    "models": {"network", "distributed", "tokenizer", "errors"},
+    "network": {"errors", "hardware"},
+    "models": {"network", "hardware", "distributed", "tokenizer", "errors"},
     "checkpoints": {"network", "models", "files", "outputs", "hashing", "errors", "tokenizer", "hub"},
-    "data": {"files", "outputs", "hashing", "distributed", "tokenizer", "errors"},
+    "data": {"files", "outputs", "hashing", "distributed", "tokenizer", "errors", "hardware"},
     "data.sets": {"data.formats", "data.records", "data.columns", "data.hub", "data.image_bytes", "errors"},
-    "evaluation": {"models", "network", "distributed", "tokenizer", "errors"},
+    "evaluation": {"models", "network", "hardware", "distributed", "tokenizer", "errors"},
     "train": {"config", "options", "files", "outputs", "hashing", "distributed", "errors", "command_line", "console"}
-    | {"checkpoints.format"},
+    | {"checkpoints.format", "hardware"},
     "inference": {"models", "network", "checkpoints", "files", "outputs", "tokenizer", "errors", "distributed"}
+    | {"hardware"}
     | {"data.arrays", "data.images", "data.image_bytes", "data.places", "data.sources", "data.transforms"}
     | {"data.batches"},
-    "tasks": {"network", "models", "checkpoints", "data", "evaluation", "train", "inference", "hub"}
+    "tasks": {"network", "models", "checkpoints", "data", "evaluation", "train", "inference", "hub", "hardware"}
     | {"config", "tokenizer", "distributed", "errors", "files", "outputs", "hashing", "command_line", "console"},
     "inference.cli": ANYTHING,
     "interpret": {"inference", "models", "network", "tokenizer", "files", "outputs", "html_page", "errors", "console"}
+    | {"hardware"}
     | {"data.formats", "data.sources", "data.images", "data.image_bytes", "data.places", "data.records"}
     | {"data.jsonl_shards"},
     "interpret.cli": ANYTHING,
     "serve": {"inference", "interpret", "models", "distributed", "html_page", "errors", "files"}
     | {"data.images", "data.image_bytes"},
     "serve.cli": ANYTHING,
-    "capfilt": {"inference", "models", "data", "checkpoints", "config"}
+    "capfilt": {"inference", "models", "data", "checkpoints", "config", "hardware"}
     | {"distributed", "errors", "files", "outputs", "hashing", "html_page", "tokenizer"},
     "capfilt.rounds": ANYTHING,
     "capfilt.cli": ANYTHING,
