@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +21,7 @@ from blip.command_line import (
     JsonFile,
     MaxImageMb,
     Overwrite,
+    Precision,
     Split,
     TokenizerFile,
     alone,
@@ -40,9 +41,6 @@ from blip.files import read_text
 from blip.inference.asked import captions_of, questions_of
 from blip.outputs import Output, claim_output, writing
 
-if TYPE_CHECKING:
-    from blip.inference.predictor import Predictor
-
 Places = Annotated[
     list[str],
     typer.Argument(
@@ -51,12 +49,12 @@ Places = Annotated[
 ]
 
 
-def load_model(checkpoint: str, tokenizer: str, device: str, *, max_image_mb: int) -> "Predictor":
+def load_model(checkpoint: str, tokenizer: str, device: str, *, max_image_mb: int, precision: str = "auto") -> Any:
     """The model that the options of a verb name."""
     from blip import distributed
     from blip.inference.load import load
 
-    model = load(checkpoint, device=distributed.start(device), tokenizer=tokenizer or None)
+    model = load(checkpoint, device=distributed.start(device), precision=precision, tokenizer=tokenizer or None)
     model.limits = ImageLimits.of_mb(max_image_mb)
     return model
 
@@ -113,6 +111,11 @@ def claim_json(out: Path | None, command: str, inputs: Sequence[str | Path | Non
     return claim_output(out, command, inputs=[one for one in inputs if one], overwrite=overwrite)
 
 
+def _chosen(precision: str) -> str:
+    """A precision that was chosen, as one of the inputs of `claim_json`."""
+    return "" if precision == "auto" else as_input(precision=precision)
+
+
 def _has_form_of_a_path(text: str) -> bool:
     """Whether a text holds a separator of paths, or ends as image and annotation files do."""
     return os.sep in text or Path(text).suffix.lower() in (*ENDINGS, *ANNOTATIONS)
@@ -151,6 +154,7 @@ def caption(
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
+    precision: Precision = "auto",
     out: JsonFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -171,9 +175,11 @@ def caption(
             min_new_tokens=min_new_tokens,
         )
         written_by = as_input(prompt=prompt, seed=seed if sample else None, **asdict(decoding), **how)
-        claim = claim_json(out, "caption", [*images, *paths, checkpoint, tokenizer, written_by], overwrite)
+        claim = claim_json(
+            out, "caption", [*images, *paths, checkpoint, tokenizer, written_by, _chosen(precision)], overwrite
+        )
         with alone(claim):
-            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
+            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
             found = files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=batch_size, seed=seed)
             rows = list(Bars().over(found, "captioning", len(paths)))
             with writing(claim):
@@ -201,6 +207,7 @@ def match(
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
+    precision: Precision = "auto",
     out: JsonFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -216,9 +223,10 @@ def match(
         if not (texts or pairs):
             raise _needed("text", "--text", places)
         images = paths or list(dict.fromkeys(Path(image) for image, _ in pairs))
-        claim = claim_json(out, "match", [*places, *images, checkpoint, tokenizer, *texts, as_input(**how)], overwrite)
+        inputs = [*places, *images, checkpoint, tokenizer, *texts, as_input(**how), _chosen(precision)]
+        claim = claim_json(out, "match", inputs, overwrite)
         with alone(claim):
-            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
+            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
             if texts:
                 found = files.match_rows(model, paths, texts, batch_size=batch_size)
             else:
@@ -254,6 +262,7 @@ def answer(
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
+    precision: Precision = "auto",
     out: JsonFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -270,12 +279,12 @@ def answer(
             raise _needed("question", "--question", places)
         paths = list(dict.fromkeys(one.image for one in asked))
         chosen_by = as_input(generate=generate, k=k, **how)
-        inputs = [*places, *paths, checkpoint, tokenizer, answers, *questions, chosen_by]
+        inputs = [*places, *paths, checkpoint, tokenizer, answers, *questions, chosen_by, _chosen(precision)]
         claim = claim_json(out, "answer", inputs, overwrite)
         choices = _lines(answers) if answers is not None else None
         decoding = Decoding(beams=3, max_new_tokens=10) if generate else None
         with alone(claim):
-            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
+            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
             found = files.answer_rows(model, asked, answers=choices, k=k, decoding=decoding, batch_size=batch_size)
             rows = list(Bars().over(found, "answering", len(asked)))
             with writing(claim):

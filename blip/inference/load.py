@@ -21,6 +21,7 @@ from blip.checkpoints.format import (
 from blip.checkpoints.info import MAX_SIDE, read_info
 from blip.checkpoints.initialize import Source, adopt
 from blip.errors import InputError
+from blip.hardware.precision import AUTO, choose_precision
 from blip.inference.predictor import Predictor
 from blip.models.factory import TASKS, model_of, spec_of
 from blip.network.embeddings import TextConfig
@@ -32,6 +33,7 @@ def load(
     path: str | Path,
     device: str | torch.device = "auto",
     *,
+    precision: str = AUTO,
     image_heads: int | None = None,
     text_heads: int | None = None,
     image_size: int | None = None,
@@ -45,6 +47,8 @@ def load(
     Args:
         path: the folder or file; `hub:OWNER/NAME`, also with `@REVISION`; or an `https://` address.
         device: where the model runs: `auto`, which is a GPU if there is one, `cpu`, `cuda` or a device of torch.
+        precision: of what the model computes: `fp32`, `tf32`, `bf16`, or `auto`, which is bf16 on a GPU that has it and
+            else fp32. Weights, scores and features are float32 in all of them.
         image_heads, text_heads: attention heads, for `.pth` files whose heads are not of width 64.
         image_size: side of the image in pixels, if not the checkpoint's: its position embeddings are interpolated.
         tokenizer: `vocab.txt`, `tokenizer.json`, `hub:NAME` or a `Tokenizer`; needed where the folder has none.
@@ -53,14 +57,15 @@ def load(
         CheckpointError: the checkpoint cannot be used; the message gives the reason.
         LoraError: the folder holds adapters and `peft` is not installed.
         RemoteError: the checkpoint cannot be fetched.
-        InputError: there is no such device.
+        InputError: there is no such device, or it does not have the precision.
 
     Example:
         >>> m = blip.load("checkpoint", device="cpu")
         >>> probability = m.match_probability("chest.png", ["small left effusion", "normal"])  # (2,)
         >>> (caption,) = m.caption("chest.png")
     """
-    target, path = device_of(device), places.local(path)
+    target = device_of(device)
+    precision, path = choose_precision(precision, target), places.local(path)
     if is_adapter(path):
         tensors, info, words = _with_adapter(Path(path), tokenizer)
     else:
@@ -87,7 +92,7 @@ def load(
     for name in may_lack:
         tensors.setdefault(name, model.get_parameter(name).detach())
     load_strict(model, tensors, str(path))
-    return Predictor(model, words, info, device=target)
+    return Predictor(model, words, info, device=target, precision=precision)
 
 
 def device_of(name: str | torch.device) -> torch.device:
