@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from blip.distributed.group import rank, world_size
+from blip.distributed.group import long_waits, rank, world_size
 
 
 def all_gather(x: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def gather_objects(item: object) -> list:
     if world_size() == 1:
         return [item]
     items: list = [None] * world_size()
-    dist.all_gather_object(items, item)
+    dist.all_gather_object(items, item, group=long_waits())
     return items
 
 

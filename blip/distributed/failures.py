@@ -1,5 +1,6 @@
 """What the others learn when one process of several fails."""
 
+import hashlib
 import re
 import time
 from collections.abc import Callable
@@ -8,7 +9,8 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from blip.distributed.collectives import gather_objects
-from blip.distributed.group import is_main, world_size
+from blip.distributed.group import is_main, long_waits, rank, world_size
+from blip.distributed.watch import ANOTHER_FAILED
 from blip.errors import BlipError
 
 T = TypeVar("T")
@@ -20,7 +22,7 @@ class OtherProcessError(BlipError):
     """Another process of the run failed, and this one ends with it."""
 
     def __init__(self) -> None:
-        super().__init__("another process of this run failed; its message has the reason")
+        super().__init__(ANOTHER_FAILED)
 
 
 def from_main(call: Callable[[], T]) -> T:
@@ -38,7 +40,7 @@ def from_main(call: Callable[[], T]) -> T:
             answer = [True, call()]
         except BaseException as caught:
             error = caught
-    dist.broadcast_object_list(answer, src=0)
+    dist.broadcast_object_list(answer, src=0, group=long_waits())
     if error is not None:
         raise error
     if not answer[0]:
@@ -72,6 +74,17 @@ def all_reach(place: str, seconds: float = 10.0) -> bool:
         return store.add(place, 0) > 0
     except RuntimeError:  # the process that keeps the store has ended
         return False
+
+
+def is_first(text: str) -> bool:
+    """Whether no other process has called this with an equal text before; True where the others cannot be asked."""
+    if world_size() == 1:
+        return True
+    key, own = f"first: {hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()}", str(rank())
+    try:
+        return dist.distributed_c10d._get_default_store().compare_set(key, "", own).decode() == own
+    except RuntimeError:
+        return True
 
 
 def lost_peer(error: BaseException) -> bool:

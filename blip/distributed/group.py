@@ -2,18 +2,27 @@
 
 import os
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 
+from blip.distributed.watch import Watch
+from blip.distributed.watch import leave as end_process
 from blip.errors import InputError
 
+STEP = timedelta(minutes=30)  # that a process waits for the others within a step
+LONG = timedelta(hours=24)  # that it waits for what one process does for all, such as reading data or merging files
 
-def start(device: str = "auto", hours: float = 0.5) -> torch.device:
+# of the default group, which torch keeps in the same way
+_long_waits: dist.ProcessGroup | None = None
+_watch: Watch | None = None
+
+
+def start(device: str = "auto") -> torch.device:
     """Joins torchrun's process group where there is one and returns this process's device.
 
     `device`: `auto` is a GPU if there is one, `cpu` or `cuda`. The processes communicate by gloo on CPU, NCCL on GPU.
-    `hours`: the time after which a process that waits for another one fails.
 
     Raises:
         InputError: `device` is another word, or there is no such GPU.
@@ -33,14 +42,45 @@ def start(device: str = "auto", hours: float = 0.5) -> torch.device:
             )
         torch.cuda.set_device(target)
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=hours))
+        _join(target)
     return target
 
 
+def _join(device: torch.device) -> None:
+    global _long_waits, _watch
+    if device.type == "cuda":
+        # with its device, NCCL connects the processes here, where an error is easy to read, and not in the first step
+        dist.init_process_group("nccl", timeout=STEP, device_id=device)
+    else:
+        dist.init_process_group("gloo", timeout=STEP)
+    if dist.get_world_size() > 1:
+        _long_waits = dist.new_group(backend="gloo", timeout=LONG)
+        _watch = Watch()
+
+
 def stop() -> None:
-    """Leaves the process group, if there is one."""
+    """Leaves the process group, if there is one, after work without an error; after one, see `leave`."""
+    global _long_waits, _watch
+    if _watch is not None:
+        _watch.end()
     if dist.is_initialized():
         dist.destroy_process_group()
+    _long_waits = _watch = None
+
+
+def leave(status: int) -> NoReturn:
+    """Ends this process after an error, with this exit status; the others are told and end soon.
+
+    To destroy the process group instead would take all processes, and they may wait for this one.
+    """
+    if _watch is not None:
+        _watch.tell()
+    end_process(status)
+
+
+def long_waits() -> dist.ProcessGroup | None:
+    """The group, by gloo, of operations for which a process may wait for hours; None for the default group."""
+    return _long_waits if dist.is_initialized() else None
 
 
 def rank() -> int:
@@ -61,4 +101,4 @@ def is_main() -> bool:
 def barrier() -> None:
     """Waits until every process has reached this line."""
     if world_size() > 1:
-        dist.barrier()
+        dist.barrier(group=long_waits())
