@@ -14,12 +14,13 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from blip.data.compact import Labels, TextLists, Texts
-from blip.data.hub import is_hub_name, pinned
+from blip.data.hub import pinned
 from blip.data.image_bytes import LIMITS, ImageLimits
 from blip.data.images import open_image
 from blip.data.places import Found, find_records
 from blip.data.sources import Source, source_of
 from blip.errors import visible
+from blip.hub.names import is_hub_name
 
 SHOWN = 5  # records that a notebook shows of a data set
 MOST_LETTERS = 80  # of a text that is shown with others
@@ -234,7 +235,7 @@ def open_data(
     Raises:
         AnnotationError: a file, or a record of it, cannot be used; the message names them.
         InputError: an option cannot be used.
-        HubError: a data set of the hub cannot be had.
+        RemoteError: a data set of the hub cannot be had.
 
     Example:
         >>> data = blip.data("questions.json", limit=10_000)

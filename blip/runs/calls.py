@@ -52,7 +52,7 @@ def finetune(
             unless given.
         config: a configuration to begin with, such as `vqa_rad`, or a YAML file; the other arguments come after it.
         output_dir: folder of the run; a new one, runs/TASK-N, unless given.
-        device: `auto`, which is a GPU if there is one, `cpu` or `cuda`.
+        device: `cpu` or `cuda`; `auto`, a GPU if there is one, unless `config` names a device.
         resume: continues the newest checkpoint of `output_dir`, or the named one.
         overwrite: files in `output_dir` that no run wrote may be replaced.
         options: further keys of the task's configuration, such as `epochs`, `batch_size`, `image_size`; `blip options
@@ -74,7 +74,7 @@ def finetune(
     """
     entry, call = entry_of(task, fine_tuning=True), f"blip.finetune({task!r}, ...)"
     data = {"train_file": train, "val_file": val, "test_file": test}
-    given = {**options, "device": device, **({"init_from": init_from} if init_from else {})}
+    given = {**options, "init_from": init_from, "device": device}
     made = settings(entry, call, config=config, data=data, options=given)
     return _train(task, entry, made, output_dir=output_dir, resume=resume, overwrite=overwrite)
 
@@ -100,8 +100,7 @@ def pretrain(
         ...                     image_size=64, batch_size=8, epochs=1, queue_size=8)
         >>> caption = run.best().caption("chest.png")[0]
     """
-    data = {"train_file": train, "val_file": val}
-    given = {**options, "device": device, **({"init_from": init_from} if init_from else {})}
+    data, given = {"train_file": train, "val_file": val}, {**options, "init_from": init_from, "device": device}
     made = settings(PRETRAINING, "blip.pretrain(...)", config=config, data=data, options=given)
     return _train("pretrain", PRETRAINING, made, output_dir=output_dir, resume=resume, overwrite=overwrite)
 

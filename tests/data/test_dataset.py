@@ -11,14 +11,16 @@ from helpers.set_files import hub_rows, png, put, put_parquet, shade
 from torch.utils.data import DataLoader
 
 import blip
+import blip.data.hub
 from blip.config import WeightedFile
 from blip.data.formats import AnnotationError
-from blip.data.hub import HubError, parse_name, pinned
+from blip.data.hub import pinned
 from blip.data.image_bytes import UnreadableImage
 from blip.data.pairs import read_pairs
 from blip.data.places import images_of
 from blip.data.questions import read_questions
 from blip.errors import InputError
+from blip.hub.names import RemoteError, parse_data
 
 
 @pytest.fixture
@@ -128,8 +130,42 @@ def test_questions_of_the_hub(hub: HubServer, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     assert len(read_questions([f"hub:lab/vqa@{commit}"], split="test")) == 3, "out of reach, but in the cache"
-    with pytest.raises(HubError, match="hub:lab/none is not in the cache"):
+    with pytest.raises(RemoteError, match="hub:lab/none is not in the cache"):
         blip.data("hub:lab/none")
+
+
+def test_a_commit_in_the_cache_needs_no_hub(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub may be out of reach or have removed it, and the cache may hold another commit of later."""
+    names = []
+    for count in (3, 5):
+        put_parquet(tmp_path / "vqa/data/train.parquet", hub_rows(count, question="what", answer="a"))
+        names.append(f"hub:lab/vqa@{hub.add('datasets', 'lab/vqa', tmp_path / 'vqa')}")
+        assert len(blip.data(names[-1])) == count
+    hub.repositories.clear()
+    asked = len(hub.asked)
+    for offline in (False, True):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", offline)
+        blip.data.hub._files_of.cache_clear()
+        assert [len(blip.data(name)) for name in names] == [3, 5]
+        assert shade(blip.data(names[1])[4].image) == 4
+    assert len(hub.asked) == asked
+    with pytest.raises(RemoteError, match=r"hub:lab/vqa@0+ .*not in the cache"):
+        blip.data("hub:lab/vqa@" + "0" * 40)
+
+
+def test_a_configuration_in_the_cache_is_not_taken_for_the_usual_one(hub: HubServer, tmp_path: Path) -> None:
+    for name, count in (("first", 2), ("second", 4)):
+        put_parquet(tmp_path / f"vqa/{name}/train.parquet", hub_rows(count, question="what", answer="a"))
+    configs = [f"- config_name: {name}\n  data_files: {name}/*.parquet\n" for name in ("first", "second")]
+    put(tmp_path / "vqa/README.md", "---\nconfigs:\n" + "  default: true\n".join(configs) + "---\n")
+    commit = hub.add("datasets", "lab/vqa", tmp_path / "vqa")
+    assert len(blip.data(f"hub:lab/vqa/second@{commit}")) == 4
+    blip.data.hub._files_of.cache_clear()
+    assert len(blip.data(f"hub:lab/vqa@{commit}")) == 2
+    hub.repositories.clear()
+    blip.data.hub._files_of.cache_clear()
+    assert len(blip.data(f"hub:lab/vqa/second@{commit}")) == 4
 
 
 def test_folders_of_images_and_saved_sets_of_the_hub(hub: HubServer, tmp_path: Path) -> None:
@@ -190,17 +226,17 @@ def test_what_the_hub_does_not_give(hub: HubServer, tmp_path: Path) -> None:
     hub.add("datasets", "lab/closed", tmp_path / "texts", token="secret", gated=True)
     with pytest.raises(InputError, match="no column of images; its columns are text, label"):
         blip.data("hub:lab/texts")
-    with pytest.raises(HubError, match="has no revision 'old'"):
+    with pytest.raises(RemoteError, match="has no revision 'old'"):
         blip.data("hub:lab/texts@old")
-    with pytest.raises(HubError, match="there is no data set lab/nothing"):
+    with pytest.raises(RemoteError, match="the hub shows no data set lab/nothing without a token"):
         blip.data("hub:lab/nothing")
-    with pytest.raises(HubError, match="token"):
+    with pytest.raises(RemoteError, match=r"open only to those who accepted its terms.*, then give a token"):
         blip.data("hub:lab/closed")
-    with pytest.raises(HubError, match="'other' not found"):
+    with pytest.raises(RemoteError, match="'other' not found"):
         blip.data("hub:lab/texts/other")
 
 
 @pytest.mark.parametrize("name", ["hub:", "hub:lab", "hub:a/b/c/d", "hub:../x", "hub:a/b@", "hub:a/b@c@d"])
 def test_names_of_another_form(name: str) -> None:
     with pytest.raises(InputError, match="no name of a data set"):
-        parse_name(name)
+        parse_data(name)

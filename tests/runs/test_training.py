@@ -19,6 +19,7 @@ from blip.config import ConfigError, load_config
 from blip.data.formats import AnnotationError
 from blip.errors import InputError
 from blip.runs.session import new_folder
+from blip.runs.settings import settings
 from blip.tasks import vqa
 from blip.tasks.config import VqaConfig
 from blip.tasks.entries import ENTRIES, entry_of
@@ -116,6 +117,14 @@ def test_weights_of_another_run_and_published_options(
                           config="vqa_rad", split_shares=None, dataset="json", **{**options, "lr": 1e-4})  # fmt: skip
     config = load_config(named.folder / "config.yaml", VqaConfig)
     assert (config.lr, config.epochs, config.image_size) == (1e-4, 30, 32) and config.config_file.endswith("yaml")
+
+
+def test_arguments_that_are_not_given_leave_those_of_the_configuration(here: Path) -> None:
+    (here / "own.yaml").write_text("device: cpu\ninit_from: weights\n")
+    for device, found in (("auto", "cpu"), ("cuda", "cuda")):
+        given = {"device": device, "init_from": ""}
+        made = settings(entry_of("vqa"), "a call", config="own.yaml", data={}, options=given)
+        assert (made.device, made.init_from) == (found, "weights")
 
 
 def test_pretraining(phantoms: Path, here: Path) -> None:
