@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from PIL import Image
 from torch.utils.data import Dataset
@@ -134,8 +134,16 @@ class DataSet(Dataset):
     def __len__(self) -> int:
         return len(self._image_ends)
 
-    def __getitem__(self, index: int) -> Item:
-        """The record of a number; -1 is the last one."""
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        """The record of a number, of which -1 is the last one; of a slice, a list of records."""
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
         number = operator.index(index)
         row = number + len(self) if number < 0 else number
         if not 0 <= row < len(self):

@@ -85,6 +85,8 @@ def _about_samples(runs: Sequence[RunFiles], count: int) -> str:
             "Outputs for the same validation records are written at each evaluation, which needs a val_file; this run "
             "has none."
         )
+    if len(runs) == 1 and not runs[0].history.samples:
+        return "Some records of the results; `blip show` shows all of them."
     if len(runs) > 1:
         return "The outputs of each run's last evaluation for the same validation records."
     return (

@@ -15,6 +15,7 @@ from blip.runs.scores import Scores, scores_of_evaluation
 from blip.runs.session import as_before, new_folder, removed_if_empty, say, train_in
 from blip.runs.settings import Data, entries_of, settings
 from blip.tasks.entries import PRETRAINING, Entry, entry_of
+from blip.train.checkpoint import begun_checkpoints
 from blip.train.evaluated import evaluated, run_with
 from blip.train.folder import CONFIG
 
@@ -169,6 +170,10 @@ def _train(
 ) -> Run:
     if resume and output_dir is None:
         raise ConfigError("resume continues the run of a folder: give its output_dir, or use blip.runs.open(FOLDER)")
+    if not getattr(config, "train_file", None):
+        raise ConfigError("train is not given: a path, hub:OWNER/NAME, what blip.data returns, or a list of these")
+    if not resume and output_dir is not None and begun_checkpoints(Path(output_dir)):
+        raise ConfigError(f"{output_dir} holds a run: resume=True continues it; or give another output_dir")
     folder = Path(output_dir) if output_dir is not None else new_folder(task)
     say(f"run: {folder}")
     with removed_if_empty(folder if output_dir is None else None):

@@ -50,6 +50,7 @@ def test_records_by_number(questions: Path) -> None:
 
 def test_loaders_and_subsets(questions: Path) -> None:
     data = blip.data(questions, limit=5)
+    assert [item.index for item in data[1:9:2]] == [1, 3] and [item.index for item in data[-2:]] == [3, 4]
     batches = list(DataLoader(data, batch_size=2, collate_fn=list, num_workers=1, multiprocessing_context="fork"))
     assert [[shade(item.image) for item in batch] for batch in batches] == [[0, 1], [2, 3], [4]]
     drawn = [item.question for item in blip.data(questions, limit=3, seed=1)]

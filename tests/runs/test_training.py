@@ -127,6 +127,20 @@ def test_arguments_that_are_not_given_leave_those_of_the_configuration(here: Pat
         assert (made.device, made.init_from) == (found, "weights")
 
 
+def test_messages_are_those_of_python(data: Path, here: Path) -> None:
+    with pytest.raises(ConfigError, match="train is not given"):
+        blip.finetune("vqa", val=data / "val.json", **QUESTIONS)
+    with pytest.raises(ConfigError, match="train is not given"):
+        blip.pretrain()
+    (here / "own/checkpoints/step-00000003").mkdir(parents=True)
+    (here / "own/checkpoints/step-00000003/training.pt").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"own holds a run: resume=True continues it"):
+        blip.finetune("vqa", data / "train.json", output_dir="own", **QUESTIONS)
+    with pytest.raises(InputError, match=r"Item cannot be trained on: .* limit and split"):
+        blip.finetune("vqa", blip.data(data / "train.json")[:3], **QUESTIONS)
+    assert not (here / "runs").exists()
+
+
 def test_pretraining(phantoms: Path, here: Path) -> None:
     captions = phantoms / "captions.json"
     run = blip.pretrain(
