@@ -250,5 +250,8 @@ def open_data(
         >>> data[0].image.size, data[0].question, data[0].answer
         ((48, 48), 'how many lesions are there?', '2')
     """
-    options = {"split": split, "limit": limit, "columns": dict(columns or {}), "image_root": os.fspath(image_root)}
+    root = os.path.expanduser(image_root)
+    options = {"split": split, "limit": limit, "columns": dict(columns or {}), "image_root": root}
+    if isinstance(source, str | Path):
+        source = os.path.expanduser(source)
     return DataSet(source_of(source, **options, dataset=dataset, seed=seed))

@@ -40,8 +40,8 @@ def settings(
         InputError: data of a kind that cannot be trained on.
     """
     base = entry.config.model_validate({}) if config is None else load_config(config, entry.config)
-    values = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in options.items()
-              if key not in NOT_GIVEN or value != NOT_GIVEN[key]}  # fmt: skip
+    values = {key: os.fspath(value) if isinstance(value, os.PathLike) else value
+              for key, value in options.items() if key not in NOT_GIVEN or value != NOT_GIVEN[key]}  # fmt: skip
     values |= {key: entries_of(value) for key, value in data.items() if value is not None}
     if config is None:
         if values.get("init_from"):
@@ -62,7 +62,7 @@ def _entry(one: Any) -> Any:
     if isinstance(one, DataSet):
         return one.entry()
     if isinstance(one, str | os.PathLike):
-        return os.fspath(one)
+        return os.path.expanduser(one)
     if isinstance(one, Mapping):
         return dict(one)
     raise InputError(

@@ -141,6 +141,25 @@ def test_messages_are_those_of_python(data: Path, here: Path) -> None:
     assert not (here / "runs").exists()
 
 
+def test_runs_start_from_runs_and_paths_begin_at_home(data: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here / "home"))
+    (here / "home").mkdir()
+    shutil.copy(data / "train.json", here / "home")
+    first = blip.finetune("vqa", "~/train.json", output_dir="~/first", **{**QUESTIONS, "max_steps": 1})
+    assert first.folder == here / "home/first" and not (here / "~").exists()
+    for start in (first, first.folder, "~/first"):
+        run = blip.finetune("vqa", blip.data("~/train.json"), init_from=start, max_steps=1, k_test=3, **SMALL)
+        assert load_config(run.folder / "config.yaml", VqaConfig).init_from == str(first.weights())
+    assert (
+        blip.evaluate("vqa", "~/first", "~/train.json", output_dir="~/results").folder.parent.parent
+        == here / "home/results"
+    )
+    assert blip.runs.open("~/first").task == blip.load("~/first/checkpoints/latest").info["task"] == "vqa"
+    for nothing in (None, "", 3):
+        with pytest.raises(InputError, match="no checkpoint"):
+            blip.evaluate("vqa", nothing, data / "train.json")  # type: ignore[arg-type]
+
+
 def test_pretraining(phantoms: Path, here: Path) -> None:
     captions = phantoms / "captions.json"
     run = blip.pretrain(
