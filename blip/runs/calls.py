@@ -156,7 +156,7 @@ def evaluate(
     if not weights:
         raise InputError("there is no checkpoint: give a run, a path or hub:OWNER/NAME")
     given: dict[str, Any] = {**options, "init_from": weights, "device": device}
-    run, place = run_with(weights), Path(output_dir).expanduser() if output_dir is not None else None
+    run, place = run_with(weights, entry.config), Path(output_dir).expanduser() if output_dir is not None else None
     if run is None:
         given = {**_of_inputs(weights, entry.config), **given}
         made = settings(entry, call, config=None, data=records, options=given)

@@ -13,7 +13,7 @@ from typing import Any, Generic
 from blip import distributed
 from blip.checkpoints.format import INFO
 from blip.config import Config, ConfigError, RunConfig, find_config, load_config
-from blip.options.reading import read_values
+from blip.options.reading import has_other_options, read_values
 from blip.train.checkpoint import begun_checkpoints, is_misnamed
 from blip.train.folder import BEST, CONFIG, OF_EVALUATION, claim_files, held
 
@@ -47,12 +47,14 @@ def weights_of(run: Path) -> Path | None:
     return next((folder for folder in (run / BEST, *saved) if folder.is_dir()), None)
 
 
-def run_with(weights: str | Path) -> Path | None:
-    """The folder of the run whose `best` or checkpoint the weights are, None where they belong to none."""
+def run_with(weights: str | Path, cls: type[RunConfig]) -> Path | None:
+    """The folder of the run whose `best` or checkpoint the weights are, None where they belong to none, or to one of
+    another task than that of the configuration `cls`."""
     path = Path(weights)
     if not (path / INFO).is_file():
         return None
-    return next((run for run in (path.parent, path.parent.parent) if (run / CONFIG).is_file()), None)
+    run = next((run for run in (path.parent, path.parent.parent) if (run / CONFIG).is_file()), None)
+    return None if run is None or has_other_options(run / CONFIG, cls) else run
 
 
 def evaluated(
@@ -82,10 +84,14 @@ def evaluated(
     path = find_config(file) if file is not None else None
     given = _given(cls, overrides, options)
     weights = str(given.get("init_from") or "")
-    run = run_with(weights) if weights else _run_of(output or default_output, path)
+    run = run_with(weights, cls) if weights else _run_of(output or default_output, path)
+    if run is not None and has_other_options(run / CONFIG, cls):
+        raise ConfigError(
+            f"{run} is a run of another task: give --init_from {weights_of(run)}, --config and --output_dir"
+        )
     if run is None:
         if path is None:
-            about = f"{weights} belongs to no run" if weights else f"{output or default_output} holds no run"
+            about = f"{weights} is of no run of this task" if weights else f"{output or default_output} holds no run"
             raise ConfigError(f"{about}, whose configuration would be used: give --config, or a run by --output_dir")
         return Evaluated(load_config(path, cls, overrides, options=options), output or default_output)
     own = run / CONFIG
@@ -153,7 +159,7 @@ def evaluation_name(config: RunConfig, weights: str, output: Path) -> str:
 
     Such as `best-val-test`, or `model_base-slake` for weights and data from elsewhere.
     """
-    run = run_with(weights)
+    run = run_with(weights, type(config))
     own = run is not None and output.exists() and run.samefile(output)
     name = Path(weights).name if own else f"{run.name}-{Path(weights).name}" if run else Path(weights).stem
     values = config.model_dump(mode="json")
@@ -193,7 +199,7 @@ def _claim(folder: Path, config: RunConfig, *, overwrite: bool) -> None:
     if saved.is_file() and not overwrite:
         before = load_config(saved, type(config))
         former, weights = (str(getattr(one, "init_from", "")) for one in (before, config))
-        run = run_with(weights)
+        run = run_with(weights, type(config))
         own = run is not None and run.samefile(folder.parent.parent)
         if own and Path(former).name == Path(weights).name:
             before = before.model_copy(update={"init_from": weights})  # the run was moved or copied since
