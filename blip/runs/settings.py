@@ -63,11 +63,12 @@ def _entry(one: Any) -> Any:
         return one.entry()
     if isinstance(one, str | os.PathLike):
         return os.path.expanduser(one)
-    if isinstance(one, Mapping):
+    if isinstance(one, Mapping) and "path" in one:
         return dict(one)
+    what = "a dictionary without path" if isinstance(one, Mapping) else type(one).__name__
     raise InputError(
-        f"{type(one).__name__} cannot be trained on: give a path, hub:OWNER/NAME, a list of them, or blip.data(...), "
-        "whose limit and split choose a part of the records"
+        f"{what} is no source of records: give the path of a file of them, hub:OWNER/NAME, a list of these, or "
+        "blip.data(...), whose limit and split choose a part"
     )
 
 

@@ -50,11 +50,16 @@ def weights_of(run: Path) -> Path | None:
 def run_with(weights: str | Path, cls: type[RunConfig]) -> Path | None:
     """The folder of the run whose `best` or checkpoint the weights are, None where they belong to none, or to one of
     another task than that of the configuration `cls`."""
+    run = _run_around(weights)
+    return None if run is None or has_other_options(run / CONFIG, cls) else run
+
+
+def _run_around(weights: str | Path) -> Path | None:
+    """The folder of the run, of whatever task, that weights lie in."""
     path = Path(weights)
     if not (path / INFO).is_file():
         return None
-    run = next((run for run in (path.parent, path.parent.parent) if (run / CONFIG).is_file()), None)
-    return None if run is None or has_other_options(run / CONFIG, cls) else run
+    return next((run for run in (path.parent, path.parent.parent) if (run / CONFIG).is_file()), None)
 
 
 def evaluated(
@@ -157,11 +162,14 @@ def _shown(config: Any, key: str) -> str:
 def evaluation_name(config: RunConfig, weights: str, output: Path) -> str:
     """The name of the folder of an evaluation: its weights, its data and, where settings differ from the run's, a hash.
 
-    Such as `best-val-test`, or `model_base-slake` for weights and data from elsewhere.
+    Such as `best-val-test`; `model_base-slake` for weights and data from elsewhere; `pre-best-as-retrieval-coco` for
+    weights of a run of another task.
     """
     run = run_with(weights, type(config))
     own = run is not None and output.exists() and run.samefile(output)
     name = Path(weights).name if own else f"{run.name}-{Path(weights).name}" if run else Path(weights).stem
+    if run is None and (other := _run_around(weights)):
+        name = f"{other.name}-{name}-as-{type(config).__name__.removesuffix('Config').lower()}"
     values = config.model_dump(mode="json")
     before: dict[str, Any] = {}
     if run is not None:
@@ -172,10 +180,10 @@ def evaluation_name(config: RunConfig, weights: str, output: Path) -> str:
     else:
         data = [Path(file["path"] if isinstance(file, dict) else str(file)).stem for listed in files.values()
                 for file in listed]  # fmt: skip
-    other = {key: value for key, value in values.items()
+    differ = {key: value for key, value in values.items()
              if before and _matters(key) and key not in FILES and before.get(key) != value}  # fmt: skip
-    digest = hashlib.sha256(json.dumps([other, files], sort_keys=True).encode()).hexdigest()[:6]
-    parts = [name, *dict.fromkeys(data), *([digest] if other or len(data) > 3 else [])]
+    digest = hashlib.sha256(json.dumps([differ, files], sort_keys=True).encode()).hexdigest()[:6]
+    parts = [name, *dict.fromkeys(data), *([digest] if differ or len(data) > 3 else [])]
     whole = re.sub(r"[^\w.-]+", "-", "-".join(parts[:5] + parts[5:][-1:]))
     return re.sub(r"([0-9a-f]{8})[0-9a-f]{32,}", r"\1", whole).strip("-.")[:120]  # commits and hashes of names
 
@@ -197,6 +205,8 @@ def open_evaluation(folder: Path, config: RunConfig, *, overwrite: bool = False)
 def _claim(folder: Path, config: RunConfig, *, overwrite: bool) -> None:
     saved = folder / CONFIG
     if saved.is_file() and not overwrite:
+        if has_other_options(saved, type(config)):
+            raise ConfigError(f"{folder} holds an evaluation of another task: choose another --name, or --overwrite it")
         before = load_config(saved, type(config))
         former, weights = (str(getattr(one, "init_from", "")) for one in (before, config))
         run = run_with(weights, type(config))

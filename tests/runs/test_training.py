@@ -136,8 +136,12 @@ def test_messages_are_those_of_python(data: Path, here: Path) -> None:
     (here / "own/checkpoints/step-00000003/training.pt").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"own holds a run: resume=True continues it"):
         blip.finetune("vqa", data / "train.json", output_dir="own", **QUESTIONS)
-    with pytest.raises(InputError, match=r"Item cannot be trained on: .* limit and split"):
-        blip.finetune("vqa", blip.data(data / "train.json")[:3], **QUESTIONS)
+    for given, name in (
+        (blip.data(data / "train.json")[:3], "Item"),
+        ([{"image": "a.png"}], "a dictionary without path"),
+    ):
+        with pytest.raises(InputError, match=rf"{name} is no source of records: .* limit and split"):
+            blip.finetune("vqa", given, **QUESTIONS)
     assert not (here / "runs").exists()
 
 
@@ -167,6 +171,13 @@ def test_pretraining(phantoms: Path, here: Path) -> None:
     )
     assert run.folder == Path("runs/pretrain-1") and run.task == "pretrain"
     assert isinstance(run.best("cpu").caption(str(phantoms / "images/000000.png"))[0], str)
+    assert 0 <= run.scores["val_i2t_r1"] <= 1 and "val: R@1, image to text" in repr(run.scores)
+    ranked, written = (blip.evaluate(task, run, captions, device="cpu", **options) for task, options in (
+        ("retrieval", {"k_test": 4}), ("caption", {"max_new_tokens": 2})))  # fmt: skip
+    assert ranked.folder.parent == written.folder.parent == Path("runs/evaluations/evaluation")
+    assert ranked.folder.name == "pretrain-1-step-00000002-as-retrieval-captions" and "test_cider" in written
+    with pytest.raises(ConfigError, match="holds an evaluation of another task"):
+        blip.evaluate("caption", run, captions, name=ranked.folder.name, device="cpu")
 
 
 @pytest.mark.parametrize("task", [name for name in ENTRIES if name != "vqa"])
