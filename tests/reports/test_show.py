@@ -157,6 +157,13 @@ def test_results_that_cannot_be_shown(run: Path, tmp_path: Path) -> None:
         show(run)
 
 
+def test_samples_of_the_validation_are_not_taken_for_the_test(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    assert len(show(run, split="validation").tiles) == 16
+    with pytest.raises(InputError, match="a run without results of test"):
+        show(run, split="test")
+
+
 def test_samples_of_a_run_are_those_of_its_last_evaluation(tmp_path: Path) -> None:
     grid = show(write_run(tmp_path / "pre"))
     assert len(grid.tiles) == 16 and grid.unreadable == 1
