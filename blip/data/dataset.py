@@ -189,7 +189,7 @@ class DataSet(Dataset):
         Notebooks display it; elsewhere its `savefig("data.png")` writes it.
 
         Raises:
-            InputError: matplotlib is not there.
+            InputError: there is no such record, or too many for a figure; or matplotlib is not there.
         """
         from blip.data.figure import figure_of
 

@@ -91,6 +91,9 @@ def test_notebooks_show_it(questions: Path, tmp_path: Path) -> None:
     assert "cannot read image" in figure.axes[5].get_title()
     with pytest.raises(InputError, match="no records to show"):
         data.show(0)
+    many = put(tmp_path / "many.json", [{"image": "gone.png", "caption": "x"}] * 401)
+    with pytest.raises(InputError, match="shows 400 records at most, not 401"):
+        blip.data(many).show(500)
 
 
 def test_it_is_a_function_and_a_package() -> None:
