@@ -9,14 +9,14 @@ import glob
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from blip.errors import BlipError, InputError
-from blip.hub.failures import failure, not_in_cache
+from blip.hub.failures import SECONDS, failure, is_offline, no_network, not_in_cache, reason
 from blip.hub.names import HubName, RemoteError, parse_data
 
 NEEDS_DATASETS = "reading data sets of the Hugging Face hub needs its datasets library: pip install 'blip[hub]'"
@@ -37,20 +37,40 @@ def pinned(text: str) -> str:
 
 
 def _commit(name: HubName) -> str:
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    revision = name.revision or None
+    """The commit of a branch or tag today; where the hub is out of reach, the one that was used last."""
+    why = "HF_HUB_OFFLINE is set"
     with _messages(name):
-        try:  # its place in the cache holds the commit, offline too
-            file = hf_hub_download(name.repository, README, repo_type="dataset", revision=revision)
-            return Path(file).parent.name
-        except LocalEntryNotFoundError:  # the hub is out of reach, and the repository has no such file
-            if name.revision:
-                raise
-            return str(_builder(name).hash)
-        except EntryNotFoundError:
-            return str(HfApi().dataset_info(name.repository, revision=revision).sha)
+        if not is_offline():
+            try:  # once, since the library below tries each file many times
+                return _commit_of_hub(name)
+            except Exception as error:
+                if not no_network(error):
+                    raise
+                why = f"the hub cannot be reached ({reason(error)})"
+        if there := _last_commit(name):
+            return there
+        raise not_in_cache(name, why, data=True)
+
+
+def _commit_of_hub(name: HubName) -> str:
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    revision = name.revision or "main"
+    commit = HfApi().dataset_info(name.repository, revision=revision, timeout=SECONDS).sha
+    with suppress(EntryNotFoundError):  # the cache then knows what the revision stands for, without a connection
+        hf_hub_download(name.repository, README, repo_type="dataset", revision=revision)
+    return str(commit)
+
+
+def _last_commit(name: HubName) -> str:
+    """What a revision stood for when it was last asked for; "" where the cache does not tell."""
+    ref = _caches()[1] / f"datasets--{name.repository.replace('/', '--')}" / "refs" / (name.revision or "main")
+    try:
+        return ref.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        there = [] if name.revision else _prepared_folders(name, "*")  # of a repository without a README
+        return max(there, key=lambda folder: folder.stat().st_mtime).name if there else ""
 
 
 def files_of(text: str) -> dict[str, list[Path]]:
@@ -91,14 +111,19 @@ def _files_of(name: HubName) -> dict[str, list[Path]]:
 
 def _prepared(name: HubName) -> Path | None:
     """The folder of the cache with the records of a commit; None where it has none, or several configurations of which
-    the name chooses none. The library gives a folder its name when it is complete."""
+    the name chooses none."""
+    there = _prepared_folders(name, name.revision)
+    return there[0] if len(there) == 1 else None
+
+
+def _prepared_folders(name: HubName, commit: str) -> list[Path]:
+    """Those of the cache, at any commit for "*". The library gives a folder its name when it is complete."""
     cache, own = _caches()[0], _letters(name.repository.replace("/", "___"))
-    there = [
+    return [
         folder
-        for folder in cache.glob(f"*/{glob.escape(name.config) or '*'}/*/{name.revision}")
+        for folder in cache.glob(f"*/{glob.escape(name.config) or '*'}/*/{commit}")
         if _letters(folder.relative_to(cache).parts[0]) == own and (folder / INFO).is_file()
     ]
-    return there[0] if len(there) == 1 else None
 
 
 def _files_in(name: HubName, folder: Path) -> dict[str, list[Path]]:

@@ -8,6 +8,7 @@ from blip.errors import BlipError
 from blip.hub.names import HubName, RemoteError
 
 AGAIN = "what has arrived is kept, start the command again"
+SECONDS = 10.0  # within which the hub begins to answer
 DATA = "data set "  # before the name of one, in messages
 _CLIENTS = ("httpx", "httpx2", "requests")
 _UNREACHED = {"TransportError", "ConnectionError", "Timeout", "ChunkedEncodingError"}

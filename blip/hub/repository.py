@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.errors import InputError, note
-from blip.hub.failures import hub_errors, is_offline, no_network, not_in_cache, reason
+from blip.hub.failures import SECONDS, hub_errors, is_offline, no_network, not_in_cache, reason
 from blip.hub.names import HubName, RemoteError, parse
 
 MAX_SMALL, MAX_LARGE = 64 << 20, 64 << 30  # bytes of a text file and of a file of weights
@@ -43,7 +43,8 @@ def fetch(name: HubName, choose: Choose, similar: Callable[[str], str] = lambda 
         note(f"{name.repository} is no path here: taken from the hub, as {name}")
     with hub_errors(name, similar(name.repository)):
         try:
-            about = HfApi().model_info(name.repository, revision=name.revision or "main", files_metadata=True)
+            revision = name.revision or "main"
+            about = HfApi().model_info(name.repository, revision=revision, files_metadata=True, timeout=SECONDS)
         except Exception as error:
             if not no_network(error):
                 raise

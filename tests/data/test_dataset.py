@@ -158,6 +158,27 @@ def test_a_commit_in_the_cache_needs_no_hub(hub: HubServer, tmp_path: Path, monk
         blip.data("hub:lab/vqa@" + "0" * 40)
 
 
+def test_without_a_connection_the_last_commit_is_read(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With and without a README, by a branch too; the hub is asked once, where libraries ask for each file again and
+    again."""
+    put_parquet(tmp_path / "vqa/data/train.parquet", hub_rows(3, question="what", answer="a"))
+    commits = {"bare": hub.add("datasets", "lab/bare", tmp_path / "vqa")}
+    put(tmp_path / "vqa/README.md", "---\n{}\n---\n")
+    commits |= {name: hub.add("datasets", "lab/vqa", tmp_path / "vqa", revision=name) for name in ("main", "v1")}
+    names = {"bare": "hub:lab/bare", "main": "hub:lab/vqa", "v1": "hub:lab/vqa@v1"}
+    assert [len(blip.data(name)) for name in names.values()] == [3, 3, 3]
+    hub.fail("/", "none")
+    blip.data.hub._files_of.cache_clear()
+    for key, name in names.items():
+        asked = len(hub.asked)
+        assert len(blip.data(name)) == 3 and pinned(name) == f"{name.partition('@')[0]}@{commits[key]}"
+        assert len(hub.asked) <= asked + 4  # pinned twice; a request may be sent again over a new connection
+    with pytest.raises(RemoteError, match=r"lab/vqa@v2 is not in the cache of the hub, and the hub cannot be reached"):
+        blip.data("hub:lab/vqa@v2")
+
+
 def test_a_configuration_in_the_cache_is_not_taken_for_the_usual_one(hub: HubServer, tmp_path: Path) -> None:
     for name, count in (("first", 2), ("second", 4)):
         put_parquet(tmp_path / f"vqa/{name}/train.parquet", hub_rows(count, question="what", answer="a"))
