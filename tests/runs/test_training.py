@@ -223,7 +223,7 @@ def test_mistakes_are_told_and_leave_no_folder(data: Path, here: Path) -> None:
         blip.finetune("pretrain", train)
     with pytest.raises(InputError, match="int is no source of records"):
         blip.finetune("vqa", [3])  # type: ignore[list-item]
-    with pytest.raises(ConfigError, match="train_file is empty"):
+    with pytest.raises(ConfigError, match="train is not given"):
         blip.finetune("vqa", **QUESTIONS)
     with pytest.raises(ConfigError, match="output_dir"):
         blip.finetune("vqa", train, resume=True)
