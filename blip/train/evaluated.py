@@ -96,7 +96,8 @@ def evaluated(
         )
     if run is None:
         if path is None:
-            about = f"{weights} is of no run of this task" if weights else f"{output or default_output} holds no run"
+            whose = "a run of another task" if _run_around(weights) else "no run"
+            about = f"{weights} belongs to {whose}" if weights else f"{output or default_output} holds no run"
             raise ConfigError(f"{about}, whose configuration would be used: give --config, or a run by --output_dir")
         return Evaluated(load_config(path, cls, overrides, options=options), output or default_output)
     own = run / CONFIG

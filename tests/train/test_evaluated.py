@@ -82,8 +82,8 @@ def test_weights_of_a_run_of_another_task_are_evaluated_by_the_file(
     options = {"options": {"init_from": str(weights)}, "output": None, "default_output": tmp_path / "out"}
     done = evaluated(RetrievalConfig, tmp_path / "retrieval.yaml", ["queue_size=0"], **options)
     assert (done.config, done.output, done.notes) == (config, tmp_path / "out", [])
-    assert score("retrieval", config, tmp_path / "out")["test_images"] > 0
-    with pytest.raises(ConfigError, match="is of no run of this task"):
+    assert score("retrieval", config, tmp_path / "out")["test_i2t_candidates"] == 5
+    with pytest.raises(ConfigError, match="belongs to a run of another task, whose"):
         evaluated(RetrievalConfig, None, [], **options)
     with pytest.raises(ConfigError, match=rf"pre is a run of another task: give --init_from {weights}"):
         evaluated(RetrievalConfig, None, [], **{**options, "options": {}, "output": tmp_path / "pre"})
