@@ -91,9 +91,7 @@ def evaluated(
     weights = str(given.get("init_from") or "")
     run = run_with(weights, cls) if weights else _run_of(output or default_output, path)
     if run is not None and has_other_options(run / CONFIG, cls):
-        raise ConfigError(
-            f"{run} is a run of another task: give --init_from {weights_of(run)}, --config and --output_dir"
-        )
+        raise ConfigError(f"{run} is of another task: give --init_from {weights_of(run)}, --config and --output_dir")
     if run is None:
         if path is None:
             whose = "a run of another task" if _run_around(weights) else "no run"

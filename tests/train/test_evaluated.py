@@ -85,7 +85,7 @@ def test_weights_of_a_run_of_another_task_are_evaluated_by_the_file(
     assert score("retrieval", config, tmp_path / "out")["test_i2t_candidates"] == 5
     with pytest.raises(ConfigError, match="belongs to a run of another task, whose"):
         evaluated(RetrievalConfig, None, [], **options)
-    with pytest.raises(ConfigError, match=rf"pre is a run of another task: give --init_from {weights}"):
+    with pytest.raises(ConfigError, match=rf"pre is of another task: give --init_from {weights}"):
         evaluated(RetrievalConfig, None, [], **{**options, "options": {}, "output": tmp_path / "pre"})
 
 
