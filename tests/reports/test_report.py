@@ -162,6 +162,7 @@ def test_an_evaluation_by_itself_shows_some_of_its_results(tmp_path: Path) -> No
     assert {bool(sample.pictures) for sample in shown} == {True, False}, "one image is gone, with its reason"
     page = report(folder)
     assert "Some records of the results" in page and "is there a lesion?" in page and "gone.png" in page
+    assert "<h1>Evaluation vqa</h1>" in page and "<h2>Samples</h2>" in page
 
 
 def test_overfitting_and_plateaus_are_named(tmp_path: Path) -> None:
@@ -179,7 +180,15 @@ def test_overfitting_and_plateaus_are_named(tmp_path: Path) -> None:
 
 def test_a_page_has_every_part(pretrained: Path) -> None:
     page = report(pretrained)
-    parts = ["Contrast (ITC)", "without skill: 0.637", "After epoch 10", "Learning rate", "epochs 1 to 10"]
+    parts = [
+        "<h1>Run pre</h1>",
+        "<h2>Samples of validation</h2>",
+        "Contrast (ITC)",
+        "without skill: 0.637",
+        "After epoch 10",
+        "Learning rate",
+        "epochs 1 to 10",
+    ]
     parts += ["a lesion 200", "options are not at the defaults", "queue_size", "57600", "0.020 (chance)"]
     for wanted in parts:
         assert wanted in page, wanted
