@@ -190,6 +190,8 @@ def test_a_page_has_every_part(pretrained: Path) -> None:
         "epochs 1 to 10",
     ]
     parts += ["a lesion 200", "options are not at the defaults", "queue_size", "57600", "0.020 (chance)"]
+    titles = ["Losses", "Scores", "Matching by class (ITM)", "Similarities (ITC)", "Optimisation", "Speed and memory"]
+    parts += [f"<h2>{title}</h2>" for title in (*titles, "Settings", "In words")] + ["800 MB of memory at most"]
     for wanted in parts:
         assert wanted in page, wanted
     assert page.count("<svg") >= 14 and "gone" not in page and "no such file" in page
