@@ -1,7 +1,7 @@
 """How a text attends to an image, or to two: the keys and values of the image, or its states in their place.
 
-Read `CrossAttention` first, then the two forms that an image can have: `ProjectedKeys` and `ImageStates`. A layer of the
-text transformer is handed what it attends to itself, `LayerKeys` or the states: it does not know its own number.
+Read `CrossAttention` first, then the two forms that an image can have: `ProjectedKeys` and `ImageStates`. A layer of
+the text transformer is handed what it attends to itself, `LayerKeys` or the states: it does not know its own number.
 
 Shapes: R texts (rows), c of an image, T tokens of the longest, P tokens in memory, D width, H heads, d head width,
 B images, N image tokens, e width of the image's states, E images named by `ProjectedKeys.extra`.
