@@ -1,5 +1,6 @@
 """From a checkpoint of any format to a model that is ready to use: `blip.load(path)`."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def load(
         >>> (caption,) = m.caption("chest.png")
     """
     target = device_of(device)
-    precision, path = choose_precision(precision, target), places.local(path)
+    precision, path = choose_precision(precision, target), places.local(os.path.expanduser(path))
     if is_adapter(path):
         tensors, info, words = _with_adapter(Path(path), tokenizer)
     else:
