@@ -71,8 +71,7 @@ def evaluate_retrieval(
     training = model.training  # type: ignore[attr-defined]
     model.eval()  # type: ignore[attr-defined]
     try:
-        features = retrieval_features(model, images, count, texts=texts, **sizes)
-        image_features, text_features = (x.to(device) for x in features)
+        image_features, text_features = retrieval_features(model, images, count, texts=texts, **sizes)
         forward, forward_ranks = by_contrast(image_features, text_features, k, answers=image_answers)
         backward, backward_ranks = by_contrast(text_features, image_features, k, answers=text_answers)
         states = image_states(model, images, device)
@@ -126,7 +125,7 @@ def _direction(
 def retrieval_features(
     model: Matcher, images: Batches, count: int, *, texts: Texts, device: torch.device, batch_size: int = 16
 ) -> tuple[Tensor, Tensor]:
-    """Features of unit length of all images (I, E) and texts (M, E), on the CPU; each process encodes its share."""
+    """Features of unit length of all images (I, E) and texts (M, E); each process encodes its share."""
     own = range(*share(count))
     numbers = [list(own[first : first + batch_size]) for first in range(0, len(own), batch_size)]
     image_parts = [
@@ -139,7 +138,8 @@ def retrieval_features(
         ids, rows = _laid_out(texts, chosen, device)
         text_parts.append(unit_features(model.text_proj, model.text_encoder.text(ids, rows, first_only=True)))
     image_features, text_features = _gathered(image_parts, count), _gathered(text_parts, len(order))
-    return image_features, torch.empty_like(text_features).index_copy_(0, order, text_features)
+    text_features = torch.empty_like(text_features).index_copy_(0, order, text_features)
+    return image_features.to(device), text_features.to(device)
 
 
 # ---- matching --------------------------------------------------------------------------------------------------------

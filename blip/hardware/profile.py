@@ -13,6 +13,7 @@ import torch
 class Profile:
     """Amounts of work for one type of device."""
 
+    images_at_once: int  # of verbs, unless another number is given [images]
     tokens_at_once: int  # of the texts that are matched with one image [tokens]
     texts_at_once: int  # that are encoded alone, without an image [texts]
     nodes_at_once: int  # of trees of answers that are read in one pass; limits memory [nodes]
@@ -26,6 +27,7 @@ PROFILES = {
     # 2,048 tokens: efficient matrix products whose results still fit into the caches. Logits of 256 nodes with BERT's
     # words are 31 MB. A check costs nothing where results need no transfer.
     "cpu": Profile(
+        images_at_once=32,
         tokens_at_once=2048,
         texts_at_once=256,
         nodes_at_once=2048,
@@ -37,6 +39,7 @@ PROFILES = {
     # 32,768 tokens: 1,086 launches instead of 8,700 for 1,500 texts of an image. Logits of 4,096 nodes are 0.5 GB. Keys
     # of an image take one large product; attending to states takes several small ones.
     "cuda": Profile(
+        images_at_once=128,
         tokens_at_once=32768,
         texts_at_once=2048,
         nodes_at_once=16384,

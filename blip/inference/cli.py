@@ -11,7 +11,7 @@ import typer
 
 from blip.command_line import (
     AsJson,
-    BatchSize,
+    AtOnce,
     Checkpoint,
     ColumnNames,
     DatasetForm,
@@ -150,7 +150,7 @@ def caption(
     columns: ColumnNames = None,
     image_root: ImageRoot = "",
     limit: FirstRecords = 0,
-    batch_size: BatchSize = 32,
+    batch_size: AtOnce = None,
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
@@ -180,7 +180,8 @@ def caption(
         )
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
-            found = files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=batch_size, seed=seed)
+            size = batch_size or model.profile.images_at_once
+            found = files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=size, seed=seed)
             rows = list(Bars().over(found, "captioning", len(paths)))
             with writing(claim):
                 unread = files.show(rows, out, as_json)
@@ -203,7 +204,7 @@ def match(
     columns: ColumnNames = None,
     image_root: ImageRoot = "",
     limit: FirstRecords = 0,
-    batch_size: BatchSize = 32,
+    batch_size: AtOnce = None,
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
@@ -227,10 +228,11 @@ def match(
         claim = claim_json(out, "match", inputs, overwrite)
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
+            size = batch_size or model.profile.images_at_once
             if texts:
-                found = files.match_rows(model, paths, texts, batch_size=batch_size)
+                found = files.match_rows(model, paths, texts, batch_size=size)
             else:
-                found = files.matched_pairs(model, pairs, batch_size=batch_size)
+                found = files.matched_pairs(model, pairs, batch_size=size)
             rows = list(Bars().over(found, "matching", len(paths) * len(texts) + len(pairs)))
             with writing(claim):
                 unread = files.show(rows, out, as_json)
@@ -258,7 +260,7 @@ def answer(
     columns: ColumnNames = None,
     image_root: ImageRoot = "",
     limit: FirstRecords = 0,
-    batch_size: BatchSize = 16,
+    batch_size: AtOnce = None,
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
@@ -285,7 +287,8 @@ def answer(
         decoding = Decoding(beams=3, max_new_tokens=10) if generate else None
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
-            found = files.answer_rows(model, asked, answers=choices, k=k, decoding=decoding, batch_size=batch_size)
+            size = batch_size or model.profile.images_at_once // 2
+            found = files.answer_rows(model, asked, answers=choices, k=k, decoding=decoding, batch_size=size)
             rows = list(Bars().over(found, "answering", len(asked)))
             with writing(claim):
                 unread = files.show(rows, out, as_json)

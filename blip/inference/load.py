@@ -75,11 +75,7 @@ def load(
     tensors, _, _ = convert.split(tensors)
     vit, text, answer = _sizes(info, path)
     if image_size is not None and image_size != vit.image_size:
-        if image_size < vit.patch or image_size % vit.patch or image_size > MAX_SIDE:
-            limits = f"a multiple of the patch, {vit.patch}, and at most {MAX_SIDE}"
-            raise InputError(f"image_size is {image_size}; it has to be {limits}")
-        vit.image_size = image_size
-        fit_image_size(tensors, vit)
+        _fit(tensors, vit, image_size)
         info = {**info, "image_encoder": {**info["image_encoder"], "image_size": image_size}}
     if words.size != text.vocab_size:
         raise CheckpointError(
@@ -94,6 +90,19 @@ def load(
         tensors.setdefault(name, model.get_parameter(name).detach())
     load_strict(model, tensors, str(path))
     return Predictor(model, words, info, device=target, precision=precision)
+
+
+def _fit(tensors: dict[str, Tensor], vit: ViTConfig, image_size: int) -> None:
+    """Interpolates the positions among the tensors to images of another size, and sets it in the configuration.
+
+    Raises:
+        InputError: there is no grid of patches of that size.
+    """
+    if image_size < vit.patch or image_size % vit.patch or image_size > MAX_SIDE:
+        limits = f"a multiple of the patch, {vit.patch}, and at most {MAX_SIDE}"
+        raise InputError(f"image_size is {image_size}; it has to be {limits}")
+    vit.image_size = image_size
+    fit_image_size(tensors, vit)
 
 
 def device_of(name: str | torch.device) -> torch.device:

@@ -14,6 +14,7 @@ from blip.data.batches import padded
 from blip.data.images import LIMITS, open_image
 from blip.data.transforms import eval_transform
 from blip.hardware.precision import AUTO
+from blip.hardware.profile import profile_of
 from blip.inference.computation import Computation
 from blip.inference.inputs import ImageInput, as_list
 from blip.models.factory import spec_of
@@ -43,6 +44,7 @@ class LoadedModel(Computation):
     ) -> None:
         """`info` is the content of the checkpoint's `model.json`; `precision` as in `choose_precision`."""
         super().__init__(torch.device(device), precision)
+        self.profile = profile_of(self.device)
         self.model = cast(Any, model.to(self.device).eval())
         self.tokenizer, self.info = tokenizer, info
         self.transform = eval_transform(self.model.image_encoder.config.image_size)
