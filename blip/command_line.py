@@ -37,9 +37,6 @@ Precision = Annotated[
     str, typer.Option(help="of the model: fp32, tf32, bf16, or auto: bf16 on a GPU that has it, else fp32")
 ]
 BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="images at once")]
-AtOnce = Annotated[
-    int | None, typer.Option("--batch_size", min=1, help="images at once; unless given, as many as suit the device")
-]
 ImageRoot = Annotated[
     str, typer.Option("--image_root", help="folder that image paths of annotation files are relative to")
 ]

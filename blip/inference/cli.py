@@ -11,7 +11,6 @@ import typer
 
 from blip.command_line import (
     AsJson,
-    AtOnce,
     Checkpoint,
     ColumnNames,
     DatasetForm,
@@ -41,6 +40,9 @@ from blip.files import read_text
 from blip.inference.asked import captions_of, questions_of
 from blip.outputs import Output, claim_output, writing
 
+AtOnce = Annotated[
+    int | None, typer.Option("--batch_size", min=1, help="images at once; unless given, as many as suit the device")
+]
 Places = Annotated[
     list[str],
     typer.Argument(
