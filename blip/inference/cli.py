@@ -226,7 +226,7 @@ def match(
         if not (texts or pairs):
             raise _needed("text", "--text", places)
         images = paths or list(dict.fromkeys(Path(image) for image, _ in pairs))
-        inputs = [*places, *images, checkpoint, tokenizer, *texts, as_input(**how), _chosen(precision)]
+        inputs: list[Any] = [*places, *images, checkpoint, tokenizer, *texts, as_input(**how), _chosen(precision)]
         claim = claim_json(out, "match", inputs, overwrite)
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
