@@ -71,6 +71,7 @@ class RunConfig(BaseModel):
     precision: Literal["fp32", "bf16"] = "bf16"  # of the forward pass; weights and optimizer stay in fp32
     compile: bool = False  # compile the blocks with torch.compile
     activation_checkpointing: Literal["none", "torch", "fairscale"] = "none"  # less memory, more time
+    gradient_compression: Literal["none", "bf16"] = "none"  # bf16: half the bytes between processes, gradients rounded
     seed: int = Field(0, ge=0, lt=2**63)  # of weights, data order, augmentation and dropout [number]
 
     # parts that learn slower or not at all

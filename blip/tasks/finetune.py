@@ -78,7 +78,7 @@ class FineTuning:
         self.add_parts()
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout differs between processes
         self._apply_options()
-        self.parallel = data_parallel(self.model, device)
+        self.parallel = data_parallel(self.model, device, config.gradient_compression)
         self.best: float | None = None
 
     # ---- what a task adds --------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ class Pretraining:
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout and negatives differ between processes
         freeze(self.model, config.freeze)
         recompute_and_compile(self.model, config, device)
-        self.parallel = data_parallel(self.model, device)
+        self.parallel = data_parallel(self.model, device, config.gradient_compression)
         self.itm_mean: torch.Tensor | None = None  # running mean of the ITM loss
         self.warned = False
         self.seen: Counter[str] = Counter()  # pairs of each source that this process was trained on

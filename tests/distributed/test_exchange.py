@@ -59,6 +59,18 @@ def test_hard_negatives_of_all_processes(seen: list[dict], kind: str) -> None:
         assert_close(found, twin, **close)
 
 
+def test_compressed_gradients(seen: list[dict]) -> None:
+    """Rounded before they are averaged, equal on all processes, and float32 for the optimizer."""
+    for one in seen:
+        exact, rounded = one["averaged"]["none"], one["averaged"]["bf16"]
+        assert_close(rounded, seen[0]["averaged"]["bf16"], rtol=0, atol=0)
+        assert_close(rounded, exact, rtol=0.02, atol=0.05)
+        for name, gradient in rounded.items():
+            assert gradient.dtype == torch.float32
+            assert_close(gradient, gradient.bfloat16().float(), rtol=0, atol=0)
+            assert not torch.equal(gradient, exact[name])
+
+
 # ---- bytes -----------------------------------------------------------------------------------------------------------
 
 

@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from blip import distributed
 from blip.models import momentum
 from blip.models.matching import HardNegatives, match_logits
 from blip.models.momentum import Entries, Queue
 from blip.models.retrieval import RetrievalModel
+from blip.train.parallel import data_parallel
 from helpers.running import join
 from helpers.tiny import specials_of, spread, tiny_text, tiny_vit
 
@@ -141,9 +142,19 @@ def queues(rank: int) -> dict[int, tuple[dict, dict]]:
     return found
 
 
+def averaged(compression: str) -> dict[str, Tensor]:
+    """A layer's gradients of each process's own inputs, averaged over the processes."""
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 5)
+    torch.manual_seed(distributed.rank())
+    data_parallel(layer, torch.device("cpu"), compression)(torch.randn(4, 6)).square().sum().backward()
+    return {name: parameter.grad for name, parameter in layer.named_parameters() if parameter.grad is not None}
+
+
 def process(rank: int, port: int, folder: Path, world: int) -> None:
     join(rank, port, world)
     found: dict[str, Any] = {"rows": rows(world), "last": last(rank), "queues": queues(rank), "losses": {}}
+    found["averaged"] = {kind: averaged(kind) for kind in ("none", "bf16")}
     for name, options in {
         "packed": {"bf16": False, "packed": True},
         "padded": {"bf16": False, "packed": False},
