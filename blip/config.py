@@ -85,6 +85,7 @@ class RunConfig(BaseModel):
     val_loss: bool = True  # an evaluation also computes the losses of the validation data
     save_every_steps: int | None = Field(None, gt=0)  # null: at the end of each epoch [steps]
     save_every_minutes: float | None = Field(30.0, gt=0)  # null: no checkpoints by time [minutes]
+    save_async: bool | None = None  # write checkpoints beside the training, from a copy in memory; null: on a GPU
     keep_checkpoints: int = Field(2, gt=0)  # older ones are deleted [checkpoints]
     config_file: str = ""  # the configuration that a run began with; the training scripts set it
     tensorboard: bool = False  # write a TensorBoard log beside metrics.jsonl

@@ -215,7 +215,7 @@ class Pretraining:
 
     def load(self, folder: Path, training: dict) -> None:
         """Continues from a checkpoint of this run."""
-        tensors, info = load_weights(folder)
+        tensors, info = distributed.tensors_from_main(lambda: load_weights(folder))
         heads = self.model.image_encoder.config.heads, self.model.text_encoder.config.heads
         initialize.check_heads(info, *heads, path=str(folder))
         load_strict(self.model, tensors, str(folder))

@@ -10,14 +10,18 @@ from torch import Tensor, nn
 from blip import distributed
 from blip.checkpoints.format import TOKENIZER
 from blip.config import ConfigError, RunConfig
-from blip.train.checkpoint import TRAINING, Checkpointer, load_training, restore_random_state
+from blip.train.background import Background
+from blip.train.checkpoint import TRAINING, Checkpointer, load_training
 from blip.train.folder import RunFolder
 from blip.train.log import RunLog
 from blip.train.loop import Loop, LoopOptions, Step
 from blip.train.optim import build_optimizer
 from blip.train.parallel import about_workers, measure_peak
+from blip.train.random_numbers import restore_random_state
 from blip.train.schedule import Epochs, lr_at, scaled_lr
 from blip.train.state import check_optimizer
+
+LARGE = ("optimizer", "twin", "queue", "adapter")  # parts of a training state that nothing reads twice
 
 
 class Task(Protocol):
@@ -76,7 +80,10 @@ def fit(task: Task, config: RunConfig, folder: RunFolder) -> bool:
     if checkpoint:
         task.load(checkpoint, training)
         _load_optimizer(optimizer, training["optimizer"], checkpoint)
-    options = _loop_options(config, task, next(task.model.parameters()).device)
+        for part in LARGE:
+            training.pop(part, None)
+    device = next(task.model.parameters()).device
+    options = _loop_options(config, task, device)
     notes = folder.begin(config, start)
     pending = tuple(training.get("loop", {}).get("pending", ()))
     log = RunLog(
@@ -89,9 +96,16 @@ def fit(task: Task, config: RunConfig, folder: RunFolder) -> bool:
         tensorboard=config.tensorboard,
         report=config.report,
     )
-    save = _saving(task, optimizer, log, folder, config.keep_checkpoints, info=info)
+    background = Background() if saves_in_background(config, device) else None
     loop = Loop(
-        task.parallel, optimizer, _schedule(config, task, lr), options=options, log=log, save=save, start_step=start
+        task.parallel,
+        optimizer,
+        _schedule(config, task, lr),
+        options=options,
+        log=log,
+        save=_saving(task, optimizer, log, folder, config.keep_checkpoints, info=info, background=background),
+        background=background,
+        start_step=start,
     )
     log.message(
         f"{line}, global batch {global_batch}, {task.epochs.total_steps} steps, {task.epochs.steps:.4g} an epoch"
@@ -129,8 +143,20 @@ def _and_note(task: Task, folder: RunFolder) -> Callable[[int], None]:
     return after_update
 
 
+def saves_in_background(config: RunConfig, device: torch.device) -> bool:
+    """Whether checkpoints are written while the training goes on; on a CPU, which would write and train, if asked."""
+    return config.save_async if config.save_async is not None else device.type == "cuda"
+
+
 def _saving(
-    task: Task, optimizer: torch.optim.Optimizer, log: RunLog, folder: RunFolder, keep: int, *, info: dict
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    log: RunLog,
+    folder: RunFolder,
+    keep: int,
+    *,
+    info: dict,
+    background: Background | None,
 ) -> Callable[[int, dict], None]:
     """What writes a checkpoint of a step, with the state of the loop."""
     checkpoints = Checkpointer(
@@ -139,6 +165,7 @@ def _saving(
         info,
         tokenizer_file=folder.output / TOKENIZER,
         inputs=folder.inputs,
+        background=background,
         tell=lambda text: log.message(text, style="yellow"),
     )
 
