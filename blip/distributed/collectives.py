@@ -11,7 +11,9 @@ def all_gather(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x
     whole = x.new_empty(world_size() * len(x), *x.shape[1:])
-    dist.all_gather_into_tensor(whole, x.contiguous())
+    # its name before torch 2.14 and since
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(whole, x.contiguous())
     return whole
 
 

@@ -27,8 +27,8 @@ class _Place:
 def tensors_from_main(call: Callable[[], T]) -> T:
     """What `call` returns in the main process, which alone runs it, on every process.
 
-    It is made of dictionaries, lists, tuples, tensors on the CPU and objects that can be pickled. Of several processes
-    on GPUs the others get large tensors on theirs, by NCCL.
+    It is made of dictionaries, lists, tuples, tensors on the CPU and objects that can be pickled. Between GPUs large
+    tensors travel by NCCL; they are on the CPU at the end too, so that all processes compute the same from them.
 
     Raises:
         OtherProcessError: on the other processes, where it failed in the main one.
@@ -54,7 +54,7 @@ def tensors_from_main(call: Callable[[], T]) -> T:
 def _received(place: _Place, device: torch.device) -> Tensor:
     tensor = torch.empty(place.shape, dtype=place.dtype, device=device)
     _broadcast(tensor)
-    return tensor
+    return tensor.cpu()
 
 
 def _broadcast(tensor: Tensor) -> None:

@@ -1,5 +1,6 @@
 """What each process of test_exchange.py does: every exchange of rows, and its twin, which gathers everything."""
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from blip.models.matching import HardNegatives, match_logits
 from blip.models.momentum import Entries, Queue
 from blip.models.retrieval import RetrievalModel
 from blip.train.parallel import data_parallel
+from blip.train.state import State
 from helpers.running import join
 from helpers.tiny import specials_of, spread, tiny_text, tiny_vit
 
@@ -151,9 +153,32 @@ def averaged(compression: str) -> dict[str, Tensor]:
     return {name: parameter.grad for name, parameter in layer.named_parameters() if parameter.grad is not None}
 
 
+def shared(folder: Path) -> dict[str, Any]:
+    """A file that only the main process reads, on every process."""
+    reads = []
+
+    def read() -> Any:
+        reads.append(1)
+        torch.manual_seed(5)
+        large = {
+            "weights": torch.randn(300, 400),
+            "half": torch.randn(40_000).bfloat16(),
+            "mask": torch.rand(90_000) > 0.5,
+        }
+        state = State(
+            {"queue": OrderedDict(large), "step": 3, "list": [torch.arange(9), (torch.randn(200, 100).T, "x")]}, folder
+        )
+        return state, {"info": None}
+
+    found, info = distributed.tensors_from_main(read)
+    assert type(found) is State and found.path == folder and type(found["queue"]) is OrderedDict
+    return {"reads": len(reads), "found": dict(found), "info": info, "wanted": dict(read()[0])}
+
+
 def process(rank: int, port: int, folder: Path, world: int) -> None:
     join(rank, port, world)
     found: dict[str, Any] = {"rows": rows(world), "last": last(rank), "queues": queues(rank), "losses": {}}
+    found["shared"] = shared(folder)
     found["averaged"] = {kind: averaged(kind) for kind in ("none", "bf16")}
     for name, options in {
         "packed": {"bf16": False, "packed": True},
