@@ -85,17 +85,7 @@ def fit(task: Task, config: RunConfig, folder: RunFolder) -> bool:
     device = next(task.model.parameters()).device
     options = _loop_options(config, task, device)
     notes = folder.begin(config, start)
-    pending = tuple(training.get("loop", {}).get("pending", ()))
-    log = RunLog(
-        output,
-        start,
-        task.epochs.total_steps,
-        epochs=task.epochs,
-        pending=pending,
-        scores=getattr(task, "main_scores", ()),
-        tensorboard=config.tensorboard,
-        report=config.report,
-    )
+    log = _run_log(task, config, output, training)
     background = Background() if saves_in_background(config, device) else None
     loop = Loop(
         task.parallel,
@@ -111,12 +101,7 @@ def fit(task: Task, config: RunConfig, folder: RunFolder) -> bool:
         f"{line}, global batch {global_batch}, {task.epochs.total_steps} steps, {task.epochs.steps:.4g} an epoch"
     )
     if checkpoint:
-        log.message(f"continuing {checkpoint} after step {start}")
-        if not restore_random_state(training["random"]):
-            log.message(
-                "another number of processes wrote it: random numbers and the order of samples change from here on"
-            )
-        loop.load(training["loop"])
+        _go_on(loop, training, f"continuing {checkpoint} after step {start}")
     for note in filter(None, [*notes, about_workers(getattr(config, "num_workers", 0))]):
         log.message(note, style="yellow")
     try:
@@ -131,6 +116,29 @@ def fit(task: Task, config: RunConfig, folder: RunFolder) -> bool:
     if finished:
         log.message(f"done: {output / 'checkpoints' / 'latest'}")
     return finished
+
+
+def _run_log(task: Task, config: RunConfig, output: Path, training: dict) -> RunLog:
+    return RunLog(
+        output,
+        training.get("step", 0),
+        task.epochs.total_steps,
+        epochs=task.epochs,
+        pending=tuple(training.get("loop", {}).get("pending", ())),
+        scores=getattr(task, "main_scores", ()),
+        tensorboard=config.tensorboard,
+        report=config.report,
+    )
+
+
+def _go_on(loop: Loop, training: dict, message: str) -> None:
+    """Random numbers and the state of the loop, from a checkpoint."""
+    loop.log.message(message)
+    if not restore_random_state(training["random"]):
+        loop.log.message(
+            "another number of processes wrote it: random numbers and the order of samples change from here on"
+        )
+    loop.load(training["loop"])
 
 
 def _and_note(task: Task, folder: RunFolder) -> Callable[[int], None]:

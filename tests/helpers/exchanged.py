@@ -149,7 +149,8 @@ def averaged(compression: str) -> dict[str, Tensor]:
     torch.manual_seed(0)
     layer = nn.Linear(6, 5)
     torch.manual_seed(distributed.rank())
-    data_parallel(layer, torch.device("cpu"), compression)(torch.randn(4, 6)).square().sum().backward()
+    parallel = data_parallel(layer, torch.device("cpu"), compression)
+    parallel(torch.randn(4, 6)).square().sum().backward()
     return {name: parameter.grad for name, parameter in layer.named_parameters() if parameter.grad is not None}
 
 
