@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from blip import distributed
 from blip.checkpoints.format import TOKENIZER
 from blip.config import ConfigError, RunConfig
+from blip.hardware.precision import products, without_effect
 from blip.train.background import Background
 from blip.train.checkpoint import TRAINING, Checkpointer, load_training
 from blip.train.folder import RunFolder
@@ -64,6 +65,12 @@ class Task(Protocol):
 
 def fit(task: Task, config: RunConfig, folder: RunFolder) -> bool:
     """Trains in a folder of `open_run`. False when a signal ended the run early."""
+    device = next(task.model.parameters()).device
+    with products(device, config.precision):
+        return _fit(task, config, folder, device)
+
+
+def _fit(task: Task, config: RunConfig, folder: RunFolder, device: torch.device) -> bool:
     output, checkpoint = folder.output, folder.checkpoint
     training = load_training(checkpoint) if checkpoint else {}
     start = training.get("step", 0)
@@ -82,7 +89,6 @@ def fit(task: Task, config: RunConfig, folder: RunFolder) -> bool:
         _load_optimizer(optimizer, training["optimizer"], checkpoint)
         for part in LARGE:
             training.pop(part, None)
-    device = next(task.model.parameters()).device
     options = _loop_options(config, task, device)
     notes = folder.begin(config, start)
     log = _run_log(task, config, output, training)
@@ -102,7 +108,8 @@ def fit(task: Task, config: RunConfig, folder: RunFolder) -> bool:
     )
     if checkpoint:
         _go_on(loop, training, f"continuing {checkpoint} after step {start}")
-    for note in filter(None, [*notes, about_workers(getattr(config, "num_workers", 0))]):
+    about = without_effect(config.precision, device), about_workers(getattr(config, "num_workers", 0))
+    for note in filter(None, [*notes, *about]):
         log.message(note, style="yellow")
     try:
         finished = loop.run(
