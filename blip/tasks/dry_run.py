@@ -63,7 +63,7 @@ def _two_steps(
 ) -> tuple[Output, float]:
     """The losses and seconds of a second step; the first one is a warm-up."""
     recompute_and_compile(model, config, device)
-    parallel = data_parallel(model, device)
+    parallel = data_parallel(model, device, config.gradient_compression)
     decay_all = config.decay_norms_and_biases
     optimizer = build_optimizer(model, config.lr, config.weight_decay, decay_norms_and_biases=decay_all)
     count, longest = config.batch_size, config.max_text_tokens
