@@ -29,15 +29,16 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """The model itself in one process, wrapped for gradient averaging in several.
 
-    Buffers are not broadcast: they are equal by construction, and the queue is as large as many gradients.
+    Buffers are not broadcast: they are equal by construction, and the queue is as large as many gradients. No
+    `device_ids` are given, with which every tensor among a model's arguments would be moved to the GPU: the lengths of
+    texts stay on the CPU, which lays them out.
     """
     if world_size() == 1:
         return model
-    ids = [device.index] if device.type == "cuda" else None
     with warnings.catch_warnings():
         # torch 2.15 has a new name for this option; this one also works with the lowest supported version
         warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def checkpoint_activations(blocks: Sequence[nn.Module], kind: str, device: torch.device, *, precision: str) -> None:
