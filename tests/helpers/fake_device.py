@@ -7,8 +7,8 @@
     assert not gpu.waits
 
 Tensors on `gpu.device` have shapes, types and a device, and no numbers; those on the CPU are real. An operation on
-tensors of both devices raises, as on a GPU. A number that is read from the GPU is 0 or False, and where a shape depends
-on numbers, as that of `nonzero`, all of them are 1.
+tensors of both devices raises, as on a GPU. A number that is read from the GPU is `gpu.number`, and where a shape
+depends on numbers, as that of `nonzero`, all of them are 1.
 
 A backward pass cannot run: `Tensor.backward` gives a gradient to each parameter that the loss depends on.
 """
@@ -17,7 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -36,6 +36,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import blip
 
 PACKAGE = Path(blip.__file__).parent
+TRANSFERS = PACKAGE / "hardware" / "transfers.py"  # what waits is the line that calls it
 
 # kinds of waits for all that the device was given
 NUMBER = "a number is read"
@@ -57,6 +58,7 @@ class Wait:
 
     kind: str
     place: str  # file and line of the package, such as models/vqa.py:86; "" where none of it is involved
+    given: int = field(default=0, compare=False)  # of an event: launches between its record and the wait for it
 
     @property
     def file(self) -> str:
@@ -71,6 +73,7 @@ class FakeCuda(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.clear()
+        self.number = 0  # every number that is read from the device
         self._pinned: dict[int, Tensor] = {}  # by place in memory; kept, so that no place is used twice
         self._arriving: dict[int, Tensor] = {}  # on the CPU, by copies from the device that nothing has waited for
 
@@ -81,9 +84,9 @@ class FakeCuda(TorchDispatchMode):
         self.pageable: list[Wait] = []
         self.launches: Counter[str] = Counter()  # operations that give the device work, by name
 
-    def note(self, kind: str) -> None:
+    def note(self, kind: str, given: int = 0) -> None:
         """A wait, with the innermost line of the package."""
-        {EVENT: self.events, PAGEABLE: self.pageable}.get(kind, self.waits).append(Wait(kind, _place()))
+        {EVENT: self.events, PAGEABLE: self.pageable}.get(kind, self.waits).append(Wait(kind, _place(), given))
 
     def is_pinned(self, x: Tensor) -> bool:
         """Whether a CPU tensor lies in page-locked memory."""
@@ -130,7 +133,7 @@ class FakeCuda(TorchDispatchMode):
     def _on_gpu(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         if name == "_local_scalar_dense":
             self.note(NUMBER)
-            return _zero(args[0].dtype)
+            return {torch.bool: bool}.get(args[0].dtype, float if args[0].is_floating_point() else int)(self.number)
         if name == "equal":
             self.note(NUMBER)
             return False
@@ -166,7 +169,7 @@ class FakeCuda(TorchDispatchMode):
     def _to(self, func: Any, x: Tensor, kwargs: Any, target: str) -> Any:
         if _on_device(x) and target == "cpu":
             with unset_fake_temporarily():
-                out = torch.zeros(x.shape, dtype=kwargs.get("dtype") or x.dtype)
+                out = torch.full(x.shape, self.number, dtype=kwargs.get("dtype") or x.dtype)
             if kwargs.get("non_blocking"):
                 self._arriving[_where(out)] = self._pin(out)
             else:
@@ -189,7 +192,7 @@ class FakeCuda(TorchDispatchMode):
             self._sent(source, non_blocking)
             return func(*args, **kwargs)
         with unset_fake_temporarily():
-            target.zero_()
+            target.fill_(self.number)
         if non_blocking and self.is_pinned(target):
             self._arriving[_where(target)] = target
         else:
@@ -218,12 +221,13 @@ def fake_cuda() -> Iterator[FakeCuda]:
 
         def __init__(self, *_: object, **__: object):
             self.places: set[int] = set()
+            self.launched = 0
 
         def record(self, *_: object) -> None:
-            self.places = set(gpu._arriving)
+            self.places, self.launched = set(gpu._arriving), gpu.launches.total()
 
         def synchronize(self) -> None:
-            gpu.note(EVENT)
+            gpu.note(EVENT, gpu.launches.total() - self.launched)
             gpu.arrived(self.places)
 
         def query(self) -> bool:
@@ -271,10 +275,6 @@ def _where(x: Tensor) -> int:
     return -1 if isinstance(x, FakeTensor) else x.untyped_storage().data_ptr()
 
 
-def _zero(dtype: torch.dtype) -> bool | int | float:
-    return False if dtype == torch.bool else 0.0 if dtype.is_floating_point else 0
-
-
 def _ones(x: Any) -> Any:
     return torch.ones(x.shape, dtype=x.dtype) if isinstance(x, Tensor) else x
 
@@ -283,7 +283,7 @@ def _place() -> str:
     frame = sys._getframe(1)
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(PACKAGE):
+        if path.is_relative_to(PACKAGE) and path != TRANSFERS:
             return f"{path.relative_to(PACKAGE)}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return ""
