@@ -23,12 +23,13 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 import blip
 from blip.config import PretrainConfig, load_config
 from blip.evaluation.pretraining import evaluate_pretraining
+from blip.hardware.precision import autocast
 from blip.models import losses
 from blip.tasks.pretrain import Pretraining
 from blip.train import parallel
 from blip.train.loop import Loop, LoopOptions
 from blip.train.optim import build_optimizer
-from blip.train.parallel import autocast, data_parallel
+from blip.train.parallel import data_parallel
 
 NAMES = ("pretrain", *fine_tuning.TASKS)
 # events that a forward pass waits for, by file: the lengths of hard negatives
