@@ -54,7 +54,9 @@ class LoopOptions:
 class Loop:
     """Runs optimizer steps from `start_step` to the end, or to a signal or an error, and saves the last finished step.
 
-    The order within a step is: losses, backward (for each of `accumulation` batches), clip, optimizer, `after_update`.
+    The order within a step is: losses, backward (for each of `accumulation` batches), clip, the verdict whether the
+    step is good, optimizer, `after_update`. On a GPU the optimizer is called before the verdict is read, and does
+    nothing where it is bad.
     Then come the line of the log and the evaluation, where they are due. A checkpoint that is written between these
     names what is still to come, which the resumed run does first.
 

@@ -21,10 +21,16 @@ from torch.nn.parallel import distributed as ddp
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import blip
+from blip.capfilt import steps
+from blip.capfilt.candidates import read_candidates
+from blip.capfilt.steps import CaptionOptions, ShardOptions
 from blip.config import PretrainConfig, load_config
+from blip.data.jsonl_shards import read_lines
 from blip.evaluation.pretraining import evaluate_pretraining
 from blip.hardware.precision import autocast
+from blip.inference.predictor import Predictor
 from blip.models import losses
+from blip.models.decoding import Decoding
 from blip.tasks.pretrain import Pretraining
 from blip.train import parallel
 from blip.train.loop import Loop, LoopOptions
@@ -34,6 +40,7 @@ from blip.train.parallel import data_parallel
 NAMES = ("pretrain", *fine_tuning.TASKS)
 # events that a forward pass waits for, by file: the lengths of hard negatives
 EVENTS = {"pretrain": ["models/matching.py"], "retrieval": ["models/matching.py"]}
+SAMPLES = Decoding(sample=True, top_p=0.9, num_return=2, max_new_tokens=4)
 ACCUMULATION = 2
 # operations that an optimizer step of ACCUMULATION batches gives the GPU, without those of the backward pass
 LAUNCHES = {"pretrain": 0, "retrieval": 0, "caption": 0, "vqa": 0, "nlvr": 0}
@@ -208,15 +215,36 @@ def test_an_evaluation_finds_every_tensor_on_its_device(
         assert made.task._captions(torch.empty(2, 3, 32, 32, device=gpu.device))
 
 
-def test_inference_finds_every_tensor_on_its_device(gpu: FakeCuda, tiny_checkpoint: Path, pictures: list[Path]) -> None:
+@pytest.fixture
+def model(gpu: FakeCuda, tiny_checkpoint: Path) -> Predictor:
+    """The predictor of `tiny_checkpoint` on the fake GPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.cuda, "device_count", lambda: 1)
-        model = blip.load(tiny_checkpoint, device="cuda")
-    assert len(model.caption(pictures)) == len(pictures)
-    assert len(model.caption(pictures, sample=True)) == len(pictures)
-    assert len(model.match(pictures, ["a", "b c", "d"])) == len(pictures)
-    assert model.encode_images(pictures).device == model.encode_texts(["a"]).device
+        return blip.load(tiny_checkpoint, device="cuda")
+
+
+def test_inference_finds_every_tensor_on_its_device(model: Predictor, pictures: list[Path]) -> None:
+    texts = ["chest", "a dark square", "head"]
+    assert len(model.caption(pictures)) == len(model.write(pictures, None, SAMPLES)) == 3
+    assert model.match_logits(pictures, texts).device == model.itc_score(pictures, texts).device == model.device
+    assert model.match_all(pictures, model.encode_text(texts), texts)[1].shape == (3, 3)
+
+
+def test_traces_and_maps_find_every_tensor_on_its_device(model: Predictor, pictures: list[Path]) -> None:
+    with blip.trace(model, "text.*.cross.*") as t:
+        model.match_logits(pictures[:1], ["chest"])
+    assert t.pattern("text.0.cross").device == model.device
+    for method in ("raw", "rollout"):  # the others need a backward pass
+        assert len(blip.explain_pairs(model, pictures[:2], ["chest", "head"], method=method)) == 2
+
+
+def test_capfilt_finds_every_tensor_on_its_device(model: Predictor, phantoms: Path, tmp_path: Path) -> None:
+    candidates = read_candidates([str(phantoms / "captions.json")])
+    options, shards = CaptionOptions(SAMPLES), ShardOptions(batch_size=16)
+    steps.caption(model, candidates, tmp_path / "a", model_fingerprint="m", options=options, shards=shards)
+    steps.score(model, candidates, tmp_path / "b", model_fingerprint="m", shards=shards)
+    assert list(read_lines(tmp_path / "b"))
 
 
 # ---- mistakes that these tests find ----------------------------------------------------------------------------------
