@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from blip.hardware.transfers import EarlyCopy
 from blip.models import losses
 from blip.network.cross_attention import ImageKeys, ProjectedKeys
 from blip.network.med import TextEncoder
@@ -27,6 +28,9 @@ class HardNegatives:
     image: Tensor  # (B,) the candidate whose image each text is shown with
     has_text: Tensor  # (B,) boolean; False where all candidates are positives, and the number has no meaning
     has_image: Tensor  # (B,)
+
+    def __post_init__(self) -> None:
+        self.text_on_cpu = EarlyCopy(self.text)  # the lengths of these texts decide how they lie in memory
 
 
 def draw_hard_negatives(
@@ -92,12 +96,13 @@ def match_with_negatives(
     """Logits (3B, 2) of the rows: matched, (text, hard image), (hard text, image), in one pass.
 
     ids (B, T), the first one `[ENC]`; with `words`, rows of it (`embeddings.Embeddings`). The `negatives` are pairs of
-    this batch.
+    this batch. The CPU waits here until they are drawn: work for the device that is given between the draw and this
+    call keeps it busy meanwhile.
     """
     count = len(ids)
     # texts of one image side by side: its own and the hard one; then each text with its hard image
     ids = torch.cat([torch.stack([ids, ids[negatives.text]], dim=1).flatten(0, 1), ids])  # (3B, T)
-    hard_lengths = lengths[negatives.text.to(lengths.device)]
+    hard_lengths = lengths[negatives.text_on_cpu.read()]
     lengths = torch.cat([torch.stack([lengths, hard_lengths], dim=1).flatten(), lengths])
     keys = keys.with_extra(negatives.image)
     logits = match_logits(encoder, head, ids, lengths=lengths, keys=keys, packed=packed, words=words)

@@ -79,9 +79,9 @@ class PretrainModel(nn.Module):
         encoder, states = self.text_encoder, self.image_encoder(images)  # states (B, N, D)
         rows = Rows(lengths, ids.shape[1], ids.device, packed=packed)
         # three passes read the same words but for the first: they are looked up once, and passes read `places` of them
-        specials = ids.new_tensor([self.specials.enc, self.specials.dec])
+        specials = [ids.new_full((1,), token) for token in (self.specials.enc, self.specials.dec)]
         vocabulary = encoder.embeddings.words.weight
-        words, matrix = TiedLookUp.apply(vocabulary, torch.cat([ids.flatten(), specials]))  # (B*T+2, D), (V, D)
+        words, matrix = TiedLookUp.apply(vocabulary, torch.cat([ids.flatten(), *specials]))  # (B*T+2, D), (V, D)
         places = torch.arange(ids.numel(), device=ids.device).view_as(ids)
         enc_ids, dec_ids = with_first(places, ids.numel()), with_first(places, ids.numel() + 1)
 
@@ -93,18 +93,27 @@ class PretrainModel(nn.Module):
             image_features, text_features, candidates, temperature=self.temperature, alpha=alpha
         )
 
-        # matching: each pair, and each half of it with a hard negative of this batch
-        keys = encoder.image_keys(states)  # once, for every pass below
+        # hard negatives of this batch
         batch = slice(len(ids))  # of the candidates
         negatives = draw_hard_negatives(
             image_to_text[:, batch], text_to_image[:, batch], candidates.positives[:, batch], floor=1e-4, draw=draw
         )
-        logits = match_with_negatives(
-            encoder, self.itm_head, enc_ids, lengths=lengths, keys=keys, negatives=negatives, packed=packed, words=words
-        )  # (3B, 2)
-        itm = match_loss(logits, negatives)
+        keys = encoder.image_keys(states)  # once, for both passes below
 
-        # language modelling: the decoder predicts the text from the image
-        decoded = self.text_decoder(dec_ids, rows, keys, words=words)  # (P, D)
-        lm = losses.language_model(self.text_decoder.head(decoded, matrix), rows.next_tokens(ids), self.label_smoothing)
-        return Output(itc, itm, lm, logits)
+        def match() -> Tensor:
+            """Matching: logits (3B, 2) of each pair, and of each half of it with a hard negative."""
+            return match_with_negatives(
+                encoder, self.itm_head, enc_ids, lengths=lengths, keys=keys, negatives=negatives, packed=packed,
+                words=words,
+            )  # fmt: skip
+
+        def predict() -> Tensor:
+            """Language modelling: the decoder predicts the text from the image."""
+            logits = self.text_decoder.head(self.text_decoder(dec_ids, rows, keys, words=words), matrix)  # (P, V)
+            return losses.language_model(logits, rows.next_tokens(ids), self.label_smoothing)
+
+        if ids.is_cuda:  # the GPU decodes while the CPU waits for the negatives
+            lm, logits = predict(), match()
+        else:  # the order of earlier versions, in which dropout draws
+            logits, lm = match(), predict()
+        return Output(itc, match_loss(logits, negatives), lm, logits)

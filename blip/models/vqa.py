@@ -8,6 +8,7 @@ Shapes: B images with a question each, A answers of the batch, N image tokens, T
 import torch
 from torch import Tensor, nn
 
+from blip.hardware.transfers import sent
 from blip.models import losses
 from blip.models.decoding import Decoding, Generated
 from blip.models.generation import generate
@@ -97,9 +98,8 @@ class VqaModel(nn.Module):
 
     def answer_keys(self, states: Tensor, lengths: Tensor) -> ProjectedKeys:
         """States (B, T, D) of questions of `lengths` (B,) tokens -> their keys, where padding is masked."""
-        longest = states.shape[1]
-        mask = None if bool((lengths == longest).all()) else torch.arange(longest) < lengths.cpu()[:, None]
-        return self.text_decoder.image_keys(states, None if mask is None else mask.to(states.device))
+        real = torch.arange(states.shape[1]) < lengths.cpu()[:, None]  # (B, T), True at a token
+        return self.text_decoder.image_keys(states, None if bool(real.all()) else sent(real, states.device))
 
     @torch.no_grad()
     def answer(

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from blip.hardware.transfers import sent
+
 Keys = tuple[Tensor, Tensor]  # keys and values, each (R, H, T, d); of images (B, H, N, d)
 
 
@@ -82,13 +84,13 @@ class Rows:
         self.count, self.longest = len(lengths), longest
         real = torch.arange(longest, device=lengths.device) < lengths[:, None]  # (R, T), True at a token
         full = lengths.device.type == "cpu" and bool(real.all())
-        self.real: Tensor | None = None if full else real.to(device, non_blocking=True)
+        self.real: Tensor | None = None if full else sent(real, device)
         self.index: Tensor | None = None  # (P,) places of the real tokens in the (R, T) grid
         first = torch.arange(self.count, device=lengths.device) * longest
         if packed and not full:
-            self.index = real.flatten().nonzero().squeeze(1).to(device, non_blocking=True)
+            self.index = sent(real.flatten().nonzero().squeeze(1), device)
             first = lengths.cumsum(0) - lengths
-        self.first = first.to(device, non_blocking=True)  # (R,) place in memory of each text's first token
+        self.first = sent(first, device)  # (R,) place in memory of each text's first token
 
     @property
     def mask(self) -> Tensor | None:

@@ -1,12 +1,13 @@
 """Training, for any model and data. Read `loop.py` first: the only training loop.
 
 Imports `console`, `config`, `options`, `files`, `outputs`, `distributed`, `errors`, `command_line` and
-`checkpoints.format`.
+`checkpoints.format`, `hardware`.
 
 launch       the command line of the training scripts
 torchrun     the same in several processes
 run          a run from its start, or from a checkpoint, to its end
 loop         batches, gradients, updates
+verdict      whether an update may be made, on which all processes agree
 last_step    what is saved on every way out of the loop
 background   checkpoints that are written beside the training
 random_numbers   of each process, in a checkpoint

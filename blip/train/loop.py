@@ -11,20 +11,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from blip import distributed
-from blip.errors import BlipError
 from blip.hardware.precision import autocast
 from blip.train.background import Background
 from blip.train.history import EVALUATION, LINE
 from blip.train.last_step import LastStep
 from blip.train.log import RunLog
 from blip.train.meter import Meter, Window
+from blip.train.optim import can_skip, skip_where
 from blip.train.parallel import memory_mb
 from blip.train.schedule import Epochs
 from blip.train.signals import Signals
-
-
-class NonFiniteError(BlipError):
-    """A loss or gradient became infinite or not a number; nothing was updated with it."""
+from blip.train.verdict import Found, Verdict
 
 
 @dataclass
@@ -58,7 +55,9 @@ class LoopOptions:
 class Loop:
     """Runs optimizer steps from `start_step` to the end, or to a signal or an error, and saves the last finished step.
 
-    The order within a step is: losses, backward (for each of `accumulation` batches), clip, optimizer, `after_update`.
+    The order within a step is: losses, backward (for each of `accumulation` batches), clip, the verdict whether the
+    step is good, optimizer, `after_update`. On a GPU the optimizer is called before the verdict is read, and does
+    nothing where it is bad.
     Then come the line of the log and the evaluation, where they are due. A checkpoint that is written between these
     names what is still to come, which the resumed run does first.
 
@@ -93,10 +92,12 @@ class Loop:
         self.device = next(model.parameters()).device
         self.signals = Signals()
         self._window = Window()
-        self._last_save = time.monotonic()
+        self._last_save, self._save_is_late = time.monotonic(), False
         self._failure: Exception | None = None  # of this process, which the others learn of at the end of the step
         self._batch: Any = None  # the last one, where there are several processes
         self._loss = 0.0  # of the last step, in this process
+        # a GPU has the update to do while the CPU waits for the verdict on the step
+        self.updates_first = self.device.type == "cuda" and can_skip(optimizer)
 
     @property
     def step(self) -> int:
@@ -172,7 +173,7 @@ class Loop:
     def save(self) -> None:
         """Writes a checkpoint of the last finished step, or begins to."""
         self.last.save()
-        self._last_save = time.monotonic()
+        self._last_save, self._save_is_late = time.monotonic(), False
 
     def load(self, state: dict) -> None:
         """Continues from the state that `save` gave."""
@@ -202,18 +203,24 @@ class Loop:
             self.meter.add(logs)
             self.epoch_meter.add(logs)
             self._window.add(out.images, out.flops)
-        limit = self.options.clip_norm if self.options.clip_norm is not None else float("inf")
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        stop = self._check(torch.stack(losses), norm, described)
+        norm = self._clip()
+        verdict = self._verdict(losses, norm)
+        if self.updates_first:
+            self.last.changing = True
+            skip_where(verdict.bad, self.optimizer)
+            self.optimizer.step()
+        found = verdict.read()  # the only wait for the device
+        self._check(found, described)
         self.meter.add({"grad_norm": norm})
         self.last.changing = True
-        self.optimizer.step()
+        if not self.updates_first:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         after_update(self.step + 1)
         self.last.number += 1
         self.last.finished(LINE, EVALUATION)
         self.last.changing = False
-        return stop
+        return found.stop
 
     def _set_lr(self, step: int) -> None:
         for group in self.optimizer.param_groups:
@@ -221,7 +228,7 @@ class Loop:
 
     def _next(self, batches: Iterator[Any]) -> Any:
         """The next batch. Where it cannot be read and other processes wait within the step, this one takes part in it
-        with the batch before; `_check` then ends all of them before the update."""
+        with the batch before; `_check` then ends all of them, with nothing updated."""
         if self._failure is None:
             try:
                 batch = next(batches)
@@ -237,30 +244,33 @@ class Loop:
         """Within an accumulated step, processes exchange gradients only after the last batch."""
         return self.model.no_sync() if wait and isinstance(self.model, DistributedDataParallel) else nullcontext()
 
-    def _check(self, losses: Tensor, norm: Tensor, described: list[Callable[[], str]]) -> bool:
-        """Stops the run before the update when a loss or gradient is not finite or a process has no more data; True
-        when a signal was received.
+    def _clip(self) -> Tensor:
+        """The norm of all gradients, which are scaled down where it is above `clip_norm`."""
+        if self.options.clip_norm is None:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            return nn.utils.get_total_norm(gradients)
+        return nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
 
-        Each step waits once for the device and makes one small reduction over the processes.
-        """
+    def _verdict(self, losses: list[Tensor], norm: Tensor) -> Verdict:
         self._failure = self._failure or self.last.error
-        own_flags = torch.tensor([self.signals.seen, self._failure is not None], device=norm.device)
-        bad = torch.cat([torch.stack([~losses.isfinite().all(), ~norm.isfinite()]), own_flags])
-        flags = distributed.all_reduce(bad.float(), "max")
-        *answers, self._loss = torch.cat([flags, losses.float().mean()[None]]).tolist()
-        bad_loss, bad_norm, stop, failed = map(bool, answers)
-        if failed:
-            raise self._failure or distributed.OtherProcessError
-        if bad_loss or bad_norm:
-            own = [d() for loss, d in zip(losses.tolist(), described, strict=True) if not _finite(loss)]
-            where = " ".join(own) if bad_loss else " ".join(d() for d in described)
-            what = f"loss {losses.tolist()}" if bad_loss else f"gradient norm {float(norm)}"
-            raise NonFiniteError(
-                f"step {self.step + 1}: {what} is not finite; no weight was updated with it. "
-                f"Process {distributed.rank()}, samples: {where or 'those of another process, see its message'}. "
-                "Look at these samples; a lower lr, a longer warm-up, clip_norm: 1.0 or precision: fp32 usually help."
-            )
-        return stop
+        minutes = self.options.save_every_minutes
+        late = bool(minutes) and time.monotonic() - self._last_save > 60 * (minutes or 0)
+        return Verdict(
+            torch.stack(losses),
+            norm,
+            failed=self._failure is not None,
+            stop=self.signals.seen,
+            late=late and distributed.is_main(),  # its clock decides for all
+        )
+
+    def _check(self, found: Found, described: list[Callable[[], str]]) -> None:
+        """Ends the run where a loss or gradient is not finite or a process has no more data: nothing was updated."""
+        failed = self._failure or distributed.OtherProcessError()
+        error = failed if found.failed else found.error(self.step + 1, described)
+        if error is not None:
+            self.last.changing = False  # the optimizer, if it was called, did nothing
+            raise error
+        self._loss, self._save_is_late = float(found.losses.mean()), found.late
 
     def _line(self) -> dict[str, Any]:
         epochs = self.options.epochs
@@ -283,17 +293,7 @@ class Loop:
         return {"epoch": epochs.done(self.step), **means, **(evaluation or {})}
 
     def _save_is_due(self) -> bool:
-        every, minutes = self.options.save_every, self.options.save_every_minutes
         if self.step == self.options.total_steps:
             return False  # `run` saves at its end
-        if every and self.step % every == 0:
-            return True
-        if not minutes:
-            return False
-        # the main process's clock decides for all
-        late = torch.tensor(float(distributed.is_main() and time.monotonic() - self._last_save > 60 * minutes))
-        return bool(distributed.all_reduce(late.to(self.device), "max"))
-
-
-def _finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
+        every = self.options.save_every
+        return self._save_is_late or bool(every and self.step % every == 0)

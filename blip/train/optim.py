@@ -74,3 +74,13 @@ def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
         else:
             scales[name] = 1.0
     return scales
+
+
+def can_skip(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer can be told on the device to change nothing, as fused ones can."""
+    return bool(optimizer.defaults.get("fused"))
+
+
+def skip_where(bad: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """The optimizer's next step changes nothing where `bad` () is 1, on its device; see `can_skip`."""
+    optimizer.found_inf = bad  # type: ignore[attr-defined]  # by which torch.amp.GradScaler skips steps

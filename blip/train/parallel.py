@@ -23,17 +23,18 @@ class OptionError(BlipError):
 def data_parallel(model: nn.Module, device: torch.device, compression: str = "none") -> nn.Module:
     """The model itself in one process, wrapped for gradient averaging in several.
 
-    Buffers are not broadcast: they are equal by construction, and the queue is as large as many gradients. With
+    Buffers are not broadcast: they are equal by construction, and the queue is as large as many gradients. No
+    `device_ids` are given, with which every tensor among a model's arguments would be moved to the GPU: the lengths of
+    texts stay on the CPU, which lays them out. With
     `compression` bf16, gradients are rounded before they are averaged and travel in half the bytes; optimizer and
     weights stay in float32.
     """
     if world_size() == 1:
         return model
-    ids = [device.index] if device.type == "cuda" else None
     with warnings.catch_warnings():
         # torch 2.15 has a new name for this option; this one also works with the lowest supported version
         warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-        wrapped = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        wrapped = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
     if compression == "bf16":
         from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 

@@ -22,7 +22,8 @@ from blip.models.momentum import Queue, Twin
 from blip.models.pretrain import PretrainModel
 from blip.tasks.pretrain import Pretraining
 from blip.tokenizer import Tokenizer
-from blip.train.loop import Loop, LoopOptions, NonFiniteError, Step
+from blip.train.loop import Loop, LoopOptions, Step
+from blip.train.verdict import NonFiniteError
 from helpers.running import WORLD, join
 from helpers.silent_log import SilentLog
 

@@ -18,9 +18,10 @@ from blip.tasks import pretrain
 from blip.train import loop, meter, signals
 from blip.train.history import METRICS
 from blip.train.log import RunLog, read_metrics
-from blip.train.loop import Loop, LoopOptions, NonFiniteError, Step
+from blip.train.loop import Loop, LoopOptions, Step
 from blip.train.meter import Meter
 from blip.train.schedule import Epochs
+from blip.train.verdict import NonFiniteError
 
 
 class Rig:
