@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blip.checkpoints.format import load_strict, unique_state
 from blip.config import PretrainConfig
@@ -13,6 +13,7 @@ from blip.models.momentum import TEMPERATURE_RANGE, Candidates, Entries, Queue, 
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
 from blip.tasks.config import RetrievalConfig
+from blip.train.sharding import Sharded, gathered, is_sharded, local
 
 
 class MomentumContrast:
@@ -39,11 +40,17 @@ class MomentumContrast:
     ):
         self.model, self.twin, self.queue, self.config = model, twin, queue, config
         self.equal_captions, self.equal_images = equal_captions, equal_images
+        self.parallel: nn.Module = twin  # the twin, wrapped where it is sharded
         self.pending: list[Entries] = []  # since the last update
+
+    def shard(self, device: torch.device) -> None:
+        """Divides the twin among the processes as the model is: an update then needs no communication."""
+        if is_sharded(self.config):
+            self.parallel = Sharded(self.twin, device)
 
     def candidates(self, batch: Batch, *, packed: bool) -> Candidates:
         """What the pairs of a batch are contrasted with; the batch's features are kept for the next `after_update`."""
-        image_features, text_features = self.twin(batch.images, batch.ids, batch.lengths, packed)  # (B, E) each
+        image_features, text_features = self.parallel(batch.images, batch.ids, batch.lengths, packed)  # (B, E) each
         entries = Entries(image_features, text_features, batch.caption_ids, batch.image_ids)
         self.pending.append(entries)
         return momentum.candidates(
@@ -70,7 +77,10 @@ class MomentumContrast:
     def after_update(self) -> None:
         """What follows the optimizer, in this order: clamp the temperature, move the twin, push the queue."""
         self.model.temperature.clamp_(*TEMPERATURE_RANGE)
-        momentum.update_twin(*self.twin.pairs_with(self.model), self.config.momentum)
+        own, model = self.twin.pairs_with(self.model)
+        momentum.update_twin(map(local, own), map(local, model), self.config.momentum)
+        if isinstance(self.parallel, Sharded):
+            self.parallel.reshard()
         self.queue.push(momentum.joined(self.pending))
         self.pending.clear()
 
@@ -80,5 +90,6 @@ class MomentumContrast:
 
     def load(self, folder: Path, training: dict) -> None:
         """Continues from what `state` gave; `folder` names the checkpoint in errors."""
-        load_strict(self.twin, training["twin"], f"{folder} (momentum twin)")
+        with gathered(self.parallel, self.twin, changed=True) as twin:
+            load_strict(twin, training["twin"], f"{folder} (momentum twin)")
         load_strict(self.queue, training["queue"], f"{folder} (queue)")

@@ -41,9 +41,10 @@ from blip.train.folder import BEST, is_of_run, run_of
 from blip.train.freeze import freeze
 from blip.train.log import RunLog
 from blip.train.loop import Step
-from blip.train.parallel import buckets, data_parallel, recompute_and_compile
+from blip.train.parallel import buckets
 from blip.train.record import own, write_result
 from blip.train.schedule import Epochs
+from blip.train.sharding import gathered, in_parallel, is_sharded, whole, with_whole_model
 
 
 class FineTuning:
@@ -76,11 +77,12 @@ class FineTuning:
         self.warning = start.advice(self.task, source, self.missing) if source else ""
         if self.config.lora:
             adapters.add_lora(self.model, **self.config.lora.model_dump())
-        self.model.to(device)
+        if not is_sharded(config):  # its parts move one by one
+            self.model.to(device)
         self.add_parts()
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout differs between processes
-        self._apply_options()
-        self.parallel = data_parallel(self.model, device, config.gradient_compression)
+        freeze(self.model, config.freeze)
+        self.parallel = in_parallel(self.model, config, device)
         self.best: float | None = None
 
     # ---- what a task adds --------------------------------------------------------------------------------------------
@@ -201,10 +203,6 @@ class FineTuning:
 
     # ---- model -------------------------------------------------------------------------------------------------------
 
-    def _apply_options(self) -> None:
-        freeze(self.model, self.config.freeze)
-        recompute_and_compile(self.model, self.config, self.device)
-
     def describe(self) -> tuple[str, dict]:
         """A line about data and model for the log, and the content of `model.json`."""
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad) / 1e6
@@ -235,7 +233,9 @@ class FineTuning:
             ):
                 raise CheckpointError(f"{folder}: its adapters do not belong to init_from {self.config.init_from!r}")
         else:
-            load_strict(self.model, distributed.tensors_from_main(lambda: load_weights(folder))[0], str(folder))
+            tensors, _ = distributed.tensors_from_main(lambda: load_weights(folder))
+            with gathered(self.parallel, self.model, changed=True) as model:
+                load_strict(model, tensors, str(folder))
         best = (self.output if is_of_run(folder, self.output) else run_of(folder)) / BEST
         if "best" in training["progress"] and best.is_dir():  # without its weights, a score is of no use
             stored = float(training["progress"]["best"])
@@ -266,16 +266,16 @@ class FineTuning:
 
     def scores(self, split: str) -> dict[str, Any]:
         """`evaluate` in evaluation mode, without gradients, in the run's precision."""
-        training = self.model.training
-        self.model.eval()
         self.logged = []
-        with torch.no_grad(), computing(self.device, self.config.precision):
+        with torch.no_grad(), computing(self.device, self.config.precision), with_whole_model(self):
+            training = self.model.training
+            self.model.eval()
             metrics = self.evaluate(split)
-        self.model.train(training)
+            self.model.train(training)
         return metrics
 
     def _keep_best(self, step: int, metrics: dict) -> None:
-        weights = self.weights()
+        weights = whole(self.weights())
         distributed.from_main(lambda: self._write_best(weights, step, metrics))
 
     def _write_best(self, weights: dict[str, Tensor], step: int, metrics: dict) -> None:

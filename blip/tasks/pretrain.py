@@ -44,9 +44,10 @@ from blip.train.history import SAMPLES, SIMILARITIES
 from blip.train.launch import launch
 from blip.train.log import RunLog
 from blip.train.loop import Step
-from blip.train.parallel import buckets, data_parallel, recompute_and_compile
+from blip.train.parallel import buckets
 from blip.train.run import fit
 from blip.train.schedule import Epochs
+from blip.train.sharding import gathered, in_parallel, is_sharded, with_whole_model
 
 IN_TENSORBOARD = 4  # images with captions
 STEPS_TO_LEARN = 500  # steps after the warm-up within which matching should have begun to learn
@@ -76,7 +77,11 @@ class Pretraining:
 
         torch.manual_seed(config.seed)  # equal starting weights on every process
         self.model, twin, queue = start.build_pretrain(
-            config, self.tokenizer.size, self.tokenizer.specials, device=device, fresh=resume is None
+            config,
+            self.tokenizer.size,
+            self.tokenizer.specials,
+            device=torch.device("cpu") if is_sharded(config) else device,
+            fresh=resume is None,
         )
         equal = config.equal_captions == "positives"
         self.contrast = MomentumContrast(
@@ -84,8 +89,8 @@ class Pretraining:
         )
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout and negatives differ between processes
         freeze(self.model, config.freeze)
-        recompute_and_compile(self.model, config, device)
-        self.parallel = data_parallel(self.model, device, config.gradient_compression)
+        self.contrast.shard(device)
+        self.parallel = in_parallel(self.model, config, device)
         self.itm_mean: torch.Tensor | None = None  # running mean of the ITM loss
         self.warned = False
         self.seen: Counter[str] = Counter()  # pairs of each source that this process was trained on
@@ -142,7 +147,7 @@ class Pretraining:
         seen = {f"pairs_{source}": count for source, count in sorted(self.all_seen().items())}
         if self.val is None:
             return {"epoch": done, **seen} if seen else None
-        with computing(self.device, self.config.precision):
+        with computing(self.device, self.config.precision), with_whole_model(self):
             batches = log.bars.over(self.val, "evaluating", len(self.val))
             found = evaluate_pretraining(self.model, batches, self.device, val_loss=self.config.val_loss)
             distributed.from_main(lambda: self.write_samples(step, log))
@@ -221,7 +226,8 @@ class Pretraining:
         tensors, info = distributed.tensors_from_main(lambda: load_weights(folder))
         heads = self.model.image_encoder.config.heads, self.model.text_encoder.config.heads
         initialize.check_heads(info, *heads, path=str(folder))
-        load_strict(self.model, tensors, str(folder))
+        with gathered(self.parallel, self.model, changed=True) as model:
+            load_strict(model, tensors, str(folder))
         self.contrast.load(folder, training)
         if "itm_mean" in training["progress"]:
             self.itm_mean = training["progress"]["itm_mean"].to(self.device)

@@ -63,7 +63,7 @@ def rehearse(make: type[FineTuning], config: FineTuneConfig, device: torch.devic
 
 def _without_data(config: FineTuneConfig, folder: Path) -> FineTuneConfig:
     """The configuration without files; a tokenizer that would be trained has as many tokens, without meaning."""
-    values: dict[str, Any] = {key: [] for key in FILES.values()}
+    values: dict[str, Any] = {**{key: [] for key in FILES.values()}, "parallel": "ddp"}
     values |= {"inference": "generate", "split_shares": None} if hasattr(config, "inference") else {}
     if config.tokenizer == "train" or not (config.tokenizer or config.init_from):
         words = [*BERT_SPECIAL, *(f"w{number}" for number in range(config.vocab_size - len(BERT_SPECIAL) - 2))]

@@ -35,6 +35,7 @@ from blip.tasks.samples import chosen, sample
 from blip.train.history import SAMPLES, SIMILARITIES
 from blip.train.launch import launch
 from blip.train.loop import Step
+from blip.train.sharding import is_sharded
 
 
 @dataclass
@@ -66,11 +67,14 @@ class Retrieving(PairFineTuning):
             with torch.no_grad():
                 self.model.temperature.fill_(config.temperature)
         self.equal_captions = config.equal_captions == "positives"
-        twin = Twin(self.model).to(self.device)
+        twin = Twin(self.model)
+        if not is_sharded(config):
+            twin.to(self.device)
         queue = Queue(config.queue_size, config.embed_dim).to(self.device)
         self.contrast = MomentumContrast(
             self.model, twin, queue, config=config, equal_captions=self.equal_captions, equal_images=True
         )
+        self.contrast.shard(self.device)
 
     def step(self, batch: Batch, step: int) -> Step:
         """A batch to its losses. Changes no weights; `contrast` keeps what the update needs."""

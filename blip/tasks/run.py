@@ -24,6 +24,7 @@ from blip.train.folder import BEST, CONFIG, open_run
 from blip.train.record import Record, own
 from blip.train.report import Reporter
 from blip.train.run import fit
+from blip.train.sharding import gathered
 
 
 def train(
@@ -56,7 +57,8 @@ def train(
             best = output / BEST
             weights = best if best.is_dir() else newest_checkpoint(output) or best
             tensors, _ = distributed.tensors_from_main(lambda: load_weights(weights))
-            load_strict(plain(task), tensors, str(weights))
+            with gathered(task.parallel, plain(task), changed=True) as model:
+                load_strict(model, tensors, str(weights))
             report(task, {"weights": str(weights), **task.scores("test")}, "test.json")
             if config.report and distributed.is_main():
                 Reporter(output, warn).end()
@@ -106,7 +108,7 @@ def _evaluate(make: type[FineTuning], config: FineTuneConfig, folder: Path, devi
     train_file = config.train_file if config.evaluates_with_training_files() else []
     if not (config.val_file or config.test_file or train_file):
         raise ConfigError("nothing to evaluate on: --set 'val_file=[FILE]', or test_file")
-    config = config.model_copy(update={"train_file": train_file, "lora": None, "freeze": []})
+    config = config.model_copy(update={"train_file": train_file, "lora": None, "freeze": [], "parallel": "ddp"})
     source = start.read_source(config)
     if source is not None:
         start.check_task(make.task, source)

@@ -24,13 +24,14 @@ from blip.errors import BlipError
 from blip.files import NO_ROOM, WriteError, flush, json_text, remove_folder, whole_folder, write_whole
 from blip.train.background import Background
 from blip.train.inputs import Fingerprints, read_fingerprints
+from blip.train.parts import take_parts, write_parts
 from blip.train.random_numbers import random_state
 from blip.train.record import Record
-from blip.train.state import FOLDER, read_training
+from blip.train.state import FOLDER, TRAINING
 
-TRAINING, INPUTS, LATEST = "training.pt", "inputs.json", "latest"
+INPUTS, LATEST = "inputs.json", "latest"
 FILES = (TRAINING, WEIGHTS, INFO, TOKENIZER)  # without any of which nothing can be continued
-LEFT_OVER = re.compile(r"\.(step-\d{8}(\.old)?|latest)\.partial")  # by a kill
+LEFT_OVER = re.compile(r"\.(step-\d{8}(\.old|\.parts)?|latest)\.partial")  # by a kill
 WHOLE = "the checkpoint before it is whole"
 State = dict[str, Tensor]
 
@@ -63,13 +64,15 @@ class Checkpointer:
         self.keep, self.info, self.tokenizer_file = keep, info, tokenizer_file
         self.inputs, self.background, self.tell = inputs, background, tell
 
-    def save(self, step: int, weights: State, training: dict, *, random: State | None = None) -> None:
+    def save(
+        self, step: int, weights: State, training: dict, *, random: State | None = None, parts: State | None = None
+    ) -> None:
         """Writes a checkpoint from the main process; every process has to call this, and adds its own random state
         (`random`, else the present one).
 
         The checkpoint is written to a temporary folder, flushed, and renamed: a kill at any instant leaves the previous
         one whole. With `background` this returns when the state is copied; the next call waits for the checkpoint, and
-        so does `join`.
+        so does `join`. `parts`: what this process has of tensors that are divided among the processes, which it writes.
 
         Raises:
             CheckpointError: it could not be written, or the one before that was written in the background; on the other
@@ -77,16 +80,20 @@ class Checkpointer:
         """
         training = {**training, "step": step, "random": distributed.gather_objects(random or random_state())}
         error = self.background.join() if self.background else None
+        written_parts = None
+        if parts is not None:
+            distributed.agree(error)
+            written_parts = write_parts(self.folder / f".step-{step:08d}.parts.partial", parts)
         if distributed.is_main() and error is None:
             try:
-                self._write_or_begin(step, weights, training)
+                self._write_or_begin(step, weights, training, written_parts)
             except Exception as caught:
                 error = caught
         distributed.agree(error)
 
-    def _write_or_begin(self, step: int, weights: State, training: dict) -> None:
+    def _write_or_begin(self, step: int, weights: State, training: dict, parts: Path | None) -> None:
         if self.background is None:
-            self._write(step, weights, training)
+            self._write(step, weights, training, parts)
             return
         copies = self.background.copies
         try:
@@ -99,27 +106,28 @@ class Checkpointer:
 
         def write() -> None:
             copies.wait()
-            self._write(step, weights, training)
+            self._write(step, weights, training, parts)
 
         self.background.start(write)
 
-    def _write(self, step: int, weights: State, training: dict) -> None:
+    def _write(self, step: int, weights: State, training: dict, parts: Path | None) -> None:
         final, record = self.folder / f"step-{step:08d}", Record(self.output)
         with written(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             for leftover in [path for path in self.folder.iterdir() if LEFT_OVER.fullmatch(path.name)]:
-                remove(leftover)
+                if leftover != parts:
+                    remove(leftover)
             if os.path.lexists(final) and final.name not in record.checkpoints:
                 self.tell(f"{final} is not of this run and is now {keep_aside(final)}")
             record.add(checkpoints=[final.name])
-        self._write_files(final, weights, training)
+        self._write_files(final, weights, training, parts)
         try:
             self._point_latest(final)
             self._prune(final, record)
         except (OSError, BlipError) as error:  # the step is saved
             self.tell(f"{self.folder}: older checkpoints, or the link {LATEST}, are left as they were ({error})")
 
-    def _write_files(self, final: Path, weights: State, training: dict) -> None:
+    def _write_files(self, final: Path, weights: State, training: dict, parts: Path | None) -> None:
         with written(final), whole_folder(final) as temporary:
             with written(final / WEIGHTS):
                 save_weights(temporary, weights, self.info, flush=False)
@@ -130,6 +138,8 @@ class Checkpointer:
                     write_whole(temporary / INPUTS, json_text(self.inputs))
             with written(final / TRAINING):
                 torch.save(training, temporary / TRAINING)
+            if parts is not None:
+                take_parts(parts, temporary)
 
     def _prune(self, newest: Path, record: Record) -> None:
         """Keeps the last `keep`. Checkpoints of later steps, from before `--resume PATH`, are removed as well."""
@@ -275,12 +285,3 @@ def can_be_continued(folder: Path) -> bool:
 def read_inputs(folder: Path) -> Fingerprints | None:
     """Fingerprints of what a checkpoint was trained with; None for checkpoints of earlier versions, which have none."""
     return read_fingerprints(folder / INPUTS) if (folder / INPUTS).is_file() else None
-
-
-# ---- training state --------------------------------------------------------------------------------------------------
-
-
-def load_training(path: Path) -> dict:
-    """The training state beside a checkpoint's weights, which the main process reads for all. CheckpointError as in
-    `read_training`."""
-    return distributed.tensors_from_main(lambda: read_training(path / TRAINING))

@@ -20,6 +20,7 @@ from blip.train.meter import Meter, Window
 from blip.train.optim import can_skip, skip_where
 from blip.train.parallel import memory_mb
 from blip.train.schedule import Epochs
+from blip.train.sharding import clip
 from blip.train.signals import Signals
 from blip.train.verdict import Found, Verdict
 
@@ -246,10 +247,7 @@ class Loop:
 
     def _clip(self) -> Tensor:
         """The norm of all gradients, which are scaled down where it is above `clip_norm`."""
-        if self.options.clip_norm is None:
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            return nn.utils.get_total_norm(gradients)
-        return nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
+        return clip(self.model, self.options.clip_norm)
 
     def _verdict(self, losses: list[Tensor], norm: Tensor) -> Verdict:
         self._failure = self._failure or self.last.error

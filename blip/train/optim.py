@@ -1,6 +1,7 @@
 """The optimizer, with a learning rate of its own for each layer if `layer_decay` is below 1."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,10 +21,12 @@ def build_optimizer(
     *,
     decay_norms_and_biases: bool = True,
     layer_decay: float = 1.0,
+    own: Callable[[nn.Parameter], nn.Parameter] | None = None,
 ) -> torch.optim.AdamW:
     """AdamW in its fused form over all trainable parameters; a shared parameter counts once.
 
     As published, every parameter decays; without `decay_norms_and_biases` those of fewer than two dimensions do not.
+    `own` gives what this process has of a parameter, where parameters are divided among processes.
     With `layer_decay` below 1 each group holds its factor on the learning rate, as `lr_scale` (see `layer_scales`).
 
     Raises:
@@ -33,9 +36,10 @@ def build_optimizer(
     if not named:
         raise OptionError("every parameter is frozen: nothing is left to train; take something out of freeze")
     scales = layer_scales(model, layer_decay) if layer_decay != 1.0 else dict.fromkeys(named, 1.0)
+    of_process = {name: own(p) if own else p for name, p in named.items()}
     groups: list[dict[str, Any]] = []
     for scale in sorted({scales[name] for name in named}, reverse=True):
-        trainable = [p for name, p in named.items() if scales[name] == scale]
+        trainable = [p for name, p in of_process.items() if scales[name] == scale]
         own: dict[str, Any] = {} if layer_decay == 1.0 else {"lr": lr * scale, "lr_scale": scale}
         if decay_norms_and_biases:
             groups.append({"params": trainable, **own})

@@ -12,14 +12,16 @@ from blip.checkpoints.format import TOKENIZER
 from blip.config import ConfigError, RunConfig
 from blip.hardware.precision import products, without_effect
 from blip.train.background import Background
-from blip.train.checkpoint import TRAINING, Checkpointer, load_training
+from blip.train.checkpoint import TRAINING, Checkpointer
 from blip.train.folder import RunFolder
 from blip.train.log import RunLog
 from blip.train.loop import Loop, LoopOptions, Step
 from blip.train.optim import build_optimizer
 from blip.train.parallel import about_workers, measure_peak
+from blip.train.parts import gathered_state, load_training, split
 from blip.train.random_numbers import restore_random_state
 from blip.train.schedule import Epochs, lr_at, scaled_lr
+from blip.train.sharding import Sharded, whole
 from blip.train.state import check_optimizer
 
 LARGE = ("optimizer", "twin", "queue", "adapter")  # parts of a training state that nothing reads twice
@@ -82,11 +84,12 @@ def _fit(task: Task, config: RunConfig, folder: RunFolder, device: torch.device)
         config.weight_decay,
         decay_norms_and_biases=config.decay_norms_and_biases,
         layer_decay=config.layer_decay,
+        own=task.parallel.own if isinstance(task.parallel, Sharded) else None,
     )
     line, info = task.describe()
     if checkpoint:
         task.load(checkpoint, training)
-        _load_optimizer(optimizer, training["optimizer"], checkpoint)
+        _load_optimizer(optimizer, training["optimizer"], checkpoint, task.parallel)
         for part in LARGE:
             training.pop(part, None)
     options = _loop_options(config, task, device)
@@ -187,13 +190,19 @@ def _saving(
     def save(step: int, loop_state: dict) -> None:
         own = dict(loop_state)
         random = own.pop("random")
-        state = {**task.state(), "optimizer": optimizer.state_dict(), "loop": own}
-        checkpoints.save(step, task.weights(), state, random=random)
+        moments = optimizer.state_dict()
+        parts = None
+        if isinstance(task.parallel, Sharded):
+            moments = task.parallel.divided_state(moments, optimizer)
+        state = {**task.state(), "optimizer": moments, "loop": own}
+        if isinstance(task.parallel, Sharded) and step < task.epochs.total_steps:
+            state, parts = split(state)  # each process writes what it has
+        checkpoints.save(step, whole(task.weights()), gathered_state(state), random=random, parts=parts)
 
     return save
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict, folder: Path) -> None:
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict, folder: Path, parallel: nn.Module) -> None:
     """Restores the moments; every option, such as weight decay, is that of the current configuration."""
     counts = [len(group["params"]) for group in optimizer.param_groups]
     if [len(group.get("params") or ()) for group in state["param_groups"]] != counts:
@@ -201,6 +210,8 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict, folder: Path)
             f"{folder} was trained with other groups of parameters: leave layer_decay, decay_norms_and_biases, freeze "
             "and lora as they were"
         )
+    if isinstance(parallel, Sharded):
+        state = parallel.part_of_state(state, optimizer)
     optimizer.load_state_dict(check_optimizer(state, optimizer, folder / TRAINING))
 
 

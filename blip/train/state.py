@@ -12,6 +12,7 @@ from typing_extensions import TypedDict  # pydantic needs this one before Python
 from blip.checkpoints.format import CheckpointError, check_numbers, load_pickled
 from blip.files import ReadError, checked_as
 
+TRAINING = "training.pt"
 FOLDER = re.compile(r"step-(\d{8})")  # of a checkpoint, with its number of steps
 MAX_STEP = 10**8 - 1  # the largest that the name of a folder holds
 MAX_COUNT = (1 << 63) - 1  # torch divides by no larger number

@@ -36,8 +36,9 @@ from blip.tasks import start
 from blip.tasks.config import FineTuneConfig
 from blip.tasks.finetune import FineTuning
 from blip.tokenizer import load_tokenizer
-from blip.train.checkpoint import complete_checkpoints, load_training
+from blip.train.checkpoint import complete_checkpoints
 from blip.train.log import read_metrics
+from blip.train.parts import load_training
 
 pytestmark = pytest.mark.usefixtures("no_java_nor_peak")
 

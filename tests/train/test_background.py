@@ -17,7 +17,8 @@ from blip.checkpoints.format import CheckpointError, load_weights
 from blip.config import PretrainConfig, load_config
 from blip.tasks import pretrain
 from blip.train.background import Background, Copies
-from blip.train.checkpoint import Checkpointer, complete_checkpoints, load_training
+from blip.train.checkpoint import Checkpointer, complete_checkpoints
+from blip.train.parts import load_training
 from blip.train.record import Record, own
 from blip.train.run import saves_in_background
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from blip.checkpoints.format import CheckpointError, load_weights
-from blip.train.checkpoint import TRAINING, Checkpointer, complete_checkpoints, find_checkpoint, load_training
+from blip.train.checkpoint import TRAINING, Checkpointer, complete_checkpoints, find_checkpoint
+from blip.train.parts import load_training
 from blip.train.record import Record
 
 

@@ -1,0 +1,49 @@
+"""What each of two processes does for test_sharding.py: whole runs whose weights are divided, and others."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blip import distributed
+from blip.config import PretrainConfig, load_config
+from blip.tasks import pretrain
+from helpers.running import join
+
+CPU = torch.device("cpu")
+STEPS, HALF = 6, 3
+OPTIONS = {
+    "max_steps": STEPS,
+    "batch_size": 4,
+    "save_every_steps": HALF,
+    "keep_checkpoints": 2,
+    "accumulation": 2,
+    "clip_norm": 0.5,
+    "momentum": 0.9,
+    "lr": 0.01,
+    "drop_path": 0.1,
+    "eval_every_epochs": 1,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "recomputed": {"activation_checkpointing": "torch", "layer_decay": 0.8, "decay_norms_and_biases": False},
+    "frozen": {"freeze": "[image_encoder]"},
+}
+
+
+def configured(path: Path, parallel: str, **more: Any) -> PretrainConfig:
+    options = {**OPTIONS, "parallel": parallel, **more}
+    return load_config(path, PretrainConfig, [f"{key}={value}" for key, value in options.items()])
+
+
+def process(rank: int, port: int, folder: Path, config: Path) -> None:
+    """Runs of every variant in both ways, and one that goes on from the half of another in each way."""
+    join(rank, port)
+    for name, options in VARIANTS.items():
+        for parallel in ("ddp", "fsdp"):
+            pretrain.run(configured(config, parallel, **options), folder / f"{name}-{parallel}", "", device=CPU)
+    for before, after in (("fsdp", "fsdp"), ("fsdp", "ddp"), ("ddp", "fsdp")):
+        half = folder / f"plain-{before}" / "checkpoints" / f"step-{HALF:08d}"
+        pretrain.run(configured(config, after), folder / f"{before}-then-{after}", str(half), device=CPU)
+    distributed.stop()
+    torch.save({}, folder / f"{rank}.pt")
