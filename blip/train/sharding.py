@@ -117,6 +117,8 @@ class Sharded(nn.Module):
             if hasattr(part, "image_keys"):
                 register_fsdp_forward_method(part, "image_keys")
         self.root = fully_shard(_Root(model), mesh=mesh, ignored_params=kept)
+        for part in (self.root, *parts) if device.type == "cpu" else ():
+            part.set_force_sum_reduction_for_comms(True)  # gloo has no averages
         self._own = {p: _own_part(p) for p in model.parameters()}
         self._divided = {own: p for p, own in self._own.items() if own is not p}
 
@@ -192,7 +194,7 @@ class Sharded(nn.Module):
         pairs = list(zip(copy.parameters(), model.parameters(), strict=True))
         copy.train(model.training)
         for filled, p in pairs:
-            filled.data = p.full_tensor() if isinstance(p, DTensor) else p.detach().clone()
+            filled.data = p.detach().full_tensor() if isinstance(p, DTensor) else p.detach().clone()
         try:
             yield copy
             for filled, p in pairs if changed else ():

@@ -8,6 +8,8 @@ import torch
 from blip import distributed
 from blip.config import PretrainConfig, load_config
 from blip.tasks import pretrain
+from blip.tasks.config import FineTuneConfig
+from helpers.fine_tuning import be_quick, train
 from helpers.running import join
 
 CPU = torch.device("cpu")
@@ -36,14 +38,18 @@ def configured(path: Path, parallel: str, **more: Any) -> PretrainConfig:
     return load_config(path, PretrainConfig, [f"{key}={value}" for key, value in options.items()])
 
 
-def process(rank: int, port: int, folder: Path, config: Path) -> None:
-    """Runs of every variant in both ways, and one that goes on from the half of another in each way."""
+def process(rank: int, port: int, folder: Path, config: Path, tuned: dict[str, FineTuneConfig]) -> None:
+    """Runs of every variant and of every task in both ways, and some that go on from the half of another."""
     join(rank, port)
+    be_quick()
     for name, options in VARIANTS.items():
         for parallel in ("ddp", "fsdp"):
             pretrain.run(configured(config, parallel, **options), folder / f"{name}-{parallel}", "", device=CPU)
     for before, after in (("fsdp", "fsdp"), ("fsdp", "ddp"), ("ddp", "fsdp")):
         half = folder / f"plain-{before}" / "checkpoints" / f"step-{HALF:08d}"
         pretrain.run(configured(config, after), folder / f"{before}-then-{after}", str(half), device=CPU)
+    for task, given in tuned.items():
+        for parallel in ("ddp", "fsdp"):
+            train(task, given.model_copy(update={"parallel": parallel}), folder / f"{task}-{parallel}")
     distributed.stop()
     torch.save({}, folder / f"{rank}.pt")
