@@ -48,9 +48,9 @@ class MomentumContrast:
         if is_sharded(self.config):
             self.parallel = Sharded(self.twin, device)
 
-    def candidates(self, batch: Batch, *, packed: bool) -> Candidates:
+    def candidates(self, batch: Batch) -> Candidates:
         """What the pairs of a batch are contrasted with; the batch's features are kept for the next `after_update`."""
-        image_features, text_features = self.parallel(batch.images, batch.ids, batch.lengths, packed)  # (B, E) each
+        image_features, text_features = self.parallel(batch.images, batch.ids, batch.lengths)  # (B, E) each
         entries = Entries(image_features, text_features, batch.caption_ids, batch.image_ids)
         self.pending.append(entries)
         return momentum.candidates(

@@ -41,7 +41,7 @@ from blip.train.folder import BEST, is_of_run, run_of
 from blip.train.freeze import freeze
 from blip.train.log import RunLog
 from blip.train.loop import Step
-from blip.train.parallel import buckets
+from blip.train.parallel import not_compiled, padded_lengths
 from blip.train.record import own, write_result
 from blip.train.schedule import Epochs
 from blip.train.sharding import gathered, in_parallel, is_sharded, whole, with_whole_model
@@ -159,7 +159,7 @@ class FineTuning:
             config.num_workers,
             config.seed,
             pad_id=self.tokenizer.pad_id,
-            pad_to=buckets(config.max_text_tokens) if config.compile else (),
+            pad_to=padded_lengths(config.max_positions) if config.compile else (),
             pin_memory=self.device.type == "cuda",
             collate_fn=self.collate_fn,
         )
@@ -267,7 +267,7 @@ class FineTuning:
     def scores(self, split: str) -> dict[str, Any]:
         """`evaluate` in evaluation mode, without gradients, in the run's precision."""
         self.logged = []
-        with torch.no_grad(), computing(self.device, self.config.precision), with_whole_model(self):
+        with torch.no_grad(), computing(self.device, self.config.precision), not_compiled(), with_whole_model(self):
             training = self.model.training
             self.model.eval()
             metrics = self.evaluate(split)

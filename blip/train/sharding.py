@@ -21,7 +21,9 @@ from blip.config import RunConfig
 from blip.train.parallel import OptionError, checkpoint_activations, data_parallel, recompute_and_compile
 
 
-def in_parallel(model: nn.Module, config: RunConfig, device: torch.device) -> nn.Module:
+def in_parallel(
+    model: nn.Module, config: RunConfig, device: torch.device, *, twin: nn.Module | None = None
+) -> nn.Module:
     """The model with recomputation and compilation applied, wrapped for several processes where there are any.
 
     Raises:
@@ -29,7 +31,7 @@ def in_parallel(model: nn.Module, config: RunConfig, device: torch.device) -> nn
     """
     if is_sharded(config):
         return Sharded(model, device, recompute=config.activation_checkpointing != "none")
-    recompute_and_compile(model, config, device)
+    recompute_and_compile(model, config, device, twin=twin)
     return data_parallel(model, device, config.gradient_compression)
 
 
