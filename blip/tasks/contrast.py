@@ -77,10 +77,10 @@ class MomentumContrast:
     def after_update(self) -> None:
         """What follows the optimizer, in this order: clamp the temperature, move the twin, push the queue."""
         self.model.temperature.clamp_(*TEMPERATURE_RANGE)
-        own, model = self.twin.pairs_with(self.model)
-        momentum.update_twin(map(local, own), map(local, model), self.config.momentum)
         if isinstance(self.parallel, Sharded):
             self.parallel.reshard()
+        own, model = self.twin.pairs_with(self.model)
+        momentum.update_twin(map(local, own), map(local, model), self.config.momentum)
         self.queue.push(momentum.joined(self.pending))
         self.pending.clear()
 

@@ -10,11 +10,13 @@ loop         batches, gradients, updates
 verdict      whether an update may be made, on which all processes agree
 last_step    what is saved on every way out of the loop
 background   checkpoints that are written beside the training
+parts        of a training state, each written by the process that has it
 random_numbers   of each process, in a checkpoint
 signals      that ask a run to stop
 schedule     epochs and steps; the learning rate of a step
 optim freeze   the optimizer, frozen parts
 parallel     DDP, compilation, recomputation of activations
+sharding     FSDP2 in place of DDP: each process keeps a part of the weights
 folder       which files of a run's folder are its own, and what it continues
 before       the files as they were before a run was resumed, should that fail
 evaluated    the configuration and the folder of an evaluation without training

@@ -26,11 +26,10 @@ class OptionError(BlipError):
 def data_parallel(model: nn.Module, device: torch.device, compression: str = "none") -> nn.Module:
     """The model itself in one process, wrapped for gradient averaging in several.
 
-    Buffers are not broadcast: they are equal by construction, and the queue is as large as many gradients. No
-    `device_ids` are given, with which every tensor among a model's arguments would be moved to the GPU: the lengths of
-    texts stay on the CPU, which lays them out. With
-    `compression` bf16, gradients are rounded before they are averaged and travel in half the bytes; optimizer and
-    weights stay in float32.
+    Buffers are not broadcast: they are equal by construction, and the queue is as large as many gradients. DDP
+    gets no devices, with which it would move every tensor among a model's arguments to the GPU: the lengths of texts
+    stay on the CPU, which lays them out. With `compression` bf16, gradients are rounded before they are averaged and
+    travel in half the bytes; optimizer and weights stay in float32.
     """
     if world_size() == 1:
         return model

@@ -21,7 +21,7 @@ from blip.train.parallel import about_workers, measure_peak
 from blip.train.parts import gathered_state, load_training, split
 from blip.train.random_numbers import restore_random_state
 from blip.train.schedule import Epochs, lr_at, scaled_lr
-from blip.train.sharding import Sharded, whole
+from blip.train.sharding import Sharded, about_one, whole
 from blip.train.state import check_optimizer
 
 LARGE = ("optimizer", "twin", "queue", "adapter")  # parts of a training state that nothing reads twice
@@ -111,7 +111,11 @@ def _fit(task: Task, config: RunConfig, folder: RunFolder, device: torch.device)
     )
     if checkpoint:
         _go_on(loop, training, f"continuing {checkpoint} after step {start}")
-    about = without_effect(config.precision, device), about_workers(getattr(config, "num_workers", 0))
+    about = (
+        without_effect(config.precision, device),
+        about_workers(getattr(config, "num_workers", 0)),
+        about_one(config),
+    )
     for note in filter(None, [*notes, *about]):
         log.message(note, style="yellow")
     try:

@@ -4,6 +4,7 @@
 nothing of it, and names and values are those of DDP. The optimizer and the momentum twin work on the parts alone.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -59,6 +60,12 @@ def is_sharded(config: RunConfig) -> bool:
         if given:
             raise OptionError(f"parallel: fsdp cannot be combined with {option}; {advice}")
     return distributed.world_size() > 1
+
+
+def about_one(config: RunConfig) -> str:
+    """A line where one process would divide its weights, else ""."""
+    alone = config.parallel == "fsdp" and distributed.world_size() == 1
+    return "parallel: fsdp divides nothing in one process" if alone else ""
 
 
 def units(model: nn.Module) -> list[nn.Module]:
@@ -125,7 +132,9 @@ class Sharded(nn.Module):
         self._divided = {own: p for p, own in self._own.items() if own is not p}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.root(_Arguments(args, kwargs))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # of keys, which stay
+            return self.root(_Arguments(args, kwargs))
 
     # ---- an update ---------------------------------------------------------------------------------------------------
 
@@ -154,7 +163,7 @@ class Sharded(nn.Module):
         return norm
 
     def reshard(self) -> None:
-        """Gives up whole parameters, which are old after a change of the parts."""
+        """Gives up whole parameters. Parts change only after this."""
         for module in self.root.modules():
             if hasattr(module, "reshard"):
                 module.reshard()
@@ -195,6 +204,7 @@ class Sharded(nn.Module):
         copy = self.hollow[0]
         pairs = list(zip(copy.parameters(), model.parameters(), strict=True))
         copy.train(model.training)
+        self.reshard()
         for filled, p in pairs:
             filled.data = p.detach().full_tensor() if isinstance(p, DTensor) else p.detach().clone()
         try:
@@ -203,8 +213,6 @@ class Sharded(nn.Module):
                 with torch.no_grad():
                     local = p.to_local() if isinstance(p, DTensor) else p
                     local.copy_(_part(filled.data, p) if isinstance(p, DTensor) else filled.data)
-            if changed:
-                self.reshard()
         finally:
             for filled, _ in pairs:
                 filled.data = filled.data.new_empty(0)
