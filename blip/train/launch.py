@@ -21,6 +21,8 @@ from blip.train.folder import run_of
 from blip.train.log import UNITS
 
 DRY_RUN_HELP = "one step on random data; prints costs"
+GPU_HELP = "--dry_run: what it would cost on such a GPU, which is not needed for that: a100-80, h100, rtx4090 ..."
+WORLD_HELP = "--dry_run --gpu: on so many of them"
 EVALUATE_HELP = "no training: score val_file and test_file, by the run's own configuration"
 NAME_HELP = "--evaluate: the folder of the results, in OUTPUT_DIR/evaluation"
 AllowChanged = Annotated[
@@ -61,6 +63,7 @@ def launch(
     *,
     default_output: str,
     dry_run: Callable[[Config, torch.device], None] | None = None,
+    plan: Callable[[Config, str, int], None] | None = None,
     evaluate: Evaluate | None = None,
     help: str | None = None,
 ) -> None:
@@ -71,11 +74,13 @@ def launch(
         config_class: type of the configuration.
         default_output: `--output_dir` unless given.
         dry_run: offered as `--dry_run` where there is one; called with the configuration and the device.
+        plan: offered as `--dry_run --gpu` where there is one; called with the configuration, the card's name and how many
+            there are.
         evaluate: offered as `--evaluate` where there is one.
         help: text of `--help`.
     """
 
-    offer = _Offer(run, config_class, Path(default_output), dry_run, evaluate)
+    offer = _Offer(run, config_class, Path(default_output), dry_run, plan, evaluate)
 
     def command(
         context: typer.Context,
@@ -90,12 +95,17 @@ def launch(
         overwrite: Overwrite = False,
         allow_changed: AllowChanged = False,
         rehearse: Annotated[bool, typer.Option("--dry_run", help=DRY_RUN_HELP, hidden=dry_run is None)] = False,
+        gpu: Annotated[str, typer.Option(help=GPU_HELP, hidden=plan is None)] = "",
+        world_size: Annotated[
+            int | None, typer.Option("--world_size", min=1, help=WORLD_HELP, hidden=plan is None)
+        ] = None,
         score: Annotated[bool, typer.Option("--evaluate", help=EVALUATE_HELP, hidden=evaluate is None)] = False,
         name: Annotated[str, typer.Option(help=NAME_HELP, hidden=evaluate is None)] = "",
     ) -> None:
         if context.args:
             raise ConfigError(stray_words(context.args, set_ or []))
         _check(resume, init_from, allow_changed, leave_out="--dry_run" if rehearse else "", evaluates=score)
+        _check_plan(rehearse, gpu, world_size)
         if name and not score:
             raise ConfigError("--name is for --evaluate: a run has the name of its --output_dir")
         # tasks of before these options do not know them
@@ -104,6 +114,8 @@ def launch(
         settings = _Settings(config, set_ or [], {"init_from": init_from} if init_from else {}, output_dir)
         if score:
             offer.score(settings, given)
+        elif gpu:
+            offer.plan_for(settings, resume, gpu=gpu, world=world_size or 1)
         else:
             offer.train(settings, resume, rehearse, given)
 
@@ -130,6 +142,7 @@ class _Offer:
     config_class: type[Any]
     default_output: Path
     dry_run: Callable[[Any, torch.device], None] | None
+    plan: Callable[[Any, str, int], None] | None
     evaluate: Evaluate | None
 
     def score(self, given: _Settings, flags: dict[str, Any]) -> None:
@@ -150,8 +163,7 @@ class _Offer:
     def train(self, given: _Settings, resume: str, rehearse: bool, flags: dict[str, Any]) -> None:
         """A run, or `--dry_run`."""
         place = given.output or self.default_output
-        file = given.file or _config_of(resume, place)
-        settings = load_config(file, self.config_class, given.overrides, options=given.options)
+        file, settings = self._settings(given, resume, place)
         if not getattr(settings, "config_file", "unknown"):  # that of a resumed run is known already
             settings = settings.model_copy(update={"config_file": str(file)})
         device = distributed.start(settings.device)
@@ -159,6 +171,16 @@ class _Offer:
             _offered(self.dry_run, "--dry_run")(settings, device)
         else:
             self.run(settings, place, resume, device=device, **flags)
+
+    def plan_for(self, given: _Settings, resume: str, *, gpu: str, world: int) -> None:
+        """`--dry_run --gpu`, which needs no device and no other process."""
+        _, settings = self._settings(given, resume, given.output or self.default_output)
+        _offered(self.plan, "--gpu")(settings, gpu, world)
+
+    def _settings(self, given: _Settings, resume: str, place: Path) -> tuple[Path, Any]:
+        """The file of the configuration, and the configuration."""
+        file = given.file or _config_of(resume, place)
+        return file, load_config(file, self.config_class, given.overrides, options=given.options)
 
 
 def say(notes: list[str]) -> None:
@@ -193,6 +215,19 @@ def _check(resume: str, init_from: str, allow_changed: bool, *, leave_out: str, 
     leave_out = "--resume" if resume else leave_out
     if evaluates and leave_out:
         raise ConfigError(f"--evaluate scores a checkpoint without training: leave out {leave_out}")
+
+
+def _check_plan(rehearse: bool, gpu: str, world_size: int | None) -> None:
+    """ConfigError where options of `--dry_run` stand alone."""
+    if gpu and not rehearse:
+        raise ConfigError(
+            "--gpu is for --dry_run, which tells the costs on another GPU: add --dry_run, or leave it out"
+        )
+    if world_size is not None and not gpu:
+        raise ConfigError(
+            "--world_size is for --dry_run --gpu CARD: give both, such as --gpu a100-80; a run itself has as many "
+            "processes as torchrun --nproc_per_node starts"
+        )
 
 
 def _offered(action: Callable | None, option: str) -> Callable:
