@@ -1,8 +1,8 @@
 """GPUs that a run may be planned for: what their data sheets promise, and what of it a step is expected to reach.
 
-The shares below are those that were assumed for an H100 when the costs of a step were first counted: 600 of 989 TFLOP/s
-in large products of bf16, 400 in attention, 45 of 67 where nothing uses the tensor cores, and 2.7 of 3.35 TB/s. They are
-applied to every card. Published measurements of products alone reach larger shares, on an A100 up to 0.8.
+The shares below were assumed for an H100 when the costs of a step were first counted: 600 of 989 TFLOP/s in large
+products of bf16, 400 in attention, 45 of 67 where nothing uses the tensor cores, and 2.7 of 3.35 TB/s. They are applied
+to every card. Published measurements of products alone reach larger shares, on an A100 up to 0.8.
 """
 
 from dataclasses import dataclass

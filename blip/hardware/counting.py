@@ -1,4 +1,4 @@
-"""Counts what a step would do on a GPU: kernels with their FLOPs and bytes, waits, and the memory in use at each moment.
+"""Counts what a step would do on a GPU: kernels with their FLOPs and bytes, waits, and the memory in use.
 
 The step runs on torch's `meta` device, forward and backward, and nothing is computed: see `as_on_gpu.py`. Memory is
 counted as torch's allocator does, in blocks of 512 bytes: a tensor counts from the operation that makes it until

@@ -12,8 +12,8 @@ from rich.table import Table
 from torch import Tensor
 
 from blip import distributed
-from blip.config import PretrainConfig, annotation_files
 from blip.checkpoints.places import is_remote
+from blip.config import PretrainConfig, annotation_files
 from blip.data.batches import Batch
 from blip.data.webdataset import is_tar_address, open_shards
 from blip.errors import BlipError, printable
@@ -26,7 +26,7 @@ from blip.network.embeddings import TextConfig
 from blip.tasks import start
 from blip.tasks.contrast import MomentumContrast
 from blip.tasks.counted import Trained, full_lengths
-from blip.tasks.estimate import estimate
+from blip.tasks.estimate_report import report
 from blip.tasks.pretrain_data import read_part
 from blip.tokenizer import Specials, load_tokenizer
 from blip.train.optim import build_optimizer
@@ -98,8 +98,8 @@ def _words(config: PretrainConfig) -> tuple[int, Specials]:
 
 
 def plan_for(config: PretrainConfig, gpu: str, world: int) -> None:
-    """Prints what a run costs on `world` cards of a name; see `blip.tasks.estimate`."""
-    estimate(trained_on_meta, config, gpu, world)
+    """Prints what a run costs on `world` cards of a name; see `blip.tasks.estimate_report`."""
+    report(trained_on_meta, config, gpu, world)
 
 
 def trained_on_meta(config: PretrainConfig, lengths: Tensor | None = None) -> Trained:

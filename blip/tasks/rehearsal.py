@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from blip import distributed
+from blip.checkpoints.places import is_remote
 from blip.data.batches import Batch, collate
 from blip.data.questions import VqaBatch, collate_vqa
 from blip.data.statements import NlvrBatch, collate_nlvr
-from blip.checkpoints.places import is_remote
 from blip.errors import BlipError, printable
 from blip.hardware.as_on_gpu import META
 from blip.tasks import start
 from blip.tasks.config import FineTuneConfig
 from blip.tasks.counted import Trained, full_lengths
-from blip.tasks.estimate import estimate
+from blip.tasks.estimate_report import report
 from blip.tasks.finetune import FineTuning
 from blip.tokenizer import BERT_SPECIAL
 from blip.train.optim import build_optimizer
@@ -71,7 +71,7 @@ def rehearse(make: type[FineTuning], config: FineTuneConfig, device: torch.devic
 
 
 def plan_for(make: type[FineTuning], config: FineTuneConfig, gpu: str, world: int) -> None:
-    """Prints what a run costs on `world` cards of a name; see `blip.tasks.estimate`.
+    """Prints what a run costs on `world` cards of a name; see `blip.tasks.estimate_report`.
 
     The sizes are those of `init_from`, or of the configuration where that is on another machine: nothing is downloaded.
     """
@@ -79,7 +79,7 @@ def plan_for(make: type[FineTuning], config: FineTuneConfig, gpu: str, world: in
     words = source.text["vocab_size"] if source else config.vocab_size
     sized = start.with_sizes_of(config, source)
     sized = sized.model_copy(update={"init_from": "", "vision_init": "", "text_init": "", "vocab_size": words})
-    estimate(partial(trained_on_meta, make), sized.model_copy(update={"tokenizer": "train"}), gpu, world)
+    report(partial(trained_on_meta, make), sized.model_copy(update={"tokenizer": "train"}), gpu, world)
 
 
 def trained_on_meta(make: type[FineTuning], config: FineTuneConfig) -> Trained:

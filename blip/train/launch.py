@@ -74,8 +74,8 @@ def launch(
         config_class: type of the configuration.
         default_output: `--output_dir` unless given.
         dry_run: offered as `--dry_run` where there is one; called with the configuration and the device.
-        plan: offered as `--dry_run --gpu` where there is one; called with the configuration, the card's name and how many
-            there are.
+        plan: offered as `--dry_run --gpu` where there is one; called with the configuration, the card's name and
+            the number of cards.
         evaluate: offered as `--evaluate` where there is one.
         help: text of `--help`.
     """
@@ -221,7 +221,7 @@ def _check_plan(rehearse: bool, gpu: str, world_size: int | None) -> None:
     """ConfigError where options of `--dry_run` stand alone."""
     if gpu and not rehearse:
         raise ConfigError(
-            "--gpu is for --dry_run, which tells the costs on another GPU: add --dry_run, or leave it out"
+            "--gpu is for --dry_run, which tells the costs on other GPUs: add --dry_run, or leave --gpu out"
         )
     if world_size is not None and not gpu:
         raise ConfigError(
