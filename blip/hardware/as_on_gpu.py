@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.autograd import graph
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -34,6 +35,12 @@ def as_on_gpu() -> Iterator[None]:
         _GpuKernels(casts),
     ):
         yield
+
+
+def backward(loss: Tensor) -> None:
+    """`loss.backward()`, within which torch would leave `as_on_gpu`: what is recomputed there needs it."""
+    ones = (torch.ones_like(loss),)
+    graph._engine_run_backward((loss,), ones, False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
 class _Autocast(torch.autocast):
@@ -59,7 +66,6 @@ class _GpuKernels(TorchFunctionMode):
             F.scaled_dot_product_attention: self.attention,
             F.dropout: self.dropout,
             F.layer_norm: self.layer_norm,
-            **dict.fromkeys((F.linear, F.conv2d, torch.conv2d), None),
         }
         for product in (F.linear, F.conv2d, torch.matmul, torch.bmm, torch.addmm, torch.mm, torch.baddbmm):
             self.instead[product] = functools.partial(self.product, product)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from blip.config import RunConfig
-from blip.hardware.as_on_gpu import META, as_on_gpu
+from blip.hardware.as_on_gpu import META, as_on_gpu, backward
 from blip.hardware.counting import OTHER, Counter, Kernel, many_tensors
 from blip.train.parallel import autocast
 
@@ -95,8 +95,8 @@ def count(make: Callable[[Any], Trained], config: RunConfig, *, gradients_stay: 
         with autocast(META, config.precision):
             loss = trained.loss()
         forward = len(counter.kernels)
-        torch.autograd.backward(loss)  # `loss.backward()` would leave `as_on_gpu` for as long as it lasts
-        backward = len(counter.kernels)
+        backward(loss)
+        after = len(counter.kernels)
         del loss
         peak = counter.peak
         trained.after_update()
@@ -107,8 +107,8 @@ def count(make: Callable[[Any], Trained], config: RunConfig, *, gradients_stay: 
         peak - rest - gradients,
         sum(p.numel() * p.element_size() for p in parameters),
         kernels[:forward],
-        kernels[forward:backward],
-        [*_optimizer(parameters, config.clip_norm), *kernels[backward:]],
+        kernels[forward:after],
+        [*_optimizer(parameters, config.clip_norm), *kernels[after:]],
         counter.waits,
     )
 
