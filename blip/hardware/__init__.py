@@ -1,9 +1,10 @@
 """What the package knows of devices: how much work to hand over at once, which number formats, which cards there are.
 
+precision                    number formats, and when torch uses them
+allocator                    the setting of torch's allocator
 cards                        GPUs and their rates
 as_on_gpu counting           what a step does on a GPU, counted without one
 roofline fusion collectives  how long that takes: kernels, compiled or not, and what processes send to one another
-allocator                    the setting of torch's allocator
 
 May import nothing of the package but `errors`.
 """

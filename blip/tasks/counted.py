@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from blip.config import RunConfig
 from blip.hardware.as_on_gpu import META, as_on_gpu, backward
 from blip.hardware.counting import OTHER, Counter, Kernel, many_tensors
-from blip.train.parallel import autocast
+from blip.hardware.precision import autocast
 
 
 @dataclass

@@ -18,6 +18,7 @@ from blip.data.batches import Batch
 from blip.data.webdataset import is_tar_address, open_shards
 from blip.errors import BlipError, printable
 from blip.hardware.as_on_gpu import META
+from blip.hardware.precision import autocast, products
 from blip.models import momentum
 from blip.models.momentum import Twin
 from blip.models.pretrain import Output, PretrainModel
@@ -30,7 +31,7 @@ from blip.tasks.estimate_report import report
 from blip.tasks.pretrain_data import read_part
 from blip.tokenizer import Specials, load_tokenizer
 from blip.train.optim import build_optimizer
-from blip.train.parallel import autocast, data_parallel, measure_peak, memory_mb, recompute_and_compile
+from blip.train.parallel import data_parallel, measure_peak, memory_mb, recompute_and_compile
 
 
 def run_once(config: PretrainConfig, device: torch.device) -> None:
@@ -39,7 +40,9 @@ def run_once(config: PretrainConfig, device: torch.device) -> None:
     size, specials = _words(config)
     torch.manual_seed(config.seed)
     model, twin, queue = start.build_pretrain(config, size, specials, device=device)
-    out, seconds = _two_steps(config, device, model, twin=twin, queue=queue)
+    with products(device, config.precision):
+        out, seconds = _two_steps(config, device, model, twin=twin, queue=queue)
+        peak = measure_peak(device, config.precision)
 
     vit, text = model.image_encoder.config, model.text_encoder.config
     parameters = flops.pretrain_parameters(vit, text, config.embed_dim)
@@ -50,7 +53,7 @@ def run_once(config: PretrainConfig, device: torch.device) -> None:
     console.print(table)
     lengths = [config.max_text_tokens] * config.batch_size
     cost = flops.pretrain_step(vit, text, lengths, embed_dim=config.embed_dim, queue=config.queue_size).total
-    share = cost / seconds / measure_peak(device, config.precision)
+    share = cost / seconds / peak
     for line in (
         f"a step of {config.batch_size} pairs, {config.max_text_tokens} tokens each, on {device} in {config.precision}",
         f"losses: itc {float(out.itc):.3f}, itm {float(out.itm):.3f}, lm {float(out.lm):.3f}",
