@@ -4,6 +4,7 @@ Or without running anything, for GPUs that are not here: `plan_for`.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import fields
 
 import torch
@@ -20,7 +21,6 @@ from blip.errors import BlipError, printable
 from blip.hardware.as_on_gpu import META
 from blip.hardware.precision import autocast, products
 from blip.models import momentum
-from blip.models.momentum import Twin
 from blip.models.pretrain import Output, PretrainModel
 from blip.network import flops
 from blip.network.embeddings import TextConfig
@@ -37,11 +37,12 @@ from blip.train.parallel import data_parallel, measure_peak, memory_mb, recomput
 def run_once(config: PretrainConfig, device: torch.device) -> None:
     """Prints parameters, memory, FLOPs and time of a step on this device, and the number of pairs of each file."""
     console = Console(quiet=not distributed.is_main())
-    size, specials = _words(config)
-    torch.manual_seed(config.seed)
-    model, twin, queue = start.build_pretrain(config, size, specials, device=device)
+    model, step = random_steps(config, device)
     with products(device, config.precision):
-        out, seconds = _two_steps(config, device, model, twin=twin, queue=queue)
+        step()  # a warm-up
+        start = time.perf_counter()
+        out = step()
+        seconds = time.perf_counter() - start
         peak = measure_peak(device, config.precision)
 
     vit, text = model.image_encoder.config, model.text_encoder.config
@@ -65,20 +66,21 @@ def run_once(config: PretrainConfig, device: torch.device) -> None:
         console.print(printable(line), soft_wrap=True, markup=False, highlight=False)
 
 
-def _two_steps(
-    config: PretrainConfig, device: torch.device, model: PretrainModel, *, twin: Twin, queue: momentum.Queue
-) -> tuple[Output, float]:
-    """The losses and seconds of a second step; the first one is a warm-up."""
+def random_steps(config: PretrainConfig, device: torch.device) -> tuple[PretrainModel, Callable[[], Output]]:
+    """The model of a configuration, and a call that trains it for a step on random data and returns the losses."""
+    size, specials = _words(config)
+    torch.manual_seed(config.seed)
+    model, twin, queue = start.build_pretrain(config, size, specials, device=device)
     recompute_and_compile(model, config, device)
     parallel = data_parallel(model, device)
     decay_all = config.decay_norms_and_biases
     optimizer = build_optimizer(model, config.lr, config.weight_decay, decay_norms_and_biases=decay_all)
     count, longest = config.batch_size, config.max_text_tokens
     images = torch.randn(count, 3, config.image_size, config.image_size, device=device)
-    ids = torch.randint(5, max(6, model.text_encoder.config.vocab_size - 2), (count, longest), device=device)
+    ids = torch.randint(5, max(6, size - 2), (count, longest), device=device)
     lengths, own, packed = torch.full((count,), longest), torch.arange(count, device=device), not config.compile
-    for _ in range(2):
-        start = time.perf_counter()
+
+    def step() -> Output:
         with autocast(device, config.precision):
             image_features, text_features = twin(images, ids, lengths, packed)
             candidates = momentum.candidates(momentum.Entries(image_features, text_features, own, own), queue)
@@ -89,7 +91,9 @@ def _two_steps(
         momentum.update_twin(*twin.pairs_with(model), config.momentum)
         out = Output(*(part.detach() for part in (out.itc, out.itm, out.lm, out.match_logits)))
         float(out.itc)  # waits for the device
-    return out, time.perf_counter() - start
+        return out
+
+    return model, step
 
 
 def _words(config: PretrainConfig) -> tuple[int, Specials]:
