@@ -89,10 +89,10 @@ class Counter(TorchDispatchMode):
             return _stand_in(inputs[0], kwargs.get("dtype"))
         out = func(*args, **kwargs)
         outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor) and x.is_meta]
-        for tensor in outputs:
-            self._allocate(tensor)
+        if not _is_view(func):
+            self.hold(outputs)
         inputs = [x for x in inputs if x.is_meta]
-        if (inputs or outputs) and not _is_view(func):
+        if (inputs or outputs) and _is_kernel(func):
             kernel = _kernel(func, args, kwargs, inputs=inputs, outputs=outputs, out=out)
             kernel.reads = {self._number(x): _size(x) for x in inputs}
             kernel.writes = {self._number(x): _size(x) for x in outputs}
@@ -128,10 +128,13 @@ def _stand_in(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     return torch.arange(x.numel(), dtype=dtype or x.dtype, device="cpu").view(x.shape)
 
 
+def _is_kernel(func: Any) -> bool:
+    """Whether an operation runs something on the device: it returns neither a view nor memory without content."""
+    return func.overloadpacket not in NO_KERNEL and not _is_view(func)
+
+
 def _is_view(func: Any) -> bool:
-    """Whether an operation makes no kernel: it returns a view, or memory without content."""
-    if func.overloadpacket in NO_KERNEL:
-        return True
+    """Whether an operation returns memory that is there already, unchanged."""
     aliases = [each.alias_info for each in func._schema.returns]
     return bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
 

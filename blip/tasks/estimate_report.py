@@ -58,8 +58,8 @@ def _costs(planned: Plan) -> list[str]:
     how = "compiled, at best" if config.compile else "not compiled"
     lines = [
         f"a batch of {config.batch_size}, texts of {config.max_text_tokens} tokens, {config.image_size} pixels, "
-        f"{config.precision}, {how}; with accumulation {config.accumulation} on {planned.world} GPUs "
-        f"{planned.samples * planned.world} in an optimizer step",
+        f"{config.precision}, {how}; an optimizer step has {config.accumulation} of them on each "
+        f"of {planned.world} GPUs: {planned.samples * planned.world} samples",
         f"compute: {counted.flops / 1e12:.2f} TFLOP a batch, {launches} kernel launches with the update",
         f"time of a batch: {sum(busy.values()):.0f} ms of the GPU (products {busy[PRODUCT]:.0f}, attention "
         f"{busy[ATTENTION]:.0f}, others {busy[OTHER]:.0f}), {1e3 * host_seconds(batch):.0f} ms of the CPU to launch it",

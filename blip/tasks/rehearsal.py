@@ -87,7 +87,8 @@ def plan_for(make: type[FineTuning], config: FineTuneConfig, gpu: str, world: in
 def trained_on_meta(make: type[FineTuning], config: FineTuneConfig) -> Trained:
     """The parts of a step of a task on the device `meta`, without content."""
     with tempfile.TemporaryDirectory() as name:
-        plain = config.model_copy(update={"compile": False})
+        # negatives of other processes are as many as those of this one
+        plain = config.model_copy(update={"compile": False, "negative_all_rank": False})
         task = make(_without_data(plain, Path(name)), None, Path(name), resume=None, device=META, training=False)
     task.epochs = Epochs(1, config.accumulation, 1)
     batch = RANDOM[task.collate_fn](task)
