@@ -87,7 +87,8 @@ class Counter(TorchDispatchMode):
         if func is aten._to_copy.default and inputs[0].is_meta and _to_cpu(kwargs):
             self.waits.append("copy to the CPU")
             return _stand_in(inputs[0], kwargs.get("dtype"))
-        out = func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():  # torch's own parts of `func` are not calls of the model
+            out = func(*args, **kwargs)
         outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor) and x.is_meta]
         if not _is_view(func):
             self.hold(outputs)

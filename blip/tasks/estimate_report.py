@@ -7,6 +7,7 @@ from blip import distributed
 from blip.config import ModelConfig
 from blip.errors import printable
 from blip.hardware.cards import USABLE
+from blip.hardware.collectives import HOST
 from blip.hardware.counting import ATTENTION, OTHER, PRODUCT
 from blip.hardware.roofline import busy_seconds, host_seconds
 from blip.tasks.estimate import Make, Plan, largest_batch, plan
@@ -68,10 +69,11 @@ def _costs(planned: Plan) -> list[str]:
     ]
     for each in planned.collectives():
         usual, slow = (1e3 * each.seconds(card, planned.world, network) for network in (None, SLOW_NETWORK))
-        lines.append(
-            f"{each.name}: {each.bytes / 1e6:.1f} MB a step and GPU, {usual:.1f} ms at {card.network:.0f} Gb/s a host, "
-            f"{slow:.0f} ms at {SLOW_NETWORK:.0f} Gb/s; {'behind the backward pass' if each.hidden else 'waited for'}"
-        )
+        times = f"{usual:.1f} ms within a host"
+        if planned.world > HOST:
+            times = f"{usual:.1f} ms at {card.network:.0f} Gb/s a host, {slow:.0f} ms at {SLOW_NETWORK:.0f} Gb/s"
+        how = "behind the last backward pass" if each.hidden else "waited for"
+        lines.append(f"{each.name}: {each.bytes / 1e6:.1f} MB a step and GPU, {times}; {how}")
     return lines
 
 

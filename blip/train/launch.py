@@ -28,6 +28,8 @@ NAME_HELP = "--evaluate: the folder of the results, in OUTPUT_DIR/evaluation"
 AllowChanged = Annotated[
     bool, typer.Option("--allow_changed", help="--resume: although the data are others than before")
 ]
+Gpu = Annotated[str, typer.Option(help=GPU_HELP)]
+WorldSize = Annotated[int | None, typer.Option("--world_size", min=1, help=WORLD_HELP)]
 
 
 class Run(Protocol):
@@ -74,8 +76,7 @@ def launch(
         config_class: type of the configuration.
         default_output: `--output_dir` unless given.
         dry_run: offered as `--dry_run` where there is one; called with the configuration and the device.
-        plan: offered as `--dry_run --gpu` where there is one; called with the configuration, the card's name and
-            the number of cards.
+        plan: offered as `--dry_run --gpu`; called with the configuration, a card's name and the number of cards.
         evaluate: offered as `--evaluate` where there is one.
         help: text of `--help`.
     """
@@ -95,27 +96,23 @@ def launch(
         overwrite: Overwrite = False,
         allow_changed: AllowChanged = False,
         rehearse: Annotated[bool, typer.Option("--dry_run", help=DRY_RUN_HELP, hidden=dry_run is None)] = False,
-        gpu: Annotated[str, typer.Option(help=GPU_HELP, hidden=plan is None)] = "",
-        world_size: Annotated[
-            int | None, typer.Option("--world_size", min=1, help=WORLD_HELP, hidden=plan is None)
-        ] = None,
+        gpu: Gpu = "",
+        world_size: WorldSize = None,
         score: Annotated[bool, typer.Option("--evaluate", help=EVALUATE_HELP, hidden=evaluate is None)] = False,
         name: Annotated[str, typer.Option(help=NAME_HELP, hidden=evaluate is None)] = "",
     ) -> None:
         if context.args:
             raise ConfigError(stray_words(context.args, set_ or []))
         _check(resume, init_from, allow_changed, leave_out="--dry_run" if rehearse else "", evaluates=score)
-        _check_plan(rehearse, gpu, world_size)
         if name and not score:
             raise ConfigError("--name is for --evaluate: a run has the name of its --output_dir")
         # tasks of before these options do not know them
         flags = (("overwrite", overwrite), ("allow_changed", allow_changed), ("name", name))
         given: dict[str, Any] = {key: value for key, value in flags if value}
-        settings = _Settings(config, set_ or [], {"init_from": init_from} if init_from else {}, output_dir)
+        options = {"init_from": init_from} if init_from else {}
+        settings = _Settings(config, set_ or [], options, output_dir, gpu, world_size)
         if score:
             offer.score(settings, given)
-        elif gpu:
-            offer.plan_for(settings, resume, gpu=gpu, world=world_size or 1)
         else:
             offer.train(settings, resume, rehearse, given)
 
@@ -132,6 +129,8 @@ class _Settings:
     overrides: list[str]
     options: dict[str, Any]  # values that have options of their own
     output: Path | None
+    gpu: str  # "": the one that is here
+    world_size: int | None
 
 
 @dataclass
@@ -147,6 +146,7 @@ class _Offer:
 
     def score(self, given: _Settings, flags: dict[str, Any]) -> None:
         """`--evaluate`."""
+        _check_plan(False, given.gpu, given.world_size)
         action = _offered(self.evaluate, "--evaluate")
         found = evaluated(
             self.config_class,
@@ -162,8 +162,13 @@ class _Offer:
 
     def train(self, given: _Settings, resume: str, rehearse: bool, flags: dict[str, Any]) -> None:
         """A run, or `--dry_run`."""
+        _check_plan(rehearse, given.gpu, given.world_size)
         place = given.output or self.default_output
-        file, settings = self._settings(given, resume, place)
+        file = given.file or _config_of(resume, place)
+        settings = load_config(file, self.config_class, given.overrides, options=given.options)
+        if given.gpu:  # which needs no device and no other process
+            _offered(self.plan, "--gpu")(settings, given.gpu, given.world_size or 1)
+            return
         if not getattr(settings, "config_file", "unknown"):  # that of a resumed run is known already
             settings = settings.model_copy(update={"config_file": str(file)})
         device = distributed.start(settings.device)
@@ -171,16 +176,6 @@ class _Offer:
             _offered(self.dry_run, "--dry_run")(settings, device)
         else:
             self.run(settings, place, resume, device=device, **flags)
-
-    def plan_for(self, given: _Settings, resume: str, *, gpu: str, world: int) -> None:
-        """`--dry_run --gpu`, which needs no device and no other process."""
-        _, settings = self._settings(given, resume, given.output or self.default_output)
-        _offered(self.plan, "--gpu")(settings, gpu, world)
-
-    def _settings(self, given: _Settings, resume: str, place: Path) -> tuple[Path, Any]:
-        """The file of the configuration, and the configuration."""
-        file = given.file or _config_of(resume, place)
-        return file, load_config(file, self.config_class, given.overrides, options=given.options)
 
 
 def say(notes: list[str]) -> None:
