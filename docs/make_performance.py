@@ -20,11 +20,10 @@ from blip.hardware.cards import CARDS  # noqa: E402
 from blip.hardware.collectives import gradients, queue  # noqa: E402
 from blip.hardware.roofline import busy_seconds, host_seconds  # noqa: E402
 from blip.tasks.dry_run import trained_on_meta  # noqa: E402
-from blip.tasks.estimate import Plan, largest_batch, plan  # noqa: E402
+from blip.tasks.estimate import GIB, Plan, largest_batch, plan  # noqa: E402
 from blip.tasks.estimate_report import LOADED_PER_CORE  # noqa: E402
 
 PAGE = ROOT / "docs" / "performance.md"
-GIB = 2**30
 MODELS = {"ViT-B": "pretrain.yaml", "ViT-L": "pretrain_large.yaml"}
 OPTIONS: dict[str, dict[str, object]] = {
     "as shipped": {},

@@ -32,9 +32,9 @@ class Card:
     source: str
 
     def products(self, precision: str) -> float:
-        """FLOP/s of matrix products in a precision of the configuration; without tensor cores for it, those of fp32."""
+        """FLOP/s of matrix products in a precision of the configuration; at least those of fp32."""
         peak = {"bf16": self.bf16, "tf32": self.tf32}.get(precision, 0.0)
-        return 1e12 * (PRODUCTS * peak or PLAIN * self.fp32)
+        return 1e12 * max(PRODUCTS * peak, PLAIN * self.fp32)
 
     def attention(self, precision: str) -> float:
         """FLOP/s of fused attention."""

@@ -83,7 +83,7 @@ class Counter(TorchDispatchMode):
         inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         if func is aten._local_scalar_dense.default and inputs[0].is_meta:
             self.waits.append("item")
-            return 1 if inputs[0].dtype == torch.bool else inputs[0].dtype.is_floating_point * 0.5
+            return _number(inputs[0].dtype)
         if func is aten._to_copy.default and inputs[0].is_meta and _to_cpu(kwargs):
             self.waits.append("copy to the CPU")
             return _stand_in(inputs[0], kwargs.get("dtype"))
@@ -117,6 +117,11 @@ class Counter(TorchDispatchMode):
     def _free(self, address: int, size: int) -> None:
         del self._numbers[address]
         self.live -= size
+
+
+def _number(dtype: torch.dtype) -> bool | float:
+    """In place of one that is unknown."""
+    return True if dtype == torch.bool else 0.5 if dtype.is_floating_point else 1
 
 
 def _to_cpu(kwargs: dict[str, Any]) -> bool:

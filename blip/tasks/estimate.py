@@ -19,6 +19,7 @@ from blip.hardware.fusion import compiled
 from blip.hardware.roofline import busy_seconds, step_seconds
 from blip.tasks.counted import Counted, Trained, count
 
+GIB = 2**30
 Make = Callable[[Any], Trained]  # the parts of a step of a configuration
 
 

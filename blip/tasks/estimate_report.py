@@ -10,9 +10,8 @@ from blip.hardware.cards import USABLE
 from blip.hardware.collectives import HOST
 from blip.hardware.counting import ATTENTION, OTHER, PRODUCT
 from blip.hardware.roofline import busy_seconds, host_seconds
-from blip.tasks.estimate import Make, Plan, largest_batch, plan
+from blip.tasks.estimate import GIB, Make, Plan, largest_batch, plan
 
-GIB = 2**30
 # pictures -> those that one core reads, crops, augments and normalises in a second, to 224 pixels
 LOADED_PER_CORE = {"COCO of 320 pixels": 634, "figures of 690": 227, "JPEG of 2000 x 1600": 61}
 SLOW_NETWORK = 100.0  # Gb/s of a host, for comparison

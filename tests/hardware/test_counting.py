@@ -113,7 +113,7 @@ def test_recomputation_trades_memory_for_kernels() -> None:
         products = [k for k in counter.kernels if k.kind == PRODUCT]
         assert all(k.dtype == BF16 for k in products)
         found.append((counter.peak, sum(k.flops for k in products)))
-    assert found[1][0] < 0.6 * found[0][0] and 1.25 < found[1][1] / found[0][1] < 1.35
+    assert found[1][0] < 0.6 * found[0][0] and 1.15 < found[1][1] / found[0][1] < 1.34
 
 
 # ---- times -----------------------------------------------------------------------------------------------------------

@@ -15,11 +15,10 @@ from blip.hardware.cards import CARDS, Card
 from blip.hardware.roofline import busy_seconds, host_seconds
 from blip.tasks import estimate
 from blip.tasks.dry_run import trained_on_meta
-from blip.tasks.estimate import Plan, largest_batch, plan
+from blip.tasks.estimate import GIB, Plan, largest_batch, plan
 
 pytestmark = pytest.mark.slow
 
-GIB = 2**30
 # GiB at most, of batches of 64, 128 and 256, without recomputation and with it
 PEAK = {
     ("base", 224): ((13.2, 21.9, 39.1), (6.3, 8.2, 12.0)),
@@ -46,7 +45,7 @@ def lengths(count: int) -> Tensor:
 
 def config(vit: str = "base", **values: object) -> PretrainConfig:
     words = {"tokenizer": "train", "vocab_size": 30522, "batch_size": 64, "precision": "bf16"}
-    return PretrainConfig(vit=vit, drop_path=0.1 * (vit == "large"), **{**words, **values})  # type: ignore[arg-type]
+    return PretrainConfig(vit=vit, **{**words, **values})  # type: ignore[arg-type]
 
 
 @lru_cache
@@ -106,7 +105,8 @@ def test_options_that_change_the_costs() -> None:
     plain = plan(trained_on_meta, small(), "h100")
     assert not plain.counted.gradients and not plain.collectives()
     for options, world in ((small(accumulation=2), 1), (small(), 8)):
-        assert plan(trained_on_meta, options, "h100", world=world).counted.gradients == plain.counted.trained
+        held = plan(trained_on_meta, options, "h100", world=world).counted.gradients
+        assert held == pytest.approx(plain.counted.trained, rel=0.02)
     assert plan(trained_on_meta, small(precision="fp32"), "h100").counted.peak > plain.counted.peak
     assert plan(trained_on_meta, small(clip_norm=1.0), "h100").counted.launches > plain.counted.launches
     fewer = plan(trained_on_meta, small(compile=True), "h100")
