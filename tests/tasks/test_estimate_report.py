@@ -64,7 +64,7 @@ def test_weights_and_words_of_other_machines_are_not_fetched(tmp_path: Path, cap
         f"{sizes}image_size: 32\nbatch_size: 4\ninit_from: hub:nobody/nothing\ntokenizer: hub:nobody/words\n"
     )
     rehearsals(TASKS["caption"][2])["plan"](load_config(path, TASKS["caption"][1]), "h100", 1)
-    path.write_text(f"{sizes}image_size: 32\nbatch_size: 4\nqueue_size: 8\ntokenizer: hub:nobody/words\n")
+    path.write_text(f"{sizes}queue_size: 8\n")
     plan_for(load_config(path, PretrainConfig, ["vision_init=timm/none"]), "h100", 1)
     assert shown(capsys).count("estimated: nothing ran on a GPU") == 2
 
@@ -105,4 +105,5 @@ def test_shipped_configurations_fit_the_card_that_they_name(name: str) -> None:
     assert found.fits and config.activation_checkpointing == "none"
     assert found.counted.peak / GIB == pytest.approx(stated, rel=0.02)
     assert 8 * found.samples == config.lr_reference_batch == (2400 if "large" in name else 2880)
-    assert f"{int(re.search(r'8 GPUs of (\d+) GB', text)[1])}" in card[1]
+    memory = re.search(r"8 GPUs of (\d+) GB", text)[1]
+    assert card[1].endswith(memory)
