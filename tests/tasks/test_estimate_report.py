@@ -60,9 +60,8 @@ def test_each_task(task: str, phantoms: Path, tiny_checkpoint: Path, tmp_path: P
 def test_weights_and_words_of_other_machines_are_not_fetched(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "own.yaml"
     sizes = "vit: tiny\ntext_width: 32\ntext_heads: 2\ntext_hidden: 64\ntext_layers: 2\nvocab_size: 1000\n"
-    path.write_text(
-        f"{sizes}image_size: 32\nbatch_size: 4\ninit_from: hub:nobody/nothing\ntokenizer: hub:nobody/words\n"
-    )
+    sizes += "image_size: 32\nbatch_size: 4\ntokenizer: hub:nobody/words\n"
+    path.write_text(f"{sizes}init_from: hub:nobody/nothing\n")
     rehearsals(TASKS["caption"][2])["plan"](load_config(path, TASKS["caption"][1]), "h100", 1)
     path.write_text(f"{sizes}queue_size: 8\n")
     plan_for(load_config(path, PretrainConfig, ["vision_init=timm/none"]), "h100", 1)
