@@ -20,7 +20,7 @@ from blip.hardware.cards import CARDS  # noqa: E402
 from blip.hardware.collectives import gradients, queue  # noqa: E402
 from blip.hardware.roofline import busy_seconds, host_seconds  # noqa: E402
 from blip.tasks.dry_run import trained_on_meta  # noqa: E402
-from blip.tasks.estimate import GIB, Plan, largest_batch, plan  # noqa: E402
+from blip.tasks.estimate import GIB, Memory, Plan, memory_of_batches, plan  # noqa: E402
 from blip.tasks.estimate_report import LOADED_PER_CORE  # noqa: E402
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -59,9 +59,15 @@ def planned(model: str, gpu: str = "h100", world: int = WORLD, **other: object) 
 
 
 @cache
+def memory(model: str, kind: str, precision: str) -> Memory:
+    """Of batches on a card of a host of 8."""
+    return memory_of_batches(trained_on_meta, planned(model), activation_checkpointing=kind, precision=precision)
+
+
 def fitting(model: str, gpu: str, kind: str = "none") -> int:
     """The largest batch on a card of a host of 8."""
-    return largest_batch(trained_on_meta, planned(model, gpu, batch_size=8), activation_checkpointing=kind)
+    card = CARDS[gpu]
+    return memory(model, kind, "bf16" if card.bf16 else "fp32").largest(card)
 
 
 def card_rows(gpu: str) -> list[str]:
@@ -106,8 +112,9 @@ def option_row(name: str) -> str:
     batch, precision = found.batch, found.config.precision
     launches = sum(kernel.launches for kernel in batch)
     busy, host = (1e3 * each for each in (busy_seconds(batch, found.card, precision), host_seconds(batch)))
-    memory = f"{found.counted.peak / GIB:.1f}"
-    return row(name, memory, launches, f"{busy:.0f}", f"{host:.0f}", f"{1e3 * step / images:.2f}")
+    return row(
+        name, f"{found.counted.peak / GIB:.1f}", launches, f"{busy:.0f}", f"{host:.0f}", f"{1e3 * step / images:.2f}"
+    )
 
 
 def options() -> str:

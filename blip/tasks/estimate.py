@@ -94,14 +94,24 @@ def plan(make: Make, config: ModelConfig, gpu: str, *, world: int = 1, **other: 
     return Plan(changed, card, world, count(make, changed, gradients_stay=world > 1 or changed.accumulation > 1))
 
 
-def largest_batch(make: Make, planned: Plan, **other: Any) -> int:
-    """The largest batch that fits where the options are `other` ones, a multiple of 8 if above 8; 0: none fits.
+@dataclass
+class Memory:
+    """Bytes at most: `fixed`, and `each` that a sample of a batch adds."""
 
-    Memory grows in proportion to the batch, so that two counts tell it.
-    """
+    fixed: float
+    each: float
+
+    def largest(self, card: Card) -> int:
+        """The largest batch that fits, a multiple of 8 if above 8; 0: none does."""
+        most = int((card.usable - self.fixed) / self.each)
+        return max(0, most if most < 8 else most // 8 * 8)
+
+
+def memory_of_batches(make: Make, planned: Plan, **other: Any) -> Memory:
+    """Memory grows in proportion to the batch, so that two counts tell it. `other` as in `plan`."""
     few, more = (
         plan(make, planned.config, planned.card.name, world=planned.world, batch_size=size, **other).counted.peak
         for size in (8, 24)
     )
-    most = int(8 + (planned.card.usable - few) / max(1.0, (more - few) / 16))
-    return max(0, most if most < 8 else most // 8 * 8)
+    each = (more - few) / 16
+    return Memory(few - 8 * each, each)

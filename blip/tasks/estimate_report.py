@@ -10,7 +10,7 @@ from blip.hardware.cards import USABLE
 from blip.hardware.collectives import HOST
 from blip.hardware.counting import ATTENTION, OTHER, PRODUCT
 from blip.hardware.roofline import busy_seconds, host_seconds
-from blip.tasks.estimate import GIB, Make, Plan, largest_batch, plan
+from blip.tasks.estimate import GIB, Make, Plan, memory_of_batches, plan
 
 # pictures -> those that one core reads, crops, augments and normalises in a second, to 224 pixels
 LOADED_PER_CORE = {"COCO of 320 pixels": 634, "figures of 690": 227, "JPEG of 2000 x 1600": 61}
@@ -106,7 +106,8 @@ def _of_memory(make: Make, planned: Plan, other: Plan) -> list[str]:
     config, card, counted = planned.config, planned.card, planned.counted
     own, kinds = config.activation_checkpointing, [each.config.activation_checkpointing for each in (planned, other)]
     if not planned.fits:
-        most = [f"{largest_batch(make, planned, activation_checkpointing=kind)} {TITLES[kind]}" for kind in kinds]
+        each = {kind: memory_of_batches(make, planned, activation_checkpointing=kind) for kind in kinds}
+        most = [f"{memory.largest(card)} {TITLES[kind]}" for kind, memory in each.items()]
         return [
             f"warning: {counted.peak / GIB:.1f} GiB do not fit into {USABLE:.0%} of the {card.memory} GiB of "
             f"{card.name}; the largest batch_size is {', '.join(most)}"
@@ -114,8 +115,10 @@ def _of_memory(make: Make, planned: Plan, other: Plan) -> list[str]:
     if own != "none" and other.fits:
         return ["memory: it fits without recomputation, which is faster: activation_checkpointing: none"]
     if counted.peak < card.usable / 2:
-        most = largest_batch(make, planned, activation_checkpointing=own)
-        return [f"memory: less than half of the card is used; a batch_size of {most} fits, with less accumulation"]
+        most_of_it = memory_of_batches(make, planned).largest(card)
+        return [
+            f"memory: less than half of the card is used; a batch_size of {most_of_it} fits, with less accumulation"
+        ]
     return []
 
 

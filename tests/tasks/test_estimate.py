@@ -13,9 +13,8 @@ from torch import Tensor
 from blip.config import PretrainConfig
 from blip.hardware.cards import CARDS, Card
 from blip.hardware.roofline import busy_seconds, host_seconds
-from blip.tasks import estimate
 from blip.tasks.dry_run import trained_on_meta
-from blip.tasks.estimate import GIB, Plan, largest_batch, plan
+from blip.tasks.estimate import GIB, Plan, memory_of_batches, plan
 
 pytestmark = pytest.mark.slow
 
@@ -123,8 +122,7 @@ def test_the_largest_batch_fits_and_the_next_one_does_not(monkeypatch: pytest.Mo
     monkeypatch.setitem(CARDS, "tiny", tiny)
     planned = plan(trained_on_meta, small(batch_size=104), "tiny")
     assert not planned.fits and plan(trained_on_meta, small(batch_size=100), "tiny").fits
-    assert largest_batch(trained_on_meta, planned) == 96
-    assert largest_batch(trained_on_meta, planned, activation_checkpointing="torch") > 104
-    monkeypatch.setitem(CARDS, "tiny", Card("tiny", counted.rest / GIB / 2, 100, 50, 10, 500, 10, 100, "invented"))
-    assert largest_batch(trained_on_meta, plan(trained_on_meta, small(), "tiny")) == 0
-    assert estimate.card_of("tiny").memory < 1
+    assert memory_of_batches(trained_on_meta, planned).largest(tiny) == 96
+    recomputed = memory_of_batches(trained_on_meta, planned, activation_checkpointing="torch")
+    assert recomputed.largest(tiny) > 104
+    assert recomputed.largest(Card("less", counted.rest / GIB / 2, 100, 50, 10, 500, 10, 100, "invented")) == 0
