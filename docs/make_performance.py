@@ -29,11 +29,12 @@ OPTIONS: dict[str, dict[str, object]] = {
     "as shipped": {},
     "`batch_size: 75`, `accumulation: 5`": {"batch_size": 75, "accumulation": 5},
     "`compile: true`": {"compile": True},
-    "`precision: tf32`": {"precision": "tf32"},
-    "`precision: fp32`": {"precision": "fp32"},
     "`activation_checkpointing: torch`": {"activation_checkpointing": "torch"},
+    "`precision: tf32`, `batch_size: 180`": {"precision": "tf32", "batch_size": 180},
+    "`precision: fp32`, `batch_size: 180`": {"precision": "fp32", "batch_size": 180},
     "`image_size: 384`, `batch_size: 180`": {"image_size": 384, "batch_size": 180},
-    "`max_text_tokens: 60`": {"max_text_tokens": 60},
+    "`max_text_tokens: 60`, `batch_size: 240`": {"max_text_tokens": 60, "batch_size": 240},
+    "`drop_path: 0.1`": {"drop_path": 0.1},
     "`clip_norm: 1.0`": {"clip_norm": 1.0},
 }
 WORLD = 8  # cards of a host
@@ -145,7 +146,7 @@ def loader() -> str:
         batch = fitting("ViT-B", gpu)
         rate = batch / planned("ViT-B", gpu, batch_size=batch).batch_seconds()
         rows.append(row(gpu, f"{rate:.0f}", *(f"{rate / each:.1f}" for each in LOADED_PER_CORE.values())))
-    return table(["GPU", "images/s", *(f"cores for {name} px" for name in LOADED_PER_CORE)], rows)
+    return table(["GPU", "images/s", *(f"cores for {name}" for name in LOADED_PER_CORE)], rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {"options": options, "cards": cards, "loader": loader, "network": network}
@@ -160,9 +161,8 @@ def main() -> None:
     text = PAGE.read_text(encoding="utf-8")
     for name, make in TABLES.items():
         print(f"{name} ...", flush=True)
-        begin, end = f"<!-- begin {name} -->\n", f"\n<!-- end {name} -->"
-        before, _, rest = text.partition(begin)
-        text = before + begin + make() + end + rest.partition(end)[2]
+        before, begin, rest = text.partition(f"<!-- begin {name} -->\n")
+        text = before + begin + make() + "\n" + rest[rest.index(f"<!-- end {name} -->") :]
     PAGE.write_text(text, encoding="utf-8")
 
 
