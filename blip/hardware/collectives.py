@@ -43,3 +43,11 @@ def queue(pairs: int, embed_dim: int, world: int, most: int) -> Collective:
     each = 2 * 4 * embed_dim + 2 * 8
     others = min(pairs * (world - 1), max(most, pairs)) if world > 1 else 0
     return Collective("queue", float(others * each), is_sum=False, hidden=False)
+
+
+def negatives(samples: int, tokens: int, width: int, *, low: bool) -> Collective:
+    """The states of the images that `samples` pairs draw from other processes, in bf16 if `low`, and their gradients.
+
+    At most: some of the drawn pairs are a process's own.
+    """
+    return Collective("negatives", 2.0 * samples * tokens * width * (2 if low else 4), is_sum=False, hidden=False)

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from blip.config import ModelConfig
+from blip.hardware import collectives
 from blip.hardware.cards import Card, card_of
 from blip.hardware.collectives import Collective
-from blip.hardware.collectives import gradients as gradients_of
-from blip.hardware.collectives import queue as queue_of
 from blip.hardware.counting import Kernel
 from blip.hardware.fusion import compiled
 from blip.hardware.roofline import busy_seconds, step_seconds
+from blip.network.flops import image_tokens
 from blip.tasks.counted import Counted, Trained, count
+from blip.tasks.start import vit_config
 
 GIB = 2**30
 Make = Callable[[Any], Trained]  # the parts of a step of a configuration
@@ -57,9 +58,14 @@ class Plan:
 
     def collectives(self) -> list[Collective]:
         """Of an optimizer step."""
-        config, found = self.config, [gradients_of(self.counted.trained)]
+        config = self.config
+        compressed = getattr(config, "gradient_compression", "none") == "bf16"
+        found = [collectives.gradients(self.counted.trained, compressed)]
         if getattr(config, "queue_size", 0):
-            found.append(queue_of(self.samples, config.embed_dim, self.world, config.queue_size))
+            found.append(collectives.queue(self.samples, config.embed_dim, self.world, config.queue_size))
+        if getattr(config, "negative_all_rank", False):
+            vit, low = vit_config(config), config.precision == "bf16"
+            found.append(collectives.negatives(self.samples, image_tokens(vit), vit.width, low=low))
         return found if self.world > 1 else []
 
     def waiting_seconds(self, network: float | None = None) -> float:

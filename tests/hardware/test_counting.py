@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from blip.errors import InputError
 from blip.hardware.as_on_gpu import META, as_on_gpu, backward
 from blip.hardware.cards import CARDS, Card, card_of
-from blip.hardware.collectives import gradients, queue
+from blip.hardware.collectives import gradients, negatives, queue
 from blip.hardware.counting import ATTENTION, BLOCK, OTHER, PRODUCT, Counter, Kernel, many_tensors
 from blip.hardware.fusion import compiled
 from blip.hardware.roofline import LAUNCH, SHORTEST, busy_seconds, host_seconds, step_seconds
@@ -187,4 +187,5 @@ def test_bytes_of_collectives_and_their_time() -> None:
     assert base.seconds(CARDS["h100"], 64, network=100) == pytest.approx(0.140, rel=0.1)
     assert base.seconds(CARDS["h100"], 8) == pytest.approx(2 * 7 / 8 * 1010e6 / 450e9)
     assert base.seconds(CARDS["h100"], 1) == 0
+    assert negatives(32, 577, 768, low=True).bytes == pytest.approx(2 * 28e6, rel=0.03)
     assert gradients(1010e6, compressed=True).bytes == base.bytes / 2

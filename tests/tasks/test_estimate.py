@@ -112,6 +112,7 @@ def test_options_that_change_the_costs() -> None:
     assert fewer.step_seconds() < plain.step_seconds() and len(fewer.batch) < 0.8 * len(plain.batch)
     many = plan(trained_on_meta, small(accumulation=3), "h100", world=64)
     assert [each.name for each in many.collectives()] == ["gradients", "queue"]
+    assert many.collectives()[0].bytes == many.counted.trained
     assert many.waiting_seconds() < many.waiting_seconds(network=1.0)
     assert many.samples == 48 and many.images_per_second() < many.samples / many.step_seconds()
 
