@@ -71,20 +71,20 @@ def random_steps(config: PretrainConfig, device: torch.device) -> tuple[Pretrain
     size, specials = _words(config)
     torch.manual_seed(config.seed)
     model, twin, queue = start.build_pretrain(config, size, specials, device=device)
-    recompute_and_compile(model, config, device)
+    recompute_and_compile(model, config, device, twin=twin)
     parallel = data_parallel(model, device)
     decay_all = config.decay_norms_and_biases
     optimizer = build_optimizer(model, config.lr, config.weight_decay, decay_norms_and_biases=decay_all)
     count, longest = config.batch_size, config.max_text_tokens
     images = torch.randn(count, 3, config.image_size, config.image_size, device=device)
     ids = torch.randint(5, max(6, size - 2), (count, longest), device=device)
-    lengths, own, packed = torch.full((count,), longest), torch.arange(count, device=device), not config.compile
+    lengths, own = torch.full((count,), longest), torch.arange(count, device=device)
 
     def step() -> Output:
         with autocast(device, config.precision):
-            image_features, text_features = twin(images, ids, lengths, packed)
+            image_features, text_features = twin(images, ids, lengths)
             candidates = momentum.candidates(momentum.Entries(image_features, text_features, own, own), queue)
-            out = parallel(images, ids, lengths, candidates, config.alpha, packed=packed)
+            out = parallel(images, ids, lengths, candidates, config.alpha)
         (out.itc + out.itm + out.lm).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -129,8 +129,8 @@ def trained_on_meta(config: PretrainConfig, lengths: Tensor | None = None) -> Tr
     batch = Batch(images, ids, lengths, numbers, numbers, [], [])
 
     def loss() -> Tensor:
-        candidates = contrast.candidates(batch, packed=True)
-        out = model(batch.images, batch.ids, batch.lengths, candidates, config.alpha, packed=True)
+        candidates = contrast.candidates(batch)
+        out = model(batch.images, batch.ids, batch.lengths, candidates, config.alpha)
         contrast.logs(out.match_logits, config.alpha)
         return out.itc + out.itm + out.lm
 
