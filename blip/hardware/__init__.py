@@ -1,7 +1,7 @@
 """What the package knows of devices: how much work to hand over at once, which number formats, which cards there are.
 
 profile                      how much work a device is handed at once
-processor                    what the CPU has
+processor                    the maker of the CPU
 precision                    number formats, and when torch uses them
 allocator                    the setting of torch's allocator
 cards                        GPUs and their rates
