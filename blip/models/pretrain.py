@@ -63,21 +63,19 @@ class PretrainModel(nn.Module):
         alpha: float,
         *,
         draw: Draw = losses.draw_negatives,
-        packed: bool = True,
     ) -> Output:
         """One batch to its losses.
 
         Args:
             images: (B, 3, height, width), normalised.
             ids: (B, T), each text `[CLS] ... [SEP]` and padding after it.
-            lengths: (B,) tokens of each text, on the CPU when `packed`.
+            lengths: (B,) tokens of each text, on the CPU.
             candidates: momentum features of this batch and the queue, and which of them are positives.
             alpha: weight of the momentum targets in the contrastive loss.
             draw: picks hard negatives from weights (B, B); tests give the arg-max.
-            packed: leave padding out of memory. Without it every shape is static, as compilation needs it.
         """
         encoder, states = self.text_encoder, self.image_encoder(images)  # states (B, N, D)
-        rows = Rows(lengths, ids.shape[1], ids.device, packed=packed)
+        rows = Rows(lengths, ids.shape[1], ids.device)
         # three passes read the same words but for the first: they are looked up once, and passes read `places` of them
         specials = [ids.new_full((1,), token) for token in (self.specials.enc, self.specials.dec)]
         vocabulary = encoder.embeddings.words.weight
@@ -103,9 +101,8 @@ class PretrainModel(nn.Module):
         def match() -> Tensor:
             """Matching: logits (3B, 2) of each pair, and of each half of it with a hard negative."""
             return match_with_negatives(
-                encoder, self.itm_head, enc_ids, lengths=lengths, keys=keys, negatives=negatives, packed=packed,
-                words=words,
-            )  # fmt: skip
+                encoder, self.itm_head, enc_ids, lengths=lengths, keys=keys, negatives=negatives, words=words
+            )
 
         def predict() -> Tensor:
             """Language modelling: the decoder predicts the text from the image."""
