@@ -173,6 +173,7 @@ class FineTuning:
             world=distributed.world_size(),
             num_workers=self.config.num_workers,
             pad_id=self.tokenizer.pad_id,
+            pin_memory=self.device.type == "cuda",
             collate_fn=self.collate_fn,
         )
 

@@ -70,7 +70,8 @@ class Pretraining:
         self.tokenizer = tokenizers.choose_tokenizer(config, self.data.captions(), output, resume=resume)
         self.epochs = Epochs(self.data.steps, config.accumulation, config.epochs, max_steps=config.max_steps)
         self.val_data = validation_pairs(config, self.tokenizer)
-        self.val = None if self.val_data is None else validation_loader(self.val_data, config, self.tokenizer)
+        val = self.val_data
+        self.val = None if val is None else validation_loader(val, config, self.tokenizer, device=device)
         self.skipped = SkipLog(output / "skipped.jsonl", len(self.data), config.max_skipped_fraction, world=world)
 
         torch.manual_seed(config.seed)  # equal starting weights on every process
@@ -247,7 +248,9 @@ def validation_pairs(config: PretrainConfig, tokenizer: Tokenizer) -> EvalPairs 
     return EvalPairs(pairs, encode, eval_transform(config.image_size), limits=ImageLimits.of_mb(config.max_image_mb))
 
 
-def validation_loader(data: EvalPairs, config: PretrainConfig, tokenizer: Tokenizer) -> EvalLoader:
+def validation_loader(
+    data: EvalPairs, config: PretrainConfig, tokenizer: Tokenizer, *, device: torch.device
+) -> EvalLoader:
     """Batches of this process's part of the validation pairs."""
     return eval_loader(
         data,
@@ -256,6 +259,7 @@ def validation_loader(data: EvalPairs, config: PretrainConfig, tokenizer: Tokeni
         world=distributed.world_size(),
         num_workers=config.num_workers,
         pad_id=tokenizer.pad_id,
+        pin_memory=device.type == "cuda",
     )
 
 

@@ -186,7 +186,7 @@ class Answering(FineTuning):
         own: list[tuple] = []  # index, answer, probability
         losses = LossSums()
         for batch in self.bars.over(batches, "answering"):
-            batch = batch.to(self.device)
+            batch = batch.to(self.device, non_blocking=True)
             keys = self.model.question_keys(batch.images, batch.ids, batch.lengths)
             if self.config.val_loss and len(batch.owner):  # answers of some test sets are not published
                 each = self.model.answer_losses(keys, batch.answer_ids, batch.answer_lengths, owner=batch.owner)
@@ -208,9 +208,8 @@ class Answering(FineTuning):
             ranked = rank_answers(self.model.text_decoder, keys, self.tree, k=self.config.k_test)
             best, sure = ranked.answers[:, 0].tolist(), ranked.probabilities[:, 0].tolist()
             return [(self.answers[i], p) for i, p in zip(best, sure, strict=True)]
-        # a generator of its own: samples depend on the seed and the batch, and training's random numbers stay the same
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + indices[0])
-        out = self.model.answer(keys, self.config.decoding(), self.tokenizer.sep_id, generator=generator)
+        decoding, uniforms = self.config.decoding(), self.config.uniforms(indices)
+        out = self.model.answer(keys, decoding, self.tokenizer.sep_id, uniforms=uniforms)
         sure = out.log_probs.sum(dim=1).exp().tolist()
         return [(self.tokenizer.decode(ids), p) for ids, p in zip(out.ids.tolist(), sure, strict=True)]
 
