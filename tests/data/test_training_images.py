@@ -100,7 +100,8 @@ def test_the_crop_of_any_image_is_that_of_the_whole_one(kind: str, mode: str, or
         assert ours.size == (SIDE, SIDE)
         difference = np.abs(np.asarray(ours.convert("RGB")).astype(float) - of_whole_image(data, crop))
         if kind in ("JPEG", "MPO") and mode != "CMYK":
-            assert difference.mean() < 2.5 and difference[1:-1, 1:-1].max() < 40, seed
+            assert difference.mean() < (6 if mode == "1" else 1.5), seed  # 1: nothing but dots
+            assert difference[1:-1, 1:-1].max() < (30 if mode == "1" else 9), seed
         else:  # equal, but for the outermost pixels, to which those beside the crop contribute
             assert difference[2:-2, 2:-2].max() <= 1, seed
 
@@ -117,17 +118,17 @@ def test_a_jpeg_is_decoded_at_the_fraction_that_the_crop_needs(
 
 
 def test_large_photographs_differ_little() -> None:
-    """At 1/2, 1/4 and 1/8, as pictures of cameras are decoded: over 34 dB, without a shift."""
+    """At 1/2, 1/4 and 1/8, as pictures of cameras are decoded: over 42 dB, without a shift."""
     data = encoded(picture(1000, 800))
     for scale in ((0.05, 0.1), (0.2, 0.4), (0.9, 1.0)):
         for seed in range(3):
             crop = drawn(seed, scale)
             ours, expected = np.asarray(open_crop(data, crop, 64)).astype(float), of_whole_image(data, crop, 64)
             error = ((ours - expected) ** 2).mean()
-            assert 10 * math.log10(255**2 / error) > 34
+            assert 10 * math.log10(255**2 / error) > 42
             assert abs((ours - expected).mean()) < 0.2
             moved = ((ours[:, 1:] - expected[:, :-1]) ** 2).mean()
-            assert error < moved / 4
+            assert error < moved / 20
 
 
 def test_limits_and_damage_are_those_of_whole_images(tmp_path: Path) -> None:
