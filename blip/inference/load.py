@@ -1,5 +1,6 @@
 """From a checkpoint of any format to a model that is ready to use: `blip.load(path)`."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def load(
         >>> probability = m.match_probability("chest.png", ["small left effusion", "normal"])  # (2,)
         >>> (caption,) = m.caption("chest.png")
     """
-    target, path = device_of(device), places.local(path)
+    target, path = device_of(device), places.local(os.path.expanduser(path))
     if is_adapter(path):
         tensors, info, words = _with_adapter(Path(path), tokenizer)
     else:

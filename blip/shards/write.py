@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from blip.data.compact import Texts
-from blip.data.hub import is_hub_name, pinned
+from blip.data.hub import pinned
 from blip.data.places import KINDS, kind_of_source
 from blip.data.sets.captions import Captioned
 from blip.data.sets.layout import SHARD_ANNOTATIONS as ANNOTATIONS
@@ -41,6 +41,7 @@ from blip.data.workers import worker_context
 from blip.errors import BlipError
 from blip.files import json_text, whole_file, write_whole
 from blip.hashing import stable_hash
+from blip.hub.names import is_hub_name
 from blip.shards.resize import ImageForm, Stored, stored
 
 SKIPPED = "skipped.jsonl"

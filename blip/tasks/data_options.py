@@ -11,10 +11,11 @@ import torch
 from blip import distributed
 from blip.config import ModelConfig, WeightedFile, load_run_config
 from blip.data.augment import prepared
-from blip.data.hub import is_hub_name, pinned
+from blip.data.hub import pinned
 from blip.data.image_bytes import ImageLimits
 from blip.data.training_images import FastImages, TrainingImages, WholeImages
 from blip.data.transforms import train_transform
+from blip.hub.names import is_hub_name
 
 Config = TypeVar("Config", bound=ModelConfig)
 OPTIONS = ("train_file", "val_file", "test_file")
@@ -42,7 +43,7 @@ def with_commits(config: Config) -> Config:
     data; every process has to call this.
 
     Raises:
-        HubError: there is no such data set, or it is out of reach.
+        RemoteError: there is no such data set, or it is out of reach.
     """
     given = {name: getattr(config, name) for name in OPTIONS if getattr(config, name, None)}
     if not any(is_hub_name(_path(entry)) for files in given.values() for entry in files):

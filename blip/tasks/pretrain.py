@@ -25,6 +25,7 @@ from blip.data.pairs import MAX_SOURCES, CaptionEncoder, EvalPairs
 from blip.data.skipped import SkipLog
 from blip.data.transforms import eval_transform, unnormalise
 from blip.evaluation.pretraining import evaluate_pretraining
+from blip.hardware.precision import choose_precision, computing
 from blip.models import losses
 from blip.models.decoding import Decoding
 from blip.models.generation import generate
@@ -43,7 +44,7 @@ from blip.train.history import SAMPLES, SIMILARITIES
 from blip.train.launch import launch
 from blip.train.log import RunLog
 from blip.train.loop import Step
-from blip.train.parallel import autocast, buckets, data_parallel, recompute_and_compile
+from blip.train.parallel import buckets, data_parallel, recompute_and_compile
 from blip.train.run import fit
 from blip.train.schedule import Epochs
 
@@ -63,6 +64,7 @@ class Pretraining:
 
     def __init__(self, config: PretrainConfig, output: Path, resume: Path | None, *, device: torch.device):
         self.config, self.output, self.device = config, output, device
+        choose_precision(config.precision, device)  # an error before data are read
         world = distributed.world_size()
         self.data = open_training(config, annotation_files(config), output)
         self.tokenizer = tokenizers.choose_tokenizer(config, self.data.captions(), output, resume=resume)
@@ -138,7 +140,7 @@ class Pretraining:
         seen = {f"pairs_{source}": count for source, count in sorted(self.all_seen().items())}
         if self.val is None:
             return {"epoch": done, **seen} if seen else None
-        with autocast(self.device, self.config.precision):
+        with computing(self.device, self.config.precision):
             batches = log.bars.over(self.val, "evaluating", len(self.val))
             found = evaluate_pretraining(self.model, batches, self.device, val_loss=self.config.val_loss)
             distributed.from_main(lambda: self.write_samples(step, log))
