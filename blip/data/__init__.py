@@ -14,8 +14,8 @@ sets sources hub hints compact   a reader for each published set; which records 
 pairs questions statements question_splits   the samples of each task; whole sets of questions divided by image
 images image_bytes image_files decoding_cost grey_levels   opening images; the bytes of one, from files, rows of
                        tables and shards; the images of folders; what decoding may cost; 16 bits to 8
-transforms training_images randaugment augment   images to tensors; the crops of training images, decoded alone;
-                       RandAugment on an image, and on batches, with normalisation
+transforms crops training_images randaugment augment   images to tensors; crops that are read alone; both ways from a
+                       file to pixels; RandAugment on an image, and on batches, with normalisation
 skipped                notes about unreadable images
 order batches loader gallery   which record comes when; samples to a batch; batches read ahead; images by number
 workers          the processes that read ahead, and their errors

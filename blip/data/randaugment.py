@@ -37,7 +37,7 @@ class Strength:
 
 
 class RandAugment(nn.Module):
-    """`count` operations, drawn with replacement, each then applied with probability one half. PIL RGB -> PIL RGB.
+    """`count` operations, drawn with replacement, each then applied with probability one half. PIL to PIL, RGB or grey.
 
     Ten operations, none of which inverts or posterises, translations of at most 10 pixels, empty areas filled with
     grey, a magnitude on a scale of 0 to 10. Shears keep the centre of the top-left pixel in place, and rotations turn
@@ -105,6 +105,6 @@ class RandAugment(nn.Module):
             scale=1.0,
             shear=[shear if operation == "shear_x" else 0.0, shear if operation == "shear_y" else 0.0],
             interpolation=InterpolationMode.BILINEAR,
-            fill=[float(FILL)] * 3,
+            fill=[float(FILL)] * len(image.getbands()),
             center=center,
         )

@@ -88,10 +88,10 @@ def _is_upright(image: Image.Image) -> bool:
 
 
 def _encoded(image: Image.Image, quality: int | None) -> Stored:
-    """As JPEG of this quality, with all pixels' colours; None: as PNG."""
+    """As JPEG of this quality, its colours at half the resolution as cameras store them; None: as PNG."""
     file = io.BytesIO()
     if quality is None:
         image.save(file, "PNG")
         return Stored("png", file.getvalue())
-    image.save(file, "JPEG", quality=quality, subsampling="4:4:4")
+    image.save(file, "JPEG", quality=quality, subsampling="4:2:0")
     return Stored("jpg", file.getvalue())

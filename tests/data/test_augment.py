@@ -107,9 +107,10 @@ def test_both_pipelines_have_the_same_moments() -> None:
         assert ((one.std(dim=0) / other.std(dim=0)).log().abs() < 0.15).all()
 
 
-def test_augmentation_in_the_reader_and_on_the_device_agree() -> None:
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_augmentation_in_the_reader_and_on_the_device_agree(mode: str) -> None:
     """What a CPU run does in its workers and a GPU run on the device is the same, but for rounding."""
-    data = encoded(picture(150, 120))
+    data = encoded(picture(150, 120).convert(mode))
     here, there = FastImages(40), FastImages(40, augment_here=False)
     differences = []
     for n in range(60):

@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from blip.data import training_images
+from blip.data import crops
 from blip.data.augment import normalised, prepared
 from blip.data.batches import Sample, collate
+from blip.data.crops import Crop, open_crop
 from blip.data.image_bytes import ImageLimits, UnreadableImage
 from blip.data.images import open_image
-from blip.data.training_images import Crop, FastImages, open_crop
+from blip.data.training_images import FastImages
 from blip.data.transforms import eval_transform
 
 SIDE = 32
@@ -111,7 +112,7 @@ def test_a_jpeg_is_decoded_at_the_fraction_that_the_crop_needs(
     size: tuple[int, int], fraction: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    monkeypatch.setattr(training_images, "upright", lambda image: seen.append(image.size) or image)
+    monkeypatch.setattr(crops, "upright", lambda image: seen.append(image.size) or image)
     data = encoded(picture(*size))
     open_crop(data, Crop((0.99, 1.0), np.full((10, 4), 0.5)), SIDE)
     assert seen == [tuple(-(-side // fraction) for side in size)]

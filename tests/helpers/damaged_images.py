@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from blip.data.crops import Crop, open_crop
 from blip.data.images import FORMATS, UnreadableImage, image_format, open_image, open_plain, open_reduced
-from blip.data.training_images import Crop, open_crop
 
 MEMORY, SECONDS = 2 << 30, 120  # of address space; of CPU time
 

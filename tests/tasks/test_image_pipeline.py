@@ -58,7 +58,7 @@ def test_the_pipeline_of_a_configuration() -> None:
     assert isinstance(whole, WholeImages) and whole.limits.max_bytes == 5 << 20
 
 
-@pytest.mark.usefixtures("no_java_nor_peak")
+@pytest.mark.usefixtures("no_java_nor_peak", "tiny_config")
 def test_a_run_of_an_earlier_version_goes_on_as_it_began(
     phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -77,6 +77,7 @@ def test_a_run_of_an_earlier_version_goes_on_as_it_began(
     assert "image_pipeline: pil" in file.read_text() and "image_pipeline" not in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("tiny_config")
 @pytest.mark.parametrize("augment_here", [True, False])
 def test_samples_depend_neither_on_workers_nor_on_the_start(phantoms: Path, augment_here: bool) -> None:
     pairs, order = read_pairs([str(phantoms / "captions.json")]), EpochOrder(24, 0)
