@@ -3,10 +3,11 @@
     python benchmarks/loader.py [--images FOLDER] [--image_size 224]
 
 Each side is a loader with one worker; the worker and the process that takes its batches share one core. `theirs` is the
-pipeline `pil` as it was, RandAugment(2, 5), float32 out, in a worker that does not keep the memory of images; `ours` is `fast` for a run on a GPU, uint8 out, with the operations
-drawn and left to the device; `shards` is the same from shards of 512 pixels, `stream` in the order of a stream. For
-`ours_on_a_cpu` the worker does RandAugment and the main process normalises. Without --images, photographs of 2000 x
-1600 pixels are made up. `ratio` is theirs / ours, `ratio_shards` theirs / shards.
+pipeline `pil` as it was: RandAugment(2, 5), float32 out, in a worker that does not keep the memory of images. `ours` is
+`fast` for a run on a GPU: uint8 out, the operations drawn and left to the device. `shards` is the same from shards of
+512 pixels, `stream` in the order of a stream. For `ours_on_a_cpu` the worker does RandAugment and the main process
+normalises. Without --images, photographs of 2000 x 1600 pixels are made up. `ratio` is theirs / ours, `ratio_shards`
+theirs / shards.
 """
 
 import argparse
