@@ -59,7 +59,7 @@ def shard(
 ) -> None:
     """Resizes the images of a set once and writes them into shards, which every training script reads."""
     from blip.shards.resize import ImageForm
-    from blip.shards.write import ANNOTATIONS, SKIPPED, write_shards
+    from blip.shards.write import ANNOTATIONS, SKIPPED, refuse_images_in, write_shards
 
     with user_errors():
         stored_as = ImageForm(image_size, form, quality, ImageLimits.of_mb(max_image_mb))
@@ -71,8 +71,9 @@ def shard(
         names = ["shard-?????.tar", SIZES, ANNOTATIONS, SKIPPED]
         inputs = [*sources, *filter(None, [image_root]), chosen]
         claim = claim_output(out, COMMAND, inputs=inputs, folder=True, overwrite=overwrite, names=names)
+        places = [source_of(source, **usual) for source in sources]
+        refuse_images_in(out, places)
         with alone(claim), claim.writing() as written:
-            places = [source_of(source, **usual) for source in sources]
             options = {"shard_size": shard_size, "seed": seed, "num_workers": num_workers}
             done = write_shards(places, out, stored_as, **options)
             written += done.files

@@ -42,6 +42,7 @@ from blip.errors import BlipError
 from blip.files import json_text, whole_file, write_whole
 from blip.hashing import stable_hash
 from blip.hub.names import is_hub_name
+from blip.outputs import OutputError
 from blip.shards.resize import ImageForm, Stored, stored
 
 SKIPPED = "skipped.jsonl"
@@ -120,6 +121,17 @@ def write_shards(
     else:
         (out / SKIPPED).unlink(missing_ok=True)
     return written
+
+
+def refuse_images_in(out: Path, sources: Sequence[Source]) -> None:
+    """OutputError where the folder to write, or one in it, holds images of the sources."""
+    if not out.is_dir():
+        return
+    target = os.path.join(os.path.realpath(out), "")
+    opened = records_of(_sets_of(sources), sources)
+    folders = {os.path.dirname(_full(one, given)) for one in opened for given in one.record().image_paths}
+    if inside := next((one for one in folders if os.path.join(os.path.realpath(one), "").startswith(target)), ""):
+        raise OutputError(f"{out} holds images of {inside}, an input of this command: choose another output folder")
 
 
 def _sets_of(sources: Sequence[Source]) -> Mapping[str, SetFormat]:
