@@ -15,7 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "hashing": set(),
     "hardware": {"errors"},
-    "distributed": {"errors", "files"},
+    "distributed": {"errors", "files", "hardware"},
     "hub": {"errors"},
     "tokenizer": {"errors", "files", "hub"},
     "files": {"errors"},
@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": {"config", "options", "files", "outputs", "hashing", "distributed", "errors", "command_line", "console"}
     | {"checkpoints.format", "hardware"},
     "inference": {"models", "network", "checkpoints", "files", "outputs", "tokenizer", "errors", "distributed"}
-    | {"hardware"}
+    | {"hardware", "hashing"}
     | {"data.arrays", "data.images", "data.image_bytes", "data.places", "data.sources", "data.transforms"}
     | {"data.batches"},
     "tasks": {"network", "models", "checkpoints", "data", "evaluation", "train", "inference", "hub", "hardware"}

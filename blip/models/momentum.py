@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blip.distributed import all_gather
+from blip.hardware.precision import computing
 from blip.models import losses
 from blip.network.med import TextEncoder
 from blip.network.packing import Rows
@@ -124,6 +125,13 @@ def unit_features(linear: nn.Linear, states: Tensor) -> Tensor:
     return F.normalize(linear(states).float(), dim=-1)
 
 
+def cosines(queries: Tensor, candidates: Tensor) -> Tensor:
+    """Cosines (Q, C) of features of unit length (Q, E) and (C, E), in exact float32 whatever else is computed in: in a
+    smaller format many candidates would be equally similar."""
+    with computing(queries.device, "fp32"):
+        return queries.float() @ candidates.float().T
+
+
 def contrast_with_candidates(
     image_features: Tensor, text_features: Tensor, candidates: Candidates, *, temperature: Tensor, alpha: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,9 +182,9 @@ class Twin(nn.Module):
         self.requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self, images: Tensor, ids: Tensor, lengths: Tensor, packed: bool = True) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """One batch -> image and text features, (B, E) each. It runs in training mode, dropout on, as published."""
-        rows = Rows(lengths, ids.shape[1], ids.device, packed=packed)
+        rows = Rows(lengths, ids.shape[1], ids.device)
         image_features = unit_features(self.image_proj, self.image_encoder(images, cls_only=True)[:, 0])
         text_features = unit_features(self.text_proj, self.text_encoder.text(ids, rows, first_only=True))
         return image_features, text_features

@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from blip.hardware.profile import profile_of
 from blip.network.attention import Attention, cast_once
 from blip.network.cross_attention import (
     CrossAttention,
@@ -47,9 +48,11 @@ class TextTransformer(nn.Module):
     def keys_or_states(self, states: Tensor, tokens: int, mask: Tensor | None = None) -> ImageKeys:
         """As `image_keys`, or the states themselves where these are quicker and give the same.
 
-        `tokens`: how many tokens will attend to each image in all; see `ImageAttention.can_attend_to_states`.
+        `tokens`: how many tokens will attend to each image in all; see `ImageAttention.can_attend_to_states`. Some
+        devices are always quicker with keys, see `Profile.see_states`.
         """
-        if all(layer.can_attend_to_states(tokens) for layer in self._cross_attentions()):
+        quicker = profile_of(states.device).see_states
+        if quicker and all(layer.can_attend_to_states(tokens) for layer in self._cross_attentions()):
             return ImageStates(cast_once(states), mask)
         return self.image_keys(states, mask)
 

@@ -10,7 +10,6 @@ blip/models/generation.py.
 import os
 import re
 from collections.abc import Sequence
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,12 @@ from blip.data.pairs import EvalPairs, Pairs
 from blip.evaluation.bootstrap import as_json, bootstrap
 from blip.evaluation.captions import score_captions
 from blip.evaluation.losses import LossSums, with_total
-from blip.hashing import stable_hash
 from blip.models.caption import CaptionModel
 from blip.models.losses import IGNORED, language_model_each
 from blip.network.packing import with_first
 from blip.tasks.config import CaptionConfig
 from blip.tasks.pairs import PairFineTuning
-from blip.tasks.rehearsal import rehearse
+from blip.tasks.rehearsal import rehearsals
 from blip.tasks.run import evaluate, train, warn
 from blip.tasks.samples import chosen, sample
 from blip.train.history import SAMPLES
@@ -69,8 +67,7 @@ class Captioning(PairFineTuning):
     def step(self, batch: Batch, step: int) -> Step:
         """A batch to its loss."""
         batch = batch.to(self.device, non_blocking=True)
-        packed = not self.config.compile
-        loss = self.parallel(batch.images, batch.ids, batch.lengths, prompt_length=self.prompt.shape[1], packed=packed)
+        loss = self.parallel(batch.images, batch.ids, batch.lengths, prompt_length=self.prompt.shape[1])
         return Step(loss, {"lm": loss}, len(batch), describe=lambda: self.name(batch))
 
     def evaluate(self, split: str) -> dict[str, Any]:
@@ -82,14 +79,12 @@ class Captioning(PairFineTuning):
         batches, losses = self.eval_batches(dataset), LossSums()
         own: list[tuple] = []  # index, caption, log-probability
         for batch in self.bars.over(batches, "captioning"):
-            states = self.model.image_encoder(batch.images.to(self.device))
+            states = self.model.image_encoder(batch.images.to(self.device, non_blocking=True))
             if self.config.val_loss:
                 self._add_losses(states, batch, losses)
             prompt = self.prompt.expand(len(states), -1)
-            # samples depend on the seed and on which images share a batch: on batch_size and the number of processes
-            seed = stable_hash("samples", self.config.seed, batch.indices[0])
-            generator = torch.Generator().manual_seed(seed) if decoding.sample else None
-            out = self.model.write_about(states, prompt, decoding, end_id=self.tokenizer.sep_id, generator=generator)
+            uniforms = self.config.uniforms(batch.indices)
+            out = self.model.write_about(states, prompt, decoding, end_id=self.tokenizer.sep_id, uniforms=uniforms)
             for index, ids, log_prob in zip(
                 batch.indices, out.ids.tolist(), out.log_probs.sum(1).tolist(), strict=True
             ):
@@ -189,8 +184,8 @@ def score(config: CaptionConfig, output: Path, device: torch.device, **options: 
 
 def main(help: str | None = None) -> None:
     """The command line of the task; `help` is shown with `--help`."""
-    dry_run = partial(rehearse, Captioning)
-    launch(run, CaptionConfig, default_output="runs/caption", dry_run=dry_run, evaluate=score, help=help or __doc__)
+    offered = rehearsals(Captioning)
+    launch(run, CaptionConfig, default_output="runs/caption", evaluate=score, help=help or __doc__, **offered)
 
 
 if __name__ == "__main__":

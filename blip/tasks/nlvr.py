@@ -7,7 +7,6 @@ The network is in blip/models/nlvr.py, what the tasks share in blip/tasks/finetu
 """
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from blip.models.nlvr import NlvrModel, statement_loss
 from blip.tasks.config import NlvrConfig
 from blip.tasks.data_options import entries, read_as
 from blip.tasks.finetune import FineTuning
-from blip.tasks.rehearsal import rehearse
+from blip.tasks.rehearsal import rehearsals
 from blip.tasks.run import evaluate, train
 from blip.tasks.samples import chosen, of_statement
 from blip.train.history import SAMPLES
@@ -74,7 +73,7 @@ class Judging(FineTuning):
     def step(self, batch: NlvrBatch, step: int) -> Step:
         """A batch to its loss."""
         batch = batch.to(self.device, non_blocking=True)
-        logits = self.parallel(batch.images, batch.ids, batch.lengths, packed=not self.config.compile)
+        logits = self.parallel(batch.images, batch.ids, batch.lengths)
         loss = statement_loss(logits, batch.labels)
         right = (logits.argmax(dim=1) == batch.labels).float().mean()
         return Step(loss, {"ce": loss, "accuracy": right}, 2 * len(batch), describe=lambda: self._name(batch))
@@ -98,7 +97,7 @@ class Judging(FineTuning):
         own: list[tuple] = []  # index, probability
         losses = LossSums()
         for batch in self.bars.over(batches, "judging"):
-            batch = batch.to(self.device)
+            batch = batch.to(self.device, non_blocking=True)
             logits = self.model(batch.images, batch.ids, batch.lengths)
             if config.val_loss:
                 losses.add("ce", statement_loss(logits, batch.labels) * len(batch), len(batch))
@@ -140,8 +139,8 @@ def score(config: NlvrConfig, output: Path, device: torch.device, **options: Any
 
 def main(help: str | None = None) -> None:
     """The command line of the task; `help` is shown with `--help`."""
-    dry_run = partial(rehearse, Judging)
-    launch(run, NlvrConfig, default_output="runs/nlvr", dry_run=dry_run, evaluate=score, help=help or __doc__)
+    offered = rehearsals(Judging)
+    launch(run, NlvrConfig, default_output="runs/nlvr", evaluate=score, help=help or __doc__, **offered)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from blip.network.med import DecoderStep
 from blip.tasks import start, tokenizers
 from blip.tasks.contrast import MomentumContrast
 from blip.tasks.data_options import entries, on_device, training_images, with_commits, with_pipeline_of_run
-from blip.tasks.dry_run import run_once
+from blip.tasks.dry_run import plan_for, run_once
 from blip.tasks.pretrain_data import open_training, read_part
 from blip.tasks.samples import chosen, sample
 from blip.tokenizer import Tokenizer
@@ -44,7 +44,7 @@ from blip.train.history import SAMPLES, SIMILARITIES
 from blip.train.launch import launch
 from blip.train.log import RunLog
 from blip.train.loop import Step
-from blip.train.parallel import buckets, data_parallel, recompute_and_compile
+from blip.train.parallel import data_parallel, not_compiled, padded_lengths, recompute_and_compile
 from blip.train.run import fit
 from blip.train.schedule import Epochs
 
@@ -70,7 +70,8 @@ class Pretraining:
         self.tokenizer = tokenizers.choose_tokenizer(config, self.data.captions(), output, resume=resume)
         self.epochs = Epochs(self.data.steps, config.accumulation, config.epochs, max_steps=config.max_steps)
         self.val_data = validation_pairs(config, self.tokenizer)
-        self.val = None if self.val_data is None else validation_loader(self.val_data, config, self.tokenizer)
+        val = self.val_data
+        self.val = None if val is None else validation_loader(val, config, self.tokenizer, device=device)
         self.skipped = SkipLog(output / "skipped.jsonl", len(self.data), config.max_skipped_fraction, world=world)
 
         torch.manual_seed(config.seed)  # equal starting weights on every process
@@ -83,7 +84,7 @@ class Pretraining:
         )
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout and negatives differ between processes
         freeze(self.model, config.freeze)
-        recompute_and_compile(self.model, config, device)
+        recompute_and_compile(self.model, config, device, twin=twin)
         self.parallel = data_parallel(self.model, device)
         self.itm_mean: torch.Tensor | None = None  # running mean of the ITM loss
         self.warned = False
@@ -94,7 +95,7 @@ class Pretraining:
         """Training batches without end, from the first one of optimizer step `start_step` (counted from 0)."""
         config = self.config
         images = training_images(config, self.device)
-        pad_to = buckets(config.max_text_tokens) if config.compile else ()
+        pad_to = padded_lengths(config.max_positions) if config.compile else ()
         start = self.epochs.position(start_step)
         pin = self.device.type == "cuda"
         batches = self.data.batches(self.tokenizer, images, start, pad_to=pad_to, pin=pin)
@@ -104,17 +105,15 @@ class Pretraining:
         """A batch to its losses. Changes no weights; `contrast` keeps what the update needs."""
         config = self.config
         batch = batch.to(self.device, non_blocking=True)
-        packed = not config.compile  # compiled code needs few different shapes
         alpha = self.contrast.alpha(step, self.epochs.steps)
-        candidates = self.contrast.candidates(batch, packed=packed)
-        out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha, packed=packed)
+        candidates = self.contrast.candidates(batch)
+        out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha)
 
         self.pending.append((out.itm.detach(), batch.sources))
         logs = {"itc": out.itc, "itm": out.itm, "lm": out.lm, **self.contrast.logs(out.match_logits, alpha)}
         cost = flops.pretrain_step(
             self.model.image_encoder.config, self.model.text_encoder.config, batch.lengths.tolist(),
             longest=batch.ids.shape[1], embed_dim=config.embed_dim, queue=config.queue_size,
-            savings=flops.Savings(packed=packed),
         )  # fmt: skip
         loss = out.itc + out.itm + out.lm
         return Step(loss, logs, len(batch), flops=cost.total, describe=lambda: self._name(batch))
@@ -140,7 +139,7 @@ class Pretraining:
         seen = {f"pairs_{source}": count for source, count in sorted(self.all_seen().items())}
         if self.val is None:
             return {"epoch": done, **seen} if seen else None
-        with computing(self.device, self.config.precision):
+        with computing(self.device, self.config.precision), not_compiled():
             batches = log.bars.over(self.val, "evaluating", len(self.val))
             found = evaluate_pretraining(self.model, batches, self.device, val_loss=self.config.val_loss)
             distributed.from_main(lambda: self.write_samples(step, log))
@@ -246,7 +245,9 @@ def validation_pairs(config: PretrainConfig, tokenizer: Tokenizer) -> EvalPairs 
     return EvalPairs(pairs, encode, eval_transform(config.image_size), limits=ImageLimits.of_mb(config.max_image_mb))
 
 
-def validation_loader(data: EvalPairs, config: PretrainConfig, tokenizer: Tokenizer) -> EvalLoader:
+def validation_loader(
+    data: EvalPairs, config: PretrainConfig, tokenizer: Tokenizer, *, device: torch.device
+) -> EvalLoader:
     """Batches of this process's part of the validation pairs."""
     return eval_loader(
         data,
@@ -255,6 +256,7 @@ def validation_loader(data: EvalPairs, config: PretrainConfig, tokenizer: Tokeni
         world=distributed.world_size(),
         num_workers=config.num_workers,
         pad_id=tokenizer.pad_id,
+        pin_memory=device.type == "cuda",
     )
 
 
@@ -274,7 +276,7 @@ def run(config: PretrainConfig, output: Path, resume: str, *, device: torch.devi
 
 def main(help: str | None = None) -> None:
     """The command line of the task; `help` is shown with `--help`."""
-    launch(run, PretrainConfig, default_output="runs/pretrain", dry_run=run_once, help=help or __doc__)
+    launch(run, PretrainConfig, default_output="runs/pretrain", dry_run=run_once, plan=plan_for, help=help or __doc__)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ blip/evaluation/retrieval.py.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from blip.tasks.config import RetrievalConfig
 from blip.tasks.contrast import MomentumContrast
 from blip.tasks.finetune import NothingToScore
 from blip.tasks.pairs import PairFineTuning
-from blip.tasks.rehearsal import rehearse
+from blip.tasks.rehearsal import rehearsals
 from blip.tasks.run import evaluate, train
 from blip.tasks.samples import chosen, sample
 from blip.train.history import SAMPLES, SIMILARITIES
@@ -76,15 +75,14 @@ class Retrieving(PairFineTuning):
         """A batch to its losses. Changes no weights; `contrast` keeps what the update needs."""
         config = self.config
         batch = batch.to(self.device, non_blocking=True)
-        packed = not config.compile
         alpha = self.contrast.alpha(step, self.epochs.steps)
-        candidates = self.contrast.candidates(batch, packed=packed)
+        candidates = self.contrast.candidates(batch)
         others = None
         if config.negative_all_rank:
             own = batch.caption_ids, batch.image_ids
             everyone = distributed.all_gather(batch.caption_ids), distributed.all_gather(batch.image_ids)
             others = momentum.same_pairs(own, everyone, by_caption=self.equal_captions, by_image=True)
-        out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha, others=others, packed=packed)
+        out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha, others=others)
         logs = {"itc": out.itc, "itm": out.itm, **self.contrast.logs(out.match_logits, alpha)}
         return Step(out.itc + out.itm, logs, len(batch), describe=lambda: self.name(batch))
 
@@ -104,7 +102,10 @@ class Retrieving(PairFineTuning):
             self.galleries[split] = self._gallery(split)
         gallery = self.galleries[split]
         limits = ImageLimits.of_mb(self.config.max_image_mb)
-        pixels = ImagesByNumber(gallery.images, self.eval_transform(), self.config.num_workers, limits=limits)
+        pixels = ImagesByNumber(
+            gallery.images, self.eval_transform(), self.config.num_workers,
+            pin_memory=self.device.type == "cuda", limits=limits,
+        )  # fmt: skip
         count, texts = len(gallery.images), gallery.texts
         found = evaluate_retrieval(
             self.model,
@@ -221,8 +222,8 @@ def score(config: RetrievalConfig, output: Path, device: torch.device, **options
 
 def main(help: str | None = None) -> None:
     """The command line of the task; `help` is shown with `--help`."""
-    dry_run = partial(rehearse, Retrieving)
-    launch(run, RetrievalConfig, default_output="runs/retrieval", dry_run=dry_run, evaluate=score, help=help or __doc__)
+    offered = rehearsals(Retrieving)
+    launch(run, RetrievalConfig, default_output="runs/retrieval", evaluate=score, help=help or __doc__, **offered)
 
 
 if __name__ == "__main__":

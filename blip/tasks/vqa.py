@@ -7,7 +7,6 @@ The loss is in blip/models/vqa.py, ranking of answers in blip/models/ranking.py,
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ from blip.network.cross_attention import ProjectedKeys
 from blip.tasks.config import VqaConfig
 from blip.tasks.data_options import entries, is_there, read_as
 from blip.tasks.finetune import FineTuning
-from blip.tasks.rehearsal import rehearse
+from blip.tasks.rehearsal import rehearsals
 from blip.tasks.run import evaluate, train
 from blip.tasks.samples import about_answer, of_questions
 from blip.train.history import SAMPLES
@@ -133,7 +132,6 @@ class Answering(FineTuning):
             answer_lengths=batch.answer_lengths,
             owner=batch.owner,
             weights=batch.weights,
-            packed=not self.config.compile,
         )
         return Step(loss, {"lm": loss}, len(batch), describe=lambda: self._name(batch))
 
@@ -185,7 +183,7 @@ class Answering(FineTuning):
         own: list[tuple] = []  # index, answer, probability
         losses = LossSums()
         for batch in self.bars.over(batches, "answering"):
-            batch = batch.to(self.device)
+            batch = batch.to(self.device, non_blocking=True)
             keys = self.model.question_keys(batch.images, batch.ids, batch.lengths)
             if self.config.val_loss and len(batch.owner):  # answers of some test sets are not published
                 each = self.model.answer_losses(keys, batch.answer_ids, batch.answer_lengths, owner=batch.owner)
@@ -207,9 +205,8 @@ class Answering(FineTuning):
             ranked = rank_answers(self.model.text_decoder, keys, self.tree, k=self.config.k_test)
             best, sure = ranked.answers[:, 0].tolist(), ranked.probabilities[:, 0].tolist()
             return [(self.answers[i], p) for i, p in zip(best, sure, strict=True)]
-        # a generator of its own: samples depend on the seed and the batch, and training's random numbers stay the same
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + indices[0])
-        out = self.model.answer(keys, self.config.decoding(), self.tokenizer.sep_id, generator=generator)
+        decoding, uniforms = self.config.decoding(), self.config.uniforms(indices)
+        out = self.model.answer(keys, decoding, self.tokenizer.sep_id, uniforms=uniforms)
         sure = out.log_probs.sum(dim=1).exp().tolist()
         return [(self.tokenizer.decode(ids), p) for ids, p in zip(out.ids.tolist(), sure, strict=True)]
 
@@ -291,8 +288,8 @@ def score(config: VqaConfig, output: Path, device: torch.device, **options: Any)
 
 def main(help: str | None = None) -> None:
     """The command line of the task; `help` is shown with `--help`."""
-    dry_run = partial(rehearse, Answering)
-    launch(run, VqaConfig, default_output="runs/vqa", dry_run=dry_run, evaluate=score, help=help or __doc__)
+    offered = rehearsals(Answering)
+    launch(run, VqaConfig, default_output="runs/vqa", evaluate=score, help=help or __doc__, **offered)
 
 
 if __name__ == "__main__":
