@@ -5,11 +5,19 @@ brackets. `load_config` and the others that read and write files are those of `b
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
-from blip.options.reading import Config, ConfigError, dump_config, find_config, load_config, with_options
+from blip.options.reading import (
+    Config,
+    ConfigError,
+    dump_config,
+    find_config,
+    load_config,
+    load_run_config,
+    with_options,
+)
 
 __all__ = [
     "Config",
@@ -22,6 +30,7 @@ __all__ = [
     "dump_config",
     "find_config",
     "load_config",
+    "load_run_config",
     "with_options",
 ]
 
@@ -95,6 +104,8 @@ class RunConfig(BaseModel):
 class ModelConfig(RunConfig):
     """Options of data and model, for every task. Sizes in pixels, tokens or units."""
 
+    older_runs: ClassVar[dict[str, Any]] = {"image_pipeline": "pil"}  # see `load_run_config`
+
     # data
     train_file: list[str | WeightedFile] = []  # annotation files, or {path: FILE, weight: NUMBER}
     val_file: list[str | WeightedFile] = []  # annotation files scored after each epoch
@@ -109,6 +120,7 @@ class ModelConfig(RunConfig):
     image_size: int = Field(224, gt=0)  # a side, after cropping and scaling [pixels]
     crop_scale: tuple[float, float] | None = (0.2, 1.0)  # of the image's area in a random crop; null: no crop [shares]
     randaugment: tuple[int, int] | None = (2, 5)  # operations per image, their magnitude of 10; null: none [numbers]
+    image_pipeline: Literal["fast", "pil"] = "fast"  # of training; pil: as in earlier versions, slower, equally random
     horizontal_flip: bool = False  # off: left and right have a meaning in medical images
     max_text_tokens: int = Field(30, ge=3)  # longer texts are cut [tokens]
     text_cleaning: Literal["none", "blip"] = "none"  # blip: as the published code cleans captions

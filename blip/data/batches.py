@@ -3,7 +3,7 @@
 B samples in a batch, T text tokens, S side of an image in pixels.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from typing import Self
 
 import torch
@@ -11,23 +11,41 @@ from torch import Tensor
 
 from blip.data.skipped import Skipped
 
+# operations of RandAugment on an image: numbers of `blip.data.randaugment.OPERATIONS`, negative in the other direction
+Operations = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """An image of a sample: normalised, or as `blip.data.augment.prepared` takes it."""
+
+    image: Tensor  # float32 (3, S, S), or uint8
+    operations: Operations = ()  # those that are still to be done
+
 
 @dataclass
 class Sample:
     """One image with one caption. In evaluation `image` is None where it is unreadable."""
 
-    image: Tensor | None  # float32 (3, S, S)
+    image: Tensor | None  # (3, S, S), see `Pixels`
     ids: list[int]  # [CLS] ... [SEP]
     caption_id: int
     image_id: int
     index: int
     skipped: list[Skipped]  # unreadable images that this sample replaces
     source: str = ""  # of the pair, such as web or synthetic; "": not given
+    operations: Operations = ()  # of the image, see `Pixels`
 
 
 @dataclass
 class TensorBatch:
-    """Base of the batches of every task: their tensors move to a device, except lengths, which the CPU reads."""
+    """Base of the batches of every task: their tensors move to a device, except lengths, which the CPU reads.
+
+    Images of training are uint8 until `blip.data.augment.prepared` makes them float32, unless their reader has done so.
+    """
+
+    _: KW_ONLY
+    operations: list[Operations] = field(default_factory=list)  # of each image in order, see `Pixels`
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """A copy on the device; lengths stay on the CPU."""
@@ -73,6 +91,7 @@ def collate(samples: list[Sample], pad_id: int = 0, pad_to: tuple[int, ...] = ()
         indices=[sample.index for sample in samples],
         skipped=skipped,
         sources=[sample.source for sample in samples],
+        operations=[sample.operations for sample in samples],
     )
 
 

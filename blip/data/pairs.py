@@ -23,6 +23,7 @@ from blip.data.images import open_image
 from blip.data.order import EpochOrder, Walk, open_or_note, seeded
 from blip.data.sets.captions import CAPTION_SETS
 from blip.data.sources import Entry, records_of
+from blip.data.training_images import TrainingImages, Transform, images_of
 from blip.errors import InputError
 from blip.hashing import stable_hash
 from blip.tokenizer import Tokenizer, blip_cleaning
@@ -224,15 +225,14 @@ class PairDataset(Dataset):
         order: EpochOrder,
         encode: Callable[[str], list[int]],
         *,
-        transform: Callable[[Image.Image], Tensor],
+        transform: Transform | TrainingImages,
         seed: int,
         max_skipped_fraction: float = 0.01,
         limits: ImageLimits = LIMITS,
     ):
-        """`encode`: a caption to ids, see `CaptionEncoder`; `transform`: PIL RGB to (3, S, S); `max_skipped_fraction`:
-        see `Walk`."""
-        self.limits = limits
-        self.pairs, self.encode, self.transform, self.seed = pairs, encode, transform, seed
+        """`encode`: a caption to ids, see `CaptionEncoder`; `transform`: PIL RGB to (3, S, S), or what reads images by
+        itself; `max_skipped_fraction`: see `Walk`."""
+        self.pairs, self.encode, self.images, self.seed = pairs, encode, images_of(transform, limits), seed
         self.order, self.walk = order, Walk(order, len(pairs), max_skipped_fraction)
 
     def __len__(self) -> int:
@@ -241,16 +241,22 @@ class PairDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """The sample at (epoch, position), or the next readable one, with notes about those skipped."""
         epoch, position = key
-        index, image, skipped = self.walk.open(epoch, position, self._open)
+        path_of, key = self.pairs.image_path, (self.seed, epoch)
+        index, image, skipped = self.walk.open(epoch, position, lambda i: self.images.read(path_of(i), *key, i))
         captions = self.pairs.captions(index)
         with seeded(self.seed, epoch, index):
             caption = captions[int(torch.randint(len(captions), ()))]
-            pixels = self.transform(image)
-        image_id, source = self.pairs.image_id(index), self.pairs.pair_source(index)
-        return Sample(pixels, self.encode(caption), caption_id(caption), image_id, index, skipped, source)
-
-    def _open(self, index: int) -> Image.Image:
-        return open_image(self.pairs.image_path(index), self.limits)
+            pixels = self.images.finish(image)
+        return Sample(
+            pixels.image,
+            self.encode(caption),
+            caption_id(caption),
+            self.pairs.image_id(index),
+            index,
+            skipped,
+            self.pairs.pair_source(index),
+            pixels.operations,
+        )
 
 
 class EvalPairs(Dataset):

@@ -18,13 +18,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from blip.data.batches import TensorBatch, padded
+from blip.data.batches import Operations, TensorBatch, padded
 from blip.data.compact import Labels, TextLists, Texts
 from blip.data.images import LIMITS, ImageLimits, open_image
 from blip.data.order import EpochOrder, Walk, open_or_note, seeded
 from blip.data.sets.questions import QUESTION_SETS, Question
 from blip.data.skipped import Skipped
 from blip.data.sources import Entry, records_of
+from blip.data.training_images import TrainingImages, Transform, images_of
 from blip.errors import InputError
 from blip.tokenizer import Tokenizer
 
@@ -168,12 +169,13 @@ def read_questions(files: Sequence[Entry], image_root: str = "", dataset: str = 
 class VqaSample:
     """One image with a question and its answers. In evaluation `image` is None where it is unreadable."""
 
-    image: Tensor | None  # float32 (3, S, S)
+    image: Tensor | None  # (3, S, S), see `Pixels`
     ids: list[int]  # the question, [CLS] ... [SEP]
     answers: list[list[int]]  # each [CLS] ... [SEP]
     weights: list[float]  # of each answer
     index: int
     skipped: list[Skipped]  # unreadable images that this sample replaces
+    operations: Operations = ()  # of the image, see `Pixels`
 
 
 class QuestionEncoder:
@@ -200,12 +202,13 @@ class VqaDataset(Dataset):
         order: EpochOrder,
         encode: QuestionEncoder,
         *,
-        transform: Callable[[Image.Image], Tensor],
+        transform: Transform | TrainingImages,
         seed: int,
         max_skipped_fraction: float = 0.01,
         limits: ImageLimits = LIMITS,
     ):
-        """`order`: made with `len(questions)` and `record_weights`; `max_skipped_fraction`: see `Walk`.
+        """`order`: made with `len(questions)` and `record_weights`; `transform`: PIL RGB to (3, S, S), or what reads
+        images by itself; `max_skipped_fraction`: see `Walk`.
 
         Raises ValueError where a question has no answer, as in test sets whose answers are not published.
         """
@@ -213,8 +216,7 @@ class VqaDataset(Dataset):
         if len(unanswered):
             name = questions[int(unanswered[0])].question_id
             raise InputError(f"{len(unanswered)} questions have no answer to learn from, the first being {name}")
-        self.questions, self.encode, self.transform, self.seed = questions, encode, transform, seed
-        self.limits = limits
+        self.questions, self.encode, self.images, self.seed = questions, encode, images_of(transform, limits), seed
         self.order, self.walk = order, Walk(order, len(questions), max_skipped_fraction)
 
     def __len__(self) -> int:
@@ -223,12 +225,14 @@ class VqaDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> VqaSample:
         """The sample at (epoch, position), or the next readable one, with notes about those skipped."""
         epoch, position = key
-        path_of = self.questions.image_path
-        index, image, skipped = self.walk.open(epoch, position, lambda i: open_image(path_of(i), self.limits))
+        path_of, key = self.questions.image_path, (self.seed, epoch)
+        index, image, skipped = self.walk.open(epoch, position, lambda i: self.images.read(path_of(i), *key, i))
         with seeded(self.seed, epoch, index):
-            pixels = self.transform(image)
+            pixels = self.images.finish(image)
         question = self.questions[index]
-        return VqaSample(pixels, *self.encode(question), question.weights, index, skipped)
+        return VqaSample(
+            pixels.image, *self.encode(question), question.weights, index, skipped, operations=pixels.operations
+        )
 
 
 class EvalQuestions(Dataset):
@@ -289,4 +293,5 @@ def collate_vqa(samples: list[VqaSample], pad_id: int = 0, pad_to: tuple[int, ..
         weights=torch.tensor([weight for sample in samples for weight in sample.weights], dtype=torch.float32),
         indices=[sample.index for sample in samples],
         skipped=skipped,
+        operations=[sample.operations for sample in samples],
     )

@@ -10,7 +10,7 @@ B statements in a batch, T text tokens, S side of an image in pixels.
 import os
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from blip.data.batches import TensorBatch, padded
+from blip.data.batches import Operations, TensorBatch, padded
 from blip.data.compact import TextLists, Texts
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
 from blip.data.images import open_image
@@ -26,6 +26,7 @@ from blip.data.order import EpochOrder, Walk, open_or_note, seeded
 from blip.data.sets.statements import STATEMENT_SETS, Statement
 from blip.data.skipped import Skipped
 from blip.data.sources import Entry, records_of
+from blip.data.training_images import TrainingImages, Transform, images_of
 from blip.errors import InputError
 from blip.tokenizer import Tokenizer
 
@@ -89,11 +90,12 @@ def full_paths(images: tuple[str, str] | str, root: str) -> tuple[str, str] | st
 class NlvrSample:
     """Two images with a sentence. In evaluation `images` is None where one of them is unreadable."""
 
-    images: Tensor | None  # float32 (2, 3, S, S), left and right
+    images: Tensor | None  # (2, 3, S, S), left and right, see `Pixels`
     ids: list[int]  # [CLS] ... [SEP]
     label: bool
     index: int
     skipped: list[Skipped]  # unreadable images that this sample replaces
+    operations: list[Operations] = field(default_factory=list)  # of each image, see `Pixels`
 
 
 def open_images(images: tuple[str, str] | str, limits: ImageLimits = LIMITS) -> tuple[Image.Image, Image.Image]:
@@ -130,14 +132,15 @@ class NlvrDataset(Dataset):
         order: EpochOrder,
         tokenizer: Tokenizer,
         *,
-        transform: Callable[[Image.Image], Tensor],
+        transform: Transform | TrainingImages,
         max_tokens: int,
         seed: int,
         max_skipped_fraction: float = 0.01,
         limits: ImageLimits = LIMITS,
     ):
-        """`max_skipped_fraction`: see `Walk`; a statement is skipped if one of its images is unreadable."""
-        self.statements, self.tokenizer, self.transform = statements, tokenizer, transform
+        """`transform`: PIL RGB to (3, S, S), or what reads images by itself; `max_skipped_fraction`: see `Walk`; a
+        statement is skipped if one of its images is unreadable."""
+        self.statements, self.tokenizer, self.images = statements, tokenizer, images_of(transform, limits)
         self.max_tokens, self.seed, self.limits = max_tokens, seed, limits
         self.order, self.walk = order, Walk(order, len(statements), max_skipped_fraction)
 
@@ -147,15 +150,24 @@ class NlvrDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> NlvrSample:
         """The sample at (epoch, position), or the next readable one, with notes about those skipped."""
         epoch, position = key
-        index, pair, skipped = self.walk.open(
-            epoch, position, lambda i: open_images(self.statements[i].images, self.limits)
-        )
+        index, pair, skipped = self.walk.open(epoch, position, lambda i: self._read(epoch, i))
         with seeded(self.seed, epoch, index):
-            images = torch.stack([self.transform(image) for image in pair])
+            pixels = [self.images.finish(image) for image in pair]
         item = self.statements[index]
         return NlvrSample(
-            images, self.tokenizer.encode([item.sentence], self.max_tokens)[0], item.label, index, skipped
+            torch.stack([one.image for one in pixels]),
+            self.tokenizer.encode([item.sentence], self.max_tokens)[0],
+            item.label,
+            index,
+            skipped,
+            [one.operations for one in pixels],
         )
+
+    def _read(self, epoch: int, index: int) -> list[Any]:
+        """The left and the right image as `images` reads them."""
+        given = self.statements[index].images
+        pair = open_images(given, self.limits) if isinstance(given, str) else given
+        return [self.images.read(one, self.seed, epoch, index, side) for side, one in enumerate(pair)]
 
 
 class EvalStatements(Dataset):
@@ -214,4 +226,5 @@ def collate_nlvr(samples: list[NlvrSample], pad_id: int = 0, pad_to: tuple[int, 
         labels=torch.tensor([sample.label for sample in samples], dtype=torch.int64),
         indices=[sample.index for sample in samples],
         skipped=skipped,
+        operations=[operations for sample in samples for operations in sample.operations],
     )

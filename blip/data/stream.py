@@ -16,17 +16,15 @@ from dataclasses import KW_ONLY, dataclass, replace
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from blip.data.batches import Batch, Sample, collate
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
-from blip.data.images import open_image
 from blip.data.loader import data_loader
 from blip.data.order import seeded
 from blip.data.pairs import caption_id
 from blip.data.skipped import Skipped, TooManySkipped, too_many
+from blip.data.training_images import TrainingImages, Transform, images_of
 from blip.data.webdataset import Raw, TarShards
 from blip.errors import BlipError, InputError
 from blip.hashing import stable_hash
@@ -89,16 +87,17 @@ class StreamDataset(IterableDataset):
         self,
         order: StreamOrder,
         encode: Callable[[str], list[int]],
-        transform: Callable[[Image.Image], Tensor],
+        transform: Transform | TrainingImages,
         *,
         start: tuple[int, int] = (0, 0),
         pad_id: int = 0,
         pad_to: tuple[int, ...] = (),
         limits: ImageLimits = LIMITS,
     ):
-        """`encode`: a caption to ids; `transform`: PIL RGB to (3, S, S); `pad_id`, `pad_to`: see `padded`."""
-        self.order, self.encode, self.transform, self.start = order, encode, transform, start
-        self.pad_id, self.pad_to, self.limits = pad_id, pad_to, limits
+        """`encode`: a caption to ids; `transform`: PIL RGB to (3, S, S), or what reads images by itself; `pad_id`,
+        `pad_to`: see `padded`."""
+        self.order, self.encode, self.images, self.start = order, encode, images_of(transform, limits), start
+        self.pad_id, self.pad_to = pad_id, pad_to
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -149,15 +148,22 @@ class StreamDataset(IterableDataset):
         return samples
 
     def _sample(self, epoch: int, raw: Raw) -> Sample:
-        record, image = raw.record(), open_image(raw.image(), self.limits)
+        record, image = raw.record(), self.images.read(raw.image(), self.order.seed, epoch, raw.number)
         captions = record["caption"]
         with seeded(self.order.seed, epoch, raw.number):
             caption = captions[int(torch.randint(len(captions), ()))]
-            pixels = self.transform(image)
+            pixels = self.images.finish(image)
         image_id = stable_hash(record["image_id"] or record.get("image") or self.order.shards.name(raw.number))
         source = str(record.get("source") or "")
         return Sample(
-            pixels, self.encode(caption), caption_id(caption), image_id, index=raw.number, skipped=[], source=source
+            pixels.image,
+            self.encode(caption),
+            caption_id(caption),
+            image_id,
+            index=raw.number,
+            skipped=[],
+            source=source,
+            operations=pixels.operations,
         )
 
 

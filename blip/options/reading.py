@@ -59,6 +59,13 @@ def load_config(
     return _validated(cls, values, str(path), given=given, own=own)
 
 
+def load_run_config(path: str | Path, cls: type[Config]) -> Config:
+    """The configuration that a run wrote. Options that it lacks, since it is of an earlier version, have the values
+    of the class's `older_runs`: what that version did. ConfigError as in `load_config`."""
+    values = read_values(Path(path), cls)
+    return _validated(cls, {**getattr(cls, "older_runs", {}), **values}, str(path))
+
+
 def read_values(path: Path, cls: type[BaseModel]) -> dict[str, Any]:
     """The keys and values of a file, before their types are checked; ConfigError for unknown keys."""
     try:

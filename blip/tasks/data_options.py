@@ -1,12 +1,20 @@
-"""The data that a run names: how its files are read, and the commits of data sets of the Hugging Face hub."""
+"""The data that a run names: how its files are read, the commits of data sets of the Hugging Face hub, and how the
+images of training become pixels."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from blip import distributed
-from blip.config import ModelConfig, WeightedFile
+from blip.config import ModelConfig, WeightedFile, load_run_config
+from blip.data.augment import prepared
 from blip.data.hub import pinned
+from blip.data.image_bytes import ImageLimits
+from blip.data.training_images import FastImages, TrainingImages, WholeImages
+from blip.data.transforms import train_transform
 from blip.hub.names import is_hub_name
 
 Config = TypeVar("Config", bound=ModelConfig)
@@ -58,3 +66,30 @@ def _pinned(entry: str | WeightedFile) -> str | WeightedFile:
 
 def _path(entry: str | WeightedFile) -> str:
     return entry if isinstance(entry, str) else entry.path
+
+
+# ---- images of training ----------------------------------------------------------------------------------------------
+
+
+def training_images(config: ModelConfig, device: torch.device) -> TrainingImages:
+    """What reads the images of training; RandAugment is done on a GPU where there is one."""
+    size, limits = config.image_size, ImageLimits.of_mb(config.max_image_mb)
+    usual: dict[str, Any] = {"horizontal_flip": config.horizontal_flip}
+    if config.image_pipeline == "pil":
+        return WholeImages(train_transform(size, config.crop_scale, config.randaugment, **usual), limits)
+    usual |= {"limits": limits, "augment_here": device.type != "cuda"}
+    return FastImages(size, config.crop_scale, config.randaugment, **usual)
+
+
+def on_device(batches: Iterator[Any], config: ModelConfig, device: torch.device) -> Iterator[Any]:
+    """Batches of `training_images` with their images as the model takes them."""
+    return prepared(batches, device, config.randaugment[1] if config.randaugment else 0)
+
+
+def with_pipeline_of_run(config: Config, checkpoint: Path | None) -> Config:
+    """The configuration with the `image_pipeline` that a run began with, unless it is set; that of a run of an earlier
+    version, whose `config.yaml` has no such key, is `pil`. A new run keeps its own."""
+    saved = checkpoint.parent.parent / "config.yaml" if checkpoint else None
+    if saved is None or not saved.is_file() or "image_pipeline" in config.model_fields_set:
+        return config
+    return config.model_copy(update={"image_pipeline": load_run_config(saved, type(config)).image_pipeline})

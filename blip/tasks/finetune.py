@@ -30,12 +30,14 @@ from blip.data.batches import collate
 from blip.data.loader import EvalLoader, LoaderOptions, eval_loader, make_loader
 from blip.data.order import EpochOrder, steps_per_epoch
 from blip.data.skipped import SkipLog
-from blip.data.transforms import eval_transform, train_transform
+from blip.data.training_images import TrainingImages
+from blip.data.transforms import eval_transform
 from blip.errors import BlipError
 from blip.files import json_text, whole_folder, write_whole
 from blip.hardware.precision import choose_precision, computing
 from blip.tasks import start, tokenizers
 from blip.tasks.config import FineTuneConfig
+from blip.tasks.data_options import on_device, training_images
 from blip.train.checkpoint import written
 from blip.train.folder import BEST, is_of_run, run_of
 from blip.train.freeze import freeze
@@ -99,8 +101,8 @@ class FineTuning:
         """The number of training records, and the weight of each."""
         raise NotImplementedError
 
-    def dataset(self, transform: Callable[[Image.Image], Tensor]) -> Dataset:
-        """Training samples by (epoch, position)."""
+    def dataset(self, images: TrainingImages) -> Dataset:
+        """Training samples by (epoch, position); `images` is the `transform` of the data set."""
         raise NotImplementedError
 
     def step(self, batch: Any, step: int) -> Step:
@@ -152,9 +154,6 @@ class FineTuning:
     def batches(self, start_step: int) -> Iterator[Any]:
         """Training batches without end, from the first one of optimizer step `start_step` (counted from 0)."""
         config = self.config
-        transform = train_transform(
-            config.image_size, config.crop_scale, config.randaugment, horizontal_flip=config.horizontal_flip
-        )
         options = LoaderOptions(
             config.num_workers,
             config.seed,
@@ -163,8 +162,9 @@ class FineTuning:
             pin_memory=self.device.type == "cuda",
             collate_fn=self.collate_fn,
         )
-        position, data = self.epochs.position(start_step), self.dataset(transform)
-        return self.skipped.noted(make_loader(data, self.order, config.batch_size, start=position, options=options))
+        position, data = self.epochs.position(start_step), self.dataset(training_images(config, self.device))
+        batches = make_loader(data, self.order, config.batch_size, start=position, options=options)
+        return on_device(self.skipped.noted(batches), config, self.device)
 
     def eval_batches(self, dataset: Dataset) -> EvalLoader:
         """This process's share of an evaluation set, in batches."""

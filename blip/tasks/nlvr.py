@@ -6,17 +6,16 @@
 The network is in blip/models/nlvr.py, what the tasks share in blip/tasks/finetune.py.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from blip.data.image_bytes import ImageLimits
 from blip.data.statements import EvalStatements, NlvrBatch, NlvrDataset, Statements, collate_nlvr, read_statements
+from blip.data.training_images import TrainingImages
 from blip.evaluation.bootstrap import as_json, bootstrap
 from blip.evaluation.losses import LossSums, with_total
 from blip.models.nlvr import NlvrModel, statement_loss
@@ -57,14 +56,14 @@ class Judging(FineTuning):
     def records(self) -> tuple[int, np.ndarray | None]:
         return (len(self.statements) if self.statements is not None else 0), None
 
-    def dataset(self, transform: Callable[[Image.Image], Tensor]) -> NlvrDataset:
+    def dataset(self, images: TrainingImages) -> NlvrDataset:
         assert self.statements is not None
         config = self.config
         return NlvrDataset(
             self.statements,
             self.order,
             self.tokenizer,
-            transform=transform,
+            transform=images,
             max_tokens=config.max_text_tokens,
             seed=config.seed,
             max_skipped_fraction=config.max_skipped_fraction,

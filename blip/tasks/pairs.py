@@ -1,15 +1,14 @@
 """What captioning and retrieval share: image-caption pairs in, batches of them out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
-from torch import Tensor
 
 from blip.data.batches import Batch
 from blip.data.formats import AnnotationError
 from blip.data.image_bytes import ImageLimits
 from blip.data.pairs import CaptionEncoder, PairDataset, Pairs, has_words, read_pairs
+from blip.data.training_images import TrainingImages
 from blip.tasks.data_options import entries, read_as
 from blip.tasks.finetune import FineTuning
 
@@ -62,14 +61,14 @@ class PairFineTuning(FineTuning):
             self.tokenizer, config.max_text_tokens, self.prompt_text, text_cleaning=config.text_cleaning
         )
 
-    def dataset(self, transform: Callable[[Image.Image], Tensor]) -> PairDataset:
+    def dataset(self, images: TrainingImages) -> PairDataset:
         assert self.pairs is not None
         config = self.config
         return PairDataset(
             self.pairs,
             self.order,
             self.encoder(),
-            transform=transform,
+            transform=images,
             seed=config.seed,
             max_skipped_fraction=config.max_skipped_fraction,
             limits=ImageLimits.of_mb(config.max_image_mb),

@@ -23,7 +23,7 @@ from blip.data.image_bytes import ImageLimits
 from blip.data.loader import EvalLoader, eval_loader
 from blip.data.pairs import MAX_SOURCES, CaptionEncoder, EvalPairs
 from blip.data.skipped import SkipLog
-from blip.data.transforms import eval_transform, train_transform, unnormalise
+from blip.data.transforms import eval_transform, unnormalise
 from blip.evaluation.pretraining import evaluate_pretraining
 from blip.hardware.precision import choose_precision, computing
 from blip.models import losses
@@ -33,7 +33,7 @@ from blip.network import flops
 from blip.network.med import DecoderStep
 from blip.tasks import start, tokenizers
 from blip.tasks.contrast import MomentumContrast
-from blip.tasks.data_options import entries, with_commits
+from blip.tasks.data_options import entries, on_device, training_images, with_commits, with_pipeline_of_run
 from blip.tasks.dry_run import plan_for, run_once
 from blip.tasks.pretrain_data import open_training, read_part
 from blip.tasks.samples import chosen, sample
@@ -99,13 +99,12 @@ class Pretraining:
     def batches(self, start_step: int) -> Iterator[Batch]:
         """Training batches without end, from the first one of optimizer step `start_step` (counted from 0)."""
         config = self.config
-        transform = train_transform(
-            config.image_size, config.crop_scale, config.randaugment, horizontal_flip=config.horizontal_flip
-        )
+        images = training_images(config, self.device)
         pad_to = padded_lengths(config.max_positions) if config.compile else ()
         start = self.epochs.position(start_step)
         pin = self.device.type == "cuda"
-        return self.skipped.noted(self.data.batches(self.tokenizer, transform, start, pad_to=pad_to, pin=pin))
+        batches = self.data.batches(self.tokenizer, images, start, pad_to=pad_to, pin=pin)
+        return on_device(self.skipped.noted(batches), config, self.device)
 
     def step(self, batch: Batch, step: int) -> Step:
         """A batch to its losses. Changes no weights; `contrast` keeps what the update needs."""
@@ -276,7 +275,7 @@ def run(config: PretrainConfig, output: Path, resume: str, *, device: torch.devi
         raise ConfigError("train_file is empty; --set 'train_file=[captions.json]'")
     config = with_commits(config)
     with open_run(config, output, resume, **options) as folder:
-        config = start.pin(config, folder.checkpoint)
+        config = with_pipeline_of_run(start.pin(config, folder.checkpoint), folder.checkpoint)
         task = Pretraining(config, output, folder.checkpoint, device=device)
         return fit(task, config, folder)
 

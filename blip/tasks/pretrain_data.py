@@ -5,13 +5,10 @@ Both have the number of pairs, the number of batches in an epoch of this process
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
-from torch import Tensor
 
 from blip import distributed
 from blip.config import ConfigError, PretrainConfig
@@ -22,12 +19,12 @@ from blip.data.order import EpochOrder, steps_per_epoch
 from blip.data.pairs import CaptionEncoder, PairDataset, Pairs, read_pairs
 from blip.data.sources import source_of
 from blip.data.stream import StreamDataset, StreamOrder, stream_loader
+from blip.data.training_images import TrainingImages
 from blip.data.webdataset import BrokenSample, is_tar_address, open_shards
 from blip.hub.names import is_hub_name
 from blip.tasks.data_options import read_as
 from blip.tokenizer import Tokenizer
 
-Transform = Callable[[Image.Image], Tensor]
 SAMPLES_FOR_WORDS = 20_000  # first samples of a stream, on whose captions a tokenizer is trained
 
 
@@ -67,7 +64,13 @@ class FileData:
         return f"{self.pairs.image_path(index)} ({self.pairs.annotation_file(index)} record {index})"
 
     def batches(
-        self, tokenizer: Tokenizer, transform: Transform, start: tuple[int, int], *, pad_to: tuple[int, ...], pin: bool
+        self,
+        tokenizer: Tokenizer,
+        images: TrainingImages,
+        start: tuple[int, int],
+        *,
+        pad_to: tuple[int, ...],
+        pin: bool,
     ) -> Iterator[Batch]:
         """Batches without end, from `start` (epoch, batch); texts are padded to the next length of `pad_to`."""
         config = self.config
@@ -75,7 +78,7 @@ class FileData:
             self.pairs,
             self.order,
             CaptionEncoder(tokenizer, config.max_text_tokens, text_cleaning=config.text_cleaning),
-            transform=transform,
+            transform=images,
             seed=config.seed,
             max_skipped_fraction=config.max_skipped_fraction,
             limits=ImageLimits.of_mb(config.max_image_mb),
@@ -127,14 +130,20 @@ class StreamData:
         return self.shards.name(index)
 
     def batches(
-        self, tokenizer: Tokenizer, transform: Transform, start: tuple[int, int], *, pad_to: tuple[int, ...], pin: bool
+        self,
+        tokenizer: Tokenizer,
+        images: TrainingImages,
+        start: tuple[int, int],
+        *,
+        pad_to: tuple[int, ...],
+        pin: bool,
     ) -> Iterator[Batch]:
         """Batches without end, from `start` (epoch, batch); texts are padded to the next length of `pad_to`."""
         encode = CaptionEncoder(tokenizer, self.config.max_text_tokens, text_cleaning=self.config.text_cleaning)
         dataset = StreamDataset(
             self.order,
             encode,
-            transform,
+            images,
             start=start,
             pad_id=tokenizer.pad_id,
             pad_to=pad_to,

@@ -16,7 +16,7 @@ from blip.errors import printable
 from blip.models.factory import spec_of
 from blip.tasks import start
 from blip.tasks.config import FineTuneConfig
-from blip.tasks.data_options import with_commits
+from blip.tasks.data_options import with_commits, with_pipeline_of_run
 from blip.tasks.finetune import FineTuning
 from blip.train.checkpoint import newest_checkpoint
 from blip.train.evaluated import EVALUATIONS, evaluation_name, open_evaluation, weights_of
@@ -46,7 +46,7 @@ def train(
     with open_run(config, output, resume, **options) as folder:
         begun = folder.checkpoint
         config = start.as_begun(config, begun) if begun else config
-        config = start.pin(config, begun)
+        config = with_pipeline_of_run(start.pin(config, begun), begun)
         source = start.read_source(config, begun)
         config = start.with_sizes_of(config, source)
         task = make(config, source, output, resume=begun, device=device)

@@ -6,14 +6,12 @@
 The loss is in blip/models/vqa.py, ranking of answers in blip/models/ranking.py, scores in blip/evaluation/answers.py.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from blip.checkpoints.places import answers_of
 from blip.config import ConfigError, WeightedFile
@@ -29,6 +27,7 @@ from blip.data.questions import (
     read_questions,
 )
 from blip.data.sets.questions import Question
+from blip.data.training_images import TrainingImages
 from blip.evaluation.answers import exact_match, score_answers, vqa_accuracy
 from blip.evaluation.bootstrap import as_json, bootstrap
 from blip.evaluation.losses import LossSums, with_total
@@ -109,14 +108,14 @@ class Answering(FineTuning):
     def encoder(self) -> QuestionEncoder:
         return QuestionEncoder(self.tokenizer, self.config.max_text_tokens, self.config.max_answer_tokens)
 
-    def dataset(self, transform: Callable[[Image.Image], Tensor]) -> VqaDataset:
+    def dataset(self, images: TrainingImages) -> VqaDataset:
         assert self.questions is not None
         config = self.config
         return VqaDataset(
             self.questions,
             self.order,
             self.encoder(),
-            transform=transform,
+            transform=images,
             seed=config.seed,
             max_skipped_fraction=config.max_skipped_fraction,
             limits=ImageLimits.of_mb(config.max_image_mb),

@@ -27,7 +27,16 @@ SCORED = ("precision", "seed")  # of every training script's options, those that
 FILES = ("val_file", "test_file")
 OF_TRAINING = (
     *("train_file", "train_split", "crop_scale", "randaugment", "horizontal_flip", "drop_path", "dropout"),
-    *("label_smoothing", "temperature", "queue_size", "momentum", "alpha", "alpha_ramp_epochs", "vocab_size"),
+    *(
+        "image_pipeline",
+        "label_smoothing",
+        "temperature",
+        "queue_size",
+        "momentum",
+        "alpha",
+        "alpha_ramp_epochs",
+        "vocab_size",
+    ),
     *("best_metric", "best_is", "max_skipped_fraction", "max_image_mb", "num_workers", "freeze"),
 )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from blip import distributed
 from blip.checkpoints.format import INFO, TOKENIZER
-from blip.config import ConfigError, RunConfig, dump_config, load_config
+from blip.config import ConfigError, RunConfig, dump_config, load_run_config
 from blip.files import read_json, whole_folder, write_whole
 from blip.outputs import OutputError, claim_output, locked
 from blip.train.before import Before
@@ -222,7 +222,7 @@ def _changed_options(config: RunConfig, saved: Path) -> list[str]:
     if not saved.is_file():
         return []
     try:
-        before = load_config(saved, type(config))
+        before = load_run_config(saved, type(config))
     except ConfigError as error:  # of another version, or damaged; nothing else depends on it
         return [f"cannot compare with {saved} ({error})"]
     return [f"{key} {getattr(before, key)} -> {value}" for key, value in config if getattr(before, key) != value]

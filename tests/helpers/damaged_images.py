@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from blip.data.crops import Crop, open_crop
 from blip.data.images import FORMATS, UnreadableImage, image_format, open_image, open_plain, open_reduced
 
 MEMORY, SECONDS = 2 << 30, 120  # of address space; of CPU time
@@ -108,6 +109,7 @@ def main(first: int, last: int) -> None:
             rng = random.Random(f"{seed} {name}")
             content = damaged(data, files[(at + seed) % len(files)][1], rng) if seed else data
             print(f"seed {seed}, {name}", flush=True)
+            whole = True
             try:
                 image = open_image(content)
                 assert image.mode == "RGB" and min(image.size) > 0
@@ -117,6 +119,12 @@ def main(first: int, last: int) -> None:
                 assert error.reason, "a refusal without a reason"
                 assert seed, f"{name} is whole: {error}"
                 counts["refused"] += 1
+                whole = False
+            try:  # at 1/8 of its size, or whole: the same files are refused
+                cropped = open_crop(content, Crop(None, np.empty((0, 4))), 4)
+                assert whole and cropped.size == (4, 4), "a damaged file is taken"
+            except UnreadableImage as error:
+                assert not whole, f"not refused when it is read whole: {error}"
             for opened in (open_plain, image_format, lambda content: open_reduced(content, 8)):
                 try:
                     opened(content)

@@ -1,0 +1,97 @@
+"""Training images from a file to pixels, in two ways with the same distribution.
+
+`WholeImages` decodes an image, then draws from torch's generator and transforms it: the pipeline `pil`. `FastImages`
+draws the crop first, decodes a JPEG at the fraction of its size that the crop needs, resizes the crop alone and leaves
+normalisation, and RandAugment where there is a GPU, to `augment.py`: the pipeline `fast`. A data set calls `read`,
+which raises UnreadableImage, and then `finish`.
+
+S: side in pixels of the square that the network takes.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from blip.data.batches import Pixels
+from blip.data.crops import Crop, open_crop
+from blip.data.image_bytes import LIMITS, ImageLimits
+from blip.data.images import Source, open_image
+from blip.data.randaugment import RandAugment
+from blip.data.transforms import check_crop, check_size
+from blip.hashing import stable_hash
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+class WholeImages:
+    """Decodes whole images; `transform` makes the pixels, with draws from torch's generator."""
+
+    def __init__(self, transform: Transform, limits: ImageLimits = LIMITS):
+        self.transform, self.limits = transform, limits
+
+    def read(self, source: Source, *key: int) -> Image.Image:
+        """The image as `open_image` gives it."""
+        return open_image(source, self.limits)
+
+    def finish(self, image: Image.Image) -> Pixels:
+        """The transformed image; what is random comes from torch's generator."""
+        return Pixels(self.transform(image))
+
+
+class FastImages:
+    """Reads the crop of an image alone. What is random depends on the seed, the epoch and the number of the sample."""
+
+    def __init__(
+        self,
+        image_size: int,
+        crop_scale: tuple[float, float] | None = (0.2, 1.0),
+        randaugment: tuple[int, int] | None = (2, 5),
+        *,
+        horizontal_flip: bool = False,
+        limits: ImageLimits = LIMITS,
+        augment_here: bool = True,
+    ):
+        """Arguments as in `train_transform`; `augment_here`: RandAugment is done by PIL in this process, otherwise
+        drawn alone, for `augment.prepared`."""
+        check_size(image_size)
+        check_crop(crop_scale)
+        self.image_size, self.crop_scale, self.horizontal_flip = image_size, crop_scale, horizontal_flip
+        self.randaugment = RandAugment(*(randaugment or (0, 0)))
+        self.limits, self.augment_here = limits, augment_here
+
+    def read(self, source: Source, *key: int) -> Pixels:
+        """The pixels, uint8, of a sample; `key` is the seed, the epoch and the number of the sample, and of its image
+        where it has several. UnreadableImage as in `open_image`."""
+        generator = np.random.default_rng(stable_hash("image", *key))
+        crop = Crop.draw(self.crop_scale, generator)
+        flip = self.horizontal_flip and generator.random() < 0.5
+        operations = self.randaugment.draw(generator)
+        image = open_crop(source, crop, self.image_size, self.limits)
+        if flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.augment_here:
+            image, operations = self.randaugment.apply(image, operations), ()
+        return Pixels(_tensor(image), operations)
+
+    def finish(self, pixels: Pixels) -> Pixels:
+        """The same: all is done when the image is read."""
+        return pixels
+
+
+TrainingImages = WholeImages | FastImages
+
+
+def images_of(transform: Transform | TrainingImages, limits: ImageLimits) -> TrainingImages:
+    """What a data set is given as its `transform`: a function of whole images, or images of one of the two ways."""
+    return transform if isinstance(transform, TrainingImages) else WholeImages(transform, limits)
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    """uint8 (3, S, S)."""
+    values = torch.from_numpy(np.array(image))
+    if values.ndim == 2:
+        return values.expand(3, -1, -1).contiguous()
+    return values.permute(2, 0, 1).contiguous()
