@@ -104,6 +104,9 @@ class ModelConfig(RunConfig):
     shuffle_records_seed: int | None = None  # which records limits take; null: the first ones [number]
     image_root: str = ""  # empty: image paths are relative to their annotation file
     image_size: int = Field(224, gt=0)  # a side, after cropping and scaling [pixels]
+    image_sizes: dict[int, int] = {}  # smaller sides for early epochs, {0: 112, 4: 224}: 112 from epoch 0 on [pixels]
+    patch_dropout: float = Field(0.0, ge=0, lt=1)  # patches that training leaves out of each image, at random [share]
+    full_patches_epochs: float = Field(1.0, ge=0)  # last epochs, which leave out none [epochs]
     crop_scale: tuple[float, float] | None = (0.2, 1.0)  # of the image's area in a random crop; null: no crop [shares]
     randaugment: tuple[int, int] | None = (2, 5)  # operations per image, their magnitude of 10; null: none [numbers]
     horizontal_flip: bool = False  # off: left and right have a meaning in medical images
@@ -150,6 +153,7 @@ class ModelConfig(RunConfig):
             raise ValueError(f"max_text_tokens {self.max_text_tokens} is above max_positions {self.max_positions}")
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"crop_scale {list(self.crop_scale)} must be two shares, 0 < low <= high <= 1, or null")
+        self._check_image_tokens()
         limits = [getattr(self, f"max_{part}_records", None) for part in ("train", "val", "test")]
         if self.shuffle_records_seed is not None and not any(limits):
             raise ValueError("shuffle_records_seed chooses records: set max_train_records or max_val_records too")
@@ -158,6 +162,27 @@ class ModelConfig(RunConfig):
         if self.init_from and (self.vision_init or self.text_init):
             raise ValueError("init_from gives every weight: --set vision_init= --set text_init=")
         return self
+
+    def _check_image_tokens(self) -> None:
+        if self.patch_dropout and self.full_patches_epochs >= self.epochs:
+            raise ValueError(
+                f"patch_dropout {self.patch_dropout} has no effect: full_patches_epochs {self.full_patches_epochs:g} "
+                f"are all of the {self.epochs} epochs"
+            )
+        if not self.image_sizes:
+            return
+        begins, last = list(self.image_sizes), self.image_sizes[max(self.image_sizes)]
+        if begins != sorted(begins) or begins[0] != 0 or begins[-1] >= self.epochs:
+            raise ValueError(
+                f"image_sizes begins with the epochs {begins}: give them in ascending order, from 0 on, each before "
+                f"the run's end after {self.epochs} epochs"
+            )
+        if last != self.image_size:
+            raise ValueError(
+                f"image_sizes ends with {last} and image_size is {self.image_size}: the last of them is image_size"
+            )
+        if min(self.image_sizes.values()) < 1:
+            raise ValueError(f"image_sizes {self.image_sizes} are sides in pixels")
 
 
 class PretrainConfig(ModelConfig):
