@@ -47,7 +47,7 @@ class ImageTokens:
 
     embedded: int  # of the image at its size
     kept: int  # of these, what the blocks of the encoder and texts see; all, unless patches are left out
-    twin: int | None = None  # what the blocks of the twin see; None: `kept`
+    twin: int  # what the blocks of the twin see
 
 
 @dataclass
@@ -86,13 +86,13 @@ def pretrain_step(
     than `vision` has them, or patches are left out.
     """
     savings = savings or Savings()
-    seen = seen or ImageTokens(image_tokens(vision), image_tokens(vision))
+    seen = seen or ImageTokens(*[image_tokens(vision)] * 3)
     kept, embedding = seen.kept, patches_forward(vision, seen.embedded)
     pairs, longest = len(lengths), longest or max(lengths)
     tokens = sum(lengths) if savings.packed else pairs * longest
     one = savings.one_token
     image = pairs * (embedding + blocks_forward(vision, kept))
-    image_twin = pairs * (embedding + blocks_forward(vision, seen.twin or kept, cls_only=one))
+    image_twin = pairs * (embedding + blocks_forward(vision, seen.twin, cls_only=one))
     alone = text_forward(text, pairs, tokens, longest=longest, first_only=one)
     match = text_forward(text, 3 * pairs, 3 * tokens, longest=longest, image_tokens=kept, first_only=one)
     match += 2 * 3 * pairs * text.width * 2  # the head's two classes

@@ -20,7 +20,7 @@ def check_image_sizes(config: ModelConfig, patch: int) -> None:
         if size % patch:
             near = max(1, round(size / patch)) * patch
             raise ConfigError(
-                f"image_sizes: {size}, from epoch {epoch} on, is no multiple of patch {patch}: try {near}"
+                f"image_sizes: {size}, from epoch {epoch} on, is no multiple of patch {patch}; try {near}"
             )
 
 
@@ -39,9 +39,9 @@ def dropped_share(config: ModelConfig, step: int, epochs: Epochs) -> float:
     return config.patch_dropout if step < epochs.total_steps - whole else 0.0
 
 
-def tokens_seen(encoder: ViT, images: Tensor) -> ImageTokens:
-    """The tokens of each of `images` (B, 3, h*patch, w*patch) in a training step, CLS among them."""
+def tokens_seen(encoder: ViT, twin: ViT, images: Tensor) -> ImageTokens:
+    """The tokens of each of `images` (B, 3, h*patch, w*patch) in a training step, in the encoder and in its twin."""
     side = encoder.config.patch
     patches = (images.shape[-2] // side) * (images.shape[-1] // side)
-    share = encoder.patch_dropout.share
-    return ImageTokens(1 + patches, 1 + (kept_patches(patches, share) if share else patches))
+    kept, twins = (kept_patches(patches, one.patch_dropout.share) for one in (encoder, twin))
+    return ImageTokens(1 + patches, 1 + kept, 1 + twins)

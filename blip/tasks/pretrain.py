@@ -111,7 +111,9 @@ class Pretraining:
 
         self.pending.append((out.itm.detach(), batch.sources))
         logs = {"itc": out.itc, "itm": out.itm, "lm": out.lm, **self.contrast.logs(out.match_logits, alpha)}
-        seen = tokens_seen(self.model.image_encoder, batch.images)
+        seen = tokens_seen(self.model.image_encoder, self.contrast.twin.image_encoder, batch.images)
+        if config.image_sizes or config.patch_dropout:
+            logs["image_tokens"] = float(seen.kept)
         cost = flops.pretrain_step(
             self.model.image_encoder.config, self.model.text_encoder.config, batch.lengths.tolist(),
             longest=batch.ids.shape[1], embed_dim=config.embed_dim, queue=config.queue_size,
