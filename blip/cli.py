@@ -200,7 +200,7 @@ def sections() -> dict[str, type[BaseModel]]:
     class adds to those of its parents."""
     from blip.capfilt.config import CapFiltConfig
     from blip.config import ModelConfig, PretrainConfig, RunConfig, WeightedFile
-    from blip.pubmed.run import PubmedConfig
+    from blip.pubmed.config import PubmedConfig
     from blip.tasks import config as of_tasks
 
     return {

@@ -22,6 +22,7 @@ REPORT = (
     "\nThis is a defect of blip, not a mistake in what it was given. Please report it, with the command and the "
     "traceback above, in the issue tracker of the repository that blip was installed from."
 )
+TOLD = "_blip_told"  # an attribute of errors whose message has been printed
 
 # ---- options of several commands -------------------------------------------------------------------------------------
 
@@ -114,44 +115,83 @@ class user_errors:
         open_missing_streams()
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
-        expected = not isinstance(error, Exception) or os.environ.get("BLIP_DEBUG")
-        message = None if expected or error is None else user_message(error)
-        of_typer = type(error).__module__.partition(".")[0] in ("typer", "click")  # the command line's own errors
-        if expected or (of_typer and not message):
+        status = _status(error)
+        if error is None or not status:
             distributed.stop()
             return
-        _let_others_speak(error)
-        with suppress(OSError, ValueError):  # nobody reads standard error any more
-            if message:
-                print(printable(f"error: {message}"), file=sys.stderr, flush=True)
-            else:
-                traceback.print_exception(error)
-                print(REPORT, file=sys.stderr, flush=True)
-        # to leave the group could wait for the others, who wait for this process; and the launcher ends the others soon
-        if distributed.world_size() > 1 or _of_several():
+        several = distributed.world_size() > 1 or _of_several()
+        of_typer = type(error).__module__.partition(".")[0] in ("typer", "click")  # the command line's own errors
+        if of_typer and not user_message(error):
+            return
+        if not isinstance(error, Exception) or os.environ.get("BLIP_DEBUG"):
+            if not several:
+                distributed.stop()
+                return
             with suppress(OSError, ValueError):
-                sys.stdout.flush()
-            os._exit(1)
+                if not isinstance(error, SystemExit):
+                    traceback.print_exception(error)
+                elif isinstance(error.code, str):
+                    print(error.code, file=sys.stderr)
+        else:
+            _let_others_speak(error)
+            tell(error)
+        if several:  # to leave the group could wait for the others, who wait for this process
+            distributed.leave(status)
         raise SystemExit(1) from None
+
+
+def _status(error: BaseException | None) -> int:
+    """The exit status of a program that ends with an error, or with none."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    code = error.code if isinstance(error, SystemExit) else getattr(error, "exit_code", 1 if error else 0)
+    return code if isinstance(code, int) else int(code is not None)
+
+
+def tell(error: BaseException) -> None:
+    """Prints the message of an error once, to standard error: of a defect its traceback, and where to report it."""
+    if getattr(error, TOLD, False):
+        return
+    setattr(error, TOLD, True)
+    message = user_message(error)
+    with suppress(OSError, ValueError):  # nobody reads standard error any more
+        if message:
+            print(printable(f"error: {message}"), file=sys.stderr, flush=True)
+        else:
+            traceback.print_exception(error)
+            print(REPORT, file=sys.stderr, flush=True)
+
+
+def tell_first(error: BaseException) -> None:
+    """`tell`, where several processes try to save what they have before they end, which may fail or take long.
+
+    Of equal messages one is printed; that of a process which ends because of another one comes at the end.
+    """
+    if distributed.world_size() == 1 or not isinstance(error, Exception) or os.environ.get("BLIP_DEBUG"):
+        return
+    if not _of_another(error) and distributed.is_first(user_message(error) or repr(error)):
+        tell(error)
 
 
 OWN_SECONDS, OTHERS_SECONDS = 3.0, 5.0  # that a process waits before it prints an error of its own, or of another
 
 
-def _let_others_speak(error: BaseException | None) -> None:
+def _let_others_speak(error: BaseException) -> None:
     """Of several processes with one mistake only the first prints it: the others wait, and their launcher ends them.
 
     A process that ends because of another one waits longer, so that the one with the reason comes first.
     """
     if not _of_several():
         return
-    of_another = isinstance(error, distributed.OtherProcessError) or (
-        error is not None and distributed.lost_peer(error)
-    )
-    if of_another:
+    if _of_another(error):
         time.sleep(OTHERS_SECONDS)
-    elif os.environ["RANK"] != "0" and error is not None and user_message(error):  # a defect is shown by each
+    elif os.environ["RANK"] != "0" and user_message(error):  # a defect is shown by each
         time.sleep(OWN_SECONDS)
+
+
+def _of_another(error: BaseException) -> bool:
+    """Whether this process ends because another one did."""
+    return isinstance(error, distributed.OtherProcessError) or distributed.lost_peer(error)
 
 
 def _of_several() -> bool:

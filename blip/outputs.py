@@ -1,7 +1,7 @@
 """Which paths a command may write, decided before it begins its work.
 
 `claim_output` refuses what exists and is not the command's own, and what is one of its inputs; `Output.writing` records
-what was written. `locked`, of `distributed`, keeps a second process out of a folder that is being written.
+what was written. `locked`, of `distributed.locks`, keeps a second process out of a folder that is being written.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from blip.distributed import LockedError, locked, locked_file
+from blip.distributed.locks import LockedError, locked, locked_file
 from blip.errors import BlipError
 from blip.files import ReadError, WriteError, hidden_beside, read_json, write_whole
 from blip.hashing import Signature, signature

@@ -231,7 +231,7 @@ OTHERS = ("", "{", "[" * 100_000, '{"host": 3}', *(f'{{"host": "HOST", "process"
 @pytest.mark.parametrize("owner", [*OTHERS, "x" * 5_000, None, "PIPE", "FOLDER"])
 def test_a_lock_is_never_taken_from_a_living_process(tmp_path: Path, owner: str | None, monkeypatch) -> None:
     """What lies beside it about its holder may be of a former one, damaged, or not there yet."""
-    monkeypatch.setattr("blip.distributed.OWNER_SECONDS", 0.3)
+    monkeypatch.setattr("blip.distributed.locks.OWNER_SECONDS", 0.3)
     command, about = [sys.executable, "-c", HOLD, str(tmp_path)], tmp_path / ".blip.lock.json"
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "locked\n"
@@ -256,7 +256,7 @@ def test_a_lock_is_never_taken_from_a_living_process(tmp_path: Path, owner: str 
 
 
 def test_the_name_of_a_new_holder_is_waited_for(tmp_path: Path) -> None:
-    late = HOLD.replace("with locked", "import blip.distributed as d\nwrite = d.write_whole\n"
+    late = HOLD.replace("with locked", "import blip.distributed.locks as d\nwrite = d.write_whole\n"
                         "def slow(*a): print('locked', flush=True); time.sleep(1); write(*a)\nd.write_whole = slow\n"
                         "with locked")  # fmt: skip
     about = {"host": socket.gethostname(), "process": ended_process()}

@@ -155,7 +155,7 @@ def caption(
         decoding = steps.caption_decoding(
             captions_per_image, beams, top_p, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens
         )
-        target = distributed.start(device, hours=24)
+        target = distributed.start(device)
         _claim_shards(out, "capfilt caption", [*data, checkpoint, tokenizer], overwrite=overwrite)
         candidates = read_candidates(data, image_root)
         steps.caption(
@@ -196,7 +196,7 @@ def filter_(
     with user_errors():
         limits = ImageLimits.of_mb(max_image_mb)
         shards = steps.ShardOptions(shard_size, batch_size, precision, num_workers, max_skipped_fraction, limits)
-        target = distributed.start(device, hours=24)
+        target = distributed.start(device)
         _claim_shards(out, "capfilt filter", [*data, checkpoint, tokenizer], overwrite=overwrite)
         candidates = read_candidates(data, image_root)
         steps.score(

@@ -208,7 +208,7 @@ def run(config: Path, output: Path, overrides: list[str], *, overwrite: bool = F
         LockedError: another process writes to it.
     """
     settings = load_config(config, CapFiltConfig, overrides)
-    device = distributed.start(settings.device, hours=24)  # one process may merge while the others wait
+    device = distributed.start(settings.device)
     if distributed.is_main():
         inputs = [*settings.web_file, *settings.human_file, *filter(None, [settings.start])]
         known = os.path.isfile(output / CONFIG)  # `remember` compares it

@@ -19,7 +19,6 @@ from blip.pubmed.http_client import Client
 from blip.pubmed.licenses import short_license
 from blip.pubmed.retractions import is_retracted
 
-BUCKET = "https://pmc-oa-opendata.s3.amazonaws.com/"
 Url = Annotated[str, Field(max_length=2000)]
 
 

@@ -15,6 +15,7 @@ from blip.data.places import refuse_image_name
 from blip.errors import BlipError
 from blip.outputs import claim_output, locked
 from blip.pubmed.build_options import KeepWhole, MaxAspect, MinConfidence, NotWords, Shares, SplitCaptions
+from blip.pubmed.config import BUCKET, EUTILS, OPENI
 from blip.pubmed.server_options import Downloads, MaxAnswerMb, MaxMb, MaxRatio, MaxSeconds, MaxWait
 
 app = typer.Typer(no_args_is_help=True, help="Articles of PubMed Central: from a search to image-caption pairs.")
@@ -50,8 +51,8 @@ def search(
     api_key: Annotated[str, typer.Option("--api_key", help="of NCBI: ten requests per second instead of three")] = "",
     source: Annotated[str, typer.Option(help="pmc, or openi: an index of figures")] = "pmc",
     again: Annotated[bool, typer.Option("--again", help="repeat a search that was finished")] = False,
-    eutils: Annotated[str, typer.Option(help="base address of ESearch")] = "",
-    openi: Annotated[str, typer.Option(help="address of Open-i")] = "",
+    eutils: Annotated[str, typer.Option(help="base address of ESearch")] = EUTILS,
+    openi: Annotated[str, typer.Option(help="address of Open-i")] = OPENI,
     max_seconds: MaxSeconds = 600.0,
     max_answer_mb: MaxAnswerMb = 32.0,
     max_ratio: MaxRatio = 200.0,
@@ -65,7 +66,7 @@ def search(
         from blip.pubmed.http_body import Limits
 
         limits = Limits(seconds=max_seconds, answer_mb=max_answer_mb, ratio=max_ratio, longest_wait=max_wait)
-        server = steps.Server(email, api_key, eutils or steps.EUTILS, openi or steps.OPENI, limits=limits)
+        server = steps.Server(email, api_key, eutils, openi, limits=limits)
         claim_output(out, "pubmed search", folder=True, overwrite=overwrite, known=os.path.isfile(out / NAME))
         with locked(out):
             new = steps.search(out, query, count, server=server, source=source, again=again)
@@ -83,7 +84,7 @@ def fetch(
     rate: Annotated[float, typer.Option(min=0.01, help="requests per second, over all workers")] = 10.0,
     update: Annotated[bool, typer.Option("--update", help="first check which articles changed")] = False,
     inventory: Annotated[Path | None, typer.Option(help="a downloaded inventory CSV, for --update")] = None,
-    bucket: Annotated[str, typer.Option(help="base address")] = "",
+    bucket: Annotated[str, typer.Option(help="base address")] = BUCKET,
     max_seconds: MaxSeconds = 600.0,
     max_mb: MaxMb = 512.0,
     max_answer_mb: MaxAnswerMb = 32.0,
@@ -97,12 +98,11 @@ def fetch(
         from blip.pubmed.http_body import Limits
         from blip.pubmed.inventory import update as mark_changed
 
-        place = bucket or steps.BUCKET
         limits = Limits(max_seconds, max_mb, max_answer_mb, max_ratio, max_wait)
-        wanted = steps.Wanted(_licenses(licenses), retracted, place, rate, num_workers, limits=limits)
+        wanted = steps.Wanted(_licenses(licenses), retracted, bucket, rate, num_workers, limits=limits)
         with locked(corpus) if os.path.isfile(corpus / NAME) else nullcontext():
             if update:
-                say(f"{len(mark_changed(corpus, place, inventory, limits=limits))} articles changed")
+                say(f"{len(mark_changed(corpus, bucket, inventory, limits=limits))} articles changed")
             done = steps.fetch(corpus, wanted, say)
         say(f"{done.articles:,} articles, {done.files:,} files, {done.bytes / 1e6:,.0f} MB, {done.left_out:,} "
                    f"left out by licence or retraction, {done.failed:,} failed")  # fmt: skip

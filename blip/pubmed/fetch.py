@@ -16,9 +16,10 @@ from urllib.parse import quote
 from blip.files import NO_ROOM, WriteError
 from blip.outputs import locked
 from blip.pubmed.article_files import article_folder, claim, has_md5, remove_others
-from blip.pubmed.bucket import BUCKET, NotInBucket, base, describe, is_image
+from blip.pubmed.bucket import NotInBucket, base, describe, is_image
 from blip.pubmed.catalogue import Catalogue, Entry, File
 from blip.pubmed.catalogue_file import CatalogueError
+from blip.pubmed.config import BUCKET
 from blip.pubmed.failures import Absent, FetchError, OddRecord
 from blip.pubmed.http_body import Limits
 from blip.pubmed.http_client import Client, Mismatch, RetryPolicy

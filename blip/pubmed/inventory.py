@@ -10,8 +10,9 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 
 from blip.files import ReadError, open_regular, parse_json
-from blip.pubmed.bucket import BUCKET, base, folders
+from blip.pubmed.bucket import base, folders
 from blip.pubmed.catalogue import Catalogue
+from blip.pubmed.config import BUCKET
 from blip.pubmed.failures import FetchError
 from blip.pubmed.http_body import SMALL, Limits, Unpacker
 from blip.pubmed.http_client import Client, RetryPolicy

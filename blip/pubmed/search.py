@@ -15,14 +15,13 @@ from lxml import etree
 
 from blip.files import ReadError, parse_json
 from blip.pubmed.catalogue import Catalogue, is_pmcid
+from blip.pubmed.config import EUTILS, OPENI
 from blip.pubmed.failures import FetchError, shown_part
 from blip.pubmed.http_body import Limits
 from blip.pubmed.http_client import Client, RetryPolicy
 
 log = logging.getLogger(__name__)
 
-EUTILS = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils/"
-OPENI = "https://openi.nlm.nih.gov/api/search"
 PAGE = {"pmc": 1000, "openi": 100}  # results a request
 RATE, RATE_WITH_KEY = 3.0, 10.0  # requests a second that NCBI allows
 MOST_RESULTS = 10**9  # a number of results above this is none

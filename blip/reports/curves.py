@@ -161,7 +161,8 @@ def _draw_line(axes: "Axes", line: Line) -> None:
     colour = PALETTE[line.colour % len(PALETTE)]
     style = "-" if not (line.dashed or line.colour >= len(PALETTE)) else (0, (4, 1.5))
     x, y = thinned(line.x, line.y)
-    marks = {"marker": "o" if not line.dashed else "s", "markersize": 3} if line.points and len(x) <= 60 else {}
+    marked = len(x) == 1 or (line.points and len(x) <= 60)  # a line of one point would not be seen
+    marks = {"marker": "o" if not line.dashed else "s", "markersize": 3} if marked else {}
     if len(line.y) >= SMOOTH_FROM and not line.points and _is_noisy(line.y):
         axes.plot(x, y, color=colour, linewidth=0.7, alpha=0.35, zorder=2)
         x, y = thinned(line.x, smoothed(line.y), 300)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from blip import distributed
+from blip.command_line import tell_first
 from blip.train.checkpoint import random_state
 from blip.train.log import RunLog
 from blip.train.meter import Meter, on_cpu
@@ -55,6 +56,7 @@ class LastStep:
         try:
             yield
         except BaseException as error:
+            tell_first(error)
             self.rescue(error)
             raise
 

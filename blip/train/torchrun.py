@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 QUIET = ("torch.distributed.elastic", "torch.distributed.run")  # loggers that tell of the end of each process
+SAVE_SECONDS = 300
 
 
 def torchrun(
@@ -24,9 +25,12 @@ def torchrun(
 def run(arguments: Sequence[str]) -> int:
     """Starts what torchrun's command line describes -> the exit status: that of the first process that failed.
 
-    What processes print stays as it is. Of a process that was killed, which prints nothing, a line tells.
+    What processes print stays as it is. Of a process that was killed, which prints nothing, a line tells. After a
+    signal the processes have SAVE_SECONDS to save their last step, unless torchrun's own option or variable gives
+    another number; torchrun gives them 30.
     BLIP_DEBUG=1 in the environment shows all that torchrun shows.
     """
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVE_SECONDS))
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args
     from torch.distributed.run import run as start

@@ -20,6 +20,8 @@ from blip.html_page import visible
 
 pytest.importorskip("matplotlib", reason="maps are drawn with matplotlib: pip install -e '.[pictures]'")
 
+pytestmark = pytest.mark.slow
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), None)
 needs_browser = pytest.mark.skipif(not BROWSER, reason=f"no browser is installed (one of {', '.join(BROWSERS)})")
@@ -165,7 +167,6 @@ def title_of(parts: Parts, page: Path) -> str:
 
 
 @needs_browser
-@pytest.mark.slow
 def test_the_texts_are_hostile(server: Server, tmp_path: Path) -> None:
     """As markup, in a page without a policy, they change the title, request what they name and open dialogs."""
     wanted = {"script": 0, "closed": 1, "comment": 2, "error": 3, "svg": 7, "sheet": 14, "refresh": 16}
@@ -185,7 +186,6 @@ def test_the_texts_are_hostile(server: Server, tmp_path: Path) -> None:
 
 
 @needs_browser
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_browser_runs_and_requests_nothing(
     shorter: dict[str, Path], server: Server, tmp_path: Path, kind: str
@@ -201,7 +201,6 @@ def test_a_browser_runs_and_requests_nothing(
 
 
 @needs_browser
-@pytest.mark.slow
 def test_the_policy_holds_where_markup_gets_into_a_page(
     shorter: dict[str, Path], server: Server, tmp_path: Path
 ) -> None:

@@ -89,11 +89,12 @@ class Program:
         self.process.join(timeout)
         if self.process.is_alive():
             self.kill()
-            pytest.fail(f"{self.process} took longer than {timeout} s:\n{self._shown('stderr')}")
-        code, shown = self.process.exitcode, (self._shown("stdout"), self._shown("stderr"))
+            pytest.fail(f"{self.process} took longer than {timeout} s:\n{self.shown('stderr')}")
+        code, shown = self.process.exitcode, (self.shown("stdout"), self.shown("stderr"))
         return subprocess.CompletedProcess([], code, *shown)
 
-    def _shown(self, stream: str) -> str:
+    def shown(self, stream: str) -> str:
+        """What it has printed so far to `stdout` or `stderr`."""
         path = Path(self._output.name, stream)
         return path.read_text() if path.exists() else ""
 

@@ -35,6 +35,8 @@ from blip.pubmed.licenses import short_license
 from blip.pubmed.search import Server as Where
 from blip.pubmed.search import search
 
+pytestmark = pytest.mark.slow
+
 QUICK = RetryPolicy(tries=6, first_delay=0.02, longest_delay=0.1, timeout=3.0)
 QUERY = "brain AND open_access[Filter]"
 
@@ -140,7 +142,6 @@ def test_licences_and_retractions(library: Library, tmp_path: Path) -> None:
         assert Catalogue(tmp_path).pmcids("done") == more
 
 
-@pytest.mark.slow
 def test_faults_leave_no_trace(library: Library, undisturbed: tuple[Path, int], tmp_path: Path) -> None:
     """Every kind of fault happens; catalogue and files end as without, and nothing is asked more often than it must."""
     faults = Faults(share=0.4, silence=4.0, seed=3)
@@ -378,7 +379,6 @@ fetch(Path(sys.argv[1]), Wanted(bucket=sys.argv[2], rate=40, num_workers=4, retr
 """
 
 
-@pytest.mark.slow
 def test_killed_ten_times(library: Library, undisturbed: tuple[Path, int], tmp_path: Path) -> None:
     """By SIGKILL, after a random number of requests each time; then it ends as if nothing had been."""
     rng, workers, kills = random.Random(1), 4, 0

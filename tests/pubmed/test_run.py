@@ -17,8 +17,8 @@ pytest.importorskip("imagehash")
 
 from blip.config import ConfigError, load_config
 from blip.pubmed.catalogue import Catalogue
+from blip.pubmed.config import PubmedConfig
 from blip.pubmed.jats import parse_article
-from blip.pubmed.run import PubmedConfig
 from blip.train.log import read_metrics
 
 

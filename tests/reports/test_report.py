@@ -37,6 +37,12 @@ def texts(run: Path) -> dict[str, list[str]]:
 # ---- curves ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_line_of_one_point_can_be_seen() -> None:
+    (axes,) = figure_of(Chart("loss", "Loss", lines=[Line("training", np.array([40.0]), np.array([6.3]))])).axes
+    (line,) = axes.get_lines()
+    assert line.get_marker() == "o"
+
+
 def test_thinned_lines_keep_ends_and_extremes() -> None:
     x, y = np.arange(100_000.0), np.zeros(100_000)
     y[[40_321, 77_777]] = 9.0, -9.0

@@ -254,6 +254,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_split_writes_subfigures(corpus: Path, workers: str) -> None:
     out = corpus.parent / "subfigures.jsonl"
@@ -274,6 +275,7 @@ def test_split_writes_subfigures(corpus: Path, workers: str) -> None:
     assert not list(out.parent.glob(".*.partial*"))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on(corpus: Path, tmp_path: Path) -> None:
     """By SIGKILL after some figures; then the file is that of an undisturbed run."""
     whole, out, crops = tmp_path / "whole.jsonl", tmp_path / "out.jsonl", tmp_path / "crops"

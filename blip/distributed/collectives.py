@@ -1,0 +1,58 @@
+"""The few collective operations that the package needs, each working without a process group."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from blip.distributed.group import long_waits, rank, world_size
+
+
+def all_gather(x: Tensor) -> Tensor:
+    """Equal shapes (B, ...) of every rank, concatenated in the order of the ranks: (world * B, ...). No gradient."""
+    if world_size() == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def all_gather_with_gradient(x: Tensor) -> Tensor:
+    """As `all_gather`; the gradients of all ranks' losses with respect to this rank's part are summed on it."""
+    return x if world_size() == 1 else _Gather.apply(x)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return all_gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return all_reduce(gradient, "sum").chunk(world_size())[rank()]
+
+
+def all_reduce(x: Tensor, op: str = "mean") -> Tensor:
+    """The mean, sum or maximum of a tensor over ranks, as a new tensor; `op` is `mean`, `sum` or `max`."""
+    x = x.clone()
+    if world_size() > 1:
+        dist.all_reduce(x, dist.ReduceOp.MAX if op == "max" else dist.ReduceOp.SUM)
+        if op == "mean":
+            x /= world_size()
+    return x
+
+
+def gather_objects(item: object) -> list:
+    """Every rank's (picklable) item, on every rank, in the order of the ranks."""
+    if world_size() == 1:
+        return [item]
+    items: list = [None] * world_size()
+    dist.all_gather_object(items, item, group=long_waits())
+    return items
+
+
+def share(count: int) -> tuple[int, int]:
+    """This process's part of `count` items as (start, end). Parts differ by at most one, in the order of ranks."""
+    own, world = rank(), world_size()
+    return count * own // world, count * (own + 1) // world
