@@ -7,7 +7,7 @@ brackets. `load_config` and the others that read and write files are those of `b
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 
 from blip.options.reading import Config, ConfigError, dump_config, find_config, load_config, with_options
 
@@ -163,26 +163,38 @@ class ModelConfig(RunConfig):
             raise ValueError("init_from gives every weight: --set vision_init= --set text_init=")
         return self
 
+    @field_validator("image_sizes", mode="before")
+    @classmethod
+    def _sizes_by_epoch(cls, sizes: Any) -> Any:
+        if not isinstance(sizes, Mapping) or None in sizes.values():  # {0:112} without a space is a key of YAML
+            raise ValueError("sizes by the epoch that each begins with, and a space after colons: {0: 112, 12: 224}")
+        return sizes
+
+    @field_validator("image_sizes")
+    @classmethod
+    def _in_order(cls, sizes: dict[int, int]) -> dict[int, int]:
+        return dict(sorted(sizes.items()))
+
     def _check_image_tokens(self) -> None:
         if self.patch_dropout and self.full_patches_epochs >= self.epochs:
             raise ValueError(
-                f"patch_dropout {self.patch_dropout} has no effect: full_patches_epochs {self.full_patches_epochs:g} "
-                f"are all of the {self.epochs} epochs"
+                f"patch_dropout {self.patch_dropout} has no effect in {self.epochs} epochs, since the last ones, "
+                f"full_patches_epochs {self.full_patches_epochs:g}, leave out no patch: lower that, or train longer"
             )
         if not self.image_sizes:
             return
-        begins, last = list(self.image_sizes), self.image_sizes[max(self.image_sizes)]
-        if begins != sorted(begins) or begins[0] != 0 or begins[-1] >= self.epochs:
-            raise ValueError(
-                f"image_sizes begins with the epochs {begins}: give them in ascending order, from 0 on, each before "
-                f"the run's end after {self.epochs} epochs"
-            )
-        if last != self.image_size:
-            raise ValueError(
-                f"image_sizes ends with {last} and image_size is {self.image_size}: the last of them is image_size"
-            )
         if min(self.image_sizes.values()) < 1:
-            raise ValueError(f"image_sizes {self.image_sizes} are sides in pixels")
+            raise ValueError(f"image_sizes {self.image_sizes} has to give sides in pixels")
+        first, last = min(self.image_sizes), max(self.image_sizes)
+        if first != 0 or last >= self.epochs:
+            raise ValueError(
+                f"sizes of image_sizes begin with the epochs {list(self.image_sizes)}: the first of them is 0, and the "
+                f"last of the run's {self.epochs} epochs is {self.epochs - 1}"
+            )
+        if self.image_sizes[last] != self.image_size:
+            raise ValueError(
+                f"image_sizes ends with {self.image_sizes[last]} and image_size is {self.image_size}: make them equal"
+            )
 
 
 class PretrainConfig(ModelConfig):
