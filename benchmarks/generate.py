@@ -1,11 +1,13 @@
 """Writing captions: our decoder against transformers' `generate`, after the image encoder and as a whole.
 
     python benchmarks/generate.py --precision fp32
+    python benchmarks/generate.py --precision bf16 --peer_precision fp32
 
 Batch 8 at 384 px, 20 new tokens, ViT-B and BERT-base, random weights on both sides; every text is as long as the
 others, since random weights seldom end. Beam search with 3 beams, nucleus sampling (top-p 0.9) of one caption an image
 and of three, as CapFilt may ask for, both sides in the precision that is asked for. Token ids are compared first: equal
-seeds draw equal samples. `ratio` is that of the beam search's part after the image encoder.
+seeds draw equal samples. `ratio` is that of the beam search's part after the image encoder. Where the two precisions
+differ, so do most texts: to random weights hundreds of words are about equally likely.
 """
 
 import argparse
@@ -88,7 +90,7 @@ class Run:
     def theirs_after(self, kind: str) -> Tensor:
         torch.manual_seed(1)
         seen = torch.ones(self.states.shape[:-1], dtype=torch.long, device=self.args.device)
-        with torch.no_grad(), harness.precision(self.args):
+        with torch.no_grad(), harness.precision(self.args, self.args.peer_precision):
             ids = self.theirs.text_decoder.generate(
                 input_ids=self.prompt, encoder_hidden_states=self.states, encoder_attention_mask=seen,
                 eos_token_id=SEP, pad_token_id=PAD, min_new_tokens=NEW, max_new_tokens=NEW, **ARGUMENTS[kind],
@@ -97,7 +99,7 @@ class Run:
 
     def theirs_whole(self, kind: str) -> Tensor:
         torch.manual_seed(1)
-        with harness.precision(self.args):
+        with harness.precision(self.args, self.args.peer_precision):
             first = torch.tensor([[DEC, SEP]], device=self.args.device).repeat(BATCH, 1)
             ids = self.theirs.generate(
                 self.images, input_ids=first, min_new_tokens=NEW, max_new_tokens=NEW, **ARGUMENTS[kind]
@@ -131,6 +133,7 @@ def measure(args: argparse.Namespace) -> dict:
         whole = gflop[name] + BATCH * vit_forward(size.vit) / 1e9
         gflop[name.replace("after", "whole")] = whole
     return {
+        "peer_precision": args.peer_precision,
         "ratio": ratio("beam_after"),
         "ratios": {f"{kind}_{part}": ratio(f"{kind}_{part}") for kind in DECODINGS for part in ("after", "whole")},
         "agreement": agreement,
@@ -151,7 +154,10 @@ def compare(ours: Tensor, theirs: Tensor) -> dict:
 
 
 def main() -> None:
-    args = harness.options(__doc__, repeats=3).parse_args()
+    parser = harness.options(__doc__, repeats=3)
+    parser.add_argument("--peer_precision", choices=["fp32", "bf16"], help="of the peer, unless it is that of both")
+    args = parser.parse_args()
+    args.peer_precision = args.peer_precision or args.precision
     harness.start(args)
     harness.report(args, "generate", measure(args))
 

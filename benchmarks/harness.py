@@ -35,8 +35,9 @@ def start(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
 
 
-def precision(args: argparse.Namespace) -> contextlib.AbstractContextManager:
-    return torch.autocast(args.device, torch.bfloat16, enabled=args.precision == "bf16")
+def precision(args: argparse.Namespace, name: str = "") -> contextlib.AbstractContextManager:
+    """The precision of the options, or `name`."""
+    return torch.autocast(args.device, torch.bfloat16, enabled=(name or args.precision) == "bf16")
 
 
 def clock(device: str) -> Clock:

@@ -248,7 +248,8 @@ def options(
     with user_errors():
         classes = sections()
         if task and task not in TASKS:
-            raise InputError(f"there are no options of {task!r}; {did_you_mean(task, TASKS)}")
+            near = did_you_mean(task, TASKS)
+            raise InputError(f"there are no options of {task!r}; {near}; --find searches the options of all tasks")
         listed = tables.all_of(classes[TASKS[task]], classes) if task else tables.sections_of(classes)
         tables.print_options(listed, find=find, markdown=markdown, as_json=as_json)
 

@@ -33,6 +33,9 @@ TokenizerFile = Annotated[
     str, typer.Option(help="vocab.txt, tokenizer.json or hub:NAME, where the checkpoint has none")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+Precision = Annotated[
+    str, typer.Option(help="of the model: fp32, tf32, bf16, or auto: bf16 on a GPU that has it, else fp32")
+]
 BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="images at once")]
 ImageRoot = Annotated[
     str, typer.Option("--image_root", help="folder that image paths of annotation files are relative to")

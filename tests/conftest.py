@@ -10,6 +10,7 @@ from helpers.running import ROOT
 from helpers.tiny import TINY
 
 import blip
+from blip.hardware.precision import tf32
 from blip.inference.predictor import Predictor
 
 # numbers are compared with those of the CPU, and `blip.load` takes a GPU if there is one
@@ -35,6 +36,13 @@ def one_thread() -> None:
     """`blip serve`, where a file ran it in this process, has set another number: sums would differ in their last bit
     from those of other processes."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exact_products() -> Iterator[None]:
+    """On a GPU, torch computes convolutions in TF32 unless told otherwise, and numbers would agree to three digits."""
+    with tf32(False):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -28,13 +28,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "network": {"errors", "hardware"},
     "models": {"network", "hardware", "distributed", "tokenizer", "errors"},
     "checkpoints": {"network", "models", "files", "outputs", "hashing", "errors", "tokenizer", "hub"},
-    "data": {"files", "outputs", "hashing", "distributed", "tokenizer", "errors", "hardware"},
-    "data.sets": {"data.formats", "data.records", "data.columns", "data.hub", "data.image_bytes", "errors"},
+    "data": {"files", "outputs", "hashing", "distributed", "tokenizer", "errors", "hardware", "hub"},
+    "data.sets": {"data.formats", "data.records", "data.columns", "data.hub", "data.image_bytes", "errors", "hub"},
     "evaluation": {"models", "network", "hardware", "distributed", "tokenizer", "errors"},
     "train": {"config", "options", "files", "outputs", "hashing", "distributed", "errors", "command_line", "console"}
     | {"checkpoints.format", "hardware"},
     "inference": {"models", "network", "checkpoints", "files", "outputs", "tokenizer", "errors", "distributed"}
-    | {"hardware"}
+    | {"hardware", "hashing"}
     | {"data.arrays", "data.images", "data.image_bytes", "data.places", "data.sources", "data.transforms"}
     | {"data.batches"},
     "tasks": {"network", "models", "checkpoints", "data", "evaluation", "train", "inference", "hub", "hardware"}
@@ -58,8 +58,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"data.images", "data.image_bytes", "data.webdataset"},
     "pubmed.run": {"errors", "files", "outputs", "hashing", "config", "data.image_bytes"},
     "pubmed.cli": ANYTHING,
-    "reports": {"train", "tasks.config", "options", "interpret", "inference", "models", "evaluation", "data", "config"}
-    | {"html_page", "files", "errors"},
+    "reports": {"train", "options", "interpret", "inference", "models", "evaluation", "data", "config", "hub"}
+    | {"tasks.config", "tasks.data_options", "tasks.pretrain_data", "html_page", "files", "errors"},
     "reports.cli": ANYTHING,
     "runs": {"tasks", "train", "data", "inference", "checkpoints", "reports", "config", "options", "console"}
     | {"html_page", "outputs", "distributed", "files", "errors"},

@@ -16,6 +16,7 @@ from blip.command_line import (
     MaxImageMb,
     Overrides,
     Overwrite,
+    Precision,
     TokenizerFile,
     alone,
     as_input,
@@ -34,7 +35,6 @@ Data = Annotated[list[str], typer.Option(help="annotation file, or folder of sha
 ShardFolder = Annotated[Path, typer.Option(help="folder of shards to write, or to continue")]
 ScoredFolders = Annotated[list[Path], typer.Option(help="folder that `filter` wrote; several times")]
 ShardSize = Annotated[int, typer.Option("--shard_size", min=1, help="images a shard")]
-Precision = Annotated[str, typer.Option(help="fp32, or bf16 on a GPU that has it")]
 NumWorkers = Annotated[int, workers_option("threads that open images")]
 MaxSkipped = Annotated[
     float,

@@ -43,7 +43,7 @@ class CapFiltConfig(BaseModel):
     # work
     shard_size: int = Field(1024, gt=0)  # images in a file of captions or scores [images]
     batch_size: int = Field(32, gt=0)  # images at once [images]
-    precision: Literal["fp32", "bf16"] = "fp32"  # of captions and scores; trainings have their own
+    precision: Literal["fp32", "tf32", "bf16", "auto"] = "fp32"  # of captions and scores; auto: bf16 on a GPU
     num_workers: int = Field(2, gt=0)  # threads that open images [threads]
     max_image_mb: int = Field(512, gt=0)  # of an image's file; larger ones count as unreadable [MiB]
     max_skipped_fraction: float = Field(0.05, ge=0, le=1)  # of a shard's images; more unreadable ones end it [share]

@@ -19,7 +19,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from blip.data.images import open_or_problem
 from blip.data.jsonl_shards import Line, write_jsonl_shards
 from blip.data.skipped import TooManySkipped
 from blip.errors import InputError
+from blip.hardware.precision import AUTO, PRECISIONS, choose_precision
 from blip.hashing import stable_hash
 from blip.inference.predictor import Predictor
 from blip.inference.scoring import match_groups
@@ -46,7 +46,7 @@ class ShardOptions:
 
     shard_size: int = 1024  # images
     batch_size: int = 32  # images
-    precision: str = "fp32"  # or bf16
+    precision: str = "fp32"  # one of `PRECISIONS`, or auto
     num_workers: int = 2  # threads that open images
     max_skipped_fraction: float = 0.05  # of a shard's images; more unreadable ones, above ten, end the step
     limits: ImageLimits = LIMITS
@@ -54,12 +54,13 @@ class ShardOptions:
     def __post_init__(self) -> None:
         if min(self.shard_size, self.batch_size, self.num_workers) < 1:
             raise InputError("shard_size, batch_size and num_workers need to be 1 or more")
-        if self.precision not in ("fp32", "bf16"):
-            raise InputError(f"precision is {self.precision!r}; it can be fp32 or bf16")
+        if self.precision not in (*PRECISIONS, AUTO):
+            raise InputError(f"precision is {self.precision!r}; it can be {', '.join(PRECISIONS)} or {AUTO}")
 
-    def settings(self) -> dict[str, Any]:
-        """What captions and scores depend on, for the settings of the shards."""
-        return {"shard_size": self.shard_size, "batch_size": self.batch_size, "precision": self.precision}
+    def settings(self, device: torch.device) -> dict[str, Any]:
+        """What captions and scores depend on, for the settings of the shards. InputError as in `choose_precision`."""
+        precision = choose_precision(self.precision, device)
+        return {"shard_size": self.shard_size, "batch_size": self.batch_size, "precision": precision}
 
     def images(self, shard: int, count: int) -> range:
         """The numbers of a shard's images, of `count` in all."""
@@ -69,14 +70,11 @@ class ShardOptions:
         """How many shards hold all images."""
         return -(-len(candidates) // self.shard_size)
 
-    def autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
 
 @dataclass
 class CaptionOptions:
-    """What is written for each image: `Decoding.num_return` texts. Samples follow from `seed` and the shard, so that
-    they are the same for any number of processes."""
+    """What is written for each image: `Decoding.num_return` texts. Samples follow from `seed` and the image's number,
+    so that they are the same for any number of processes and in any batch."""
 
     decoding: Decoding  # nucleus sampling, or beams
     seed: int = 0
@@ -143,19 +141,19 @@ def caption(
     shards = shards or ShardOptions()
     settings: dict[str, Any] = {"step": "caption", "model": model_fingerprint, "data": data_fingerprint(candidates)}
     settings |= {"seed": options.seed, "round": options.round, "prompt": options.prompt}
-    settings |= {**shards.settings(), **vars(options.decoding)}
+    settings |= {**shards.settings(predictor.device), **vars(options.decoding)}
     prompt = predictor.info.get("prompt", "") if options.prompt is None else options.prompt
     # what every text begins with, in the spelling of the tokenizer
     beginning = predictor.tokenizer.decode(predictor.tokenizer.encode([prompt], predictor.positions)[0])
 
     def lines(shard: int) -> Iterator[Line]:
-        for number, (images, problems) in enumerate(_batches(predictor, candidates, shard, options=shards)):
+        for images, problems in _batches(predictor, candidates, shard, options=shards):
             yield from problems
-            seed = stable_hash(options.seed, shard, number) if options.decoding.sample else None
+            seeds = [stable_hash("captions", options.seed, image.number) for image in images]
             pixels = [image.pixels for image in images]
-            with shards.autocast(predictor.device):
+            with predictor.in_precision(shards.precision):
                 written = predictor.write(
-                    pixels, options.prompt, options.decoding, batch_size=shards.batch_size, seed=seed
+                    pixels, options.prompt, options.decoding, batch_size=shards.batch_size, seed=seeds
                 )
             for image, captions in zip(images, written, strict=True):
                 known = {_comparable(text.text) for text in image.texts}
@@ -204,14 +202,15 @@ def score(
         TooManySkipped: more unreadable images in a shard than `ShardOptions.max_skipped_fraction`.
     """
     shards = shards or ShardOptions()
-    settings = {"step": "score", "model": model_fingerprint, "data": data_fingerprint(candidates), **shards.settings()}
+    settings = {"step": "score", "model": model_fingerprint, "data": data_fingerprint(candidates)}
+    settings |= shards.settings(predictor.device)
 
     def lines(shard: int) -> Iterator[Line]:
         for images, problems in _batches(predictor, candidates, shard, options=shards):
             yield from problems
             images = [image for image in images if image.texts]
             texts = [[text.text for text in image.texts] for image in images]
-            with shards.autocast(predictor.device):
+            with predictor.in_precision(shards.precision):
                 scores = match_groups(predictor, [image.pixels for image in images], texts)
             for image, several in zip(images, scores, strict=True):
                 for text, (match, cosine) in zip(image.texts, several, strict=True):
@@ -230,17 +229,18 @@ def score(
 class OpenedImage:
     """An image of the candidates with its texts, or the problem that makes it unreadable."""
 
+    number: int  # among the candidates
     path: str
     texts: list[Candidate]
     pixels: Tensor = field(default_factory=lambda: torch.empty(0))  # (3, S, S)
     problem: str = ""
 
 
-def _open(predictor: Predictor, path: str, texts: list[Candidate], *, limits: ImageLimits) -> OpenedImage:
+def _open(predictor: Predictor, number: int, path: str, *, texts: list[Candidate], limits: ImageLimits) -> OpenedImage:
     image, problem = open_or_problem(path, limits)
     if image is None:
-        return OpenedImage(path, texts, problem=problem)
-    return OpenedImage(path, texts, predictor.transform(image))
+        return OpenedImage(number, path, texts, problem=problem)
+    return OpenedImage(number, path, texts, predictor.transform(image))
 
 
 def _batches(
@@ -277,8 +277,12 @@ def _opened(
     with ThreadPoolExecutor(options.num_workers) as pool:
         for start in range(0, len(numbers), options.batch_size):
             batch = numbers[start : start + options.batch_size]
-            open_one = partial(_open, predictor, limits=options.limits)
-            waiting.append([pool.submit(open_one, candidates.image_path(i), candidates[i]) for i in batch])
+            waiting.append([
+                pool.submit(
+                    _open, predictor, i, candidates.image_path(i), texts=candidates[i], limits=options.limits
+                )
+                for i in batch
+            ])  # fmt: skip
             if len(waiting) > 1:
                 yield [future.result() for future in waiting.popleft()]
         while waiting:

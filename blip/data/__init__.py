@@ -4,8 +4,8 @@
     >>> data[0].image.size
     (40, 30)
 
-Imports `files`, `outputs`, `hashing`, `distributed`, `tokenizer` and `errors`. Read `pairs.py` first: an image-caption
-pair from its record to its sample.
+Imports `files`, `outputs`, `hashing`, `distributed`, `tokenizer`, `hub` and `errors`. Read `pairs.py` first: an
+image-caption pair from its record to its sample.
 
 formats text_lines tables columns records   annotation files record by record, tables among them; names of columns; what
                        texts and paths may hold

@@ -8,18 +8,19 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from PIL import Image
 from torch.utils.data import Dataset
 
 from blip.data.compact import Labels, TextLists, Texts
-from blip.data.hub import is_hub_name, pinned
+from blip.data.hub import pinned
 from blip.data.image_bytes import LIMITS, ImageLimits
 from blip.data.images import open_image
 from blip.data.places import Found, find_records
 from blip.data.sources import Source, source_of
 from blip.errors import visible
+from blip.hub.names import is_hub_name
 
 SHOWN = 5  # records that a notebook shows of a data set
 MOST_LETTERS = 80  # of a text that is shown with others
@@ -133,8 +134,16 @@ class DataSet(Dataset):
     def __len__(self) -> int:
         return len(self._image_ends)
 
-    def __getitem__(self, index: int) -> Item:
-        """The record of a number; -1 is the last one."""
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        """The record of a number, of which -1 is the last one; of a slice, a list of records."""
+        if isinstance(index, slice):
+            return [self[row] for row in range(*index.indices(len(self)))]
         number = operator.index(index)
         row = number + len(self) if number < 0 else number
         if not 0 <= row < len(self):
@@ -180,7 +189,7 @@ class DataSet(Dataset):
         Notebooks display it; elsewhere its `savefig("data.png")` writes it.
 
         Raises:
-            InputError: matplotlib is not there.
+            InputError: there is no such record, or too many for a figure; or matplotlib is not there.
         """
         from blip.data.figure import figure_of
 
@@ -234,12 +243,15 @@ def open_data(
     Raises:
         AnnotationError: a file, or a record of it, cannot be used; the message names them.
         InputError: an option cannot be used.
-        HubError: a data set of the hub cannot be had.
+        RemoteError: a data set of the hub cannot be had.
 
     Example:
         >>> data = blip.data("questions.json", limit=10_000)
         >>> data[0].image.size, data[0].question, data[0].answer
         ((48, 48), 'how many lesions are there?', '2')
     """
-    options = {"split": split, "limit": limit, "columns": dict(columns or {}), "image_root": os.fspath(image_root)}
+    root = os.path.expanduser(image_root)
+    options = {"split": split, "limit": limit, "columns": dict(columns or {}), "image_root": root}
+    if isinstance(source, str | Path):
+        source = os.path.expanduser(source)
     return DataSet(source_of(source, **options, dataset=dataset, seed=seed))

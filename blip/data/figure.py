@@ -14,6 +14,7 @@ NEEDS_MATPLOTLIB = "drawing figures needs matplotlib: pip install 'blip[pictures
 SIDE = 2.6  # inches of a picture
 WIDTH = 34  # letters of a line below it
 LINES = 3
+MOST = 400  # records of one figure
 
 
 @lru_cache
@@ -39,10 +40,12 @@ def figure_of(items: Sequence[Any]) -> Any:
     """A figure with the image and the text of each `Item`; for an image that cannot be read, the reason alone.
 
     Raises:
-        InputError: there is no item, or matplotlib is not there.
+        InputError: there is no item, or too many; or matplotlib is not there.
     """
     if not items:
         raise InputError("there are no records to show")
+    if len(items) > MOST:
+        raise InputError(f"a figure shows {MOST} records at most, not {len(items):,}")
     columns = math.ceil(math.sqrt(len(items)))
     rows = math.ceil(len(items) / columns)
     figure = _figure_class()(figsize=(SIDE * columns, (SIDE + 0.7) * rows), layout="constrained")

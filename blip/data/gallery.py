@@ -29,14 +29,18 @@ class ImagesByNumber:
         transform: Callable[[Image.Image], Tensor],
         num_workers: int = 0,
         *,
+        pin_memory: bool = False,
         limits: ImageLimits = LIMITS,
     ):
+        """`pin_memory`: as in `data_loader`."""
         self.files = _Files(paths, transform, limits)
-        self.num_workers = num_workers
+        self.num_workers, self.pin_memory = num_workers, pin_memory
         self.skipped: set[Skipped] = set()
 
     def __call__(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        loader = data_loader(self.files, list(batches), _side_by_side, num_workers=self.num_workers)
+        loader = data_loader(
+            self.files, list(batches), _side_by_side, num_workers=self.num_workers, pin_memory=self.pin_memory
+        )
         for pixels, skipped in loader:
             self.skipped.update(skipped)
             yield pixels

@@ -5,58 +5,23 @@ cache, images included; they are read there, row by row, as those of any other a
 repository. Nothing is fetched that was not named: neither counters of downloads nor the hub's own exports.
 """
 
+import glob
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from blip.errors import BlipError, InputError
+from blip.hub.failures import SECONDS, failure, is_offline, no_network, not_in_cache, reason
+from blip.hub.names import HubName, RemoteError, parse_data
 
-PREFIX = "hub:"
-FORM = re.compile(r"hub:(?P<repository>[\w.-]+/[\w.-]+)(/(?P<config>[^@/]+))?(@(?P<revision>[^@]+))?")
-COMMIT = re.compile(r"[0-9a-f]{40}")
 NEEDS_DATASETS = "reading data sets of the Hugging Face hub needs its datasets library: pip install 'blip[hub]'"
-README = "README.md"
-
-
-class HubError(BlipError):
-    """A data set of the hub that cannot be had: it does not exist, is not open to this user, or is out of reach."""
-
-
-@dataclass(frozen=True)
-class HubName:
-    """The parts of a name; `config` and `revision` are "" where it does not give them."""
-
-    repository: str
-    config: str = ""
-    revision: str = ""
-
-    def __str__(self) -> str:
-        config, revision = self.config and f"/{self.config}", self.revision and f"@{self.revision}"
-        return f"{PREFIX}{self.repository}{config}{revision}"
-
-
-def is_hub_name(path: object) -> bool:
-    """Whether a path names a data set of the hub."""
-    return str(path).startswith(PREFIX)
-
-
-def parse_name(text: str) -> HubName:
-    """The parts of a name; InputError where it has another form.
-
-    Example:
-        >>> parse_name("hub:flaviagiammarino/path-vqa@main").repository
-        'flaviagiammarino/path-vqa'
-    """
-    match = FORM.fullmatch(text)
-    if not match or ".." in match["repository"]:
-        raise InputError(f"{text} is no name of a data set: it is {PREFIX}OWNER/NAME, {PREFIX}OWNER/NAME/CONFIGURATION "
-                         "or one of these with @REVISION")  # fmt: skip
-    return HubName(match["repository"], match["config"] or "", match["revision"] or "")
+README, INFO = "README.md", "dataset_info.json"
+USUAL = "default"  # the configuration of a data set that names none
 
 
 def pinned(text: str) -> str:
@@ -65,54 +30,111 @@ def pinned(text: str) -> str:
     Offline it is the commit that was used last; a name that already has a commit stays as it is.
 
     Raises:
-        HubError: there is no such repository or revision, or it is out of reach.
+        RemoteError: there is no such repository or revision, or it is out of reach.
     """
-    name = parse_name(text)
-    if COMMIT.fullmatch(name.revision):
-        return text
-    return str(HubName(name.repository, name.config, _commit(name)))
+    name = parse_data(text)
+    return text if name.pinned else str(replace(name, revision=_commit(name)))
 
 
 def _commit(name: HubName) -> str:
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    """The commit of a branch or tag today; where the hub is out of reach, the one that was used last."""
+    why = "HF_HUB_OFFLINE is set"
+    with _messages(name):
+        if not is_offline():
+            try:  # once, since the library below tries each file many times
+                return _commit_of_hub(name)
+            except Exception as error:
+                if not no_network(error):
+                    raise
+                why = f"the hub cannot be reached ({reason(error)})"
+        if there := _last_commit(name):
+            return there
+        raise not_in_cache(name, why, data=True)
 
-    revision = name.revision or None
-    with _hub_errors(name):
-        try:  # its place in the cache holds the commit, offline too
-            file = hf_hub_download(name.repository, README, repo_type="dataset", revision=revision)
-            return Path(file).parent.name
-        except LocalEntryNotFoundError:  # the hub is out of reach, and the repository has no such file
-            if name.revision:
-                raise
-            return str(_builder(name).hash)
-        except EntryNotFoundError:
-            return str(HfApi().dataset_info(name.repository, revision=revision).sha)
+
+def _commit_of_hub(name: HubName) -> str:
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    revision = name.revision or "main"
+    commit = HfApi().dataset_info(name.repository, revision=revision, timeout=SECONDS).sha
+    with suppress(EntryNotFoundError):  # the cache then knows what the revision stands for, without a connection
+        hf_hub_download(name.repository, README, repo_type="dataset", revision=revision)
+    return str(commit)
+
+
+def _last_commit(name: HubName) -> str:
+    """What a revision stood for when it was last asked for; "" where the cache does not tell."""
+    ref = _caches()[1] / f"datasets--{name.repository.replace('/', '--')}" / "refs" / (name.revision or "main")
+    try:
+        return ref.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        there = [] if name.revision else _prepared_folders(name, "*")  # of a repository without a README
+        return max(there, key=lambda folder: folder.stat().st_mtime).name if there else ""
 
 
 def files_of(text: str) -> dict[str, list[Path]]:
     """Split -> its arrow files, downloaded unless they are in the cache. Every process may call this at once.
 
+    What a commit names and the cache has is not asked of the hub, which may be out of reach or have removed it.
+
     Raises:
         InputError: the name has another form, the repository no such configuration, or no images in its records.
-        HubError: it is out of reach.
+        RemoteError: it is out of reach.
     """
-    return _files_of(parse_name(pinned(text)))
+    return _files_of(parse_data(pinned(text)))
 
 
 @lru_cache(maxsize=64)
 def _files_of(name: HubName) -> dict[str, list[Path]]:
-    with _hub_errors(name):
-        builder = _builder(name)
-        if builder.hash != name.revision:  # of the cache, where the hub is out of reach
-            raise HubError(f"{name} is not in the cache, which has {builder.hash}, and the hub is out of reach")
-        builder.download_and_prepare()
+    with _messages(name):
+        _library(name)
+        there = _prepared(name)
+        if there is not None and (name.config or there.parent.parent.name == USUAL):
+            return _files_in(name, there)
+        try:
+            builder = _builder(name)
+            if builder.hash != name.revision:  # of the cache, where the hub is out of reach
+                raise not_in_cache(name, f"which has {builder.hash}, and the hub is out of reach", data=True)
+            builder.download_and_prepare()
+        except Exception:
+            if there is None:
+                raise
+            return _files_in(name, there)
         files = {}
         for split in builder.info.splits or {}:
             table = builder.as_dataset(split=split, in_memory=False)
             _check_images(name, table.features)
             files[str(split)] = [Path(file["filename"]) for file in table.cache_files]
         return files
+
+
+def _prepared(name: HubName) -> Path | None:
+    """The folder of the cache with the records of a commit; None where it has none, or several configurations of which
+    the name chooses none."""
+    there = _prepared_folders(name, name.revision)
+    return there[0] if len(there) == 1 else None
+
+
+def _prepared_folders(name: HubName, commit: str) -> list[Path]:
+    """Those of the cache, at any commit for "*". The library gives a folder its name when it is complete."""
+    cache, own = _caches()[0], _letters(name.repository.replace("/", "___"))
+    return [
+        folder
+        for folder in cache.glob(f"*/{glob.escape(name.config) or '*'}/*/{commit}")
+        if _letters(folder.relative_to(cache).parts[0]) == own and (folder / INFO).is_file()
+    ]
+
+
+def _files_in(name: HubName, folder: Path) -> dict[str, list[Path]]:
+    """The arrow files of each split in a folder of the cache."""
+    info = _library(name).DatasetInfo.from_directory(str(folder))
+    _check_images(name, info.features or {})
+    files: dict[str, list[Path]] = {}
+    for split in map(str, info.splits or {}):
+        form = re.compile(rf".+-{re.escape(split)}(-\d{{5}}-of-\d{{5}})?\.arrow")
+        files[split] = sorted(path for path in folder.iterdir() if form.fullmatch(path.name))
+    return files
 
 
 def in_cache(file: str | Path) -> bool:
@@ -154,13 +176,19 @@ def _letters(name: str) -> str:
     return re.sub("[_-]", "", name).casefold()
 
 
-def _builder(name: HubName) -> Any:
-    """What downloads a data set and prepares its records, of the `datasets` library."""
+def _library(name: HubName) -> Any:
+    """The `datasets` library."""
     try:
         import datasets
     except ImportError:
         raise InputError(f"{name}: {NEEDS_DATASETS}") from None
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    return datasets
+
+
+def _builder(name: HubName) -> Any:
+    """What downloads a data set and prepares its records, of the `datasets` library."""
+    datasets = _library(name)
     from blip import distributed  # with torch, which reading an image does not need
 
     if not distributed.is_main():
@@ -184,38 +212,19 @@ def _is_bytes(feature: Any) -> bool:
 
 
 @contextmanager
-def _hub_errors(name: HubName) -> Iterator[None]:
-    """Errors of the hub's libraries as a HubError or an InputError, each with what to do."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    page = f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}/datasets/{name.repository}"
+def _messages(name: HubName) -> Iterator[None]:
+    """Errors of the hub's libraries as a RemoteError or an InputError, each with what to do."""
     try:
         yield
     except BlipError:
         raise
-    except GatedRepoError:
-        raise HubError(f"{name} is open only to those who accepted its terms at {page}, and gave a token (hf auth "
-                       "login, or HF_TOKEN)") from None  # fmt: skip
-    except RepositoryNotFoundError:
-        raise HubError(f"{name}: there is no data set {name.repository} at {page}, or it is private: a token gives "
-                       "access (hf auth login, or HF_TOKEN)") from None  # fmt: skip
-    except RevisionNotFoundError:
-        raise HubError(f"{name}: the data set has no revision {name.revision!r}; see {page}/commits") from None
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError) as error:
-        raise HubError(f"{name} is not in the cache, and the hub is out of reach") from error
     except Exception as error:
+        known = failure(name, error, data=True)
         of = type(error).__module__.partition(".")[0]
-        if of not in ("datasets", "huggingface_hub", "httpx", "pyarrow", "fsspec") and not isinstance(
-            error, ValueError | OSError | RuntimeError
-        ):
+        ours = of in ("datasets", "huggingface_hub", "httpx", "pyarrow", "fsspec")
+        if known is None and not ours and not isinstance(error, ValueError | OSError | RuntimeError):
             raise
-        raise HubError(f"{name} cannot be read: {_first_line(error)}") from error
+        raise known or RemoteError(f"{name} cannot be read: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

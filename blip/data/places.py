@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.data.formats import AnnotationError, iter_records
-from blip.data.hub import is_hub_name, pinned
+from blip.data.hub import pinned
 from blip.data.image_bytes import is_reference
 from blip.data.images import ENDINGS, find_images
 from blip.data.records import path_problem
@@ -22,6 +22,7 @@ from blip.data.sets.questions import ASKED, QUESTION_SETS, Question
 from blip.data.sets.statements import STATEMENT_SETS, Statement
 from blip.data.sources import Entry, Opened, Source, records_of, source_of, taken
 from blip.errors import InputError, did_you_mean
+from blip.hub.names import is_hub_name
 from blip.outputs import OutputError
 
 ANNOTATIONS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")

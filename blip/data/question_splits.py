@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -149,13 +150,30 @@ def _contents(questions: Questions, all_images: bool = False) -> dict[int, str]:
     return hashes
 
 
-def majority_answers(train: Questions, questions: Sequence[Question]) -> list[str]:
-    """The baseline without images: the most frequent training answer to the same question, else of all questions."""
-    by_question: dict[str, Counter[str]] = {}
-    overall: Counter[str] = Counter()
-    for index in range(len(train)):
-        question = train[index]
-        by_question.setdefault(question.question, Counter()).update(question.answers)
-        overall.update(question.answers)
-    best = overall.most_common(1)[0][0]
-    return [by_question[q.question].most_common(1)[0][0] if q.question in by_question else best for q in questions]
+class TrainedOn:
+    """The training questions as evaluations compare with them; what takes long is computed once in a run."""
+
+    def __init__(self, train: Questions):
+        self.train = train
+        self._shared: dict[str, int] = {}  # by split
+
+    def shared_images(self, split: str, test: Questions) -> int:
+        """`shared_images` of the questions of a split, which stay the same."""
+        if split not in self._shared:
+            self._shared[split] = shared_images(self.train, test)
+        return self._shared[split]
+
+    def majority_answers(self, questions: Sequence[Question]) -> list[str]:
+        """Without images: the most frequent training answer to the same question, else of all questions."""
+        overall = self._majority.get(None, "")
+        return [self._majority.get(question.question, overall) for question in questions]
+
+    @cached_property
+    def _majority(self) -> dict[str | None, str]:
+        """The most frequent answer to each training question; to all of them under None."""
+        counts: dict[str | None, Counter[str]] = {None: Counter()}
+        for index in range(len(self.train)):
+            question = self.train[index]
+            for key in (question.question, None):
+                counts.setdefault(key, Counter()).update(question.answers)
+        return {key: count.most_common(1)[0][0] for key, count in counts.items() if count}

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from blip import distributed
+from blip.evaluation.ranking import own_rows
+from blip.models.momentum import cosines
 
 BINS = 100  # of the histogram of cosines, from -1 to 1
-ROWS_AT_ONCE = 512  # queries whose similarities are in memory at a time
 
 
 class LossSums:
@@ -83,6 +84,18 @@ class SetContrast:
         return {"edges": edges, "matched": self.matched, "unmatched": self.unmatched}
 
 
+@dataclass
+class _Sums:
+    """What contrast over a set needs of some of its images; those of several processes are combined."""
+
+    matched: Tensor  # (BINS,) float64, on the CPU as everything here
+    unmatched: Tensor
+    of_images: Tensor  # (images that have positives,) the loss of each
+    normaliser: Tensor  # (C,) log of a sum over images, of each text
+    positive: Tensor  # (C,) the sum of the scores of its positives
+    count: Tensor  # (C,) positives of each text
+
+
 @torch.no_grad()
 def contrast_of_set(
     images: Tensor, texts: Tensor, positives: Callable[[slice], Tensor], temperature: float
@@ -90,35 +103,41 @@ def contrast_of_set(
     """ITC with every pair of the set as a candidate: cross-entropy of similarities over the temperature with targets
     that a query's positives share equally. Queries without positives do not count.
 
-    The main process computes it for all; every process has to call this.
+    Each process takes a share of the images, a few at a time, on the device of the features. Every process has to call
+    this, with the features of all.
 
     Args:
-        images, texts: features of unit length (Q, E) and (C, E), on the CPU.
-        positives: rows of images -> which texts belong to them, (rows, C) boolean.
+        images, texts: features of unit length (Q, E) and (C, E).
+        positives: rows of images -> which texts belong to them, (rows, C) boolean, on any device.
         temperature: of the model.
     """
-    return distributed.from_main(lambda: _contrast_of_set(images, texts, positives, temperature))
+    everyone = distributed.gather_objects(_sums(images, texts, positives, temperature=temperature))
+    whole = everyone[0]
+    for part in everyone[1:]:
+        whole.of_images = torch.cat([whole.of_images, part.of_images])
+        whole.normaliser = torch.logaddexp(whole.normaliser, part.normaliser)
+        for name in ("matched", "unmatched", "positive", "count"):
+            setattr(whole, name, getattr(whole, name) + getattr(part, name))
+    of_texts = (whole.normaliser - whole.positive / whole.count.clamp(min=1))[whole.count > 0]
+    loss = float((whole.of_images.mean() + of_texts.mean()) / 2)
+    return SetContrast(loss, whole.matched.long().tolist(), whole.unmatched.long().tolist())
 
 
-def _contrast_of_set(
-    images: Tensor, texts: Tensor, positives: Callable[[slice], Tensor], temperature: float
-) -> SetContrast:
-    matched, unmatched = torch.zeros(2, BINS, dtype=torch.float64)
-    of_images: list[Tensor] = []
-    normaliser = torch.full((len(texts),), float("-inf"), dtype=torch.float64)  # log of a sum over images
-    positive, count = torch.zeros(2, len(texts), dtype=torch.float64)  # over the images of each text
-    for first in range(0, len(images), ROWS_AT_ONCE):
-        rows = slice(first, first + ROWS_AT_ONCE)
-        cosines, right = images[rows].float() @ texts.float().T, positives(rows)
+def _sums(images: Tensor, texts: Tensor, positives: Callable[[slice], Tensor], *, temperature: float) -> _Sums:
+    device, double = images.device, torch.float64
+    matched, unmatched = torch.zeros(2, BINS, dtype=double, device=device)
+    of_images = [torch.zeros(0, dtype=double, device=device)]
+    normaliser = torch.full((len(texts),), float("-inf"), dtype=double, device=device)
+    positive, count = torch.zeros(2, len(texts), dtype=double, device=device)
+    for rows in own_rows(len(images), device):
+        similarity, right = cosines(images[rows], texts), positives(rows).to(device)
         for counts, which in ((matched, right), (unmatched, ~right)):
-            counts += torch.histc(cosines[which].clamp(-1, 1), BINS, -1, 1)
-        scores = (cosines / temperature).double()
+            counts += torch.histc(similarity[which].clamp(-1, 1), BINS, -1, 1)
+        scores = (similarity / temperature).double()
         shared = right.sum(dim=1)
         log_p = scores - scores.logsumexp(dim=1, keepdim=True)
         of_images.append((-(log_p * right).sum(dim=1) / shared.clamp(min=1))[shared > 0])
         normaliser = torch.logaddexp(normaliser, scores.logsumexp(dim=0))
         positive += (scores * right).sum(dim=0)
         count += right.sum(dim=0)
-    of_texts = (normaliser - positive / count.clamp(min=1))[count > 0]
-    loss = float((torch.cat(of_images).mean() + of_texts.mean()) / 2)
-    return SetContrast(loss, matched.long().tolist(), unmatched.long().tolist())
+    return _Sums(*(x.cpu() for x in (matched, unmatched, torch.cat(of_images), normaliser, positive, count)))

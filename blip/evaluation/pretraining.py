@@ -13,7 +13,7 @@ from torch import Tensor
 from blip import distributed
 from blip.errors import InputError
 from blip.evaluation.losses import LossSums, contrast_of_set, match_losses, matching_loss, with_total
-from blip.evaluation.ranking import recall_at
+from blip.evaluation.ranking import own_rows, recall_of_set
 from blip.models import losses
 from blip.models.matching import match_logits
 from blip.models.momentum import unit_features
@@ -33,11 +33,12 @@ class Pretrained:
 def match_each_and_shifted(
     model: PretrainModel, keys: ProjectedKeys, ids: Tensor, *, lengths: Tensor, other: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Match logits (B, 2) of the pairs, and of each image of `keys` with text `other` (B,)."""
+    """Match logits (B, 2) of the pairs, and of each image of `keys` with text `other` (B,), on the CPU as `lengths`."""
     # each image's two texts side by side would be quicker; this way the rows stay in reading order
     images = torch.arange(len(ids), device=ids.device).repeat(2)
-    texts = with_first(torch.cat([ids, ids[other]]), model.specials.enc)
-    lengths = torch.cat([lengths, lengths[other.cpu()]])
+    there = other.to(ids.device, non_blocking=True)
+    texts = with_first(torch.cat([ids, ids[there]]), model.specials.enc)
+    lengths = torch.cat([lengths, lengths[other]])
     logits = match_logits(model.text_encoder, model.itm_head, texts, lengths=lengths, keys=keys.with_extra(images))
     return logits[: len(ids)], logits[len(ids) :]
 
@@ -65,37 +66,43 @@ def evaluate_pretraining(
     parts: list[list[Tensor]] = []
     sums = LossSums()
     for batch in batches:
-        batch = batch.to(device)
+        batch = batch.to(device, non_blocking=True)
         states = model.image_encoder(batch.images)
         rows = Rows(batch.lengths, batch.ids.shape[1], device)
         images = unit_features(model.image_proj, states[:, 0])
         texts = unit_features(model.text_proj, model.text_encoder.text(batch.ids, rows, first_only=True))
-        other = torch.arange(len(batch.ids), device=device).roll(1)
+        other = torch.arange(len(batch.ids)).roll(1)
         keys = model.text_encoder.image_keys(states)
         matched, shifted = match_each_and_shifted(model, keys, batch.ids, lengths=batch.lengths, other=other)
         right, wrong = matched.argmax(dim=1) == 1, shifted.argmax(dim=1) != 1
         # a shifted text that equals its own is no wrong pair
-        different = (batch.caption_ids != batch.caption_ids[other]) & (batch.image_ids != batch.image_ids[other])
-        parts.append([t.cpu() for t in (images, texts, batch.caption_ids, batch.image_ids, right, wrong, different)])
+        different = (batch.caption_ids != batch.caption_ids.roll(1)) & (batch.image_ids != batch.image_ids.roll(1))
+        parts.append([images, texts, batch.caption_ids, batch.image_ids, right, wrong, different])
         if val_loss:
             sums.add("matched", match_losses(matched, True))
             sums.add("unmatched", match_losses(shifted, False), different)
             add_language_model(model, keys, batch.ids, rows=rows, sums=sums)
     model.train(training)
-    columns = [torch.cat(c) for c in zip(*parts, strict=True)] if parts else None
+    # features of all processes, which each ranks and compares a share of
+    columns = [torch.cat(c).cpu() for c in zip(*parts, strict=True)] if parts else None
     gathered = [c for c in distributed.gather_objects(columns) if c is not None]
     if not gathered:
         raise InputError("there is nothing to evaluate: no image of the validation file could be read")
-    images, texts, captions, image_ids, right, wrong, different = (torch.cat(c) for c in zip(*gathered, strict=True))
-    positives = (captions[:, None] == captions) | (image_ids[:, None] == image_ids)
-    similarity = images @ texts.T
-    metrics = {"val_pairs": float(len(images)), "val_chance": positives.float().mean().item()}
-    metrics |= {f"val_i2t_r{k}": v for k, v in recall_at(similarity, positives).items()}
-    metrics |= {f"val_t2i_r{k}": v for k, v in recall_at(similarity.T, positives).items()}
+    whole = [torch.cat(c) for c in zip(*gathered, strict=True)]
+    images, texts, captions, image_ids, right, wrong, different = (column.to(device) for column in whole)
+
+    def positives(rows: slice) -> Tensor:
+        return (captions[rows, None] == captions) | (image_ids[rows, None] == image_ids)
+
+    count = sum(int(positives(rows).sum()) for rows in own_rows(len(images), device))
+    chance = sum(distributed.gather_objects(count)) / len(images) ** 2
+    metrics = {"val_pairs": float(len(images)), "val_chance": chance}
+    metrics |= {f"val_i2t_r{k}": v for k, v in recall_of_set(images, texts, positives).items()}
+    metrics |= {f"val_t2i_r{k}": v for k, v in recall_of_set(texts, images, positives).items()}
     metrics["val_itm_matched"] = right.float().mean().item()
     if different.any():
         metrics["val_itm_unmatched"] = wrong[different].float().mean().item()
-    contrast = contrast_of_set(images, texts, positives.__getitem__, temperature=float(model.temperature))
+    contrast = contrast_of_set(images, texts, positives, temperature=float(model.temperature))
     means = sums.means()
     if val_loss:
         itm = matching_loss(means["matched"], means.get("unmatched"))

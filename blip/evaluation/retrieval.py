@@ -22,13 +22,11 @@ from blip.evaluation.losses import contrast_of_set
 from blip.evaluation.ranking import ranking_scores
 from blip.evaluation.retrieval_losses import Scored, matching_of_set, positives_of
 from blip.evaluation.retrieval_set import Batches, Ranking, Retrieval, Texts, by_contrast, ranks_after
+from blip.hardware.profile import profile_of
 from blip.models.matching import match_logits
 from blip.models.momentum import Matcher, unit_features
 from blip.network.cross_attention import ProjectedKeys
 from blip.network.packing import Rows, with_first
-
-TEXTS_AT_ONCE = 256  # encoded alone
-
 
 # ---- the whole evaluation --------------------------------------------------------------------------------------------
 
@@ -127,20 +125,21 @@ def _direction(
 def retrieval_features(
     model: Matcher, images: Batches, count: int, *, texts: Texts, device: torch.device, batch_size: int = 16
 ) -> tuple[Tensor, Tensor]:
-    """Features of unit length of all images (I, E) and texts (M, E), on the CPU; each process encodes its share."""
+    """Features of unit length of all images (I, E) and texts (M, E); each process encodes its share."""
     own = range(*share(count))
     numbers = [list(own[first : first + batch_size]) for first in range(0, len(own), batch_size)]
     image_parts = [
-        unit_features(model.image_proj, model.image_encoder(pixels.to(device), cls_only=True)[:, 0]).cpu()
+        unit_features(model.image_proj, model.image_encoder(pixels.to(device, non_blocking=True), cls_only=True)[:, 0])
         for pixels in images(numbers)
     ]
     order = texts.lengths.argsort(stable=True)  # texts of similar length together need little padding
     text_parts = []
-    for chosen in _split(order[slice(*share(len(order)))], TEXTS_AT_ONCE):
+    for chosen in _split(order[slice(*share(len(order)))], profile_of(device).texts_at_once):
         ids, rows = _laid_out(texts, chosen, device)
-        text_parts.append(unit_features(model.text_proj, model.text_encoder.text(ids, rows, first_only=True)).cpu())
+        text_parts.append(unit_features(model.text_proj, model.text_encoder.text(ids, rows, first_only=True)))
     image_features, text_features = _gathered(image_parts, count), _gathered(text_parts, len(order))
-    return image_features, torch.empty_like(text_features).index_copy_(0, order, text_features)
+    text_features = torch.empty_like(text_features).index_copy_(0, order, text_features)
+    return image_features.to(device), text_features.to(device)
 
 
 # ---- matching --------------------------------------------------------------------------------------------------------
@@ -221,25 +220,26 @@ def match_pairs(
     for batch in states([part.tolist() for part in _split(numbers, batch_size)]):
         for one in batch:
             keys = model.text_encoder.image_keys(one[None])
-            parts.append(match_texts(model, keys, texts, chosen=next(members), device=device).cpu())
+            parts.append(match_texts(model, keys, texts, chosen=next(members), device=device))
     return _gathered(parts, len(pairs))
 
 
-TOKENS_AT_ONCE = 2048  # of the texts of one image: efficient matrix products whose results still fit into the caches
-
-
 def match_texts(model: Matcher, keys: ProjectedKeys, texts: Texts, *, chosen: Tensor, device: torch.device) -> Tensor:
-    """Match logits (c, 2), in float32, of the texts `chosen` (c,) with the one image of `keys`."""
+    """Match logits (c, 2), in float32, of the texts `chosen` (c,), on the CPU, with the one image of `keys`.
+
+    The device is not waited for.
+    """
     lengths = texts.lengths[chosen]
     order = lengths.argsort(stable=True)
-    room = max(1, TOKENS_AT_ONCE // int(lengths.max()))
+    room = max(1, profile_of(device).tokens_at_once // int(lengths.max()))
     parts = []
     for part in order.split(room):
         ids, _ = _laid_out(texts, chosen[part], device)
         ids = with_first(ids, model.specials.enc)
         logits = match_logits(model.text_encoder, model.itm_head, ids, lengths=lengths[part], keys=keys)
         parts.append(logits.float())
-    return torch.empty(len(chosen), 2, device=device).index_copy_(0, order.to(device), torch.cat(parts))
+    order = order.to(device, non_blocking=True)
+    return torch.empty(len(chosen), 2, device=device).index_copy_(0, order, torch.cat(parts))
 
 
 def image_states(model: Matcher, images: Batches, device: torch.device) -> Batches:
@@ -247,7 +247,7 @@ def image_states(model: Matcher, images: Batches, device: torch.device) -> Batch
 
     def states(numbers: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         for pixels in images(numbers):
-            yield model.image_encoder(pixels.to(device))
+            yield model.image_encoder(pixels.to(device, non_blocking=True))
 
     return states
 
@@ -261,8 +261,9 @@ def _split(x: Tensor, size: int) -> list[Tensor]:
 
 
 def _gathered(parts: list[Tensor], count: int) -> Tensor:
-    """Tensors of all processes, concatenated; a process may have none. Together they have `count` rows."""
-    everyone = [t for several in distributed.gather_objects(parts) for t in several]
+    """Tensors of all processes, concatenated, on the CPU; a process may have none. Together they have `count` rows."""
+    own = [torch.cat(parts).cpu()] if parts else []  # the one wait for the device
+    everyone = [t for several in distributed.gather_objects(own) for t in several]
     if (received := sum(len(t) for t in everyone)) != count:
         raise InputError(f"the images that came are fewer than were asked for: they gave {received} results of {count}")
     return torch.cat(everyone)

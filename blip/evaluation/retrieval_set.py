@@ -10,7 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from blip import distributed
 from blip.errors import InputError
+from blip.evaluation.ranking import own_rows
+from blip.models.momentum import cosines
 
 # Batches of image numbers -> their tensors, batch by batch: pixels (B, 3, height, width), or states (B, N, D).
 Batches = Callable[[Sequence[Sequence[int]]], Iterable[Tensor]]
@@ -66,27 +69,33 @@ class Retrieval:
 
 
 def by_contrast(
-    queries: Tensor, candidates: Tensor, k: int, *, answers: Sequence[Sequence[int]], rows_at_once: int = 512
+    queries: Tensor, candidates: Tensor, k: int, *, answers: Sequence[Sequence[int]]
 ) -> tuple[Ranking, Tensor]:
     """The k candidates most similar to each query, and the rank (Q,) of its best right answer among all candidates.
 
-    Ranks count from 0; a query without right answers has C. Equal similarities keep the order of the candidates.
+    Ranks count from 0; a query without right answers has C. Equal similarities keep the order of the candidates. Each
+    process sorts an equal share, on the device of the features, for a few queries at a time; the result is on the CPU.
+    Every process has to call this.
 
     Args:
-        queries, candidates: features (Q, E) and (C, E).
+        queries, candidates: features (Q, E) and (C, E), of all processes.
         answers: Q lists of right candidates.
-        rows_at_once: queries whose similarities are in memory at a time.
     """
+    device = queries.device
     chosen, scores, ranks = [], [], []
-    for first in range(0, len(queries), rows_at_once):
-        similarity, order = (queries[first : first + rows_at_once] @ candidates.T).sort(descending=True, stable=True)
+    for rows in own_rows(len(queries), device):
+        similarity, order = cosines(queries[rows], candidates).sort(descending=True, stable=True)
         chosen.append(order[:, :k].clone())
         scores.append(similarity[:, :k].clone())
         places = torch.empty_like(order)
-        places.scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
-        for row, right in zip(places, answers[first : first + rows_at_once], strict=True):
-            ranks.append(int(row[list(right)].min()) if right else len(candidates))
-    return Ranking(torch.cat(chosen), torch.cat(scores)), torch.tensor(ranks)
+        places.scatter_(1, order, torch.arange(order.shape[1], device=device).expand_as(order))
+        query, right = (x.to(device) for x in _pairs(answers[rows]))
+        best = places.new_full((len(places),), len(candidates))
+        ranks.append(best.scatter_reduce_(0, query, places[query, right], "amin"))
+    own = [torch.cat(parts).cpu() for parts in (chosen, scores, ranks)] if ranks else None
+    columns = zip(*(part for part in distributed.gather_objects(own) if part), strict=True)
+    found, values, places = (torch.cat(column) for column in columns)
+    return Ranking(found, values), places
 
 
 def ranks_after(ranking: Ranking, before: Tensor, answers: Sequence[Sequence[int]]) -> Tensor:
@@ -94,9 +103,14 @@ def ranks_after(ranking: Ranking, before: Tensor, answers: Sequence[Sequence[int
 
     It is that of `before` where no right answer is among the candidates.
     """
-    ranks = before.clone()
-    for query, right in enumerate(answers):
-        places = torch.isin(ranking.candidates[query], torch.tensor(list(right), dtype=torch.long)).nonzero()
-        if len(places):
-            ranks[query] = places[0, 0]
-    return ranks
+    query, right = _pairs(answers)
+    several = 1 + int(max(ranking.candidates.max(), right.max() if len(right) else 0))
+    numbers = torch.arange(len(ranking.candidates))[:, None] * several + ranking.candidates
+    hits = torch.isin(numbers, query * several + right)  # (Q, k)
+    return hits.byte().argmax(dim=1).where(hits.any(dim=1), before)  # the first one of equal values
+
+
+def _pairs(answers: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Lists of right answers -> the number of the query (n,) and the answer (n,) of each."""
+    queries = [number for number, several in enumerate(answers) for _ in several]
+    return torch.tensor(queries, dtype=torch.long), torch.tensor([a for several in answers for a in several]).long()

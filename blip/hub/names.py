@@ -1,4 +1,4 @@
-"""Names of files on other machines: what the user may write, and how it is written with what it stood for."""
+"""Names of weights and data on other machines: what the user may write, and what it stands for."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from blip.errors import BlipError, InputError, printable
 
 HUB = "hub:"
-REPOSITORY = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+REPOSITORY = re.compile(r"(?:[A-Za-z0-9][\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
 REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,127}", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -18,7 +18,7 @@ PIN = "#sha256="
 
 
 class RemoteError(BlipError):
-    """A file on another machine that could not be had; the message says why, and what to do."""
+    """Weights or data on another machine that could not be had; the message says why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,11 @@ class HubName:
     repository: str
     revision: str = ""
     bare: bool = False  # written without `hub:`
+    config: str = ""  # of a data set: its configuration, "" for the usual one
 
     def __str__(self) -> str:
-        return HUB + self.repository + (f"@{self.revision}" if self.revision else "")
+        config, revision = self.config and f"/{self.config}", self.revision and f"@{self.revision}"
+        return f"{HUB}{self.repository}{config}{revision}"
 
     @property
     def pinned(self) -> bool:
@@ -68,7 +70,7 @@ def parse(name: str | Path) -> HubName | Address | None:
             used.
     """
     text = str(name)
-    if text.startswith(HUB):
+    if is_hub_name(text):
         return _hub(text)
     if re.match(r"https?:", text, re.IGNORECASE):
         return _address(text)
@@ -79,7 +81,32 @@ def parse(name: str | Path) -> HubName | Address | None:
     is_file = Path(last).suffix in (".pth", ".pt", ".bin", ".safetensors", ".json", ".txt", ".yaml")
     if not slash or is_file or os.path.lexists(text) or os.path.lexists(owner) or not _is_repository(repository):
         return None
-    return _checked(HubName(repository, revision, bare=True), text) if not revision or _is_revision(revision) else None
+    return _without_main(HubName(repository, revision, bare=True)) if not revision or _is_revision(revision) else None
+
+
+def is_hub_name(path: object) -> bool:
+    """Whether a path begins as the name of a repository of the hub."""
+    return str(path).startswith(HUB)
+
+
+def parse_data(text: str) -> HubName:
+    """The data set of a name, `hub:OWNER/NAME` or `hub:OWNER/NAME/CONFIGURATION`, with `@REVISION`.
+
+    Raises:
+        InputError: it has another form.
+
+    Example:
+        >>> parse_data("hub:flaviagiammarino/path-vqa@v1").repository
+        'flaviagiammarino/path-vqa'
+    """
+    name, at, revision = text.removeprefix(HUB).partition("@")
+    parts = name.split("/")
+    repository, config = "/".join(parts[:2]), "/".join(parts[2:])
+    right = len(parts) in (2, 3) and _is_repository(repository) and (len(parts) == 2 or config not in ("", ".", ".."))
+    if not is_hub_name(text) or not right or (at and not _is_revision(revision)):
+        form = f"{HUB}OWNER/NAME, {HUB}OWNER/NAME/CONFIGURATION or one of these with @REVISION"
+        raise InputError(f"{text} is no name of a data set: it is {form}")
+    return replace(_without_main(HubName(repository, revision)), config=config)
 
 
 def unpinned(name: str) -> str:
@@ -96,7 +123,7 @@ def _hub(text: str) -> HubName:
         raise InputError(f"{text} is no name of a repository of the hub; they are written hub:OWNER/NAME")
     if at and not _is_revision(revision):
         raise InputError(f"{text}: what follows the @ is no revision: give a branch, a tag or a commit")
-    return _checked(HubName(repository, revision), text)
+    return _without_main(HubName(repository, revision))
 
 
 def _is_repository(name: str) -> bool:
@@ -107,7 +134,7 @@ def _is_revision(name: str) -> bool:
     return bool(REVISION.fullmatch(name)) and ".." not in name and "//" not in name and not name.endswith("/")
 
 
-def _checked(name: HubName, text: str) -> HubName:
+def _without_main(name: HubName) -> HubName:
     return replace(name, revision="") if name.revision == "main" else name
 
 

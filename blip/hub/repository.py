@@ -5,18 +5,17 @@ HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE work as everywhere.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from blip.errors import InputError, note
+from blip.hub.failures import SECONDS, hub_errors, is_offline, no_network, not_in_cache, reason
 from blip.hub.names import HubName, RemoteError, parse
 
 MAX_SMALL, MAX_LARGE = 64 << 20, 64 << 30  # bytes of a text file and of a file of weights
 TOKENIZERS: tuple[str, ...] = ("tokenizer.json", "vocab.txt")  # the first that a repository has
 TRIES = 3
-AGAIN = "what has arrived is kept, start the command again"
 LARGE = (".safetensors", ".bin", ".pth")
 
 # of the names of a repository, those that are needed; the last of them is fetched last
@@ -36,24 +35,33 @@ def fetch(name: HubName, choose: Choose, similar: Callable[[str], str] = lambda 
     """
     if name.pinned and (there := _cached(name, choose)):
         return there
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi
 
-    if constants.HF_HUB_OFFLINE:
+    if is_offline():
         return _offline(name, choose, "HF_HUB_OFFLINE is set")
     if name.bare:
         note(f"{name.repository} is no path here: taken from the hub, as {name}")
-    with _hub_errors(name, similar):
+    with hub_errors(name, similar(name.repository)):
         try:
-            about = HfApi().model_info(name.repository, revision=name.revision or "main", files_metadata=True)
+            revision = name.revision or "main"
+            about = HfApi().model_info(name.repository, revision=revision, files_metadata=True, timeout=SECONDS)
         except Exception as error:
-            if not _no_network(error):
+            if not no_network(error):
                 raise
-            return _offline(name, choose, f"the hub cannot be reached ({_reason(error)})")
+            return _offline(name, choose, f"the hub cannot be reached ({reason(error)})")
         files = {one.rfilename: one for one in about.siblings or [] if "/" not in one.rfilename}
-        folders = {_one(name, files[file], str(about.sha)) for file in choose(files)}
+        folders = {_one(name, files[file], str(about.sha)) for file in _chosen(name, choose, files)}
     if len(folders) != 1:
         raise RemoteError(f"{name} was changed while it was fetched: start the command again")
     return folders.pop()
+
+
+def _chosen(name: HubName, choose: Choose, there: Iterable[str]) -> list[str]:
+    """What `choose` chooses; its InputError names the repository."""
+    try:
+        return choose(there)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def fetch_tokenizer(name: str) -> Path:
@@ -108,7 +116,7 @@ def _downloaded(name: HubName, file: str) -> Path:
         try:
             return Path(hf_hub_download(name.repository, file, revision=name.revision or "main"))
         except Exception as error:
-            if not _no_network(error):
+            if not no_network(error):
                 raise
     return Path(hf_hub_download(name.repository, file, revision=name.revision or "main"))
 
@@ -141,71 +149,4 @@ def _cached(name: HubName, choose: Choose) -> Path | None:
 def _offline(name: HubName, choose: Choose, why: str) -> Path:
     if there := _cached(name, choose):
         return there
-    known = f"there is no path {name.repository}, and " if name.bare else ""
-    raise RemoteError(
-        f"{known}{name} is not in the cache of the hub, and {why}: fetch it on a machine with a connection, with "
-        f"`hf download {name.repository}`, and copy its cache or give the folder's path"
-    )
-
-
-# ---- messages --------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _hub_errors(name: HubName, similar: Callable[[str], str]) -> Iterator[None]:
-    """Within this block errors of `huggingface_hub` become a RemoteError."""
-    from huggingface_hub import errors
-
-    where = name.repository
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise RemoteError(
-            f"{name} is open only to those who accepted its terms: accept them on its page on the hub, then log in by "
-            "`hf auth login` or set HF_TOKEN"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise RemoteError(
-            f"{where} has no revision {name.revision!r} on the hub: give a branch, tag or commit"
-        ) from error
-    except errors.LocalEntryNotFoundError as error:  # the library's word for a file that could not be fetched
-        raise RemoteError(f"{name} could not be fetched ({_reason(error.__cause__ or error)}): {AGAIN}") from error
-    except errors.RepositoryNotFoundError as error:
-        path = f"there is no path {where}, and " if name.bare else ""
-        token = "with this HF_TOKEN" if _has_token() else "without a token (HF_TOKEN, `hf auth login`)"
-        raise RemoteError(f"{path}the hub shows no {where} {token}{similar(where)}") from error
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        advice = {
-            401: "its token (HF_TOKEN) is not accepted",
-            403: "the token (HF_TOKEN) has no right to read it",
-            416: "a part of it in the cache is longer than the file: delete the .incomplete file there",
-            429: "too many requests: wait, or set HF_TOKEN",
-        }.get(status or 0, "start the command again later")
-        raise RemoteError(f"{name}: the hub answers {status}: {advice}") from error
-    except (RemoteError, InputError):
-        raise
-    except Exception as error:
-        if not _no_network(error) and not isinstance(error, OSError):
-            raise
-        raise RemoteError(f"{name} could not be fetched ({_reason(error)}): {AGAIN}") from error
-
-
-def _has_token() -> bool:
-    from huggingface_hub import get_token
-
-    return bool(get_token())
-
-
-def _no_network(error: BaseException) -> bool:
-    """Whether the server was not reached, or did not finish its answer; the library below changes with versions."""
-    kinds = {kind.__name__ for kind in type(error).__mro__ if kind.__module__.split(".")[0] in _CLIENTS}
-    return bool(kinds & _UNREACHED) or isinstance(error, ConnectionError | TimeoutError)
-
-
-_CLIENTS = ("httpx", "httpx2", "requests")
-_UNREACHED = {"TransportError", "ConnectionError", "Timeout", "ChunkedEncodingError"}
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    raise not_in_cache(name, why)

@@ -1,11 +1,12 @@
 """Using a model: images and strings in, texts and scores out. Read `predictor.py` first.
 
-Imports `models`, `network`, `checkpoints`, `tokenizer`, `files`, `distributed`, `errors` and, of `data`, `images`,
-`transforms`, `batches`, `places` and `sources`; `cli` imports anything.
+Imports `models`, `network`, `checkpoints`, `tokenizer`, `files`, `hashing`, `hardware`, `distributed`, `errors` and, of
+`data`, `images`, `transforms`, `batches`, `places` and `sources`; `cli` imports anything.
 
 load         `blip.load`: from a checkpoint of any format to a predictor
 predictor    captions, answers, features and match probabilities of images
-inputs results choices gradients   what it takes; what it returns; lists of answers; gradients on request
+loaded_model computation   a model with tokenizer and transform; whether gradients are computed, and in which precision
+inputs results choices   what it takes; what it returns; lists of answers
 scoring      the probability of a given text
 asked        the texts of a command line, or those of records
 files        the predictor over files and folders, to a table or JSON

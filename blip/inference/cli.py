@@ -5,13 +5,12 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from blip.command_line import (
     AsJson,
-    BatchSize,
     Checkpoint,
     ColumnNames,
     DatasetForm,
@@ -21,6 +20,7 @@ from blip.command_line import (
     JsonFile,
     MaxImageMb,
     Overwrite,
+    Precision,
     Split,
     TokenizerFile,
     alone,
@@ -40,9 +40,9 @@ from blip.files import read_text
 from blip.inference.asked import captions_of, questions_of
 from blip.outputs import Output, claim_output, writing
 
-if TYPE_CHECKING:
-    from blip.inference.predictor import Predictor
-
+AtOnce = Annotated[
+    int | None, typer.Option("--batch_size", min=1, help="images at once; unless given, as many as suit the device")
+]
 Places = Annotated[
     list[str],
     typer.Argument(
@@ -51,12 +51,12 @@ Places = Annotated[
 ]
 
 
-def load_model(checkpoint: str, tokenizer: str, device: str, *, max_image_mb: int) -> "Predictor":
+def load_model(checkpoint: str, tokenizer: str, device: str, *, max_image_mb: int, precision: str = "auto") -> Any:
     """The model that the options of a verb name."""
     from blip import distributed
     from blip.inference.load import load
 
-    model = load(checkpoint, device=distributed.start(device), tokenizer=tokenizer or None)
+    model = load(checkpoint, device=distributed.start(device), precision=precision, tokenizer=tokenizer or None)
     model.limits = ImageLimits.of_mb(max_image_mb)
     return model
 
@@ -113,6 +113,11 @@ def claim_json(out: Path | None, command: str, inputs: Sequence[str | Path | Non
     return claim_output(out, command, inputs=[one for one in inputs if one], overwrite=overwrite)
 
 
+def _chosen(precision: str) -> str:
+    """A precision that was chosen, as one of the inputs of `claim_json`."""
+    return "" if precision == "auto" else as_input(precision=precision)
+
+
 def _has_form_of_a_path(text: str) -> bool:
     """Whether a text holds a separator of paths, or ends as image and annotation files do."""
     return os.sep in text or Path(text).suffix.lower() in (*ENDINGS, *ANNOTATIONS)
@@ -147,10 +152,11 @@ def caption(
     columns: ColumnNames = None,
     image_root: ImageRoot = "",
     limit: FirstRecords = 0,
-    batch_size: BatchSize = 32,
+    batch_size: AtOnce = None,
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
+    precision: Precision = "auto",
     out: JsonFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -171,10 +177,13 @@ def caption(
             min_new_tokens=min_new_tokens,
         )
         written_by = as_input(prompt=prompt, seed=seed if sample else None, **asdict(decoding), **how)
-        claim = claim_json(out, "caption", [*images, *paths, checkpoint, tokenizer, written_by], overwrite)
+        claim = claim_json(
+            out, "caption", [*images, *paths, checkpoint, tokenizer, written_by, _chosen(precision)], overwrite
+        )
         with alone(claim):
-            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-            found = files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=batch_size, seed=seed)
+            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
+            size = batch_size or model.profile.images_at_once
+            found = files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=size, seed=seed)
             rows = list(Bars().over(found, "captioning", len(paths)))
             with writing(claim):
                 unread = files.show(rows, out, as_json)
@@ -197,10 +206,11 @@ def match(
     columns: ColumnNames = None,
     image_root: ImageRoot = "",
     limit: FirstRecords = 0,
-    batch_size: BatchSize = 32,
+    batch_size: AtOnce = None,
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
+    precision: Precision = "auto",
     out: JsonFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -216,13 +226,15 @@ def match(
         if not (texts or pairs):
             raise _needed("text", "--text", places)
         images = paths or list(dict.fromkeys(Path(image) for image, _ in pairs))
-        claim = claim_json(out, "match", [*places, *images, checkpoint, tokenizer, *texts, as_input(**how)], overwrite)
+        inputs: list[Any] = [*places, *images, checkpoint, tokenizer, *texts, as_input(**how), _chosen(precision)]
+        claim = claim_json(out, "match", inputs, overwrite)
         with alone(claim):
-            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
+            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
+            size = batch_size or model.profile.images_at_once
             if texts:
-                found = files.match_rows(model, paths, texts, batch_size=batch_size)
+                found = files.match_rows(model, paths, texts, batch_size=size)
             else:
-                found = files.matched_pairs(model, pairs, batch_size=batch_size)
+                found = files.matched_pairs(model, pairs, batch_size=size)
             rows = list(Bars().over(found, "matching", len(paths) * len(texts) + len(pairs)))
             with writing(claim):
                 unread = files.show(rows, out, as_json)
@@ -250,10 +262,11 @@ def answer(
     columns: ColumnNames = None,
     image_root: ImageRoot = "",
     limit: FirstRecords = 0,
-    batch_size: BatchSize = 16,
+    batch_size: AtOnce = None,
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
+    precision: Precision = "auto",
     out: JsonFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -270,13 +283,14 @@ def answer(
             raise _needed("question", "--question", places)
         paths = list(dict.fromkeys(one.image for one in asked))
         chosen_by = as_input(generate=generate, k=k, **how)
-        inputs = [*places, *paths, checkpoint, tokenizer, answers, *questions, chosen_by]
+        inputs = [*places, *paths, checkpoint, tokenizer, answers, *questions, chosen_by, _chosen(precision)]
         claim = claim_json(out, "answer", inputs, overwrite)
         choices = _lines(answers) if answers is not None else None
         decoding = Decoding(beams=3, max_new_tokens=10) if generate else None
         with alone(claim):
-            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
-            found = files.answer_rows(model, asked, answers=choices, k=k, decoding=decoding, batch_size=batch_size)
+            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
+            size = batch_size or model.profile.images_at_once // 2
+            found = files.answer_rows(model, asked, answers=choices, k=k, decoding=decoding, batch_size=size)
             rows = list(Bars().over(found, "answering", len(asked)))
             with writing(claim):
                 unread = files.show(rows, out, as_json)

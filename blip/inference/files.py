@@ -5,7 +5,7 @@ An image that cannot be read is reported and left out; it never ends the run.
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from blip.data.image_bytes import ImageLimits
 from blip.data.images import NoImages, readable_batches
 from blip.data.places import Found
 from blip.errors import printable, visible
 from blip.files import json_text, write_whole
+from blip.hashing import stable_hash
 from blip.inference.predictor import Predictor
 from blip.models.decoding import Decoding
 
@@ -31,17 +31,22 @@ def caption_rows(
     batch_size: int,
     seed: int | None,
 ) -> Iterator[dict[str, Any]]:
-    """One row an image: its path, captions and their log-probabilities; or `problem` alone, if it cannot be read."""
+    """One row an image: its path, captions and their log-probabilities; or `problem` alone, if it cannot be read.
 
-    def write(images: list[Any]) -> list[dict[str, Any]]:
-        texts = model.write(images, prompt, decoding, batch_size=batch_size, seed=seed)
-        return [
-            {"caption": several[0].text, "log_prob": several[0].log_prob}
-            | ({"captions": [asdict(text) for text in several]} if len(several) > 1 else {})
-            for several in texts
-        ]
+    Samples follow from `seed` and the image's place among the paths.
+    """
+    numbered = list(enumerate(paths))
+    for kept, images, problems in readable_batches(numbered, batch_size, _second, limits=model.limits):
+        yield from ({"problem": problem} for problem in problems)
+        seeds = None if seed is None else [stable_hash("captions", seed, number) for number, _ in kept]
+        written = model.write(images, prompt, decoding, batch_size=batch_size, seed=seeds)
+        for (_, path), several in zip(kept, written, strict=True):
+            row: dict[str, Any] = {"image": str(path), "caption": several[0].text, "log_prob": several[0].log_prob}
+            yield row | ({"captions": [asdict(text) for text in several]} if len(several) > 1 else {})
 
-    yield from _rows(paths, batch_size, write, limits=model.limits)
+
+def _second(numbered: tuple[int, Path]) -> Path:
+    return numbered[1]
 
 
 def match_rows(
@@ -119,21 +124,6 @@ def answer_rows(
 
 def _image_of(group: Sequence[Found]) -> str:
     return group[0].image
-
-
-def _rows(
-    paths: Sequence[Path],
-    batch_size: int,
-    rows_of: Callable[[list[Any]], list[dict[str, Any]]],
-    *,
-    limits: ImageLimits,
-) -> Iterator[dict[str, Any]]:
-    """`rows_of` turns the images of a batch into a row each."""
-    for kept, images, problems in readable_batches(paths, batch_size, limits=limits):
-        yield from ({"problem": problem} for problem in problems)
-        if kept:
-            for path, row in zip(kept, rows_of(images), strict=True):
-                yield {"image": str(path), **row}
 
 
 def show(rows: Iterable[dict[str, Any]], out: Path | None, as_json: bool) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from blip.data.arrays import SHAPES, array_image, is_image
 from blip.errors import InputError
+from blip.hashing import stable_hash
 from blip.models.decoding import Decoding
 
 # a tensor is (3, S, S), as `Predictor.transform` gives it; an array (H, W) or (H, W, C); bytes are those of a file
@@ -79,3 +80,12 @@ def each_once(items: list) -> tuple[list, list[int]]:
     number_of: dict[int, int] = {}
     numbers = [number_of.setdefault(id(item), len(number_of)) for item in items]
     return [items[numbers.index(number)] for number in range(len(number_of))], numbers
+
+
+def seed_of_each(seed: int | Sequence[int], count: int) -> Sequence[int]:
+    """The seed of each of `count` images; InputError where others are given than one for all or one for each."""
+    if isinstance(seed, int):
+        return [stable_hash("captions", seed, number) for number in range(count)]
+    if len(seed) != count:
+        raise InputError(f"{count} images and {len(seed)} seeds: give one for all, or as many")
+    return seed

@@ -1,5 +1,6 @@
 """From a checkpoint of any format to a model that is ready to use: `blip.load(path)`."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from blip.checkpoints.format import (
 from blip.checkpoints.info import MAX_SIDE, read_info
 from blip.checkpoints.initialize import Source, adopt
 from blip.errors import InputError
+from blip.hardware.precision import AUTO, choose_precision
 from blip.inference.predictor import Predictor
 from blip.models.factory import TASKS, model_of, spec_of
 from blip.network.embeddings import TextConfig
@@ -32,6 +34,7 @@ def load(
     path: str | Path,
     device: str | torch.device = "auto",
     *,
+    precision: str = AUTO,
     image_heads: int | None = None,
     text_heads: int | None = None,
     image_size: int | None = None,
@@ -45,6 +48,8 @@ def load(
     Args:
         path: the folder or file; `hub:OWNER/NAME`, also with `@REVISION`; or an `https://` address.
         device: where the model runs: `auto`, which is a GPU if there is one, `cpu`, `cuda` or a device of torch.
+        precision: of what the model computes: `fp32`, `tf32`, `bf16`, or `auto`, which is bf16 on a GPU that has it and
+            else fp32. Weights, scores and features are float32 in all of them.
         image_heads, text_heads: attention heads, for `.pth` files whose heads are not of width 64.
         image_size: side of the image in pixels, if not the checkpoint's: its position embeddings are interpolated.
         tokenizer: `vocab.txt`, `tokenizer.json`, `hub:NAME` or a `Tokenizer`; needed where the folder has none.
@@ -53,14 +58,15 @@ def load(
         CheckpointError: the checkpoint cannot be used; the message gives the reason.
         LoraError: the folder holds adapters and `peft` is not installed.
         RemoteError: the checkpoint cannot be fetched.
-        InputError: there is no such device.
+        InputError: there is no such device, or it does not have the precision.
 
     Example:
         >>> m = blip.load("checkpoint", device="cpu")
         >>> probability = m.match_probability("chest.png", ["small left effusion", "normal"])  # (2,)
         >>> (caption,) = m.caption("chest.png")
     """
-    target, path = device_of(device), places.local(path)
+    target = device_of(device)
+    precision, path = choose_precision(precision, target), places.local(os.path.expanduser(path))
     if is_adapter(path):
         tensors, info, words = _with_adapter(Path(path), tokenizer)
     else:
@@ -69,11 +75,7 @@ def load(
     tensors, _, _ = convert.split(tensors)
     vit, text, answer = _sizes(info, path)
     if image_size is not None and image_size != vit.image_size:
-        if image_size < vit.patch or image_size % vit.patch or image_size > MAX_SIDE:
-            limits = f"a multiple of the patch, {vit.patch}, and at most {MAX_SIDE}"
-            raise InputError(f"image_size is {image_size}; it has to be {limits}")
-        vit.image_size = image_size
-        fit_image_size(tensors, vit)
+        _fit(tensors, vit, image_size)
         info = {**info, "image_encoder": {**info["image_encoder"], "image_size": image_size}}
     if words.size != text.vocab_size:
         raise CheckpointError(
@@ -87,7 +89,20 @@ def load(
     for name in may_lack:
         tensors.setdefault(name, model.get_parameter(name).detach())
     load_strict(model, tensors, str(path))
-    return Predictor(model, words, info, device=target)
+    return Predictor(model, words, info, device=target, precision=precision)
+
+
+def _fit(tensors: dict[str, Tensor], vit: ViTConfig, image_size: int) -> None:
+    """Interpolates the positions among the tensors to images of another size, and sets it in the configuration.
+
+    Raises:
+        InputError: there is no grid of patches of that size.
+    """
+    if image_size < vit.patch or image_size % vit.patch or image_size > MAX_SIDE:
+        limits = f"a multiple of the patch, {vit.patch}, and at most {MAX_SIDE}"
+        raise InputError(f"image_size is {image_size}; it has to be {limits}")
+    vit.image_size = image_size
+    fit_image_size(tensors, vit)
 
 
 def device_of(name: str | torch.device) -> torch.device:

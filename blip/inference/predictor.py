@@ -5,41 +5,28 @@ Shapes: B images, R texts, T tokens of the longest, N image tokens, E embedding 
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from blip.checkpoints.format import CheckpointError
-from blip.data.batches import padded
-from blip.data.images import LIMITS, open_image
-from blip.data.transforms import eval_transform
 from blip.errors import InputError
+from blip.hardware.precision import AUTO
 from blip.inference.choices import AnswerChoices
-from blip.inference.gradients import GradientsOnRequest, gradients_on_request
-from blip.inference.inputs import ImageInput, Images, Texts, as_list, batches_of, each_once
+from blip.inference.computation import gradients_on_request, without_gradients
+from blip.inference.inputs import Images, Texts, as_list, batches_of, each_once, seed_of_each
+from blip.inference.loaded_model import LoadedModel
 from blip.inference.results import Answer, Written, written_texts
-from blip.models.decoding import Decoding
-from blip.models.factory import spec_of
+from blip.models.decoding import Decoding, uniforms_of
 from blip.models.generation import generate
 from blip.models.matching import match_logits
-from blip.models.momentum import unit_features
+from blip.models.momentum import cosines, unit_features
 from blip.network.cross_attention import ProjectedKeys
 from blip.network.med import DecoderStep
 from blip.network.packing import Rows, with_first
-from blip.tokenizer import Tokenizer, blip_cleaning
-
-# what a model can do (`TaskSpec.can`): as messages put it, and the part of the model that it takes
-ABILITIES = {
-    "encode": ("encode for retrieval", "image_proj"),
-    "match": ("match images and texts", "itm_head"),
-    "caption": ("write captions", "text_decoder"),
-    "answer": ("answer questions", "text_decoder"),
-    "judge": ("judge statements about two images", "cls_head"),
-}
+from blip.tokenizer import Tokenizer
 
 
-class Predictor(GradientsOnRequest):
+class Predictor(LoadedModel):
     """A model in evaluation mode with its tokenizer and image transform.
 
     An image is a path, a PIL image, an array of numpy or the bytes of a file; several are a list, see `as_list`. Texts
@@ -48,18 +35,16 @@ class Predictor(GradientsOnRequest):
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Tokenizer, info: dict, *, device: str | torch.device = "cpu"
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        info: dict,
+        *,
+        device: str | torch.device = "cpu",
+        precision: str = AUTO,
     ) -> None:
-        """`info` is the content of the checkpoint's `model.json`."""
-        super().__init__()
-        self.device = torch.device(device)
-        self.model = cast(Any, model.to(self.device).eval())
-        self.tokenizer, self.info = tokenizer, info
-        self.transform = eval_transform(self.model.image_encoder.config.image_size)
-        text = self.model.text_encoder if hasattr(model, "text_encoder") else self.model.text_decoder
-        self.positions: int = text.config.max_positions
-        self.max_text_tokens = int(info.get("max_text_tokens") or self.positions)
-        self.limits = LIMITS  # of the files of images
+        """Arguments as in `LoadedModel`."""
+        super().__init__(model, tokenizer, info, device=device, precision=precision)
         self._last_choices: AnswerChoices | None = None
 
     # ---- features and matching
@@ -85,7 +70,7 @@ class Predictor(GradientsOnRequest):
 
     def itc_score(self, images: Images, texts: Texts) -> Tensor:
         """Cosine of every image to every text (B, R), not divided by the temperature."""
-        return self.encode_image(images) @ self.encode_text(texts).T
+        return cosines(self.encode_image(images), self.encode_text(texts))
 
     @gradients_on_request
     def match_logits(self, images: Images, texts: Texts, batch_size: int = 32) -> Tensor:
@@ -122,10 +107,10 @@ class Predictor(GradientsOnRequest):
         model = self.needs("match")
         encoded = [self.ids(batch) for batch in batches_of(as_list(texts), batch_size)]
         encoded = [(with_first(ids, self.tokenizer.enc_id), lengths) for ids, lengths in encoded]
-        cosines, probabilities = [], []
+        similarities, probabilities = [], []
         for batch in batches_of(as_list(images), batch_size):
             states = model.image_encoder(self.pixels(batch))
-            cosines.append(unit_features(model.image_proj, states[:, 0]) @ text_features.T)
+            similarities.append(cosines(unit_features(model.image_proj, states[:, 0]), text_features))
             for image in states.split(1):
                 keys = model.text_encoder.image_keys(image)  # the texts of one image lie side by side
                 logits = [
@@ -133,7 +118,7 @@ class Predictor(GradientsOnRequest):
                     for ids, lengths in encoded
                 ]
                 probabilities.append(torch.cat(logits).float().softmax(dim=1)[:, 1])
-        return torch.cat(cosines), torch.stack(probabilities)
+        return torch.cat(similarities), torch.stack(probabilities)
 
     def match_probability(self, images: Images, texts: Texts, batch_size: int = 32) -> Tensor:
         """Probability (B,) that image and text belong together; pairs as in `match_logits`."""
@@ -149,7 +134,7 @@ class Predictor(GradientsOnRequest):
         *,
         decoding: Decoding | None = None,
         batch_size: int = 32,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
     ) -> list[str]:
         """A caption for each image; `prompt` begins it and is part of it. Arguments as in `write`."""
         if max_new_tokens == 0:
@@ -158,7 +143,7 @@ class Predictor(GradientsOnRequest):
         written = self.write(images, prompt, decoding, batch_size=batch_size, seed=seed)
         return [texts[0].text for texts in written]
 
-    @torch.no_grad()
+    @without_gradients
     def write(
         self,
         images: Images,
@@ -166,7 +151,7 @@ class Predictor(GradientsOnRequest):
         decoding: Decoding | None = None,
         *,
         batch_size: int = 32,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
     ) -> list[list[Written]]:
         """`Decoding.num_return` captions for each image, with log-probabilities.
 
@@ -175,7 +160,8 @@ class Predictor(GradientsOnRequest):
             prompt: the beginning of every caption; the one that the model was fine-tuned with unless given.
             decoding: greedy unless given; or beams or sampling, and their options.
             batch_size: images at once.
-            seed: of sampling: the same batches give the same captions.
+            seed: of sampling: captions follow from it and the image's place in the list, whatever the batches; or one
+                seed for each image. Without it, torch's global generator draws.
         """
         model, decoding = self.needs("caption"), decoding or Decoding()
         prompt = self.info.get("prompt", "") if prompt is None else prompt
@@ -186,19 +172,23 @@ class Predictor(GradientsOnRequest):
                 f"the prompt has {len(first)} tokens and max_new_tokens is {decoding.max_new_tokens}; "
                 f"the model has {self.positions} positions"
             )
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
         written: list[list[Written]] = []
-        for batch in batches_of(as_list(images), batch_size):
-            keys = model.text_decoder.image_keys(model.image_encoder(self.pixels(batch)))
+        images = as_list(images)
+        seeds = None if seed is None else seed_of_each(seed, len(images))
+        tokens = decoding.texts * (len(first) + decoding.max_new_tokens)  # of an image, at most
+        for batch in batches_of(images, batch_size):
+            keys = model.text_decoder.keys_or_states(model.image_encoder(self.pixels(batch)), tokens)
             step = DecoderStep(model.text_decoder, keys)
             ids = torch.tensor([first] * len(batch), device=self.device)
             end, pad = self.tokenizer.sep_id, self.tokenizer.pad_id
-            generated = generate(step, ids, decoding, end_id=end, pad_id=pad, generator=generator)
+            numbers = slice(len(written), len(written) + len(batch))
+            uniforms = None if seeds is None else uniforms_of(seeds[numbers], decoding)
+            generated = generate(step, ids, decoding, end_id=end, pad_id=pad, uniforms=uniforms)
             texts = written_texts(self.tokenizer, first, generated)
             written += batches_of(texts, decoding.num_return)
         return written
 
-    @torch.no_grad()
+    @without_gradients
     def answer(
         self,
         images: Images,
@@ -269,32 +259,3 @@ class Predictor(GradientsOnRequest):
             pixels = torch.stack([self.pixels(left[start:end]), self.pixels(right[start:end])], dim=1)
             parts.append(model(pixels, *self.ids(statements[start:end])).float().softmax(dim=1)[:, 1])
         return torch.cat(parts) if parts else torch.zeros(0, device=self.device)
-
-    # ---- the model and its inputs
-
-    def needs(self, ability: str, action: str = "") -> Any:
-        """The model, if its task has an ability of `ABILITIES`; `action` names what needs it in the error.
-
-        Raises:
-            CheckpointError: the task does not have it.
-        """
-        usual, part = ABILITIES[ability]
-        if ability in spec_of(self.info["task"]).can:
-            return self.model
-        lacks = "" if hasattr(self.model, part) else f": it has no {part.replace('_', ' ')}"
-        raise CheckpointError(f"a checkpoint of {self.info['task']} cannot {action or usual}{lacks}")
-
-    def pixels(self, images: Sequence[ImageInput]) -> Tensor:
-        """Images -> (B, 3, S, S), normalised, on the device."""
-        ready = [x if isinstance(x, Tensor) else self.transform(open_image(x, self.limits)) for x in as_list(images)]
-        return torch.stack(ready).to(self.device)
-
-    def cleaned(self, text: str) -> str:
-        """A text as the model was trained to read it."""
-        return blip_cleaning(text) if self.info.get("text_cleaning") == "blip" else text
-
-    def ids(self, texts: Sequence[str], longest: int = 0) -> tuple[Tensor, Tensor]:
-        """Texts -> ids (R, T), `[CLS] ... [SEP]`, padded, at most `longest`; lengths (R,), on the CPU."""
-        encoded = self.tokenizer.encode([self.cleaned(text) for text in texts], longest or self.max_text_tokens)
-        ids, lengths = padded(encoded, self.tokenizer.pad_id)
-        return ids.to(self.device), lengths

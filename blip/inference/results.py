@@ -15,7 +15,7 @@ SHOWN = 5  # candidates that are printed of an answer
 
 def finite(values: Tensor) -> Tensor:
     """The same scores or features; CheckpointError where one is infinite or not a number."""
-    if not bool(values.isfinite().all()):
+    if bool((~values.isfinite()).any()):
         raise CheckpointError(
             "the model computes results that are infinite or not a number: some of its weights are too large, as after "
             "a training that failed, or are damaged; take another checkpoint"

@@ -32,7 +32,6 @@ def check_texts(m: Predictor, texts: Sequence[str], what: str = "text", *, longe
             raise InputError(f"{what} {number} has {tokens} tokens, the model reads {longest}: shorten it")
 
 
-@torch.no_grad()
 def match_groups(
     m: Predictor, images: Sequence[ImageInput], texts: Sequence[Sequence[str]]
 ) -> list[list[tuple[float, float]]]:
@@ -44,15 +43,16 @@ def match_groups(
     pairs: list[list[tuple[float, float]]] = [[] for _ in images]
     if not images:
         return pairs
-    states = model.image_encoder(m.pixels(images))
-    for count in {len(several) for several in texts} - {0}:
-        members = [i for i, several in enumerate(texts) if len(several) == count]
-        ids, lengths = m.ids([text for i in members for text in texts[i]])
-        index = torch.tensor(members, device=m.device)
-        matches, cosines = match_states(model, states[index], ids, lengths=lengths, enc_id=m.tokenizer.enc_id)
-        values = list(zip(matches.tolist(), cosines.tolist(), strict=True))
-        for place, i in enumerate(members):
-            pairs[i] = values[place * count : (place + 1) * count]
+    with torch.no_grad(), m.computing():
+        states = model.image_encoder(m.pixels(images))
+        for count in {len(several) for several in texts} - {0}:
+            members = [i for i, several in enumerate(texts) if len(several) == count]
+            ids, lengths = m.ids([text for i in members for text in texts[i]])
+            index = torch.tensor(members, device=m.device)
+            matches, cosines = match_states(model, states[index], ids, lengths=lengths, enc_id=m.tokenizer.enc_id)
+            values = list(zip(matches.tolist(), cosines.tolist(), strict=True))
+            for place, i in enumerate(members):
+                pairs[i] = values[place * count : (place + 1) * count]
     return pairs
 
 
@@ -82,7 +82,7 @@ def caption_log_probs(m: Predictor, images: Sequence[ImageInput], captions: Sequ
     Zero after the end. The first token, `[DEC]`, is not counted. Inside `m.gradients()` it can be differentiated.
     """
     model = m.needs("caption")
-    with torch.set_grad_enabled(m.differentiable):
+    with torch.set_grad_enabled(m.differentiable), m.computing():
         keys = model.text_decoder.image_keys(model.image_encoder(m.pixels(images)))
         ids, lengths = m.ids(captions, m.positions)  # what the model wrote may be longer than what it was trained on
         return _log_probs(m, model.text_decoder, ids, lengths=lengths, keys=keys)
@@ -94,7 +94,7 @@ def answer_log_probs(
     """Log-probability (R,) of answer i to question i about image i, the end included."""
     model = m.needs("answer")
     check_texts(m, answers, "answer")
-    with torch.set_grad_enabled(m.differentiable):
+    with torch.set_grad_enabled(m.differentiable), m.computing():
         keys = model.question_keys(m.pixels(images), *m.ids(questions))
         ids, lengths = m.ids(answers)
         return _log_probs(m, model.text_decoder, ids, lengths=lengths, keys=keys).sum(dim=1)

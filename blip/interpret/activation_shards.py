@@ -2,7 +2,8 @@
 
 FOLDER/index.json              points, model and settings; of each shard its file, records and shapes
 FOLDER/shard-00000.safetensors a tensor for each point, (records, ...); `lengths` (records,): tokens of each text;
-                               `answer_lengths`, where a decoder reads answers: of each answer
+                               `answer_lengths`, where a decoder reads answers: of each answer; `records` (records,):
+                               their numbers in the data, by which a shard is known that took the place of another
 FOLDER/shard-00000/POINT.npy   the same with --format npy
 
 Texts are padded with zeros to the longest of the shard.
@@ -23,7 +24,7 @@ from torch import Tensor
 from blip.errors import BlipError
 from blip.files import ReadError, read_json, remove_folder, whole_folder, write_whole
 
-INDEX, FORMATS = "index.json", ("safetensors", "npy")
+INDEX, FORMATS, RECORDS = "index.json", ("safetensors", "npy"), "records"
 OTHER_TENSORS = "has other tensors than the index tells"
 
 
@@ -74,25 +75,30 @@ def read_shards(folder: str | Path) -> Iterator[tuple[list[int], dict[str, Tenso
 
 def _tensors_of(folder: Path, shard: Shard) -> dict[str, Tensor]:
     if shard.file.endswith(".safetensors"):
-        return load_file(folder / shard.file)
+        return {name: tensor for name, tensor in load_file(folder / shard.file).items() if name != RECORDS}
     return {name: torch.from_numpy(np.load(folder / shard.file / f"{name}.npy")) for name in shard.shapes}
 
 
 def damage_of(folder: Path, shard: Shard) -> str:
-    """What is wrong with a shard: absent, cut short, or of other shapes than the index tells; "" if it is whole."""
-    path = folder / shard.file
+    """What is wrong with a shard: absent, cut short, of other shapes or other records than the index tells; "" if it is
+    whole. Those of earlier versions do not name their records."""
+    path, records = folder / shard.file, shard.records
     try:
         if shard.file.endswith(".safetensors"):
             with safe_open(path, "pt") as file:  # which compares the length of the file with its header
                 found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                if RECORDS in found:
+                    records = file.get_tensor(RECORDS).tolist()
         else:
             files = {name: path / f"{name}.npy" for name in shard.shapes if "/" not in name}
             found = {name: list(np.load(file, mmap_mode="r").shape) for name, file in files.items()}
+            if (path / f"{RECORDS}.npy").exists():
+                records = np.load(path / f"{RECORDS}.npy").tolist()
     except (OSError, ValueError, SafetensorError) as error:
         return f"is damaged or cut short ({error})"
     points = {name: shape for name, shape in found.items() if name in shard.shapes}
     lengths = {shape[0] for shape in found.values() if shape}
-    if points != shard.shapes or lengths - {len(shard.records)}:
+    if points != shard.shapes or lengths - {len(shard.records)} or records != shard.records:
         return OTHER_TENSORS
     return ""
 
@@ -106,9 +112,9 @@ def is_index(folder: Path) -> bool:
     return {"points", "shards", "weights", "contents"} <= index.keys()
 
 
-def write_shard(folder: Path, number: int, tensors: dict[str, Tensor], *, form: str) -> str:
-    """Writes a shard, whole or not at all -> its name."""
-    name = f"shard-{number:05d}"
+def write_shard(folder: Path, number: int, tensors: dict[str, Tensor], *, records: list[int], form: str) -> str:
+    """Writes a shard with the numbers of its records, whole or not at all -> its name."""
+    name, tensors = f"shard-{number:05d}", {**tensors, RECORDS: torch.tensor(records)}
     if form == "safetensors":
         write_whole(folder / f"{name}.safetensors", save(tensors))
         return f"{name}.safetensors"

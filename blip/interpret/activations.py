@@ -110,7 +110,9 @@ def _capture(
         part = wanted[start : start + what.shard_size]
         tensors, numbers, unread = _shard(m, part, start, what=what, batch_size=batch_size)
         problems += unread
-        name = write_shard(folder, len(what.shards), tensors, form=what.format) if tensors else ""
+        name = ""
+        if tensors:
+            name = write_shard(folder, len(what.shards), tensors, records=numbers, form=what.format)
         shapes = {point: list(tensor.shape) for point, tensor in tensors.items()}
         line = {"file": name, "asked": len(part), "records": numbers, "shapes": shapes, "problems": unread}
         what.shards.append(line)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from blip.errors import InputError
 from blip.inference.inputs import ImageInput
-from blip.inference.predictor import ABILITIES, Predictor
+from blip.inference.loaded_model import ABILITIES
+from blip.inference.predictor import Predictor
 from blip.inference.scoring import answer_log_probs, caption_log_probs
 from blip.interpret.points import layers_of
 from blip.interpret.recording import TraceError

@@ -165,7 +165,7 @@ def untrained(m: Predictor, seed: int = 0) -> Predictor:
     specials = tokens.specials
     sizes = model.image_encoder.config, model.text_encoder.config
     fresh = model_of(m.info["task"], *sizes, specials=specials, embed_dim=m.info["embed_dim"])
-    return Predictor(fresh, tokens, m.info, device=m.device)
+    return Predictor(fresh, tokens, m.info, device=m.device, precision=m.precision)
 
 
 def localise(

@@ -25,7 +25,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from blip.network.attention import Attention
-from blip.network.cross_attention import ImageKeys, PairCrossAttention, PairKeys, ProjectedKeys
+from blip.network.cross_attention import LayerImages, LayerKeys, PairCrossAttention
 from blip.network.med import Layer
 from blip.network.packing import OneToken, TokenLayout
 from blip.network.vit import Block
@@ -154,7 +154,7 @@ class LayerPass:
 
     name: str
     rows: TokenLayout
-    keys: ImageKeys | PairKeys | None
+    keys: LayerImages | None
     queries: TokenLayout | OneToken  # of attention and what follows it: all tokens, or the first token of each text
 
     def layout(self, site: str, images: int, *, earlier: int) -> Layout:
@@ -165,7 +165,7 @@ class LayerPass:
         """
         if site == "self":
             return OwnTokens(self.queries)
-        extra = self.keys.extra if isinstance(self.keys, ProjectedKeys) else None
+        extra = self.keys.extra if isinstance(self.keys, LayerKeys) else None
         real = None if isinstance(self.queries, OneToken) else self.queries.real
         if extra is None:
             return CrossQueries(self.queries, images, images == 1 and not isinstance(self.queries, OneToken), real)

@@ -34,6 +34,7 @@ T nodes of the longest row, P nodes in memory, L tokens of the longest answer, H
 """
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -46,7 +47,10 @@ ROOM = 64  # nodes of a row; attention within a row costs their square, and shor
 
 
 class AnswerTree:
-    """The tokens of a list of answers as a tree under `[DEC]`: a node for each different beginning."""
+    """The tokens of a list of answers as a tree under `[DEC]`: a node for each different beginning.
+
+    It is on the CPU, where rows of nodes are planned; `on` returns a copy on a device.
+    """
 
     def __init__(self, answers: Sequence[Sequence[int]], dec_id: int, end_id: int):
         """`answers`: tokens of each without special ones, at least one each."""
@@ -65,13 +69,19 @@ class AnswerTree:
         self.paths = torch.tensor(paths)  # (n, L+1) the nodes from `[DEC]` to each, itself included; then -1
         self.last = torch.tensor([nodes[tuple(answer)] for answer in answers])  # (A,) where each answer ends
         self.first = torch.tensor([answer[0] for answer in answers])  # (A,) its first token
+        self.first_nodes = (self.depths == 1).nonzero().squeeze(1)  # the nodes under `[DEC]`
+        self._copy: AnswerTree | None = None
 
-    def to(self, device: torch.device) -> "AnswerTree":
-        """Moves the tree, in place."""
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                setattr(self, name, value.to(device))
-        return self
+    def on(self, device: torch.device) -> "AnswerTree":
+        """The same tree on a device, kept for the next call; on the CPU it is this one."""
+        if device.type == "cpu":
+            return self
+        if self._copy is None or self._copy.tokens.device != device:
+            self._copy = copy(self)
+            for name, value in vars(self).items():
+                if isinstance(value, Tensor):
+                    setattr(self._copy, name, value.to(device))
+        return self._copy
 
     def __len__(self) -> int:
         return len(self.last)
@@ -94,26 +104,30 @@ class AnswerTree:
 
 
 class TreeRows:
-    """Rows of nodes as a `TokenLayout`: the drawing above. They are packed as texts of the same lengths are."""
+    """Rows of nodes as a `TokenLayout`: the drawing above. They are packed as texts of the same lengths are.
 
-    def __init__(self, tree: AnswerTree, rows: list[Tensor]):
+    Everything but `parents` is on the device of the texts, and moved there without waiting for it.
+    """
+
+    def __init__(self, tree: AnswerTree, rows: list[Tensor], device: torch.device):
         """`rows` of nodes, as `AnswerTree.rows_of` returns them, of any number of questions."""
         lengths = torch.tensor([len(row) for row in rows])
-        self.texts = Rows(lengths, int(lengths.max()), tree.tokens.device)
+        plan = Rows(lengths, int(lengths.max()), torch.device("cpu"))
+        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)  # (R, T)
+        nodes = padded.clamp(min=0)
+        depths, paths = tree.depths[nodes], tree.paths[nodes]  # (R, T), (R, T, L+1)
+        # a node attends to another one that stands on its own path, at that one's depth; padding to `[DEC]` alone
+        passed = paths.gather(2, depths[:, None].expand(-1, plan.longest, -1))  # (R, T, T)
+        mask = F.pad(passed == padded[:, None], (1, 0), value=True)[:, None]  # (R, 1, T, 1+T)
+        parents = paths.gather(2, (depths - 1).clamp(min=0)[..., None])[..., 0]  # (R, T)
+        # the nodes of a row ascend, so that a binary search finds the parents
+        places = torch.searchsorted(padded.masked_fill(padded < 0, len(tree.tokens)), parents) + plan.first[:, None]
+        self.parents = plan.pack(places.masked_fill(parents == 0, -1))  # (P,) place in memory of each node's parent
+        self.texts = Rows(lengths, plan.longest, device)
         self.count, self.longest = self.texts.count, self.texts.longest
         self.real: Tensor | None = self.texts.real
         self.first = self.texts.first
-        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)  # (R, T)
-        self.nodes = padded.clamp(min=0)
-        self.depths = tree.depths[self.nodes]
-        paths = tree.paths[self.nodes]  # (R, T, L+1)
-        # a node attends to another one that stands on its own path, at that one's depth; padding to `[DEC]` alone
-        passed = paths.gather(2, self.depths[:, None].expand(-1, self.longest, -1))  # (R, T, T)
-        self.mask = F.pad(passed == padded[:, None], (1, 0), value=True)[:, None]  # (R, 1, T, 1+T)
-        parents = paths.gather(2, (self.depths - 1).clamp(min=0)[..., None])[..., 0]  # (R, T)
-        # the nodes of a row ascend, so that a binary search finds the parents
-        places = torch.searchsorted(padded.masked_fill(padded < 0, len(tree.tokens)), parents) + self.first[:, None]
-        self.parents = self.pack(places.masked_fill(parents == 0, -1))  # (P,) place in memory of each node's parent
+        self.nodes, self.depths, self.mask = (x.to(device, non_blocking=True) for x in (nodes, depths, mask))
 
     def pack(self, x: Tensor) -> Tensor:
         """(R, T, ...) -> (P, ...)."""

@@ -62,10 +62,13 @@ class CaptionModel(nn.Module):
         decoding: Decoding,
         *,
         end_id: int,
-        generator: torch.Generator | None = None,
+        uniforms: Tensor | None = None,
     ) -> Generated:
-        """Captions of images (B, 3, height, width) that continue `prompt` (B, T), whose first token is `[DEC]`."""
-        return self.write_about(self.image_encoder(images), prompt, decoding, end_id=end_id, generator=generator)
+        """Captions of images (B, 3, height, width) that continue `prompt` (B, T), whose first token is `[DEC]`.
+
+        `uniforms` draw samples, see `generate`.
+        """
+        return self.write_about(self.image_encoder(images), prompt, decoding, end_id=end_id, uniforms=uniforms)
 
     @torch.no_grad()
     def write_about(
@@ -75,10 +78,10 @@ class CaptionModel(nn.Module):
         decoding: Decoding,
         *,
         end_id: int,
-        generator: torch.Generator | None = None,
+        uniforms: Tensor | None = None,
     ) -> Generated:
         """`write` from the states (B, N, D) of encoded images."""
         tokens = decoding.texts * (prompt.shape[1] + decoding.max_new_tokens)
         keys = self.text_decoder.keys_or_states(image_states, tokens)
         step = DecoderStep(self.text_decoder, keys)
-        return generate(step, prompt, decoding, end_id=end_id, pad_id=self.specials.pad, generator=generator)
+        return generate(step, prompt, decoding, end_id=end_id, pad_id=self.specials.pad, uniforms=uniforms)

@@ -3,9 +3,11 @@
 Shapes: R texts being generated (rows), T tokens of a prompt, L new tokens, V words.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,30 +103,61 @@ def constrained(logits: Tensor, texts: Tensor, new: int, *, decoding: Decoding, 
         banned = torch.zeros_like(scores).scatter_add(1, runs[:, :, -1], begun.to(scores.dtype)) > 0
         scores = scores.masked_fill(banned, NEVER)
     if new < decoding.min_new_tokens:
-        scores = scores.index_fill(1, torch.tensor([end_id], device=scores.device), NEVER)
+        scores = scores.index_fill(1, torch.full((1,), end_id, device=scores.device), NEVER)
     return scores
 
 
-def draw(scores: Tensor, decoding: Decoding, generator: torch.Generator | None) -> Tensor:
+def draw(scores: Tensor, decoding: Decoding, uniforms: Tensor | None = None) -> Tensor:
     """A token for each row (R,), drawn from the soft-max of scores (R, V).
 
-    Raises:
-        InputError: scores are not numbers; torch would end the process on a GPU.
+    By `uniforms` (R,), numbers from 0 to 1: the token at which the sum of the probabilities, in the order of the
+    vocabulary, passes that number. Without them by torch's global generator.
     """
     scores = scores / decoding.temperature
     if 0 < decoding.top_k < scores.shape[1]:
         least = scores.topk(decoding.top_k, dim=1).values[:, -1:]
         scores = scores.masked_fill(scores < least, NEVER)
-    if decoding.top_p < 1:
-        ordered, order = scores.sort(dim=1, descending=True)
-        probabilities = ordered.softmax(dim=1)
-        before = probabilities.cumsum(dim=1) - probabilities  # the sum over likelier tokens; the first one always stays
-        ordered = ordered.masked_fill(before >= decoding.top_p, NEVER)
-        scores = torch.empty_like(scores).scatter_(1, order, ordered)
     probabilities = scores.softmax(dim=1)
-    if bool(probabilities.sum().isnan()):
+    if decoding.top_p < 1:
+        probabilities = probabilities.masked_fill(probabilities < _least_of_nucleus(probabilities, decoding.top_p), 0)
+    if uniforms is None:
+        # what is not a number would end the process on a GPU; `check_numbers` reports it
+        return probabilities.nan_to_num(nan=1.0).multinomial(1).squeeze(1)
+    # in float64 no rounding puts a bound between two tokens of which one cannot be drawn
+    sums = probabilities.double().cumsum(dim=1)
+    passed = torch.searchsorted(sums, uniforms.double()[:, None] * sums[:, -1:], right=True)
+    return passed.squeeze(1).clamp(max=scores.shape[1] - 1)
+
+
+def _least_of_nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """The least probability (R, 1) of the fewest tokens that have `top_p` together, in each row of (R, V)."""
+    ordered = _descending(probabilities)
+    before = ordered.cumsum(dim=1) - ordered  # the sum over likelier tokens; the first one always stays
+    count = (before < top_p).sum(dim=1, keepdim=True).clamp(min=1)
+    return ordered.gather(1, count - 1)
+
+
+def _descending(x: Tensor) -> Tensor:
+    """The numbers of each row, the largest first; without their places, numpy sorts them far faster on a CPU."""
+    if x.device.type != "cpu":
+        return x.sort(dim=1, descending=True).values
+    return torch.from_numpy(np.sort(x.numpy(), axis=1)).flip(1)
+
+
+def uniforms_of(seeds: Sequence[int], decoding: Decoding) -> Tensor | None:
+    """A number from 0 to 1 for each token of each text (B * num_return, max_new_tokens), for `generate`; None where
+    nothing is sampled.
+
+    Those of prompt i follow from `seeds[i]` alone: its samples depend neither on the prompts beside it nor, beyond
+    rounding, on the device.
+    """
+    if not decoding.sample:
+        return None
+    shape = decoding.num_return, decoding.max_new_tokens
+    return torch.cat([torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def check_numbers(log_probs: Tensor) -> None:
+    """InputError where log-probabilities of sampled tokens are not numbers."""
+    if bool(log_probs.isnan().any()):
         raise InputError("the scores of the next token are not numbers: the model's weights are too large or damaged")
-    if generator is None:
-        return probabilities.multinomial(1).squeeze(1)
-    device = generator.device  # a generator of the CPU gives the same samples whatever device the model runs on
-    return probabilities.to(device).multinomial(1, generator=generator).squeeze(1).to(scores.device)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from blip.errors import InputError
-from blip.models.decoding import NEVER, Decoding, Generated, Step, constrained, draw
+from blip.hardware.profile import profile_of
+from blip.models.decoding import NEVER, Decoding, Generated, Step, check_numbers, constrained, draw
 
 
 @torch.no_grad()
@@ -23,51 +24,73 @@ def generate(
     *,
     end_id: int,
     pad_id: int,
-    generator: torch.Generator | None = None,
+    uniforms: Tensor | None = None,
 ) -> Generated:
-    """Continues prompts of equal length (B, T). Samples come from `generator`, which makes them repeatable.
+    """Continues prompts of equal length (B, T).
+
+    Samples are drawn by `uniforms` (B * num_return, max_new_tokens), see `decoding.uniforms_of`, so that a text depends
+    on its own numbers alone; without them by torch's global generator, in the way of transformers' `generate`.
+
+    A GPU is waited for once in several tokens, to learn which texts have ended (`Profile.steps_between_checks`). What
+    has ended and is continued until then changes nothing.
 
     Raises:
-        InputError: more beams than half of the vocabulary.
+        InputError: more beams than half of the vocabulary, or scores to sample from that are not numbers.
     """
     if decoding.beams > 1:
         return BeamSearch(step, prompt, decoding, end_id=end_id, pad_id=pad_id).run()
-    return _one_by_one(step, prompt, decoding, end_id=end_id, pad_id=pad_id, generator=generator)
+    return _one_by_one(step, prompt, decoding, end_id=end_id, pad_id=pad_id, uniforms=uniforms)
 
 
 # ---- greedy and sampling ---------------------------------------------------------------------------------------------
 
 
 def _one_by_one(
-    step: Step, prompt: Tensor, decoding: Decoding, *, end_id: int, pad_id: int, generator: torch.Generator | None
+    step: Step, prompt: Tensor, decoding: Decoding, *, end_id: int, pad_id: int, uniforms: Tensor | None
 ) -> Generated:
-    count, length, each = len(prompt), prompt.shape[1], decoding.num_return
+    count, length, each, device = len(prompt), prompt.shape[1], decoding.num_return, prompt.device
     texts = _with_room(prompt.repeat_interleave(each, dim=0), decoding.max_new_tokens, pad_id)  # (R, T+max)
-    log_probs = torch.zeros(len(texts), decoding.max_new_tokens, device=prompt.device)
+    log_probs = torch.zeros(len(texts), decoding.max_new_tokens, device=device)
+    uniforms = None if uniforms is None else uniforms.to(device, non_blocking=True)
     logits = step(prompt).float()  # (B, V)
     if each > 1:
-        step.select(torch.arange(count, device=prompt.device).repeat_interleave(each), each)
+        step.select(torch.arange(count, device=device).repeat_interleave(each), each)
         logits = logits.repeat_interleave(each, dim=0)
-    rows = torch.arange(len(texts), device=prompt.device)  # the text that each row of the step continues
-    writing = torch.ones(count, each, dtype=torch.bool, device=prompt.device)
-    new = 0
-    while True:
+    rows = torch.arange(len(texts), device=device)  # (R',) the text that each row of the step continues
+    writing = torch.ones_like(rows, dtype=torch.bool)  # (R',) whether it has no end yet
+    tokens_of = torch.zeros_like(rows)  # (R,) new tokens of each text
+    for new in range(decoding.max_new_tokens):
         scores = constrained(logits, texts[rows, : length + new], new, decoding=decoding, end_id=end_id)
-        tokens = draw(scores, decoding, generator) if decoding.sample else scores.argmax(dim=1)  # (R',)
-        unfinished, place = writing.flatten(), rows[writing.flatten()]
-        texts[place, length + new] = tokens[unfinished]
-        log_probs[place, new] = logits.log_softmax(dim=1)[unfinished].gather(1, tokens[unfinished, None]).squeeze(1)
-        new += 1
-        writing &= (tokens != end_id).view_as(writing)
-        if new == decoding.max_new_tokens or not writing.any():
+        if decoding.sample:
+            tokens = draw(scores, decoding, None if uniforms is None else uniforms[rows, new])  # (R',)
+        else:
+            tokens = scores.argmax(dim=1)
+        written = logits.log_softmax(dim=1).gather(1, tokens[:, None]).squeeze(1)
+        texts[rows, length + new] = tokens.where(writing, pad_id)
+        log_probs[rows, new] = written.where(writing, 0)
+        tokens_of[rows] += writing
+        writing = writing & (tokens != end_id)
+        if new + 1 == decoding.max_new_tokens:
             break
-        kept, per_image = _still_writing(writing)
-        if len(kept) < len(rows):
-            step.select(kept, per_image)
-            rows, tokens, writing = rows[kept], tokens[kept], writing.flatten()[kept].view(-1, per_image)
+        if _is_checked(new, device):
+            still = writing.cpu()
+            if not still.any():
+                break
+            kept, per_image = _still_writing(still.view(-1, each))
+            if len(kept) < len(rows):
+                kept, each = kept.to(device, non_blocking=True), per_image
+                step.select(kept, each)
+                rows, tokens, writing = rows[kept], tokens[kept], writing[kept]
         logits = step(tokens[:, None]).float()
-    ids = texts[:, length : length + new]
-    return Generated(ids, log_probs[:, :new], log_probs.sum(dim=1))
+    if decoding.sample:
+        check_numbers(log_probs)
+    longest = int(tokens_of.max())
+    return Generated(texts[:, length : length + longest], log_probs[:, :longest], log_probs.sum(dim=1))
+
+
+def _is_checked(new: int, device: torch.device) -> bool:
+    """Whether the device is asked, after `new` tokens and one more, which texts have ended."""
+    return (new + 1) % profile_of(device).steps_between_checks == 0
 
 
 def _with_room(prompt: Tensor, room: int, pad_id: int) -> Tensor:
@@ -76,7 +99,7 @@ def _with_room(prompt: Tensor, room: int, pad_id: int) -> Tensor:
 
 
 def _still_writing(writing: Tensor) -> tuple[Tensor, int]:
-    """writing (B, n), True at unfinished texts -> (rows to continue with, rows of each image).
+    """writing (B, n), True at unfinished texts, on the CPU -> (rows to continue with, rows of each image).
 
     Images without an unfinished text are dropped. Every other image keeps as many rows as the one with most unfinished
     texts, so that the texts of an image stay side by side.
@@ -119,7 +142,8 @@ class BeamSearch:
         self.length = prompt.shape[1]
         count, room, device = len(prompt), decoding.max_new_tokens, prompt.device
         self.whole = decoding.length_norm == "whole"
-        self.prompts = torch.arange(count, device=device)  # those that are not done
+        self.prompts = torch.arange(count, device=device)  # (B,) those that were not done at the last check
+        self.done = torch.zeros_like(self.prompts, dtype=torch.bool)  # (B,)
         self.texts = _with_room(prompt, room, pad_id)[:, None]  # (B, beams, T+max): one beam at first, then K
         self.sums = torch.zeros(count, 1, device=device)  # (B, beams)
         self.log_probs = torch.zeros(count, 1, room, device=device)
@@ -137,16 +161,17 @@ class BeamSearch:
             if last and not self.whole:  # every text ends here, whatever its last token
                 ended = torch.ones_like(ended)
             self._finish(continuations, ended, new)
-            rows, done = self._cut(continuations, new)
-            if last or bool(done.all()):
+            rows = self._cut(continuations, new)
+            if last:
                 break
-            self.step.select(rows[~done].flatten(), self.decoding.beams)
-            self.prompts, self.texts = self.prompts[~done], self.texts[~done]
-            self.sums, self.log_probs = self.sums[~done], self.log_probs[~done]
+            if _is_checked(new, rows.device):
+                rows = self._without_done(rows)
+                if not len(rows):
+                    break
+            self.step.select(rows.flatten(), self.decoding.beams)
             logits = self.step(self.texts.flatten(0, 1)[:, self.length + new, None])
         if last and self.whole:
-            scores = self.sums.masked_fill(done[:, None], NEVER) / self._divisor(new + 1)
-            self._keep_best(scores, self.texts, self.log_probs)
+            self._keep_best(self.sums / self._divisor(new + 1), self.texts, self.log_probs)
         return self._result()
 
     def _divisor(self, new: int) -> float:
@@ -181,18 +206,21 @@ class BeamSearch:
         self._keep_best(scores.masked_fill(~(ended & first), NEVER), continuations.texts, continuations.log_probs)
 
     def _keep_best(self, scores: Tensor, texts: Tensor, log_probs: Tensor) -> None:
-        """Keeps the best K of the finished texts and of these (B, n), shaped as in `Continuations`."""
+        """Keeps the best K of the finished texts and of these (B, n), shaped as in `Continuations`.
+
+        Prompts that are done keep what they have.
+        """
         at = self.prompts
-        self.finished_scores[at], best = torch.cat([self.finished_scores[at], scores], dim=1).topk(
-            self.decoding.beams, dim=1
-        )
+        scores, best = torch.cat([self.finished_scores[at], scores], dim=1).topk(self.decoding.beams, dim=1)
+        best = torch.arange(best.shape[1], device=best.device).where(self.done[:, None], best)
+        self.finished_scores[at] = self.finished_scores[at].where(self.done[:, None], scores)
         self.finished_texts[at] = _take(torch.cat([self.finished_texts[at], texts], dim=1), best)
         self.finished_log_probs[at] = _take(torch.cat([self.finished_log_probs[at], log_probs], dim=1), best)
 
-    def _cut(self, continuations: Continuations, new: int) -> tuple[Tensor, Tensor]:
-        """Cuts the beams to the K best continuations without an end token.
+    def _cut(self, continuations: Continuations, new: int) -> Tensor:
+        """Cuts the beams to the K best continuations without an end token, and notes which prompts are `done`.
 
-        Returns the rows of the step that they continue (B, K), and which prompts are done (B,).
+        Returns the rows of the step that they continue (B, K).
         """
         self.sums, best = continuations.sums.masked_fill(continuations.ended, NEVER).topk(self.decoding.beams, dim=1)
         self.texts, self.log_probs = _take(continuations.texts, best), _take(continuations.log_probs, best)
@@ -200,12 +228,24 @@ class BeamSearch:
         if self.whole:  # the published rule: the best continuation, ended or not, at the length before its newest token
             reachable = continuations.sums[:, 0] / self._divisor(new)
         worst = self.finished_scores[self.prompts].min(dim=1).values
-        return continuations.rows.gather(1, best), (worst > NEVER) & (reachable <= worst)
+        self.done = self.done | ((worst > NEVER) & (reachable <= worst))
+        return continuations.rows.gather(1, best)
+
+    def _without_done(self, rows: Tensor) -> Tensor:
+        """Drops the prompts that are done; returns the `rows` (B', K) of the others."""
+        open_ones = (~self.done.cpu()).nonzero().squeeze(1)
+        if len(open_ones) == len(rows):
+            return rows
+        index = open_ones.to(rows.device, non_blocking=True)
+        for name in ("prompts", "done", "texts", "sums", "log_probs"):
+            setattr(self, name, getattr(self, name)[index])
+        return rows[index]
 
     def _result(self) -> Generated:
         keep = self.decoding.num_return
         ids = self.finished_texts[:, :keep, self.length :].flatten(0, 1)
-        longest = int((ids != self.pad_id).any(dim=0).nonzero().max()) + 1
+        places = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+        longest = int((places * (ids != self.pad_id)).max())
         log_probs = self.finished_log_probs[:, :keep].flatten(0, 1)
         return Generated(ids[:, :longest], log_probs[:, :longest], self.finished_scores[:, :keep].flatten())
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blip.distributed import all_gather
+from blip.hardware.precision import computing
 from blip.models import losses
 from blip.network.med import TextEncoder
 from blip.network.packing import Rows
@@ -122,6 +123,13 @@ def same_pairs(
 def unit_features(linear: nn.Linear, states: Tensor) -> Tensor:
     """States (B, D) -> features of unit length (B, E), in float32."""
     return F.normalize(linear(states).float(), dim=-1)
+
+
+def cosines(queries: Tensor, candidates: Tensor) -> Tensor:
+    """Cosines (Q, C) of features of unit length (Q, E) and (C, E), in exact float32 whatever else is computed in: in a
+    smaller format many candidates would be equally similar."""
+    with computing(queries.device, "fp32"):
+        return queries.float() @ candidates.float().T
 
 
 def contrast_with_candidates(

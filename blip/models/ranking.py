@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from blip.errors import InputError
+from blip.hardware.profile import profile_of
 from blip.models.answer_tree import AnswerTree, RootCache, TreeRows
 from blip.network.cross_attention import ProjectedKeys
 from blip.network.med import TextDecoder
@@ -52,20 +53,18 @@ def distinct_answers(tokenizer: Encoder, answers: Sequence[str], max_tokens: int
     return list(spelling.values()), [list(tokens) for tokens in spelling]
 
 
-NODES_AT_ONCE = 2048  # limits memory; far more than a matrix product needs to be quick
-WORDS_AT_ONCE = 256  # nodes whose logits exist at a time: with BERT's words 31 MB, which fits into a processor's cache
-
-
 @torch.no_grad()
 def rank_answers(
     decoder: TextDecoder, keys: ProjectedKeys, tree: AnswerTree, *, k: int = 128, label_smoothing: float = 0.1
 ) -> Ranked:
     """Ranks the answers of a list for each question.
 
+    A GPU is waited for once, to learn the chosen answers: the rows of their nodes are laid out on the CPU.
+
     Args:
         decoder: of answers, see `VqaModel`.
         keys: of the questions' states, see `VqaModel.question_keys`.
-        tree: the list of answers; it is moved to the device of `keys`.
+        tree: the list of answers.
         k: answers to score; above the list's length it means all of the list.
         label_smoothing: mixed into the scores. Published scores include that of training; 0 gives log-probabilities.
 
@@ -74,40 +73,42 @@ def rank_answers(
     """
     if k < 1:
         raise InputError(f"k is {k}; at least one answer has to be scored")
-    count, device = len(keys), keys.device
-    tree.to(device)
+    count, device, profile = len(keys), keys.device, profile_of(keys.device)
+    on_device = tree.on(device)
     start = Cache()
-    logits = decoder.step(tree.tokens[:1, None].expand(count, 1), keys, start)  # (B, V), after [DEC] alone
-    chosen = logits.float().softmax(dim=1)[:, tree.first].topk(min(k, len(tree)), dim=1).indices  # (B, k)
+    logits = decoder.step(on_device.tokens[:1, None].expand(count, 1), keys, start)  # (B, V), after [DEC] alone
+    chosen = logits.float().softmax(dim=1)[:, on_device.first].topk(min(k, len(tree)), dim=1).indices  # (B, k)
     # log-probability of each node's token after its parent, and of the end after each node
     tokens, ends = torch.zeros(2, count, len(tree.tokens), device=device)  # (B, n) each
-    rows = [(question, row) for question in range(count) for row in tree.rows_of(chosen[question])]
-    for part in _parts(rows):
-        owner = torch.tensor([question for question, _ in part], device=device)  # (R,)
-        layout = TreeRows(tree, [row for _, row in part])
-        ids = tree.tokens[layout.nodes]  # (R, T)
-        states = decoder(ids, layout, keys.with_extra(owner), cache=RootCache(start, owner))  # (P, D)
-        places = layout.pack(owner[:, None].expand_as(ids)), layout.pack(layout.nodes)
+    rows = [(question, row) for question, answers in enumerate(chosen.cpu()) for row in tree.rows_of(answers)]
+    for part in _parts(rows, profile.nodes_at_once):
+        owner = torch.tensor([question for question, _ in part])  # (R,)
+        nodes = TreeRows(tree, [row for _, row in part], device)
+        ids = on_device.tokens[nodes.nodes]  # (R, T)
+        there = owner.to(device, non_blocking=True)
+        states = decoder(ids, nodes, keys.with_extra(there), cache=RootCache(start, there))  # (P, D)
+        places = nodes.pack(there[:, None].expand_as(ids)), nodes.pack(nodes.nodes)
         tokens[places], ends[places] = _log_probs(
-            decoder, states, layout.parents, ids=layout.pack(ids), end_id=tree.end_id, smoothing=label_smoothing
+            decoder, states, nodes.parents, ids=nodes.pack(ids), end_id=tree.end_id, smoothing=label_smoothing
         )
     values, mean = _log_soft_max(logits)
-    tokens[:, tree.depths == 1] = torch.lerp(values[:, tree.tokens[tree.depths == 1]], mean[:, None], label_smoothing)
-    last = tree.last[chosen]  # (B, k)
-    paths = tree.paths[last].flatten(1)  # (B, k*(L+1))
+    first = on_device.first_nodes
+    tokens[:, first] = torch.lerp(values[:, on_device.tokens[first]], mean[:, None], label_smoothing)
+    last = on_device.last[chosen]  # (B, k)
+    paths = on_device.paths[last].flatten(1)  # (B, k*(L+1))
     passed = tokens.gather(1, paths.clamp(min=0)).masked_fill(paths < 0, 0).unflatten(1, (last.shape[1], -1))
     scores = passed.sum(dim=2) + ends.gather(1, last)
     ordered, order = scores.sort(dim=1, descending=True, stable=True)
     return Ranked(chosen.gather(1, order), ordered, ordered.softmax(dim=1))
 
 
-def _parts(rows: list[tuple[int, Tensor]]) -> list[list[tuple[int, Tensor]]]:
-    """Rows, with the question of each, in parts of up to NODES_AT_ONCE nodes."""
+def _parts(rows: list[tuple[int, Tensor]], most: int) -> list[list[tuple[int, Tensor]]]:
+    """Rows, with the question of each, in parts of up to `most` nodes; a longer row is a part alone."""
     parts: list[list[tuple[int, Tensor]]] = [[]]
     nodes = 0
     for row in rows:
         nodes += len(row[1])
-        if parts[-1] and nodes > NODES_AT_ONCE:
+        if parts[-1] and nodes > most:
             parts.append([])
             nodes = len(row[1])
         parts[-1].append(row)
@@ -119,17 +120,18 @@ def _log_probs(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities (P,) of each node's token after its parent, 0 after `[DEC]`, and (P,) of the end after each.
 
-    states (P, D), parents' places in memory (P,) and tokens (P,) of the nodes.
+    states (P, D), parents' places in memory (P,), on the CPU, and tokens (P,) of the nodes.
     """
     tokens, ends = torch.zeros(2, len(states), device=states.device)
+    size = profile_of(states.device).logits_at_once
     parents, order = parents.sort(stable=True)  # logits exist for a few nodes at a time: their children stand together
-    for begin in range(0, len(states), WORDS_AT_ONCE):
-        values, mean = _log_soft_max(decoder.head(states[begin : begin + WORDS_AT_ONCE]))
+    bounds = torch.searchsorted(parents, torch.arange(0, len(states) + size, size)).tolist()
+    parents, order = (x.to(states.device, non_blocking=True) for x in (parents, order))
+    for number, begin in enumerate(range(0, len(states), size)):
+        values, mean = _log_soft_max(decoder.head(states[begin : begin + size]))
         ends[begin : begin + len(values)] = torch.lerp(values[:, end_id], mean, smoothing)
-        first, last = torch.searchsorted(
-            parents, torch.tensor([begin, begin + len(values)], device=ids.device)
-        ).tolist()
-        places, children = parents[first:last] - begin, order[first:last]
+        family = slice(bounds[number], bounds[number + 1])
+        places, children = parents[family] - begin, order[family]
         tokens[children] = torch.lerp(values[places, ids[children]], mean[places], smoothing)
     return tokens, ends
 

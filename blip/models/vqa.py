@@ -103,12 +103,12 @@ class VqaModel(nn.Module):
 
     @torch.no_grad()
     def answer(
-        self, keys: ProjectedKeys, decoding: Decoding, end_id: int, *, generator: torch.Generator | None = None
+        self, keys: ProjectedKeys, decoding: Decoding, end_id: int, *, uniforms: Tensor | None = None
     ) -> Generated:
-        """Generates answers to the questions of `keys` (see `question_keys`)."""
+        """Generates answers to the questions of `keys` (see `question_keys`); `uniforms` as in `generate`."""
         first = torch.full((len(keys), 1), self.specials.dec, device=keys.device)
         step = DecoderStep(self.text_decoder, keys)
-        return generate(step, first, decoding, end_id=end_id, pad_id=self.specials.pad, generator=generator)
+        return generate(step, first, decoding, end_id=end_id, pad_id=self.specials.pad, uniforms=uniforms)
 
 
 def answer_sizes(question: TextConfig) -> TextConfig:

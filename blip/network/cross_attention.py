@@ -1,6 +1,7 @@
 """How a text attends to an image, or to two: the keys and values of the image, or its states in their place.
 
-Read `CrossAttention` first, then the two forms that an image can have: `ProjectedKeys` and `ImageStates`.
+Read `CrossAttention` first, then the two forms that an image can have: `ProjectedKeys` and `ImageStates`. A layer of
+the text transformer is handed what it attends to itself, `LayerKeys` or the states: it does not know its own number.
 
 Shapes: R texts (rows), c of an image, T tokens of the longest, P tokens in memory, D width, H heads, d head width,
 B images, N image tokens, e width of the image's states, E images named by `ProjectedKeys.extra`.
@@ -112,19 +113,32 @@ class ProjectedKeys:
         layers = [(k.index_select(0, images), v.index_select(0, images)) for k, v in self.layers]
         return ProjectedKeys(layers, None if self.mask is None else self.mask.index_select(0, images))
 
-    def attend(self, attention: ImageAttention, x: Tensor, rows: Packing, *, layer: int) -> Tensor:
-        """Texts x (P, D) -> what they read from the keys of `layer` (P, D), before the output projection."""
-        keys = self.layers[layer]
-        if self.extra is None and len(self) == 1:  # one image for all tokens: they lie side by side in memory already
-            return attention.attend_to_keys(attention.q(x)[None], keys, self.mask)[0]
+    def of_layer(self, number: int) -> "LayerKeys":
+        """What the layer of this number attends to."""
+        return LayerKeys(self.layers[number], self.mask, self.extra)
+
+
+@dataclass
+class LayerKeys:
+    """Keys and values of B images for one layer; the rest as in `ProjectedKeys`."""
+
+    keys: Keys
+    mask: Tensor | None = None
+    extra: Tensor | None = None
+
+    def attend(self, attention: ImageAttention, x: Tensor, rows: Packing) -> Tensor:
+        """Texts x (P, D) -> what they read from the images (P, D), before the output projection."""
+        images = len(self.keys[0])
+        if self.extra is None and images == 1:  # one image for all tokens: they lie side by side in memory already
+            return attention.attend_to_keys(attention.q(x)[None], self.keys, self.mask)[0]
         q = rows.unpack(attention.q(x))  # (R, T, D)
         if self.extra is None:
-            return rows.pack(attention.attend_to_keys(q, keys, self.mask))
+            return rows.pack(attention.attend_to_keys(q, self.keys, self.mask))
         q_own, q_extra = q.split([len(q) - len(self.extra), len(self.extra)])
         mask = None if self.mask is None else self.mask.index_select(0, self.extra)
-        z = attention.attend_to_keys(q_extra, _select(keys, self.extra), mask)
+        z = attention.attend_to_keys(q_extra, _select(self.keys, self.extra), mask)
         if len(q_own):
-            z = torch.cat([attention.attend_to_keys(q_own, keys, self.mask), z])
+            z = torch.cat([attention.attend_to_keys(q_own, self.keys, self.mask), z])
         return rows.pack(z)
 
 
@@ -151,11 +165,12 @@ class ImageStates:
         mask = None if self.mask is None else self.mask.index_select(0, images)
         return ImageStates(self.states.index_select(0, images), mask)
 
-    def attend(self, attention: ImageAttention, x: Tensor, rows: Packing, *, layer: int) -> Tensor:
-        """Texts x (P, D) -> what they read from the states (P, D), before the output projection; equal in all layers.
+    def of_layer(self, number: int) -> "ImageStates":
+        """What the layer of this number attends to: all layers attend to the same states."""
+        return self
 
-        `layer` is as in `ProjectedKeys.attend` and not needed.
-        """
+    def attend(self, attention: ImageAttention, x: Tensor, rows: Packing) -> Tensor:
+        """Texts x (P, D) -> what they read from the states (P, D), before the output projection."""
         return rows.pack(attention.attend_to_states(rows.unpack(attention.q(x)), self.states, self.mask))
 
 
@@ -169,6 +184,21 @@ class PairKeys:
     first: ProjectedKeys
     second: ProjectedKeys
 
+    def of_layer(self, number: int) -> "PairLayerKeys":
+        """What the layer of this number attends to."""
+        return PairLayerKeys(self.first.of_layer(number), self.second.of_layer(number))
+
+
+@dataclass
+class PairLayerKeys:
+    """`PairKeys` for one layer."""
+
+    first: LayerKeys
+    second: LayerKeys
+
+
+LayerImages = LayerKeys | ImageStates | PairLayerKeys
+
 
 # ---- the layers ------------------------------------------------------------------------------------------------------
 
@@ -181,9 +211,9 @@ class CrossAttention(ImageAttention):
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.width, eps=1e-12)
 
-    def forward(self, x: Tensor, rows: Packing, keys: ImageKeys, index: int) -> Tensor:
-        """(P, D) -> (P, D), attending to the keys of layer `index`."""
-        return self.norm(x + self.dropout(self.out(keys.attend(self, x, rows, layer=index))))
+    def forward(self, x: Tensor, rows: Packing, keys: LayerKeys | ImageStates) -> Tensor:
+        """(P, D) -> (P, D)."""
+        return self.norm(x + self.dropout(self.out(keys.attend(self, x, rows))))
 
 
 class PairCrossAttention(nn.Module):
@@ -199,10 +229,10 @@ class PairCrossAttention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.norm = nn.LayerNorm(config.width, eps=1e-12)
 
-    def forward(self, x: Tensor, rows: Packing, keys: PairKeys, index: int) -> Tensor:
-        """(P, D) -> (P, D), attending to the keys of layer `index`."""
-        first = self.first.out(keys.first.attend(self.first, x, rows, layer=index))
-        second = self.second.out(keys.second.attend(self.second, x, rows, layer=index))
+    def forward(self, x: Tensor, rows: Packing, keys: PairLayerKeys) -> Tensor:
+        """(P, D) -> (P, D)."""
+        first = self.first.out(keys.first.attend(self.first, x, rows))
+        second = self.second.out(keys.second.attend(self.second, x, rows))
         both = (first + second) / 2 if self.merge is None else self.merge(torch.cat([first, second], dim=-1))
         return self.norm(x + self.dropout(both))
 

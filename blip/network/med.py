@@ -16,18 +16,20 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from blip.hardware.profile import profile_of
 from blip.network.attention import Attention, cast_once
 from blip.network.cross_attention import (
     CrossAttention,
     ImageKeys,
     ImageStates,
+    LayerImages,
     PairCrossAttention,
     PairKeys,
     ProjectedKeys,
     cross_attention,
 )
 from blip.network.embeddings import Embeddings, LMHead, TextConfig, init_weights
-from blip.network.packing import ONE_TOKEN, Cache, KeyCache, Packing, Rows, TokenLayout
+from blip.network.packing import ONE_TOKEN, Cache, Extend, KeyCache, Packing, Rows, TokenLayout
 
 
 class TextTransformer(nn.Module):
@@ -46,9 +48,11 @@ class TextTransformer(nn.Module):
     def keys_or_states(self, states: Tensor, tokens: int, mask: Tensor | None = None) -> ImageKeys:
         """As `image_keys`, or the states themselves where these are quicker and give the same.
 
-        `tokens`: how many tokens will attend to each image in all; see `ImageAttention.can_attend_to_states`.
+        `tokens`: how many tokens will attend to each image in all; see `ImageAttention.can_attend_to_states`. Some
+        devices are always quicker with keys, see `Profile.see_states`.
         """
-        if all(layer.can_attend_to_states(tokens) for layer in self._cross_attentions()):
+        quicker = profile_of(states.device).see_states
+        if quicker and all(layer.can_attend_to_states(tokens) for layer in self._cross_attentions()):
             return ImageStates(cast_once(states), mask)
         return self.image_keys(states, mask)
 
@@ -108,7 +112,7 @@ class TextEncoder(TextTransformer):
         x = self.embeddings(ids, rows, words=words)
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            x = layer(x, rows, keys, i, first_only=first_only and i == last)
+            x = layer(x, rows, None if keys is None else keys.of_layer(i), first_only=first_only and i == last)
         return x
 
 
@@ -152,7 +156,8 @@ class TextDecoder(TextTransformer):
         """
         x = self.embeddings(ids, rows, past=cache.length if cache else 0, words=words)
         for i, layer in enumerate(self.layers):
-            x = layer(x, rows, keys, i, causal=True, cache=cache)
+            extend = partial(cache.extend, i) if cache else None
+            x = layer(x, rows, keys.of_layer(i), causal=True, extend=extend)
         return x
 
     def step(self, ids: Tensor, keys: ImageKeys, cache: Cache) -> Tensor:
@@ -182,18 +187,20 @@ class Layer(nn.Module):
         self,
         x: Tensor,
         rows: TokenLayout,
-        keys: ImageKeys | PairKeys | None,
-        index: int,
+        keys: LayerImages | None,
         *,
         causal: bool = False,
         first_only: bool = False,
-        cache: KeyCache | None = None,
+        extend: Extend | None = None,
     ) -> Tensor:
-        """(P, D) -> (P, D), or (R, D) with `first_only`: all tokens are keys, each text's first one alone comes out."""
-        x = self.self_attention(x, rows, causal, first_only=first_only, cache=cache, index=index)
+        """(P, D) -> (P, D), or (R, D) with `first_only`: all tokens are keys, each text's first one alone comes out.
+
+        `extend` puts this layer's keys and values behind those of the tokens before these, and is that of a cache.
+        """
+        x = self.self_attention(x, rows, causal, first_only=first_only, extend=extend)
         if keys is not None:
             queries = ONE_TOKEN if first_only else rows
-            x = self.cross_attention(x, queries, keys, index)
+            x = self.cross_attention(x, queries, keys)
         return self.feed_forward(x)
 
 
@@ -218,18 +225,17 @@ class SelfAttention(nn.Module):
         causal: bool,
         *,
         first_only: bool,
-        cache: KeyCache | None = None,
-        index: int = 0,
+        extend: Extend | None = None,
     ) -> Tensor:
-        """(P, D) -> (P, D), or (R, D) with `first_only`; `index` is the layer's number in `cache`."""
+        """(P, D) -> (P, D), or (R, D) with `first_only`; `extend` as in `Layer`."""
         queries: Packing = rows
         y = cast_once(x)
         k, v = self._heads(rows.unpack(self.k(y))), self._heads(rows.unpack(self.v(y)))
         if first_only:
             x, y, queries = x.index_select(0, rows.first), y.index_select(0, rows.first), ONE_TOKEN
         q = self._heads(queries.unpack(self.q(y)))
-        if cache is not None:
-            k, v = cache.extend(index, k, v)
+        if extend is not None:
+            k, v = extend(k, v)
             causal = causal and q.shape[2] > 1  # a single new token attends to all that precede it
         mask, causal = rows.attention_mask(causal)
         z = self.attention(q, k, v, mask, causal)

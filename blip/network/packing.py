@@ -4,6 +4,7 @@ Shapes: R texts (rows), T tokens of the longest, P tokens in memory (R*T, or few
 d head width.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -61,6 +62,9 @@ class KeyCache(Protocol):
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> Keys:
         """Keys and values (R, H, T, d) of the tokens that are read, behind those that precede: (R, H, length+T, d)."""
+
+
+Extend = Callable[[Tensor, Tensor], Keys]  # `KeyCache.extend` of one layer
 
 
 # ---- texts -----------------------------------------------------------------------------------------------------------

@@ -103,10 +103,12 @@ def _tell(text: str) -> None:
 def _one(key: str, value: Any, values: dict[str, Any], cls: type[BaseModel]) -> tuple[dict[str, Any], str]:
     """(what a key becomes, why it does or why it becomes nothing)."""
     if key == "ann_root":
-        return _files(str(value), values, cls)
+        return _files(str(value or ""), values, cls)
     if key == "train_files":  # vqa_train, vqa_val, vg_qa: names without folder and ending
-        root = PurePath(str(values.get("ann_root", "")))
-        return {"train_file": [str(root / f"{name}.json") for name in value]}, ""
+        root, names = PurePath(str(values.get("ann_root") or "")), [value] if isinstance(value, str) else value
+        if not isinstance(names, list):
+            return {"train_file": value}, ""  # whose type is an error
+        return {"train_file": [str(root / f"{name}.json") for name in names]}, ""
     if key in CHANGED:
         made, reason = CHANGED[key](value, values)
     elif key in RENAMED:
@@ -133,8 +135,10 @@ def _files(root: str, values: dict[str, Any], cls: type[BaseModel]) -> tuple[dic
 
 
 def _lengths(value: Any, values: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
-    first = len(str(values.get("prompt", "")).split()) + 1  # [DEC]
-    return {name: max(int(value) - first, 1)}, f"without the {first} tokens of the prompt"
+    first = len(str(values.get("prompt") or "").split()) + 1  # [DEC]
+    if type(value) is not int:
+        return {name: value}, ""  # whose type is an error
+    return {name: max(value - first, 1)}, f"without the {first} tokens of the prompt"
 
 
 def _checkpointing(value: Any, _: dict[str, Any]) -> tuple[dict[str, Any], str]:

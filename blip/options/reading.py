@@ -75,6 +75,13 @@ def read_values(path: Path, cls: type[BaseModel]) -> dict[str, Any]:
     return values
 
 
+def has_other_options(path: str | Path, cls: type[BaseModel]) -> bool:
+    """Whether a file has options that a class has not: the configuration of a run of another task. ConfigError where
+    it is not YAML."""
+    values = _parse(Path(path).read_text(encoding="utf-8"), str(path))
+    return isinstance(values, dict) and any(_present_name(str(key), cls) not in cls.model_fields for key in values)
+
+
 def find_config(name: str | Path) -> Path:
     """The file of a configuration: `name` itself where it is a file or a run's folder, else the package's of that name.
 

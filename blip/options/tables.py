@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from blip.errors import InputError
+from blip.options import published
 from blip.options.meanings import Option, options_of
 
 COLUMNS = ("name", "type", "default", "unit", "meaning")
@@ -46,7 +47,8 @@ def print_options(listed: Titled, *, find: str = "", markdown: bool = False, as_
     """
     found = [(title, one) for title, one in listed if find.lower() in f"{one.name} {one.unit} {one.meaning}".lower()]
     if not found:
-        raise InputError(f"no option has {find!r} in its name, unit or meaning")
+        about = published.hint(find)
+        raise InputError(f"no option has {find!r} in its name, unit or meaning" + (f"; {about}" if about else ""))
     if as_json:
         rows = [{"section": title} | {name: getattr(one, name) for name in COLUMNS} for title, one in found]
         typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))

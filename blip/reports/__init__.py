@@ -1,7 +1,7 @@
 """Pages of what data hold and what runs did: `blip show` and `blip report`. Read `grid.py`, then `run_page.py`.
 
-Imports `train`, `tasks.config`, `options`, `interpret`, `inference`, `models`, `evaluation`, `data`, `config`,
-`html_page`, `files` and `errors`; `cli` imports anything.
+Imports `train`, `options`, `interpret`, `inference`, `models`, `evaluation`, `data`, `config`, `hub`, `html_page`,
+`tasks.{config,data_options,pretrain_data}`, `files` and `errors`; `cli` imports anything.
 
 items sources results   what `blip show` shows; where it comes from; files that models write, as items
 tiles maps              their images; maps over them

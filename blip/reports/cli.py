@@ -76,7 +76,7 @@ def show(
             model = _model(checkpoint, source.run, tokenizer, device, max_image_mb=max_image_mb) if map_ else None
             grid = make_grid(source, choice, items, model=model, limits=ImageLimits.of_mb(max_image_mb))
             write_grid(grid, out)
-        say(f"{described(grid.tiles)}: {out}")
+        say(f"{described(grid)}: {out}")
 
 
 def _model(checkpoint: str, run: Path | None, tokenizer: str, device: str, *, max_image_mb: int) -> "Predictor":

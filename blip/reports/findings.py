@@ -6,13 +6,17 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from blip.config import ModelConfig, PretrainConfig
 from blip.data.pairs import caption_id, read_pairs
 from blip.data.statements import read_statements
 from blip.errors import BlipError
+from blip.hub.names import is_hub_name
 from blip.models.losses import ITM_NO_SKILL
 from blip.reports.charts import OBJECTIVES, values
 from blip.reports.run_files import SPLITS, RunFiles
 from blip.reports.scores import all_scores, number
+from blip.tasks.config import NlvrConfig, VqaConfig
+from blip.tasks.data_options import entries, read_as
 
 MOST_BYTES = 300 << 20  # of annotation files that are read to find leaks
 
@@ -156,24 +160,26 @@ def _shared(shared: int, count: Any, split: str) -> Finding:
 
 
 def _compared(run: RunFiles, split: str) -> list[Finding]:
-    """The same for tasks whose runs do not compare them: reads the annotations again."""
-    options, name = run.options, SPLITS[split]
-    files = {
-        part: [one if isinstance(one, str) else one.get("path", "") for one in options[f"{part}_file"]]
-        for part in ("train", split)
-    }
-    everything = list(itertools.chain(*files.values()))
-    if missing := [file for file in everything if not os.path.exists(file)]:
-        return [note(f"Whether training and {name} share images was not checked: {missing[0]} is not there.")]
-    if any("{" in file or file.endswith(".tar") for file in everything):
+    """The same for tasks whose runs do not compare them: reads the annotations again, as the run read them."""
+    name, parts = SPLITS[split], ("train", split)
+    if isinstance(run.config, VqaConfig):  # its evaluations compare them
         return []
-    if sum(_size(file) for file in everything) > MOST_BYTES:
+    if run.config is None:
+        return [note(f"Whether training and {name} share images was not checked: its configuration cannot be read.")]
+    listed = itertools.chain(*(getattr(run.config, f"{part}_file") for part in parts))
+    places = [one if isinstance(one, str) else one.path for one in listed]
+    if any("{" in place or place.endswith(".tar") for place in places):
+        return []
+    if hub := [place for place in places if is_hub_name(place)]:
+        return [note(f"Whether training and {name} share images was not checked: {hub[0]} is a data set of the hub.")]
+    if missing := [place for place in places if not os.path.exists(place)]:
+        return [note(f"Whether training and {name} share images was not checked: {missing[0]} is not there.")]
+    if sum(_size(place) for place in places) > MOST_BYTES:
         return [note(f"Whether training and {name} share images was not checked: the annotations are large.")]
     try:
-        names = {part: _names(run, files[part], part) for part in files}
+        (train, train_groups, train_texts), (own, groups, texts) = (_names(run.config, part) for part in parts)
     except BlipError as error:
         return [note(f"Whether training and {name} share images was not checked: {error}")]
-    (train, train_groups, train_texts), (own, groups, texts) = names["train"], names[split]
     found = [_shared(len(train & own), len(own), name)]
     if shared := len((groups - own) & (train_groups - train)):
         found.append(warning(f"{shared:,} patients or articles of {name} also have images in training."))
@@ -185,15 +191,20 @@ def _compared(run: RunFiles, split: str) -> list[Finding]:
 Names = tuple[set[Any], set[Any], set[int]]  # images, groups, texts
 
 
-def _names(run: RunFiles, files: list[str], part: str) -> Names:
-    options = run.options
-    where: dict[str, Any] = {"dataset": options.get("dataset", "json"), "split": options.get(f"{part}_split", "")}
-    if run.kind.startswith("statements"):
-        statements = read_statements(list(files), options.get("image_root", ""), **where)
+def _names(config: ModelConfig, part: str) -> Names:
+    """Of the records that a run takes of a part, `train`, `val` or `test`."""
+    files = entries(getattr(config, f"{part}_file"))
+    if isinstance(config, NlvrConfig):
+        statements = read_statements(files, **read_as(config, part))
         items = [statements[i] for i in range(len(statements))]
         images = {one for item in items for one in ([item.images] if isinstance(item.images, str) else item.images)}
         return images, images, {caption_id(item.sentence) for item in items}
-    pairs = read_pairs(list(files), options.get("image_root", ""), **where)
+    if isinstance(config, PretrainConfig):
+        from blip.tasks.pretrain_data import read_part
+
+        pairs = read_part(config, files, part)
+    else:
+        pairs = read_pairs(files, **read_as(config, part))
     numbers = range(len(pairs))
     texts = {caption_id(text) for i in numbers for text in pairs.captions(i)}
     return {pairs.image_id(i) for i in numbers}, {pairs.group(i) for i in numbers}, texts

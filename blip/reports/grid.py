@@ -65,7 +65,8 @@ def make_grid(
     limits: ImageLimits = LIMITS,
 ) -> Grid:
     """The grid of chosen items, with their images read and, with a model, their maps."""
-    grid = Grid(source, choice, read_tiles(items, limits))
+    total = choice.count(source.items) if isinstance(source.items, list) else None
+    grid = Grid(source, choice, read_tiles(items, limits), total)
     if model is not None:
         from blip.reports.maps import add_maps  # torch and the model's code are not needed without maps
 
@@ -139,6 +140,7 @@ def cut(text: str, most: int = LONGEST) -> str:
     return text if len(text) <= most else f"{text[:most]} ... ({len(text):,} characters)"
 
 
-def described(tiles: Sequence[Tile]) -> str:
+def described(grid: Grid) -> str:
     """One line for the terminal."""
-    return f"{len(tiles)} shown" + (f", {n} of them unreadable" if (n := sum(bool(t.problems) for t in tiles)) else "")
+    unreadable = f", {grid.unreadable} of them unreadable" if grid.unreadable else ""
+    return f"{grid.counted} shown{unreadable}"

@@ -64,6 +64,10 @@ class Choice:
             raise InputError(f"{where} holds no records to show")
         return chosen
 
+    def count(self, items: Sequence[Item]) -> int:
+        """How many items are of the chosen kind, shown or not."""
+        return sum(1 for _ in self._kept(items, ""))
+
     def _ordered(self, items: Iterable[Item], where: str) -> Iterator[Item]:
         everything = list(self._kept(items, where))
         scored = [item for item in everything if item.goodness is not None]

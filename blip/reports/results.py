@@ -19,10 +19,11 @@ Record = dict[str, Any]
 
 
 def files_of_run(folder: Path, split: str = "") -> list[Path]:
-    """The files of results in the folder of a run or an evaluation, those of validation first; then its samples."""
+    """The files of results in the folder of a run or an evaluation, those of validation first; then its samples, which
+    are of the validation."""
     splits = {"": ("val", "test"), "validation": ("val",)}.get(split, (split,))
-    names = [f"{name}_{part}.json" for part in splits for name in NAMES]
-    return [folder / name for name in [*names, SAMPLES] if (folder / name).is_file()]
+    names = [f"{name}_{part}.json" for part in splits for name in NAMES] + ([SAMPLES] if "val" in splits else [])
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def results_in(path: Path) -> list[Item] | None:

@@ -4,6 +4,7 @@ Runs of every version can be read; those of earlier ones have fewer parts.
 """
 
 from collections.abc import Callable, KeysView
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from blip.config import ModelConfig, PretrainConfig
+from blip.config import ConfigError, ModelConfig, PretrainConfig, load_config
 from blip.data.skipped import Note
 from blip.errors import InputError
 from blip.files import ReadError, read_json, read_json_lines, read_text
@@ -41,6 +42,7 @@ class RunFiles:
     name: str  # by which pages call it
     history: History
     options: dict[str, Any] = field(default_factory=dict)  # of its configuration
+    config: ModelConfig | None = None  # the same, checked; None where that fails
     defaults: dict[str, Any] = field(default_factory=dict)  # of the same task
     kind: str = ""  # what was trained, in words; "" where that is not known
     meanings: dict[str, str] = field(default_factory=dict)  # of options
@@ -99,6 +101,8 @@ def read_run(folder: str | Path, name: str = "", *, nested: bool = True) -> RunF
         cls: Any = max(CONFIGS, key=lambda one: _alike(run.options.keys(), one.model_fields.keys()))
         run.kind, run.defaults = KINDS[cls.__name__], cls().model_dump(mode="json")
         run.meanings = {one.name: one.meaning for one in options_of(cls)}
+        with suppress(ConfigError):  # of a version with other options
+            run.config = load_config(folder / CONFIG, cls)
     for split in SPLITS:
         for file in ("retrieval", "scores"):
             if content := read_part(folder / f"{file}_{split}.json", dict[str, Any], {}):

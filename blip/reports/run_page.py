@@ -61,7 +61,8 @@ def read_runs(folders: Sequence[str | Path]) -> list[RunFiles]:
 def page_of(runs: Sequence[RunFiles], limits: ImageLimits = LIMITS) -> str:
     """The page of runs that have been read."""
     one = runs[0]
-    heading = f"Run {one.name}" if len(runs) == 1 else f"{len(runs)} runs: {', '.join(run.name for run in runs)}"
+    kind = "Evaluation" if one.evaluated and not one.history.steps else "Run"
+    heading = f"{kind} {one.name}" if len(runs) == 1 else f"{len(runs)} runs: {', '.join(run.name for run in runs)}"
     samples = samples_of(runs, limits)
     sections = sections_of(runs)
     return page(
@@ -72,6 +73,7 @@ def page_of(runs: Sequence[RunFiles], limits: ImageLimits = LIMITS) -> str:
         figures=summary(one) if len(runs) == 1 else [],
         findings=[(run.name if len(runs) > 1 else "", findings(run)) for run in runs],
         samples=samples,
+        samples_heading="Samples of validation" if any(run.history.samples for run in runs) else "Samples",
         about_samples=_about_samples(runs, len(samples)),
         first=sections[:2],
         rest=sections[2:],
@@ -85,6 +87,8 @@ def _about_samples(runs: Sequence[RunFiles], count: int) -> str:
             "Outputs for the same validation records are written at each evaluation, which needs a val_file; this run "
             "has none."
         )
+    if len(runs) == 1 and not runs[0].history.samples:
+        return "Some records of the results; blip show makes a page of all of them."
     if len(runs) > 1:
         return "The outputs of each run's last evaluation for the same validation records."
     return (

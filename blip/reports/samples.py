@@ -1,19 +1,23 @@
-"""What a model made of the same few validation records at each evaluation, as parts of a page."""
+"""What a model made of the same few records at each evaluation, or in an evaluation by itself, as parts of a page."""
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
 from blip.data.images import open_image
+from blip.errors import BlipError
 from blip.html_page import Html, image
 from blip.reports.grid import cut
+from blip.reports.items import Item
+from blip.reports.results import files_of_run, results_in
 from blip.reports.run_files import RunFiles
 from blip.reports.tiles import QUALITY, small
 
 SIDE = 256  # pixels of a picture's longer side
-MOST_RECORDS, MOST_IMAGES = 32, 2  # on a page, of a record
+MOST_RECORDS, MOST_RESULTS, MOST_IMAGES = 32, 16, 2  # on a page, of an evaluation by itself, of a record
 MOST_SHOWN, MOST_OUTPUTS = 4, 40  # outputs of a record that are shown at once, and on request
 LONGEST = 600  # characters of a text
 
@@ -32,7 +36,12 @@ class Sample:
 
 
 def samples_of(runs: Sequence[RunFiles], limits: ImageLimits = LIMITS) -> list[Sample]:
-    """The records of `samples.jsonl`, with the outputs of each evaluation or, of several runs, of the last one."""
+    """The records of `samples.jsonl`, with the outputs of each evaluation or, of several runs, of the last one.
+
+    An evaluation without training has none: then some of its results are shown.
+    """
+    if len(runs) == 1 and not runs[0].history.samples:
+        return _of_results(runs[0], limits)
     found: dict[tuple[Any, str], list[tuple[RunFiles, list[dict[str, Any]]]]] = {}
     for run in runs:
         own: dict[tuple[Any, str], list[dict[str, Any]]] = {}
@@ -45,16 +54,8 @@ def samples_of(runs: Sequence[RunFiles], limits: ImageLimits = LIMITS) -> list[S
 
 def _sample(of_runs: list[tuple[RunFiles, list[dict]]], *, several: bool, limits: ImageLimits) -> Sample:
     run, lines = of_runs[0]
-    pictures, problem = [], ""
     given = lines[-1].get("image", "")
-    try:
-        for path in map(str, given[:MOST_IMAGES] if isinstance(given, list) else [given]):
-            if not os.path.exists(path) and os.path.exists(run.folder / path):
-                path = str(run.folder / path)
-            shown = small(open_image(path, limits), SIDE)
-            pictures.append(image(shown, "JPEG", QUALITY, alt="image of this record"))
-    except UnreadableImage as error:
-        problem = str(error)
+    pictures, problem = _pictures(given if isinstance(given, list) else [given], run, limits)
     if several:
         everything = [(one.name, _text(own[-1].get("output"))) for one, own in of_runs]
         outputs = everything
@@ -65,6 +66,37 @@ def _sample(of_runs: list[tuple[RunFiles, list[dict]]], *, several: bool, limits
     text_name = "statement" if isinstance(given, list) else "question"
     text, truth = (_text(lines[-1].get(key)) for key in ("text", "truth"))
     return Sample(pictures, problem, text_name, text, truth, outputs, more)
+
+
+def _of_results(run: RunFiles, limits: ImageLimits) -> list[Sample]:
+    """Some records of the first file of results, spread evenly; none where a run has no results that can be read."""
+    items: list[Item] = []
+    for file in files_of_run(run.folder):
+        with suppress(BlipError):
+            items = results_in(file) or []
+        if items:
+            break
+    samples = []
+    for place in sorted({len(items) * number // MOST_RESULTS for number in range(MOST_RESULTS)}) if items else []:
+        item = items[place]
+        pictures, problem = _pictures(item.images, run, limits)
+        outputs = [(f"record {item.name}" if item.name else "output", _text(item.output))]
+        samples.append(Sample(pictures, problem, item.text_name, _text(item.text), _text(item.truth), outputs, []))
+    return samples
+
+
+def _pictures(paths: Sequence[Any], run: RunFiles, limits: ImageLimits) -> tuple[list[Html], str]:
+    """(the first images, why there is none); paths may be relative to the run's folder."""
+    pictures = []
+    try:
+        for path in map(str, paths[:MOST_IMAGES]):
+            if not os.path.exists(path) and os.path.exists(run.folder / path):
+                path = str(run.folder / path)
+            shown = small(open_image(path, limits), SIDE)
+            pictures.append(image(shown, "JPEG", QUALITY, alt="image of this record"))
+    except UnreadableImage as error:
+        return pictures, str(error)
+    return pictures, ""
 
 
 def _changes(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:

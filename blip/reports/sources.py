@@ -1,7 +1,7 @@
 """Where the items of `blip show` come from: the folder of a run, a file of results, or any data that training reads."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ class Source:
 
     place: str  # the file or folder, as messages and pages name it
     what: str  # data, or results
-    items: Iterator[Item]
+    items: Iterable[Item]  # results are a list; data are read as far as they are shown
     run: Path | None = None  # the run that the results are of, whose model can draw maps
 
 
@@ -54,7 +54,7 @@ def open_source(
         results = results_in(path)
         if results is not None:
             run = path.parent if (path.parent / CONFIG).is_file() else None
-            return Source(place, "results", iter(_found(results, path.parent)), run)
+            return Source(place, "results", _found(results, path.parent), run)
     options = {"dataset": dataset, "split": split or "all", "columns": columns or {}, "image_root": image_root}
     return Source(place, "data", _data(place, options))
 
@@ -64,7 +64,7 @@ def _of_run(run: Path, split: str) -> Source:
     for file in files:
         results = results_in(file)
         if results:
-            return Source(str(file), "results", iter(_found(results, run)), run)
+            return Source(str(file), "results", _found(results, run), run)
     wanted = f" of {split}" if split else ""
     raise InputError(
         f"{run} is a run without results{wanted}: they are written by its first evaluation, which needs val_file"

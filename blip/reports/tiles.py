@@ -89,6 +89,7 @@ class Grid:
     source: Source
     choice: Choice
     tiles: list[Tile]
+    total: int | None = None  # records of the chosen kind, shown or not; None where no more are read than are shown
     about_maps: str = ""
 
     @property
@@ -100,12 +101,22 @@ class Grid:
     def heading(self) -> str:
         return f"{'Results' if self.source.what == 'results' else 'Data'}: {Path(self.source.place).name}"
 
+    @property
+    def counted(self) -> str:
+        """How many records are shown, and of how many; "the first 20" where the rest is not read."""
+        shown = len(self.tiles)
+        if self.total is None:
+            return f"the first {shown:,}" if shown == self.choice.limit else f"{shown:,}"
+        return f"{shown:,}" + (f" of {self.total:,}" if self.total > shown else "")
+
     def sentences(self) -> list[str]:
         """What is shown, in words."""
         count, choice = len(self.tiles), self.choice
         kind = "" if choice.correct is None else " that are right" if choice.correct else " that are wrong"
         kind += f" of type {choice.type}" if choice.type else ""
-        lines = [f"{count} {'record' if count == 1 else 'records'}{kind}, {self._order()}."]
+        records = "record" if (self.total or count) == 1 else "records"
+        counted = self.counted[0].upper() + self.counted[1:]
+        lines = [f"{counted} {records}{kind}, {self._order()}."]
         right, judged = count_right([tile.item for tile in self.tiles])
         if judged and choice.correct is None:
             lines.append(f"{right} of {judged} shown outputs are right.")

@@ -10,11 +10,13 @@ from blip.checkpoints import convert, places
 from blip.checkpoints.format import INFO
 from blip.checkpoints.info import read_info
 from blip.config import ConfigError, ModelConfig, with_options
+from blip.errors import InputError
 from blip.runs.run import Run
 from blip.runs.scores import Scores, scores_of_evaluation
-from blip.runs.session import as_before, new_folder, removed_if_empty, say, train_in
+from blip.runs.session import FOLDER, as_before, new_folder, removed_if_empty, say, train_in
 from blip.runs.settings import Data, entries_of, settings
 from blip.tasks.entries import PRETRAINING, Entry, entry_of
+from blip.train.checkpoint import begun_checkpoints
 from blip.train.evaluated import evaluated, run_with
 from blip.train.folder import CONFIG
 
@@ -29,7 +31,7 @@ def finetune(
     *,
     val: Data | None = None,
     test: Data | None = None,
-    init_from: str | os.PathLike[str] = "",
+    init_from: str | os.PathLike[str] | Run = "",
     config: str | Path | None = None,
     output_dir: str | Path | None = None,
     device: str = "auto",
@@ -48,11 +50,11 @@ def finetune(
         train: records to learn from: a path, `hub:OWNER/NAME`, what `blip.data` returns, or a list of these.
         val: records that are scored after each epoch; the best weights by them are kept.
         test: records that are scored once, at the end, by the best weights.
-        init_from: the checkpoint to start from: `hub:OWNER/NAME`, an address, a file or a folder. Random weights
-            unless given.
+        init_from: what to start from: a run (its best weights), a checkpoint, a file, an address or `hub:OWNER/NAME`.
+            Random weights unless given.
         config: a configuration to begin with, such as `vqa_rad`, or a YAML file; the other arguments come after it.
         output_dir: folder of the run; a new one, runs/TASK-N, unless given.
-        device: `auto`, which is a GPU if there is one, `cpu` or `cuda`.
+        device: `cpu` or `cuda`; `auto`, a GPU if there is one, unless `config` names a device.
         resume: continues the newest checkpoint of `output_dir`, or the named one.
         overwrite: files in `output_dir` that no run wrote may be replaced.
         options: further keys of the task's configuration, such as `epochs`, `batch_size`, `image_size`; `blip options
@@ -74,7 +76,7 @@ def finetune(
     """
     entry, call = entry_of(task, fine_tuning=True), f"blip.finetune({task!r}, ...)"
     data = {"train_file": train, "val_file": val, "test_file": test}
-    given = {**options, "device": device, **({"init_from": init_from} if init_from else {})}
+    given = {**options, "init_from": _weights(init_from), "device": device}
     made = settings(entry, call, config=config, data=data, options=given)
     return _train(task, entry, made, output_dir=output_dir, resume=resume, overwrite=overwrite)
 
@@ -83,7 +85,7 @@ def pretrain(
     train: Data | None = None,
     *,
     val: Data | None = None,
-    init_from: str | os.PathLike[str] = "",
+    init_from: str | os.PathLike[str] | Run = "",
     config: str | Path | None = None,
     output_dir: str | Path | None = None,
     device: str = "auto",
@@ -100,8 +102,10 @@ def pretrain(
         ...                     image_size=64, batch_size=8, epochs=1, queue_size=8)
         >>> caption = run.best().caption("chest.png")[0]
     """
-    data = {"train_file": train, "val_file": val}
-    given = {**options, "device": device, **({"init_from": init_from} if init_from else {})}
+    data, given = (
+        {"train_file": train, "val_file": val},
+        {**options, "init_from": _weights(init_from), "device": device},
+    )
     made = settings(PRETRAINING, "blip.pretrain(...)", config=config, data=data, options=given)
     return _train("pretrain", PRETRAINING, made, output_dir=output_dir, resume=resume, overwrite=overwrite)
 
@@ -149,14 +153,16 @@ def evaluate(
     call = f"blip.evaluate({task!r}, ...)"
     with_options(entry.config.model_validate({}), options, call)  # a typing error is told before anything is read
     weights, records = _weights(checkpoint), {"val_file": [], "test_file": entries_of(data)}
+    if not weights:
+        raise InputError("there is no checkpoint: give a run, a path or hub:OWNER/NAME")
     given: dict[str, Any] = {**options, "init_from": weights, "device": device}
-    run = run_with(weights)
+    run, place = run_with(weights, entry.config), Path(output_dir).expanduser() if output_dir is not None else None
     if run is None:
         given = {**_of_inputs(weights, entry.config), **given}
         made = settings(entry, call, config=None, data=records, options=given)
-        output = Path(output_dir or Path("runs") / EVALUATIONS)
+        output = place or FOLDER / EVALUATIONS
     else:
-        output = Path(output_dir or run)
+        output = place or run
         made = _of_run(entry, {**given, **records}, output)
     with as_before():
         target = distributed.start(made.device)
@@ -170,9 +176,14 @@ def _train(
 ) -> Run:
     if resume and output_dir is None:
         raise ConfigError("resume continues the run of a folder: give its output_dir, or use blip.runs.open(FOLDER)")
-    folder = Path(output_dir) if output_dir is not None else new_folder(task)
+    if not getattr(config, "train_file", None):
+        raise ConfigError("train is not given: a path, hub:OWNER/NAME, what blip.data returns, or a list of these")
+    given = Path(output_dir).expanduser() if output_dir is not None else None
+    if not resume and given is not None and begun_checkpoints(given):
+        raise ConfigError(f"{given} holds a run: resume=True continues it; or give another output_dir")
+    folder = given or new_folder(task)
     say(f"run: {folder}")
-    with removed_if_empty(folder if output_dir is None else None):
+    with removed_if_empty(folder if given is None else None):
         train_in(folder, entry, config, resume="auto" if resume is True else resume or "", overwrite=overwrite)
     return Run(folder)
 
@@ -187,10 +198,14 @@ def _of_run(entry: Entry, given: dict[str, Any], output: Path) -> ModelConfig:
 
 
 def _weights(checkpoint: str | os.PathLike[str] | Run) -> str:
-    """The checkpoint that is meant: of a run, or of its folder, the best weights."""
+    """The checkpoint that is meant: of a run, or of its folder, the best weights; "" where none is given."""
     if isinstance(checkpoint, Run):
         return str(checkpoint.weights())
-    name = os.fspath(checkpoint)
+    if not checkpoint:
+        return ""
+    if not isinstance(checkpoint, str | os.PathLike):
+        raise InputError(f"{type(checkpoint).__name__} is no checkpoint: give a run, a path or hub:OWNER/NAME")
+    name = os.path.expanduser(checkpoint)
     if (Path(name) / CONFIG).is_file() and not (Path(name) / INFO).is_file():
         return str(Run(name).weights())
     return name

@@ -45,7 +45,7 @@ class Run:
         Raises:
             InputError: the folder holds no run.
         """
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         if not any((self.folder / name).is_file() for name in (CONFIG, METRICS)):
             there = f"it has neither {CONFIG} nor {METRICS}" if self.folder.is_dir() else "there is no such folder"
             raise InputError(f"{self.folder} is no run: {there}")

@@ -7,6 +7,8 @@ from typing import Any
 from blip.files import read_json
 from blip.runs.tables import html_table
 from blip.train.folder import BEST
+from blip.train.history import METRICS as LOG
+from blip.train.history import read_history
 
 EVALUATION, TEST, METRICS = "evaluation.json", "test.json", "metrics.json"
 
@@ -55,14 +57,21 @@ def scores_of_evaluation(folder: Path) -> Scores:
 
 
 def scores_of_run(folder: Path) -> Scores:
-    """Those of the best weights on validation records, and of the test; without validation of the test alone.
+    """Those of the best weights on validation records, else of the last validation; and of the test.
 
     The table has intervals where the last evaluation is that of the best weights.
     """
     best, test = (read_json(path, dict[str, Any]) if path.is_file() else {}
                   for path in (folder / BEST / METRICS, folder / TEST))  # fmt: skip
-    values = {**{name: value for name, value in best.items() if name.startswith("val_")}, **test}
-    return Scores(values, _rows(folder, best), folder)
+    last = best or _last_validation(folder)  # pre-training keeps no best weights
+    values = {**{name: value for name, value in last.items() if name.startswith("val_")}, **test}
+    return Scores(values, _rows(folder, best or None), folder)
+
+
+def _last_validation(folder: Path) -> dict[str, Any]:
+    """The entries of the last evaluation in a run's log."""
+    lines = read_history(folder).epochs if (folder / LOG).is_file() else []
+    return next((line for line in reversed(lines) if any(name.startswith("val_") for name in line)), {})
 
 
 def _rows(folder: Path, best: Mapping[str, Any] | None = None) -> list[tuple[str, ...]]:

@@ -15,6 +15,7 @@ __all__ = ["Data", "dump_config", "entries_of", "settings"]
 # a path, hub:OWNER/NAME, an entry of `train_file`, or what `blip.data` returns
 OneSource = str | os.PathLike[str] | Mapping[str, Any] | DataSet
 Data = OneSource | Sequence[OneSource]
+NOT_GIVEN = {"init_from": "", "device": "auto"}  # arguments that are not given
 
 
 def settings(
@@ -32,14 +33,15 @@ def settings(
         call: the function that was called, for messages.
         config: a YAML file, or the name of one of the package's configurations.
         data: by key, such as `train_file`; None leaves what the configuration has.
-        options: values by key.
+        options: values by key; NOT_GIVEN leaves what the configuration has.
 
     Raises:
         ConfigError: an option is unknown, or a value cannot be used; the message names the nearest options.
         InputError: data of a kind that cannot be trained on.
     """
     base = entry.config.model_validate({}) if config is None else load_config(config, entry.config)
-    values = {key: os.fspath(value) if isinstance(value, os.PathLike) else value for key, value in options.items()}
+    values = {key: os.fspath(value) if isinstance(value, os.PathLike) else value
+              for key, value in options.items() if key not in NOT_GIVEN or value != NOT_GIVEN[key]}  # fmt: skip
     values |= {key: entries_of(value) for key, value in data.items() if value is not None}
     if config is None:
         if values.get("init_from"):
@@ -60,12 +62,13 @@ def _entry(one: Any) -> Any:
     if isinstance(one, DataSet):
         return one.entry()
     if isinstance(one, str | os.PathLike):
-        return os.fspath(one)
-    if isinstance(one, Mapping):
+        return os.path.expanduser(one)
+    if isinstance(one, Mapping) and "path" in one:
         return dict(one)
+    what = "a dictionary without path" if isinstance(one, Mapping) else type(one).__name__
     raise InputError(
-        f"{type(one).__name__} cannot be trained on: give a path, hub:OWNER/NAME, a list of them, or blip.data(...), "
-        "whose limit and split choose a part of the records"
+        f"{what} is no source of records: give the path of a file of them, hub:OWNER/NAME, a list of these, or "
+        "blip.data(...), whose limit and split choose a part"
     )
 
 

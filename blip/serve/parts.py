@@ -1,6 +1,7 @@
 """Parts that several views share: an event's connection to its handler, the choice of an image file, a result."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -48,7 +49,20 @@ def question_box(label: str, limits: Limits, **options: Any) -> gr.Textbox:
     return gr.Textbox(label=label, max_length=limits.max_characters, lines=1, max_lines=1, **options)
 
 
-def image_file(handlers: Handlers, slot: str, label: str, *, name: str) -> None:
+def cleared(events: Sequence[Callable[..., Any]], places: Sequence[gr.HTML]) -> None:
+    """Results vanish with what they are of: none stands beside another image, or under another model's name.
+
+    Args:
+        events: that choose an image or a model.
+        places: of the results, which become what they were at first.
+    """
+    hints = [place.value for place in places]
+    js = f"() => {json.dumps(hints if len(hints) > 1 else hints[0])}"  # in the browser, at once
+    for event in events:
+        event(None, None, list(places), js=js, queue=False, api_visibility="private")
+
+
+def image_file(handlers: Handlers, slot: str, label: str, *, name: str) -> list[Callable[..., Any]]:
     """The choice of an image file, and its preview below.
 
     The file vanishes from the field, so that the same field takes the next one; the preview names it.
@@ -56,6 +70,9 @@ def image_file(handlers: Handlers, slot: str, label: str, *, name: str) -> None:
     Args:
         slot: of the page, where several images belong to it.
         name: of the event in the programming interface, and of the field.
+
+    Returns:
+        The events that choose another image.
     """
     field = gr.File(label=label, height=180, elem_id=name, elem_classes=FILE)
     examples = handlers.examples if not slot else {}
@@ -70,3 +87,4 @@ def image_file(handlers: Handlers, slot: str, label: str, *, name: str) -> None:
     field.upload(upload, field, [field, preview], api_name=name, **OF_IMAGES)
     if examples:
         example.input(with_page(handlers.example), example, preview, api_name="example", **OF_IMAGES)
+    return [field.upload, example.input] if examples else [field.upload]

@@ -12,7 +12,7 @@ import gradio as gr
 from blip.interpret.maps import METHODS
 from blip.serve.abilities import USUAL_METHOD
 from blip.serve.handlers import Handlers
-from blip.serve.parts import FILE, image_file, of_models, question_box, result, with_page, without_page
+from blip.serve.parts import FILE, cleared, image_file, of_models, question_box, result, with_page, without_page
 from blip.serve.served import ServedModel
 
 METHOD_TITLES = {
@@ -38,6 +38,7 @@ class View:
         parts: components that depend on the model.
         of: a model -> the changes of the parts.
         text: what is asked or compared in the view, if it is a text.
+        result: the place of the result, if it is of the image that all views have.
     """
 
     tab: gr.Tab
@@ -45,6 +46,7 @@ class View:
     parts: Sequence[Any] = ()
     of: Callable[[ServedModel], list[Any]] = lambda _: []
     text: gr.Textbox | None = None
+    result: gr.HTML | None = None
 
 
 def _tab(handlers: Handlers, label: str, name: str, *, shown: bool) -> gr.Tab:
@@ -64,7 +66,7 @@ def ask(handlers: Handlers, name: gr.Dropdown, first: ServedModel) -> View:
         function = with_page(handlers.ask)
         button.click(function, [name, question], answers, api_name="ask", **of_models(handlers))
         question.submit(function, [name, question], answers, api_visibility="private", **of_models(handlers))
-    return View(tab, _can("answer"), text=question)
+    return View(tab, _can("answer"), text=question, result=answers)
 
 
 def caption(handlers: Handlers, name: gr.Dropdown, first: ServedModel) -> View:
@@ -74,7 +76,7 @@ def caption(handlers: Handlers, name: gr.Dropdown, first: ServedModel) -> View:
         button = gr.Button("Write a caption", variant="primary", elem_id="write")
         captions = result("Captions appear here, the likeliest first.")
         button.click(with_page(handlers.caption), [name, beams], captions, api_name="caption", **of_models(handlers))
-    return View(tab, _can("caption"))
+    return View(tab, _can("caption"), result=captions)
 
 
 def match(handlers: Handlers, name: gr.Dropdown, first: ServedModel) -> View:
@@ -84,18 +86,19 @@ def match(handlers: Handlers, name: gr.Dropdown, first: ServedModel) -> View:
         button = gr.Button("Compare with the image", variant="primary", elem_id="compare")
         matches = result("For each text, the probability that it belongs to the image appears here.")
         button.click(with_page(handlers.match), [name, texts], matches, api_name="match", **of_models(handlers))
-    return View(tab, _can("match"), text=texts)
+    return View(tab, _can("match"), text=texts, result=matches)
 
 
 def judge(handlers: Handlers, name: gr.Dropdown, first: ServedModel) -> View:
     with _tab(handlers, "Two images", "judge", shown="judge" in first.can) as tab:
         gr.HTML("<p>The first image is the left one. The second one is chosen here:</p>")
-        image_file(handlers, "second", "Choose the second image, or drop it here", name="open_second")
+        second = image_file(handlers, "second", "Choose the second image, or drop it here", name="open_second")
         statement = question_box("Statement about both images", handlers.limits, elem_id="statement")
         button = gr.Button("Judge the statement", variant="primary", elem_id="judge")
         verdict = result("The probability that the statement is true appears here.")
         button.click(with_page(handlers.judge), [name, statement], verdict, api_name="judge", **of_models(handlers))
-    return View(tab, _can("judge"))
+        cleared(second, [verdict])
+    return View(tab, _can("judge"), result=verdict)
 
 
 def explain(handlers: Handlers, name: gr.Dropdown, first: ServedModel) -> View:
@@ -117,7 +120,7 @@ def explain(handlers: Handlers, name: gr.Dropdown, first: ServedModel) -> View:
     def of(served: ServedModel) -> list[Any]:
         return [gr.update(**_objectives(served)), gr.update(**_layers(served))]
 
-    return View(tab, lambda served: bool(served.explains), [objective, layer], of, text)
+    return View(tab, lambda served: bool(served.explains), [objective, layer], of, text, maps)
 
 
 def batch(handlers: Handlers, name: gr.Dropdown, first: ServedModel) -> View:

@@ -25,7 +25,6 @@ from blip.data.pairs import EvalPairs, Pairs
 from blip.evaluation.bootstrap import as_json, bootstrap
 from blip.evaluation.captions import score_captions
 from blip.evaluation.losses import LossSums, with_total
-from blip.hashing import stable_hash
 from blip.models.caption import CaptionModel
 from blip.models.losses import IGNORED, language_model_each
 from blip.network.packing import with_first
@@ -82,14 +81,12 @@ class Captioning(PairFineTuning):
         batches, losses = self.eval_batches(dataset), LossSums()
         own: list[tuple] = []  # index, caption, log-probability
         for batch in self.bars.over(batches, "captioning"):
-            states = self.model.image_encoder(batch.images.to(self.device))
+            states = self.model.image_encoder(batch.images.to(self.device, non_blocking=True))
             if self.config.val_loss:
                 self._add_losses(states, batch, losses)
             prompt = self.prompt.expand(len(states), -1)
-            # samples depend on the seed and on which images share a batch: on batch_size and the number of processes
-            seed = stable_hash("samples", self.config.seed, batch.indices[0])
-            generator = torch.Generator().manual_seed(seed) if decoding.sample else None
-            out = self.model.write_about(states, prompt, decoding, end_id=self.tokenizer.sep_id, generator=generator)
+            uniforms = self.config.uniforms(batch.indices)
+            out = self.model.write_about(states, prompt, decoding, end_id=self.tokenizer.sep_id, uniforms=uniforms)
             for index, ids, log_prob in zip(
                 batch.indices, out.ids.tolist(), out.log_probs.sum(1).tolist(), strict=True
             ):

@@ -3,15 +3,18 @@
 Defaults are those of the published code (Li et al. 2022, appendix; its configuration files).
 """
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
 
 from blip.checkpoints.places import answers_of
 from blip.config import ModelConfig, WeightedFile
 from blip.errors import did_you_mean
-from blip.models.decoding import Decoding
+from blip.hashing import stable_hash
+from blip.models.decoding import Decoding, uniforms_of
 
 VAL_LOSS = "val_loss"
 
@@ -108,6 +111,11 @@ class WritingConfig(FineTuneConfig):
             if key in type(self).model_fields:
                 values[option.name] = getattr(self, key)
         return Decoding(**values)
+
+    def uniforms(self, indices: Sequence[int]) -> Tensor | None:
+        """What draws the samples for the records `indices`, see `uniforms_of`: they follow from the seed of the run and
+        the record, and training's random numbers stay the same."""
+        return uniforms_of([stable_hash("samples", self.seed, index) for index in indices], self.decoding())
 
     @model_validator(mode="after")
     def _can_be_written(self) -> Self:

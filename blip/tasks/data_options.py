@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 
 from blip import distributed
 from blip.config import ModelConfig, WeightedFile
-from blip.data.hub import is_hub_name, pinned
+from blip.data.hub import pinned
+from blip.hub.names import is_hub_name
 
 Config = TypeVar("Config", bound=ModelConfig)
 OPTIONS = ("train_file", "val_file", "test_file")
@@ -34,7 +35,7 @@ def with_commits(config: Config) -> Config:
     data; every process has to call this.
 
     Raises:
-        HubError: there is no such data set, or it is out of reach.
+        RemoteError: there is no such data set, or it is out of reach.
     """
     given = {name: getattr(config, name) for name in OPTIONS if getattr(config, name, None)}
     if not any(is_hub_name(_path(entry)) for files in given.values() for entry in files):

@@ -11,6 +11,7 @@ from blip import distributed
 from blip.config import PretrainConfig, annotation_files
 from blip.data.webdataset import is_tar_address, open_shards
 from blip.errors import BlipError, printable
+from blip.hardware.precision import autocast, products
 from blip.models import momentum
 from blip.models.momentum import Twin
 from blip.models.pretrain import Output, PretrainModel
@@ -19,7 +20,7 @@ from blip.tasks import start
 from blip.tasks.pretrain_data import read_part
 from blip.tokenizer import Specials, load_tokenizer
 from blip.train.optim import build_optimizer
-from blip.train.parallel import autocast, data_parallel, measure_peak, memory_mb, recompute_and_compile
+from blip.train.parallel import data_parallel, measure_peak, memory_mb, recompute_and_compile
 
 
 def run_once(config: PretrainConfig, device: torch.device) -> None:
@@ -32,7 +33,9 @@ def run_once(config: PretrainConfig, device: torch.device) -> None:
         size, specials = tokenizer.size, tokenizer.specials
     torch.manual_seed(config.seed)
     model, twin, queue = start.build_pretrain(config, size, specials, device=device)
-    out, seconds = _two_steps(config, device, model, twin=twin, queue=queue)
+    with products(device, config.precision):
+        out, seconds = _two_steps(config, device, model, twin=twin, queue=queue)
+        peak = measure_peak(device, config.precision)
 
     vit, text = model.image_encoder.config, model.text_encoder.config
     parameters = flops.pretrain_parameters(vit, text, config.embed_dim)
@@ -43,7 +46,7 @@ def run_once(config: PretrainConfig, device: torch.device) -> None:
     console.print(table)
     lengths = [config.max_text_tokens] * config.batch_size
     cost = flops.pretrain_step(vit, text, lengths, embed_dim=config.embed_dim, queue=config.queue_size).total
-    share = cost / seconds / measure_peak(device, config.precision)
+    share = cost / seconds / peak
     for line in (
         f"a step of {config.batch_size} pairs, {config.max_text_tokens} tokens each, on {device} in {config.precision}",
         f"losses: itc {float(out.itc):.3f}, itm {float(out.itm):.3f}, lm {float(out.lm):.3f}",

@@ -34,6 +34,7 @@ from blip.data.skipped import SkipLog
 from blip.data.transforms import eval_transform
 from blip.errors import BlipError
 from blip.files import json_text, whole_folder, write_whole
+from blip.hardware.precision import choose_precision, computing
 from blip.tasks import start, tokenizers
 from blip.tasks.config import FineTuneConfig
 from blip.tasks.image_tokens import dropped_share, sized_transform
@@ -42,7 +43,7 @@ from blip.train.folder import BEST, is_of_run, run_of
 from blip.train.freeze import freeze
 from blip.train.log import RunLog
 from blip.train.loop import Step
-from blip.train.parallel import autocast, buckets, data_parallel, recompute_and_compile
+from blip.train.parallel import buckets, data_parallel, recompute_and_compile
 from blip.train.record import own, write_result
 from blip.train.schedule import Epochs
 
@@ -65,6 +66,7 @@ class FineTuning:
         training: bool = True,
     ):
         """Reads the data and builds the model from `source`; `load` later continues the checkpoint `resume`."""
+        choose_precision(config.precision, device)  # an error before data are read
         self.config: Any = config
         self.output, self.device, self.bars = output, device, Bars(quiet=not distributed.is_main())
         self.logged: list[tuple[str, list[dict[str, Any]]]] = []  # by the last evaluation: a file, lines for it
@@ -175,6 +177,7 @@ class FineTuning:
             world=distributed.world_size(),
             num_workers=self.config.num_workers,
             pad_id=self.tokenizer.pad_id,
+            pin_memory=self.device.type == "cuda",
             collate_fn=self.collate_fn,
         )
 
@@ -268,7 +271,7 @@ class FineTuning:
         training = self.model.training
         self.model.eval()
         self.logged = []
-        with torch.no_grad(), autocast(self.device, self.config.precision):
+        with torch.no_grad(), computing(self.device, self.config.precision):
             metrics = self.evaluate(split)
         self.model.train(training)
         return metrics

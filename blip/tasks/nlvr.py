@@ -98,7 +98,7 @@ class Judging(FineTuning):
         own: list[tuple] = []  # index, probability
         losses = LossSums()
         for batch in self.bars.over(batches, "judging"):
-            batch = batch.to(self.device)
+            batch = batch.to(self.device, non_blocking=True)
             logits = self.model(batch.images, batch.ids, batch.lengths)
             if config.val_loss:
                 losses.add("ce", statement_loss(logits, batch.labels) * len(batch), len(batch))

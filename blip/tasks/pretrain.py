@@ -25,6 +25,7 @@ from blip.data.pairs import MAX_SOURCES, CaptionEncoder, EvalPairs
 from blip.data.skipped import SkipLog
 from blip.data.transforms import eval_transform, unnormalise
 from blip.evaluation.pretraining import evaluate_pretraining
+from blip.hardware.precision import choose_precision, computing
 from blip.models import losses
 from blip.models.decoding import Decoding
 from blip.models.generation import generate
@@ -44,7 +45,7 @@ from blip.train.history import SAMPLES, SIMILARITIES
 from blip.train.launch import launch
 from blip.train.log import RunLog
 from blip.train.loop import Step
-from blip.train.parallel import autocast, buckets, data_parallel, recompute_and_compile
+from blip.train.parallel import buckets, data_parallel, recompute_and_compile
 from blip.train.run import fit
 from blip.train.schedule import Epochs
 
@@ -64,12 +65,14 @@ class Pretraining:
 
     def __init__(self, config: PretrainConfig, output: Path, resume: Path | None, *, device: torch.device):
         self.config, self.output, self.device = config, output, device
+        choose_precision(config.precision, device)  # an error before data are read
         world = distributed.world_size()
         self.data = open_training(config, annotation_files(config), output)
         self.tokenizer = tokenizers.choose_tokenizer(config, self.data.captions(), output, resume=resume)
         self.epochs = Epochs(self.data.steps, config.accumulation, config.epochs, max_steps=config.max_steps)
         self.val_data = validation_pairs(config, self.tokenizer)
-        self.val = None if self.val_data is None else validation_loader(self.val_data, config, self.tokenizer)
+        val = self.val_data
+        self.val = None if val is None else validation_loader(val, config, self.tokenizer, device=device)
         self.skipped = SkipLog(output / "skipped.jsonl", len(self.data), config.max_skipped_fraction, world=world)
 
         torch.manual_seed(config.seed)  # equal starting weights on every process
@@ -143,7 +146,7 @@ class Pretraining:
         seen = {f"pairs_{source}": count for source, count in sorted(self.all_seen().items())}
         if self.val is None:
             return {"epoch": done, **seen} if seen else None
-        with autocast(self.device, self.config.precision):
+        with computing(self.device, self.config.precision):
             batches = log.bars.over(self.val, "evaluating", len(self.val))
             found = evaluate_pretraining(self.model, batches, self.device, val_loss=self.config.val_loss)
             distributed.from_main(lambda: self.write_samples(step, log))
@@ -249,7 +252,9 @@ def validation_pairs(config: PretrainConfig, tokenizer: Tokenizer) -> EvalPairs 
     return EvalPairs(pairs, encode, eval_transform(config.image_size), limits=ImageLimits.of_mb(config.max_image_mb))
 
 
-def validation_loader(data: EvalPairs, config: PretrainConfig, tokenizer: Tokenizer) -> EvalLoader:
+def validation_loader(
+    data: EvalPairs, config: PretrainConfig, tokenizer: Tokenizer, *, device: torch.device
+) -> EvalLoader:
     """Batches of this process's part of the validation pairs."""
     return eval_loader(
         data,
@@ -258,6 +263,7 @@ def validation_loader(data: EvalPairs, config: PretrainConfig, tokenizer: Tokeni
         world=distributed.world_size(),
         num_workers=config.num_workers,
         pad_id=tokenizer.pad_id,
+        pin_memory=device.type == "cuda",
     )
 
 

@@ -14,7 +14,6 @@ from blip import distributed
 from blip.config import ConfigError, PretrainConfig
 from blip.data.batches import Batch
 from blip.data.by_epoch import TrainTransform
-from blip.data.hub import is_hub_name
 from blip.data.image_bytes import ImageLimits
 from blip.data.loader import LoaderOptions, make_loader
 from blip.data.order import EpochOrder, steps_per_epoch
@@ -22,6 +21,7 @@ from blip.data.pairs import CaptionEncoder, PairDataset, Pairs, read_pairs
 from blip.data.sources import source_of
 from blip.data.stream import StreamDataset, StreamOrder, stream_loader
 from blip.data.webdataset import BrokenSample, is_tar_address, open_shards
+from blip.hub.names import is_hub_name
 from blip.tasks.data_options import read_as
 from blip.tokenizer import Tokenizer
 

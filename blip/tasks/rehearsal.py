@@ -20,12 +20,13 @@ from blip.data.batches import Batch, collate
 from blip.data.questions import VqaBatch, collate_vqa
 from blip.data.statements import NlvrBatch, collate_nlvr
 from blip.errors import BlipError, printable
+from blip.hardware.precision import autocast, products
 from blip.tasks import start
 from blip.tasks.config import FineTuneConfig
 from blip.tasks.finetune import FineTuning
 from blip.tokenizer import BERT_SPECIAL
 from blip.train.optim import build_optimizer
-from blip.train.parallel import autocast, memory_mb
+from blip.train.parallel import memory_mb
 from blip.train.schedule import Epochs
 
 FILES = {"train": "train_file", "val": "val_file", "test": "test_file"}
@@ -45,7 +46,8 @@ def rehearse(make: type[FineTuning], config: FineTuneConfig, device: torch.devic
         folder = Path(name)
         task = make(_without_data(config, folder), source, folder, resume=None, device=device, training=False)
     task.epochs = Epochs(1, config.accumulation, 1)
-    loss, seconds, flops = _two_steps(task)
+    with products(device, config.precision):
+        loss, seconds, flops = _two_steps(task)
     console.print(_parameters(task))
     for line in (
         f"a step of {config.batch_size} samples, {config.max_text_tokens} tokens each, images of {config.image_size} "

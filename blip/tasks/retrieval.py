@@ -104,7 +104,10 @@ class Retrieving(PairFineTuning):
             self.galleries[split] = self._gallery(split)
         gallery = self.galleries[split]
         limits = ImageLimits.of_mb(self.config.max_image_mb)
-        pixels = ImagesByNumber(gallery.images, self.eval_transform(), self.config.num_workers, limits=limits)
+        pixels = ImagesByNumber(
+            gallery.images, self.eval_transform(), self.config.num_workers,
+            pin_memory=self.device.type == "cuda", limits=limits,
+        )  # fmt: skip
         count, texts = len(gallery.images), gallery.texts
         found = evaluate_retrieval(
             self.model,

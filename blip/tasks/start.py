@@ -141,6 +141,8 @@ def start_model(
     """The task's model -> (it, the names of what starts at random although there is a checkpoint)."""
     specials = tokenizer.specials
     vit, text = vit_config(config), text_config(config, tokenizer.size)
+    if source is not None:  # no option: training from random weights has 4
+        vit = replace(vit, mlp_ratio=source.info["image_encoder"].get("mlp_ratio", vit.mlp_ratio))
     text.images = spec_of(task).images
     smoothing = getattr(config, "label_smoothing", 0.1)
     model = model_of(task, vit, text, specials=specials, embed_dim=config.embed_dim, label_smoothing=smoothing)

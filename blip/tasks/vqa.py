@@ -18,7 +18,7 @@ from blip.checkpoints.places import answers_of
 from blip.config import ConfigError, WeightedFile
 from blip.data.by_epoch import TrainTransform
 from blip.data.image_bytes import ImageLimits
-from blip.data.question_splits import answer_list, majority_answers, read_answers, shared_images, split_by_image
+from blip.data.question_splits import TrainedOn, answer_list, read_answers, split_by_image
 from blip.data.questions import (
     EvalQuestions,
     QuestionEncoder,
@@ -65,7 +65,7 @@ class Answering(FineTuning):
             self._split(self.questions, self.config.split_shares)
         else:
             self.held_out = {part: self._read(part, files) for part in ("val", "test") if (files := self.entries(part))}
-        self.trained_on = self.questions
+        self.trained_on = TrainedOn(self.questions) if self.questions is not None else None
         self.answers = self._answers()
 
     def _read(self, split: str, files: Sequence[str | WeightedFile]) -> Questions:
@@ -74,7 +74,7 @@ class Answering(FineTuning):
     def compare_with(self, train_file: list[str | WeightedFile]) -> None:
         """In an evaluation alone: reads the training questions, if their files exist, for the scores of `_score`."""
         if self.questions is None and train_file and all(map(is_there, train_file)):
-            self.trained_on = self._read("train", train_file)
+            self.trained_on = TrainedOn(self._read("train", train_file))
 
     def _split(self, questions: Questions, shares: tuple[float, float, float]) -> None:
         self.questions, *held_out = split_by_image(questions, shares, self.config.seed)
@@ -185,7 +185,7 @@ class Answering(FineTuning):
         own: list[tuple] = []  # index, answer, probability
         losses = LossSums()
         for batch in self.bars.over(batches, "answering"):
-            batch = batch.to(self.device)
+            batch = batch.to(self.device, non_blocking=True)
             keys = self.model.question_keys(batch.images, batch.ids, batch.lengths)
             if self.config.val_loss and len(batch.owner):  # answers of some test sets are not published
                 each = self.model.answer_losses(keys, batch.answer_ids, batch.answer_lengths, owner=batch.owner)
@@ -207,9 +207,8 @@ class Answering(FineTuning):
             ranked = rank_answers(self.model.text_decoder, keys, self.tree, k=self.config.k_test)
             best, sure = ranked.answers[:, 0].tolist(), ranked.probabilities[:, 0].tolist()
             return [(self.answers[i], p) for i, p in zip(best, sure, strict=True)]
-        # a generator of its own: samples depend on the seed and the batch, and training's random numbers stay the same
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + indices[0])
-        out = self.model.answer(keys, self.config.decoding(), self.tokenizer.sep_id, generator=generator)
+        decoding, uniforms = self.config.decoding(), self.config.uniforms(indices)
+        out = self.model.answer(keys, decoding, self.tokenizer.sep_id, uniforms=uniforms)
         sure = out.log_probs.sum(dim=1).exp().tolist()
         return [(self.tokenizer.decode(ids), p) for ids, p in zip(out.ids.tolist(), sure, strict=True)]
 
@@ -262,8 +261,8 @@ class Answering(FineTuning):
             details["vqa_accuracy"] = as_json({"vqa_accuracy": {"all": bootstrap(each, groups, seed=self.config.seed)}})
         metrics[f"{split}_images"] = len({q.image_id or q.image for q in questions})
         if self.trained_on is not None:
-            metrics[f"{split}_images_in_training"] = shared_images(self.trained_on, self.held_out[split])
-            blind = majority_answers(self.trained_on, questions)
+            metrics[f"{split}_images_in_training"] = self.trained_on.shared_images(split, self.held_out[split])
+            blind = self.trained_on.majority_answers(questions)
             types, only = [q.answer_type for q in questions], {"exact_match": exact_match}
             without_images = score_answers(blind, references, types, scores=only, **options)["exact_match"]
             details["majority_by_type"] = as_json(without_images)

@@ -13,7 +13,7 @@ from typing import Any, Generic
 from blip import distributed
 from blip.checkpoints.format import INFO
 from blip.config import Config, ConfigError, RunConfig, find_config, load_config
-from blip.options.reading import read_values
+from blip.options.reading import has_other_options, read_values
 from blip.train.checkpoint import begun_checkpoints, is_misnamed
 from blip.train.folder import BEST, CONFIG, OF_EVALUATION, claim_files, held
 
@@ -47,8 +47,15 @@ def weights_of(run: Path) -> Path | None:
     return next((folder for folder in (run / BEST, *saved) if folder.is_dir()), None)
 
 
-def run_with(weights: str | Path) -> Path | None:
-    """The folder of the run whose `best` or checkpoint the weights are, None where they belong to none."""
+def run_with(weights: str | Path, cls: type[RunConfig]) -> Path | None:
+    """The folder of the run whose `best` or checkpoint the weights are, None where they belong to none, or to one of
+    another task than that of the configuration `cls`."""
+    run = _run_around(weights)
+    return None if run is None or has_other_options(run / CONFIG, cls) else run
+
+
+def _run_around(weights: str | Path) -> Path | None:
+    """The folder of the run, of whatever task, that weights lie in."""
     path = Path(weights)
     if not (path / INFO).is_file():
         return None
@@ -82,10 +89,13 @@ def evaluated(
     path = find_config(file) if file is not None else None
     given = _given(cls, overrides, options)
     weights = str(given.get("init_from") or "")
-    run = run_with(weights) if weights else _run_of(output or default_output, path)
+    run = run_with(weights, cls) if weights else _run_of(output or default_output, path)
+    if run is not None and has_other_options(run / CONFIG, cls):
+        raise ConfigError(f"{run} is of another task: give --init_from {weights_of(run)}, --config and --output_dir")
     if run is None:
         if path is None:
-            about = f"{weights} belongs to no run" if weights else f"{output or default_output} holds no run"
+            whose = "a run of another task" if _run_around(weights) else "no run"
+            about = f"{weights} belongs to {whose}" if weights else f"{output or default_output} holds no run"
             raise ConfigError(f"{about}, whose configuration would be used: give --config, or a run by --output_dir")
         return Evaluated(load_config(path, cls, overrides, options=options), output or default_output)
     own = run / CONFIG
@@ -151,11 +161,14 @@ def _shown(config: Any, key: str) -> str:
 def evaluation_name(config: RunConfig, weights: str, output: Path) -> str:
     """The name of the folder of an evaluation: its weights, its data and, where settings differ from the run's, a hash.
 
-    Such as `best-val-test`, or `model_base-slake` for weights and data from elsewhere.
+    Such as `best-val-test`; `model_base-slake` for weights and data from elsewhere; `pre-best-as-retrieval-coco` for
+    weights of a run of another task.
     """
-    run = run_with(weights)
+    run = run_with(weights, type(config))
     own = run is not None and output.exists() and run.samefile(output)
     name = Path(weights).name if own else f"{run.name}-{Path(weights).name}" if run else Path(weights).stem
+    if run is None and (other := _run_around(weights)):
+        name = f"{other.name}-{name}-as-{type(config).__name__.removesuffix('Config').lower()}"
     values = config.model_dump(mode="json")
     before: dict[str, Any] = {}
     if run is not None:
@@ -166,10 +179,10 @@ def evaluation_name(config: RunConfig, weights: str, output: Path) -> str:
     else:
         data = [Path(file["path"] if isinstance(file, dict) else str(file)).stem for listed in files.values()
                 for file in listed]  # fmt: skip
-    other = {key: value for key, value in values.items()
+    differ = {key: value for key, value in values.items()
              if before and _matters(key) and key not in FILES and before.get(key) != value}  # fmt: skip
-    digest = hashlib.sha256(json.dumps([other, files], sort_keys=True).encode()).hexdigest()[:6]
-    parts = [name, *dict.fromkeys(data), *([digest] if other or len(data) > 3 else [])]
+    digest = hashlib.sha256(json.dumps([differ, files], sort_keys=True).encode()).hexdigest()[:6]
+    parts = [name, *dict.fromkeys(data), *([digest] if differ or len(data) > 3 else [])]
     whole = re.sub(r"[^\w.-]+", "-", "-".join(parts[:5] + parts[5:][-1:]))
     return re.sub(r"([0-9a-f]{8})[0-9a-f]{32,}", r"\1", whole).strip("-.")[:120]  # commits and hashes of names
 
@@ -191,9 +204,11 @@ def open_evaluation(folder: Path, config: RunConfig, *, overwrite: bool = False)
 def _claim(folder: Path, config: RunConfig, *, overwrite: bool) -> None:
     saved = folder / CONFIG
     if saved.is_file() and not overwrite:
+        if has_other_options(saved, type(config)):
+            raise ConfigError(f"{folder} holds an evaluation of another task: choose another --name, or --overwrite it")
         before = load_config(saved, type(config))
         former, weights = (str(getattr(one, "init_from", "")) for one in (before, config))
-        run = run_with(weights)
+        run = run_with(weights, type(config))
         own = run is not None and run.samefile(folder.parent.parent)
         if own and Path(former).name == Path(weights).name:
             before = before.model_copy(update={"init_from": weights})  # the run was moved or copied since

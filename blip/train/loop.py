@@ -12,11 +12,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from blip import distributed
 from blip.errors import BlipError
+from blip.hardware.precision import autocast
 from blip.train.history import EVALUATION, LINE
 from blip.train.last_step import LastStep
 from blip.train.log import RunLog
 from blip.train.meter import Meter, Window
-from blip.train.parallel import autocast, memory_mb
+from blip.train.parallel import memory_mb
 from blip.train.schedule import Epochs
 from blip.train.signals import Signals
 

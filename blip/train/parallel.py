@@ -4,7 +4,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -19,11 +18,6 @@ from blip.errors import BlipError
 
 class OptionError(BlipError):
     """Options that exclude each other; the message names them and what to choose."""
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """bf16 autocast, or nothing with `precision` fp32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:

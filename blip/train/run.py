@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from blip import distributed
 from blip.checkpoints.format import TOKENIZER
 from blip.config import ConfigError, RunConfig
+from blip.hardware.precision import products, without_effect
 from blip.train.checkpoint import TRAINING, Checkpointer, load_training, restore_random_state
 from blip.train.folder import RunFolder
 from blip.train.log import RunLog
@@ -60,6 +61,12 @@ class Task(Protocol):
 
 def fit(task: Task, config: RunConfig, folder: RunFolder) -> bool:
     """Trains in a folder of `open_run`. False when a signal ended the run early."""
+    device = next(task.model.parameters()).device
+    with products(device, config.precision):
+        return _fit(task, config, folder, device)
+
+
+def _fit(task: Task, config: RunConfig, folder: RunFolder, device: torch.device) -> bool:
     output, checkpoint = folder.output, folder.checkpoint
     training = load_training(checkpoint) if checkpoint else {}
     start = training.get("step", 0)
@@ -76,7 +83,7 @@ def fit(task: Task, config: RunConfig, folder: RunFolder) -> bool:
     if checkpoint:
         task.load(checkpoint, training)
         _load_optimizer(optimizer, training["optimizer"], checkpoint)
-    options = _loop_options(config, task, next(task.model.parameters()).device)
+    options = _loop_options(config, task, device)
     notes = folder.begin(config, start)
     pending = tuple(training.get("loop", {}).get("pending", ()))
     log = RunLog(
@@ -103,7 +110,8 @@ def fit(task: Task, config: RunConfig, folder: RunFolder) -> bool:
                 "another number of processes wrote it: random numbers and the order of samples change from here on"
             )
         loop.load(training["loop"])
-    for note in filter(None, [*notes, about_workers(getattr(config, "num_workers", 0))]):
+    about = without_effect(config.precision, device), about_workers(getattr(config, "num_workers", 0))
+    for note in filter(None, [*notes, *about]):
         log.message(note, style="yellow")
     try:
         finished = loop.run(

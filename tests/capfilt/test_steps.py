@@ -118,6 +118,16 @@ def test_captions_are_new_and_different(model: Predictor, phantoms: Path, tmp_pa
     assert all(line["log_prob"] < 0 and line["round"] == 1 and line["model"] == "m" for line in lines)
 
 
+def test_samples_follow_from_the_image(model: Predictor, phantoms: Path, tmp_path: Path) -> None:
+    """Shards and batches change nothing."""
+    candidates, texts = read_candidates([str(phantoms / "captions.json")]), []
+    for number, sizes in enumerate([(20, 7), (48, 48), (5, 1)]):
+        folder, shards = tmp_path / str(number), ShardOptions(shard_size=sizes[0], batch_size=sizes[1])
+        steps.caption(model, candidates, folder, model_fingerprint="m", options=CaptionOptions(HOW), shards=shards)
+        texts.append([(line["image"], line["text"]) for line in read_lines(folder)])
+    assert texts[0] == texts[1] == texts[2]
+
+
 # ---- filter ----------------------------------------------------------------------------------------------------------
 
 

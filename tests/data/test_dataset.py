@@ -11,14 +11,16 @@ from helpers.set_files import hub_rows, png, put, put_parquet, shade
 from torch.utils.data import DataLoader
 
 import blip
+import blip.data.hub
 from blip.config import WeightedFile
 from blip.data.formats import AnnotationError
-from blip.data.hub import HubError, parse_name, pinned
+from blip.data.hub import pinned
 from blip.data.image_bytes import UnreadableImage
 from blip.data.pairs import read_pairs
 from blip.data.places import images_of
 from blip.data.questions import read_questions
 from blip.errors import InputError
+from blip.hub.names import RemoteError, parse_data
 
 
 @pytest.fixture
@@ -48,6 +50,7 @@ def test_records_by_number(questions: Path) -> None:
 
 def test_loaders_and_subsets(questions: Path) -> None:
     data = blip.data(questions, limit=5)
+    assert [item.index for item in data[1:9:2]] == [1, 3] and [item.index for item in data[-2:]] == [3, 4]
     batches = list(DataLoader(data, batch_size=2, collate_fn=list, num_workers=1, multiprocessing_context="fork"))
     assert [[shade(item.image) for item in batch] for batch in batches] == [[0, 1], [2, 3], [4]]
     drawn = [item.question for item in blip.data(questions, limit=3, seed=1)]
@@ -88,6 +91,9 @@ def test_notebooks_show_it(questions: Path, tmp_path: Path) -> None:
     assert "cannot read image" in figure.axes[5].get_title()
     with pytest.raises(InputError, match="no records to show"):
         data.show(0)
+    many = put(tmp_path / "many.json", [{"image": "gone.png", "caption": "x"}] * 401)
+    with pytest.raises(InputError, match="shows 400 records at most, not 401"):
+        blip.data(many).show(500)
 
 
 def test_it_is_a_function_and_a_package() -> None:
@@ -128,8 +134,63 @@ def test_questions_of_the_hub(hub: HubServer, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     assert len(read_questions([f"hub:lab/vqa@{commit}"], split="test")) == 3, "out of reach, but in the cache"
-    with pytest.raises(HubError, match="hub:lab/none is not in the cache"):
+    with pytest.raises(RemoteError, match="hub:lab/none is not in the cache"):
         blip.data("hub:lab/none")
+
+
+def test_a_commit_in_the_cache_needs_no_hub(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub may be out of reach or have removed it, and the cache may hold another commit of later."""
+    names = []
+    for count in (3, 5):
+        put_parquet(tmp_path / "vqa/data/train.parquet", hub_rows(count, question="what", answer="a"))
+        names.append(f"hub:lab/vqa@{hub.add('datasets', 'lab/vqa', tmp_path / 'vqa')}")
+        assert len(blip.data(names[-1])) == count
+    hub.repositories.clear()
+    asked = len(hub.asked)
+    for offline in (False, True):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", offline)
+        blip.data.hub._files_of.cache_clear()
+        assert [len(blip.data(name)) for name in names] == [3, 5]
+        assert shade(blip.data(names[1])[4].image) == 4
+    assert len(hub.asked) == asked
+    with pytest.raises(RemoteError, match=r"hub:lab/vqa@0+ .*not in the cache"):
+        blip.data("hub:lab/vqa@" + "0" * 40)
+
+
+def test_without_a_connection_the_last_commit_is_read(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With and without a README, by a branch too; the hub is asked once, where libraries ask for each file again and
+    again."""
+    put_parquet(tmp_path / "vqa/data/train.parquet", hub_rows(3, question="what", answer="a"))
+    commits = {"bare": hub.add("datasets", "lab/bare", tmp_path / "vqa")}
+    put(tmp_path / "vqa/README.md", "---\n{}\n---\n")
+    commits |= {name: hub.add("datasets", "lab/vqa", tmp_path / "vqa", revision=name) for name in ("main", "v1")}
+    names = {"bare": "hub:lab/bare", "main": "hub:lab/vqa", "v1": "hub:lab/vqa@v1"}
+    assert [len(blip.data(name)) for name in names.values()] == [3, 3, 3]
+    hub.fail("/", "none")
+    blip.data.hub._files_of.cache_clear()
+    for key, name in names.items():
+        asked = len(hub.asked)
+        assert len(blip.data(name)) == 3 and pinned(name) == f"{name.partition('@')[0]}@{commits[key]}"
+        assert len(hub.asked) <= asked + 4  # pinned twice; a request may be sent again over a new connection
+    with pytest.raises(RemoteError, match=r"lab/vqa@v2 is not in the cache of the hub, and the hub cannot be reached"):
+        blip.data("hub:lab/vqa@v2")
+
+
+def test_a_configuration_in_the_cache_is_not_taken_for_the_usual_one(hub: HubServer, tmp_path: Path) -> None:
+    for name, count in (("first", 2), ("second", 4)):
+        put_parquet(tmp_path / f"vqa/{name}/train.parquet", hub_rows(count, question="what", answer="a"))
+    configs = [f"- config_name: {name}\n  data_files: {name}/*.parquet\n" for name in ("first", "second")]
+    put(tmp_path / "vqa/README.md", "---\nconfigs:\n" + "  default: true\n".join(configs) + "---\n")
+    commit = hub.add("datasets", "lab/vqa", tmp_path / "vqa")
+    assert len(blip.data(f"hub:lab/vqa/second@{commit}")) == 4
+    blip.data.hub._files_of.cache_clear()
+    assert len(blip.data(f"hub:lab/vqa@{commit}")) == 2
+    hub.repositories.clear()
+    blip.data.hub._files_of.cache_clear()
+    assert len(blip.data(f"hub:lab/vqa/second@{commit}")) == 4
 
 
 def test_folders_of_images_and_saved_sets_of_the_hub(hub: HubServer, tmp_path: Path) -> None:
@@ -190,17 +251,17 @@ def test_what_the_hub_does_not_give(hub: HubServer, tmp_path: Path) -> None:
     hub.add("datasets", "lab/closed", tmp_path / "texts", token="secret", gated=True)
     with pytest.raises(InputError, match="no column of images; its columns are text, label"):
         blip.data("hub:lab/texts")
-    with pytest.raises(HubError, match="has no revision 'old'"):
+    with pytest.raises(RemoteError, match="has no revision 'old'"):
         blip.data("hub:lab/texts@old")
-    with pytest.raises(HubError, match="there is no data set lab/nothing"):
+    with pytest.raises(RemoteError, match="the hub shows no data set lab/nothing without a token"):
         blip.data("hub:lab/nothing")
-    with pytest.raises(HubError, match="token"):
+    with pytest.raises(RemoteError, match=r"open only to those who accepted its terms.*, then give a token"):
         blip.data("hub:lab/closed")
-    with pytest.raises(HubError, match="'other' not found"):
+    with pytest.raises(RemoteError, match="'other' not found"):
         blip.data("hub:lab/texts/other")
 
 
 @pytest.mark.parametrize("name", ["hub:", "hub:lab", "hub:a/b/c/d", "hub:../x", "hub:a/b@", "hub:a/b@c@d"])
 def test_names_of_another_form(name: str) -> None:
     with pytest.raises(InputError, match="no name of a data set"):
-        parse_name(name)
+        parse_data(name)

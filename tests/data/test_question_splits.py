@@ -10,7 +10,7 @@ from helpers.real_files import RAD, med_categories, need, read, repeated_images,
 from helpers.samples import every
 from helpers.set_files import png, put
 
-from blip.data.question_splits import answer_list, shared_images, split_by_image
+from blip.data.question_splits import TrainedOn, answer_list, shared_images, split_by_image
 from blip.data.questions import EvalQuestions, QuestionEncoder, Questions, read_questions
 from blip.data.transforms import eval_transform
 
@@ -48,6 +48,20 @@ def test_split_by_image(tmp_path: Path) -> None:
     for wrong in ((0.7, 0.2), (math.nan, 0.2), (math.nan,) * 3, (math.inf, -math.inf)):
         with pytest.raises(ValueError, match="sum to 1"):
             split_by_image(questions, wrong)
+
+
+def test_comparisons_with_the_training_questions_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("a", "where", text) for text in ("left", "right", "right")] + [("b", "how", "x")] * 3 + [("c", "why", "y")]
+    listed = [{"image": image, "question": question, "answer": answer} for image, question, answer in rows]
+    train = read_questions([str(put(tmp_path / "train.json", listed))])
+    asked = [{"image": "a", "question": "where", "answer": "z"}, {"image": "d", "question": "who", "answer": "z"}]
+    test = read_questions([str(put(tmp_path / "test.json", asked))])
+    compared, questions = TrainedOn(train), every(test)
+    for _ in range(2):
+        assert compared.majority_answers(questions) == ["right", "x"], "of the same question, else of all"
+        assert (compared.shared_images("val", test), compared.shared_images("test", test.view([1]))) == (1, 0)
+        monkeypatch.setattr(Questions, "__getitem__", None)  # neither set is read again
+        monkeypatch.setattr("blip.data.question_splits.shared_images", None)
 
 
 def test_shared_images(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ COMMANDS: list[tuple[str, Callable[[Path, Path], Arguments], str]] = [
     ("a list as a text", option("train_file=a.json"), r"it takes a list: --set 'train_file=\[a\.json\]'"),
     ("max_steps 0", option("max_steps=0"), "max_steps: .*greater than 0"),
     ("crop_scale reversed", option("crop_scale=[1.0, 0.2]"), "crop_scale .*0 < low <= high <= 1"),
-    ("fp16", option("precision=fp16"), "precision: .*'fp32' or 'bf16'"),
+    ("fp16", option("precision=fp16"), "precision: .*'fp32', 'tf32' or 'bf16'"),
     ("unknown device", option("device=mps"), "device: .*'auto', 'cpu' or 'cuda'"),
     # folders and checkpoints
     ("resume and init_from", arguments("--resume", "auto", "--init_from", "x"), "give one of them"),

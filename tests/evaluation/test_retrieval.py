@@ -3,6 +3,7 @@
 import json
 import statistics
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from blip.evaluation import ranking as ranks
 from blip.evaluation import retrieval
+from blip.hardware.profile import PROFILES
 from blip.models.retrieval import RetrievalModel
 from blip.network.packing import Rows
 
@@ -110,8 +113,7 @@ def test_a_pair_is_scored_once_and_an_image_projected_once(monkeypatch: pytest.M
 @pytest.mark.parametrize("tokens", [1, 12, 40])
 def test_texts_of_an_image_may_come_in_parts(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = evaluate("uneven", 5)
-    monkeypatch.setattr(retrieval, "TOKENS_AT_ONCE", tokens)
-    monkeypatch.setattr(retrieval, "TEXTS_AT_ONCE", 2)
+    monkeypatch.setitem(PROFILES, "cpu", replace(PROFILES["cpu"], tokens_at_once=tokens, texts_at_once=2))
     parts = evaluate("uneven", 5)
     assert torch.equal(parts.image_to_text.candidates, whole.image_to_text.candidates)
     assert_close(parts.text_to_image.scores, whole.text_to_image.scores, rtol=0, atol=1e-5)
@@ -139,6 +141,26 @@ def test_training_mode_is_kept_and_dropout_is_off() -> None:
     found = retrieval.evaluate_retrieval(model, source(pixels), len(pixels), texts=texts, device=CPU, k=3)
     assert model.training
     assert torch.equal(found.image_to_text.candidates, evaluate("uneven", 3).image_to_text.candidates)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 100])
+def test_ranking_a_few_queries_at_a_time_changes_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a sort of everything at once, with many equal similarities and a query without right answers."""
+    monkeypatch.setitem(PROFILES, "cpu", replace(PROFILES["cpu"], rows_at_once=rows))
+    queries, candidates = torch.randint(-1, 2, (7, 3)).float(), torch.randint(-1, 2, (20, 3)).float()
+    answers = [[3], [19, 0, 7], [], [5, 6], [1], [2, 2], [18]]
+    found, places = retrieval.by_contrast(queries, candidates, 6, answers=answers)
+    similarity = queries @ candidates.T
+    right = torch.zeros(7, 20, dtype=torch.bool)
+    for query in range(7):
+        order = sorted(range(20), key=lambda c: (-similarity[query, c].item(), c))
+        assert found.candidates[query].tolist() == order[:6]
+        assert found.scores[query].tolist() == similarity[query, order[:6]].tolist()
+        assert places[query] == min((order.index(a) for a in answers[query]), default=20)
+        right[query, answers[query]] = True
+    by_hand = {k: sum(place < k for place in places.tolist()) / 7 for k in (1, 5, 10)}
+    assert ranks.recall_at(similarity, right) == by_hand
+    assert ranks.recall_of_set(queries, candidates, right.__getitem__) == by_hand
 
 
 def test_equal_similarities_keep_their_order() -> None:

@@ -1,18 +1,21 @@
 """Losses over a whole set: in parts as at once, by hand, and without what does not count."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from blip.evaluation import losses
 from blip.evaluation.losses import LossSums, contrast_of_set, match_losses, matching_loss, with_total
+from blip.hardware.profile import PROFILES
 from blip.models.losses import ITM_NO_SKILL
 
 
 @pytest.mark.parametrize("rows", [1, 2, 100])
 def test_contrast_of_a_set(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Image 3 has no text, text 1 no image, text 0 two images."""
-    monkeypatch.setattr(losses, "ROWS_AT_ONCE", rows)
+    monkeypatch.setitem(PROFILES, "cpu", replace(PROFILES["cpu"], rows_at_once=rows))
     images, texts = F.normalize(torch.randn(4, 8), dim=1), F.normalize(torch.randn(5, 8), dim=1)
     right = torch.tensor([[1, 0, 1, 0, 0], [1, 0, 0, 0, 0], [0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]).bool()
     found = contrast_of_set(images, texts, right.__getitem__, 0.1)

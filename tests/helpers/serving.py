@@ -37,14 +37,14 @@ class Server:
     def _address(self, seconds: float = 120) -> str:
         end = time.monotonic() + seconds
         while time.monotonic() < end and self.program.poll() is None:
-            if found := re.search(r"open (http://\S+) in", self.program._shown("stdout")):
+            if found := re.search(r"open (http://\S+) in", self.program.shown("stdout")):
                 return found[1]
             time.sleep(0.05)
-        raise AssertionError(self.program._shown("stderr"))
+        raise AssertionError(self.program.shown("stderr"))
 
     @property
     def errors(self) -> str:
-        return self.program._shown("stderr")
+        return self.program.shown("stderr")
 
     def memory(self) -> float:
         """Resident MiB."""

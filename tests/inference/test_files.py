@@ -15,6 +15,7 @@ from torch import Tensor
 
 import blip
 from blip.checkpoints.format import CheckpointError
+from blip.errors import InputError
 from blip.inference.predictor import Predictor
 from blip.inference.scoring import match_groups
 from blip.models.answer_tree import AnswerTree
@@ -79,6 +80,21 @@ def test_log_probabilities_are_those_of_the_whole_text_at_once(checkpoints: dict
         assert one.token_log_probs == pytest.approx(each[:, 0].tolist(), abs=1e-5)
         assert one.log_prob == pytest.approx(sum(one.token_log_probs), abs=1e-5)
         assert one.text == words.decode(ids[0].tolist())
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_samples_follow_from_the_seed_and_the_image(checkpoints: dict, images: list, batch_size: int) -> None:
+    """Not from the images that share a batch."""
+    model, how = blip.load(checkpoints["caption"]), Decoding(sample=True, num_return=2, max_new_tokens=6)
+    whole = model.write(images, decoding=how, seed=5, batch_size=batch_size)
+    expected = model.write(images, decoding=how, seed=5)
+    assert [[one.text for one in row] for row in whole] == [[one.text for one in row] for row in expected]
+    seeds = [11, 12, 13]
+    each = model.write(images[:3], decoding=how, seed=seeds, batch_size=batch_size)
+    for image, seed, row in zip(images, seeds, each, strict=False):
+        assert [one.text for one in model.write(image, decoding=how, seed=[seed])[0]] == [one.text for one in row]
+    with pytest.raises(InputError, match="3 images and 2 seeds"):
+        model.write(images[:3], decoding=how, seed=[1, 2])
 
 
 def test_a_seed_repeats_samples(checkpoints: dict, images: list) -> None:
@@ -229,6 +245,10 @@ def test_caption_samples_by_its_seed(checkpoints: dict, images: list) -> None:
     command = ["caption", *images, "--checkpoint", checkpoints["caption"], "--sample", "--top_p", "1.0"]
     assert rows(*command, "--seed", "3") == rows(*command, "--seed", "3")
     assert rows(*command, "--seed", "3") != rows(*command, "--seed", "4")
+    captions = [row["caption"] for row in rows(*command, "--seed", "3")]
+    assert [row["caption"] for row in rows(*command, "--seed", "3", "--batch_size", "2")] == captions
+    model, how = blip.load(checkpoints["caption"]), Decoding(sample=True, max_new_tokens=30)
+    assert [several[0].text for several in model.write(images, decoding=how, seed=3)] == captions
 
 
 def test_match_gives_each_image_with_each_text(checkpoints: dict, images: list) -> None:

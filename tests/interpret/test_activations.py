@@ -9,7 +9,7 @@ from helpers.bad_finetune_cases import answerer
 from helpers.hub_server import HubServer
 from helpers.running import code_and_text
 from helpers.set_files import hub_rows, put_parquet
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import blip
 from blip.inference.predictor import Predictor
@@ -157,6 +157,29 @@ def test_a_shard_that_was_changed_is_kept(model: Predictor, wanted: list[Wanted]
     assert path.read_bytes() == changed
     capture(model, wanted, wish(["text.1.out"]), tmp_path, overwrite=True)
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("form", ["safetensors", "npy"])
+def test_shards_of_equal_size_that_changed_places_are_noticed(
+    form: str, model: Predictor, wanted: list[Wanted], tmp_path: Path
+) -> None:
+    asked = wish(["image.1.out"], format=form)
+    capture(model, wanted, asked, tmp_path)
+    first, second = sorted(tmp_path.glob("shard-*"))[:2]
+    for old, new in ((first, tmp_path / "x"), (second, first), (tmp_path / "x", second)):
+        old.rename(new)
+    for read in (lambda: list(read_shards(tmp_path)), lambda: capture(model, wanted, asked, tmp_path)):
+        with pytest.raises(ActivationError, match=r"shard-00000\S* has other tensors"):
+            read()
+
+
+def test_shards_of_earlier_versions_name_no_records(model: Predictor, wanted: list[Wanted], tmp_path: Path) -> None:
+    capture(model, wanted, wish(["text.1.out"]), tmp_path)
+    path = tmp_path / "shard-00001.safetensors"
+    tensors = load_file(path)
+    assert tensors.pop("records").tolist() == [4, 5, 6, 7]
+    save_file(tensors, path)
+    assert [records for records, _ in read_shards(tmp_path)][1] == [4, 5, 6, 7]
 
 
 @pytest.mark.parametrize(("change", "message"), [

@@ -1,6 +1,7 @@
 """Decoding against slow, plain code and against `generate` of transformers; every wrong option has its message."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from torch.testing import assert_close
 pytest.importorskip("transformers")
 
 from benchmarks.peers_tasks import captioner
+from blip.errors import InputError
+from blip.hardware.profile import PROFILES
 from blip.models import decoding
 from blip.models.caption import CaptionModel
-from blip.models.decoding import Decoding, Generated, Step
+from blip.models.decoding import Decoding, Generated, Step, uniforms_of
 from blip.models.generation import generate
 from blip.network.cross_attention import ProjectedKeys
 from blip.network.med import DecoderStep
@@ -86,7 +89,7 @@ def test_cached_equals_uncached(name: str, end_bias: float) -> None:
     how, model, first = WAYS[name], build(1, end_bias), torch.tensor([[DEC, 5]] * 6)
     keys = keys_of(model, pictures(6))
     runs = [
-        generate(step, first, how, end_id=END, pad_id=PAD, generator=torch.Generator().manual_seed(3))
+        generate(step, first, how, end_id=END, pad_id=PAD, uniforms=uniforms_of(range(6), how))
         for step in (DecoderStep(model.text_decoder, keys), Uncached(model, keys))
     ]
     same(*runs)
@@ -108,24 +111,37 @@ def test_images_and_their_texts_drop_out_together() -> None:
 
 
 @pytest.mark.parametrize("end_bias", [0.0, 6.0])
-@pytest.mark.parametrize("name", [name for name in WAYS if not WAYS[name].sample])
+@pytest.mark.parametrize("name", WAYS)
 def test_a_batch_equals_one_by_one(name: str, end_bias: float) -> None:
-    """Texts end at different lengths: nobody's text depends on its neighbours'."""
+    """Texts end at different lengths: nobody's text depends on its neighbours', not even where it is drawn."""
     how, model, images = WAYS[name], build(2, end_bias), pictures(5)
-    first = torch.tensor([[DEC]] * 5)
-    whole = model.write(images, first, how, end_id=END)
+    first, seeds = torch.tensor([[DEC]] * 5), [7, 8, 9, 10, 7]
+    whole = model.write(images, first, how, end_id=END, uniforms=uniforms_of(seeds, how))
     each = how.num_return
     for i in range(5):
-        alone = model.write(images[i : i + 1], first[:1], how, end_id=END)
+        own = uniforms_of(seeds[i : i + 1], how)
+        alone = model.write(images[i : i + 1], first[:1], how, end_id=END, uniforms=own)
         rows, length = slice(i * each, (i + 1) * each), alone.ids.shape[1]
         assert whole.ids[rows, :length].tolist() == alone.ids.tolist()
         assert (whole.ids[rows, length:] == PAD).all()
         assert_close(whole.scores[rows], alone.scores, rtol=0, atol=1e-5)
 
 
-def generate_each(
-    step_for: Callable[[Tensor], Step], prompts: list[list[int]], how: Decoding, generator: torch.Generator
-) -> Generated:
+@pytest.mark.parametrize("steps", [2, 4, 50])
+@pytest.mark.parametrize("end_bias", [0.0, 2.0, 6.0])
+@pytest.mark.parametrize("name", WAYS)
+def test_checking_for_the_end_every_few_tokens_changes_nothing(
+    name: str, end_bias: float, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where texts that have ended are continued until the next check."""
+    how, model, images = WAYS[name], build(3, end_bias), pictures(6)
+    first, uniforms = torch.tensor([[DEC, 5]] * 6), uniforms_of(range(6), how)
+    expected = model.write(images, first, how, end_id=END, uniforms=uniforms)
+    monkeypatch.setitem(PROFILES, "cpu", replace(PROFILES["cpu"], steps_between_checks=steps))
+    same(model.write(images, first, how, end_id=END, uniforms=uniforms), expected)
+
+
+def generate_each(step_for: Callable[[Tensor], Step], prompts: list[list[int]], how: Decoding) -> Generated:
     """Prompts of any lengths: those of equal length are written together, so that no prompt has padding."""
     groups: dict[int, list[int]] = {}
     for number, prompt in enumerate(prompts):
@@ -134,7 +150,7 @@ def generate_each(
     for members in groups.values():
         ids = torch.tensor([prompts[i] for i in members])
         step = step_for(torch.tensor(members))
-        parts.append(generate(step, ids, how, end_id=END, pad_id=PAD, generator=generator))
+        parts.append(generate(step, ids, how, end_id=END, pad_id=PAD, uniforms=uniforms_of(members, how)))
         rows += [i * how.num_return + k for i in members for k in range(how.num_return)]
     longest, order = max(part.ids.shape[1] for part in parts), torch.tensor(rows).argsort()
 
@@ -158,13 +174,11 @@ def test_prompts_of_different_lengths(name: str) -> None:
     def step_for(index: Tensor) -> DecoderStep:
         return DecoderStep(model.text_decoder, keys.select(index))
 
-    seeds = torch.Generator().manual_seed(3)
-    together = generate_each(step_for, prompts, how, generator=seeds)
+    together = generate_each(step_for, prompts, how)
     assert together.ids.shape[0] == together.scores.shape[0] == 4 * how.num_return
-    if how.sample:
-        return
     for number, prompt in enumerate(prompts):
-        alone = generate(step_for(torch.tensor([number])), torch.tensor([prompt]), how, end_id=END, pad_id=PAD)
+        step, own = step_for(torch.tensor([number])), uniforms_of([number], how)
+        alone = generate(step, torch.tensor([prompt]), how, end_id=END, pad_id=PAD, uniforms=own)
         rows, length = slice(number * how.num_return, (number + 1) * how.num_return), alone.ids.shape[1]
         assert together.ids[rows, :length].tolist() == alone.ids.tolist()
         assert (together.ids[rows, length:] == PAD).all()
@@ -207,11 +221,11 @@ def test_log_probs_are_those_of_the_model() -> None:
 # ---- sampling --------------------------------------------------------------------------------------------------------
 
 
-def test_a_seeded_generator_repeats_itself() -> None:
+def test_a_seed_repeats_itself() -> None:
     model, images, first = build(7), pictures(), torch.tensor([[DEC]] * 3)
     how = Decoding(sample=True, max_new_tokens=8, num_return=3, top_p=0.95)
-    seeds = [torch.Generator().manual_seed(seed) for seed in (1, 1, 2)]
-    runs = [model.write(images, first, how, end_id=END, generator=seed).ids for seed in seeds]
+    seeds = [[1, 2, 3], [1, 2, 3], [4, 5, 6]]
+    runs = [model.write(images, first, how, end_id=END, uniforms=uniforms_of(each, how)).ids for each in seeds]
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
 
@@ -243,16 +257,43 @@ def nucleus(logits: Tensor, top_p: float) -> set[int]:
     ],
 )
 def test_draws_stay_in_their_set_and_reach_all_of_it(how: Decoding, allowed) -> None:
-    logits = torch.randn(4, 12) * 1.5
-    drawn = [decoding.draw(logits, how, torch.Generator().manual_seed(seed)) for seed in range(400)]
-    for row in range(4):
-        assert {int(tokens[row]) for tokens in drawn} == allowed(logits[row])
+    logits, steps = torch.randn(4, 12) * 1.5, torch.linspace(0, 1, 401)[:-1]
+    torch.manual_seed(0)
+    for drawn in (
+        [decoding.draw(logits, how) for _ in steps],
+        [decoding.draw(logits, how, x.expand(4)) for x in steps],
+    ):
+        for row in range(4):
+            assert {int(tokens[row]) for tokens in drawn} == allowed(logits[row])
 
 
-def test_draws_are_as_frequent_as_likely() -> None:
+@pytest.mark.parametrize("uniforms", [None, torch.rand(20000, generator=torch.Generator().manual_seed(0))])
+def test_draws_are_as_frequent_as_likely(uniforms: Tensor | None) -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]]).repeat(20000, 1)
-    drawn = decoding.draw(logits, Decoding(sample=True, temperature=0.8), torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    drawn = decoding.draw(logits, Decoding(sample=True, temperature=0.8), uniforms)
     assert_close(drawn.bincount() / 20000, (logits[0] / 0.8).softmax(dim=0), rtol=0, atol=0.015)
+
+
+def test_the_ends_of_the_interval_draw_tokens_that_can_be_drawn() -> None:
+    """At 0, and at the largest number below 1, whatever rounding does to the sum of the probabilities."""
+    logits, how = torch.randn(50, 3000) * 3, Decoding(sample=True, top_p=0.6)
+    logits[:, [0, 1, -2, -1]] = -100.0
+    for bound in (0.0, 1 - 2**-24):
+        drawn = decoding.draw(logits, how, torch.full((50,), bound))
+        assert all(int(token) in nucleus(row, 0.6) for row, token in zip(logits, drawn, strict=True))
+
+
+@pytest.mark.parametrize("uniforms", [True, False])
+def test_scores_that_are_not_numbers_are_an_error(uniforms: bool) -> None:
+    model, how = build(7), Decoding(sample=True, max_new_tokens=4)
+    with torch.no_grad():
+        model.text_decoder.head.bias.fill_(float("nan"))
+    with pytest.raises(InputError, match="not numbers"):
+        model.write(
+            pictures(), torch.tensor([[DEC]] * 3), how, end_id=END,
+            uniforms=uniforms_of(range(3), how) if uniforms else None,
+        )  # fmt: skip
 
 
 # ---- penalties and bans ----------------------------------------------------------------------------------------------

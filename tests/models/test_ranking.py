@@ -1,5 +1,7 @@
 """Ranking answers as a token tree equals scoring each answer alone, padded or not, with the question repeated."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.tiny import spread, tiny_text
@@ -7,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from blip.models import ranking
+from blip.hardware.profile import PROFILES
 from blip.models.answer_tree import AnswerTree, TreeRows
 from blip.models.ranking import rank_answers
 from blip.network.cross_attention import ProjectedKeys
@@ -101,8 +103,8 @@ def test_parts_change_nothing(together: int, monkeypatch: pytest.MonkeyPatch) ->
     decoder, states = build(), questions()
     keys, tree = question_keys(decoder, states), AnswerTree(ANSWERS, DEC, END)
     whole = rank_answers(decoder, keys, tree)
-    monkeypatch.setattr(ranking, "NODES_AT_ONCE", together)
-    monkeypatch.setattr(ranking, "WORDS_AT_ONCE", together)
+    parted = replace(PROFILES["cpu"], nodes_at_once=together, logits_at_once=together)
+    monkeypatch.setitem(PROFILES, "cpu", parted)
     parts = rank_answers(decoder, keys, tree)
     assert torch.equal(parts.answers, whole.answers)
     assert_close(parts.scores, whole.scores, rtol=0, atol=1e-5)
@@ -141,7 +143,7 @@ def test_the_drawing_of_the_tree_is_true() -> None:
     assert tree.depths.tolist() == [0, 1, 2, 3, 2, 1, 1, 2]
     rows = tree.rows_of(torch.arange(4), room=5)
     assert [row.tolist() for row in rows] == [[1, 2, 3, 4, 5], [6, 7]]
-    layout = TreeRows(tree, rows)
+    layout = TreeRows(tree, rows, CPU)
     assert layout.pack(layout.nodes).tolist() == [1, 2, 3, 4, 5, 6, 7]
     assert layout.parents.tolist() == [-1, 0, 1, 0, -1, -1, 5]
     mask, _ = layout.attention_mask(causal=True)

@@ -95,6 +95,8 @@ def test_the_verb_prints_json_markdown_and_what_is_looked_for() -> None:
 def test_the_verb_and_words_that_are_none() -> None:
     assert code_and_text("options", "vqq")[0] == 1
     assert "did you mean 'vqa'" in code_and_text("options", "vqq")[1]
+    assert "--find searches" in code_and_text("options", "epochs")[1]
+    assert "the published code's init_lr is lr here" in code_and_text("options", "--find", "init_lr")[1]
     assert "no option has 'xyz'" in code_and_text("options", "vqa", "--find", "xyz")[1]
 
 

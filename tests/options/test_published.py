@@ -1,5 +1,6 @@
 """Configurations of the published code: each key is translated or named with the reason, and the run works."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,33 @@ def test_published_files(
     keys = {line.partition(":")[0] for line in text.strip().splitlines()}
     for key in keys - kind.model_fields.keys():  # each is named, with what it became or why it is left out
         assert f"{key} -> " in said or f"{key} is left out: " in said, key
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "expected"),
+    [
+        ("max_length: many", CaptionConfig, "max_new_tokens: Input should be a valid integer"),
+        ("max_length:", CaptionConfig, "max_new_tokens: Input should be a valid integer"),
+        ("ann_root:", CaptionConfig, {"train_file": ["coco_karpathy_train.json"]}),
+        ("prompt:", CaptionConfig, "prompt: Input should be a valid string"),
+        ("train_files: vqa_train", VqaConfig, {"train_file": ["annotation/vqa_train.json"]}),
+        ("train_files: 3", VqaConfig, "it takes a list: train_file: [3]"),
+        ("train_files:", VqaConfig, "train_file: Input should be a valid list"),
+        ("pretrained:", VqaConfig, "init_from: Input should be a valid string"),
+    ],
+)
+def test_values_of_another_kind(line: str, kind: type, expected: dict | str, tmp_path: Path) -> None:
+    """Each is taken as it is meant, or is an error that names the option."""
+    path = tmp_path / "published.yaml"
+    key = line.partition(":")[0]
+    kept = [one for one in (CAPTION if kind is CaptionConfig else VQA).splitlines() if not one.startswith(f"{key}:")]
+    path.write_text("\n".join([*kept, line]))
+    if isinstance(expected, str):
+        with pytest.raises(ConfigError, match=re.escape(expected)):
+            load_config(path, kind)
+    else:
+        config = load_config(path, kind)
+        assert {name: getattr(config, name) for name in expected} == expected
 
 
 def test_options_still_override(tmp_path: Path) -> None:

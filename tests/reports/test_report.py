@@ -14,6 +14,7 @@ from blip.reports.charts import Chart, Line, charts_of, smoothed, thinned, value
 from blip.reports.findings import findings
 from blip.reports.run_files import names_of, read_run
 from blip.reports.run_page import report
+from blip.reports.samples import samples_of
 from blip.reports.scores import scores_of
 from blip.train.history import History, read_history
 
@@ -136,6 +137,40 @@ def test_leaks_of_captions_are_found_in_the_annotations(tmp_path: Path, pretrain
     assert not any("occur in training" in text for text in [*texts(pretrained)["note"], *texts(pretrained)["good"]])
 
 
+def test_leaks_are_those_of_the_records_that_the_run_takes(tmp_path: Path) -> None:
+    """Columns of its own, a part of a file, the split that records name; data of the hub are not fetched."""
+    run, file = write_run(tmp_path / "run"), tmp_path / "all.json"
+    rows = [{"img": f"{n}.png", "text": f"text {n}", "split": "test" if n > 6 else "train"} for n in range(9)]
+    file.write_text(json.dumps(rows))
+
+    def found(val: object, **more: object) -> dict[str, list[str]]:
+        config = {"train_file": [{"path": str(file), "limit": 4}], "val_file": [val], "queue_size": 9, **more}
+        (run / "config.yaml").write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in config.items()))
+        return texts(run)
+
+    columns = {"columns": {"image": "img", "caption": "text"}}
+    assert any("4 of 9 images of val" in text for text in found(str(file), **columns)["warning"])
+    for entry in ({"path": str(file), "split": "test"}, {"path": str(file), "split": "test", "limit": 1}):
+        assert any("No image of validation occurs" in text for text in found(entry, **columns)["good"])
+    assert any("was not checked" in text and "image" in text for text in found(str(file))["note"])
+    assert any("hub:lab/set is a data set of the hub" in text for text in found("hub:lab/set", **columns)["note"])
+    assert any("its configuration cannot be read" in text for text in found(str(file), epochs="many")["note"])
+
+
+def test_an_evaluation_by_itself_shows_some_of_its_results(tmp_path: Path) -> None:
+    folder = write_answers(tmp_path / "vqa")
+    rows = json.loads((folder / "answers_val.json").read_text())
+    (folder / "answers_val.json").write_text(json.dumps(rows * 10))
+    (folder / "metrics.jsonl").unlink()
+    (folder / "evaluation.json").write_text('{"weights": "best"}')
+    shown = samples_of([read_run(folder)])
+    assert len(shown) == 16 and len({sample.outputs[0][1] for sample in shown}) > 1
+    assert {bool(sample.pictures) for sample in shown} == {True, False}, "one image is gone, with its reason"
+    page = report(folder)
+    assert "Some records of the results" in page and "is there a lesion?" in page and "gone.png" in page
+    assert "<h1>Evaluation vqa</h1>" in page and "<h2>Samples</h2>" in page
+
+
 def test_overfitting_and_plateaus_are_named(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     lines = [{"step": n, "lr": 0.1, "itm": 0.637, "itc": 1.0} for n in range(1, 40)]
@@ -151,8 +186,18 @@ def test_overfitting_and_plateaus_are_named(tmp_path: Path) -> None:
 
 def test_a_page_has_every_part(pretrained: Path) -> None:
     page = report(pretrained)
-    parts = ["Contrast (ITC)", "without skill: 0.637", "After epoch 10", "Learning rate", "epochs 1 to 10"]
+    parts = [
+        "<h1>Run pre</h1>",
+        "<h2>Samples of validation</h2>",
+        "Contrast (ITC)",
+        "without skill: 0.637",
+        "After epoch 10",
+        "Learning rate",
+        "epochs 1 to 10",
+    ]
     parts += ["a lesion 200", "options are not at the defaults", "queue_size", "57600", "0.020 (chance)"]
+    titles = ["Losses", "Scores", "Matching by class (ITM)", "Similarities (ITC)", "Optimisation", "Speed and memory"]
+    parts += [f"<h2>{title}</h2>" for title in (*titles, "Settings", "In words")] + ["800 MB of memory at most"]
     for wanted in parts:
         assert wanted in page, wanted
     assert page.count("<svg") >= 14 and "gone" not in page and "no such file" in page

@@ -68,6 +68,23 @@ def test_own_names_of_columns(tmp_path: Path) -> None:
     assert "where is it?" in (tmp_path / "x.html").read_text()
 
 
+def test_of_how_many_records_some_are_shown(tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    image = str(tmp_path / "a.png")
+    rows = [{"image": image, "question": "q", "answer": "a", "probability": 0.5, "references": ["a"], "right": n > 3}
+            for n in range(9)]  # fmt: skip
+    results = write(tmp_path / "answers.json", rows)
+    data = write(tmp_path / "questions.json", [{"image": image, "question": "q", "answer": "a"}] * 9)
+    told = "3 of 9 records, in the order of the file.", "3 of 5 records that are right, in the order of the file."
+    assert [show(results, choice=Choice(3, correct=one)).sentences()[0] for one in (None, True)] == [*told]
+    assert show(results).sentences()[0].startswith("9 records,")
+    assert show(data, choice=Choice(3)).sentences()[0].startswith("The first 3 records,"), "the others are not read"
+    assert show(data).sentences()[0].startswith("9 records,")
+    for place, said in ((results, "3 of 9 shown"), (data, "the first 3 shown")):
+        code, text = code_and_text("show", place, "--limit", "3", "--out", tmp_path / "x.html", "--overwrite")
+        assert code == 0 and said in text, text
+
+
 def test_orders_and_names_are_those_of_the_results(tmp_path: Path) -> None:
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
     captions = [{"image": str(tmp_path / "a.png"), "caption": "a", "log_prob": -number} for number in (1, 2)]
@@ -138,6 +155,13 @@ def test_results_that_cannot_be_shown(run: Path, tmp_path: Path) -> None:
     (run / "answers_val.json").unlink()
     with pytest.raises(InputError, match="a run without results"):
         show(run)
+
+
+def test_samples_of_the_validation_are_not_taken_for_the_test(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    assert len(show(run, split="validation").tiles) == 16
+    with pytest.raises(InputError, match="a run without results of test"):
+        show(run, split="test")
 
 
 def test_samples_of_a_run_are_those_of_its_last_evaluation(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from blip.config import ConfigError, load_config
 from blip.data.formats import AnnotationError
 from blip.errors import InputError
 from blip.runs.session import new_folder
+from blip.runs.settings import settings
 from blip.tasks import vqa
 from blip.tasks.config import VqaConfig
 from blip.tasks.entries import ENTRIES, entry_of
@@ -118,6 +119,51 @@ def test_weights_of_another_run_and_published_options(
     assert (config.lr, config.epochs, config.image_size) == (1e-4, 30, 32) and config.config_file.endswith("yaml")
 
 
+def test_arguments_that_are_not_given_leave_those_of_the_configuration(here: Path) -> None:
+    (here / "own.yaml").write_text("device: cpu\ninit_from: weights\n")
+    for device, found in (("auto", "cpu"), ("cuda", "cuda")):
+        given = {"device": device, "init_from": ""}
+        made = settings(entry_of("vqa"), "a call", config="own.yaml", data={}, options=given)
+        assert (made.device, made.init_from) == (found, "weights")
+
+
+def test_messages_are_those_of_python(data: Path, here: Path) -> None:
+    with pytest.raises(ConfigError, match="train is not given"):
+        blip.finetune("vqa", val=data / "val.json", **QUESTIONS)
+    with pytest.raises(ConfigError, match="train is not given"):
+        blip.pretrain()
+    (here / "own/checkpoints/step-00000003").mkdir(parents=True)
+    (here / "own/checkpoints/step-00000003/training.pt").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"own holds a run: resume=True continues it"):
+        blip.finetune("vqa", data / "train.json", output_dir="own", **QUESTIONS)
+    for given, name in (
+        (blip.data(data / "train.json")[:3], "Item"),
+        ([{"image": "a.png"}], "a dictionary without path"),
+    ):
+        with pytest.raises(InputError, match=rf"{name} is no source of records: .* limit and split"):
+            blip.finetune("vqa", given, **QUESTIONS)
+    assert not (here / "runs").exists()
+
+
+def test_runs_start_from_runs_and_paths_begin_at_home(data: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here / "home"))
+    (here / "home").mkdir()
+    shutil.copy(data / "train.json", here / "home")
+    first = blip.finetune("vqa", "~/train.json", output_dir="~/first", **{**QUESTIONS, "max_steps": 1})
+    assert first.folder == here / "home/first" and not (here / "~").exists()
+    for start in (first, first.folder, "~/first"):
+        run = blip.finetune("vqa", blip.data("~/train.json"), init_from=start, max_steps=1, k_test=3, **SMALL)
+        assert load_config(run.folder / "config.yaml", VqaConfig).init_from == str(first.weights())
+    assert (
+        blip.evaluate("vqa", "~/first", "~/train.json", output_dir="~/results").folder.parent.parent
+        == here / "home/results"
+    )
+    assert blip.runs.open("~/first").task == blip.load("~/first/checkpoints/latest").info["task"] == "vqa"
+    for nothing in (None, "", 3):
+        with pytest.raises(InputError, match="no checkpoint"):
+            blip.evaluate("vqa", nothing, data / "train.json")  # type: ignore[arg-type]
+
+
 def test_pretraining(phantoms: Path, here: Path) -> None:
     captions = phantoms / "captions.json"
     run = blip.pretrain(
@@ -125,6 +171,13 @@ def test_pretraining(phantoms: Path, here: Path) -> None:
     )
     assert run.folder == Path("runs/pretrain-1") and run.task == "pretrain"
     assert isinstance(run.best("cpu").caption(str(phantoms / "images/000000.png"))[0], str)
+    assert 0 <= run.scores["val_i2t_r1"] <= 1 and "val: R@1, image to text" in repr(run.scores)
+    ranked, written = (blip.evaluate(task, run, captions, device="cpu", **options) for task, options in (
+        ("retrieval", {"k_test": 4}), ("caption", {"max_new_tokens": 2})))  # fmt: skip
+    assert ranked.folder.parent == written.folder.parent == Path("runs/evaluations/evaluation")
+    assert ranked.folder.name == "pretrain-1-step-00000002-as-retrieval-captions" and "test_cider" in written
+    with pytest.raises(ConfigError, match="holds an evaluation of another task"):
+        blip.evaluate("caption", run, captions, name=ranked.folder.name, device="cpu")
 
 
 @pytest.mark.parametrize("task", [name for name in ENTRIES if name != "vqa"])
@@ -168,9 +221,9 @@ def test_mistakes_are_told_and_leave_no_folder(data: Path, here: Path) -> None:
         blip.finetune("vqas", train)
     with pytest.raises(InputError, match=r"blip.pretrain"):
         blip.finetune("pretrain", train)
-    with pytest.raises(InputError, match=r"list cannot be trained on|dict|int cannot be trained on"):
+    with pytest.raises(InputError, match="int is no source of records"):
         blip.finetune("vqa", [3])  # type: ignore[list-item]
-    with pytest.raises(ConfigError, match="train_file is empty"):
+    with pytest.raises(ConfigError, match="train is not given"):
         blip.finetune("vqa", **QUESTIONS)
     with pytest.raises(ConfigError, match="output_dir"):
         blip.finetune("vqa", train, resume=True)

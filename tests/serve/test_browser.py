@@ -110,6 +110,30 @@ def test_upload_ask_and_see_the_map_word_by_word(tab: Tab, folder: Path, server:
     assert not tab.mistakes and not server.errors
 
 
+def test_results_vanish_with_their_image_and_their_model(tab: Tab, folder: Path) -> None:
+    """An answer about one patient never stands beside the image of another one."""
+    for change in ("image", "example", "model"):
+        tab.open(folder / "images" / "a.png")
+        tab.page.get_by_label("Question about the image").fill("is there a lesion")
+        tab.page.get_by_role("button", name="Ask", exact=True).click()
+        assert "is there a lesion" in tab.result().inner_text()
+        if change == "image":
+            tab.open(folder / "images" / "b.jpg")
+        elif change == "example":
+            tab.page.get_by_label("Or take one of these").click()
+            tab.page.get_by_role("option", name="c/d.png").click()
+            tab.page.get_by_role("img", name="The chosen image: c/d.png, 50 x 40 pixels").wait_for()
+        else:
+            tab.page.get_by_role("combobox", name="Model").click()
+            tab.page.get_by_role("option", name="caption", exact=True).click()
+            sync_api.expect(tab.page.get_by_role("tab")).to_have_text(
+                ["Caption", "Maps", "Many images"], timeout=PATIENCE
+            )
+        sync_api.expect(tab.page.locator(".blip-result")).to_have_count(0, timeout=PATIENCE)
+        sync_api.expect(tab.page.locator("#views")).to_contain_text("appear", timeout=PATIENCE)
+    assert not tab.mistakes
+
+
 def test_many_images_become_a_file(tab: Tab, folder: Path, server: Server, tmp_path: Path) -> None:
     tab.view("Many images")
     tab.choose(folder / "images" / "a.png", folder / "images" / "b.jpg", folder / "broken.png", field="files")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.fine_tuning import CPU, configure, score, train
+from helpers.random_checkpoints import random_checkpoint
 from helpers.running import run_verb
 
 import blip
@@ -19,6 +20,18 @@ pytestmark = pytest.mark.usefixtures("no_java_nor_peak")
 
 def losses(output: Path) -> list[float]:
     return [line["lm"] for line in read_metrics(output) if "lm" in line]
+
+
+def test_an_image_encoder_of_another_mlp_ratio_is_trained_resumed_and_scored(phantoms: Path, tmp_path: Path) -> None:
+    start = random_checkpoint(tmp_path, "vqa", answers=["left", "right"])
+    assert json.loads((start / "model.json").read_text())["image_encoder"]["mlp_ratio"] == 2
+    config = configure("vqa", phantoms, tmp_path, "max_steps=1", "test_file=[]", init_from=start)
+    train("vqa", config, tmp_path / "run")
+    train("vqa", config.model_copy(update={"max_steps": 2}), tmp_path / "run", "auto")
+    info = json.loads((tmp_path / "run/best/model.json").read_text())
+    assert info["image_encoder"]["mlp_ratio"] == 2 and len(losses(tmp_path / "run")) == 2
+    best = config.model_copy(update={"init_from": str(tmp_path / "run/best")})
+    assert score("vqa", best, tmp_path / "run")["val_questions"] == 7
 
 
 def test_sampled_validation_leaves_training_alone(phantoms: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

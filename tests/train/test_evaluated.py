@@ -7,11 +7,11 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from helpers.fine_tuning import configure, train, tree
+from helpers.fine_tuning import configure, score, train, tree
 from helpers.running import ROOT, Program
 
-from blip.config import ConfigError, load_config
-from blip.tasks.config import VqaConfig
+from blip.config import ConfigError, PretrainConfig, dump_config, load_config
+from blip.tasks.config import RetrievalConfig, VqaConfig
 from blip.train.evaluated import evaluated, evaluation_name
 
 pytestmark = pytest.mark.usefixtures("no_java_nor_peak")
@@ -69,6 +69,24 @@ def test_another_file_overrides_and_that_is_said(run: Path, other: Path) -> None
     assert f"image_size: 64 -> 32, by {other}" in said and "k_test: 3 -> 2, by" in said
     assert "vit" not in said and "lr" not in said and "max_text_tokens" not in said
     assert len(done.notes) == 1 + 4
+
+
+def test_weights_of_a_run_of_another_task_are_evaluated_by_the_file(
+    phantoms: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Retrieval by a pre-trained model, which has learned it."""
+    weights = tmp_path / "pre" / "checkpoints" / "step-00000001"
+    shutil.copytree(tiny_checkpoint, weights)
+    dump_config(PretrainConfig(), tmp_path / "pre/config.yaml")
+    config = configure("retrieval", phantoms, tmp_path, "queue_size=0", init_from=weights)
+    options = {"options": {"init_from": str(weights)}, "output": None, "default_output": tmp_path / "out"}
+    done = evaluated(RetrievalConfig, tmp_path / "retrieval.yaml", ["queue_size=0"], **options)
+    assert (done.config, done.output, done.notes) == (config, tmp_path / "out", [])
+    assert score("retrieval", config, tmp_path / "out")["test_i2t_candidates"] == 5
+    with pytest.raises(ConfigError, match="belongs to a run of another task, whose"):
+        evaluated(RetrievalConfig, None, [], **options)
+    with pytest.raises(ConfigError, match=rf"pre is of another task: give --init_from {weights}"):
+        evaluated(RetrievalConfig, None, [], **{**options, "options": {}, "output": tmp_path / "pre"})
 
 
 def test_set_overrides_all_and_that_is_said(run: Path, other: Path) -> None:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from blip.config import PretrainConfig, load_config
+from blip.hardware.precision import autocast
 from blip.tasks.pretrain import Pretraining
 from blip.train import parallel
-from blip.train.parallel import OptionError, autocast, blocks, checkpoint_activations, compile_blocks
+from blip.train.parallel import OptionError, blocks, checkpoint_activations, compile_blocks
 
 CPU = torch.device("cpu")
 

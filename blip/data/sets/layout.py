@@ -15,6 +15,7 @@ from blip.data import hub
 from blip.data.formats import AnnotationError, Records
 from blip.data.image_bytes import is_reference
 from blip.errors import BlipError, InputError, did_you_mean
+from blip.hub.names import is_hub_name
 
 Record = TypeVar("Record")
 
@@ -135,7 +136,7 @@ def open_set(
     if dataset not in sets:
         raise InputError(f"dataset is {dataset!r}; {did_you_mean(dataset, sets)}")
     form, given = sets[dataset], dict(columns or {})
-    if hub.is_hub_name(path):
+    if is_hub_name(path):
         parts = hub.files_of(path)
         files = _chosen(parts, path, split)
         part = SPLIT_NAMES.get(split, "")
@@ -170,7 +171,7 @@ def _files_of(form: SetFormat, folder: Path, split: str, *, dataset: str) -> lis
 def _chosen(parts: Mapping[str, list[Path]], place: str | Path, split: str) -> list[Path]:
     """The files of a split, by its own name or by one of the same meaning; of all for "all", or where there is one."""
     if not split and len(parts) > 1:
-        what = "is a data set of several parts" if hub.is_hub_name(place) else "is a folder"
+        what = "is a data set of several parts" if is_hub_name(place) else "is a folder"
         raise AnnotationError(place, "", f"{what}: set split to {', '.join(parts)} or all")
     if split in ("", "all"):
         return list(dict.fromkeys(file for files in parts.values() for file in files))

@@ -1,0 +1,81 @@
+"""A loaded model with what turns images and texts into its tensors: the base of `Predictor`.
+
+Shapes: B images, S their sides in pixels, R texts, T tokens of the longest.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from blip.checkpoints.format import CheckpointError
+from blip.data.batches import padded
+from blip.data.images import LIMITS, open_image
+from blip.data.transforms import eval_transform
+from blip.hardware.precision import AUTO
+from blip.hardware.profile import profile_of
+from blip.inference.computation import Computation
+from blip.inference.inputs import ImageInput, as_list
+from blip.models.factory import spec_of
+from blip.tokenizer import Tokenizer, blip_cleaning
+
+# what a model can do (`TaskSpec.can`): as messages put it, and the part of the model that it takes
+ABILITIES = {
+    "encode": ("encode for retrieval", "image_proj"),
+    "match": ("match images and texts", "itm_head"),
+    "caption": ("write captions", "text_decoder"),
+    "answer": ("answer questions", "text_decoder"),
+    "judge": ("judge statements about two images", "cls_head"),
+}
+
+
+class LoadedModel(Computation):
+    """A model in evaluation mode with its tokenizer and image transform."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        info: dict,
+        *,
+        device: str | torch.device = "cpu",
+        precision: str = AUTO,
+    ) -> None:
+        """`info` is the content of the checkpoint's `model.json`; `precision` as in `choose_precision`."""
+        super().__init__(torch.device(device), precision)
+        self.profile = profile_of(self.device)
+        self.model = cast(Any, model.to(self.device).eval())
+        self.tokenizer, self.info = tokenizer, info
+        self.transform = eval_transform(self.model.image_encoder.config.image_size)
+        text = self.model.text_encoder if hasattr(model, "text_encoder") else self.model.text_decoder
+        self.positions: int = text.config.max_positions
+        self.max_text_tokens = int(info.get("max_text_tokens") or self.positions)
+        self.limits = LIMITS  # of the files of images
+
+    def needs(self, ability: str, action: str = "") -> Any:
+        """The model, if its task has an ability of `ABILITIES`; `action` names what needs it in the error.
+
+        Raises:
+            CheckpointError: the task does not have it.
+        """
+        usual, part = ABILITIES[ability]
+        if ability in spec_of(self.info["task"]).can:
+            return self.model
+        lacks = "" if hasattr(self.model, part) else f": it has no {part.replace('_', ' ')}"
+        raise CheckpointError(f"a checkpoint of {self.info['task']} cannot {action or usual}{lacks}")
+
+    def pixels(self, images: Sequence[ImageInput]) -> Tensor:
+        """Images -> (B, 3, S, S), normalised, on the device."""
+        ready = [x if isinstance(x, Tensor) else self.transform(open_image(x, self.limits)) for x in as_list(images)]
+        return torch.stack(ready).to(self.device, non_blocking=True)
+
+    def cleaned(self, text: str) -> str:
+        """A text as the model was trained to read it."""
+        return blip_cleaning(text) if self.info.get("text_cleaning") == "blip" else text
+
+    def ids(self, texts: Sequence[str], longest: int = 0) -> tuple[Tensor, Tensor]:
+        """Texts -> ids (R, T), `[CLS] ... [SEP]`, padded, at most `longest`; lengths (R,), on the CPU."""
+        encoded = self.tokenizer.encode([self.cleaned(text) for text in texts], longest or self.max_text_tokens)
+        ids, lengths = padded(encoded, self.tokenizer.pad_id)
+        return ids.to(self.device, non_blocking=True), lengths
