@@ -34,9 +34,9 @@ from blip.checkpoints.format import save_weights  # noqa: E402
 from blip.config import PretrainConfig, load_config  # noqa: E402
 from blip.data.phantoms import write_phantoms  # noqa: E402
 from blip.evaluation.pretraining import evaluate_pretraining  # noqa: E402
+from blip.hardware.precision import autocast  # noqa: E402
 from blip.tasks.pretrain import Pretraining  # noqa: E402
 from blip.train.optim import build_optimizer  # noqa: E402
-from blip.train.parallel import autocast  # noqa: E402
 from blip.train.schedule import lr_at  # noqa: E402
 from demo.demo import choose_words, evaluate  # noqa: E402
 
