@@ -26,6 +26,7 @@ from blip.models.caption import CaptionModel
 from blip.models.decoding import Decoding
 from blip.models.retrieval import RetrievalModel
 from blip.network.flops import text_forward, vit_forward
+from blip.network.onednn import OneDnnProducts
 from blip.tokenizer import Specials
 
 TEXTS, NEW = 2, 20
@@ -38,13 +39,14 @@ class Captioning:
     def __init__(self, args: argparse.Namespace, images: Tensor):
         self.args, self.images, size = args, images, sizes(args.size)
         self.model = CaptionModel(size.vit, size.text, Specials(PAD, ENC, DEC)).to(args.device).eval()
+        self.products = OneDnnProducts(self.model)  # as a predictor has them
         self.peer = peers_tasks.captioner(self.model, SEP).to(args.device)
         self.how = Decoding(sample=True, top_p=TOP_P, max_new_tokens=NEW, min_new_tokens=NEW)
 
     def ours(self) -> Tensor:
         torch.manual_seed(1)
         prompt = torch.full((len(self.images), 1), DEC, device=self.args.device)
-        with harness.precision(self.args):
+        with harness.precision(self.args), self.products.used():
             return self.model.write(self.images, prompt, self.how, end_id=SEP).ids
 
     def theirs(self) -> Tensor:
@@ -60,6 +62,7 @@ class Filtering:
     def __init__(self, args: argparse.Namespace, images: Tensor):
         self.args, self.images, size = args, images, sizes(args.size)
         self.model = RetrievalModel(size.vit, size.text, Specials(PAD, ENC, DEC)).to(args.device).eval()
+        self.products = OneDnnProducts(self.model)
         self.peer = peers_tasks.PublishedFilter(self.model).to(args.device)
         texts = make_texts(TEXTS * len(images), len(images))
         self.lengths = texts.lengths
@@ -67,7 +70,7 @@ class Filtering:
 
     @torch.no_grad()
     def ours(self) -> Tensor:
-        with harness.precision(self.args):
+        with harness.precision(self.args), self.products.used():
             states = self.model.image_encoder(self.images)
             return torch.stack(match_states(self.model, states, self.ids, lengths=self.lengths, enc_id=ENC))
 

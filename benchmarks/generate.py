@@ -29,6 +29,7 @@ from blip.models.generation import generate
 from blip.network.embeddings import TextConfig
 from blip.network.flops import vit_forward
 from blip.network.med import DecoderStep
+from blip.network.onednn import OneDnnProducts
 from blip.network.vit import VIT_SIZES, ViTConfig
 from blip.tokenizer import Specials
 
@@ -68,6 +69,7 @@ class Run:
     def __init__(self, args: argparse.Namespace, size: Size):
         self.args = args
         self.ours = CaptionModel(size.vit, size.text, Specials(PAD, ENC, DEC)).to(args.device).eval()
+        self.products = OneDnnProducts(self.ours)
         self.theirs = peers_tasks.captioner(self.ours, SEP).to(args.device)
         self.images = torch.randn(BATCH, 3, size.vit.image_size, size.vit.image_size, device=args.device)
         self.prompt = torch.full((BATCH, 1), DEC, device=args.device)
@@ -76,7 +78,7 @@ class Run:
 
     def ours_after(self, kind: str) -> Tensor:
         torch.manual_seed(1)
-        with torch.no_grad(), harness.precision(self.args):
+        with torch.no_grad(), harness.precision(self.args), self.products.used():
             decoding = DECODINGS[kind]
             keys = self.ours.text_decoder.keys_or_states(self.states, tokens=decoding.texts * (1 + NEW))
             step = DecoderStep(self.ours.text_decoder, keys)
@@ -84,7 +86,7 @@ class Run:
 
     def ours_whole(self, kind: str) -> Tensor:
         torch.manual_seed(1)
-        with harness.precision(self.args):
+        with harness.precision(self.args), self.products.used():
             return self.ours.write(self.images, self.prompt, DECODINGS[kind], end_id=SEP).ids
 
     def theirs_after(self, kind: str) -> Tensor:

@@ -2,13 +2,16 @@
 
     python benchmarks/train_step.py --precision fp32
     python benchmarks/train_step.py --precision bf16
+    python benchmarks/train_step.py --precision bf16 --device cuda --batch 256 --compile --alone
 
 Same process, same weights, same inputs, same hard negatives (the most similar one), no dropout. The losses of two steps
 in a row are compared first; a benchmark of different numbers means nothing. Then steps alternate between the two, and
 medians are compared. Peak memory is that of a child process each. The last line printed is one JSON object, also in a
 file under `benchmarks/results/`.
 
-`bf16` is autocast on our side; the peer runs in float32, as published, and once more in bf16 autocast.
+`bf16` is autocast on our side; the peer runs in float32, as published, and once more in bf16 autocast. `--alone` leaves
+the peer out. `--compile` compiles all blocks, those of the twin too. The only wait for a device within the time that is
+measured is the one at the end of a step.
 """
 
 import argparse
@@ -17,27 +20,30 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
 
 from benchmarks.harness import alternate, clock, describe, matmul_peak, medians, spread, write  # noqa: E402
-from benchmarks.peers import PublishedPretrain  # noqa: E402
-from blip.models.momentum import TEMPERATURE_RANGE, Entries, Queue, Twin, candidates, update_twin  # noqa: E402  # noqa: E402
+from blip.hardware.precision import products  # noqa: E402
+from blip.models.momentum import TEMPERATURE_RANGE, Entries, Queue, Twin, candidates, update_twin  # noqa: E402
 from blip.models.pretrain import PretrainModel  # noqa: E402
 from blip.network import flops  # noqa: E402
 from blip.network.med import TextConfig  # noqa: E402
 from blip.network.vit import VIT_SIZES, ViTConfig  # noqa: E402
 from blip.tokenizer import Specials  # noqa: E402
+from blip.train.parallel import compile_model, measure_peak, padded_lengths  # noqa: E402
 
 PAD, ENC, DEC = 0, 30523, 30522
 CLS, SEP = 101, 102
 LONGEST, MEAN_LENGTH = 30, 20
 EMBED, MOMENTUM, ALPHA, LR, WEIGHT_DECAY = 256, 0.995, 0.4, 1e-5, 0.05
-Losses = tuple[float, float, float]
+Losses = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass
@@ -62,6 +68,9 @@ class Batch:
     images: Tensor  # (B, 3, height, width)
     ids: Tensor  # (B, LONGEST), padded
     lengths: Tensor  # (B,)
+
+    def to(self, device: str) -> "Batch":
+        return Batch(self.images.to(device), self.ids.to(device), self.lengths)  # lengths stay on the CPU
 
 
 def make_batch(count: int, image_size: int, seed: int) -> Batch:
@@ -91,16 +100,20 @@ class Ours:
         self.model = PretrainModel(size.vit, size.text, Specials(PAD, ENC, DEC), embed_dim=EMBED).to(device)
         self.twin = Twin(self.model).to(device)
         self.queue = Queue(size.queue, EMBED).to(device)
+        self.padded: tuple[int, ...] = ()  # lengths of texts when compiled
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
 
-    def compile(self) -> None:
-        """Compiles the image encoders' blocks, the part whose shapes never change."""
-        for block in [*self.model.image_encoder.blocks, *self.twin.image_encoder.blocks]:
-            block.compile()
+    def compile(self, **options: Any) -> None:
+        """Compiles the blocks as `compile: true` does; `options` as in `compile_model`."""
+        self.padded = padded_lengths(LONGEST)
+        compile_model(self.model, **options)
+        compile_model(self.twin, **options)
 
     def step(self, batch: Batch, bf16: bool = False) -> Losses:
-        images, ids = batch.images.to(self.device), batch.ids.to(self.device)
-        ids = ids[:, : int(batch.lengths.max())].contiguous()
+        """A step of a batch on the device, which nothing in it waits for."""
+        images, longest = batch.images, int(batch.lengths.max())
+        width = next((length for length in self.padded if length > longest), longest)
+        ids = F.pad(batch.ids, (0, width - batch.ids.shape[1]), value=PAD).contiguous()
         pair_ids = torch.arange(len(ids), device=self.device)
         with torch.autocast(self.device, torch.bfloat16, enabled=bf16):
             image_m, text_m = self.twin(images, ids, batch.lengths)
@@ -114,30 +127,32 @@ class Ours:
             self.model.temperature.clamp_(*TEMPERATURE_RANGE)
         update_twin(*self.twin.pairs_with(self.model), MOMENTUM)
         self.queue.push(entries)
-        return out.itc.item(), out.itm.item(), out.lm.item()
+        return out.itc.detach(), out.itm.detach(), out.lm.detach()
 
 
 class Theirs:
     """The published step: its model moves the twin, pushes the queue and clamps the temperature itself."""
 
     def __init__(self, size: Size, device: str):
+        from benchmarks.peers import PublishedPretrain
+
         self.device = device
         self.model = PublishedPretrain(size.vit, size.text, PAD, ENC, DEC, EMBED, size.queue).to(device).train()
         self.optimizer = torch.optim.AdamW(self.model.trained(), lr=LR, weight_decay=WEIGHT_DECAY)
 
     def step(self, batch: Batch, bf16: bool = False) -> Losses:
         with torch.autocast(self.device, torch.bfloat16, enabled=bf16):
-            itc, itm, lm = self.model(batch.images.to(self.device), batch.ids.to(self.device), ALPHA, most_similar)
+            itc, itm, lm = self.model(batch.images, batch.ids, ALPHA, most_similar)
         self.optimizer.zero_grad()
         (itc + itm + lm).backward()
         self.optimizer.step()
-        return itc.item(), itm.item(), lm.item()
+        return itc.detach(), itm.detach(), lm.detach()
 
 
 def compare(ours: Ours, theirs: Theirs, batch: Batch) -> dict:
     """Two steps of both in float32, from the same weights: losses and their largest difference."""
     theirs.model.load_ours(ours.model.state_dict(), ours.queue.state_dict())
-    steps = [(ours.step(batch), theirs.step(batch)) for _ in range(2)]
+    steps = [(_floats(ours.step(batch)), _floats(theirs.step(batch))) for _ in range(2)]
     differences = [max(abs(a - b) for a, b in zip(mine, peer, strict=True)) for mine, peer in steps]
     return {
         "losses": ["itc", "itm", "lm"],
@@ -145,6 +160,10 @@ def compare(ours: Ours, theirs: Theirs, batch: Batch) -> dict:
         "theirs": [peer for _, peer in steps],
         "largest_difference": differences,
     }
+
+
+def _floats(losses: Losses) -> list[float]:
+    return [float(loss) for loss in losses]
 
 
 def peak_memory(args: argparse.Namespace, who: str, bf16: bool) -> float:
@@ -158,7 +177,7 @@ def peak_memory(args: argparse.Namespace, who: str, bf16: bool) -> float:
 def memory_of(args: argparse.Namespace) -> None:
     size = sizes(args.size)
     run = Ours(size, args.device) if args.memory_of == "ours" else Theirs(size, args.device)
-    batch = make_batch(args.batch, size.vit.image_size, seed=0)
+    batch = make_batch(args.batch, size.vit.image_size, seed=0).to(args.device)
     for _ in range(2):
         run.step(batch, args.precision == "bf16")
     if args.device == "cuda":
@@ -172,7 +191,9 @@ def memory_of(args: argparse.Namespace) -> None:
 def command(args: argparse.Namespace) -> str:
     options = ("precision", "batch", "size", "device", "threads", "repeats")
     line = "".join(f" --{name} {getattr(args, name)}" for name in options)
-    return f"python benchmarks/train_step.py{line}" + (" --compile" if args.compile else "")
+    return f"python benchmarks/train_step.py{line}" + "".join(
+        f" --{name}" for name in ("compile", "alone") if getattr(args, name)
+    )
 
 
 def measure(args: argparse.Namespace) -> dict:
@@ -180,78 +201,92 @@ def measure(args: argparse.Namespace) -> dict:
     torch.manual_seed(0)
     size = sizes(args.size)
     bf16 = args.precision == "bf16"
-    kinds = {"theirs": "fp32", "ours": args.precision} | ({"theirs_bf16": "bf16"} if bf16 else {})
+    kinds = {"ours": args.precision}
+    if not args.alone:
+        kinds = {"theirs": "fp32", **kinds} | ({"theirs_bf16": "bf16"} if bf16 else {})
     # first, while this process holds nothing: the three would not fit into memory together
     memory = {name: peak_memory(args, name.removesuffix("_bf16"), kind == "bf16") for name, kind in kinds.items()}
     print(json.dumps({"peak_memory_gib": memory}), flush=True)
     synchronize = clock(args.device)
-    batch = make_batch(args.batch, size.vit.image_size, seed=0)
-    ours, theirs = Ours(size, args.device), Theirs(size, args.device)
+    batch = make_batch(args.batch, size.vit.image_size, seed=0).to(args.device)
+    ours = Ours(size, args.device)
     if args.compile:
         ours.compile()
-    agreement = compare(ours, theirs, batch)
-    print(json.dumps(agreement, indent=1), flush=True)
-
-    runs = {"theirs": lambda: theirs.step(batch), "ours": lambda: ours.step(batch, bf16)}
-    if bf16:
-        runs["theirs_bf16"] = lambda: theirs.step(batch, bf16=True)
+    runs: dict[str, Any] = {"ours": lambda: ours.step(batch, bf16)}
+    compared: dict[str, Any] = {}
+    if not args.alone:
+        theirs = Theirs(size, args.device)
+        compared["agreement_fp32"] = compare(ours, theirs, batch)
+        print(json.dumps(compared["agreement_fp32"], indent=1), flush=True)
+        runs = {"theirs": lambda: theirs.step(batch), **runs}
+        if bf16:
+            runs["theirs_bf16"] = lambda: theirs.step(batch, bf16=True)
     seconds = alternate(runs, args.repeats, synchronize)
     print(json.dumps({"seconds": seconds}), flush=True)
     median = medians(seconds)
+    if not args.alone:
+        compared |= {
+            "ratio": median["theirs"] / median["ours"],
+            "ratio_same_precision": median["theirs_bf16" if bf16 else "theirs"] / median["ours"],
+            "ratio_of_fastest": min(seconds["theirs"]) / min(seconds["ours"]),
+            "attention_of_theirs": "written-out soft-max (transformers has no other for BLIP)",
+        }
 
     lengths = batch.lengths.tolist()
-    published = flops.Savings(shared_keys=False, packed=False, one_token=False)
-    cost = {
-        "ours": flops.pretrain_step(size.vit, size.text, lengths, queue=size.queue).total / args.batch,
-        "theirs": flops.pretrain_step(
-            size.vit, size.text, lengths, longest=LONGEST, queue=size.queue, savings=published
-        ).total
-        / args.batch,
-    }
-    peak = {
-        "fp32": matmul_peak(torch.float32, args.device, synchronize),
-        "bf16": matmul_peak(torch.bfloat16, args.device, synchronize),
-    }
-    rate = {name: cost[name.removesuffix("_bf16")] * args.batch / median[name] / 1e9 for name in median}
+    cost = {name: gflop_per_sample(size, lengths, name) for name in median}
+    peak: dict[str, float] = {}
+    for kind in dict.fromkeys((args.precision, "fp32", "bf16")):
+        with products(torch.device(args.device), kind):
+            dtype = torch.bfloat16 if kind == "bf16" else torch.float32
+            peak[kind] = matmul_peak(dtype, args.device, synchronize)
+    rate = {name: cost[name] * args.batch / median[name] for name in median}
     return {
         **describe(args.device, args.threads, command(args)),
         "name": "train_step",
         "precision": args.precision,
-        "ratio": median["theirs"] / median["ours"],
-        "ratio_same_precision": median["theirs_bf16" if bf16 else "theirs"] / median["ours"],
-        "ratio_of_fastest": min(seconds["theirs"]) / min(seconds["ours"]),
+        **compared,
         "spread": spread(seconds),
-        "agreement_fp32": agreement,
         "seconds": median,
         "seconds_all": seconds,
-        "gflop_per_sample": {name: value / 1e9 for name, value in cost.items()},
+        "gflop_per_sample": cost,
         "gflop_per_second": rate,
         "matmul_gflop_per_second": peak,
         "share_of_matmul_peak": {name: rate[name] / peak[kinds[name]] for name in rate},
+        "mfu": rate["ours"] * 1e9 / measure_peak(torch.device(args.device), args.precision),
         "peak_memory_gib": memory,
         "parameters": flops.pretrain_parameters(size.vit, size.text, embed_dim=EMBED).total,
         "batch": args.batch,
         "lengths": lengths,
-        "attention_of_theirs": "written-out soft-max (transformers has no other for BLIP)",
     }
+
+
+def gflop_per_sample(size: Size, lengths: list[int], name: str) -> float:
+    """Counted operations of a step of ours, or of theirs, which are padded to `LONGEST`."""
+    if name == "ours":
+        return flops.pretrain_step(size.vit, size.text, lengths, queue=size.queue).total / len(lengths) / 1e9
+    published = flops.Savings(shared_keys=False, packed=False, one_token=False)
+    cost = flops.pretrain_step(size.vit, size.text, lengths, longest=LONGEST, queue=size.queue, savings=published)
+    return cost.total / len(lengths) / 1e9
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", choices=["small", "base", "large"], default="base")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="compile our blocks; reported under another name")
+    parser.add_argument("--alone", action="store_true", help="without the peer")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/train_step_<device>_<precision>.json")
     parser.add_argument("--memory-of", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory_of:
         torch.set_num_threads(args.threads)
         return memory_of(args)
-    result = measure(args)
+    with products(torch.device(args.device), args.precision):
+        result = measure(args)
     variant = ("_compiled" if args.compile else "") + ("" if args.size == "base" else f"_{args.size}")
     out = args.out or ROOT / "benchmarks" / "results" / f"train_step_{args.device}_{args.precision}{variant}.json"
     write(result, out)

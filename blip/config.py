@@ -69,7 +69,7 @@ class RunConfig(BaseModel):
     # device
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
     precision: Literal["fp32", "tf32", "bf16"] = "bf16"  # of products; weights and optimizer stay in fp32
-    compile: bool = False  # compile the blocks with torch.compile
+    compile: bool = False  # compile the blocks with torch.compile, the twin's too; evaluations run eagerly
     activation_checkpointing: Literal["none", "torch", "fairscale"] = "none"  # less memory, more time
     seed: int = Field(0, ge=0, lt=2**63)  # of weights, data order, augmentation and dropout [number]
 

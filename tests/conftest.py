@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.running import ROOT
-from helpers.tiny import TINY
+from helpers.tiny import TINY, keep_padding
 
 import blip
 from blip.hardware.precision import tf32
@@ -64,6 +64,14 @@ def no_java_nor_peak() -> Iterator[None]:
         patch.setattr("blip.train.run.measure_peak", lambda *_: 0.0)
         patch.setenv("PATH", "")
         yield
+
+
+@pytest.fixture(params=[True, False], ids=["packed", "padded"])
+def packed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether models leave padding out of memory, as they do; a test runs once more with it in memory."""
+    if not request.param:
+        keep_padding(monkeypatch)
+    return request.param
 
 
 @pytest.fixture(autouse=True)

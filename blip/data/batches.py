@@ -79,12 +79,12 @@ def collate(samples: list[Sample], pad_id: int = 0, pad_to: tuple[int, ...] = ()
 def padded(rows: list[list[int]], pad_id: int, pad_to: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
     """B lists of ids -> int64 (B, T) and their lengths (B,).
 
-    `pad_to`: lengths for which code is compiled; ids are padded to the smallest one that the longest text fits into,
-    or to the longest text itself where none is large enough.
+    `pad_to`: lengths for compiled code, which needs padding in every batch: ids are padded to the smallest one above
+    the longest text, or to the longest text itself where there is none.
     """
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
     longest = max(map(len, rows), default=0)
-    width = min((length for length in pad_to if length >= longest), default=longest)
+    width = min((length for length in pad_to if length > longest), default=longest)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
     for row, values in zip(ids, rows, strict=True):
         row[: len(values)] = torch.tensor(values)

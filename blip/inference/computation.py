@@ -3,13 +3,15 @@ precision. Results are finite numbers."""
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
+from torch import nn
 
 from blip.hardware.precision import choose_precision, computing
 from blip.inference.results import finite
+from blip.network.onednn import OneDnnProducts
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -17,9 +19,9 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 class Computation:
     """A class whose decorated methods compute gradients only inside `gradients`, and in one `precision`."""
 
-    def __init__(self, device: torch.device, precision: str) -> None:
+    def __init__(self, model: nn.Module, device: torch.device, precision: str) -> None:
         """`precision` as in `choose_precision`, whose errors apply."""
-        self.device = device
+        self.device, self.products = device, OneDnnProducts(model)
         self.precision = choose_precision(precision, device)
         self._differentiable = False
 
@@ -37,9 +39,11 @@ class Computation:
         finally:
             self._differentiable = before
 
-    def computing(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def computing(self) -> Iterator[None]:
         """A block in which the model is called in the precision of this predictor."""
-        return computing(self.device, self.precision)
+        with computing(self.device, self.precision), self.products.used():
+            yield
 
     @contextmanager
     def in_precision(self, precision: str) -> Iterator[None]:

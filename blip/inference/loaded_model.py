@@ -43,7 +43,7 @@ class LoadedModel(Computation):
         precision: str = AUTO,
     ) -> None:
         """`info` is the content of the checkpoint's `model.json`; `precision` as in `choose_precision`."""
-        super().__init__(torch.device(device), precision)
+        super().__init__(model, torch.device(device), precision)
         self.profile = profile_of(self.device)
         self.model = cast(Any, model.to(self.device).eval())
         self.tokenizer, self.info = tokenizer, info

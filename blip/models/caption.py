@@ -25,29 +25,26 @@ class CaptionModel(nn.Module):
         self.image_encoder = ViT(vit)
         self.text_decoder = TextDecoder(text)
 
-    def forward(
-        self, images: Tensor, ids: Tensor, lengths: Tensor, *, prompt_length: int = 1, packed: bool = True
-    ) -> Tensor:
+    def forward(self, images: Tensor, ids: Tensor, lengths: Tensor, *, prompt_length: int = 1) -> Tensor:
         """One batch to its language modelling loss, the mean over the tokens after the prompt.
 
         Args:
             images: (B, 3, height, width), normalised.
             ids: (B, T), each text `[CLS] prompt caption [SEP]` and padding after it.
-            lengths: (B,) tokens of each text, on the CPU when `packed`.
+            lengths: (B,) tokens of each text, on the CPU.
             prompt_length: tokens of `[CLS] prompt`, which do not count.
-            packed: leave padding out of memory.
         """
         states = self.image_encoder(images)
-        logits, targets = self.predictions(states, ids, lengths, prompt_length=prompt_length, packed=packed)
+        logits, targets = self.predictions(states, ids, lengths, prompt_length=prompt_length)
         return losses.language_model(logits, targets, self.label_smoothing)
 
     def predictions(
-        self, image_states: Tensor, ids: Tensor, lengths: Tensor, *, prompt_length: int = 1, packed: bool = True
+        self, image_states: Tensor, ids: Tensor, lengths: Tensor, *, prompt_length: int = 1
     ) -> tuple[Tensor, Tensor]:
         """Logits (P, V) of the next token after each one, and that token (P,), `losses.IGNORED` where it does not
         count; `image_states` (B, N, D), the rest as in `forward`."""
         keys = self.text_decoder.image_keys(image_states)
-        rows = Rows(lengths, ids.shape[1], ids.device, packed=packed)
+        rows = Rows(lengths, ids.shape[1], ids.device)
         ids = with_first(ids, self.specials.dec)
         learned = ids.clone()
         learned[:, :prompt_length] = losses.IGNORED

@@ -66,15 +66,14 @@ def match_logits(
     *,
     lengths: Tensor,
     keys: ImageKeys,
-    packed: bool = True,
     words: Tensor | None = None,
 ) -> Tensor:
     """Logits (R, 2) of texts with the images of `keys`; class 1 = match.
 
-    ids (R, T), the first one `[ENC]`; lengths (R,), on the CPU when `packed`; `words` as in `embeddings.Embeddings`.
+    ids (R, T), the first one `[ENC]`; lengths (R,), on the CPU; `words` as in `embeddings.Embeddings`.
     Which text attends to which image: see `ProjectedKeys`.
     """
-    rows = Rows(lengths, ids.shape[1], ids.device, packed=packed)
+    rows = Rows(lengths, ids.shape[1], ids.device)
     return head(encoder.multimodal(ids, rows, keys, first_only=True, words=words))
 
 
@@ -86,7 +85,6 @@ def match_with_negatives(
     lengths: Tensor,
     keys: ProjectedKeys,
     negatives: HardNegatives,
-    packed: bool = True,
     words: Tensor | None = None,
 ) -> Tensor:
     """Logits (3B, 2) of the rows: matched, (text, hard image), (hard text, image), in one pass.
@@ -100,7 +98,7 @@ def match_with_negatives(
     hard_lengths = lengths[negatives.text.to(lengths.device)]
     lengths = torch.cat([torch.stack([lengths, hard_lengths], dim=1).flatten(), lengths])
     keys = keys.with_extra(negatives.image)
-    logits = match_logits(encoder, head, ids, lengths=lengths, keys=keys, packed=packed, words=words)
+    logits = match_logits(encoder, head, ids, lengths=lengths, keys=keys, words=words)
     own, with_hard_image = logits.split([2 * count, count])
     matched, with_hard_text = own.unflatten(0, (count, 2)).unbind(dim=1)
     return torch.cat([matched, with_hard_image, with_hard_text])

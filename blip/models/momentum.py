@@ -182,9 +182,9 @@ class Twin(nn.Module):
         self.requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self, images: Tensor, ids: Tensor, lengths: Tensor, packed: bool = True) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """One batch -> image and text features, (B, E) each. It runs in training mode, dropout on, as published."""
-        rows = Rows(lengths, ids.shape[1], ids.device, packed=packed)
+        rows = Rows(lengths, ids.shape[1], ids.device)
         image_features = unit_features(self.image_proj, self.image_encoder(images, cls_only=True)[:, 0])
         text_features = unit_features(self.text_proj, self.text_encoder.text(ids, rows, first_only=True))
         return image_features, text_features

@@ -26,11 +26,11 @@ class NlvrModel(nn.Module):
         self.text_encoder = TextEncoder(text)
         self.cls_head = nn.Sequential(nn.Linear(text.width, text.width), nn.ReLU(), nn.Linear(text.width, 2))
 
-    def forward(self, images: Tensor, ids: Tensor, lengths: Tensor, packed: bool = True) -> Tensor:
+    def forward(self, images: Tensor, ids: Tensor, lengths: Tensor) -> Tensor:
         """images (B, 2, 3, height, width), ids (B, T) `[CLS] ... [SEP]`, lengths (B,) -> logits (B, 2)."""
         # all first images, then all second ones, as published: the order in which drop path draws
         states = self.image_encoder(images.transpose(0, 1).flatten(0, 1)).unflatten(0, (2, -1)).transpose(0, 1)
-        rows = Rows(lengths, ids.shape[1], ids.device, packed=packed)
+        rows = Rows(lengths, ids.shape[1], ids.device)
         keys = self.text_encoder.pair_keys(states)
         first = self.text_encoder.multimodal(with_first(ids, self.specials.enc), rows, keys, first_only=True)
         return self.cls_head(first)

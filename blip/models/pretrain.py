@@ -63,21 +63,19 @@ class PretrainModel(nn.Module):
         alpha: float,
         *,
         draw: Draw = losses.draw_negatives,
-        packed: bool = True,
     ) -> Output:
         """One batch to its losses.
 
         Args:
             images: (B, 3, height, width), normalised.
             ids: (B, T), each text `[CLS] ... [SEP]` and padding after it.
-            lengths: (B,) tokens of each text, on the CPU when `packed`.
+            lengths: (B,) tokens of each text, on the CPU.
             candidates: momentum features of this batch and the queue, and which of them are positives.
             alpha: weight of the momentum targets in the contrastive loss.
             draw: picks hard negatives from weights (B, B); tests give the arg-max.
-            packed: leave padding out of memory. Without it every shape is static, as compilation needs it.
         """
         encoder, states = self.text_encoder, self.image_encoder(images)  # states (B, N, D)
-        rows = Rows(lengths, ids.shape[1], ids.device, packed=packed)
+        rows = Rows(lengths, ids.shape[1], ids.device)
         # three passes read the same words but for the first: they are looked up once, and passes read `places` of them
         specials = ids.new_tensor([self.specials.enc, self.specials.dec])
         vocabulary = encoder.embeddings.words.weight
@@ -100,7 +98,7 @@ class PretrainModel(nn.Module):
             image_to_text[:, batch], text_to_image[:, batch], candidates.positives[:, batch], floor=1e-4, draw=draw
         )
         logits = match_with_negatives(
-            encoder, self.itm_head, enc_ids, lengths=lengths, keys=keys, negatives=negatives, packed=packed, words=words
+            encoder, self.itm_head, enc_ids, lengths=lengths, keys=keys, negatives=negatives, words=words
         )  # (3B, 2)
         itm = match_loss(logits, negatives)
 

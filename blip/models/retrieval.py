@@ -65,25 +65,23 @@ class RetrievalModel(nn.Module):
         *,
         others: Tensor | None = None,
         draw: Draw = losses.draw_negatives,
-        packed: bool = True,
     ) -> Output:
         """One batch to its losses.
 
         Args:
             images: (B, 3, height, width), normalised.
             ids: (B, T), each text `[CLS] ... [SEP]` and padding after it.
-            lengths: (B,) tokens of each text, on the CPU when `packed`.
+            lengths: (B,) tokens of each text, on the CPU.
             candidates: momentum features of this batch and the queue, and which of them are positives.
             alpha: weight of the momentum targets in the contrastive loss.
             others: (B, W*B) boolean, the positives among the batches of all processes, in the order of their ranks:
                 hard negatives are then drawn from all of them. Without it, from this process's batch.
             draw: picks hard negatives from weights (B, B) or (B, W*B); tests give the arg-max.
-            packed: leave padding out of memory.
         """
         states = self.image_encoder(images)  # (B, N, D)
 
         # contrast: the text alone
-        rows = Rows(lengths, ids.shape[1], ids.device, packed=packed)
+        rows = Rows(lengths, ids.shape[1], ids.device)
         image_features = unit_features(self.image_proj, states[:, 0])  # (B, E)
         text_features = unit_features(self.text_proj, self.text_encoder.text(ids, rows, first_only=True))
         itc, _, _ = contrast_with_candidates(
@@ -108,15 +106,12 @@ class RetrievalModel(nn.Module):
                 lengths=lengths,
                 keys=self.text_encoder.image_keys(states),
                 negatives=negatives,
-                packed=packed,
             )
         else:
-            logits = self._match_over_processes(states, ids, lengths, negatives, packed)
+            logits = self._match_over_processes(states, ids, lengths, negatives)
         return Output(itc, match_loss(logits, negatives), logits)
 
-    def _match_over_processes(
-        self, states: Tensor, ids: Tensor, lengths: Tensor, negatives: HardNegatives, packed: bool
-    ) -> Tensor:
+    def _match_over_processes(self, states: Tensor, ids: Tensor, lengths: Tensor, negatives: HardNegatives) -> Tensor:
         """As `matching.match_with_negatives`, where `negatives` number the pairs of all processes."""
         all_states = distributed.all_gather_with_gradient(states)  # (W*B, N, D)
         all_lengths = distributed.all_gather(lengths.to(ids.device))
@@ -127,7 +122,7 @@ class RetrievalModel(nn.Module):
         keys = self.text_encoder.image_keys(states)
         hard_keys = self.text_encoder.image_keys(all_states[negatives.image])
         head = self.itm_head
-        own = match_logits(self.text_encoder, head, ids, lengths=own_lengths, keys=keys, packed=packed)
+        own = match_logits(self.text_encoder, head, ids, lengths=own_lengths, keys=keys)
         matched, with_hard_text = own.unflatten(0, (len(lengths), 2)).unbind(dim=1)
-        with_hard_image = match_logits(self.text_encoder, head, wide, lengths=lengths, keys=hard_keys, packed=packed)
+        with_hard_image = match_logits(self.text_encoder, head, wide, lengths=lengths, keys=hard_keys)
         return torch.cat([matched, with_hard_image, with_hard_text])

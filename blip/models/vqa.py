@@ -48,27 +48,25 @@ class VqaModel(nn.Module):
         answer_lengths: Tensor,
         owner: Tensor,
         weights: Tensor,
-        packed: bool = True,
     ) -> Tensor:
         """One batch to its loss: each answer's sum over tokens, times its weight, divided by the number of images.
 
         Args:
             images: (B, 3, height, width), normalised.
-            ids: (B, T) questions `[CLS] ... [SEP]`; lengths (B,) of them, on the CPU when `packed`.
+            ids: (B, T) questions `[CLS] ... [SEP]`; lengths (B,) of them, on the CPU.
             answer_ids: (A, Ta) answers `[CLS] ... [SEP]`; answer_lengths (A,) as `lengths`.
             owner: (A,) the question in the batch that each answer belongs to.
             weights: (A,) how much each answer counts.
-            packed: leave padding out of memory.
         """
-        keys = self.question_keys(images, ids, lengths, packed=packed)
-        each = self.answer_losses(keys, answer_ids, answer_lengths, owner=owner, packed=packed)
+        keys = self.question_keys(images, ids, lengths)
+        each = self.answer_losses(keys, answer_ids, answer_lengths, owner=owner)
         return (weights * each).sum() / len(images)
 
     def answer_losses(
-        self, keys: ProjectedKeys, answer_ids: Tensor, answer_lengths: Tensor, *, owner: Tensor, packed: bool = True
+        self, keys: ProjectedKeys, answer_ids: Tensor, answer_lengths: Tensor, *, owner: Tensor
     ) -> Tensor:
         """The sum over the tokens of each answer (A,) to the questions of `keys`; arguments as in `forward`."""
-        rows = Rows(answer_lengths, answer_ids.shape[1], answer_ids.device, packed=packed)
+        rows = Rows(answer_lengths, answer_ids.shape[1], answer_ids.device)
         answer_ids = with_first(answer_ids, self.specials.dec)
         states = self.text_decoder(answer_ids, rows, keys.with_extra(owner))  # not every question has as many answers
         each = losses.language_model_each(
@@ -76,23 +74,21 @@ class VqaModel(nn.Module):
         )
         return rows.unpack(each).sum(dim=1)
 
-    def question_keys(self, images: Tensor, ids: Tensor, lengths: Tensor, *, packed: bool = True) -> ProjectedKeys:
+    def question_keys(self, images: Tensor, ids: Tensor, lengths: Tensor) -> ProjectedKeys:
         """Keys of the states of questions about images, to which the answer decoder attends.
 
         Padding of a question is masked, so that it never changes an answer. Arguments as in `forward`.
         """
-        return self.keys_of_questions(self.image_encoder(images), ids, lengths, packed=packed)
+        return self.keys_of_questions(self.image_encoder(images), ids, lengths)
 
-    def keys_of_questions(
-        self, image_states: Tensor, ids: Tensor, lengths: Tensor, *, packed: bool = True
-    ) -> ProjectedKeys:
+    def keys_of_questions(self, image_states: Tensor, ids: Tensor, lengths: Tensor) -> ProjectedKeys:
         """`question_keys` from the states (B, N, D) of encoded images."""
         keys = self.text_encoder.keys_or_states(image_states, ids.shape[1])
-        return self.answer_keys(self.question_states(keys, ids, lengths, packed=packed), lengths)
+        return self.answer_keys(self.question_states(keys, ids, lengths), lengths)
 
-    def question_states(self, keys: ImageKeys, ids: Tensor, lengths: Tensor, *, packed: bool = True) -> Tensor:
+    def question_states(self, keys: ImageKeys, ids: Tensor, lengths: Tensor) -> Tensor:
         """Questions ids (B, T) about the images of `keys` -> states (B, T, D), zeros at padding."""
-        rows = Rows(lengths, ids.shape[1], ids.device, packed=packed)
+        rows = Rows(lengths, ids.shape[1], ids.device)
         return rows.unpack(self.text_encoder.multimodal(with_first(ids, self.specials.enc), rows, keys))
 
     def answer_keys(self, states: Tensor, lengths: Tensor) -> ProjectedKeys:

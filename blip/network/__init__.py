@@ -6,5 +6,6 @@ embeddings       words in and out of the text transformer
 packing          how texts of different lengths lie in memory, and what a layout of tokens has to offer
 cross_attention  how a text attends to an image, or to two: to keys projected once, or to states
 med              the text transformer as text encoder, image-grounded encoder and image-grounded decoder
+onednn           linear layers multiplied by oneDNN, which is quicker on some processors
 flops            how many operations each part of pre-training takes
 """

@@ -84,8 +84,11 @@ class LMHead(nn.Module):
 
     def forward(self, x: Tensor, matrix: Tensor | None = None) -> Tensor:
         """(..., D) -> logits (..., V). `matrix`: the word embedding as `TiedLookUp` returned it."""
-        matrix = self.words.weight if matrix is None else matrix
-        return F.linear(self.norm(F.gelu(self.transform(x))), matrix, self.bias)
+        return self.logits(self.norm(F.gelu(self.transform(x))), matrix)
+
+    def logits(self, x: Tensor, matrix: Tensor | None = None) -> Tensor:
+        """What is transformed (..., D) -> logits (..., V)."""
+        return F.linear(x, self.words.weight if matrix is None else matrix, self.bias)
 
 
 def init_weights(module: nn.Module, width: int) -> None:

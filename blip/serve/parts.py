@@ -6,6 +6,7 @@ from typing import Any
 
 import gradio as gr
 
+from blip.errors import InputError
 from blip.serve import results
 from blip.serve.handlers import Handlers, shown
 from blip.serve.limits import Limits
@@ -32,6 +33,20 @@ def with_page(function: Callable[..., str]) -> Callable[..., str]:
         return function(*values, str(request.session_hash or ""))
 
     return handler
+
+
+def of_images(handlers: Handlers, function: Callable[..., str]) -> Callable[..., str]:
+    """`with_page`, of a result about the images of the page: not where another one was chosen while it was computed."""
+
+    def current(*values: Any) -> str:
+        page = values[-1]
+        before = handlers.uploads.numbers(page)
+        made = function(*values)
+        if handlers.uploads.numbers(page) - before:
+            raise InputError("another image was chosen before this was finished: ask again")
+        return made
+
+    return with_page(current)
 
 
 def without_page(function: Callable[..., str]) -> Callable[..., str]:

@@ -6,6 +6,7 @@ and within the limits of `Limits`.
 """
 
 import contextlib
+import itertools
 import os
 import threading
 import time
@@ -49,6 +50,7 @@ class Picture:
 @dataclass
 class _Kept:
     picture: Picture
+    number: int  # of all images that were kept, this one included
     used: float = field(default_factory=time.monotonic)
 
 
@@ -59,6 +61,7 @@ class Uploads:
         """`folder` is the temporary folder into which gradio writes uploads."""
         self.folder, self.limits = folder.resolve(), limits
         self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
+        self._numbers = itertools.count()
         self._lock = threading.Lock()
 
     # ---- files
@@ -95,7 +98,7 @@ class Uploads:
         """Keeps the image of a page, in the place of the one before; a page may have several slots."""
         with self._lock:
             self._kept.pop((page, slot), None)
-            self._kept[page, slot] = _Kept(picture)
+            self._kept[page, slot] = _Kept(picture, next(self._numbers))
             total = sum(len(kept.picture.data) for kept in self._kept.values())
             while total > self.limits.memory_mb << 20 and len(self._kept) > 1:
                 _, oldest = self._kept.popitem(last=False)
@@ -117,6 +120,11 @@ class Uploads:
             kept.used = time.monotonic()
             self._kept.move_to_end((page, slot))
             return kept.picture
+
+    def numbers(self, page: str) -> set[int]:
+        """A number for each image of a page; an image that is chosen later has a number of its own."""
+        with self._lock:
+            return {kept.number for key, kept in self._kept.items() if key[0] == page}
 
     def drop(self, page: str) -> None:
         """Forgets everything of a page, as when it is closed."""

@@ -12,7 +12,7 @@ import gradio as gr
 from blip.interpret.maps import METHODS
 from blip.serve.abilities import USUAL_METHOD
 from blip.serve.handlers import Handlers
-from blip.serve.parts import FILE, cleared, image_file, of_models, question_box, result, with_page, without_page
+from blip.serve.parts import FILE, cleared, image_file, of_images, of_models, question_box, result, without_page
 from blip.serve.served import ServedModel
 
 METHOD_TITLES = {
@@ -63,7 +63,7 @@ def ask(handlers: Handlers, name: gr.Dropdown, first: ServedModel) -> View:
                                 elem_id="question")  # fmt: skip
         button = gr.Button("Ask", variant="primary", elem_id="ask")
         answers = result("Answers appear here, the likeliest first.")
-        function = with_page(handlers.ask)
+        function = of_images(handlers, handlers.ask)
         button.click(function, [name, question], answers, api_name="ask", **of_models(handlers))
         question.submit(function, [name, question], answers, api_visibility="private", **of_models(handlers))
     return View(tab, _can("answer"), text=question, result=answers)
@@ -75,7 +75,9 @@ def caption(handlers: Handlers, name: gr.Dropdown, first: ServedModel) -> View:
                           info="More beams search longer for likely captions, and show more of them.")  # fmt: skip
         button = gr.Button("Write a caption", variant="primary", elem_id="write")
         captions = result("Captions appear here, the likeliest first.")
-        button.click(with_page(handlers.caption), [name, beams], captions, api_name="caption", **of_models(handlers))
+        button.click(
+            of_images(handlers, handlers.caption), [name, beams], captions, api_name="caption", **of_models(handlers)
+        )
     return View(tab, _can("caption"), result=captions)
 
 
@@ -85,7 +87,9 @@ def match(handlers: Handlers, name: gr.Dropdown, first: ServedModel) -> View:
                            placeholder="a small left effusion\nno effusion")  # fmt: skip
         button = gr.Button("Compare with the image", variant="primary", elem_id="compare")
         matches = result("For each text, the probability that it belongs to the image appears here.")
-        button.click(with_page(handlers.match), [name, texts], matches, api_name="match", **of_models(handlers))
+        button.click(
+            of_images(handlers, handlers.match), [name, texts], matches, api_name="match", **of_models(handlers)
+        )
     return View(tab, _can("match"), text=texts, result=matches)
 
 
@@ -96,7 +100,9 @@ def judge(handlers: Handlers, name: gr.Dropdown, first: ServedModel) -> View:
         statement = question_box("Statement about both images", handlers.limits, elem_id="statement")
         button = gr.Button("Judge the statement", variant="primary", elem_id="judge")
         verdict = result("The probability that the statement is true appears here.")
-        button.click(with_page(handlers.judge), [name, statement], verdict, api_name="judge", **of_models(handlers))
+        button.click(
+            of_images(handlers, handlers.judge), [name, statement], verdict, api_name="judge", **of_models(handlers)
+        )
         cleared(second, [verdict])
     return View(tab, _can("judge"), result=verdict)
 
@@ -115,7 +121,7 @@ def explain(handlers: Handlers, name: gr.Dropdown, first: ServedModel) -> View:
         button = gr.Button("Draw the maps", variant="primary", elem_id="draw")
         maps = result("The image appears here, with the places that the model used, for the text and for each word.")
         inputs = [name, text, objective, method, layer]
-        button.click(with_page(handlers.explain), inputs, maps, api_name="explain", **of_models(handlers))
+        button.click(of_images(handlers, handlers.explain), inputs, maps, api_name="explain", **of_models(handlers))
 
     def of(served: ServedModel) -> list[Any]:
         return [gr.update(**_objectives(served)), gr.update(**_layers(served))]

@@ -68,8 +68,7 @@ class Captioning(PairFineTuning):
     def step(self, batch: Batch, step: int) -> Step:
         """A batch to its loss."""
         batch = self.prepared(batch, step)
-        packed = not self.config.compile
-        loss = self.parallel(batch.images, batch.ids, batch.lengths, prompt_length=self.prompt.shape[1], packed=packed)
+        loss = self.parallel(batch.images, batch.ids, batch.lengths, prompt_length=self.prompt.shape[1])
         return Step(loss, {"lm": loss}, len(batch), describe=lambda: self.name(batch))
 
     def evaluate(self, split: str) -> dict[str, Any]:

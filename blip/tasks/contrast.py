@@ -41,9 +41,9 @@ class MomentumContrast:
         self.equal_captions, self.equal_images = equal_captions, equal_images
         self.pending: list[Entries] = []  # since the last update
 
-    def candidates(self, batch: Batch, *, packed: bool) -> Candidates:
+    def candidates(self, batch: Batch) -> Candidates:
         """What the pairs of a batch are contrasted with; the batch's features are kept for the next `after_update`."""
-        image_features, text_features = self.twin(batch.images, batch.ids, batch.lengths, packed)  # (B, E) each
+        image_features, text_features = self.twin(batch.images, batch.ids, batch.lengths)  # (B, E) each
         entries = Entries(image_features, text_features, batch.caption_ids, batch.image_ids)
         self.pending.append(entries)
         return momentum.candidates(

@@ -62,20 +62,20 @@ def _two_steps(
     config: PretrainConfig, device: torch.device, model: PretrainModel, *, twin: Twin, queue: momentum.Queue
 ) -> tuple[Output, float]:
     """The losses and seconds of a second step; the first one is a warm-up."""
-    recompute_and_compile(model, config, device)
+    recompute_and_compile(model, config, device, twin=twin)
     parallel = data_parallel(model, device)
     decay_all = config.decay_norms_and_biases
     optimizer = build_optimizer(model, config.lr, config.weight_decay, decay_norms_and_biases=decay_all)
     count, longest = config.batch_size, config.max_text_tokens
     images = torch.randn(count, 3, config.image_size, config.image_size, device=device)
     ids = torch.randint(5, max(6, model.text_encoder.config.vocab_size - 2), (count, longest), device=device)
-    lengths, own, packed = torch.full((count,), longest), torch.arange(count, device=device), not config.compile
+    lengths, own = torch.full((count,), longest), torch.arange(count, device=device)
     for _ in range(2):
         start = time.perf_counter()
         with autocast(device, config.precision):
-            image_features, text_features = twin(images, ids, lengths, packed)
+            image_features, text_features = twin(images, ids, lengths)
             candidates = momentum.candidates(momentum.Entries(image_features, text_features, own, own), queue)
-            out = parallel(images, ids, lengths, candidates, config.alpha, packed=packed)
+            out = parallel(images, ids, lengths, candidates, config.alpha)
         (out.itc + out.itm + out.lm).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

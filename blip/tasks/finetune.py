@@ -43,7 +43,7 @@ from blip.train.folder import BEST, is_of_run, run_of
 from blip.train.freeze import freeze
 from blip.train.log import RunLog
 from blip.train.loop import Step
-from blip.train.parallel import buckets, data_parallel, recompute_and_compile
+from blip.train.parallel import data_parallel, not_compiled, padded_lengths, recompute_and_compile
 from blip.train.record import own, write_result
 from blip.train.schedule import Epochs
 
@@ -156,7 +156,7 @@ class FineTuning:
             config.num_workers,
             config.seed,
             pad_id=self.tokenizer.pad_id,
-            pad_to=buckets(config.max_text_tokens) if config.compile else (),
+            pad_to=padded_lengths(config.max_positions) if config.compile else (),
             pin_memory=self.device.type == "cuda",
             collate_fn=self.collate_fn,
         )
@@ -271,7 +271,7 @@ class FineTuning:
         training = self.model.training
         self.model.eval()
         self.logged = []
-        with torch.no_grad(), computing(self.device, self.config.precision):
+        with torch.no_grad(), computing(self.device, self.config.precision), not_compiled():
             metrics = self.evaluate(split)
         self.model.train(training)
         return metrics

@@ -74,7 +74,7 @@ class Judging(FineTuning):
     def step(self, batch: NlvrBatch, step: int) -> Step:
         """A batch to its loss."""
         batch = self.prepared(batch, step)
-        logits = self.parallel(batch.images, batch.ids, batch.lengths, packed=not self.config.compile)
+        logits = self.parallel(batch.images, batch.ids, batch.lengths)
         loss = statement_loss(logits, batch.labels)
         right = (logits.argmax(dim=1) == batch.labels).float().mean()
         return Step(loss, {"ce": loss, "accuracy": right}, 2 * len(batch), describe=lambda: self._name(batch))

@@ -45,7 +45,7 @@ from blip.train.history import SAMPLES, SIMILARITIES
 from blip.train.launch import launch
 from blip.train.log import RunLog
 from blip.train.loop import Step
-from blip.train.parallel import buckets, data_parallel, recompute_and_compile
+from blip.train.parallel import data_parallel, not_compiled, padded_lengths, recompute_and_compile
 from blip.train.run import fit
 from blip.train.schedule import Epochs
 
@@ -85,7 +85,7 @@ class Pretraining:
         )
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout and negatives differ between processes
         freeze(self.model, config.freeze)
-        recompute_and_compile(self.model, config, device)
+        recompute_and_compile(self.model, config, device, twin=twin)
         self.parallel = data_parallel(self.model, device)
         self.itm_mean: torch.Tensor | None = None  # running mean of the ITM loss
         self.warned = False
@@ -95,7 +95,7 @@ class Pretraining:
     def batches(self, start_step: int) -> Iterator[Batch]:
         """Training batches without end, from the first one of optimizer step `start_step` (counted from 0)."""
         config = self.config
-        pad_to = buckets(config.max_text_tokens) if config.compile else ()
+        pad_to = padded_lengths(config.max_positions) if config.compile else ()
         start = self.epochs.position(start_step)
         pin = self.device.type == "cuda"
         return self.skipped.noted(
@@ -106,11 +106,10 @@ class Pretraining:
         """A batch to its losses. Changes no weights; `contrast` keeps what the update needs."""
         config = self.config
         batch = batch.to(self.device, non_blocking=True)
-        packed = not config.compile  # compiled code needs few different shapes
         alpha = self.contrast.alpha(step, self.epochs.steps)
         self.model.image_encoder.patch_dropout.share = dropped_share(config, step, self.epochs)
-        candidates = self.contrast.candidates(batch, packed=packed)
-        out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha, packed=packed)
+        candidates = self.contrast.candidates(batch)
+        out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha)
 
         self.pending.append((out.itm.detach(), batch.sources))
         logs = {"itc": out.itc, "itm": out.itm, "lm": out.lm, **self.contrast.logs(out.match_logits, alpha)}
@@ -120,7 +119,7 @@ class Pretraining:
         cost = flops.pretrain_step(
             self.model.image_encoder.config, self.model.text_encoder.config, batch.lengths.tolist(),
             longest=batch.ids.shape[1], embed_dim=config.embed_dim, queue=config.queue_size,
-            savings=flops.Savings(packed=packed), seen=seen,
+            seen=seen,
         )  # fmt: skip
         loss = out.itc + out.itm + out.lm
         return Step(loss, logs, len(batch), flops=cost.total, describe=lambda: self._name(batch))
@@ -146,7 +145,7 @@ class Pretraining:
         seen = {f"pairs_{source}": count for source, count in sorted(self.all_seen().items())}
         if self.val is None:
             return {"epoch": done, **seen} if seen else None
-        with computing(self.device, self.config.precision):
+        with computing(self.device, self.config.precision), not_compiled():
             batches = log.bars.over(self.val, "evaluating", len(self.val))
             found = evaluate_pretraining(self.model, batches, self.device, val_loss=self.config.val_loss)
             distributed.from_main(lambda: self.write_samples(step, log))

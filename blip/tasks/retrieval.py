@@ -76,15 +76,14 @@ class Retrieving(PairFineTuning):
         """A batch to its losses. Changes no weights; `contrast` keeps what the update needs."""
         config = self.config
         batch = self.prepared(batch, step)
-        packed = not config.compile
         alpha = self.contrast.alpha(step, self.epochs.steps)
-        candidates = self.contrast.candidates(batch, packed=packed)
+        candidates = self.contrast.candidates(batch)
         others = None
         if config.negative_all_rank:
             own = batch.caption_ids, batch.image_ids
             everyone = distributed.all_gather(batch.caption_ids), distributed.all_gather(batch.image_ids)
             others = momentum.same_pairs(own, everyone, by_caption=self.equal_captions, by_image=True)
-        out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha, others=others, packed=packed)
+        out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha, others=others)
         logs = {"itc": out.itc, "itm": out.itm, **self.contrast.logs(out.match_logits, alpha)}
         return Step(out.itc + out.itm, logs, len(batch), describe=lambda: self.name(batch))
 

@@ -133,7 +133,6 @@ class Answering(FineTuning):
             answer_lengths=batch.answer_lengths,
             owner=batch.owner,
             weights=batch.weights,
-            packed=not self.config.compile,
         )
         return Step(loss, {"lm": loss}, len(batch), describe=lambda: self._name(batch))
 

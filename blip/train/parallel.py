@@ -4,6 +4,9 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import cache
+from types import CodeType
 from typing import Any
 
 import torch
@@ -47,7 +50,7 @@ def checkpoint_activations(blocks: Sequence[nn.Module], kind: str, device: torch
         return
     if kind == "torch":
         for block in blocks:
-            block.forward = _recomputed(block.forward)  # type: ignore[method-assign]
+            block.forward = _recomputed(block)  # type: ignore[method-assign]
         return
     advice = "use activation_checkpointing: torch"
     if device.type == "cpu" and precision == "bf16":
@@ -62,28 +65,65 @@ def checkpoint_activations(blocks: Sequence[nn.Module], kind: str, device: torch
         checkpoint_wrapper(block)
 
 
-def recompute_and_compile(model: nn.Module, config: RunConfig, device: torch.device) -> None:
-    """Applies `activation_checkpointing` and `compile` of a configuration to the model's blocks, in place."""
+def recompute_and_compile(
+    model: nn.Module, config: RunConfig, device: torch.device, *, twin: nn.Module | None = None
+) -> None:
+    """Applies `activation_checkpointing` and `compile` of a configuration to the model's blocks, in place.
+
+    `twin`: a momentum twin, which is compiled too; it keeps no activations.
+    """
     kind = config.activation_checkpointing
+    if config.compile and kind == "fairscale":
+        raise OptionError("fairscale's checkpointing breaks compiled graphs; use activation_checkpointing: torch")
     checkpoint_activations(recomputable(model, kind), kind, device, precision=config.precision)
     if config.compile:
-        compile_blocks(blocks(model), kind)
+        compile_model(model)
+        if twin is not None:
+            compile_model(twin)
 
 
-def _recomputed(forward: Callable) -> Callable:
+def _recomputed(block: nn.Module) -> Callable:
+    forward = block.forward
+
     # a plain function, because the compiler does not compile what is inside a functools.partial of torch's function
     def run(*args: Any, **kwargs: Any) -> Any:
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
+    # the compiler keeps its graphs by code: image and text blocks have their own, and share no limit
+    run.__code__ = _copy_for(type(block), run.__code__)
     return run
 
 
-def compile_blocks(blocks: Sequence[nn.Module], checkpointing: str = "none") -> None:
-    """Compiles each block on its own, in place: equal blocks share one compilation, and names do not change."""
-    if checkpointing == "fairscale":
-        raise OptionError("fairscale's checkpointing breaks compiled graphs; use activation_checkpointing: torch")
-    for block in blocks:
-        block.compile()
+@cache
+def _copy_for(kind: type[nn.Module], code: CodeType) -> CodeType:
+    return code.replace(co_name=f"recomputed_{kind.__name__}")
+
+
+# Graphs of one piece of code, here of the blocks of images or of texts; above that the compiler gives up and says
+# little. Texts have about 10: alone or with an image, with gradients or not, all tokens or one, a last smaller batch.
+GRAPHS = 64
+
+
+def compile_model(model: nn.Module, **options: Any) -> None:
+    """Compiles each block on its own, in place: equal blocks share one compilation, and names do not change.
+
+    Texts are compiled without any size in it, since each batch has another number of tokens; of images, sizes that
+    change are compiled once more. Every batch of texts needs some padding (`padded_lengths`): one without it has no
+    mask, which would be compiled once more.
+
+    The compiler's limit of graphs is raised for the process. `options` are torch's, such as `backend`.
+    """
+    settings: Any = torch._dynamo.config  # type: ignore[attr-defined]
+    settings.recompile_limit = max(settings.recompile_limit, GRAPHS)
+    for block in blocks(model, IMAGES):
+        block.compile(**options)
+    for block in blocks(model, TEXTS):
+        block.compile(dynamic=True, **options)
+
+
+def not_compiled() -> AbstractContextManager:
+    """In this block compiled models run as they are. Evaluations do: shapes differ in each call, as do their modes."""
+    return torch.compiler.set_stance("force_eager")
 
 
 def measure_peak(device: torch.device, precision: str) -> float:
@@ -116,18 +156,23 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def buckets(longest: int) -> tuple[int, ...]:
-    """Lengths, in tokens, to which texts are padded for compiled code: few of them, and none above `longest`."""
-    return (*(n for n in (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384) if n < longest), longest)
+def padded_lengths(longest: int) -> tuple[int, ...]:
+    """Lengths, in tokens, to which texts of up to `longest` tokens are padded for compiled code.
+
+    Multiples of 8, as attention with a mask needs on a GPU. Texts are shorter than the length that is chosen for them.
+    """
+    return tuple(range(8, longest + 9, 8))
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
+IMAGES, TEXTS = ("image_encoder.blocks",), ("text_encoder.layers", "text_decoder.layers")
+
+
+def blocks(model: nn.Module, parts: Sequence[str] = (*IMAGES, *TEXTS)) -> list[nn.Module]:
     """The modules that are compiled, or whose activations are recomputed, one by one."""
-    parts = (("image_encoder", "blocks"), ("text_encoder", "layers"), ("text_decoder", "layers"))
     found: list[nn.Module] = []
-    for part, name in parts:
-        if hasattr(model, part):
-            found += getattr(getattr(model, part), name)
+    for part in parts:
+        if hasattr(model, part.split(".")[0]):
+            found += model.get_submodule(part).children()
     return found
 
 

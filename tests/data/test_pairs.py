@@ -249,6 +249,7 @@ def test_collate() -> None:
     assert (batch.caption_ids.tolist(), batch.image_ids.tolist(), batch.indices) == ([10, 11], [20, 21], [0, 1])
     assert batch.skipped == [(0, "p", "r"), (1, "p", "r")]
     assert collate([_sample(0, [2, 5, 3])], pad_to=(8, 4)).ids.shape == (1, 4)
+    assert collate([_sample(0, [2, 5, 3])], pad_to=(8, 3)).ids.shape == (1, 8)  # there is padding in every batch
     assert collate([_sample(0, [2, 5, 3])], pad_to=(2,)).ids.shape == (1, 3)
     moved = batch.to("meta")
     assert moved.ids.device.type == moved.images.device.type == "meta"

@@ -244,12 +244,12 @@ def test_batches_do_not_depend_on_workers_or_start(eleven: Questions, encode: Qu
 
 def test_a_batch_holds_every_answer_with_its_owner(eleven: Questions, encode: QuestionEncoder) -> None:
     data = EvalQuestions(eleven, encode, eval_transform(8))
-    batch = collate_vqa([data[i] for i in (2, 3, 0, 1)], pad_id=0, pad_to=(4, 32))
+    batch = collate_vqa([data[i] for i in (2, 3, 0, 1)], pad_id=0, pad_to=(5, 32))
     assert batch.indices == [2, 0, 1] and [note[0] for note in batch.skipped] == [3]
     assert batch.images.shape == (3, 3, 8, 8)
     assert batch.owner.tolist() == [0, 0, 0, 1, 2, 2]
     assert batch.weights.tolist() == pytest.approx([0.5, 0.25, 0.25, 1, 2 / 3, 1 / 3])
-    assert batch.ids.shape == (3, 32) and batch.answer_ids.shape == (6, 4)
+    assert batch.ids.shape == (3, 32) and batch.answer_ids.shape == (6, 5)
     tokenizer = encode.tokenizer
     for row, index in enumerate(batch.indices):
         length = int(batch.lengths[row])

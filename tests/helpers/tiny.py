@@ -4,14 +4,17 @@ A test that needs another size names it: `tiny_vit(depth=3)`.
 """
 
 from dataclasses import asdict, replace
+from functools import partialmethod
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from blip.models.factory import model_of, spec_of
 from blip.network.embeddings import TextConfig
+from blip.network.packing import Rows
 from blip.network.vit import ViTConfig
 from blip.tokenizer import Specials
 
@@ -44,6 +47,14 @@ TINY: dict[str, object] = {
     "num_workers": 0,
     "log_every_steps": 1,
 }
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def keep_padding(patch: pytest.MonkeyPatch) -> None:
+    """Models keep padding in memory: the slow, obvious twin of packing."""
+    patch.setattr(Rows, "__init__", partialmethod(Rows.__init__, packed=False))
+
 
 # ---- a model ---------------------------------------------------------------------------------------------------------
 

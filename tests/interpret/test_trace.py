@@ -39,13 +39,13 @@ def inputs(count: int = 4) -> tuple[Tensor, Tensor]:
     return torch.randn(count, 3, 16, 16, dtype=torch.float64), ids
 
 
-def match(model: PretrainModel, images: Tensor, ids: Tensor, packed: bool = True) -> Tensor:
+def match(model: PretrainModel, images: Tensor, ids: Tensor) -> Tensor:
     from blip.models.matching import match_logits
     from blip.network.packing import with_first
 
     keys = model.text_encoder.image_keys(model.image_encoder(images))
     ids = with_first(ids, SPECIALS.enc)
-    return match_logits(model.text_encoder, model.itm_head, ids, lengths=LENGTHS, keys=keys, packed=packed)[:, 1]
+    return match_logits(model.text_encoder, model.itm_head, ids, lengths=LENGTHS, keys=keys)[:, 1]
 
 
 TEXTS = ["head with a small bright round lesion", "chest", "a dark square"]
@@ -69,7 +69,6 @@ def explicit(run: Callable[[], Tensor], model: nn.Module, attention: Attention) 
     return kept[0].detach(), kept[0].grad
 
 
-@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("images", [1, 4])
 @pytest.mark.parametrize("name", ["text.0.self", "text.1.cross", "text.2.cross", "image.1.attn"])
 def test_patterns_and_gradients_equal_the_soft_max_written_out(
@@ -77,13 +76,13 @@ def test_patterns_and_gradients_equal_the_soft_max_written_out(
 ) -> None:
     pixels, ids = inputs(images)
     with blip.trace(exact, f"{name}.*", grads=True) as t:
-        match(exact, pixels, ids, packed).sum().backward()
+        match(exact, pixels, ids).sum().backward()
     _, layer, part = name.split(".")
     if part == "attn":
         attention = exact.image_encoder.blocks[int(layer)].attention
     else:
         attention = getattr(exact.text_encoder.layers[int(layer)], f"{part}_attention").attention
-    pattern, grad = explicit(lambda: match(exact, pixels, ids, packed), exact, attention)
+    pattern, grad = explicit(lambda: match(exact, pixels, ids), exact, attention)
     found, found_grad = t.pattern(name), t.pattern_grad(name)
     real = torch.arange(found.shape[2]) < LENGTHS[:, None] if part != "attn" and found.shape[2] > 1 else None
     if part == "cross" and packed and images == 1 and layer == "1":  # as it lies in memory: no padding, one image

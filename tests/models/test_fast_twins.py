@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from helpers.tiny import specials_of, spread, tiny_model, tiny_text
+from helpers.tiny import keep_padding, specials_of, spread, tiny_model, tiny_text
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -102,20 +102,21 @@ def assert_equal(model: PretrainModel, out: Output, expected: Output) -> None:
 
 
 @pytest.mark.parametrize("equal", [False, True])
-@pytest.mark.parametrize("packed", [True, False])
-def test_fast_equals_slow(packed: bool, equal: bool) -> None:
+@pytest.mark.usefixtures("packed")
+def test_fast_equals_slow(equal: bool) -> None:
     torch.manual_seed(1)  # hard texts and hard images differ
     model = build()
     images, ids, others = inputs(equal)
-    out = model(images, ids, LENGTHS, others, ALPHA, draw=most_similar, packed=packed)
+    out = model(images, ids, LENGTHS, others, ALPHA, draw=most_similar)
     assert_equal(model, out, slow_forward(model, images, ids, others))
 
 
-def test_packed_equals_padded() -> None:
+def test_packed_equals_padded(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build()
     images, ids, others = inputs()
     packed = model(images, ids, LENGTHS, others, ALPHA, draw=most_similar)
-    padded = model(images, ids, LENGTHS, others, ALPHA, draw=most_similar, packed=False)
+    keep_padding(monkeypatch)
+    padded = model(images, ids, LENGTHS, others, ALPHA, draw=most_similar)
     assert_equal(model, packed, padded)
 
 
@@ -154,18 +155,16 @@ def test_pairs_without_negatives_do_not_count() -> None:
     assert_close(out.itm, matched)
 
 
+@pytest.mark.usefixtures("packed")
 def test_twin_equals_the_model_it_copies() -> None:
     model = build()
     twin = Twin(model)
     images, ids, _ = inputs()
-    for packed in (True, False):
-        image_features, text_features = twin(images, ids, LENGTHS, packed)
-        assert_close(image_features, F.normalize(model.image_proj(model.image_encoder(images)[:, 0]), dim=-1))
-        first = torch.cat(
-            [model.text_encoder.text(ids[b : b + 1, :n], one(n))[:1] for b, n in enumerate(LENGTHS.tolist())]
-        )
-        assert_close(text_features, F.normalize(model.text_proj(first), dim=-1), rtol=1e-4, atol=1e-5)
-        assert not image_features.requires_grad and not text_features.requires_grad
+    image_features, text_features = twin(images, ids, LENGTHS)
+    assert_close(image_features, F.normalize(model.image_proj(model.image_encoder(images)[:, 0]), dim=-1))
+    first = torch.cat([model.text_encoder.text(ids[b : b + 1, :n], one(n))[:1] for b, n in enumerate(LENGTHS.tolist())])
+    assert_close(text_features, F.normalize(model.text_proj(first), dim=-1), rtol=1e-4, atol=1e-5)
+    assert not image_features.requires_grad and not text_features.requires_grad
 
 
 def test_twin_pairs_have_equal_names() -> None:

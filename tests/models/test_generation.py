@@ -78,6 +78,7 @@ WAYS = {
     "greedy": Decoding(max_new_tokens=9),
     "beams": Decoding(beams=3, max_new_tokens=9, num_return=2),
     "beams, whole": Decoding(beams=4, max_new_tokens=9, length_norm="whole", length_penalty=0.5),
+    "beams, long": Decoding(beams=2, max_new_tokens=9, length_penalty=4.0),  # what is done could be beaten later
     "sampled": Decoding(sample=True, max_new_tokens=9, num_return=3, top_p=0.9, top_k=12, temperature=1.3),
     "constrained": Decoding(beams=2, max_new_tokens=9, min_new_tokens=3, repetition_penalty=1.4, no_repeat_ngram=2),
 }

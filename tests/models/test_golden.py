@@ -19,8 +19,8 @@ from blip.network.vit import ViTConfig, resize_positions
 pytestmark = pytest.mark.golden
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_pretraining(golden_dir: Path, packed: bool) -> None:
+@pytest.mark.usefixtures("packed")
+def test_pretraining(golden_dir: Path) -> None:
     golden = Golden(golden_dir, "pretrain")
     settings, numbers = golden.settings, golden.numbers
     model, twin, queue = golden.pretrain_model()
@@ -31,10 +31,10 @@ def test_pretraining(golden_dir: Path, packed: bool) -> None:
     last = len(settings["losses"]) - 1
     for step, expected in enumerate(settings["losses"]):
         images = numbers[f"image{step}"]
-        image_features, text_features = twin(images, ids, lengths, packed)
+        image_features, text_features = twin(images, ids, lengths)
         entries = Entries(image_features, text_features, unique, unique)
         columns = candidates(entries, queue, equal_captions=False, equal_images=False)
-        output = model(images, ids, lengths, columns, settings["alpha"], draw=arg_max, packed=packed)
+        output = model(images, ids, lengths, columns, settings["alpha"], draw=arg_max)
         losses = torch.stack([output.itc, output.itm, output.lm])
         assert settings["loss_names"] == ["ita", "itm", "lm"]
         close(losses, torch.tensor(expected), FEATURES if step == 0 else LATER)
@@ -55,7 +55,6 @@ def test_pretraining(golden_dir: Path, packed: bool) -> None:
     close(model.temperature, numbers["after.temp"], FEATURES)
 
 
-@pytest.mark.parametrize("packed", [True, False])
 @torch.no_grad()
 def test_retrieval(golden_dir: Path, packed: bool) -> None:
     golden = Golden(golden_dir, "retrieval")

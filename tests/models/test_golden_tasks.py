@@ -21,8 +21,8 @@ from blip.network.packing import with_first
 pytestmark = pytest.mark.golden
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_retrieval_training(golden_dir: Path, packed: bool) -> None:
+@pytest.mark.usefixtures("packed")
+def test_retrieval_training(golden_dir: Path) -> None:
     golden = Golden(golden_dir, "retrieval")
     settings, numbers = golden.settings, golden.numbers
     model, queue = golden.retrieval_model(), Queue(settings["queue_size"], golden.info["embed_dim"])
@@ -36,9 +36,9 @@ def test_retrieval_training(golden_dir: Path, packed: bool) -> None:
     last = len(settings["losses"]) - 1
     for step, expected in enumerate(settings["losses"]):
         images = numbers[f"image{step}"]
-        entries = Entries(*twin(images, ids, lengths, packed), image_ids, image_ids)
+        entries = Entries(*twin(images, ids, lengths), image_ids, image_ids)
         columns = candidates(entries, queue, equal_captions=False)
-        out = model(images, ids, lengths, columns, settings["alpha"], draw=arg_max, packed=packed)
+        out = model(images, ids, lengths, columns, settings["alpha"], draw=arg_max)
         losses = torch.stack([out.itc, out.itm])
         assert settings["loss_names"] == ["ita", "itm"]
         close(losses, torch.tensor(expected), FEATURES if step == 0 else LATER)
@@ -66,14 +66,13 @@ def caption_model(golden: Golden) -> CaptionModel:
     return model.eval()
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_caption_training(golden_dir: Path, packed: bool) -> None:
+@pytest.mark.usefixtures("packed")
+def test_caption_training(golden_dir: Path) -> None:
     golden = Golden(golden_dir, "caption")
     model = caption_model(golden)
     ids, lengths = golden.ids()
     prompt_length = golden.settings["prompt_length"]
-    options = {"prompt_length": prompt_length, "packed": packed}
-    train(golden, model, lambda step: model(golden.numbers[f"image{step}"], ids, lengths, **options))
+    train(golden, model, lambda step: model(golden.numbers[f"image{step}"], ids, lengths, prompt_length=prompt_length))
 
 
 def decoding(arguments: dict[str, Any], prompt_length: int) -> Decoding:
@@ -118,8 +117,8 @@ def vqa_model(golden: Golden) -> VqaModel:
     return model.eval()
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_vqa_training(golden_dir: Path, packed: bool) -> None:
+@pytest.mark.usefixtures("packed")
+def test_vqa_training(golden_dir: Path) -> None:
     golden = Golden(golden_dir, "vqa")
     model, settings = vqa_model(golden), golden.settings
     questions, answers = golden.ids("questions"), golden.ids("answers")
@@ -130,7 +129,6 @@ def test_vqa_training(golden_dir: Path, packed: bool) -> None:
         "answer_lengths": answers[1],
         "owner": owner,
         "weights": weights,
-        "packed": packed,
     }
     train(golden, model, lambda step: model(golden.numbers[f"image{step}"], *questions, **rest))
 
@@ -149,8 +147,8 @@ def test_vqa_answers(golden_dir: Path) -> None:
         assert [settings["answer_list"][i] for i in ranked.answers[:, 0].tolist()] == expected
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_nlvr(golden_dir: Path, packed: bool) -> None:
+@pytest.mark.usefixtures("packed")
+def test_nlvr(golden_dir: Path) -> None:
     golden = Golden(golden_dir, "nlvr")
     model, numbers = NlvrModel(golden.vit, golden.text, golden.specials), golden.numbers
     load_strict(model, golden.model_tensors, "model")
@@ -160,7 +158,7 @@ def test_nlvr(golden_dir: Path, packed: bool) -> None:
 
     def predict(step: int) -> torch.Tensor:
         images = torch.stack([numbers[f"image{step}"][: len(ids)], numbers[f"extra{step}"]], dim=1)
-        return model(images, ids, lengths, packed)
+        return model(images, ids, lengths)
 
     close(predict(0), numbers["predictions"], FEATURES)
     train(golden, model, lambda step: statement_loss(predict(step), labels))

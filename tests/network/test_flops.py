@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers.tiny import tiny_model, tiny_text, tiny_vit
+from helpers.tiny import keep_padding, tiny_model, tiny_text, tiny_vit
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -44,18 +44,20 @@ def fake_negatives(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("lengths", "packed"), [([6, 6, 6], True), ([6, 3, 5], True), ([6, 3, 5], False)])
-def test_counts_equal_torchs(lengths: list[int], packed: bool) -> None:
+def test_counts_equal_torchs(lengths: list[int], packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not packed:
+        keep_padding(monkeypatch)
     model = tiny_model("pretrain", VIT, TEXT)
     twin, queue = Twin(model), Queue(10, 8)
     ids, images = torch.randint(1, 48, (3, max(lengths))), torch.randn(3, 3, 32, 32)
     pairs, texts = torch.arange(3), torch.tensor(lengths)
     with sdpa_kernel(SDPBackend.MATH):  # plain products, which the counter knows
         with FlopCounterMode(display=False) as counted_twin:
-            image_m, text_m = twin(images, ids, texts, packed)
+            image_m, text_m = twin(images, ids, texts)
         entries = Entries(image_m, text_m, pairs, pairs)
         others = candidates(entries, queue, equal_captions=False, equal_images=False)
         with FlopCounterMode(display=False) as counted_model:
-            out = model(images, ids, texts, others, 0.4, draw=fake_negatives, packed=packed)
+            out = model(images, ids, texts, others, 0.4, draw=fake_negatives)
             (out.itc + out.itm + out.lm).backward()
     expected = pretrain_step(VIT, TEXT, lengths, embed_dim=8, queue=10, savings=Savings(packed=packed))
     assert counted_twin.get_total_flops() + counted_model.get_total_flops() == expected.total

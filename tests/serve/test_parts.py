@@ -5,7 +5,8 @@ import json
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -13,6 +14,7 @@ from blip.errors import BlipError, InputError
 from blip.serve.abilities import Scored
 from blip.serve.cli import examples_of
 from blip.serve.guard import LOGINS, Guard
+from blip.serve.handlers import Handlers
 from blip.serve.limits import Limits
 from blip.serve.passwords import passwords
 from blip.serve.results import scores, table
@@ -20,6 +22,30 @@ from blip.serve.served import named
 from blip.serve.site import Site, check
 from blip.serve.uploads import Picture, Uploads, shown_name
 from blip.serve.worker import BusyError, Worker
+
+# ---- results of images -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slot", ["", "second", None])
+def test_no_result_of_an_image_that_was_replaced_meanwhile(tmp_path: Path, slot: str | None) -> None:
+    """Whoever has chosen the next image does not read the answer about the last one beside it."""
+    pytest.importorskip("gradio", minversion="6.20")
+    from blip.serve.parts import of_images
+
+    uploads = Uploads(tmp_path, Limits())
+    uploads.keep("page", Picture("first.png", b"1"))
+    handlers = cast(Handlers, SimpleNamespace(uploads=uploads))
+
+    def answer(page: str) -> str:
+        uploads.keep("another page", Picture("other.png", b"3"))
+        if slot is not None:
+            uploads.keep(page, Picture("second.png", b"2"), slot)
+        return "an answer"
+
+    shown = of_images(handlers, answer)(SimpleNamespace(session_hash="page"))
+    assert ("another image was chosen" in shown) == (slot is not None)
+    assert ("an answer" in shown) == (slot is None)
+
 
 # ---- uploads ---------------------------------------------------------------------------------------------------------
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from blip.config import PretrainConfig, load_config
+from blip.config import PretrainConfig, RunConfig, load_config
 from blip.hardware.precision import autocast
 from blip.tasks.pretrain import Pretraining
 from blip.train import parallel
-from blip.train.parallel import OptionError, blocks, checkpoint_activations, compile_blocks
+from blip.train.parallel import OptionError, blocks, checkpoint_activations, recompute_and_compile
 
 CPU = torch.device("cpu")
 
@@ -79,8 +79,9 @@ def refused(blocks: list[nn.Module], precision: str = "fp32") -> str:
 def test_fairscale_is_refused_where_it_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = [nn.Linear(2, 2)]
     assert "autocast" in refused(blocks, "bf16")
+    config = RunConfig(compile=True, activation_checkpointing="fairscale", precision="fp32")
     with pytest.raises(OptionError, match=r"compiled graphs; use activation_checkpointing: torch"):
-        compile_blocks(blocks, "fairscale")
+        recompute_and_compile(nn.Module(), config, CPU)
     monkeypatch.setitem(sys.modules, "fairscale.nn.checkpoint", None)
     assert "fairscale is not installed: pip install -e '.[fairscale]'" in refused(blocks)
     monkeypatch.setattr(parallel, "world_size", lambda: 2)
@@ -101,7 +102,8 @@ def test_blocks_compile_whole_and_give_equal_gradients(
 ) -> None:
     """Traced as for compilation, with recomputed activations, but without making machine code, which takes longer."""
     compiled = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled(self, backend="aot_eager", fullgraph=True))
+    own = {"backend": "aot_eager", "fullgraph": True}
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled(self, **options, **own))
     options = "dropout=0", "vit_depth=1", "text_layers=1"
     both = one_step(tiny_config, tmp_path, *options, "compile=true", "activation_checkpointing=torch")
     assert_equal_steps(one_step(tiny_config, tmp_path, *options), both, rtol=1e-4, atol=1e-5)
