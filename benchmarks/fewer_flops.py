@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT), str(ROOT / "demo")]
 
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
@@ -38,7 +38,7 @@ from blip.hardware.precision import autocast  # noqa: E402
 from blip.tasks.pretrain import Pretraining  # noqa: E402
 from blip.train.optim import build_optimizer  # noqa: E402
 from blip.train.schedule import lr_at  # noqa: E402
-from demo.demo import choose_words, evaluate  # noqa: E402
+from demo import choose_words, evaluate  # noqa: E402
 
 FEWER = ["image_sizes={0: 48, 3: 96}"]
 SIDES: dict[str, list[str]] = {"all": [], "fewer": FEWER}
