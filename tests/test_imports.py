@@ -15,7 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "hashing": set(),
     "hardware": {"errors"},
-    "distributed": {"errors", "files"},
+    "distributed": {"errors", "files", "hardware"},
     "hub": {"errors"},
     "tokenizer": {"errors", "files", "hub"},
     "files": {"errors"},

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from blip.distributed.watch import Watch
 from blip.distributed.watch import leave as end_process
 from blip.errors import InputError
+from blip.hardware.allocator import avoid_gaps
 
 STEP = timedelta(minutes=30)  # that a process waits for the others within a step
 LONG = timedelta(hours=24)  # that it waits for what one process does for all, such as reading data or merging files
@@ -27,6 +28,7 @@ def start(device: str = "auto") -> torch.device:
     Raises:
         InputError: `device` is another word, or there is no such GPU.
     """
+    avoid_gaps()
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"device is {device!r}; it can be auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():

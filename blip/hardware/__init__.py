@@ -1,4 +1,12 @@
 """What the package knows of devices: how much work to hand over at once, which number formats, which cards there are.
 
-May import nothing of the package but `errors`. Modules: `precision`, `processor`, `profile`.
+profile                      how much work a device is handed at once
+processor                    the maker of the CPU
+precision                    number formats, and when torch uses them
+allocator                    the setting of torch's allocator
+cards                        GPUs and their rates
+as_on_gpu counting           what a step does on a GPU, counted without one
+roofline fusion collectives  how long that takes: kernels, compiled or not, and what processes send to one another
+
+May import nothing of the package but `errors`.
 """

@@ -10,4 +10,5 @@ config entries data_options   options of the fine-tuning tasks; what a run of ea
 image_tokens         images that begin small, and patches left out
 samples              the validation records that a run shows after each evaluation
 dry_run rehearsal    the costs of a configuration, without training: of pre-training, of fine-tuning
+counted estimate estimate_report   those on GPUs that are not here: counted, estimated, printed
 """

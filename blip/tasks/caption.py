@@ -10,7 +10,6 @@ blip/models/generation.py.
 import os
 import re
 from collections.abc import Sequence
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from blip.models.losses import IGNORED, language_model_each
 from blip.network.packing import with_first
 from blip.tasks.config import CaptionConfig
 from blip.tasks.pairs import PairFineTuning
-from blip.tasks.rehearsal import rehearse
+from blip.tasks.rehearsal import rehearsals
 from blip.tasks.run import evaluate, train, warn
 from blip.tasks.samples import chosen, sample
 from blip.train.history import SAMPLES
@@ -185,8 +184,8 @@ def score(config: CaptionConfig, output: Path, device: torch.device, **options: 
 
 def main(help: str | None = None) -> None:
     """The command line of the task; `help` is shown with `--help`."""
-    dry_run = partial(rehearse, Captioning)
-    launch(run, CaptionConfig, default_output="runs/caption", dry_run=dry_run, evaluate=score, help=help or __doc__)
+    offered = rehearsals(Captioning)
+    launch(run, CaptionConfig, default_output="runs/caption", evaluate=score, help=help or __doc__, **offered)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,33 @@
-"""The costs of a configuration: everything is built, one step runs on random data, nothing is saved."""
+"""The costs of a configuration: everything is built, one step runs on random data, nothing is saved.
+
+Or without running anything, for GPUs that are not here: `plan_for`.
+"""
 
 import time
+from collections.abc import Callable
 from dataclasses import fields
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from blip import distributed
+from blip.checkpoints.places import is_remote
 from blip.config import PretrainConfig, annotation_files
+from blip.data.batches import Batch
 from blip.data.webdataset import is_tar_address, open_shards
 from blip.errors import BlipError, printable
+from blip.hardware.as_on_gpu import META
 from blip.hardware.precision import autocast, products
 from blip.models import momentum
-from blip.models.momentum import Twin
 from blip.models.pretrain import Output, PretrainModel
 from blip.network import flops
+from blip.network.embeddings import TextConfig
 from blip.tasks import start
+from blip.tasks.contrast import MomentumContrast
+from blip.tasks.counted import Trained, full_lengths
+from blip.tasks.estimate_report import report
 from blip.tasks.pretrain_data import read_part
 from blip.tokenizer import Specials, load_tokenizer
 from blip.train.optim import build_optimizer
@@ -26,15 +37,12 @@ from blip.train.parallel import data_parallel, measure_peak, memory_mb, recomput
 def run_once(config: PretrainConfig, device: torch.device) -> None:
     """Prints parameters, memory, FLOPs and time of a step on this device, and the number of pairs of each file."""
     console = Console(quiet=not distributed.is_main())
-    if config.tokenizer == "train":
-        size, specials = config.vocab_size, Specials(0, config.vocab_size - 1, config.vocab_size - 2)
-    else:
-        tokenizer = load_tokenizer(config.tokenizer)
-        size, specials = tokenizer.size, tokenizer.specials
-    torch.manual_seed(config.seed)
-    model, twin, queue = start.build_pretrain(config, size, specials, device=device)
+    model, step = random_steps(config, device)
     with products(device, config.precision):
-        out, seconds = _two_steps(config, device, model, twin=twin, queue=queue)
+        step()  # a warm-up
+        start = time.perf_counter()
+        out = step()
+        seconds = time.perf_counter() - start
         peak = measure_peak(device, config.precision)
 
     vit, text = model.image_encoder.config, model.text_encoder.config
@@ -58,20 +66,21 @@ def run_once(config: PretrainConfig, device: torch.device) -> None:
         console.print(printable(line), soft_wrap=True, markup=False, highlight=False)
 
 
-def _two_steps(
-    config: PretrainConfig, device: torch.device, model: PretrainModel, *, twin: Twin, queue: momentum.Queue
-) -> tuple[Output, float]:
-    """The losses and seconds of a second step; the first one is a warm-up."""
+def random_steps(config: PretrainConfig, device: torch.device) -> tuple[PretrainModel, Callable[[], Output]]:
+    """The model of a configuration, and a call that trains it for a step on random data and returns the losses."""
+    size, specials = _words(config)
+    torch.manual_seed(config.seed)
+    model, twin, queue = start.build_pretrain(config, size, specials, device=device)
     recompute_and_compile(model, config, device, twin=twin)
     parallel = data_parallel(model, device)
     decay_all = config.decay_norms_and_biases
     optimizer = build_optimizer(model, config.lr, config.weight_decay, decay_norms_and_biases=decay_all)
     count, longest = config.batch_size, config.max_text_tokens
     images = torch.randn(count, 3, config.image_size, config.image_size, device=device)
-    ids = torch.randint(5, max(6, model.text_encoder.config.vocab_size - 2), (count, longest), device=device)
+    ids = torch.randint(5, max(6, size - 2), (count, longest), device=device)
     lengths, own = torch.full((count,), longest), torch.arange(count, device=device)
-    for _ in range(2):
-        start = time.perf_counter()
+
+    def step() -> Output:
         with autocast(device, config.precision):
             image_features, text_features = twin(images, ids, lengths)
             candidates = momentum.candidates(momentum.Entries(image_features, text_features, own, own), queue)
@@ -82,7 +91,50 @@ def _two_steps(
         momentum.update_twin(*twin.pairs_with(model), config.momentum)
         out = Output(*(part.detach() for part in (out.itc, out.itm, out.lm, out.match_logits)))
         float(out.itc)  # waits for the device
-    return out, time.perf_counter() - start
+        return out
+
+    return model, step
+
+
+def _words(config: PretrainConfig) -> tuple[int, Specials]:
+    """The number of tokens, and the special ones."""
+    if config.tokenizer == "train":
+        return config.vocab_size, Specials(0, config.vocab_size - 1, config.vocab_size - 2)
+    tokenizer = load_tokenizer(config.tokenizer)
+    return tokenizer.size, tokenizer.specials
+
+
+def plan_for(config: PretrainConfig, gpu: str, world: int) -> None:
+    """Prints what a run costs on `world` cards of a name; see `blip.tasks.estimate_report`."""
+    report(trained_on_meta, config, gpu, world)
+
+
+def trained_on_meta(config: PretrainConfig, lengths: Tensor | None = None) -> Trained:
+    """The parts of a step on the device `meta`, without content: nothing is downloaded, and no weights are read.
+
+    `lengths` (B,) of the texts on the CPU; by default each has `max_text_tokens`. A tokenizer of another machine is
+    taken to have as many tokens as BERT's.
+    """
+    remote = is_remote(config.tokenizer)
+    size, specials = (TextConfig().vocab_size, Specials(0, 1, 2)) if remote else _words(config)
+    random = {"vision_init": "", "text_init": "", "init_from": ""}
+    model, twin, queue = start.build_pretrain(config.model_copy(update=random), size, specials, device=META)
+    recompute_and_compile(model, config.model_copy(update={"compile": False}), META)
+    contrast = MomentumContrast(model, twin, queue, config=config, equal_captions=True, equal_images=True)
+    count = config.batch_size
+    lengths = full_lengths(count, config.max_text_tokens) if lengths is None else lengths
+    images = torch.empty(count, 3, config.image_size, config.image_size, device=META)
+    ids = torch.empty(count, int(lengths.max()), dtype=torch.int64, device=META)
+    numbers = torch.empty(count, dtype=torch.int64, device=META)
+    batch = Batch(images, ids, lengths, numbers, numbers, [], [])
+
+    def loss() -> Tensor:
+        candidates = contrast.candidates(batch)
+        out = model(batch.images, batch.ids, batch.lengths, candidates, config.alpha)
+        contrast.logs(out.match_logits, config.alpha)
+        return out.itc + out.itm + out.lm
+
+    return Trained(model, [twin, queue], [images, ids, numbers], loss, contrast.after_update)
 
 
 def _data(config: PretrainConfig) -> list[str]:

@@ -7,7 +7,6 @@ The network is in blip/models/nlvr.py, what the tasks share in blip/tasks/finetu
 """
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from blip.models.nlvr import NlvrModel, statement_loss
 from blip.tasks.config import NlvrConfig
 from blip.tasks.data_options import entries, read_as
 from blip.tasks.finetune import FineTuning
-from blip.tasks.rehearsal import rehearse
+from blip.tasks.rehearsal import rehearsals
 from blip.tasks.run import evaluate, train
 from blip.tasks.samples import chosen, of_statement
 from blip.train.history import SAMPLES
@@ -140,8 +139,8 @@ def score(config: NlvrConfig, output: Path, device: torch.device, **options: Any
 
 def main(help: str | None = None) -> None:
     """The command line of the task; `help` is shown with `--help`."""
-    dry_run = partial(rehearse, Judging)
-    launch(run, NlvrConfig, default_output="runs/nlvr", dry_run=dry_run, evaluate=score, help=help or __doc__)
+    offered = rehearsals(Judging)
+    launch(run, NlvrConfig, default_output="runs/nlvr", evaluate=score, help=help or __doc__, **offered)
 
 
 if __name__ == "__main__":

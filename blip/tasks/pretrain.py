@@ -34,7 +34,7 @@ from blip.network.med import DecoderStep
 from blip.tasks import start, tokenizers
 from blip.tasks.contrast import MomentumContrast
 from blip.tasks.data_options import entries, with_commits
-from blip.tasks.dry_run import run_once
+from blip.tasks.dry_run import plan_for, run_once
 from blip.tasks.image_tokens import dropped_share, sized_transform, tokens_seen
 from blip.tasks.pretrain_data import open_training, read_part
 from blip.tasks.samples import chosen, sample
@@ -282,7 +282,7 @@ def run(config: PretrainConfig, output: Path, resume: str, *, device: torch.devi
 
 def main(help: str | None = None) -> None:
     """The command line of the task; `help` is shown with `--help`."""
-    launch(run, PretrainConfig, default_output="runs/pretrain", dry_run=run_once, help=help or __doc__)
+    launch(run, PretrainConfig, default_output="runs/pretrain", dry_run=run_once, plan=plan_for, help=help or __doc__)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""`--dry_run` of the fine-tuning tasks: everything is built, one step runs on random data, nothing is saved.
+"""`--dry_run` of the fine-tuning tasks: everything is built, one step runs on random data, nothing is saved. Or without
+running anything, for GPUs that are not here: `plan_for`.
 
 Letters: B samples, T tokens, S pixels a side.
 """
@@ -6,6 +7,7 @@ Letters: B samples, T tokens, S pixels a side.
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from blip import distributed
+from blip.checkpoints.places import is_remote
 from blip.data.batches import Batch, collate
 from blip.data.questions import VqaBatch, collate_vqa
 from blip.data.statements import NlvrBatch, collate_nlvr
 from blip.errors import BlipError, printable
+from blip.hardware.as_on_gpu import META
 from blip.hardware.precision import autocast, products
 from blip.tasks import start
 from blip.tasks.config import FineTuneConfig
+from blip.tasks.counted import Trained, full_lengths
+from blip.tasks.estimate_report import report
 from blip.tasks.finetune import FineTuning
 from blip.tokenizer import BERT_SPECIAL
 from blip.train.optim import build_optimizer
@@ -30,6 +36,11 @@ from blip.train.parallel import memory_mb
 from blip.train.schedule import Epochs
 
 FILES = {"train": "train_file", "val": "val_file", "test": "test_file"}
+
+
+def rehearsals(make: type[FineTuning]) -> dict[str, Callable[..., None]]:
+    """What `launch` offers of a task: `dry_run` here, and `plan` for GPUs that are not here."""
+    return {"dry_run": partial(rehearse, make), "plan": partial(plan_for, make)}
 
 
 def rehearse(make: type[FineTuning], config: FineTuneConfig, device: torch.device) -> None:
@@ -59,6 +70,32 @@ def rehearse(make: type[FineTuning], config: FineTuneConfig, device: torch.devic
         *_data(task, config),
     ):
         console.print(printable(line), soft_wrap=True, markup=False, highlight=False)
+
+
+def plan_for(make: type[FineTuning], config: FineTuneConfig, gpu: str, world: int) -> None:
+    """Prints what a run costs on `world` cards of a name; see `blip.tasks.estimate_report`.
+
+    The sizes are those of `init_from`, or of the configuration where that is on another machine: nothing is downloaded.
+    """
+    source = start.read_source(config) if config.init_from and not is_remote(config.init_from) else None
+    words = source.text["vocab_size"] if source else config.vocab_size
+    sized = start.with_sizes_of(config, source)
+    sized = sized.model_copy(update={"init_from": "", "vision_init": "", "text_init": "", "vocab_size": words})
+    report(partial(trained_on_meta, make), sized.model_copy(update={"tokenizer": "train"}), gpu, world)
+
+
+def trained_on_meta(make: type[FineTuning], config: FineTuneConfig) -> Trained:
+    """The parts of a step of a task on the device `meta`, without content."""
+    with tempfile.TemporaryDirectory() as name:
+        # negatives of other processes are as many as those of this one
+        plain = config.model_copy(update={"compile": False, "negative_all_rank": False})
+        task = make(_without_data(plain, Path(name)), None, Path(name), resume=None, device=META, training=False)
+    task.epochs = Epochs(1, config.accumulation, 1)
+    batch = RANDOM[task.collate_fn](task)
+    contrast = getattr(task, "contrast", None)
+    beside = [contrast.twin, contrast.queue] if contrast else []
+    tensors = [x for x in vars(batch).values() if isinstance(x, Tensor)]
+    return Trained(task.model, beside, tensors, lambda: task.step(batch, 0).loss, lambda: task.after_update(1))
 
 
 def _without_data(config: FineTuneConfig, folder: Path) -> FineTuneConfig:
@@ -117,32 +154,37 @@ def _attention_on_cpu() -> dict[Any, Any]:
 def _texts(task: FineTuning, tokens: int) -> tuple[Tensor, Tensor]:
     """Ids (B, T) and lengths (B,) of texts of so many tokens."""
     count = task.config.batch_size
-    return torch.randint(5, max(6, task.tokenizer.size - 2), (count, tokens)), torch.full((count,), tokens)
+    ids = torch.randint(5, max(6, task.tokenizer.size - 2), (count, tokens), device=task.device)
+    return ids, full_lengths(count, tokens)
 
 
 def _images(task: FineTuning, *each: int) -> Tensor:
     """(B, *each, 3, S, S)."""
     size = task.config.image_size
-    return torch.randn(task.config.batch_size, *each, 3, size, size)
+    return torch.randn(task.config.batch_size, *each, 3, size, size, device=task.device)
 
 
 def _of_pairs(task: FineTuning) -> Batch:
     ids, lengths = _texts(task, task.config.max_text_tokens)
-    numbers = torch.arange(len(ids))
-    return Batch(_images(task), ids, lengths, numbers, numbers, numbers.tolist(), [])
+    numbers = torch.arange(len(ids), device=task.device)
+    return Batch(_images(task), ids, lengths, numbers, numbers, list(range(len(ids))), [])
 
 
 def _of_questions(task: FineTuning) -> VqaBatch:
     ids, lengths = _texts(task, task.config.max_text_tokens)
     answer_ids, answer_lengths = _texts(task, task.config.max_answer_tokens)
-    numbers = torch.arange(len(ids))
-    weights = torch.ones(len(ids))
-    return VqaBatch(_images(task), ids, lengths, answer_ids, answer_lengths, numbers, weights, numbers.tolist(), [])
+    numbers = torch.arange(len(ids), device=task.device)
+    weights = torch.ones(len(ids), device=task.device)
+    return VqaBatch(
+        _images(task), ids, lengths, answer_ids, answer_lengths, numbers, weights, list(range(len(ids))), []
+    )
 
 
 def _of_statements(task: FineTuning) -> NlvrBatch:
     ids, lengths = _texts(task, task.config.max_text_tokens)
-    return NlvrBatch(_images(task, 2), ids, lengths, torch.arange(len(ids)) % 2, list(range(len(ids))), [])
+    return NlvrBatch(
+        _images(task, 2), ids, lengths, torch.arange(len(ids), device=task.device) % 2, list(range(len(ids))), []
+    )
 
 
 # by what puts a task's samples side by side

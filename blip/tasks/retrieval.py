@@ -9,7 +9,6 @@ blip/evaluation/retrieval.py.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from blip.tasks.config import RetrievalConfig
 from blip.tasks.contrast import MomentumContrast
 from blip.tasks.finetune import NothingToScore
 from blip.tasks.pairs import PairFineTuning
-from blip.tasks.rehearsal import rehearse
+from blip.tasks.rehearsal import rehearsals
 from blip.tasks.run import evaluate, train
 from blip.tasks.samples import chosen, sample
 from blip.train.history import SAMPLES, SIMILARITIES
@@ -223,8 +222,8 @@ def score(config: RetrievalConfig, output: Path, device: torch.device, **options
 
 def main(help: str | None = None) -> None:
     """The command line of the task; `help` is shown with `--help`."""
-    dry_run = partial(rehearse, Retrieving)
-    launch(run, RetrievalConfig, default_output="runs/retrieval", dry_run=dry_run, evaluate=score, help=help or __doc__)
+    offered = rehearsals(Retrieving)
+    launch(run, RetrievalConfig, default_output="runs/retrieval", evaluate=score, help=help or __doc__, **offered)
 
 
 if __name__ == "__main__":

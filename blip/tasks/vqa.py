@@ -7,7 +7,6 @@ The loss is in blip/models/vqa.py, ranking of answers in blip/models/ranking.py,
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,7 @@ from blip.network.cross_attention import ProjectedKeys
 from blip.tasks.config import VqaConfig
 from blip.tasks.data_options import entries, is_there, read_as
 from blip.tasks.finetune import FineTuning
-from blip.tasks.rehearsal import rehearse
+from blip.tasks.rehearsal import rehearsals
 from blip.tasks.run import evaluate, train
 from blip.tasks.samples import about_answer, of_questions
 from blip.train.history import SAMPLES
@@ -289,8 +288,8 @@ def score(config: VqaConfig, output: Path, device: torch.device, **options: Any)
 
 def main(help: str | None = None) -> None:
     """The command line of the task; `help` is shown with `--help`."""
-    dry_run = partial(rehearse, Answering)
-    launch(run, VqaConfig, default_output="runs/vqa", dry_run=dry_run, evaluate=score, help=help or __doc__)
+    offered = rehearsals(Answering)
+    launch(run, VqaConfig, default_output="runs/vqa", evaluate=score, help=help or __doc__, **offered)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,15 @@ from blip.train.folder import run_of
 from blip.train.log import UNITS
 
 DRY_RUN_HELP = "one step on random data; prints costs"
+GPU_HELP = "--dry_run: what it would cost on such a GPU, which is not needed for that: a100-80, h100, rtx4090 ..."
+WORLD_HELP = "--dry_run --gpu: on so many of them"
 EVALUATE_HELP = "no training: score val_file and test_file, by the run's own configuration"
 NAME_HELP = "--evaluate: the folder of the results, in OUTPUT_DIR/evaluation"
 AllowChanged = Annotated[
     bool, typer.Option("--allow_changed", help="--resume: although the data are others than before")
 ]
+Gpu = Annotated[str, typer.Option(help=GPU_HELP)]
+WorldSize = Annotated[int | None, typer.Option("--world_size", min=1, help=WORLD_HELP)]
 
 
 class Run(Protocol):
@@ -61,6 +65,7 @@ def launch(
     *,
     default_output: str,
     dry_run: Callable[[Config, torch.device], None] | None = None,
+    plan: Callable[[Config, str, int], None] | None = None,
     evaluate: Evaluate | None = None,
     help: str | None = None,
 ) -> None:
@@ -71,11 +76,12 @@ def launch(
         config_class: type of the configuration.
         default_output: `--output_dir` unless given.
         dry_run: offered as `--dry_run` where there is one; called with the configuration and the device.
+        plan: offered as `--dry_run --gpu`; called with the configuration, a card's name and the number of cards.
         evaluate: offered as `--evaluate` where there is one.
         help: text of `--help`.
     """
 
-    offer = _Offer(run, config_class, Path(default_output), dry_run, evaluate)
+    offer = _Offer(run, config_class, Path(default_output), dry_run, plan, evaluate)
 
     def command(
         context: typer.Context,
@@ -90,6 +96,8 @@ def launch(
         overwrite: Overwrite = False,
         allow_changed: AllowChanged = False,
         rehearse: Annotated[bool, typer.Option("--dry_run", help=DRY_RUN_HELP, hidden=dry_run is None)] = False,
+        gpu: Gpu = "",
+        world_size: WorldSize = None,
         score: Annotated[bool, typer.Option("--evaluate", help=EVALUATE_HELP, hidden=evaluate is None)] = False,
         name: Annotated[str, typer.Option(help=NAME_HELP, hidden=evaluate is None)] = "",
     ) -> None:
@@ -101,7 +109,8 @@ def launch(
         # tasks of before these options do not know them
         flags = (("overwrite", overwrite), ("allow_changed", allow_changed), ("name", name))
         given: dict[str, Any] = {key: value for key, value in flags if value}
-        settings = _Settings(config, set_ or [], {"init_from": init_from} if init_from else {}, output_dir)
+        options = {"init_from": init_from} if init_from else {}
+        settings = _Settings(config, set_ or [], options, output_dir, gpu, world_size)
         if score:
             offer.score(settings, given)
         else:
@@ -120,6 +129,8 @@ class _Settings:
     overrides: list[str]
     options: dict[str, Any]  # values that have options of their own
     output: Path | None
+    gpu: str  # "": the one that is here
+    world_size: int | None
 
 
 @dataclass
@@ -130,10 +141,12 @@ class _Offer:
     config_class: type[Any]
     default_output: Path
     dry_run: Callable[[Any, torch.device], None] | None
+    plan: Callable[[Any, str, int], None] | None
     evaluate: Evaluate | None
 
     def score(self, given: _Settings, flags: dict[str, Any]) -> None:
         """`--evaluate`."""
+        _check_plan(False, given.gpu, given.world_size)
         action = _offered(self.evaluate, "--evaluate")
         found = evaluated(
             self.config_class,
@@ -149,9 +162,13 @@ class _Offer:
 
     def train(self, given: _Settings, resume: str, rehearse: bool, flags: dict[str, Any]) -> None:
         """A run, or `--dry_run`."""
+        _check_plan(rehearse, given.gpu, given.world_size)
         place = given.output or self.default_output
         file = given.file or _config_of(resume, place)
         settings = load_config(file, self.config_class, given.overrides, options=given.options)
+        if given.gpu:  # which needs no device and no other process
+            _offered(self.plan, "--gpu")(settings, given.gpu, given.world_size or 1)
+            return
         if not getattr(settings, "config_file", "unknown"):  # that of a resumed run is known already
             settings = settings.model_copy(update={"config_file": str(file)})
         device = distributed.start(settings.device)
@@ -193,6 +210,19 @@ def _check(resume: str, init_from: str, allow_changed: bool, *, leave_out: str, 
     leave_out = "--resume" if resume else leave_out
     if evaluates and leave_out:
         raise ConfigError(f"--evaluate scores a checkpoint without training: leave out {leave_out}")
+
+
+def _check_plan(rehearse: bool, gpu: str, world_size: int | None) -> None:
+    """ConfigError where options of `--dry_run` stand alone."""
+    if gpu and not rehearse:
+        raise ConfigError(
+            "--gpu is for --dry_run, which tells the costs on other GPUs: add --dry_run, or leave --gpu out"
+        )
+    if world_size is not None and not gpu:
+        raise ConfigError(
+            "--world_size is for --dry_run --gpu CARD: give both, such as --gpu a100-80; a run itself has as many "
+            "processes as torchrun --nproc_per_node starts"
+        )
 
 
 def _offered(action: Callable | None, option: str) -> Callable:

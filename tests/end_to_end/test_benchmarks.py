@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,32 @@ def test_benchmark(
         assert agreement["same_order"] == agreement["queries"]
     if name == "vqa_rank":
         assert agreement["same_best"] == 4
+
+
+def test_profile_of_a_step(tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    trace = tmp_path / "trace.json"
+    options = ["--config", str(tiny_config), "--set", "device=cpu", "--steps", "1", "--trace", str(trace)]
+    monkeypatch.setattr(sys, "argv", ["benchmarks/profile_step.py", *options])
+    importlib.import_module("benchmarks.profile_step").main()
+    names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+    assert "aten::addmm" in names and "aten::addmm" in capsys.readouterr().out
+
+
+def test_waits_of_a_step_are_counted_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.profile_step import WAIT, waits_of
+    from blip.models.losses import draw_negatives
+
+    modes: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def draw(*_: object) -> torch.Tensor:
+        warnings.warn(f"{WAIT} (somewhere)", stacklevel=1)
+        return torch.zeros(2, 1, dtype=torch.int64)
+
+    monkeypatch.setattr(torch.Tensor, "multinomial", draw)
+    found = waits_of(lambda: [draw_negatives(torch.ones(2, 2)) for _ in range(3)])
+    (line,) = found
+    assert "blip/models/losses.py:" in line and found[line] == 3 and modes == ["warn", "default"]
 
 
 def test_fewer_flops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,6 +71,7 @@ RETRIEVAL = {**FINE_TUNE, "queue_size": 20}
 # program -> options that are set, also where the command has them
 SET = {
     "pretrain": {**PRETRAIN, "tokenizer": "vocab.txt", "train_file": "[captions.json]"},
+    "benchmarks/profile_step": {**PRETRAIN, "tokenizer": "vocab.txt"},
     "train_retrieval": {**RETRIEVAL, **files("captions")},
     "train_caption": {**FINE_TUNE, **files("captions"), "max_new_tokens": 6},
     "train_vqa": {**FINE_TUNE, **files("questions"), "max_answer_tokens": 8, "max_new_tokens": 4},
@@ -153,7 +154,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
 
     folder = tmp_path_factory.mktemp("readme") / "here"
     folder.mkdir()
-    for path in [ROOT / "configs", *ROOT.glob("*.py")]:
+    for path in [ROOT / "configs", ROOT / "benchmarks", *ROOT.glob("*.py")]:
         (folder / path.name).symlink_to(path)
     (folder / "captions.json").write_text(json.dumps(json.loads((phantoms / "captions.json").read_text())[:20]))
     (folder / "images").symlink_to(phantoms / "images")
@@ -330,6 +331,12 @@ def slug(heading: str) -> str:
 def test_page_of_options_is_up_to_date() -> None:
     made = runpy.run_path(str(ROOT / "docs" / "make_configuration.py"))["page"]()
     assert made == PAGES["docs/configuration.md"], "run: python docs/make_configuration.py"
+
+
+def test_estimated_tables_are_up_to_date() -> None:
+    """Those that cost no count; and a card's line, with the counts that it takes, in tests/tasks/test_estimate.py."""
+    made = runpy.run_path(str(ROOT / "docs" / "make_performance.py"))
+    assert set(made["parts"](PAGES["docs/performance.md"])) == set(made["TABLES"])
 
 
 def test_each_page_is_in_the_navigation() -> None:
