@@ -3,12 +3,13 @@
 `WholeImages` decodes an image, then draws from torch's generator and transforms it: the pipeline `pil`. `FastImages`
 draws the crop first, decodes a JPEG at the fraction of its size that the crop needs, resizes the crop alone and leaves
 normalisation, and RandAugment where there is a GPU, to `augment.py`: the pipeline `fast`. A data set calls `read`,
-which raises UnreadableImage, and then `finish`.
+which raises UnreadableImage, and then `finish`. `ByEpoch` has such a way for each size of a run.
 
 S: side in pixels of the square that the network takes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from blip.data.image_bytes import LIMITS, ImageLimits
 from blip.data.images import Source, open_image
 from blip.data.randaugment import RandAugment
 from blip.data.transforms import check_crop, check_size
+from blip.errors import InputError
 from blip.hashing import stable_hash
 
 Transform = Callable[[Image.Image], Tensor]
@@ -81,7 +83,34 @@ class FastImages:
         return pixels
 
 
-TrainingImages = WholeImages | FastImages
+class ByEpoch:
+    """Images whose size grows in the course of a run: ways to read them, each of which begins with an epoch.
+
+    The way depends on the epoch of a sample alone: any worker gives a sample the size of its own epoch.
+    """
+
+    def __init__(self, images: Mapping[int, WholeImages | FastImages]):
+        """`images`: by the epoch that each begins with, counted from 0; the first one begins with 0."""
+        if not images or min(images) != 0:
+            raise InputError(f"images begin with the epochs {sorted(images)}; the first one has to be 0")
+        self.images = dict(images)
+
+    def at(self, epoch: int) -> WholeImages | FastImages:
+        """The way of an epoch."""
+        return self.images[max(begin for begin in self.images if begin <= epoch)]
+
+    def read(self, source: Source, *key: int) -> tuple[WholeImages | FastImages, Any]:
+        """What `finish` takes; `key` as in `FastImages.read`, the epoch second."""
+        images = self.at(key[1])
+        return images, images.read(source, *key)
+
+    def finish(self, read: tuple[WholeImages | FastImages, Any]) -> Pixels:
+        """The pixels of an image, in the size of its epoch."""
+        images, image = read
+        return images.finish(image)
+
+
+TrainingImages = WholeImages | FastImages | ByEpoch
 
 
 def images_of(transform: Transform | TrainingImages, limits: ImageLimits) -> TrainingImages:

@@ -4,6 +4,7 @@ profile                      how much work a device is handed at once
 processor                    the maker of the CPU
 precision                    number formats, and when torch uses them
 allocator                    the setting of torch's allocator
+transfers                    numbers between CPU and GPU without a wait: sent ahead, or read late
 cards                        GPUs and their rates
 as_on_gpu counting           what a step does on a GPU, counted without one
 roofline fusion collectives  how long that takes: kernels, compiled or not, and what processes send to one another

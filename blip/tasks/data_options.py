@@ -13,7 +13,7 @@ from blip.config import ModelConfig, WeightedFile, load_run_config
 from blip.data.augment import prepared
 from blip.data.hub import pinned
 from blip.data.image_bytes import ImageLimits
-from blip.data.training_images import FastImages, TrainingImages, WholeImages
+from blip.data.training_images import ByEpoch, FastImages, TrainingImages, WholeImages
 from blip.data.transforms import train_transform
 from blip.hub.names import is_hub_name
 
@@ -72,8 +72,14 @@ def _path(entry: str | WeightedFile) -> str:
 
 
 def training_images(config: ModelConfig, device: torch.device) -> TrainingImages:
-    """What reads the images of training; RandAugment is done on a GPU where there is one."""
-    size, limits = config.image_size, ImageLimits.of_mb(config.max_image_mb)
+    """What reads the images of training, in the size of each epoch; RandAugment is done on a GPU where there is one."""
+    sizes = config.image_sizes or {0: config.image_size}
+    images = {epoch: _images_of_size(size, config, device) for epoch, size in sizes.items()}
+    return ByEpoch(images) if len(images) > 1 else images[0]
+
+
+def _images_of_size(size: int, config: ModelConfig, device: torch.device) -> WholeImages | FastImages:
+    limits = ImageLimits.of_mb(config.max_image_mb)
     usual: dict[str, Any] = {"horizontal_flip": config.horizontal_flip}
     if config.image_pipeline == "pil":
         return WholeImages(train_transform(size, config.crop_scale, config.randaugment, **usual), limits)

@@ -26,7 +26,7 @@ from blip.checkpoints.format import (
 )
 from blip.config import ConfigError, WeightedFile
 from blip.console.bars import Bars
-from blip.data.batches import collate
+from blip.data.batches import TensorBatch, collate
 from blip.data.loader import EvalLoader, LoaderOptions, eval_loader, make_loader
 from blip.data.order import EpochOrder, steps_per_epoch
 from blip.data.skipped import SkipLog
@@ -38,6 +38,7 @@ from blip.hardware.precision import choose_precision, computing
 from blip.tasks import start, tokenizers
 from blip.tasks.config import FineTuneConfig
 from blip.tasks.data_options import on_device, training_images
+from blip.tasks.image_tokens import dropped_share
 from blip.train.checkpoint import written
 from blip.train.folder import BEST, is_of_run, run_of
 from blip.train.freeze import freeze
@@ -166,18 +167,17 @@ class FineTuning:
         batches = make_loader(data, self.order, config.batch_size, start=position, options=options)
         return on_device(self.skipped.noted(batches), config, self.device)
 
+    def prepared(self, batch: TensorBatch, step: int) -> Any:
+        """The batch on the device, for optimizer step `step`, which sets how many patches of its images are seen."""
+        self.model.image_encoder.patch_dropout.share = dropped_share(self.config, step, self.epochs)
+        return batch.to(self.device, non_blocking=True)
+
     def eval_batches(self, dataset: Dataset) -> EvalLoader:
         """This process's share of an evaluation set, in batches."""
-        return eval_loader(
-            dataset,
-            self.config.batch_size,
-            rank=distributed.rank(),
-            world=distributed.world_size(),
-            num_workers=self.config.num_workers,
-            pad_id=self.tokenizer.pad_id,
-            pin_memory=self.device.type == "cuda",
-            collate_fn=self.collate_fn,
-        )
+        config, pin = self.config, self.device.type == "cuda"
+        share: dict[str, Any] = {"rank": distributed.rank(), "world": distributed.world_size()}
+        options = share | {"num_workers": config.num_workers, "pad_id": self.tokenizer.pad_id, "pin_memory": pin}
+        return eval_loader(dataset, config.batch_size, collate_fn=self.collate_fn, **options)
 
     def gathered(self, split: str, own: list[tuple], batches: EvalLoader) -> list[tuple]:
         """The rows of all processes in the order of the records; a row begins with the number of its record.

@@ -72,7 +72,7 @@ class Judging(FineTuning):
 
     def step(self, batch: NlvrBatch, step: int) -> Step:
         """A batch to its loss."""
-        batch = batch.to(self.device, non_blocking=True)
+        batch = self.prepared(batch, step)
         logits = self.parallel(batch.images, batch.ids, batch.lengths)
         loss = statement_loss(logits, batch.labels)
         right = (logits.argmax(dim=1) == batch.labels).float().mean()

@@ -35,6 +35,7 @@ from blip.tasks import start, tokenizers
 from blip.tasks.contrast import MomentumContrast
 from blip.tasks.data_options import entries, on_device, training_images, with_commits, with_pipeline_of_run
 from blip.tasks.dry_run import plan_for, run_once
+from blip.tasks.image_tokens import dropped_share, tokens_seen
 from blip.tasks.pretrain_data import open_training, read_part
 from blip.tasks.samples import chosen, sample
 from blip.tokenizer import Tokenizer
@@ -111,14 +112,19 @@ class Pretraining:
         config = self.config
         batch = batch.to(self.device, non_blocking=True)
         alpha = self.contrast.alpha(step, self.epochs.steps)
+        self.model.image_encoder.patch_dropout.share = dropped_share(config, step, self.epochs)
         candidates = self.contrast.candidates(batch)
         out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha)
 
         self.pending.append((out.itm.detach(), batch.sources))
         logs = {"itc": out.itc, "itm": out.itm, "lm": out.lm, **self.contrast.logs(out.match_logits, alpha)}
+        seen = tokens_seen(self.model.image_encoder, self.contrast.twin.image_encoder, batch.images)
+        if config.image_sizes or config.patch_dropout:
+            logs["image_tokens"] = float(seen.kept)
         cost = flops.pretrain_step(
             self.model.image_encoder.config, self.model.text_encoder.config, batch.lengths.tolist(),
             longest=batch.ids.shape[1], embed_dim=config.embed_dim, queue=config.queue_size,
+            seen=seen,
         )  # fmt: skip
         loss = out.itc + out.itm + out.lm
         return Step(loss, logs, len(batch), flops=cost.total, describe=lambda: self._name(batch))

@@ -123,7 +123,7 @@ class Answering(FineTuning):
 
     def step(self, batch: VqaBatch, step: int) -> Step:
         """A batch to its loss."""
-        batch = batch.to(self.device, non_blocking=True)
+        batch = self.prepared(batch, step)
         loss = self.parallel(
             batch.images,
             batch.ids,
