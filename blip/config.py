@@ -71,6 +71,7 @@ class RunConfig(BaseModel):
     precision: Literal["fp32", "tf32", "bf16"] = "bf16"  # of products; weights and optimizer stay in fp32
     compile: bool = False  # compile the blocks with torch.compile, the twin's too; evaluations run eagerly
     activation_checkpointing: Literal["none", "torch", "fairscale"] = "none"  # less memory, more time
+    gradient_compression: Literal["none", "bf16"] = "none"  # bf16: half the bytes between processes, gradients rounded
     seed: int = Field(0, ge=0, lt=2**63)  # of weights, data order, augmentation and dropout [number]
 
     # parts that learn slower or not at all
@@ -84,6 +85,7 @@ class RunConfig(BaseModel):
     val_loss: bool = True  # an evaluation also computes the losses of the validation data
     save_every_steps: int | None = Field(None, gt=0)  # null: at the end of each epoch [steps]
     save_every_minutes: float | None = Field(30.0, gt=0)  # null: no checkpoints by time [minutes]
+    save_async: bool | None = None  # write checkpoints beside the training, from a copy in memory; null: on a GPU
     keep_checkpoints: int = Field(2, gt=0)  # older ones are deleted [checkpoints]
     config_file: str = ""  # the configuration that a run began with; the training scripts set it
     tensorboard: bool = False  # write a TensorBoard log beside metrics.jsonl

@@ -82,7 +82,7 @@ class FineTuning:
         self.add_parts()
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout differs between processes
         self._apply_options()
-        self.parallel = data_parallel(self.model, device)
+        self.parallel = data_parallel(self.model, device, config.gradient_compression)
         self.best: float | None = None
 
     # ---- what a task adds --------------------------------------------------------------------------------------------
@@ -231,13 +231,13 @@ class FineTuning:
 
     def load(self, folder: Path, training: dict) -> None:
         """Continues from a checkpoint of this run."""
+        saved, _ = distributed.tensors_from_main(lambda: load_weights(folder))
         if self.config.lora:  # the adapters are merged into the weights on disk, and kept apart in `training`
             load_strict(self.model, {**unique_state(self.model), **training["adapter"]}, f"{folder} (adapters)")
-            saved = load_weights(folder)[0]
             if not all(torch.allclose(tensor.cpu(), saved[name], atol=1e-4) for name, tensor in self.weights().items()):
                 raise CheckpointError(f"{folder}: its adapters do not belong to init_from {self.config.init_from!r}")
         else:
-            load_strict(self.model, load_weights(folder)[0], str(folder))
+            load_strict(self.model, saved, str(folder))
         best = (self.output if is_of_run(folder, self.output) else run_of(folder)) / BEST
         if "best" in training["progress"] and best.is_dir():  # without its weights, a score is of no use
             stored = float(training["progress"]["best"])

@@ -86,7 +86,7 @@ class Pretraining:
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout and negatives differ between processes
         freeze(self.model, config.freeze)
         recompute_and_compile(self.model, config, device, twin=twin)
-        self.parallel = data_parallel(self.model, device)
+        self.parallel = data_parallel(self.model, device, config.gradient_compression)
         self.itm_mean: torch.Tensor | None = None  # running mean of the ITM loss
         self.warned = False
         self.seen: Counter[str] = Counter()  # pairs of each source that this process was trained on
@@ -221,7 +221,7 @@ class Pretraining:
 
     def load(self, folder: Path, training: dict) -> None:
         """Continues from a checkpoint of this run."""
-        tensors, info = load_weights(folder)
+        tensors, info = distributed.tensors_from_main(lambda: load_weights(folder))
         heads = self.model.image_encoder.config.heads, self.model.text_encoder.config.heads
         initialize.check_heads(info, *heads, path=str(folder))
         load_strict(self.model, tensors, str(folder))

@@ -90,12 +90,13 @@ def read_source(config: FineTuneConfig, resume: Path | None = None) -> Source | 
     checkpoints that it writes have the adapters merged into the weights.
     """
     if resume is not None and config.lora is None:
-        return _known(Source(*load_weights(resume), str(resume)))
+        return _known(Source(*distributed.tensors_from_main(lambda: load_weights(resume)), str(resume)))
     if not config.init_from:
         return None
     path = places.local(config.init_from)
     given = "text_heads" in config.model_fields_set and path.suffix == ".pth"
-    tensors, info = convert.read(path, config.image_heads, config.text_heads if given else None)
+    heads = config.image_heads, config.text_heads if given else None
+    tensors, info = distributed.tensors_from_main(lambda: convert.read(path, *heads))
     return _known(Source(convert.split(tensors)[0], info, config.init_from))
 
 
@@ -273,8 +274,8 @@ def build_pretrain(
 def _foreign(config: PretrainConfig, vit: ViTConfig, text: TextConfig) -> dict[str, Tensor]:
     """The tensors of `init_from`; CheckpointError where it is of another task or has other heads."""
     path = places.local(config.init_from)
-    says_heads = path.suffix != ".pth"
-    tensors, info = convert.read(path, *((None, None) if says_heads else (vit.heads, text.heads)))
+    heads = (vit.heads, text.heads) if path.suffix == ".pth" else (None, None)
+    tensors, info = distributed.tensors_from_main(lambda: convert.read(path, *heads))
     if info["task"] != "pretrain":
         raise CheckpointError(
             f"{config.init_from} is a checkpoint of {info['task']}, which lacks parts that pre-training needs; start "

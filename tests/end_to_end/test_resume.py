@@ -60,12 +60,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> 
 
 
 @pytest.mark.slow
-def test_killed_at_five_random_moments(undisturbed: Path, tiny_config: Path, tmp_path: Path) -> None:
-    output = tmp_path / "run"
+@pytest.mark.parametrize("times", [5, 3], ids=["", "in the background"])
+def test_killed_at_random_moments(times: int, undisturbed: Path, tiny_config: Path, tmp_path: Path) -> None:
+    output, more = tmp_path / "run", ["save_async=true"] if times == 3 else []
     moments = random.Random(0)
-    for _ in range(5):
+    for _ in range(times):
         before = len(complete_checkpoints(output)) and complete_checkpoints(output)[-1].name
-        program = Program(SCRIPT, *arguments(tiny_config, output), "--resume", "auto")
+        program = Program(SCRIPT, *arguments(tiny_config, output, *more), "--resume", "auto")
         while program.poll() is None:  # until it has got somewhere, then a little more
             found = complete_checkpoints(output)
             if found and found[-1].name != before:
@@ -75,7 +76,7 @@ def test_killed_at_five_random_moments(undisturbed: Path, tiny_config: Path, tmp
         program.kill()
         for checkpoint in complete_checkpoints(output):  # whatever carries the final name is whole
             load_weights(checkpoint)
-    done = run_script(*arguments(tiny_config, output), "--resume", "auto")
+    done = run_script(*arguments(tiny_config, output, *more), "--resume", "auto")
     assert done.returncode == 0, done.stderr
     assert_same(undisturbed, output)
 
