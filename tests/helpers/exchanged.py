@@ -37,20 +37,16 @@ class Gathered(torch.autograd.Function):
 class GatheringRetrieval(RetrievalModel):
     """The model that gathers the states of all images to take a few of them."""
 
-    def _match_over_processes(
-        self, states: Tensor, ids: Tensor, lengths: Tensor, negatives: HardNegatives, packed: bool
-    ) -> Tensor:
+    def _match_over_processes(self, states: Tensor, ids: Tensor, lengths: Tensor, negatives: HardNegatives) -> Tensor:
         all_states = Gathered.apply(states)
         all_lengths = distributed.all_gather(lengths)
         wide = F.pad(ids, (0, int(all_lengths.max()) - ids.shape[1]), value=self.specials.pad)
         ids = torch.stack([wide, distributed.all_gather(wide)[negatives.text]], dim=1).flatten(0, 1)
         own_lengths = torch.stack([lengths, all_lengths[negatives.text]], dim=1).flatten()
         keys, hard_keys = (self.text_encoder.image_keys(s) for s in (states, all_states[negatives.image]))
-        own = match_logits(self.text_encoder, self.itm_head, ids, lengths=own_lengths, keys=keys, packed=packed)
+        own = match_logits(self.text_encoder, self.itm_head, ids, lengths=own_lengths, keys=keys)
         matched, with_text = own.unflatten(0, (len(lengths), 2)).unbind(dim=1)
-        with_image = match_logits(
-            self.text_encoder, self.itm_head, wide, lengths=lengths, keys=hard_keys, packed=packed
-        )
+        with_image = match_logits(self.text_encoder, self.itm_head, wide, lengths=lengths, keys=hard_keys)
         return torch.cat([matched, with_image, with_text])
 
 
@@ -69,7 +65,7 @@ def inputs(rank: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(BATCH, 3, 32, 32), ids, lengths
 
 
-def losses(kind: type[RetrievalModel], *, bf16: bool, packed: bool) -> dict[str, Tensor]:
+def losses(kind: type[RetrievalModel], *, bf16: bool) -> dict[str, Tensor]:
     """Losses and gradients of a batch whose hard negatives come from all processes."""
     rank, world = distributed.rank(), distributed.world_size()
     made, queue = model(kind), Queue(4, EMBED)
@@ -83,7 +79,7 @@ def losses(kind: type[RetrievalModel], *, bf16: bool, packed: bool) -> dict[str,
         return weights.argmax(dim=1), weights.sum(dim=1) > 0
 
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        out = made(*inputs(rank), found, 0.4, others=others, draw=draw, packed=packed)
+        out = made(*inputs(rank), found, 0.4, others=others, draw=draw)
     (out.itc + out.itm).backward()
     gradients = {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
     return {"itc": out.itc, "itm": out.itm, "logits": out.match_logits, **gradients}
@@ -181,11 +177,7 @@ def process(rank: int, port: int, folder: Path, world: int) -> None:
     found: dict[str, Any] = {"rows": rows(world), "last": last(rank), "queues": queues(rank), "losses": {}}
     found["shared"] = shared(folder)
     found["averaged"] = {kind: averaged(kind) for kind in ("none", "bf16")}
-    for name, options in {
-        "packed": {"bf16": False, "packed": True},
-        "padded": {"bf16": False, "packed": False},
-        "bf16": {"bf16": True, "packed": True},
-    }.items():
-        found["losses"][name] = losses(RetrievalModel, **options), losses(GatheringRetrieval, **options)
+    for bf16 in (False, True):
+        found["losses"][bf16] = losses(RetrievalModel, bf16=bf16), losses(GatheringRetrieval, bf16=bf16)
     distributed.stop()
     torch.save(found, folder / f"{rank}.pt")
