@@ -133,7 +133,9 @@ class FakeCuda(TorchDispatchMode):
     def _on_gpu(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         if name == "_local_scalar_dense":
             self.note(NUMBER)
-            return {torch.bool: bool}.get(args[0].dtype, float if args[0].is_floating_point() else int)(self.number)
+            dtype = args[0].dtype
+            kind = bool if dtype == torch.bool else float if dtype.is_floating_point else int
+            return kind(self.number)
         if name == "equal":
             self.note(NUMBER)
             return False

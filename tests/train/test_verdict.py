@@ -88,12 +88,14 @@ def test_a_process_without_data_updates_nothing() -> None:
         assert torch.equal(found.losses, good) and found.error(1, []) is None
 
 
-@pytest.mark.parametrize(("losses", "norm"), [([1.0, NAN], 1.0), ([INF, 1.0], 1.0), ([1.0, 1.0], INF)])
-def test_what_is_not_finite_is_bad(losses: list[float], norm: float) -> None:
+@pytest.mark.parametrize(
+    ("losses", "norm", "named"),
+    [([1.0, NAN], 1.0, "b.png."), ([INF, 1.0], 1.0, "a.png."), ([1.0, 1.0], INF, "a.png b.png.")],
+)
+def test_what_is_not_finite_is_bad(losses: list[float], norm: float, named: str) -> None:
     verdict = Verdict(torch.tensor(losses), torch.tensor(norm), failed=False, stop=False, late=False)
     assert verdict.bad.item() == 1
     error = verdict.read().error(7, [lambda: "a.png", lambda: "b.png"])
-    named = {NAN: "b.png.", INF: "a.png."}.get(sum(losses), "a.png b.png.")
     assert str(error).startswith("step 7: ") and f"samples: {named}" in str(error)
 
 
