@@ -3,6 +3,7 @@
 profile                      how much work a device is handed at once
 processor                    the maker of the CPU
 precision                    number formats, and when torch uses them
+transfers                    copies that neither side waits for longer than it has to
 allocator                    the setting of torch's allocator
 cards                        GPUs and their rates
 as_on_gpu counting           what a step does on a GPU, counted without one
