@@ -7,7 +7,7 @@ brackets. `load_config` and the others that read and write files are those of `b
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 
 from blip.options.reading import Config, ConfigError, dump_config, find_config, load_config, with_options
 
@@ -107,6 +107,9 @@ class ModelConfig(RunConfig):
     shuffle_records_seed: int | None = None  # which records limits take; null: the first ones [number]
     image_root: str = ""  # empty: image paths are relative to their annotation file
     image_size: int = Field(224, gt=0)  # a side, after cropping and scaling [pixels]
+    image_sizes: dict[int, int] = {}  # smaller sides for early epochs, {0: 112, 4: 224}: 112 from epoch 0 on [pixels]
+    patch_dropout: float = Field(0.0, ge=0, lt=1)  # patches that training leaves out of each image, at random [share]
+    full_patches_epochs: float = Field(1.0, ge=0)  # last epochs, which leave out none [epochs]
     crop_scale: tuple[float, float] | None = (0.2, 1.0)  # of the image's area in a random crop; null: no crop [shares]
     randaugment: tuple[int, int] | None = (2, 5)  # operations per image, their magnitude of 10; null: none [numbers]
     horizontal_flip: bool = False  # off: left and right have a meaning in medical images
@@ -153,6 +156,7 @@ class ModelConfig(RunConfig):
             raise ValueError(f"max_text_tokens {self.max_text_tokens} is above max_positions {self.max_positions}")
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"crop_scale {list(self.crop_scale)} must be two shares, 0 < low <= high <= 1, or null")
+        self._check_image_tokens()
         limits = [getattr(self, f"max_{part}_records", None) for part in ("train", "val", "test")]
         if self.shuffle_records_seed is not None and not any(limits):
             raise ValueError("shuffle_records_seed chooses records: set max_train_records or max_val_records too")
@@ -161,6 +165,39 @@ class ModelConfig(RunConfig):
         if self.init_from and (self.vision_init or self.text_init):
             raise ValueError("init_from gives every weight: --set vision_init= --set text_init=")
         return self
+
+    @field_validator("image_sizes", mode="before")
+    @classmethod
+    def _sizes_by_epoch(cls, sizes: Any) -> Any:
+        if not isinstance(sizes, Mapping) or None in sizes.values():  # {0:112} without a space is a key of YAML
+            raise ValueError("sizes by the epoch that each begins with, and a space after colons: {0: 112, 12: 224}")
+        return sizes
+
+    @field_validator("image_sizes")
+    @classmethod
+    def _in_order(cls, sizes: dict[int, int]) -> dict[int, int]:
+        return dict(sorted(sizes.items()))
+
+    def _check_image_tokens(self) -> None:
+        if self.patch_dropout and self.full_patches_epochs >= self.epochs:
+            raise ValueError(
+                f"patch_dropout {self.patch_dropout} has no effect in {self.epochs} epochs, since the last ones, "
+                f"full_patches_epochs {self.full_patches_epochs:g}, leave out no patch: lower that, or train longer"
+            )
+        if not self.image_sizes:
+            return
+        if min(self.image_sizes.values()) < 1:
+            raise ValueError(f"image_sizes {self.image_sizes} has to give sides in pixels")
+        first, last = min(self.image_sizes), max(self.image_sizes)
+        if first != 0 or last >= self.epochs:
+            raise ValueError(
+                f"sizes of image_sizes begin with the epochs {list(self.image_sizes)}: the first of them is 0, and the "
+                f"last of the run's {self.epochs} epochs is {self.epochs - 1}"
+            )
+        if self.image_sizes[last] != self.image_size:
+            raise ValueError(
+                f"image_sizes ends with {self.image_sizes[last]} and image_size is {self.image_size}: make them equal"
+            )
 
 
 class PretrainConfig(ModelConfig):

@@ -78,7 +78,7 @@ class Retrieving(PairFineTuning):
     def step(self, batch: Batch, step: int) -> Step:
         """A batch to its losses. Changes no weights; `contrast` keeps what the update needs."""
         config = self.config
-        batch = batch.to(self.device, non_blocking=True)
+        batch = self.prepared(batch, step)
         alpha = self.contrast.alpha(step, self.epochs.steps)
         candidates = self.contrast.candidates(batch)
         others = None

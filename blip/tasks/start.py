@@ -24,6 +24,7 @@ from blip.models.pretrain import PretrainModel
 from blip.network.med import TextConfig
 from blip.network.vit import VIT_SIZES, ViTConfig, fit_image_size
 from blip.tasks.config import FineTuneConfig
+from blip.tasks.image_tokens import check_image_sizes
 from blip.tokenizer import Specials, Tokenizer
 
 Run = TypeVar("Run", bound=ModelConfig)
@@ -212,6 +213,7 @@ def vit_config(config: ModelConfig) -> ViTConfig:
     else:
         sizes = VIT_SIZES[config.vit]
     width, depth, heads, patch = (int(size or 0) for size in sizes)
+    check_image_sizes(config, patch)
     return ViTConfig(config.image_size, patch, width, depth, heads, drop_path=config.drop_path)
 
 

@@ -100,6 +100,27 @@ def test_stopped_by_sigterm_and_resumed_with_workers(undisturbed: Path, tiny_con
     assert_same(undisturbed, output)
 
 
+@pytest.mark.slow
+def test_patches_left_out_and_sizes_of_images_go_on_in_mid_epoch(tiny_config: Path, tmp_path: Path) -> None:
+    fewer = ["vit_patch=8", "image_sizes={0: 16, 3: 24, 6: 32}", "patch_dropout=0.5", "full_patches_epochs=2"]
+    whole, output = tmp_path / "whole", tmp_path / "run"
+    done = run_script(*arguments(tiny_config, whole, *fewer))
+    assert done.returncode == 0, done.stderr
+    tokens = [line["image_tokens"] for line in read_metrics(whole) if "lr" in line]  # a line for each epoch
+    assert tokens == [3] * 3 + [5] * 3 + [9] * 2 + [17] * 2
+    for kills, workers in enumerate(("num_workers=0", "num_workers=2")):
+        program = Program(SCRIPT, *arguments(tiny_config, output, *fewer, workers), "--resume", "auto")
+        while (
+            len(complete_checkpoints(output)) < 1 or complete_checkpoints(output)[-1].name < f"step-{8 + 8 * kills:08d}"
+        ):
+            time.sleep(0.01)
+            assert program.poll() is None
+        program.kill()
+    done = run_script(*arguments(tiny_config, output, *fewer, "num_workers=1"), "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert_same(whole, output)
+
+
 def test_half_written_checkpoint_is_not_found(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / ".step-00000004.partial").mkdir(parents=True)
     (tmp_path / "checkpoints" / "step-00000002").mkdir()
