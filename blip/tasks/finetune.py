@@ -79,8 +79,7 @@ class FineTuning:
         self.warning = start.advice(self.task, source, self.missing) if source else ""
         if self.config.lora:
             adapters.add_lora(self.model, **self.config.lora.model_dump())
-        if not is_sharded(config):  # its parts move one by one
-            self.model.to(device)
+        self.model.to("cpu" if is_sharded(config) else device)  # parts move one by one
         self.add_parts()
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout differs between processes
         freeze(self.model, config.freeze)
@@ -237,9 +236,8 @@ class FineTuning:
             ):
                 raise CheckpointError(f"{folder}: its adapters do not belong to init_from {self.config.init_from!r}")
         else:
-            tensors, _ = distributed.tensors_from_main(lambda: load_weights(folder))
             with gathered(self.parallel, self.model, changed=True) as model:
-                load_strict(model, tensors, str(folder))
+                load_strict(model, distributed.tensors_from_main(lambda: load_weights(folder))[0], str(folder))
         best = (self.output if is_of_run(folder, self.output) else run_of(folder)) / BEST
         if "best" in training["progress"] and best.is_dir():  # without its weights, a score is of no use
             stored = float(training["progress"]["best"])
