@@ -228,16 +228,14 @@ class FineTuning:
 
     def load(self, folder: Path, training: dict) -> None:
         """Continues from a checkpoint of this run."""
+        saved, _ = distributed.tensors_from_main(lambda: load_weights(folder))
         if self.config.lora:  # the adapters are merged into the weights on disk, and kept apart in `training`
             load_strict(self.model, {**unique_state(self.model), **training["adapter"]}, f"{folder} (adapters)")
-            saved, _ = distributed.tensors_from_main(lambda: load_weights(folder))
-            if not all(
-                torch.allclose(tensor.cpu(), saved[name].cpu(), atol=1e-4) for name, tensor in self.weights().items()
-            ):
+            if not all(torch.allclose(tensor.cpu(), saved[name], atol=1e-4) for name, tensor in self.weights().items()):
                 raise CheckpointError(f"{folder}: its adapters do not belong to init_from {self.config.init_from!r}")
         else:
             with gathered(self.parallel, self.model, changed=True) as model:
-                load_strict(model, distributed.tensors_from_main(lambda: load_weights(folder))[0], str(folder))
+                load_strict(model, saved, str(folder))
         best = (self.output if is_of_run(folder, self.output) else run_of(folder)) / BEST
         if "best" in training["progress"] and best.is_dir():  # without its weights, a score is of no use
             stored = float(training["progress"]["best"])
