@@ -3,6 +3,7 @@
 profile                      how much work a device is handed at once
 processor                    the maker of the CPU
 precision                    number formats, and when torch uses them
+transfers                    copies that neither side waits for longer than it has to
 allocator                    the setting of torch's allocator
 transfers                    numbers between CPU and GPU without a wait: sent ahead, or read late
 cards                        GPUs and their rates

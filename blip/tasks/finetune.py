@@ -80,8 +80,7 @@ class FineTuning:
         self.warning = start.advice(self.task, source, self.missing) if source else ""
         if self.config.lora:
             adapters.add_lora(self.model, **self.config.lora.model_dump())
-        if not is_sharded(config):  # its parts move one by one
-            self.model.to(device)
+        self.model.to("cpu" if is_sharded(config) else device)  # parts move one by one
         self.add_parts()
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout differs between processes
         freeze(self.model, config.freeze)
