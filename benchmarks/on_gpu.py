@@ -6,6 +6,7 @@
 | steps | a step of pre-training at each batch, eager and compiled: time, model FLOPs utilisation, memory |
 | precisions | the same step in float32, TF32 and bf16, and how far their losses differ |
 | parity | losses of the same weights and batch in float32, here and on the CPU |
+| estimate | memory and time of a step against those that `pretrain.py --dry_run --gpu NAME` gives without a GPU |
 | waits | where a run of `pretrain.py` waits for the GPU within a step, by file and line |
 | profile | the kernels that take most of a step, and how many are launched |
 | raising | two processes of which one fails: the seconds until both have ended, and whether the message was printed |
@@ -170,6 +171,40 @@ def parity(it: Card) -> dict[str, Any]:
     return {"here": found[0], "cpu": found[1], "largest_difference": max(abs(a - b) for a, b in pairs)}
 
 
+# ---- the estimate ----------------------------------------------------------------------------------------------------
+
+
+def estimate(it: Card) -> list[dict[str, Any]]:
+    """Steps of `configs/pretrain.yaml` at each batch, as the dry run takes them, and the estimate of the same steps."""
+    from blip.config import PretrainConfig, load_config
+    from blip.tasks.dry_run import random_steps, trained_on_meta
+    from blip.tasks.estimate import plan
+
+    rows = []
+    for count in it.args.batches:
+        own = ["tokenizer=train", "accumulation=1", f"batch_size={count}", "vision_init=", "text_init="]
+        config = load_config(
+            ROOT / "configs" / "pretrain.yaml", PretrainConfig, own if it.args.size != "small" else TINY
+        )
+        planned = plan(trained_on_meta, config, it.args.gpu)
+        it.fresh()
+        model, step = random_steps(config, it.device)
+        seconds = []
+        with products(it.device, config.precision):
+            for _ in range(it.args.repeats + 2):
+                begin = time.perf_counter()
+                step()  # waits at its end
+                seconds.append(time.perf_counter() - begin)
+        del model
+        found = {"gib": memory_mb(it.device) / 1024, "seconds": sorted(seconds[2:])[it.args.repeats // 2]}
+        thought = {"gib": planned.counted.peak / GIB, "seconds": planned.step_seconds()}
+        ratios = {name: thought[name] / found[name] for name in found}
+        rows.append(
+            {"batch": config.batch_size, "measured": found, "estimated": thought, "estimated_over_measured": ratios}
+        )
+    return rows
+
+
 # ---- waits -----------------------------------------------------------------------------------------------------------
 
 TINY = (
@@ -183,7 +218,7 @@ TINY = (
         "save_every_minutes=null",
         "randaugment=null",
     ),
-    *("tokenizer=train", "vocab_size=200", "val_file=[]"),
+    *("tokenizer=train", "vocab_size=200", "val_file=[]", "vision_init=", "text_init="),
 )
 
 
@@ -310,7 +345,7 @@ def raising(it: Card) -> dict[str, Any]:
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 PARTS: dict[str, Callable[[Card], Any]] = {
-    part.__name__: part for part in (card, steps, waits, raising, parity, profile, precisions)
+    part.__name__: part for part in (card, steps, estimate, waits, raising, parity, profile, precisions)
 }
 
 
@@ -320,6 +355,7 @@ def main() -> None:
     parser.add_argument("--size", choices=["small", "base", "large"], default="base")
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--profiled", type=int, nargs="+", default=[75, 256], help="batches of the profile")
+    parser.add_argument("--gpu", default="h200", help="name of the card, as `--dry_run --gpu` has it")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--backend", default="inductor", help='of the compiler; "": nothing is compiled')

@@ -37,14 +37,15 @@ PROFILES = {
         see_states=True,
     ),
     # 32,768 tokens: 1,086 launches instead of 8,700 for 1,500 texts of an image. Logits of 4,096 nodes are 0.5 GB. Keys
-    # of an image take one large product; attending to states takes several small ones.
+    # of an image take one large product; attending to states takes several small ones. 512 queries, so that processes
+    # have about equal shares; with 25,000 candidates they already are 13 million numbers to sort.
     "cuda": Profile(
         images_at_once=128,
         tokens_at_once=32768,
         texts_at_once=2048,
         nodes_at_once=16384,
         logits_at_once=4096,
-        rows_at_once=2048,
+        rows_at_once=512,
         steps_between_checks=6,
         see_states=False,
     ),

@@ -90,13 +90,13 @@ def _recomputed(block: nn.Module) -> Callable:
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     # the compiler keeps its graphs by code: image and text blocks have their own, and share no limit
-    run.__code__ = _copy_for(type(block), run.__code__)
+    run.__code__ = _copy_for(type(block).__name__, run.__code__)
     return run
 
 
 @cache
-def _copy_for(kind: type[nn.Module], code: CodeType) -> CodeType:
-    return code.replace(co_name=f"recomputed_{kind.__name__}")
+def _copy_for(kind: str, code: CodeType) -> CodeType:
+    return code.replace(co_name=f"recomputed_{kind}")
 
 
 # Graphs of one piece of code, here of the blocks of images or of texts; above that the compiler gives up and says
