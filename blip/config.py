@@ -7,7 +7,7 @@ brackets. `load_config` and the others that read and write files are those of `b
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 
 from blip.options.reading import Config, ConfigError, dump_config, find_config, load_config, with_options
 
@@ -71,6 +71,7 @@ class RunConfig(BaseModel):
     precision: Literal["fp32", "tf32", "bf16"] = "bf16"  # of products; weights and optimizer stay in fp32
     compile: bool = False  # compile the blocks with torch.compile, the twin's too; evaluations run eagerly
     activation_checkpointing: Literal["none", "torch", "fairscale"] = "none"  # less memory, more time
+    gradient_compression: Literal["none", "bf16"] = "none"  # bf16: half the bytes between processes, gradients rounded
     seed: int = Field(0, ge=0, lt=2**63)  # of weights, data order, augmentation and dropout [number]
 
     # parts that learn slower or not at all
@@ -84,6 +85,7 @@ class RunConfig(BaseModel):
     val_loss: bool = True  # an evaluation also computes the losses of the validation data
     save_every_steps: int | None = Field(None, gt=0)  # null: at the end of each epoch [steps]
     save_every_minutes: float | None = Field(30.0, gt=0)  # null: no checkpoints by time [minutes]
+    save_async: bool | None = None  # write checkpoints beside the training, from a copy in memory; null: on a GPU
     keep_checkpoints: int = Field(2, gt=0)  # older ones are deleted [checkpoints]
     config_file: str = ""  # the configuration that a run began with; the training scripts set it
     tensorboard: bool = False  # write a TensorBoard log beside metrics.jsonl
@@ -104,6 +106,9 @@ class ModelConfig(RunConfig):
     shuffle_records_seed: int | None = None  # which records limits take; null: the first ones [number]
     image_root: str = ""  # empty: image paths are relative to their annotation file
     image_size: int = Field(224, gt=0)  # a side, after cropping and scaling [pixels]
+    image_sizes: dict[int, int] = {}  # smaller sides for early epochs, {0: 112, 4: 224}: 112 from epoch 0 on [pixels]
+    patch_dropout: float = Field(0.0, ge=0, lt=1)  # patches that training leaves out of each image, at random [share]
+    full_patches_epochs: float = Field(1.0, ge=0)  # last epochs, which leave out none [epochs]
     crop_scale: tuple[float, float] | None = (0.2, 1.0)  # of the image's area in a random crop; null: no crop [shares]
     randaugment: tuple[int, int] | None = (2, 5)  # operations per image, their magnitude of 10; null: none [numbers]
     horizontal_flip: bool = False  # off: left and right have a meaning in medical images
@@ -150,6 +155,7 @@ class ModelConfig(RunConfig):
             raise ValueError(f"max_text_tokens {self.max_text_tokens} is above max_positions {self.max_positions}")
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"crop_scale {list(self.crop_scale)} must be two shares, 0 < low <= high <= 1, or null")
+        self._check_image_tokens()
         limits = [getattr(self, f"max_{part}_records", None) for part in ("train", "val", "test")]
         if self.shuffle_records_seed is not None and not any(limits):
             raise ValueError("shuffle_records_seed chooses records: set max_train_records or max_val_records too")
@@ -158,6 +164,39 @@ class ModelConfig(RunConfig):
         if self.init_from and (self.vision_init or self.text_init):
             raise ValueError("init_from gives every weight: --set vision_init= --set text_init=")
         return self
+
+    @field_validator("image_sizes", mode="before")
+    @classmethod
+    def _sizes_by_epoch(cls, sizes: Any) -> Any:
+        if not isinstance(sizes, Mapping) or None in sizes.values():  # {0:112} without a space is a key of YAML
+            raise ValueError("sizes by the epoch that each begins with, and a space after colons: {0: 112, 12: 224}")
+        return sizes
+
+    @field_validator("image_sizes")
+    @classmethod
+    def _in_order(cls, sizes: dict[int, int]) -> dict[int, int]:
+        return dict(sorted(sizes.items()))
+
+    def _check_image_tokens(self) -> None:
+        if self.patch_dropout and self.full_patches_epochs >= self.epochs:
+            raise ValueError(
+                f"patch_dropout {self.patch_dropout} has no effect in {self.epochs} epochs, since the last ones, "
+                f"full_patches_epochs {self.full_patches_epochs:g}, leave out no patch: lower that, or train longer"
+            )
+        if not self.image_sizes:
+            return
+        if min(self.image_sizes.values()) < 1:
+            raise ValueError(f"image_sizes {self.image_sizes} has to give sides in pixels")
+        first, last = min(self.image_sizes), max(self.image_sizes)
+        if first != 0 or last >= self.epochs:
+            raise ValueError(
+                f"sizes of image_sizes begin with the epochs {list(self.image_sizes)}: the first of them is 0, and the "
+                f"last of the run's {self.epochs} epochs is {self.epochs - 1}"
+            )
+        if self.image_sizes[last] != self.image_size:
+            raise ValueError(
+                f"image_sizes ends with {self.image_sizes[last]} and image_size is {self.image_size}: make them equal"
+            )
 
 
 class PretrainConfig(ModelConfig):

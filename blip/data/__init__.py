@@ -14,7 +14,8 @@ sets sources hub hints compact   a reader for each published set; which records 
 pairs questions statements question_splits   the samples of each task; whole sets of questions divided by image
 images image_bytes image_files decoding_cost grey_levels   opening images; the bytes of one, from files and rows of
                        tables; the images of folders; what decoding may cost; 16 bits to 8
-transforms skipped     images to tensors; notes about unreadable ones
+transforms by_epoch    images to tensors; those whose size grows by epoch
+skipped                notes about unreadable images
 order batches loader gallery   which record comes when; samples to a batch; batches read ahead; images by number
 workers          the processes that read ahead, and their errors
 webdataset stream jsonl_shards   tar shards, training batches streamed from them; shards of JSON lines

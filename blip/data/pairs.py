@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from blip.data.batches import Sample
+from blip.data.by_epoch import TrainTransform, at_epoch
 from blip.data.columns import Columns
 from blip.data.compact import Labels, Texts
 from blip.data.image_bytes import LIMITS, ImageLimits
@@ -224,7 +225,7 @@ class PairDataset(Dataset):
         order: EpochOrder,
         encode: Callable[[str], list[int]],
         *,
-        transform: Callable[[Image.Image], Tensor],
+        transform: TrainTransform,
         seed: int,
         max_skipped_fraction: float = 0.01,
         limits: ImageLimits = LIMITS,
@@ -245,7 +246,7 @@ class PairDataset(Dataset):
         captions = self.pairs.captions(index)
         with seeded(self.seed, epoch, index):
             caption = captions[int(torch.randint(len(captions), ()))]
-            pixels = self.transform(image)
+            pixels = at_epoch(self.transform, epoch)(image)
         image_id, source = self.pairs.image_id(index), self.pairs.pair_source(index)
         return Sample(pixels, self.encode(caption), caption_id(caption), image_id, index, skipped, source)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from blip.data.batches import TensorBatch, padded
+from blip.data.by_epoch import TrainTransform, at_epoch
 from blip.data.compact import Labels, TextLists, Texts
 from blip.data.images import LIMITS, ImageLimits, open_image
 from blip.data.order import EpochOrder, Walk, open_or_note, seeded
@@ -200,7 +201,7 @@ class VqaDataset(Dataset):
         order: EpochOrder,
         encode: QuestionEncoder,
         *,
-        transform: Callable[[Image.Image], Tensor],
+        transform: TrainTransform,
         seed: int,
         max_skipped_fraction: float = 0.01,
         limits: ImageLimits = LIMITS,
@@ -226,7 +227,7 @@ class VqaDataset(Dataset):
         path_of = self.questions.image_path
         index, image, skipped = self.walk.open(epoch, position, lambda i: open_image(path_of(i), self.limits))
         with seeded(self.seed, epoch, index):
-            pixels = self.transform(image)
+            pixels = at_epoch(self.transform, epoch)(image)
         question = self.questions[index]
         return VqaSample(pixels, *self.encode(question), question.weights, index, skipped)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from blip.data.batches import TensorBatch, padded
+from blip.data.by_epoch import TrainTransform, at_epoch
 from blip.data.compact import TextLists, Texts
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
 from blip.data.images import open_image
@@ -130,7 +131,7 @@ class NlvrDataset(Dataset):
         order: EpochOrder,
         tokenizer: Tokenizer,
         *,
-        transform: Callable[[Image.Image], Tensor],
+        transform: TrainTransform,
         max_tokens: int,
         seed: int,
         max_skipped_fraction: float = 0.01,
@@ -151,7 +152,7 @@ class NlvrDataset(Dataset):
             epoch, position, lambda i: open_images(self.statements[i].images, self.limits)
         )
         with seeded(self.seed, epoch, index):
-            images = torch.stack([self.transform(image) for image in pair])
+            images = torch.stack([at_epoch(self.transform, epoch)(image) for image in pair])
         item = self.statements[index]
         return NlvrSample(
             images, self.tokenizer.encode([item.sentence], self.max_tokens)[0], item.label, index, skipped

@@ -16,11 +16,10 @@ from dataclasses import KW_ONLY, dataclass, replace
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from blip.data.batches import Batch, Sample, collate
+from blip.data.by_epoch import TrainTransform, at_epoch
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
 from blip.data.images import open_image
 from blip.data.loader import data_loader
@@ -89,7 +88,7 @@ class StreamDataset(IterableDataset):
         self,
         order: StreamOrder,
         encode: Callable[[str], list[int]],
-        transform: Callable[[Image.Image], Tensor],
+        transform: TrainTransform,
         *,
         start: tuple[int, int] = (0, 0),
         pad_id: int = 0,
@@ -153,7 +152,7 @@ class StreamDataset(IterableDataset):
         captions = record["caption"]
         with seeded(self.order.seed, epoch, raw.number):
             caption = captions[int(torch.randint(len(captions), ()))]
-            pixels = self.transform(image)
+            pixels = at_epoch(self.transform, epoch)(image)
         image_id = stable_hash(record["image_id"] or record.get("image") or self.order.shards.name(raw.number))
         source = str(record.get("source") or "")
         return Sample(

@@ -1,8 +1,5 @@
 """The few collective operations that the package needs, each working without a process group."""
 
-from typing import Any
-
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -13,24 +10,11 @@ def all_gather(x: Tensor) -> Tensor:
     """Equal shapes (B, ...) of every rank, concatenated in the order of the ranks: (world * B, ...). No gradient."""
     if world_size() == 1:
         return x
-    parts = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.cat(parts)
-
-
-def all_gather_with_gradient(x: Tensor) -> Tensor:
-    """As `all_gather`; the gradients of all ranks' losses with respect to this rank's part are summed on it."""
-    return x if world_size() == 1 else _Gather.apply(x)
-
-
-class _Gather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return all_gather(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return all_reduce(gradient, "sum").chunk(world_size())[rank()]
+    whole = x.new_empty(world_size() * len(x), *x.shape[1:])
+    # its name before torch 2.14 and since
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(whole, x.contiguous())
+    return whole
 
 
 def all_reduce(x: Tensor, op: str = "mean") -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blip.distributed import all_gather
+from blip.distributed import gather_last
 from blip.hardware.precision import computing
 from blip.models import losses
 from blip.network.med import TextEncoder
@@ -68,10 +68,11 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, entries: Entries) -> None:
-        """Adds the entries of the batches of all processes, in the order of their ranks."""
+        """Adds the entries of the batches of all processes, in the order of their ranks; the last Q where these have
+        more."""
         if self.size == 0:
             return
-        new = Entries(*(all_gather(column)[-self.size :] for column in entries))
+        new = Entries(*gather_last(entries, self.size))
         count = len(new.images)
         places = (self.pointer + torch.arange(count, device=new.images.device)) % self.size
         self.images[:, places] = new.images.T.to(self.images.dtype)

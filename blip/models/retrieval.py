@@ -112,15 +112,23 @@ class RetrievalModel(nn.Module):
         return Output(itc, match_loss(logits, negatives), logits)
 
     def _match_over_processes(self, states: Tensor, ids: Tensor, lengths: Tensor, negatives: HardNegatives) -> Tensor:
-        """As `matching.match_with_negatives`, where `negatives` number the pairs of all processes."""
-        all_states = distributed.all_gather_with_gradient(states)  # (W*B, N, D)
-        all_lengths = distributed.all_gather(lengths.to(ids.device))
-        wide = torch.nn.functional.pad(ids, (0, int(all_lengths.max()) - ids.shape[1]), value=self.specials.pad)
-        all_ids = distributed.all_gather(wide)
-        ids = torch.stack([wide, all_ids[negatives.text]], dim=1).flatten(0, 1)  # an image's own text and its hard one
-        own_lengths = torch.stack([lengths, all_lengths[negatives.text].to(lengths.device)], dim=1).flatten()
-        keys = self.text_encoder.image_keys(states)
-        hard_keys = self.text_encoder.image_keys(all_states[negatives.image])
+        """As `matching.match_with_negatives`, where `negatives` number the pairs of all processes.
+
+        Only the texts and states that a process draws travel to it, the states in the type that autocast gives them.
+        """
+        widths = lengths.new_full(lengths.shape, ids.shape[1])
+        asked = torch.stack([negatives.text, negatives.image, *torch.stack([lengths, widths]).to(ids.device)])
+        # the only copy to the CPU: sizes of what is exchanged, and the lengths of the texts; (W, B) each
+        texts, images, all_lengths, widths = distributed.all_gather(asked[None]).cpu().unbind(dim=1)
+        wide = torch.nn.functional.pad(ids, (0, int(widths.max()) - ids.shape[1]), value=self.specials.pad)
+        hard_ids = distributed.fetch_rows(wide, texts)
+        hard_lengths = all_lengths.flatten()[texts[distributed.rank()]].to(lengths.device)
+        ids = torch.stack([wide, hard_ids], dim=1).flatten(0, 1)  # an image's own text and its hard one
+        own_lengths = torch.stack([lengths, hard_lengths], dim=1).flatten()
+        kind = states.device.type
+        sent = states.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else states
+        hard_states = distributed.fetch_rows(sent, images).to(states.dtype)
+        keys, hard_keys = self.text_encoder.image_keys(states), self.text_encoder.image_keys(hard_states)
         head = self.itm_head
         own = match_logits(self.text_encoder, head, ids, lengths=own_lengths, keys=keys)
         matched, with_hard_text = own.unflatten(0, (len(lengths), 2)).unbind(dim=1)

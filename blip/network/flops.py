@@ -42,6 +42,15 @@ class Savings:
 
 
 @dataclass
+class ImageTokens:
+    """The tokens of an image in a training step, CLS among them."""
+
+    embedded: int  # of the image at its size
+    kept: int  # of these, what the blocks of the encoder and texts see; all, unless patches are left out
+    twin: int  # what the blocks of the twin see
+
+
+@dataclass
 class StepFlops:
     """Operations of one step over a batch, forward and backward; the twin's are forward only."""
 
@@ -68,31 +77,34 @@ def pretrain_step(
     embed_dim: int = 256,
     queue: int = 57600,
     savings: Savings | None = None,
+    seen: ImageTokens | None = None,
 ) -> StepFlops:
     """The cost of one step over pairs whose texts have `lengths` tokens, special ones included.
 
     `longest`: what texts are padded to, at least the longest of the batch (the default). ITM is counted as three texts
-    a pair of these lengths, although the hard texts that are drawn may have others.
+    a pair of these lengths, although the hard texts that are drawn may have others. `seen`: where images are smaller
+    than `vision` has them, or patches are left out.
     """
     savings = savings or Savings()
+    seen = seen or ImageTokens(*[image_tokens(vision)] * 3)
+    kept, embedding = seen.kept, patches_forward(vision, seen.embedded)
     pairs, longest = len(lengths), longest or max(lengths)
     tokens = sum(lengths) if savings.packed else pairs * longest
     one = savings.one_token
-    image = pairs * vit_forward(vision)
-    image_twin = pairs * vit_forward(vision, cls_only=one)
+    image = pairs * (embedding + blocks_forward(vision, kept))
+    image_twin = pairs * (embedding + blocks_forward(vision, seen.twin, cls_only=one))
     alone = text_forward(text, pairs, tokens, longest=longest, first_only=one)
-    seen = image_tokens(vision)
-    match = text_forward(text, 3 * pairs, 3 * tokens, longest=longest, image_tokens=seen, first_only=one)
+    match = text_forward(text, 3 * pairs, 3 * tokens, longest=longest, image_tokens=kept, first_only=one)
     match += 2 * 3 * pairs * text.width * 2  # the head's two classes
-    language = text_forward(text, pairs, tokens, longest=longest, image_tokens=seen)
+    language = text_forward(text, pairs, tokens, longest=longest, image_tokens=kept)
     language += head_forward(text, tokens)
-    keys = pairs * keys_forward(vision, text) * (1 if savings.shared_keys else 4)
+    keys = pairs * keys_forward(vision, text, kept) * (1 if savings.shared_keys else 4)
     projections = 2 * pairs * embed_dim * (vision.width + text.width)
     similarities = 2 * 2 * pairs * embed_dim * (pairs + queue)  # both directions
     # the candidates need no gradient, so the similarities' backward pass costs as much as the forward pass
     contrast = (3 + 1) * projections + (2 + 1) * similarities
     # nor do the pixels
-    image_step = 3 * image - pairs * patches_forward(vision)
+    image_step = 3 * image - pairs * embedding
     return StepFlops(image_step, image_twin, 3 * alone, alone, 3 * keys, 3 * match, 3 * language, contrast)
 
 
@@ -101,19 +113,24 @@ def image_tokens(vision: Vision) -> int:
     return 1 + (vision.image_size // vision.patch) ** 2
 
 
-def patches_forward(vision: Vision) -> float:
-    """The patch embedding of one image."""
-    return 2.0 * (image_tokens(vision) - 1) * 3 * vision.patch**2 * vision.width
+def patches_forward(vision: Vision, tokens: int | None = None) -> float:
+    """The patch embedding of one image of `tokens` tokens, CLS among them; None: at the size of `vision`."""
+    return 2.0 * ((tokens or image_tokens(vision)) - 1) * 3 * vision.patch**2 * vision.width
 
 
 def vit_forward(vision: Vision, cls_only: bool = False) -> float:
     """One image through the encoder; `cls_only`: the last block needs all keys and values, else CLS alone."""
-    n, d = image_tokens(vision), vision.width
+    return patches_forward(vision) + blocks_forward(vision, image_tokens(vision), cls_only)
+
+
+def blocks_forward(vision: Vision, tokens: int, cls_only: bool = False) -> float:
+    """`tokens` tokens of one image through the blocks."""
+    n, d = tokens, vision.width
     per_token = 2 * d * d * (2 + 2 * vision.mlp_ratio)  # query, output projection, MLP
     keys = 2 * n * 2 * d * d
     block = n * per_token + keys + attention(n, n, d)
     last = per_token + keys + attention(1, n, d) if cls_only else block
-    return patches_forward(vision) + (vision.depth - 1) * block + last
+    return (vision.depth - 1) * block + last
 
 
 def text_forward(
@@ -141,9 +158,9 @@ def attention(queries: int, keys: int, width: int) -> float:
     return 2 * 2.0 * queries * keys * width
 
 
-def keys_forward(vision: Vision, text: Text) -> float:
-    """Keys and values of one image for every layer's cross-attention."""
-    return 2.0 * image_tokens(vision) * text.image_width * 2 * text.width * text.layers
+def keys_forward(vision: Vision, text: Text, tokens: int | None = None) -> float:
+    """Keys and values of one image for every layer's cross-attention; `tokens` as in `patches_forward`."""
+    return 2.0 * (tokens or image_tokens(vision)) * text.image_width * 2 * text.width * text.layers
 
 
 def head_forward(text: Text, tokens: int) -> float:

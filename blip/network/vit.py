@@ -48,6 +48,7 @@ class ViT(nn.Module):
             )
         self.config = config
         grid = config.image_size // config.patch
+        self.patch_dropout = PatchDropout()
         self.patch_embed = nn.Conv2d(3, config.width, kernel_size=config.patch, stride=config.patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.positions = nn.Parameter(torch.zeros(1, 1 + grid * grid, config.width))
@@ -64,7 +65,8 @@ class ViT(nn.Module):
     def forward(self, images: Tensor, cls_only: bool = False) -> Tensor:
         """images (B, 3, h*patch, w*patch) -> states (B, N, D), or (B, 1, D) with `cls_only`.
 
-        `cls_only` computes the last block for the CLS token alone: contrast needs no other.
+        `cls_only` computes the last block for the CLS token alone: contrast needs no other. Images of another size than
+        the configuration's get interpolated positions, and a training step may leave patches out (`PatchDropout`).
         """
         x = self.patch_embed(images)
         h, w = x.shape[-2:]
@@ -74,7 +76,7 @@ class ViT(nn.Module):
         if positions.shape[1] != x.shape[1] or h != w:
             positions = resize_positions(positions, (h, w))
         # autocast leaves the convolution's output in bf16 and this parameter in float32: the residual stream is float32
-        x = x + positions
+        x = self.patch_dropout(x + positions)
         for block in self.blocks[:-1]:
             x = block(x)
         x = self.blocks[-1](x, cls_only)
@@ -141,6 +143,35 @@ class DropPath(nn.Module):
         keep = 1 - self.rate
         kept = torch.rand(len(x), 1, 1, device=x.device) < keep  # (B, 1, 1)
         return x * kept / keep
+
+
+class PatchDropout(nn.Module):
+    """Leaves out a random `share` of each image's patches in training (FLIP, Li et al. 2023); CLS always stays.
+
+    The share is 0 until a task sets it for a step. All that follows then sees 1 + `kept_patches` tokens, in an order
+    that means nothing: the positions are added before.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.share = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, 1 + kept patches, D)."""
+        if not self.training or self.share == 0.0:
+            return x
+        count, tokens, width = x.shape
+        kept = kept_patches(tokens - 1, self.share)
+        order = torch.rand(count, tokens - 1, device=x.device).argsort(dim=1)[:, :kept]  # (B, kept)
+        first = tokens * torch.arange(count, device=x.device)[:, None]  # each image's CLS among all B*N tokens
+        places = torch.cat([first, first + 1 + order], dim=1).flatten()
+        # tokens are copied whole, and each gets one gradient at most, so that the order of adding does not matter
+        return x.flatten(0, 1).index_select(0, places).view(count, 1 + kept, width)
+
+
+def kept_patches(patches: int, share: float) -> int:
+    """How many of an image's patches `PatchDropout` keeps."""
+    return max(1, round((1 - share) * patches))
 
 
 def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:

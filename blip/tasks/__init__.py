@@ -7,6 +7,7 @@ finetune pairs run   what the fine-tuning tasks share; those on image-caption pa
 start tokenizers     the model and the tokenizer that a run starts with
 config entries data_options   options of the fine-tuning tasks; what a run of each task is called with; how the data
                      that a run names are read
+image_tokens         images that begin small, and patches left out
 samples              the validation records that a run shows after each evaluation
 dry_run rehearsal    the costs of a configuration, without training: of pre-training, of fine-tuning
 counted estimate estimate_report   those on GPUs that are not here: counted, estimated, printed

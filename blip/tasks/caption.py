@@ -66,7 +66,7 @@ class Captioning(PairFineTuning):
 
     def step(self, batch: Batch, step: int) -> Step:
         """A batch to its loss."""
-        batch = batch.to(self.device, non_blocking=True)
+        batch = self.prepared(batch, step)
         loss = self.parallel(batch.images, batch.ids, batch.lengths, prompt_length=self.prompt.shape[1])
         return Step(loss, {"lm": loss}, len(batch), describe=lambda: self.name(batch))
 

@@ -72,7 +72,7 @@ def random_steps(config: PretrainConfig, device: torch.device) -> tuple[Pretrain
     torch.manual_seed(config.seed)
     model, twin, queue = start.build_pretrain(config, size, specials, device=device)
     recompute_and_compile(model, config, device, twin=twin)
-    parallel = data_parallel(model, device)
+    parallel = data_parallel(model, device, config.gradient_compression)
     decay_all = config.decay_norms_and_biases
     optimizer = build_optimizer(model, config.lr, config.weight_decay, decay_norms_and_biases=decay_all)
     count, longest = config.batch_size, config.max_text_tokens

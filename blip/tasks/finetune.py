@@ -26,16 +26,18 @@ from blip.checkpoints.format import (
 )
 from blip.config import ConfigError, WeightedFile
 from blip.console.bars import Bars
-from blip.data.batches import collate
+from blip.data.batches import TensorBatch, collate
+from blip.data.by_epoch import TrainTransform
 from blip.data.loader import EvalLoader, LoaderOptions, eval_loader, make_loader
 from blip.data.order import EpochOrder, steps_per_epoch
 from blip.data.skipped import SkipLog
-from blip.data.transforms import eval_transform, train_transform
+from blip.data.transforms import eval_transform
 from blip.errors import BlipError
 from blip.files import json_text, whole_folder, write_whole
 from blip.hardware.precision import choose_precision, computing
 from blip.tasks import start, tokenizers
 from blip.tasks.config import FineTuneConfig
+from blip.tasks.image_tokens import dropped_share, sized_transform
 from blip.train.checkpoint import written
 from blip.train.folder import BEST, is_of_run, run_of
 from blip.train.freeze import freeze
@@ -80,7 +82,7 @@ class FineTuning:
         self.add_parts()
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout differs between processes
         self._apply_options()
-        self.parallel = data_parallel(self.model, device)
+        self.parallel = data_parallel(self.model, device, config.gradient_compression)
         self.best: float | None = None
 
     # ---- what a task adds --------------------------------------------------------------------------------------------
@@ -97,7 +99,7 @@ class FineTuning:
         """The number of training records, and the weight of each."""
         raise NotImplementedError
 
-    def dataset(self, transform: Callable[[Image.Image], Tensor]) -> Dataset:
+    def dataset(self, transform: TrainTransform) -> Dataset:
         """Training samples by (epoch, position)."""
         raise NotImplementedError
 
@@ -150,9 +152,6 @@ class FineTuning:
     def batches(self, start_step: int) -> Iterator[Any]:
         """Training batches without end, from the first one of optimizer step `start_step` (counted from 0)."""
         config = self.config
-        transform = train_transform(
-            config.image_size, config.crop_scale, config.randaugment, horizontal_flip=config.horizontal_flip
-        )
         options = LoaderOptions(
             config.num_workers,
             config.seed,
@@ -161,8 +160,13 @@ class FineTuning:
             pin_memory=self.device.type == "cuda",
             collate_fn=self.collate_fn,
         )
-        position, data = self.epochs.position(start_step), self.dataset(transform)
+        position, data = self.epochs.position(start_step), self.dataset(sized_transform(config))
         return self.skipped.noted(make_loader(data, self.order, config.batch_size, start=position, options=options))
+
+    def prepared(self, batch: TensorBatch, step: int) -> Any:
+        """The batch on the device, for optimizer step `step`, which sets how many patches of its images are seen."""
+        self.model.image_encoder.patch_dropout.share = dropped_share(self.config, step, self.epochs)
+        return batch.to(self.device, non_blocking=True)
 
     def eval_batches(self, dataset: Dataset) -> EvalLoader:
         """This process's share of an evaluation set, in batches."""
@@ -227,13 +231,13 @@ class FineTuning:
 
     def load(self, folder: Path, training: dict) -> None:
         """Continues from a checkpoint of this run."""
+        saved, _ = distributed.tensors_from_main(lambda: load_weights(folder))
         if self.config.lora:  # the adapters are merged into the weights on disk, and kept apart in `training`
             load_strict(self.model, {**unique_state(self.model), **training["adapter"]}, f"{folder} (adapters)")
-            saved = load_weights(folder)[0]
             if not all(torch.allclose(tensor.cpu(), saved[name], atol=1e-4) for name, tensor in self.weights().items()):
                 raise CheckpointError(f"{folder}: its adapters do not belong to init_from {self.config.init_from!r}")
         else:
-            load_strict(self.model, load_weights(folder)[0], str(folder))
+            load_strict(self.model, saved, str(folder))
         best = (self.output if is_of_run(folder, self.output) else run_of(folder)) / BEST
         if "best" in training["progress"] and best.is_dir():  # without its weights, a score is of no use
             stored = float(training["progress"]["best"])

@@ -6,15 +6,14 @@
 The network is in blip/models/nlvr.py, what the tasks share in blip/tasks/finetune.py.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
+from blip.data.by_epoch import TrainTransform
 from blip.data.image_bytes import ImageLimits
 from blip.data.statements import EvalStatements, NlvrBatch, NlvrDataset, Statements, collate_nlvr, read_statements
 from blip.evaluation.bootstrap import as_json, bootstrap
@@ -57,7 +56,7 @@ class Judging(FineTuning):
     def records(self) -> tuple[int, np.ndarray | None]:
         return (len(self.statements) if self.statements is not None else 0), None
 
-    def dataset(self, transform: Callable[[Image.Image], Tensor]) -> NlvrDataset:
+    def dataset(self, transform: TrainTransform) -> NlvrDataset:
         assert self.statements is not None
         config = self.config
         return NlvrDataset(
@@ -73,7 +72,7 @@ class Judging(FineTuning):
 
     def step(self, batch: NlvrBatch, step: int) -> Step:
         """A batch to its loss."""
-        batch = batch.to(self.device, non_blocking=True)
+        batch = self.prepared(batch, step)
         logits = self.parallel(batch.images, batch.ids, batch.lengths)
         loss = statement_loss(logits, batch.labels)
         right = (logits.argmax(dim=1) == batch.labels).float().mean()

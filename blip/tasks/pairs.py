@@ -1,12 +1,11 @@
 """What captioning and retrieval share: image-caption pairs in, batches of them out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
-from torch import Tensor
 
 from blip.data.batches import Batch
+from blip.data.by_epoch import TrainTransform
 from blip.data.formats import AnnotationError
 from blip.data.image_bytes import ImageLimits
 from blip.data.pairs import CaptionEncoder, PairDataset, Pairs, has_words, read_pairs
@@ -62,7 +61,7 @@ class PairFineTuning(FineTuning):
             self.tokenizer, config.max_text_tokens, self.prompt_text, text_cleaning=config.text_cleaning
         )
 
-    def dataset(self, transform: Callable[[Image.Image], Tensor]) -> PairDataset:
+    def dataset(self, transform: TrainTransform) -> PairDataset:
         assert self.pairs is not None
         config = self.config
         return PairDataset(

@@ -23,7 +23,7 @@ from blip.data.image_bytes import ImageLimits
 from blip.data.loader import EvalLoader, eval_loader
 from blip.data.pairs import MAX_SOURCES, CaptionEncoder, EvalPairs
 from blip.data.skipped import SkipLog
-from blip.data.transforms import eval_transform, train_transform, unnormalise
+from blip.data.transforms import eval_transform, unnormalise
 from blip.evaluation.pretraining import evaluate_pretraining
 from blip.hardware.precision import choose_precision, computing
 from blip.models import losses
@@ -35,6 +35,7 @@ from blip.tasks import start, tokenizers
 from blip.tasks.contrast import MomentumContrast
 from blip.tasks.data_options import entries, with_commits
 from blip.tasks.dry_run import plan_for, run_once
+from blip.tasks.image_tokens import dropped_share, sized_transform, tokens_seen
 from blip.tasks.pretrain_data import open_training, read_part
 from blip.tasks.samples import chosen, sample
 from blip.tokenizer import Tokenizer
@@ -85,7 +86,7 @@ class Pretraining:
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout and negatives differ between processes
         freeze(self.model, config.freeze)
         recompute_and_compile(self.model, config, device, twin=twin)
-        self.parallel = data_parallel(self.model, device)
+        self.parallel = data_parallel(self.model, device, config.gradient_compression)
         self.itm_mean: torch.Tensor | None = None  # running mean of the ITM loss
         self.warned = False
         self.seen: Counter[str] = Counter()  # pairs of each source that this process was trained on
@@ -94,27 +95,31 @@ class Pretraining:
     def batches(self, start_step: int) -> Iterator[Batch]:
         """Training batches without end, from the first one of optimizer step `start_step` (counted from 0)."""
         config = self.config
-        transform = train_transform(
-            config.image_size, config.crop_scale, config.randaugment, horizontal_flip=config.horizontal_flip
-        )
         pad_to = padded_lengths(config.max_positions) if config.compile else ()
         start = self.epochs.position(start_step)
         pin = self.device.type == "cuda"
-        return self.skipped.noted(self.data.batches(self.tokenizer, transform, start, pad_to=pad_to, pin=pin))
+        return self.skipped.noted(
+            self.data.batches(self.tokenizer, sized_transform(config), start, pad_to=pad_to, pin=pin)
+        )
 
     def step(self, batch: Batch, step: int) -> Step:
         """A batch to its losses. Changes no weights; `contrast` keeps what the update needs."""
         config = self.config
         batch = batch.to(self.device, non_blocking=True)
         alpha = self.contrast.alpha(step, self.epochs.steps)
+        self.model.image_encoder.patch_dropout.share = dropped_share(config, step, self.epochs)
         candidates = self.contrast.candidates(batch)
         out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha)
 
         self.pending.append((out.itm.detach(), batch.sources))
         logs = {"itc": out.itc, "itm": out.itm, "lm": out.lm, **self.contrast.logs(out.match_logits, alpha)}
+        seen = tokens_seen(self.model.image_encoder, self.contrast.twin.image_encoder, batch.images)
+        if config.image_sizes or config.patch_dropout:
+            logs["image_tokens"] = float(seen.kept)
         cost = flops.pretrain_step(
             self.model.image_encoder.config, self.model.text_encoder.config, batch.lengths.tolist(),
             longest=batch.ids.shape[1], embed_dim=config.embed_dim, queue=config.queue_size,
+            seen=seen,
         )  # fmt: skip
         loss = out.itc + out.itm + out.lm
         return Step(loss, logs, len(batch), flops=cost.total, describe=lambda: self._name(batch))
@@ -216,7 +221,7 @@ class Pretraining:
 
     def load(self, folder: Path, training: dict) -> None:
         """Continues from a checkpoint of this run."""
-        tensors, info = load_weights(folder)
+        tensors, info = distributed.tensors_from_main(lambda: load_weights(folder))
         heads = self.model.image_encoder.config.heads, self.model.text_encoder.config.heads
         initialize.check_heads(info, *heads, path=str(folder))
         load_strict(self.model, tensors, str(folder))

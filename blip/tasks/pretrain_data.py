@@ -5,17 +5,15 @@ Both have the number of pairs, the number of batches in an epoch of this process
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from torch import Tensor
-
 from blip import distributed
 from blip.config import ConfigError, PretrainConfig
 from blip.data.batches import Batch
+from blip.data.by_epoch import TrainTransform
 from blip.data.image_bytes import ImageLimits
 from blip.data.loader import LoaderOptions, make_loader
 from blip.data.order import EpochOrder, steps_per_epoch
@@ -27,7 +25,6 @@ from blip.hub.names import is_hub_name
 from blip.tasks.data_options import read_as
 from blip.tokenizer import Tokenizer
 
-Transform = Callable[[Image.Image], Tensor]
 SAMPLES_FOR_WORDS = 20_000  # first samples of a stream, on whose captions a tokenizer is trained
 
 
@@ -67,7 +64,13 @@ class FileData:
         return f"{self.pairs.image_path(index)} ({self.pairs.annotation_file(index)} record {index})"
 
     def batches(
-        self, tokenizer: Tokenizer, transform: Transform, start: tuple[int, int], *, pad_to: tuple[int, ...], pin: bool
+        self,
+        tokenizer: Tokenizer,
+        transform: TrainTransform,
+        start: tuple[int, int],
+        *,
+        pad_to: tuple[int, ...],
+        pin: bool,
     ) -> Iterator[Batch]:
         """Batches without end, from `start` (epoch, batch); texts are padded to the next length of `pad_to`."""
         config = self.config
@@ -127,7 +130,13 @@ class StreamData:
         return self.shards.name(index)
 
     def batches(
-        self, tokenizer: Tokenizer, transform: Transform, start: tuple[int, int], *, pad_to: tuple[int, ...], pin: bool
+        self,
+        tokenizer: Tokenizer,
+        transform: TrainTransform,
+        start: tuple[int, int],
+        *,
+        pad_to: tuple[int, ...],
+        pin: bool,
     ) -> Iterator[Batch]:
         """Batches without end, from `start` (epoch, batch); texts are padded to the next length of `pad_to`."""
         encode = CaptionEncoder(tokenizer, self.config.max_text_tokens, text_cleaning=self.config.text_cleaning)

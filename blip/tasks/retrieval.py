@@ -74,14 +74,14 @@ class Retrieving(PairFineTuning):
     def step(self, batch: Batch, step: int) -> Step:
         """A batch to its losses. Changes no weights; `contrast` keeps what the update needs."""
         config = self.config
-        batch = batch.to(self.device, non_blocking=True)
+        batch = self.prepared(batch, step)
         alpha = self.contrast.alpha(step, self.epochs.steps)
         candidates = self.contrast.candidates(batch)
         others = None
-        if config.negative_all_rank:
+        if config.negative_all_rank and distributed.world_size() > 1:
             own = batch.caption_ids, batch.image_ids
-            everyone = distributed.all_gather(batch.caption_ids), distributed.all_gather(batch.image_ids)
-            others = momentum.same_pairs(own, everyone, by_caption=self.equal_captions, by_image=True)
+            captions, images = distributed.all_gather(torch.stack(own, dim=1)).unbind(dim=1)
+            others = momentum.same_pairs(own, (captions, images), by_caption=self.equal_captions, by_image=True)
         out = self.parallel(batch.images, batch.ids, batch.lengths, candidates, alpha, others=others)
         logs = {"itc": out.itc, "itm": out.itm, **self.contrast.logs(out.match_logits, alpha)}
         return Step(out.itc + out.itm, logs, len(batch), describe=lambda: self.name(batch))

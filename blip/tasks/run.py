@@ -55,7 +55,8 @@ def train(
         if finished and task.files("test"):
             best = output / BEST
             weights = best if best.is_dir() else newest_checkpoint(output) or best
-            load_strict(plain(task), load_weights(weights)[0], str(weights))
+            tensors, _ = distributed.tensors_from_main(lambda: load_weights(weights))
+            load_strict(plain(task), tensors, str(weights))
             report(task, {"weights": str(weights), **task.scores("test")}, "test.json")
             if config.report and distributed.is_main():
                 Reporter(output, warn).end()

@@ -24,6 +24,7 @@ from blip.models.pretrain import PretrainModel
 from blip.network.med import TextConfig
 from blip.network.vit import VIT_SIZES, ViTConfig, fit_image_size
 from blip.tasks.config import FineTuneConfig
+from blip.tasks.image_tokens import check_image_sizes
 from blip.tokenizer import Specials, Tokenizer
 
 Run = TypeVar("Run", bound=ModelConfig)
@@ -89,12 +90,13 @@ def read_source(config: FineTuneConfig, resume: Path | None = None) -> Source | 
     checkpoints that it writes have the adapters merged into the weights.
     """
     if resume is not None and config.lora is None:
-        return _known(Source(*load_weights(resume), str(resume)))
+        return _known(Source(*distributed.tensors_from_main(lambda: load_weights(resume)), str(resume)))
     if not config.init_from:
         return None
     path = places.local(config.init_from)
     given = "text_heads" in config.model_fields_set and path.suffix == ".pth"
-    tensors, info = convert.read(path, config.image_heads, config.text_heads if given else None)
+    heads = config.image_heads, config.text_heads if given else None
+    tensors, info = distributed.tensors_from_main(lambda: convert.read(path, *heads))
     return _known(Source(convert.split(tensors)[0], info, config.init_from))
 
 
@@ -211,6 +213,7 @@ def vit_config(config: ModelConfig) -> ViTConfig:
     else:
         sizes = VIT_SIZES[config.vit]
     width, depth, heads, patch = (int(size or 0) for size in sizes)
+    check_image_sizes(config, patch)
     return ViTConfig(config.image_size, patch, width, depth, heads, drop_path=config.drop_path)
 
 
@@ -271,8 +274,8 @@ def build_pretrain(
 def _foreign(config: PretrainConfig, vit: ViTConfig, text: TextConfig) -> dict[str, Tensor]:
     """The tensors of `init_from`; CheckpointError where it is of another task or has other heads."""
     path = places.local(config.init_from)
-    says_heads = path.suffix != ".pth"
-    tensors, info = convert.read(path, *((None, None) if says_heads else (vit.heads, text.heads)))
+    heads = (vit.heads, text.heads) if path.suffix == ".pth" else (None, None)
+    tensors, info = distributed.tensors_from_main(lambda: convert.read(path, *heads))
     if info["task"] != "pretrain":
         raise CheckpointError(
             f"{config.init_from} is a checkpoint of {info['task']}, which lacks parts that pre-training needs; start "

@@ -6,17 +6,16 @@
 The loss is in blip/models/vqa.py, ranking of answers in blip/models/ranking.py, scores in blip/evaluation/answers.py.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
 from blip.checkpoints.places import answers_of
 from blip.config import ConfigError, WeightedFile
+from blip.data.by_epoch import TrainTransform
 from blip.data.image_bytes import ImageLimits
 from blip.data.question_splits import TrainedOn, answer_list, read_answers, split_by_image
 from blip.data.questions import (
@@ -109,7 +108,7 @@ class Answering(FineTuning):
     def encoder(self) -> QuestionEncoder:
         return QuestionEncoder(self.tokenizer, self.config.max_text_tokens, self.config.max_answer_tokens)
 
-    def dataset(self, transform: Callable[[Image.Image], Tensor]) -> VqaDataset:
+    def dataset(self, transform: TrainTransform) -> VqaDataset:
         assert self.questions is not None
         config = self.config
         return VqaDataset(
@@ -124,7 +123,7 @@ class Answering(FineTuning):
 
     def step(self, batch: VqaBatch, step: int) -> Step:
         """A batch to its loss."""
-        batch = batch.to(self.device, non_blocking=True)
+        batch = self.prepared(batch, step)
         loss = self.parallel(
             batch.images,
             batch.ids,

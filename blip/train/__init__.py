@@ -8,6 +8,8 @@ torchrun     the same in several processes
 run          a run from its start, or from a checkpoint, to its end
 loop         batches, gradients, updates
 last_step    what is saved on every way out of the loop
+background   checkpoints that are written beside the training
+random_numbers   of each process, in a checkpoint
 signals      that ask a run to stop
 schedule     epochs and steps; the learning rate of a step
 optim freeze   the optimizer, frozen parts

@@ -22,7 +22,9 @@ from blip import distributed
 from blip.checkpoints.format import INFO, TOKENIZER, WEIGHTS, CheckpointError, save_weights
 from blip.errors import BlipError
 from blip.files import NO_ROOM, WriteError, flush, json_text, remove_folder, whole_folder, write_whole
+from blip.train.background import Background
 from blip.train.inputs import Fingerprints, read_fingerprints
+from blip.train.random_numbers import random_state
 from blip.train.record import Record
 from blip.train.state import FOLDER, read_training
 
@@ -42,6 +44,7 @@ class Checkpointer:
         info: the content of `model.json`.
         tokenizer_file: copied into each checkpoint, so that a checkpoint can be loaded alone.
         inputs: fingerprints of what the run reads, or None where they are not known.
+        background: where it writes, if not before `save` returns.
         tell: gets messages about folders that are renamed.
     """
 
@@ -53,30 +56,52 @@ class Checkpointer:
         *,
         tokenizer_file: Path,
         inputs: Fingerprints | None = None,
+        background: Background | None = None,
         tell: Callable[[str], None] = lambda text: None,
     ):
         self.output, self.folder = Path(output), Path(output) / "checkpoints"
         self.keep, self.info, self.tokenizer_file = keep, info, tokenizer_file
-        self.inputs, self.tell = inputs, tell
+        self.inputs, self.background, self.tell = inputs, background, tell
 
     def save(self, step: int, weights: State, training: dict, *, random: State | None = None) -> None:
         """Writes a checkpoint from the main process; every process has to call this, and adds its own random state
         (`random`, else the present one).
 
         The checkpoint is written to a temporary folder, flushed, and renamed: a kill at any instant leaves the previous
-        one whole.
+        one whole. With `background` this returns when the state is copied; the next call waits for the checkpoint, and
+        so does `join`.
 
         Raises:
-            CheckpointError: it could not be written; on the other processes OtherProcessError.
+            CheckpointError: it could not be written, or the one before that was written in the background; on the other
+                processes OtherProcessError.
         """
         training = {**training, "step": step, "random": distributed.gather_objects(random or random_state())}
-        error = None
-        if distributed.is_main():
+        error = self.background.join() if self.background else None
+        if distributed.is_main() and error is None:
             try:
-                self._write(step, weights, training)
+                self._write_or_begin(step, weights, training)
             except Exception as caught:
                 error = caught
         distributed.agree(error)
+
+    def _write_or_begin(self, step: int, weights: State, training: dict) -> None:
+        if self.background is None:
+            self._write(step, weights, training)
+            return
+        copies = self.background.copies
+        try:
+            weights, training = copies.of((weights, training))
+        except (RuntimeError, MemoryError) as error:
+            raise CheckpointError(
+                f"there is not enough memory for a copy of the weights and the optimizer, from which a checkpoint is "
+                f"written while the training goes on: set save_async: false ({error})"
+            ) from error
+
+        def write() -> None:
+            copies.wait()
+            self._write(step, weights, training)
+
+        self.background.start(write)
 
     def _write(self, step: int, weights: State, training: dict) -> None:
         final, record = self.folder / f"step-{step:08d}", Record(self.output)
@@ -256,27 +281,6 @@ def read_inputs(folder: Path) -> Fingerprints | None:
 
 
 def load_training(path: Path) -> dict:
-    """The training state beside a checkpoint's weights. CheckpointError as in `read_training`."""
-    return read_training(path / TRAINING)
-
-
-def random_state() -> State:
-    """The state of this process's random numbers."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def restore_random_state(states: list[State]) -> bool:
-    """Continues this process's random numbers.
-
-    False, with nothing changed, when the checkpoint was written by another number of processes.
-    """
-    if len(states) != distributed.world_size():
-        return False
-    state = states[distributed.rank()]
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    return True
+    """The training state beside a checkpoint's weights, which the main process reads for all. CheckpointError as in
+    `read_training`."""
+    return distributed.tensors_from_main(lambda: read_training(path / TRAINING))

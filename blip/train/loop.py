@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from blip import distributed
 from blip.errors import BlipError
 from blip.hardware.precision import autocast
+from blip.train.background import Background
 from blip.train.history import EVALUATION, LINE
 from blip.train.last_step import LastStep
 from blip.train.log import RunLog
@@ -68,6 +69,7 @@ class Loop:
         log: gets the lines of the log.
         save: writes a checkpoint; gets the number of steps done and the loop's own state, in which `random` is this
             process's random state.
+        background: where `save` writes, if not before it returns; its errors end the run.
         start_step: the number of steps done before, in a run that is resumed.
     """
 
@@ -80,13 +82,14 @@ class Loop:
         options: LoopOptions,
         log: RunLog,
         save: Callable[[int, dict], None],
+        background: Background | None = None,
         start_step: int = 0,
     ):
         self.model, self.optimizer, self.lr = model, optimizer, lr
         self.options, self.log = options, log
         self.meter, self.epoch_meter = Meter(), Meter()  # since the last line, and since the last epoch
         meters = {"meters": self.meter, "epoch_meters": self.epoch_meter}
-        self.last = LastStep(save, meters, log, number=start_step)
+        self.last = LastStep(save, meters, log, number=start_step, background=background)
         self.device = next(model.parameters()).device
         self.signals = Signals()
         self._window = Window()
@@ -125,15 +128,16 @@ class Loop:
         with self.signals, self.last.rescued():
             if self.last.pending:
                 self._end_step(at_step_end, stop=False)
-            while self.step < self.options.total_steps:
+            stop = False
+            while not stop and self.step < self.options.total_steps:
                 stop = self._one_step(batches, step, after_update)
                 self._end_step(at_step_end, stop)
-                if stop:
-                    self.log.message(f"stopped by a signal after step {self.step}; continue with --resume auto")
-                    return False
-            if not self.last.is_saved:
+            if not stop and not self.last.is_saved:
                 self.save()
-            return True
+            self.last.finish_saving()
+            if stop:
+                self.log.message(f"stopped by a signal after step {self.step}; continue with --resume auto")
+            return not stop
 
     def _end_step(self, at_step_end: Callable[[int], dict | None], stop: bool) -> None:
         """What follows an update: the line of the log, an evaluation, a checkpoint."""
@@ -143,6 +147,7 @@ class Loop:
             self.last.finished(EVALUATION)
         if stop:  # its sender may kill the process during an evaluation
             self.save()
+            self.last.finish_saving()
         evaluation = at_step_end(self.step)
         summary = self._epoch_line(evaluation)
         if summary is not None:
@@ -151,11 +156,8 @@ class Loop:
             self._window = Window()
         self.last.finished()
         self.log.advance(self.step, loss=self._loss)
-        if stop:  # it is saved already, unless an evaluation came after that
-            due = evaluation is not None
-        else:
-            due = self._save_is_due()
-        if due:
+        # after a signal it is saved already, unless an evaluation came after that
+        if evaluation is not None if stop else self._save_is_due():
             self.save()
 
     def _log(self, values: dict[str, Any]) -> None:
@@ -168,7 +170,7 @@ class Loop:
         distributed.agree(error)
 
     def save(self) -> None:
-        """Writes a checkpoint of the last finished step."""
+        """Writes a checkpoint of the last finished step, or begins to."""
         self.last.save()
         self._last_save = time.monotonic()
 
@@ -241,6 +243,7 @@ class Loop:
 
         Each step waits once for the device and makes one small reduction over the processes.
         """
+        self._failure = self._failure or self.last.error
         own_flags = torch.tensor([self.signals.seen, self._failure is not None], device=norm.device)
         bad = torch.cat([torch.stack([~losses.isfinite().all(), ~norm.isfinite()]), own_flags])
         flags = distributed.all_reduce(bad.float(), "max")

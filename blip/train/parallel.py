@@ -23,10 +23,12 @@ class OptionError(BlipError):
     """Options that exclude each other; the message names them and what to choose."""
 
 
-def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+def data_parallel(model: nn.Module, device: torch.device, compression: str = "none") -> nn.Module:
     """The model itself in one process, wrapped for gradient averaging in several.
 
-    Buffers are not broadcast: they are equal by construction, and the queue is as large as many gradients.
+    Buffers are not broadcast: they are equal by construction, and the queue is as large as many gradients. With
+    `compression` bf16, gradients are rounded before they are averaged and travel in half the bytes; optimizer and
+    weights stay in float32.
     """
     if world_size() == 1:
         return model
@@ -34,7 +36,12 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     with warnings.catch_warnings():
         # torch 2.15 has a new name for this option; this one also works with the lowest supported version
         warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        wrapped = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    if compression == "bf16":
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+        wrapped.register_comm_hook(None, bf16_compress_hook)
+    return wrapped
 
 
 def checkpoint_activations(blocks: Sequence[nn.Module], kind: str, device: torch.device, *, precision: str) -> None:

@@ -2,6 +2,9 @@
 size and hash of its results, so that those that somebody has changed since are not replaced either."""
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from blip.hashing import Signature, signature
 from blip.outputs import OutputError
 
 RECORD = ".blip.run.json"  # in the run's folder
+ONE_AT_A_TIME = threading.RLock()  # a checkpoint may be written in a thread of its own, and changes records meanwhile
 CHANGED = "was changed after the run wrote it: rename it, or replace it with --overwrite when the run is resumed"
 
 
@@ -32,9 +36,12 @@ class Record:
             ReadError: it is damaged.
         """
         self.path = Path(output) / RECORD
+        self._content = self._read()
+
+    def _read(self) -> _Content:
         self.exists = os.path.lexists(self.path)
         try:
-            self._content = read_json(self.path, _Content) if self.exists else _Content()
+            return read_json(self.path, _Content) if self.exists else _Content()
         except ReadError as error:
             advice = (
                 "it lists what the run wrote. Remove it and start the same command again: every checkpoint and result "
@@ -54,36 +61,41 @@ class Record:
 
     def add(self, files: list[str] | None = None, checkpoints: list[str] | None = None) -> None:
         """Adds names. WriteError where the record cannot be written."""
-        before = self._content.model_copy(deep=True)
-        self._content.files = sorted({*self.files, *(files or [])})
-        self._content.checkpoints = sorted({*self.checkpoints, *(checkpoints or [])})
-        if not self.exists or self._content != before:
-            self._write()
+        with self._changes() as content:
+            content.files = sorted({*content.files, *(files or [])})
+            content.checkpoints = sorted({*content.checkpoints, *(checkpoints or [])})
 
     def forget(self, checkpoints: list[str]) -> None:
         """Takes out the names of deleted checkpoints."""
-        self._content.checkpoints = [name for name in self.checkpoints if name not in checkpoints]
-        self._write()
+        with self._changes() as content:
+            content.checkpoints = [name for name in content.checkpoints if name not in checkpoints]
 
     def sign(self, name: str) -> None:
         """Keeps size and hash of a result as it is now."""
         if (now := signature(self.path.parent / name)) is not None:
-            self._content.signatures[name] = now
-            self._write()
+            with self._changes() as content:
+                content.signatures[name] = now
 
     def unsign(self, name: str) -> None:
         """Forgets them, before the file is written anew: a kill then leaves no file that seems changed."""
-        if self._content.signatures.pop(name, None) is not None:
-            self._write()
+        with self._changes() as content:
+            content.signatures.pop(name, None)
 
     def changed(self, name: str) -> bool:
         """Whether a result is another than the run wrote."""
         kept = self._content.signatures.get(name)
         return kept is not None and signature(self.path.parent / name) not in (None, kept)
 
-    def _write(self) -> None:
-        write_whole(self.path, json_text(self._content.model_dump()))
-        self.exists = True
+    @contextmanager
+    def _changes(self) -> Iterator[_Content]:
+        """Within this block the content, as it is on disk now, is changed; then it is written."""
+        with ONE_AT_A_TIME:
+            self._content = self._read()
+            before = self._content.model_copy(deep=True)
+            yield self._content
+            if not self.exists or self._content != before:
+                write_whole(self.path, json_text(self._content.model_dump()))
+                self.exists = True
 
 
 def own(output: Path, name: str) -> Path:

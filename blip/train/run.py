@@ -11,14 +11,18 @@ from blip import distributed
 from blip.checkpoints.format import TOKENIZER
 from blip.config import ConfigError, RunConfig
 from blip.hardware.precision import products, without_effect
-from blip.train.checkpoint import TRAINING, Checkpointer, load_training, restore_random_state
+from blip.train.background import Background
+from blip.train.checkpoint import TRAINING, Checkpointer, load_training
 from blip.train.folder import RunFolder
 from blip.train.log import RunLog
 from blip.train.loop import Loop, LoopOptions, Step
 from blip.train.optim import build_optimizer
 from blip.train.parallel import about_workers, measure_peak
+from blip.train.random_numbers import restore_random_state
 from blip.train.schedule import Epochs, lr_at, scaled_lr
 from blip.train.state import check_optimizer
+
+LARGE = ("optimizer", "twin", "queue", "adapter")  # parts of a training state that nothing reads twice
 
 
 class Task(Protocol):
@@ -83,33 +87,27 @@ def _fit(task: Task, config: RunConfig, folder: RunFolder, device: torch.device)
     if checkpoint:
         task.load(checkpoint, training)
         _load_optimizer(optimizer, training["optimizer"], checkpoint)
+        for part in LARGE:
+            training.pop(part, None)
     options = _loop_options(config, task, device)
     notes = folder.begin(config, start)
-    pending = tuple(training.get("loop", {}).get("pending", ()))
-    log = RunLog(
-        output,
-        start,
-        task.epochs.total_steps,
-        epochs=task.epochs,
-        pending=pending,
-        scores=getattr(task, "main_scores", ()),
-        tensorboard=config.tensorboard,
-        report=config.report,
-    )
-    save = _saving(task, optimizer, log, folder, config.keep_checkpoints, info=info)
+    log = _run_log(task, config, output, training)
+    background = Background() if saves_in_background(config, device) else None
     loop = Loop(
-        task.parallel, optimizer, _schedule(config, task, lr), options=options, log=log, save=save, start_step=start
+        task.parallel,
+        optimizer,
+        _schedule(config, task, lr),
+        options=options,
+        log=log,
+        save=_saving(task, optimizer, log, folder, config.keep_checkpoints, info=info, background=background),
+        background=background,
+        start_step=start,
     )
     log.message(
         f"{line}, global batch {global_batch}, {task.epochs.total_steps} steps, {task.epochs.steps:.4g} an epoch"
     )
     if checkpoint:
-        log.message(f"continuing {checkpoint} after step {start}")
-        if not restore_random_state(training["random"]):
-            log.message(
-                "another number of processes wrote it: random numbers and the order of samples change from here on"
-            )
-        loop.load(training["loop"])
+        _go_on(loop, training, f"continuing {checkpoint} after step {start}")
     about = without_effect(config.precision, device), about_workers(getattr(config, "num_workers", 0))
     for note in filter(None, [*notes, *about]):
         log.message(note, style="yellow")
@@ -127,6 +125,29 @@ def _fit(task: Task, config: RunConfig, folder: RunFolder, device: torch.device)
     return finished
 
 
+def _run_log(task: Task, config: RunConfig, output: Path, training: dict) -> RunLog:
+    return RunLog(
+        output,
+        training.get("step", 0),
+        task.epochs.total_steps,
+        epochs=task.epochs,
+        pending=tuple(training.get("loop", {}).get("pending", ())),
+        scores=getattr(task, "main_scores", ()),
+        tensorboard=config.tensorboard,
+        report=config.report,
+    )
+
+
+def _go_on(loop: Loop, training: dict, message: str) -> None:
+    """Random numbers and the state of the loop, from a checkpoint."""
+    loop.log.message(message)
+    if not restore_random_state(training["random"]):
+        loop.log.message(
+            "another number of processes wrote it: random numbers and the order of samples change from here on"
+        )
+    loop.load(training["loop"])
+
+
 def _and_note(task: Task, folder: RunFolder) -> Callable[[int], None]:
     """`after_update` of the task, which shows that the run has gone on."""
 
@@ -137,8 +158,20 @@ def _and_note(task: Task, folder: RunFolder) -> Callable[[int], None]:
     return after_update
 
 
+def saves_in_background(config: RunConfig, device: torch.device) -> bool:
+    """Whether checkpoints are written while the training goes on; on a CPU, which would write and train, if asked."""
+    return config.save_async if config.save_async is not None else device.type == "cuda"
+
+
 def _saving(
-    task: Task, optimizer: torch.optim.Optimizer, log: RunLog, folder: RunFolder, keep: int, *, info: dict
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    log: RunLog,
+    folder: RunFolder,
+    keep: int,
+    *,
+    info: dict,
+    background: Background | None,
 ) -> Callable[[int, dict], None]:
     """What writes a checkpoint of a step, with the state of the loop."""
     checkpoints = Checkpointer(
@@ -147,6 +180,7 @@ def _saving(
         info,
         tokenizer_file=folder.output / TOKENIZER,
         inputs=folder.inputs,
+        background=background,
         tell=lambda text: log.message(text, style="yellow"),
     )
 

@@ -72,3 +72,19 @@ def test_waits_of_a_step_are_counted_by_line(monkeypatch: pytest.MonkeyPatch) ->
     found = waits_of(lambda: [draw_negatives(torch.ones(2, 2)) for _ in range(3)])
     (line,) = found
     assert "blip/models/losses.py:" in line and found[line] == 3 and modes == ["warn", "default"]
+
+
+def test_fewer_flops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--size", "tiny", "--repeats", "2", "--threads", "1", "--out", str(tmp_path / "result.json")]
+    monkeypatch.setattr(sys, "argv", ["benchmarks/fewer_flops.py", *arguments, "--folder", str(tmp_path / "seeds")])
+    benchmark = importlib.import_module("benchmarks.fewer_flops")
+    benchmark.main()
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["name"] == "fewer_flops" and last["ratio"] > 0 and last["not_reached"] == 0
+    assert last["ratios"]["step"] == [1, 1] and last["whole_run_tflop_ratio"] > 1
+    assert last["final_scores"].keys() == {"all", "fewer"}
+    for run in last["runs"]:
+        assert [len(curve) for curve in run["curves"].values()] == [8, 8]  # 24 steps, each third
+    monkeypatch.setattr(benchmark, "train", None)  # seeds whose results are there are not trained again
+    benchmark.main()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["runs"] == last["runs"]

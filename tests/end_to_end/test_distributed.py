@@ -83,6 +83,8 @@ def test_equals_a_plain_loop_over_the_same_micro_batches(seen: list[dict], tiny_
             for i in range(step * config.accumulation, (step + 1) * config.accumulation):
                 batch = rank["batches"][i]
                 inputs = batch.images, batch.ids, batch.lengths
+                torch.set_rng_state(rank["random"][i])
+                model.image_encoder.patch_dropout.share = config.patch_dropout if step < scenario.steps - 1 else 0.0
                 features = twin(*inputs)
                 found = momentum.candidates(momentum.Entries(*features, batch.caption_ids, batch.image_ids), queue)
                 out = model(*inputs, found, alpha, draw=hardest)

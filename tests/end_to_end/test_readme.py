@@ -117,6 +117,8 @@ def localised(command: str, fresh: str, server: str) -> list[str]:
     program = program_of(words)
     own = [key for key in KEPT.get(program, ()) if f" {key}=" in command]
     values = {key: value for key, value in SET.get(program, {}).items() if key not in own}
+    if " image_sizes=" in command.replace('"', " "):  # sizes of 224 px are none of 32
+        values["image_sizes"] = {0: 16, 12: 32}
     if program.startswith("train_"):
         values |= HEADS if ".pth" in command else {}
         values |= {} if {"--init_from", "--evaluate"} & set(words) else MODEL_SIZES

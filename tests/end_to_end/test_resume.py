@@ -60,12 +60,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> 
 
 
 @pytest.mark.slow
-def test_killed_at_five_random_moments(undisturbed: Path, tiny_config: Path, tmp_path: Path) -> None:
-    output = tmp_path / "run"
+@pytest.mark.parametrize("times", [5, 3], ids=["", "in the background"])
+def test_killed_at_random_moments(times: int, undisturbed: Path, tiny_config: Path, tmp_path: Path) -> None:
+    output, more = tmp_path / "run", ["save_async=true"] if times == 3 else []
     moments = random.Random(0)
-    for _ in range(5):
+    for _ in range(times):
         before = len(complete_checkpoints(output)) and complete_checkpoints(output)[-1].name
-        program = Program(SCRIPT, *arguments(tiny_config, output), "--resume", "auto")
+        program = Program(SCRIPT, *arguments(tiny_config, output, *more), "--resume", "auto")
         while program.poll() is None:  # until it has got somewhere, then a little more
             found = complete_checkpoints(output)
             if found and found[-1].name != before:
@@ -75,7 +76,7 @@ def test_killed_at_five_random_moments(undisturbed: Path, tiny_config: Path, tmp
         program.kill()
         for checkpoint in complete_checkpoints(output):  # whatever carries the final name is whole
             load_weights(checkpoint)
-    done = run_script(*arguments(tiny_config, output), "--resume", "auto")
+    done = run_script(*arguments(tiny_config, output, *more), "--resume", "auto")
     assert done.returncode == 0, done.stderr
     assert_same(undisturbed, output)
 
@@ -97,6 +98,27 @@ def test_stopped_by_sigterm_and_resumed_with_workers(undisturbed: Path, tiny_con
     assert done.returncode == 0, done.stderr
     assert "num_workers 2 -> 1" in done.stderr
     assert_same(undisturbed, output)
+
+
+@pytest.mark.slow
+def test_patches_left_out_and_sizes_of_images_go_on_in_mid_epoch(tiny_config: Path, tmp_path: Path) -> None:
+    fewer = ["vit_patch=8", "image_sizes={0: 16, 3: 24, 6: 32}", "patch_dropout=0.5", "full_patches_epochs=2"]
+    whole, output = tmp_path / "whole", tmp_path / "run"
+    done = run_script(*arguments(tiny_config, whole, *fewer))
+    assert done.returncode == 0, done.stderr
+    tokens = [line["image_tokens"] for line in read_metrics(whole) if "lr" in line]  # a line for each epoch
+    assert tokens == [3] * 3 + [5] * 3 + [9] * 2 + [17] * 2
+    for kills, workers in enumerate(("num_workers=0", "num_workers=2")):
+        program = Program(SCRIPT, *arguments(tiny_config, output, *fewer, workers), "--resume", "auto")
+        while (
+            len(complete_checkpoints(output)) < 1 or complete_checkpoints(output)[-1].name < f"step-{8 + 8 * kills:08d}"
+        ):
+            time.sleep(0.01)
+            assert program.poll() is None
+        program.kill()
+    done = run_script(*arguments(tiny_config, output, *fewer, "num_workers=1"), "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert_same(whole, output)
 
 
 def test_half_written_checkpoint_is_not_found(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ class Scenario:
     queue_size: int
     steps: int
     poisoned: tuple[int, int] | None = None  # (rank, step counted from 1) whose images are not finite
+    options: tuple[str, ...] = ()
 
 
 SCENARIOS = {
@@ -44,6 +45,10 @@ SCENARIOS = {
     "accumulation": Scenario(2, 20, 2),
     "small queue": Scenario(2, 6, 2),  # 16 entries a step into 6 places
     "one pushed over": Scenario(1, 9, 3),
+    # six batches an epoch: the images grow after three steps, and the last step leaves out no patch
+    "fewer image tokens": Scenario(
+        2, 20, 4, options=("vit_patch=8", "image_sizes={0: 16, 1: 32}", "patch_dropout=0.5", "full_patches_epochs=0.3")
+    ),
     "not finite": Scenario(1, 20, 3, poisoned=(1, 2)),
 }
 EVALUATED = (1, 7, 16)  # pairs: one process has none, the processes have 4 and 3, both have two batches
@@ -59,7 +64,7 @@ def configure(path: Path, scenario: Scenario) -> PretrainConfig:
         "dropout": 0, "batch_size": BATCH, "accumulation": scenario.accumulation, "queue_size": scenario.queue_size,
         "max_steps": scenario.steps, "momentum": 0.9, "alpha_ramp_epochs": 0.2, "val_file": "[]",
     }  # fmt: skip
-    return load_config(path, PretrainConfig, [f"{key}={value}" for key, value in options.items()])
+    return load_config(path, PretrainConfig, [*(f"{key}={value}" for key, value in options.items()), *scenario.options])
 
 
 def copy_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -77,6 +82,7 @@ def record(task: Any, options: LoopOptions, names: tuple[str, ...], poisoned: tu
     """Runs the loop and keeps every batch, loss (by `names`) and gradient, and all weights after each step."""
     wrapped, task.parallel = task.parallel, functools.partial(task.parallel, draw=hardest)
     seen: dict = {"start": copy_of(task.model.state_dict()), "batches": [], "losses": [], "gradients": [], "after": []}
+    seen["random"] = []  # before each batch
     optimizer = torch.optim.SGD(task.model.parameters(), lr=LR, momentum=0.9)
 
     def gradients(*_: object) -> None:
@@ -85,6 +91,7 @@ def record(task: Any, options: LoopOptions, names: tuple[str, ...], poisoned: tu
     def step(batch: Batch, number: int) -> Step:
         if poisoned == (distributed.rank(), number + 1):
             batch.images[0, 0, 0, 0] = float("nan")
+        seen["random"].append(torch.get_rng_state())
         out = task.step(batch, number)
         seen["batches"].append(batch)
         seen["losses"].append({name: torch.as_tensor(out.logs[name]).item() for name in names})

@@ -143,26 +143,26 @@ def script_env(env: dict | None = None) -> dict:
 # ---- in two processes ------------------------------------------------------------------------------------------------
 
 
-def start_two(target: Callable, folder: Path, *arguments: object) -> list[Any]:
-    """Runs target(rank, port, folder, *arguments) in two processes -> what each left in FOLDER/RANK.pt."""
+def start_two(target: Callable, folder: Path, *arguments: object, world: int = WORLD) -> list[Any]:
+    """Runs target(rank, port, folder, *arguments) in two processes or more -> what each left in FOLDER/RANK.pt."""
     port = free_port()
-    running = [forked(target, rank, port, folder, *arguments) for rank in range(WORLD)]
+    running = [forked(target, rank, port, folder, *arguments) for rank in range(world)]
     for one in running:
         one.start()
     for one in running:
         one.join(timeout=300)
         if one.is_alive():
             one.kill()
-    assert [one.exitcode for one in running] == [0, 0]
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
+    assert [one.exitcode for one in running] == [0] * world
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 
-def join(rank: int, port: int) -> None:
-    """Joins the other process as under torchrun."""
+def join(rank: int, port: int, world: int = WORLD) -> None:
+    """Joins the other processes as under torchrun."""
     from blip import distributed
 
     torch.set_num_threads(1)
-    os.environ |= torchrun_env(rank, WORLD, port)
+    os.environ |= torchrun_env(rank, world, port)
     distributed.start("cpu")
 
 

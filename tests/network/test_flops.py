@@ -22,6 +22,7 @@ from blip.models.ranking import rank_answers
 from blip.network.cross_attention import ImageKeys
 from blip.network.embeddings import TextConfig
 from blip.network.flops import (
+    ImageTokens,
     Savings,
     head_forward,
     patches_forward,
@@ -62,6 +63,30 @@ def test_counts_equal_torchs(lengths: list[int], packed: bool, monkeypatch: pyte
     assert counted_twin.get_total_flops() + counted_model.get_total_flops() == expected.total
     projections = 2 * 3 * 8 * (24 + 36)
     assert counted_twin.get_total_flops() == expected.image_twin + expected.text_twin + projections
+
+
+@pytest.mark.parametrize(
+    ("size", "share", "twins_share", "seen"),
+    [
+        (32, 0.5, 0.0, (17, 9, 17)),
+        (32, 0.5, 0.5, (17, 9, 9)),
+        (16, 0.0, 0.0, (5, 5, 5)),
+        (16, 0.5, 0.0, (5, 3, 5)),
+    ],
+)
+def test_counts_of_fewer_image_tokens(size: int, share: float, twins_share: float, seen: tuple) -> None:
+    model = tiny_model("pretrain", VIT, TEXT)
+    twin, queue = Twin(model), Queue(10, 8)
+    model.image_encoder.patch_dropout.share, twin.image_encoder.patch_dropout.share = share, twins_share
+    ids, images, pairs = torch.randint(1, 48, (3, 6)), torch.randn(3, 3, size, size), torch.arange(3)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        image_m, text_m = twin(images, ids, torch.tensor([6, 6, 6]))
+        entries = Entries(image_m, text_m, pairs, pairs)
+        others = candidates(entries, queue, equal_captions=False, equal_images=False)
+        out = model(images, ids, torch.tensor([6, 6, 6]), others, 0.4, draw=fake_negatives)
+        (out.itc + out.itm + out.lm).backward()
+    expected = pretrain_step(VIT, TEXT, [6, 6, 6], embed_dim=8, queue=10, seen=ImageTokens(*seen))
+    assert counter.get_total_flops() == expected.total
 
 
 def counted(run: Callable[[], object]) -> int:

@@ -5,7 +5,7 @@ import torch
 from helpers.tiny import spread, tiny_vit
 from torch.testing import assert_close
 
-from blip.network.vit import DropPath, ViT, resize_positions
+from blip.network.vit import DropPath, PatchDropout, ViT, kept_patches, resize_positions
 
 
 def tiny(**changes: float) -> ViT:
@@ -90,3 +90,78 @@ def test_drop_path_acts_in_training_alone() -> None:
     assert not torch.equal(model(images), model(images))
     model.eval()
     assert torch.equal(model(images), model(images))
+
+
+# ---- patches left out ------------------------------------------------------------------------------------------------
+
+
+def dropping(share: float, **changes: float) -> ViT:
+    model = tiny(**changes)
+    model.patch_dropout.share = share
+    return model
+
+
+def one_by_one(model: ViT, images: torch.Tensor, kept: int) -> torch.Tensor:
+    """The slow way: each image alone, its patches drawn as `PatchDropout` draws them and put side by side in a list."""
+    drawn = torch.rand(len(images), model.positions.shape[1] - 1)
+    states = []
+    for image, numbers in zip(images, drawn, strict=True):
+        embedded = model.patch_embed(image[None]).flatten(2).transpose(1, 2)[0]  # (16, D)
+        tokens = [model.cls_token[0, 0] + model.positions[0, 0]]
+        tokens += [embedded[i] + model.positions[0, 1 + i] for i in sorted(range(16), key=numbers.__getitem__)[:kept]]
+        x = torch.stack(tokens)[None]
+        for block in model.blocks:
+            x = block(x)
+        states.append(model.norm(x))
+    return torch.cat(states)
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.5, 8), (0.75, 4), (0.99, 1)])
+def test_patches_left_out_equal_images_one_by_one(share: float, kept: int) -> None:
+    model, images = dropping(share), torch.randn(3, 3, 32, 32)
+    torch.manual_seed(5)
+    states = model(images)
+    torch.manual_seed(5)
+    assert states.shape == (3, 1 + kept, 24)
+    assert_close(states, one_by_one(model, images, kept), rtol=1e-4, atol=1e-5)
+    torch.manual_seed(5)
+    assert_close(model(images, cls_only=True), states[:, :1], rtol=1e-4, atol=1e-5)
+
+
+def test_patches_left_out_get_no_gradient_and_others_do() -> None:
+    model, images = dropping(0.5), torch.randn(2, 3, 32, 32, requires_grad=True)
+    model(images).square().sum().backward()
+    assert images.grad is not None
+    patches = images.grad.unfold(2, 8, 8).unfold(3, 8, 8).abs().sum(dim=(1, 4, 5)).flatten(1)  # (2, 16)
+    assert (patches > 0).sum(dim=1).tolist() == [8, 8]
+    assert ((patches[0] > 0) != (patches[1] > 0)).any(), "each image has patches of its own"
+
+
+def test_all_patches_are_seen_in_evaluation_and_without_a_share() -> None:
+    images, state = torch.randn(2, 3, 32, 32), torch.get_rng_state()
+    model = dropping(0.5).eval()
+    torch.set_rng_state(state)
+    assert model(images).shape == (2, 17, 24)
+    model.patch_dropout.share = 0.0
+    assert model.train()(images).shape == (2, 17, 24)
+    assert torch.equal(torch.get_rng_state(), state), "nothing is drawn where nothing is left out"
+
+
+def test_every_patch_is_kept_equally_often() -> None:
+    layer, x = PatchDropout(), torch.arange(10.0).view(1, 10, 1).expand(4000, 10, 1)
+    layer.share = 2 / 3
+    kept = layer(x)
+    assert kept.shape == (4000, 4, 1) and (kept[:, 0] == 0).all()
+    assert kept.sort(dim=1).values.diff(dim=1).min() > 0, "no patch twice"
+    often = kept[:, 1:].flatten().long().bincount(minlength=10)[1:] / 4000
+    assert_close(often, torch.full((9,), 1 / 3), rtol=0, atol=0.03)
+    assert kept_patches(1, 0.9) == 1
+
+
+def test_smaller_images_equal_a_model_whose_positions_were_interpolated_before() -> None:
+    model, images = tiny(), torch.randn(2, 3, 16, 16)
+    small = ViT(tiny_vit(depth=3, image_size=16))
+    small.load_state_dict({**model.state_dict(), "positions": resize_positions(model.positions, (2, 2)).detach()})
+    assert torch.equal(model(images), small(images))
+    model(images).sum().backward()
+    assert (model.positions.grad.abs().sum(dim=2) > 0).all(), "small images teach every position"
