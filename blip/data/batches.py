@@ -4,7 +4,7 @@ B samples in a batch, T text tokens, S side of an image in pixels.
 """
 
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -50,11 +50,14 @@ class TensorBatch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """A copy on the device; lengths stay on the CPU."""
         tensors = {name: x for name, x in self._tensors().items() if not name.endswith("lengths")}
-        return replace(self, **{name: x.to(device, non_blocking=non_blocking) for name, x in tensors.items()})
+        return self._with({name: x.to(device, non_blocking=non_blocking) for name, x in tensors.items()})
 
     def pin_memory(self) -> Self:
         """A copy in page-locked memory, called by the loader."""
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
+        return self._with({name: tensor.pin_memory() for name, tensor in self._tensors().items()})
+
+    def _with(self, tensors: dict[str, Any]) -> Self:
+        return replace(self, **tensors)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}

@@ -70,7 +70,7 @@ class RandAugment(nn.Module):
             drawn.append(-number if backwards else number)
         return tuple(drawn)
 
-    def apply(self, image: Image.Image, operations: Operations) -> Image.Image:
+    def apply_drawn(self, image: Image.Image, operations: Operations) -> Image.Image:
         """The operations that were drawn, in their order."""
         for number in operations:
             image = self.changed(image, OPERATIONS[abs(number)], backwards=number < 0)

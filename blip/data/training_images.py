@@ -75,7 +75,7 @@ class FastImages:
         if flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.augment_here:
-            image, operations = self.randaugment.apply(image, operations), ()
+            image, operations = self.randaugment.apply_drawn(image, operations), ()
         return Pixels(_tensor(image), operations)
 
     def finish(self, pixels: Pixels) -> Pixels:

@@ -2,7 +2,7 @@
 
 import os
 from datetime import timedelta
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import torch
 import torch.distributed as dist
@@ -56,7 +56,7 @@ def _join(device: torch.device) -> None:
     else:
         dist.init_process_group("gloo", timeout=STEP)
     if dist.get_world_size() > 1:
-        _long_waits = dist.new_group(backend="gloo", timeout=LONG)
+        _long_waits = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=LONG))
         _watch = Watch()
 
 

@@ -40,12 +40,12 @@ def build_optimizer(
     groups: list[dict[str, Any]] = []
     for scale in sorted({scales[name] for name in named}, reverse=True):
         trainable = [p for name, p in of_process.items() if scales[name] == scale]
-        own: dict[str, Any] = {} if layer_decay == 1.0 else {"lr": lr * scale, "lr_scale": scale}
+        options: dict[str, Any] = {} if layer_decay == 1.0 else {"lr": lr * scale, "lr_scale": scale}
         if decay_norms_and_biases:
-            groups.append({"params": trainable, **own})
+            groups.append({"params": trainable, **options})
         else:
-            groups.append({"params": [p for p in trainable if p.ndim >= 2], **own})
-            groups.append({"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0, **own})
+            groups.append({"params": [p for p in trainable if p.ndim >= 2], **options})
+            groups.append({"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0, **options})
     return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
 
 

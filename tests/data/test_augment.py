@@ -60,7 +60,7 @@ def test_many_operations_in_a_row_and_in_any_batch() -> None:
     part = augmented(torch.stack([ones[row] for row in some]), [drawn[row] for row in some], 7)
     assert torch.equal(part, whole[some])
     for row, one in enumerate(ones):
-        expected = tensor(augment.apply(Image.fromarray(one.permute(1, 2, 0).numpy()), drawn[row]))
+        expected = tensor(augment.apply_drawn(Image.fromarray(one.permute(1, 2, 0).numpy()), drawn[row]))
         assert (whole[row].int() - expected.int()).abs().float().mean() < 1.5  # autocontrast multiplies a difference
 
 
