@@ -34,6 +34,7 @@ from blip.outputs import claim_output, writing
 from blip.pubmed import cli as pubmed
 from blip.reports import cli as reports
 from blip.serve import cli as serve
+from blip.shards import cli as shards
 from blip.train.torchrun import torchrun
 
 app = typer.Typer(
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 app.add_typer(capfilt.app, name="capfilt")
 app.add_typer(pubmed.app, name="pubmed")
+app.add_typer(shards.app, name="data")
 
 Files = Annotated[list[str], typer.Argument(help="annotation files, folders of sets as distributed, or hub:OWNER/NAME")]
 

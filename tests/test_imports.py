@@ -58,6 +58,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"data.images", "data.image_bytes", "data.webdataset"},
     "pubmed.run": {"errors", "files", "outputs", "hashing", "config", "data.image_bytes"},
     "pubmed.cli": ANYTHING,
+    "shards": {"data", "hub", "outputs", "hashing", "files", "errors"},
+    "shards.cli": ANYTHING,
     "reports": {"train", "options", "interpret", "inference", "models", "evaluation", "data", "config", "hub"}
     | {"tasks.config", "tasks.data_options", "tasks.pretrain_data", "html_page", "files", "errors"},
     "reports.cli": ANYTHING,

@@ -19,8 +19,8 @@ skipped                notes about unreadable images
 order batches loader gallery   which record comes when; samples to a batch; batches read ahead; images by number
 workers          the processes that read ahead, and their errors
 webdataset stream jsonl_shards   tar shards, training batches streamed from them; shards of JSON lines
-tar_addresses tar_reader tar_sizes   which shards an address stands for; the samples of a tar file; sizes.json, and
-                       shards that were cut short
+tar_addresses tar_reader tar_sizes tar_members   which shards an address stands for; the samples of a tar file;
+                       sizes.json, and shards that were cut short; single files of a tar file in any order
 check check_report phantoms   `blip check-data` and its report; the synthetic data generator
 places dataset figure   the records of any place: image files, folders, annotation files, data sets of the hub; these as
                  a data set of torch; pictures of it

@@ -1,10 +1,11 @@
-"""The bytes of an image: of a regular file up to a size, or of a row of a parquet or arrow file.
+"""The bytes of an image: of a regular file up to a size, of a row of a parquet or arrow file, or of a shard.
 
 An image inside a parquet or arrow file has the reference FILE#ROW in place of a path, or FILE#ROW:COLUMN where its
 column is not called image, which is resolved when the image is read. Arrow files are mapped into memory: a row costs
 its own bytes. Parquet is compressed by row groups, and one image costs its whole group (the hub's sets have 100 to
 1,000 rows in one): the groups read last stay in memory, which helps reading in order. Training reads in random order:
-unpack such images once into files.
+unpack such images once into files, or write shards of them by `blip data shard`: an image inside a shard has the
+reference SHARD.tar#OFFSET+LENGTH, and costs its own bytes; see `tar_members`.
 """
 
 import io
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from blip.data import hub
+from blip.data import hub, tar_members
 from blip.data.tables import NEEDS_PYARROW
 from blip.errors import BlipError, InputError
 from blip.files import ReadError, open_regular
@@ -63,7 +64,8 @@ class UnreadableImage(BlipError):
 
 @contextmanager
 def image_stream(path: str | Path, limits: ImageLimits = LIMITS) -> Iterator[BinaryIO]:
-    """The bytes of an image file or, where there is no such file, of the reference FILE#ROW; rows count from 0.
+    """The bytes of an image file or, where there is no such file, of the reference FILE#ROW or SHARD.tar#OFFSET+LENGTH;
+    rows count from 0.
 
     Raises:
         UnreadableImage: there is no such file or row, it is not regular, empty or too large. Errors of the block pass
@@ -72,6 +74,10 @@ def image_stream(path: str | Path, limits: ImageLimits = LIMITS) -> Iterator[Bin
     reference = REFERENCE.fullmatch(str(path))
     if reference and os.path.isfile(reference["file"]) and not os.path.lexists(path):
         yield io.BytesIO(_row(str(path), reference, limits))
+        return
+    inside = tar_members.REFERENCE.fullmatch(str(path))
+    if inside and not os.path.lexists(path):
+        yield io.BytesIO(_member(str(path), inside, limits))
         return
     try:
         with open_regular(path) as file:
@@ -106,7 +112,7 @@ def _read(path: str | Path, file: BinaryIO, size: int) -> bytes:
 
 
 def read_image(path: str | Path, limits: ImageLimits = LIMITS) -> bytes:
-    """All bytes of an image, a file or FILE#ROW; UnreadableImage as in `image_stream`."""
+    """All bytes of an image, a file or a reference; UnreadableImage as in `image_stream`."""
     with image_stream(path, limits) as file:
         try:
             return file.read()
@@ -115,8 +121,20 @@ def read_image(path: str | Path, limits: ImageLimits = LIMITS) -> bytes:
 
 
 def is_reference(path: str | Path) -> bool:
-    """Whether a path has the form FILE#ROW, a row of a parquet or arrow file."""
-    return REFERENCE.fullmatch(str(path)) is not None
+    """Whether a path has the form FILE#ROW, a row of a parquet or arrow file, or SHARD.tar#OFFSET+LENGTH."""
+    return any(form.fullmatch(str(path)) for form in (REFERENCE, tar_members.REFERENCE))
+
+
+def _member(name: str, reference: re.Match[str], limits: ImageLimits) -> bytes:
+    """The bytes of an image inside of a shard; UnreadableImage."""
+    file, member = tar_members.parsed(reference)
+    _check_size(name, member.length, limits)
+    try:
+        return tar_members.read_member(file, member)
+    except ReadError as error:
+        raise UnreadableImage(name, f"{file}: {error.problem}") from None
+    except (InputError, OSError) as error:
+        raise UnreadableImage(name, str(error)) from None
 
 
 # ---- rows of parquet and arrow files ---------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Images: opening them, bringing any kind to 8 bits, upright. Their files are found in `image_files.py`.
 
-`_opened` is the one place of the package where an image is opened: a regular file, or bytes, of limited size, in one of
+`opened` is the one place of the package where an image is opened: a regular file, or bytes, of limited size, in one of
 the formats of FORMATS. Whatever is wrong with it becomes an UnreadableImage.
 """
 
@@ -55,24 +55,24 @@ def open_image(source: Source, limits: ImageLimits = LIMITS) -> Image.Image:
         UnreadableImage: missing, not a regular file, empty, truncated, not an image of FORMATS, without pixels, or
             larger than `limits` allow.
     """
-    with _opened(source, limits) as image:
-        return _rgb(_upright(image))
+    with opened(source, limits) as image:
+        return _rgb(upright(image))
 
 
 def open_plain(source: Source, limits: ImageLimits = LIMITS) -> Image.Image:
     """An image in grey or RGB of 8 bits, upright; see `plain`. Arguments and errors as in `open_image`."""
-    with _opened(source, limits) as image:
-        return _plain(_upright(image))
+    with opened(source, limits) as image:
+        return _plain(upright(image))
 
 
 def open_reduced(source: Source, side: int, limits: ImageLimits = LIMITS) -> tuple[Image.Image, tuple[int, int]]:
     """(an image as `open_plain` gives it, its full width and height). A JPEG is decoded at a fraction of its size, with
     at least `side` pixels on either side if it has as many, which takes less time. Errors as in `open_image`."""
-    with _opened(source, limits) as image:
+    with opened(source, limits) as image:
         full = image.size
         image.draft("L", (side, side))
         reduced = image.size
-        made = _plain(_upright(image))
+        made = _plain(upright(image))
         if reduced == full:
             return made, made.size
         return made, full if made.size == reduced else full[::-1]
@@ -80,7 +80,7 @@ def open_reduced(source: Source, side: int, limits: ImageLimits = LIMITS) -> tup
 
 def image_format(source: Source, limits: ImageLimits = LIMITS) -> str:
     """Pillow's name of an image's format, such as JPEG, from its first bytes alone; errors as in `open_image`."""
-    with _opened(source, limits) as image:
+    with opened(source, limits) as image:
         return image.format or ""
 
 
@@ -124,7 +124,7 @@ def readable_batches(
 
 
 @contextmanager
-def _opened(source: Source, limits: ImageLimits) -> Iterator[Image.Image]:
+def opened(source: Source, limits: ImageLimits = LIMITS) -> Iterator[Image.Image]:
     """The image of a source, its header read and its size checked; every error of the block is the image's."""
     name = str(source) if isinstance(source, (str, Path)) else "(in memory)"
     try:
@@ -186,7 +186,7 @@ def _sizes(file: BinaryIO, start: bytes) -> Iterator[tuple[int, int]]:
 # ---- any kind of image to 8 bits -------------------------------------------------------------------------------------
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """The same image, its pixels read and turned by its EXIF entry."""
     image.load()  # before the block below: of broken pixels Pillow tells once, and a second `load` gives black ones
     with contextlib.suppress(Exception):  # a broken EXIF block does not mean broken pixels
@@ -201,7 +201,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     files are figures made for white pages, whose black letters and lines would vanish on black; scans have none. Of
     several frames or pages the first is taken.
     """
-    return _rgb(_upright(image.copy()))
+    return _rgb(upright(image.copy()))
 
 
 def plain(image: Image.Image) -> Image.Image:
@@ -212,15 +212,24 @@ def plain(image: Image.Image) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     """`image` may be changed, and is the result where it is RGB already: large images are not copied."""
+    image = eight_bits(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Any Pillow mode by the rules of `to_rgb`, in one channel where the image is grey, else in RGB; it is not turned.
+
+    `image` may be changed, and is the result where nothing needs to be done.
+    """
     if image.mode in HIGH_DEPTH:
         values = window(image)
         image.close()  # its memory is not needed any longer
-        return Image.fromarray(values).convert("RGB")
+        return Image.fromarray(values)
     if image.mode in TRANSPARENT or (image.mode == "P" and "transparency" in image.info):
         if _is_clear(image):  # a broken alpha channel, not an empty picture
             return _in_strips(image, lambda part: _with_alpha(part).convert("RGB"))
         return _in_strips(image, _on_white)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
 
 
 def _plain(image: Image.Image) -> Image.Image:

@@ -3,9 +3,12 @@
 import contextlib
 import copy
 import importlib
+import multiprocessing
 import os
 import pickle
 import pkgutil
+import platform
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -25,7 +28,7 @@ from blip.data.formats import AnnotationError
 from blip.data.image_bytes import UnreadableImage
 from blip.data.loader import data_loader
 from blip.data.skipped import TooManySkipped
-from blip.data.workers import WorkerError
+from blip.data.workers import WorkerError, keep_memory
 from blip.distributed import OtherProcessError
 from blip.errors import BlipError, InputError, MissingFile
 from blip.files import ReadError, WriteError
@@ -209,3 +212,27 @@ def test_the_number_of_workers_is_no_warning_of_torch(recwarn: pytest.WarningsRe
     loader = data_loader(Broken(ValueError()), [[0]], list, num_workers=3000)
     loader.check_worker_number_rationality()
     assert not [str(warning.message) for warning in recwarn]
+
+
+def page_faults_of_blocks(kept: bool, results: Any) -> None:
+    """How many pages twenty blocks of 16 MiB, one after the other, take from the system."""
+    if kept:
+        assert keep_memory() == (platform.libc_ver()[0] == "glibc")
+    before = 0
+    for turn in range(21):
+        before = before or (resource.getrusage(resource.RUSAGE_SELF).ru_minflt if turn else 0)
+        bytearray(b"x") * (16 << 20)
+    results.put(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="an option of glibc")
+def test_workers_keep_the_memory_of_an_image_for_the_next() -> None:
+    results: Any = multiprocessing.get_context("fork").Queue()
+    counts = []
+    for kept in (False, True):
+        process = multiprocessing.get_context("fork").Process(target=page_faults_of_blocks, args=(kept, results))
+        process.start()
+        counts.append(results.get(timeout=60))
+        process.join()
+    pages = 20 * (16 << 20) // resource.getpagesize()
+    assert counts[1] < pages / 20 and counts[1] < counts[0] / 4

@@ -76,6 +76,8 @@ VERBS = {
                            ("scored/shard-00000.jsonl",), ("scored --out", "scored2 --out")),
     "capfilt run": Verb(f"capfilt run --config configs/capfilt.yaml {CAPFILT} --output_dir OUT", "rounds",
                         ("caption", "."), CAPTIONS, folder=True, whole=False),
+    "data shard": Verb("data shard captions.json --image_size 16 --num_workers 0 --out OUT", "shards",
+                       ("images", "."), CAPTIONS, folder=True),
     "show": Verb("show captions.json --limit 2 --out OUT", "page.html", (), CAPTIONS),
     "report": Verb("report run --out OUT", "page.html", (), ("report run", "report run2")),
     "pubmed search": Verb("pubmed search brain --email a@b.org --eutils http://127.0.0.1:9 --out OUT", "corpus", (),

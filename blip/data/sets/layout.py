@@ -30,6 +30,7 @@ SPLIT_NAMES = {name: name for name in SPLITS} | {
 }
 # of any set from the Hugging Face hub: parquet, or saved by `datasets.save_to_disk`; {0} is a name of the split
 HUB = ("data/{0}-*.parquet", "{0}-*.parquet", "{0}/data-*.arrow", "{0}/dataset.arrow")
+SHARD_ANNOTATIONS = "annotations.jsonl"  # beside shards of `blip data shard`: records in the generic form
 PROBED = 5  # records whose images tell which folder holds them
 MOST_FOLDERS = 50  # that are looked into
 
@@ -158,12 +159,17 @@ def _placed(file: SetFile[Record]) -> SetFile[Record]:
 def _files_of(form: SetFormat, folder: Path, split: str, *, dataset: str) -> list[Path]:
     if (folder / "dataset_info.json").is_file() and (files := sorted(folder.glob("data-*.arrow"))):
         return files  # of one split, saved by itself
+    if not form.files and (folder / SHARD_ANNOTATIONS).is_file():
+        return [folder / SHARD_ANNOTATIONS]
     parts = {name: files for name in SPLITS if (files := _part(form, folder, name))}
     if split not in ("", "all", *SPLIT_NAMES):
         parts[split] = _hub_files(folder, split)
     if not parts:
         known = [pattern for patterns in form.files.values() for pattern in patterns]
         known += [pattern.format("train") for pattern in HUB[1:3]]
+        if next(folder.glob("*.tar"), None) is not None:
+            raise AnnotationError(folder, "", f"holds shards without {SHARD_ANNOTATIONS}, which only pre-training "
+                                  "streams: `blip data shard` writes shards for every task")  # fmt: skip
         raise AnnotationError(folder, "", f"is a folder without files of {dataset!r}, such as {', '.join(known)}")
     return _chosen(parts, folder, split)
 
