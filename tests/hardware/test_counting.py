@@ -152,6 +152,7 @@ def test_operations_are_those_on_fake_cuda_tensors(monkeypatch: pytest.MonkeyPat
     with counter, as_on_gpu():
         run()
     mine = Names(kernel.name for kernel in counter.kernels)
+    del gpu.launches["_unsafe_view"]  # which launches nothing
     assert sum(mine.values()) > 100 and mine == gpu.launches
 
 
