@@ -33,7 +33,8 @@ def _part(model: nn.Module, name: str) -> nn.Module | Tensor:
     for i, step in enumerate(path):
         inside: dict[str, nn.Module | Tensor] = {}
         if isinstance(part, nn.Module):
-            inside = {**dict(part.named_children()), **dict(part.named_parameters(recurse=False))}
+            children = {name: child for name, child in part.named_children() if any(True for _ in child.parameters())}
+            inside = {**children, **dict(part.named_parameters(recurse=False))}
         if step not in inside:
             where = ".".join(path[:i]) or "the model"
             has = f"it has {', '.join(inside)}" if inside else "it has no parts"
