@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from blip.data.batches import Operations, TensorBatch, padded
 from blip.data.compact import TextLists, Texts
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
-from blip.data.images import open_image
+from blip.data.images import Source, open_image
 from blip.data.order import EpochOrder, Walk, open_or_note, seeded
 from blip.data.sets.statements import STATEMENT_SETS, Statement
 from blip.data.skipped import Skipped
@@ -166,7 +166,7 @@ class NlvrDataset(Dataset):
     def _read(self, epoch: int, index: int) -> list[Any]:
         """The left and the right image as `images` reads them."""
         given = self.statements[index].images
-        pair = open_images(given, self.limits) if isinstance(given, str) else given
+        pair: Sequence[Source] = open_images(given, self.limits) if isinstance(given, str) else given
         return [self.images.read(one, self.seed, epoch, index, side) for side, one in enumerate(pair)]
 
 

@@ -9,7 +9,7 @@ S: side in pixels of the square that the network takes.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -110,7 +110,15 @@ class ByEpoch:
         return images.finish(image)
 
 
-TrainingImages = WholeImages | FastImages | ByEpoch
+@runtime_checkable
+class TrainingImages(Protocol):
+    """How a data set gets its images: one of the ways above."""
+
+    def read(self, source: Source, /, *key: int) -> Any:
+        """What `finish` takes; UnreadableImage where there is no such image."""
+
+    def finish(self, read: Any, /) -> Pixels:
+        """The pixels."""
 
 
 def images_of(transform: Transform | TrainingImages, limits: ImageLimits) -> TrainingImages:

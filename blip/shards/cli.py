@@ -1,7 +1,7 @@
 """`blip data VERB ...`: data sets in a form that trains faster."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -63,7 +63,7 @@ def shard(
 
     with user_errors():
         stored_as = ImageForm(image_size, form, quality, ImageLimits.of_mb(max_image_mb))
-        usual = {"image_root": image_root, "dataset": dataset, "split": split or "all"}
+        usual: dict[str, Any] = {"image_root": image_root, "dataset": dataset, "split": split or "all"}
         usual |= {"columns": parse_columns(columns or []), "limit": limit or None}
         chosen = as_input(
             image_size=image_size, format=form, quality=quality, shard_size=shard_size, seed=seed, **usual

@@ -282,6 +282,7 @@ def _entry(opened: Opened, images: _Images, places: _Places) -> dict[str, Any] |
     if not all(references):
         return None
     own = f"{os.path.basename(opened.file.path)}:{opened.place.split()[-1]}"
+    entry: dict[str, Any]
     if isinstance(record, Captioned):
         entry = {"image": references[0], "caption": record.captions, "image_id": record.image_id
                  or images.name(numbers[0]), "group": record.group, "source": record.source}  # fmt: skip

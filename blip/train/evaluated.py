@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic
 
+from pydantic import BaseModel
+
 from blip import distributed
 from blip.checkpoints.format import INFO
 from blip.config import Config, ConfigError, RunConfig, find_config, load_config
@@ -56,7 +58,7 @@ def weights_of(run: Path) -> Path | None:
     return next((folder for folder in (run / BEST, *saved) if folder.is_dir()), None)
 
 
-def run_with(weights: str | Path, cls: type[RunConfig]) -> Path | None:
+def run_with(weights: str | Path, cls: type[BaseModel]) -> Path | None:
     """The folder of the run whose `best` or checkpoint the weights are, None where they belong to none, or to one of
     another task than that of the configuration `cls`."""
     run = _run_around(weights)

@@ -60,5 +60,5 @@ class Verdict:
     def read(self) -> Found:
         """The numbers on the CPU, which waits for them: the only wait for the device in a step."""
         numbers = self._numbers.read()
-        *flags, norm = numbers[:6].tolist()
-        return Found(*map(bool, flags), norm=norm, losses=numbers[6:])
+        bad_loss, bad_norm, failed, stop, late = numbers[:5].bool().tolist()
+        return Found(bad_loss, bad_norm, failed, stop, late, float(numbers[5]), numbers[6:])
