@@ -67,10 +67,9 @@ class _GpuKernels(TorchFunctionMode):
             F.dropout: self.dropout,
             F.layer_norm: self.layer_norm,
         }
-        for product in (F.linear, F.conv2d, torch.matmul, torch.bmm, torch.addmm, torch.mm, torch.baddbmm):
-            self.instead[product] = functools.partial(self.product, product)
-        for product in (Tensor.matmul, Tensor.__matmul__, Tensor.bmm, Tensor.mm):
-            self.instead[product] = functools.partial(self.product, product)
+        products: tuple[Any, ...] = (F.linear, F.conv2d, torch.matmul, torch.bmm, torch.addmm, torch.mm, torch.baddbmm)
+        products += (Tensor.matmul, Tensor.__matmul__, Tensor.bmm, Tensor.mm)
+        self.instead |= {product: functools.partial(self.product, product) for product in products}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

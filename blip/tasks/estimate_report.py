@@ -85,7 +85,7 @@ def warnings(make: Make, planned: Plan, other: Plan) -> list[str]:
     lines = []
     if not card.bf16 and config.precision == "bf16":
         lines.append(f"warning: {card.name} computes no bf16: set precision: fp32; the times above are those of fp32")
-    lines += _of_memory(make, planned, other)
+    lines += [*_of_memory(make, planned, other), *_of_shards(planned)]
     host, busy = host_seconds(planned.batch), busy_seconds(planned.batch, card, config.precision)
     if host > 0.8 * busy:
         lines.append(
@@ -120,6 +120,18 @@ def _of_memory(make: Make, planned: Plan, other: Plan) -> list[str]:
             f"memory: less than half of the card is used; a batch_size of {most_of_it} fits, with less accumulation"
         ]
     return []
+
+
+def _of_shards(planned: Plan) -> list[str]:
+    """What is left of memory where each process keeps a part of weights, gradients and optimizer."""
+    if getattr(planned.config, "parallel", "ddp") != "fsdp":
+        return []
+    counted, world = planned.counted, planned.world
+    shared = 4 * counted.trained * (1 - 1 / world)  # weights, gradients and AdamW's two averages
+    return [
+        f"memory: above are all weights on each GPU; parallel: fsdp keeps 1/{world} of them, of gradients and of the "
+        f"optimizer: about {(counted.peak - shared) / GIB:.1f} GiB at most, and it exchanges half as much again"
+    ]
 
 
 def _of_loader(planned: Plan) -> list[str]:

@@ -24,7 +24,8 @@ PART = re.compile(r"training-(\d{5})-of-(\d{5})\.safetensors")
 
 def split(state: dict, place: str = "") -> tuple[dict, dict[str, Tensor]]:
     """(the state without tensors that are divided among processes, what this process has of them by its path)."""
-    rest, own = {}, {}
+    rest: dict = {}
+    own: dict[str, Tensor] = {}
     for key, value in state.items():
         if isinstance(value, dict):
             rest[key], more = split(value, f"{place}{key}/")

@@ -125,11 +125,12 @@ class Sharded(nn.Module):
             fully_shard(part, mesh=mesh, reshard_after_forward=True)
             if hasattr(part, "image_keys"):
                 register_fsdp_forward_method(part, "image_keys")
-        self.root = fully_shard(_Root(model), mesh=mesh, ignored_params=kept)
-        for part in (self.root, *parts) if device.type == "cpu" else ():
-            part.set_force_sum_reduction_for_comms(True)  # gloo has no averages
+        self.root: Any = fully_shard(_Root(model), mesh=mesh, ignored_params=kept)
+        both: list[Any] = [self.root, *parts]
+        for unit in both if device.type == "cpu" else ():
+            unit.set_force_sum_reduction_for_comms(True)  # gloo has no averages
         self._own = {p: _own_part(p) for p in model.parameters()}
-        self._divided = {own: p for p, own in self._own.items() if own is not p}
+        self._divided: dict[nn.Parameter, Any] = {own: p for p, own in self._own.items() if own is not p}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         with warnings.catch_warnings():
@@ -206,7 +207,7 @@ class Sharded(nn.Module):
         copy.train(model.training)
         self.reshard()
         for filled, p in pairs:
-            filled.data = p.detach().full_tensor() if isinstance(p, DTensor) else p.detach().clone()
+            filled.data = p.full_tensor().detach() if isinstance(p, DTensor) else p.detach().clone()
         try:
             yield copy
             for filled, p in pairs if changed else ():
@@ -276,7 +277,7 @@ def _hollow(model: nn.Module, device: torch.device) -> nn.Module:
 def _whole(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return tensor
-    full = tensor.detach().full_tensor()  # one after another: the device holds one of them
+    full = tensor.full_tensor().detach()  # one after another: the device holds one of them
     return full.cpu() if distributed.is_main() else full.new_empty(0, device="cpu")
 
 

@@ -1,7 +1,12 @@
 """Counting of a step on `meta`: against what autograd saves, against torch's own counts, and cards, links and joins."""
 
+from collections import Counter as Names
+from collections.abc import Callable
+
 import pytest
 import torch
+from helpers.fake_device import fake_cuda
+from helpers.tiny import tiny_text
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,6 +17,8 @@ from blip.hardware.collectives import gradients, negatives, queue
 from blip.hardware.counting import ATTENTION, BLOCK, OTHER, PRODUCT, Counter, Kernel, many_tensors
 from blip.hardware.fusion import compiled
 from blip.hardware.roofline import LAUNCH, SHORTEST, busy_seconds, host_seconds, step_seconds
+from blip.network.med import TextEncoder
+from blip.network.packing import Rows
 from blip.network.vit import ViT, ViTConfig
 
 SIZES = ViTConfig(image_size=64, patch=16, width=128, depth=3, heads=2)
@@ -114,6 +121,39 @@ def test_recomputation_trades_memory_for_kernels() -> None:
         assert all(k.dtype == BF16 for k in products)
         found.append((counter.peak, sum(k.flops for k in products)))
     assert found[1][0] < 0.6 * found[0][0] and 1.15 < found[1][1] / found[0][1] < 1.34
+
+
+def operations(device: torch.device, text: TextEncoder, images: ViT) -> Callable[[], Tensor]:
+    """A forward pass in bf16 of texts that attend to images, one of them shorter, on a device."""
+    pixels = torch.empty(3, 3, 64, 64, device=device)
+    ids, lengths = torch.ones(3, 7, dtype=torch.int64, device=device), torch.tensor([7, 5, 7], device="cpu")
+
+    def run() -> Tensor:
+        with torch.autocast(device.type, BF16):
+            keys = text.image_keys(images(pixels))
+            return text.multimodal(ids, Rows(lengths, 7, device), keys)
+
+    return run
+
+
+def test_operations_are_those_on_fake_cuda_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a forward pass: the names of all operations, and how often each is called. Attention, for which fake tensors
+    have no fused kernel, is left out."""
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, *_, **__: torch.empty_like(q))
+    sizes = tiny_text(width=128, heads=2, image_width=128, dropout=0.1)
+    models = [TextEncoder(sizes), ViT(SIZES)]
+    with fake_cuda() as gpu:
+        run = operations(gpu.device, *(model.to(gpu.device) for model in models))
+        gpu.clear()
+        run()
+    counter = Counter()
+    with META:
+        run = operations(META, TextEncoder(sizes), ViT(SIZES))
+    with counter, as_on_gpu():
+        run()
+    mine = Names(kernel.name for kernel in counter.kernels)
+    del gpu.launches["_unsafe_view"]  # which launches nothing
+    assert sum(mine.values()) > 100 and mine == gpu.launches
 
 
 # ---- times -----------------------------------------------------------------------------------------------------------
