@@ -37,7 +37,9 @@ def prepared(batches: Iterator[Any], device: torch.device, magnitude: int) -> It
 
 def normalised(images: Tensor) -> Tensor:
     """uint8 (B, 3, S, S) -> float32, as `eval_transform` normalises one image."""
-    return transforms.normalize(transforms.to_dtype(images, torch.float32, scale=True), list(MEAN), list(STD))
+    # torchvision's function would wait for a device to get the numbers
+    mean, std = (_on(images.device, list(numbers), torch.float32)[:, None, None] for numbers in (MEAN, STD))
+    return transforms.to_dtype(images, torch.float32, scale=True).sub_(mean).div_(std)
 
 
 def augmented(images: Tensor, operations: list[Operations], magnitude: int) -> Tensor:
