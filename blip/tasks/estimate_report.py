@@ -66,6 +66,8 @@ def _costs(planned: Plan) -> list[str]:
         f"time of a step: {1e3 * (step + waiting):.0f} ms, {1e3 * waiting:.0f} of them waiting for other GPUs; "
         f"{planned.images_per_second() * planned.world:.0f} images a second on all. Within 25 % of simulations",
     ]
+    if config.patch_dropout or config.image_sizes:
+        lines.append("whole images of the last epochs are counted: patch_dropout and image_sizes make others cheaper")
     for each in planned.collectives():
         usual, slow = (1e3 * each.seconds(card, planned.world, network) for network in (None, SLOW_NETWORK))
         times = f"{usual:.1f} ms within a host"

@@ -42,8 +42,13 @@ def test_what_limits_a_run(tiny_config: Path, capsys: pytest.CaptureFixture) -> 
     said = shown(capsys)
     assert "less than half of the card is used" in said and "the CPU takes about as long to launch" in said
     assert "num_workers: 0 is too slow for COCO" in said and "gradients:" not in said
-    plan_for(config.model_copy(update={"activation_checkpointing": "torch", "compile": True}), "fast", 8)
+    plan_for(
+        config.model_copy(update={"activation_checkpointing": "torch", "compile": True, "patch_dropout": 0.5}),
+        "fast",
+        8,
+    )
     said = shown(capsys)
+    assert "whole images of the last epochs are counted" in said
     assert "recomputed, as configured" in said and "compiled, at best" in said
     assert "it fits without recomputation" in said and "ms within a host" in said
 
