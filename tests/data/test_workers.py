@@ -1,8 +1,8 @@
 """Processes that read data: their errors arrive as they were, and their death is an error, never a hang."""
 
 import contextlib
-import ctypes
 import copy
+import ctypes
 import importlib
 import multiprocessing
 import os
@@ -217,7 +217,7 @@ def test_the_number_of_workers_is_no_warning_of_torch(recwarn: pytest.WarningsRe
 
 def page_faults_of_blocks(kept: bool, results: Any) -> None:
     """How many pages twenty blocks of 16 MiB, one after the other, take from the system."""
-    # glibc raises its limit where a large block was freed before, as in a process that ran other tests: back to the usual
+    # glibc raises its limit where a large block was freed before, as by other tests in this process
     assert ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 128 << 10)
     if kept:
         assert keep_memory() == (platform.libc_ver()[0] == "glibc")
