@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as transforms
 from blip.data.batches import Operations
 from blip.data.randaugment import FILL, OPERATIONS, Strength
 from blip.data.transforms import MEAN, STD
+from blip.hardware.transfers import sent
 
 IDENTITY, AUTOCONTRAST, EQUALIZE, BRIGHTNESS, SHARPNESS, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE = range(10)
 LEVELS = 256
@@ -80,8 +81,7 @@ def _round(images: Tensor, numbers: tuple[int, ...], strength: Strength) -> Tens
 
 def _on(device: torch.device, values: list[Any], dtype: torch.dtype = torch.int64) -> Tensor:
     """A tensor on the device, without a wait for it."""
-    made = torch.tensor(values, dtype=dtype)
-    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
+    return sent(torch.tensor(values, dtype=dtype), device)
 
 
 # ---- levels ----------------------------------------------------------------------------------------------------------

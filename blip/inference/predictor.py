@@ -7,10 +7,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip.errors import InputError
-from blip.hardware.precision import AUTO
 from blip.inference.choices import AnswerChoices
 from blip.inference.computation import gradients_on_request, without_gradients
 from blip.inference.inputs import Images, Texts, as_list, batches_of, each_once, seed_of_each
@@ -23,7 +22,6 @@ from blip.models.momentum import cosines, unit_features
 from blip.network.cross_attention import ProjectedKeys
 from blip.network.med import DecoderStep
 from blip.network.packing import Rows, with_first
-from blip.tokenizer import Tokenizer
 
 
 class Predictor(LoadedModel):
@@ -34,18 +32,7 @@ class Predictor(LoadedModel):
     method that the checkpoint's task does not support raises `CheckpointError`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Tokenizer,
-        info: dict,
-        *,
-        device: str | torch.device = "cpu",
-        precision: str = AUTO,
-    ) -> None:
-        """Arguments as in `LoadedModel`."""
-        super().__init__(model, tokenizer, info, device=device, precision=precision)
-        self._last_choices: AnswerChoices | None = None
+    _last_choices: AnswerChoices | None = None
 
     # ---- features and matching
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from blip.data.crops import ORIENTATION
 from blip.data.decoding_cost import JPEGS
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, read_image
 from blip.data.images import eight_bits, opened, upright
 from blip.errors import InputError
 
 FORMATS = ("auto", "jpeg", "png")
-ORIENTATION = 0x0112  # entry of EXIF; 1: upright
 FINE = 4  # a JPEG is decoded at a fraction of its size where this many times the pixels that are kept remain a side
 
 

@@ -92,10 +92,16 @@ def on_device(batches: Iterator[Any], config: ModelConfig, device: torch.device)
     return prepared(batches, device, config.randaugment[1] if config.randaugment else 0)
 
 
+def saved_config(checkpoint: Path | None) -> Path | None:
+    """The configuration of the run of a checkpoint; None where there is none."""
+    path = checkpoint.parent.parent / "config.yaml" if checkpoint else None
+    return path if path is not None and path.is_file() else None
+
+
 def with_pipeline_of_run(config: Config, checkpoint: Path | None) -> Config:
     """The configuration with the `image_pipeline` that a run began with, unless it is set; that of a run of an earlier
     version, whose `config.yaml` has no such key, is `pil`. A new run keeps its own."""
-    saved = checkpoint.parent.parent / "config.yaml" if checkpoint else None
-    if saved is None or not saved.is_file() or "image_pipeline" in config.model_fields_set:
+    saved = saved_config(checkpoint)
+    if saved is None or "image_pipeline" in config.model_fields_set:
         return config
     return config.model_copy(update={"image_pipeline": load_run_config(saved, type(config)).image_pipeline})

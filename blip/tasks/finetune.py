@@ -174,9 +174,10 @@ class FineTuning:
     def eval_batches(self, dataset: Dataset) -> EvalLoader:
         """This process's share of an evaluation set, in batches."""
         config, pin = self.config, self.device.type == "cuda"
-        share: dict[str, Any] = {"rank": distributed.rank(), "world": distributed.world_size()}
-        options = share | {"num_workers": config.num_workers, "pad_id": self.tokenizer.pad_id, "pin_memory": pin}
-        return eval_loader(dataset, config.batch_size, collate_fn=self.collate_fn, **options)
+        return eval_loader(
+            dataset, config.batch_size, rank=distributed.rank(), world=distributed.world_size(),
+            num_workers=config.num_workers, pad_id=self.tokenizer.pad_id, pin_memory=pin, collate_fn=self.collate_fn,
+        )  # fmt: skip
 
     def gathered(self, split: str, own: list[tuple], batches: EvalLoader) -> list[tuple]:
         """The rows of all processes in the order of the records; a row begins with the number of its record.

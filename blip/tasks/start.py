@@ -24,6 +24,7 @@ from blip.models.pretrain import PretrainModel
 from blip.network.med import TextConfig
 from blip.network.vit import VIT_SIZES, ViTConfig, fit_image_size
 from blip.tasks.config import FineTuneConfig
+from blip.tasks.data_options import saved_config
 from blip.tasks.image_tokens import check_image_sizes
 from blip.tokenizer import Specials, Tokenizer
 
@@ -49,8 +50,8 @@ def as_begun(config: FineTuneConfig, resume: Path) -> FineTuneConfig:
 
     ConfigError for options that cannot change within a run.
     """
-    saved = resume.parent.parent / "config.yaml"
-    if not saved.is_file():
+    saved = saved_config(resume)
+    if saved is None:
         return config
     before = load_config(saved, type(config))
     other = [f"{key} {getattr(before, key)} -> {getattr(config, key)}" for key in FIXED
@@ -70,8 +71,8 @@ def pin(config: Run, checkpoint: Path | None = None) -> Run:
     that it does not read. Every process has to call this.
     """
     names = {key: getattr(config, key) for key in NAMES}
-    saved = checkpoint.parent.parent / "config.yaml" if checkpoint else None
-    before = load_config(saved, type(config)) if saved is not None and saved.is_file() else None
+    saved = saved_config(checkpoint)
+    before = load_config(saved, type(config)) if saved else None
     for key, name in names.items():
         if name and places.is_remote(name):
             kept = getattr(before, key, "")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from blip import distributed
 from blip.checkpoints.format import CheckpointError, check_numbers, disk_errors, load_tensors, save_tensors
-from blip.train.sharding import is_divided, local, whole
+from blip.train.sharding import is_divided, local
 from blip.train.state import TRAINING, read_training
 
 PART = re.compile(r"training-(\d{5})-of-(\d{5})\.safetensors")
@@ -35,11 +35,6 @@ def split(state: dict, place: str = "") -> tuple[dict, dict[str, Tensor]]:
         else:
             rest[key] = value
     return rest, own
-
-
-def gathered_state(state: dict) -> dict:
-    """The state with whole tensors, in the main process; see `whole`. Every process has to call this."""
-    return {key: gathered_state(v) if isinstance(v, dict) else whole({"": v})[""] for key, v in state.items()}
 
 
 def write_parts(folder: Path, own: dict[str, Tensor]) -> Path:

@@ -18,7 +18,7 @@ from blip.train.log import RunLog
 from blip.train.loop import Loop, LoopOptions, Step
 from blip.train.optim import build_optimizer
 from blip.train.parallel import about_workers, measure_peak
-from blip.train.parts import gathered_state, load_training, split
+from blip.train.parts import load_training, split
 from blip.train.random_numbers import restore_random_state
 from blip.train.schedule import Epochs, lr_at, scaled_lr
 from blip.train.sharding import Sharded, about_one, whole
@@ -201,7 +201,7 @@ def _saving(
         state = {**task.state(), "optimizer": moments, "loop": own}
         if isinstance(task.parallel, Sharded) and step < task.epochs.total_steps:
             state, parts = split(state)  # each process writes what it has
-        checkpoints.save(step, whole(task.weights()), gathered_state(state), random=random, parts=parts)
+        checkpoints.save(step, whole(task.weights()), whole(state), random=random, parts=parts)
 
     return save
 

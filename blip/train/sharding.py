@@ -5,7 +5,7 @@ nothing of it, and names and values are those of DDP. The optimizer and the mome
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -173,27 +173,23 @@ class Sharded(nn.Module):
 
     def divided_state(self, state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The `state_dict` of an optimizer over parts, its moments as tensors that are divided like the parameters."""
-        entries = {}
-        for number, own in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-            if number in state["state"]:
-                like = self._divided.get(own)
-                entries[number] = {
-                    name: tensor if like is None or not tensor.ndim else _as_part(tensor, like)
-                    for name, tensor in state["state"][number].items()
-                }
-        return {**state, "state": entries}
+        return self._each_moment(state, optimizer, lambda own, like: _as_part(own, like) if own.ndim else own)
 
     def part_of_state(self, state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """What this process keeps of the state of an optimizer over whole parameters. Tensors of another
         shape than the parameter's stay as they are."""
+        return self._each_moment(state, optimizer, lambda x, like: _part(x, like) if x.shape == like.shape else x)
+
+    def _each_moment(
+        self, state: dict[str, Any], optimizer: torch.optim.Optimizer, change: Callable[[Tensor, DTensor], Tensor]
+    ) -> dict[str, Any]:
+        """The state of an optimizer over parts with other tensors for those parameters that are divided: `change` gets
+        a tensor of the state and the parameter."""
         entries = {}
         for number, own in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-            if number in state["state"]:
+            if (moments := state["state"].get(number)) is not None:
                 like = self._divided.get(own)
-                entries[number] = {
-                    name: tensor if like is None or tensor.shape != like.shape else _part(tensor, like)
-                    for name, tensor in state["state"][number].items()
-                }
+                entries[number] = {name: x if like is None else change(x, like) for name, x in moments.items()}
         return {**state, "state": entries}
 
     @contextmanager
@@ -250,10 +246,16 @@ def with_whole_model(task: Any) -> Iterator[None]:
             task.model = kept
 
 
-def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that are divided among the processes as whole ones on the CPU, of which every process but the main one
-    gets none of the numbers. Every process has to call this. Other tensors stay as they are."""
-    return {name: _whole(tensor) for name, tensor in tensors.items()}
+def whole(state: Any) -> Any:
+    """A dictionary, of dictionaries or not, with the tensors that are divided among the processes as whole ones on the
+    CPU, of which every process but the main one gets none of the numbers; everything else stays as it is. Every process
+    has to call this."""
+    if isinstance(state, dict):
+        return {key: whole(value) for key, value in state.items()}
+    if not isinstance(state, DTensor):
+        return state
+    full = state.full_tensor().detach()  # one after another: the device holds one of them
+    return full.cpu() if distributed.is_main() else full.new_empty(0, device="cpu")
 
 
 def is_divided(tensor: Tensor) -> bool:
@@ -272,13 +274,6 @@ def _hollow(model: nn.Module, device: torch.device) -> nn.Module:
     """A copy of a model with parameters that hold nothing; shared ones are shared."""
     empty = {id(p): nn.Parameter(torch.empty(0, dtype=p.dtype, device=device), False) for p in model.parameters()}
     return deepcopy(model, empty)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    if not isinstance(tensor, DTensor):
-        return tensor
-    full = tensor.full_tensor().detach()  # one after another: the device holds one of them
-    return full.cpu() if distributed.is_main() else full.new_empty(0, device="cpu")
 
 
 def _own_part(p: nn.Parameter) -> nn.Parameter:
