@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     """`blip serve`, where a test ran it in this process, has set another number: sums would differ in their last bit
-    from those of other processes, and threads of two processes on the same cores wait for each other most of the time."""
+    from those of other processes, and threads of two processes on the same cores mostly wait for each other."""
     torch.set_num_threads(1)
 
 
