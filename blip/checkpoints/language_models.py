@@ -60,8 +60,9 @@ def load_language_model(
         RemoteError: it cannot be fetched.
     """
     check_dtype(dtype, torch.device(device))
-    transformers = needs_transformers()
-    folder = local_folder(name, beside)
+    transformers, known = needs_transformers(), expected or {}
+    pinned = f"{name}@{known['revision']}" if known.get("revision") and name == known.get("name") else name
+    folder = local_folder(pinned, beside)
     config, whole = _config(transformers, folder)
     if dtype == "fp16" and config.model_type in ("t5", "mt5", "umt5"):
         raise InputError(f"language model {name}: T5 overflows in fp16 and gives NaN: choose bf16 or fp32")
@@ -96,6 +97,20 @@ def describe(name: str, *, beside: Path | None = None) -> dict[str, Any]:
         "tokenizer": tokenizer,
         "dtype": "fp32",
     }
+
+
+def with_language_model(info: dict[str, Any], name: str) -> dict[str, Any]:
+    """The content of `model.json` with the language model of this name.
+
+    Raises:
+        CheckpointError: the checkpoint has none, or one of another kind, width or other weights.
+    """
+    stated = info.get("language_model")
+    if stated is None:
+        raise CheckpointError(f"a checkpoint of {info['task']} has no language model: leave out language_model")
+    found = describe(name)
+    _check(found, stated, name, only=tuple(PARTS))
+    return {**info, "language_model": {**stated, **found, "dtype": stated.get("dtype", "fp32")}}
 
 
 def check_dtype(dtype: str, device: torch.device) -> None:
@@ -194,9 +209,9 @@ def _module(
         place, options["state_dict"] = None, _language_tensors(folder, DTYPES.get(dtype))
         options["dtype"] = DTYPES.get(dtype, torch.float32)
     try:
-        module, found = auto.from_pretrained(place, **options)
-    except CheckpointError:
-        raise
+        # without a folder the automatic classes ask for one
+        kind = auto._model_mapping[type(config)] if whole else auto
+        module, found = kind.from_pretrained(place, **options)
     except Exception as error:  # safetensors, pickle, torch and transformers raise their own
         raise CheckpointError(f"language model {folder} cannot be loaded: {_line(error)}") from error
     if missing := sorted(found["missing_keys"]):
