@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from blip.checkpoints.format import CheckpointError, check_fit, load_strict, unique_state
 from blip.checkpoints.language_models import load_language_model
+from blip.errors import InputError
 from blip.inference.blip2 import Blip2Predictor
 from blip.inference.language import LanguagePredictor
 from blip.inference.predictor import Predictor
@@ -83,6 +84,15 @@ def load_blip2(
     adapter, tokens = language_model(found.module, found.tokenizer, limit, end=info.get("end_text"))
     model = _second_stage(path, tensors, info, qformer=qformer).attach(adapter)
     return LanguagePredictor(model, words, info, tokens=tokens, **options)
+
+
+def only_blip(model: Predictor, command: str) -> Predictor:
+    """The model; InputError where it is a BLIP-2, for commands that read the text transformer of BLIP."""
+    if "qformer" in model.info:
+        raise InputError(
+            f"{command} is for BLIP, and this is a BLIP-2: it works with caption, match, answer and explain"
+        )
+    return model
 
 
 def _words(tokenizer: Callable[[], Tokenizer], qformer: QFormerConfig, path: Path) -> Tokenizer:
