@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip.checkpoints.info import CheckpointError
 from blip.checkpoints.language_files import fingerprint_of_files, local_folder, revision_of
@@ -72,15 +72,17 @@ def load_language_model(
     _check(info, expected or {}, name, only=("fingerprint", "kind"))  # before much is read
     tokenizer = _tokenizer(transformers, folder)
     module = _module(transformers, folder, config, whole=whole, dtype=dtype, device=torch.device(device))
+    rows_and_width = module.get_input_embeddings().weight.shape
     info |= {
-        "width": module.get_input_embeddings().weight.shape[1],
+        "width": rows_and_width[1],
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "dtype": dtype,
     }
     info |= {"activation": activation} if activation else {}
     _check(info, expected or {}, name, only=tuple(PARTS))
-    if len(tokenizer) > (rows := module.get_input_embeddings().weight.shape[0]):
-        raise CheckpointError(f"language model {name}: its tokenizer has {len(tokenizer)} tokens, its weights {rows}")
+    if len(tokenizer) > rows_and_width[0]:
+        counts = f"{len(tokenizer)} tokens, its weights {rows_and_width[0]}"
+        raise CheckpointError(f"language model {name}: its tokenizer has {counts}")
     return LoadedLanguageModel(module.requires_grad_(False).eval(), tokenizer, info, folder)
 
 
@@ -194,9 +196,7 @@ def _tokenizer(transformers: Any, folder: Path) -> Any:
         raise CheckpointError(f"language model {folder}: its tokenizer cannot be read: {_line(error)}") from error
 
 
-def _module(
-    transformers: Any, folder: Path, config: Any, *, whole: bool, dtype: str, device: torch.device
-) -> nn.Module:
+def _module(transformers: Any, folder: Path, config: Any, *, whole: bool, dtype: str, device: torch.device) -> Any:
     """The model with its weights; a tensor that is missing or of another shape is an error."""
     several = config.is_encoder_decoder
     auto = transformers.AutoModelForSeq2SeqLM if several else transformers.AutoModelForCausalLM

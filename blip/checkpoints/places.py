@@ -123,8 +123,8 @@ def checkpoint_files(there: Iterable[str]) -> list[str]:
     """
     there = set(there)
     weights = [name for name in (WEIGHTS, ADAPTER, PICKLED) if name in there][:1]
-    if not weights and (parts := names_of_weights(there)):  # of BLIP-2, with its language model
-        return [name for name in dict.fromkeys((*SMALL, *language_files.SMALL)) if name in there] + parts
+    if not weights and (several := names_of_weights(there)):  # of BLIP-2, with its language model
+        return [name for name in dict.fromkeys((*SMALL, *language_files.SMALL)) if name in there] + several
     weights = weights or [name for name in sorted(there) if name.endswith(".pth")]
     if not weights:
         parts = any(name.startswith("model-00001-of") for name in there)

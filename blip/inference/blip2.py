@@ -117,7 +117,8 @@ class Blip2Predictor(Predictor):
                 f"the prompt has {len(first)} tokens and max_new_tokens is {decoding.max_new_tokens}; "
                 f"the model has {self.positions} positions"
             )
-        images, written = as_list(images), []
+        written: list[list[Written]] = []
+        images = as_list(images)
         seeds = None if seed is None else seed_of_each(seed, len(images))
         for batch in batches_of(images, batch_size):
             numbers = slice(len(written), len(written) + len(batch))

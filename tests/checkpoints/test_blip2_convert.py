@@ -182,6 +182,16 @@ def test_folders_of_two_stages_survive_exactly(tmp_path: Path, text: dict[str, A
     same(again, tensors)
 
 
+def test_folders_without_generation_survive_exactly(tmp_path: Path) -> None:
+    folder = random_folder(tmp_path / "theirs", "Blip2Model", OPT)
+    with pytest.raises(
+        CheckpointError, match="no class retrieval of transformers holds a checkpoint of blip2_language"
+    ):
+        convert.write(tmp_path / "again", *convert.read(folder), to="huggingface", hf_class="retrieval")
+    tensors, _ = convert.read(folder)
+    assert tensors.keys() >= {"language_proj.weight", "qformer.queries", "image_encoder.norm.weight"}
+
+
 def test_folders_of_retrieval_survive_exactly(tmp_path: Path) -> None:
     folder = random_folder(tmp_path / "theirs", "Blip2ForImageTextRetrieval")
     tensors, info = convert.read(folder)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.random_checkpoints import CLOSE, noise_images
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -18,7 +19,7 @@ pytest.importorskip("transformers")
 import transformers
 
 import blip
-from blip.checkpoints import convert, language_models
+from blip.checkpoints import convert, frozen, language_models, towers
 from blip.checkpoints.format import CheckpointError
 from blip.cli import app
 from blip.errors import InputError
@@ -238,8 +239,43 @@ def test_other_language_models(folders: dict[str, Path], tmp_path: Path, case: s
     changes, message = CHANGES[case]
     with pytest.raises(CheckpointError, match=message):
         blip.load(renamed(tmp_path / "copy", folders["opt_pretrain"], **changes), device="cpu")
-    command = ["info", str(tmp_path)]
-    del command
+
+
+@pytest.mark.golden
+def test_a_checkpoint_that_names_its_image_encoder(
+    folders: dict[str, Path], golden2_dir: Path, tmp_path: Path, opt: LanguagePredictor
+) -> None:
+    tensors, info = convert.read(folders["opt_pretrain"])
+    (tmp_path / "eva.pth").write_bytes((golden2_dir / "eva_vit.pth").read_bytes())
+    tower, _ = towers.read_tower(tmp_path / "eva.pth", info["image_encoder"]["heads"])
+    info["frozen"] = {"image_encoder": towers.tower_entry(tmp_path / "eva.pth", tower)}
+    convert.write(tmp_path / "small", frozen.without_tower(tensors), info)
+    assert len(load_file(tmp_path / "small" / "model.safetensors")) < len(tensors)
+    images = numbers(golden2_dir, "opt_pretrain")["image0"][:2]
+    found = blip.load(tmp_path / "small", device="cpu")
+    assert torch.equal(found.log_probs(images, CAPTIONS[:2]), opt.log_probs(images, CAPTIONS[:2]))  # type: ignore[attr-defined]
+    convert.write(tmp_path / "whole", *convert.read(tmp_path / "small"))
+    (tmp_path / "eva.pth").unlink()
+    assert blip.load(tmp_path / "whole", device="cpu").info.get("frozen") is None
+    with pytest.raises(CheckpointError, match=r"frozen image encoder from .*eva\.pth, which does not exist"):
+        blip.load(tmp_path / "small", device="cpu")
+
+
+@pytest.mark.golden
+def test_half_a_checkpoint(folders: dict[str, Path], tmp_path: Path) -> None:
+    for number, (start, message) in enumerate(
+        [
+            ("qformer.queries", r"qformer|does not fit"),
+            ("image_encoder.", r"is incomplete: it has no image_encoder\.patch_embed\.weight"),
+            ("language_proj.", "does not fit the model"),
+            ("qformer.layers.0.cross_attention", r"is incomplete: it has no qformer\.layers\.0\.cross_attention\.k"),
+        ]
+    ):
+        copy = renamed(tmp_path / str(number), folders["opt_pretrain"])
+        tensors = {n: t for n, t in load_file(copy / "model.safetensors").items() if not n.startswith(start)}
+        save_file(tensors, copy / "model.safetensors")
+        with pytest.raises(CheckpointError, match=message):
+            blip.load(copy, device="cpu")
 
 
 @pytest.mark.golden
