@@ -60,7 +60,7 @@ class Size:
 SIZES = {
     "base": Size(20_000, 1000, 52, 0.95, ["image_size=96", "vit_patch=12", "epochs=8"]),
     "tiny": Size(
-        48, 16, 3, 0.0, ["image_size=96", "vit_patch=12", "batch_size=8", "epochs=6", "vit_depth=1", "warmup_steps=2"]
+        48, 16, 3, 0.0, ["image_size=96", "vit_patch=12", "batch_size=16", "epochs=6", "vit_depth=1", "warmup_steps=2"]
     ),
 }
 
