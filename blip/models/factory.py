@@ -8,16 +8,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from blip.errors import InputError
+from blip.models.blip2 import Blip2Model
+from blip.models.blip2_language import Blip2LanguageModel
 from blip.models.caption import CaptionModel
 from blip.models.nlvr import NlvrModel
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
 from blip.models.vqa import VqaModel
 from blip.network.embeddings import TextConfig
+from blip.network.qformer import QFormerConfig
 from blip.network.vit import ViTConfig
 from blip.tokenizer import Specials
 
-Model = PretrainModel | RetrievalModel | CaptionModel | VqaModel | NlvrModel
+Model = PretrainModel | RetrievalModel | CaptionModel | VqaModel | NlvrModel | Blip2Model | Blip2LanguageModel
 
 
 @dataclass
@@ -25,7 +28,8 @@ class Sizes:
     """What a model is built from.
 
     `embed_dim` is the width of contrastive features, where a task has them. `answer` holds the sizes of a decoder that
-    differ from the question encoder's (see `VqaModel`).
+    differ from the question encoder's (see `VqaModel`); `qformer` those of a Q-Former, which is then read in place of
+    `text`; `language_width` the width of the embeddings of the language model behind it.
     """
 
     vit: ViTConfig
@@ -34,6 +38,14 @@ class Sizes:
     embed_dim: int = 256
     answer: TextConfig | None = None
     label_smoothing: float = 0.1
+    qformer: QFormerConfig | None = None
+    language_width: int = 0
+
+    def qformer_sizes(self) -> QFormerConfig:
+        """`qformer`, where a task needs one."""
+        if self.qformer is None:
+            raise InputError("the sizes of the Q-Former are missing")
+        return self.qformer
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,7 @@ class TaskSpec:
         foreign_modules: top-level modules that together identify a foreign checkpoint of this task.
         queue_names: tensor names of the momentum queue in the released file, and ours.
         huggingface: the `transformers` class that holds this task, and the modules of ours that it holds.
+        has_language_model: a frozen language model of transformers reads and writes the text.
         exports_as: tasks whose `transformers` class can hold a checkpoint of this task, the usual one first.
     """
 
@@ -71,6 +84,7 @@ class TaskSpec:
     foreign_modules: frozenset[str] = frozenset()
     queue_names: dict[str, str] = field(default_factory=dict)
     huggingface: tuple[str, tuple[str, ...]] | None = None
+    has_language_model: bool = False
     exports_as: tuple[str, ...] = ()
 
 
@@ -128,6 +142,21 @@ TASKS: dict[str, TaskSpec] = {
         new_parts=("cls_head.", ".cross_attention.merge."),
         foreign_modules=frozenset({"text_encoder", "cls_head"}),
     ),
+    "blip2": TaskSpec(
+        build=lambda s: Blip2Model(
+            s.vit, s.qformer_sizes(), s.specials, embed_dim=s.embed_dim, label_smoothing=s.label_smoothing
+        ),
+        can=frozenset({"encode", "match", "caption"}),
+        has_features=True,
+        explained_as="match",
+    ),
+    "blip2_language": TaskSpec(
+        build=lambda s: Blip2LanguageModel(s.vit, s.qformer_sizes(), s.language_width),
+        can=frozenset({"caption", "answer"}),
+        explained_as="caption",
+        new_parts=("language_proj.",),
+        has_language_model=True,
+    ),
 }
 
 
@@ -147,6 +176,9 @@ def model_of(
     embed_dim: int = 256,
     answer: TextConfig | None = None,
     label_smoothing: float = 0.1,
+    qformer: QFormerConfig | None = None,
+    language_width: int = 0,
 ) -> Any:
     """A model of a task (an `nn.Module`) with random weights; the arguments are those of `Sizes`."""
-    return spec_of(task).build(Sizes(vit, text, specials, embed_dim, answer, label_smoothing))
+    sizes = Sizes(vit, text, specials, embed_dim, answer, label_smoothing, qformer, language_width)
+    return spec_of(task).build(sizes)
