@@ -279,7 +279,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="compile our blocks; reported under another name")
     parser.add_argument("--alone", action="store_true", help="without the peer")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/train_step_<device>_<precision>.json; of a GPU, one a batch")
+    parser.add_argument("--out", type=Path, help="default: in benchmarks/results, by device and precision")
     parser.add_argument("--memory-of", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory_of:
