@@ -181,12 +181,10 @@ class FakeCuda(TorchDispatchMode):
             return out
         if target == "cpu":
             return self._on_cpu(func, "_to_copy", (x,), kwargs)
+        if not _on_device(x):
+            self._sent(x, kwargs.get("non_blocking", False))
         self.launches["_to_copy"] += 1
-        if _on_device(x):
-            return func(x, **kwargs)
-        self._sent(x, kwargs.get("non_blocking", False))
-        # before 2.8 torch would copy a real tensor to the real device
-        return torch.empty(x.shape, dtype=kwargs.get("dtype") or x.dtype, device=self.device)
+        return func(x, **kwargs)
 
     def _copy(self, func: Any, args: Any, kwargs: Any) -> Any:
         """`copy_` from one device to the other."""
