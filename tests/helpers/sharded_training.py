@@ -39,9 +39,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "layer_decay": 0.8,
         "decay_norms_and_biases": False,
         "freeze": "[image_encoder]",
-        "patch_dropout": 0.5,
-        "full_patches_epochs": 0,
-        "save_async": True,
     },
 }
 
