@@ -291,6 +291,7 @@ def test_demo(tmp_path: Path) -> None:
 # ---- Python ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [name for name, text in PAGES.items() if blocks(text, "python")])
 def test_python_blocks(page: str, place: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.use_here(monkeypatch, place / "cache")
