@@ -190,6 +190,7 @@ def localise(
     overwrite: Overwrite = False,
 ) -> None:
     """Plays the pointing game: do maps peak on what the text names? With every control."""
+    from blip.inference.load_blip2 import only_blip
     from blip.interpret import pointing_game as game
     from blip.interpret.maps import METHODS
 
@@ -204,6 +205,7 @@ def localise(
             for reason, count in left_out.items():
                 say(f"left out: {count} images {reason}" if reason == game.SINGLE else reason, err=True)
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
+            model = only_blip(model, "blip localise")
             lines = game.localise(model, records, methods, batch_size=batch_size)
             with writing(claim):
                 game.show(lines, game.centre(model, records), out)
