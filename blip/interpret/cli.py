@@ -92,8 +92,8 @@ def explain(
         how = How(task, method, layer, rows, target=target, decoding=decoding, batch_size=batch_size)
         images = [one.image for one in wanted]
         explained_by = as_input(how=asdict(how), **read)
-        inputs: list[str | Path] = [*places, *images, checkpoint, *filter(None, [tokenizer]), *texts, explained_by]
-        inputs += filter(None, [as_chosen(precision)])
+        given = filter(None, [tokenizer, as_chosen(precision)])
+        inputs: list[str | Path] = [*places, *images, checkpoint, *given, *texts, explained_by]
         first, *others = files_of(out, len(wanted))
         names = [path.name for path in others]
         claim = claim_output(first, "explain", inputs=inputs, overwrite=overwrite, names=names)
