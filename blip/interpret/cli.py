@@ -90,10 +90,8 @@ def explain(
         wanted, bad = first_pairs(places, texts, limit, read)
         decoding = replace(CAPTIONS, beams=beams)
         how = How(task, method, layer, rows, target=target, decoding=decoding, batch_size=batch_size)
-        images = [one.image for one in wanted]
-        explained_by = as_input(how=asdict(how), **read)
-        given = filter(None, [tokenizer, as_chosen(precision)])
-        inputs: list[str | Path] = [*places, *images, checkpoint, *given, *texts, explained_by]
+        given = [one for one in (tokenizer, as_chosen(precision)) if one] + [as_input(how=asdict(how), **read)]
+        inputs: list[str | Path] = [*places, *(one.image for one in wanted), checkpoint, *texts, *given]
         first, *others = files_of(out, len(wanted))
         names = [path.name for path in others]
         claim = claim_output(first, "explain", inputs=inputs, overwrite=overwrite, names=names)
