@@ -226,6 +226,22 @@ def test_folders_of_retrieval_survive_exactly(tmp_path: Path) -> None:
         convert.read(tmp_path / "qformer")
 
 
+@pytest.mark.golden
+def test_what_reads_questions_has_no_place_in_transformers(golden2_dir: Path, tmp_path: Path) -> None:
+    """Its class of the second stage holds what reads images alone."""
+    tensors, info = published(golden2_dir, "opt_pretrain")
+    first, first_info = published(golden2_dir, "pretrain")
+    parts = {
+        name: t for name, t in first.items() if name.startswith("qformer.") and not name.startswith("qformer.head.")
+    }
+    info |= {"qformer": first_info["qformer"]}
+    info["language_model"]["name"] = str(golden2_dir / "opt")
+    lost = convert.write(tmp_path, {**tensors, **parts}, info, to="huggingface")
+    assert "qformer.embeddings.words.weight" in lost and "qformer.layers.0.feed_forward.up.weight" in lost
+    _, found = transformers.Blip2ForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+
+
 # ---- the same numbers from transformers' classes and from ours -------------------------------------------------------
 
 
