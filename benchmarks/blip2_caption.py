@@ -21,6 +21,7 @@ from blip.models.decoding import Decoding
 from blip.models.language_models import CausalLanguageModel
 from blip.models.language_tokens import LanguageIds
 from blip.network.flops import attention, image_tokens, vit_forward
+from blip.network.onednn import OneDnnProducts
 from blip.network.qformer import QFormerConfig
 from blip.network.vit import VIT_SIZES, ViTConfig
 
@@ -55,6 +56,7 @@ class Run:
         self.ours = Blip2LanguageModel(size.vit, size.qformer, module.config.word_embed_proj_dim).eval()
         language = CausalLanguageModel(module, LanguageIds(START, LINE_END, PAD))
         self.ours.attach(language).to(args.device)
+        self.products = OneDnnProducts(self.ours)  # as a predictor has them
         self.theirs = peers_blip2_caption.captioner(self.ours, size.vit, size.qformer)
         self.queries = size.qformer.queries
         pixels = size.vit.image_size
@@ -62,7 +64,7 @@ class Run:
 
     def ours_of(self, batch: int) -> Tensor:
         ids = torch.full((batch, 1), START, device=self.args.device)
-        with torch.no_grad(), harness.precision(self.args):
+        with torch.no_grad(), harness.precision(self.args), self.products.used():
             return self.ours.write(
                 self.images[:batch], ids, torch.ones_like(ids, dtype=torch.bool), decoding=DECODING
             ).ids
