@@ -9,6 +9,7 @@ from typing import Any
 
 from blip.errors import InputError
 from blip.models.blip2 import Blip2Model
+from blip.models.blip2_language import Blip2LanguageModel
 from blip.models.caption import CaptionModel
 from blip.models.nlvr import NlvrModel
 from blip.models.pretrain import PretrainModel
@@ -19,7 +20,7 @@ from blip.network.qformer import QFormerConfig
 from blip.network.vit import ViTConfig
 from blip.tokenizer import Specials
 
-Model = PretrainModel | RetrievalModel | CaptionModel | VqaModel | NlvrModel | Blip2Model
+Model = PretrainModel | RetrievalModel | CaptionModel | VqaModel | NlvrModel | Blip2Model | Blip2LanguageModel
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Sizes:
 
     `embed_dim` is the width of contrastive features, where a task has them. `answer` holds the sizes of a decoder that
     differ from the question encoder's (see `VqaModel`); `qformer` those of a Q-Former, which is then read in place of
-    `text`.
+    `text`; `language_width` the width of the embeddings of the language model behind it.
     """
 
     vit: ViTConfig
@@ -38,6 +39,7 @@ class Sizes:
     answer: TextConfig | None = None
     label_smoothing: float = 0.1
     qformer: QFormerConfig | None = None
+    language_width: int = 0
 
     def qformer_sizes(self) -> QFormerConfig:
         """`qformer`, where a task needs one."""
@@ -65,6 +67,7 @@ class TaskSpec:
         foreign_modules: top-level modules that together identify a foreign checkpoint of this task.
         queue_names: tensor names of the momentum queue in the released file, and ours.
         huggingface: the `transformers` class that holds this task, and the modules of ours that it holds.
+        has_language_model: a frozen language model of transformers reads and writes the text.
         exports_as: tasks whose `transformers` class can hold a checkpoint of this task, the usual one first.
     """
 
@@ -81,6 +84,7 @@ class TaskSpec:
     foreign_modules: frozenset[str] = frozenset()
     queue_names: dict[str, str] = field(default_factory=dict)
     huggingface: tuple[str, tuple[str, ...]] | None = None
+    has_language_model: bool = False
     exports_as: tuple[str, ...] = ()
 
 
@@ -146,6 +150,13 @@ TASKS: dict[str, TaskSpec] = {
         has_features=True,
         explained_as="match",
     ),
+    "blip2_language": TaskSpec(
+        build=lambda s: Blip2LanguageModel(s.vit, s.qformer_sizes(), s.language_width),
+        can=frozenset({"caption", "answer"}),
+        explained_as="caption",
+        new_parts=("language_proj.",),
+        has_language_model=True,
+    ),
 }
 
 
@@ -166,6 +177,8 @@ def model_of(
     answer: TextConfig | None = None,
     label_smoothing: float = 0.1,
     qformer: QFormerConfig | None = None,
+    language_width: int = 0,
 ) -> Any:
     """A model of a task (an `nn.Module`) with random weights; the arguments are those of `Sizes`."""
-    return spec_of(task).build(Sizes(vit, text, specials, embed_dim, answer, label_smoothing, qformer))
+    sizes = Sizes(vit, text, specials, embed_dim, answer, label_smoothing, qformer, language_width)
+    return spec_of(task).build(sizes)
