@@ -22,6 +22,7 @@ PARTS = {"stage1": blip2_stage1, "caption": blip2_caption}
 def main() -> None:
     parser = harness.options(__doc__, repeats=7)
     parser.add_argument("--part", choices=list(PARTS), default="stage1")
+    parser.add_argument("--batch", type=int, default=8, help="images of a step of stage1")
     parser.add_argument("--memory-of", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     harness.start(args)

@@ -79,7 +79,7 @@ class Blip2LanguageModel(nn.Module):
         self, image_states: Tensor, question_ids: Tensor | None = None, question_lengths: Tensor | None = None
     ) -> Tensor:
         """Image states (B, N, E) -> what the language model reads of them (B, Q, W); questions as in `forward`."""
-        keys = self.qformer.image_keys(image_states)
+        keys = self.qformer.keys_or_states(image_states, self.qformer.config.queries)
         if question_ids is None:
             states = self.qformer.look(keys).states
         else:
