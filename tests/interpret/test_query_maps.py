@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from blip.inference.blip2 import Blip2Predictor
 from helpers.running import code_and_text
 from helpers.tiny import tiny_qformer, tiny_vit
 from PIL import Image
@@ -17,6 +16,7 @@ import blip
 from blip.checkpoints import convert
 from blip.checkpoints.format import save_weights, unique_state
 from blip.errors import BlipError
+from blip.inference.blip2 import Blip2Predictor
 from blip.inference.query_scoring import written_log_probs, written_spans
 from blip.interpret.explain import explain_pairs
 from blip.models.blip2 import Blip2Model
