@@ -44,7 +44,7 @@ class CausalStep:
         self.cache: Any = DynamicCache(config=module.config)
         self.argument = cache_argument(module)
         self.has_positions = takes(module, "position_ids")
-        self.options = {"logits_to_keep": 1} if takes(module, "logits_to_keep") else {}
+        self.options: dict[str, Any] = {"logits_to_keep": 1} if takes(module, "logits_to_keep") else {}
         self.begun = False
 
     def __call__(self, ids: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class CausalStep:
         self.seen = self.seen.index_select(0, rows)
 
     def _read(self, tokens: dict[str, Tensor], positions: Tensor) -> Tensor:
-        more = {"position_ids": positions} if self.has_positions else {}
+        more: dict[str, Any] = {"position_ids": positions} if self.has_positions else {}
         more |= {self.argument: self.cache, **self.options}
         out = self.module(**tokens, **more, attention_mask=self.seen.long(), use_cache=True)
         return out.logits[:, -1]
