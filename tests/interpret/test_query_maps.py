@@ -42,7 +42,7 @@ def taught() -> Blip2Predictor:
     """A model that has learned to tell where the square is."""
     torch.manual_seed(0)
     words = Tokenizer.train(iter(TEXTS * 9), 90)
-    sizes = tiny_qformer(vocab_size=words.size, layers=2)
+    sizes = tiny_qformer(vocab_size=words.size, layers=2, max_positions=48)
     model = Blip2Model(tiny_vit(depth=1), sizes, Specials(words.pad_id, -1, words.dec_id), embed_dim=8)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     encoded = words.encode(TEXTS, 16)
