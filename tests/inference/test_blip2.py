@@ -369,6 +369,11 @@ def test_commands_that_are_for_blip_alone(folders: dict[str, Path], tmp_path: Pa
     command = ["capfilt", "caption", "--checkpoint", checkpoint, "--data", str(records), "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 1 and "blip capfilt is for BLIP, and this is a BLIP-2" in " ".join(result.output.split())
+    command = ["activations", str(records), "--checkpoint", checkpoint, "--out", str(tmp_path / "shards")]
+    result = CliRunner().invoke(app, [*command, "--points", "qformer.0.out"])
+    assert result.exit_code == 1 and "blip activations is for BLIP and the first stage" in " ".join(
+        result.output.split()
+    )
     model = blip.load(checkpoint, device="cpu")
     for name in ("blip serve", "blip capfilt", "blip localise"):
         with pytest.raises(InputError, match=f"{name} is for BLIP, and this is a BLIP-2: it works with caption, match"):
