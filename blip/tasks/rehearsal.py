@@ -118,6 +118,7 @@ def _two_steps(task: FineTuning) -> tuple[float, float, float]:
         config.weight_decay,
         decay_norms_and_biases=config.decay_norms_and_biases,
         layer_decay=config.layer_decay,
+        betas=config.adam_betas,
     )
     batch = RANDOM[task.collate_fn](task)
     counter = FlopCounterMode(display=False, custom_mapping=_attention_on_cpu())

@@ -21,6 +21,7 @@ def build_optimizer(
     *,
     decay_norms_and_biases: bool = True,
     layer_decay: float = 1.0,
+    betas: tuple[float, float] = (0.9, 0.999),
     own: Callable[[nn.Parameter], nn.Parameter] | None = None,
 ) -> torch.optim.AdamW:
     """AdamW in its fused form over all trainable parameters; a shared parameter counts once.
@@ -46,7 +47,7 @@ def build_optimizer(
         else:
             groups.append({"params": [p for p in trainable if p.ndim >= 2], **options})
             groups.append({"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0, **options})
-    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
 
 def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
