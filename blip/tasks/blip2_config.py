@@ -43,7 +43,7 @@ class Blip2Config(LanguageOptions, PairConfig):
     queries: int = Field(32, gt=0)  # learned queries, of which each gives the language model one token [queries]
     cross_every: int = Field(2, gt=0)  # every so many layers attend to the image, from the first on [layers]
     train_image_encoder: bool = False  # off: the tower is frozen and in evaluation mode; its last norm always trains
-    gather: bool = True  # contrast compares with the features of all processes, as published
+    gather_gradients: bool = False  # contrast also trains the features that are compared with; off: as published
 
     # stage 2
     prompt: str = ""  # what captions begin with; its tokens are no targets
