@@ -1,11 +1,9 @@
 """The evaluation of pre-training: retrieval by contrast alone, the accuracy of matching, and the three losses.
 
-What a batch gives is computed in `score_batch` for BLIP, in `blip2.py` for BLIP-2; the scores of a set are the same.
-
-Shapes: B pairs of a batch, M pairs of the whole set, E embedding width, Q queries.
+Shapes: B pairs of a batch, M pairs of the whole set, E embedding width.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,22 +30,6 @@ class Pretrained:
     similarities: dict[str, list]
 
 
-@dataclass
-class BatchScores:
-    """What a model makes of B pairs."""
-
-    images: Tensor  # (B, E) of unit length, or (B, Q, E), of which the most similar counts
-    texts: Tensor  # (B, E)
-    matched: Tensor  # (B, 2) match logits of the pairs
-    shifted: Tensor  # (B, 2) and of each image with the text of another
-    lm: Tensor | None = None  # the loss of each predicted token
-    predicted: Tensor | None = None  # which of them count
-
-
-# a model, a batch, the pair (B,), on the CPU, whose text each image is shown with, whether to compute LM losses
-ScoreBatch = Callable[[Any, Any, Tensor, bool], BatchScores]
-
-
 def match_each_and_shifted(
     model: PretrainModel, keys: ProjectedKeys, ids: Tensor, *, lengths: Tensor, other: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -61,30 +43,17 @@ def match_each_and_shifted(
     return logits[: len(ids)], logits[len(ids) :]
 
 
-def score_batch(model: PretrainModel, batch: Any, other: Tensor, with_lm: bool) -> BatchScores:
-    """What BLIP makes of a batch, see `ScoreBatch`."""
-    states = model.image_encoder(batch.images)
-    rows = Rows(batch.lengths, batch.ids.shape[1], batch.ids.device)
-    images = unit_features(model.image_proj, states[:, 0])
-    texts = unit_features(model.text_proj, model.text_encoder.text(batch.ids, rows, first_only=True))
-    keys = model.text_encoder.image_keys(states)
-    matched, shifted = match_each_and_shifted(model, keys, batch.ids, lengths=batch.lengths, other=other)
-    if not with_lm:
-        return BatchScores(images, texts, matched, shifted)
-    decoded = model.text_decoder(with_first(batch.ids, model.specials.dec), rows, keys)
-    targets = rows.next_tokens(batch.ids)
+def add_language_model(model: PretrainModel, keys: ProjectedKeys, ids: Tensor, *, rows: Rows, sums: LossSums) -> None:
+    """Adds the LM losses of the texts (B, T) of the images of `keys`, one a token."""
+    decoded = model.text_decoder(with_first(ids, model.specials.dec), rows, keys)
+    targets = rows.next_tokens(ids)
     each = losses.language_model_each(model.text_decoder.head(decoded), targets, model.label_smoothing)
-    return BatchScores(images, texts, matched, shifted, each, targets != losses.IGNORED)
+    sums.add("lm", each, targets != losses.IGNORED)
 
 
 @torch.no_grad()
 def evaluate_pretraining(
-    model: Any,
-    batches: Iterable[Any],
-    device: torch.device,
-    *,
-    val_loss: bool = True,
-    score: ScoreBatch = score_batch,
+    model: PretrainModel, batches: Iterable[Any], device: torch.device, *, val_loss: bool = True
 ) -> Pretrained:
     """Retrieval by ITC over the whole set, match accuracy on pairs and on shifted pairs and, with `val_loss`, losses.
 
@@ -98,15 +67,21 @@ def evaluate_pretraining(
     sums = LossSums()
     for batch in batches:
         batch = batch.to(device, non_blocking=True)
-        found = score(model, batch, torch.arange(len(batch.ids)).roll(1), val_loss)
-        right, wrong = found.matched.argmax(dim=1) == 1, found.shifted.argmax(dim=1) != 1
+        states = model.image_encoder(batch.images)
+        rows = Rows(batch.lengths, batch.ids.shape[1], device)
+        images = unit_features(model.image_proj, states[:, 0])
+        texts = unit_features(model.text_proj, model.text_encoder.text(batch.ids, rows, first_only=True))
+        other = torch.arange(len(batch.ids)).roll(1)
+        keys = model.text_encoder.image_keys(states)
+        matched, shifted = match_each_and_shifted(model, keys, batch.ids, lengths=batch.lengths, other=other)
+        right, wrong = matched.argmax(dim=1) == 1, shifted.argmax(dim=1) != 1
         # a shifted text that equals its own is no wrong pair
         different = (batch.caption_ids != batch.caption_ids.roll(1)) & (batch.image_ids != batch.image_ids.roll(1))
-        parts.append([found.images, found.texts, batch.caption_ids, batch.image_ids, right, wrong, different])
-        if val_loss and found.lm is not None:
-            sums.add("matched", match_losses(found.matched, True))
-            sums.add("unmatched", match_losses(found.shifted, False), different)
-            sums.add("lm", found.lm, found.predicted)
+        parts.append([images, texts, batch.caption_ids, batch.image_ids, right, wrong, different])
+        if val_loss:
+            sums.add("matched", match_losses(matched, True))
+            sums.add("unmatched", match_losses(shifted, False), different)
+            add_language_model(model, keys, batch.ids, rows=rows, sums=sums)
     model.train(training)
     # features of all processes, which each ranks and compares a share of
     columns = [torch.cat(c).cpu() for c in zip(*parts, strict=True)] if parts else None

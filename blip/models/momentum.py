@@ -128,16 +128,9 @@ def unit_features(linear: nn.Linear, states: Tensor) -> Tensor:
 
 def cosines(queries: Tensor, candidates: Tensor) -> Tensor:
     """Cosines (Q, C) of features of unit length (Q, E) and (C, E), in exact float32 whatever else is computed in: in a
-    smaller format many candidates would be equally similar.
-
-    Of either side an image may have several features, (Q, K, E): the most similar one counts, as in BLIP-2.
-    """
-    several = queries.dim() == 3, candidates.dim() == 3
+    smaller format many candidates would be equally similar."""
     with computing(queries.device, "fp32"):
-        similarity = queries.float().flatten(0, -2) @ candidates.float().flatten(0, -2).T
-    if several[0]:
-        similarity = similarity.unflatten(0, queries.shape[:2]).amax(dim=1)
-    return similarity.unflatten(1, candidates.shape[:2]).amax(dim=2) if several[1] else similarity
+        return queries.float() @ candidates.float().T
 
 
 def contrast_with_candidates(

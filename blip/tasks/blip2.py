@@ -15,7 +15,6 @@ from torch import Tensor
 from blip.checkpoints.initialize import Source
 from blip.config import ConfigError
 from blip.data.batches import Batch
-from blip.evaluation.blip2 import score_batch
 from blip.evaluation.pretraining import evaluate_pretraining
 from blip.models.blip2 import Blip2Model, positives_among
 from blip.models.decoding import Decoding
@@ -72,7 +71,7 @@ class Stage1(Blip2Run):
         super().after_update(step)
 
     def evaluate(self, batches: Any) -> tuple[dict[str, Any], dict[str, list]]:
-        found = evaluate_pretraining(self.model, batches, self.device, val_loss=self.config.val_loss, score=score_batch)
+        found = evaluate_pretraining(self.model, batches, self.device, val_loss=self.config.val_loss)
         return found.metrics, found.similarities
 
     def captions(self, images: Tensor) -> list[str]:

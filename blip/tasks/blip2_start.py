@@ -79,9 +79,8 @@ def with_sizes_of(config: Run, source: Source | None) -> Run:
     if source is None:
         return config
     sizes: dict[str, Any] = {key: source.info["image_encoder"][name] for key, name in VIT_KEYS.items()}
-    sizes |= {
-        key: source.info["qformer"][name] for key, name in QFORMER_KEYS.items() if key in type(config).model_fields
-    }
+    known = type(config).model_fields
+    sizes |= {key: source.info["qformer"][name] for key, name in QFORMER_KEYS.items() if key in known}
     if "embed_dim" in source.info:
         sizes["embed_dim"] = source.info["embed_dim"]
     asked = {key: getattr(config, key) for key in sizes if key in config.model_fields_set}
