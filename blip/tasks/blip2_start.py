@@ -17,7 +17,6 @@ from blip.checkpoints.towers import load_tower
 from blip.config import ConfigError, ModelConfig
 from blip.models.blip2 import Blip2Model
 from blip.models.blip2_language import Blip2LanguageModel
-from blip.models.factory import spec_of
 from blip.models.language_models import LanguageModel, language_model
 from blip.models.language_tokens import LanguageTokens
 from blip.network.qformer import QFormerConfig
@@ -224,6 +223,6 @@ def describe(task: str, config: Any, model: nn.Module, **more: Any) -> dict[str,
     info: dict[str, Any] = {"task": task}
     for part in ("image_encoder", "qformer"):
         info[part] = asdict(model.get_submodule(part).config)
-    if spec_of(task).has_features:
+    if hasattr(model, "text_proj"):
         info["embed_dim"] = config.embed_dim
     return {**info, "max_text_tokens": config.max_text_tokens, "text_cleaning": config.text_cleaning, **more}
