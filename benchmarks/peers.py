@@ -228,7 +228,7 @@ def share_all_but_self_attention(encoder: BlipTextModel, decoder: BlipTextLMHead
 def vision_configuration(vit: ViTConfig) -> BlipVisionConfig:
     return BlipVisionConfig(
         hidden_size=vit.width,
-        intermediate_size=vit.mlp_ratio * vit.width,
+        intermediate_size=vit.hidden,
         num_hidden_layers=vit.depth,
         num_attention_heads=vit.heads,
         image_size=vit.image_size,

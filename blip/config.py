@@ -138,7 +138,7 @@ class ModelConfig(RunConfig):
     vocab_size: int = Field(30522, ge=16)  # tokens, for `tokenizer: train` [tokens]
 
     # model
-    vit: Literal["tiny", "small", "base", "large", "custom"] = "base"  # size of the image encoder
+    vit: Literal["tiny", "small", "base", "large", "eva_g", "clip_l14", "custom"] = "base"  # of the image encoder
     vit_width: int | None = Field(None, gt=0)  # this and the next three with `vit: custom` [units]
     vit_depth: int | None = Field(None, gt=0)  # depth of the image encoder [blocks]
     vit_heads: int | None = Field(None, gt=0)  # of attention [heads]

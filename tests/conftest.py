@@ -52,6 +52,12 @@ def golden_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def golden2_dir() -> Path:
+    """Numbers computed by the published code of BLIP-2; not part of the project."""
+    return _folder("BLIP_GOLDEN2", "golden_blip2")
+
+
+@pytest.fixture(scope="session")
 def data_dir() -> Path:
     """Real images, captions and questions; not part of the project."""
     return _folder("BLIP_DATA", "data")

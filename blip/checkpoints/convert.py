@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from blip.checkpoints import places, processor
 from blip.checkpoints.format import (
@@ -19,8 +18,6 @@ from blip.checkpoints.format import (
     CheckpointError,
     check_numbers,
     disk_errors,
-    load_pickled,
-    load_tensors,
     load_weights,
     save_tensors,
     save_weights,
@@ -49,6 +46,7 @@ from blip.checkpoints.sizes import (
     read_huggingface_config,
     special_ids,
 )
+from blip.checkpoints.states import read_state
 from blip.errors import InputError
 from blip.files import whole_file, write_whole
 from blip.models.factory import TASKS, spec_of
@@ -93,7 +91,7 @@ def read(path: str | Path, image_heads: int | None = None, text_heads: int | Non
         return _read_huggingface(path, heads)
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path} holds weights without their sizes: give the folder that it lies in")
-    state = _load_file(path)
+    state = read_state(path)
     task = guess_task(state, path)
     tensors = to_ours(state, {**SALESFORCE, **spec_of(task).queue_names}, task, path=path)
     check_numbers(tensors, path)
@@ -165,7 +163,7 @@ def read_bert(path: str | Path) -> Tensors:
     table = {**prefixed(BERT, "", "text_encoder."), **prefixed(BERT_HEAD, "", "text_decoder.")}
     tensors, unknown = {}, []
     types = None
-    for name, tensor in (_load_folder(path) if path.is_dir() else _load_file(path)).items():
+    for name, tensor in read_state(path).items():
         short = name.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
         short = short.replace("LayerNorm.beta", "LayerNorm.bias")
         if short == "embeddings.token_type_embeddings.weight":
@@ -218,7 +216,7 @@ def _read_huggingface(folder: Path, heads: dict[str, int | None]) -> tuple[Tenso
             f"{folder} is no checkpoint: it has neither {INFO} (ours) nor config.json (Hugging Face){hint}"
         )
     stated, dropout = read_huggingface_config(config)
-    state = _load_folder(folder)
+    state = read_state(folder)
     if state.keys() >= _DUAL_ENCODER:
         raise CheckpointError(
             f"{folder} holds transformers' BlipModel, a dual encoder in the manner of CLIP, for which BLIP has no "
@@ -271,23 +269,3 @@ def _write_huggingface(
         processor.write_processor(folder, info, tokenizer_file, special=special, answers=answers)
     kept = {held_as.get(name, name) for name in held}
     return [name for name in tensors if name not in kept]
-
-
-def _load_folder(folder: Path) -> Tensors:
-    for name in (WEIGHTS, "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return _load_file(folder / name)
-    raise CheckpointError(f"{folder} holds neither {WEIGHTS} nor pytorch_model.bin")
-
-
-def _load_file(path: Path) -> Tensors:
-    """The tensors of a safetensors file or a pickle, which may hold them as `model`. No code in it is run."""
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist")
-    state = load_tensors(path) if path.suffix == ".safetensors" else load_pickled(path)
-    if isinstance(state, dict) and isinstance(state.get("model"), dict):
-        state = state["model"]
-    named = isinstance(state, dict) and state and all(isinstance(name, str) for name in state)
-    if not named or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise CheckpointError(f"{path} holds no state dict, that is, no names with a tensor each")
-    return state

@@ -42,8 +42,13 @@ class ImageSizes(_Part):
     image_size: int = Field(224, gt=0, le=MAX_SIDE)
     patch: int = Field(16, gt=0, le=MAX_SIDE)
     depth: Layers = 12
-    mlp_ratio: Size = 4
+    mlp_ratio: float = Field(4, gt=0, le=1 << 16)
     drop_path: float = Field(0.0, ge=0, lt=1)
+    norm_eps: float = Field(1e-6, gt=0, lt=1)
+    block_eps: float = Field(1e-6, gt=0, lt=1)
+    pre_norm: bool = False
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    patch_bias: bool = True
 
 
 class TextSizes(_Part):

@@ -114,7 +114,7 @@ SHARED_COPIES: Table = {
 # a buffer that counts 0, 1, 2 ...: neither read nor missed
 POSITION_IDS = ".embeddings.position_ids"
 
-_LAYER = re.compile(r"\b(blocks|layers?|cls_head)\.(\d+)\.")
+_LAYER = re.compile(r"\b(resblocks|blocks|layers?|cls_head)\.(\d+)\.")
 
 
 def rename(name: str, table: Table) -> str | None:

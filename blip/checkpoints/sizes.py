@@ -56,6 +56,8 @@ def check_sizes(info: dict[str, Any], tensors: Tensors, path: Path) -> None:
         else:
             kind = ImageSizes if part == "image_encoder" else TextSizes
             whole = kind(**stated).model_dump()
+            if part == "image_encoder" and _hidden(whole) == _hidden(found):
+                whole["mlp_ratio"] = found["mlp_ratio"]  # such as 4.3637 of 1408, which is 6144
             wrong = [f"{part}.{name} is {whole[name]}, by the tensors' shapes {value}"
                      for name, value in found.items() if name not in UNSEEN and whole[name] != value]  # fmt: skip
         if wrong:
@@ -65,7 +67,7 @@ def check_sizes(info: dict[str, Any], tensors: Tensors, path: Path) -> None:
 def _sizes(tensors: Tensors, path: Path) -> dict[str, Any]:
     """What shapes show of each part's sizes; "embed_dim" where there are features."""
     try:
-        sizes: dict[str, Any] = {"image_encoder": _vit_sizes(tensors)}
+        sizes: dict[str, Any] = {"image_encoder": vit_sizes(tensors)}
         for part in ("text_encoder", "text_decoder"):
             if f"{part}.embeddings.words.weight" in tensors:
                 sizes[part] = _text_sizes(tensors, part)
@@ -78,17 +80,28 @@ def _sizes(tensors: Tensors, path: Path) -> dict[str, Any]:
     return sizes
 
 
-def _vit_sizes(tensors: Tensors) -> dict:
-    width, _, patch, _ = tensors["image_encoder.patch_embed.weight"].shape
-    _, tokens, _ = tensors["image_encoder.positions"].shape
+def _hidden(vit: dict[str, Any]) -> int:
+    return round(vit["width"] * vit["mlp_ratio"])
+
+
+def vit_sizes(tensors: Tensors, prefix: str = "image_encoder.") -> dict[str, Any]:
+    """What shapes show of the sizes and form of an image encoder; errors of indexing where they show none."""
+    width, _, patch, _ = tensors[f"{prefix}patch_embed.weight"].shape
+    _, tokens, _ = tensors[f"{prefix}positions"].shape
     side = grid_side(tokens)
     if tokens != 1 + side * side:
-        raise InputError(f"image_encoder.positions has {tokens - 1} patches, which is no square")
-    hidden = len(tensors["image_encoder.blocks.0.mlp.0.weight"])
-    if hidden % width:
-        raise InputError(f"image_encoder.blocks.0.mlp.0.weight has {hidden} rows, no multiple of {width}")
-    depth = _count(tensors, "image_encoder.blocks.")
-    return {"image_size": side * patch, "patch": patch, "width": width, "depth": depth, "mlp_ratio": hidden // width}
+        raise InputError(f"{prefix}positions has {tokens - 1} patches, which is no square")
+    hidden = len(tensors[f"{prefix}blocks.0.mlp.0.weight"])
+    pre_norm = f"{prefix}first_norm.weight" in tensors
+    return {
+        "image_size": side * patch,
+        "patch": patch,
+        "width": width,
+        "depth": _count(tensors, f"{prefix}blocks."),
+        "mlp_ratio": hidden / width if hidden % width else hidden // width,
+        "pre_norm": pre_norm,
+        "patch_bias": not pre_norm or f"{prefix}patch_embed.bias" in tensors,  # absent from CLIP's towers alone
+    }
 
 
 def _text_sizes(tensors: Tensors, part: str) -> dict:
@@ -170,7 +183,7 @@ def huggingface_config(info: dict, special: dict[str, int]) -> dict:
             "hidden_size": vision["width"],
             "num_hidden_layers": vision["depth"],
             "num_attention_heads": vision["heads"],
-            "intermediate_size": vision["mlp_ratio"] * vision["width"],
+            "intermediate_size": _hidden(vision),
             "hidden_act": "gelu",
             "layer_norm_eps": 1e-6,
             "attention_dropout": 0.0,

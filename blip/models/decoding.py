@@ -50,7 +50,8 @@ class Decoding:
         1.0  # draw from the fewest tokens of at least this probability together (nucleus, Holtzman et al. 2020)
     )
     length_penalty: float = 1.0  # a beam's score is its log-probability over its length to this power
-    length_norm: Literal["generated", "whole"] = "generated"  # `whole` includes the prompt, as in the published code
+    # `whole` includes the prompt, as in BLIP's published code; `whole_blip2` also stops as that of BLIP-2, see `BeamSearch`
+    length_norm: Literal["generated", "whole", "whole_blip2"] = "generated"
     repetition_penalty: float = 1.0  # above 1: tokens of the text so far, prompt included, become less likely
     no_repeat_ngram: int = 0  # no run of this many tokens occurs twice; 0: any run may
 
@@ -65,8 +66,8 @@ class Decoding:
             wrong.append("top_k, no_repeat_ngram and min_new_tokens must be 0 or more")
         if self.min_new_tokens > self.max_new_tokens:
             wrong.append(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
-        if self.length_norm not in ("generated", "whole"):
-            wrong.append(f"length_norm is {self.length_norm!r}, it can be generated or whole")
+        if self.length_norm not in ("generated", "whole", "whole_blip2"):
+            wrong.append(f"length_norm is {self.length_norm!r}, it can be generated, whole or whole_blip2")
         if self.sample and self.beams > 1:
             wrong.append("sample and beams exclude each other")
         if not self.sample and self.num_return > self.beams:

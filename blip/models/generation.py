@@ -131,17 +131,18 @@ class BeamSearch:
     (`_finish`), and cuts the others to the K best open ones (`_cut`). A prompt is done when none of its open beams can
     beat its K finished texts, judged at the present length.
 
-    Two published rules differ in the length by which a sum of log-probabilities is divided: that of transformers 5
+    Published rules differ in the length by which a sum of log-probabilities is divided: that of transformers 5
     (`generated`) counts the new tokens, the end token included; that of BLIP's transformers 4.15 (`whole`) counts
     prompt and new tokens without the end token. At the last step the latter keeps the K best open beams, the former
-    those of rank K or better.
+    those of rank K or better. `whole_blip2`, that of stage 2 of BLIP-2 (transformers 4.33), judges whether a prompt is
+    done at the length with the newest token, `whole` at the length before it.
     """
 
     def __init__(self, step: Step, prompt: Tensor, decoding: Decoding, *, end_id: int, pad_id: int):
         self.step, self.decoding, self.end_id, self.pad_id = step, decoding, end_id, pad_id
         self.length = prompt.shape[1]
         count, room, device = len(prompt), decoding.max_new_tokens, prompt.device
-        self.whole = decoding.length_norm == "whole"
+        self.whole = decoding.length_norm != "generated"
         self.prompts = torch.arange(count, device=device)  # (B,) those that were not done at the last check
         self.done = torch.zeros_like(self.prompts, dtype=torch.bool)  # (B,)
         self.texts = _with_room(prompt, room, pad_id)[:, None]  # (B, beams, T+max): one beam at first, then K
@@ -225,8 +226,9 @@ class BeamSearch:
         self.sums, best = continuations.sums.masked_fill(continuations.ended, NEVER).topk(self.decoding.beams, dim=1)
         self.texts, self.log_probs = _take(continuations.texts, best), _take(continuations.log_probs, best)
         reachable = self.sums[:, 0] / self._divisor(new + 1)
-        if self.whole:  # the published rule: the best continuation, ended or not, at the length before its newest token
-            reachable = continuations.sums[:, 0] / self._divisor(new)
+        if self.whole:  # the published rules: the best continuation, ended or not
+            before = self.decoding.length_norm == "whole"
+            reachable = continuations.sums[:, 0] / self._divisor(new if before else new + 1)
         worst = self.finished_scores[self.prompts].min(dim=1).values
         self.done = self.done | ((worst > NEVER) & (reachable <= worst))
         return continuations.rows.gather(1, best)

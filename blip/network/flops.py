@@ -17,7 +17,7 @@ class Vision(Protocol):
     patch: int
     width: int
     depth: int
-    mlp_ratio: int
+    mlp_ratio: float
 
 
 class Text(Protocol):
@@ -126,7 +126,7 @@ def vit_forward(vision: Vision, cls_only: bool = False) -> float:
 def blocks_forward(vision: Vision, tokens: int, cls_only: bool = False) -> float:
     """`tokens` tokens of one image through the blocks."""
     n, d = tokens, vision.width
-    per_token = 2 * d * d * (2 + 2 * vision.mlp_ratio)  # query, output projection, MLP
+    per_token = 2 * d * (2 * d + 2 * round(d * vision.mlp_ratio))  # query, output projection, MLP
     keys = 2 * n * 2 * d * d
     block = n * per_token + keys + attention(n, n, d)
     last = per_token + keys + attention(1, n, d) if cls_only else block
@@ -185,7 +185,7 @@ class Parameters:
 def pretrain_parameters(vision: Vision, text: Text, embed_dim: int = 256) -> Parameters:
     """Trained parameters of the pre-training model; its twin holds all but `decoder` and the match head once more."""
     d, w, w_image = vision.width, text.width, text.image_width
-    block = _linear(d, 3 * d) + _linear(d, d) + _mlp(d, vision.mlp_ratio * d) + 2 * _norm(d)
+    block = _linear(d, 3 * d) + _linear(d, d) + _mlp(d, round(d * vision.mlp_ratio)) + 2 * _norm(d)
     image = _linear(3 * vision.patch**2, d) + d + image_tokens(vision) * d + vision.depth * block + _norm(d)
     own_attention = 4 * _linear(w, w) + _norm(w)
     cross_attention = 2 * _linear(w, w) + 2 * _linear(w_image, w) + _norm(w)

@@ -3,8 +3,10 @@
 Shapes: B images, h x w patches, N = 1 + h*w tokens (CLS first), D width, H heads, d head width.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -17,15 +19,35 @@ from blip.network.attention import Attention
 
 @dataclass
 class ViTConfig:
-    """Sizes of the image encoder. `image_size` and `patch` in pixels; `drop_path` is the last block's rate."""
+    """Sizes and form of the image encoder. The defaults of the form are those of BLIP; others are for foreign towers.
+
+    Args:
+        image_size, patch: sides in pixels.
+        mlp_ratio: the hidden width of an MLP over `width`; see `hidden`.
+        drop_path: the last block's rate.
+        norm_eps, block_eps: epsilons of the final norm, and of the norms before it.
+        pre_norm: there is a norm before the first block, as in CLIP.
+        activation: of the MLPs; `quick_gelu` is CLIP's, x * sigmoid(1.702 x).
+        patch_bias: the patch embedding has a bias.
+    """
 
     image_size: int = 224
     patch: int = 16
     width: int = 768
     depth: int = 12
     heads: int = 12
-    mlp_ratio: int = 4
+    mlp_ratio: float = 4
     drop_path: float = 0.0
+    norm_eps: float = 1e-6
+    block_eps: float = 1e-6
+    pre_norm: bool = False
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    patch_bias: bool = True
+
+    @property
+    def hidden(self) -> int:
+        """The hidden width of an MLP."""
+        return round(self.width * self.mlp_ratio)
 
 
 VIT_SIZES = {  # width, depth, heads, patch
@@ -33,7 +55,32 @@ VIT_SIZES = {  # width, depth, heads, patch
     "small": (384, 12, 6, 16),
     "base": (768, 12, 12, 16),
     "large": (1024, 24, 16, 16),
+    "eva_g": (1408, 39, 16, 14),
+    "clip_l14": (1024, 23, 16, 14),
 }
+# what the towers of BLIP-2 have besides their sizes: EVA ViT-g/14 and CLIP ViT-L/14, both without their last block
+VIT_FORMS: dict[str, dict[str, Any]] = {
+    "eva_g": {"mlp_ratio": 4.3637, "norm_eps": 1e-5},  # the final norm is BLIP-2's own, with torch's epsilon
+    "clip_l14": {
+        "norm_eps": 1e-5,
+        "block_eps": 1e-5,
+        "pre_norm": True,
+        "activation": "quick_gelu",
+        "patch_bias": False,
+    },
+}
+FORM = ("mlp_ratio", "norm_eps", "block_eps", "pre_norm", "activation", "patch_bias")  # what is no size
+
+
+def named_vit(name: str, image_size: int) -> ViTConfig:
+    """The configuration of a name of `VIT_SIZES`."""
+    width, depth, heads, patch = VIT_SIZES[name]
+    return ViTConfig(image_size, patch, width, depth, heads, **VIT_FORMS.get(name, {}))
+
+
+def form_of(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The form that `model.json` gives of an image encoder; files of earlier versions give `mlp_ratio` alone."""
+    return {name: stored[name] for name in FORM if name in stored}
 
 
 class ViT(nn.Module):
@@ -49,13 +96,16 @@ class ViT(nn.Module):
         self.config = config
         grid = config.image_size // config.patch
         self.patch_dropout = PatchDropout()
-        self.patch_embed = nn.Conv2d(3, config.width, kernel_size=config.patch, stride=config.patch)
+        self.patch_embed = nn.Conv2d(
+            3, config.width, kernel_size=config.patch, stride=config.patch, bias=config.patch_bias
+        )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.positions = nn.Parameter(torch.zeros(1, 1 + grid * grid, config.width))
+        self.first_norm = nn.LayerNorm(config.width, eps=config.block_eps) if config.pre_norm else nn.Identity()
         # stochastic depth grows linearly from 0 at the first block to `drop_path` at the last
         rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()  # the model may be on "meta"
         self.blocks = nn.ModuleList([Block(config, rate) for rate in rates])
-        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         # 0.02 at width 768; narrower models start larger, as in `med.py`
         std = 0.02 * (768 / config.width) ** 0.5
         self.apply(partial(_init_weights, std=std))
@@ -76,7 +126,7 @@ class ViT(nn.Module):
         if positions.shape[1] != x.shape[1] or h != w:
             positions = resize_positions(positions, (h, w))
         # autocast leaves the convolution's output in bf16 and this parameter in float32: the residual stream is float32
-        x = self.patch_dropout(x + positions)
+        x = self.first_norm(self.patch_dropout(x + positions))
         for block in self.blocks[:-1]:
             x = block(x)
         x = self.blocks[-1](x, cls_only)
@@ -89,13 +139,13 @@ class Block(nn.Module):
     def __init__(self, config: ViTConfig, drop_path: float):
         super().__init__()
         self.heads = config.heads
-        self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
+        self.norm1 = nn.LayerNorm(config.width, eps=config.block_eps)
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.attention = Attention()
         self.proj = nn.Linear(config.width, config.width)
         self.drop_path = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
-        self.mlp = MLP(config.width, config.mlp_ratio * config.width)
+        self.norm2 = nn.LayerNorm(config.width, eps=config.block_eps)
+        self.mlp = MLP(config.width, config.hidden, config.activation)
 
     def forward(self, x: Tensor, cls_only: bool = False) -> Tensor:
         """(B, N, D) -> (B, N, D); with `cls_only` every token is a key, but only CLS comes out: (B, 1, D)."""
@@ -124,10 +174,18 @@ def _outputs(linear: nn.Linear, x: Tensor, which: slice) -> Tensor:
 
 
 class MLP(nn.Sequential):
-    """Two linear layers with GELU (erf) between them."""
+    """Two linear layers with GELU (erf) between them, or CLIP's approximation of it."""
 
-    def __init__(self, width: int, hidden: int):
-        super().__init__(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+    def __init__(self, width: int, hidden: int, activation: str = "gelu"):
+        between = QuickGELU() if activation == "quick_gelu" else nn.GELU()
+        super().__init__(nn.Linear(width, hidden), between, nn.Linear(hidden, width))
+
+
+class QuickGELU(nn.Module):
+    """CLIP's approximation of GELU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
 
 
 class DropPath(nn.Module):

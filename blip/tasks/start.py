@@ -22,7 +22,7 @@ from blip.models.factory import TASKS, Model, model_of, spec_of
 from blip.models.momentum import Queue, Twin, update_twin
 from blip.models.pretrain import PretrainModel
 from blip.network.med import TextConfig
-from blip.network.vit import VIT_SIZES, ViTConfig, fit_image_size
+from blip.network.vit import VIT_SIZES, ViTConfig, fit_image_size, form_of, named_vit
 from blip.tasks.config import FineTuneConfig
 from blip.tasks.data_options import saved_config
 from blip.tasks.image_tokens import check_image_sizes
@@ -143,8 +143,8 @@ def start_model(
     """The task's model -> (it, the names of what starts at random although there is a checkpoint)."""
     specials = tokenizer.specials
     vit, text = vit_config(config), text_config(config, tokenizer.size)
-    if source is not None:  # no option: training from random weights has 4
-        vit = replace(vit, mlp_ratio=source.info["image_encoder"].get("mlp_ratio", vit.mlp_ratio))
+    if source is not None:
+        vit = replace(vit, **form_of(source.info["image_encoder"]))
     text.images = spec_of(task).images
     smoothing = getattr(config, "label_smoothing", 0.1)
     model = model_of(task, vit, text, specials=specials, embed_dim=config.embed_dim, label_smoothing=smoothing)
@@ -209,13 +209,14 @@ def describe(task: str, config: FineTuneConfig, model: Model, **more: Any) -> di
 
 def vit_config(config: ModelConfig) -> ViTConfig:
     """The image encoder's sizes: those of a name, or the four numbers of `vit: custom`."""
-    if config.vit == "custom":
-        sizes = (config.vit_width, config.vit_depth, config.vit_heads, config.vit_patch)
+    if config.vit != "custom":
+        vit = named_vit(config.vit, config.image_size)
     else:
-        sizes = VIT_SIZES[config.vit]
-    width, depth, heads, patch = (int(size or 0) for size in sizes)
-    check_image_sizes(config, patch)
-    return ViTConfig(config.image_size, patch, width, depth, heads, drop_path=config.drop_path)
+        sizes = (config.vit_width, config.vit_depth, config.vit_heads, config.vit_patch)
+        width, depth, heads, patch = (int(size or 0) for size in sizes)
+        vit = ViTConfig(config.image_size, patch, width, depth, heads)
+    check_image_sizes(config, vit.patch)
+    return replace(vit, drop_path=config.drop_path)
 
 
 def text_config(config: ModelConfig, vocab_size: int) -> TextConfig:
