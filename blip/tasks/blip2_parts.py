@@ -9,13 +9,13 @@ from blip.checkpoints.adapters import public_state
 from blip.checkpoints.format import CheckpointError
 from blip.checkpoints.frozen import without_tower
 from blip.checkpoints.initialize import Source
-from blip.checkpoints.part_adapters import PARTS, add_lora_to_parts, trained_line, trained_parts, trained_state
+from blip.checkpoints.part_adapters import add_lora_to_parts, trained_line, trained_parts, trained_state
 from blip.config import ConfigError
-from blip.tasks.blip2_config import PartsLora
+from blip.tasks.part_options import LoraConfig
 from blip.train.freeze import freeze, freeze_for_good
 
 
-def lora_of(lora: PartsLora | None, source: Source | None) -> dict[str, Any] | None:
+def lora_of(lora: LoraConfig | None, source: Source | None) -> dict[str, Any] | None:
     """The adapters of a run, as `lora` of `model.json` says them: the configured ones, else those of its start.
 
     Raises:
@@ -24,9 +24,10 @@ def lora_of(lora: PartsLora | None, source: Source | None) -> dict[str, Any] | N
     known = source.info.get("lora") if source else None
     if lora is None:
         return known
-    parts = {part: getattr(lora, part) for part in PARTS if getattr(lora, part)}
+    if lora.targets:
+        raise ConfigError("lora: targets is for BLIP; of BLIP-2 give language_model, qformer or image_encoder")
     alpha = float(lora.rank if lora.alpha is None else lora.alpha)
-    asked = {"rank": lora.rank, "alpha": alpha, "dropout": lora.dropout, "parts": parts}
+    asked = {"rank": lora.rank, "alpha": alpha, "dropout": lora.dropout, "parts": lora.of_parts()}
     if known and known != asked:
         raise ConfigError(f"{source.path if source else ''} has adapters already ({known}): leave out lora")
     return asked

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from blip import distributed
-from blip.checkpoints import convert, places
+from blip.checkpoints import convert
 from blip.checkpoints.blip2_initialize import init_qformer
-from blip.checkpoints.format import INFO, CheckpointError, unique_state
+from blip.checkpoints.format import CheckpointError, unique_state
 from blip.checkpoints.initialize import Source
 from blip.checkpoints.language_models import load_language_model
 from blip.checkpoints.towers import load_tower
@@ -22,10 +22,9 @@ from blip.models.language_tokens import LanguageTokens
 from blip.network.qformer import QFormerConfig
 from blip.network.vit import VIT_SIZES, ViTConfig, fit_image_size, form_of
 from blip.tasks.blip2_config import Blip2Config
+from blip.tasks.blip2_kind import BLIP2, checkpoint_of
 from blip.tasks.start import VIT_KEYS, vit_config
 from blip.tokenizer import Tokenizer
-from blip.train.evaluated import weights_of
-from blip.train.folder import CONFIG
 
 Run = TypeVar("Run", bound=ModelConfig)
 # configuration key -> the size of the Q-Former that it gives
@@ -38,7 +37,6 @@ QFORMER_KEYS = {
     "queries": "queries",
     "cross_every": "cross_every",
 }
-TASKS = ("blip2", "blip2_language")
 Frozen = dict[str, Any]  # `frozen` of `model.json`
 
 
@@ -54,7 +52,7 @@ def read_source(config: ModelConfig, resume: Path | None = None) -> Source | Non
     tensors, info = distributed.tensors_from_main(lambda: convert.read(path))
     source = Source(tensors, info, str(resume or config.init_from))
     task = source.info.get("task")
-    if task not in TASKS:
+    if task not in BLIP2:
         raise CheckpointError(
             f"{source.path} is a checkpoint of {task or 'no task'}; BLIP-2 starts from its own stages, or from "
             "vision_init and text_init, which takes the text encoder of such a checkpoint"
@@ -65,12 +63,13 @@ def read_source(config: ModelConfig, resume: Path | None = None) -> Source | Non
     return source
 
 
-def checkpoint_of(name: str) -> Path:
-    """The path of a checkpoint; of the folder of a run, its best weights or else its newest checkpoint."""
-    path = places.local(name)
-    if (path / CONFIG).is_file() and not (path / INFO).is_file():
-        return weights_of(path) or path
-    return path
+def check_task(task: str, source: Source) -> None:
+    """CheckpointError for a checkpoint that cannot be scored at a task, whether or not its tensors would fit."""
+    if source.info["task"] != task:
+        raise CheckpointError(
+            f"{source.path} cannot be evaluated: it is a checkpoint of {source.info['task']}, which never learned "
+            f"{task}; train it for that first"
+        )
 
 
 def with_sizes_of(config: Run, source: Source | None) -> Run:

@@ -25,9 +25,12 @@ from blip.evaluation.bootstrap import as_json, bootstrap
 from blip.evaluation.captions import score_captions
 from blip.evaluation.losses import LossSums, with_total
 from blip.models.caption import CaptionModel
+from blip.models.decoding import Decoding, Generated
 from blip.models.losses import IGNORED, language_model_each
 from blip.network.packing import with_first
+from blip.tasks.blip2_kind import kind_of_run
 from blip.tasks.config import CaptionConfig
+from blip.tasks.finetune import FineTuning
 from blip.tasks.pairs import PairFineTuning
 from blip.tasks.rehearsal import rehearsals
 from blip.tasks.run import evaluate, train, warn
@@ -46,6 +49,10 @@ class Captioning(PairFineTuning):
     main_scores = ("val_cider", "val_bleu4", "val_exact", "best")
     config: CaptionConfig
     model: CaptionModel
+
+    @classmethod
+    def of(cls, config: Any, checkpoint: Path | None) -> type[FineTuning]:
+        return kind_of_run(cls, config, checkpoint, "Blip2Captioning")
 
     def read_data(self) -> None:
         self.prompt_text, self.told = self.config.prompt, False
@@ -79,12 +86,7 @@ class Captioning(PairFineTuning):
         batches, losses = self.eval_batches(dataset), LossSums()
         own: list[tuple] = []  # index, caption, log-probability
         for batch in self.bars.over(batches, "captioning"):
-            states = self.model.image_encoder(batch.images.to(self.device, non_blocking=True))
-            if self.config.val_loss:
-                self._add_losses(states, batch, losses)
-            prompt = self.prompt.expand(len(states), -1)
-            uniforms = self.config.uniforms(batch.indices)
-            out = self.model.write_about(states, prompt, decoding, end_id=self.tokenizer.sep_id, uniforms=uniforms)
+            out = self.write_batch(batch, decoding, losses)
             for index, ids, log_prob in zip(
                 batch.indices, out.ids.tolist(), out.log_probs.sum(1).tolist(), strict=True
             ):
@@ -100,6 +102,14 @@ class Captioning(PairFineTuning):
             for (i, _, _), row in zip(written, rows, strict=True) if i in chosen(len(pairs))
         ]))  # fmt: skip
         return with_total(losses.means(), split) | self._score(split, pairs, written)
+
+    def write_batch(self, batch: Batch, decoding: Decoding, losses: LossSums) -> Generated:
+        """Captions of a batch's images; with `val_loss` the losses of its own captions are added to `losses`."""
+        states = self.model.image_encoder(batch.images.to(self.device, non_blocking=True))
+        if self.config.val_loss:
+            self._add_losses(states, batch, losses)
+        prompt, uniforms = self.prompt.expand(len(states), -1), self.config.uniforms(batch.indices)
+        return self.model.write_about(states, prompt, decoding, end_id=self.tokenizer.sep_id, uniforms=uniforms)
 
     def _add_losses(self, states: Tensor, batch: Batch, losses: LossSums) -> None:
         """Adds the loss of each token of the first caption of each image."""

@@ -5,7 +5,7 @@ A task is a subclass of `FineTuning` and adds its data, `step` and `evaluate`.
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -54,6 +54,8 @@ class FineTuning:
     """A run of one task: its parts, and the methods that the loop calls; see `blip.train.run.Task`."""
 
     task = ""
+    merges_adapters = True  # checkpoints hold weights with adapters merged into them
+    starts: ClassVar[Any] = start  # reads the checkpoint that a run starts from, and gives the sizes of its model
     main_scores: tuple[str, ...] = ()  # of an evaluation, those that the terminal shows
     collate_fn: Callable[..., Any] = staticmethod(collate)
 
@@ -73,19 +75,34 @@ class FineTuning:
         self.output, self.device, self.bars = output, device, Bars(quiet=not distributed.is_main())
         self.logged: list[tuple[str, list[dict[str, Any]]]] = []  # by the last evaluation: a file, lines for it
         self.read_data()
-        self.tokenizer = tokenizers.choose_tokenizer(self.config, self.texts(), output, resume=resume, save=training)
+        self.tokenizer = self.choose_tokenizer(source, resume, save=training)
         self._count_steps()
         torch.manual_seed(config.seed)  # equal starting weights on every process
-        self.model, self.missing = start.start_model(self.task, self.config, source, tokenizer=self.tokenizer)
-        self.warning = start.advice(self.task, source, self.missing) if source else ""
-        if self.config.lora:
-            adapters.add_lora(self.model, **self.config.lora.model_dump())
-        self.model.to("cpu" if is_sharded(config) else device)  # parts move one by one
+        self.missing: list[str] = []  # tensors that `source` lacks
+        self.warning = ""
+        self.model = self.build(source)
         self.add_parts()
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout differs between processes
         freeze(self.model, config.freeze)
         self.parallel = in_parallel(self.model, config, device)
         self.best: float | None = None
+
+    @classmethod
+    def of(cls, config: Any, checkpoint: Path | None) -> "type[FineTuning]":
+        """The class for a configuration and the checkpoint that it resumes: another one for another kind of model."""
+        return cls
+
+    def choose_tokenizer(self, source: initialize.Source | None, resume: Path | None, *, save: bool) -> Any:
+        """The tokenizer of the run; `save` as in `tokenizers.choose_tokenizer`."""
+        return tokenizers.choose_tokenizer(self.config, self.texts(), self.output, resume=resume, save=save)
+
+    def build(self, source: initialize.Source | None) -> Any:
+        """The model on its device, with its starting weights and adapters."""
+        model, self.missing = start.start_model(self.task, self.config, source, tokenizer=self.tokenizer)
+        self.warning = start.advice(self.task, source, self.missing) if source else ""
+        if self.config.lora:
+            adapters.add_lora(model, **self.config.lora.of_whole_model())
+        return model.to("cpu" if is_sharded(self.config) else self.device)  # parts move one by one
 
     # ---- what a task adds --------------------------------------------------------------------------------------------
 
@@ -221,7 +238,8 @@ class FineTuning:
     def state(self) -> dict:
         """What a checkpoint holds beside weights and optimizer."""
         progress = {} if self.best is None else {"best": torch.tensor(self.best, dtype=torch.float64)}
-        return {"progress": progress, **({"adapter": self._trained_state()} if self.config.lora else {})}
+        merged = self.merges_adapters and self.config.lora
+        return {"progress": progress, **({"adapter": self._trained_state()} if merged else {})}
 
     def load(self, folder: Path, training: dict) -> None:
         """Continues from a checkpoint of this run."""
@@ -233,10 +251,22 @@ class FineTuning:
         else:
             with gathered(self.parallel, self.model, changed=True) as model:
                 load_strict(model, saved, str(folder))
+        self.load_best(folder, training)
+
+    def load_best(self, folder: Path, training: dict) -> None:
+        """The best score until now, if its weights are still there."""
         best = (self.output if is_of_run(folder, self.output) else run_of(folder)) / BEST
         if "best" in training["progress"] and best.is_dir():  # without its weights, a score is of no use
             stored = float(training["progress"]["best"])
             self.best = None if np.isnan(stored) else stored  # earlier versions kept a NaN, which nothing exceeds
+
+    def take(self, folder: Path) -> None:
+        """Replaces the model's weights by those of a checkpoint of this run; adapters are merged for good."""
+        tensors, _ = distributed.tensors_from_main(lambda: load_weights(folder))
+        if self.config.lora:
+            adapters.merge(self.model)
+        with gathered(self.parallel, self.model, changed=True) as model:
+            load_strict(model, tensors, str(folder))
 
     def _trained_state(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
@@ -280,7 +310,7 @@ class FineTuning:
         with written(best), whole_folder(best) as folder:
             with written(best / WEIGHTS):
                 save_weights(folder, weights, {**self.info(), "step": step}, flush=False)
-            if self.config.lora:
+            if self.merges_adapters and self.config.lora:
                 about = {"base": self.config.init_from, "model": self.info()}
                 adapter_files.save_adapter(folder, self.model, about, new=self.missing, flush=False)
             write_whole(folder / TOKENIZER, (self.output / TOKENIZER).read_bytes())

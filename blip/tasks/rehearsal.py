@@ -51,8 +51,9 @@ def rehearse(make: type[FineTuning], config: FineTuneConfig, device: torch.devic
         BlipError: the configuration cannot be used, or `init_from` cannot be read.
     """
     console = Console(quiet=not distributed.is_main())
-    source = start.read_source(config)
-    config = start.with_sizes_of(config, source)
+    make = make.of(config, None)
+    source = make.starts.read_source(config)
+    config = make.starts.with_sizes_of(config, source)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         task = make(_without_data(config, folder), source, folder, resume=None, device=device, training=False)

@@ -35,6 +35,7 @@ from blip.models.answer_tree import AnswerTree
 from blip.models.ranking import distinct_answers, rank_answers
 from blip.models.vqa import VqaModel
 from blip.network.cross_attention import ProjectedKeys
+from blip.tasks.blip2_kind import kind_of_run
 from blip.tasks.config import VqaConfig
 from blip.tasks.data_options import entries, is_there, read_as
 from blip.tasks.finetune import FineTuning
@@ -54,6 +55,10 @@ class Answering(FineTuning):
     collate_fn = staticmethod(collate_vqa)
     config: VqaConfig
     model: VqaModel
+
+    @classmethod
+    def of(cls, config: Any, checkpoint: Path | None) -> type[FineTuning]:
+        return kind_of_run(cls, config, checkpoint, "Blip2Answering")
 
     def read_data(self) -> None:
         self.questions: Questions | None = None
@@ -184,17 +189,21 @@ class Answering(FineTuning):
         losses = LossSums()
         for batch in self.bars.over(batches, "answering"):
             batch = batch.to(self.device, non_blocking=True)
-            keys = self.model.question_keys(batch.images, batch.ids, batch.lengths)
-            if self.config.val_loss and len(batch.owner):  # answers of some test sets are not published
-                each = self.model.answer_losses(keys, batch.answer_ids, batch.answer_lengths, owner=batch.owner)
-                losses.add("lm", batch.weights * each, len(batch.owner.unique()))
-            answers = self._answer(keys, batch.indices, [questions[i].choices for i in batch.indices])
+            answers = self.answer_batch(batch, [questions[i] for i in batch.indices], losses)
             own += [(i, *answer) for i, answer in zip(batch.indices, answers, strict=True)]
         given = self.gathered(split, own, batches)
         asked = [questions[i] for i, _, _ in given]
         self._write(split, asked, given)
         self.logged.append((SAMPLES, of_questions(len(questions), asked, given)))
         return with_total(losses.means(), split) | self._score(split, asked, [text for _, text, _ in given])
+
+    def answer_batch(self, batch: VqaBatch, asked: list[Question], losses: LossSums) -> list[tuple[str, float]]:
+        """(answer, its probability) for each question; with `val_loss` the losses of its answers go into `losses`."""
+        keys = self.model.question_keys(batch.images, batch.ids, batch.lengths)
+        if self.config.val_loss and len(batch.owner):  # answers of some test sets are not published
+            each = self.model.answer_losses(keys, batch.answer_ids, batch.answer_lengths, owner=batch.owner)
+            losses.add("lm", batch.weights * each, len(batch.owner.unique()))
+        return self._answer(keys, batch.indices, [question.choices for question in asked])
 
     def _answer(self, keys: ProjectedKeys, indices: list[int], choices: list[list[str]]) -> list[tuple[str, float]]:
         """(answer, its probability) for each question of a batch."""
