@@ -1,68 +1,208 @@
-"""BLIP-2 as transformers has it, with our weights: the peer of `blip2_caption.py`."""
+"""The first stage of BLIP-2 as published (Li et al. 2023, section 3.2): the peer of `blip2_stage1.py`.
 
-from typing import Any
+It is the plain algorithm: a pass of the queries with an image, one of the text, one of both over three rows a pair with
+the image's states repeated, and one of the text behind the keys that the first pass kept. Each projects the image's
+states anew, every text is padded to one length, every token of the last layer is computed, the soft-max is written out
+and masks are added to it. Parameters have the names of this package, so that both sides load the same weights.
+
+Shapes: B pairs, R rows, T text tokens, N image tokens, Q queries, S = Q+T, D width, H heads, E embedding width.
+"""
+
+from collections.abc import Callable
 
 import torch
-from torch import nn
-from transformers import Blip2Config, Blip2ForConditionalGeneration, OPTConfig, OPTForCausalLM
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from blip.checkpoints.blip2_names import HUGGINGFACE_BLIP2
-from blip.checkpoints.names import inverse, rename
-from blip.models.blip2_language import Blip2LanguageModel
 from blip.network.qformer import QFormerConfig
-from blip.network.vit import ViTConfig
+from blip.network.vit import ViT, ViTConfig
 
-IMAGE_TOKEN, PAD, START, LINE_END = 50265, 1, 2, 50118
-
-
-def opt_configuration(size: str) -> OPTConfig:
-    """OPT-125M's sizes, or `tiny` ones; weights start wider than those of training, so that texts are no coin tosses."""
-    sizes: dict[str, Any] = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "ffn_dim": 3072}
-    if size == "tiny":
-        sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 128}
-    width = sizes["hidden_size"]
-    return OPTConfig(vocab_size=50272, word_embed_proj_dim=width, init_std=0.04, dropout=0.0, **sizes)
+MASKED = -10000.0
+Keys = tuple[Tensor, Tensor]
 
 
-def language_module(size: str) -> OPTForCausalLM:
-    """A random OPT, frozen."""
-    return OPTForCausalLM(opt_configuration(size)).eval().requires_grad_(False)
+class PlainAttention(nn.Module):
+    """norm(x + out(attention)) with a written-out soft-max."""
+
+    def __init__(self, width: int, heads: int, width_seen: int):
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v = nn.Linear(width, width), nn.Linear(width_seen, width), nn.Linear(width_seen, width)
+        self.out, self.norm = nn.Linear(width, width), nn.LayerNorm(width, eps=1e-12)
+
+    def forward(
+        self, x: Tensor, seen: Tensor, mask: Tensor | None = None, past: Keys | None = None
+    ) -> tuple[Tensor, Keys]:
+        """x (R, S, D) attends to `seen` (R, N, e), behind `past`; `mask` (R, 1, S or 1, N) is added to the scores."""
+        q, k, v = (self.split(proj(y)) for proj, y in ((self.q, x), (self.k, seen), (self.v, seen)))
+        if past is not None:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+        scores = q @ k.transpose(2, 3) / q.shape[3] ** 0.5
+        if mask is not None:
+            scores = scores + mask
+        z = (scores.softmax(dim=3) @ v).transpose(1, 2).flatten(2)
+        return self.norm(x + self.out(z)), (k, v)
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
-def captioner(ours: Blip2LanguageModel, vit: ViTConfig, qformer: QFormerConfig) -> Blip2ForConditionalGeneration:
-    """`Blip2ForConditionalGeneration` with our weights; it shares the storage of every parameter with ours."""
-    assert ours.language_model is not None
-    text = ours.language_model.module.config
-    config = Blip2Config(
-        vision_config={
-            "hidden_size": vit.width, "intermediate_size": round(vit.width * vit.mlp_ratio), "patch_size": vit.patch,
-            "num_hidden_layers": vit.depth, "num_attention_heads": vit.heads, "image_size": vit.image_size,
-            "hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True,
-        },
-        qformer_config={
-            "hidden_size": qformer.width, "num_hidden_layers": qformer.layers, "num_attention_heads": qformer.heads,
-            "intermediate_size": qformer.hidden, "encoder_hidden_size": vit.width, "vocab_size": qformer.vocab_size,
-            "cross_attention_frequency": qformer.cross_every,
-        },
-        text_config=text.to_dict(), num_query_tokens=qformer.queries, image_token_index=IMAGE_TOKEN,
-    )  # fmt: skip
-    with torch.device("meta"):
-        theirs = Blip2ForConditionalGeneration(config)
-    names = inverse(HUGGINGFACE_BLIP2)
-    state = {str(rename(name, names)): tensor for name, tensor in ours.trained_state().items()}
-    language = ours.language_model.module.state_dict()
-    state |= {f"language_model.{name}": tensor for name, tensor in language.items()}
-    missing = theirs.load_state_dict(state, strict=False, assign=True)
-    buffers = [name for name in missing.missing_keys if not name.endswith("position_ids")]
-    assert not buffers and not missing.unexpected_keys, (buffers, missing.unexpected_keys)
-    theirs.tie_weights()
-    return _without_meta(theirs).eval()
+class PlainFeedForward(nn.Module):
+    """norm(x + W2 gelu(W1 x))."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.norm = nn.LayerNorm(width, eps=1e-12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.down(F.gelu(self.up(x))))
 
 
-def _without_meta(module: nn.Module) -> Any:
-    """Buffers that no file holds are numbers of positions."""
-    for part in module.modules():
-        for name, buffer in list(part.named_buffers(recurse=False)):
-            if buffer.is_meta:
-                part.register_buffer(name, torch.arange(buffer.shape[-1]).expand(buffer.shape), persistent=False)
-    return module
+class PlainLayer(nn.Module):
+    """A layer over queries, text or both."""
+
+    def __init__(self, sizes: QFormerConfig, number: int):
+        super().__init__()
+        self.self_attention = PlainAttention(sizes.width, sizes.heads, sizes.width)
+        self.cross_attention = None
+        if number % sizes.cross_every == 0:
+            self.cross_attention = PlainAttention(sizes.width, sizes.heads, sizes.image_width)
+        self.query_feed_forward = PlainFeedForward(sizes.width, sizes.hidden)
+        self.feed_forward = PlainFeedForward(sizes.width, sizes.hidden)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, *, queries: int, image: Tensor | None, past: Keys | None
+    ) -> tuple[Tensor, Keys]:
+        """x (R, S, D), of which the first `queries` are queries of `image` (R, N, e)."""
+        x, keys = self.self_attention(x, x, mask, past)
+        if queries == 0:
+            return self.feed_forward(x), keys
+        q, text = x[:, :queries], x[:, queries:]
+        if self.cross_attention is not None and image is not None:
+            q, _ = self.cross_attention(q, image)
+        q = self.query_feed_forward(q)
+        return (torch.cat([q, self.feed_forward(text)], dim=1) if text.shape[1] else q), keys
+
+
+class PlainEmbeddings(nn.Module):
+    """Of queries and text."""
+
+    def __init__(self, sizes: QFormerConfig):
+        super().__init__()
+        self.words = nn.Embedding(sizes.vocab_size, sizes.width, padding_idx=0)
+        self.positions = nn.Embedding(sizes.max_positions, sizes.width)
+        self.norm = nn.LayerNorm(sizes.width, eps=1e-12)
+
+    def forward(self, queries: Tensor | None, ids: Tensor | None) -> Tensor:
+        parts = [] if queries is None else [queries]
+        if ids is not None:
+            parts.append(self.words(ids) + self.positions.weight[: ids.shape[1]])
+        return self.norm(torch.cat(parts, dim=1))
+
+
+class PlainHead(nn.Module):
+    """BERT's prediction head; its matrix is the word embedding."""
+
+    def __init__(self, sizes: QFormerConfig, words: nn.Embedding):
+        super().__init__()
+        self.transform, self.norm = nn.Linear(sizes.width, sizes.width), nn.LayerNorm(sizes.width, eps=1e-12)
+        self.words, self.bias = words, nn.Parameter(torch.zeros(sizes.vocab_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.norm(F.gelu(self.transform(x))), self.words.weight, self.bias)
+
+
+class PlainQFormer(nn.Module):
+    """One pass over queries, text or both."""
+
+    def __init__(self, sizes: QFormerConfig):
+        super().__init__()
+        self.queries = nn.Parameter(torch.empty(1, sizes.queries, sizes.width))
+        self.embeddings = PlainEmbeddings(sizes)
+        self.layers = nn.ModuleList([PlainLayer(sizes, number) for number in range(sizes.layers)])
+        self.head = PlainHead(sizes, self.embeddings.words)
+
+    def forward(
+        self,
+        ids: Tensor | None = None,
+        mask: Tensor | None = None,
+        image: Tensor | None = None,
+        *,
+        past: list[Keys] | None = None,
+    ) -> tuple[Tensor, list[Keys]]:
+        """ids (R, T) and `image` (R, N, e), or one of them, -> states (R, S, D), and the keys of each layer."""
+        queries = None if image is None else self.queries.expand(len(image), -1, -1)
+        x, kept = self.embeddings(queries, ids), []
+        for number, layer in enumerate(self.layers):
+            count, before = (0 if queries is None else queries.shape[1]), (None if past is None else past[number])
+            x, keys = layer(x, mask, queries=count, image=image, past=before)
+            kept.append(keys)
+        return x, kept
+
+
+class PublishedBlip2(nn.Module):
+    """Stage 1 in one process. The image encoder is the module of ours, frozen but for its final norm."""
+
+    def __init__(self, vit: ViTConfig, sizes: QFormerConfig, pad: int, dec: int, embed_dim: int):
+        super().__init__()
+        self.pad, self.dec = pad, dec
+        self.image_encoder = ViT(vit)
+        self.qformer = PlainQFormer(sizes)
+        self.image_proj, self.text_proj = nn.Linear(sizes.width, embed_dim), nn.Linear(sizes.width, embed_dim)
+        self.itm_head = nn.Linear(sizes.width, 2)
+        self.temperature = nn.Parameter(torch.tensor(0.07))
+
+    def forward(
+        self, images: Tensor, ids: Tensor, draw: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """images (B, 3, height, width), ids (B, T) padded -> ITC, ITM and LM losses."""
+        real = (ids != self.pad).float()  # (B, T)
+        states = self.image_encoder(images)
+        seen, past = self.qformer(image=states)
+        text, _ = self.qformer(ids, (1 - real)[:, None, None] * MASKED)
+        image_features = F.normalize(self.image_proj(seen), dim=-1)  # (B, Q, E)
+        text_features = F.normalize(self.text_proj(text[:, 0]), dim=-1)
+        other_images, other_texts = image_features.detach(), text_features.detach()
+        image_to_text = torch.einsum("bqe,ce->bcq", image_features, other_texts).amax(dim=2) / self.temperature
+        text_to_image = torch.einsum("be,cqe->bcq", text_features, other_images).amax(dim=2) / self.temperature
+        own = torch.arange(len(ids), device=ids.device)
+        itc = F.cross_entropy(image_to_text, own, label_smoothing=0.1)
+        itc = (itc + F.cross_entropy(text_to_image, own, label_smoothing=0.1)) / 2
+        itm = self.match(ids, real, states, image_to_text=image_to_text, text_to_image=text_to_image, draw=draw)
+        return itc, itm, self.language_model(ids, real, past)
+
+    def match(
+        self,
+        ids: Tensor,
+        real: Tensor,
+        states: Tensor,
+        *,
+        image_to_text: Tensor,
+        text_to_image: Tensor,
+        draw: Callable[[Tensor], tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """ITM of 3B rows: matched, (text, hard image), (hard text, image)."""
+        count, width = len(ids), self.qformer.queries.shape[1]
+        with torch.no_grad():
+            weights = [F.softmax(s.clone().fill_diagonal_(MASKED), dim=1) for s in (text_to_image, image_to_text)]
+            (hard_image, _), (hard_text, _) = (draw(w.fill_diagonal_(0)) for w in weights)
+        all_ids, all_real = torch.cat([ids, ids, ids[hard_text]]), torch.cat([real, real, real[hard_text]])
+        all_states = torch.cat([states, states[hard_image], states])
+        all_real = torch.cat([all_real.new_ones(3 * count, width), all_real], dim=1)
+        both, _ = self.qformer(all_ids, (1 - all_real)[:, None, None] * MASKED, all_states)
+        logits = self.itm_head(both[:, :width]).mean(dim=1)
+        labels = (torch.arange(3 * count, device=ids.device) < count).long()
+        return F.cross_entropy(logits, labels)
+
+    def language_model(self, ids: Tensor, real: Tensor, past: list[Keys]) -> Tensor:
+        """LM of the texts behind the keys of the queries."""
+        first = ids.clone()
+        first[:, 0] = self.dec
+        length, width = ids.shape[1], self.qformer.queries.shape[1]
+        earlier = real.new_ones(length, length).tril() * real[:, None]  # (B, T, T)
+        allowed = torch.cat([earlier.new_ones(len(ids), length, width), earlier], dim=2)[:, None]
+        written, _ = self.qformer(first, (1 - allowed) * MASKED, past=past)
+        targets = ids.masked_fill(ids == self.pad, -100)
+        logits = self.qformer.head(written)[:, :-1]
+        return F.cross_entropy(logits.flatten(0, 1), targets[:, 1:].flatten(), label_smoothing=0.1)

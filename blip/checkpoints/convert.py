@@ -7,10 +7,12 @@ any of the three. BERT weights, which only start a model, are for `read_bert`.
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from blip.checkpoints import places, processor
+from blip.checkpoints import blip2_convert, blip2_export, places, processor
+from blip.checkpoints.blip2_sizes import read_stated
 from blip.checkpoints.format import (
     INFO,
     TOKENIZER,
@@ -22,6 +24,7 @@ from blip.checkpoints.format import (
     save_tensors,
     save_weights,
 )
+from blip.checkpoints.frozen import with_tower
 from blip.checkpoints.info import check_info
 from blip.checkpoints.names import (
     BERT,
@@ -60,14 +63,17 @@ _DUAL_ENCODER = {"visual_projection.weight", "text_projection.weight", "logit_sc
 _QUEUE_SHAPES = {"queue.pointer": (1,), "queue.image_ids": (1, -1)}  # in the released files; ours are () and (Q,)
 
 
-def read(path: str | Path, image_heads: int | None = None, text_heads: int | None = None) -> tuple[Tensors, dict]:
+def read(
+    path: str | Path, image_heads: int | None = None, text_heads: int | None = None, *, image_encoder: str = ""
+) -> tuple[Tensors, dict]:
     """Reads one of our folders, a released `.pth` file or a Hugging Face folder: (tensors on the CPU, info).
 
     `path` may also be a name of `places.local`.
 
     `info` holds `task`, the sizes `image_encoder`, `text_encoder` and/or `text_decoder` (of a decoder that shares
-    nothing), and `embed_dim`. Sizes follow from the tensors. The number of heads does not: a `.pth` file is taken to
-    have heads of width 64, as all released ones have, unless `image_heads` or `text_heads` is given.
+    nothing), and `embed_dim`; of BLIP-2 `qformer` and `language_model`. Sizes follow from the tensors. The number of
+    heads does not: a `.pth` file is taken to have heads of width 64 (EVA's 88), as all released ones have, unless
+    `image_heads` or `text_heads` is given. `image_encoder` names that of a file of LAVIS which comes without one.
 
     Raises:
         CheckpointError: what is wrong with which file.
@@ -81,10 +87,11 @@ def read(path: str | Path, image_heads: int | None = None, text_heads: int | Non
         raise CheckpointError(f"{path} does not exist")
     if (path / INFO).is_file():
         tensors, info = load_weights(path)
-        for part, count in heads.items():
+        for part, count in {**heads, "qformer": text_heads}.items():
             if count and part in info:
                 info[part] = {**info[part], "heads": count}
         check_info(info, path / INFO)
+        tensors = with_tower(tensors, info, path)
         check_sizes(info, tensors, path)
         return tensors, info
     if path.is_dir():
@@ -92,6 +99,8 @@ def read(path: str | Path, image_heads: int | None = None, text_heads: int | Non
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path} holds weights without their sizes: give the folder that it lies in")
     state = read_state(path)
+    if blip2_convert.is_lavis(state):
+        return blip2_convert.read_lavis(state, path, heads, image_encoder=image_encoder)
     task = guess_task(state, path)
     tensors = to_ours(state, {**SALESFORCE, **spec_of(task).queue_names}, task, path=path)
     check_numbers(tensors, path)
@@ -118,7 +127,7 @@ def write(
         to: `blip`, `salesforce` or `huggingface`.
         tokenizer_file: goes into the folder. `tokenizer.json`, or for `huggingface` also `vocab.txt`.
         hf_class: for `huggingface` and a checkpoint of pre-training, which no single class holds: `retrieval` or
-            `caption`. A checkpoint of VQA fits where image and text are equally wide.
+            `caption`; of BLIP-2 see `blip2_export.CLASSES`. One of VQA fits where image and text are equally wide.
     """
     path = Path(path)
     if to == "blip":
@@ -130,8 +139,13 @@ def write(
                 write_whole(path / TOKENIZER, Path(tokenizer_file).read_bytes())
         return []
     settings = [f"{INFO}: {name}" for name in SETTINGS if info.get(name) not in (None, "", [], 0, "none")]
+    queries = "qformer" in info
     if to == "salesforce":
-        return _write_salesforce(path, tensors, info["task"]) + ([TOKENIZER] if tokenizer_file else []) + settings
+        write_file = blip2_convert.write_lavis if queries else _write_salesforce
+        return write_file(path, tensors, info) + ([TOKENIZER] if tokenizer_file else []) + settings
+    if to == "huggingface" and queries:
+        options: dict[str, Any] = {"tokenizer_file": tokenizer_file, "hf_class": hf_class}
+        return blip2_export.write_huggingface(path, tensors, info, **options) + settings
     if to == "huggingface":
         lost = _write_huggingface(path, tensors, info, tokenizer_file=tokenizer_file, hf_class=hf_class)
         return lost + settings
@@ -187,7 +201,8 @@ def read_bert(path: str | Path) -> Tensors:
     return tensors
 
 
-def _write_salesforce(path: Path, tensors: Tensors, task: str) -> list[str]:
+def _write_salesforce(path: Path, tensors: Tensors, info: dict) -> list[str]:
+    task = info["task"]
     to_foreign = inverse({**SALESFORCE, **spec_of(task).queue_names})
     state, lost = {}, []
     for name, tensor in with_copies(tensors, task)[0].items():
@@ -215,6 +230,8 @@ def _read_huggingface(folder: Path, heads: dict[str, int | None]) -> tuple[Tenso
         raise CheckpointError(
             f"{folder} is no checkpoint: it has neither {INFO} (ours) nor config.json (Hugging Face){hint}"
         )
+    if (blip2 := read_stated(config)) is not None:
+        return blip2_convert.read_huggingface(folder, blip2, heads)
     stated, dropout = read_huggingface_config(config)
     state = read_state(folder)
     if state.keys() >= _DUAL_ENCODER:

@@ -14,16 +14,17 @@ def fingerprint_of(tensors: Iterable[Tensor]) -> str:
     The names, the order, the type of number (where it holds the values exactly) and weights that are held twice make no
     difference: another format of the same weights has the same fingerprint.
     """
-    digests = set()
-    for tensor in tensors:
-        flat = tensor.detach().reshape(-1)
-        ends = [flat] if len(flat) <= 2 * ENDS else [flat[:ENDS], flat[-ENDS:]]
-        digests.add(digest_of(tuple(tensor.shape), ends))
-    return combined(digests)
+    return combined(digest_of(tuple(tensor.shape), ends_of(tensor)) for tensor in tensors)
+
+
+def ends_of(tensor: Tensor) -> list[Tensor]:
+    """The numbers of a tensor that a fingerprint covers."""
+    flat = tensor.detach().reshape(-1)
+    return [flat] if len(flat) <= 2 * ENDS else [flat[:ENDS], flat[-ENDS:]]
 
 
 def digest_of(shape: tuple[int, ...], ends: Iterable[Tensor]) -> bytes:
-    """The digest of one tensor from its shape and the numbers that count."""
+    """The digest of one tensor from its shape and the result of `ends_of`."""
     digest = hashlib.sha256(repr(shape).encode())
     for part in ends:
         digest.update(part.float().contiguous().cpu().numpy().tobytes())

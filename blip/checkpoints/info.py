@@ -63,6 +63,43 @@ class TextSizes(_Part):
     images: int = Field(1, ge=1, le=2)
 
 
+class QFormerSizes(_Part):
+    """As in `network.qformer.QFormerConfig`."""
+
+    vocab_size: Size = 30523
+    layers: Layers = 12
+    hidden: Size = 3072
+    max_positions: Size = 512
+    image_width: Size = 1408
+    dropout: float = Field(0.1, ge=0, lt=1)
+    queries: Size = 32
+    cross_every: Layers = 2
+    text: bool = True
+
+
+class LanguageModelInfo(_Typed):
+    """The language model of BLIP-2's second stage, which a checkpoint names and does not hold.
+
+    `tokenizer` and `fingerprint` say which ones it was trained with; they are empty where that is not known.
+    """
+
+    name: str = ""  # a folder, or hub:OWNER/NAME
+    revision: str = ""  # the commit of a repository of the hub
+    fingerprint: str = ""
+    tokenizer: str = ""
+    kind: Literal["causal", "seq2seq"]
+    width: Size
+    dtype: Literal["fp32", "bf16", "fp16", "int8", "nf4"] = "fp32"
+    activation: str = ""  # of T5's feed-forward networks, where it is not that of its configuration
+
+
+class FrozenPart(_Typed):
+    """A part that a checkpoint names and does not hold."""
+
+    name: str
+    fingerprint: str
+
+
 class _Header(BaseModel):
     model_config = ConfigDict(strict=True)
 
@@ -79,6 +116,9 @@ class ModelInfo(BaseModel):
     image_encoder: ImageSizes | None = None
     text_encoder: TextSizes | None = None
     text_decoder: TextSizes | None = None
+    qformer: QFormerSizes | None = None
+    language_model: LanguageModelInfo | None = None
+    frozen: dict[Literal["image_encoder"], FrozenPart] | None = None
     embed_dim: Size | None = None
     max_text_tokens: Limit | None = None
     max_answer_tokens: Limit | None = None

@@ -1,5 +1,6 @@
 """What `BlipProcessor` and `pipeline` of transformers read beside the weights: images, texts and generation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +31,7 @@ def write_processor(
         special: ids of [PAD], [SEP] and [DEC].
         answers: the model answers questions, which takes fewer tokens than a caption.
     """
-    side = info["image_encoder"]["image_size"]
-    images = {
-        "image_processor_type": "BlipImageProcessor",
-        "processor_class": "BlipProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"height": side, "width": side},
-        "resample": BICUBIC,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": MEAN,
-        "image_std": STD,
-    }
+    images = image_processor(info["image_encoder"]["image_size"])
     generation = {
         "bos_token_id": special["[DEC]"],
         "eos_token_id": special["[SEP]"],
@@ -55,11 +43,28 @@ def write_processor(
         write_whole(folder / name, json_text(content))
     if tokenizer_file:
         text = info.get("text_encoder") or info["text_decoder"]
-        _write_tokenizer(folder, load_tokenizer(str(tokenizer_file)), text["max_positions"])
+        write_tokenizer(folder, load_tokenizer(str(tokenizer_file)), text["max_positions"])
 
 
-def _write_tokenizer(folder: Path, words: Tokenizer, longest: int) -> None:
-    """Our tokenizer frames texts by itself, the one of a file by its last step."""
+def image_processor(side: int, processor_class: str = "BlipProcessor") -> dict[str, Any]:
+    """The configuration of transformers' image processor; `side` in pixels."""
+    return {
+        "image_processor_type": "BlipImageProcessor",
+        "processor_class": processor_class,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": side, "width": side},
+        "resample": BICUBIC,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": MEAN,
+        "image_std": STD,
+    }
+
+
+def write_tokenizer(folder: Path, words: Tokenizer, longest: int, *, added: Sequence[str] = ("[DEC]", "[ENC]")) -> None:
+    """Our tokenizer frames texts by itself, the one of a file by its last step. `added` are BLIP's own tokens."""
     words.save(folder / TOKENIZER)
     backend = tokenizers.Tokenizer.from_str((folder / TOKENIZER).read_text(encoding="utf-8"))
     backend.post_processor = TemplateProcessing(
@@ -74,13 +79,13 @@ def _write_tokenizer(folder: Path, words: Tokenizer, longest: int) -> None:
     normalizer = backend.normalizer
     config = {
         "tokenizer_class": "BertTokenizer",
-        "processor_class": "BlipProcessor",
+        "processor_class": "Blip2Processor" if len(added) == 1 else "BlipProcessor",
         "do_lower_case": getattr(normalizer, "lowercase", True),
         "strip_accents": getattr(normalizer, "strip_accents", None),
         "tokenize_chinese_chars": getattr(normalizer, "handle_chinese_chars", True),
         "model_max_length": longest,
         "model_input_names": ["input_ids", "attention_mask"],
-        "additional_special_tokens": ["[DEC]", "[ENC]"],
+        "additional_special_tokens": list(added),
         **{f"{token.strip('[]').lower()}_token": token for token in BERT_SPECIAL if token in words.vocabulary()},
     }
     write_whole(folder / TOKENIZER_CONFIG, json_text(config))

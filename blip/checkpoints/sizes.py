@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from blip.checkpoints.info import CheckpointError, ImageSizes, TextSizes, check_info
+from blip.checkpoints.blip2_sizes import qformer_sizes
+from blip.checkpoints.info import CheckpointError, ImageSizes, QFormerSizes, TextSizes, check_info
 from blip.checkpoints.names import Tensors, listed
 from blip.errors import InputError
 from blip.files import ReadError, read_json, read_text
@@ -54,7 +55,7 @@ def check_sizes(info: dict[str, Any], tensors: Tensors, path: Path) -> None:
         elif stated is None:
             wrong = [f"{part} is missing"]
         else:
-            kind = ImageSizes if part == "image_encoder" else TextSizes
+            kind = {"image_encoder": ImageSizes, "qformer": QFormerSizes}.get(part, TextSizes)
             whole = kind(**stated).model_dump()
             if part == "image_encoder" and _hidden(whole) == _hidden(found):
                 whole["mlp_ratio"] = found["mlp_ratio"]  # such as 4.3637 of 1408, which is 6144
@@ -71,6 +72,8 @@ def _sizes(tensors: Tensors, path: Path) -> dict[str, Any]:
         for part in ("text_encoder", "text_decoder"):
             if f"{part}.embeddings.words.weight" in tensors:
                 sizes[part] = _text_sizes(tensors, part)
+        if "qformer.queries" in tensors:
+            sizes["qformer"] = qformer_sizes(tensors)
         if "image_proj.weight" in tensors:
             sizes["embed_dim"] = tensors["image_proj.weight"].shape[0]
     except KeyError as error:

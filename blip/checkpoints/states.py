@@ -1,14 +1,16 @@
 """State dicts of others' files: safetensors or a pickle, one file or several with an index. No code in them is run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
 from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from blip.checkpoints.format import WEIGHTS, CheckpointError, load_pickled, load_tensors
+from blip.checkpoints.format import WEIGHTS, CheckpointError, load_pickled
 from blip.checkpoints.names import Tensors
-from blip.files import ReadError, read_json
+from blip.files import ReadError, open_regular, read_json
 
 PICKLED = "pytorch_model.bin"
 INDEX = ".index.json"  # behind the name of the weights that several files share
@@ -49,26 +51,39 @@ def _indexed(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def read_state(path: Path, wanted: Callable[[str], bool] = lambda _: True) -> Tensors:
-    """The tensors of a folder of Hugging Face or of a file, whose names are `wanted`.
+def read_state(path: Path, wanted: Callable[[str], bool] = lambda _: True, dtype: torch.dtype | None = None) -> Tensors:
+    """The tensors of a folder of Hugging Face or of a file, whose names are `wanted`; no other is read of safetensors.
+
+    With `dtype` each becomes one of that type as it is read.
 
     A file may hold them as `model`, as LAVIS and BLIP save them.
 
     Raises:
         CheckpointError: it does not exist, is damaged, or holds no state dict.
     """
-    if not path.is_dir():
-        return {name: tensor for name, tensor in _load_file(path).items() if wanted(name)}
     tensors: Tensors = {}
-    for file in weight_files(path):
-        tensors |= {name: tensor for name, tensor in _load_file(file).items() if wanted(name)}
+    for file in weight_files(path) if path.is_dir() else [path]:
+        tensors |= {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in _of_file(file, wanted)}
     return tensors
 
 
-def _load_file(path: Path) -> Tensors:
+def _of_file(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist")
-    state = load_tensors(path) if path.suffix == ".safetensors" else load_pickled(path)
+    if path.suffix != ".safetensors":
+        yield from ((name, tensor) for name, tensor in _pickled(path).items() if wanted(name))
+        return
+    try:
+        with open_regular(path), safe_open(path, "pt") as file:
+            for name in list(file.keys()):
+                if wanted(name):
+                    yield name, file.get_tensor(name)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged or cut short: {error}") from error
+
+
+def _pickled(path: Path) -> Tensors:
+    state = load_pickled(path)
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     named = isinstance(state, dict) and state and all(isinstance(name, str) for name in state)

@@ -4,18 +4,20 @@ checkpoints, as weights of our `ViT`.
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from blip.checkpoints import places
 from blip.checkpoints.blip2_names import CLIP_VIT, HUGGINGFACE_CLIP, joined_heads, whole_bias
 from blip.checkpoints.fingerprint import fingerprint_of
-from blip.checkpoints.format import CheckpointError, check_numbers, load_strict, unique_state
+from blip.checkpoints.format import INFO, CheckpointError, check_numbers, load_strict, unique_state
+from blip.checkpoints.info import read_info
 from blip.checkpoints.names import HUGGINGFACE_VIT, TIMM_VIT, Table, Tensors, listed, rename
 from blip.checkpoints.sizes import vit_sizes
 from blip.checkpoints.states import read_state
-from blip.errors import InputError
-from blip.files import ReadError, read_json
-from blip.network.vit import ViT, fit_image_size
+from blip.files import ReadError, checked_as, read_json
+from blip.network.vit import ViT, fit_image_size, form_of
 
 # in front of the names of a tower in a file of more
 PREFIXES = ("visual_encoder.", "vision_model.", "image_encoder.", "visual.", "")
@@ -26,11 +28,21 @@ KINDS: dict[str, tuple[str, Table, str]] = {
     "clip": ("transformer.resblocks.0.ln_1.weight", CLIP_VIT, r"ln_post\.|proj$"),
     "huggingface_clip": ("pre_layrnorm.weight", HUGGINGFACE_CLIP, r"post_layernorm\.|embeddings\.position_ids$"),
     "huggingface": ("encoder.layers.0.self_attn.qkv.weight", HUGGINGFACE_VIT, "a^"),
-    "ours": ("blocks.0.qkv.weight", {ours: ours for ours in TIMM_VIT.values()}, "a^"),
+    "ours": ("blocks.0.qkv.weight", {ours: ours for ours in (*TIMM_VIT.values(), "first_norm")}, "a^"),
 }
 # whole towers, whose last block BLIP-2 does without, and the blocks of those that were released
 PENULTIMATE = {"eva": 40, "clip": 24, "huggingface_clip": 24}
 HEAD_WIDTH = {"eva": 88}  # of the others 64
+
+
+class _Stated(BaseModel):
+    """The entries of transformers' `config.json` that matter here."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+    num_attention_heads: int | None = Field(None, gt=0, le=1 << 16)
+    hidden_act: Literal["gelu", "quick_gelu"] | None = None
+    layer_norm_eps: float | None = Field(None, gt=0, lt=1)
 
 
 def read_tower(source: str | Path, heads: int | None = None) -> tuple[Tensors, dict[str, Any]]:
@@ -49,12 +61,12 @@ def read_tower(source: str | Path, heads: int | None = None) -> tuple[Tensors, d
     path = places.local(source)
     if not path.exists():
         raise CheckpointError(f"image encoder: {source} does not exist")
-    kind, state = _tower_of(read_state(path), path)
-    return as_tower(state, kind, path, heads=heads or (stated_heads(path) if path.is_dir() else None))
+    return tower_in(read_state(path), path, heads)
 
 
-def as_tower(state: Tensors, kind: str, path: Path, *, heads: int | None) -> tuple[Tensors, dict[str, Any]]:
-    """`read_tower` of a state dict without prefix of a kind of `KINDS`."""
+def tower_in(state: Tensors, path: Path, heads: int | None = None) -> tuple[Tensors, dict[str, Any]]:
+    """`read_tower` of a state dict."""
+    kind, state = _tower_of(state, path)
     _, table, unused = KINDS[kind]
     whole = any(re.match(unused, name) for name in state)
     try:
@@ -124,33 +136,37 @@ def _tower_of(state: Tensors, path: Path) -> tuple[str, Tensors]:
     raise CheckpointError(f"{path} holds no image encoder: " + listed("its tensors", list(state)))
 
 
-def _info(tensors: Tensors, kind: str, path: Path, *, heads: int | None) -> dict[str, Any]:
+def sizes_of(tensors: Tensors, path: Path, prefix: str) -> dict[str, Any]:
+    """`vit_sizes`; CheckpointError where the tensors show none."""
     try:
-        sizes = vit_sizes(tensors, "")
+        return vit_sizes(tensors, prefix)
     except KeyError as error:
         raise CheckpointError(f"{path} is incomplete: it has no {error.args[0]}") from error
-    except (ValueError, IndexError, ZeroDivisionError, TypeError, InputError) as error:
+    except (ValueError, IndexError, ZeroDivisionError, TypeError) as error:
         raise CheckpointError(f"{path} holds a tensor of a shape that no image encoder has: {error}") from error
-    width = HEAD_WIDTH.get(kind, 64)
-    if heads is None and sizes["width"] % width:
-        raise CheckpointError(f"{path}: width {sizes['width']} does not determine the heads: give image_heads")
-    clip = "clip" in kind
+
+
+def _info(tensors: Tensors, kind: str, path: Path, *, heads: int | None) -> dict[str, Any]:
+    sizes, clip = sizes_of(tensors, path, ""), "clip" in kind
     form = {"norm_eps": 1e-5 if kind in PENULTIMATE else 1e-6, "block_eps": 1e-5 if clip else 1e-6}
-    return {**sizes, "heads": heads or sizes["width"] // width, **form, "activation": "quick_gelu" if clip else "gelu"}
+    form |= {"activation": "quick_gelu" if clip else "gelu"}
+    form |= _stated(path, kind) if path.is_dir() else {}
+    heads, width = heads or form.get("heads"), HEAD_WIDTH.get(kind, 64)
+    if sizes["width"] % (heads or width):
+        raise CheckpointError(f"{path}: the heads do not follow from the width {sizes['width']}: give image_heads")
+    return {**sizes, **form, "heads": heads or sizes["width"] // width}
 
 
-def stated_heads(folder: Path) -> int | None:
-    """The heads of the image encoder that a `config.json` or `model.json` beside the weights gives; None without."""
-    for name, keys in (
-        ("model.json", ("image_encoder", "heads")),
-        ("config.json", ("vision_config", "num_attention_heads")),
-    ):
-        try:
-            content: Any = read_json(folder / name, dict[str, Any], 1 << 28)
-        except ReadError:
-            continue
-        inside = content.get(keys[0], content)
-        value = inside.get(keys[1]) if isinstance(inside, dict) else None
-        if isinstance(value, int) and 0 < value <= 1 << 16:
-            return value
-    return None
+def _stated(folder: Path, kind: str) -> dict[str, Any]:
+    """What `model.json` or `config.json` beside the weights says of an image encoder and tensors do not show."""
+    try:
+        if kind == "ours":
+            ours = read_info(folder / INFO)["image_encoder"]
+            return {**form_of(ours), "heads": ours["heads"]}
+        content = read_json(folder / "config.json", dict[str, Any])
+        stated = checked_as(content.get("vision_config", content), _Stated, folder / "config.json")
+    except (ReadError, KeyError) as error:
+        raise CheckpointError(f"{folder} does not state the form of its image encoder: {error}") from error
+    form = {"heads": stated.num_attention_heads, "activation": stated.hidden_act, "block_eps": stated.layer_norm_eps}
+    form |= {} if kind in PENULTIMATE else {"norm_eps": stated.layer_norm_eps}
+    return {name: value for name, value in form.items() if value is not None}

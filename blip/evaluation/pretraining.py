@@ -15,11 +15,11 @@ from blip.errors import InputError
 from blip.evaluation.losses import LossSums, contrast_of_set, match_losses, matching_loss, with_total
 from blip.evaluation.ranking import own_rows, recall_of_set
 from blip.models import losses
-from blip.models.matching import match_logits
-from blip.models.momentum import unit_features
+from blip.models.blip2 import Blip2Model
 from blip.models.pretrain import PretrainModel
+from blip.models.scorers import Scorer, SeenImages, scorer_of
 from blip.network.cross_attention import ProjectedKeys
-from blip.network.packing import Rows, with_first
+from blip.network.packing import Rows
 
 
 @dataclass
@@ -31,29 +31,29 @@ class Pretrained:
 
 
 def match_each_and_shifted(
-    model: PretrainModel, keys: ProjectedKeys, ids: Tensor, *, lengths: Tensor, other: Tensor
+    scorer: Scorer, keys: ProjectedKeys, ids: Tensor, *, lengths: Tensor, other: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Match logits (B, 2) of the pairs, and of each image of `keys` with text `other` (B,), on the CPU as `lengths`."""
     # each image's two texts side by side would be quicker; this way the rows stay in reading order
     images = torch.arange(len(ids), device=ids.device).repeat(2)
     there = other.to(ids.device, non_blocking=True)
-    texts = with_first(torch.cat([ids, ids[there]]), model.specials.enc)
     lengths = torch.cat([lengths, lengths[other]])
-    logits = match_logits(model.text_encoder, model.itm_head, texts, lengths=lengths, keys=keys.with_extra(images))
+    logits = scorer.match_logits(torch.cat([ids, ids[there]]), lengths, keys.with_extra(images))
     return logits[: len(ids)], logits[len(ids) :]
 
 
-def add_language_model(model: PretrainModel, keys: ProjectedKeys, ids: Tensor, *, rows: Rows, sums: LossSums) -> None:
-    """Adds the LM losses of the texts (B, T) of the images of `keys`, one a token."""
-    decoded = model.text_decoder(with_first(ids, model.specials.dec), rows, keys)
+def add_language_model(
+    scorer: Scorer, images: SeenImages, ids: Tensor, *, rows: Rows, smoothing: float, sums: LossSums
+) -> None:
+    """Adds the LM losses of the texts (B, T) of the images, one a token."""
     targets = rows.next_tokens(ids)
-    each = losses.language_model_each(model.text_decoder.head(decoded), targets, model.label_smoothing)
+    each = losses.language_model_each(scorer.next_tokens(ids, rows, images), targets, smoothing)
     sums.add("lm", each, targets != losses.IGNORED)
 
 
 @torch.no_grad()
 def evaluate_pretraining(
-    model: PretrainModel, batches: Iterable[Any], device: torch.device, *, val_loss: bool = True
+    model: PretrainModel | Blip2Model, batches: Iterable[Any], device: torch.device, *, val_loss: bool = True
 ) -> Pretrained:
     """Retrieval by ITC over the whole set, match accuracy on pairs and on shifted pairs and, with `val_loss`, losses.
 
@@ -61,27 +61,26 @@ def evaluate_pretraining(
     right answers for one another. Chance is the expected R@1 of a random order. The wrong text of a pair is that of its
     neighbour in the batch, so `val_itm_unmatched` and `val_itm` depend slightly on the batch size.
     """
-    training = model.training
+    training, scorer = model.training, scorer_of(model)
     model.eval()
     parts: list[list[Tensor]] = []
     sums = LossSums()
     for batch in batches:
         batch = batch.to(device, non_blocking=True)
-        states = model.image_encoder(batch.images)
+        seen = scorer.see(model.image_encoder(batch.images))
         rows = Rows(batch.lengths, batch.ids.shape[1], device)
-        images = unit_features(model.image_proj, states[:, 0])
-        texts = unit_features(model.text_proj, model.text_encoder.text(batch.ids, rows, first_only=True))
+        texts = scorer.text_features(batch.ids, rows)
         other = torch.arange(len(batch.ids)).roll(1)
-        keys = model.text_encoder.image_keys(states)
-        matched, shifted = match_each_and_shifted(model, keys, batch.ids, lengths=batch.lengths, other=other)
+        matched, shifted = match_each_and_shifted(scorer, seen.keys, batch.ids, lengths=batch.lengths, other=other)
         right, wrong = matched.argmax(dim=1) == 1, shifted.argmax(dim=1) != 1
         # a shifted text that equals its own is no wrong pair
         different = (batch.caption_ids != batch.caption_ids.roll(1)) & (batch.image_ids != batch.image_ids.roll(1))
-        parts.append([images, texts, batch.caption_ids, batch.image_ids, right, wrong, different])
+        parts.append([seen.features, texts, batch.caption_ids, batch.image_ids, right, wrong, different])
         if val_loss:
             sums.add("matched", match_losses(matched, True))
             sums.add("unmatched", match_losses(shifted, False), different)
-            add_language_model(model, keys, batch.ids, rows=rows, sums=sums)
+            smoothing = model.label_smoothing
+            add_language_model(scorer, seen, batch.ids, rows=rows, smoothing=smoothing, sums=sums)
     model.train(training)
     # features of all processes, which each ranks and compares a share of
     columns = [torch.cat(c).cpu() for c in zip(*parts, strict=True)] if parts else None

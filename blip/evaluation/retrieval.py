@@ -23,17 +23,16 @@ from blip.evaluation.ranking import ranking_scores
 from blip.evaluation.retrieval_losses import Scored, matching_of_set, positives_of
 from blip.evaluation.retrieval_set import Batches, Ranking, Retrieval, Texts, by_contrast, ranks_after
 from blip.hardware.profile import profile_of
-from blip.models.matching import match_logits
-from blip.models.momentum import Matcher, unit_features
+from blip.models.scorers import AnyMatcher, scorer_of
 from blip.network.cross_attention import ProjectedKeys
-from blip.network.packing import Rows, with_first
+from blip.network.packing import Rows
 
 # ---- the whole evaluation --------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def evaluate_retrieval(
-    model: Matcher,
+    model: AnyMatcher,
     images: Batches,
     count: int,
     *,
@@ -123,20 +122,19 @@ def _direction(
 
 
 def retrieval_features(
-    model: Matcher, images: Batches, count: int, *, texts: Texts, device: torch.device, batch_size: int = 16
+    model: AnyMatcher, images: Batches, count: int, *, texts: Texts, device: torch.device, batch_size: int = 16
 ) -> tuple[Tensor, Tensor]:
-    """Features of unit length of all images (I, E) and texts (M, E); each process encodes its share."""
+    """Features of unit length of all images (I, E), of BLIP-2 (I, Q, E), and texts (M, E); each process encodes its
+    share."""
     own = range(*share(count))
     numbers = [list(own[first : first + batch_size]) for first in range(0, len(own), batch_size)]
-    image_parts = [
-        unit_features(model.image_proj, model.image_encoder(pixels.to(device, non_blocking=True), cls_only=True)[:, 0])
-        for pixels in images(numbers)
-    ]
+    scorer = scorer_of(model)
+    image_parts = [scorer.image_features(pixels.to(device, non_blocking=True)) for pixels in images(numbers)]
     order = texts.lengths.argsort(stable=True)  # texts of similar length together need little padding
     text_parts = []
     for chosen in _split(order[slice(*share(len(order)))], profile_of(device).texts_at_once):
         ids, rows = _laid_out(texts, chosen, device)
-        text_parts.append(unit_features(model.text_proj, model.text_encoder.text(ids, rows, first_only=True)))
+        text_parts.append(scorer.text_features(ids, rows))
     image_features, text_features = _gathered(image_parts, count), _gathered(text_parts, len(order))
     text_features = torch.empty_like(text_features).index_copy_(0, order, text_features)
     return image_features.to(device), text_features.to(device)
@@ -147,7 +145,7 @@ def retrieval_features(
 
 @torch.no_grad()
 def rerank(
-    model: Matcher,
+    model: AnyMatcher,
     states: Batches,
     texts: Texts,
     *,
@@ -171,7 +169,7 @@ def rerank(
 
 
 def score_candidates(
-    model: Matcher,
+    model: AnyMatcher,
     states: Batches,
     texts: Texts,
     *,
@@ -207,7 +205,7 @@ def in_order(scored: Scored, count: int, *, image_to_text: Ranking, text_to_imag
 
 
 def match_pairs(
-    model: Matcher, states: Batches, texts: Texts, *, pairs: Tensor, device: torch.device, batch_size: int = 16
+    model: AnyMatcher, states: Batches, texts: Texts, *, pairs: Tensor, device: torch.device, batch_size: int = 16
 ) -> Tensor:
     """Match logits (P, 2) of pairs (P, 2), the numbers of an image and of a text, sorted by image.
 
@@ -219,12 +217,14 @@ def match_pairs(
     parts = []
     for batch in states([part.tolist() for part in _split(numbers, batch_size)]):
         for one in batch:
-            keys = model.text_encoder.image_keys(one[None])
+            keys = scorer_of(model).image_keys(one[None])
             parts.append(match_texts(model, keys, texts, chosen=next(members), device=device))
     return _gathered(parts, len(pairs))
 
 
-def match_texts(model: Matcher, keys: ProjectedKeys, texts: Texts, *, chosen: Tensor, device: torch.device) -> Tensor:
+def match_texts(
+    model: AnyMatcher, keys: ProjectedKeys, texts: Texts, *, chosen: Tensor, device: torch.device
+) -> Tensor:
     """Match logits (c, 2), in float32, of the texts `chosen` (c,), on the CPU, with the one image of `keys`.
 
     The device is not waited for.
@@ -235,14 +235,12 @@ def match_texts(model: Matcher, keys: ProjectedKeys, texts: Texts, *, chosen: Te
     parts = []
     for part in order.split(room):
         ids, _ = _laid_out(texts, chosen[part], device)
-        ids = with_first(ids, model.specials.enc)
-        logits = match_logits(model.text_encoder, model.itm_head, ids, lengths=lengths[part], keys=keys)
-        parts.append(logits.float())
+        parts.append(scorer_of(model).match_logits(ids, lengths[part], keys).float())
     order = order.to(device, non_blocking=True)
     return torch.empty(len(chosen), 2, device=device).index_copy_(0, order, torch.cat(parts))
 
 
-def image_states(model: Matcher, images: Batches, device: torch.device) -> Batches:
+def image_states(model: AnyMatcher, images: Batches, device: torch.device) -> Batches:
     """States of the images whose pixels `images` gives, encoded on request and not kept."""
 
     def states(numbers: Sequence[Sequence[int]]) -> Iterator[Tensor]:

@@ -126,7 +126,7 @@ class TreeRows:
         self.texts = Rows(lengths, plan.longest, device)
         self.count, self.longest = self.texts.count, self.texts.longest
         self.real: Tensor | None = self.texts.real
-        self.first = self.texts.first
+        self.first, self.first_packing = self.texts.first, self.texts.first_packing
         self.nodes, self.depths, self.mask = (x.to(device, non_blocking=True) for x in (nodes, depths, mask))
 
     def pack(self, x: Tensor) -> Tensor:

@@ -8,16 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from blip.errors import InputError
+from blip.models.blip2 import Blip2Model
 from blip.models.caption import CaptionModel
 from blip.models.nlvr import NlvrModel
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
 from blip.models.vqa import VqaModel
 from blip.network.embeddings import TextConfig
+from blip.network.qformer import QFormerConfig
 from blip.network.vit import ViTConfig
 from blip.tokenizer import Specials
 
-Model = PretrainModel | RetrievalModel | CaptionModel | VqaModel | NlvrModel
+Model = PretrainModel | RetrievalModel | CaptionModel | VqaModel | NlvrModel | Blip2Model
 
 
 @dataclass
@@ -25,7 +27,8 @@ class Sizes:
     """What a model is built from.
 
     `embed_dim` is the width of contrastive features, where a task has them. `answer` holds the sizes of a decoder that
-    differ from the question encoder's (see `VqaModel`).
+    differ from the question encoder's (see `VqaModel`); `qformer` those of a Q-Former, which is then read in place of
+    `text`.
     """
 
     vit: ViTConfig
@@ -34,6 +37,13 @@ class Sizes:
     embed_dim: int = 256
     answer: TextConfig | None = None
     label_smoothing: float = 0.1
+    qformer: QFormerConfig | None = None
+
+    def qformer_sizes(self) -> QFormerConfig:
+        """`qformer`, where a task needs one."""
+        if self.qformer is None:
+            raise InputError("the sizes of the Q-Former are missing")
+        return self.qformer
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,14 @@ TASKS: dict[str, TaskSpec] = {
         new_parts=("cls_head.", ".cross_attention.merge."),
         foreign_modules=frozenset({"text_encoder", "cls_head"}),
     ),
+    "blip2": TaskSpec(
+        build=lambda s: Blip2Model(
+            s.vit, s.qformer_sizes(), s.specials, embed_dim=s.embed_dim, label_smoothing=s.label_smoothing
+        ),
+        can=frozenset({"encode", "match", "caption"}),
+        has_features=True,
+        explained_as="match",
+    ),
 }
 
 
@@ -147,6 +165,7 @@ def model_of(
     embed_dim: int = 256,
     answer: TextConfig | None = None,
     label_smoothing: float = 0.1,
+    qformer: QFormerConfig | None = None,
 ) -> Any:
     """A model of a task (an `nn.Module`) with random weights; the arguments are those of `Sizes`."""
-    return spec_of(task).build(Sizes(vit, text, specials, embed_dim, answer, label_smoothing))
+    return spec_of(task).build(Sizes(vit, text, specials, embed_dim, answer, label_smoothing, qformer))

@@ -30,6 +30,20 @@ def contrast(similarity: Tensor, momentum_similarity: Tensor, positives: Tensor,
     return -(similarity.float().log_softmax(dim=1) * targets).sum(dim=1).mean()
 
 
+def smoothed_contrast(similarity: Tensor, positives: Tensor, smoothing: float = 0.1) -> Tensor:
+    """Image-text contrast in one direction without a momentum twin: cross-entropy against smoothed targets (BLIP-2).
+
+    Args:
+        similarity: (B, C), features of this batch against all candidates, divided by the temperature.
+        positives: (B, C) boolean; a row's positives share 1 - `smoothing` of its target equally.
+        smoothing: the share of the target that all candidates have equally.
+    """
+    with torch.no_grad():
+        targets = (1 - smoothing) * positives.float() / positives.sum(dim=1, keepdim=True)
+        targets += smoothing / positives.shape[1]
+    return -(similarity.float().log_softmax(dim=1) * targets).sum(dim=1).mean()
+
+
 def negative_weights(similarity: Tensor, positives: Tensor, floor: float = 0.0) -> Tensor:
     """Sampling weights of hard negatives: softmax(similarity) + floor, zero for positives; all (B, C).
 

@@ -2,7 +2,7 @@
 
 Pre-training and retrieval use all of it, inference and evaluation `match_logits` alone.
 
-Shapes: B pairs, R texts, T text tokens, D width, C candidates.
+Shapes: B pairs, W processes, R texts, T text tokens, N image tokens, D width, C candidates.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from blip import distributed
 from blip.hardware.transfers import EarlyCopy
 from blip.models import losses
 from blip.network.cross_attention import ImageKeys, ProjectedKeys
@@ -97,13 +99,59 @@ def match_with_negatives(
     this batch. The CPU waits here until they are drawn: work for the device that is given between the draw and this
     call keeps it busy meanwhile.
     """
-    count = len(ids)
-    # texts of one image side by side: its own and the hard one; then each text with its hard image
+    ids, lengths = with_hard_texts(ids, lengths, negatives)
+    keys = keys.with_extra(negatives.image)
+    return in_order_of_loss(match_logits(encoder, head, ids, lengths=lengths, keys=keys, words=words))
+
+
+def with_hard_texts(ids: Tensor, lengths: Tensor, negatives: HardNegatives) -> tuple[Tensor, Tensor]:
+    """The texts ids (B, T) and their lengths (B,) as 3B rows: an image's own and its hard one, and each once more.
+
+    The last B are for the hard images, as `extra` of `ProjectedKeys`. The CPU waits here until the `negatives`, which
+    are pairs of this batch, are drawn.
+    """
     ids = torch.cat([torch.stack([ids, ids[negatives.text]], dim=1).flatten(0, 1), ids])  # (3B, T)
     hard_lengths = lengths[negatives.text_on_cpu.read()]
-    lengths = torch.cat([torch.stack([lengths, hard_lengths], dim=1).flatten(), lengths])
-    keys = keys.with_extra(negatives.image)
-    logits = match_logits(encoder, head, ids, lengths=lengths, keys=keys, words=words)
+    return ids, torch.cat([torch.stack([lengths, hard_lengths], dim=1).flatten(), lengths])
+
+
+def in_order_of_loss(logits: Tensor) -> Tensor:
+    """Logits (3B, 2) of the rows of `with_hard_texts`, in the order that `match_loss` reads."""
+    count = len(logits) // 3
     own, with_hard_image = logits.split([2 * count, count])
     matched, with_hard_text = own.unflatten(0, (count, 2)).unbind(dim=1)
     return torch.cat([matched, with_hard_image, with_hard_text])
+
+
+@dataclass
+class FetchedNegatives:
+    """Hard negatives that came from other processes, with the texts of this one as wide as theirs."""
+
+    ids: Tensor  # (B, T) texts of this process
+    hard_ids: Tensor  # (B, T)
+    hard_lengths: Tensor  # (B,), on the CPU
+    hard_states: Tensor  # (B, N, D) of images
+
+    def beside_own(self, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """An image's own text and its hard one: ids (2B, T) and lengths (2B,); `lengths` (B,) of this process."""
+        ids = torch.stack([self.ids, self.hard_ids], dim=1).flatten(0, 1)
+        return ids, torch.stack([lengths, self.hard_lengths], dim=1).flatten()
+
+
+def fetch_negatives(
+    states: Tensor, ids: Tensor, *, lengths: Tensor, negatives: HardNegatives, pad: int
+) -> FetchedNegatives:
+    """The texts and states of images that `negatives` number among the pairs of all processes.
+
+    Only those that a process draws travel to it, the states in the type that autocast gives them.
+    """
+    widths = lengths.new_full(lengths.shape, ids.shape[1])
+    asked = torch.stack([negatives.text, negatives.image, *torch.stack([lengths, widths]).to(ids.device)])
+    # the only copy to the CPU: sizes of what is exchanged, and the lengths of the texts; (W, B) each
+    texts, images, all_lengths, widths = distributed.all_gather(asked[None]).cpu().unbind(dim=1)
+    wide = F.pad(ids, (0, int(widths.max()) - ids.shape[1]), value=pad)
+    hard_ids = distributed.fetch_rows(wide, texts)
+    hard_lengths = all_lengths.flatten()[texts[distributed.rank()]].to(lengths.device)
+    kind = states.device.type
+    sent = states.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else states
+    return FetchedNegatives(wide, hard_ids, hard_lengths, distributed.fetch_rows(sent, images).to(states.dtype))

@@ -128,9 +128,16 @@ def unit_features(linear: nn.Linear, states: Tensor) -> Tensor:
 
 def cosines(queries: Tensor, candidates: Tensor) -> Tensor:
     """Cosines (Q, C) of features of unit length (Q, E) and (C, E), in exact float32 whatever else is computed in: in a
-    smaller format many candidates would be equally similar."""
+    smaller format many candidates would be equally similar.
+
+    Either side may have several features each, (Q, n, E) or (C, n, E), as images of BLIP-2 have: the nearest counts.
+    """
     with computing(queries.device, "fp32"):
-        return queries.float() @ candidates.float().T
+        products = queries.float().flatten(0, -2) @ candidates.float().flatten(0, -2).T
+        if queries.dim() == candidates.dim() == 2:
+            return products
+        each = products.view(len(queries), -1, len(candidates), products.shape[1] // len(candidates))
+        return each.amax(dim=(1, 3))
 
 
 def contrast_with_candidates(

@@ -16,6 +16,7 @@ from blip.models.matching import (
     Draw,
     HardNegatives,
     draw_hard_negatives,
+    fetch_negatives,
     match_logits,
     match_loss,
     match_with_negatives,
@@ -112,25 +113,12 @@ class RetrievalModel(nn.Module):
         return Output(itc, match_loss(logits, negatives), logits)
 
     def _match_over_processes(self, states: Tensor, ids: Tensor, lengths: Tensor, negatives: HardNegatives) -> Tensor:
-        """As `matching.match_with_negatives`, where `negatives` number the pairs of all processes.
-
-        Only the texts and states that a process draws travel to it, the states in the type that autocast gives them.
-        """
-        widths = lengths.new_full(lengths.shape, ids.shape[1])
-        asked = torch.stack([negatives.text, negatives.image, *torch.stack([lengths, widths]).to(ids.device)])
-        # the only copy to the CPU: sizes of what is exchanged, and the lengths of the texts; (W, B) each
-        texts, images, all_lengths, widths = distributed.all_gather(asked[None]).cpu().unbind(dim=1)
-        wide = torch.nn.functional.pad(ids, (0, int(widths.max()) - ids.shape[1]), value=self.specials.pad)
-        hard_ids = distributed.fetch_rows(wide, texts)
-        hard_lengths = all_lengths.flatten()[texts[distributed.rank()]].to(lengths.device)
-        ids = torch.stack([wide, hard_ids], dim=1).flatten(0, 1)  # an image's own text and its hard one
-        own_lengths = torch.stack([lengths, hard_lengths], dim=1).flatten()
-        kind = states.device.type
-        sent = states.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else states
-        hard_states = distributed.fetch_rows(sent, images).to(states.dtype)
-        keys, hard_keys = self.text_encoder.image_keys(states), self.text_encoder.image_keys(hard_states)
+        """As `matching.match_with_negatives`, where `negatives` number the pairs of all processes."""
+        fetched = fetch_negatives(states, ids, lengths=lengths, negatives=negatives, pad=self.specials.pad)
+        ids, own_lengths = fetched.beside_own(lengths)  # an image's own text and its hard one
+        keys, hard_keys = self.text_encoder.image_keys(states), self.text_encoder.image_keys(fetched.hard_states)
         head = self.itm_head
         own = match_logits(self.text_encoder, head, ids, lengths=own_lengths, keys=keys)
         matched, with_hard_text = own.unflatten(0, (len(lengths), 2)).unbind(dim=1)
-        with_hard_image = match_logits(self.text_encoder, head, wide, lengths=lengths, keys=hard_keys)
+        with_hard_image = match_logits(self.text_encoder, head, fetched.ids, lengths=lengths, keys=hard_keys)
         return torch.cat([matched, with_hard_image, with_hard_text])

@@ -232,7 +232,7 @@ class SelfAttention(nn.Module):
         y = cast_once(x)
         k, v = self._heads(rows.unpack(self.k(y))), self._heads(rows.unpack(self.v(y)))
         if first_only:
-            x, y, queries = x.index_select(0, rows.first), y.index_select(0, rows.first), ONE_TOKEN
+            x, y, queries = x.index_select(0, rows.first), y.index_select(0, rows.first), rows.first_packing
         q = self._heads(queries.unpack(self.q(y)))
         if extend is not None:
             k, v = extend(k, v)

@@ -36,17 +36,31 @@ class Packing(Protocol):
         """(P, ...) -> (R, T, ...), zeros at padding."""
 
 
+class OneToken:
+    """Rows of one token each: (R, D) and (R, 1, D) are views of one another."""
+
+    def unpack(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(1)
+
+    def pack(self, x: Tensor) -> Tensor:
+        return x.flatten(0, 1)
+
+
+ONE_TOKEN = OneToken()
+
+
 class TokenLayout(Packing, Protocol):
     """Where tokens lie in memory, at which position each stands and which others it attends to.
 
     All that the text transformer needs of the rows that it reads. `Rows` are texts, whose tokens attend to one another
-    or to those before them; `answer_tree.TreeRows` are branches of a tree.
+    or to those before them; `answer_tree.TreeRows` are branches of a tree; `query_rows` has those of learned queries.
     """
 
     count: int  # R
     longest: int  # T
     real: Tensor | None  # (R, T), True at a token; None where every row has T tokens
-    first: Tensor  # (R,) place in memory of each row's first token
+    first: Tensor  # (R,) place in memory of each row's first token; of several, if more than one is read in the end
+    first_packing: Packing  # how those of `first` lie in memory
 
     def positions(self, ids: Tensor, past: int = 0) -> Tensor:
         """The position (R, T) of each token of ids (R, T), where `past` tokens precede the rows."""
@@ -78,6 +92,8 @@ class Rows:
     Packed, P counts real tokens only, and everything that treats tokens one by one (projections, norms, feed-forward
     networks) does no work on padding; attention alone unfolds to (R, T). Unpacked, P = R*T and unfolding is a view.
     """
+
+    first_packing: Packing = ONE_TOKEN
 
     def __init__(self, lengths: Tensor, longest: int, device: torch.device, *, packed: bool = True):
         """`lengths` (R,) of the texts and T, `longest`. Lengths on the CPU are packed without waiting for a device."""
@@ -124,19 +140,6 @@ class Rows:
         if self.real is not None:
             targets = targets.masked_fill(~F.pad(self.real[:, 1:], (0, 1)), -100)
         return self.pack(targets)
-
-
-class OneToken:
-    """Rows of one token each: (R, D) and (R, 1, D) are views of one another."""
-
-    def unpack(self, x: Tensor) -> Tensor:
-        return x.unsqueeze(1)
-
-    def pack(self, x: Tensor) -> Tensor:
-        return x.flatten(0, 1)
-
-
-ONE_TOKEN = OneToken()
 
 
 class Cache:

@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import nn
 
+from blip.models.blip2 import Blip2Model
 from blip.models.factory import model_of, spec_of
 from blip.network.embeddings import TextConfig
 from blip.network.packing import Rows
+from blip.network.qformer import QFormerConfig
 from blip.network.vit import ViTConfig
 from blip.tokenizer import Specials
 
@@ -64,6 +66,12 @@ def tiny_vit(**changes: Any) -> ViTConfig:
     return replace(ViTConfig(image_size=32, patch=8, width=24, depth=2, heads=3), **changes)
 
 
+def tiny_qformer(**changes: Any) -> QFormerConfig:
+    """49 words, the last one [DEC], three queries, images of `tiny_vit`; no dropout, as in `tiny_text`."""
+    sizes = {"vocab_size": 49, "width": 36, "layers": 4, "heads": 3, "hidden": 40, "max_positions": 16}
+    return QFormerConfig(**{**sizes, "image_width": 24, "dropout": 0.0, "queries": 3, **changes})
+
+
 def tiny_text(**changes: Any) -> TextConfig:
     """50 words, images of `tiny_vit`; no dropout, so that two ways to compute one thing can be compared."""
     sizes = {"vocab_size": 50, "width": 36, "layers": 2, "heads": 3, "hidden": 40, "max_positions": 16}
@@ -79,6 +87,13 @@ def tiny_model(task: str, vit: ViTConfig | None = None, text: TextConfig | None 
     """A model of the task as it is initialised."""
     vit, text = vit or tiny_vit(), replace(text or tiny_text(), images=spec_of(task).images)
     return model_of(task, vit, text, specials=specials_of(text), embed_dim=8)
+
+
+def tiny_blip2(vit: ViTConfig | None = None, qformer: QFormerConfig | None = None) -> Blip2Model:
+    """A random model of BLIP-2's first stage, which has no [ENC]."""
+    qformer = qformer or tiny_qformer()
+    specials = Specials(pad=0, enc=-1, dec=qformer.vocab_size - 1)
+    return Blip2Model(vit or tiny_vit(), qformer, specials, embed_dim=8)
 
 
 def spread(module: nn.Module, std: float) -> nn.Module:

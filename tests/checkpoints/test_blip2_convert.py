@@ -1,0 +1,258 @@
+"""BLIP-2 in the formats of others: LAVIS's names and transformers', round trips, the published numbers after conversion."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.tiny import add_noise
+from torch import Tensor
+
+transformers = pytest.importorskip("transformers")
+
+from blip.checkpoints import convert
+from blip.checkpoints.blip2_names import LAVIS_LANGUAGE_MODEL, lavis_name_in_transformers
+from blip.checkpoints.format import CheckpointError
+
+KINDS = {"pretrain": None, "opt_pretrain": "causal", "t5_pretrain": "seq2seq"}
+SIZES: dict[str, Any] = {
+    "vision_config": {
+        "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 14,
+    },
+    "qformer_config": {
+        "vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "intermediate_size": 40,
+        "max_position_embeddings": 20,
+    },
+    "num_query_tokens": 5,
+    "image_text_hidden_size": 12,
+}  # fmt: skip
+OPT = {"hidden_size": 40, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 70,
+       "max_position_embeddings": 50, "word_embed_proj_dim": 40, "model_type": "opt"}  # fmt: skip
+T5 = {"d_model": 40, "d_kv": 10, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 70, "model_type": "t5",
+      "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}  # fmt: skip
+
+
+def published(folder: Path, kind: str) -> tuple[dict[str, Tensor], dict]:
+    """Tensors and info of a golden file."""
+    meta = json.loads((folder / "meta.json").read_text())
+    heads = {"image_heads": meta["vit"]["heads"], "text_heads": meta["qformer"]["heads"]}
+    return convert.read(folder / f"{kind}.pth", **heads, image_encoder=str(folder / "eva_vit.pth"))
+
+
+def foreign(path: Path) -> dict[str, Tensor]:
+    return torch.load(path, weights_only=True)["model"]
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert tensor.dtype == right[name].dtype and torch.equal(tensor, right[name]), name
+
+
+# ---- the published files ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_in_transformers(golden2_dir: Path, kind: str) -> None:
+    table = json.loads((golden2_dir / "transformers_keys.json").read_text())[kind]["keys"]
+    assert {name: lavis_name_in_transformers(name, KINDS[kind]) for name in table} == table
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize("kind", [*KINDS, "retrieval"])
+def test_files_of_lavis_survive_exactly(golden2_dir: Path, tmp_path: Path, kind: str) -> None:
+    tensors, info = published(golden2_dir, kind)
+    assert info["task"] == ("blip2" if KINDS.get(kind) is None else "blip2_language")
+    assert convert.write(tmp_path / "written.pth", tensors, info, to="salesforce") == []
+    before, after = foreign(golden2_dir / f"{kind}.pth"), foreign(tmp_path / "written.pth")
+    tower = torch.load(golden2_dir / "eva_vit.pth", weights_only=True)
+    before = {name: t for name, t in before.items() if not LAVIS_LANGUAGE_MODEL.match(name)}
+    same({**{f"visual_encoder.{name}": t for name, t in tower.items()}, **before}, after)
+    assert convert.write(tmp_path / "ours", tensors, info) == []
+    again, again_info = convert.read(tmp_path / "ours")
+    same(again, tensors)
+    assert {**info, "format_version": 1} == again_info
+
+
+@pytest.mark.golden
+def test_transformers_gives_the_published_scores(golden2_dir: Path, tmp_path: Path) -> None:
+    tensors, info = published(golden2_dir, "pretrain")
+    vocabulary = golden2_dir / "tokenizer.json"
+    lost = convert.write(tmp_path, tensors, info, to="huggingface", tokenizer_file=vocabulary)
+    heads = [name for name in tensors if name.startswith("qformer.head.")]
+    assert sorted(lost) == sorted(["temperature", "model.json: norm_eps", *heads])
+    model = transformers.Blip2ForImageTextRetrieval.from_pretrained(tmp_path).eval()
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    settings = json.loads((golden2_dir / "itm.json").read_text())
+    with np.load(golden2_dir / "itm.npz") as file, np.load(golden2_dir / "pretrain.npz") as images:
+        expected = {name: torch.from_numpy(file[name]) for name in file.files}
+        pixels = torch.from_numpy(images["image0"])
+    for number, caption in enumerate(settings["captions"][:2]):
+        batch = words([caption] * len(pixels), return_tensors="pt", max_length=32, truncation=True)
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "pixel_values": pixels}
+        with torch.no_grad():
+            logits = model(**inputs, use_image_text_matching_head=True).logits_per_image
+            cosines = model(**{name: x[:1] if name != "pixel_values" else x for name, x in inputs.items()})
+        assert torch.allclose(logits, expected["itm_logits"][:, number], rtol=0, atol=5e-5)
+        assert torch.allclose(cosines.logits_per_image[:, 0], expected["itc"][:, number], rtol=0, atol=2e-5)
+    again, again_info = convert.read(tmp_path)
+    same({name: tensors[name] for name in again}, again)
+    assert again_info["image_encoder"]["norm_eps"] == 1e-6 and again_info["qformer"] == info["qformer"]
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(("kind", "name"), [("opt_pretrain", "opt"), ("t5_pretrain", "t5")])
+def test_transformers_writes_the_published_texts(golden2_dir: Path, tmp_path: Path, kind: str, name: str) -> None:
+    tensors, info = published(golden2_dir, kind)
+    with pytest.raises(
+        CheckpointError, match="names no language model: give language_model, a folder or hub:OWNER/NAME"
+    ):
+        convert.write(tmp_path / "hf", tensors, info, to="huggingface")
+    info["language_model"]["name"] = str(golden2_dir / name)
+    assert convert.write(tmp_path / "hf", tensors, info, to="huggingface") == ["model.json: norm_eps"]
+    model = transformers.Blip2ForConditionalGeneration.from_pretrained(tmp_path / "hf").eval()
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    queries, image_token = info["qformer"]["queries"], model.config.image_token_index
+    settings = json.loads((golden2_dir / f"{kind}.json").read_text())
+    greedy = next(
+        one for one in settings["generate"] if one["args"].get("num_beams") == 1 and "prompt" not in one["args"]
+    )
+    with np.load(golden2_dir / f"{kind}.npz") as file:
+        images = torch.from_numpy(file["image0"])
+    prompt = (
+        words(settings["prompt"], return_tensors="pt")["input_ids"] if settings["prompt"] or name == "opt" else None
+    )
+    assert prompt is not None
+    ids = torch.cat([torch.full((1, queries), image_token), prompt], dim=1).expand(len(images), -1)
+    options: dict[str, Any] = {"num_beams": 1, "do_sample": False}
+    if name == "opt":
+        options |= {"max_new_tokens": greedy["args"]["max_length"] - 1, "pad_token_id": 1}
+        options |= {"eos_token_id": settings["eos_token_id"], "min_new_tokens": 0}
+    else:
+        options |= {"max_new_tokens": greedy["args"].get("max_length", 30)}
+    with torch.no_grad():
+        written = model.generate(pixel_values=images, input_ids=ids, attention_mask=torch.ones_like(ids), **options)
+    written = written[:, ids.shape[1] :] if name == "opt" else written[:, 1:]
+    texts = [text.strip() for text in words.batch_decode(written, skip_special_tokens=True)]
+    assert texts == [text.strip() for text in greedy["texts"]]
+
+
+# ---- random models of transformers -----------------------------------------------------------------------------------
+
+
+def random_folder(folder: Path, class_name: str, text: dict[str, Any] | None = None) -> Path:
+    """A folder of a small random model; language models get a tokenizer from the first stage's vocabulary."""
+    sizes = {**SIZES, "qformer_config": {**SIZES["qformer_config"], "use_qformer_text_input": text is None}}
+    config = transformers.Blip2Config(**sizes, **({"text_config": text} if text else {}))
+    torch.manual_seed(6)
+    model = add_noise(getattr(transformers, class_name)(config), std=0.2).eval()
+    model.save_pretrained(folder)  # type: ignore[operator]
+    return folder
+
+
+@pytest.mark.parametrize("text", [OPT, T5], ids=["opt", "t5"])
+def test_folders_of_two_stages_survive_exactly(tmp_path: Path, text: dict[str, Any]) -> None:
+    folder = random_folder(tmp_path / "theirs", "Blip2ForConditionalGeneration", text)
+    tensors, info = convert.read(folder)
+    assert not any(name.startswith("language_model.") for name in tensors)
+    about = info["language_model"]
+    assert about["name"] == str(folder) and about["width"] == 40 and len(about["fingerprint"]) == 12
+    assert info["image_encoder"]["heads"] == 2 and info["qformer"]["heads"] == 3
+    assert convert.write(tmp_path / "written.pth", tensors, info, to="salesforce") == ["model.json: norm_eps"]
+    again, _ = convert.read(tmp_path / "written.pth", 2, 3)
+    keys = [name for name in tensors if name.endswith("qkv.bias")]
+    for name in keys:  # LAVIS has no bias of keys, which changes nothing
+        tensors[name][32:64] = 0
+    same(again, tensors)
+
+
+def test_folders_of_retrieval_survive_exactly(tmp_path: Path) -> None:
+    folder = random_folder(tmp_path / "theirs", "Blip2ForImageTextRetrieval")
+    tensors, info = convert.read(folder)
+    assert info["task"] == "blip2" and info["embed_dim"] == 12
+    assert convert.write(tmp_path / "again", tensors, info, to="huggingface") == []
+    before, after = (
+        transformers.Blip2ForImageTextRetrieval.from_pretrained(p).state_dict() for p in (folder, tmp_path / "again")
+    )
+    same(before, after)
+    lost = convert.write(tmp_path / "qformer", tensors, info, to="huggingface", hf_class="qformer")
+    assert {"qformer.queries", "image_proj.weight"} <= set(lost)
+    model = transformers.Blip2QFormerModel.from_pretrained(tmp_path / "qformer", output_loading_info=True)
+    assert not model[1]["missing_keys"] and not model[1]["unexpected_keys"]
+    with pytest.raises(CheckpointError, match="holds a Q-Former alone, without queries and image encoder"):
+        convert.read(tmp_path / "qformer")
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A file of LAVIS."""
+    tensors, info = convert.read(random_folder(tmp_path / "theirs", "Blip2ForConditionalGeneration", OPT))
+    convert.write(tmp_path / "small.pth", tensors, info, to="salesforce")
+    return tmp_path / "small.pth"
+
+
+def without(*starts: str) -> Any:
+    def change(state: dict[str, Tensor]) -> None:
+        for name in [name for name in state if name.startswith(starts)]:
+            del state[name]
+
+    return change
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "no image encoder": (without("visual_encoder."), r"holds no image encoder: it was frozen in training, and LAVIS .* image_encoder"),
+    "no norm behind it": (without("ln_vision."), r"is incomplete: it has no image_encoder\.norm\.weight"),
+    "half of a bias": (without("visual_encoder.blocks.1.attn.v_bias"), r"is incomplete: it has no blocks\.1\.attn\.v_bias"),
+    "no feed-forward network": (
+        without("Qformer.bert.encoder.layer.0.intermediate_query"), r"incomplete: it has no qformer\.layers\.0\.query_feed_forward"),
+    "no cross-attention": (without("Qformer.bert.encoder.layer.0.crossattention"), r"has no qformer\.layers\.0\.cross_attention\.k"),
+    "no projection": (without("opt_proj."), r"is incomplete: it has no image_proj\.weight, text_proj\.weight, itm_head\.weight"),
+    "a tensor of another model": (lambda s: s.update(prompt=torch.ones(2)), r"does not have: not known \(1\): prompt"),
+    "another image encoder": (
+        lambda s: s.update({f"Qformer.bert.encoder.layer.0.crossattention.self.{k}.weight": torch.ones(24, 30) for k in ("key", "value")}),
+        "reads states of width 30, and the image encoder gives 32: it was trained with another image encoder"),
+    "not a number": (lambda s: s["query_tokens"].fill_(torch.nan), "holds 120 numbers that are infinite or not a number"),
+    "queries of another shape": (lambda s: s.update(query_tokens=torch.ones(5, 24)), "holds a tensor of a shape that no Q-Former has"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_files_that_cannot_be_read(small: Path, case: str) -> None:
+    change, message = BAD[case]
+    state = foreign(small)
+    change(state)
+    torch.save({"model": state}, small)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        convert.read(small, 2, 3)
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_that_cannot_be_read(tmp_path: Path) -> None:
+    folder = random_folder(tmp_path / "theirs", "Blip2ForImageTextRetrieval")
+    config = json.loads((folder / "config.json").read_text())
+    for entry, value, message in (
+        ("vision_config", {**config["vision_config"], "hidden_act": "relu"}, "hidden_act is 'relu'; BLIP-2's is gelu"),
+        ("qformer_config", 3, "is not the configuration of a BLIP-2 model"),
+    ):
+        (folder / "config.json").write_text(json.dumps({**config, entry: value}))
+        with pytest.raises(CheckpointError, match=message):
+            convert.read(folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"holds neither model\.safetensors nor pytorch_model\.bin"):
+        convert.read(folder)
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}})
+    )
+    with pytest.raises(CheckpointError, match=r"incomplete: .*model-00001-of-00002\.safetensors"):
+        convert.read(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
+    with pytest.raises(CheckpointError, match="which is no file beside it"):
+        convert.read(folder)
