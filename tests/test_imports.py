@@ -69,7 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": {"data", "inference", "interpret", "runs"},
 }
-TASK_MODELS = ("pretrain", "retrieval", "caption", "vqa", "nlvr")
+TASK_MODELS = ("pretrain", "retrieval", "caption", "vqa", "nlvr", "blip2")
 
 PACKAGE = ROOT / "blip"
 MODULES = {

@@ -128,7 +128,7 @@ class CausalLanguageModel(LanguageModel):
 
     def step(self, queries: Tensor, ids: Tensor, mask: Tensor, *, room: int) -> Step:
         """See `LanguageModel`."""
-        prefix, seen = self.inputs(queries, ids, mask)
+        prefix, seen = padding_first(*self.inputs(queries, ids, mask))
         if self.shares_prefix:
             return SharedPrefixStep(self.module, prefix, seen, room=room)
         return CausalStep(self.module, prefix, seen)
@@ -139,6 +139,15 @@ class CausalLanguageModel(LanguageModel):
             return self.first(len(ids), ids.device)
         first = ids.gather(1, mask.long().argmax(dim=1, keepdim=True))
         return ids.where(mask, first)
+
+
+def padding_first(embeddings: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Puts what does not count, (B, N) False in `seen`, before all else, so that every row ends with a real token.
+
+    The padding of prompts stands between queries and prompt; an empty prompt is padding alone.
+    """
+    order = seen.long().argsort(dim=1, stable=True)
+    return embeddings.gather(1, order[..., None].expand_as(embeddings)), seen.gather(1, order)
 
 
 class Seq2SeqLanguageModel(LanguageModel):

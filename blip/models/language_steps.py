@@ -152,7 +152,7 @@ class SharedPrefixStep:
                 layer.select(images)
 
     def _read_prefix(self) -> Tensor:
-        from transformers import Cache, DynamicCache
+        from transformers import DynamicCache
 
         read: Any = DynamicCache(config=self.module.config)
         out = self.module(
@@ -163,15 +163,27 @@ class SharedPrefixStep:
             logits_to_keep=1,
             **{self.argument: read},
         )
-        self.cache = Cache(layers=[ImageLayer(layer.keys, layer.values, self.room) for layer in read.layers])
+        self.cache = ImageCache([ImageLayer(layer.keys, layer.values, self.room) for layer in read.layers])
         return out.logits[:, -1]
 
 
-class ImageLayer:
-    """Keys and values of one layer: the prefix of each image and what was written about it; a layer of `Cache`."""
+class ImageCache:
+    """What the causal models of `language_models.SHARED_PREFIX` call of a cache of transformers."""
 
-    is_sliding = False
-    is_compileable = False
+    def __init__(self, layers: "list[ImageLayer]"):
+        self.layers = layers
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """See `ImageLayer`."""
+        return self.layers[layer].update(keys, values)
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """N."""
+        return self.layers[layer].length
+
+
+class ImageLayer:
+    """Keys and values of one layer: the prefix of each image and what was written about it."""
 
     def __init__(self, keys: Tensor, values: Tensor, room: int):
         """Keys and values (B, H, P, d) of the prefix; `room` more are expected."""
@@ -180,7 +192,7 @@ class ImageLayer:
         self.values = values.new_empty(images, heads, self.length + room, values.shape[-1])
         self.keys[:, :, : self.length], self.values[:, :, : self.length] = keys, values
 
-    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (R, H, 1, d) of the newest tokens -> all keys and values (B, H, N, d)."""
         images, texts = len(self.keys), len(keys) // len(self.keys)
         newest = slice(self.length, self.length + texts)
@@ -192,12 +204,6 @@ class ImageLayer:
     def select(self, images: Tensor) -> None:
         """Keeps `images` (B',), in that order."""
         self.keys, self.values = self.keys.index_select(0, images), self.values.index_select(0, images)
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
 
 
 def shared_attention(

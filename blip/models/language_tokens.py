@@ -16,6 +16,8 @@ from torch import Tensor
 from blip.errors import InputError
 from blip.models.losses import IGNORED
 
+MAX_PROMPT = 512  # tokens of a prompt to continue; those of training share `max_tokens` with their text
+
 
 @dataclass
 class TextBatch:
@@ -68,7 +70,7 @@ class LanguageTokens:
         """Prompts to continue.
 
         Raises:
-            InputError: a prompt has more than `max_tokens` tokens.
+            InputError: a prompt has more than `MAX_PROMPT` tokens.
         """
         raise NotImplementedError
 
@@ -84,11 +86,8 @@ class LanguageTokens:
         return list(self.tokenizer(text)["input_ids"])
 
     def _check(self, prompt: str, tokens: int) -> None:
-        if tokens > self.max_tokens:
-            raise InputError(
-                f"the prompt {_shortened(prompt)} has {tokens} tokens, at most {self.max_tokens} fit: shorten it or raise "
-                "max_text_tokens"
-            )
+        if tokens > MAX_PROMPT:
+            raise InputError(f"the prompt {_shortened(prompt)} has {tokens} tokens, at most {MAX_PROMPT} are read")
 
 
 class CausalTokens(LanguageTokens):
@@ -129,7 +128,11 @@ class CausalTokens(LanguageTokens):
             else:
                 ids = [*self._encode(text.rstrip())[: self.max_tokens - 1], self.ids.end]
             first = _common(before, ids)
-            self._check(prompt, len(before) + bool(before))
+            if first >= self.max_tokens - 1:
+                raise InputError(
+                    f"the prompt {_shortened(prompt)} has {len(before)} tokens and leaves no place for a text: shorten it "
+                    f"or raise max_text_tokens, now {self.max_tokens}"
+                )
             rows.append(ids)
             learned_from.append(first)
         ids, mask = padded(rows, self.ids.pad)
@@ -162,18 +165,19 @@ class Seq2SeqTokens(LanguageTokens):
 
     def training(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> TextBatch:
         """Prompts are the input, texts the targets; both padded on the right."""
-        ids, mask = self._batch(prompts or [""] * len(texts))
-        targets, counts = self._batch(texts)
+        ids, mask = self._cut(prompts or [""] * len(texts))
+        targets, counts = self._cut(texts)
         return TextBatch(ids, mask, targets.masked_fill(~counts, IGNORED))
 
     def prompts(self, texts: Sequence[str]) -> TextBatch:
         """Padded on the right: an encoder reads its whole input."""
-        for text in texts:
-            self._check(text, len(self._encode(text)))
-        ids, mask = self._batch(texts)
+        rows = [self._encode(text) for text in texts]
+        for text, row in zip(texts, rows, strict=True):
+            self._check(text, len(row))
+        ids, mask = padded(rows, self.ids.pad)
         return TextBatch(ids, mask, torch.full_like(ids, IGNORED))
 
-    def _batch(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def _cut(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]
         return padded(encoded, self.ids.pad)
 

@@ -16,4 +16,4 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
             assert one[both].keys() == alone.keys()
             for name, expected in alone.items():
                 error = (one[both][name] - expected).norm() / (expected.norm() + 1e-3)
-                assert error < 1e-4, f"{name}: {error:.1e}"
+                assert error < 1e-3, f"{name}: {error:.1e}"

@@ -12,7 +12,7 @@ from blip.errors import InputError
 from blip.models import language_models
 from blip.models.decoding import Decoding
 from blip.models.generation import generate
-from blip.models.language_models import LanguageModel, language_model
+from blip.models.language_models import LanguageModel, language_model, padding_first
 from blip.models.language_steps import CausalStep, SharedPrefixStep
 from blip.models.language_tokens import TextBatch
 from blip.models.losses import IGNORED
@@ -59,7 +59,7 @@ def test_texts_are_those_of_transformers(family: str, seed: int) -> None:
     batch, image = tokens.prompts(prompts(seed, count)), queries(count)
     decoding = Decoding(beams=beams, max_new_tokens=new, min_new_tokens=seed, length_penalty=(1.0, 0.0, -1.0, 2.0)[seed])
     ours = rows_of(write(model, image, batch, decoding), model)
-    embeddings, seen = model.inputs(image, batch.ids, batch.mask)
+    embeddings, seen = padding_first(*model.inputs(image, batch.ids, batch.mask))
     theirs = model.module.generate(
         inputs_embeds=embeddings, attention_mask=seen.long(), do_sample=False, num_beams=beams, max_new_tokens=new,
         min_new_tokens=seed, length_penalty=decoding.length_penalty, eos_token_id=model.ids.end, early_stopping=False,
@@ -129,7 +129,7 @@ def test_log_probabilities_of_what_is_written(family: str) -> None:
                 ids = torch.cat([before, written])[None]
                 targets = torch.cat([torch.full_like(before, IGNORED), written])[None]
             scored = model.log_probs(image[i : i + 1], ids, torch.ones_like(ids, dtype=torch.bool), targets=targets)
-            torch.testing.assert_close(out.log_probs[i, : len(row)], scored[0, -len(row) :], rtol=0, atol=1e-5)
+            torch.testing.assert_close(out.log_probs[i, : len(row)], scored[0, -len(row) :], rtol=0, atol=5e-5)
 
 
 # ---- keys held once an image -----------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_every_text_ends_however_long_it_is(family: str) -> None:
     assert batch.mask[0].all() and batch.targets.shape[1] == 16
     assert batch.targets[0, -1] == tokens.ids.end
     counted = batch.targets[1][batch.targets[1] != IGNORED]
-    assert counted[-1] == tokens.ids.end and (counted == tokens.ids.end).sum() == (2 if family == "gpt2_" else 1)
+    assert counted[-1] == tokens.ids.end and (counted == tokens.ids.end).sum() == 1
 
 
 def test_the_published_order_cuts_the_end() -> None:
@@ -209,12 +209,12 @@ def test_texts_come_back(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_prompts_that_leave_no_place(family: str) -> None:
+def test_prompts_that_are_too_long(family: str) -> None:
     _, tokens = small(family)
-    with pytest.raises(InputError, match=r"'w0 w1 .*\.\.\.' has \d+ tokens, at most 16 fit"):
-        tokens.prompts([LONG])
+    with pytest.raises(InputError, match=r"'w0 w1 .*\.\.\.' has \d+ tokens, at most 512 are read"):
+        tokens.prompts([LONG * 20])
     if family != "t5":
-        with pytest.raises(InputError, match="at most 16 fit"):
+        with pytest.raises(InputError, match=r"has \d+ tokens and leaves no place for a text.*max_text_tokens, now 16"):
             tokens.training(["w1"], [LONG])
 
 

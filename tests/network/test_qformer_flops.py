@@ -48,10 +48,10 @@ def test_queries_alone_do_no_work_for_texts() -> None:
 @pytest.mark.parametrize(
     ("savings", "length", "total"),
     [
-        (Blip2Savings(False, False, False), 32, 0.0),
-        (Blip2Savings(True, False, False), 32, 0.0),
-        (Blip2Savings(True, True, False), 20, 0.0),
-        (Blip2Savings(), 20, 0.0),
+        (Blip2Savings(False, False, False), 32, 228.7),
+        (Blip2Savings(True, False, False), 32, 203.6),
+        (Blip2Savings(True, True, False), 20, 170.6),
+        (Blip2Savings(), 20, 167.8),
     ],
     ids=["published", "shared-keys", "packed", "read-only"],
 )
