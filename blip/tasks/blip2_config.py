@@ -14,9 +14,7 @@ from blip.tasks.part_options import LanguageOptions, LoraConfig
 class Blip2Config(LanguageOptions, PairConfig):
     """Options of `pretrain_blip2.py`: stage 1, and stage 2 where `language_model` is set."""
 
-    # the Q-Former; text_width and the like are its sizes
-    queries: int = Field(32, gt=0)  # learned queries, of which each gives the language model one token [queries]
-    cross_every: int = Field(2, gt=0)  # every so many layers attend to the image, from the first on [layers]
+    # contrast of the first stage
     gather_gradients: bool = False  # contrast also trains the features that are compared with; off: as published
 
     # stage 2

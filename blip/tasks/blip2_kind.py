@@ -56,11 +56,11 @@ def kind_of_run(blip: Any, config: Any, checkpoint: Path | None, blip2: str) -> 
     Raises:
         ConfigError: options of BLIP-2 are set, and the model is a BLIP.
     """
-    if is_blip2(config, checkpoint):
+    if blip2 and is_blip2(config, checkpoint):
         from blip.tasks import blip2_finetune  # its classes extend those that ask
 
         return getattr(blip2_finetune, blip2)
-    known = set(LanguageOptions.model_fields) | {"question_in_qformer", "question_prompt"}
+    known = {*LanguageOptions.model_fields, "question_in_qformer", "question_prompt"}
     if given := sorted(known & config.model_fields_set):
         named = [key for key in given if getattr(config, key) != type(config).model_fields[key].default]
         if named:

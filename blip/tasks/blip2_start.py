@@ -117,7 +117,7 @@ def stage1_model(config: Blip2Config, source: Source | None, tokenizer: Tokenize
         tokenizer.specials,
         embed_dim=config.embed_dim,
         temperature=config.temperature,
-        label_smoothing=config.label_smoothing,
+        label_smoothing=getattr(config, "label_smoothing", 0.1),
     )
     return model, fill(model, config, source)
 

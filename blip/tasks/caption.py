@@ -28,9 +28,7 @@ from blip.models.caption import CaptionModel
 from blip.models.decoding import Decoding, Generated
 from blip.models.losses import IGNORED, language_model_each
 from blip.network.packing import with_first
-from blip.tasks.blip2_kind import kind_of_run
 from blip.tasks.config import CaptionConfig
-from blip.tasks.finetune import FineTuning
 from blip.tasks.pairs import PairFineTuning
 from blip.tasks.rehearsal import rehearsals
 from blip.tasks.run import evaluate, train, warn
@@ -46,13 +44,10 @@ class Captioning(PairFineTuning):
     """Language modelling of captions behind a prompt."""
 
     task = "caption"
+    of_blip2 = "Blip2Captioning"
     main_scores = ("val_cider", "val_bleu4", "val_exact", "best")
     config: CaptionConfig
     model: CaptionModel
-
-    @classmethod
-    def of(cls, config: Any, checkpoint: Path | None) -> type[FineTuning]:
-        return kind_of_run(cls, config, checkpoint, "Blip2Captioning")
 
     def read_data(self) -> None:
         self.prompt_text, self.told = self.config.prompt, False

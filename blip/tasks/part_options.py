@@ -50,8 +50,10 @@ class LoraConfig(BaseModel):
 
 
 class Blip2Options(BaseModel):
-    """Options of training a BLIP-2 of any kind."""
+    """Tower and Q-Former of BLIP-2; `text_width` and the like are the Q-Former's sizes too."""
 
+    queries: int = Field(32, gt=0)  # learned queries, of which each gives the language model one token [queries]
+    cross_every: int = Field(2, gt=0)  # every so many layers attend to the image, from the first on [layers]
     train_image_encoder: bool = False  # off: the tower is frozen and in evaluation mode; its last norm always trains
 
 

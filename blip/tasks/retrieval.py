@@ -24,11 +24,10 @@ from blip.evaluation.retrieval import Retrieval, Texts, evaluate_retrieval
 from blip.models import momentum
 from blip.models.momentum import Queue, Twin
 from blip.models.retrieval import RetrievalModel
-from blip.tasks.blip2_kind import kind_of_run
 from blip.tasks.config import RetrievalConfig
 from blip.tasks.contrast import MomentumContrast
-from blip.tasks.finetune import FineTuning, NothingToScore
 from blip.tasks.pairs import PairFineTuning
+from blip.tasks.records import NothingToScore
 from blip.tasks.rehearsal import rehearsals
 from blip.tasks.run import evaluate, train
 from blip.tasks.samples import chosen, sample
@@ -54,13 +53,10 @@ class Retrieving(PairFineTuning):
     """Contrast and matching; pairs that share an image are positives of one another."""
 
     task = "retrieval"
+    of_blip2 = "Blip2Retrieving"
     main_scores = ("val_itm_r_mean", "val_itm_i2t_r1", "val_itm_t2i_r1", "best")
     config: RetrievalConfig
     model: RetrievalModel
-
-    @classmethod
-    def of(cls, config: Any, checkpoint: Path | None) -> type[FineTuning]:
-        return kind_of_run(cls, config, checkpoint, "Blip2Retrieving")
 
     def add_parts(self) -> None:
         """The momentum twin and the queue."""

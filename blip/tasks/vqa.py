@@ -35,7 +35,6 @@ from blip.models.answer_tree import AnswerTree
 from blip.models.ranking import distinct_answers, rank_answers
 from blip.models.vqa import VqaModel
 from blip.network.cross_attention import ProjectedKeys
-from blip.tasks.blip2_kind import kind_of_run
 from blip.tasks.config import VqaConfig
 from blip.tasks.data_options import entries, is_there, read_as
 from blip.tasks.finetune import FineTuning
@@ -51,14 +50,11 @@ class Answering(FineTuning):
     """Language modelling of weighted answers to questions about images."""
 
     task = "vqa"
+    of_blip2 = "Blip2Answering"
     main_scores = ("val_exact_match", "val_exact_match_closed", "val_exact_match_open", "best")
     collate_fn = staticmethod(collate_vqa)
     config: VqaConfig
     model: VqaModel
-
-    @classmethod
-    def of(cls, config: Any, checkpoint: Path | None) -> type[FineTuning]:
-        return kind_of_run(cls, config, checkpoint, "Blip2Answering")
 
     def read_data(self) -> None:
         self.questions: Questions | None = None

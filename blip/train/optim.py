@@ -9,9 +9,9 @@ from torch import nn
 
 from blip.train.parallel import OptionError
 
-ENCODER = r"(image_encoder|text_encoder|text_decoder)"
+ENCODER = r"(image_encoder|text_encoder|text_decoder|qformer)"
 LAYER = re.compile(ENCODER + r"\.(?:blocks|layers)\.(\d+)\.")
-BELOW = re.compile(ENCODER + r"\.(?:patch_embed|cls_token|positions|embeddings)\b")  # before the first layer
+BELOW = re.compile(ENCODER + r"\.(?:patch_embed|cls_token|positions|embeddings|queries)\b")  # before the first layer
 
 
 def build_optimizer(
@@ -67,8 +67,8 @@ def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
         depth[match[1]] = max(depth.get(match[1], 0), int(match[2]) + 1)
     if not depth:
         raise OptionError(
-            "layer_decay: this model has no image_encoder.blocks, text_encoder.layers or text_decoder.layers; "
-            "set layer_decay: 1"
+            "layer_decay: this model has no image_encoder.blocks, text_encoder.layers, text_decoder.layers or "
+            "qformer.layers; set layer_decay: 1"
         )
     scales = {}
     for name, _ in model.named_parameters():
