@@ -31,10 +31,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """`blip serve`, where a file ran it in this process, has set another number: sums would differ in their last bit
-    from those of other processes."""
+    """`blip serve`, where a test ran it in this process, has set another number: sums would differ in their last bit
+    from those of other processes, and threads of two processes on the same cores mostly wait for each other."""
     torch.set_num_threads(1)
 
 

@@ -31,8 +31,9 @@ HUGGINGFACE_CLIP: Table = {
     **{
         foreign.replace("self_attn.projection", "self_attn.out_proj"): ours
         for foreign, ours in HUGGINGFACE_VIT.items()
-        if ours != "norm"
+        if ours not in ("norm", "positions")
     },
+    "embeddings.position_embedding.weight": "positions",
     "pre_layrnorm": "first_norm",
 }
 

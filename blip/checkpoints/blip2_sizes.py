@@ -147,7 +147,7 @@ def huggingface_config(info: Sizes, text_config: Sizes | None, image_token: int 
 
 def qformer_config(qformer: Sizes) -> Sizes:
     """The part of the Q-Former, which is also the whole configuration of one alone."""
-    texts = {"vocab_size": qformer["vocab_size"], "max_position_embeddings": qformer["max_positions"]}
+    texts = {"vocab_size": "vocab_size", "max_position_embeddings": "max_positions"}
     return {
         "model_type": "blip_2_qformer",
         "hidden_size": qformer["width"],
@@ -161,5 +161,5 @@ def qformer_config(qformer: Sizes) -> Sizes:
         "cross_attention_frequency": qformer["cross_every"],
         "encoder_hidden_size": qformer["image_width"],
         "use_qformer_text_input": qformer["text"],
-        **(texts if qformer["text"] else {}),
+        **{theirs: qformer[ours] for theirs, ours in texts.items() if qformer["text"]},
     }

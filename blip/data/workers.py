@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -187,12 +188,20 @@ def start_worker(worker: int) -> None:
     """What a worker does first."""
     torch.set_num_threads(1)
     keep_memory()
+    sys.excepthook = _show_but_hang_ups
     # what ends or warns a job reaches its whole process group, but the main process finishes its step first
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_parent, daemon=True).start()
+
+
+def _show_but_hang_ups(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What the thread that hands the memory of batches to the main process calls with its errors: where the main
+    process hangs up, it ends with an error of its own, such as the death of another worker."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _obey_parent() -> None:

@@ -11,12 +11,15 @@ import pkgutil
 import platform
 import resource
 import signal
+import socket
 import time
 from collections.abc import Iterator
+from multiprocessing.resource_sharer import DupFd
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers.running import forked
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
@@ -144,6 +147,34 @@ def test_a_dead_worker_is_an_error_while_a_batch_is_waited_for() -> None:
     with pytest.raises(WorkerError, match=r"was ended from outside, often because memory ran out: lower num_workers"):
         list(loader)
     assert time.monotonic() - begin < 15
+
+
+class Tensors(Dataset):
+    """Whose memory a worker hands to the main process, by a thread that answers connections one after the other."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.full((2,), index)
+
+
+def test_a_worker_shows_nothing_when_the_main_process_hangs_up(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    """As it does in the midst of an exchange, when another worker has died."""
+    hung_up, detach = [], DupFd.detach
+
+    def hang_up_first(self: Any) -> int:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(self._id[0])
+        hung_up.append(self)
+        return detach(self)
+
+    monkeypatch.setattr(DupFd, "detach", hang_up_first)
+    batches = list(data_loader(Tensors(), [[0, 1], [2, 3]], torch.stack, num_workers=1))
+    assert [batch[:, 0].tolist() for batch in batches] == [[0, 1], [2, 3]] and len(hung_up) == 2
+    assert capfd.readouterr().err == ""
 
 
 def test_reading_without_workers_hears_of_no_other_loaders_death() -> None:

@@ -193,11 +193,14 @@ checkpoint.save_weights = write
 {more}
 pretrain.main()
 """
-# a defect in a step while the second checkpoint is being written
+# a defect in the step after that of the second checkpoint, while this is being written
 BROKEN = """
-after_update = pretrain.Pretraining.after_update
+defects, after_update = [], pretrain.Pretraining.after_update
 def broken(self, number):
-    if len(calls) == 2:
+    if number == 5:
+        while len(calls) < 2:
+            time.sleep(0.01)
+        defects.append(number)
         raise RuntimeError("a defect")
     after_update(self, number)
 pretrain.Pretraining.after_update = broken
@@ -258,8 +261,9 @@ def test_an_error_in_one_of_two_processes(tiny_config: Path, tmp_path: Path) -> 
 
 
 def test_an_error_elsewhere_waits_for_what_is_written(tiny_config: Path, tmp_path: Path) -> None:
-    programs, _ = started(tmp_path, tiny_config, "time.sleep(3)", "max_steps=5000", more=BROKEN)
+    slowly = "while not defects: time.sleep(0.01)\n        time.sleep(0.5)"
+    programs, _ = started(tmp_path, tiny_config, slowly, "max_steps=5000", more=BROKEN)
     done = programs[0].finish(60)
     assert done.returncode == 1 and "a defect" in done.stderr
-    assert "is not saved" not in done.stderr, done.stderr  # the defect is in the step after it
+    assert "is not saved" not in done.stderr, done.stderr
     assert [path.name[-1] for path in complete_checkpoints(tmp_path / "run")] == ["2", "4"]
