@@ -4,6 +4,10 @@ Imports `network`, `distributed`, `tokenizer` and `errors`. Read `pretrain.py` f
 
 pretrain retrieval caption vqa nlvr   the models of the tasks; none imports another
 blip2        the model of BLIP-2's first stage
+blip2_language    its queries before a frozen language model, the second stage
+language_models   causal and encoder-decoder models of transformers behind one interface
+language_steps    their steps of generation, each with its own way to keep the past
+language_tokens   texts to their ids and back: padding, prompts, the end token
 losses       contrast, matching and language modelling as functions of tensors
 momentum     features, the momentum twin and queue, and the contrast with them
 matching     hard negatives, match logits and the loss of both

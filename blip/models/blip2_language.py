@@ -45,8 +45,8 @@ class Blip2LanguageModel(nn.Module):
         """
         if language_model.width != self.language_proj.out_features:
             raise InputError(
-                f"the language model's embeddings are {language_model.width} wide, the projection before it is made for "
-                f"{self.language_proj.out_features}: it was trained with another language model"
+                f"the language model's embeddings are {language_model.width} wide, the projection before it is made "
+                f"for {self.language_proj.out_features}: it was trained with another language model"
             )
         self.language_model = language_model
         return self
@@ -85,7 +85,7 @@ class Blip2LanguageModel(nn.Module):
         else:
             assert question_lengths is not None
             rows = Rows(question_lengths, question_ids.shape[1], question_ids.device)
-            states = self.qformer.look_with_text(question_ids, rows, keys)
+            states = self.qformer.match(question_ids, rows, keys)
         return self.language_proj(states)
 
     def log_probs(
@@ -134,9 +134,7 @@ class Blip2LanguageModel(nn.Module):
         step = language.step(queries, ids, mask, room=decoding.texts * decoding.max_new_tokens)
         published = decoding.length_norm != "generated"
         before = language.first(len(ids), ids.device) if published else language.written_before(ids, mask)
-        return generate(
-            step, before, decoding, end_id=language.ids.end, pad_id=language.ids.pad, uniforms=uniforms
-        )
+        return generate(step, before, decoding, end_id=language.ids.end, pad_id=language.ids.pad, uniforms=uniforms)
 
     @property
     def _attached(self) -> LanguageModel:

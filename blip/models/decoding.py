@@ -50,7 +50,7 @@ class Decoding:
         1.0  # draw from the fewest tokens of at least this probability together (nucleus, Holtzman et al. 2020)
     )
     length_penalty: float = 1.0  # a beam's score is its log-probability over its length to this power
-    # `whole` includes the prompt, as in BLIP's published code; `whole_blip2` also stops as that of BLIP-2, see `BeamSearch`
+    # `whole` includes the prompt, as in BLIP's published code, `whole_blip2` also stops as that of BLIP-2: `BeamSearch`
     length_norm: Literal["generated", "whole", "whole_blip2"] = "generated"
     repetition_penalty: float = 1.0  # above 1: tokens of the text so far, prompt included, become less likely
     no_repeat_ngram: int = 0  # no run of this many tokens occurs twice; 0: any run may

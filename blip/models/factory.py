@@ -9,6 +9,7 @@ from typing import Any
 
 from blip.errors import InputError
 from blip.models.blip2 import Blip2Model
+from blip.models.blip2_language import Blip2LanguageModel
 from blip.models.caption import CaptionModel
 from blip.models.nlvr import NlvrModel
 from blip.models.pretrain import PretrainModel
@@ -19,7 +20,7 @@ from blip.network.qformer import QFormerConfig
 from blip.network.vit import ViTConfig
 from blip.tokenizer import Specials
 
-Model = PretrainModel | RetrievalModel | CaptionModel | VqaModel | NlvrModel | Blip2Model
+Model = PretrainModel | RetrievalModel | CaptionModel | VqaModel | NlvrModel | Blip2Model | Blip2LanguageModel
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Sizes:
 
     `embed_dim` is the width of contrastive features, where a task has them. `answer` holds the sizes of a decoder that
     differ from the question encoder's (see `VqaModel`); `qformer` those of a Q-Former, which is then read in place of
-    `text`.
+    `text`; `language_width` the width of the embeddings of the language model behind it.
     """
 
     vit: ViTConfig
@@ -38,6 +39,7 @@ class Sizes:
     answer: TextConfig | None = None
     label_smoothing: float = 0.1
     qformer: QFormerConfig | None = None
+    language_width: int = 0
 
     def qformer_sizes(self) -> QFormerConfig:
         """`qformer`, where a task needs one."""
@@ -146,6 +148,12 @@ TASKS: dict[str, TaskSpec] = {
         has_features=True,
         explained_as="match",
     ),
+    "blip2_language": TaskSpec(
+        build=lambda s: Blip2LanguageModel(s.vit, s.qformer_sizes(), s.language_width),
+        can=frozenset({"caption", "answer"}),
+        explained_as="caption",
+        new_parts=("language_proj.",),
+    ),
 }
 
 
@@ -166,6 +174,8 @@ def model_of(
     answer: TextConfig | None = None,
     label_smoothing: float = 0.1,
     qformer: QFormerConfig | None = None,
+    language_width: int = 0,
 ) -> Any:
     """A model of a task (an `nn.Module`) with random weights; the arguments are those of `Sizes`."""
-    return spec_of(task).build(Sizes(vit, text, specials, embed_dim, answer, label_smoothing, qformer))
+    sizes = Sizes(vit, text, specials, embed_dim, answer, label_smoothing, qformer, language_width)
+    return spec_of(task).build(sizes)

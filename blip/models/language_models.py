@@ -122,7 +122,9 @@ class CausalLanguageModel(LanguageModel):
         first, last = queries.shape[1] - 1, embeddings.shape[1] - 1
         keep = torch.arange(first, last, device=ids.device)
         if takes(self.module, "logits_to_keep"):  # no logits of queries, which are many words wide
-            out = self.module(inputs_embeds=embeddings, attention_mask=seen.long(), logits_to_keep=keep, use_cache=False)
+            out = self.module(
+                inputs_embeds=embeddings, attention_mask=seen.long(), logits_to_keep=keep, use_cache=False
+            )
             return out.logits
         return self.module(inputs_embeds=embeddings, attention_mask=seen.long(), use_cache=False).logits[:, first:last]
 
@@ -158,9 +160,7 @@ class Seq2SeqLanguageModel(LanguageModel):
         embeddings, seen = self.inputs(queries, ids, mask)
         read = torch.cat([self.first(len(ids), ids.device), targets[:, :-1]], dim=1)
         read = read.masked_fill(read == losses.IGNORED, self.ids.pad)
-        out = self.module(
-            inputs_embeds=embeddings, attention_mask=seen.long(), decoder_input_ids=read, use_cache=False
-        )
+        out = self.module(inputs_embeds=embeddings, attention_mask=seen.long(), decoder_input_ids=read, use_cache=False)
         return out.logits
 
     def step(self, queries: Tensor, ids: Tensor, mask: Tensor, *, room: int) -> Step:

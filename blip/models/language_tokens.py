@@ -108,7 +108,9 @@ class CausalTokens(LanguageTokens):
         if end is not None:
             found = tokenizer(end, add_special_tokens=False)["input_ids"]
             if len(found) != 1:
-                raise InputError(f"the end of captions, {end!r}, has {len(found)} tokens in this tokenizer, it must be 1")
+                raise InputError(
+                    f"the end of captions, {end!r}, has {len(found)} tokens in this tokenizer, it must be 1"
+                )
             end_id = found[0]
         if end_id is None:
             raise InputError("this tokenizer has no token that ends a text: set end_text to a text of one token")
@@ -130,8 +132,8 @@ class CausalTokens(LanguageTokens):
             first = _common(before, ids)
             if first >= self.max_tokens - 1:
                 raise InputError(
-                    f"the prompt {_shortened(prompt)} has {len(before)} tokens and leaves no place for a text: shorten it "
-                    f"or raise max_text_tokens, now {self.max_tokens}"
+                    f"the prompt {_shortened(prompt)} has {len(before)} tokens and leaves no place for a text: "
+                    f"shorten it or raise max_text_tokens, now {self.max_tokens}"
                 )
             rows.append(ids)
             learned_from.append(first)

@@ -1,6 +1,7 @@
 """Language models of the published numbers and small random ones, with their tokenizers."""
 
 import json
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,8 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from blip.checkpoints.blip2_names import LAVIS_LANGUAGE_MODEL, lavis, whole_bias
+from blip.checkpoints.format import load_strict
+from blip.checkpoints.names import rename
+from blip.models.blip2_language import Blip2LanguageModel
 from blip.models.language_models import LanguageModel, language_model
 from blip.models.language_tokens import LanguageTokens
+from blip.network.qformer import QFormerConfig
+from blip.network.vit import ViTConfig
 
 
 @dataclass
@@ -49,6 +56,58 @@ def golden_module(folder: Path, name: str, activation: str | None = None) -> tup
     more = {"dense_act_fn": activation} if activation else {}
     module = loader.from_pretrained(folder / name, dtype=torch.float32, **more)
     return module, AutoTokenizer.from_pretrained(folder / name)
+
+
+@dataclass
+class GoldenImages:
+    """The whole model of a kind of stage 2 with the weights of before the first step, or of after the last."""
+
+    texts: GoldenTexts
+    model: Blip2LanguageModel
+    kind: str
+
+    def ours(self, published: str) -> str:
+        """Our name of a published parameter."""
+        whole = re.sub(r"attn\.[qv]_bias$", "attn.qkv.bias", published)
+        return str(rename(whole, lavis("seq2seq" if self.texts.prefix == "t5" else "causal")))
+
+    def of_published(self, name: str, tensors: dict[str, Any]) -> Any:
+        """The tensor that the published code calls `name`, of those by our names."""
+        whole = tensors[self.ours(name)]
+        if name.endswith("attn.q_bias"):
+            return whole.chunk(3)[0]
+        return whole.chunk(3)[2] if name.endswith("attn.v_bias") else whole
+
+    def load(self, folder: Path, file: str) -> dict[str, Tensor]:
+        """The published tensors of a file by our names, with the frozen tower where it leaves that out."""
+        state = torch.load(folder / file, weights_only=True)["model"]
+        if not any(name.startswith("visual_encoder.") for name in state):
+            tower = torch.load(folder / "eva_vit.pth", weights_only=True)
+            state |= {f"visual_encoder.{name}": tensor for name, tensor in tower.items()}
+        kept = {n: x for n, x in state.items() if not n.endswith("position_ids") and not LAVIS_LANGUAGE_MODEL.match(n)}
+        return {self.ours(name): tensor for name, tensor in whole_bias(kept).items()}
+
+
+def golden_images(folder: Path, kind: str) -> GoldenImages:
+    """In evaluation mode: dropout was off."""
+    meta, texts = json.loads((folder / "meta.json").read_text()), golden_texts(folder, kind)
+    vit, q, eps = meta["vit"], meta["qformer"], meta["layer_norm_eps"]
+    sizes = ViTConfig(
+        texts.numbers["image0"].shape[-1], vit["patch_size"], vit["width"], vit["depth"], vit["heads"],
+        vit["mlp_ratio"], norm_eps=eps["ln_vision"], block_eps=eps["vit"],
+    )  # fmt: skip
+    qformer = QFormerConfig(
+        meta["bert_vocab"], q["hidden"], q["layers"], q["heads"], q["intermediate"], q["max_positions"], vit["width"],
+        queries=q["query_tokens"], cross_every=q["cross_attention_freq"], text=False,
+    )  # fmt: skip
+    model = Blip2LanguageModel(sizes, qformer, texts.model.width)
+    golden = GoldenImages(texts, model, kind)
+    load_strict(model, golden.load(folder, texts.settings.get("weights", f"{kind}.pth")), "model")
+    model.attach(texts.model)
+    model.image_encoder.requires_grad_(not texts.settings["freeze_vit"])
+    model.image_encoder.norm.requires_grad_(True)
+    golden.model = model.eval()
+    return golden
 
 
 # ---- small random models ---------------------------------------------------------------------------------------------

@@ -57,7 +57,9 @@ def test_texts_are_those_of_transformers(family: str, seed: int) -> None:
     model, tokens = small(family)
     count, beams, new = 1 + seed, (1, 3, 5, 2)[seed], (8, 12, 6, 10)[seed]
     batch, image = tokens.prompts(prompts(seed, count)), queries(count)
-    decoding = Decoding(beams=beams, max_new_tokens=new, min_new_tokens=seed, length_penalty=(1.0, 0.0, -1.0, 2.0)[seed])
+    decoding = Decoding(
+        beams=beams, max_new_tokens=new, min_new_tokens=seed, length_penalty=(1.0, 0.0, -1.0, 2.0)[seed]
+    )
     ours = rows_of(write(model, image, batch, decoding), model)
     embeddings, seen = padding_first(*model.inputs(image, batch.ids, batch.mask))
     theirs = model.module.generate(
@@ -164,7 +166,9 @@ def test_shared_keys_give_what_keys_of_each_text_give(family: str) -> None:
 def test_which_models_share_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(small(family)[0].shares_prefix for family in CAUSAL)  # type: ignore[attr-defined]
     monkeypatch.setattr(language_models, "SHARED_PREFIX", ())
-    module = type(random_module("llama"))(random_module("llama").config.__class__(**random_module("llama").config.to_dict()))
+    module = type(random_module("llama"))(
+        random_module("llama").config.__class__(**random_module("llama").config.to_dict())
+    )
     other, tokens = language_model(module, small_tokenizer("llama"))
     batch = tokens.prompts(["w1 w2"])
     assert isinstance(other.step(queries(1), batch.ids, batch.mask, room=1), CausalStep)
