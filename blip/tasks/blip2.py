@@ -6,6 +6,7 @@ The losses of a batch are in blip/models/blip2.py, the Q-Former in blip/network/
 shows a frozen language model what the queries have read, is blip/tasks/blip2_language.py; `language_model` asks for it.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from blip.models.momentum import TEMPERATURE_RANGE
 from blip.tasks import blip2_start, start
 from blip.tasks.blip2_config import Blip2Config
 from blip.tasks.blip2_language import Stage2
+from blip.tasks.blip2_rehearsal import run_once
 from blip.tasks.blip2_run import Blip2Run
 from blip.tasks.data_options import with_commits, with_pipeline_of_run
 from blip.train.folder import open_run
@@ -102,7 +104,8 @@ def run(config: Blip2Config, output: Path, resume: str, *, device: torch.device,
 
 def main(help: str | None = None) -> None:
     """The command line of the task; `help` is shown with `--help`."""
-    launch(run, Blip2Config, default_output="runs/blip2", help=help or __doc__)
+    dry_run = partial(run_once, (Stage1, Stage2))
+    launch(run, Blip2Config, default_output="runs/blip2", dry_run=dry_run, help=help or __doc__)
 
 
 if __name__ == "__main__":

@@ -28,12 +28,12 @@ from blip.models.language_tokens import TextBatch
 from blip.models.losses import IGNORED
 from blip.models.momentum import TEMPERATURE_RANGE
 from blip.tasks import blip2_parts, blip2_start, tokenizers
-from blip.tasks.caption import Captioning
+from blip.tasks.answering import Answering
+from blip.tasks.captioning import Captioning
 from blip.tasks.finetune import FineTuning
 from blip.tasks.language_tokens import LanguageEncoder, LanguageTokenizer, text_batch
 from blip.tasks.pairs import PairFineTuning
-from blip.tasks.retrieval import Retrieving
-from blip.tasks.vqa import Answering
+from blip.tasks.retrieving import Retrieving
 from blip.tokenizer import Tokenizer, load_tokenizer
 from blip.train.loop import Step
 
@@ -207,8 +207,7 @@ class Blip2Answering(Language, Answering):
     def step(self, batch: VqaBatch, step: int) -> Step:
         """A batch to its loss; of several answers one is drawn, in proportion to their weights."""
         batch = self.prepared(batch, step)
-        assert self.questions is not None
-        prompts = self.prompts_of([self.questions[i] for i in batch.indices])
+        prompts = self.prompts_of([self.questions[i] for i in batch.indices] if self.questions else [])
         texts = self.drawn(batch, prompts)
         loss = self.parallel(batch.images, texts.ids, texts.mask, targets=texts.targets, **self.asked(batch))
         return Step(loss, {"lm": loss}, len(batch), describe=lambda: self._name(batch))
@@ -248,7 +247,7 @@ class Blip2Answering(Language, Answering):
 
     def facts(self) -> dict[str, Any]:
         config = self.config
-        more = {"prompt": config.question_prompt, "question_in_qformer": config.question_in_qformer}
+        more = {"question_prompt": config.question_prompt, "question_in_qformer": config.question_in_qformer}
         return {**Language.facts(self), **more, "max_answer_tokens": config.max_answer_tokens}
 
 

@@ -1,6 +1,7 @@
 """Which kind of model a fine-tuning run trains, BLIP or BLIP-2: its configuration and its checkpoint say it."""
 
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from blip.checkpoints.format import INFO
 from blip.checkpoints.info import MAX_INFO, read_info
 from blip.config import ConfigError
 from blip.files import ReadError, read_json
+from blip.tasks.finetune import FineTuning
 from blip.tasks.part_options import LanguageOptions
 from blip.train.evaluated import weights_of
 from blip.train.folder import CONFIG
@@ -50,19 +52,28 @@ def _is_lavis(path: Path) -> bool:
     return False
 
 
-def kind_of_run(blip: Any, config: Any, checkpoint: Path | None, blip2: str) -> Any:
-    """The class of a run: `blip`, or of `blip2_finetune` the one that `blip2` names.
+@dataclass(frozen=True)
+class Kinds:
+    """The classes of a task's runs."""
 
-    Raises:
-        ConfigError: options of BLIP-2 are set, and the model is a BLIP.
-    """
-    if blip2 and is_blip2(config, checkpoint):
-        from blip.tasks import blip2_finetune  # its classes extend those that ask
+    blip: type[FineTuning]
+    blip2: type[FineTuning]
 
-        return getattr(blip2_finetune, blip2)
+    def of(self, config: Any, checkpoint: Path | None) -> type[FineTuning]:
+        """The class for a configuration and the checkpoint that it resumes.
+
+        Raises:
+            ConfigError: options of BLIP-2 are set, and the model is a BLIP.
+        """
+        if is_blip2(config, checkpoint):
+            return self.blip2
+        _check_options(config)
+        return self.blip
+
+
+def _check_options(config: Any) -> None:
     known = {*LanguageOptions.model_fields, "question_in_qformer", "question_prompt"}
     if given := sorted(known & config.model_fields_set):
         named = [key for key in given if getattr(config, key) != type(config).model_fields[key].default]
         if named:
             raise ConfigError(f"{', '.join(named)}: for BLIP-2; set language_model, or start from a BLIP-2 (init_from)")
-    return blip

@@ -14,6 +14,7 @@ from blip.tasks import blip2_parts, blip2_start
 from blip.tasks.blip2_config import Blip2Config
 from blip.tasks.image_tokens import dropped_share
 from blip.tasks.pair_run import PairRun
+from blip.tasks.pretrain_data import Data
 from blip.train.sharding import in_parallel
 
 
@@ -24,11 +25,18 @@ class Blip2Run(PairRun):
     config: Blip2Config
 
     def __init__(
-        self, config: Blip2Config, source: Source | None, output: Path, *, resume: Path | None, device: torch.device
+        self,
+        config: Blip2Config,
+        source: Source | None,
+        output: Path,
+        *,
+        resume: Path | None,
+        device: torch.device,
+        data: Data | None = None,
     ):
         """Reads the data and builds the model from `source`, which is the checkpoint of a run that is resumed."""
         self.source = source
-        super().__init__(config, output, resume, device=device)
+        super().__init__(config, output, resume, device=device, data=data)
         torch.manual_seed(config.seed)  # equal starting weights on every process
         model, frozen = self.build(source)
         self.model: Any = model.to(device)

@@ -26,7 +26,6 @@ from blip.console.bars import Bars
 from blip.files import json_text, whole_folder, write_whole
 from blip.hardware.precision import choose_precision, computing
 from blip.tasks import start, tokenizers
-from blip.tasks.blip2_kind import kind_of_run
 from blip.tasks.config import FineTuneConfig
 from blip.tasks.records import Records
 from blip.train.checkpoint import written
@@ -43,7 +42,6 @@ class FineTuning(Records):
     """A run of one task: its parts, and the methods that the loop calls; see `blip.train.run.Task`."""
 
     task = ""
-    of_blip2 = ""  # the class of `blip2_finetune` that does the same with BLIP-2; "": there is none
     merges_adapters = True  # checkpoints hold weights with adapters merged into them
     starts: ClassVar[Any] = start  # reads the checkpoint that a run starts from, and gives the sizes of its model
     main_scores: tuple[str, ...] = ()  # of an evaluation, those that the terminal shows
@@ -78,8 +76,8 @@ class FineTuning(Records):
 
     @classmethod
     def of(cls, config: Any, checkpoint: Path | None) -> "type[FineTuning]":
-        """The class for a configuration and the checkpoint that it resumes: this one, or that of BLIP-2."""
-        return kind_of_run(cls, config, checkpoint, cls.of_blip2)
+        """This class, whatever is trained; `blip2_kind.Kinds` chooses among several."""
+        return cls
 
     def choose_tokenizer(self, source: initialize.Source | None, resume: Path | None, *, save: bool) -> Any:
         """The tokenizer of the run; `save` as in `tokenizers.choose_tokenizer`."""

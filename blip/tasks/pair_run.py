@@ -22,7 +22,7 @@ from blip.data.skipped import SkipLog
 from blip.data.transforms import eval_transform, unnormalise
 from blip.hardware.precision import choose_precision, computing
 from blip.tasks.data_options import entries, on_device, training_images
-from blip.tasks.pretrain_data import Encode, open_training, read_part
+from blip.tasks.pretrain_data import Data, Encode, open_training, read_part
 from blip.tasks.samples import chosen, sample
 from blip.tasks.tokenizers import choose_tokenizer
 from blip.tokenizer import Tokenizer
@@ -41,12 +41,14 @@ class PairRun:
     model: Any
     parallel: Any
 
-    def __init__(self, config: PairConfig, output: Path, resume: Path | None, *, device: torch.device):
-        """Reads the data and prepares their tokens; a subclass then builds its model."""
+    def __init__(
+        self, config: PairConfig, output: Path, resume: Path | None, *, device: torch.device, data: Data | None = None
+    ):
+        """Reads the data, unless they are given, and prepares their tokens; a subclass then builds its model."""
         self.config: Any = config
         self.output, self.device = output, device
         choose_precision(config.precision, device)  # an error before data are read
-        self.data = open_training(config, annotation_files(config), output)
+        self.data = open_training(config, annotation_files(config), output) if data is None else data
         self.tokenizer = self.choose_tokenizer(resume)
         self.epochs = Epochs(self.data.steps, config.accumulation, config.epochs, max_steps=config.max_steps)
         self.val_data = self._validation_pairs()

@@ -151,6 +151,27 @@ class StreamData:
         return stream_loader(dataset, self.config.num_workers, pin)
 
 
+class NoData:
+    """Nothing to train on: what `--dry_run` has in place of files, with one batch an epoch."""
+
+    steps = 1
+
+    def __len__(self) -> int:
+        return 0
+
+    def captions(self) -> Iterator[str]:
+        return iter(())
+
+    def name(self, index: int) -> str:
+        return ""
+
+    def batches(self, *_: Any, **__: Any) -> Iterator[Batch]:
+        return iter(())
+
+
+Data = FileData | StreamData | NoData
+
+
 def open_training(config: PairConfig, files: Sequence[str | Mapping[str, Any]], output: Path) -> FileData | StreamData:
     """The training data of a configuration; `files` as from `annotation_files`.
 

@@ -14,6 +14,7 @@ from blip.console.bars import LastingConsole
 from blip.errors import printable
 from blip.models.factory import spec_of
 from blip.tasks import start
+from blip.tasks.blip2_kind import Kinds
 from blip.tasks.config import FineTuneConfig
 from blip.tasks.data_options import with_commits, with_pipeline_of_run
 from blip.tasks.finetune import FineTuning
@@ -26,7 +27,7 @@ from blip.train.run import fit
 
 
 def train(
-    make: type[FineTuning],
+    kinds: type[FineTuning] | Kinds,
     config: FineTuneConfig,
     output: Path,
     *,
@@ -45,7 +46,7 @@ def train(
         begun = folder.checkpoint
         config = start.as_begun(config, begun) if begun else config
         config = with_pipeline_of_run(start.pin(config, begun), begun)
-        make = make.of(config, begun)
+        make = kinds.of(config, begun)
         source = make.starts.read_source(config, begun)
         config = make.starts.with_sizes_of(config, source)
         task = make(config, source, output, resume=begun, device=device)
@@ -63,7 +64,7 @@ def train(
 
 
 def evaluate(
-    make: type[FineTuning],
+    kinds: type[FineTuning] | Kinds,
     config: FineTuneConfig,
     output: Path,
     *,
@@ -95,18 +96,18 @@ def evaluate(
     config = config.model_copy(update={"init_from": weights})
     folder = output / EVALUATIONS / (name or evaluation_name(config, weights, output))
     with open_evaluation(folder, config, overwrite=overwrite):
-        _evaluate(make, config, folder, device)
+        _evaluate(kinds, config, folder, device)
     return folder
 
 
-def _evaluate(make: type[FineTuning], config: FineTuneConfig, folder: Path, device: torch.device) -> None:
+def _evaluate(kinds: type[FineTuning] | Kinds, config: FineTuneConfig, folder: Path, device: torch.device) -> None:
     weights, given = config.init_from, config
     trained_on = config.train_file
     train_file = config.train_file if config.evaluates_with_training_files() else []
     if not (config.val_file or config.test_file or train_file):
         raise ConfigError("nothing to evaluate on: --set 'val_file=[FILE]', or test_file")
     config = config.model_copy(update={"train_file": train_file, "lora": None, "freeze": [], "parallel": "ddp"})
-    make = make.of(config, None)
+    make = kinds.of(config, None)
     source = make.starts.read_source(config)
     if source is not None:
         make.starts.check_task(make.task, source)
