@@ -30,14 +30,14 @@ from benchmarks import harness
 from blip.data import workers
 from blip.data.augment import prepared
 from blip.data.batches import collate
-from blip.data.crops import Crop, open_crop
+from blip.data.crops import Crop, FractionalBox, open_crop
 from blip.data.images import find_images, open_image
 from blip.data.loader import data_loader
 from blip.data.order import EpochOrder
 from blip.data.pairs import PairDataset, read_pairs
 from blip.data.sources import source_of
 from blip.data.stream import StreamDataset, StreamOrder
-from blip.data.training_images import FastImages, TrainingImages, WholeImages
+from blip.data.training_images import FastImages, TrainingImages, WholeImages, resized
 from blip.data.transforms import train_transform
 from blip.data.webdataset import open_shards
 from blip.files import json_text
@@ -118,15 +118,19 @@ class Side:
 
 
 def agreement(path: Path, small: Path, side: int) -> dict[str, dict[str, float]]:
-    """Of the same crops, without RandAugment: how far what is read lies from the pixels of the whole images."""
+    """Of the same crops, without RandAugment: how far what is read lies from the pixels of the whole images.
+
+    `fast` rounds the edges of crops to pixels of the decoded size, `fast_exact_edges` does not: by PIL.
+    """
     whole, shards = read_pairs([str(path)]), read_pairs([str(small)])
-    errors: dict[str, list[np.ndarray]] = {"fast": [], "shards": []}
+    ways = {"fast": (whole, resized), "fast_exact_edges": (whole, by_pil), "shards": (shards, resized)}
+    errors: dict[str, list[np.ndarray]] = {name: [] for name in ways}
     for i in range(min(len(whole), 24)):
         image, crop = open_image(whole.image_path(i)), Crop.draw((0.2, 1.0), np.random.default_rng(i))
         expected = np.asarray(image.crop(crop.box(image.size)).resize((side, side), Image.Resampling.BICUBIC))
-        for name, source in (("fast", whole.image_path(i)), ("shards", shards.image_path(i))):
-            read = np.asarray(open_crop(source, crop, side).convert("RGB"))
-            errors[name].append(read.astype(float) - expected)
+        for name, (pairs, small_of) in ways.items():
+            read = small_of(*open_crop(pairs.image_path(i), crop, side), side).expand(3, -1, -1)
+            errors[name].append(read.permute(1, 2, 0).numpy().astype(float) - expected)
     return {
         name: {
             "psnr": float(np.mean([10 * np.log10(255**2 / max((e**2).mean(), 1e-9)) for e in all_of])),
@@ -134,6 +138,12 @@ def agreement(path: Path, small: Path, side: int) -> dict[str, dict[str, float]]
         }
         for name, all_of in errors.items()
     }
+
+
+def by_pil(image: Image.Image, box: FractionalBox, side: int) -> torch.Tensor:
+    """As `resized`, with parts of pixels at the edges."""
+    values = np.array(image.resize((side, side), Image.Resampling.BICUBIC, box=box))
+    return torch.from_numpy(values[None] if values.ndim == 2 else values.transpose(2, 0, 1))
 
 
 def main() -> None:

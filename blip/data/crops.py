@@ -18,6 +18,7 @@ TRIES = 10  # of which none fits into very long images: their centre is taken
 FRACTIONS = (8, 4, 2)  # 1 / these are the sizes at which a JPEG can be decoded
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # entry of EXIF, and its values that exchange width and height
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
+FractionalBox = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -51,22 +52,20 @@ class Crop:
         return x, y, x + wide, y + tall
 
 
-def open_crop(source: Source, crop: Crop, side: int, limits: ImageLimits = LIMITS) -> Image.Image:
-    """The crop of an image, upright, 8 bits, in grey or RGB, resized to a square of `side` pixels.
+def open_crop(source: Source, crop: Crop, side: int, limits: ImageLimits = LIMITS) -> tuple[Image.Image, FractionalBox]:
+    """An image, upright, 8 bits, in grey or RGB, and the box of the crop in it.
 
     A JPEG in grey or RGB is decoded at 1/2, 1/4 or 1/8 of its size where the crop keeps `side` pixels or more either
     way; all of its file is read even so, and damage found. Errors as in `open_image`.
     """
     with opened(source, limits) as image:
         if image.format in JPEGS and image.mode in ("L", "RGB"):
-            image, box = _drafted(image, crop, side)
-        else:
-            image = eight_bits(upright(image))
-            box = crop.box(image.size)
-        return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
+            return _drafted(image, crop, side)
+        image = eight_bits(upright(image))
+        return image, crop.box(image.size)
 
 
-def _drafted(image: Image.Image, crop: Crop, side: int) -> tuple[Image.Image, tuple[float, float, float, float]]:
+def _drafted(image: Image.Image, crop: Crop, side: int) -> tuple[Image.Image, FractionalBox]:
     """A JPEG, upright, at a fraction of its size, and the box of the crop in it. Its header alone has been read."""
     orientation = _orientation(image)  # a JPEG has all of its EXIF block in its header
     width, height = image.size

@@ -8,17 +8,20 @@ from torch import Tensor, nn
 
 from blip.interpret.points import (
     ATTENTION_POINTS,
+    QUERIES,
+    AnyLayer,
     AsItIs,
     LayerPass,
     Layout,
     States,
     attentions,
     layers_of,
-    mlp_of,
+    mlps_of,
+    pass_of,
+    queries_of,
 )
 from blip.interpret.recording import AttentionCall, Trace, TraceError
 from blip.network.attention import Attention
-from blip.network.packing import ONE_TOKEN
 
 Edit = Callable[[Tensor], Tensor | None]
 
@@ -44,6 +47,9 @@ class Hooks:
         patches = getattr(getattr(model, "image_encoder", None), "patch_embed", None)
         if patches is not None:
             self._handles.append(patches.register_forward_hook(self._note_grid))
+        queries = queries_of(model)
+        if queries is not None and QUERIES in self._needed:
+            self._handles.append(queries.register_forward_hook(self._at_queries))
         hooked: set[nn.Module] = set()
         for name, layer in layers_of(model):
             text = not name.startswith("image")
@@ -51,10 +57,10 @@ class Hooks:
                 continue
             self._handles.append(layer.register_forward_pre_hook(self._entering(name, text), with_kwargs=True))
             self._handles.append(layer.register_forward_hook(self._leaving(name, text)))
-            feed_forward = mlp_of(layer)
-            if feed_forward not in hooked:
-                hooked.add(feed_forward)
-                self._handles.append(feed_forward.register_forward_hook(self._after_mlp(name, text)))
+            for point, feed_forward in mlps_of(layer).items():
+                if feed_forward not in hooked:
+                    hooked.add(feed_forward)
+                    self._handles.append(feed_forward.register_forward_hook(self._after_mlp(name, text, point)))
             for site, attention in attentions(layer).items():
                 if attention not in hooked:
                     hooked.add(attention)
@@ -83,12 +89,11 @@ class Hooks:
         self.trace.grid = (output.shape[-2], output.shape[-1])
 
     def _entering(self, name: str, text: bool) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        def hook(module: AnyLayer, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
             layout: Layout = AsItIs()
             if text:
-                _, rows, keys, *_ = args
-                queries = ONE_TOKEN if kwargs.get("first_only") else rows
-                self._layer_pass, layout = LayerPass(name, rows, keys, queries), States(rows)
+                self._layer_pass = pass_of(name, module, args, kwargs)
+                layout = States(self._layer_pass.rows)
                 self._layer_passes += 1
             new = self._state(f"{name}.in", args[0], layout)
             return None if new is None else ((new, *args[1:]), kwargs)
@@ -101,11 +106,15 @@ class Hooks:
 
         return hook
 
-    def _after_mlp(self, name: str, text: bool) -> Callable:
+    def _after_mlp(self, name: str, text: bool, point: str) -> Callable:
         def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-            return self._state(f"{self._layer_name(name, text)}.mlp", output, self._states_layout(text))
+            layout = self._layer_pass.mlp_layout(point) if text and self._layer_pass else AsItIs()
+            return self._state(f"{self._layer_name(name, text)}.{point}", output, layout)
 
         return hook
+
+    def _at_queries(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        return self._state(QUERIES, output, AsItIs())
 
     def _states_layout(self, text: bool) -> Layout:
         return States(self._layer_pass.queries) if text and self._layer_pass else AsItIs()

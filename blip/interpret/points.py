@@ -10,11 +10,16 @@
     text.L.cross.{k,v}                           (B, H, 1+N, d) of the images that are attended to
     text.L.cross.pattern                         (R, H, T, 1+N)
     decoder.L.*                                  the same of the text decoder, also of layers shared with the encoder
+    qformer.L.*                                  the same of the Q-Former, for T the Q queries, T tokens or Q+T of both;
+                                                 `cross` is of the queries, in some layers; `mlp` is of the texts
+    qformer.L.query_mlp                          (R, Q, D) what the queries' own network adds
+    queries                                      (R, Q, D) of the last layer: matched, or shown to a language model
 
 B images of N patches, R texts of T tokens, D width, H heads of width d. Padding is zero. The last layer runs for
 `[ENC]` alone where nothing else is needed (matching): T is 1 there; of an image whose CLS alone is needed
 (`encode_image`) the last block gives one row. In NLVR2 `cross` is `cross.first` and `cross.second`, one for each image.
-In VQA the decoder attends to the T tokens of the question instead of an image. With a cache, T counts the new tokens.
+In VQA the decoder attends to the T tokens of the question instead of an image. With a cache, T counts the new tokens;
+so it does where the Q-Former writes, which reads the keys and values of the queries of an earlier pass.
 """
 
 from collections.abc import Iterator
@@ -28,6 +33,8 @@ from blip.network.attention import Attention
 from blip.network.cross_attention import LayerImages, LayerKeys, PairCrossAttention
 from blip.network.med import Layer
 from blip.network.packing import OneToken, TokenLayout
+from blip.network.qformer import QFormer, QFormerLayer
+from blip.network.query_rows import QueriesAndText
 from blip.network.vit import Block
 
 STATES = ("in", "mlp", "out")
@@ -36,10 +43,13 @@ STACKS = {
     "image": ("image_encoder", "blocks"),
     "text": ("text_encoder", "layers"),
     "decoder": ("text_decoder", "layers"),
+    "qformer": ("qformer", "layers"),
 }
+QUERIES = "queries"  # the point behind the last layer of the Q-Former
+AnyLayer = Block | Layer | QFormerLayer
 
 
-def layers_of(model: nn.Module) -> Iterator[tuple[str, Block | Layer]]:
+def layers_of(model: nn.Module) -> Iterator[tuple[str, AnyLayer]]:
     """("image.0", its block), ... ("decoder.11", its layer), of the stacks that the model has."""
     for stack, (part, attribute) in STACKS.items():
         if hasattr(model, part):
@@ -47,20 +57,35 @@ def layers_of(model: nn.Module) -> Iterator[tuple[str, Block | Layer]]:
                 yield f"{stack}.{number}", layer
 
 
-def attentions(layer: Block | Layer) -> dict[str, Attention]:
+def attentions(layer: AnyLayer) -> dict[str, Attention]:
     """The attention of a layer by what follows the layer's name: `attn`, or `self` and `cross`."""
     if isinstance(layer, Block):
         return {"attn": layer.attention}
     found = {"self": cast(Attention, layer.self_attention.attention)}
     cross = layer.cross_attention
+    if cross is None:
+        return found
     if isinstance(cross, PairCrossAttention):
         return found | {"cross.first": cross.first.attention, "cross.second": cross.second.attention}
     return found | {"cross": cross.attention}
 
 
-def mlp_of(layer: Block | Layer) -> nn.Module:
-    """The module whose output is what a feed-forward network adds, before residual and norm."""
-    return layer.mlp if isinstance(layer, Block) else layer.feed_forward.down
+def mlps_of(layer: AnyLayer) -> dict[str, nn.Module]:
+    """By point, the modules whose output is what a feed-forward network adds, before residual and norm."""
+    if isinstance(layer, Block):
+        return {"mlp": layer.mlp}
+    found: dict[str, nn.Module] = {}
+    if isinstance(layer, QFormerLayer):
+        found["query_mlp"] = layer.query_feed_forward.down
+    if layer.feed_forward is not None:
+        found["mlp"] = layer.feed_forward.down
+    return found
+
+
+def queries_of(model: nn.Module) -> nn.Module | None:
+    """The module whose output is the point `queries`."""
+    qformer = getattr(model, "qformer", None)
+    return qformer.out if isinstance(qformer, QFormer) else None
 
 
 def names_of(model: nn.Module) -> list[str]:
@@ -68,8 +93,8 @@ def names_of(model: nn.Module) -> list[str]:
     found = []
     for name, layer in layers_of(model):
         inside = [f"{site}.{point}" for site in attentions(layer) for point in ATTENTION_POINTS]
-        found += [f"{name}.{point}" for point in ("in", *inside, "mlp", "out")]
-    return found
+        found += [f"{name}.{point}" for point in ("in", *inside, *mlps_of(layer), "out")]
+    return found if queries_of(model) is None else [*found, QUERIES]
 
 
 class Layout(Protocol):
@@ -150,12 +175,14 @@ class CrossQueries:
 
 @dataclass
 class LayerPass:
-    """One pass of some texts through one text layer."""
+    """One pass of some texts, of queries or of both through one layer."""
 
     name: str
     rows: TokenLayout
     keys: LayerImages | None
     queries: TokenLayout | OneToken  # of attention and what follows it: all tokens, or the first token of each text
+    crossing: TokenLayout | OneToken  # of cross-attention
+    texts: TokenLayout | OneToken  # of the texts' feed-forward network
 
     def layout(self, site: str, images: int, *, earlier: int) -> Layout:
         """The layout of queries at `site`, which attend to `images` images.
@@ -166,12 +193,28 @@ class LayerPass:
         if site == "self":
             return OwnTokens(self.queries)
         extra = self.keys.extra if isinstance(self.keys, LayerKeys) else None
-        real = None if isinstance(self.queries, OneToken) else self.queries.real
+        real = None if isinstance(self.crossing, OneToken) else self.crossing.real
         if extra is None:
-            return CrossQueries(self.queries, images, images == 1 and not isinstance(self.queries, OneToken), real)
+            return CrossQueries(self.crossing, images, images == 1 and not isinstance(self.crossing, OneToken), real)
         own = self.rows.count - len(extra)
         part = None if real is None else (real[own:] if earlier == 0 else real[:own])
-        return CrossQueries(self.queries, images, False, part)
+        return CrossQueries(self.crossing, images, False, part)
+
+    def mlp_layout(self, point: str) -> Layout:
+        """The layout at `mlp` or `query_mlp`."""
+        return States(self.texts if point == "mlp" else self.crossing)
+
+
+def pass_of(name: str, layer: AnyLayer, args: tuple, kwargs: dict) -> LayerPass:
+    """The pass that is a call of a text layer with these arguments."""
+    rows: TokenLayout = args[1]
+    out = rows.first_packing if kwargs.get("first_only") else rows
+    if not isinstance(layer, QFormerLayer):
+        return LayerPass(name, rows, args[2], out, out, out)
+    crossing = kwargs.get("queries") or out
+    return LayerPass(
+        name, rows, kwargs.get("keys"), out, crossing, rows.texts if isinstance(rows, QueriesAndText) else out
+    )
 
 
 def _without_padding(x: Tensor, real: Tensor | None) -> Tensor:

@@ -145,7 +145,7 @@ class Trace:
         if name in self._states:
             return [[of_state(state)] for state in self._states[name]]
         raise TraceError(f"nothing passed through {name}: run the model inside the block, on a task that goes there "
-                         "(match reads text.*, caption and answer decoder.*)")  # fmt: skip
+                         "(match reads text.*, caption and answer decoder.*, BLIP-2 qformer.*)")  # fmt: skip
 
     def _only(self, name: str, values: list[Tensor]) -> Tensor:
         if len(values) != 1:
@@ -181,6 +181,7 @@ def no_such_point(name: str, known: list[str]) -> str:
 def _layer_numbers(known: list[str]) -> dict[str, list[int]]:
     numbers: dict[str, list[int]] = {}
     for name in known:
-        stack, number, _ = name.split(".", 2)
-        numbers.setdefault(stack, []).append(int(number))
+        stack, _, place = name.partition(".")
+        if place:  # else it is of no layer
+            numbers.setdefault(stack, []).append(int(place.split(".")[0]))
     return numbers

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from blip.errors import InputError
+from blip.network.attention import Tap
 from blip.network.cross_attention import CrossAttention, ImageKeys, LayerImages
 from blip.network.embeddings import Embeddings, LMHead, TextConfig, init_weights
 from blip.network.med import FeedForward, SelfAttention, TextTransformer
@@ -92,6 +93,7 @@ class QFormer(TextTransformer):
         self.queries = nn.Parameter(torch.empty(1, config.queries, config.width))
         self.embeddings = Embeddings(parts) if config.text else QueryEmbeddings(parts)
         self.layers = nn.ModuleList([QFormerLayer(config, number) for number in range(config.layers)])
+        self.out = Tap()  # of the queries' states, where they leave
         self.head = LMHead(parts, self.embeddings.words) if isinstance(self.embeddings, Embeddings) else None
         self.apply(partial(init_weights, width=config.width))
         nn.init.normal_(self.queries, std=0.02 * (768 / config.width) ** 0.5)
@@ -107,7 +109,7 @@ class QFormer(TextTransformer):
         for number, layer in enumerate(layers_of(self)):
             extend = partial(cache.extend, number)
             x = layer(x, rows, queries=rows, keys=self._keys_of(number, keys), extend=extend)
-        return QueryStates(rows.unpack(x), cache.layers)
+        return QueryStates(self.out(rows.unpack(x)), cache.layers)
 
     def text(self, ids: Tensor, rows: Rows, first_only: bool = False, *, words: Tensor | None = None) -> Tensor:
         """ids (R, T) -> states (P, D) of texts alone, or (R, D) of each text's first token with `first_only`.
@@ -130,7 +132,7 @@ class QFormer(TextTransformer):
         for number, layer in enumerate(layers_of(self)):
             last = number == self.config.layers - 1  # the text's states are not read: its keys and values are enough
             x = layer(x, both, queries=queries, keys=self._keys_of(number, keys), first_only=last)
-        return queries.unpack(x)
+        return self.out(queries.unpack(x))
 
     def write(self, ids: Tensor, rows: Rows, cache: Cache, *, words: Tensor | None = None) -> Tensor:
         """ids (R, T), the first one `[DEC]`, -> states (P, D), the input of `head`: causal text behind its queries.

@@ -17,8 +17,8 @@ from blip.data.batches import Sample, collate
 from blip.data.crops import Crop, open_crop
 from blip.data.image_bytes import ImageLimits, UnreadableImage
 from blip.data.images import open_image
-from blip.data.training_images import FastImages
-from blip.data.transforms import eval_transform
+from blip.data.training_images import FastImages, resized
+from blip.data.transforms import STD, eval_transform
 
 SIDE = 32
 
@@ -82,6 +82,17 @@ def of_whole_image(data: bytes, crop: Crop, side: int = SIDE) -> np.ndarray:
     return np.asarray(image.crop(crop.box(image.size)).resize((side, side), Image.Resampling.BICUBIC)).astype(float)
 
 
+def by_pil(image: Image.Image, box: tuple[float, float, float, float], side: int) -> torch.Tensor:
+    """The twin of `resized`, which also takes boxes with parts of pixels."""
+    small = np.array(image.resize((side, side), Image.Resampling.BICUBIC, box=box))
+    return torch.from_numpy(small[None] if small.ndim == 2 else small.transpose(2, 0, 1))
+
+
+def as_rgb(pixels: torch.Tensor) -> np.ndarray:
+    """(1 or 3, S, S) -> (S, S, 3)."""
+    return pixels.expand(3, -1, -1).permute(1, 2, 0).numpy().astype(float)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "MPO", "WEBP"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "RGBA", "1", "I;16"])
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -97,9 +108,9 @@ def test_the_crop_of_any_image_is_that_of_the_whole_one(kind: str, mode: str, or
         pytest.skip(f"{kind} does not hold {mode}")
     for seed in range(4):
         crop = drawn(seed)
-        ours = open_crop(data, crop, SIDE)
-        assert ours.size == (SIDE, SIDE)
-        difference = np.abs(np.asarray(ours.convert("RGB")).astype(float) - of_whole_image(data, crop))
+        ours = by_pil(*open_crop(data, crop, SIDE), SIDE)
+        assert ours.shape[1:] == (SIDE, SIDE)
+        difference = np.abs(as_rgb(ours) - of_whole_image(data, crop))
         if kind in ("JPEG", "MPO") and mode != "CMYK":
             assert difference.mean() < (6 if mode == "1" else 1.5), seed  # 1: nothing but dots
             assert difference[1:-1, 1:-1].max() < (30 if mode == "1" else 9), seed
@@ -124,12 +135,41 @@ def test_large_photographs_differ_little() -> None:
     for scale in ((0.05, 0.1), (0.2, 0.4), (0.9, 1.0)):
         for seed in range(3):
             crop = drawn(seed, scale)
-            ours, expected = np.asarray(open_crop(data, crop, 64)).astype(float), of_whole_image(data, crop, 64)
+            ours, expected = as_rgb(by_pil(*open_crop(data, crop, 64), 64)), of_whole_image(data, crop, 64)
             error = ((ours - expected) ** 2).mean()
             assert 10 * math.log10(255**2 / error) > 42
             assert abs((ours - expected).mean()) < 0.2
             moved = ((ours[:, 1:] - expected[:, :-1]) ** 2).mean()
             assert error < moved / 20
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("size", [(301, 203), (40, 50), (1, 1), (700, 3)])
+def test_resizing_is_that_of_pil_on_whole_pixels(mode: str, size: tuple[int, int]) -> None:
+    image, draw = picture(*size).convert(mode), np.random.default_rng(0)
+    for _ in range(8):
+        left, top = (draw.uniform(0, 0.7 * length) for length in size)
+        right, bottom = (draw.uniform(low, length) for low, length in zip((left, top), size, strict=True))
+        box = round(left), round(top), max(round(right), round(left) + 1), max(round(bottom), round(top) + 1)
+        ours = resized(image, (left, top, right, bottom), SIDE)
+        expected = by_pil(image.crop(box), (0, 0, box[2] - box[0], box[3] - box[1]), SIDE)
+        assert ours.shape == expected.shape and ours.dtype == torch.uint8 and ours.is_contiguous()
+        difference = (ours.int() - expected.int()).abs()
+        assert difference.max() <= 2 and difference.float().mean() < 0.1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_edges_move_by_half_a_pixel_of_the_result_at_most(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture(903, 701), exif=exif)
+    for seed in range(20):
+        image, box = open_crop(data, drawn(seed), SIDE)
+        whole = [round(place) for place in box]
+        assert min(whole) >= 0 and whole[2] <= image.width and whole[3] <= image.height
+        assert (
+            image.size == (903, 701)[:: 1 if orientation < 5 else -1] or min(box[2] - box[0], box[3] - box[1]) >= SIDE
+        )
 
 
 def test_limits_and_damage_are_those_of_whole_images(tmp_path: Path) -> None:
@@ -176,8 +216,9 @@ def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
     pixels = FastImages(24, None, None).read(image, 0, 0, 0)
     batch = collate([Sample(pixels.image, [1], 0, 0, 0, [], operations=pixels.operations)])
     ready = next(prepared(iter([batch]), torch.device("cpu"), 5))
-    assert torch.equal(ready.images[0], eval_transform(24)(image))
-    assert torch.equal(normalised(pixels.image[None])[0], eval_transform(24)(image))
+    difference = (ready.images[0] - eval_transform(24)(image)).abs()  # torch and PIL round differently
+    assert difference.max() <= 2.01 / 255 / min(STD) and difference.mean() < 0.1 / 255 / min(STD)
+    assert torch.equal(normalised(pixels.image[None]), ready.images)
     assert next(prepared(iter([ready]), torch.device("cpu"), 5)).images is ready.images, "done once"
 
 

@@ -87,7 +87,7 @@ def test_fewer_flops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert last["ratios"]["step"] == [1, 1] and last["whole_run_tflop_ratio"] > 1
     assert last["final_scores"].keys() == {"all", "fewer"}
     for run in last["runs"]:
-        assert [len(curve) for curve in run["curves"].values()] == [8, 8]  # 24 steps, each third
+        assert [len(curve) for curve in run["curves"].values()] == [6, 6]  # 18 steps, each third
     monkeypatch.setattr(benchmark, "train", None)  # seeds whose results are there are not trained again
     benchmark.main()
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["runs"] == last["runs"]
