@@ -1,4 +1,4 @@
-"""Draws phantoms, trains a tiny language model on their captions, then both stages of BLIP-2, and shows what was learned.
+"""Draws phantoms, trains a tiny language model on their captions, then both stages of BLIP-2, and shows the scores.
 
 python demo/demo_blip2.py --output_dir runs/demo_blip2
 """
@@ -50,8 +50,8 @@ def main(
         console.print(f"its loss: {train_language_model(captions, language, seed=seed):.3f} a token")
     files = [f"train_file=[{train.resolve()}]", f"val_file=[{test.resolve()}]", f"seed={seed}", *(set_ or [])]
     first, second = output_dir / "stage1", output_dir / "stage2"
-    run("configs/blip2_phantoms.yaml", first, [*files, f"tokenizer={tokenizer.resolve()}"])
-    run("configs/blip2_phantoms_stage2.yaml", second,
+    stage("configs/blip2_phantoms.yaml", first, [*files, f"tokenizer={tokenizer.resolve()}"])
+    stage("configs/blip2_phantoms_stage2.yaml", second,
         [*files, f"language_model={language.resolve()}", f"init_from={first.resolve()}"])  # fmt: skip
 
     records = json.loads(test.read_text())
@@ -64,7 +64,7 @@ def main(
     console.print(f"{(time.perf_counter() - started) / 60:.1f} minutes", soft_wrap=True, markup=False)
 
 
-def run(config: str, output: Path, options: list[str]) -> None:
+def stage(config: str, output: Path, options: list[str]) -> None:
     """`python pretrain_blip2.py ...`, which goes on where it was interrupted."""
     command = [sys.executable, "pretrain_blip2.py", "--config", config, "--output_dir", str(output.resolve())]
     command += ["--resume", "auto", *(word for option in options for word in ("--set", option))]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from blip import distributed
-from blip.checkpoints.format import TOKENIZER, load_weights
+from blip.checkpoints.format import TOKENIZER, CheckpointError, load_weights
 from blip.checkpoints.initialize import Source
 from blip.config import ConfigError
 from blip.data.batches import Batch
@@ -259,6 +259,15 @@ class Blip2Retrieving(Blip2FineTuning, Retrieving):
 
     task = "blip2"
     model: Blip2Model
+
+    def choose_tokenizer(self, source: Source | None, resume: Path | None, *, save: bool) -> Tokenizer:
+        """Raises CheckpointError where the run would start from the second stage."""
+        if source is not None and source.info["task"] != self.task:
+            raise CheckpointError(
+                f"{source.path} is a checkpoint of {source.info['task']}, which lacks the words and heads of the first "
+                "stage: start from a run of that, or from Salesforce/blip2-itm-vit-g"
+            )
+        return super().choose_tokenizer(source, resume, save=save)
 
     def start(self, source: Source | None) -> tuple[Blip2Model, blip2_start.Frozen]:
         return blip2_start.stage1_model(self.config, source, self.tokenizer)

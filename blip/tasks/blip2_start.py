@@ -169,13 +169,15 @@ def open_language_model(config: Any, source: Source | None, device: torch.device
     name = config.language_model or (known or {}).get("name", "")
     found = load_language_model(
         name,
+        activation=(known or {}).get("activation", ""),
         dtype=config.language_dtype,
         device=device,
         beside=Path(source.path) if source else None,
         expected=known,
     )
     limit = max_tokens or config.max_text_tokens
-    adapter, tokens = language_model(found.module, found.tokenizer, limit, dropout=config.language_dropout)
+    end = source.info.get("end_text") if source else None
+    adapter, tokens = language_model(found.module, found.tokenizer, limit, end=end, dropout=config.language_dropout)
     return Language(adapter, tokens, found.info)
 
 
@@ -190,6 +192,12 @@ def stage2_model(
     vit = tower_config(config, source)
     qformer = qformer_config(config, vit.width, words or 30523, text=bool(words))
     model = Blip2LanguageModel(vit, qformer, language.model.width)
+    known = source.tensors.get("language_proj.weight") if source else None
+    if source is not None and known is not None and len(known) != language.model.width:
+        raise CheckpointError(
+            f"{source.path} was trained with a language model whose embeddings are {len(known)} wide; those of "
+            f"{language.info['name']} are {language.model.width} wide"
+        )
     new = ("language_proj.",) if source and source.info["task"] == "blip2" else ()
     frozen = fill(model, config, source, may_lack=new)
     return model.attach(language.model), frozen

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from blip import distributed
 from blip.config import PairConfig, annotation_files
-from blip.data.batches import Batch
+from blip.data.batches import Batch, collate
 from blip.data.image_bytes import ImageLimits
 from blip.data.loader import EvalLoader, eval_loader
 from blip.data.pairs import MAX_SOURCES, CaptionEncoder, EvalPairs
@@ -38,6 +38,7 @@ IN_TENSORBOARD = 4  # images with captions
 class PairRun:
     """Images with captions of files or shards, and the methods that the loop calls; see `blip.train.run.Task`."""
 
+    collate_fn = staticmethod(collate)
     model: Any
     parallel: Any
 

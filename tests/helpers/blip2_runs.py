@@ -1,16 +1,21 @@
 """Tiny runs of BLIP-2 on phantoms: both stages, and a random language model for the second."""
 
+import itertools
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from language_model import word_tokenizer
 
+from blip.checkpoints.format import save_weights
 from blip.config import load_config
-from blip.tasks import blip2
+from blip.tasks import blip2, blip2_start
 from blip.tasks.blip2_config import Blip2Config
 from helpers.fine_tuning import CPU
+from helpers.recorded_pretraining import hardest
+from helpers.running import join
 from helpers.tiny import TINY
 
 SIZES = {"queries": 4, "cross_every": 2, "max_text_tokens": 24}
@@ -70,3 +75,56 @@ def train(config: Blip2Config, output: Path, resume: str = "") -> Path:
     """Runs a stage to its end -> its newest checkpoint."""
     assert blip2.run(config, output, resume, device=CPU)
     return output / "checkpoints" / "latest"
+
+
+def write_stages(folder: Path, phantoms: Path) -> None:
+    """Random tiny weights where commands of the documentation name them: a run of the first stage, runs/q1, one of the
+    second that was fine-tuned, runs/roco2, and the language model."""
+    language = write_language_model(folder / "language_model", phantoms)
+    for config, run, weights in (
+        (stage1(phantoms), "q1", "checkpoints/step-00000001"),
+        (stage1(phantoms), "demo_blip2/stage1", "checkpoints/step-00000001"),
+        (stage2(phantoms, language), "roco2", "best"),
+    ):
+        output = folder / "runs" / run
+        make = blip2.Stage2 if config.language_model else blip2.Stage1
+        task = make(config, None, output, resume=None, device=CPU)
+        save_weights(output / weights, task.weights(), task.info())
+        (output / "tokenizer.json").rename(output / weights / "tokenizer.json")
+        (output / "config.yaml").write_text("{}\n")
+
+
+# ---- in several processes --------------------------------------------------------------------------------------------
+
+
+def equal_captions_file(phantoms: Path, path: Path) -> Path:
+    """Captions of as many tokens each, so that the mean over the tokens of a process is that of all."""
+    records = json.loads((phantoms / "captions.json").read_text())[:8]
+    orders = list(itertools.permutations(["chest", "head", "left", "right"]))
+    made = [{"image": str(phantoms / r["image"]), "caption": " ".join(orders[3 * i])} for i, r in enumerate(records)]
+    path.write_text(json.dumps(made))
+    return path
+
+
+def three_steps(config: Blip2Config, folder: Path) -> dict[str, Any]:
+    """The weights after three steps whose negatives are not drawn, in this process of however many there are."""
+    source = blip2_start.read_source(config)
+    make = blip2.Stage2 if blip2_start.is_stage2(config, source) else blip2.Stage1
+    task = make(blip2_start.with_sizes_of(config, source), source, folder, resume=None, device=CPU)
+    if isinstance(task, blip2.Stage1):
+        task.model.forward = partial(task.model.forward, draw=hardest)
+    optimizer = torch.optim.AdamW((p for p in task.model.parameters() if p.requires_grad), lr=0.003)
+    for number, batch in enumerate(itertools.islice(task.batches(0), 3)):
+        task.parallel.train()
+        task.step(batch, number).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        task.after_update(number + 1)
+    return {name: tensor.clone() for name, tensor in task.weights().items()}
+
+
+def of_two(rank: int, port: int, folder: Path, configs: list[Blip2Config]) -> None:
+    """What each of two processes has after three steps of each configuration."""
+    join(rank, port)
+    found = [three_steps(config, folder / f"run-{number}") for number, config in enumerate(configs)]
+    torch.save(found, folder / f"{rank}.pt")

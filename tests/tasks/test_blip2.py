@@ -5,11 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.blip2_runs import stage1, stage2, train, write_language_model
+from helpers.blip2_runs import (
+    equal_captions_file,
+    of_two,
+    stage1,
+    stage2,
+    three_steps,
+    train,
+    write_language_model,
+)
 from helpers.fine_tuning import assert_same_run
+from helpers.running import start_two
 
 from blip.checkpoints.format import load_weights
 from blip.tasks import blip2, blip2_start
+from blip.tasks.blip2_rehearsal import run_once
 from blip.train.log import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_java_nor_peak")]
@@ -101,3 +111,28 @@ def test_a_frozen_tower_stays_in_evaluation_mode(first: Path, phantoms: Path, tm
     images = torch.randn(4, 3, 32, 32)
     assert torch.equal(made.model.image_encoder(images), made.model.image_encoder(images))
     assert made.model.qformer.training and not made.model.image_encoder.training
+
+
+def test_two_processes_equal_one_with_their_batches_together(
+    first: Path, language: Path, phantoms: Path, tmp_path: Path
+) -> None:
+    file = equal_captions_file(phantoms, tmp_path / "captions.json")
+    given = {"train_file": f"[{file}]", "dropout": 0, "crop_scale": "null"}
+    two = [stage1(phantoms, batch_size=2, **given), stage2(phantoms, language, batch_size=2, init_from=first, **given)]
+    one = [stage1(phantoms, batch_size=4, **given), stage2(phantoms, language, batch_size=4, init_from=first, **given)]
+    seen = start_two(of_two, tmp_path, two)
+    for number, config in enumerate(one):
+        expected = three_steps(config, tmp_path / f"one-{number}")
+        for name, tensor in expected.items():
+            torch.testing.assert_close(seen[0][number][name], seen[1][number][name], rtol=0, atol=0)
+            if not name.endswith(".k.bias"):  # whose gradient is zero but for rounding
+                torch.testing.assert_close(seen[0][number][name], tensor, rtol=1e-3, atol=2e-4, msg=name)
+
+
+def test_what_a_step_costs(first: Path, language: Path, phantoms: Path, capsys: pytest.CaptureFixture) -> None:
+    for config in (stage1(phantoms), stage2(phantoms, language, "language_dtype=bf16", init_from=first)):
+        run_once((blip2.Stage1, blip2.Stage2), config, torch.device("cpu"))
+        shown = capsys.readouterr().out
+        for word in ("qformer", "weights (MB)", "trained: ", "GFLOP", "pairs a second", "MB at most", "data: 48 pairs"):
+            assert word in shown, word
+    assert "language_model" in shown and "frozen: language_model" in shown
