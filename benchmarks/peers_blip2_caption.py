@@ -16,7 +16,7 @@ IMAGE_TOKEN, PAD, START, LINE_END = 50265, 1, 2, 50118
 
 
 def opt_configuration(size: str) -> OPTConfig:
-    """OPT-125M's sizes, or `tiny` ones; weights start wider than those of training, so that texts are no coin tosses."""
+    """OPT-125M's sizes, or `tiny` ones; weights start wider than for training, so that texts are no coin tosses."""
     sizes: dict[str, Any] = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "ffn_dim": 3072}
     if size == "tiny":
         sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 128}

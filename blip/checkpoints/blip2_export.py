@@ -11,6 +11,7 @@ from blip.checkpoints.format import WEIGHTS, CheckpointError, disk_errors, save_
 from blip.checkpoints.language_models import LoadedLanguageModel, load_language_model
 from blip.checkpoints.names import Tensors, inverse, prefixed, rename
 from blip.files import json_text, write_whole
+from blip.models.factory import spec_of
 from blip.tokenizer import load_tokenizer
 
 PROCESSOR = "processor_config.json"
@@ -51,7 +52,7 @@ def write_huggingface(
     if hf_class == "qformer":
         config = qformer_config(info["qformer"])
     else:
-        language = _language_model(info, folder) if info["task"] == "blip2_language" else None
+        language = _language_model(info, folder) if spec_of(info["task"]).has_language_model else None
         config = huggingface_config(info, *_of_language(language))
     if language is not None:
         weights = unique_state(language.module)

@@ -67,6 +67,7 @@ class TaskSpec:
         foreign_modules: top-level modules that together identify a foreign checkpoint of this task.
         queue_names: tensor names of the momentum queue in the released file, and ours.
         huggingface: the `transformers` class that holds this task, and the modules of ours that it holds.
+        has_language_model: a frozen language model of transformers reads and writes the text.
         exports_as: tasks whose `transformers` class can hold a checkpoint of this task, the usual one first.
     """
 
@@ -83,6 +84,7 @@ class TaskSpec:
     foreign_modules: frozenset[str] = frozenset()
     queue_names: dict[str, str] = field(default_factory=dict)
     huggingface: tuple[str, tuple[str, ...]] | None = None
+    has_language_model: bool = False
     exports_as: tuple[str, ...] = ()
 
 
@@ -153,6 +155,7 @@ TASKS: dict[str, TaskSpec] = {
         can=frozenset({"caption", "answer"}),
         explained_as="caption",
         new_parts=("language_proj.",),
+        has_language_model=True,
     ),
 }
 

@@ -391,7 +391,7 @@ BAD = [
     ({"no_repeat_ngram": -2}, "top_k, no_repeat_ngram and min_new_tokens must be 0 or more"),
     ({"min_new_tokens": -1}, "top_k, no_repeat_ngram and min_new_tokens must be 0 or more"),
     ({"min_new_tokens": 31}, "min_new_tokens 31 is above max_new_tokens 30"),
-    ({"length_norm": "half"}, "length_norm is 'half', it can be generated or whole"),
+    ({"length_norm": "half"}, "length_norm is 'half', it can be generated, whole or whole_blip2"),
     ({"sample": True, "beams": 2}, "sample and beams exclude each other"),
     ({"num_return": 2}, "num_return is 2 with 1 beams: sample, or search with more beams"),
     ({"beams": 2, "num_return": 3}, "num_return is 3 with 2 beams"),
