@@ -1,7 +1,7 @@
 """Trains BLIP-2: the first stage, or the second one where the configuration names a language model.
 
     python pretrain_blip2.py --config configs/blip2_stage1.yaml --output_dir runs/q1 --set train_file=[captions.json]
-    python pretrain_blip2.py --config configs/blip2_stage2_opt.yaml --output_dir runs/q2 --init_from runs/q1 --set train_file=[captions.json]
+    python pretrain_blip2.py --config configs/blip2_stage2_opt.yaml --output_dir runs/q2 --init_from runs/q1
 
 The path of one batch, in the order of reading:
 

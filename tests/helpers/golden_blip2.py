@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from blip.checkpoints.blip2_names import lavis
 from torch import Tensor, nn
 
 from blip.checkpoints import convert
+from blip.checkpoints.blip2_names import lavis
 from blip.checkpoints.format import load_strict
 from blip.checkpoints.names import rename
 from blip.models.blip2 import Blip2Model
