@@ -138,35 +138,47 @@ def convert(
     ],
     target: Annotated[Path, typer.Argument(help="folder or file to write")],
     to: Annotated[str, typer.Option(help="blip, salesforce or huggingface")] = "blip",
-    hf_class: Annotated[str, typer.Option("--hf_class", help="retrieval, caption or vqa, for huggingface")] = "",
+    hf_class: Annotated[
+        str, typer.Option("--hf_class", help="retrieval, caption or vqa, of BLIP-2 also model or qformer; huggingface")
+    ] = "",
     tokenizer: Annotated[
         str, typer.Option(help="file that goes beside the weights; the source's own unless given")
     ] = "",
     image_heads: Annotated[int | None, typer.Option("--image_heads", min=1, help="width / 64 unless given")] = None,
     text_heads: Annotated[int | None, typer.Option("--text_heads", min=1, help="width / 64 unless given")] = None,
+    image_encoder: Annotated[
+        str, typer.Option("--image_encoder", help="of a BLIP-2 of LAVIS, which leaves it out: its file, folder or name")
+    ] = "",
+    language_model: Annotated[
+        str, typer.Option("--language_model", help="of a BLIP-2: a folder of transformers or hub:OWNER/NAME")
+    ] = "",
     overwrite: Overwrite = False,
 ) -> None:
     """Writes a checkpoint in another format and lists what that format cannot hold."""
     from blip.checkpoints import convert as formats
     from blip.checkpoints.format import TOKENIZER, TOKENIZERS
+    from blip.checkpoints.language_models import with_language_model
     from blip.checkpoints.places import local, local_tokenizer
     from blip.models.factory import spec_of
     from blip.tokenizer import load_tokenizer
 
     with user_errors():
         form = as_input(to=to, hf_class=hf_class, image_heads=image_heads, text_heads=text_heads)
+        others = [one for one in (tokenizer, image_encoder, language_model) if one]
         # names of either folder, so that nothing of another format stays beside the weights
         claim = claim_output(
             target,
             "convert",
-            inputs=[source, *filter(None, [tokenizer]), form],
+            inputs=[source, *others, form],
             folder=to != "salesforce",
             overwrite=overwrite,
             names=() if to == "salesforce" else formats.NAMES,
         )
         with alone(claim):
             folder = local(source)
-            tensors, info = formats.read(folder, image_heads=image_heads, text_heads=text_heads)
+            tensors, info = formats.read(folder, image_heads, text_heads, image_encoder=image_encoder)
+            if language_model:
+                info = with_language_model(info, language_model)
             own = [str(folder / name) for name in TOKENIZERS if (folder / name).is_file()]
             words = local_tokenizer(tokenizer) or next(iter(own), "")
             beside = words if to == "huggingface" and words else None

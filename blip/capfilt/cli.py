@@ -148,6 +148,7 @@ def caption(
     from blip.capfilt import steps
     from blip.capfilt.candidates import read_candidates
     from blip.inference.load import load
+    from blip.inference.load_blip2 import only_blip
 
     with user_errors():
         limits = ImageLimits.of_mb(max_image_mb)
@@ -159,7 +160,7 @@ def caption(
         _claim_shards(out, "capfilt caption", [*data, checkpoint, tokenizer], overwrite=overwrite)
         candidates = read_candidates(data, image_root)
         steps.caption(
-            load(checkpoint, device=target, tokenizer=tokenizer or None),
+            only_blip(load(checkpoint, device=target, tokenizer=tokenizer or None), "blip capfilt"),
             candidates,
             out,
             model_fingerprint=_model_fingerprint(checkpoint, tokenizer),
@@ -192,6 +193,7 @@ def filter_(
     from blip.capfilt import steps
     from blip.capfilt.candidates import read_candidates
     from blip.inference.load import load
+    from blip.inference.load_blip2 import only_blip
 
     with user_errors():
         limits = ImageLimits.of_mb(max_image_mb)
@@ -200,7 +202,7 @@ def filter_(
         _claim_shards(out, "capfilt filter", [*data, checkpoint, tokenizer], overwrite=overwrite)
         candidates = read_candidates(data, image_root)
         steps.score(
-            load(checkpoint, device=target, tokenizer=tokenizer or None),
+            only_blip(load(checkpoint, device=target, tokenizer=tokenizer or None), "blip capfilt"),
             candidates,
             out,
             model_fingerprint=_model_fingerprint(checkpoint, tokenizer),

@@ -42,6 +42,7 @@ from blip.files import read_json, write_whole
 from blip.hashing import fingerprint
 from blip.hub.names import unpinned
 from blip.inference.load import load
+from blip.inference.load_blip2 import only_blip
 from blip.outputs import claim_output, locked
 from blip.tasks import caption, pretrain, retrieval
 from blip.tasks.config import CaptionConfig, FineTuneConfig, RetrievalConfig
@@ -125,7 +126,7 @@ class Rounds:
         config, scored = self.config, place / "scored"
         self.show(f"round {number}: captions for {len(self.web)} images")
         steps.caption(
-            load(captioner, self.device),
+            only_blip(load(captioner, self.device), "blip capfilt"),
             self.web,
             place / "synthetic",
             model_fingerprint=fingerprint(captioner),
@@ -137,7 +138,7 @@ class Rounds:
         candidates = read_candidates([*config.web_file, str(place / "synthetic")], config.image_root)
         self.show(f"round {number}: scores of {candidates.texts} texts")
         steps.score(
-            load(filter_, self.device),
+            only_blip(load(filter_, self.device), "blip capfilt"),
             candidates,
             scored,
             model_fingerprint=fingerprint(filter_),

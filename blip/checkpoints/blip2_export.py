@@ -97,11 +97,12 @@ def _renamed(tensors: Tensors, hf_class: str) -> tuple[Tensors, set[str]]:
 
 def _language_model(info: dict[str, Any], folder: Path) -> LoadedLanguageModel:
     stated = info["language_model"]
-    name = stated.get("name") or ""
-    if stated.get("revision"):
-        name = f"{name}@{stated['revision']}"
     return load_language_model(
-        name, dtype="stored", beside=folder, expected=stated, activation=stated.get("activation", "")
+        stated.get("name") or "",
+        dtype="stored",
+        beside=folder,
+        expected=stated,
+        activation=stated.get("activation", ""),
     )
 
 

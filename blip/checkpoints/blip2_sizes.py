@@ -83,8 +83,8 @@ class Stated(_Strict):
 
     model_type: str = ""
     architectures: list[str] | None = None
-    vision_config: _Vision = _Vision()
-    qformer_config: _QFormer = _QFormer()
+    vision_config: _Vision = Field(default_factory=lambda: _Vision.model_validate({}))
+    qformer_config: _QFormer = Field(default_factory=lambda: _QFormer.model_validate({}))
     text_config: _Text = _Text()
 
     @property

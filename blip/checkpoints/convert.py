@@ -133,6 +133,8 @@ def write(
     if to == "blip":
         if tokenizer_file and Path(tokenizer_file).suffix != ".json":
             raise CheckpointError(f"{tokenizer_file}: our folders hold a tokenizer.json; save it as one first")
+        if "image_encoder.positions" in tensors:  # held, and not only named
+            info = {name: entry for name, entry in info.items() if name != "frozen"}
         with disk_errors("the checkpoint", path):
             save_weights(path, tensors, info)
             if tokenizer_file:

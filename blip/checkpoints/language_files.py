@@ -1,6 +1,5 @@
 """The files of a language model: where they are, which of a repository are needed, and the weights' fingerprint."""
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from blip.checkpoints.fingerprint import ENDS, combined, digest_of, ends_of
 from blip.checkpoints.format import WEIGHTS
 from blip.checkpoints.info import CheckpointError
-from blip.checkpoints.states import INDEX, PICKLED, read_state, weight_files
+from blip.checkpoints.states import PICKLED, names_of_weights, read_state, weight_files
 from blip.errors import InputError
 from blip.files import open_regular
 from blip.hub import names, repository
@@ -50,16 +49,7 @@ def language_model_files(there: Iterable[str]) -> list[str]:
         InputError: it holds none.
     """
     there = set(there)
-    weights: list[str] = []
-    for name in (WEIGHTS, PICKLED):
-        stem, ending = name.split(".")
-        several = sorted(one for one in there if re.fullmatch(rf"{stem}-\d+-of-\d+\.{ending}", one))
-        if name in there:
-            weights = [name]
-        elif f"{name}{INDEX}" in there and several:
-            weights = [f"{name}{INDEX}", *several]
-        if weights:
-            break
+    weights = names_of_weights(there)
     if not weights or "config.json" not in there:
         raise InputError(
             f"the repository holds no model of transformers: it has no config.json with {WEIGHTS} or {PICKLED}"

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip.checkpoints.info import CheckpointError
 from blip.checkpoints.language_files import fingerprint_of_files, local_folder, revision_of
@@ -60,8 +60,9 @@ def load_language_model(
         RemoteError: it cannot be fetched.
     """
     check_dtype(dtype, torch.device(device))
-    transformers = needs_transformers()
-    folder = local_folder(name, beside)
+    transformers, known = needs_transformers(), expected or {}
+    pinned = f"{name}@{known['revision']}" if known.get("revision") and name == known.get("name") else name
+    folder = local_folder(pinned, beside)
     config, whole = _config(transformers, folder)
     if dtype == "fp16" and config.model_type in ("t5", "mt5", "umt5"):
         raise InputError(f"language model {name}: T5 overflows in fp16 and gives NaN: choose bf16 or fp32")
@@ -71,15 +72,17 @@ def load_language_model(
     _check(info, expected or {}, name, only=("fingerprint", "kind"))  # before much is read
     tokenizer = _tokenizer(transformers, folder)
     module = _module(transformers, folder, config, whole=whole, dtype=dtype, device=torch.device(device))
+    rows_and_width = module.get_input_embeddings().weight.shape
     info |= {
-        "width": module.get_input_embeddings().weight.shape[1],
+        "width": rows_and_width[1],
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "dtype": dtype,
     }
     info |= {"activation": activation} if activation else {}
     _check(info, expected or {}, name, only=tuple(PARTS))
-    if len(tokenizer) > (rows := module.get_input_embeddings().weight.shape[0]):
-        raise CheckpointError(f"language model {name}: its tokenizer has {len(tokenizer)} tokens, its weights {rows}")
+    if len(tokenizer) > rows_and_width[0]:
+        counts = f"{len(tokenizer)} tokens, its weights {rows_and_width[0]}"
+        raise CheckpointError(f"language model {name}: its tokenizer has {counts}")
     return LoadedLanguageModel(module.requires_grad_(False).eval(), tokenizer, info, folder)
 
 
@@ -96,6 +99,20 @@ def describe(name: str, *, beside: Path | None = None) -> dict[str, Any]:
         "tokenizer": tokenizer,
         "dtype": "fp32",
     }
+
+
+def with_language_model(info: dict[str, Any], name: str) -> dict[str, Any]:
+    """The content of `model.json` with the language model of this name.
+
+    Raises:
+        CheckpointError: the checkpoint has none, or one of another kind, width or other weights.
+    """
+    stated = info.get("language_model")
+    if stated is None:
+        raise CheckpointError(f"a checkpoint of {info['task']} has no language model: leave out language_model")
+    found = describe(name)
+    _check(found, stated, name, only=tuple(PARTS))
+    return {**info, "language_model": {**stated, **found, "dtype": stated.get("dtype", "fp32")}}
 
 
 def check_dtype(dtype: str, device: torch.device) -> None:
@@ -179,9 +196,7 @@ def _tokenizer(transformers: Any, folder: Path) -> Any:
         raise CheckpointError(f"language model {folder}: its tokenizer cannot be read: {_line(error)}") from error
 
 
-def _module(
-    transformers: Any, folder: Path, config: Any, *, whole: bool, dtype: str, device: torch.device
-) -> nn.Module:
+def _module(transformers: Any, folder: Path, config: Any, *, whole: bool, dtype: str, device: torch.device) -> Any:
     """The model with its weights; a tensor that is missing or of another shape is an error."""
     several = config.is_encoder_decoder
     auto = transformers.AutoModelForSeq2SeqLM if several else transformers.AutoModelForCausalLM
@@ -194,9 +209,9 @@ def _module(
         place, options["state_dict"] = None, _language_tensors(folder, DTYPES.get(dtype))
         options["dtype"] = DTYPES.get(dtype, torch.float32)
     try:
-        module, found = auto.from_pretrained(place, **options)
-    except CheckpointError:
-        raise
+        # without a folder the automatic classes ask for one
+        kind = auto._model_mapping[type(config)] if whole else auto
+        module, found = kind.from_pretrained(place, **options)
     except Exception as error:  # safetensors, pickle, torch and transformers raise their own
         raise CheckpointError(f"language model {folder} cannot be loaded: {_line(error)}") from error
     if missing := sorted(found["missing_keys"]):

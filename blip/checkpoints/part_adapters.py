@@ -7,7 +7,9 @@ are not ours to write, and int8 layers cannot hold them. `trained_parts` is what
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from blip.checkpoints.adapters import (
@@ -20,7 +22,9 @@ from blip.checkpoints.adapters import (
     public_state,
     wrapped,
 )
+from blip.checkpoints.format import CheckpointError
 
+ADAPTER = ".lora_"  # in the names of the tensors of adapters
 PARTS = ("language_model", "qformer", "image_encoder")
 # what users of other packages call our layers: the last part of a name
 ALIASES = {"query": "q", "key": "k", "value": "v", "q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "out"}
@@ -77,6 +81,24 @@ def add_lora_to_parts(
         for parameter in adapter_parameters(layer):
             parameter.requires_grad_(True)
     return every
+
+
+@torch.no_grad()
+def restore_adapters(model: nn.Module, lora: Mapping[str, Any], tensors: Mapping[str, Tensor], what: str) -> None:
+    """Wraps layers as `lora` of `model.json` says, with the numbers that a checkpoint has among its tensors.
+
+    Raises:
+        CheckpointError: the adapters are not all there, or fit other layers; `what` names the checkpoint.
+        LoraError: as in `add_lora_to_parts`.
+    """
+    if not wrapped(model):
+        add_lora_to_parts(model, lora["rank"], lora["parts"], alpha=lora["alpha"], dropout=lora["dropout"])
+    for name, own in public_state(model).items():
+        if ADAPTER in name:
+            theirs = tensors.get(name)
+            if theirs is None or theirs.shape != own.shape:
+                raise CheckpointError(f"{what} is half a checkpoint: it lacks {name} of shape {tuple(own.shape)}")
+            own.copy_(theirs)
 
 
 def _layers(part: nn.Module, endings: Sequence[str], name: str) -> list[str]:

@@ -7,15 +7,15 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
-from blip.checkpoints import download
+from blip.checkpoints import download, language_files
 from blip.checkpoints.adapter_files import ADAPTER, ADAPTER_INFO
 from blip.checkpoints.format import INFO, TOKENIZER, WEIGHTS
 from blip.checkpoints.info import read_info
+from blip.checkpoints.states import PICKLED, names_of_weights
 from blip.errors import InputError
 from blip.hub import names, repository
 from blip.hub.names import Address, HubName
 
-PICKLED = "pytorch_model.bin"
 # beside the weights, where a repository has them
 SMALL = (
     INFO, "config.json", ADAPTER_INFO, TOKENIZER, "vocab.txt", "tokenizer_config.json", "special_tokens_map.json",
@@ -27,6 +27,12 @@ ON_THE_HUB = tuple(
     for name in (
         "image-captioning-base", "image-captioning-large", "vqa-base", "vqa-capfilt-large", "itm-base-coco",
         "itm-base-flickr", "itm-large-coco", "itm-large-flickr",
+    )
+) + tuple(
+    f"Salesforce/blip2-{name}"
+    for name in (
+        "opt-2.7b", "opt-6.7b", "opt-2.7b-coco", "opt-6.7b-coco", "flan-t5-xl", "flan-t5-xl-coco", "flan-t5-xxl",
+        "itm-vit-g", "itm-vit-g-coco",
     )
 )  # fmt: skip
 RELEASED = "https://storage.googleapis.com/sfr-vision-language-research/BLIP/models/"
@@ -117,10 +123,12 @@ def checkpoint_files(there: Iterable[str]) -> list[str]:
     """
     there = set(there)
     weights = [name for name in (WEIGHTS, ADAPTER, PICKLED) if name in there][:1]
+    if not weights and (several := names_of_weights(there)):  # of BLIP-2, with its language model
+        return [name for name in dict.fromkeys((*SMALL, *language_files.SMALL)) if name in there] + several
     weights = weights or [name for name in sorted(there) if name.endswith(".pth")]
     if not weights:
         parts = any(name.startswith("model-00001-of") for name in there)
-        why = "its weights are divided among several files" if parts else f"it has no {WEIGHTS}, {PICKLED} or .pth file"
+        why = "some of its files of weights are missing" if parts else f"it has no {WEIGHTS}, {PICKLED} or .pth file"
         raise InputError(f"the repository holds no checkpoint of BLIP: {why}")
     if len(weights) > 1:
         raise InputError(f"the repository holds {', '.join(weights[:6])}: download one of them and give its path")

@@ -1,6 +1,7 @@
 """State dicts of others' files: safetensors or a pickle, one file or several with an index. No code in them is run."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -21,6 +22,21 @@ class _Index(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     weight_map: dict[str, str]
+
+
+def names_of_weights(there: set[str], kinds: Sequence[str] = (WEIGHTS, PICKLED)) -> list[str]:
+    """Of the names of files, those of the weights of the first kind that is complete; [] where none is.
+
+    Of weights in several files the index comes first; their names give their number, as `-00001-of-00002` does.
+    """
+    for name in kinds:
+        if name in there:
+            return [name]
+        stem, _, ending = name.partition(".")
+        parts = sorted(one for one in there if re.fullmatch(rf"{stem}-\d{{5}}-of-\d{{5}}\.{ending}", one))
+        if parts and f"{name}{INDEX}" in there and len(parts) == int(parts[0].rpartition("-")[2].partition(".")[0]):
+            return [f"{name}{INDEX}", *parts]
+    return []
 
 
 def weight_files(folder: Path) -> list[Path]:

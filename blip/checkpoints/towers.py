@@ -148,7 +148,7 @@ def sizes_of(tensors: Tensors, path: Path, prefix: str) -> dict[str, Any]:
 
 def _info(tensors: Tensors, kind: str, path: Path, *, heads: int | None) -> dict[str, Any]:
     sizes, clip = sizes_of(tensors, path, ""), "clip" in kind
-    form = {"norm_eps": 1e-5 if kind in PENULTIMATE else 1e-6, "block_eps": 1e-5 if clip else 1e-6}
+    form: dict[str, Any] = {"norm_eps": 1e-5 if kind in PENULTIMATE else 1e-6, "block_eps": 1e-5 if clip else 1e-6}
     form |= {"activation": "quick_gelu" if clip else "gelu"}
     form |= _stated(path, kind) if path.is_dir() else {}
     heads, width = heads or form.get("heads"), HEAD_WIDTH.get(kind, 64)
@@ -167,6 +167,7 @@ def _stated(folder: Path, kind: str) -> dict[str, Any]:
         stated = checked_as(content.get("vision_config", content), _Stated, folder / "config.json")
     except (ReadError, KeyError) as error:
         raise CheckpointError(f"{folder} does not state the form of its image encoder: {error}") from error
-    form = {"heads": stated.num_attention_heads, "activation": stated.hidden_act, "block_eps": stated.layer_norm_eps}
+    form: dict[str, Any] = {"heads": stated.num_attention_heads, "activation": stated.hidden_act}
+    form |= {"block_eps": stated.layer_norm_eps}
     form |= {} if kind in PENULTIMATE else {"norm_eps": stated.layer_norm_eps}
     return {name: value for name, value in form.items() if value is not None}

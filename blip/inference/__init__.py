@@ -5,6 +5,7 @@ Imports `models`, `network`, `checkpoints`, `tokenizer`, `files`, `hashing`, `ha
 
 load         `blip.load`: from a checkpoint of any format to a predictor
 predictor    captions, answers, features and match probabilities of images
+blip2 language   the same of BLIP-2's two stages; load_blip2 makes them
 loaded_model computation   a model with tokenizer and transform; whether gradients are computed, and in which precision
 inputs results choices   what it takes; what it returns; lists of answers
 scoring      the probability of a given text

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from blip.data.images import NoImages, readable_batches
 from blip.data.places import Found
@@ -80,9 +81,14 @@ def matched_pairs(model: Predictor, pairs: Sequence[tuple[str, str]], *, batch_s
         texts = [text for _, text in kept]
         probabilities = model.match_probability(images, texts, batch_size).tolist()
         features = model.encode_image(images, batch_size), model.encode_text(texts, batch_size)
-        cosines = (features[0] * features[1]).sum(dim=1).tolist()
-        for (path, text), probability, cosine in zip(kept, probabilities, cosines, strict=True):
+        cosines = (features[0] * features[1]).sum(dim=1) if features[0].dim() == 2 else _nearest(*features)
+        for (path, text), probability, cosine in zip(kept, probabilities, cosines.tolist(), strict=True):
             yield {"image": path, "text": text, "match_probability": probability, "itc_score": cosine}
+
+
+def _nearest(queries: Tensor, texts: Tensor) -> Tensor:
+    """The cosine (B,) of each text (B, E) to the nearest of its image's queries (B, Q, E)."""
+    return (queries * texts[:, None]).sum(dim=2).amax(dim=1)
 
 
 def _first(pair: tuple[str, str]) -> str:

@@ -1,6 +1,7 @@
 """From a checkpoint of any format to a model that is ready to use: `blip.load(path)`."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from blip.checkpoints.info import MAX_SIDE, read_info
 from blip.checkpoints.initialize import Source, adopt
 from blip.errors import InputError
 from blip.hardware.precision import AUTO, choose_precision
+from blip.inference.load_blip2 import LanguageChoice, load_blip2
 from blip.inference.predictor import Predictor
 from blip.models.factory import TASKS, model_of, spec_of
 from blip.network.embeddings import TextConfig
@@ -39,6 +41,7 @@ def load(
     text_heads: int | None = None,
     image_size: int | None = None,
     tokenizer: str | Path | Tokenizer | None = None,
+    language_model: str | LanguageChoice = "",
 ) -> Predictor:
     """Loads a checkpoint of this package, a released `.pth` file or a Hugging Face folder, ready to use.
 
@@ -53,6 +56,8 @@ def load(
         image_heads, text_heads: attention heads, for `.pth` files whose heads are not of width 64.
         image_size: side of the image in pixels, if not the checkpoint's: its position embeddings are interpolated.
         tokenizer: `vocab.txt`, `tokenizer.json`, `hub:NAME` or a `Tokenizer`; needed where the folder has none.
+        language_model: of BLIP-2: a folder or `hub:OWNER/NAME`, if not the one that the checkpoint names; or a
+            `LanguageChoice`, which also says in which type of number its weights are.
 
     Raises:
         CheckpointError: the checkpoint cannot be used; the message gives the reason.
@@ -71,7 +76,14 @@ def load(
         tensors, info, words = _with_adapter(Path(path), tokenizer)
     else:
         tensors, info = convert.read(path, image_heads, text_heads)
+        if "qformer" in info:
+            info = _fit_blip2(tensors, info, image_size)
+            words_of = partial(_tokenizer, tokenizer, Path(path))
+            options: dict[str, Any] = {"device": target, "precision": precision, "language": language_model}
+            return load_blip2(Path(path), tensors, info, tokenizer=words_of, **options)
         words = _tokenizer(tokenizer, Path(path))
+    if language_model:
+        raise InputError(f"{path} is no BLIP-2: it has no language model to choose")
     tensors, _, _ = convert.split(tensors)
     vit, text, answer = _sizes(info, path)
     if image_size is not None and image_size != vit.image_size:
@@ -90,6 +102,15 @@ def load(
         tensors.setdefault(name, model.get_parameter(name).detach())
     load_strict(model, tensors, str(path))
     return Predictor(model, words, info, device=target, precision=precision)
+
+
+def _fit_blip2(tensors: dict[str, Tensor], info: dict[str, Any], image_size: int | None) -> dict[str, Any]:
+    """The content of `model.json` for images of another size, to which positions among the tensors are interpolated."""
+    vit = ViTConfig(**info["image_encoder"])
+    if image_size is None or image_size == vit.image_size:
+        return info
+    _fit(tensors, vit, image_size)
+    return {**info, "image_encoder": {**info["image_encoder"], "image_size": image_size}}
 
 
 def _fit(tensors: dict[str, Tensor], vit: ViTConfig, image_size: int) -> None:

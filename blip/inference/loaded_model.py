@@ -21,6 +21,7 @@ from blip.models.factory import spec_of
 from blip.tokenizer import Tokenizer, blip_cleaning
 
 # what a model can do (`TaskSpec.can`): as messages put it, and the part of the model that it takes
+TEXT_PARTS = ("text_encoder", "text_decoder", "qformer")  # the first that a model has gives its positions
 ABILITIES = {
     "encode": ("encode for retrieval", "image_proj"),
     "match": ("match images and texts", "itm_head"),
@@ -48,8 +49,8 @@ class LoadedModel(Computation):
         self.model = cast(Any, model.to(self.device).eval())
         self.tokenizer, self.info = tokenizer, info
         self.transform = eval_transform(self.model.image_encoder.config.image_size)
-        text = self.model.text_encoder if hasattr(model, "text_encoder") else self.model.text_decoder
-        self.positions: int = text.config.max_positions
+        text = next(part for part in TEXT_PARTS if hasattr(model, part))
+        self.positions: int = getattr(self.model, text).config.max_positions
         self.max_text_tokens = int(info.get("max_text_tokens") or self.positions)
         self.limits = LIMITS  # of the files of images
 

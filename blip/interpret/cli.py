@@ -183,6 +183,7 @@ def localise(
     overwrite: Overwrite = False,
 ) -> None:
     """Plays the pointing game: do maps peak on what the text names? With every control."""
+    from blip.inference.load_blip2 import only_blip
     from blip.interpret import pointing_game as game
     from blip.interpret.maps import METHODS
 
@@ -196,7 +197,7 @@ def localise(
             records, left_out = game.read_named(data, limit, limits=ImageLimits.of_mb(max_image_mb))
             for reason, count in left_out.items():
                 say(f"left out: {count} images {reason}" if reason == game.SINGLE else reason, err=True)
-            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
+            model = only_blip(load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb), "blip localise")
             lines = game.localise(model, records, methods, batch_size=batch_size)
             with writing(claim):
                 game.show(lines, game.centre(model, records), out)

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from blip.errors import InputError, visible
 from blip.inference.load import load
+from blip.inference.load_blip2 import only_blip
 from blip.inference.predictor import Predictor
 from blip.interpret.objectives import EXPLAINED, OBJECTIVES
 from blip.models.factory import spec_of
@@ -69,7 +70,8 @@ def load_all(checkpoints: Sequence[str], device: str, *, tokenizer: str = "") ->
     for given in checkpoints:
         name, path = named(given)
         name = _new_name(name, served)
-        served[name] = ServedModel(name, load(path, device=target, tokenizer=tokenizer or None), Worker(name))
+        model = only_blip(load(path, device=target, tokenizer=tokenizer or None), "blip serve")
+        served[name] = ServedModel(name, model, Worker(name))
     return served
 
 

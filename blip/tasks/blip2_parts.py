@@ -5,11 +5,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blip.checkpoints.adapters import public_state
 from blip.checkpoints.format import CheckpointError
 from blip.checkpoints.frozen import without_tower
 from blip.checkpoints.initialize import Source
-from blip.checkpoints.part_adapters import add_lora_to_parts, trained_line, trained_parts, trained_state
+from blip.checkpoints.part_adapters import (
+    add_lora_to_parts,
+    restore_adapters,
+    trained_line,
+    trained_parts,
+    trained_state,
+)
 from blip.config import ConfigError
 from blip.tasks.part_options import LoraConfig
 from blip.train.freeze import freeze, freeze_for_good
@@ -48,23 +53,12 @@ def prepare(model: nn.Module, config: Any, lora: dict[str, Any] | None, *, sourc
     if lora is not None:
         add_lora_to_parts(model, lora["rank"], lora["parts"], alpha=lora["alpha"], dropout=lora["dropout"])
         named = list(lora["parts"])
-        take_adapters(model, source)
+        if source is not None and source.info.get("lora"):
+            restore_adapters(model, lora, source.tensors, source.path)
     if not config.train_image_encoder and "image_encoder" not in named:
         freeze_for_good(model.get_submodule("image_encoder"), trained=["norm"])
     freeze(model, config.freeze)
     return trained_line(trained_parts(model, named))
-
-
-@torch.no_grad()
-def take_adapters(model: nn.Module, source: Source | None) -> None:
-    """The numbers of the adapters of `source`, where it has any."""
-    if source is None or not source.info.get("lora"):
-        return
-    own = {name: tensor for name, tensor in public_state(model).items() if ".lora_" in name}
-    if missing := sorted(own.keys() - source.tensors.keys()):
-        raise CheckpointError(f"{source.path} is half a checkpoint: it lacks {missing[0]}")
-    for name, tensor in own.items():
-        tensor.copy_(source.tensors[name])
 
 
 def frozen_tower(model: nn.Module, frozen: dict[str, Any]) -> dict[str, Any]:

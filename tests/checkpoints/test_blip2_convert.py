@@ -16,8 +16,16 @@ import transformers
 
 from blip.checkpoints import convert
 from blip.checkpoints.blip2_names import LAVIS_LANGUAGE_MODEL, lavis_name_in_transformers
-from blip.checkpoints.format import CheckpointError
+from blip.checkpoints.format import CheckpointError, load_strict, unique_state
+from blip.models.factory import model_of
+from blip.models.language_models import CausalLanguageModel, Seq2SeqLanguageModel
+from blip.models.language_tokens import LanguageIds
+from blip.network.embeddings import TextConfig
+from blip.network.qformer import QFormerConfig
+from blip.network.vit import ViTConfig
+from blip.tokenizer import Specials
 
+CLOSE = {"rtol": 0, "atol": 1e-5}
 KINDS = {"pretrain": None, "opt_pretrain": "causal", "t5_pretrain": "seq2seq"}
 SIZES: dict[str, Any] = {
     "vision_config": {
@@ -174,6 +182,16 @@ def test_folders_of_two_stages_survive_exactly(tmp_path: Path, text: dict[str, A
     same(again, tensors)
 
 
+def test_folders_without_generation_survive_exactly(tmp_path: Path) -> None:
+    folder = random_folder(tmp_path / "theirs", "Blip2Model", OPT)
+    with pytest.raises(
+        CheckpointError, match="no class retrieval of transformers holds a checkpoint of blip2_language"
+    ):
+        convert.write(tmp_path / "again", *convert.read(folder), to="huggingface", hf_class="retrieval")
+    tensors, _ = convert.read(folder)
+    assert tensors.keys() >= {"language_proj.weight", "qformer.queries", "image_encoder.norm.weight"}
+
+
 def test_folders_of_retrieval_survive_exactly(tmp_path: Path) -> None:
     folder = random_folder(tmp_path / "theirs", "Blip2ForImageTextRetrieval")
     tensors, info = convert.read(folder)
@@ -189,6 +207,73 @@ def test_folders_of_retrieval_survive_exactly(tmp_path: Path) -> None:
     assert not model[1]["missing_keys"] and not model[1]["unexpected_keys"]
     with pytest.raises(CheckpointError, match="holds a Q-Former alone, without queries and image encoder"):
         convert.read(tmp_path / "qformer")
+
+
+# ---- the same numbers from transformers' classes and from ours -------------------------------------------------------
+
+
+def ours_of(folder: Path, width: int = 0) -> Any:
+    """Our model with the weights of a folder of transformers; what it lacks is random."""
+    tensors, info = convert.read(folder)
+    model = model_of(
+        info["task"],
+        ViTConfig(**info["image_encoder"]),
+        TextConfig(),
+        specials=Specials(pad=0, enc=-1, dec=59),
+        embed_dim=info.get("embed_dim", 0),
+        qformer=QFormerConfig(**info["qformer"]),
+        language_width=width,
+    ).eval()
+    own = unique_state(model)
+    lacks = {name: own[name] for name in own if name.startswith(("temperature", "qformer.head."))}
+    load_strict(model, {**lacks, **tensors}, str(folder))
+    return model
+
+
+@pytest.mark.parametrize(("text", "kind"), [(OPT, CausalLanguageModel), (T5, Seq2SeqLanguageModel)], ids=["opt", "t5"])
+def test_logits_are_those_of_transformers(tmp_path: Path, text: dict[str, Any], kind: Any) -> None:
+    folder = random_folder(tmp_path, "Blip2ForConditionalGeneration", text)
+    theirs = transformers.Blip2ForConditionalGeneration.from_pretrained(folder).eval()
+    ours = ours_of(folder, width=40)
+    images, ids = torch.randn(2, 3, 28, 28), torch.randint(5, 60, (2, 6))
+    image_token = theirs.config.image_token_id = 69
+    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    whole = torch.cat([torch.full((2, 5), image_token), ids], dim=1)
+    seen = torch.cat([torch.ones(2, 5, dtype=torch.bool), mask], dim=1).long()
+    targets = ids.flip(0)
+    with torch.no_grad():
+        more = (
+            {}
+            if text is OPT
+            else {"decoder_input_ids": torch.cat([torch.zeros(2, 1, dtype=torch.long), targets[:, :-1]], 1)}
+        )
+        expected = theirs(pixel_values=images, input_ids=whole, attention_mask=seen, **more).logits
+        ours.attach(kind(theirs.language_model, LanguageIds(0, 1, 0)))
+        queries = ours.query_inputs(ours.image_encoder(images))
+        found = ours.language_model.predictions(queries, ids, mask, targets=ids if text is OPT else targets)
+    expected = expected[:, 4:-1] if text is OPT else expected
+    real = mask if text is OPT else torch.ones_like(mask)
+    assert torch.allclose(found[real], expected[real], rtol=0, atol=1e-5)
+
+
+def test_scores_are_those_of_transformers(tmp_path: Path) -> None:
+    folder = random_folder(tmp_path / "whole", "Blip2ForImageTextRetrieval")
+    theirs, ours = transformers.Blip2ForImageTextRetrieval.from_pretrained(folder).eval(), ours_of(folder)
+    images, ids = torch.randn(3, 3, 28, 28), torch.randint(5, 59, (3, 7))
+    lengths = torch.tensor([7, 3, 5])
+    mask = (torch.arange(7) < lengths[:, None]).long()
+    with torch.no_grad():
+        states = ours.image_encoder(images)
+        found = ours.match_logits(ids, lengths, ours.qformer.image_keys(states))
+        inputs = {"pixel_values": images, "input_ids": ids, "attention_mask": mask}
+        assert torch.allclose(found, theirs(**inputs, use_image_text_matching_head=True).logits_per_image, **CLOSE)
+        cosines = ours.encode_image(images) @ ours.encode_text(ids, lengths).T  # (B, Q, R)
+        assert torch.allclose(cosines.amax(dim=1), theirs(**inputs).logits_per_image, **CLOSE)
+        tensors, info = convert.read(folder)
+        convert.write(tmp_path / "alone", tensors, info, to="huggingface", hf_class="qformer")
+        alone = transformers.Blip2QFormerModel.from_pretrained(tmp_path / "alone").eval()
+        read = alone(query_embeds=ours.qformer.queries.expand(3, -1, -1), encoder_hidden_states=states)
+        assert torch.allclose(ours.read_images(states).states, read.last_hidden_state, **CLOSE)
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from helpers.bad_finetune_cases import answerer
+from helpers.blip2_checkpoints import write_everything
 from helpers.blip2_runs import SIZES as QUERIES
 from helpers.blip2_runs import write_stages
 from helpers.fine_tuning import write_part
@@ -181,6 +182,17 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
     tokenizer = load_tokenizer(str(tiny_checkpoint / "tokenizer.json"))
     (folder / "vocab.txt").write_text("".join(f"{tokenizer.token(i)}\n" for i in range(tokenizer.size)))
     convert.write(folder / "model_base.pth", *convert.read(tiny_checkpoint), to="salesforce")
+    write_everything(folder / ".." / "blip2", tiny_checkpoint / "tokenizer.json")
+    released = {
+        "eva_vit_g.pth": "blip2_tower.pth",
+        "blip2_pretrained.pth": "blip2.pth",
+        "blip2_pretrained_opt2.7b.pth": "blip2_language.pth",
+        "models/opt-2.7b": "language",
+        "runs/roco2/best": "blip2_language",
+    }
+    for name, source in released.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to((folder / ".." / "blip2" / source).resolve())
     (folder / "password.txt").write_text("correct horse")
     for run in ("demo", "named"):
         shutil.copytree(tiny_checkpoint, folder / "runs" / run / "run" / "checkpoints" / "latest")
@@ -208,9 +220,18 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
 def hub(place: Path, tiny_checkpoint: Path) -> Iterator[HubServer]:
     """The released checkpoints that pages name; all of them are tiny here."""
     with HubServer() as hub:
-        for name in sorted(set(re.findall(r"hub:(Salesforce/[\w.-]+)", " ".join([*COMMANDS, *PAGES.values()])))):
-            kinds = {"vqa": place / "runs" / "vqa_rad" / "best", "blip2": place / "runs" / "roco2" / "best"}
-            hub.add("models", name, next((at for kind, at in kinds.items() if kind in name), tiny_checkpoint))
+        blip2 = place / ".." / "blip2"
+        folders = {  # the first of whose names a repository's has
+            "blip2-itm": blip2 / "blip2_hf",
+            "blip2-": blip2 / "blip2_language_hf",
+            "opt-": blip2 / "language",
+            "vqa": place / "runs" / "vqa_rad" / "best",
+            "": tiny_checkpoint,
+        }
+        for name in sorted(
+            set(re.findall(r"hub:((?:Salesforce|facebook)/[\w.-]+)", " ".join([*COMMANDS, *PAGES.values()])))
+        ):
+            hub.add("models", name, next(folder for part, folder in folders.items() if part in name))
         yield hub
 
 

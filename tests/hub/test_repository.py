@@ -185,8 +185,11 @@ def test_what_is_no_checkpoint(hub: HubServer, tmp_path: Path) -> None:
     hub.add("models", "lab/notes", folder_of(tmp_path / "notes", "README.md", "run.py"))
     with pytest.raises(InputError, match=r"^hub:lab/notes: the repository holds no checkpoint of BLIP"):
         local("hub:lab/notes")
-    with pytest.raises(InputError, match="divided among several files"):
-        checkpoint_files(["config.json", "model-00001-of-00002.safetensors"])
+    parts = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    index = "model.safetensors.index.json"
+    with pytest.raises(InputError, match="some of its files of weights are missing"):
+        checkpoint_files(["config.json", index, parts[0]])
+    assert checkpoint_files(["merges.txt", *parts, index, "x.py"]) == ["merges.txt", index, *parts]
     assert checkpoint_files(["../model.safetensors", "model.safetensors"]) == ["model.safetensors"]
 
 
