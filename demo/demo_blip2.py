@@ -25,7 +25,7 @@ from blip.tokenizer import Tokenizer
 
 WORDS = 256  # tokens of the Q-Former's vocabulary
 ROOT = Path(__file__).resolve().parent.parent
-GALLERY = 100  # images with distinct captions
+HELD_OUT, GALLERY = 1000, 100  # images; those with distinct captions that are scored
 
 
 def main(
@@ -40,7 +40,7 @@ def main(
     console, started = Console(), time.perf_counter()
     console.print(f"drawing {count} phantoms to train on and others to test on")
     train = write_phantoms(output_dir / "data" / "train", count, seed=2 * seed, max_lesions=1)
-    test = write_phantoms(output_dir / "data" / "test", 1000, seed=2 * seed + 1, max_lesions=1)
+    test = write_phantoms(output_dir / "data" / "test", HELD_OUT, seed=2 * seed + 1, max_lesions=1)
     captions = [record["caption"] for record in json.loads(train.read_text())]
     tokenizer, language = output_dir / "data" / "tokenizer.json", output_dir / "language_model"
     if not tokenizer.exists():

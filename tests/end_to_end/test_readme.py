@@ -128,6 +128,7 @@ def localised(command: str, fresh: str, server: str) -> list[str]:
     if "blip2" in command and program.startswith(("train_", "pretrain_")):
         values |= {"language_dtype": "fp32"}
         values |= {"language_model": "language_model"} if "stage2" in command else {}
+        values |= {"image_size": 28} if "hub:Salesforce" in command else {}  # of its patches
         values |= {} if "--init_from" in words else {**MODEL_SIZES, **QUERIES, "tokenizer": "vocab.txt"}
     if program.startswith("train_"):
         values |= HEADS if ".pth" in command else {}

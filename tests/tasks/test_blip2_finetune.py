@@ -10,8 +10,10 @@ import torch
 from helpers.blip2_runs import SHARED, SIZED, stage1, stage2, train, write_language_model
 from helpers.fine_tuning import CPU, TASKS, assert_same_run, evaluations, score, write_part
 
+import blip
 from blip.checkpoints.format import load_weights
 from blip.config import ConfigError, load_config
+from blip.inference.load_blip2 import LanguageChoice
 from blip.tasks import blip2_finetune
 from blip.tasks.config import FineTuneConfig
 
@@ -87,6 +89,10 @@ def test_resumed_bit_for_bit(
     if options:
         tensors, info = load_weights(whole / "best")
         assert info["lora"]["rank"] == 2 and any(".lora_A." in name for name in tensors)
+        rows = json.loads((whole / "captions_val.json").read_text())
+        model = blip.load(whole / "checkpoints" / "latest", language_model=LanguageChoice(dtype="fp32"))
+        written = model.caption([row["image"] for row in rows], decoding=config.decoding())
+        assert written == [row["caption"] for row in rows]
 
 
 def test_a_question_beside_the_queries(stages: dict[str, Path], phantoms: Path, tmp_path: Path) -> None:
