@@ -78,8 +78,8 @@ def add_lora_to_parts(
     for part in names:
         model.get_submodule(part).requires_grad_(False)
     for layer in wrapped(model).values():
-        for parameter in adapter_parameters(layer):
-            parameter.requires_grad_(True)
+        for weight in adapter_parameters(layer):
+            weight.requires_grad_(True)
     return every
 
 

@@ -26,7 +26,6 @@ from blip.evaluation.bootstrap import as_json, bootstrap
 from blip.evaluation.losses import LossSums, with_total
 from blip.models.answer_tree import AnswerTree
 from blip.models.ranking import distinct_answers, rank_answers
-from blip.models.vqa import VqaModel
 from blip.network.cross_attention import ProjectedKeys
 from blip.tasks.config import VqaConfig
 from blip.tasks.data_options import entries, is_there, read_as
@@ -43,7 +42,7 @@ class Answering(FineTuning):
     main_scores = ("val_exact_match", "val_exact_match_closed", "val_exact_match_open", "best")
     collate_fn = staticmethod(collate_vqa)
     config: VqaConfig
-    model: VqaModel
+    model: Any  # a VqaModel, or of BLIP-2
 
     def read_data(self) -> None:
         self.questions: Questions | None = None

@@ -8,7 +8,7 @@ Shapes: B samples, A answers, T text tokens.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ from blip.train.loop import Step
 class Blip2FineTuning(FineTuning):
     """What the runs have in common: parts that are frozen or have adapters, and checkpoints of what is trained."""
 
-    starts = blip2_start
+    starts: ClassVar[Any] = blip2_start
     merges_adapters = False
 
     def build(self, source: Source | None) -> Any:
@@ -81,7 +81,7 @@ class Language(Blip2FineTuning):
     """With a frozen language model."""
 
     task = "blip2_language"
-    model: Blip2LanguageModel
+    model: Any  # a Blip2LanguageModel
     tokenizer: LanguageTokenizer
 
     def choose_tokenizer(self, source: Source | None, resume: Path | None, *, save: bool) -> LanguageTokenizer:
@@ -258,7 +258,7 @@ class Blip2Retrieving(Blip2FineTuning, Retrieving):
     """Contrast of queries and texts, and matching; pairs that share an image are positives of one another."""
 
     task = "blip2"
-    model: Blip2Model
+    model: Any  # a Blip2Model
 
     def choose_tokenizer(self, source: Source | None, resume: Path | None, *, save: bool) -> Tokenizer:
         """Raises CheckpointError where the run would start from the second stage."""

@@ -21,7 +21,6 @@ from blip.models.language_models import LanguageModel, language_model
 from blip.models.language_tokens import LanguageTokens
 from blip.network.qformer import QFormerConfig
 from blip.network.vit import VIT_SIZES, ViTConfig, fit_image_size, form_of
-from blip.tasks.blip2_config import Blip2Config
 from blip.tasks.blip2_kind import BLIP2, checkpoint_of
 from blip.tasks.start import VIT_KEYS, vit_config
 from blip.tokenizer import Tokenizer
@@ -108,7 +107,7 @@ def words_of(tokenizer: Tokenizer) -> int:
     return tokenizer.dec_id + 1
 
 
-def stage1_model(config: Blip2Config, source: Source | None, tokenizer: Tokenizer) -> tuple[Blip2Model, Frozen]:
+def stage1_model(config: Any, source: Source | None, tokenizer: Tokenizer) -> tuple[Blip2Model, Frozen]:
     """The model of stage 1 with its starting weights, see `fill`."""
     vit = tower_config(config, source)
     model = Blip2Model(
@@ -122,20 +121,20 @@ def stage1_model(config: Blip2Config, source: Source | None, tokenizer: Tokenize
     return model, fill(model, config, source)
 
 
-def fill(model: nn.Module, config: ModelConfig, source: Source | None, *, may_lack: tuple[str, ...] = ()) -> Frozen:
+def fill(model: Any, config: ModelConfig, source: Source | None, *, may_lack: tuple[str, ...] = ()) -> Frozen:
     """Starting weights: those of `source`, or of a tower and a text encoder that the configuration names, or none.
 
     Returns:
         which file the tower is from, as `frozen` of `model.json` says it; {} where that is not known.
     """
     if source is not None:
-        take(model, source, model.get_submodule("image_encoder").config, may_lack=may_lack)
+        take(model, source, model.image_encoder.config, may_lack=may_lack)
         return dict(source.info.get("frozen") or {})
     if config.text_init:
         init_qformer(model, config.text_init)
     if not config.vision_init:
         return {}
-    return {"image_encoder": load_tower(model.get_submodule("image_encoder"), config.vision_init)}
+    return {"image_encoder": load_tower(model.image_encoder, config.vision_init)}
 
 
 # ---- stage 2 ---------------------------------------------------------------------------------------------------------
@@ -225,11 +224,11 @@ def take(model: nn.Module, source: Source, vit: ViTConfig, *, may_lack: tuple[st
     return missing
 
 
-def describe(task: str, config: Any, model: nn.Module, **more: Any) -> dict[str, Any]:
+def describe(task: str, config: Any, model: Any, **more: Any) -> dict[str, Any]:
     """The contents of `model.json`: enough to build the model again and to prepare its inputs."""
     info: dict[str, Any] = {"task": task}
     for part in ("image_encoder", "qformer"):
-        info[part] = asdict(model.get_submodule(part).config)
+        info[part] = asdict(getattr(model, part).config)
     if hasattr(model, "text_proj"):
         info["embed_dim"] = config.embed_dim
     return {**info, "max_text_tokens": config.max_text_tokens, "text_cleaning": config.text_cleaning, **more}

@@ -16,7 +16,6 @@ from blip.data.pairs import EvalPairs, Pairs
 from blip.evaluation.bootstrap import as_json, bootstrap
 from blip.evaluation.captions import score_captions
 from blip.evaluation.losses import LossSums, with_total
-from blip.models.caption import CaptionModel
 from blip.models.decoding import Decoding, Generated
 from blip.models.losses import IGNORED, language_model_each
 from blip.network.packing import with_first
@@ -36,7 +35,7 @@ class Captioning(PairFineTuning):
     task = "caption"
     main_scores = ("val_cider", "val_bleu4", "val_exact", "best")
     config: CaptionConfig
-    model: CaptionModel
+    model: Any  # a CaptionModel, or of BLIP-2
 
     def read_data(self) -> None:
         self.prompt_text, self.told = self.config.prompt, False

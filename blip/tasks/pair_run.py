@@ -25,7 +25,6 @@ from blip.tasks.data_options import entries, on_device, training_images
 from blip.tasks.pretrain_data import Data, Encode, open_training, read_part
 from blip.tasks.samples import chosen, sample
 from blip.tasks.tokenizers import choose_tokenizer
-from blip.tokenizer import Tokenizer
 from blip.train.history import SAMPLES, SIMILARITIES
 from blip.train.log import RunLog
 from blip.train.parallel import not_compiled, padded_lengths
@@ -41,6 +40,7 @@ class PairRun:
     collate_fn = staticmethod(collate)
     model: Any
     parallel: Any
+    tokenizer: Any
 
     def __init__(
         self, config: PairConfig, output: Path, resume: Path | None, *, device: torch.device, data: Data | None = None
@@ -61,7 +61,7 @@ class PairRun:
 
     # ---- what a run adds ---------------------------------------------------------------------------------------------
 
-    def choose_tokenizer(self, resume: Path | None) -> Tokenizer:
+    def choose_tokenizer(self, resume: Path | None) -> Any:
         """The tokenizer of the captions."""
         return choose_tokenizer(self.config, self.data.captions(), self.output, resume=resume)
 

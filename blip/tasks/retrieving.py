@@ -16,7 +16,6 @@ from blip.evaluation.bootstrap import Interval, as_json, bootstrap
 from blip.evaluation.retrieval import Retrieval, Texts, evaluate_retrieval
 from blip.models import momentum
 from blip.models.momentum import Queue, Twin
-from blip.models.retrieval import RetrievalModel
 from blip.tasks.config import RetrievalConfig
 from blip.tasks.contrast import MomentumContrast
 from blip.tasks.pairs import PairFineTuning
@@ -45,7 +44,7 @@ class Retrieving(PairFineTuning):
     task = "retrieval"
     main_scores = ("val_itm_r_mean", "val_itm_i2t_r1", "val_itm_t2i_r1", "best")
     config: RetrievalConfig
-    model: RetrievalModel
+    model: Any  # a RetrievalModel, or of BLIP-2
 
     def add_parts(self) -> None:
         """The momentum twin and the queue."""
