@@ -75,9 +75,9 @@ def with_sizes_of(config: Run, source: Source | None) -> Run:
     """The configuration with the sizes of the checkpoint that it starts from; ConfigError where its own differ."""
     if source is None:
         return config
-    sizes: dict[str, Any] = {key: source.info["image_encoder"][name] for key, name in VIT_KEYS.items()}
-    known = type(config).model_fields
-    sizes |= {key: source.info["qformer"][name] for key, name in QFORMER_KEYS.items() if key in known}
+    tower, qformer = ViTConfig(**source.info["image_encoder"]), QFormerConfig(**source.info["qformer"])
+    sizes: dict[str, Any] = {key: getattr(tower, name) for key, name in VIT_KEYS.items()}
+    sizes |= {key: getattr(qformer, name) for key, name in QFORMER_KEYS.items()}
     if "embed_dim" in source.info:
         sizes["embed_dim"] = source.info["embed_dim"]
     asked = {key: getattr(config, key) for key in sizes if key in config.model_fields_set}
