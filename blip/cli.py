@@ -48,6 +48,15 @@ app.add_typer(capfilt.app, name="capfilt")
 app.add_typer(pubmed.app, name="pubmed")
 app.add_typer(shards.app, name="data")
 
+HfClass = Annotated[
+    str, typer.Option("--hf_class", help="for huggingface: retrieval, caption or vqa; of BLIP-2 also model or qformer")
+]
+TowerName = Annotated[
+    str, typer.Option("--image_encoder", help="of a BLIP-2 of LAVIS, which leaves it out: its file, folder or name")
+]
+LanguageName = Annotated[
+    str, typer.Option("--language_model", help="of a BLIP-2: a folder of transformers or hub:OWNER/NAME")
+]
 Files = Annotated[list[str], typer.Argument(help="annotation files, folders of sets as distributed, or hub:OWNER/NAME")]
 
 
@@ -138,20 +147,14 @@ def convert(
     ],
     target: Annotated[Path, typer.Argument(help="folder or file to write")],
     to: Annotated[str, typer.Option(help="blip, salesforce or huggingface")] = "blip",
-    hf_class: Annotated[
-        str, typer.Option("--hf_class", help="retrieval, caption or vqa, of BLIP-2 also model or qformer; huggingface")
-    ] = "",
+    hf_class: HfClass = "",
     tokenizer: Annotated[
         str, typer.Option(help="file that goes beside the weights; the source's own unless given")
     ] = "",
     image_heads: Annotated[int | None, typer.Option("--image_heads", min=1, help="width / 64 unless given")] = None,
     text_heads: Annotated[int | None, typer.Option("--text_heads", min=1, help="width / 64 unless given")] = None,
-    image_encoder: Annotated[
-        str, typer.Option("--image_encoder", help="of a BLIP-2 of LAVIS, which leaves it out: its file, folder or name")
-    ] = "",
-    language_model: Annotated[
-        str, typer.Option("--language_model", help="of a BLIP-2: a folder of transformers or hub:OWNER/NAME")
-    ] = "",
+    image_encoder: TowerName = "",
+    language_model: LanguageName = "",
     overwrite: Overwrite = False,
 ) -> None:
     """Writes a checkpoint in another format and lists what that format cannot hold."""

@@ -77,13 +77,26 @@ def load(
     else:
         tensors, info = convert.read(path, image_heads, text_heads)
         if "qformer" in info:
-            info = _fit_blip2(tensors, info, image_size)
-            words_of = partial(_tokenizer, tokenizer, Path(path))
+            words_of, info = partial(_tokenizer, tokenizer, Path(path)), _fit_blip2(tensors, info, image_size)
             options: dict[str, Any] = {"device": target, "precision": precision, "language": language_model}
             return load_blip2(Path(path), tensors, info, tokenizer=words_of, **options)
         words = _tokenizer(tokenizer, Path(path))
     if language_model:
         raise InputError(f"{path} is no BLIP-2: it has no language model to choose")
+    return _predictor(path, tensors, info, words=words, image_size=image_size, device=target, precision=precision)
+
+
+def _predictor(
+    path: Path,
+    tensors: dict[str, Tensor],
+    info: dict[str, Any],
+    *,
+    words: Tokenizer,
+    image_size: int | None,
+    device: torch.device,
+    precision: str,
+) -> Predictor:
+    """The predictor of a checkpoint of BLIP; arguments as of `load`, chosen and read."""
     tensors, _, _ = convert.split(tensors)
     vit, text, answer = _sizes(info, path)
     if image_size is not None and image_size != vit.image_size:
@@ -101,7 +114,7 @@ def load(
     for name in may_lack:
         tensors.setdefault(name, model.get_parameter(name).detach())
     load_strict(model, tensors, str(path))
-    return Predictor(model, words, info, device=target, precision=precision)
+    return Predictor(model, words, info, device=device, precision=precision)
 
 
 def _fit_blip2(tensors: dict[str, Tensor], info: dict[str, Any], image_size: int | None) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def load_blip2(
     qformer = QFormerConfig(**info["qformer"])
     words = _words(tokenizer, qformer, path) if qformer.text else None
     options: dict[str, Any] = {"device": device, "precision": precision}
-    if info["task"] == "blip2":
+    if "language_model" not in info:
         model, lacks = _first_stage(path, tensors, info, qformer=qformer, words=words)
         return Blip2Predictor(model, words, {**info, "lacks": lacks} if lacks else info, **options)  # type: ignore[arg-type]
     choice = language if isinstance(language, LanguageChoice) else LanguageChoice(language)
