@@ -191,6 +191,10 @@ def stage2_model(
     vit = tower_config(config, source)
     qformer = qformer_config(config, vit.width, words or 30523, text=bool(words))
     model = Blip2LanguageModel(vit, qformer, language.model.width)
+    if words:  # what reads a question and writes nothing has no use for these, and they would get no gradient
+        reads: Any = model.qformer
+        for parameter in (*reads.head.parameters(), *reads.layers[-1].feed_forward.parameters()):
+            parameter.requires_grad_(parameter is reads.embeddings.words.weight)
     known = source.tensors.get("language_proj.weight") if source else None
     if source is not None and known is not None and len(known) != language.model.width:
         raise CheckpointError(
