@@ -171,7 +171,7 @@ def padded_lengths(longest: int) -> tuple[int, ...]:
     return tuple(range(8, longest + 9, 8))
 
 
-IMAGES, TEXTS = ("image_encoder.blocks",), ("text_encoder.layers", "text_decoder.layers", "qformer.layers")
+IMAGES, TEXTS = ("image_encoder.blocks",), ("text_encoder.layers", "text_decoder.layers")
 
 
 def blocks(model: nn.Module, parts: Sequence[str] = (*IMAGES, *TEXTS)) -> list[nn.Module]:
