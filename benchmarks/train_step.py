@@ -279,7 +279,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compile", action="store_true", help="compile our blocks; reported under another name")
     parser.add_argument("--alone", action="store_true", help="without the peer")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/train_step_<device>_<precision>.json")
+    parser.add_argument("--out", type=Path, help="default: in benchmarks/results, by device and precision")
     parser.add_argument("--memory-of", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory_of:
@@ -287,7 +287,8 @@ def main() -> None:
         return memory_of(args)
     with products(torch.device(args.device), args.precision):
         result = measure(args)
-    variant = ("_compiled" if args.compile else "") + ("" if args.size == "base" else f"_{args.size}")
+    batch = f"_batch{args.batch}" if args.device == "cuda" else ""  # several are measured there
+    variant = batch + ("_compiled" if args.compile else "") + ("" if args.size == "base" else f"_{args.size}")
     out = args.out or ROOT / "benchmarks" / "results" / f"train_step_{args.device}_{args.precision}{variant}.json"
     write(result, out)
 

@@ -1,5 +1,6 @@
 """Folders outside the project, the fixtures that several rooms share, and the order of the files."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, so that two processes end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays: Python need not go through it again whenever it collects garbage."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

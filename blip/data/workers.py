@@ -58,13 +58,23 @@ class Loader(DataLoader):
                     batch = next(batches)
             except StopIteration:
                 return
-            except (RuntimeError, OSError, EOFError) as error:
-                if self.num_workers and (problem := _about_workers(error)):
+            except Exception as error:
+                self._end_workers(batches)
+                about = isinstance(error, RuntimeError | OSError | EOFError) and self.num_workers
+                if about and (problem := _about_workers(error)):
                     raise WorkerError(problem) from error
                 raise
             if isinstance(batch, _Carried):
+                self._end_workers(batches)
                 raise batch.error
             yield batch
+
+    def _end_workers(self, batches: Any) -> None:
+        """Ends them before an error is raised. Its traceback would keep them until Python collects garbage, where torch
+        can no longer tell them to end and waits 5 s for each."""
+        if self.num_workers:
+            batches._shutdown_workers()
+            self._iterator = None
 
 
 @contextmanager

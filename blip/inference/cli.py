@@ -113,7 +113,7 @@ def claim_json(out: Path | None, command: str, inputs: Sequence[str | Path | Non
     return claim_output(out, command, inputs=[one for one in inputs if one], overwrite=overwrite)
 
 
-def _chosen(precision: str) -> str:
+def as_chosen(precision: str) -> str:
     """A precision that was chosen, as one of the inputs of `claim_json`."""
     return "" if precision == "auto" else as_input(precision=precision)
 
@@ -178,7 +178,7 @@ def caption(
         )
         written_by = as_input(prompt=prompt, seed=seed if sample else None, **asdict(decoding), **how)
         claim = claim_json(
-            out, "caption", [*images, *paths, checkpoint, tokenizer, written_by, _chosen(precision)], overwrite
+            out, "caption", [*images, *paths, checkpoint, tokenizer, written_by, as_chosen(precision)], overwrite
         )
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
@@ -226,7 +226,7 @@ def match(
         if not (texts or pairs):
             raise _needed("text", "--text", places)
         images = paths or list(dict.fromkeys(Path(image) for image, _ in pairs))
-        inputs: list[Any] = [*places, *images, checkpoint, tokenizer, *texts, as_input(**how), _chosen(precision)]
+        inputs: list[Any] = [*places, *images, checkpoint, tokenizer, *texts, as_input(**how), as_chosen(precision)]
         claim = claim_json(out, "match", inputs, overwrite)
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
@@ -283,7 +283,7 @@ def answer(
             raise _needed("question", "--question", places)
         paths = list(dict.fromkeys(one.image for one in asked))
         chosen_by = as_input(generate=generate, k=k, **how)
-        inputs = [*places, *paths, checkpoint, tokenizer, answers, *questions, chosen_by, _chosen(precision)]
+        inputs = [*places, *paths, checkpoint, tokenizer, answers, *questions, chosen_by, as_chosen(precision)]
         claim = claim_json(out, "answer", inputs, overwrite)
         choices = _lines(answers) if answers is not None else None
         decoding = Decoding(beams=3, max_new_tokens=10) if generate else None

@@ -36,6 +36,7 @@ from blip.models.factory import spec_of
 from blip.outputs import locked
 
 POOLS = ("all", "first", "mean")
+LATER = ("precision",)  # values that an index of earlier versions lacks
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Capture:
     pool: str = "all"  # tokens: all, the first one, or the mean over those that are not padding
     format: str = "safetensors"
     shard_size: int = 1024
+    precision: str = "fp32"
     records: int = 0
     contents: str = ""  # fingerprint of images' paths, texts and answers
     shards: list[dict[str, Any]] = field(default_factory=list)
@@ -145,7 +147,8 @@ def _done(folder: Path, what: Capture, overwrite: bool) -> list[dict[str, Any]]:
         raise ActivationError(
             f"{path} is damaged ({error.problem}): give another --out, or replace what is there with --overwrite"
         ) from None
-    different = [name for name, value in what.requested().items() if index.get(name) != value]
+    asked = what.requested().items()
+    different = [name for name, value in asked if index.get(name, value if name in LATER else None) != value]
     if different and overwrite:
         for shard in shards:
             remove_shard(folder, shard.file)

@@ -18,6 +18,7 @@ from blip.command_line import (
     JsonFile,
     MaxImageMb,
     Overwrite,
+    Precision,
     Split,
     TokenizerFile,
     alone,
@@ -27,7 +28,7 @@ from blip.command_line import (
 )
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.data.places import images_of
-from blip.inference.cli import claim_json, load_model, places_and_texts, reading
+from blip.inference.cli import as_chosen, claim_json, load_model, places_and_texts, reading
 from blip.outputs import claim_output, refuse_inputs, writing
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def explain(
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
+    precision: Precision = "auto",
     overwrite: Overwrite = False,
 ) -> None:
     """Draws which parts of an image a model attended to, word by word. Not for diagnosis."""
@@ -88,14 +90,13 @@ def explain(
         wanted, bad = first_pairs(places, texts, limit, read)
         decoding = replace(CAPTIONS, beams=beams)
         how = How(task, method, layer, rows, target=target, decoding=decoding, batch_size=batch_size)
-        images = [one.image for one in wanted]
-        explained_by = as_input(how=asdict(how), **read)
-        inputs: list[str | Path] = [*places, *images, checkpoint, *filter(None, [tokenizer]), *texts, explained_by]
+        given = [one for one in (tokenizer, as_chosen(precision)) if one] + [as_input(how=asdict(how), **read)]
+        inputs: list[str | Path] = [*places, *(one.image for one in wanted), checkpoint, *texts, *given]
         first, *others = files_of(out, len(wanted))
         names = [path.name for path in others]
         claim = claim_output(first, "explain", inputs=inputs, overwrite=overwrite, names=names)
         with alone(claim), claim.writing() as written:
-            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
+            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
             files, problems = explain_files(model, wanted, out, how)
             written += [path.name for path in files]
         for problem in [*bad, *problems]:
@@ -144,6 +145,7 @@ def activations(
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
+    precision: Precision = "auto",
     overwrite: Overwrite = False,
 ) -> None:
     """Writes the activations at named points for a whole data set, in shards; continues where it was interrupted."""
@@ -159,10 +161,12 @@ def activations(
         inputs: list[str | Path] = [data, *(one.image for one in wanted), checkpoint, *filter(None, [tokenizer])]
         known = is_index(out)  # `capture` compares the settings
         claim_output(out, "activations", inputs=inputs, folder=True, overwrite=overwrite, known=known)
-        model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
+        model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
         chosen = shards.points_of(model, points)
         task = task or shards.usual_task(model, chosen)
-        settings = shards.Capture(fingerprint(local(checkpoint)), data, chosen, task, pool, format, shard_size)
+        settings = shards.Capture(
+            fingerprint(local(checkpoint)), data, chosen, task, pool, format, shard_size, precision=model.precision
+        )
         problems = shards.capture(model, wanted, settings, out, batch_size=batch_size, overwrite=overwrite)
         for problem in problems:
             say(problem, err=True)
@@ -179,6 +183,7 @@ def localise(
     max_image_mb: MaxImageMb = MAX_MB,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
+    precision: Precision = "auto",
     out: JsonFile = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -189,15 +194,16 @@ def localise(
 
     with user_errors():
         methods = list(method or METHODS)
-        options = as_input(methods=methods, limit=limit)
-        claim = claim_json(out, "localise", [data, checkpoint, tokenizer, options], overwrite)
+        options = [as_input(methods=methods, limit=limit), as_chosen(precision)]
+        claim = claim_json(out, "localise", [data, checkpoint, tokenizer, *options], overwrite)
         if out and out.exists():
             refuse_inputs([out], images_of([data]))
         with alone(claim):
             records, left_out = game.read_named(data, limit, limits=ImageLimits.of_mb(max_image_mb))
             for reason, count in left_out.items():
                 say(f"left out: {count} images {reason}" if reason == game.SINGLE else reason, err=True)
-            model = only_blip(load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb), "blip localise")
+            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
+            model = only_blip(model, "blip localise")
             lines = game.localise(model, records, methods, batch_size=batch_size)
             with writing(claim):
                 game.show(lines, game.centre(model, records), out)

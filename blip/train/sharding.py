@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from blip import distributed
@@ -111,10 +111,15 @@ class Sharded(nn.Module):
     Args:
         model: equal on all processes; it is changed in place, and its parameters are on `device` afterwards.
         recompute: the activations within each unit, in the backward pass.
+
+    Raises:
+        OptionError: on a CPU torch can do it since 2.8.
     """
 
     def __init__(self, model: nn.Module, device: torch.device, *, recompute: bool = False):
         super().__init__()
+        if device.type == "cpu" and not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+            raise OptionError(f"parallel: fsdp without GPUs needs torch 2.8, this is {torch.__version__}: use ddp")
         self.hollow = [_hollow(model, device)]  # in a list: it is no part of this module
         parts, mesh = units(model), init_device_mesh(device.type, (distributed.world_size(),))
         kept = {p for p in model.parameters() if p.ndim == 0}

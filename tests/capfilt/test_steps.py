@@ -200,6 +200,21 @@ def test_little_but_unreadable_images_end_the_work(model: Predictor, tmp_path: P
         )  # other settings: no shard binds it
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_captions_and_scores_have_the_precision_that_is_asked_for(
+    precision: str, model: Predictor, phantoms: Path, tmp_path: Path
+) -> None:
+    candidates, shards = read_candidates([str(phantoms / "captions.json")]), ShardOptions(precision=precision)
+    formats: list[torch.dtype] = []
+    with model.model.image_encoder.blocks[0].mlp[0].register_forward_hook(lambda _, __, out: formats.append(out.dtype)):
+        options = CaptionOptions(Decoding(max_new_tokens=2))
+        steps.caption(model, candidates, tmp_path / "a", model_fingerprint="m", options=options, shards=shards)
+        count = len(formats)
+        steps.score(model, candidates, tmp_path / "b", model_fingerprint="m", shards=shards)
+    assert 0 < count < len(formats)
+    assert set(formats) == {torch.bfloat16 if precision == "bf16" else torch.float32}
+
+
 def test_the_prompt_is_no_part_of_a_caption(model: Predictor, phantoms: Path, tmp_path: Path) -> None:
     candidates = read_candidates([str(phantoms / "captions.json")])
     how = Decoding(sample=True, max_new_tokens=4, min_new_tokens=3)

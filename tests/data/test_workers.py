@@ -81,10 +81,12 @@ def test_errors_arrive_as_they_were(error: Exception, workers: int) -> None:
         data_loader(BrokenStream(error), None, num_workers=min(workers, 1)),
     ):
         seen: list[Any] = []
+        others = multiprocessing.active_children()
         with pytest.raises(type(error)) as caught:
             for batch in loader:
                 seen.append(batch)
         assert same(caught.value, error)
+        assert set(multiprocessing.active_children()) <= set(others), "the workers have ended"
 
 
 class Refusing:

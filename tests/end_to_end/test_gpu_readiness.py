@@ -124,6 +124,13 @@ def test_a_forward_pass_waits_for_nothing(name: str, make: Make, gpu: FakeCuda) 
     assert gpu.launches
 
 
+def test_dropping_patches_waits_for_nothing(make: Make, gpu: FakeCuda) -> None:
+    made = make("pretrain", "patch_dropout=0.5", "full_patches_epochs=0", "epochs=9")
+    made.forward()
+    assert made.task.model.image_encoder.patch_dropout.share == 0.5
+    assert_no_waits(gpu, EVENTS["pretrain"])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_optimizer_step_waits_once(name: str, make: Make, gpu: FakeCuda) -> None:
     """For the verdict on the step, when the update has been given to the GPU."""
@@ -207,10 +214,13 @@ def test_ddp_copies_no_argument(name: str, make: Make, gpu: FakeCuda, monkeypatc
 def test_an_evaluation_finds_every_tensor_on_its_device(
     name: str, make: Make, gpu: FakeCuda, no_java_nor_peak: None
 ) -> None:
-    """Re-ranking, captions by beams, ranked answers, judgements."""
-    made, gpu.number = make(name), 1
+    """Re-ranking, captions by beams, ranked answers, judgements; in the run's precision."""
+    made, gpu.number = make(name, "precision=bf16"), 1
+    formats: set[torch.dtype] = set()
     if name != "pretrain":
-        assert made.task.scores("val")
+        layer = made.task.model.image_encoder.blocks[0].mlp[0]
+        layer.register_forward_hook(lambda _, __, out: formats.add(out.dtype))
+        assert made.task.scores("val") and formats == {torch.bfloat16}
         return
     with autocast(gpu.device, "bf16"):
         assert evaluate_pretraining(made.task.model, made.task.val, gpu.device).metrics

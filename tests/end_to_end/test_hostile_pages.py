@@ -182,7 +182,7 @@ def test_the_texts_are_hostile(server: Server, tmp_path: Path) -> None:
             assert title_of(parts, page) == ("owned" if "owned" in text else "untouched"), path
     page.write_text("<script>alert(1)</script>")
     with pytest.raises(subprocess.TimeoutExpired):
-        opened(page, tmp_path / "profile", limit=10)
+        opened(page, tmp_path / "profile", limit=5)
 
 
 @needs_browser

@@ -20,7 +20,7 @@ from blip.command_line import user_errors
 from blip.data.skipped import TooManySkipped
 from blip.distributed import watch
 from blip.errors import BlipError
-watch.GRACE_SECONDS = 2.0
+watch.GRACE_SECONDS, watch.LOOK_SECONDS = 1.0, 0.25
 failing, what = sys.argv[1:]
 
 def wait(*_):
@@ -138,19 +138,19 @@ group.STEP = timedelta(seconds=1)
 distributed.start("cpu")
 
 def late():
-    time.sleep(3)
+    time.sleep(2)
     return 7
 
 assert distributed.from_main(late) == 7
 if distributed.is_main():
-    time.sleep(3)
+    time.sleep(2)
 distributed.barrier()
 if distributed.is_main():
-    time.sleep(3)
+    time.sleep(2)
 assert distributed.gather_objects(distributed.rank()) == [0, 1]
 distributed.all_reduce(torch.ones(1))
 if distributed.is_main():
-    time.sleep(3)
+    time.sleep(2)
 try:
     distributed.all_reduce(torch.ones(1))
 except RuntimeError:

@@ -6,7 +6,6 @@ import re
 import runpy
 import shlex
 import shutil
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from helpers.blip2_runs import SIZES as QUERIES
 from helpers.blip2_runs import write_stages
 from helpers.fine_tuning import write_part
 from helpers.hub_server import HubServer
-from helpers.running import ROOT, free_port, script_env, torchrun_env
+from helpers.running import ROOT, Program, free_port, torchrun_env
 from helpers.tiny import MODEL_SIZES, TINY
 from PIL import Image
 from pmc_server import Library, Server
@@ -261,15 +260,10 @@ def test_command(
     hub.use_here(monkeypatch, place / "cache")
     if words[0] == "torchrun":
         given = get_args_parser().parse_args(words[1:])
-        if given.module:
-            start = [sys.executable, "-m", "torch.distributed.run", *words[1:]]
-            done = subprocess.run(start, cwd=place, env=script_env(), capture_output=True, text=True, timeout=300)
-            assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-            return
-        # test_distributed.py starts scripts with torchrun itself
+        # test_distributed.py starts scripts with torchrun itself, capfilt/test_steps.py the module
         for name, value in torchrun_env(0, 1, free_port()).items():
             monkeypatch.setenv(name, value)
-        words = ["python", given.training_script, *given.training_script_args]
+        words = [*([] if given.module else ["python"]), given.training_script, *given.training_script_args]
     monkeypatch.chdir(place)
     monkeypatch.setenv("PATH", "")  # no Java
     monkeypatch.setattr("blip.train.run.measure_peak", lambda *_: 0.0)
@@ -321,8 +315,7 @@ def test_each_configuration_has_a_command_hardware_and_score() -> None:
 def test_demo(tmp_path: Path) -> None:
     sizes = {**TINY, "max_steps": 2, "num_workers": 0, "vocab_size": 100}
     overrides = [x for key, value in sizes.items() if key != "max_text_tokens" for x in ("--set", f"{key}={value}")]
-    command = [sys.executable, "demo/demo.py", "--output_dir", str(tmp_path), "--count", "32", *overrides]
-    done = subprocess.run(command, cwd=ROOT, env=script_env(), capture_output=True, text=True, timeout=300)
+    done = Program("demo/demo.py", "--output_dir", tmp_path, "--count", "32", *overrides).finish()
     assert done.returncode == 0, done.stdout + done.stderr
     for wanted in ("image to text R@1", "exact captions", "match accuracy", str(tmp_path)):
         assert wanted in done.stdout.replace("\n", "")
@@ -331,10 +324,12 @@ def test_demo(tmp_path: Path) -> None:
 # ---- Python ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [name for name, text in PAGES.items() if blocks(text, "python")])
 def test_python_blocks(page: str, place: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.use_here(monkeypatch, place / "cache")
     monkeypatch.chdir(place)
+    monkeypatch.setattr("blip.train.run.measure_peak", lambda *_: 0.0)
     scope: dict = {}  # the blocks of a page go on with what those before them made
     for number, source in enumerate(blocks(PAGES[page], "python"), start=1):
         exec(compile(source, f"{page}, Python block {number}", "exec"), scope)

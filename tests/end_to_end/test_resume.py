@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -186,15 +188,44 @@ def test_a_killed_worker_costs_no_step(undisturbed: Path, tiny_config: Path, tmp
     assert_same(undisturbed, output)
 
 
+def print_to(*command: str) -> None:
+    """As `2>&1 | COMMAND` in a shell."""
+    reader = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert reader.stdin is not None
+    for descriptor in (1, 2):
+        os.dup2(reader.stdin.fileno(), descriptor)
+    reader.stdin.close()
+    if command == ("true",):
+        reader.wait()
+
+
+def print_to_a_full_disk() -> None:
+    for descriptor in (1, 2):
+        os.dup2(os.open("/dev/full", os.O_WRONLY), descriptor)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "streams",
-    ["2>&1 | head -n 3", "2>&1 | true", ">&- 2>&-", "<&- >&- 2>&-", "2>&-", "> /dev/full 2> /dev/full"],
+    "redirect",
+    [partial(print_to, "head", "-n", "3"), partial(print_to, "true"), print_to_a_full_disk],
+    ids=["head", "true", "full"],
 )
-def test_nobody_reads_what_a_run_prints(streams: str, undisturbed: Path, tiny_config: Path, tmp_path: Path) -> None:
+def test_nobody_reads_what_a_run_prints(
+    redirect: Callable[[], None], undisturbed: Path, tiny_config: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    done = Program(SCRIPT, *arguments(tiny_config, output), redirect=redirect).finish(120)
+    assert done.returncode == 0 and not done.stdout + done.stderr
+    assert_same(undisturbed, output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streams", [">&- 2>&-", "<&- >&- 2>&-", "2>&-"])
+def test_streams_that_are_closed(streams: str, undisturbed: Path, tiny_config: Path, tmp_path: Path) -> None:
+    """From the start of Python on, which a process of `Program` has behind it."""
     output = tmp_path / "run"
     command = " ".join(map(shlex.quote, script_command(*arguments(tiny_config, output))))
-    shell = ["bash", "-c", f"{command} {streams}; exit ${{PIPESTATUS[0]}}"]
+    shell = ["bash", "-c", f"{command} {streams}"]
     done = subprocess.run(shell, cwd=ROOT, env=script_env(), timeout=120, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert_same(undisturbed, output)

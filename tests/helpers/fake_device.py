@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
@@ -215,7 +216,9 @@ class FakeCuda(TorchDispatchMode):
 
 @contextmanager
 def fake_cuda() -> Iterator[FakeCuda]:
-    """Within this block there is a fake GPU."""
+    """Within this block there is a fake GPU; the test is skipped where torch cannot do without a real one."""
+    if not (hasattr(torch._C, "_ensureCUDADeviceGuardSet") or torch.cuda.is_available()):
+        pytest.skip("this torch asks the driver for the device of each tensor that is indexed: it is too old")
     gpu = FakeCuda()
 
     class Event:

@@ -16,6 +16,8 @@ import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
+import blip.train.run
+
 ROOT = Path(__file__).resolve().parents[2]
 WORLD = 2  # processes of `start_two`
 
@@ -52,7 +54,8 @@ def message_of(call: Callable[[], None], capsys: pytest.CaptureFixture) -> str:
 # ---- in another process ----------------------------------------------------------------------------------------------
 
 PRELOADED = [f"blip.tasks.{task}" for task in ("pretrain", "retrieval", "caption", "vqa", "nlvr")]
-PRELOADED += ["blip.cli", "blip.capfilt.steps", "blip.capfilt.merge", "blip.evaluation.retrieval"]
+PRELOADED += ["blip.cli", "blip.capfilt.steps", "blip.capfilt.merge", "blip.evaluation.retrieval", "blip.pubmed.fetch"]
+PRELOADED += ["helpers.frozen"]  # the last one
 
 
 def forked(target: Callable, *arguments: object) -> Any:
@@ -68,11 +71,17 @@ class Program:
     Its command line, environment, folder, exit code and output are those of a program that a user starts.
     """
 
-    def __init__(self, program: str, *arguments: str | Path, env: dict | None = None, folder: Path = ROOT):
-        self._output = tempfile.TemporaryDirectory()
-        self.process = forked(
-            _as_main, [program, *map(str, arguments)], script_env(env), str(folder), self._output.name
-        )
+    def __init__(
+        self,
+        program: str,
+        *arguments: str | Path,
+        env: dict | None = None,
+        folder: Path = ROOT,
+        redirect: Callable[[], object] | None = None,
+    ):
+        """`redirect` is called in the process before the program, and may give its streams another end."""
+        self._output, words = tempfile.TemporaryDirectory(), [program, *map(str, arguments)]
+        self.process = forked(_as_main, words, script_env(env), str(folder), self._output.name, redirect)
         self.process.start()
 
     def poll(self) -> int | None:
@@ -99,14 +108,17 @@ class Program:
         return path.read_text() if path.exists() else ""
 
 
-def _as_main(arguments: list[str], env: dict, folder: str, output: str) -> None:
+def _as_main(arguments: list[str], env: dict, folder: str, output: str, redirect: Callable[[], object] | None) -> None:
     for descriptor, stream in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(os.path.join(output, stream), os.O_WRONLY | os.O_CREAT), descriptor)
+    if redirect:
+        redirect()
     os.environ.clear()
     os.environ.update(env)
     tempfile.tempdir = None  # the server of processes found its own already; TMPDIR of `env` counts
     os.chdir(folder)
     torch.set_num_threads(1)
+    blip.train.run.measure_peak = lambda *_: 0.0  # type: ignore[assignment]  # a run begins with it
     sys.argv = arguments
     if arguments[0].endswith(".py"):
         sys.path.insert(0, os.path.dirname(arguments[0]))

@@ -24,7 +24,8 @@ class Server:
         """`folder` takes what the server writes into the system's temporary folder."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.program = Program("blip", "serve", *arguments, "--port", "0", env={"TMPDIR": str(folder), **(env or {})})
+        words = [*arguments, "--port", "0", "--num_threads", "1"]
+        self.program = Program("blip", "serve", *words, env={"TMPDIR": str(folder), **(env or {})})
         self.address = self._address()
 
     def __enter__(self) -> "Server":

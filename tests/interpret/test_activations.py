@@ -12,6 +12,7 @@ from helpers.set_files import hub_rows, put_parquet
 from safetensors.torch import load_file, save_file
 
 import blip
+from blip.errors import BlipError
 from blip.inference.predictor import Predictor
 from blip.interpret import activations
 from blip.interpret.activation_shards import ActivationError, read_shards
@@ -197,6 +198,39 @@ def test_an_index_is_typed(change: dict, message: str, model: Predictor, wanted:
     (tmp_path / "index.json").write_text(json.dumps(index))
     with pytest.raises(ActivationError, match=message):
         list(read_shards(tmp_path))
+
+
+def test_another_precision_is_another_capture(model: Predictor, wanted: list[Wanted], tmp_path: Path) -> None:
+    asked, index = wish(["text.1.out"], precision="bf16"), tmp_path / "index.json"
+    capture(model, wanted, asked, tmp_path)
+    with pytest.raises(ActivationError, match="with precision 'bf16', now it is 'fp32'"):
+        capture(model, wanted, wish(["text.1.out"]), tmp_path)
+    earlier = json.loads(index.read_text())
+    del earlier["precision"]  # of earlier versions, which did not say
+    index.write_text(json.dumps(earlier))
+    capture(model, wanted, wish(["text.1.out"]), tmp_path)
+
+
+class Loaded(BlipError):
+    """In place of a model."""
+
+
+@pytest.mark.parametrize("verb", ["explain captions.json --out map.png", "activations captions.json --points x --out a",
+                                  "localise captions.json"])  # fmt: skip
+@pytest.mark.parametrize("given", ["", "bf16"])
+def test_precision_of_commands(
+    verb: str, given: str, phantoms: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def load(*_: object, precision: str, **__: object) -> None:
+        raise Loaded(f"in {precision}")
+
+    monkeypatch.setattr("blip.inference.load.load", load)
+    monkeypatch.setattr("blip.interpret.pointing_game.read_named", lambda *_, **__: ([], {}))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "captions.json").symlink_to(phantoms / "captions.json")
+    words = [*verb.split(), "--checkpoint", "x", *(["--precision", given] if given else [])]
+    code, said = code_and_text(*words)
+    assert code == 1 and said.endswith(f"error: in {given or 'auto'}"), said
 
 
 def test_lengths_of_answers_are_their_own(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:

@@ -1,20 +1,17 @@
 """Search and fetch against a local server that speaks the protocol and sometimes answers wrongly."""
 
 import json
-import os
 import random
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.running import ROOT, run_verb
+from helpers.running import Program, run_verb
 from pmc_server import Faults, Library, Server
 
 pytest.importorskip("lxml")
@@ -206,7 +203,8 @@ def test_what_is_not_there_is_named_and_not_asked_again(library: Library, tmp_pa
         assert len(server.log) == asked
 
 
-def test_only_what_may_succeed_is_advised_to_be_tried_again(tmp_path: Path) -> None:
+def test_only_what_may_succeed_is_advised_to_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RetryPolicy, "delay", lambda *_: 0.0)
     library = Library(2, small=True)
     with Server(library) as server:
         catalogue = Catalogue(corpus_of(tmp_path, server))
@@ -381,27 +379,26 @@ fetch(Path(sys.argv[1]), Wanted(bucket=sys.argv[2], rate=40, num_workers=4, retr
 
 def test_killed_ten_times(library: Library, undisturbed: tuple[Path, int], tmp_path: Path) -> None:
     """By SIGKILL, after a random number of requests each time; then it ends as if nothing had been."""
-    rng, workers, kills = random.Random(1), 4, 0
+    rng, workers, kills, script = random.Random(1), 4, 0, tmp_path / "script.py"
+    script.write_text(RUN)
     with Server(library, Faults(share=0.25, silence=4.0, seed=5)) as server:
-        corpus_of(tmp_path, server)
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        corpus_of(tmp_path / "corpus", server)
         while True:
             begin = len(server.log)
             after = begin + rng.randint(1, 7)
-            process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path), server.url], env=environment)
-            while process.poll() is None:
+            program = Program(str(script), tmp_path / "corpus", server.url)
+            while program.poll() is None:
                 if kills < 10 and len(server.log) >= after:
                     time.sleep(rng.random() * 0.02)
-                    process.send_signal(signal.SIGKILL)
-                    process.wait()
+                    program.kill()
                     kills += 1
                 time.sleep(0.002)
-            if process.returncode == 0:
+            if program.poll() == 0:
                 break
-            assert process.returncode == -signal.SIGKILL
+            assert program.poll() == -signal.SIGKILL, program.shown("stderr")
         log = list(server.log)
     assert kills == 10
-    assert contents(tmp_path) == contents(undisturbed[0])
+    assert contents(tmp_path / "corpus") == contents(undisturbed[0])
     wrong = sum(bool(fault) for _, _, fault in log)
     assert len(log) - wrong <= undisturbed[1] + kills * workers, "a kill costs the requests that were under way"
 

@@ -6,13 +6,17 @@ from typing import Any
 import pytest
 import torch
 from helpers.fake_group import fake_group
+from helpers.sharded_training import needs_sums
 from helpers.tiny import tiny_model
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from blip.checkpoints.format import CheckpointError
 from blip.config import PretrainConfig
+from blip.models.momentum import TEMPERATURE_RANGE, Entries, Queue, Twin
 from blip.tasks.config import LoraConfig, RetrievalConfig
+from blip.tasks.contrast import MomentumContrast
 from blip.train.parallel import OptionError
 from blip.train.parts import add_parts, split, take_parts
 from blip.train.sharding import Sharded, in_parallel, is_sharded
@@ -79,6 +83,7 @@ def test_machines_without_a_common_folder_are_told(tmp_path: Path) -> None:
         take_parts(source, target)
 
 
+@needs_sums
 def test_a_state_is_split_by_what_is_divided() -> None:
     with fake_group(2):
         model = tiny_model("pretrain")
@@ -111,6 +116,31 @@ def test_adapters_are_excluded() -> None:
     given = RetrievalConfig(parallel="fsdp", lora=LoraConfig(targets=["q"]), init_from="x")
     with pytest.raises(OptionError, match=r"lora.*use parallel: ddp"):
         is_sharded(given)
+
+
+def test_an_older_torch_cannot_do_it_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(FSDPModule, "set_force_sum_reduction_for_comms", raising=False)
+    with fake_group(2), pytest.raises(OptionError, match=r"parallel: fsdp without GPUs needs torch 2.8, this is \d"):
+        in_parallel(nn.Linear(2, 2), config(), CPU)
+
+
+@needs_sums
+def test_the_temperature_stays_in_its_range() -> None:
+    """Every process keeps it whole; an update clamps what the optimizer has."""
+    model, given = tiny_model("pretrain"), config(embed_dim=8, queue_size=8)
+    with fake_group(2):
+        contrast = MomentumContrast(
+            model, Twin(model), Queue(8, 8), config=given, equal_captions=True, equal_images=True
+        )
+        contrast.shard(CPU)
+        parallel = in_parallel(model, given, CPU)
+        ids = torch.arange(2)
+        for outside, end in zip((-1.0, 9.0), TEMPERATURE_RANGE, strict=True):
+            own = parallel.own(model.temperature)
+            own.data.fill_(outside)
+            contrast.pending = [Entries(torch.randn(2, 8), torch.randn(2, 8), ids, ids)]
+            contrast.after_update()
+            assert own.item() == model.temperature.item() == pytest.approx(end)
 
 
 def test_one_process_divides_nothing() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 import pytest
 import torch
 from helpers.fake_group import Exchanged, fake_group
+from helpers.sharded_training import needs_sums
 from helpers.tiny import specials_of, tiny_text, tiny_vit
 from torch import nn
 from torch.nn import functional as F
@@ -15,6 +16,7 @@ from blip.models.pretrain import PretrainModel
 from blip.train.optim import build_optimizer
 from blip.train.sharding import Sharded, units
 
+pytestmark = needs_sums
 CPU, BATCH, EMBED = torch.device("cpu"), 3, 8
 WIDTH = 512  # divisible by the processes, as real widths are
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from helpers.fine_tuning import configure
 from helpers.running import start_two
-from helpers.sharded_training import HALF, STEPS, VARIANTS, process
+from helpers.sharded_training import HALF, STEPS, VARIANTS, needs_sums, process
 from torch import Tensor
 
 from blip.checkpoints.format import load_weights
 from blip.train.log import read_metrics
 from blip.train.parts import load_training
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, needs_sums]
 TUNED = ("retrieval", "vqa", "nlvr")
 TIMES = {"images_per_s", "memory_mb", "mfu"}
 
