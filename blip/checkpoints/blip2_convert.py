@@ -94,7 +94,7 @@ def read_huggingface(folder: Path, stated: Stated, heads: Heads) -> tuple[Tensor
     info["qformer"]["dropout"] = qformer.hidden_dropout_prob or 0.1
     if kind:
         info["language_model"] = {
-            "name": hub_name(folder).split("@")[0],
+            "name": hub_name(folder),
             "revision": revision_of(folder),
             "fingerprint": fingerprint_of_files(folder, LANGUAGE_MODEL),
             "kind": kind,

@@ -93,6 +93,15 @@ class LanguageModelInfo(_Typed):
     activation: str = ""  # of T5's feed-forward networks, where it is not that of its configuration
 
 
+class LoraInfo(_Typed):
+    """Adapters of BLIP-2, whose numbers are among the tensors: of each part the endings of names of its layers."""
+
+    rank: int = Field(gt=0, le=1 << 16)
+    alpha: float
+    dropout: float = Field(ge=0, lt=1)
+    parts: dict[str, list[str]] = Field(min_length=1)
+
+
 class FrozenPart(_Typed):
     """A part that a checkpoint names and does not hold."""
 
@@ -118,12 +127,14 @@ class ModelInfo(BaseModel):
     text_decoder: TextSizes | None = None
     qformer: QFormerSizes | None = None
     language_model: LanguageModelInfo | None = None
+    lora: LoraInfo | None = None
     frozen: dict[Literal["image_encoder"], FrozenPart] | None = None
     embed_dim: Size | None = None
     max_text_tokens: Limit | None = None
     max_answer_tokens: Limit | None = None
     text_cleaning: Literal["none", "blip"] | None = None
     prompt: str = ""
+    question_prompt: str = ""
     answers: list[str] = []
 
 

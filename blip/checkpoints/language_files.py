@@ -64,10 +64,10 @@ def revision_of(folder: Path) -> str:
 
 
 def hub_name(folder: Path) -> str:
-    """The name with its commit of a folder in the cache of the hub, the path of another folder."""
-    if not (commit := revision_of(folder)):
+    """The name, without its commit, of a folder in the cache of the hub; the path of another folder."""
+    if not revision_of(folder):
         return str(folder.resolve())
-    return f"hub:{folder.parent.parent.name.removeprefix('models--').replace('--', '/')}@{commit}"
+    return f"hub:{folder.parent.parent.name.removeprefix('models--').replace('--', '/')}"
 
 
 def fingerprint_of_files(folder: Path, prefix: str = "") -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from blip.checkpoints.info import CheckpointError
-from blip.checkpoints.language_files import fingerprint_of_files, local_folder, revision_of
+from blip.checkpoints.language_files import fingerprint_of_files, hub_name, local_folder, revision_of
 from blip.checkpoints.states import read_state
 from blip.errors import InputError
 
@@ -68,7 +68,7 @@ def load_language_model(
         raise InputError(f"language model {name}: T5 overflows in fp16 and gives NaN: choose bf16 or fp32")
     if activation and hasattr(config, "dense_act_fn"):
         config.dense_act_fn = activation
-    info = _described(folder, config, whole, name=name)
+    info = _described(folder, config, whole)
     _check(info, expected or {}, name, only=("fingerprint", "kind"))  # before much is read
     tokenizer = _tokenizer(transformers, folder)
     module = _module(transformers, folder, config, whole=whole, dtype=dtype, device=torch.device(device))
@@ -94,7 +94,7 @@ def describe(name: str, *, beside: Path | None = None) -> dict[str, Any]:
     width = getattr(config, "word_embed_proj_dim", None) or getattr(config, "d_model", None) or config.hidden_size
     tokenizer = tokenizer_fingerprint(_tokenizer(transformers, folder))
     return {
-        **_described(folder, config, whole, name=name),
+        **_described(folder, config, whole),
         "width": int(width),
         "tokenizer": tokenizer,
         "dtype": "fp32",
@@ -149,12 +149,10 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(repr((special, tokens)).encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
-def _described(folder: Path, config: Any, whole: bool, *, name: str) -> dict[str, Any]:
-    revision = revision_of(folder)
-    plain = name.split("@")[0] if name.startswith("hub:") else name
+def _described(folder: Path, config: Any, whole: bool) -> dict[str, Any]:
     return {
-        "name": f"hub:{plain.removeprefix('hub:')}" if revision else str(folder.resolve()),
-        "revision": revision,
+        "name": hub_name(folder),
+        "revision": revision_of(folder),
         "fingerprint": fingerprint_of_files(folder, PREFIX if whole else ""),
         "kind": "seq2seq" if config.is_encoder_decoder else "causal",
     }

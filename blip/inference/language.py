@@ -21,7 +21,7 @@ from blip.tokenizer import Tokenizer
 
 # what a question is put into, as published; texts that begin so already stay as they are
 QUESTIONS = {"causal": "Question: {} Answer:", "seq2seq": "Question: {} Short answer:"}
-ASKED = "Question:"
+PLACE, ASKED = "{}", "Question:"
 ANSWERS = Decoding(beams=5, max_new_tokens=10, length_penalty=-1.0)  # as published
 
 
@@ -57,7 +57,7 @@ class LanguagePredictor(Predictor):
     ) -> list[list[Written]]:
         """`Decoding.num_return` texts for each image, which continue `prompt`; arguments as in `Predictor.write`."""
         self.needs("caption")
-        prompt = self.info.get("prompt", "") if prompt is None else prompt
+        prompt = self.prompt if prompt is None else prompt
         images, decoding = as_list(images), decoding or Decoding()
         seeds = None if seed is None else seed_of_each(seed, len(images))
         written: list[list[Written]] = []
@@ -127,10 +127,18 @@ class LanguagePredictor(Predictor):
                 given += [Answer(text.text, math.exp(text.log_prob), []) for text in texts[:: one.num_return]]
         return given
 
+    @property
+    def prompt(self) -> str:
+        """What captions continue; "" where the model was trained to answer questions."""
+        stated: str = self.info.get("prompt", "")
+        return "" if PLACE in stated else stated
+
     def asked(self, question: str) -> str:
         """A question as the language model reads it: inside the model's template, unless it begins as one already."""
-        template = self.info.get("question_prompt") or QUESTIONS[self.info["language_model"]["kind"]]
-        return question if question.startswith(ASKED) else template.replace("{}", question)
+        stated = self.info.get("prompt", "")
+        usual = stated if PLACE in stated else QUESTIONS[self.info["language_model"]["kind"]]
+        template: str = self.info.get("question_prompt") or usual
+        return question if question.startswith(ASKED) else template.replace(PLACE, question)
 
     @without_gradients
     def log_probs(self, images: Images, texts: Texts, prompt: str | None = None, *, batch_size: int = 32) -> Tensor:
@@ -139,7 +147,7 @@ class LanguagePredictor(Predictor):
         images, texts = as_list(images), as_list(texts)
         if len(images) != len(texts):
             raise InputError(f"{len(images)} images and {len(texts)} texts: give as many")
-        prompt, parts = self.info.get("prompt", "") if prompt is None else prompt, []
+        prompt, parts = self.prompt if prompt is None else prompt, []
         for start in range(0, len(texts), batch_size):
             queries = self.model.query_inputs(self.model.image_encoder(self.pixels(images[start : start + batch_size])))
             parts.append(self._log_probs(queries, texts[start : start + batch_size], prompt))

@@ -28,6 +28,8 @@ from blip.models.decoding import Decoding, uniforms_of
 from blip.models.ranking import rank_answers
 from blip.network.cross_attention import ProjectedKeys
 
+pytestmark = pytest.mark.slow
+
 SPECIALS = specials_of(TEXT)
 NEW = 11
 STEPS = PROFILES["cuda"].steps_between_checks

@@ -37,6 +37,8 @@ from blip.train.loop import Loop, LoopOptions
 from blip.train.optim import build_optimizer
 from blip.train.parallel import data_parallel
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("pretrain", *fine_tuning.TASKS)
 # events that a forward pass waits for, by file: the lengths of hard negatives
 EVENTS = {"pretrain": ["models/matching.py"], "retrieval": ["models/matching.py"]}

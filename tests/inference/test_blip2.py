@@ -25,6 +25,7 @@ from blip.cli import app
 from blip.errors import InputError
 from blip.inference.blip2 import Blip2Predictor
 from blip.inference.language import LanguagePredictor
+from blip.inference.load_blip2 import only_blip
 from blip.models.decoding import Decoding
 
 pytestmark = pytest.mark.slow
@@ -357,3 +358,29 @@ def test_verbs(folders: dict[str, Path], tmp_path: Path) -> None:
     ):
         result = CliRunner().invoke(app, command)
         assert result.exit_code != 0 and message in result.output and "Traceback" not in result.output
+
+
+@pytest.mark.golden
+def test_commands_that_are_for_blip_alone(folders: dict[str, Path], tmp_path: Path) -> None:
+    (image, *_) = noise_images(tmp_path)
+    records = tmp_path / "records.json"
+    records.write_text(json.dumps([{"image": str(image), "caption": "a lesion", "boxes": [[1, 1, 9, 9]]}]))
+    checkpoint = str(folders["opt_pretrain"])
+    command = ["capfilt", "caption", "--checkpoint", checkpoint, "--data", str(records), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1 and "blip capfilt is for BLIP, and this is a BLIP-2" in " ".join(result.output.split())
+    model = blip.load(checkpoint, device="cpu")
+    for name in ("blip serve", "blip capfilt", "blip localise"):
+        with pytest.raises(InputError, match=f"{name} is for BLIP, and this is a BLIP-2: it works with caption, match"):
+            only_blip(model, name)
+
+
+def test_questions_and_prompts(opt: LanguagePredictor) -> None:
+    assert opt.asked("which plane?") == "Question: which plane? Answer:"
+    assert opt.asked("Question: why? Short answer:") == "Question: why? Short answer:"
+    before = opt.info
+    opt.info = {**before, "prompt": "Q: {} A:"}
+    assert opt.asked("why?") == "Q: why? A:" and opt.prompt == ""
+    opt.info = {**before, "prompt": "a photo of", "question_prompt": ""}
+    assert opt.prompt == "a photo of" and opt.asked("why?") == "Question: why? Answer:"
+    opt.info = before
