@@ -67,8 +67,8 @@ def evaluate_retrieval(
         raise InputError(f"there are {count} images and k is {k}: both must be 1 or more")
     image_answers, text_answers = _right_answers(texts, count)
     sizes: dict[str, Any] = {"device": device, "batch_size": batch_size}
-    training = model.training  # type: ignore[attr-defined]
-    model.eval()  # type: ignore[attr-defined]
+    training = model.training  # type: ignore[union-attr]
+    model.eval()  # type: ignore[union-attr]
     try:
         image_features, text_features = retrieval_features(model, images, count, texts=texts, **sizes)
         forward, forward_ranks = by_contrast(image_features, text_features, k, answers=image_answers)
@@ -82,7 +82,7 @@ def evaluate_retrieval(
         ) if losses else 0.0  # fmt: skip
         forward, backward = in_order(scored, len(texts.ids), **by)
     finally:
-        model.train(training)  # type: ignore[attr-defined]
+        model.train(training)  # type: ignore[union-attr]
     metrics = _direction("i2t", forward, forward_ranks, answers=image_answers, candidates=len(texts.ids))
     metrics |= _direction("t2i", backward, backward_ranks, answers=text_answers, candidates=count)
     metrics |= {f"{n}_r_mean": (metrics[f"{n}_i2t_r_mean"] + metrics[f"{n}_t2i_r_mean"]) / 2 for n in ("itc", "itm")}

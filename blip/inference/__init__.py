@@ -8,7 +8,7 @@ predictor    captions, answers, features and match probabilities of images
 blip2 language   the same of BLIP-2's two stages; load_blip2 makes them
 loaded_model computation   a model with tokenizer and transform; whether gradients are computed, and in which precision
 inputs results choices   what it takes; what it returns; lists of answers
-scoring      the probability of a given text
+scoring query_scoring   the probability of a given text; of BLIP-2 token by token, and which tokens are a word
 asked        the texts of a command line, or those of records
 files        the predictor over files and folders, to a table or JSON
 cli          the verbs `blip caption`, `blip match` and `blip answer`

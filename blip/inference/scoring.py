@@ -11,6 +11,7 @@ from torch import Tensor
 from blip.errors import InputError
 from blip.inference.inputs import ImageInput
 from blip.inference.predictor import Predictor
+from blip.inference.query_scoring import token_counts
 from blip.inference.results import finite
 from blip.models.matching import match_logits
 from blip.models.momentum import Matcher, unit_features
@@ -25,7 +26,7 @@ def check_texts(m: Predictor, texts: Sequence[str], what: str = "text", *, longe
     `what` names the texts in the message.
     """
     longest = longest or m.max_text_tokens
-    for number, tokens in enumerate(m.tokenizer.count([m.cleaned(text) for text in texts]), start=1):
+    for number, tokens in enumerate(token_counts(m, texts), start=1):
         if tokens < 3:
             raise InputError(f"{what} {number} is empty: it has no words")
         if tokens > longest:

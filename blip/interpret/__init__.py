@@ -7,7 +7,8 @@ points       the named points inside a model, and the layout of their tensors
 trace recording hooks   `blip.trace`; what it returns; the forward hooks that record and edit
 lenses       layers as words, patches as features, attention rollout
 objectives   what a map explains: a match, a caption, an answer
-maps explain explain_files pictures   maps of an image; of pairs; of files and folders; as pictures
+maps query_maps requests   methods of maps; those of BLIP-2's queries; which combinations of options are possible
+explain explain_files pictures   maps of pairs; of files and folders; as pictures
 pointing_game   whether maps point at the lesion that a text names
 activations  the activations of a data set in shards
 activation_shards  these shards on disk

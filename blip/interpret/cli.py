@@ -63,7 +63,7 @@ def explain(
     task: MapTask = "",
     method: MapMethod = "",
     layer: Annotated[int | None, typer.Option(help="whose cross-attention; the middle one unless given")] = None,
-    rows: Annotated[str, typer.Option(help="words, or enc: the [ENC] row alone")] = "words",
+    rows: Annotated[str, typer.Option(help="words, or enc: the [ENC] row; of BLIP-2 words or queries")] = "words",
     target: Target = "predicted",
     beams: Annotated[int, typer.Option(min=1, help="of the model's own captions, as in `blip caption`")] = 3,
     dataset: DatasetForm = "json",

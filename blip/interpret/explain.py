@@ -30,10 +30,13 @@ from torch import Tensor
 from blip.errors import InputError
 from blip.inference.inputs import CAPTIONS, ImageInput, Images, Texts, as_list
 from blip.inference.predictor import Predictor
+from blip.inference.query_scoring import written_spans
 from blip.inference.scoring import check_texts
-from blip.interpret.maps import MAPS, METHODS, image_rollout
+from blip.interpret.maps import MAPS, image_rollout
 from blip.interpret.objectives import OBJECTIVES, Objective, completed_answers, completed_captions, explained
-from blip.interpret.recording import Trace, TraceError
+from blip.interpret.query_maps import maps_of_queries
+from blip.interpret.recording import Trace
+from blip.interpret.requests import Request, request_of
 from blip.interpret.trace import trace
 from blip.models.decoding import Decoding
 from blip.models.factory import spec_of
@@ -59,29 +62,6 @@ class Explanation:
     text_is: Origin = "given"
     answer_is: Origin = "given"
     truth: str = ""  # the caption or answer of the record, where the model's own was explained
-
-
-@dataclass(frozen=True)
-class Request:
-    """How every pair is explained: `attention` is where a map is read, such as `text.6.cross`."""
-
-    objective: Objective
-    method: str
-    rows: str
-    layer: int
-
-    @property
-    def attention(self) -> str:
-        return f"{self.objective.stack}.{self.layer}.cross"
-
-    @property
-    def points(self) -> list[str]:
-        """The points that a trace has to record for the method."""
-        if self.objective.of_image:
-            return ["image.*.attn.*"]
-        if self.method in ("relevance", "rollout"):
-            return ["image.*.attn.*", f"{self.objective.stack}.*"]
-        return [f"{self.attention}.*"]
 
 
 @dataclass
@@ -116,10 +96,12 @@ def explain_pairs(
         texts: texts to match; captions, or "" for the model's own; questions; none for a map of the image alone.
         task: match, caption, answer or image; the usual one of the checkpoint's task unless given. `image` needs no
             text and maps the image encoder by rollout; so does `method="rollout"` where a text is needed and missing.
-        method: gradcam, raw, relevance or rollout. Unless given relevance, which pointed best at lesions of the methods
-            here (`docs/results.md`); rollout for the image alone.
-        layer: whose cross-attention; the middle one unless given, and never the last one of a matching model.
-        rows: `words`, or `enc` for the `[ENC]` row alone, the only one that the last layer of a matching model has.
+        method: gradcam, raw, relevance or rollout; of BLIP-2 not relevance. Unless given relevance, which pointed best
+            at lesions of the methods here (`docs/results.md`); of BLIP-2 gradcam, of the image alone rollout.
+        layer: whose cross-attention; the middle one unless given, and never the last one of a matching model. Of
+            BLIP-2 the maps of all layers that attend to the image are added up unless one is given.
+        rows: `words`, or `enc` for the `[ENC]` row alone, the only one that the last layer of a matching model has. Of
+            BLIP-2 `words` that are written, summed over the queries, or `queries`, which a match always shows.
         answers: to the questions; the model's own unless given.
         decoding: how the model's own captions are written; as `blip caption` writes them unless given.
         batch_size: pairs at once.
@@ -137,7 +119,7 @@ def explain_pairs(
         3
     """
     objective = objective_of(m, task, method, has_texts=any(as_list(texts)))
-    request = _request(m, objective, method=method, layer=layer, rows=rows)
+    request = request_of(m, objective, method=method, layer=layer, rows=rows)
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}, it must be 1 or more")
     pairs = _pairs(m, images, texts, answers=answers, objective=objective, decoding=decoding)
@@ -184,33 +166,6 @@ def _pairs(
     ]
 
 
-def _request(m: Predictor, objective: Objective, *, method: str, layer: int | None, rows: str) -> Request:
-    """The request with its layer, where the combination of arguments is possible."""
-    method = method or ("rollout" if objective.of_image else "relevance")
-    if objective.of_image:
-        if method != "rollout":
-            raise InputError(f"a map of the image alone, without a text, is made by rollout, not by {method}")
-        return Request(objective, method, rows, 0)
-    if method not in METHODS:
-        raise InputError(f"method is {method!r}; it can be {', '.join(METHODS)}")
-    if rows not in ("words", "enc"):
-        raise InputError(f"rows is {rows!r}; it can be words or enc")
-    if rows == "enc" and not objective.has_enc:
-        raise TraceError("a caption is written by a decoder, which has no [ENC] row: rows=words")
-    count = objective.layers(m)
-    without_words = count - 1 if objective.reads_enc and rows == "words" else None  # a layer that runs for [ENC] alone
-    if layer is None:
-        layer = max(0, min(count // 2, count - 2 if without_words is not None else count - 1))
-    if not 0 <= layer < count:
-        raise InputError(f"there is no layer {layer}: this model has layers 0 to {count - 1}")
-    if layer == without_words and method != "relevance":
-        raise TraceError(
-            f"layer {layer} is the last one: the match logit reads its [ENC] row alone, so the gradient of its word "
-            f"rows is zero and they are not computed; take a layer below, or rows=enc"
-        )
-    return Request(objective, method, rows, layer)
-
-
 def _explain_batch(m: Predictor, pairs: Sequence[Pair], request: Request) -> list[Explanation]:
     images, texts, answers = [p.image for p in pairs], [p.text for p in pairs], [p.answer for p in pairs]
     with trace(m, request.points, grads=True) as t:
@@ -224,7 +179,13 @@ def _explain_batch(m: Predictor, pairs: Sequence[Pair], request: Request) -> lis
 
 
 def _maps(t: Trace, scores: Tensor, request: Request) -> Tensor:
-    """Maps (R, T, h, w) of each token; where each has a score of its own, those of the first token are zero."""
+    """Maps (R, T, h, w) of each token; where each has a score of its own, those of the first token are zero.
+
+    Of BLIP-2 those of each query, or of each score.
+    """
+    if request.objective.of_queries:
+        by_query = request.rows == "queries"
+        return maps_of_queries(t, scores, request.layers, method=request.method, by_query=by_query)
     maps_of = MAPS[request.method]
     if request.objective.of_image:
         return image_rollout(t)
@@ -242,7 +203,7 @@ def _maps(t: Trace, scores: Tensor, request: Request) -> Tensor:
 def _explanation(m: Predictor, pair: Pair, maps: Tensor, *, request: Request, score: float) -> Explanation:
     """Maps of words and of the sentence from those of tokens, (T, h, w)."""
     no_words = request.rows == "enc" or request.objective.of_image
-    spans = [] if no_words else word_spans(m, pair.text)
+    spans = [] if no_words else _spans(m, pair, request, count=len(maps))
     words = [word for word, _ in spans]
     of_words = [maps[span].sum(dim=0) for _, span in spans]
     tokens = [token for _, span in spans for token in range(span.start, span.stop)]
@@ -251,7 +212,7 @@ def _explanation(m: Predictor, pair: Pair, maps: Tensor, *, request: Request, sc
     return Explanation(
         task=request.objective.name,
         method=request.method,
-        layer=None if request.method == "relevance" or request.objective.of_image else request.layer,
+        layer=None if request.reads_all_layers else request.layer,
         text=pair.text,
         answer=pair.answer,
         score=score,
@@ -261,6 +222,13 @@ def _explanation(m: Predictor, pair: Pair, maps: Tensor, *, request: Request, sc
         text_is=pair.text_is,
         answer_is=pair.answer_is,
     )
+
+
+def _spans(m: Predictor, pair: Pair, request: Request, *, count: int) -> list[tuple[str, slice]]:
+    """The words of a pair, each with its rows among `count` maps."""
+    if request.rows == "queries":
+        return [(f"query {q + 1}", slice(q, q + 1)) for q in range(count)]
+    return written_spans(m, pair.text) if request.objective.of_queries else word_spans(m, pair.text)
 
 
 def word_spans(m: Predictor, text: str) -> list[tuple[str, slice]]:

@@ -17,6 +17,7 @@ from blip.data.sources import source_of
 from blip.errors import InputError
 from blip.inference.inputs import CAPTIONS
 from blip.inference.predictor import Predictor
+from blip.inference.query_scoring import token_counts
 from blip.interpret.explain import PAIRS_AT_ONCE, Explanation, Origin, explain_pairs, objective_of
 from blip.interpret.objectives import Objective, completed_answers, completed_captions
 from blip.interpret.pictures import PictureError, check_ending, files_of, needs_matplotlib, save, sized
@@ -97,7 +98,7 @@ def check_wanted(m: Predictor, wanted: Sequence[Wanted], needed: bool) -> None:
 def _problems(m: Predictor, texts: Sequence[str], longest: int, *, needed: bool) -> list[str]:
     """What makes a text unusable for the model, as the end of a sentence about it, or ""."""
     problems = []
-    for tokens in m.tokenizer.count([m.cleaned(text) for text in texts]):
+    for tokens in token_counts(m, texts):
         if tokens > longest:
             problems.append(f"has {tokens} tokens, the model reads {longest}")
         else:

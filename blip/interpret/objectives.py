@@ -7,7 +7,7 @@ Shapes: R pairs of image and text, T tokens of the longest text.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from blip.errors import InputError
 from blip.inference.inputs import ImageInput
 from blip.inference.loaded_model import ABILITIES
 from blip.inference.predictor import Predictor
+from blip.inference.query_scoring import written_log_probs
 from blip.inference.scoring import answer_log_probs, caption_log_probs
-from blip.interpret.points import layers_of
+from blip.interpret.points import layers_of, queries_of
 from blip.interpret.recording import TraceError
 from blip.models.decoding import Decoding
 from blip.models.factory import TASKS, spec_of
@@ -41,6 +42,7 @@ class Objective:
         has_answers: the text is a question with an answer, the model's own where none is given.
         per_token: each token has a score of its own, n = T-1, read at the row before it; otherwise n = 1.
         reads_enc: the score is read from the `[ENC]` row alone, for which the last layer then runs.
+        of_queries: it is the queries of BLIP-2 that attend to the image, see `query_maps`.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Objective:
     has_answers: bool = False
     per_token: bool = False
     reads_enc: bool = False
+    of_queries: bool = False
 
     def longest(self, m: Predictor) -> int:
         """The tokens of a text at most; a decoder writes more than it was trained on, up to the model's positions."""
@@ -122,6 +125,17 @@ OBJECTIVES = {
 EXPLAINED = tuple(OBJECTIVES)
 
 
+def _written(m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], *, answers: Sequence[str]) -> Tensor:
+    """Log-probability of each token that BLIP-2 writes (R, n)."""
+    return written_log_probs(m, images, texts)
+
+
+OF_QUERIES = {  # what the same objectives are in BLIP-2
+    "match": replace(OBJECTIVES["match"], stack="qformer", reads_enc=False, of_queries=True),
+    "caption": replace(OBJECTIVES["caption"], stack="qformer", score=_written, of_queries=True),
+}
+
+
 def explained(m: Predictor, name: str = "") -> Objective:
     """The objective that maps of a checkpoint explain; the usual one of its task unless named.
 
@@ -145,7 +159,11 @@ def explained(m: Predictor, name: str = "") -> Objective:
     if objective.ability not in spec_of(m.info["task"]).can:
         action, _ = ABILITIES[objective.ability]
         raise TraceError(f"a checkpoint of {m.info['task']} cannot {action}: its task is {usual}")
-    return objective
+    if queries_of(m.model) is None:
+        return objective
+    if objective.name not in OF_QUERIES:
+        raise TraceError(f"of BLIP-2 there are no maps of task {objective.name}; there are of {', '.join(OF_QUERIES)}")
+    return OF_QUERIES[objective.name]
 
 
 def completed_captions(

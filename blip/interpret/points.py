@@ -77,7 +77,7 @@ def mlps_of(layer: AnyLayer) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     if isinstance(layer, QFormerLayer):
         found["query_mlp"] = layer.query_feed_forward.down
-    if layer.feed_forward is not None:
+    if hasattr(layer, "feed_forward"):
         found["mlp"] = layer.feed_forward.down
     return found
 
@@ -208,7 +208,7 @@ class LayerPass:
 def pass_of(name: str, layer: AnyLayer, args: tuple, kwargs: dict) -> LayerPass:
     """The pass that is a call of a text layer with these arguments."""
     rows: TokenLayout = args[1]
-    out = rows.first_packing if kwargs.get("first_only") else rows
+    out = cast("TokenLayout | OneToken", rows.first_packing) if kwargs.get("first_only") else rows
     if not isinstance(layer, QFormerLayer):
         return LayerPass(name, rows, args[2], out, out, out)
     crossing = kwargs.get("queries") or out

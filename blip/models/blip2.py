@@ -98,7 +98,7 @@ class Blip2Model(nn.Module):
         rows = Rows(lengths, ids.shape[1], ids.device)
         # three passes read the same words but for the first: they are looked up once, and passes read `places` of them
         dec = ids.new_full((1,), self.specials.dec)
-        vocabulary = self.qformer.embeddings.words.weight
+        vocabulary = self.qformer.text_embeddings.words.weight
         words, matrix = TiedLookUp.apply(vocabulary, torch.cat([ids.flatten(), dec]))  # (B*T+1, D), (V, D)
         places = torch.arange(ids.numel(), device=ids.device).view_as(ids)
 
@@ -110,8 +110,8 @@ class Blip2Model(nn.Module):
             losses.smoothed_contrast(x, positives, self.label_smoothing) for x in (image_to_text, text_to_image)
         ]
         # hard negatives of all processes; a small temperature could leave nothing beside a positive's probability
-        hidden = (x.masked_fill(positives, -1e4) for x in (image_to_text, text_to_image))
-        negatives = draw_hard_negatives(*hidden, positives, draw=draw)
+        hidden = [x.masked_fill(positives, -1e4) for x in (image_to_text, text_to_image)]
+        negatives = draw_hard_negatives(hidden[0], hidden[1], positives, draw=draw)
 
         # language modelling: the text behind the queries; given to a GPU before the CPU waits for the negatives
         written = self.qformer.write(with_first(places, ids.numel()), rows, read.cache(), words=words)

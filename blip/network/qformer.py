@@ -86,6 +86,8 @@ class QueryEmbeddings(nn.Module):
 class QFormer(TextTransformer):
     """Learned queries and texts, see above."""
 
+    head: LMHead  # only with `text`
+
     def __init__(self, config: QFormerConfig):
         super().__init__()
         self.config = config
@@ -94,7 +96,8 @@ class QFormer(TextTransformer):
         self.embeddings = Embeddings(parts) if config.text else QueryEmbeddings(parts)
         self.layers = nn.ModuleList([QFormerLayer(config, number) for number in range(config.layers)])
         self.out = Tap()  # of the queries' states, where they leave
-        self.head = LMHead(parts, self.embeddings.words) if isinstance(self.embeddings, Embeddings) else None
+        if isinstance(self.embeddings, Embeddings):
+            self.head = LMHead(parts, self.embeddings.words)
         self.apply(partial(init_weights, width=config.width))
         nn.init.normal_(self.queries, std=0.02 * (768 / config.width) ** 0.5)
         for layer in layers_of(self):
@@ -155,9 +158,14 @@ class QFormer(TextTransformer):
         return self.embeddings.dropout(x).flatten(0, 1)
 
     def _words(self, ids: Tensor, rows: Rows, *, past: int = 0, words: Tensor | None) -> Tensor:
+        return self.text_embeddings(ids, rows, past, words=words)
+
+    @property
+    def text_embeddings(self) -> Embeddings:
+        """`embeddings`, where texts are read; InputError where they are not."""
         if not isinstance(self.embeddings, Embeddings):
             raise InputError("this Q-Former was made without `text`: it reads images alone")
-        return self.embeddings(ids, rows, past, words=words)
+        return self.embeddings
 
     def _keys_of(self, number: int, keys: ImageKeys) -> LayerImages | None:
         """What layer `number` attends to; None where it does not attend to images."""
@@ -176,17 +184,20 @@ def layers_of(qformer: QFormer) -> "list[QFormerLayer]":
 class QFormerLayer(nn.Module):
     """Self-attention; cross-attention of queries to the image in some layers; a feed-forward network; post-norm."""
 
+    feed_forward: FeedForward  # of texts, only with `text`
+
     def __init__(self, config: QFormerConfig, number: int):
         super().__init__()
         parts = config.of_parts()
         self.self_attention = SelfAttention(parts)
         self.cross_attention = None if number % config.cross_every else CrossAttention(parts)
         self.query_feed_forward = FeedForward(parts)
-        self.feed_forward = FeedForward(parts) if config.text else None
+        if config.text:
+            self.feed_forward = FeedForward(parts)
 
     def copy_feed_forward(self) -> None:
         """The queries' feed-forward network starts as a copy of the texts'."""
-        if self.feed_forward is not None:
+        if hasattr(self, "feed_forward"):
             self.query_feed_forward.load_state_dict(self.feed_forward.state_dict())
 
     def forward(

@@ -76,14 +76,12 @@ class TextBehind:
     """Rows of text behind `past` tokens, which every token of the text attends to, a `TokenLayout`."""
 
     def __init__(self, texts: Rows, past: int):
-        self.texts, self.past = texts, past
         self.count, self.longest, self.real = texts.count, texts.longest, texts.real
         self.first, self.first_packing = texts.first, texts.first_packing
         self.pack, self.unpack, self.positions = texts.pack, texts.unpack, texts.positions
+        size = texts.longest, past + texts.longest
+        self.mask = torch.ones(size, dtype=torch.bool, device=texts.first.device).tril(past)  # (T, past+T)
 
     def attention_mask(self, causal: bool) -> tuple[Tensor | None, bool]:
         """With `causal` a token attends to what precedes its text and to its text up to itself: (T, past+T)."""
-        if not causal:  # a single new token attends to all that precede it
-            return None, False
-        size = self.longest, self.past + self.longest
-        return torch.ones(size, dtype=torch.bool, device=self.first.device).tril(self.past), False
+        return (self.mask if causal else None), False  # a single new token attends to all that precede it

@@ -85,7 +85,7 @@ class WritingConfig(FineTuneConfig):
     min_new_tokens: int = 1  # tokens before the text may end [tokens]
     max_new_tokens: int = 20  # tokens at most, the prompt not counted [tokens]
     length_penalty: float = Decoding.length_penalty  # beam score: log-probability / length to this power [power]
-    length_norm: Literal["generated", "whole"] = "generated"  # whole: the length counts the prompt, as published
+    length_norm: Literal["generated", "whole", "whole_blip2"] = "generated"  # whole: prompt included, as published
     repetition_penalty: float = Decoding.repetition_penalty  # above 1: repeated tokens become less likely [factor]
     no_repeat_ngram: int = Decoding.no_repeat_ngram  # no run of this many tokens occurs twice; 0: it may [tokens]
 

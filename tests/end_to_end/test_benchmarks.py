@@ -51,6 +51,32 @@ def test_benchmark(
         assert agreement["same_best"] == 4
 
 
+@pytest.mark.parametrize("part", ["stage1"])
+def test_blip2(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "--part",
+        part,
+        "--size",
+        "tiny",
+        "--repeats",
+        "1",
+        "--threads",
+        "1",
+        "--out",
+        str(tmp_path / "x.json"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["benchmarks/blip2.py", *arguments])
+    monkeypatch.setattr(
+        f"benchmarks.blip2_{part}.peak_memory", lambda *_: 0.0, raising=False
+    )  # in processes of their own
+    importlib.import_module("benchmarks.blip2").main()
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["name"] == f"blip2_{part}" and last["ratio"] > 0
+    if part == "stage1":
+        assert max(last["agreement"]["largest_difference"]) < 1e-4
+        assert last["ratio_of_counts"] > 1
+
+
 def test_profile_of_a_step(tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     trace = tmp_path / "trace.json"
     options = ["--config", str(tiny_config), "--set", "device=cpu", "--steps", "1", "--trace", str(trace)]
