@@ -68,8 +68,12 @@ def load_blip2(
     qformer = QFormerConfig(**info["qformer"])
     words = _words(tokenizer, qformer, path) if qformer.text else None
     options: dict[str, Any] = {"device": device, "precision": precision}
+    adapters = {name: tensor for name, tensor in tensors.items() if ADAPTER in name}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in adapters}
     if "language_model" not in info:
         model, lacks = _first_stage(path, tensors, info, qformer=qformer, words=words)
+        if info.get("lora"):
+            restore_adapters(model, info["lora"], adapters, str(path))
         return Blip2Predictor(model, words, {**info, "lacks": lacks} if lacks else info, **options)  # type: ignore[arg-type]
     choice = language if isinstance(language, LanguageChoice) else LanguageChoice(language)
     stated = info["language_model"]
@@ -83,8 +87,6 @@ def load_blip2(
     )
     limit = int(info.get("max_text_tokens") or MAX_TOKENS)
     adapter, tokens = language_model(found.module, found.tokenizer, limit, end=info.get("end_text"))
-    adapters = {name: tensor for name, tensor in tensors.items() if ADAPTER in name}
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in adapters}
     model = _second_stage(path, tensors, info, qformer=qformer).attach(adapter)
     if info.get("lora"):
         restore_adapters(model, info["lora"], adapters, str(path))
