@@ -144,7 +144,7 @@ def test_adapters_of_the_first_stage(folders: dict[str, Path], golden2_dir: Path
     words = folders["pretrain"] / "tokenizer.json"
     convert.write(tmp_path, public_state(trained.model), {**trained.info, "lora": lora}, tokenizer_file=words)
     after = blip.load(tmp_path, device="cpu").encode_image(image)
-    assert torch.equal(after, trained.encode_image(image)) and not torch.allclose(after, before, atol=1e-3)
+    assert torch.allclose(after, trained.encode_image(image), **CLOSE) and not torch.allclose(after, before, atol=1e-3)
 
 
 # ---- the second stage ------------------------------------------------------------------------------------------------
