@@ -134,6 +134,8 @@ def test_maps_follow_the_formula(taught: Blip2Predictor) -> None:
     spans = written_spans(taught, text)
     assert [word for word, _ in spans] == found.words == text.split()
     assert any(span.stop - span.start > 1 for _, span in spans)
+    tokens = taught.tokenizer.count([text])[0] - 2  # [CLS] is not written, and [SEP] is no word
+    assert spans[0][1].start == 0 and spans[-1][1].stop == tokens
     for (_, span), of_word in zip(spans, found.maps, strict=True):
         expected = sum(naive(taught, image, text, column) for column in range(span.start, span.stop))
         torch.testing.assert_close(of_word, expected, rtol=1e-3, atol=1e-6)
