@@ -6,23 +6,26 @@ a step of generation reads, and those of keys and values that it moves.
 """
 
 import argparse
-import resource
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks import harness, peers_blip2
-from benchmarks.peers_blip2 import IMAGE_TOKEN, LINE_END, PAD, START
+from benchmarks import harness, peers_blip2_caption
+from benchmarks.peers_blip2_caption import IMAGE_TOKEN, LINE_END, PAD, START
 from blip.models.blip2_language import Blip2LanguageModel
 from blip.models.decoding import Decoding
 from blip.models.language_models import CausalLanguageModel
 from blip.models.language_tokens import LanguageIds
 from blip.network.flops import attention, image_tokens, vit_forward
+from blip.network.onednn import OneDnnProducts
 from blip.network.qformer import QFormerConfig
 from blip.network.vit import VIT_SIZES, ViTConfig
 
+SCRIPT = Path(__file__).resolve().parent / "blip2.py"
 BATCHES, BEAMS, NEW = (1, 8), 5, 30
 DECODING = Decoding(beams=BEAMS, max_new_tokens=NEW, min_new_tokens=NEW)
 
@@ -49,18 +52,19 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, size: Size):
         self.args = args
-        module = peers_blip2.language_module(size.language)
+        module = peers_blip2_caption.language_module(size.language)
         self.ours = Blip2LanguageModel(size.vit, size.qformer, module.config.word_embed_proj_dim).eval()
         language = CausalLanguageModel(module, LanguageIds(START, LINE_END, PAD))
         self.ours.attach(language).to(args.device)
-        self.theirs = peers_blip2.captioner(self.ours, size.vit, size.qformer)
+        self.products = OneDnnProducts(self.ours)  # as a predictor has them
+        self.theirs = peers_blip2_caption.captioner(self.ours, size.vit, size.qformer)
         self.queries = size.qformer.queries
         pixels = size.vit.image_size
         self.images = torch.randn(max(BATCHES), 3, pixels, pixels, device=args.device)
 
     def ours_of(self, batch: int) -> Tensor:
         ids = torch.full((batch, 1), START, device=self.args.device)
-        with torch.no_grad(), harness.precision(self.args):
+        with torch.no_grad(), harness.precision(self.args), self.products.used():
             return self.ours.write(
                 self.images[:batch], ids, torch.ones_like(ids, dtype=torch.bool), decoding=DECODING
             ).ids
@@ -78,6 +82,9 @@ class Run:
 
 def measure(args: argparse.Namespace) -> dict:
     size = sizes(args.size)
+    options = {who: ("--part", "caption", "--memory-of", who) for who in ("theirs", "ours")}
+    memory = {who: harness.peak_memory_of(args, SCRIPT, *each) for who, each in options.items()}
+    print(json.dumps({"peak_memory_gib": memory}), flush=True)
     run = Run(args, size)
     agreement = {}
     calls: dict[str, Callable[[], Tensor]] = {}
@@ -86,6 +93,7 @@ def measure(args: argparse.Namespace) -> dict:
         agreement[str(batch)] = {"texts": batch, "equal": int((ours == theirs).all(dim=1).sum())}
         calls[f"theirs_{batch}"] = lambda batch=batch: run.theirs_of(batch)
         calls[f"ours_{batch}"] = lambda batch=batch: run.ours_of(batch)
+    print(json.dumps(agreement), flush=True)
     seconds = harness.alternate(calls, args.repeats, harness.clock(args.device), warm_up=False)
     median = harness.medians(seconds)
     gflop = {}
@@ -96,6 +104,7 @@ def measure(args: argparse.Namespace) -> dict:
         "ratio": median[f"theirs_{max(BATCHES)}"] / median[f"ours_{max(BATCHES)}"],
         "ratios": {str(batch): median[f"theirs_{batch}"] / median[f"ours_{batch}"] for batch in BATCHES},
         "agreement": agreement,
+        "peak_memory_gib": memory,
         "seconds": median,
         "seconds_all": seconds,
         "spread": harness.spread(seconds),
@@ -106,16 +115,16 @@ def measure(args: argparse.Namespace) -> dict:
     }
 
 
-def memory(args: argparse.Namespace) -> dict:
-    """Peak memory of this process after captions of one side alone, `args.side`, in megabytes."""
+def memory_of(args: argparse.Namespace) -> None:
+    """Prints the peak memory of this process after captions of one side alone; both share their weights."""
     run = Run(args, sizes(args.size))
-    (run.ours_of if args.side == "ours" else run.theirs_of)(max(BATCHES))
-    return {"side": args.side, "peak_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
+    (run.ours_of if args.memory_of == "ours" else run.theirs_of)(max(BATCHES))
+    harness.print_peak_memory(args.device)
 
 
 def operations(size: Size, batch: int, *, prefix_rows: int) -> float:
     """Of captions of `batch` images; the language model reads its prefix in `prefix_rows` rows."""
-    config, q = peers_blip2.opt_configuration(size.language), size.qformer
+    config, q = peers_blip2_caption.opt_configuration(size.language), size.qformer
     d, layers = config.hidden_size, config.num_hidden_layers
     seen, crossing = image_tokens(size.vit), -(-q.layers // q.cross_every)
     per_query = q.layers * (2 * 4 * q.width**2 + 2 * 2 * q.width * q.hidden + attention(1, q.queries, q.width))
@@ -132,7 +141,7 @@ def operations(size: Size, batch: int, *, prefix_rows: int) -> float:
 
 def megabytes(size: Size, batch: int) -> dict[str, float]:
     """What a step in the middle of a text reads and moves: weights, and keys and values of both sides in float32."""
-    config = peers_blip2.opt_configuration(size.language)
+    config = peers_blip2_caption.opt_configuration(size.language)
     d, layers = config.hidden_size, config.num_hidden_layers
     weights = layers * (4 * d * d + 2 * d * config.ffn_dim) + d * config.vocab_size
     rows, prefix, written = batch * BEAMS, size.qformer.queries + 1, NEW // 2

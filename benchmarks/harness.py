@@ -6,6 +6,7 @@ import json
 import platform
 import shlex
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -67,6 +68,23 @@ def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
 def spread(seconds: dict[str, list[float]]) -> dict[str, float]:
     """Slowest over fastest: far above 1 means that something else ran on the machine, and a ratio means nothing."""
     return {name: max(times) / min(times) for name, times in seconds.items()}
+
+
+def peak_memory_of(args: argparse.Namespace, script: Path, *options: str) -> float:
+    """GiB that `script`, in a process of its own, prints as its last line by `print_peak_memory`."""
+    command = [sys.executable, str(script), *options, "--size", args.size, "--device", args.device]
+    command += ["--threads", str(args.threads), "--precision", args.precision]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def print_peak_memory(device: str) -> None:
+    """The highest point of this process until now, in GiB."""
+    if device == "cuda":
+        print(torch.cuda.max_memory_allocated() / 2**30)
+        return
+    # not ru_maxrss: it begins with the peak of the process that started this one
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    print(int(status["VmHWM"].split()[0]) / 2**20)
 
 
 def matmul_peak(dtype: torch.dtype, device: str, synchronize: Clock) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from blip.checkpoints.format import CheckpointError, check_fit, load_strict, unique_state
 from blip.checkpoints.language_models import load_language_model
+from blip.checkpoints.part_adapters import ADAPTER, restore_adapters
 from blip.errors import InputError
 from blip.inference.blip2 import Blip2Predictor
 from blip.inference.language import LanguagePredictor
@@ -82,7 +83,11 @@ def load_blip2(
     )
     limit = int(info.get("max_text_tokens") or MAX_TOKENS)
     adapter, tokens = language_model(found.module, found.tokenizer, limit, end=info.get("end_text"))
+    adapters = {name: tensor for name, tensor in tensors.items() if ADAPTER in name}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in adapters}
     model = _second_stage(path, tensors, info, qformer=qformer).attach(adapter)
+    if info.get("lora"):
+        restore_adapters(model, info["lora"], adapters, str(path))
     return LanguagePredictor(model, words, info, tokens=tokens, **options)
 
 

@@ -131,6 +131,7 @@ class Blip2LanguageModel(nn.Module):
         that token alone; by `length_norm: generated` the penalty sees the prompt, as in transformers 5.
         """
         language = self._attached
+        language.check_length(queries.shape[1] + ids.shape[1] + decoding.max_new_tokens)
         step = language.step(queries, ids, mask, room=decoding.texts * decoding.max_new_tokens)
         published = decoding.length_norm != "generated"
         before = language.first(len(ids), ids.device) if published else language.written_before(ids, mask)

@@ -64,9 +64,19 @@ class LanguageModel(nn.Module):
 
     def inputs(self, queries: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Queries (B, Q, W) before a text: embeddings (B, Q+T, W) and where they count, (B, Q+T) boolean."""
+        self.check_length(queries.shape[1] + ids.shape[1])
         words = self.embed(ids)
         seen = torch.cat([mask.new_ones(queries.shape[:2]), mask], dim=1)
         return torch.cat([queries.to(words.dtype), words], dim=1), seen
+
+    def check_length(self, tokens: int) -> None:
+        """InputError where the model has fewer positions than queries and text have tokens."""
+        limit = getattr(self.module.config, "max_position_embeddings", None)
+        if limit is not None and tokens > limit:
+            raise InputError(
+                f"queries, prompt and text have {tokens} tokens, the language model has {limit} positions: shorten the "
+                "prompt or write fewer tokens"
+            )
 
     def loss(self, queries: Tensor, ids: Tensor, mask: Tensor, *, targets: Tensor) -> Tensor:
         """The mean of the cross-entropy over the targets that count; arguments as in `predictions`."""

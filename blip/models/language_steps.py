@@ -8,6 +8,7 @@ Shapes: B images, K texts of each, R = B*K rows, P tokens before the first new o
 cache, H heads, d head width, W width of the embeddings, V words.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -17,11 +18,14 @@ from torch.nn import functional as F
 SHARED = "blip_shared_prefix"  # the name under which transformers finds `shared_attention`
 
 
+def takes(module: Any, argument: str) -> bool:
+    """Whether the `forward` of a module has a parameter of this name."""
+    return argument in inspect.signature(module.forward).parameters
+
+
 def cache_argument(module: Any) -> str:
     """The name by which the `forward` of a module of transformers takes a cache; it changed in version 5."""
-    import inspect
-
-    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
+    return "cache" if takes(module, "cache") else "past_key_values"
 
 
 def places(mask: Tensor) -> Tensor:
@@ -39,6 +43,8 @@ class CausalStep:
         self.module, self.prefix, self.seen = module, prefix, mask
         self.cache: Any = DynamicCache(config=module.config)
         self.argument = cache_argument(module)
+        self.has_positions = takes(module, "position_ids")
+        self.options: dict[str, Any] = {"logits_to_keep": 1} if takes(module, "logits_to_keep") else {}
         self.begun = False
 
     def __call__(self, ids: Tensor) -> Tensor:
@@ -55,19 +61,10 @@ class CausalStep:
         self.seen = self.seen.index_select(0, rows)
 
     def _read(self, tokens: dict[str, Tensor], positions: Tensor) -> Tensor:
-        more = {"position_ids": positions} if takes(self.module, "position_ids") else {}
-        more |= {"logits_to_keep": 1} if takes(self.module, "logits_to_keep") else {}
-        out = self.module(
-            **tokens, **more, **{self.argument: self.cache}, attention_mask=self.seen.long(), use_cache=True
-        )
+        more: dict[str, Any] = {"position_ids": positions} if self.has_positions else {}
+        more |= {self.argument: self.cache, **self.options}
+        out = self.module(**tokens, **more, attention_mask=self.seen.long(), use_cache=True)
         return out.logits[:, -1]
-
-
-def takes(module: Any, argument: str) -> bool:
-    """Whether the `forward` of a module has a parameter of this name."""
-    import inspect
-
-    return argument in inspect.signature(module.forward).parameters
 
 
 class Seq2SeqStep:

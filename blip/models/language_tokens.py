@@ -122,13 +122,7 @@ class CausalTokens(LanguageTokens):
         rows, learned_from = [], []
         for text, prompt in zip(texts, prompts or [""] * len(texts), strict=True):
             before = self._encode(prompt) if prompt else []
-            text = f"{prompt} {text}" if prompt else text
-            if self.end_may_be_cut and self.end is not None:
-                ids = self._encode(text + self.end)[: self.max_tokens]
-            elif self.end_may_be_cut:
-                ids = [*self._encode(text), self.ids.end][: self.max_tokens]
-            else:
-                ids = [*self._encode(text.rstrip())[: self.max_tokens - 1], self.ids.end]
+            ids = self._ended(text, f"{prompt} " if prompt else "")
             first = _common(before, ids)
             if first >= self.max_tokens - 1:
                 raise InputError(
@@ -137,9 +131,18 @@ class CausalTokens(LanguageTokens):
                 )
             rows.append(ids)
             learned_from.append(first)
-        ids, mask = padded(rows, self.ids.pad)
-        counts = mask & (torch.arange(ids.shape[1]) >= torch.tensor(learned_from)[:, None])
-        return TextBatch(ids, mask, ids.masked_fill(~counts, IGNORED))
+        padded_ids, mask = padded(rows, self.ids.pad)
+        counts = mask & (torch.arange(mask.shape[1]) >= torch.tensor(learned_from)[:, None])
+        return TextBatch(padded_ids, mask, padded_ids.masked_fill(~counts, IGNORED))
+
+    def _ended(self, text: str, prompt: str) -> list[int]:
+        """The ids of a text behind its prompt, with their end; line breaks inside a text would end it."""
+        if not self.end_may_be_cut:
+            text = " ".join(text.split())
+            return [*self._encode((prompt + text).rstrip())[: self.max_tokens - 1], self.ids.end]
+        if self.end is None:
+            return [*self._encode(prompt + text), self.ids.end][: self.max_tokens]
+        return self._encode(prompt + text + self.end)[: self.max_tokens]
 
     def prompts(self, texts: Sequence[str]) -> TextBatch:
         """Padded on the left, so that what is written follows directly."""

@@ -189,6 +189,12 @@ def test_every_text_ends_however_long_it_is(family: str) -> None:
     assert counted[-1] == tokens.ids.end and (counted == tokens.ids.end).sum() == 1
 
 
+def test_a_line_break_in_a_text_does_not_end_it() -> None:
+    _, tokens = small("opt")
+    first, second = tokens.training(["w1\nw2 \n", "w1 w2"]).ids
+    assert torch.equal(first, second) and (first == tokens.ids.end).sum() == 1
+
+
 def test_the_published_order_cuts_the_end() -> None:
     _, tokens = small("opt", end_may_be_cut=True)
     batch = tokens.training([LONG, "w1"])
