@@ -1,4 +1,4 @@
-# make demo | test | test-quick | test-oldest | lint | docs | clean
+# make demo | demo-blip2 | test | test-quick | test-oldest | lint | docs | clean
 # PYTHON is the interpreter that environments are made with, VENV the folder of the environment.
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ SEED ?= 0
 PYTEST = -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 INSTALL = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-quick test-oldest lint docs clean
+.PHONY: demo demo-blip2 test test-quick test-oldest lint docs clean
 
 # stamps are made anew when the file they install from changes
 $(VENV)/.core: requirements.txt pyproject.toml setup.py
@@ -25,6 +25,10 @@ $(VENV)/.test $(VENV)/.lint $(VENV)/.docs: $(VENV)/.%: $(VENV)/.core
 
 demo: $(VENV)/.core
 	$(BIN)/python demo/demo.py --output_dir $(DEMO) --seed $(SEED)
+
+demo-blip2: $(VENV)/.core
+	$(BIN)/python $(INSTALL) --editable '.[blip2]'
+	$(BIN)/python demo/demo_blip2.py --output_dir runs/demo_blip2 --seed $(SEED)
 
 # the models of the tests are tiny: more threads would wait for each other more than they work
 test test-quick test-oldest: export OMP_NUM_THREADS = 1

@@ -216,22 +216,28 @@ def sections() -> dict[str, type[BaseModel]]:
     """The configuration classes by title, in the order of the documentation; each section has the options that its
     class adds to those of its parents."""
     from blip.capfilt.config import CapFiltConfig
-    from blip.config import ModelConfig, PretrainConfig, RunConfig, WeightedFile
+    from blip.config import ModelConfig, PairConfig, PretrainConfig, RunConfig, WeightedFile
     from blip.pubmed.config import PubmedConfig
     from blip.tasks import config as of_tasks
+    from blip.tasks import part_options
+    from blip.tasks.blip2_config import Blip2Config
 
     return {
         "Every training script": RunConfig,
         "Data and model": ModelConfig,
         "Weighted files": WeightedFile,
+        "Every pre-training": PairConfig,
         "Pre-training": PretrainConfig,
+        "Tower and Q-Former of BLIP-2": part_options.Blip2Options,
+        "Language model of BLIP-2": part_options.LanguageOptions,
+        "Stages of BLIP-2": Blip2Config,
         "Fine-tuning": of_tasks.FineTuneConfig,
         "Generation in evaluation": of_tasks.WritingConfig,
         "Retrieval": of_tasks.RetrievalConfig,
         "Captions": of_tasks.CaptionConfig,
         "Questions": of_tasks.VqaConfig,
         "Statements about two images": of_tasks.NlvrConfig,
-        "LoRA": of_tasks.LoraConfig,
+        "LoRA": part_options.LoraConfig,
         "CapFilt": CapFiltConfig,
         "PubMed Central": PubmedConfig,
     }
@@ -240,6 +246,7 @@ def sections() -> dict[str, type[BaseModel]]:
 # argument of `blip options` -> title of its class, of which all options are listed
 TASKS = {
     "pretrain": "Pre-training",
+    "blip2": "Stages of BLIP-2",
     "retrieval": "Retrieval",
     "caption": "Captions",
     "vqa": "Questions",
@@ -253,7 +260,8 @@ TASKS = {
 @app.command()
 def options(
     task: Annotated[
-        str, typer.Argument(help="pretrain, retrieval, caption, vqa, nlvr, lora, capfilt or pubmed; all unless given")
+        str,
+        typer.Argument(help="pretrain, blip2, retrieval, caption, vqa, nlvr, lora, capfilt, pubmed; all unless given"),
     ] = "",
     find: Annotated[str, typer.Option(help="only options whose name, unit or meaning has this text")] = "",
     markdown: Annotated[bool, typer.Option("--markdown", help="print tables in Markdown")] = False,

@@ -23,6 +23,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "ModelConfig",
+    "PairConfig",
     "PretrainConfig",
     "RunConfig",
     "WeightedFile",
@@ -72,6 +73,7 @@ class RunConfig(BaseModel):
     lr_decay: float = Field(0.9, gt=0, le=1)  # a factor per epoch, with `epoch_decay` [factor]
     warmup_steps: int = Field(3000, ge=0)  # optimizer steps of linear warm-up [steps]
     weight_decay: float = Field(0.05, ge=0)  # of AdamW [factor]
+    adam_betas: tuple[float, float] = (0.9, 0.999)  # of AdamW: its means forget by these factors a step [factors]
     decay_norms_and_biases: bool = True  # weight decay for norms and biases too, as published
     clip_norm: float | None = Field(None, gt=0)  # largest norm of the gradient; null: no clipping [norm]
 
@@ -172,6 +174,8 @@ class ModelConfig(RunConfig):
         limits = [getattr(self, f"max_{part}_records", None) for part in ("train", "val", "test")]
         if self.shuffle_records_seed is not None and not any(limits):
             raise ValueError("shuffle_records_seed chooses records: set max_train_records or max_val_records too")
+        if not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise ValueError(f"adam_betas {list(self.adam_betas)} must be two factors from 0 to below 1")
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr {self.min_lr} is above lr {self.lr}")
         if self.init_from and (self.vision_init or self.text_init):
@@ -212,21 +216,27 @@ class ModelConfig(RunConfig):
             )
 
 
-class PretrainConfig(ModelConfig):
-    """Options of `pretrain.py`."""
+class PairConfig(ModelConfig):
+    """Options of every pre-training, of BLIP and of BLIP-2, on images with captions."""
 
-    # objectives
+    # contrast and language modelling
     temperature: float = Field(0.07, ge=0.001, le=0.5)  # start value of the learned temperature of ITC [factor]
-    queue_size: int = Field(57600, ge=0)  # features of earlier batches that ITC compares with; 0: none [features]
-    momentum: float = Field(0.995, ge=0, le=1)  # of the momentum encoders [factor]
-    alpha: float = Field(0.4, ge=0, le=1)  # weight of the momentum encoders' soft targets [share]
-    alpha_ramp_epochs: float = Field(2.0, ge=0)  # epochs in which alpha rises from 0 [epochs]
     equal_captions: Literal["positives", "negatives"] = "positives"  # what pairs of equal captions are in ITC
     label_smoothing: float = Field(0.1, ge=0, lt=1)  # of language modelling [share]
 
     # webdataset shards
     stream_lanes: int = Field(4, gt=0)  # read side by side in a process; a multiple of num_workers [shards]
     stream_window: int = Field(1000, gt=0)  # samples among which each lane shuffles [samples]
+
+
+class PretrainConfig(PairConfig):
+    """Options of `pretrain.py`."""
+
+    # momentum contrast
+    queue_size: int = Field(57600, ge=0)  # features of earlier batches that ITC compares with; 0: none [features]
+    momentum: float = Field(0.995, ge=0, le=1)  # of the momentum encoders [factor]
+    alpha: float = Field(0.4, ge=0, le=1)  # weight of the momentum encoders' soft targets [share]
+    alpha_ramp_epochs: float = Field(2.0, ge=0)  # epochs in which alpha rises from 0 [epochs]
 
 
 def annotation_files(config: ModelConfig) -> list[str | Mapping[str, Any]]:

@@ -61,7 +61,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shards": {"data", "hub", "outputs", "hashing", "files", "errors"},
     "shards.cli": ANYTHING,
     "reports": {"train", "options", "interpret", "inference", "models", "evaluation", "data", "config", "hub"}
-    | {"tasks.config", "tasks.data_options", "tasks.pretrain_data", "html_page", "files", "errors"},
+    | {"tasks.config", "tasks.blip2_config", "tasks.data_options"}
+    | {"tasks.pretrain_data", "html_page", "files", "errors"},
     "reports.cli": ANYTHING,
     "runs": {"tasks", "train", "data", "inference", "checkpoints", "reports", "config", "options", "console"}
     | {"html_page", "outputs", "distributed", "files", "errors"},

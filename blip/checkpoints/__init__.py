@@ -16,6 +16,6 @@ towers       image encoders of elsewhere: EVA, CLIP and those of whole checkpoin
 frozen       an image encoder that a checkpoint names instead of holding
 language_models language_files   language models of transformers, by name, and their files
 fingerprint  the same for the same weights in whatever format
-initialize   starting weights from timm, from BERT or from a checkpoint of another task
-adapters adapter_files   low-rank adapters around linear layers; their files
+initialize blip2_initialize   starting weights from timm, from BERT or from a checkpoint of another task
+adapters adapter_files part_adapters   low-rank adapters around linear layers; their files; those of parts
 """

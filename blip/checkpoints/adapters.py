@@ -55,7 +55,7 @@ def add_lora(
         raise LoraError("lora: the model has adapters already; merge them first")
     if rank < 1:
         raise LoraError(f"lora: rank is {rank}; 4 to 64 are usual")
-    names, extra = _matching(model, targets), _parameters_of(model, trainable)
+    names, extra = matching_layers(model, targets), _parameters_of(model, trainable)
     if both := [name for name in names if any(parameter.startswith(f"{name}.") for parameter in extra)]:
         raise LoraError(f"lora: among targets and trainable: {', '.join(both)}; leave it in one of the two")
 
@@ -69,7 +69,7 @@ def add_lora(
         _put(model, places[name], model.get_submodule(name))
 
     model.requires_grad_(False)
-    adapters = [p for layer in wrapped(model).values() for p in _adapter_parameters(layer)]
+    adapters = [p for layer in wrapped(model).values() for p in adapter_parameters(layer)]
     for parameter in [*adapters, *extra.values()]:
         parameter.requires_grad_(True)
     return names
@@ -78,8 +78,8 @@ def add_lora(
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
     """A and B of each wrapped layer, and the parts that `add_lora` left trainable, by name."""
     trained = {id(p) for p in model.parameters() if p.requires_grad}
-    trained |= {id(p) for layer in wrapped(model).values() for p in _adapter_parameters(layer)}
-    return {_public(name): p.detach() for name, p in model.named_parameters() if id(p) in trained}
+    trained |= {id(p) for layer in wrapped(model).values() for p in adapter_parameters(layer)}
+    return {public_name(name): p.detach() for name, p in model.named_parameters() if id(p) in trained}
 
 
 @torch.no_grad()
@@ -103,10 +103,10 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
     """The result of `unique_state` after `merge`; the model is not changed."""
     layers = wrapped(model).values()
     folded = {id(layer.base_layer.weight): layer for layer in layers}
-    adapters = {id(p) for layer in layers for p in _adapter_parameters(layer)}
+    adapters = {id(p) for layer in layers for p in adapter_parameters(layer)}
     tensors = model.state_dict(keep_vars=True)
     return {
-        _public(name): _fold(folded[id(tensors[name])]) if id(tensors[name]) in folded else tensor
+        public_name(name): _fold(folded[id(tensors[name])]) if id(tensors[name]) in folded else tensor
         for name, tensor in unique_state(model).items()
         if id(tensors[name]) not in adapters
     }
@@ -136,7 +136,8 @@ def wrapped(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
 
 
-def _adapter_parameters(layer: Any) -> list[Tensor]:
+def adapter_parameters(layer: Any) -> list[Tensor]:
+    """A and B of a wrapped layer."""
     return [layer.lora_A[PEFT_NAME].weight, layer.lora_B[PEFT_NAME].weight]
 
 
@@ -145,14 +146,14 @@ def _fold(layer: Any) -> Tensor:
     return (weight + layer.get_delta_weight(PEFT_NAME)).to(weight.dtype)
 
 
-def _public(name: str) -> str:
+def public_name(name: str) -> str:
     """The name of a tensor in files, from the name that peft gives it."""
     return name.replace(".base_layer.", ".").replace(f".{PEFT_NAME}.", ".")
 
 
 def public_state(model: nn.Module) -> dict[str, Tensor]:
     """Every tensor of a model once, by its name in files."""
-    return {_public(name): tensor for name, tensor in unique_state(model).items()}
+    return {public_name(name): tensor for name, tensor in unique_state(model).items()}
 
 
 def _places(model: nn.Module, module: nn.Module) -> list[str]:
@@ -166,8 +167,8 @@ def _put(model: nn.Module, names: list[str], module: nn.Module) -> None:
         setattr(model.get_submodule(parent), own, module)
 
 
-def _matching(model: nn.Module, targets: Sequence[str]) -> list[str]:
-    """First names of the linear layers that match any target."""
+def matching_layers(model: nn.Module, targets: Sequence[str], where: str = "this model") -> list[str]:
+    """First names of the linear layers that match any target; `where` names the model in errors."""
     first = {id(module): name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     every = {name: first[id(m)] for name, m in model.named_modules(remove_duplicate=False) if id(m) in first}
     if not targets:
@@ -176,7 +177,7 @@ def _matching(model: nn.Module, targets: Sequence[str]) -> list[str]:
     for target in targets:
         meant = {own for name, own in every.items() if fnmatchcase(name, target) or fnmatchcase(name, f"*.{target}")}
         if not meant:
-            raise LoraError(f"lora: target {target!r} is no linear layer of this model; {_nearest(target, every)}")
+            raise LoraError(f"lora: target {target!r} is no linear layer of {where}; {_nearest(target, every)}")
         found |= meant
     return [name for name in first.values() if name in found]
 

@@ -60,8 +60,8 @@ def read_lavis(state: Tensors, path: Path, heads: Heads, *, image_encoder: str =
         tower, vit = towers.read_tower(image_encoder, heads["image_encoder"])
     else:
         raise CheckpointError(
-            f"{path} holds no image encoder: it was frozen in training, and LAVIS leaves out what is frozen. Give the "
-            "file that it was by image_encoder, for the released models eva_vit_g.pth"
+            f"{path} holds no image encoder: it was frozen in training, and LAVIS leaves out what is frozen. Convert "
+            "it with the file that it was: blip convert --image_encoder, for the released models eva_vit_g.pth"
         )
     tensors |= {f"{PART}{name}": tensor for name, tensor in tower.items() if not name.startswith("norm.")}
     # of other towers, too, the norm behind them is LAVIS's own

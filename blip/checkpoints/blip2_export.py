@@ -54,6 +54,7 @@ def write_huggingface(
     else:
         language = _language_model(info, folder) if spec_of(info["task"]).has_language_model else None
         config = huggingface_config(info, *_of_language(language))
+        config["qformer_config"]["use_qformer_text_input"] = language is None  # the class of the second reads none
     if language is not None:
         weights = unique_state(language.module)
         state |= {f"{LANGUAGE_MODEL}{name}": tensor.cpu() for name, tensor in weights.items()}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from blip.checkpoints.format import CheckpointError, check_fit, load_strict, unique_state
 from blip.checkpoints.language_models import load_language_model
+from blip.checkpoints.part_adapters import ADAPTER, restore_adapters
 from blip.errors import InputError
 from blip.inference.blip2 import Blip2Predictor
 from blip.inference.language import LanguagePredictor
@@ -67,8 +68,12 @@ def load_blip2(
     qformer = QFormerConfig(**info["qformer"])
     words = _words(tokenizer, qformer, path) if qformer.text else None
     options: dict[str, Any] = {"device": device, "precision": precision}
+    adapters = {name: tensor for name, tensor in tensors.items() if ADAPTER in name}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in adapters}
     if "language_model" not in info:
         model, lacks = _first_stage(path, tensors, info, qformer=qformer, words=words)
+        if info.get("lora"):
+            restore_adapters(model, info["lora"], adapters, str(path))
         return Blip2Predictor(model, words, {**info, "lacks": lacks} if lacks else info, **options)  # type: ignore[arg-type]
     choice = language if isinstance(language, LanguageChoice) else LanguageChoice(language)
     stated = info["language_model"]
@@ -83,6 +88,8 @@ def load_blip2(
     limit = int(info.get("max_text_tokens") or MAX_TOKENS)
     adapter, tokens = language_model(found.module, found.tokenizer, limit, end=info.get("end_text"))
     model = _second_stage(path, tensors, info, qformer=qformer).attach(adapter)
+    if info.get("lora"):
+        restore_adapters(model, info["lora"], adapters, str(path))
     return LanguagePredictor(model, words, info, tokens=tokens, **options)
 
 

@@ -28,6 +28,7 @@ from blip.command_line import (
 )
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.data.places import images_of
+from blip.errors import InputError
 from blip.inference.cli import as_chosen, claim_json, load_model, places_and_texts, reading
 from blip.outputs import claim_output, refuse_inputs, writing
 
@@ -162,6 +163,8 @@ def activations(
         known = is_index(out)  # `capture` compares the settings
         claim_output(out, "activations", inputs=inputs, folder=True, overwrite=overwrite, known=known)
         model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
+        if "language_model" in model.info:
+            raise InputError("blip activations is for BLIP and the first stage of BLIP-2, and this is the second stage")
         chosen = shards.points_of(model, points)
         task = task or shards.usual_task(model, chosen)
         settings = shards.Capture(

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from blip.config import ModelConfig, PretrainConfig
+from blip.config import ModelConfig, PairConfig
 from blip.data.pairs import caption_id, read_pairs
 from blip.data.statements import read_statements
 from blip.errors import BlipError
@@ -199,7 +199,7 @@ def _names(config: ModelConfig, part: str) -> Names:
         items = [statements[i] for i in range(len(statements))]
         images = {one for item in items for one in ([item.images] if isinstance(item.images, str) else item.images)}
         return images, images, {caption_id(item.sentence) for item in items}
-    if isinstance(config, PretrainConfig):
+    if isinstance(config, PairConfig):
         from blip.tasks.pretrain_data import read_part
 
         pairs = read_part(config, files, part)

@@ -17,14 +17,23 @@ from blip.data.skipped import Note
 from blip.errors import InputError
 from blip.files import ReadError, read_json, read_json_lines, read_text
 from blip.options.meanings import options_of
+from blip.tasks.blip2_config import Blip2Config
 from blip.tasks.config import CaptionConfig, NlvrConfig, RetrievalConfig, VqaConfig
 from blip.train.evaluated import EVALUATIONS
 from blip.train.folder import BEST, CONFIG, SKIPPED
 from blip.train.history import METRICS, History, read_history
 
-CONFIGS: tuple[type[ModelConfig], ...] = (PretrainConfig, RetrievalConfig, CaptionConfig, VqaConfig, NlvrConfig)
+CONFIGS: tuple[type[ModelConfig], ...] = (
+    PretrainConfig,
+    Blip2Config,
+    RetrievalConfig,
+    CaptionConfig,
+    VqaConfig,
+    NlvrConfig,
+)
 KINDS = {
-    "PretrainConfig": "pre-training", "RetrievalConfig": "retrieval", "CaptionConfig": "captioning",
+    "PretrainConfig": "pre-training", "Blip2Config": "pre-training of BLIP-2",
+    "RetrievalConfig": "retrieval", "CaptionConfig": "captioning",
     "VqaConfig": "visual question answering", "NlvrConfig": "statements about two images",
 }  # fmt: skip
 SPLITS = {"val": "validation", "test": "test"}

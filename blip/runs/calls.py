@@ -15,7 +15,7 @@ from blip.runs.run import Run
 from blip.runs.scores import Scores, scores_of_evaluation
 from blip.runs.session import FOLDER, as_before, new_folder, removed_if_empty, say, train_in
 from blip.runs.settings import Data, entries_of, settings
-from blip.tasks.entries import PRETRAINING, Entry, entry_of
+from blip.tasks.entries import ENTRIES, PRETRAINING, Entry, entry_of
 from blip.train.checkpoint import begun_checkpoints
 from blip.train.evaluated import evaluated, run_with
 from blip.train.folder import CONFIG
@@ -84,6 +84,7 @@ def finetune(
 def pretrain(
     train: Data | None = None,
     *,
+    model: str = "blip",
     val: Data | None = None,
     init_from: str | os.PathLike[str] | Run = "",
     config: str | Path | None = None,
@@ -95,7 +96,9 @@ def pretrain(
 ) -> Run:
     """Pre-trains a model on images with captions, as `pretrain.py` does, and returns the run.
 
-    Arguments, interruption, errors and result are those of `blip.finetune`; `blip options pretrain` lists the options.
+    `model` is `blip` or `blip2`, as `pretrain_blip2.py` trains it: its second stage where `language_model` is given.
+    Other arguments, interruption, errors and result are those of `blip.finetune`; `blip options pretrain` and
+    `blip options blip2` list the options.
 
     Example:
         >>> run = blip.pretrain("captions.json", vit="tiny", text_width=192, text_layers=2, text_heads=3,
@@ -106,8 +109,11 @@ def pretrain(
         {"train_file": train, "val_file": val},
         {**options, "init_from": _weights(init_from), "device": device},
     )
-    made = settings(PRETRAINING, "blip.pretrain(...)", config=config, data=data, options=given)
-    return _train("pretrain", PRETRAINING, made, output_dir=output_dir, resume=resume, overwrite=overwrite)
+    if model not in PRETRAINING:
+        raise InputError(f"model is {model!r}; it can be {' or '.join(PRETRAINING)}")
+    task = PRETRAINING[model]
+    made = settings(ENTRIES[task], "blip.pretrain(...)", config=config, data=data, options=given)
+    return _train(task, ENTRIES[task], made, output_dir=output_dir, resume=resume, overwrite=overwrite)
 
 
 def evaluate(

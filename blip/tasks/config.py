@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from blip.checkpoints.places import answers_of
@@ -15,19 +15,9 @@ from blip.config import ModelConfig, WeightedFile
 from blip.errors import did_you_mean
 from blip.hashing import stable_hash
 from blip.models.decoding import Decoding, uniforms_of
+from blip.tasks.part_options import Blip2Options, LanguageOptions, LoraConfig
 
 VAL_LOSS = "val_loss"
-
-
-class LoraConfig(BaseModel):
-    """Low-rank adapters (Hu et al. 2021) on the linear layers whose names end with one of `targets`."""
-
-    model_config = ConfigDict(extra="forbid")
-    rank: int = Field(16, gt=0)  # rank of the adapters [units]
-    targets: list[str] = Field(min_length=1)  # endings of names of linear layers
-    alpha: float | None = Field(None, gt=0)  # null: the rank [factor]
-    dropout: float = Field(0.0, ge=0, lt=1)  # before the adapters [probability]
-    trainable: list[str] = Field(default_factory=list)  # parts trained whole, such as a new head
 
 
 class FineTuneConfig(ModelConfig):
@@ -61,7 +51,7 @@ class FineTuneConfig(ModelConfig):
         return self
 
 
-class RetrievalConfig(FineTuneConfig):
+class RetrievalConfig(Blip2Options, FineTuneConfig):
     """Options of `train_retrieval.py`."""
 
     scores = tuple(f"{by}_{way}r_mean" for by in ("itc", "itm") for way in ("", "i2t_", "t2i_")) + tuple(
@@ -125,7 +115,7 @@ class WritingConfig(FineTuneConfig):
         return self
 
 
-class CaptionConfig(WritingConfig):
+class CaptionConfig(LanguageOptions, WritingConfig):
     """Options of `train_caption.py`."""
 
     scores = ("exact", "bleu1", "bleu4", "rouge_l", "cider", "meteor")
@@ -137,7 +127,7 @@ class CaptionConfig(WritingConfig):
     best_metric: str = "val_cider"
 
 
-class VqaConfig(WritingConfig):
+class VqaConfig(LanguageOptions, WritingConfig):
     """Options of `train_vqa.py`."""
 
     scores = ("exact_match", "token_recall", "token_f1", "bleu1", "vqa_accuracy")
@@ -147,6 +137,8 @@ class VqaConfig(WritingConfig):
     max_answer_tokens: int = Field(30, ge=3)  # longer answers are cut [tokens]
     drop_path: float = Field(0.1, ge=0, lt=1)
     label_smoothing: float = Field(0.1, ge=0, lt=1)  # of the answers' tokens [share]
+    question_prompt: str = "Question: {} Answer:"  # of BLIP-2: what its language model reads of a question
+    question_in_qformer: bool = False  # of BLIP-2: the Q-Former reads the question too, beside its queries
     inference: Literal["rank", "generate", "choices"] = "rank"  # choices: a question's own, where the data set has them
     k_test: int = Field(128, gt=0)  # answers that are scored whole [answers]
     answer_file: str = ""  # JSON list, or one answer per line; empty: the answers of the training set

@@ -7,7 +7,8 @@ from typing import Any
 
 from blip.config import ModelConfig, PretrainConfig
 from blip.errors import InputError, did_you_mean
-from blip.tasks import caption, nlvr, pretrain, retrieval, vqa
+from blip.tasks import blip2, caption, nlvr, pretrain, retrieval, vqa
+from blip.tasks.blip2_config import Blip2Config
 from blip.tasks.config import CaptionConfig, NlvrConfig, RetrievalConfig, VqaConfig
 
 
@@ -35,12 +36,13 @@ class Entry:
 
 ENTRIES = {
     "pretrain": Entry(PretrainConfig, pretrain.run),
+    "blip2": Entry(Blip2Config, blip2.run),
     "retrieval": Entry(RetrievalConfig, retrieval.run, retrieval.score, 1e-5),
     "caption": Entry(CaptionConfig, caption.run, caption.score, 1e-5),
     "vqa": Entry(VqaConfig, vqa.run, vqa.score, 2e-5),
     "nlvr": Entry(NlvrConfig, nlvr.run, nlvr.score, 3e-5),
 }
-PRETRAINING = ENTRIES["pretrain"]
+PRETRAINING = {"blip": "pretrain", "blip2": "blip2"}  # argument of `blip.pretrain` -> task
 
 
 def entry_of(task: str, *, fine_tuning: bool = False) -> Entry:

@@ -3,15 +3,12 @@
 A task is a subclass of `FineTuning` and adds its data, `step` and `evaluate`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from blip import distributed
 from blip.checkpoints import adapter_files, adapters, initialize
@@ -26,36 +23,28 @@ from blip.checkpoints.format import (
 )
 from blip.config import ConfigError, WeightedFile
 from blip.console.bars import Bars
-from blip.data.batches import TensorBatch, collate
-from blip.data.loader import EvalLoader, LoaderOptions, eval_loader, make_loader
-from blip.data.order import EpochOrder, steps_per_epoch
-from blip.data.skipped import SkipLog
-from blip.data.training_images import TrainingImages
-from blip.data.transforms import eval_transform
-from blip.errors import BlipError
 from blip.files import json_text, whole_folder, write_whole
 from blip.hardware.precision import choose_precision, computing
 from blip.tasks import start, tokenizers
 from blip.tasks.config import FineTuneConfig
-from blip.tasks.data_options import on_device, training_images
-from blip.tasks.image_tokens import dropped_share
+from blip.tasks.records import Records
 from blip.train.checkpoint import written
 from blip.train.folder import BEST, is_of_run, run_of
 from blip.train.freeze import freeze
 from blip.train.log import RunLog
 from blip.train.loop import Step
-from blip.train.parallel import not_compiled, padded_lengths
-from blip.train.record import own, write_result
-from blip.train.schedule import Epochs
+from blip.train.parallel import not_compiled
+from blip.train.record import own
 from blip.train.sharding import gathered, in_parallel, is_sharded, whole, with_whole_model
 
 
-class FineTuning:
+class FineTuning(Records):
     """A run of one task: its parts, and the methods that the loop calls; see `blip.train.run.Task`."""
 
     task = ""
+    merges_adapters = True  # checkpoints hold weights with adapters merged into them
+    starts: ClassVar[Any] = start  # reads the checkpoint that a run starts from, and gives the sizes of its model
     main_scores: tuple[str, ...] = ()  # of an evaluation, those that the terminal shows
-    collate_fn: Callable[..., Any] = staticmethod(collate)
 
     def __init__(
         self,
@@ -73,37 +62,36 @@ class FineTuning:
         self.output, self.device, self.bars = output, device, Bars(quiet=not distributed.is_main())
         self.logged: list[tuple[str, list[dict[str, Any]]]] = []  # by the last evaluation: a file, lines for it
         self.read_data()
-        self.tokenizer = tokenizers.choose_tokenizer(self.config, self.texts(), output, resume=resume, save=training)
+        self.tokenizer = self.choose_tokenizer(source, resume, save=training)
         self._count_steps()
         torch.manual_seed(config.seed)  # equal starting weights on every process
-        self.model, self.missing = start.start_model(self.task, self.config, source, tokenizer=self.tokenizer)
-        self.warning = start.advice(self.task, source, self.missing) if source else ""
-        if self.config.lora:
-            adapters.add_lora(self.model, **self.config.lora.model_dump())
-        self.model.to("cpu" if is_sharded(config) else device)  # parts move one by one
+        self.missing: list[str] = []  # tensors that `source` lacks
+        self.warning = ""
+        self.model = self.build(source)
         self.add_parts()
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout differs between processes
         freeze(self.model, config.freeze)
         self.parallel = in_parallel(self.model, config, device)
         self.best: float | None = None
 
+    @classmethod
+    def of(cls, config: Any, checkpoint: Path | None) -> "type[FineTuning]":
+        """This class, whatever is trained; `blip2_kind.Kinds` chooses among several."""
+        return cls
+
+    def choose_tokenizer(self, source: initialize.Source | None, resume: Path | None, *, save: bool) -> Any:
+        """The tokenizer of the run; `save` as in `tokenizers.choose_tokenizer`."""
+        return tokenizers.choose_tokenizer(self.config, self.texts(), self.output, resume=resume, save=save)
+
+    def build(self, source: initialize.Source | None) -> Any:
+        """The model on its device, with its starting weights and adapters."""
+        model, self.missing = start.start_model(self.task, self.config, source, tokenizer=self.tokenizer)
+        self.warning = start.advice(self.task, source, self.missing) if source else ""
+        if self.config.lora:
+            adapters.add_lora(model, **self.config.lora.of_whole_model())
+        return model.to("cpu" if is_sharded(self.config) else self.device)  # parts move one by one
+
     # ---- what a task adds --------------------------------------------------------------------------------------------
-
-    def read_data(self) -> None:
-        """Reads the annotation files of training, if there are any, and of validation."""
-        raise NotImplementedError
-
-    def texts(self) -> Iterable[str]:
-        """The training texts, for `tokenizer: train`."""
-        raise NotImplementedError
-
-    def records(self) -> tuple[int, np.ndarray | None]:
-        """The number of training records, and the weight of each."""
-        raise NotImplementedError
-
-    def dataset(self, images: TrainingImages) -> Dataset:
-        """Training samples by (epoch, position); `images` is the `transform` of the data set."""
-        raise NotImplementedError
 
     def step(self, batch: Any, step: int) -> Step:
         """A batch to its losses."""
@@ -126,81 +114,6 @@ class FineTuning:
         """Content of `model.json` beside sizes, such as a prompt."""
         return {}
 
-    # ---- data --------------------------------------------------------------------------------------------------------
-
-    def needs_positions(self, count: int, what: str) -> None:
-        """ConfigError where a text of `count` tokens is longer than the model can read; `what` names its options."""
-        if count > self.config.max_positions:
-            raise ConfigError(f"{what}: {count} tokens, and the model has {self.config.max_positions} positions")
-
-    def files(self, split: str) -> list[str]:
-        """The names of the annotation files of `val` or `test`."""
-        return [entry if isinstance(entry, str) else entry.path for entry in self.entries(split)]
-
-    def entries(self, split: str) -> list[str | WeightedFile]:
-        """The files of `train`, `val` or `test` as the configuration has them."""
-        return getattr(self.config, f"{split}_file")
-
-    def _count_steps(self) -> None:
-        count, weights = self.records()
-        if not count:  # evaluation alone
-            return
-        config, world = self.config, distributed.world_size()
-        self.order = EpochOrder(count, config.seed, rank=distributed.rank(), world=world, weights=weights)
-        batches = steps_per_epoch(self.order, config.batch_size)
-        self.epochs = Epochs(batches, config.accumulation, config.epochs, max_steps=config.max_steps)
-        self.skipped = SkipLog(self.output / "skipped.jsonl", count, config.max_skipped_fraction, world=world)
-
-    def batches(self, start_step: int) -> Iterator[Any]:
-        """Training batches without end, from the first one of optimizer step `start_step` (counted from 0)."""
-        config = self.config
-        options = LoaderOptions(
-            config.num_workers,
-            config.seed,
-            pad_id=self.tokenizer.pad_id,
-            pad_to=padded_lengths(config.max_positions) if config.compile else (),
-            pin_memory=self.device.type == "cuda",
-            collate_fn=self.collate_fn,
-        )
-        position, data = self.epochs.position(start_step), self.dataset(training_images(config, self.device))
-        batches = make_loader(data, self.order, config.batch_size, start=position, options=options)
-        return on_device(self.skipped.noted(batches), config, self.device)
-
-    def prepared(self, batch: TensorBatch, step: int) -> Any:
-        """The batch on the device, for optimizer step `step`, which sets how many patches of its images are seen."""
-        self.model.image_encoder.patch_dropout.share = dropped_share(self.config, step, self.epochs)
-        return batch.to(self.device, non_blocking=True)
-
-    def eval_batches(self, dataset: Dataset) -> EvalLoader:
-        """This process's share of an evaluation set, in batches."""
-        config, pin = self.config, self.device.type == "cuda"
-        return eval_loader(
-            dataset, config.batch_size, rank=distributed.rank(), world=distributed.world_size(),
-            num_workers=config.num_workers, pad_id=self.tokenizer.pad_id, pin_memory=pin, collate_fn=self.collate_fn,
-        )  # fmt: skip
-
-    def gathered(self, split: str, own: list[tuple], batches: EvalLoader) -> list[tuple]:
-        """The rows of all processes in the order of the records; a row begins with the number of its record.
-
-        Images that could not be read are listed in `unreadable_SPLIT.json`.
-
-        Raises:
-            NothingToScore: no image could be read.
-        """
-        rows = sorted(row for part in distributed.gather_objects(own) for row in part)
-        notes = sorted({note for part in distributed.gather_objects(batches.skipped) for note in part})
-        self.write_unreadable(split, [path for _, path, _ in notes])
-        if not rows:
-            raise NothingToScore(f"no image of {', '.join(self.files(split))} could be read, such as {notes[0][1]}")
-        return rows
-
-    def write_unreadable(self, split: str, paths: list[str]) -> None:
-        if paths:
-            self.write(f"unreadable_{split}.json", sorted(set(paths)))
-
-    def eval_transform(self) -> Callable[[Image.Image], Tensor]:
-        return eval_transform(self.config.image_size)
-
     # ---- model -------------------------------------------------------------------------------------------------------
 
     def describe(self) -> tuple[str, dict]:
@@ -221,7 +134,8 @@ class FineTuning:
     def state(self) -> dict:
         """What a checkpoint holds beside weights and optimizer."""
         progress = {} if self.best is None else {"best": torch.tensor(self.best, dtype=torch.float64)}
-        return {"progress": progress, **({"adapter": self._trained_state()} if self.config.lora else {})}
+        merged = self.merges_adapters and self.config.lora
+        return {"progress": progress, **({"adapter": self._trained_state()} if merged else {})}
 
     def load(self, folder: Path, training: dict) -> None:
         """Continues from a checkpoint of this run."""
@@ -233,10 +147,22 @@ class FineTuning:
         else:
             with gathered(self.parallel, self.model, changed=True) as model:
                 load_strict(model, saved, str(folder))
+        self.load_best(folder, training)
+
+    def load_best(self, folder: Path, training: dict) -> None:
+        """The best score until now, if its weights are still there."""
         best = (self.output if is_of_run(folder, self.output) else run_of(folder)) / BEST
         if "best" in training["progress"] and best.is_dir():  # without its weights, a score is of no use
             stored = float(training["progress"]["best"])
             self.best = None if np.isnan(stored) else stored  # earlier versions kept a NaN, which nothing exceeds
+
+    def take(self, folder: Path) -> None:
+        """Replaces the model's weights by those of a checkpoint of this run; adapters are merged for good."""
+        tensors, _ = distributed.tensors_from_main(lambda: load_weights(folder))
+        if self.config.lora:
+            adapters.merge(self.model)
+        with gathered(self.parallel, self.model, changed=True) as model:
+            load_strict(model, tensors, str(folder))
 
     def _trained_state(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
@@ -280,16 +206,8 @@ class FineTuning:
         with written(best), whole_folder(best) as folder:
             with written(best / WEIGHTS):
                 save_weights(folder, weights, {**self.info(), "step": step}, flush=False)
-            if self.config.lora:
+            if self.merges_adapters and self.config.lora:
                 about = {"base": self.config.init_from, "model": self.info()}
                 adapter_files.save_adapter(folder, self.model, about, new=self.missing, flush=False)
             write_whole(folder / TOKENIZER, (self.output / TOKENIZER).read_bytes())
             write_whole(folder / "metrics.json", json_text({"step": step, **metrics}))
-
-    def write(self, name: str, content: Any) -> None:
-        """Writes a JSON file beside the checkpoints; every process has to call this. OutputError: see `own`."""
-        distributed.from_main(lambda: write_result(self.output, name, content))
-
-
-class NothingToScore(BlipError):
-    """No image of an evaluation set could be read."""

@@ -5,30 +5,30 @@ Both have the number of pairs, the number of batches in an epoch of this process
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from blip import distributed
-from blip.config import ConfigError, PretrainConfig
+from blip.config import ConfigError, PairConfig
 from blip.data.batches import Batch
 from blip.data.image_bytes import ImageLimits
 from blip.data.loader import LoaderOptions, make_loader
 from blip.data.order import EpochOrder, steps_per_epoch
-from blip.data.pairs import CaptionEncoder, PairDataset, Pairs, read_pairs
+from blip.data.pairs import PairDataset, Pairs, read_pairs
 from blip.data.sources import source_of
 from blip.data.stream import StreamDataset, StreamOrder, stream_loader
 from blip.data.training_images import TrainingImages
 from blip.data.webdataset import BrokenSample, is_tar_address, open_shards
 from blip.hub.names import is_hub_name
 from blip.tasks.data_options import read_as
-from blip.tokenizer import Tokenizer
 
+Encode = Callable[[str], list[int]]  # a caption to ids, see `CaptionEncoder`
 SAMPLES_FOR_WORDS = 20_000  # first samples of a stream, on whose captions a tokenizer is trained
 
 
-def read_part(config: PretrainConfig, files: Sequence[str | Mapping[str, Any]], part: str) -> Pairs:
+def read_part(config: PairConfig, files: Sequence[str | Mapping[str, Any]], part: str) -> Pairs:
     """The pairs of the files of a part, `train` or `val`. Its split is that of folders and data sets of the hub; of a
     file all records are read, whatever split they name."""
     options = read_as(config, part)
@@ -44,7 +44,7 @@ def read_part(config: PretrainConfig, files: Sequence[str | Mapping[str, Any]], 
 class FileData:
     """Pairs of annotation files, whose captions and paths are kept in memory."""
 
-    def __init__(self, config: PretrainConfig, files: Sequence[str | Mapping[str, Any]]):
+    def __init__(self, config: PairConfig, files: Sequence[str | Mapping[str, Any]]):
         self.config = config
         self.pairs = read_part(config, files, "train")
         weights = self.pairs.record_weights()
@@ -65,10 +65,11 @@ class FileData:
 
     def batches(
         self,
-        tokenizer: Tokenizer,
+        encode: Encode,
         images: TrainingImages,
         start: tuple[int, int],
         *,
+        pad_id: int,
         pad_to: tuple[int, ...],
         pin: bool,
     ) -> Iterator[Batch]:
@@ -77,7 +78,7 @@ class FileData:
         dataset = PairDataset(
             self.pairs,
             self.order,
-            CaptionEncoder(tokenizer, config.max_text_tokens, text_cleaning=config.text_cleaning),
+            encode,
             transform=images,
             seed=config.seed,
             max_skipped_fraction=config.max_skipped_fraction,
@@ -88,16 +89,14 @@ class FileData:
             self.order,
             config.batch_size,
             start=start,
-            options=LoaderOptions(
-                config.num_workers, config.seed, pad_id=tokenizer.pad_id, pad_to=pad_to, pin_memory=pin
-            ),
+            options=LoaderOptions(config.num_workers, config.seed, pad_id=pad_id, pad_to=pad_to, pin_memory=pin),
         )
 
 
 class StreamData:
     """Pairs of webdataset shards, read from a disk or a network as they are needed."""
 
-    def __init__(self, config: PretrainConfig, addresses: Sequence[str], output: Path):
+    def __init__(self, config: PairConfig, addresses: Sequence[str], output: Path):
         """Counts of shards that have none are kept in the folder `output`."""
         self.config = config
         known = output / "shard_sizes.json"
@@ -131,30 +130,49 @@ class StreamData:
 
     def batches(
         self,
-        tokenizer: Tokenizer,
+        encode: Encode,
         images: TrainingImages,
         start: tuple[int, int],
         *,
+        pad_id: int,
         pad_to: tuple[int, ...],
         pin: bool,
     ) -> Iterator[Batch]:
         """Batches without end, from `start` (epoch, batch); texts are padded to the next length of `pad_to`."""
-        encode = CaptionEncoder(tokenizer, self.config.max_text_tokens, text_cleaning=self.config.text_cleaning)
         dataset = StreamDataset(
             self.order,
             encode,
             images,
             start=start,
-            pad_id=tokenizer.pad_id,
+            pad_id=pad_id,
             pad_to=pad_to,
             limits=ImageLimits.of_mb(self.config.max_image_mb),
         )
         return stream_loader(dataset, self.config.num_workers, pin)
 
 
-def open_training(
-    config: PretrainConfig, files: Sequence[str | Mapping[str, Any]], output: Path
-) -> FileData | StreamData:
+class NoData:
+    """Nothing to train on: what `--dry_run` has in place of files, with one batch an epoch."""
+
+    steps = 1
+
+    def __len__(self) -> int:
+        return 0
+
+    def captions(self) -> Iterator[str]:
+        return iter(())
+
+    def name(self, index: int) -> str:
+        return ""
+
+    def batches(self, *_: Any, **__: Any) -> Iterator[Batch]:
+        return iter(())
+
+
+Data = FileData | StreamData | NoData
+
+
+def open_training(config: PairConfig, files: Sequence[str | Mapping[str, Any]], output: Path) -> FileData | StreamData:
     """The training data of a configuration; `files` as from `annotation_files`.
 
     Raises:

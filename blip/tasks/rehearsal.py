@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from blip import distributed
 from blip.checkpoints.places import is_remote
+from blip.config import ConfigError
 from blip.data.batches import Batch, collate
 from blip.data.questions import VqaBatch, collate_vqa
 from blip.data.statements import NlvrBatch, collate_nlvr
@@ -26,10 +27,12 @@ from blip.errors import BlipError, printable
 from blip.hardware.as_on_gpu import META
 from blip.hardware.precision import autocast, products
 from blip.tasks import start
+from blip.tasks.blip2_kind import Kinds, is_blip2
 from blip.tasks.config import FineTuneConfig
 from blip.tasks.counted import Trained, full_lengths
 from blip.tasks.estimate_report import report
 from blip.tasks.finetune import FineTuning
+from blip.tasks.language_tokens import LanguageTokenizer
 from blip.tokenizer import BERT_SPECIAL
 from blip.train.optim import build_optimizer
 from blip.train.parallel import memory_mb
@@ -38,12 +41,12 @@ from blip.train.schedule import Epochs
 FILES = {"train": "train_file", "val": "val_file", "test": "test_file"}
 
 
-def rehearsals(make: type[FineTuning]) -> dict[str, Callable[..., None]]:
+def rehearsals(kinds: type[FineTuning] | Kinds) -> dict[str, Callable[..., None]]:
     """What `launch` offers of a task: `dry_run` here, and `plan` for GPUs that are not here."""
-    return {"dry_run": partial(rehearse, make), "plan": partial(plan_for, make)}
+    return {"dry_run": partial(rehearse, kinds), "plan": partial(plan_for, kinds)}
 
 
-def rehearse(make: type[FineTuning], config: FineTuneConfig, device: torch.device) -> None:
+def rehearse(kinds: type[FineTuning] | Kinds, config: FineTuneConfig, device: torch.device) -> None:
     """Prints parameters, memory, FLOPs and time of a training step on this device, and the number of records of each
     part of the data.
 
@@ -51,15 +54,16 @@ def rehearse(make: type[FineTuning], config: FineTuneConfig, device: torch.devic
         BlipError: the configuration cannot be used, or `init_from` cannot be read.
     """
     console = Console(quiet=not distributed.is_main())
-    source = start.read_source(config)
-    config = start.with_sizes_of(config, source)
+    make = kinds.of(config, None)
+    source = make.starts.read_source(config)
+    config = make.starts.with_sizes_of(config, source)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        task = make(_without_data(config, folder), source, folder, resume=None, device=device, training=False)
+        task = make(without_data(config, folder), source, folder, resume=None, device=device, training=False)
     task.epochs = Epochs(1, config.accumulation, 1)
     with products(device, config.precision):
-        loss, seconds, flops = _two_steps(task)
-    console.print(_parameters(task))
+        loss, seconds, flops = two_steps(task)
+    console.print(parameters_of(task))
     for line in (
         f"a step of {config.batch_size} samples, {config.max_text_tokens} tokens each, images of {config.image_size} "
         f"pixels, on {device} in {config.precision}",
@@ -72,16 +76,20 @@ def rehearse(make: type[FineTuning], config: FineTuneConfig, device: torch.devic
         console.print(printable(line), soft_wrap=True, markup=False, highlight=False)
 
 
-def plan_for(make: type[FineTuning], config: FineTuneConfig, gpu: str, world: int) -> None:
+def plan_for(kinds: type[FineTuning] | Kinds, config: FineTuneConfig, gpu: str, world: int) -> None:
     """Prints what a run costs on `world` cards of a name; see `blip.tasks.estimate_report`.
 
     The sizes are those of `init_from`, or of the configuration where that is on another machine: nothing is downloaded.
     """
-    source = start.read_source(config) if config.init_from and not is_remote(config.init_from) else None
+    there = config.model_copy(update={"init_from": ""}) if is_remote(config.init_from) else config
+    if is_blip2(there):
+        raise ConfigError("--gpu does not know BLIP-2: docs/blip2.md has its memory, and --dry_run alone measures it")
+    source = start.read_source(there)
     words = source.text["vocab_size"] if source else config.vocab_size
     sized = start.with_sizes_of(config, source)
     sized = sized.model_copy(update={"init_from": "", "vision_init": "", "text_init": "", "vocab_size": words})
-    report(partial(trained_on_meta, make), sized.model_copy(update={"tokenizer": "train"}), gpu, world)
+    make = partial(trained_on_meta, kinds.of(sized, None))
+    report(make, sized.model_copy(update={"tokenizer": "train"}), gpu, world)
 
 
 def trained_on_meta(make: type[FineTuning], config: FineTuneConfig) -> Trained:
@@ -89,7 +97,7 @@ def trained_on_meta(make: type[FineTuning], config: FineTuneConfig) -> Trained:
     with tempfile.TemporaryDirectory() as name:
         # negatives of other processes are as many as those of this one
         plain = config.model_copy(update={"compile": False, "negative_all_rank": False})
-        task = make(_without_data(plain, Path(name)), None, Path(name), resume=None, device=META, training=False)
+        task = make(without_data(plain, Path(name)), None, Path(name), resume=None, device=META, training=False)
     task.epochs = Epochs(1, config.accumulation, 1)
     batch = RANDOM[task.collate_fn](task)
     contrast = getattr(task, "contrast", None)
@@ -98,7 +106,7 @@ def trained_on_meta(make: type[FineTuning], config: FineTuneConfig) -> Trained:
     return Trained(task.model, beside, tensors, lambda: task.step(batch, 0).loss, lambda: task.after_update(1))
 
 
-def _without_data(config: FineTuneConfig, folder: Path) -> FineTuneConfig:
+def without_data(config: Any, folder: Path) -> Any:
     """The configuration without files; a tokenizer that would be trained has as many tokens, without meaning."""
     values: dict[str, Any] = {**{key: [] for key in FILES.values()}, "parallel": "ddp"}
     values |= {"inference": "generate", "split_shares": None} if hasattr(config, "inference") else {}
@@ -109,7 +117,7 @@ def _without_data(config: FineTuneConfig, folder: Path) -> FineTuneConfig:
     return config.model_copy(update=values)
 
 
-def _two_steps(task: FineTuning) -> tuple[float, float, float]:
+def two_steps(task: Any) -> tuple[float, float, float]:
     """(loss, seconds, FLOPs of forward and backward) of a step; the first one, in which FLOPs are counted, warms up."""
     config = task.config
     optimizer = build_optimizer(
@@ -118,6 +126,7 @@ def _two_steps(task: FineTuning) -> tuple[float, float, float]:
         config.weight_decay,
         decay_norms_and_biases=config.decay_norms_and_biases,
         layer_decay=config.layer_decay,
+        betas=config.adam_betas,
     )
     batch = RANDOM[task.collate_fn](task)
     counter = FlopCounterMode(display=False, custom_mapping=_attention_on_cpu())
@@ -155,6 +164,8 @@ def _texts(task: FineTuning, tokens: int) -> tuple[Tensor, Tensor]:
     """Ids (B, T) and lengths (B,) of texts of so many tokens."""
     count = task.config.batch_size
     ids = torch.randint(5, max(6, task.tokenizer.size - 2), (count, tokens), device=task.device)
+    if isinstance(task.tokenizer, LanguageTokenizer):
+        ids[:, 0] = 0  # every token counts, see `LanguageEncoder`
     return ids, full_lengths(count, tokens)
 
 
@@ -172,7 +183,8 @@ def _of_pairs(task: FineTuning) -> Batch:
 
 def _of_questions(task: FineTuning) -> VqaBatch:
     ids, lengths = _texts(task, task.config.max_text_tokens)
-    answer_ids, answer_lengths = _texts(task, task.config.max_answer_tokens)
+    most = task.most_tokens() if hasattr(task, "most_tokens") else task.config.max_answer_tokens
+    answer_ids, answer_lengths = _texts(task, most)
     numbers = torch.arange(len(ids), device=task.device)
     weights = torch.ones(len(ids), device=task.device)
     return VqaBatch(
@@ -197,20 +209,22 @@ RANDOM: dict[Callable[..., Any], Callable[[FineTuning], Any]] = {
 # ---- what is printed -------------------------------------------------------------------------------------------------
 
 
-def _parameters(task: FineTuning) -> Table:
-    """Parameters of each part in millions; one that several parts share counts in the first."""
-    table = Table("part", "parameters (M)", "trained (M)", title=f"the model of {task.task}")
+def parameters_of(task: Any) -> Table:
+    """Parameters of each part in millions, and the memory of its weights; what several parts share counts in the
+    first."""
+    table = Table("part", "parameters (M)", "trained (M)", "weights (MB)", title=f"the model of {task.task}")
     seen: set[int] = set()
-    totals = [0, 0]
+    totals = [0, 0, 0]
     parts: list[tuple[str, Any]] = [*task.model.named_children(), *task.model.named_parameters(recurse=False)]
     for name, part in parts:
         each: list[nn.Parameter] = list(part.parameters()) if isinstance(part, nn.Module) else [part]
         new = [one for one in each if id(one) not in seen]
         seen |= {id(one) for one in new}
         counts = [sum(p.numel() for p in new), sum(p.numel() for p in new if p.requires_grad)]
+        counts.append(sum(p.numel() * p.element_size() for p in new))
         totals = [a + b for a, b in zip(totals, counts, strict=True)]
-        table.add_row(name, *(f"{count / 1e6:.2f}" for count in counts))
-    table.add_row("all", *(f"{count / 1e6:.2f}" for count in totals))
+        table.add_row(name, *(f"{count / 1e6:.2f}" for count in counts[:2]), f"{counts[2] / 1e6:.0f}")
+    table.add_row("all", *(f"{count / 1e6:.2f}" for count in totals[:2]), f"{totals[2] / 1e6:.0f}")
     return table
 
 

@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from blip import distributed
-from blip.checkpoints import adapters, initialize, places
-from blip.checkpoints.format import TOKENIZER, CheckpointError, load_strict, load_weights
+from blip.checkpoints import initialize, places
+from blip.checkpoints.format import TOKENIZER, CheckpointError
 from blip.config import ConfigError, dump_config
 from blip.console.bars import LastingConsole
 from blip.errors import printable
 from blip.models.factory import spec_of
 from blip.tasks import start
+from blip.tasks.blip2_kind import Kinds
 from blip.tasks.config import FineTuneConfig
 from blip.tasks.data_options import with_commits, with_pipeline_of_run
 from blip.tasks.finetune import FineTuning
@@ -24,11 +24,10 @@ from blip.train.folder import BEST, CONFIG, open_run
 from blip.train.record import Record, own
 from blip.train.report import Reporter
 from blip.train.run import fit
-from blip.train.sharding import gathered
 
 
 def train(
-    make: type[FineTuning],
+    kinds: type[FineTuning] | Kinds,
     config: FineTuneConfig,
     output: Path,
     *,
@@ -47,8 +46,9 @@ def train(
         begun = folder.checkpoint
         config = start.as_begun(config, begun) if begun else config
         config = with_pipeline_of_run(start.pin(config, begun), begun)
-        source = start.read_source(config, begun)
-        config = start.with_sizes_of(config, source)
+        make = kinds.of(config, begun)
+        source = make.starts.read_source(config, begun)
+        config = make.starts.with_sizes_of(config, source)
         task = make(config, source, output, resume=begun, device=device)
         if task.warning and begun is None:
             warn(task.warning)
@@ -56,9 +56,7 @@ def train(
         if finished and task.files("test"):
             best = output / BEST
             weights = best if best.is_dir() else newest_checkpoint(output) or best
-            tensors, _ = distributed.tensors_from_main(lambda: load_weights(weights))
-            with gathered(task.parallel, plain(task), changed=True) as model:
-                load_strict(model, tensors, str(weights))
+            task.take(weights)
             report(task, {"weights": str(weights), **task.scores("test")}, "test.json")
             if config.report and distributed.is_main():
                 Reporter(output, warn).end()
@@ -66,7 +64,7 @@ def train(
 
 
 def evaluate(
-    make: type[FineTuning],
+    kinds: type[FineTuning] | Kinds,
     config: FineTuneConfig,
     output: Path,
     *,
@@ -98,23 +96,24 @@ def evaluate(
     config = config.model_copy(update={"init_from": weights})
     folder = output / EVALUATIONS / (name or evaluation_name(config, weights, output))
     with open_evaluation(folder, config, overwrite=overwrite):
-        _evaluate(make, config, folder, device)
+        _evaluate(kinds, config, folder, device)
     return folder
 
 
-def _evaluate(make: type[FineTuning], config: FineTuneConfig, folder: Path, device: torch.device) -> None:
+def _evaluate(kinds: type[FineTuning] | Kinds, config: FineTuneConfig, folder: Path, device: torch.device) -> None:
     weights, given = config.init_from, config
     trained_on = config.train_file
     train_file = config.train_file if config.evaluates_with_training_files() else []
     if not (config.val_file or config.test_file or train_file):
         raise ConfigError("nothing to evaluate on: --set 'val_file=[FILE]', or test_file")
     config = config.model_copy(update={"train_file": train_file, "lora": None, "freeze": [], "parallel": "ddp"})
-    source = start.read_source(config)
+    make = kinds.of(config, None)
+    source = make.starts.read_source(config)
     if source is not None:
-        start.check_task(make.task, source)
+        make.starts.check_task(make.task, source)
     place = places.local(weights)
     own_tokenizer = place if (place / TOKENIZER).is_file() else None
-    config = start.with_sizes_of(config, source)
+    config = make.starts.with_sizes_of(config, source)
     task = make(config, source, folder, resume=own_tokenizer, device=device, training=False)
     task.compare_with(trained_on)
     if source is not None and (other := start.other_settings(task.info(), source)):
@@ -146,13 +145,6 @@ def warn(text: str) -> None:
         LastingConsole(stderr=True).print(
             printable(text), style="yellow", markup=False, highlight=False, soft_wrap=True
         )
-
-
-def plain(task: FineTuning) -> nn.Module:
-    """The run's model with its adapters merged, so that the weights of a checkpoint fit."""
-    if task.config.lora:
-        adapters.merge(task.model)
-    return task.model
 
 
 def report(task: FineTuning, scores: dict[str, Any], name: str) -> None:

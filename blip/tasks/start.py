@@ -45,7 +45,7 @@ FIXED = ("lora", "freeze", "layer_decay", "decay_norms_and_biases")
 SETTINGS = ("image_size", "max_text_tokens", "max_answer_tokens", "text_cleaning", "prompt")
 
 
-def as_begun(config: FineTuneConfig, resume: Path) -> FineTuneConfig:
+def as_begun(config: Run, resume: Path) -> Run:
     """The configuration of a resumed run: `init_from` and `embed_dim`, unless given, are those of its `config.yaml`.
 
     ConfigError for options that cannot change within a run.

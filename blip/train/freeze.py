@@ -27,6 +27,21 @@ def freeze(model: nn.Module, parts: Sequence[str]) -> None:
         part.requires_grad_(False)
 
 
+def freeze_for_good(part: nn.Module, trained: Sequence[str] = ()) -> None:
+    """Takes a part out of training, in place, and keeps it in evaluation mode whatever mode the model is set to.
+
+    Without dropout and drop path it computes the same for an image each time, as a frozen tower should.
+
+    Args:
+        trained: modules in it that are trained all the same, such as the last norm; they have no modes.
+    """
+    part.requires_grad_(False)
+    for name in trained:
+        part.get_submodule(name).requires_grad_(True)
+    part.eval()
+    part.train = lambda mode=True: part  # type: ignore[method-assign]
+
+
 def _part(model: nn.Module, name: str) -> nn.Module | Tensor:
     part: nn.Module | Tensor = model
     path = name.split(".")

@@ -9,9 +9,9 @@ from torch import nn
 
 from blip.train.parallel import OptionError
 
-ENCODER = r"(image_encoder|text_encoder|text_decoder)"
+ENCODER = r"(image_encoder|text_encoder|text_decoder|qformer)"
 LAYER = re.compile(ENCODER + r"\.(?:blocks|layers)\.(\d+)\.")
-BELOW = re.compile(ENCODER + r"\.(?:patch_embed|cls_token|positions|embeddings)\b")  # before the first layer
+BELOW = re.compile(ENCODER + r"\.(?:patch_embed|cls_token|positions|embeddings|queries)\b")  # before the first layer
 
 
 def build_optimizer(
@@ -21,6 +21,7 @@ def build_optimizer(
     *,
     decay_norms_and_biases: bool = True,
     layer_decay: float = 1.0,
+    betas: tuple[float, float] = (0.9, 0.999),
     own: Callable[[nn.Parameter], nn.Parameter] | None = None,
 ) -> torch.optim.AdamW:
     """AdamW in its fused form over all trainable parameters; a shared parameter counts once.
@@ -46,7 +47,7 @@ def build_optimizer(
         else:
             groups.append({"params": [p for p in trainable if p.ndim >= 2], **options})
             groups.append({"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0, **options})
-    return torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
 
 
 def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
@@ -66,8 +67,8 @@ def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
         depth[match[1]] = max(depth.get(match[1], 0), int(match[2]) + 1)
     if not depth:
         raise OptionError(
-            "layer_decay: this model has no image_encoder.blocks, text_encoder.layers or text_decoder.layers; "
-            "set layer_decay: 1"
+            "layer_decay: this model has no image_encoder.blocks, text_encoder.layers, text_decoder.layers or "
+            "qformer.layers; set layer_decay: 1"
         )
     scales = {}
     for name, _ in model.named_parameters():

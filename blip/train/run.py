@@ -84,6 +84,7 @@ def _fit(task: Task, config: RunConfig, folder: RunFolder, device: torch.device)
         config.weight_decay,
         decay_norms_and_biases=config.decay_norms_and_biases,
         layer_decay=config.layer_decay,
+        betas=config.adam_betas,
         own=task.parallel.own if isinstance(task.parallel, Sharded) else None,
     )
     line, info = task.describe()

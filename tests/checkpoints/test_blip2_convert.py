@@ -17,6 +17,7 @@ import transformers
 from blip.checkpoints import convert
 from blip.checkpoints.blip2_names import LAVIS_LANGUAGE_MODEL, lavis_name_in_transformers
 from blip.checkpoints.format import CheckpointError, load_strict, unique_state
+from blip.checkpoints.language_files import fingerprint_of_files
 from blip.models.factory import model_of
 from blip.models.language_models import CausalLanguageModel, Seq2SeqLanguageModel
 from blip.models.language_tokens import LanguageIds
@@ -182,6 +183,22 @@ def test_folders_of_two_stages_survive_exactly(tmp_path: Path, text: dict[str, A
     same(again, tensors)
 
 
+def test_weights_in_several_files_are_the_same(tmp_path: Path) -> None:
+    folder = random_folder(tmp_path / "one", "Blip2ForConditionalGeneration", OPT)
+    model = transformers.Blip2ForConditionalGeneration.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "many", max_shard_size="60KB")
+    model.language_model.save_pretrained(tmp_path / "language")
+    assert (tmp_path / "many" / "model.safetensors.index.json").is_file()
+    (one, one_info), (many, many_info) = convert.read(folder), convert.read(tmp_path / "many")
+    same(one, many)
+    prints = [info["language_model"]["fingerprint"] for info in (one_info, many_info)]
+    assert prints == [fingerprint_of_files(tmp_path / "language")] * 2  # of the language model alone, too
+    with torch.no_grad():
+        model.language_model.get_input_embeddings().weight[0] += 1
+    model.save_pretrained(tmp_path / "other")
+    assert convert.read(tmp_path / "other")[1]["language_model"]["fingerprint"] != prints[0]
+
+
 def test_folders_without_generation_survive_exactly(tmp_path: Path) -> None:
     folder = random_folder(tmp_path / "theirs", "Blip2Model", OPT)
     with pytest.raises(
@@ -207,6 +224,22 @@ def test_folders_of_retrieval_survive_exactly(tmp_path: Path) -> None:
     assert not model[1]["missing_keys"] and not model[1]["unexpected_keys"]
     with pytest.raises(CheckpointError, match="holds a Q-Former alone, without queries and image encoder"):
         convert.read(tmp_path / "qformer")
+
+
+@pytest.mark.golden
+def test_what_reads_questions_has_no_place_in_transformers(golden2_dir: Path, tmp_path: Path) -> None:
+    """Its class of the second stage holds what reads images alone."""
+    tensors, info = published(golden2_dir, "opt_pretrain")
+    first, first_info = published(golden2_dir, "pretrain")
+    parts = {
+        name: t for name, t in first.items() if name.startswith("qformer.") and not name.startswith("qformer.head.")
+    }
+    info |= {"qformer": first_info["qformer"]}
+    info["language_model"]["name"] = str(golden2_dir / "opt")
+    lost = convert.write(tmp_path, {**tensors, **parts}, info, to="huggingface")
+    assert "qformer.embeddings.words.weight" in lost and "qformer.layers.0.feed_forward.up.weight" in lost
+    _, found = transformers.Blip2ForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not found["missing_keys"] and not found["unexpected_keys"]
 
 
 # ---- the same numbers from transformers' classes and from ours -------------------------------------------------------

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from helpers.bad_finetune_cases import answerer
 from helpers.blip2_checkpoints import write_everything
+from helpers.blip2_runs import SIZES as QUERIES
+from helpers.blip2_runs import write_stages
 from helpers.fine_tuning import write_part
 from helpers.hub_server import HubServer
 from helpers.running import ROOT, Program, free_port, torchrun_env
@@ -71,6 +73,9 @@ RETRIEVAL = {**FINE_TUNE, "queue_size": 20}
 # program -> options that are set, also where the command has them
 SET = {
     "pretrain": {**PRETRAIN, "tokenizer": "vocab.txt", "train_file": "[captions.json]"},
+    "pretrain_blip2": {
+        **FINE_TUNE, "val_file": "[]", "vision_init": "", "text_init": "", "train_file": "[captions.json]",
+    },
     "benchmarks/profile_step": {**PRETRAIN, "tokenizer": "vocab.txt"},
     "train_retrieval": {**RETRIEVAL, **files("captions")},
     "train_caption": {**FINE_TUNE, **files("captions"), "max_new_tokens": 6},
@@ -119,6 +124,11 @@ def localised(command: str, fresh: str, server: str) -> list[str]:
     values = {key: value for key, value in SET.get(program, {}).items() if key not in own}
     if " image_sizes=" in command.replace('"', " "):  # sizes of 224 px are none of 32
         values["image_sizes"] = {0: 16, 12: 32}
+    if "blip2" in command and program.startswith(("train_", "pretrain_")):
+        values |= {"language_dtype": "fp32"}
+        values |= {"language_model": "language_model"} if "stage2" in command else {}
+        values |= {"image_size": 28} if "hub:Salesforce" in command else {}  # of its patches
+        values |= {} if "--init_from" in words else {**MODEL_SIZES, **QUERIES, "tokenizer": "vocab.txt"}
     if program.startswith("train_"):
         values |= HEADS if ".pth" in command else {}
         values |= {} if {"--init_from", "--evaluate"} & set(words) else MODEL_SIZES
@@ -202,6 +212,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
             shutil.copy(folder / "runs" / "demo" / "run" / name, folder / "runs" / run / name)
         answered = {"image": str(folder / "image.png"), "question": "where?", "answer": "yes", "probability": 0.5}
         (folder / "runs" / run / "answers_val.json").write_text(json.dumps([{**answered, "references": ["no"]}]))
+    write_stages(folder, phantoms)
     return folder
 
 

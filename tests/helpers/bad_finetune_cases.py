@@ -171,7 +171,7 @@ SCRIPTS: list[tuple[str, str, Make, str]] = [
     ("image size", "vqa", options("image_size=40"), "image size 40 must be a multiple of patch 16"),
     # small means
     ("unknown target", "nlvr", options("lora={targets: [qvk]}"), "lora: target 'qvk' is no linear layer.* .*qkv"),
-    ("no target", "nlvr", options("lora={rank: 4, targets: []}"), "lora.targets: .*at least 1"),
+    ("no target", "nlvr", options("lora={rank: 4, targets: []}"), "lora: name layers: targets"),
     ("unknown part to freeze", "nlvr", options("freeze=[vision]"), "freeze: vision: .*no part 'vision'; it has im"),
     ("all frozen", "nlvr", options("freeze=[image_encoder, text_encoder, cls_head]"), "nothing would be left to train"),
     # what is best

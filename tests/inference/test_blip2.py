@@ -20,7 +20,9 @@ import transformers
 
 import blip
 from blip.checkpoints import convert, frozen, language_models, towers
+from blip.checkpoints.adapters import public_state
 from blip.checkpoints.format import CheckpointError
+from blip.checkpoints.part_adapters import add_lora_to_parts
 from blip.cli import app
 from blip.errors import InputError
 from blip.inference.blip2 import Blip2Predictor
@@ -127,6 +129,22 @@ def test_scores_of_a_folder_of_transformers(folders: dict[str, Path], golden2_di
     assert torch.allclose(ours.itc_score(images, CAPTIONS), cosines, **CLOSE)
     with pytest.raises(CheckpointError, match="cannot write captions: it comes from transformers"):
         ours.caption(images)
+
+
+@pytest.mark.golden
+def test_adapters_of_the_first_stage(folders: dict[str, Path], golden2_dir: Path, tmp_path: Path) -> None:
+    trained, image = blip.load(folders["pretrain"], device="cpu"), numbers(golden2_dir, "pretrain")["image0"][:1]
+    before = trained.encode_image(image)
+    add_lora_to_parts(trained.model, 2, {"qformer": ["q"]})
+    with torch.no_grad():
+        for name, parameter in trained.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    lora = {"rank": 2, "alpha": 2.0, "dropout": 0.0, "parts": {"qformer": ["q"]}}
+    words = folders["pretrain"] / "tokenizer.json"
+    convert.write(tmp_path, public_state(trained.model), {**trained.info, "lora": lora}, tokenizer_file=words)
+    after = blip.load(tmp_path, device="cpu").encode_image(image)
+    assert torch.allclose(after, trained.encode_image(image), **CLOSE) and not torch.allclose(after, before, atol=1e-3)
 
 
 # ---- the second stage ------------------------------------------------------------------------------------------------
@@ -369,6 +387,11 @@ def test_commands_that_are_for_blip_alone(folders: dict[str, Path], tmp_path: Pa
     command = ["capfilt", "caption", "--checkpoint", checkpoint, "--data", str(records), "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 1 and "blip capfilt is for BLIP, and this is a BLIP-2" in " ".join(result.output.split())
+    command = ["activations", str(records), "--checkpoint", checkpoint, "--out", str(tmp_path / "shards")]
+    result = CliRunner().invoke(app, [*command, "--points", "qformer.0.out"])
+    assert result.exit_code == 1 and "blip activations is for BLIP and the first stage" in " ".join(
+        result.output.split()
+    )
     model = blip.load(checkpoint, device="cpu")
     for name in ("blip serve", "blip capfilt", "blip localise"):
         with pytest.raises(InputError, match=f"{name} is for BLIP, and this is a BLIP-2: it works with caption, match"):

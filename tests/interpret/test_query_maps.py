@@ -1,4 +1,4 @@
-"""Maps of BLIP-2's queries: the formula, both stages, the command."""
+"""Maps of BLIP-2's queries: the formula, a planted square that a taught model finds, both stages, the command."""
 
 import json
 from dataclasses import asdict
@@ -20,6 +20,7 @@ from blip.inference.blip2 import Blip2Predictor
 from blip.inference.query_scoring import written_log_probs, written_spans
 from blip.interpret.explain import explain_pairs
 from blip.models.blip2 import Blip2Model
+from blip.models.decoding import Decoding
 from blip.network.qformer import layers_of
 from blip.tokenizer import Specials, Tokenizer
 
@@ -37,6 +38,21 @@ def squares(seed: int) -> Tensor:
     return images
 
 
+@torch.no_grad()
+def plant(model: Blip2Model) -> None:
+    """Places are easy to tell apart, no patch tells another where it is, and queries begin with the brightest one."""
+    nn.init.normal_(model.image_encoder.positions)
+    for block in model.image_encoder.blocks:
+        nn.init.zeros_(block.proj.weight)
+        nn.init.zeros_(block.proj.bias)
+    model.image_encoder.requires_grad_(False)
+    states, numbers = model.image_encoder(squares(0)), torch.arange(16)
+    bright = states[numbers, 1 + numbers].mean(dim=0) - states[:, 1:].mean(dim=(0, 1))
+    attention = layers_of(model.qformer)[0].cross_attention
+    attention.k.weight.add_(bright / (bright @ bright))
+    attention.q.bias.fill_(2.0)
+
+
 @pytest.fixture(scope="module")
 def taught() -> Blip2Predictor:
     """A model that has learned to tell where the square is."""
@@ -44,7 +60,8 @@ def taught() -> Blip2Predictor:
     words = Tokenizer.train(iter(TEXTS * 9), 90)
     sizes = tiny_qformer(vocab_size=words.size, layers=2, max_positions=48)
     model = Blip2Model(tiny_vit(depth=1), sizes, Specials(words.pad_id, -1, words.dec_id), embed_dim=8)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    plant(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     encoded = words.encode(TEXTS, 16)
     lengths = torch.tensor([len(ids) for ids in encoded])
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in encoded], batch_first=True)
@@ -63,6 +80,33 @@ def taught() -> Blip2Predictor:
 
 
 STEPS = 200
+
+
+def hits(maps: list[Tensor]) -> float:
+    """The share of maps (h, w), one an image, that are largest at the square."""
+    return sum(int(one.flatten().argmax()) == i for i, one in enumerate(maps)) / len(maps)
+
+
+def test_words_point_at_the_square(taught: Blip2Predictor) -> None:
+    """The words that tell where it is; of images that the model has not seen."""
+    images = list(squares(10_000))
+    written = taught.caption(images, decoding=Decoding(max_new_tokens=10))
+    assert sum(a == b for a, b in zip(written, TEXTS, strict=True)) >= 13
+    found = explain_pairs(taught, images, TEXTS, task="caption", batch_size=16)
+    assert found[5].words == TEXTS[5].split() and found[5].maps.shape == (3, 4, 4)
+    for word in (1, 2):
+        assert hits([one.maps[word] for one in found]) >= 0.7
+
+
+def test_queries_point_at_the_square(taught: Blip2Predictor) -> None:
+    images = list(squares(10_001))
+    for task in ("caption", "match"):
+        found = explain_pairs(taught, images, TEXTS, task=task, rows="queries", method="raw", batch_size=16)
+        assert found[0].words == ["query 1", "query 2", "query 3"]
+        assert hits([one.sentence for one in found]) >= 0.8
+    matched = explain_pairs(taught, images, TEXTS, batch_size=16)
+    assert matched[3].task == "match" and matched[3].maps.shape == (3, 4, 4)
+    assert matched[3].score == pytest.approx(float(taught.match_logits(images[3:4], TEXTS[3:4])[0, 1]), abs=1e-4)
 
 
 def naive(m: Blip2Predictor, image: Tensor, text: str, column: int) -> Tensor:
@@ -90,6 +134,8 @@ def test_maps_follow_the_formula(taught: Blip2Predictor) -> None:
     spans = written_spans(taught, text)
     assert [word for word, _ in spans] == found.words == text.split()
     assert any(span.stop - span.start > 1 for _, span in spans)
+    tokens = taught.tokenizer.count([text])[0] - 2  # [CLS] is not written, and [SEP] is no word
+    assert spans[0][1].start == 0 and spans[-1][1].stop == tokens
     for (_, span), of_word in zip(spans, found.maps, strict=True):
         expected = sum(naive(taught, image, text, column) for column in range(span.start, span.stop))
         torch.testing.assert_close(of_word, expected, rtol=1e-3, atol=1e-6)

@@ -16,7 +16,7 @@ from helpers.running import message_of, run_verb
 from PIL import Image
 
 from blip.config import ConfigError
-from blip.tasks.finetune import NothingToScore
+from blip.tasks.records import NothingToScore
 from blip.train.launch import launch
 
 

@@ -10,7 +10,7 @@ from helpers.running import ROOT, Program
 
 from blip.config import ConfigError, load_config
 from blip.errors import BlipError
-from blip.tasks.caption import Captioning
+from blip.tasks.captioning import Captioning
 from blip.tasks.rehearsal import rehearse
 
 pytestmark = pytest.mark.usefixtures("no_java_nor_peak")

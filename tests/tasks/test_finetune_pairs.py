@@ -13,7 +13,7 @@ from blip.data.formats import AnnotationError
 from blip.data.pairs import read_pairs
 from blip.evaluation.bootstrap import bootstrap
 from blip.evaluation.retrieval import Ranking, Retrieval, Texts
-from blip.tasks import caption, nlvr, retrieval, start
+from blip.tasks import captioning, nlvr, retrieving, start
 from blip.tasks.finetune import FineTuning
 from blip.tokenizer import Tokenizer
 
@@ -64,13 +64,13 @@ def test_batches_draw_different_samples_that_repeat(make: Callable, phantoms: Pa
 
 def test_captions_of_an_article_are_drawn_together(make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
-    score_captions = caption.score_captions
+    score_captions = captioning.score_captions
 
     def noting(generated: Any, references: Any, groups: Any, **more: Any) -> Any:
         given.update(more, groups=groups)
         return score_captions(generated, references, groups, **more)
 
-    monkeypatch.setattr(caption, "score_captions", noting)
+    monkeypatch.setattr(captioning, "score_captions", noting)
     article = {0: "PMC1", 2: "PMC1", 5: "PMC2"}
 
     def change(i: int, record: dict) -> dict:
@@ -116,13 +116,13 @@ def test_numbers_that_name_an_image_and_numbers_that_do_not(tmp_path: Path) -> N
     records += [{"image": "case.png", "caption": text, "image_id": "case 12"} for text in "xy"]
     (tmp_path / "set.json").write_text(json.dumps(records))
     pairs = read_pairs([str(tmp_path / "set.json")])
-    found = caption.result_ids(pairs, range(len(pairs)))
+    found = captioning.result_ids(pairs, range(len(pairs)))
     assert found == [*expected.values(), 10, "roco_3", "case 12", "case 12"]
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "set.json").write_text(json.dumps(records[2:3]))
     pairs = read_pairs([str(tmp_path / folder / "set.json") for folder in ("x", "y")])
-    assert caption.result_ids(pairs, [0, 1]) == [str(tmp_path / f / "p0/slice-001.png") for f in ("x", "y")]
+    assert captioning.result_ids(pairs, [0, 1]) == [str(tmp_path / f / "p0/slice-001.png") for f in ("x", "y")]
 
 
 # ---- retrieval -------------------------------------------------------------------------------------------------------
@@ -134,11 +134,11 @@ def test_texts_of_an_image_and_images_of_an_article_are_drawn_together() -> None
     images = torch.tensor([[0, 1], [4, 0], [4, 5]])  # right, wrong, right
     rankings = Ranking(images, torch.zeros(3, 2)), Ranking(own, torch.zeros(6, 2))
     found = Retrieval({}, *rankings, torch.zeros(3), {})
-    alone = retrieval.intervals(found, texts, ["a", "b", "c"], seed=3)
+    alone = retrieving.intervals(found, texts, ["a", "b", "c"], seed=3)
     assert alone["itm_t2i_r1"] == bootstrap([1, 1, 0, 0, 1, 0], [0, 0, 1, 1, 2, 2], seed=3)
     assert alone["itm_t2i_r1"] != bootstrap([1, 1, 0, 0, 1, 0], seed=3)
     assert alone["itm_i2t_r1"] == bootstrap([1, 0, 1], seed=3)
-    articles = retrieval.intervals(found, texts, ["a", "a", "c"], seed=3)
+    articles = retrieving.intervals(found, texts, ["a", "a", "c"], seed=3)
     assert articles["itm_i2t_r1"] == bootstrap([1, 0, 1], ["a", "a", "c"], seed=3) != alone["itm_i2t_r1"]
     assert articles["itm_t2i_r5"] == bootstrap([1, 1, 1, 0, 1, 1], [0, 0, 0, 0, 1, 1], seed=3)
     assert set(articles) == {f"itm_{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
@@ -146,7 +146,7 @@ def test_texts_of_an_image_and_images_of_an_article_are_drawn_together() -> None
 
 def test_the_article_reaches_the_intervals(make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(retrieval, "intervals", lambda found, texts, groups, seed: seen.append(groups) or {})
+    monkeypatch.setattr(retrieving, "intervals", lambda found, texts, groups, seed: seen.append(groups) or {})
     make("retrieval", lambda i, record: record | {"patient": i // 3}).scores("val")
     assert len(seen[0]) == 7 and len(set(seen[0])) == 3, "patient 0 is one too"
 
@@ -176,7 +176,7 @@ def test_an_unreadable_image_and_its_texts_are_left_out(make: Callable, phantoms
 
 
 def test_an_image_that_is_lost_after_it_was_opened_is_counted(make: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retrieval, "unreadable", lambda *_, **__: [])
+    monkeypatch.setattr(retrieving, "unreadable", lambda *_, **__: [])
     task = make("retrieval", lambda i, record: record | {"image": "no.png"} if i == 2 else record)
     assert task.scores("val")["val_unreadable"] == 1
 

@@ -11,7 +11,7 @@ from helpers.running import run_verb
 
 import blip
 from blip.models.ranking import distinct_answers
-from blip.tasks.vqa import Answering
+from blip.tasks.answering import Answering
 from blip.tokenizer import Tokenizer, load_tokenizer
 from blip.train.log import read_metrics
 
