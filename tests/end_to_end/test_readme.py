@@ -188,7 +188,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
         "blip2_pretrained.pth": "blip2.pth",
         "blip2_pretrained_opt2.7b.pth": "blip2_language.pth",
         "models/opt-2.7b": "language",
-        "runs/roco2/best": "blip2_language",
+        "runs/captions2/best": "blip2_language",
     }
     for name, source in released.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
