@@ -6,7 +6,7 @@ Shapes: B texts, T tokens of the longest.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -68,6 +68,19 @@ class LanguageEncoder:
         batch = self.tokens.training([text], [prompt])
         learned = int((batch.targets[0] != IGNORED).long().argmax())
         return [learned, *batch.ids[0].tolist()]
+
+
+def check_questions(tokens: LanguageTokens, prompts: Iterable[str]) -> None:
+    """ConfigError where a question inside its prompt leaves no place for an answer; see `CausalTokens.training`."""
+    distinct = [] if isinstance(tokens, Seq2SeqTokens) else list(dict.fromkeys(prompts))
+    for start in range(0, len(distinct), 1000):
+        some = distinct[start : start + 1000]
+        for prompt, ids in zip(some, tokens.tokenizer(some)["input_ids"], strict=True):
+            if len(ids) >= tokens.max_tokens - 1:
+                raise ConfigError(
+                    f"the question {prompt[:60]!r} has {len(ids)} tokens in question_prompt and leaves no place for an "
+                    f"answer: set max_text_tokens to {len(ids)} or more"
+                )
 
 
 def text_batch(tokens: LanguageTokens, numbers: Tensor, lengths: Tensor, prompts: Sequence[str]) -> TextBatch:
