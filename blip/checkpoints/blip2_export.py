@@ -110,7 +110,7 @@ def _language_model(info: dict[str, Any], folder: Path) -> LoadedLanguageModel:
 def _of_language(language: LoadedLanguageModel | None) -> tuple[dict[str, Any] | None, int | None]:
     """The configuration of a language model, and the id of the token in the place of queries.
 
-    It is that of the tokenizer's `<image>`, which transformers' processor adds as the first free row where it is absent.
+    It is that of the tokenizer's `<image>`, which the processor adds as the first free row where it is absent.
     """
     if language is None:
         return None, None

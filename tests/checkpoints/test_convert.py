@@ -363,8 +363,8 @@ def test_other_transformers_of_timm_are_refused(name: str, settings: dict, messa
 
 def test_the_folder_of_a_run_is_told_where_its_weights_are(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "latest").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match="you may mean .*latest$"):
+    with pytest.raises(CheckpointError, match=r"you may mean .*latest$"):
         convert.read(tmp_path)
     (tmp_path / "best").mkdir()
-    with pytest.raises(CheckpointError, match="you may mean .*best$"):
+    with pytest.raises(CheckpointError, match=r"you may mean .*best$"):
         convert.read(tmp_path)
