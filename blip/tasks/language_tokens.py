@@ -73,14 +73,15 @@ class LanguageEncoder:
 def check_questions(tokens: LanguageTokens, prompts: Iterable[str]) -> None:
     """ConfigError where a question inside its prompt leaves no place for an answer; see `CausalTokens.training`."""
     distinct = [] if isinstance(tokens, Seq2SeqTokens) else list(dict.fromkeys(prompts))
+    counts: list[int] = []
     for start in range(0, len(distinct), 1000):
-        some = distinct[start : start + 1000]
-        for prompt, ids in zip(some, tokens.tokenizer(some)["input_ids"], strict=True):
-            if len(ids) >= tokens.max_tokens - 1:
-                raise ConfigError(
-                    f"the question {prompt[:60]!r} has {len(ids)} tokens in question_prompt and leaves no place for an "
-                    f"answer: set max_text_tokens to {len(ids)} or more"
-                )
+        counts += map(len, tokens.tokenizer(distinct[start : start + 1000])["input_ids"])
+    if (most := max(counts, default=0)) >= tokens.max_tokens - 1:
+        longest = distinct[counts.index(most)]
+        raise ConfigError(
+            f"the question {longest[:60]!r} has {most} tokens in question_prompt and leaves no place for an answer: "
+            f"set max_text_tokens to {most} or more"
+        )
 
 
 def text_batch(tokens: LanguageTokens, numbers: Tensor, lengths: Tensor, prompts: Sequence[str]) -> TextBatch:
