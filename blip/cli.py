@@ -182,7 +182,8 @@ def convert(
             tensors, info = formats.read(folder, image_heads, text_heads, image_encoder=image_encoder)
             if language_model:
                 info = with_language_model(info, language_model)
-            own = [str(folder / name) for name in TOKENIZERS if (folder / name).is_file()]
+            reads = info.get("qformer", {}).get("text", True)  # else the tokenizer there is a language model's
+            own = [str(folder / name) for name in TOKENIZERS if reads and (folder / name).is_file()]
             words = local_tokenizer(tokenizer) or next(iter(own), "")
             beside = words if to == "huggingface" and words else None
             held = hf_class or next(iter(spec_of(info["task"]).exports_as), info["task"])

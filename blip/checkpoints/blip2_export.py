@@ -108,7 +108,10 @@ def _language_model(info: dict[str, Any], folder: Path) -> LoadedLanguageModel:
 
 
 def _of_language(language: LoadedLanguageModel | None) -> tuple[dict[str, Any] | None, int | None]:
-    """The configuration of a language model, and the id of the token in the place of queries: the first free row."""
+    """The configuration of a language model, and the id of the token in the place of queries.
+
+    It is that of the tokenizer's `<image>`, which the processor adds as the first free row where it is absent.
+    """
     if language is None:
         return None, None
     rows = len(language.module.get_input_embeddings().weight)
@@ -117,7 +120,8 @@ def _of_language(language: LoadedLanguageModel | None) -> tuple[dict[str, Any] |
         "model_type": language.module.config.model_type,
         "is_encoder_decoder": language.info["kind"] == "seq2seq",
     }
-    return config, len(language.tokenizer) if len(language.tokenizer) < rows else None
+    place = language.tokenizer.get_vocab().get("<image>", len(language.tokenizer))
+    return config, place if place < rows else None
 
 
 def _write_processor(

@@ -227,8 +227,8 @@ def _write_salesforce(path: Path, tensors: Tensors, info: dict) -> list[str]:
 def _read_huggingface(folder: Path, heads: dict[str, int | None]) -> tuple[Tensors, dict]:
     config = folder / "config.json"
     if not config.is_file():
-        inside = folder / "checkpoints" / "latest"
-        hint = f"; you may mean {inside}" if inside.exists() else ""
+        inside = next((one for one in (folder / "best", folder / "checkpoints" / "latest") if one.exists()), folder)
+        hint = f"; you may mean {inside}" if inside != folder else ""
         raise CheckpointError(
             f"{folder} is no checkpoint: it has neither {INFO} (ours) nor config.json (Hugging Face){hint}"
         )

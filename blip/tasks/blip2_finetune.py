@@ -1,8 +1,7 @@
 """Fine-tunes BLIP-2 on captions, questions and retrieval; `train_caption.py` and the others choose these classes where
 the configuration names a language model or the run starts from a checkpoint of BLIP-2.
 
-What is scored, and how, is that of the classes that these extend; the losses are in blip/models/blip2_language.py and
-blip/models/blip2.py.
+What is scored is that of the classes that these extend; the losses are in blip/models/blip2_language.py and blip2.py.
 
 Shapes: B samples, A answers, T text tokens.
 """
@@ -31,7 +30,7 @@ from blip.tasks import blip2_parts, blip2_start, tokenizers
 from blip.tasks.answering import Answering
 from blip.tasks.captioning import Captioning
 from blip.tasks.finetune import FineTuning
-from blip.tasks.language_tokens import LanguageEncoder, LanguageTokenizer, text_batch
+from blip.tasks.language_tokens import LanguageEncoder, LanguageTokenizer, check_questions, text_batch
 from blip.tasks.pairs import PairFineTuning
 from blip.tasks.retrieving import Retrieving
 from blip.tokenizer import Tokenizer, load_tokenizer
@@ -196,6 +195,8 @@ class Blip2Answering(Language, Answering):
     def add_parts(self) -> None:
         self._check_metric()
         self.tree = None
+        parts = [part for part in (self.questions, *self.held_out.values()) if part is not None]
+        check_questions(self.language.tokens, self.prompts_of([part[i] for part in parts for i in range(len(part))]))
 
     def asked(self, batch: VqaBatch) -> dict[str, Tensor]:
         """What the Q-Former reads beside its queries."""
@@ -219,9 +220,8 @@ class Blip2Answering(Language, Answering):
         if int(counts.max()) == 1:
             chosen = torch.arange(len(owner))
         else:
-            weights = torch.zeros(len(batch), len(owner)).index_put(
-                (owner, torch.arange(len(owner))), batch.weights.cpu()
-            )
+            places = (owner, torch.arange(len(owner)))
+            weights = torch.zeros(len(batch), len(owner)).index_put(places, batch.weights.cpu())
             chosen = weights.multinomial(1).flatten()
         numbers = batch.answer_ids[chosen.to(batch.answer_ids.device)]
         return text_batch(self.language.tokens, numbers, batch.answer_lengths[chosen], prompts)

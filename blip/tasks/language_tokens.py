@@ -6,7 +6,7 @@ Shapes: B texts, T tokens of the longest.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -68,6 +68,20 @@ class LanguageEncoder:
         batch = self.tokens.training([text], [prompt])
         learned = int((batch.targets[0] != IGNORED).long().argmax())
         return [learned, *batch.ids[0].tolist()]
+
+
+def check_questions(tokens: LanguageTokens, prompts: Iterable[str]) -> None:
+    """ConfigError where a question inside its prompt leaves no place for an answer; see `CausalTokens.training`."""
+    distinct = [] if isinstance(tokens, Seq2SeqTokens) else list(dict.fromkeys(prompts))
+    counts: list[int] = []
+    for start in range(0, len(distinct), 1000):
+        counts += map(len, tokens.tokenizer(distinct[start : start + 1000])["input_ids"])
+    if (most := max(counts, default=0)) >= tokens.max_tokens - 1:
+        longest = distinct[counts.index(most)]
+        raise ConfigError(
+            f"the question {longest[:60]!r} has {most} tokens in question_prompt and leaves no place for an answer: "
+            f"set max_text_tokens to {most} or more"
+        )
 
 
 def text_batch(tokens: LanguageTokens, numbers: Tensor, lengths: Tensor, prompts: Sequence[str]) -> TextBatch:

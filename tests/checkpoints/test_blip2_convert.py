@@ -7,7 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.running import run_verb
 from helpers.tiny import add_noise
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import WordLevel
 from torch import Tensor
 
 pytest.importorskip("transformers")
@@ -165,6 +168,24 @@ def random_folder(folder: Path, class_name: str, text: dict[str, Any] | None = N
     model = add_noise(getattr(transformers, class_name)(config), std=0.2).eval()
     model.save_pretrained(folder)  # type: ignore[operator]
     return folder
+
+
+def test_a_language_models_tokenizer_stays_with_it(tmp_path: Path) -> None:
+    """It lies beside the weights of the second stage, is none of the BERT family, and is not what a Q-Former reads."""
+    folder = random_folder(tmp_path / "theirs", "Blip2ForConditionalGeneration", OPT)
+    (folder / "tokenizer.json").write_text('{"model": {"type": "BPE", "vocab": {}, "merges": []}}')
+    done = run_verb("convert", folder, tmp_path / "ours")
+    assert done.exit_code == 0, done.output
+    assert not (tmp_path / "ours" / "tokenizer.json").exists()
+
+
+def test_queries_stand_where_the_tokenizer_has_its_image_token(tmp_path: Path) -> None:
+    """Otherwise transformers finds no place for them."""
+    folder = random_folder(tmp_path / "theirs", "Blip2ForConditionalGeneration", OPT)
+    words = Backend(WordLevel({"</s>": 0, "<image>": 1, "a": 2}, "</s>"))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>").save_pretrained(folder)
+    convert.write(tmp_path / "again", *convert.read(folder), to="huggingface")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["image_token_index"] == 1
 
 
 @pytest.mark.parametrize("text", [OPT, T5], ids=["opt", "t5"])

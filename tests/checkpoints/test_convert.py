@@ -359,3 +359,12 @@ def test_other_transformers_of_timm_are_refused(name: str, settings: dict, messa
         settings = {"img_size": 32, "patch_size": 8, "depth": 1, **settings}
     with pytest.raises(CheckpointError, match=message):
         initialize.from_timm(timm.create_model(name, pretrained=False, **settings).state_dict())
+
+
+def test_the_folder_of_a_run_is_told_where_its_weights_are(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "latest").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"you may mean .*latest$"):
+        convert.read(tmp_path)
+    (tmp_path / "best").mkdir()
+    with pytest.raises(CheckpointError, match=r"you may mean .*best$"):
+        convert.read(tmp_path)

@@ -245,6 +245,10 @@ CASES: dict[str, tuple[Callable[[Place], Any], str]] = {
         lambda p: p.vqa(question_prompt="Answer:"),
         "needs one {}, where the question stands",
     ),
+    "long question": (
+        lambda p: p.vqa(max_text_tokens=3, max_answer_tokens=3),
+        r"the question 'Question: .* set max_text_tokens to \d+ or more",
+    ),
     "ranked answers": (lambda p: p.vqa(inference="rank"), "inference: rank is not for BLIP-2"),
     "no words for questions": (lambda p: p.vqa(question_in_qformer=True), "words|tokenizer"),
     "options of BLIP-2 for BLIP": (lambda p: p.caption(init_from=str(p.blip)), "language_dtype: for BLIP-2"),
