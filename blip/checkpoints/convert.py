@@ -40,6 +40,7 @@ from blip.checkpoints.names import (
     to_ours,
     with_copies,
 )
+from blip.checkpoints.part_adapters import ADAPTER
 from blip.checkpoints.sizes import (
     check_sizes,
     fit_queue,
@@ -128,6 +129,9 @@ def write(
         tokenizer_file: goes into the folder. `tokenizer.json`, or for `huggingface` also `vocab.txt`.
         hf_class: for `huggingface` and a checkpoint of pre-training, which no single class holds: `retrieval` or
             `caption`; of BLIP-2 see `blip2_export.CLASSES`. One of VQA fits where image and text are equally wide.
+
+    Raises:
+        CheckpointError: the format does not hold this model; the message gives the reason.
     """
     path = Path(path)
     if to == "blip":
@@ -140,6 +144,11 @@ def write(
             if tokenizer_file:
                 write_whole(path / TOKENIZER, Path(tokenizer_file).read_bytes())
         return []
+    if info.get("lora") and any(ADAPTER in name for name in tensors):
+        raise CheckpointError(
+            f"nothing is written to {path}: the checkpoint has low-rank adapters beside its weights, which a file or "
+            f"folder of {to} cannot hold; `blip.load` reads them from our folder"
+        )
     settings = [f"{INFO}: {name}" for name in SETTINGS if info.get(name) not in (None, "", [], 0, "none")]
     queries = "qformer" in info
     if to == "salesforce":

@@ -16,6 +16,8 @@ from blip.errors import InputError
 from blip.hub import names, repository
 from blip.hub.names import Address, HubName
 
+RUN_CONFIG = "config.yaml"  # what the folder of a run has, and no checkpoint
+IN_RUN = ("best", "checkpoints/latest")  # its weights, the first choice first
 # beside the weights, where a repository has them
 SMALL = (
     INFO, "config.json", ADAPTER_INFO, TOKENIZER, "vocab.txt", "tokenizer_config.json", "special_tokens_map.json",
@@ -50,7 +52,8 @@ def local(name: str | Path) -> Path:
     """The path of a checkpoint, which is fetched unless it is in a cache.
 
     Args:
-        name: a path, which is returned as it is, whether or not it exists; `hub:OWNER/NAME`, with `@REVISION` (a
+        name: a path, which is returned as it is, whether or not it exists, but for the folder of a run: there it is
+            that of its best weights, or else of its newest checkpoint; `hub:OWNER/NAME`, with `@REVISION` (a
             branch, a tag or a commit); `OWNER/NAME` where there is no such path; or the `https://` address of a `.pth`
             file, with `#sha256=` and the hash that it has to have. An address with `http://` needs one.
 
@@ -63,7 +66,14 @@ def local(name: str | Path) -> Path:
         PosixPath('/home/user/.cache/huggingface/hub/models--Salesforce--blip-vqa-base/snapshots/787b3d3...')
     """
     remote = names.parse(name)
-    return Path(name) if remote is None else _fetched(remote)[0]
+    return _in_run(Path(name)) if remote is None else _fetched(remote)[0]
+
+
+def _in_run(path: Path) -> Path:
+    """The weights in the folder of a run; any other path as it is."""
+    if not (path / RUN_CONFIG).is_file() or (path / INFO).exists():
+        return path
+    return next((path / inside for inside in IN_RUN if (path / inside).is_dir()), path)
 
 
 def pinned(name: str) -> str:

@@ -14,18 +14,8 @@ from blip.config import ConfigError
 from blip.files import ReadError, read_json
 from blip.tasks.finetune import FineTuning
 from blip.tasks.part_options import LanguageOptions
-from blip.train.evaluated import weights_of
-from blip.train.folder import CONFIG
 
 BLIP2 = ("blip2", "blip2_language")  # tasks of its checkpoints
-
-
-def checkpoint_of(name: str) -> Path:
-    """The path of a checkpoint; of the folder of a run, its best weights or else its newest checkpoint."""
-    path = places.local(name)
-    if (path / CONFIG).is_file() and not (path / INFO).is_file():
-        return weights_of(path) or path
-    return path
 
 
 def is_blip2(config: Any, checkpoint: Path | None = None) -> bool:
@@ -34,7 +24,7 @@ def is_blip2(config: Any, checkpoint: Path | None = None) -> bool:
         return True
     if checkpoint is None and not config.init_from:
         return False
-    path = checkpoint or checkpoint_of(config.init_from)
+    path = checkpoint or places.local(config.init_from)
     if (path / INFO).is_file():
         return read_info(path / INFO).get("task") in BLIP2
     if path.is_dir():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from blip import distributed
-from blip.checkpoints import convert
+from blip.checkpoints import convert, places
 from blip.checkpoints.blip2_initialize import init_qformer
 from blip.checkpoints.format import CheckpointError, unique_state
 from blip.checkpoints.initialize import Source
@@ -21,7 +21,7 @@ from blip.models.language_models import LanguageModel, language_model
 from blip.models.language_tokens import LanguageTokens
 from blip.network.qformer import QFormerConfig
 from blip.network.vit import VIT_SIZES, ViTConfig, fit_image_size, form_of
-from blip.tasks.blip2_kind import BLIP2, checkpoint_of
+from blip.tasks.blip2_kind import BLIP2
 from blip.tasks.start import VIT_KEYS, vit_config
 from blip.tokenizer import Tokenizer
 
@@ -47,7 +47,7 @@ def read_source(config: ModelConfig, resume: Path | None = None) -> Source | Non
     """
     if resume is None and not config.init_from:
         return None
-    path = resume or checkpoint_of(config.init_from)
+    path = resume or places.local(config.init_from)
     tensors, info = distributed.tensors_from_main(lambda: convert.read(path))
     source = Source(tensors, info, str(resume or config.init_from))
     task = source.info.get("task")

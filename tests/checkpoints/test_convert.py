@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 
 import transformers
 
-from blip.checkpoints import convert
+from blip.checkpoints import convert, places
 from blip.checkpoints.format import CheckpointError, load_strict, unique_state
 from blip.models import momentum
 from blip.models.momentum import Twin, unit_features
@@ -361,7 +361,18 @@ def test_other_transformers_of_timm_are_refused(name: str, settings: dict, messa
         initialize.from_timm(timm.create_model(name, pretrained=False, **settings).state_dict())
 
 
-def test_the_folder_of_a_run_is_told_where_its_weights_are(tmp_path: Path) -> None:
+def test_the_folder_of_a_run_stands_for_its_weights(tmp_path: Path) -> None:
+    assert places.local(tmp_path) == tmp_path
+    (tmp_path / "config.yaml").write_text("")
+    assert places.local(tmp_path) == tmp_path, "nothing is there yet"
+    for inside in ("checkpoints/latest", "best"):
+        (tmp_path / inside).mkdir(parents=True)
+        assert places.local(str(tmp_path)) == tmp_path / inside
+    (tmp_path / "model.json").write_text("{}")
+    assert places.local(tmp_path) == tmp_path, "a checkpoint itself"
+
+
+def test_a_folder_around_weights_is_told_where_they_are(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "latest").mkdir(parents=True)
     with pytest.raises(CheckpointError, match=r"you may mean .*latest$"):
         convert.read(tmp_path)

@@ -145,6 +145,11 @@ def test_adapters_of_the_first_stage(folders: dict[str, Path], golden2_dir: Path
     convert.write(tmp_path, public_state(trained.model), {**trained.info, "lora": lora}, tokenizer_file=words)
     after = blip.load(tmp_path, device="cpu").encode_image(image)
     assert torch.allclose(after, trained.encode_image(image), **CLOSE) and not torch.allclose(after, before, atol=1e-3)
+    tensors, info = convert.read(tmp_path)
+    for form in ("huggingface", "salesforce"):
+        with pytest.raises(CheckpointError, match="low-rank adapters beside its weights"):
+            convert.write(tmp_path / form, tensors, info, to=form, tokenizer_file=words)
+        assert not (tmp_path / form).exists()
 
 
 # ---- the second stage ------------------------------------------------------------------------------------------------
