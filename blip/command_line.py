@@ -27,10 +27,7 @@ TOLD = "_blip_told"  # an attribute of errors whose message has been printed
 # ---- options of several commands -------------------------------------------------------------------------------------
 
 Checkpoint = Annotated[
-    str,
-    typer.Option(
-        help="our folder or that of a run, a released .pth, a Hugging Face folder, hub:OWNER/NAME or an https:// address"
-    ),
+    str, typer.Option(help="our folder or a run's, a released .pth, a Hugging Face folder, hub:OWNER/NAME, https://...")
 ]
 TokenizerFile = Annotated[
     str, typer.Option(help="vocab.txt, tokenizer.json or hub:NAME, where the checkpoint has none")
