@@ -15,10 +15,10 @@ from blip.files import open_regular
 from blip.hub import names, repository
 from blip.hub.names import HubName
 
+TOKENIZERS = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")  # one of these
 SMALL = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "tokenizer.model",
-    "processor_config.json", "preprocessor_config.json",
+    "config.json", "generation_config.json", *TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "merges.txt", "processor_config.json", "preprocessor_config.json",
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from blip.checkpoints.info import CheckpointError
-from blip.checkpoints.language_files import fingerprint_of_files, hub_name, local_folder, revision_of
+from blip.checkpoints.language_files import TOKENIZERS, fingerprint_of_files, hub_name, local_folder, revision_of
 from blip.checkpoints.states import read_state
 from blip.errors import InputError
 
@@ -188,6 +188,11 @@ def _config(transformers: Any, folder: Path) -> tuple[Any, bool]:
 
 
 def _tokenizer(transformers: Any, folder: Path) -> Any:
+    if not any((folder / name).is_file() for name in TOKENIZERS):  # transformers would return one without words
+        raise CheckpointError(
+            f"language model {folder} comes without its tokenizer: put its {TOKENIZERS[0]} into the folder, or save it "
+            "there by `save_pretrained`"
+        )
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # each library of tokenizers raises its own

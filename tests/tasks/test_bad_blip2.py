@@ -107,6 +107,13 @@ def other_tokenizer(place: Place) -> None:
     place.stage2(init_from=place.second, language_model=folder)
 
 
+def no_tokenizer(place: Place) -> None:
+    folder = place.copy(place.language)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    place.stage2(language_model=folder)
+
+
 def no_config(place: Place) -> None:
     (place.folder / "empty").mkdir()
     place.stage2(language_model=place.folder / "empty")
@@ -178,6 +185,7 @@ CASES: dict[str, tuple[Callable[[Place], Any], str]] = {
         "has another weights|other weights",
     ),
     "other tokenizer": (other_tokenizer, "another tokenizer than the one that the checkpoint was trained with"),
+    "no tokenizer": (no_tokenizer, "comes without its tokenizer: put its tokenizer.json into the folder"),
     "wrong width": (wider, "whose embeddings are 24 wide; those of .* are 32 wide"),
     "int8 on a CPU": (lambda p: p.stage2("language_dtype=int8"), "int8 weights of a language model need a GPU"),
     "nf4 on a CPU": (lambda p: p.stage2("language_dtype=nf4"), "nf4 weights of a language model need a GPU"),
