@@ -33,11 +33,13 @@ import blip  # noqa: E402
 from benchmarks.harness import options, report, start  # noqa: E402
 from blip.checkpoints.format import save_weights  # noqa: E402
 from blip.config import PretrainConfig, load_config  # noqa: E402
-from blip.data.loader import EvalLoader  # noqa: E402
+from blip.data.loader import EvalLoader, eval_loader  # noqa: E402
+from blip.data.pairs import EvalPairs, read_pairs  # noqa: E402
 from blip.data.phantoms import write_phantoms  # noqa: E402
+from blip.data.transforms import eval_transform  # noqa: E402
 from blip.evaluation.pretraining import evaluate_pretraining  # noqa: E402
 from blip.hardware.precision import autocast  # noqa: E402
-from blip.tasks.pretrain import Pretraining, validation_loader, validation_pairs  # noqa: E402
+from blip.tasks.pretrain import Pretraining  # noqa: E402
 from blip.train.optim import build_optimizer  # noqa: E402
 from blip.train.schedule import lr_at  # noqa: E402
 from demo import GALLERIES, GALLERY, choose_words, evaluate  # noqa: E402
@@ -103,10 +105,9 @@ class Side:
         self.random = torch.get_rng_state()
 
     def _gallery(self, file: str) -> EvalLoader:
-        one = self.config.model_copy(update={"val_file": [file]})
-        data = validation_pairs(one, self.task.tokenizer)
-        assert data is not None
-        return validation_loader(data, one, self.task.tokenizer, device=self.device)
+        pairs = read_pairs([file])
+        data = EvalPairs(pairs, self.task.encoder(), eval_transform(self.config.image_size))
+        return eval_loader(data, self.config.batch_size, pad_id=self.task.tokenizer.pad_id)
 
     def evaluate(self) -> None:
         """Adds a point to the curve."""

@@ -32,13 +32,15 @@ WAIT = "called a synchronizing CUDA operation"  # not torch's warning that it ma
 
 
 def waits_of(step: Callable[[], object]) -> Counter[str]:
-    """Lines of this package that wait for the GPU during a step, such as `models/vqa.py:86`, and how often."""
+    """Lines of this package that wait for the GPU during a step, such as `blip/models/vqa.py:86`, and how often."""
     found: Counter[str] = Counter()
 
     def note(message: object, *_: object, **__: object) -> None:
         if WAIT in str(message):
             frames = [(Path(frame.filename).resolve(), frame.lineno) for frame in traceback.extract_stack()]
-            lines = [f"{path.relative_to(PACKAGE)}:{line}" for path, line in frames if path.is_relative_to(PACKAGE)]
+            lines = [
+                f"{path.relative_to(PACKAGE.parent)}:{line}" for path, line in frames if path.is_relative_to(PACKAGE)
+            ]
             found[lines[-1] if lines else "torch"] += 1
 
     torch.cuda.set_sync_debug_mode("warn")

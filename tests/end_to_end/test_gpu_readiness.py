@@ -226,7 +226,7 @@ def test_an_evaluation_finds_every_tensor_on_its_device(
         return
     with autocast(gpu.device, "bf16"):
         assert evaluate_pretraining(made.task.model, made.task.val, gpu.device).metrics
-        assert made.task._captions(torch.empty(2, 3, 32, 32, device=gpu.device))
+        assert made.task.captions(torch.empty(2, 3, 32, 32, device=gpu.device))
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def test_bars(on_gpu: Any) -> None:
     row = {"batch": 64, "compiled": False, "mfu": 0.44}
     estimate = {"batch": 64, "estimated_over_measured": {"gib": 1.11, "seconds": 0.8}}
     result: dict[str, Any] = {"device": "cuda", "steps": [row], "estimate": [estimate, {"error": "no room"}]}
-    result["runs"] = {"vqa": {"steps": 4, "waits_a_step": {"models/vqa.py:86": 1.0}}}
+    result["runs"] = {"vqa": {"steps": 4, "waits_a_step": {"blip/models/vqa.py:86": 1.0}}}
 
     def reached() -> list[bool | None]:
         return [bar["reached"] for bar in on_gpu.module.bars(result).values()]
@@ -133,4 +133,4 @@ def test_waits_are_counted_by_the_line_of_the_package(on_gpu: Any, monkeypatch: 
     found = on_gpu.parts.waits_of(step)
     assert found.pop("torch") == 1 and modes == ["warn", "default"]
     ((line, count),) = found.items()
-    assert line.startswith("distributed/failures.py:") and count == 1
+    assert line.startswith("blip/distributed/failures.py:") and count == 1

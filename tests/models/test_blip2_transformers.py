@@ -88,6 +88,8 @@ def both(kind: str, seed: int) -> Both:
     ours = Blip2LanguageModel(VIT, QFORMER, WIDTH)
     state = {n: x for n, x in theirs.state_dict().items() if not n.startswith(LANGUAGE_MODEL)}
     load_strict(ours, {str(rename(name, HUGGINGFACE_BLIP2)): tensor for name, tensor in state.items()}, "model")
+    # queries that attend to states round differently, which these large weights multiply a hundredfold
+    ours.qformer.keys_or_states = lambda states, _: ours.qformer.image_keys(states)  # type: ignore[method-assign]
     language, tokens = language_model(copy.deepcopy(theirs.language_model), small_tokenizer(kind))
     return Both(theirs, ours.attach(language).eval(), tokens)
 
