@@ -17,7 +17,7 @@ from blip.hub import names, repository
 from blip.hub.names import Address, HubName
 
 RUN_CONFIG = "config.yaml"  # what the folder of a run has, and no checkpoint
-IN_RUN = ("best", "checkpoints/latest")  # its weights, the first choice first
+IN_RUN = ("best", "checkpoints/latest")  # its weights, the first choice first; `latest` may be a file, not a link
 # beside the weights, where a repository has them
 SMALL = (
     INFO, "config.json", ADAPTER_INFO, TOKENIZER, "vocab.txt", "tokenizer_config.json", "special_tokens_map.json",
@@ -73,7 +73,8 @@ def _in_run(path: Path) -> Path:
     """The weights in the folder of a run; any other path as it is."""
     if not (path / RUN_CONFIG).is_file() or (path / INFO).exists():
         return path
-    return next((path / inside for inside in IN_RUN if (path / inside).is_dir()), path)
+    newest = sorted(path.glob("checkpoints/step-*"), reverse=True)
+    return next((one for one in (*(path / inside for inside in IN_RUN), *newest) if one.is_dir()), path)
 
 
 def pinned(name: str) -> str:

@@ -365,7 +365,7 @@ def test_the_folder_of_a_run_stands_for_its_weights(tmp_path: Path) -> None:
     assert places.local(tmp_path) == tmp_path
     (tmp_path / "config.yaml").write_text("")
     assert places.local(tmp_path) == tmp_path, "nothing is there yet"
-    for inside in ("checkpoints/latest", "best"):
+    for inside in ("checkpoints/step-00000009", "checkpoints/step-00000010", "checkpoints/latest", "best"):
         (tmp_path / inside).mkdir(parents=True)
         assert places.local(str(tmp_path)) == tmp_path / inside
     (tmp_path / "model.json").write_text("{}")
