@@ -69,6 +69,16 @@ def _one(item: Any) -> Any:
     return item
 
 
+def questions_about(images: Images, questions: Texts) -> tuple[list, list]:
+    """As many images as questions, where one image goes with all questions; InputError for other numbers."""
+    images, questions = as_list(images), as_list(questions)
+    if len(images) == 1:
+        images = images * len(questions)
+    if len(images) != len(questions):
+        raise InputError(f"{len(images)} images and {len(questions)} questions: give as many, or one image")
+    return images, questions
+
+
 def batches_of(items: list, size: int) -> Iterator[list]:
     """Parts of `size` items, in order; the last one may be shorter."""
     for start in range(0, len(items), size):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from blip.errors import InputError
 from blip.inference.computation import without_gradients
-from blip.inference.inputs import Images, Texts, as_list, batches_of, each_once, seed_of_each
+from blip.inference.inputs import Images, Texts, as_list, batches_of, each_once, questions_about, seed_of_each
 from blip.inference.predictor import Predictor
 from blip.inference.results import Answer, Written, finite
 from blip.models.decoding import Decoding, Generated, uniforms_of
@@ -65,7 +65,7 @@ class LanguagePredictor(Predictor):
             numbers = slice(len(written), len(written) + len(batch))
             uniforms = None if seeds is None else uniforms_of(seeds[numbers], decoding)
             queries = self.model.query_inputs(self.model.image_encoder(self.pixels(batch)))
-            generated = self._continued(queries, [prompt] * len(batch), decoding, uniforms=uniforms)
+            generated = self._prompted(queries, [prompt] * len(batch), decoding, uniforms=uniforms)
             written += batches_of(self._written(generated), decoding.num_return)
         return written
 
@@ -106,11 +106,7 @@ class LanguagePredictor(Predictor):
             batch_size: questions at once.
         """
         self.needs("answer")
-        images, questions = as_list(images), as_list(questions)
-        if len(images) == 1:
-            images = images * len(questions)
-        if len(images) != len(questions):
-            raise InputError(f"{len(images)} images and {len(questions)} questions: give as many, or one image")
+        images, questions = questions_about(images, questions)
         if answers is not None and not answers:
             raise InputError("the list of answers is empty")
         choices = list(self.info.get("answers", []) if answers is None else answers) if decoding is None else []
@@ -123,7 +119,7 @@ class LanguagePredictor(Predictor):
                 given += [self._chosen(queries[i : i + 1], prompts[i], choices) for i in range(len(some))]
             else:
                 one = decoding or ANSWERS
-                texts = self._written(self._continued(queries, prompts, one))
+                texts = self._written(self._prompted(queries, prompts, one))
                 given += [Answer(text.text, math.exp(text.log_prob), []) for text in texts[:: one.num_return]]
         return given
 
@@ -163,7 +159,7 @@ class LanguagePredictor(Predictor):
             return self.model.query_inputs(states, ids, lengths)
         return self.model.query_inputs(states)[torch.tensor(numbers, device=self.device)]
 
-    def _continued(
+    def _prompted(
         self, queries: Tensor, prompts: list[str], decoding: Decoding, *, uniforms: Tensor | None = None
     ) -> Generated:
         batch = self.tokens.prompts(prompts)

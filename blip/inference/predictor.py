@@ -12,16 +12,16 @@ from torch import Tensor
 from blip.errors import InputError
 from blip.inference.choices import AnswerChoices
 from blip.inference.computation import gradients_on_request, without_gradients
-from blip.inference.inputs import Images, Texts, as_list, batches_of, each_once, seed_of_each
+from blip.inference.inputs import Images, Texts, as_list, batches_of, each_once, questions_about, seed_of_each
 from blip.inference.loaded_model import LoadedModel
 from blip.inference.results import Answer, Written, written_texts
-from blip.models.decoding import Decoding, uniforms_of
+from blip.models.decoding import Decoding, Generated, uniforms_of
 from blip.models.generation import generate
-from blip.models.matching import match_logits
-from blip.models.momentum import cosines, unit_features
+from blip.models.momentum import cosines
+from blip.models.scorers import scorer_of
 from blip.network.cross_attention import ProjectedKeys
 from blip.network.med import DecoderStep
-from blip.network.packing import Rows, with_first
+from blip.network.packing import Rows
 
 
 class Predictor(LoadedModel):
@@ -38,25 +38,23 @@ class Predictor(LoadedModel):
 
     @gradients_on_request
     def encode_image(self, images: Images, batch_size: int = 32) -> Tensor:
-        """Projected features of unit length (B, E)."""
-        model, parts = self.needs("encode"), []
-        for batch in batches_of(as_list(images), batch_size):
-            states = model.image_encoder(self.pixels(batch), cls_only=True)
-            parts.append(unit_features(model.image_proj, states[:, 0]))
-        return torch.cat(parts) if parts else torch.zeros(0, model.image_proj.out_features, device=self.device)
+        """Projected features of unit length (B, E); of BLIP-2 one for each query, (B, Q, E)."""
+        scorer = scorer_of(self.needs("encode"))
+        parts = [scorer.image_features(self.pixels(batch)) for batch in batches_of(as_list(images), batch_size)]
+        return torch.cat(parts) if parts else torch.zeros(0, *scorer.feature_shape, device=self.device)
 
     @gradients_on_request
     def encode_text(self, texts: Texts, batch_size: int = 32) -> Tensor:
         """Projected features of unit length (R, E)."""
-        model, parts = self.needs("encode"), []
+        scorer, parts = scorer_of(self.needs("encode")), []
         for batch in batches_of(as_list(texts), batch_size):
             ids, lengths = self.ids(batch)
-            rows = Rows(lengths, ids.shape[1], self.device)
-            parts.append(unit_features(model.text_proj, model.text_encoder.text(ids, rows, first_only=True)))
-        return torch.cat(parts) if parts else torch.zeros(0, model.text_proj.out_features, device=self.device)
+            parts.append(scorer.text_features(ids, Rows(lengths, ids.shape[1], self.device)))
+        return torch.cat(parts) if parts else torch.zeros(0, scorer.feature_shape[-1], device=self.device)
 
     def itc_score(self, images: Images, texts: Texts) -> Tensor:
-        """Cosine of every image to every text (B, R), not divided by the temperature."""
+        """Cosine of every image to every text (B, R), of BLIP-2 that of the nearest query; not divided by the
+        temperature."""
         return cosines(self.encode_image(images), self.encode_text(texts))
 
     @gradients_on_request
@@ -67,20 +65,16 @@ class Predictor(LoadedModel):
         axis: it is encoded once.
         """
         model = self.needs("match")
-        images, texts = as_list(images), as_list(texts)
+        scorer, images, texts = scorer_of(model), as_list(images), as_list(texts)
         if len(texts) == 1:
             texts = texts * len(images)
         if len(images) not in (1, len(texts)):
             raise InputError(f"{len(images)} images and {len(texts)} texts: give as many, or one of either")
         parts, keys = [], None
         for start in range(0, len(texts), batch_size):
-            ids, lengths = self.ids(texts[start : start + batch_size])
             if keys is None or len(images) > 1:
-                states = model.image_encoder(self.pixels(images[start : start + batch_size]))
-                keys = model.text_encoder.image_keys(states)
-            ids = with_first(ids, self.tokenizer.enc_id)
-            logits = match_logits(model.text_encoder, model.itm_head, ids, lengths=lengths, keys=keys)
-            parts.append(logits.float())
+                keys = scorer.image_keys(model.image_encoder(self.pixels(images[start : start + batch_size])))
+            parts.append(scorer.match_logits(*self.ids(texts[start : start + batch_size]), keys).float())
         return torch.cat(parts) if parts else torch.zeros(0, 2, device=self.device)
 
     @gradients_on_request
@@ -92,18 +86,15 @@ class Predictor(LoadedModel):
         `text_features` are those of the texts (`encode_text`), which several calls share.
         """
         model = self.needs("match")
+        scorer = scorer_of(model)
         encoded = [self.ids(batch) for batch in batches_of(as_list(texts), batch_size)]
-        encoded = [(with_first(ids, self.tokenizer.enc_id), lengths) for ids, lengths in encoded]
         similarities, probabilities = [], []
         for batch in batches_of(as_list(images), batch_size):
             states = model.image_encoder(self.pixels(batch))
-            similarities.append(cosines(unit_features(model.image_proj, states[:, 0]), text_features))
+            similarities.append(cosines(scorer.features_of(states), text_features))
             for image in states.split(1):
-                keys = model.text_encoder.image_keys(image)  # the texts of one image lie side by side
-                logits = [
-                    match_logits(model.text_encoder, model.itm_head, ids, lengths=lengths, keys=keys)
-                    for ids, lengths in encoded
-                ]
+                keys = scorer.image_keys(image)  # the texts of one image lie side by side
+                logits = [scorer.match_logits(ids, lengths, keys) for ids, lengths in encoded]
                 probabilities.append(torch.cat(logits).float().softmax(dim=1)[:, 1])
         return torch.cat(similarities), torch.stack(probabilities)
 
@@ -150,7 +141,8 @@ class Predictor(LoadedModel):
             seed: of sampling: captions follow from it and the image's place in the list, whatever the batches; or one
                 seed for each image. Without it, torch's global generator draws.
         """
-        model, decoding = self.needs("caption"), decoding or Decoding()
+        self.needs("caption")
+        decoding = decoding or Decoding()
         prompt = self.info.get("prompt", "") if prompt is None else prompt
         first = self.tokenizer.encode([prompt], self.positions)[0][:-1]  # without [SEP]
         first[0] = self.tokenizer.dec_id
@@ -162,18 +154,22 @@ class Predictor(LoadedModel):
         written: list[list[Written]] = []
         images = as_list(images)
         seeds = None if seed is None else seed_of_each(seed, len(images))
-        tokens = decoding.texts * (len(first) + decoding.max_new_tokens)  # of an image, at most
         for batch in batches_of(images, batch_size):
-            keys = model.text_decoder.keys_or_states(model.image_encoder(self.pixels(batch)), tokens)
-            step = DecoderStep(model.text_decoder, keys)
             ids = torch.tensor([first] * len(batch), device=self.device)
-            end, pad = self.tokenizer.sep_id, self.tokenizer.pad_id
             numbers = slice(len(written), len(written) + len(batch))
             uniforms = None if seeds is None else uniforms_of(seeds[numbers], decoding)
-            generated = generate(step, ids, decoding, end_id=end, pad_id=pad, uniforms=uniforms)
+            generated = self._continued(self.pixels(batch), ids, decoding, uniforms=uniforms)
             texts = written_texts(self.tokenizer, first, generated)
             written += batches_of(texts, decoding.num_return)
         return written
+
+    def _continued(self, pixels: Tensor, ids: Tensor, decoding: Decoding, *, uniforms: Tensor | None) -> Generated:
+        """Captions of images (B, 3, S, S) that continue `ids` (B, T)."""
+        decoder, states = self.model.text_decoder, self.model.image_encoder(pixels)
+        tokens = decoding.texts * (ids.shape[1] + decoding.max_new_tokens)  # of an image, at most
+        step = DecoderStep(decoder, decoder.keys_or_states(states, tokens))
+        end, pad = self.tokenizer.sep_id, self.tokenizer.pad_id
+        return generate(step, ids, decoding, end_id=end, pad_id=pad, uniforms=uniforms)
 
     @without_gradients
     def answer(
@@ -197,11 +193,7 @@ class Predictor(LoadedModel):
             batch_size: questions at once.
         """
         model = self.needs("answer")
-        images, questions = as_list(images), as_list(questions)
-        if len(images) == 1:
-            images = images * len(questions)
-        if len(images) != len(questions):
-            raise InputError(f"{len(images)} images and {len(questions)} questions: give as many, or one image")
+        images, questions = questions_about(images, questions)
         if answers is not None and not answers:
             raise InputError("the list of answers is empty")
         choices = self._choices(answers) if decoding is None else None

@@ -31,8 +31,15 @@ class SeenImages:
 class Scorer(Protocol):
     """A model that contrasts and matches."""
 
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """(E,), or (Q, E): of the features of an image."""
+
     def image_features(self, pixels: Tensor) -> Tensor:
         """pixels (B, 3, height, width) -> features of unit length (B, E), or (B, Q, E): see `momentum.cosines`."""
+
+    def features_of(self, states: Tensor) -> Tensor:
+        """`image_features` from the states (B, N, D) of images."""
 
     def see(self, states: Tensor) -> SeenImages:
         """States (B, N, D) of images, prepared for all that follows."""
@@ -56,11 +63,18 @@ class ClsScorer:
     def __init__(self, model: Any):
         self.model = model
 
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        return (self.model.image_proj.out_features,)
+
     def image_features(self, pixels: Tensor) -> Tensor:
-        return unit_features(self.model.image_proj, self.model.image_encoder(pixels, cls_only=True)[:, 0])
+        return self.features_of(self.model.image_encoder(pixels, cls_only=True))
+
+    def features_of(self, states: Tensor) -> Tensor:
+        return unit_features(self.model.image_proj, states[:, 0])
 
     def see(self, states: Tensor) -> SeenImages:
-        return SeenImages(unit_features(self.model.image_proj, states[:, 0]), self.image_keys(states))
+        return SeenImages(self.features_of(states), self.image_keys(states))
 
     def image_keys(self, states: Tensor) -> ProjectedKeys:
         return self.model.text_encoder.image_keys(states)
@@ -83,8 +97,15 @@ class QueryScorer:
     def __init__(self, model: Blip2Model):
         self.model = model
 
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        return self.model.qformer.config.queries, self.model.image_proj.out_features
+
     def image_features(self, pixels: Tensor) -> Tensor:
         return self.model.encode_image(pixels)
+
+    def features_of(self, states: Tensor) -> Tensor:
+        return unit_features(self.model.image_proj, self.model.read_images(states).states)
 
     def see(self, states: Tensor) -> SeenImages:
         keys = self.image_keys(states)
