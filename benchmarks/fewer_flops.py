@@ -42,7 +42,7 @@ from blip.hardware.precision import autocast  # noqa: E402
 from blip.tasks.pretrain import Pretraining  # noqa: E402
 from blip.train.optim import build_optimizer  # noqa: E402
 from blip.train.schedule import lr_at  # noqa: E402
-from demo import GALLERIES, GALLERY, choose_words, evaluate  # noqa: E402
+from demo import GALLERIES, choose_words, evaluate, gallery_of  # noqa: E402
 
 FEWER = ["image_sizes={0: 48, 2: 96}"]
 SIDES: dict[str, list[str]] = {"all": [], "fewer": FEWER}
@@ -155,10 +155,8 @@ def galleries_of(records: list[dict], folder: Path) -> list[str]:
     """Annotation files of galleries, each of images with distinct captions, so that each has one right answer."""
     files = []
     for number in range(GALLERIES):
-        rest = np.random.default_rng(number).permutation(len(records))
-        chosen = list({records[i]["caption"]: records[i] for i in rest}.values())[:GALLERY]
         file = folder / f"gallery{number}.json"
-        file.write_text(json.dumps(chosen))
+        file.write_text(json.dumps(gallery_of(records, np.random.default_rng(number))))
         files.append(str(file))
     return files
 

@@ -85,8 +85,7 @@ def evaluate(model: Predictor, folder: Path, records: list[dict]) -> dict[str, f
 def evaluate_gallery(model: Predictor, folder: Path, records: list[dict], number: int) -> dict[str, float]:
     """The scores on one random gallery of images with distinct captions, so that each has one right answer."""
     rng = np.random.default_rng(number)
-    distinct = {records[i]["caption"]: records[i] for i in rng.permutation(len(records))}
-    chosen = list(distinct.values())[:GALLERY]
+    chosen = gallery_of(records, rng)
     images = [folder / record["image"] for record in chosen]
     texts = [record["caption"] for record in chosen]
     similarity = model.itc_score(images, texts)
@@ -101,6 +100,12 @@ def evaluate_gallery(model: Predictor, folder: Path, records: list[dict], number
         "match accuracy": (matched.float().mean().item() + 1 - unmatched.float().mean().item()) / 2,
         "chance of R@1": 1 / len(chosen),
     }
+
+
+def gallery_of(records: list[dict], rng: np.random.Generator) -> list[dict]:
+    """Random records with distinct captions, `GALLERY` of them at most."""
+    distinct = {records[i]["caption"]: records[i] for i in rng.permutation(len(records))}
+    return list(distinct.values())[:GALLERY]
 
 
 def show(console: Console, run: Path, scores: dict[str, float]) -> None:

@@ -22,10 +22,11 @@ import blip
 from blip.data.phantoms import write_phantoms
 from blip.evaluation.ranking import recall_at
 from blip.tokenizer import Tokenizer
+from demo import GALLERY, gallery_of
 
 WORDS = 256  # tokens of the Q-Former's vocabulary
 ROOT = Path(__file__).resolve().parent.parent
-HELD_OUT, GALLERY = 1000, 100  # images; those with distinct captions that are scored
+HELD_OUT = 1000  # images, of which those with distinct captions are scored
 
 
 def main(
@@ -74,9 +75,7 @@ def stage(config: str, output: Path, options: list[str]) -> None:
 
 def evaluate(first: Path, second: Path, folder: Path, records: list[dict]) -> dict[str, float]:
     """Shares of exact captions, with the right and with other images, and R@1 before and after matching."""
-    rng = np.random.default_rng(0)
-    distinct = {records[i]["caption"]: records[i] for i in rng.permutation(len(records))}
-    chosen = list(distinct.values())[:GALLERY]
+    chosen = gallery_of(records, np.random.default_rng(0))
     images, texts = [folder / record["image"] for record in chosen], [record["caption"] for record in chosen]
     right = torch.eye(len(chosen), dtype=torch.bool)
     reader = blip.load(first / "checkpoints" / "latest", device="cpu")

@@ -9,7 +9,7 @@ language_tokens      texts of a language model on their way through a run
 pretrain_data        training data of pre-training: annotation files or streamed shards
 contrast             momentum twin and queue of pre-training and retrieval
 finetune records pairs run   what the fine-tuning tasks share; their data, also of pairs; training and evaluation
-start tokenizers     the model and the tokenizer that a run starts with
+start sizes tokenizers   the model, its sizes and the tokenizer that a run starts with
 config part_options blip2_config   options of fine-tuning, of parts, of both stages of BLIP-2
 entries data_options   what a run of each task is called with; how the data that a run names are read
 image_tokens         images that begin small, and patches left out

@@ -14,15 +14,16 @@ from blip.checkpoints.format import CheckpointError, unique_state
 from blip.checkpoints.initialize import Source
 from blip.checkpoints.language_models import load_language_model
 from blip.checkpoints.towers import load_tower
-from blip.config import ConfigError, ModelConfig
+from blip.config import ModelConfig
 from blip.models.blip2 import Blip2Model
 from blip.models.blip2_language import Blip2LanguageModel
 from blip.models.language_models import LanguageModel, language_model
 from blip.models.language_tokens import LanguageTokens
 from blip.network.qformer import QFormerConfig
-from blip.network.vit import VIT_SIZES, ViTConfig, fit_image_size, form_of
+from blip.network.vit import ViTConfig, fit_image_size, form_of
 from blip.tasks.blip2_kind import BLIP2
-from blip.tasks.start import VIT_KEYS, vit_config
+from blip.tasks.sizes import VIT_KEYS, with_sizes
+from blip.tasks.start import vit_config
 from blip.tokenizer import Tokenizer
 
 Run = TypeVar("Run", bound=ModelConfig)
@@ -80,14 +81,7 @@ def with_sizes_of(config: Run, source: Source | None) -> Run:
     sizes |= {key: getattr(qformer, name) for key, name in QFORMER_KEYS.items()}
     if "embed_dim" in source.info:
         sizes["embed_dim"] = source.info["embed_dim"]
-    asked = {key: getattr(config, key) for key in sizes if key in config.model_fields_set}
-    other = [f"{key} {value} (it has {sizes[key]})" for key, value in asked.items() if value not in (None, sizes[key])]
-    if "vit" in config.model_fields_set and config.vit != "custom":
-        own = tuple(sizes[key] for key in VIT_KEYS)
-        other += [f"vit {config.vit} (it has {own})"] if VIT_SIZES[config.vit] != own else []
-    if other:
-        raise ConfigError(f"{source.path} has sizes of its own: leave out {', '.join(other)}")
-    return config.model_copy(update={"vit": "custom", **sizes})
+    return with_sizes(config, sizes, source.path)
 
 
 def tower_config(config: ModelConfig, source: Source | None) -> ViTConfig:

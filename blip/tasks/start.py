@@ -22,22 +22,14 @@ from blip.models.factory import TASKS, Model, model_of, spec_of
 from blip.models.momentum import Queue, Twin, update_twin
 from blip.models.pretrain import PretrainModel
 from blip.network.med import TextConfig
-from blip.network.vit import VIT_SIZES, ViTConfig, fit_image_size, form_of, named_vit
+from blip.network.vit import ViTConfig, fit_image_size, form_of, named_vit
 from blip.tasks.config import FineTuneConfig
 from blip.tasks.data_options import saved_config
 from blip.tasks.image_tokens import check_image_sizes
+from blip.tasks.sizes import TEXT_KEYS, VIT_KEYS, with_sizes
 from blip.tokenizer import Specials, Tokenizer
 
 Run = TypeVar("Run", bound=ModelConfig)
-# configuration key -> the size that it gives; `vit: custom` goes with the first three
-VIT_KEYS = {"vit_width": "width", "vit_depth": "depth", "vit_heads": "heads", "vit_patch": "patch"}
-TEXT_KEYS = {
-    "text_width": "width",
-    "text_layers": "layers",
-    "text_heads": "heads",
-    "text_hidden": "hidden",
-    "max_positions": "max_positions",
-}
 # what the optimizer's state depends on: it cannot change within a run
 NAMES = ("init_from", "text_init", "tokenizer")  # options that may name files of other machines
 FIXED = ("lora", "freeze", "layer_decay", "decay_norms_and_biases")
@@ -123,18 +115,12 @@ def with_sizes_of(config: FineTuneConfig, source: Source | None) -> FineTuneConf
     sizes |= {key: source.text[name] for key, name in TEXT_KEYS.items()}
     if "embed_dim" in source.info:
         sizes["embed_dim"] = source.info["embed_dim"]
-    asked = {key: getattr(config, key) for key in sizes if key in config.model_fields_set}
-    other = [f"{key} {value} (it has {sizes[key]})" for key, value in asked.items() if value not in (None, sizes[key])]
-    if "vit" in config.model_fields_set and config.vit != "custom":
-        own = tuple(sizes[key] for key in VIT_KEYS)
-        other += [f"vit {config.vit} (it has {own})"] if VIT_SIZES[config.vit] != own else []
-    if other:
-        raise ConfigError(f"{source.path} has sizes of its own: leave out {', '.join(other)}")
+    sized = with_sizes(config, sizes, source.path)
     if config.max_text_tokens > sizes["max_positions"]:
         raise ConfigError(
             f"max_text_tokens {config.max_text_tokens} is above the {sizes['max_positions']} positions of {source.path}"
         )
-    return config.model_copy(update={"vit": "custom", **sizes})
+    return sized
 
 
 def start_model(
