@@ -6,11 +6,13 @@
 import random
 import re
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
+from pathlib import Path
 
-from blip.pubmed.panels.caption_phrases import PHRASES, RESERVED, WORDS
 
 LEAD, BEHIND, BEFORE, MORE, SHARED, TAIL, LABEL, GLUE = "LNPQSTDG"
+# longer phrases, of which some are kept for captions in other templates than training
+RESERVED = frozenset("fragment more reference lead colon opening tail shared own_tail plain item".split())
 ROMANS = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii")
 # labels before their text: how one is written, and its weight
 BEFORE_FORMS = (
@@ -28,6 +30,14 @@ RANGES = ("\u2013", "\u2013", "-", "-", " to ", "~")
 LISTS = (", ", ", ", " and ", " and ", ",", " & ", "/", ", and ")
 PLACES = (("left", "right"), ("upper", "lower"), ("top", "bottom"), ("left", "middle", "right"), ("top", "middle", "bottom"),
           ("left", "center", "right"), ("upper left", "upper right", "lower left", "lower right"))  # fmt: skip
+
+
+Names = tuple[str, ...]
+
+
+def upper(text: str) -> str:
+    """A text with a capital at its beginning."""
+    return text[:1].upper() + text[1:]
 
 
 @dataclass
@@ -51,15 +61,25 @@ class Composed:
         return " ".join(self.caption[a:b].strip() for a, b, role, _ in self.spans if role in roles)
 
 
-@lru_cache(maxsize=256)
+@cache
+def grammar() -> dict[str, tuple[str, ...]]:
+    """Name -> its alternatives, from `caption_phrases.txt`; a name in braces in one stands for an alternative of it."""
+    found: dict[str, list[str]] = {}
+    for line in Path(__file__).with_name("caption_phrases.txt").read_text(encoding="utf-8").splitlines()[1:]:
+        if line.startswith("[") and line.endswith("]"):
+            some = found.setdefault(line.strip("[]"), [])
+        elif line:
+            some.append(line)
+    return {name: tuple(some) for name, some in found.items()}
+
+
+@cache
 def alternatives(name: str, half: str) -> tuple[str, ...]:
-    """What a name of the grammar stands for: in `train` without the reserved alternatives, in `test` those alone."""
-    if name in WORDS:
-        return tuple(one.strip() for one in (WORDS[name].split(",") if "," in WORDS[name] else WORDS[name].split()))
-    lines = PHRASES[name].split("\n")
-    if name in RESERVED and half != "all":
-        return tuple(line for at, line in enumerate(lines) if (at % 5 == 4) == (half == "test"))
-    return tuple(lines)
+    """What a name stands for: in `train` without every fifth alternative of `RESERVED`, in `test` those alone."""
+    some = grammar()[name]
+    if name not in RESERVED or half == "all":
+        return some
+    return tuple(line for at, line in enumerate(some) if (at % 5 == 4) == (half == "test"))
 
 
 class Writer:

@@ -10,20 +10,16 @@ from collections.abc import Callable, Iterator
 from blip.pubmed.panels.caption_writer import (
     BEFORE,
     BEFORE_FORMS,
-    BEHIND,
-    BEHIND_FORMS,
     GLUE,
     LABEL,
     LEAD,
-    MARKED,
-    MORE,
     PLACES,
-    SHARED,
     Composed,
+    Names,
     Writer,
+    upper,
 )
-
-Names = tuple[str, ...]
+from blip.pubmed.panels.compose_behind import behind_inline, behind_items, behind_sentence, behind_sentences
 
 
 def sentences(writer: Writer, made: Composed) -> None:
@@ -75,7 +71,7 @@ def clauses(writer: Writer, made: Composed) -> None:
     )
     writer.lead(made, 0.25)
     if writer.chance(0.6):
-        made.add(_upper(writer.phrase("colon")) + writer.choose((": ", ": ", ". ", ", ")), LEAD)
+        made.add(upper(writer.phrase("colon")) + writer.choose((": ", ": ", ". ", ", ")), LEAD)
     mark = writer.choose((";", ",", ";", ".", ""))
     if form in ("{} ", "{}. ", "{}, ") and mark in ("", ","):
         mark = ";"
@@ -88,7 +84,7 @@ def clauses(writer: Writer, made: Composed) -> None:
         if "shows" in form:
             text = "shows " + text[0].lower() + text[1:]
         elif form == "{} " or writer.chance(0.4):
-            text = _upper(text)
+            text = upper(text)
         made.add((" " if "shows" in form else "") + text + ("." if at == len(groups) - 1 else mark) + " ", BEFORE)
     writer.tail(made, names, form)
 
@@ -99,7 +95,7 @@ def inline(writer: Writer, made: Composed) -> None:
     form = writer.choose(("({}) ", "({}) ", "({}) ", "{}) ", "[{}] "))
     writer.lead(made, 0.3)
     if writer.chance(0.75):
-        made.add(_upper(writer.phrase("opening")) + " ", LEAD)
+        made.add(upper(writer.phrase("opening")) + " ", LEAD)
     groups = writer.groups(names, 0.1)
     for at, group in enumerate(groups):
         last = at == len(groups) - 1
@@ -109,82 +105,6 @@ def inline(writer: Writer, made: Composed) -> None:
         text = writer.phrase("item") + (writer.phrase("shared").rstrip(".") if last and writer.chance(0.25) else "")
         made.add(text + ("." if last else "," if at < len(groups) - 2 else "") + " ", BEFORE)
     writer.tail(made, names, form)
-
-
-def behind_label(writer: Writer, made: Composed, group: Names, form: str) -> None:
-    """A label behind its words, sometimes with a mark in the same brackets."""
-    if form.startswith("(") and writer.chance(0.15):
-        shown = writer.choose(MARKED)
-        first, _, rest = shown.partition("{}")
-        text = writer.written(group, "{}")
-        extra = {"{zoom}": "zoom", "{stain}": "stain"}
-        for mark, name in extra.items():
-            first, rest = first.replace(mark, writer.phrase(name)), rest.replace(mark, writer.phrase(name))
-        made.add(first, BEHIND)
-        made.add(text, LABEL, group)
-        made.add(rest, MORE if rest != ")" else GLUE)
-        return
-    made.add(" " + writer.written(group, form), LABEL, group)
-
-
-def behind_items(writer: Writer, made: Composed, groups: list[Names], *, form: str, shared: float = 0.65) -> None:
-    """One sentence: words (A), words (B) and words (C) shared words."""
-    if writer.chance(0.1):
-        made.add(" " + _upper(writer.phrase("colon")) + ": ", LEAD if not made.of(LABEL) else BEHIND)
-    for at, group in enumerate(groups):
-        last = at == len(groups) - 1
-        if at:
-            made.add(writer.choose((" and ", " and ", ", and ", ", ", " as well as ")) if last else ", ", GLUE)
-        text = writer.phrase("item" if writer.chance(0.8) else "fragment")
-        made.add(" " + (text if at else _upper(text)), BEHIND)
-        behind_label(writer, made, group, form)
-    if len(groups) > 1 and writer.chance(shared):
-        bare = [name for group in groups for name in group]
-        made.add(writer.phrase("shared", writer.refs(bare, "x" if form.startswith("(") else form)), SHARED)
-    else:
-        made.add(".", GLUE)
-    made.caption += " "
-
-
-def behind_inline(writer: Writer, made: Composed) -> None:
-    """Lead. Words (A), words (B) and words (C) shared words. Words (D). Tail."""
-    names, form = writer.row(most=7), writer.form(BEHIND_FORMS)
-    form = "in panel {}" if form == "in {}" and not names[0].isupper() else form
-    groups = writer.groups(names, 0.2)
-    writer.lead(made, 0.35, closed=True)
-    while groups:
-        size = len(groups) if writer.chance(0.6) else 1 + writer.below(len(groups))
-        behind_items(writer, made, groups[:size], form=form)
-        groups = groups[size:]
-    writer.tail(made, names, form, 0.4)
-
-
-def behind_sentence(
-    writer: Writer, made: Composed, group: Names, *, names: list[str], form: str, inside: bool = False
-) -> None:
-    """Words (A), or words (A) further words; `inside`: Words. (A)"""
-    made.add(" " + _upper(writer.phrase("fragment" if writer.chance(0.8) else "item")), BEHIND)
-    end = writer.choose((".", ".", ".", ";"))
-    if inside:
-        made.caption += "."
-    behind_label(writer, made, group, form)
-    if not inside:
-        text = writer.phrase("own_tail") if writer.chance(0.3) else ""
-        made.add(text + end, MORE if text else GLUE)
-    if writer.chance(0.12) and not inside:
-        made.add(" " + _upper(writer.phrase("more", writer.refs(names, form))), MORE)
-    made.caption += " "
-
-
-def behind_sentences(writer: Writer, made: Composed) -> None:
-    """Lead. Words (A). Words (B) further words. Tail."""
-    names, form = writer.row(most=7), writer.form(BEHIND_FORMS)
-    form = "in panel {}" if form == "in {}" and not names[0].isupper() else form
-    writer.lead(made, 0.4, closed=True)
-    inside = writer.chance(0.05) and form.startswith("(")
-    for group in writer.groups(names, 0.2):
-        behind_sentence(writer, made, group, names=names, form=form, inside=inside)
-    writer.tail(made, names, form, 0.4)
 
 
 def mixed(writer: Writer, made: Composed) -> None:
@@ -211,7 +131,7 @@ def nested(writer: Writer, made: Composed) -> None:
     size = 2 + writer.below(len(names) - 2)
     writer.lead(made, 0.8)
     made.add(writer.written(tuple(names[:size]), "({}) "), LABEL, tuple(names[:size]))
-    made.add(_upper(writer.phrase("colon")) + writer.choose((": ", ". ", " ")), BEFORE)
+    made.add(upper(writer.phrase("colon")) + writer.choose((": ", ". ", " ")), BEFORE)
     for at, name in enumerate(names[:size]):
         last = at == size - 1
         if last:
@@ -234,7 +154,7 @@ def crossed(writer: Writer, made: Composed) -> None:
     for at, pair in enumerate(pairs):
         made.add(" " + writer.written(pair, form), LABEL, pair)
         text = writer.phrase("item")
-        made.add((_upper(text) if stop == ". " else text) + (". " if at % 2 else stop), BEFORE)
+        made.add((upper(text) if stop == ". " else text) + (". " if at % 2 else stop), BEFORE)
     writer.tail(made, names, form)
 
 
@@ -242,7 +162,7 @@ def bracketed(writer: Writer, made: Composed) -> None:
     """Lead (A, words; B, words). Tail."""
     names, sign = writer.row(most=5), writer.choose((",", ":", ",", " =", "."))
     writer.lead(made, 0.2)
-    made.add(_upper(writer.phrase("colon")) + " (", LEAD)
+    made.add(upper(writer.phrase("colon")) + " (", LEAD)
     for at, name in enumerate(names):
         if at == len(names) - 1 and writer.chance(0.2):
             made.add(" and ", GLUE)
@@ -258,7 +178,7 @@ def enclosed(writer: Writer, made: Composed) -> None:
     for at, name in enumerate(names):
         made.add(f" ({name}{writer.choose((', ', ', ', ': ', '; '))}", LABEL, (name,))
         made.add(writer.phrase(writer.choose(("plane", "mri", "stain", "item", "mark", "zoom"))) + ") ", BEFORE)
-        made.add(_upper(writer.own(names, "({})", sentence=True, last=at == len(names) - 1)) + " ", BEFORE)
+        made.add(upper(writer.own(names, "({})", sentence=True, last=at == len(names) - 1)) + " ", BEFORE)
     writer.tail(made, names, "({})")
 
 
@@ -275,15 +195,15 @@ def places(writer: Writer, made: Composed) -> None:
         stop = writer.choose((". ", "; ", ". "))
         the = "The " if noun and sign == " shows " else ""
         if writer.chance(0.2) and sign in (": ", ", "):
-            made.add(_upper(writer.phrase("colon")) + ": ", LEAD)
+            made.add(upper(writer.phrase("colon")) + ": ", LEAD)
             stop = "; "
         for at, name in enumerate(names):
             last = at == len(names) - 1
-            shown = the + name if the else _upper(name) if stop == ". " or not made.caption else name
+            shown = the + name if the else upper(name) if stop == ". " or not made.caption else name
             made.add(f" {shown}{noun}{sign.replace('shows ', '')}", LABEL, (name,))
             text = writer.phrase("place_own")
             text = "shows " + text if sign == " shows " else text
-            made.add((text if sign != ": " else _upper(text)) + (". " if last else stop), BEFORE)
+            made.add((text if sign != ": " else upper(text)) + (". " if last else stop), BEFORE)
     else:
         behind_items(writer, made, [(name,) for name in names], form=writer.choose(("({})", "({}" + noun + ")")))
     writer.tail(made, ["A", "B"], "x", 0.35)
@@ -293,12 +213,8 @@ def plain(writer: Writer, made: Composed) -> None:
     """A caption without labels, with what is easily taken for labels."""
     text = writer.phrase("fragment") + "." if writer.chance(0.2) else writer.phrase("plain", ("(A)", "B"))
     if writer.chance(0.2):
-        text += " " + _upper(writer.phrase("more"))
-    made.add(_upper(text), LEAD)
-
-
-def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
+        text += " " + upper(writer.phrase("more"))
+    made.add(upper(text), LEAD)
 
 
 STRUCTURES: tuple[tuple[Callable[[Writer, Composed], None], int], ...] = (
