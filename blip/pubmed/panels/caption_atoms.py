@@ -17,28 +17,37 @@ GLUE = frozenset(("", "and", "or", "as well as", "versus", "vs", "but", "while",
 WORD = re.compile(r"[^\s()\[\],;:]+")
 STATISTIC = re.compile(r"\b[pPnN]\s?[<>=\u2264]|\u00b1|[*#]\s?[pP]\b")
 DEFINITION = re.compile(r"[\w/+'\u2019-]{1,9}(?:,|:|\s?=)\s")
+# a panel that a sentence names: `in A`, `(B)`, `A and B`
+NAMED = re.compile(
+    r"(?:\b(?:in|of|and|with|to|panels?|from|than|for|versus)\s\(?|\(|,\s|\u2013|-)([A-L]|(?<=\()[a-l]|(?<=el\s)[a-l])(?=[\s).,;:\u2013-]|$)"
+)
 KINDS = {
     "scale": "bar bars magnification magnifications",
     "mark": "arrow arrows arrowhead arrowheads asterisk asterisks star stars circle circles box boxes line lines "
             "lettering dots symbols curves bracket brackets triangles triangle dot lane lanes inset insets squares",
     "stat": "sems sds averages average median medians ranges range tukey student bonferroni mann-whitney wilcoxon "
-            "log-rank fisher performed calculated determined triplicate replicates expressed presented mean means sd sem s.e.m anova error significant significance whiskers quartiles confidence values data "
-            "statistical t-test test p-value",
+            "log-rank fisher performed calculated determined triplicate replicates expressed presented mean means sd "
+            "sem s.e.m anova error significant significance whiskers quartiles confidence values data statistical "
+            "t-test test p-value",
     "abbr": "abbreviations abbreviation",
     "all": "all each both representative experiments independent panels images times repeated panel replicates same",
-    "says": "represents delineate outline denoted outlined highlighted highlight highlights correspond corresponds indicate indicates represent represents mark marks marked point points denote denotes indicated depict",
-    "shows": "shows show showing demonstrates demonstrate demonstrating reveals reveal revealing depicts confirms shown",
-    "source": "reproduced permission copyright courtesy see supplementary source adapted license licence created consent "
-              "figure fig interpretation version",
-    "axis": "axes axis scales numbers number brackets parentheses orientation anterior posterior dorsal ventral up down "
-            "coordinates labels letters legend key units logarithmic rostral caudal proximal distal superior inferior",
+    "says": "represents delineate outline denoted outlined highlighted highlight highlights correspond corresponds "
+            "indicate indicates represent mark marks marked point points denote denotes indicated depict",
+    "shows": "shows show showing demonstrates demonstrate demonstrating reveals reveal revealing depicts confirms "
+             "shown",
+    "source": "reproduced permission copyright courtesy see supplementary source adapted license licence created "
+              "consent figure fig interpretation version",
+    "axis": "axes axis scales numbers number brackets parentheses orientation anterior posterior dorsal ventral up "
+            "down coordinates labels letters legend key units logarithmic rostral caudal proximal distal superior "
+            "inferior",
     "colour": "colours colors coloured colored red green blue magenta cyan yellow white black grey gray color colour",
+    "line": "solid dashed dotted shaded open filled closed hatched fit fits limits interval intervals horizontal "
+            "vertical connect shading areas scale",
     "person": "patient patients man woman boy girl case year-old female male",
 }  # fmt: skip
 # words that lead to a panel which a sentence refers to
-LINKS = frozenset(
-    "in of from with to as by between than for see at on like cf and or both within under into via".split()
-)
+LINKS = frozenset(("in", "of", "from", "with", "to", "as", "by", "between", "than", "for", "see", "at", "on", "like",
+                   "cf", "and", "or", "both", "within", "under", "into", "via"))  # fmt: skip
 KIND_OF = {word: kind for kind, words in KINDS.items() for word in words.split()}
 
 
@@ -137,6 +146,7 @@ class _Context:
     def __init__(self, text: str, atoms: list[Atom], group: Group, count: Counter[int]) -> None:
         self.text, self.atoms, self.group, self.count = text, atoms, group, count
         self.known: set[str] = set()
+        self.named: dict[int, int] = {}  # sentence -> panels that it names
         labels = [atom.label for atom in atoms if atom.label]
         # what all labels agree on: the beginning before the first one, the end behind the last, signs behind each
         first, last = labels[0], labels[-1]
@@ -167,11 +177,14 @@ class _Context:
             "t" if at + 1 < len(self.atoms) and not self.atoms[at + 1].label else "d"
         )
         several = "s" if len(label.names) > 1 else ""
+        leads = "n" if previous in NOUNS else "l" if previous in LINKS else "w"
+        at_both, style, common = f"{before}{sign}", self.style, self.common
         return [
-            "m", f"w={label.way}", f"b={before}", f"s={sign}", f"{before}{sign}{self.style}", f"{fresh}{self.style}{before}",
-            f"pw={previous}", f"pc={'n' if previous in NOUNS else 'l' if previous in LINKS else 'w'}{before}{self.style}", f"nw={after}", f"{fresh}{several}", f"{alone}{before}{sign}", f"nb={neighbours}", f"k={self.group.kind}",
-            f"{self.names}{self.style}", f"{label.way}{before}", f"{fresh}{alone}{before}", *self.common,
-            f"{self.common[0]}{self.common[1]}{self.style}", f"{self.common[2]}{self.common[3]}", f"{self.common[2]}{before}{sign}",
+            "m", f"w={label.way}", f"b={before}", f"s={sign}", f"{at_both}{style}", f"{fresh}{style}{before}",
+            f"pw={previous}", f"pc={leads}{before}{style}", f"nw={after}", f"{fresh}{several}", f"{alone}{at_both}",
+            f"nb={neighbours}", f"k={self.group.kind}", f"{self.names}{style}", f"{label.way}{before}",
+            f"{fresh}{alone}{before}", *common, f"{common[0]}{common[1]}{style}", f"{common[2]}{common[3]}",
+            f"{common[2]}{at_both}",
         ]  # fmt: skip
 
     def of_text(self, at: int, atom: Atom, where: str) -> list[str]:
@@ -179,7 +192,7 @@ class _Context:
         piece = self.text[atom.start : atom.end]
         words = WORD.findall(piece.lower())
         first = words[0] if words else ""
-        begin = "l" if at and self.atoms[at - 1].label and not atom.gap else "-;.^"[atom.gap]
+        begin = "(" if atom.enclosed else "l" if at and self.atoms[at - 1].label and not atom.gap else "-;.^"[atom.gap]
         following = self.atoms[at + 1] if at + 1 < len(self.atoms) else None
         end = "$" if following is None else "l" if following.label and following.clause == atom.clause else "."
         close = "l" if following and following.label else ""
@@ -191,10 +204,11 @@ class _Context:
         labels = str(min(self.count[atom.clause], 2))
         base = f"{begin}{end}{labels}"
         found = [
-            "x", f"B={begin}", f"E={end}{close}",
-            f"{base}{where}", f"{base}{stop}", f"z={size}{begin}", f"h={shape}{begin}", f"W={where}", f"{where}{shape}{stop}",
-            f"fw={first}{begin}", f"{where}{begin}{self.common[2]}", f"{base}{self.common[3]}", f"{self.style}{where}{begin}",
+            "x", f"B={begin}", f"E={end}{close}", f"{base}{where}", f"{base}{stop}", f"z={size}{begin}",
+            f"h={shape}{begin}", f"W={where}", f"{where}{shape}{stop}", f"fw={first}{begin}",
+            f"{where}{begin}{self.common[2]}", f"{base}{self.common[3]}", f"{self.style}{where}{begin}",
         ]  # fmt: skip
+        found.append(f"r={self.references(at)}{where}{begin}")
         kinds = {KIND_OF[word.rstrip(".")] for word in words if word.rstrip(".") in KIND_OF}
         found += [f"k={kind}{where}{begin}" for kind in sorted(kinds)]
         if STATISTIC.search(piece):
@@ -203,7 +217,22 @@ class _Context:
             found.append(f"k=def{where}{begin}")
         if first in KIND_OF:
             found.append(f"f={KIND_OF[first]}{begin}{where}")
+        if len(words) > 1 and words[1] in KIND_OF:
+            found.append(f"f2={KIND_OF[words[1]]}{begin}{where}")
         return found
+
+    def references(self, at: int) -> int:
+        """How many panels the sentence of an atom names, at most two."""
+        number = self.atoms[at].sentence
+        if number not in self.named:
+            first = last = at
+            while first and self.atoms[first - 1].sentence == number:
+                first -= 1
+            while last + 1 < len(self.atoms) and self.atoms[last + 1].sentence == number:
+                last += 1
+            text = self.text[self.atoms[first].start : self.atoms[last].end]
+            self.named[number] = min(2, len(set(NAMED.findall(text))))
+        return self.named[number]
 
 
 def _begin(text: str, place: int) -> str:

@@ -1,19 +1,18 @@
 """Where a caption may have panel labels: candidates in all forms, and the groups of them that form a row.
 
 A candidate is a label or a list of labels in a form: `(A)`, `A)`, `[A]`, `A:`, `A,`, `A.`, `A |`, `A Text`, `Panel A`,
-`Figure 1A`, `in A`, `(A, text)`, `(arrow, A)`, `Left:`, `(left)`. Candidates of one form and one kind of names (capitals, small
-letters, Roman numerals, numbers, places) are a group if they hold at least two labels of a row that begins with A, a, i
-or 1. Whether a candidate is a label or only named in a sentence is decided later, by `caption_readings.py`.
+`Figure 1A`, `in A`, `(A, text)`, `(arrow, A)`, `Left:`, `(left)`. Candidates of one form and one kind of names
+(capitals, small letters, Roman numerals, numbers, places) are a group if they hold at least two labels of a row that
+begins with A, a, i or 1. Whether a candidate is a label or only named in a sentence is decided later, by
+`caption_readings.py`.
 """
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 
-from blip.pubmed.panels.caption_rules import DASH, PLACE, PRIME, ROMAN
+from blip.pubmed.panels.caption_rows import LINK, ONE, expand, kind_of, row_of
+from blip.pubmed.panels.caption_rules import PLACE, ROMAN
 
-ONE = rf"(?:[A-Za-z](?:\d|[{PRIME}]{{1,2}})?|[ivx]{{2,5}}|[IVX]{{2,5}}|\d{{1,2}})"
-LINK = rf"(?:,?\s(?:and|or|to|through)\s|\s?[{DASH},&/+]\s?(?:(?:and|or)\s)?)"
 SEVERAL = rf"{ONE}(?:{LINK}{ONE}){{0,30}}"  # without a bound, the time grows by the square of a hostile caption
 NOUN = r"(?:panels?|rows?|columns?|images?|side|half|part|graphs?|plots?|inset|figures?|pictures?|frames?|traces?)"
 ORDINAL = rf"(?:first|second|third|fourth|1st|2nd|3rd|4th)(?=\s{NOUN})"
@@ -22,27 +21,35 @@ SOME_PLACES = rf"{PLACES}(?:(?:,| and|,? and) {PLACES}){{0,3}}"
 # a list in brackets; several brackets that follow one another; a list with other words before or behind it
 IN_BRACKETS = re.compile(
     rf"\(\s?(?:(?P<panel>(?:in\s)?[Pp]anels?|[Ff]ig(?:ure)?s?\.?\s?S?\d{{0,2}})\s?)?(?P<names>{SEVERAL})"
-    rf"(?:(?P<close>\s?\))(?P<more>(?:{LINK}\(\s?{SEVERAL}\s?\)){{0,12}})(?P<sign>\s?:(?=\s))?|(?P<open>\s?[,;:=\u2013]\s|\s(?=(?:and\s)?[a-z]{{3}}))(?=\S))"
+    rf"(?:(?P<close>\s?\))(?P<more>(?:{LINK}\(\s?{SEVERAL}\s?\)){{0,12}})(?P<sign>\s?:(?=\s))?|"
+    r"(?P<open>\s?[,;:=\u2013]\s|\s(?=(?:and\s)?[a-z]{3}))(?=\S))"
 )
 BEFORE_BRACKET = re.compile(rf"(?<=[\w.%])(?P<link>[,;:]\s(?:in\s)?|\sin\s)(?:[Pp]anels?\s)?(?P<names>{SEVERAL})\)")
 IN_SQUARES = re.compile(rf"\[\s?(?P<names>{SEVERAL})\s?\](?:\s?:)?")
+VERBS = r"(?:shows?|depicts?|demonstrates?|represents?|illustrates?|displays?|presents?|is|are|was|were)"
 BARE = re.compile(
     rf"(?<![^\s(;.\u3002])(?P<panel>(?:In\s)?[Pp]anels?\s|In\s(?=[A-Za-z](?:,|\sand\s)))?\(?(?P<names>{SEVERAL})"
-    rf"(?P<sign>\.?\)(?:\s?:)?|\s?:|\.(?!\d)|,|\s?=|\s?[|\u2013\u2014-](?=\s)|(?P<verb>(?=\s(?:shows?|depicts?|demonstrates?|represents?|illustrates?|displays?|presents?|is|are|was|were)\b))|(?=\s\(?[\"'\u201c]?(?:[A-Z0-9\u0391-\u03c9][\w&'-]|[a-z]{{1,4}}[A-Z0-9-])))"
+    rf"(?P<sign>\.?\)(?:\s?:)?|\s?:|\.(?!\d)|,|\s?=|\s?[|\u2013\u2014-](?=\s)|(?P<verb>(?=\s{VERBS}\b))|"
+    r"(?=\s\(?[\"'\u201c]?(?:[A-Z0-9\u0391-\u03c9][\w&'-]|[a-z]{1,4}[A-Z0-9-])))"
 )
 SHOWN_IN = re.compile(rf"\b[Ii]n\s(?P<panel>[Pp]anels?\s)?(?P<names>{SEVERAL})(?![\w'\u2019])")
 IN_FIGURE = re.compile(
-    rf"(?<!\w)(?:[Ff]ig(?:ure|s|ures)?\.?\s?\d{{1,2}}\s?\(?)(?P<names>[A-Za-z]\d?(?:{LINK}[A-Za-z]\d?){{0,9}}|[ivx]{{2,5}})(?P<sign>\s?\)?[:.,|]?)(?=\s)"
+    rf"(?<!\w)(?:[Ff]ig(?:ure|s|ures)?\.?\s?\d{{1,2}}\s?\(?)"
+    rf"(?P<names>[A-Za-z]\d?(?:{LINK}[A-Za-z]\d?){{0,9}}|[ivx]{{2,5}})"
+    r"(?P<sign>\s?\)?[:.,|]?)(?=\s)"
 )
 OF_PLACE = re.compile(
-    rf"(?P<open>\((?:on\s)?(?:the\s)?)?(?<!\w)(?P<the>(?:In\s|On\s)?[Tt]he\s)?(?P<names>(?i:{SOME_PLACES}))(?!\w)(?P<noun>\s(?i:{NOUN}))?(?P<sign>\)|\s?:|,|;|\.|\s?[\u2013\u2014|-](?=\s)|(?=\s(?:shows?|depicts?|represents?|illustrates?)\b)|)"
+    rf"(?P<open>\((?:on\s)?(?:the\s)?)?(?<!\w)(?P<the>(?:In\s|On\s)?[Tt]he\s)?(?P<names>(?i:{SOME_PLACES}))(?!\w)"
+    rf"(?P<noun>\s(?i:{NOUN}))?(?P<sign>\)|\s?:|,|;|\.|\s?[\u2013\u2014|-](?=\s)|(?=\s(?:shows?|depicts?|represents?|illustrates?)\b)|)"
 )  # fmt: skip
 # words before a letter that is the name of something else
-NOUNS = frozenset(
-    "group groups type types vitamin hepatitis influenza lane lanes arm stage case patient grade class phase protein "
-    "complex factor strain chain table region zone site point step sample model experiment subunit equation method part "
-    "plate cohort level ward blood virus population species subject mouse day week route scenario isoform allele".split()
-)
+NOUNS = frozenset((
+    "group", "groups", "type", "types", "vitamin", "hepatitis", "influenza", "lane", "lanes", "arm", "stage",
+    "case", "patient", "grade", "class", "phase", "protein", "complex", "factor", "strain", "chain", "table",
+    "region", "zone", "site", "point", "step", "sample", "model", "experiment", "subunit", "equation", "method",
+    "part", "plate", "cohort", "level", "ward", "blood", "virus", "population", "species", "subject", "mouse",
+    "day", "week", "route", "scenario", "isoform", "allele",
+))  # fmt: skip
 SIGNS = {":": "C", ".": "D", ",": "M", "=": "E", "|": "I", "-": "I", "\u2013": "I", "\u2014": "I"}
 UNITED = ("PHKF", "CDMBIWE")  # forms that one caption may mix
 
@@ -158,8 +165,9 @@ def _bare(text: str, m: re.Match[str]) -> list[Candidate]:
         return []  # an article
     found = _made(start, m.end(), expand(m["names"]), form, way=form + sign[:1])
     first, comma, _ = m["names"].partition(", ")
-    if comma and not m["panel"]:  # `A, S. aureus` is no list
-        found += _made(start, start + len(first) + 1, expand(first), "M", way="M,")
+    if comma:  # `A, S. aureus` is no list
+        end = m.start("names") + len(first) + 1
+        found += _made(start, end, expand(first), "W" if m["panel"] else "M", way="W," if m["panel"] else "M,")
     return found
 
 
@@ -190,89 +198,10 @@ def places(text: str) -> list[Candidate]:
     return found
 
 
-@lru_cache(maxsize=4096)
-def expand(names: str) -> tuple[str, ...]:
-    """`A-C, E`, also `(A)-(C)`, -> A B C E; empty where it is no list of labels."""
-    pieces = re.split(rf"({LINK})", re.sub(r"[()\[\]\s]+", " ", names).strip())
-    found: list[str] = []
-    for place, name in enumerate(pieces[::2]):
-        name = name.strip()
-        link = pieces[2 * place - 1].strip(" ,") if place else ""
-        if place and (link in ("to", "through") or (link and link in "-~\u2212\u2010\u2011\u2012\u2013\u2014\u2015")):
-            between = _between(found[-1], name)
-            if not between:
-                return ()
-            found += between
-        found.append(name)
-    kinds = {kind_of(name) for name in found}
-    if len(kinds) > 1 and not kinds <= {"l", "r"} and not kinds <= {"U", "R"}:
-        return ()
-    return tuple(dict.fromkeys(found))
-
-
-def _between(first: str, last: str) -> list[str]:
-    """The labels after `first` up to and including `last`; empty where the two are not of one row."""
-    if first.lower() in ROMAN and last.lower() in ROMAN and (len(first) > 1 or len(last) > 1):
-        low, high = ROMAN.index(first.lower()), ROMAN.index(last.lower())
-        return [name if first.islower() else name.upper() for name in ROMAN[low + 1 : high + 1]]
-    if first.isdigit() and last.isdigit() and int(first) < int(last) < int(first) + 20:
-        return [str(number) for number in range(int(first) + 1, int(last) + 1)]
-    stem = first[:-1] if len(first) == len(last) == 2 and first[0] == last[0] else ""
-    one, two = first[len(stem) :], last[len(stem) :]
-    if len(one) == len(two) == 1 and one.isupper() == two.isupper() and one.isdigit() == two.isdigit() and one < two:
-        return [stem + chr(code) for code in range(ord(one) + 1, ord(two) + 1)]
-    return []
-
-
-def kind_of(name: str) -> str:
-    """U capitals, l small letters, R and r Roman numerals of several letters, d numbers, p places."""
-    if len(name) > 1 and name.lower() in ROMAN:
-        return "r" if name.islower() else "R"
-    return "d" if name[0].isdigit() else "U" if name[0].isupper() else "l"
-
-
 def begins(text: str, place: int) -> bool:
     """Whether the caption, a sentence or a part of it begins at this position."""
     before = text[max(0, place - 2) : place].rstrip()
     return not before or before[-1] in ".;:!?)]("
-
-
-FIRST = frozenset(("A", "a", "i", "I", "1", "A1", "a1", "Aa"))
-
-
-def row_of(names: set[str]) -> set[str]:
-    """The names that form a row from its beginning: A, B, C of A, B, C, X."""
-    allowed = names & FIRST
-    if "i" in allowed and "ii" not in names:
-        allowed.discard("i")  # the letter after h
-    if "I" in allowed and "II" not in names:
-        allowed.discard("I")
-    todo = list(allowed)
-    while todo:
-        for name in _after(todo.pop()):
-            if name in names and name not in allowed:
-                allowed.add(name)
-                todo.append(name)
-    return allowed
-
-
-@lru_cache(maxsize=1024)
-def _after(name: str) -> tuple[str, ...]:
-    """Names that may follow a name in a row."""
-    found = []
-    if name.isdigit():
-        return (str(int(name) + 1),)
-    if name.lower() in ROMAN[:-1]:
-        after = ROMAN[ROMAN.index(name.lower()) + 1]
-        found.append(after if name.islower() else after.upper())
-    if len(name) == 1 or not name[1].isalpha():
-        step = chr(ord(name[0]) + 1)
-        found += [step, step + "1"] + ([name[0] + str(int(name[1]) + 1)] if name[1:].isdigit() else [])
-        found += [name + prime for prime in PRIME if len(name) < 3 and not name[1:].isdigit()] + [
-            name + "1",
-            name + "2",
-        ]
-    return tuple(found)
 
 
 def groups(text: str) -> list[Group]:
@@ -289,11 +218,10 @@ def groups(text: str) -> list[Group]:
     for forms in UNITED:
         for kind in "Ul":
             parts = [some for (form, k), some in by_form.items() if k == kind and form in forms]
-            if len(parts) > 1 and (group := _group(forms, kind, [one for some in parts for one in some])):
-                if all(
-                    len(group.names) > len(other.names) for other in found if other.kind == kind and other.form in forms
-                ):
-                    found.append(group)
+            group = _group(forms, kind, [one for some in parts for one in some]) if len(parts) > 1 else None
+            others = [other for other in found if other.kind == kind and other.form in forms]
+            if group and all(len(group.names) > len(other.names) for other in others):
+                found.append(group)
     named = places(text)
     if len({name for one in named for name in one.names}) > 1:
         found.append(Group("L", "p", named, frozenset(name for one in named for name in one.names)))

@@ -63,7 +63,7 @@ class Split:
         return " ".join(text for text in (self.lead, own, self.tail) if text)
 
     def sentence(self, label: str, shared: Shared = "all") -> str:
-        """`of` as a sentence: a capital at its beginning, a full stop at its end. Texts split elsewhere stay as they are."""
+        """`of` with a capital at its beginning and a full stop at its end. Texts split elsewhere stay as they are."""
         text = self.of(label, shared)
         return text if self.style == "given" else as_sentence(text)
 

@@ -1,10 +1,12 @@
-"""Readings of a caption: which candidates are labels, which words belong to which label, which to all; and their scores.
+"""Readings of a caption: which candidates are labels, which words belong to which label, or to all, and their scores.
 
 A reading of a group of candidates tags each atom:
 
 L lead                N words of the next label        P words of the label before
-S shared, behind the last label of a sentence          Q words of the label before that has words before it too   T tail
-B a label before its words                             D a label behind its words         a candidate with L to T: no label
+S shared, behind the last label of a sentence          Q words of a label before that also has words before it
+T tail
+B a label before its words                             D a label behind its words
+A candidate with one of the tags L to T is no label.
 
 Its score is the sum of learned weights of each atom's features with its tag, and of each pair of successive tags, less
 the score of the reading without labels. The best reading is found by dynamic programming (Viterbi).
@@ -156,7 +158,7 @@ def read_group(weights: Weights, text: str, bounds: list[tuple[int, int]], group
 
 
 def best_reading(text: str, weights: Weights | None = None) -> Reading | None:
-    """The best reading of a caption with single blanks; None where that is the one without labels, or it is too long."""
+    """The best reading of a caption with single blanks; None where it is the one without labels, or too long."""
     weights = weights or shipped()
     found = groups(text) if len(text) <= LONGEST else []
     if not found:
@@ -173,7 +175,7 @@ def best_reading(text: str, weights: Weights | None = None) -> Reading | None:
 
 
 def doubts(weights: Weights, reading: Reading) -> list[float]:
-    """How much lower the score of a reading is if one atom has the next best tag, for each atom that may have another."""
+    """How much lower the score of a reading is with the next best tag of one atom, for each that may have another."""
     tags, found = [START, *reading.tags], list[float]()
     for at, (atom, row) in enumerate(zip(reading.atoms, reading.scores, strict=True)):
         own, tag, before = _own(atom, row), tags[at + 1], tags[at]

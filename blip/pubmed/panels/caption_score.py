@@ -13,7 +13,7 @@ CONJUNCTIONS = ("and", "or", "versus", "vs")
 
 @dataclass
 class Score:
-    """Shares of captions: split exactly, with all labels and own words right; F1 of labels; the same where confident."""
+    """Shares of captions that are split exactly, or with all labels and own words right; F1 of labels."""
 
     exact: float
     own: float

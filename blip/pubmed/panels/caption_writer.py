@@ -9,27 +9,30 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-
 LEAD, BEHIND, BEFORE, MORE, SHARED, TAIL, LABEL, GLUE = "LNPQSTDG"
 # longer phrases, of which some are kept for captions in other templates than training
-RESERVED = frozenset("fragment more reference lead colon opening tail shared own_tail plain item".split())
+RESERVED = frozenset(
+    ("fragment", "more", "reference", "lead", "colon", "opening", "tail", "shared", "own_tail", "plain", "item")
+)
 ROMANS = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii")
 # labels before their text: how one is written, and its weight
 BEFORE_FORMS = (
     ("({}) ", 30), ("{}) ", 6), ("{}. ", 7), ("{}: ", 8), ("{}, ", 8), ("{} ", 6), ("[{}] ", 2), ("{} | ", 2),
-    ("{} \u2013 ", 1), ("({}): ", 2), ("({}). ", 1), ("{} : ", 1), ("Panel {}: ", 2), ("Panel {} shows ", 2), ("Panel {}, ", 1),
-    ("Figure 1{}: ", 1), ("Fig. 2{}. ", 1), ("In panel {}, ", 1), ("In {}, ", 1), ("{} - ", 1), ("({})", 1), ("{}.) ", 1),
-    ("{} = ", 1), ("({}) - ", 1), ("panel {}: ", 1), ("({}) shows ", 1), ("{} shows ", 2),
+    ("{} \u2013 ", 1), ("({}): ", 2), ("({}). ", 1), ("{} : ", 1), ("Panel {}: ", 2), ("Panel {} shows ", 2),
+    ("Panel {}, ", 1), ("Figure 1{}: ", 1), ("Fig. 2{}. ", 1), ("In panel {}, ", 1), ("In {}, ", 1), ("{} - ", 1),
+    ("({})", 1), ("{}.) ", 1), ("{} = ", 1), ("({}) - ", 1), ("panel {}: ", 1), ("({}) shows ", 1), ("{} shows ", 2),
 )  # fmt: skip
 BEHIND_FORMS = (
-    ("({})", 40), ("(panel {})", 3), ("[{}]", 2), ("(Panel {})", 2), ("(Fig. 1{})", 2), ("(Figure 2{})", 1), ("{})", 1), ("in {}", 2), ("in panel {}", 1),
+    ("({})", 40), ("(panel {})", 3), ("[{}]", 2), ("(Panel {})", 2), ("(Fig. 1{})", 2), ("(Figure 2{})", 1),
+    ("{})", 1), ("in {}", 2), ("in panel {}", 1),
 )  # fmt: skip
 MARKED = (" (arrow, {})", " (arrows, {})", " ({}, arrow)", " ({}; arrowheads)", " (asterisk; {})", " ({}, {zoom})",
           " (arrow in {})", " ({}: {zoom})", " ({stain}, {})", " ({}, yellow arrows)")  # fmt: skip
 RANGES = ("\u2013", "\u2013", "-", "-", " to ", "~")
 LISTS = (", ", ", ", " and ", " and ", ",", " & ", "/", ", and ")
-PLACES = (("left", "right"), ("upper", "lower"), ("top", "bottom"), ("left", "middle", "right"), ("top", "middle", "bottom"),
-          ("left", "center", "right"), ("upper left", "upper right", "lower left", "lower right"))  # fmt: skip
+PLACES = (("left", "right"), ("upper", "lower"), ("top", "bottom"), ("left", "middle", "right"),
+          ("top", "middle", "bottom"), ("left", "center", "right"),
+          ("upper left", "upper right", "lower left", "lower right"))  # fmt: skip
 
 
 Names = tuple[str, ...]
@@ -192,7 +195,7 @@ class Writer:
         if not sentence:
             return text
         text += "."
-        while self.chance(0.22):
+        while self.chance(0.4 if last else 0.22):
             more = self.phrase("more" if last or self.chance(0.7) else "either", self.refs(names, form))
             text += " " + more[0].upper() + more[1:]
         return text
@@ -204,10 +207,10 @@ class Writer:
             text += "." if closed and text[-1] != "." else ""
             made.add(text[0].upper() + text[1:] + " ", LEAD)
 
-    def tail(self, made: Composed, names: list[str], form: str, share: float = 0.5) -> None:
+    def tail(self, made: Composed, names: list[str], form: str, share: float = 0.45) -> None:
         """Sentences that belong to all panels."""
         if not self.chance(share):
             return
-        for _ in range(1 + int(self.random.random() ** 2 * 4)):
+        for _ in range(1 + int(self.random.random() ** 2 * 3)):
             text = self.phrase("tail", self.refs(names, form))
             made.add(" " + text[0].upper() + text[1:], TAIL)

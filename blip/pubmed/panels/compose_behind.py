@@ -32,15 +32,21 @@ def behind_label(writer: Writer, made: Composed, group: Names, form: str) -> Non
     made.add(" " + writer.written(group, form), LABEL, group)
 
 
+def _words(writer: Writer, share: float) -> str:
+    """Words of a label, in `share` of cases a longer phrase, without a semicolon."""
+    text = writer.phrase("fragment" if writer.chance(share) else "item")
+    return text if ";" not in text or writer.chance(0.1) else writer.phrase("item")
+
+
 def behind_items(writer: Writer, made: Composed, groups: list[Names], *, form: str, shared: float = 0.65) -> None:
     """One sentence: words (A), words (B) and words (C) shared words."""
-    if writer.chance(0.1):
-        made.add(" " + upper(writer.phrase("colon")) + ": ", LEAD if not made.of(LABEL) else BEHIND)
+    if writer.chance(0.15) and not made.of(LABEL):
+        made.add(" " + upper(writer.phrase("colon")) + ": ", LEAD)
     for at, group in enumerate(groups):
         last = at == len(groups) - 1
         if at:
             made.add(writer.choose((" and ", " and ", ", and ", ", ", " as well as ")) if last else ", ", GLUE)
-        text = writer.phrase("item" if writer.chance(0.8) else "fragment")
+        text = _words(writer, 0.2)
         made.add(" " + (text if at else upper(text)), BEHIND)
         behind_label(writer, made, group, form)
     if len(groups) > 1 and writer.chance(shared):
@@ -68,7 +74,7 @@ def behind_sentence(
     writer: Writer, made: Composed, group: Names, *, names: list[str], form: str, inside: bool = False
 ) -> None:
     """Words (A), or words (A) further words; `inside`: Words. (A)"""
-    made.add(" " + upper(writer.phrase("fragment" if writer.chance(0.8) else "item")), BEHIND)
+    made.add(" " + upper(_words(writer, 0.8)), BEHIND)
     end = writer.choose((".", ".", ".", ";"))
     if inside:
         made.caption += "."

@@ -205,7 +205,8 @@ def places(writer: Writer, made: Composed) -> None:
             text = "shows " + text if sign == " shows " else text
             made.add((text if sign != ": " else upper(text)) + (". " if last else stop), BEFORE)
     else:
-        behind_items(writer, made, [(name,) for name in names], form=writer.choose(("({})", "({}" + noun + ")")))
+        form = "({}" + noun + ")" if names[0] in ("first", "1st") or writer.chance(0.5) else "({})"
+        behind_items(writer, made, [(name,) for name in names], form=form)
     writer.tail(made, ["A", "B"], "x", 0.35)
 
 

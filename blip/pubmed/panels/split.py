@@ -1,7 +1,8 @@
 """`blip pubmed split`: lines of figures -> lines of sub-figures with their part of the caption.
 
 A figure becomes one line for each panel if caption and picture agree, else it stays one line, marked `whole`, with the
-reason in `why`. Lines are written in the order of the input; a run that was stopped continues after the last figure that it finished.
+reason in `why`. Lines are written in the order of the input; a run that was stopped continues after the last figure
+that it finished.
 """
 
 import hashlib
@@ -116,7 +117,9 @@ class FigureSplitter:
         for pair in pairs:
             made = {**line, "caption": pair.text, "whole_caption": line["caption"], "whole_image": line["image"],
                     "panel": pair.labels, "box": pair.box, "how": pair.how, "confidence": pair.confidence,
-                    "panels": found.boxes, "row": at, **_words(split, pair.labels), **({"why": why} if why else {})}  # fmt: skip
+                    "panels": found.boxes, "row": at, **_words(split, pair.labels)}  # fmt: skip
+            if why:
+                made["why"] = why
             if pair.box is not None:
                 crop = image.crop(pair.box)
                 if min(crop.size) < self.options.smallest or max(crop.size) > MOST_OF_JPEG:
@@ -151,9 +154,11 @@ def _several_files(at: int, line: Line, split: Split, *, part: Summary, shared: 
     part.pairs = len(names)
     certainty = round(0.9 * split.confidence, 3)
     about |= {"how": "file", "confidence": certainty}
-    each = zip(names, line["files"], strict=True)
-    return [line | about | {"image": file, "caption": split.sentence(name, shared), "panel": [name]} | _words(split, [name])
-            for name, file in each], part  # fmt: skip
+    lines = []
+    for name, file in zip(names, line["files"], strict=True):
+        own = {"image": file, "caption": split.sentence(name, shared), "panel": [name]}
+        lines.append(line | about | own | _words(split, [name]))
+    return lines, part
 
 
 def _why(split: Split, found: Layout) -> str:
@@ -231,7 +236,8 @@ def _settings(pairs: Path, options: Options) -> dict[str, Any]:
         digest = hashlib.file_digest(source, "sha256").hexdigest()  # type: ignore[arg-type]
     given = hashlib.sha256(repr(sorted(options.given.items())).encode()).hexdigest()
     return {"pairs": digest, "given": given, "weights": options.weights, "crops": options.crops,
-            "captions": options.captions, "shared": options.shared, "read_letters": options.read_letters, "smallest": options.smallest}  # fmt: skip
+            "captions": options.captions, "shared": options.shared, "read_letters": options.read_letters,
+            "smallest": options.smallest}  # fmt: skip
 
 
 Numbered = tuple[int, Line, Split | None]  # number of a line, a figure, the parts of its caption where they are given

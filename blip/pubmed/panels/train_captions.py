@@ -9,6 +9,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ import typer
 
 from blip.files import write_whole
 from blip.pubmed.panels.caption_atoms import Atom, atoms_of, features_of, sentence_bounds
-from blip.pubmed.panels.caption_labels import Group, groups
+from blip.pubmed.panels.caption_labels import groups
 from blip.pubmed.panels.caption_readings import (
     AFTER,
     BEGIN,
@@ -36,10 +37,9 @@ from blip.pubmed.panels.caption_readings import (
     signs_of_doubt,
 )
 from blip.pubmed.panels.caption_score import same, truth
+from blip.pubmed.panels.caption_writer import GLUE, LABEL, Composed
 from blip.pubmed.panels.captions import parts_of
 from blip.pubmed.panels.compose_captions import captions
-from blip.pubmed.panels.caption_writer import GLUE, LABEL, Composed
-
 
 COLUMNS = "LNPQSTBD-"
 SCALE = 10  # weights are written in parts of this
@@ -65,14 +65,12 @@ class Case:
 def true_tags(made: Composed, atoms: list[Atom]) -> list[int] | None:
     """The tags of the truth, or None where the atoms cannot have it."""
     labels = [(a, b, names) for a, b, role, names in made.spans if role == LABEL]
-    roles = [role for _, _, role, _ in made.spans]
     texts = [(a, b, role) for a, b, role, _ in made.spans if role not in (LABEL, GLUE)]
     tags, found, place = [], 0, 0
     for atom in atoms:
         declared = next((one for one in labels if atom.label and one[2] == atom.label.names
                          and one[0] < atom.end and atom.start < one[1]), None)  # fmt: skip
         if declared:
-            before = next((role for a, b, role in reversed(texts) if b <= declared[1] and a < declared[0]), "")
             tags.append(D if tags and tags[-1] == TAGS.index("N") else B)
             found += 1
             continue
@@ -85,7 +83,7 @@ def true_tags(made: Composed, atoms: list[Atom]) -> list[int] | None:
 
 
 def _possible(tags: list[int]) -> bool:
-    return tags[0] in BEGIN and tags[-1] in END and all(b in AFTER[a] for a, b in zip(tags, tags[1:]))
+    return tags[0] in BEGIN and tags[-1] in END and all(b in AFTER[a] for a, b in pairwise(tags))
 
 
 class Learner:
