@@ -172,12 +172,12 @@ def test_other_broken_files_of_visdial(records: list[dict], tmp_path: Path) -> N
     cases = {
         "holds relevances alone: give visdial_1.0_val.json": lambda: [str(judged)],
         "record 1: needs image_id, round_id and gt_relevance": lambda: judged.write_text("[{}]") and [str(path)],
-        "is it cut off?": lambda: path.write_text(path.read_text()[:-300]) and [str(path)],
+        "not valid JSON": lambda: path.write_text(path.read_text()[:-300]) and [str(path)],
         "is not VisDial's form": lambda: path.write_text("[]") and [str(path)],
         "weight is 2; files of dialogues take none": lambda: [{"path": write_visdial(tmp_path, records), "weight": 2}],
     }
     for message, make in cases.items():
-        if message == "is it cut off?":
+        if message == "not valid JSON":
             judged.unlink()
         with pytest.raises(BlipError, match=re.escape(message)):
             read_dialogues(make(), dataset="visdial", split="val")

