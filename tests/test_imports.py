@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"network", "hardware", "distributed", "tokenizer", "errors"},
     "checkpoints": {"network", "models", "files", "outputs", "hashing", "errors", "tokenizer", "hub"},
     "data": {"files", "outputs", "hashing", "distributed", "tokenizer", "errors", "hardware", "hub"},
+    "data.cli": ANYTHING,
     "data.sets": {"data.formats", "data.records", "data.columns", "data.hub", "data.image_bytes", "errors", "hub"},
     "evaluation": {"models", "network", "hardware", "distributed", "tokenizer", "errors"},
     "train": {"config", "options", "files", "outputs", "hashing", "distributed", "errors", "command_line", "console"}
