@@ -23,7 +23,6 @@ from blip.command_line import (
     user_errors,
     workers_option,
 )
-from blip.data.cli import phantoms
 from blip.data.columns import parse_columns
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.errors import InputError, did_you_mean
@@ -35,6 +34,7 @@ from blip.pubmed import cli as pubmed
 from blip.reports import cli as reports
 from blip.serve import cli as serve
 from blip.shards import cli as shards
+from blip.shards.phantoms import phantoms
 from blip.train.torchrun import torchrun
 
 app = typer.Typer(

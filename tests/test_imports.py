@@ -29,7 +29,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"network", "hardware", "distributed", "tokenizer", "errors"},
     "checkpoints": {"network", "models", "files", "outputs", "hashing", "errors", "tokenizer", "hub"},
     "data": {"files", "outputs", "hashing", "distributed", "tokenizer", "errors", "hardware", "hub"},
-    "data.cli": ANYTHING,
     "data.sets": {"data.formats", "data.records", "data.columns", "data.hub", "data.image_bytes", "errors", "hub"},
     "evaluation": {"models", "network", "hardware", "distributed", "tokenizer", "errors"},
     "train": {"config", "options", "files", "outputs", "hashing", "distributed", "errors", "command_line", "console"}
@@ -61,6 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pubmed.cli": ANYTHING,
     "shards": {"data", "hub", "outputs", "hashing", "files", "errors"},
     "shards.cli": ANYTHING,
+    "shards.phantoms": ANYTHING,
     "reports": {"train", "options", "interpret", "inference", "models", "evaluation", "data", "config", "hub"}
     | {"tasks.config", "tasks.blip2_config", "tasks.data_options"}
     | {"tasks.pretrain_data", "html_page", "files", "errors"},

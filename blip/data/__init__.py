@@ -24,8 +24,8 @@ webdataset stream jsonl_shards   tar shards, training batches streamed from them
 tar_addresses tar_reader tar_sizes tar_members   which shards an address stands for; the samples of a tar file;
                        sizes.json, and shards that were cut short; single files of a tar file in any order
 check check_report     `blip check-data` and its report
-phantoms phantom_studies phantom_drawing cli   the synthetic data generator: single pictures; studies of several; what
-                       both are drawn with; `blip phantoms`
+phantoms phantom_studies phantom_drawing   the synthetic data generator: single pictures; studies of several; what
+                       both are drawn with
 places dataset figure   the records of any place: image files, folders, annotation files, data sets of the hub; these as
                  a data set of torch; pictures of it
 """

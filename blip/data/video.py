@@ -125,7 +125,6 @@ def _pyav() -> ModuleType:
         import av
     except ImportError:
         raise InputError(NEEDS_AV) from None
-    av.logging.set_level(None)  # what FFmpeg prints about broken files: they have a message here
     return av
 
 

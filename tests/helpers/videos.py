@@ -29,7 +29,9 @@ def write_video(
     """A video of `count` frames; `draw` gives RGB of one size (H, W, 3). `times` are in tenths of a second."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate, options={"qmin": "1", "qmax": "3"} if codec in ("mpeg4", "libvpx") else {})
+        stream = container.add_stream(
+            codec, rate=rate, options={"qmin": "1", "qmax": "3"} if codec in ("mpeg4", "libvpx") else {}
+        )
         stream.bit_rate = 8_000_000  # greys stay what they are
         stream.pix_fmt, stream.codec_context.gop_size = "yuv420p", key_every
         stream.codec_context.thread_count = 1
