@@ -27,14 +27,17 @@ class PairFineTuning(FineTuning):
         """Warns of captions without letters and digits, from which nothing is learned.
 
         Raises:
-            AnnotationError: all captions are such.
+            AnnotationError: all captions are such, or a record has none, as in test sets.
         """
         if not self.pairs:
             return
         count, wordless = 0, 0
-        for text in self.texts():
-            count += 1
-            wordless += not has_words(text)
+        for i in range(len(self.pairs)):
+            if not (captions := self.pairs.captions(i)):
+                problem = f"has no caption of {self.pairs.given_path(i)} to learn from"
+                raise AnnotationError(self.pairs.annotation_file(i), "", problem)
+            count += len(captions)
+            wordless += sum(not has_words(text) for text in captions)
         if wordless == count:
             problem = f"none of {count} captions has a letter or a digit, the first being {self.pairs.captions(0)[0]!r}"
             raise AnnotationError(self.pairs.annotation_file(0), "", problem)
