@@ -22,8 +22,8 @@ class Study:
 
     Example:
         >>> m = blip.load("checkpoint")
-        >>> text, = m.caption(blip.Study(["frontal.png", "lateral.png"]))
-        >>> texts = m.caption([["frontal.png", "lateral.png"], ["other.png"]])  # two studies
+        >>> text, = m.caption(blip.Study(["chest.png", "normal.png"]))
+        >>> texts = m.caption([["chest.png", "normal.png"], ["chest.png"]])  # two studies
     """
 
     def __init__(self, pictures: "Sequence[ImageInput] | np.ndarray | Tensor"):

@@ -78,7 +78,7 @@ class LoadedModel(Computation):
         return beside_one_another(ready).to(self.device, non_blocking=True)
 
     def _item(self, image: ImageInput | Study) -> Tensor:
-        """(3, S, S) of one picture, (F, 3, S, S) of several: of those of a study, `limits.max_pictures` at most."""
+        """(3, S, S) of one picture, (F, 3, S, S) of several: of a study, as many as the limits allow."""
         if isinstance(image, Tensor):
             return image
         if not isinstance(image, Study):
