@@ -195,7 +195,7 @@ class Writer:
         if not sentence:
             return text
         text += "."
-        while self.chance(0.4 if last else 0.22):
+        while self.chance(0.3):
             more = self.phrase("more" if last or self.chance(0.7) else "either", self.refs(names, form))
             text += " " + more[0].upper() + more[1:]
         return text

@@ -33,9 +33,9 @@ def behind_label(writer: Writer, made: Composed, group: Names, form: str) -> Non
 
 
 def _words(writer: Writer, share: float) -> str:
-    """Words of a label, in `share` of cases a longer phrase, without a semicolon."""
+    """Words of a label, in `share` of cases a longer phrase, mostly without a semicolon or colon."""
     text = writer.phrase("fragment" if writer.chance(share) else "item")
-    return text if ";" not in text or writer.chance(0.1) else writer.phrase("item")
+    return text if not {";", ":"} & set(text) or writer.chance(0.1) else writer.phrase("item")
 
 
 def behind_items(writer: Writer, made: Composed, groups: list[Names], *, form: str, shared: float = 0.65) -> None:

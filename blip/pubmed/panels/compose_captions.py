@@ -219,7 +219,7 @@ def plain(writer: Writer, made: Composed) -> None:
 
 
 STRUCTURES: tuple[tuple[Callable[[Writer, Composed], None], int], ...] = (
-    (sentences, 34), (clauses, 14), (inline, 8), (behind_inline, 14), (behind_sentences, 8), (mixed, 6), (nested, 4),
+    (sentences, 34), (clauses, 14), (inline, 11), (behind_inline, 14), (behind_sentences, 8), (mixed, 6), (nested, 4),
     (bracketed, 3), (crossed, 2), (enclosed, 3), (places, 10), (plain, 9),
 )  # fmt: skip
 

@@ -207,7 +207,7 @@ def calibrate(weights: Weights, captions: Iterable[Composed]) -> list[float]:
     return [round(float(value), 2) for value in found]
 
 
-def train(seed: int = 1, count: int = 36000, epochs: int = 6, *, tell: Callable[[str], None] = print) -> dict[str, Any]:
+def train(seed: int = 1, count: int = 60000, epochs: int = 6, *, tell: Callable[[str], None] = print) -> dict[str, Any]:
     """The content of the file of weights."""
     weights, step = learn(seed, count, epochs, tell=tell)
     table = {
@@ -225,7 +225,7 @@ def train(seed: int = 1, count: int = 36000, epochs: int = 6, *, tell: Callable[
 def main(
     out: Annotated[Path, typer.Option(help="file to write: .json")] = WEIGHTS,
     seed: Annotated[int, typer.Option(help="of the composed captions")] = 1,
-    count: Annotated[int, typer.Option(min=100, help="composed captions")] = 36000,
+    count: Annotated[int, typer.Option(min=100, help="composed captions")] = 60000,
     epochs: Annotated[int, typer.Option(min=1, help="passes over them")] = 6,
 ) -> None:
     """Learns the weights of readings of captions from composed captions."""

@@ -103,7 +103,7 @@ def test_what_a_panel_shares_can_be_left_out() -> None:
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("liver;", "Liver."), ("pH of", "pH of."), ("mRNA", "mRNA."), ("(arrow) mass", "(Arrow) mass."), ("", ""),
+    [("liver;", "Liver."), ("pH of", "pH of."), ("mRNA", "mRNA."), ("(arrow) mass", "(arrow) mass."), ("", ""),
      ("Why?", "Why?")],
 )  # fmt: skip
 def test_sentences(text: str, wanted: str) -> None:
