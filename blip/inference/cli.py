@@ -31,13 +31,15 @@ from blip.command_line import (
 )
 from blip.console.bars import Bars
 from blip.data.columns import parse_columns
-from blip.data.image_bytes import MAX_MB, ImageLimits
+from blip.data.image_bytes import MAX_MB
 from blip.data.images import ENDINGS
 from blip.data.places import ANNOTATIONS, images_of, is_source, refuse_image_name
 from blip.data.records import text_problem
 from blip.errors import InputError
 from blip.files import read_text
 from blip.inference.asked import captions_of, questions_of
+from blip.inference.opening import Channels, Window
+from blip.inference.opening import load_model as load_model
 from blip.outputs import Output, claim_output, writing
 
 AtOnce = Annotated[
@@ -49,16 +51,6 @@ Places = Annotated[
         help="images, folders of images, annotation files, folders of sets, hub:OWNER/NAME, FILE.parquet#ROW"
     ),
 ]
-
-
-def load_model(checkpoint: str, tokenizer: str, device: str, *, max_image_mb: int, precision: str = "auto") -> Any:
-    """The model that the options of a verb name."""
-    from blip import distributed
-    from blip.inference.load import load
-
-    model = load(checkpoint, device=distributed.start(device), precision=precision, tokenizer=tokenizer or None)
-    model.limits = ImageLimits.of_mb(max_image_mb)
-    return model
 
 
 def places_and_texts(arguments: Sequence[str], texts: Sequence[str] | None, option: str) -> tuple[list[str], list[str]]:
@@ -113,9 +105,11 @@ def claim_json(out: Path | None, command: str, inputs: Sequence[str | Path | Non
     return claim_output(out, command, inputs=[one for one in inputs if one], overwrite=overwrite)
 
 
-def as_chosen(precision: str) -> str:
-    """A precision that was chosen, as one of the inputs of `claim_json`."""
-    return "" if precision == "auto" else as_input(precision=precision)
+def as_chosen(precision: str, window: str | None = None, channels: str | None = None) -> str:
+    """What was chosen, as one of the inputs of `claim_json`."""
+    given = {"precision": None if precision == "auto" else precision, "window": window, "channels": channels}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return as_input(**chosen) if chosen else ""
 
 
 def _has_form_of_a_path(text: str) -> bool:
@@ -154,6 +148,8 @@ def caption(
     limit: FirstRecords = 0,
     batch_size: AtOnce = None,
     max_image_mb: MaxImageMb = MAX_MB,
+    window: Window = None,
+    channels: Channels = None,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     precision: Precision = "auto",
@@ -177,11 +173,11 @@ def caption(
             min_new_tokens=min_new_tokens,
         )
         written_by = as_input(prompt=prompt, seed=seed if sample else None, **asdict(decoding), **how)
-        claim = claim_json(
-            out, "caption", [*images, *paths, checkpoint, tokenizer, written_by, as_chosen(precision)], overwrite
-        )
+        inputs = [*images, *paths, checkpoint, tokenizer, written_by, as_chosen(precision, window, channels)]
+        claim = claim_json(out, "caption", inputs, overwrite)
         with alone(claim):
-            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
+            how_read = {"max_image_mb": max_image_mb, "window": window, "channels": channels}
+            model = load_model(checkpoint, tokenizer, device, precision=precision, **how_read)
             size = batch_size or model.profile.images_at_once
             found = files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=size, seed=seed)
             rows = list(Bars().over(found, "captioning", len(paths)))
@@ -208,6 +204,8 @@ def match(
     limit: FirstRecords = 0,
     batch_size: AtOnce = None,
     max_image_mb: MaxImageMb = MAX_MB,
+    window: Window = None,
+    channels: Channels = None,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     precision: Precision = "auto",
@@ -226,10 +224,12 @@ def match(
         if not (texts or pairs):
             raise _needed("text", "--text", places)
         images = paths or list(dict.fromkeys(Path(image) for image, _ in pairs))
-        inputs: list[Any] = [*places, *images, checkpoint, tokenizer, *texts, as_input(**how), as_chosen(precision)]
+        inputs: list[Any] = [*places, *images, checkpoint, tokenizer, *texts, as_input(**how)]
+        inputs.append(as_chosen(precision, window, channels))
         claim = claim_json(out, "match", inputs, overwrite)
         with alone(claim):
-            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
+            how_read = {"max_image_mb": max_image_mb, "window": window, "channels": channels}
+            model = load_model(checkpoint, tokenizer, device, precision=precision, **how_read)
             size = batch_size or model.profile.images_at_once
             if texts:
                 found = files.match_rows(model, paths, texts, batch_size=size)
@@ -264,6 +264,8 @@ def answer(
     limit: FirstRecords = 0,
     batch_size: AtOnce = None,
     max_image_mb: MaxImageMb = MAX_MB,
+    window: Window = None,
+    channels: Channels = None,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     precision: Precision = "auto",
@@ -283,12 +285,14 @@ def answer(
             raise _needed("question", "--question", places)
         paths = list(dict.fromkeys(one.image for one in asked))
         chosen_by = as_input(generate=generate, k=k, **how)
-        inputs = [*places, *paths, checkpoint, tokenizer, answers, *questions, chosen_by, as_chosen(precision)]
+        chosen_by += as_chosen(precision, window, channels)
+        inputs = [*places, *paths, checkpoint, tokenizer, answers, *questions, chosen_by]
         claim = claim_json(out, "answer", inputs, overwrite)
         choices = _lines(answers) if answers is not None else None
         decoding = Decoding(beams=3, max_new_tokens=10) if generate else None
         with alone(claim):
-            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
+            how_read = {"max_image_mb": max_image_mb, "window": window, "channels": channels}
+            model = load_model(checkpoint, tokenizer, device, precision=precision, **how_read)
             size = batch_size or model.profile.images_at_once // 2
             found = files.answer_rows(model, asked, answers=choices, k=k, decoding=decoding, batch_size=size)
             rows = list(Bars().over(found, "answering", len(asked)))

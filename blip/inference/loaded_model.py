@@ -4,6 +4,7 @@ Shapes: B images, S their sides in pixels, R texts, T tokens of the longest.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -52,7 +53,8 @@ class LoadedModel(Computation):
         text = next(part for part in TEXT_PARTS if hasattr(model, part))
         self.positions: int = getattr(self.model, text).config.max_positions
         self.max_text_tokens = int(info.get("max_text_tokens") or self.positions)
-        self.limits = LIMITS  # of the files of images
+        # of the files of images; scans are shown as in training
+        self.limits = replace(LIMITS, window=info.get("window", ""), channels=tuple(info.get("channels", ())))
 
     def needs(self, ability: str, action: str = "") -> Any:
         """The model, if its task has an ability of `ABILITIES`; `action` names what needs it in the error.

@@ -30,6 +30,7 @@ from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.data.places import images_of
 from blip.errors import InputError
 from blip.inference.cli import as_chosen, claim_json, load_model, places_and_texts, reading
+from blip.inference.opening import Channels, Window
 from blip.outputs import claim_output, refuse_inputs, writing
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def explain(
     limit: Annotated[int, typer.Option(min=0, help="the first images or records alone; 0: all")] = 20,
     batch_size: BatchSize = 4,
     max_image_mb: MaxImageMb = MAX_MB,
+    window: Window = None,
+    channels: Channels = None,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     precision: Precision = "auto",
@@ -91,13 +94,16 @@ def explain(
         wanted, bad = first_pairs(places, texts, limit, read)
         decoding = replace(CAPTIONS, beams=beams)
         how = How(task, method, layer, rows, target=target, decoding=decoding, batch_size=batch_size)
-        given = [one for one in (tokenizer, as_chosen(precision)) if one] + [as_input(how=asdict(how), **read)]
+        given = [one for one in (tokenizer, as_chosen(precision, window, channels)) if one] + [
+            as_input(how=asdict(how), **read)
+        ]
         inputs: list[str | Path] = [*places, *(one.image for one in wanted), checkpoint, *texts, *given]
         first, *others = files_of(out, len(wanted))
         names = [path.name for path in others]
         claim = claim_output(first, "explain", inputs=inputs, overwrite=overwrite, names=names)
         with alone(claim), claim.writing() as written:
-            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
+            how_read = {"max_image_mb": max_image_mb, "window": window, "channels": channels}
+            model = load_model(checkpoint, tokenizer, device, precision=precision, **how_read)
             files, problems = explain_files(model, wanted, out, how)
             written += [path.name for path in files]
         for problem in [*bad, *problems]:

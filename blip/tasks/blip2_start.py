@@ -22,6 +22,7 @@ from blip.models.language_tokens import LanguageTokens
 from blip.network.qformer import QFormerConfig
 from blip.network.vit import ViTConfig, fit_image_size, form_of
 from blip.tasks.blip2_kind import BLIP2
+from blip.tasks.data_options import scans_shown
 from blip.tasks.sizes import VIT_KEYS, with_sizes
 from blip.tasks.start import vit_config
 from blip.tokenizer import Tokenizer
@@ -229,4 +230,5 @@ def describe(task: str, config: Any, model: Any, **more: Any) -> dict[str, Any]:
         info[part] = asdict(getattr(model, part).config)
     if hasattr(model, "text_proj"):
         info["embed_dim"] = config.embed_dim
-    return {**info, "max_text_tokens": config.max_text_tokens, "text_cleaning": config.text_cleaning, **more}
+    inputs = {"max_text_tokens": config.max_text_tokens, "text_cleaning": config.text_cleaning, **scans_shown(config)}
+    return {**info, **inputs, **more}

@@ -71,6 +71,12 @@ def _path(entry: str | WeightedFile) -> str:
 # ---- images of training ----------------------------------------------------------------------------------------------
 
 
+def scans_shown(config: ModelConfig) -> dict[str, Any]:
+    """The entries of `model.json` that say how scans were shown; none where the files themselves say it."""
+    given = {"window": config.window, "channels": list(config.channels)}
+    return {name: value for name, value in given.items() if value}
+
+
 def training_images(config: ModelConfig, device: torch.device) -> TrainingImages:
     """What reads the images of training, in the size of each epoch; RandAugment is done on a GPU where there is one."""
     sizes = config.image_sizes or {0: config.image_size}

@@ -19,6 +19,7 @@ DEFLATED = b"1.2.840.10008.1.2.1.99"
 META = 132  # bytes before the first element of a file's meta information
 LONG = (b"OB", b"OW", b"UN", b"UT", b"SQ", b"UC", b"UR")  # whose length takes four bytes
 PIXELS = {0x7FE00010: "PixelData", 0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData"}
+EXPLICIT = (b"OB\0\0", b"OW\0\0", b"OF\0\0", b"OD\0\0", b"UN\0\0")  # types of pixels, and what follows them
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 PALETTE = "PALETTE COLOR"
 GREYS = ("MONOCHROME1", "MONOCHROME2")
@@ -181,10 +182,11 @@ def _pixels_at(file: BinaryIO, syntax: Any) -> tuple[str, str, int | None] | Non
     keyword = PIXELS.get(group << 16 | element)
     if keyword is None:
         return None
-    if syntax.is_implicit_VR or not head[4:6].isalpha():  # pydicom reads implicit elements under explicit syntaxes
-        vr, (length,) = "OW", unpack(f"{order}L", head[4:])
-    else:
+    # what the file does counts, not its syntax, as when pydicom reads elements; lengths like these types would be odd
+    if head[4:8] in EXPLICIT:
         vr, (length,) = head[4:6].decode("ascii"), unpack(f"{order}L", file.read(4))
+    else:
+        vr, (length,) = "OW", unpack(f"{order}L", head[4:])
     return keyword, vr, None if length == 0xFFFFFFFF else length
 
 

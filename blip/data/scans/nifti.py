@@ -63,6 +63,9 @@ class Volume:
             turned = nibabel_.io_orientation(image.affine)
             if not np.isfinite(turned).all():
                 raise InputError("a NIfTI file whose affine gives no directions")
+            zooms = [float(one) for one in image.header.get_zooms()[:3]]
+            by_axis = dict(zip(turned[:, 0].astype(int).tolist(), zooms, strict=False))
+            self.spacing = tuple(by_axis[axis] for axis in sorted(by_axis))  # in mm, of canonical axes
             self.axes, self.signs = turned[:, 0].astype(int).tolist(), turned[:, 1].astype(int).tolist()
 
     def __len__(self) -> int:

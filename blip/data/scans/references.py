@@ -88,6 +88,11 @@ def is_nifti(path: str | Path) -> bool:
     return str(path).lower().endswith(NIFTI)
 
 
+def is_folder(path: str) -> bool:
+    """Whether a path is a folder. Names of image files are not looked up: each record of a data set asks this."""
+    return path.endswith(("/", os.sep)) or (is_bare(path) and os.path.isdir(path))
+
+
 def has_dicom_name(path: str | Path) -> bool:
     """Whether a path has the name of a DICOM file; names without ending do not count."""
     return str(path).lower().endswith(ENDINGS)

@@ -17,7 +17,7 @@ from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, image_st
 from blip.data.scans import nifti
 from blip.data.scans.dicom import Grey, open_frame, read_frame, shown
 from blip.data.scans.header import read_header
-from blip.data.scans.references import Reference, is_bare, is_nifti, reference_of
+from blip.data.scans.references import Reference, is_folder, is_nifti, reference_of
 from blip.data.scans.series import series_of
 from blip.errors import InputError
 
@@ -34,8 +34,8 @@ def is_volume(reference: str | Path) -> bool:
     except InputError:  # which opening it tells
         return True
     if found is not None:
-        return found.several or (_is_folder(found.path) and found.slice is None)
-    return _is_folder(name)
+        return found.several or (is_folder(found.path) and found.slice is None)
+    return is_folder(name)
 
 
 def open_slices(reference: str | Path, limits: ImageLimits = LIMITS) -> list[Image.Image]:
@@ -63,7 +63,7 @@ def open_reference(source: str | Path, limits: ImageLimits) -> Image.Image | Non
         return None
     if is_volume(source):
         raise InputError("it names several slices: one picture is named by #slice=N")
-    if _is_folder(asked.path):
+    if is_folder(asked.path):
         asked.only("slice", "series")
         with _slices(asked, limits) as (count, read):
             if not (asked.slice or 0) < count:
@@ -106,7 +106,7 @@ def _spread(one: Grey) -> float:
 @contextmanager
 def _slices(asked: Reference, limits: ImageLimits) -> Iterator[tuple[int, ReadSlices]]:
     """How many slices a volume has, and what reads them."""
-    if _is_folder(asked.path):
+    if is_folder(asked.path):
         asked.only("slice", "slices", "by", "series")
         yield _of_series(asked, limits)
         return
@@ -139,11 +139,6 @@ def _of_file(path: str, frame: int, *, limits: ImageLimits) -> Grey:
         raise InputError(f"{os.path.basename(path)}: {error.reason}") from None
     except InputError as error:
         raise InputError(f"{os.path.basename(path)}: {error}") from None
-
-
-def _is_folder(path: str) -> bool:
-    """Whether a path is a folder. Names of image files are not looked up: each record of a data set asks this."""
-    return path.endswith(("/", os.sep)) or (is_bare(path) and os.path.isdir(path))
 
 
 @contextmanager
