@@ -12,8 +12,10 @@ formats text_lines tables columns records   annotation files record by record, t
 sets sources hub hints compact   a reader for each published set; which records of which place; data sets of the hub;
                        advice about wrong paths and encodings; records in flat arrays
 pairs questions statements question_splits   the samples of each task; whole sets of questions divided by image
-images image_bytes image_files decoding_cost grey_levels   opening images; the bytes of one, from files, rows of
-                       tables and shards; the images of folders; what decoding may cost; 16 bits to 8
+images image_formats image_bytes image_files decoding_cost grey_levels   opening images; the formats of Pillow; the
+                       bytes of an image, from files, rows of tables and shards; the images of folders; what decoding
+                       may cost; 16 bits to 8
+scans                  DICOM and NIfTI files, series and volumes
 transforms crops training_images randaugment augment   images to tensors; crops that are read alone; both ways from a
                        file to pixels; RandAugment on an image, and on batches, with normalisation
 skipped                notes about unreadable images

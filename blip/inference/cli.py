@@ -38,7 +38,7 @@ from blip.data.records import text_problem
 from blip.errors import InputError
 from blip.files import read_text
 from blip.inference.asked import captions_of, questions_of
-from blip.inference.opening import Channels, Window
+from blip.inference.opening import Channels, Reads, Window
 from blip.inference.opening import load_model as load_model
 from blip.outputs import Output, claim_output, writing
 
@@ -105,13 +105,6 @@ def claim_json(out: Path | None, command: str, inputs: Sequence[str | Path | Non
     return claim_output(out, command, inputs=[one for one in inputs if one], overwrite=overwrite)
 
 
-def as_chosen(precision: str, window: str | None = None, channels: str | None = None) -> str:
-    """What was chosen, as one of the inputs of `claim_json`."""
-    given = {"precision": None if precision == "auto" else precision, "window": window, "channels": channels}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    return as_input(**chosen) if chosen else ""
-
-
 def _has_form_of_a_path(text: str) -> bool:
     """Whether a text holds a separator of paths, or ends as image and annotation files do."""
     return os.sep in text or Path(text).suffix.lower() in (*ENDINGS, *ANNOTATIONS)
@@ -162,6 +155,7 @@ def caption(
     from blip.models.decoding import Decoding
 
     with user_errors():
+        reads = Reads(max_image_mb, precision, window, channels)
         how = reading(dataset, split, columns, image_root=image_root, limit=limit)
         paths = images_of(images, **how)
         decoding = Decoding(
@@ -173,11 +167,10 @@ def caption(
             min_new_tokens=min_new_tokens,
         )
         written_by = as_input(prompt=prompt, seed=seed if sample else None, **asdict(decoding), **how)
-        inputs = [*images, *paths, checkpoint, tokenizer, written_by, as_chosen(precision, window, channels)]
-        claim = claim_json(out, "caption", inputs, overwrite)
+        written_by += reads.chosen
+        claim = claim_json(out, "caption", [*images, *paths, checkpoint, tokenizer, written_by], overwrite)
         with alone(claim):
-            how_read = {"max_image_mb": max_image_mb, "window": window, "channels": channels}
-            model = load_model(checkpoint, tokenizer, device, precision=precision, **how_read)
+            model = load_model(checkpoint, tokenizer, device, reads)
             size = batch_size or model.profile.images_at_once
             found = files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=size, seed=seed)
             rows = list(Bars().over(found, "captioning", len(paths)))
@@ -218,6 +211,7 @@ def match(
 
     with user_errors():
         places, texts = places_and_texts(arguments, text, "--text")
+        reads = Reads(max_image_mb, precision, window, channels)
         how = reading(dataset, split, columns, image_root=image_root, limit=limit)
         paths = images_of(places, **how) if texts else []
         pairs = [] if texts else captions_of(places, how)
@@ -225,11 +219,10 @@ def match(
             raise _needed("text", "--text", places)
         images = paths or list(dict.fromkeys(Path(image) for image, _ in pairs))
         inputs: list[Any] = [*places, *images, checkpoint, tokenizer, *texts, as_input(**how)]
-        inputs.append(as_chosen(precision, window, channels))
+        inputs.append(reads.chosen)
         claim = claim_json(out, "match", inputs, overwrite)
         with alone(claim):
-            how_read = {"max_image_mb": max_image_mb, "window": window, "channels": channels}
-            model = load_model(checkpoint, tokenizer, device, precision=precision, **how_read)
+            model = load_model(checkpoint, tokenizer, device, reads)
             size = batch_size or model.profile.images_at_once
             if texts:
                 found = files.match_rows(model, paths, texts, batch_size=size)
@@ -279,20 +272,20 @@ def answer(
 
     with user_errors():
         places, questions = places_and_texts(arguments, question, "--question")
+        reads = Reads(max_image_mb, precision, window, channels)
         how = reading(dataset, split, columns, image_root=image_root, limit=limit)
         asked = questions_of(places, questions, how)
         if not asked:
             raise _needed("question", "--question", places)
         paths = list(dict.fromkeys(one.image for one in asked))
         chosen_by = as_input(generate=generate, k=k, **how)
-        chosen_by += as_chosen(precision, window, channels)
+        chosen_by += reads.chosen
         inputs = [*places, *paths, checkpoint, tokenizer, answers, *questions, chosen_by]
         claim = claim_json(out, "answer", inputs, overwrite)
         choices = _lines(answers) if answers is not None else None
         decoding = Decoding(beams=3, max_new_tokens=10) if generate else None
         with alone(claim):
-            how_read = {"max_image_mb": max_image_mb, "window": window, "channels": channels}
-            model = load_model(checkpoint, tokenizer, device, precision=precision, **how_read)
+            model = load_model(checkpoint, tokenizer, device, reads)
             size = batch_size or model.profile.images_at_once // 2
             found = files.answer_rows(model, asked, answers=choices, k=k, decoding=decoding, batch_size=size)
             rows = list(Bars().over(found, "answering", len(asked)))

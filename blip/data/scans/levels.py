@@ -125,7 +125,7 @@ def window_of(group: Any) -> Window | None:
     if levels is None or widths is None:
         return None
     given = str(group.get("VOILUTFunction") or "LINEAR").upper()
-    function = next((one for one in FUNCTIONS if one == given), "LINEAR")
+    function: Function = next((one for one in FUNCTIONS if one == given), "LINEAR")
     usable = widths[0] >= 1 if function == "LINEAR" else widths[0] > 0
     return Window(levels[0], widths[0], function) if usable else None
 
