@@ -28,7 +28,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "network": {"errors", "hardware"},
     "models": {"network", "hardware", "distributed", "tokenizer", "errors"},
     "checkpoints": {"network", "models", "files", "outputs", "hashing", "errors", "tokenizer", "hub"},
-    "data": {"files", "outputs", "hashing", "distributed", "tokenizer", "errors", "hardware", "hub"},
+    # of the network the form of a batch alone
+    "data": {"files", "outputs", "hashing", "distributed", "tokenizer", "errors", "hardware", "hub"}
+    | {"network.pictures"},
     "data.sets": {"data.formats", "data.records", "data.columns", "data.hub", "data.image_bytes", "errors", "hub"},
     "data.scans": {"data.image_bytes", "data.decoding_cost", "data.grey_levels", "files", "errors"},
     "evaluation": {"models", "network", "hardware", "distributed", "tokenizer", "errors"},
@@ -37,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inference": {"models", "network", "checkpoints", "files", "outputs", "tokenizer", "errors", "distributed"}
     | {"hardware", "hashing"}
     | {"data.arrays", "data.images", "data.image_bytes", "data.places", "data.sources", "data.transforms"}
-    | {"data.batches"},
+    | {"data.batches", "data.dialogue_texts"},
     "tasks": {"network", "models", "checkpoints", "data", "evaluation", "train", "inference", "hub", "hardware"}
     | {"config", "tokenizer", "distributed", "errors", "files", "outputs", "hashing", "command_line", "console"},
     "inference.cli": ANYTHING,
@@ -62,6 +64,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pubmed.cli": ANYTHING,
     "shards": {"data", "hub", "outputs", "hashing", "files", "errors"},
     "shards.cli": ANYTHING,
+    "shards.phantoms": ANYTHING,
     "reports": {"train", "options", "interpret", "inference", "models", "evaluation", "data", "config", "hub"}
     | {"tasks.config", "tasks.blip2_config", "tasks.data_options"}
     | {"tasks.pretrain_data", "html_page", "files", "errors"},
@@ -72,7 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": {"data", "inference", "interpret", "runs"},
 }
-TASK_MODELS = ("pretrain", "retrieval", "caption", "vqa", "nlvr", "blip2")
+TASK_MODELS = ("pretrain", "retrieval", "caption", "vqa", "nlvr", "dialogue", "blip2")
 
 PACKAGE = ROOT / "blip"
 MODULES = {

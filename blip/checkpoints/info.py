@@ -49,6 +49,8 @@ class ImageSizes(_Part):
     pre_norm: bool = False
     activation: Literal["gelu", "quick_gelu"] = "gelu"
     patch_bias: bool = True
+    picture_embeddings: Literal["none", "place", "time"] = "none"
+    max_pictures: int = Field(0, ge=0, le=1 << 16)
 
 
 class TextSizes(_Part):
@@ -132,6 +134,8 @@ class ModelInfo(BaseModel):
     embed_dim: Size | None = None
     max_text_tokens: Limit | None = None
     max_answer_tokens: Limit | None = None
+    max_caption_tokens: Limit | None = None
+    max_turn_tokens: Limit | None = None
     text_cleaning: Literal["none", "blip"] | None = None
     window: str = Field("", max_length=40)
     channels: list[str] = Field([], max_length=3)

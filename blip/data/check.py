@@ -18,10 +18,10 @@ from blip.data.formats import AnnotationError
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, image_stream
 from blip.data.images import open_image
 from blip.data.pairs import caption_id, has_words
+from blip.data.pictures import open_pictures, pictures_of
 from blip.data.places import TABLES, kind_of_source
 from blip.data.scans.facts import ScanFacts, facts_of, summary_of
 from blip.data.scans.references import is_scan_reference
-from blip.data.scans.volumes import is_volume, open_slices
 from blip.data.sets.captions import Captioned
 from blip.data.sets.layout import SetFile, open_set
 from blip.data.sets.questions import Question
@@ -89,7 +89,8 @@ def check_data(
     for entry in files:
         for content in _contents(entry, report, usual):
             images.update(dict.fromkeys(content.images))
-            about = "" if report.kind == "captions" else content.images[0]
+            report.of_several += len(content.images) > 1 and report.kind != "sentences"
+            about = "" if report.kind == "captions" else "|".join(content.images)
             occurrences.update(stable_hash(about, caption_id(text)) for text in content.texts)
             measured = measure(content.texts)
             empty = 2 if tokenizer else 0  # [CLS] and [SEP]
@@ -165,12 +166,12 @@ def _content(record: Captioned | Question | Statement, root: str) -> Content:
     def full(image: str) -> str:
         return os.path.normpath(os.path.join(root, image))
 
+    images = [full(image) for image in record.image_paths]
     if isinstance(record, Captioned):
-        return Content([full(record.image)], record.captions)
+        return Content(images, record.captions)
     if isinstance(record, Question):
-        return Content([full(record.image)], [record.question], record.answers, record.answer_type)
-    images = [record.images] if isinstance(record.images, str) else list(record.images)
-    return Content([full(image) for image in images], [record.sentence], answer_type=str(record.label).lower())
+        return Content(images, [record.question], record.answers, record.answer_type)
+    return Content(images, [record.sentence], answer_type=str(record.label).lower())
 
 
 # ---- images ----------------------------------------------------------------------------------------------------------
@@ -231,12 +232,10 @@ def _inspect(path: str, limits: ImageLimits) -> Inspected:
     """What is found in an image: its hash is that of the file's bytes, of parts of a scan that of their reference."""
     facts = facts_of(path, limits)
     try:
-        if is_volume(path):
-            open_slices(path, limits)
-        else:
-            open_image(path, limits)
-        if is_scan_reference(path) or is_volume(path):
+        if pictures_of(path) or is_scan_reference(path):  # two references to one file are different pictures
+            open_pictures([path], limits)
             return path, path.encode("utf-8", "surrogatepass"), "", facts
+        open_image(path, limits)
         with image_stream(path, limits) as file:
             digest = hashlib.blake2b(digest_size=16)
             while block := file.read(1 << 20):

@@ -1,7 +1,8 @@
 """Annotation files: JSON, JSON lines, CSV, TSV, parquet, arrow and text, read record by record.
 
 The records of each data set are read in `data/sets/`. The generic record of captions, read by `parse_record`, has
-`image` (a path), `caption` (text or a list of texts) and optionally `image_id`; other keys are ignored.
+`image` (a path) or `images` (several, see `several_paths`), `caption` (text or a list of texts) and optionally
+`image_id`; other keys are ignored.
 """
 
 import os
@@ -34,7 +35,8 @@ def iter_records(
 
     Args:
         path: .json (a list of records), .jsonl, .csv, .tsv, .parquet, or .arrow as the `datasets` library saves it.
-        needed: columns that a table has to have. Records of other formats are not checked here.
+        needed: columns that a table has to have; `images` can stand in place of `image`. Records of other formats are
+            not checked here.
         also: further columns of parquet and arrow files, read where they exist.
         columns: name of the package -> name in the file, where they differ in more than their case; see `columns_of`.
 
@@ -42,6 +44,7 @@ def iter_records(
         AnnotationError: the file itself is broken. Its records are not checked: `parse_record` does that.
     """
     path, given = Path(path), dict(columns or {})
+    also = (*also, "images") if "image" in needed else also
     readers: dict[str, Callable[[Path], Records]] = {
         ".json": lambda path: renamed(_json(path), needed, also, given, path=path),
         ".jsonl": lambda path: renamed(iter_json_lines(path), needed, also, given, path=path),
@@ -109,13 +112,23 @@ def _json(path: Path) -> Records:
         raise AnnotationError(path, "", "has text after the closing ']'; one record a line is .jsonl")
 
 
-def iter_json_object(path: Path) -> Records:
-    """(key, item) of a JSON object: each item of its lists, such as ("images", {...}), and each other value."""
+def iter_json_object(path: Path, inside: str = "") -> Records:
+    """(key, item) of a JSON object: each item of its lists, such as ("images", {...}), and each other value.
+
+    `inside` is the key of an object whose entries are read in the same way, as if they were those of the whole.
+    """
     text = read_text(path)
-    decode = JSON_DECODER.raw_decode
     position = _after_blanks(text, 0)
     if text[position : position + 1] != "{":
         raise AnnotationError(path, "", f"is no JSON object: it starts with {text[position : position + 1]!r}")
+    for key, item, _ in _entries(path, text, position, inside):
+        if key is not None:
+            yield key, item
+
+
+def _entries(path: Path, text: str, position: int, inside: str) -> Iterator[tuple[str | None, Any, int]]:
+    """(key, item, position behind it) of the JSON object at `position`; at its end the key is None."""
+    decode = JSON_DECODER.raw_decode
     position = _after_blanks(text, position + 1)
     while text[position : position + 1] != "}":
         try:
@@ -128,10 +141,15 @@ def iter_json_object(path: Path) -> Records:
                 for place, item, end in _items(path, text, position, key):
                     position = end
                     if place:
-                        yield key, item
+                        yield key, item, end
+            elif inside and key == inside and text[position : position + 1] == "{":
+                for name, item, end in _entries(path, text, position, ""):
+                    position = end
+                    if name is not None:
+                        yield name, item, end
             else:
                 value, position = decode(text, position)
-                yield key, value
+                yield key, value, position
         except JSON_ERRORS as error:
             raise AnnotationError(path, "", json_problem(error)) from None
         position = _after_blanks(text, position)
@@ -139,6 +157,7 @@ def iter_json_object(path: Path) -> Records:
         if mark not in (",", "}"):
             raise AnnotationError(path, "", f"after {key!r}: expected ',' or '}}'; is it cut off?")
         position = _after_blanks(text, position + 1) if mark == "," else position
+    yield None, None, position + 1
 
 
 def _items(path: Path, text: str, position: int, name: str) -> Iterator[tuple[str, Any, int]]:
@@ -181,6 +200,28 @@ def iter_json_lines(path: Path) -> Records:
 
 
 # ---- records ---------------------------------------------------------------------------------------------------------
+
+
+def several_paths(record: Any) -> list[str]:
+    """The paths under `images`, a list, or text with bars between them; [] where a record has none, but `image`.
+
+    Raises:
+        InputError: no paths, or `image` beside them.
+    """
+    given = record.get("images") if isinstance(record, dict) else None
+    if given is None or given == "":
+        return []
+    if record.get("image") not in (None, ""):
+        raise InputError("has both image and images: one path is an image, several of one item are images")
+    paths = [part.strip() for part in given.split("|")] if isinstance(given, str) else given
+    if not isinstance(paths, list) or not paths:
+        raise InputError(f"its images are {kind_of(given) if paths != [] else 'an empty list'}, not a list of paths")
+    for path in paths:
+        if not isinstance(path, str):
+            raise InputError(f"one of its images is {kind_of(path)}, not the path of a file")
+        if problem := path_problem(path):
+            raise InputError(f"one of its images {problem}")
+    return paths
 
 
 def parse_record(record: Any) -> tuple[str, list[str], str | None]:

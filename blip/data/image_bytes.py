@@ -38,7 +38,8 @@ REFERENCE = re.compile(
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """How images are read: what one may cost, larger ones are unreadable; how scans (DICOM, NIfTI) are shown.
+    """How images are read: what one may cost, larger ones are unreadable; how many pictures are read,
+    see `pictures.py`; and how scans (DICOM, NIfTI) are shown.
 
     Raises:
         InputError: `window` or `channels` name no windows; see `check_view`.
@@ -46,6 +47,8 @@ class ImageLimits:
 
     max_bytes: int = MAX_MB << 20  # of its file
     max_pixels: int = MAX_PIXELS  # width times height
+    max_pictures: int = 16  # of an item
+    frames: int = 8  # of a video whose reference does not say
     slices: int = 16  # of a volume whose reference does not say
     window: str = ""  # of scans: a name such as lung, or LEVEL/WIDTH; "": the window that the scan itself names
     channels: tuple[str, ...] = ()  # of scans: three windows that become red, green and blue
