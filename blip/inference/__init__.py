@@ -1,7 +1,7 @@
 """Using a model: images and strings in, texts and scores out. Read `predictor.py` first.
 
 Imports `models`, `network`, `checkpoints`, `tokenizer`, `files`, `hashing`, `hardware`, `distributed`, `errors` and, of
-`data`, `images`, `transforms`, `batches`, `places`, `sources` and `dialogue_texts`; `cli` and `opening` import anything.
+`data`, `images`, `transforms`, `batches`, `places`, `sources`, `dialogue_texts`; `cli` and `opening` import anything.
 
 load         `blip.load`: from a checkpoint of any format to a predictor
 predictor    captions, answers, features and match probabilities of images
