@@ -70,11 +70,13 @@ class Levels:
 
 
 def looked_up(table: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """`table[words]`, strip by strip: NumPy makes 64 bits of each index."""
-    out = np.empty((*words.shape, *table.shape[1:]), table.dtype)
+    """`table[words]`, (H, W) or (H, W, 3), strip by strip: NumPy makes 64 bits of each index."""
+    if table.ndim > 1:
+        return np.stack([looked_up(np.ascontiguousarray(column), words) for column in table.T], axis=-1)
+    out = np.empty(words.shape, table.dtype)
     rows = max(1, (1 << 16) // max(1, words.shape[1]))
     for top in range(0, len(words), rows):
-        np.take(table, words[top : top + rows], axis=0, out=out[top : top + rows], mode="clip")
+        np.take(table, words[top : top + rows], out=out[top : top + rows], mode="clip")
     return out
 
 
@@ -88,7 +90,8 @@ def levels_of(stored: np.ndarray, header: Header, frame: int) -> Levels:
     if is_raw(header) and header.allocated > header.stored:  # unused bits may hold anything
         unused = header.allocated - header.stored
         values = values << unused >> unused
-    return Levels(_of_modality(values, header, frame), words)
+    values = _of_modality(values, header, frame)
+    return Levels(values, words) if words.size > len(values) else Levels(values[words])
 
 
 def _of_modality(stored: np.ndarray, header: Header, frame: int) -> np.ndarray:

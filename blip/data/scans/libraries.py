@@ -5,6 +5,7 @@ while this package reads; a program that uses the libraries itself hears of them
 """
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from blip.errors import InputError
 
 INSTALL = "pip install 'blip[dicom]'"
 OF_PYDICOM = ("pydicom", "pylibjpeg", "openjpeg", "libjpeg")
+OF_LIBRARIES = re.compile(rf"({'|'.join((*OF_PYDICOM, 'nibabel'))})(\.|$)")  # modules whose warnings are silent
 _reading: ContextVar[bool] = ContextVar("reading a scan", default=False)
 
 
@@ -46,8 +48,8 @@ def nibabel() -> ModuleType:
 @contextmanager
 def quietly() -> Iterator[None]:
     """The block, in which the libraries print and log nothing."""
-    for name in (*OF_PYDICOM, "nibabel"):  # at every call: whoever runs a program may have set its filters anew
-        warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
+    if not any(one[3] == OF_LIBRARIES for one in warnings.filters):  # a program may have set its filters anew
+        warnings.filterwarnings("ignore", module=OF_LIBRARIES.pattern)
     token = _reading.set(True)
     try:
         yield

@@ -121,4 +121,6 @@ def _percentiles(values: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
 
 def eight_bits(shares: np.ndarray) -> np.ndarray:
     """Shares of white, 0 to 1 -> uint8 of the same shape; NaN becomes black."""
-    return np.round(np.nan_to_num(shares, nan=0.0) * 255).astype(np.uint8)
+    if np.isnan(shares).any():
+        shares = np.nan_to_num(shares, nan=0.0)
+    return np.rint(shares * 255).astype(np.uint8)
