@@ -92,8 +92,9 @@ def explain(
         check_ending(out)
         read = reading(dataset, split, columns, image_root=image_root, limit=0)
         wanted, bad = first_pairs(places, texts, limit, read)
-        decoding = replace(CAPTIONS, beams=beams)
-        how = How(task, method, layer, rows, target=target, decoding=decoding, batch_size=batch_size)
+        how = How(
+            task, method, layer, rows, target=target, decoding=replace(CAPTIONS, beams=beams), batch_size=batch_size
+        )
         reads = Reads(max_image_mb, precision, window, channels)
         given = [*filter(None, (tokenizer, reads.chosen)), as_input(how=asdict(how), **read)]
         inputs: list[str | Path] = [*places, *(one.image for one in wanted), checkpoint, *texts, *given]

@@ -83,10 +83,12 @@ def limits_of(config: ModelConfig) -> ImageLimits:
     )
 
 
-def scans_shown(config: ModelConfig) -> dict[str, Any]:
-    """The entries of `model.json` that say how scans were shown; none where the files themselves say it."""
-    given = {"window": config.window, "channels": list(config.channels)}
-    return {name: value for name, value in given.items() if value}
+def inputs_of(config: ModelConfig) -> dict[str, Any]:
+    """The entries of `model.json` that say how texts and images are prepared; none about scans that are shown as their
+    own files say."""
+    scans = {"window": config.window, "channels": list(config.channels)}
+    texts = {"max_text_tokens": config.max_text_tokens, "text_cleaning": config.text_cleaning}
+    return {**texts, **{name: value for name, value in scans.items() if value}}
 
 
 def training_images(config: ModelConfig, device: torch.device) -> TrainingImages:

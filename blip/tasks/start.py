@@ -24,7 +24,7 @@ from blip.models.pretrain import PretrainModel
 from blip.network.med import TextConfig
 from blip.network.vit import ViTConfig, fit_image_size, form_of, named_vit
 from blip.tasks.config import FineTuneConfig
-from blip.tasks.data_options import saved_config, scans_shown
+from blip.tasks.data_options import saved_config, inputs_of
 from blip.tasks.image_tokens import check_image_sizes
 from blip.tasks.sizes import TEXT_KEYS, VIT_KEYS, with_sizes
 from blip.tokenizer import Specials, Tokenizer
@@ -190,8 +190,7 @@ def describe(task: str, config: FineTuneConfig, model: Model, **more: Any) -> di
             info[part] = asdict(getattr(model, part).config)
     if hasattr(model, "text_proj"):
         info["embed_dim"] = config.embed_dim
-    inputs = {"max_text_tokens": config.max_text_tokens, "text_cleaning": config.text_cleaning, **scans_shown(config)}
-    return {**info, **inputs, **more}
+    return {**info, **inputs_of(config), **more}
 
 
 def vit_config(config: ModelConfig) -> ViTConfig:
@@ -295,7 +294,5 @@ def describe_pretraining(config: PretrainConfig, model: PretrainModel) -> dict:
         "image_encoder": asdict(model.image_encoder.config),
         "text_encoder": asdict(model.text_encoder.config),
         "embed_dim": config.embed_dim,
-        "max_text_tokens": config.max_text_tokens,
-        "text_cleaning": config.text_cleaning,
-        **scans_shown(config),
+        **inputs_of(config),
     }
