@@ -24,7 +24,7 @@ from blip.models.pretrain import PretrainModel
 from blip.network.med import TextConfig
 from blip.network.vit import ViTConfig, fit_image_size, form_of, named_vit
 from blip.tasks.config import FineTuneConfig
-from blip.tasks.data_options import saved_config, inputs_of
+from blip.tasks.data_options import inputs_of, saved_config
 from blip.tasks.image_tokens import check_image_sizes
 from blip.tasks.sizes import TEXT_KEYS, VIT_KEYS, with_sizes
 from blip.tokenizer import Specials, Tokenizer
