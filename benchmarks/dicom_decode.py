@@ -5,8 +5,8 @@
 `ours` is `open_plain`: decoding, modality, window, inversion, 8 bits. `theirs` is `pydicom.dcmread(path).pixel_array`,
 which stops before all of that. The files are those of pydicom and, where it is installed, of pydicom-data: plain, JPEG,
 JPEG 2000 and RLE, of up to 2000 x 1800 pixels; of files with frames both sides decode the first. `ratio` is the seconds
-of pydicom over ours for all files together, above 1 where ours is faster; `ratios` are those by kind of coding. No model
-is computed: --precision is accepted, as by the other benchmarks, and changes nothing.
+of pydicom over ours for all files together, above 1 where ours is faster; `ratios` are those by kind of coding. No
+model is computed: --precision is accepted, as by the other benchmarks, and changes nothing.
 """
 
 import sys

@@ -92,10 +92,8 @@ def explain(
         check_ending(out)
         read = reading(dataset, split, columns, image_root=image_root, limit=0)
         wanted, bad = first_pairs(places, texts, limit, read)
-        how = How(
-            task, method, layer, rows, target=target, decoding=replace(CAPTIONS, beams=beams), batch_size=batch_size
-        )
-        reads = Reads(max_image_mb, precision, window, channels)
+        reads, search = Reads(max_image_mb, precision, window, channels), replace(CAPTIONS, beams=beams)
+        how = How(task, method, layer, rows, target=target, decoding=search, batch_size=batch_size)
         given = [*filter(None, (tokenizer, reads.chosen)), as_input(how=asdict(how), **read)]
         inputs: list[str | Path] = [*places, *(one.image for one in wanted), checkpoint, *texts, *given]
         first, *others = files_of(out, len(wanted))
