@@ -1,6 +1,8 @@
 """DICOM files for tests, written by pydicom."""
 
 import io
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,3 +31,16 @@ def written(pixels: np.ndarray, **elements: Any) -> bytes:
         buffer = io.BytesIO()
         header.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
+
+
+def write_scans(folder: Path) -> None:
+    """A CT slice `ct.dcm`, a series in `ct/`, and `scans.json`, records of both."""
+    ramp = np.arange(-1024, 1024, dtype=np.int16).reshape(32, 64)
+    (folder / "ct").mkdir()
+    for place in range(5):
+        where = {"ImagePositionPatient": [0, 0, place], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+        data = written(ramp + place, Modality="CT", SeriesInstanceUID="1.2.3", SOPInstanceUID=f"1.2.{place}", **where)
+        (folder / "ct" / f"{place}.dcm").write_bytes(data)
+    (folder / "ct.dcm").write_bytes(data)
+    records = [{"image": image, "caption": "a skull"} for image in ("ct.dcm", "ct/#slices=4", "ct/#slice=1")]
+    (folder / "scans.json").write_text(json.dumps(records))
