@@ -22,6 +22,7 @@ from blip.data.formats import (
 )
 from blip.data.records import path_problem, text_problem
 from blip.data.sets.layout import SetFormat
+from blip.data.sets.nocaps import NOCAPS_FILES, also_without_captions, nocaps_file
 from blip.errors import InputError
 
 ARTICLE = re.compile(r"PMC\d+")
@@ -279,6 +280,7 @@ CAPTION_SETS: dict[str, SetFormat[Captioned]] = {
         },
         images=("images", "flickr30k-images"),
     ),
+    "nocaps": SetFormat(nocaps_file, also_without_captions(captioned), files=NOCAPS_FILES, images=("images",)),
     "coco_captions": SetFormat(
         _coco_captions_file,
         captioned,
