@@ -27,10 +27,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "command_line": {"errors", "files", "outputs", "distributed"},
     "network": {"errors", "hardware"},
     "models": {"network", "hardware", "distributed", "tokenizer", "errors"},
-    "checkpoints": {"network", "models", "files", "outputs", "hashing", "errors", "tokenizer", "hub"},
+    "checkpoints": {"network", "models", "files", "outputs", "hashing", "errors", "tokenizer", "hub", "console"},
     "data": {"files", "outputs", "hashing", "distributed", "tokenizer", "errors", "hardware", "hub"},
-    "data.sets": {"data.formats", "data.records", "data.columns", "data.hub", "data.image_bytes", "errors", "hub"},
-    "evaluation": {"models", "network", "hardware", "distributed", "tokenizer", "errors"},
+    "data.sets": {"data.formats", "data.records", "data.columns", "data.hub", "data.image_bytes", "errors", "hub"}
+    | {"files"},
+    "evaluation": {"models", "network", "hardware", "distributed", "tokenizer", "errors", "files", "console"},
+    "evaluation.cli": ANYTHING,
     "train": {"config", "options", "files", "outputs", "hashing", "distributed", "errors", "command_line", "console"}
     | {"checkpoints.format", "hardware"},
     "inference": {"models", "network", "checkpoints", "files", "outputs", "tokenizer", "errors", "distributed"}

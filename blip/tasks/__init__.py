@@ -3,7 +3,7 @@
 pretrain retrieval caption vqa nlvr blip2   a run of each task, as the scripts start it
 captioning answering retrieving   of fine-tuning: its data, a step, an evaluation
 pair_run             what pre-training of BLIP and of BLIP-2 share
-blip2_run blip2_language blip2_finetune   runs of BLIP-2: both stages, the second one, fine-tuning
+blip2_run blip2_language blip2_finetune blip2_answering   runs of BLIP-2: stages, the second one, fine-tuning
 blip2_start blip2_parts blip2_kind   what they start from; what is trained and saved; which model a run trains
 language_tokens      texts of a language model on their way through a run
 pretrain_data        training data of pre-training: annotation files or streamed shards

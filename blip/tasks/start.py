@@ -4,6 +4,7 @@ A checkpoint of any task can start a run of any other: what both have is taken, 
 at random and is named in the log.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,13 @@ from blip.tokenizer import Specials, Tokenizer
 
 Run = TypeVar("Run", bound=ModelConfig)
 # what the optimizer's state depends on: it cannot change within a run
-NAMES = ("init_from", "text_init", "tokenizer")  # options that may name files of other machines
+# options that may name files of other machines, and what pins them
+NAMES: dict[str, Callable[[str], str]] = {
+    "init_from": places.pinned,
+    "text_init": places.pinned,
+    "tokenizer": places.pinned_tokenizer,
+    "language_model": places.pinned_language_model,
+}
 FIXED = ("lora", "freeze", "layer_decay", "decay_norms_and_biases")
 # entries of `model.json` that describe how inputs were prepared
 SETTINGS = ("image_size", "max_text_tokens", "max_answer_tokens", "text_cleaning", "prompt")
@@ -62,17 +69,17 @@ def pin(config: Run, checkpoint: Path | None = None) -> Run:
     They are fetched. A run that continues from a `checkpoint` keeps the names of its `config.yaml`: nothing is fetched
     that it does not read. Every process has to call this.
     """
-    names = {key: getattr(config, key) for key in NAMES}
+    names = {key: getattr(config, key) for key in NAMES if hasattr(config, key)}
     saved = saved_config(checkpoint)
     before = load_config(saved, type(config)) if saved else None
     for key, name in names.items():
-        if name and places.is_remote(name):
+        beside = key == "language_model" and any(Path(p, name).is_dir() for p in (config.init_from, checkpoint) if p)
+        if name and not beside and places.is_remote(name):
             kept = getattr(before, key, "")
             if kept and unpinned(kept) == unpinned(name):
                 names[key] = kept
             else:
-                how = places.pinned_tokenizer if key == "tokenizer" else places.pinned
-                names[key] = distributed.from_main(partial(how, name))
+                names[key] = distributed.from_main(partial(NAMES[key], name))
     return config.model_copy(update=names)
 
 
