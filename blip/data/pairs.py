@@ -22,6 +22,7 @@ from blip.data.image_bytes import LIMITS, ImageLimits
 from blip.data.images import open_image
 from blip.data.order import EpochOrder, Walk, open_or_note, seeded
 from blip.data.sets.captions import CAPTION_SETS
+from blip.data.sets.studies import StudyOptions
 from blip.data.sources import Entry, records_of
 from blip.data.training_images import TrainingImages, Transform, images_of
 from blip.errors import InputError
@@ -141,6 +142,7 @@ def read_pairs(
     columns: Columns | None = None,
     limit: int | None = None,
     seed: int | None = None,
+    study: StudyOptions | None = None,
 ) -> Pairs:
     """Reads annotation files: .json (a list), .jsonl, .csv and .tsv (with a header), .parquet, .arrow; folders of sets;
     and data sets of the hub.
@@ -156,6 +158,7 @@ def read_pairs(
         split: train, validation, test or all; see `open_set`.
         columns: the names of the files' columns, see `columns_of`.
         limit, seed: how many records of all files, and which; see `records_of`.
+        study: of sets of studies, such as mimic_cxr.
 
     Raises:
         ValueError: no files, no such dataset, split or image_root.
@@ -166,7 +169,7 @@ def read_pairs(
     if image_root and not os.path.isdir(image_root):
         raise InputError(f"image_root is {image_root!r}, which is no folder")
     pairs = Pairs()
-    options: dict[str, Any] = {"split": split, "columns": columns, "limit": limit, "seed": seed}
+    options: dict[str, Any] = {"split": split, "columns": columns, "limit": limit, "seed": seed, "study": study}
     file = None
     for opened in records_of(CAPTION_SETS, files, image_root=image_root, dataset=dataset, **options):
         if opened.file is not file:

@@ -76,9 +76,10 @@ class Captioning(PairFineTuning):
                 own.append((index, self.tokenizer.decode(ids), log_prob))
         written = self.gathered(split, own, batches)
         rows = [
-            {"image": pairs.image_path(i), "caption": text, "log_prob": log_prob, "references": pairs.captions(i)}
+            {"image": pairs.image_path(i), "caption": text, "log_prob": log_prob, "references": pairs.captions(i),
+             **({"group": str(pairs.group(i))} if pairs.group(i) != pairs.image_id(i) else {})}
             for i, text, log_prob in written
-        ]
+        ]  # fmt: skip
         self.write(f"captions_{split}.json", rows)
         self.logged.append((SAMPLES, [
             sample(i, row["image"], truth=row["references"][0], output=row["caption"], log_prob=row["log_prob"])

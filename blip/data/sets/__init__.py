@@ -4,6 +4,8 @@ layout       which files a set's folder has, and the reader of each set
 captions     sets of images and captions
 questions    sets of images, questions and answers
 statements   sets of two images and a statement
+studies      what sets of radiology reports share
+mimic_cxr iu_xray   two of them
 vqa_med      VQA-Med 2019, lines of text
 vqa_v2       VQA v2, whose answers are in a file of their own
 """

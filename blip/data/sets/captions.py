@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from blip.data.formats import (
     parse_record,
 )
 from blip.data.records import path_problem, text_problem
-from blip.data.sets.layout import SetFormat
+from blip.data.sets import iu_xray, mimic_cxr
+from blip.data.sets.layout import SPLITS, SetFormat
 from blip.errors import InputError
 
 ARTICLE = re.compile(r"PMC\d+")
@@ -222,6 +223,11 @@ def _roco_files(part: str, table: str) -> tuple[str, ...]:
     return (*places, *(f"*/{place}" for place in places))
 
 
+def _studies(read: Callable[..., Records], *files: str, images: tuple[str, ...]) -> SetFormat[Captioned]:
+    every = dict.fromkeys(SPLITS, files)
+    return SetFormat(read, captioned, files=every, images=images, joins=True, study=True)
+
+
 _ROCO_FILES = {
     "train": _roco_files("train", "radiologytraindata.csv"),
     "validation": _roco_files("validation", "radiologyvaldata.csv"),
@@ -279,5 +285,15 @@ CAPTION_SETS: dict[str, SetFormat[Captioned]] = {
         },
         images=("../{last}", "../images", "images"),
         joins=True,
+    ),
+    "mimic_cxr": _studies(
+        mimic_cxr.read, f"{mimic_cxr.SPLIT}.gz", mimic_cxr.SPLIT, "annotation.json", images=("files", "images")
+    ),
+    "iu_xray": _studies(
+        iu_xray.read,
+        "ecgen-radiology",
+        "NLMCXR_reports/ecgen-radiology",
+        "annotation.json",
+        images=("NLMCXR_png", "../NLMCXR_png", "images"),
     ),
 }
