@@ -27,13 +27,13 @@ from blip.command_line import (
 from blip.data.columns import parse_columns
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.errors import InputError, did_you_mean
-from blip.evaluation import cli as evaluation
 from blip.inference import cli as inference
 from blip.inference.cli import claim_json
 from blip.interpret import cli as interpret
 from blip.outputs import claim_output, writing
 from blip.pubmed import cli as pubmed
 from blip.reports import cli as reports
+from blip.reports import labels
 from blip.serve import cli as serve
 from blip.shards import cli as shards
 from blip.train.torchrun import torchrun
@@ -48,7 +48,7 @@ app = typer.Typer(
 app.add_typer(capfilt.app, name="capfilt")
 app.add_typer(pubmed.app, name="pubmed")
 app.add_typer(shards.app, name="data")
-app.add_typer(evaluation.app, name="labels")
+app.add_typer(labels.app, name="labels")
 
 HfClass = Annotated[
     str, typer.Option("--hf_class", help="for huggingface: retrieval, caption or vqa; of BLIP-2 also model or qformer")

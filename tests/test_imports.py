@@ -32,7 +32,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data.sets": {"data.formats", "data.records", "data.columns", "data.hub", "data.image_bytes", "errors", "hub"}
     | {"files"},
     "evaluation": {"models", "network", "hardware", "distributed", "tokenizer", "errors", "files", "console"},
-    "evaluation.cli": ANYTHING,
     "train": {"config", "options", "files", "outputs", "hashing", "distributed", "errors", "command_line", "console"}
     | {"checkpoints.format", "hardware"},
     "inference": {"models", "network", "checkpoints", "files", "outputs", "tokenizer", "errors", "distributed"}
@@ -66,6 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"tasks.config", "tasks.blip2_config", "tasks.data_options"}
     | {"tasks.pretrain_data", "html_page", "files", "errors"},
     "reports.cli": ANYTHING,
+    "reports.labels": ANYTHING,
     "runs": {"tasks", "train", "data", "inference", "checkpoints", "reports", "config", "options", "console"}
     | {"html_page", "outputs", "distributed", "files", "errors"},
     "cli": ANYTHING,
