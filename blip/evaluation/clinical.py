@@ -124,8 +124,8 @@ def agreement(
         for kind in ("micro", "macro")
     }
     each = {name: scored(partial(f1, chosen=[i], macro=False)) for i, name in enumerate(CONDITIONS)}
-    counts = zip(CONDITIONS, true.sum(0).tolist(), given.sum(0).tolist(), strict=True)
-    return Agreement(scores, each, {name: (own, other) for name, own, other in counts})
+    stated = zip(true.sum(axis=0).tolist(), given.sum(axis=0).tolist(), strict=True)
+    return Agreement(scores, each, dict(zip(CONDITIONS, stated, strict=True)))
 
 
 def f1(sums: Floats, *, chosen: Sequence[int], macro: bool) -> Floats:

@@ -68,7 +68,7 @@ def score(
     from blip.evaluation.clinical import agreement, check_order, read_labels
 
     with user_errors():
-        inputs = [results, references, predictions, as_input(unsure=unsure)]
+        inputs: list[str | Path] = [results, references, predictions, as_input(unsure=unsure)]
         claim = claim_json(out, "labels score", inputs, overwrite)
         rows = _rows(results)
         true, given = read_labels(references), read_labels(predictions)
