@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import BaseModel
@@ -20,7 +20,6 @@ from blip.command_line import (
     alone,
     as_input,
     say,
-    seed_option,
     user_errors,
     workers_option,
 )
@@ -36,6 +35,7 @@ from blip.reports import cli as reports
 from blip.reports import labels
 from blip.serve import cli as serve
 from blip.shards import cli as shards
+from blip.shards.phantoms import phantoms
 from blip.train.torchrun import torchrun
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ app.add_typer(capfilt.app, name="capfilt")
 app.add_typer(pubmed.app, name="pubmed")
 app.add_typer(shards.app, name="data")
 app.add_typer(labels.app, name="labels")
+app.command()(phantoms)
 
 HfClass = Annotated[
     str, typer.Option("--hf_class", help="for huggingface: retrieval, caption or vqa; of BLIP-2 also model or qformer")
@@ -60,36 +61,6 @@ LanguageName = Annotated[
     str, typer.Option("--language_model", help="of a BLIP-2: a folder of transformers or hub:OWNER/NAME")
 ]
 Files = Annotated[list[str], typer.Argument(help="annotation files, folders of sets as distributed, or hub:OWNER/NAME")]
-
-
-@app.command()
-def phantoms(
-    out: Annotated[Path, typer.Argument(help="folder to write")],
-    count: Annotated[int, typer.Option(help="images")] = 1000,
-    seed: Annotated[int, seed_option("of the random images")] = 0,
-    image_size: Annotated[int, typer.Option("--image_size", help="pixels a side")] = 48,
-    max_lesions: Annotated[int, typer.Option("--max_lesions", help="lesions of an image at most")] = 3,
-    noise: Annotated[float, typer.Option(help="share of wrong captions; records mark them")] = 0.0,
-    name_one: Annotated[bool, typer.Option("--name_one", help="captions name one of the lesions")] = False,
-    overwrite: Overwrite = False,
-) -> None:
-    """Draws a data set of scanner-like phantoms with captions, questions and boxes."""
-    from blip.data.phantoms import ANNOTATIONS, image_name, write_phantoms
-
-    with user_errors():
-        names = [*ANNOTATIONS, *map(image_name, range(count))]
-        options: dict[str, Any] = {
-            "image_size": image_size,
-            "max_lesions": max_lesions,
-            "noise": noise,
-            "name_one": name_one,
-        }
-        drawn_by = as_input(count=count, seed=seed, **options)  # another set is no repetition of this one
-        claim = claim_output(out, "phantoms", inputs=[drawn_by], folder=True, overwrite=overwrite, names=names)
-        with alone(claim), claim.writing() as written:
-            path = write_phantoms(out, count, seed, **options)
-            written += names
-        say(f"{count} phantoms: {path}")
 
 
 @app.command("check-data")
@@ -240,6 +211,7 @@ def sections() -> dict[str, type[BaseModel]]:
         "Captions": of_tasks.CaptionConfig,
         "Questions": of_tasks.VqaConfig,
         "Statements about two images": of_tasks.NlvrConfig,
+        "Dialogues": of_tasks.DialogueConfig,
         "LoRA": part_options.LoraConfig,
         "CapFilt": CapFiltConfig,
         "PubMed Central": PubmedConfig,
@@ -254,6 +226,7 @@ TASKS = {
     "caption": "Captions",
     "vqa": "Questions",
     "nlvr": "Statements about two images",
+    "dialogue": "Dialogues",
     "lora": "LoRA",
     "capfilt": "CapFilt",
     "pubmed": "PubMed Central",
@@ -264,7 +237,7 @@ TASKS = {
 def options(
     task: Annotated[
         str,
-        typer.Argument(help="pretrain, blip2, retrieval, caption, vqa, nlvr, lora, capfilt, pubmed; all unless given"),
+        typer.Argument(help=f"{', '.join(TASKS)}; all unless given"),
     ] = "",
     find: Annotated[str, typer.Option(help="only options whose name, unit or meaning has this text")] = "",
     markdown: Annotated[bool, typer.Option("--markdown", help="print tables in Markdown")] = False,

@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inference": {"models", "network", "checkpoints", "files", "outputs", "tokenizer", "errors", "distributed"}
     | {"hardware", "hashing"}
     | {"data.arrays", "data.images", "data.image_bytes", "data.places", "data.sources", "data.transforms"}
-    | {"data.batches"},
+    | {"data.batches", "data.dialogue_texts"},
     "tasks": {"network", "models", "checkpoints", "data", "evaluation", "train", "inference", "hub", "hardware"}
     | {"config", "tokenizer", "distributed", "errors", "files", "outputs", "hashing", "command_line", "console"},
     "inference.cli": ANYTHING,
@@ -61,6 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pubmed.cli": ANYTHING,
     "shards": {"data", "hub", "outputs", "hashing", "files", "errors"},
     "shards.cli": ANYTHING,
+    "shards.phantoms": ANYTHING,
     "reports": {"train", "options", "interpret", "inference", "models", "evaluation", "data", "config", "hub"}
     | {"tasks.config", "tasks.blip2_config", "tasks.data_options"}
     | {"tasks.pretrain_data", "html_page", "files", "errors"},
@@ -72,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": {"data", "inference", "interpret", "runs"},
 }
-TASK_MODELS = ("pretrain", "retrieval", "caption", "vqa", "nlvr", "blip2")
+TASK_MODELS = ("pretrain", "retrieval", "caption", "vqa", "nlvr", "dialogue", "blip2")
 
 PACKAGE = ROOT / "blip"
 MODULES = {

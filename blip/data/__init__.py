@@ -12,17 +12,21 @@ formats text_lines tables columns records   annotation files record by record, t
 sets sources hub hints compact   a reader for each published set; which records of which place; data sets of the hub;
                        advice about wrong paths and encodings; records in flat arrays
 pairs questions statements question_splits   the samples of each task; whole sets of questions divided by image
+dialogues dialogue_texts dialogue_samples   dialogues, their texts as ids, their samples
 images image_bytes image_files decoding_cost grey_levels   opening images; the bytes of one, from files, rows of
                        tables and shards; the images of folders; what decoding may cost; 16 bits to 8
 transforms crops training_images randaugment augment   images to tensors; crops that are read alone; both ways from a
                        file to pixels; RandAugment on an image, and on batches, with normalisation
+video            frames of videos, as pictures of one item
 skipped                notes about unreadable images
 order batches loader gallery   which record comes when; samples to a batch; batches read ahead; images by number
 workers          the processes that read ahead, and their errors
 webdataset stream jsonl_shards   tar shards, training batches streamed from them; shards of JSON lines
 tar_addresses tar_reader tar_sizes tar_members   which shards an address stands for; the samples of a tar file;
                        sizes.json, and shards that were cut short; single files of a tar file in any order
-check check_report phantoms   `blip check-data` and its report; the synthetic data generator
+check check_report     `blip check-data` and its report
+phantoms phantom_studies phantom_drawing   the synthetic data generator: single pictures; studies of several; what
+                       both are drawn with
 places dataset figure   the records of any place: image files, folders, annotation files, data sets of the hub; these as
                  a data set of torch; pictures of it
 """

@@ -4,18 +4,16 @@ A seed determines everything. A lesion has a shape, a size, a brightness and one
 left or right, as seen in the image), so a mirrored image makes its caption wrong. A place has at most one lesion.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from blip.data.phantom_drawing import OVERSAMPLING, developed, draw_body, paint, write_picture, write_records
 from blip.errors import InputError
-from blip.files import write_one_of_many, write_whole
 
 BODIES = ("head", "chest", "abdomen")
 SHAPES = ("round", "square", "ring", "cross")
@@ -28,7 +26,6 @@ NOISE_KINDS = ("other", "attribute")
 
 RADIUS = {"small": 0.062, "large": 0.112}  # of a lesion, as a share of the image's side
 GREY = {"bright": 240, "dark": 12}
-OVERSAMPLING = 4  # images are drawn larger and reduced, which makes edges smooth
 
 
 @dataclass(frozen=True)
@@ -62,40 +59,11 @@ class Phantom:
 def draw_phantom(rng: np.random.Generator, image_size: int = 48, max_lesions: int = 3) -> tuple[Phantom, Image.Image]:
     """One random phantom and its picture, a grey image of `image_size` pixels a side."""
     body = str(rng.choice(BODIES))
-    canvas = _draw_body(rng, body, image_size * OVERSAMPLING)
+    canvas = draw_body(rng, body, image_size * OVERSAMPLING)
     count = int(rng.integers(1, max_lesions + 1))
     places = sorted(rng.choice(len(POSITIONS) * len(SIDES), size=count, replace=False).tolist())
     lesions = tuple(_draw_lesion(rng, canvas, place, image_size) for place in places)
-    picture = canvas.resize((image_size, image_size), Image.Resampling.BOX)
-    pixels = np.asarray(picture, dtype=np.float32) + rng.normal(0, 4, (image_size, image_size))
-    return Phantom(body, lesions), Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-
-
-def _draw_body(rng: np.random.Generator, body: str, side: int) -> Image.Image:
-    """The outline and two or three organs, each a little different every time."""
-    canvas = Image.new("L", (side, side), 0)
-    pen = ImageDraw.Draw(canvas)
-
-    def ellipse(x: float, y: float, w: float, h: float, grey: float) -> None:
-        """Centre and half axes as shares of the side, each varied by up to 2 %."""
-        x, y, w, h = (v + rng.uniform(-0.02, 0.02) for v in (x, y, w, h))
-        box = [(x - w) * side, (y - h) * side, (x + w) * side, (y + h) * side]
-        pen.ellipse(box, fill=int(grey + rng.uniform(-8, 8)))
-
-    if body == "head":
-        ellipse(0.5, 0.5, 0.42, 0.47, 200)  # skull
-        ellipse(0.5, 0.5, 0.38, 0.43, 120)  # brain
-        ellipse(0.46, 0.5, 0.03, 0.1, 90)  # ventricles
-        ellipse(0.54, 0.5, 0.03, 0.1, 90)
-    elif body == "chest":
-        ellipse(0.5, 0.5, 0.47, 0.45, 150)
-        ellipse(0.29, 0.5, 0.16, 0.34, 95)  # lungs
-        ellipse(0.71, 0.5, 0.16, 0.34, 95)
-    else:
-        ellipse(0.5, 0.5, 0.48, 0.4, 125)
-        ellipse(0.3, 0.42, 0.15, 0.17, 145)  # liver, on the image's left as seen from the feet
-        ellipse(0.5, 0.8, 0.06, 0.06, 190)  # spine
-    return canvas
+    return Phantom(body, lesions), developed(rng, canvas, image_size)
 
 
 def _draw_lesion(rng: np.random.Generator, canvas: Image.Image, place: int, image_size: int) -> Lesion:
@@ -108,17 +76,7 @@ def _draw_lesion(rng: np.random.Generator, canvas: Image.Image, place: int, imag
     y = (0.26, 0.5, 0.74)[row] * scale + rng.uniform(-0.025, 0.025) * scale
     box = (x - radius, y - radius, x + radius, y + radius)
     grey = int(GREY[brightness] + rng.uniform(-10, 10))
-    pen = ImageDraw.Draw(canvas)
-    if shape == "round":
-        pen.ellipse(box, fill=grey)
-    elif shape == "square":
-        pen.rectangle(box, fill=grey)
-    elif shape == "ring":
-        pen.ellipse(box, outline=grey, width=int(radius * 0.45))
-    else:
-        arm = radius * 0.33
-        pen.rectangle((x - radius, y - arm, x + radius, y + arm), fill=grey)
-        pen.rectangle((x - arm, y - radius, x + arm, y + radius), fill=grey)
+    paint(canvas, shape, (x, y, radius), grey)
     left, top, right, bottom = (round(v * image_size / scale) for v in box)
     return Lesion(shape, size, brightness, POSITIONS[row], SIDES[column], (left, top, right, bottom))
 
@@ -270,16 +228,9 @@ def write_phantoms(
     (folder / "images").mkdir(parents=True, exist_ok=True)
     annotations, question_records = [], []
     for record, image in records(count, seed, image_size, max_lesions=max_lesions, noise=noise, name_one=name_one):
-        png = BytesIO()
-        image.save(png, "PNG")
-        write_one_of_many(folder / record["image"], png.getvalue())
+        write_picture(folder / record["image"], image)
         annotations.append(record)
         question_records += [{"image": record["image"], **question} for question in record["questions"]]
-    _write(folder / "questions.json", question_records)
-    _write(folder / "statements.json", statements(annotations, seed))
-    return _write(folder / "captions.json", annotations)
-
-
-def _write(path: Path, content: list[dict]) -> Path:
-    write_whole(path, "[\n" + ",\n".join(json.dumps(record) for record in content) + "\n]\n")
-    return path
+    write_records(folder / "questions.json", question_records)
+    write_records(folder / "statements.json", statements(annotations, seed))
+    return write_records(folder / "captions.json", annotations)

@@ -6,6 +6,8 @@ questions    sets of images, questions and answers
 statements   sets of two images and a statement
 studies      what sets of radiology reports share
 mimic_cxr iu_xray   two of them
+dialogues    sets of images and dialogues
+visdial      VisDial, whose texts are in lists and relevances in a file of their own
 vqa_med      VQA-Med 2019, lines of text
 vqa_v2       VQA v2, whose answers are in a file of their own
 """
