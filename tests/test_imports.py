@@ -28,7 +28,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "network": {"errors", "hardware"},
     "models": {"network", "hardware", "distributed", "tokenizer", "errors"},
     "checkpoints": {"network", "models", "files", "outputs", "hashing", "errors", "tokenizer", "hub", "console"},
-    "data": {"files", "outputs", "hashing", "distributed", "tokenizer", "errors", "hardware", "hub"},
+    # of the network the form of a batch alone
+    "data": {"files", "outputs", "hashing", "distributed", "tokenizer", "errors", "hardware", "hub"}
+    | {"network.pictures"},
     "data.sets": {"data.formats", "data.records", "data.columns", "data.hub", "data.image_bytes", "errors", "hub"}
     | {"files"},
     "evaluation": {"models", "network", "hardware", "distributed", "tokenizer", "errors", "files", "console"},

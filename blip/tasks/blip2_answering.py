@@ -13,10 +13,11 @@ from torch import Tensor
 
 from blip.checkpoints.format import TOKENIZER
 from blip.config import ConfigError
-from blip.data.questions import VqaBatch
+from blip.data.question_batches import VqaBatch
 from blip.data.sets.questions import Question
 from blip.evaluation.losses import LossSums
 from blip.models.language_tokens import TextBatch
+from blip.network.pictures import encode
 from blip.tasks import tokenizers
 from blip.tasks.answering import Answering
 from blip.tasks.blip2_finetune import COUNTED, Language
@@ -123,7 +124,7 @@ class Blip2Answering(Language, Answering):
 
     def answer_batch(self, batch: VqaBatch, asked: list[Question], losses: LossSums) -> list[tuple[str, float]]:
         prompts = self.prompts_of(asked)
-        states = self.model.image_encoder(batch.images)
+        states = encode(self.model.image_encoder, batch.images)
         queries = self.model.query_inputs(states, **self.asked(batch))
         if self.config.val_loss and len(batch.owner):
             owners = batch.owner.tolist()

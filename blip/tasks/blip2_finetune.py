@@ -25,6 +25,7 @@ from blip.models.decoding import Decoding, Generated
 from blip.models.language_tokens import TextBatch
 from blip.models.losses import IGNORED
 from blip.models.momentum import TEMPERATURE_RANGE
+from blip.network.pictures import encode
 from blip.tasks import blip2_parts, blip2_start
 from blip.tasks.captioning import Captioning
 from blip.tasks.finetune import FineTuning
@@ -141,7 +142,7 @@ class Blip2Captioning(Language, Captioning):
 
     def write_batch(self, batch: Batch, decoding: Decoding, losses: LossSums) -> Generated:
         batch = batch.to(self.device, non_blocking=True)
-        queries = self.model.query_inputs(self.model.image_encoder(batch.images))
+        queries = self.model.query_inputs(encode(self.model.image_encoder, batch.images))
         if self.config.val_loss:
             texts = self.texts_of(batch)
             found = self.language.model.log_probs(queries, texts.ids, texts.mask, targets=texts.targets)

@@ -22,7 +22,7 @@ from blip.checkpoints.places import is_remote
 from blip.config import ConfigError
 from blip.data.batches import Batch, collate
 from blip.data.dialogue_samples import DialogueBatch, collate_dialogues
-from blip.data.questions import VqaBatch, collate_vqa
+from blip.data.question_batches import VqaBatch, collate_vqa
 from blip.data.statements import NlvrBatch, collate_nlvr
 from blip.errors import BlipError, printable
 from blip.hardware.as_on_gpu import META

@@ -4,6 +4,7 @@ layout       which files a set's folder has, and the reader of each set
 captions     sets of images and captions
 questions    sets of images, questions and answers
 statements   sets of two images and a statement
+photographs  files of COCO and of Karpathy's splits
 studies      what sets of radiology reports share
 mimic_cxr iu_xray   two of them
 dialogues    sets of images and dialogues

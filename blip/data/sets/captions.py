@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,16 @@ from blip.data.formats import (
     AnnotationError,
     Records,
     checked,
-    is_object,
-    iter_json_object,
     iter_lines,
     iter_records,
     kind_of,
     parse_record,
+    several_paths,
 )
 from blip.data.records import path_problem, text_problem
 from blip.data.sets import iu_xray, mimic_cxr
 from blip.data.sets.layout import SPLITS, SetFormat
+from blip.data.sets.photographs import coco_captions_file, karpathy_file
 from blip.errors import InputError
 
 ARTICLE = re.compile(r"PMC\d+")
@@ -37,20 +37,24 @@ class Captioned:
     image_id: str | None = None  # equal for records of one image; None: its path
     group: str = ""  # an article or a patient, which splits keep together; "": the image
     source: str = ""  # of the pair, such as web or synthetic; "": not given
+    further: list[str] = field(default_factory=list)  # paths of other pictures of the same item, in order
 
     @property
     def image_paths(self) -> list[str]:
-        return [self.image]
+        """All pictures that the captions describe."""
+        return [self.image, *self.further]
 
 
 def captioned(record: Any) -> Captioned:
-    """The generic record: `image`, `caption` (text or a list), optionally `image_id`, `source` and one of GROUPS."""
-    image, captions, image_id = parse_record(record)
+    """The generic record: `image`, or `images` of one item; `caption` (text or a list), optionally `image_id`, `source`
+    and one of GROUPS."""
+    images = several_paths(record)
+    image, captions, image_id = parse_record({**record, "image": images[0]} if images else record)
     name = next((name for name in GROUPS if record.get(name) not in (None, "")), "")
     group = record[name] if name else ""
     if not isinstance(group, str | int | float) or isinstance(group, bool) or group != group:
         raise InputError(f"its {name} is {kind_of(group)}, not a number or text")
-    return Captioned(image, captions, image_id, str(group), str(record.get("source") or ""))
+    return Captioned(image, captions, image_id, str(group), str(record.get("source") or ""), images[1:])
 
 
 def text_of(record: Any, *names: str) -> str:
@@ -83,14 +87,6 @@ def _value_of(record: Any, *names: str) -> tuple[str, str]:
     if not isinstance(value, str):
         raise InputError(f"its {name} is {kind_of(value)}, not text")
     return name, value
-
-
-def identifier(record: Mapping[str, Any], name: str, path: Path, *, place: str) -> int | str:
-    """The number or text by which records of a file refer to one another; AnnotationError for anything else."""
-    value = record[name]
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise AnnotationError(path, place, f"its {name} is {kind_of(value)}, not a whole number or text")
-    return value
 
 
 # ---- ROCO, ROCOv2 ----------------------------------------------------------------------------------------------------
@@ -137,7 +133,11 @@ def _pmc_oa(record: Any) -> Captioned:
     generic = captioned(record)
     article = ARTICLE.match(generic.image)
     return Captioned(
-        generic.image, generic.captions, generic.image_id, generic.group or (article[0] if article else "")
+        generic.image,
+        generic.captions,
+        generic.image_id,
+        generic.group or (article[0] if article else ""),
+        further=generic.further,
     )
 
 
@@ -149,68 +149,6 @@ def _medicat(record: Any) -> Captioned:
     # the names of files begin with the article's hash; fig_uri in the publication's sample does not
     name = figure if figure.startswith(article) else f"{article}_{figure}"
     return Captioned(name, [text_of(record, key)], name, article)
-
-
-# ---- photographs -----------------------------------------------------------------------------------------------------
-
-
-def _karpathy_file(path: Path, root: str, columns: Columns) -> Records:
-    """BLIP's form, a list of records, or Karpathy's `dataset_coco.json`, whose sentences become captions."""
-    if not is_object(path):
-        yield from iter_records(path, columns=columns)
-        return
-    without_columns(path, columns)
-    number = 0
-    for key, item in checked(path, iter_json_object):
-        if key == "images":
-            number += 1
-            sentences = item.get("sentences") if isinstance(item, dict) else None
-            if not isinstance(sentences, list) or not all(isinstance(sentence, dict) for sentence in sentences):
-                raise AnnotationError(path, f"image {number}", "has no list of sentences: not Karpathy's form")
-            parts = [item.get("filepath", ""), item.get("filename", "")]
-            if not all(isinstance(part, str) for part in parts):
-                raise AnnotationError(
-                    path, f"image {number}", f"its filepath and filename are {parts!r:.100}, not text"
-                )
-            yield (
-                f"image {number}",
-                {
-                    "image": str(Path(*parts)),
-                    "caption": [sentence.get("raw") for sentence in sentences],
-                    "image_id": item.get("cocoid", item.get("imgid")),
-                    "split": item.get("split"),
-                },
-            )
-    if not number:
-        raise AnnotationError(path, "", "has no images: not Karpathy's form")
-
-
-def _coco_captions_file(path: Path, root: str, columns: Columns) -> Records:
-    """COCO's `captions_train2017.json`: separate lists `images` and `annotations`, joined by the image's id."""
-    without_columns(path, columns)
-    names: dict[Any, str] = {}
-    captions: dict[Any, list[str]] = {}
-    for key, item in checked(path, iter_json_object):
-        if key == "images":
-            if not isinstance(item, dict) or not {"id", "file_name"} <= set(item):
-                raise AnnotationError(path, f"image {len(names) + 1}", "needs id and file_name")
-            number = identifier(item, "id", path, place=f"image {len(names) + 1}")
-            if number in names:
-                raise AnnotationError(path, f"image {len(names) + 1}", f"has the id {number!r:.60} of an earlier one")
-            names[number] = item["file_name"]
-        elif key == "annotations":
-            if not isinstance(item, dict) or not {"image_id", "caption"} <= set(item):
-                raise AnnotationError(path, f"an annotation of {item!r:.60}", "needs image_id and caption")
-            number = identifier(item, "image_id", path, place=f"an annotation of {item!r:.60}")
-            captions.setdefault(number, []).append(item["caption"])
-    if not names or not captions:
-        raise AnnotationError(path, "", "needs lists images and annotations: not COCO's form")
-    if unknown := [image for image in captions if image not in names]:
-        raise AnnotationError(
-            path, "", f"has captions of {len(unknown)} images that it does not list, such as {unknown[0]}"
-        )
-    for image, name in names.items():
-        yield f"image {image}", {"image": name, "caption": captions.get(image, []), "image_id": image}
 
 
 def _plain(path: Path, root: str, columns: Columns) -> Records:
@@ -257,7 +195,7 @@ CAPTION_SETS: dict[str, SetFormat[Captioned]] = {
         images=("figures",),
     ),
     "coco": SetFormat(
-        _karpathy_file,
+        karpathy_file,
         captioned,
         files={
             "train": ("coco_karpathy_train.json", "dataset_coco.json"),
@@ -267,7 +205,7 @@ CAPTION_SETS: dict[str, SetFormat[Captioned]] = {
         images=("images",),
     ),
     "flickr": SetFormat(
-        _karpathy_file,
+        karpathy_file,
         captioned,
         files={
             "train": ("flickr30k_train.json", "dataset_flickr30k.json"),
@@ -277,7 +215,7 @@ CAPTION_SETS: dict[str, SetFormat[Captioned]] = {
         images=("images", "flickr30k-images"),
     ),
     "coco_captions": SetFormat(
-        _coco_captions_file,
+        coco_captions_file,
         captioned,
         files={
             "train": tuple(pattern.format("train") for pattern in _COCO_2017),
