@@ -22,7 +22,8 @@ Results = Annotated[Path, typer.Argument(help="captions_SPLIT.json of a run or a
 class Row(BaseModel):
     """A line of a file of captions."""
 
-    image: str
+    image: str = ""
+    images: list[str] = []  # of an item of several
     caption: str
     references: list[str] = Field(min_length=1)
     group: str = ""  # of the patient
@@ -30,8 +31,9 @@ class Row(BaseModel):
 
 def _rows(path: Path) -> list[Row]:
     """InputError where there are no captions; ReadError for another file."""
-    if not (rows := read_json(path, list[Row])):
-        raise InputError(f"{path} holds no captions")
+    rows = read_json(path, list[Row])
+    if not rows or not all(row.image or row.images for row in rows):
+        raise InputError(f"{path} holds no captions of images: give captions_SPLIT.json of a run or an evaluation")
     return rows
 
 
@@ -74,7 +76,7 @@ def score(
         true, given = read_labels(references), read_labels(predictions)
         check_order(true, [row.references[0] for row in rows])
         check_order(given, [row.caption for row in rows])
-        groups = [row.group or row.image for row in rows]
+        groups = [row.group or row.image or row.images[0] for row in rows]
         found = agreement(true, given, groups, unsure=unsure)
         with alone(claim), writing(claim):
             if out is not None:

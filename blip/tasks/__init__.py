@@ -9,10 +9,11 @@ language_tokens      texts of a language model on their way through a run
 pretrain_data        training data of pre-training: annotation files or streamed shards
 contrast             momentum twin and queue of pre-training and retrieval
 finetune records pairs run   what the fine-tuning tasks share; their data, also of pairs; training and evaluation
-start sizes tokenizers   the model, its sizes and the tokenizer that a run starts with
+start sizes tokenizers pins   the model, its sizes and the tokenizer that a run starts with; names that it keeps
 config part_options blip2_config   options of fine-tuning, of parts, of both stages of BLIP-2
 entries data_options   what a run of each task is called with; how the data that a run names are read
 image_tokens         images that begin small, and patches left out
+item_pictures        how many pictures items have, for dry runs
 samples              the validation records that a run shows after each evaluation
 dry_run rehearsal blip2_rehearsal   the costs of a configuration, without training: of each kind of run
 counted estimate estimate_report   those on GPUs that are not here: counted, estimated, printed

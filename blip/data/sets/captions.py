@@ -21,6 +21,7 @@ from blip.data.formats import (
 from blip.data.records import path_problem, text_problem
 from blip.data.sets import iu_xray, mimic_cxr
 from blip.data.sets.layout import SPLITS, SetFormat
+from blip.data.sets.nocaps import NOCAPS_FILES, also_without_captions, nocaps_file
 from blip.data.sets.photographs import coco_captions_file, karpathy_file
 from blip.errors import InputError
 
@@ -214,6 +215,7 @@ CAPTION_SETS: dict[str, SetFormat[Captioned]] = {
         },
         images=("images", "flickr30k-images"),
     ),
+    "nocaps": SetFormat(nocaps_file, also_without_captions(captioned), files=NOCAPS_FILES, images=("images",)),
     "coco_captions": SetFormat(
         coco_captions_file,
         captioned,
