@@ -148,7 +148,7 @@ def write(
     held = "low-rank adapters" if info.get("lora") and any(ADAPTER in name for name in tensors) else ""
     if held := held or ("embeddings of pictures" if f"image_encoder.{TABLE}" in tensors else ""):
         raise CheckpointError(f"nothing is written to {path}: the checkpoint has {held} beside its weights, which a "
-                              f"file or folder of {to} cannot hold; `blip.load` reads them from our folder")  # fmt: skip
+                              f"file or folder of {to} cannot hold; `blip.load` reads them from ours")  # fmt: skip
     settings = [f"{INFO}: {name}" for name in SETTINGS if info.get(name) not in (None, "", [], 0, "none")]
     queries = "qformer" in info
     if to == "salesforce":
