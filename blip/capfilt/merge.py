@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from blip.capfilt.candidates import HUMAN, SYNTHETIC, WEB, ScoredLine
+from blip.capfilt.candidates import HUMAN, SYNTHETIC, WEB, ScoredLine, single_images
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
 from blip.data.images import image_format, open_image, stored_source
 from blip.data.jsonl_shards import Line, read_lines, settings_of, write_jsonl
@@ -224,7 +224,7 @@ def _records(
         else:
             merged.dropped[line["source"]] += 1
     if keep:
-        pairs = read_pairs(list(keep), image_root)
+        pairs = single_images(read_pairs(list(keep), image_root))
         for i in range(len(pairs)):
             for text in pairs.captions(i):
                 merged.kept[HUMAN] += 1

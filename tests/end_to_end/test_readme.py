@@ -172,6 +172,10 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
         (folder / path.name).symlink_to(path)
     (folder / "captions.json").write_text(json.dumps(json.loads((phantoms / "captions.json").read_text())[:20]))
     (folder / "images").symlink_to(phantoms / "images")
+    for name, number in (("frontal", 1), ("lateral", 2), ("other", 3)):
+        Image.open(phantoms / "images" / f"{number:06d}.png").save(folder / f"{name}.png")
+    studies = [{"images": ["frontal.png", "lateral.png"], "caption": "normal"}, {"image": "other.png", "caption": "x"}]
+    (folder / "studies.json").write_text(json.dumps(studies))
     (folder / ".." / "vqa_rad").symlink_to(phantoms / "images")  # evaluation images
     Image.open(phantoms / "images" / "000000.png").save(folder / "image.png")
     write_part(phantoms, "nlvr", 0, 16, folder / "statements.json")
