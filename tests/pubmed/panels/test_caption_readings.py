@@ -158,7 +158,7 @@ def test_composed_captions_are_what_they_say() -> None:
         for (start, _, _, _), end in zip(made.spans, ends, strict=False):
             assert start >= end and not made.caption[end:start].strip(" .")
         wanted = truth(made)
-        assert same(wanted, Split(wanted.lead or made.caption, wanted.parts, tail=wanted.tail))
+        assert same(wanted, Split(wanted.lead if wanted.parts else made.caption, wanted.parts, tail=wanted.tail))
     reserved = {made.caption for made in captions(3, 300, "test")}
     assert not reserved & {made.caption for made in some}
 
