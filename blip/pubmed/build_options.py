@@ -19,7 +19,8 @@ SplitCaptions = Annotated[
     Path | None, typer.Option("--split_captions", "--splits", help="captions that were split elsewhere: .jsonl")
 ]
 Captions = Annotated[
-    Literal["learned", "rules"], typer.Option(help="how captions are divided: by learned readings, or by rules alone")
+    Literal["learned", "rules"],
+    typer.Option("--captions", help="how captions are divided: by learned readings, or by rules alone"),
 ]
 SharedWords = Annotated[
     Literal["all", "own"],
