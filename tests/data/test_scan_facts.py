@@ -23,7 +23,7 @@ LIMITS = ImageLimits()
 def test_facts_of_scans(tmp_path: Path) -> None:
     write_scans(tmp_path)
     assert facts_of(str(FILES / "J2K_pixelrep_mismatch.dcm"), LIMITS) == ScanFacts(
-        "CT", 1, (0.6758, 0.6758, 5.0), ("40/100", "40/200")
+        "CT", 1, (0.431, 0.431, 5.0), ("40/100", "40/200")
     )
     assert facts_of(str(FILES / "rtplan.dcm"), LIMITS) == ScanFacts("other", 0, has_pixels=False)
     assert facts_of(f"{FILES}/examples_ybr_color.dcm#frame=3", LIMITS) == ScanFacts("US", 30)
