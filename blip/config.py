@@ -115,10 +115,15 @@ class ModelConfig(RunConfig):
     train_split: str = "train"  # part of a data set that comes as a folder, or from the hub
     val_split: str = "validation"  # the same for val_file
     columns: dict[str, str] = {}  # names of columns that the files call otherwise, such as {question: Frage}
+    sections: list[str] = ["findings", "impression"]  # of reports, those that are the text (mimic_cxr, iu_xray)
+    views: list[str] = ["frontal", "lateral", "other"]  # of a study, those whose pictures are read (mimic_cxr)
+    priors: int = Field(0, ge=0)  # earlier studies of the patient, whose pictures precede (mimic_cxr) [studies]
     max_train_records: int | None = Field(None, gt=0)  # records that are trained on; null: all [records]
     max_val_records: int | None = Field(None, gt=0)  # of val_file; null: all [records]
     shuffle_records_seed: int | None = None  # which records limits take; null: the first ones [number]
     image_root: str = ""  # empty: image paths are relative to their annotation file
+    window: str = ""  # of CT and NIfTI scans: lung, soft, brain, bone, ... or LEVEL/WIDTH; empty: the file's own
+    channels: list[str] = []  # of CT and NIfTI scans: three windows as red, green and blue: lung, soft, bone
     image_size: int = Field(224, gt=0)  # a side, after cropping and scaling [pixels]
     image_sizes: dict[int, int] = {}  # smaller sides for early epochs, {0: 112, 4: 224}: 112 from epoch 0 on [pixels]
     patch_dropout: float = Field(0.0, ge=0, lt=1)  # patches that training leaves out of each image, at random [share]

@@ -17,6 +17,7 @@ S: side of a picture in pixels, F: pictures of an item.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 from blip.data.batches import Pixels
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
 from blip.data.images import Source, open_image
+from blip.data.scans.volumes import is_volume, open_slices
 from blip.data.training_images import TrainingImages, Transform
 
 
@@ -42,14 +44,14 @@ class Kind:
     open: Callable[[str, ImageLimits], list[Image.Image]]
 
 
-KINDS: dict[str, Kind] = {}
+KINDS: dict[str, Kind] = {"volume": Kind(is_volume, open_slices)}
 
 
-def pictures_of(reference: Source) -> Kind | None:
-    """The kind of a reference that means several pictures; None: it is one ordinary image."""
-    if not isinstance(reference, str):
+def pictures_of(reference: Any) -> Kind | None:
+    """The kind of a reference, text or a path, that means several pictures; None: it is one ordinary image."""
+    if not isinstance(reference, str | Path):
         return None
-    return next((kind for kind in KINDS.values() if kind.covers(reference)), None)
+    return next((kind for kind in KINDS.values() if kind.covers(str(reference))), None)
 
 
 def evenly(count: int, most: int) -> list[int]:

@@ -21,6 +21,7 @@ from blip.data.sets.dialogues import DIALOGUE_SETS, Dialogue
 from blip.data.sets.layout import SetFormat, any_part, open_set
 from blip.data.sets.questions import ASKED, QUESTION_SETS, Question
 from blip.data.sets.statements import STATEMENT_SETS, Statement
+from blip.data.sets.studies import StudyOptions
 from blip.data.sources import Entry, Opened, Source, records_of, source_of, taken
 from blip.errors import InputError, did_you_mean
 from blip.hub.names import is_hub_name
@@ -60,13 +61,23 @@ class Found:
         return self.images[0]
 
     @property
+    def items(self) -> list[tuple[str, ...]]:
+        """The images that a text is about together: all of them, but of a statement each by itself."""
+        return [tuple(self.images)] if self.label is None else [(image,) for image in self.images]
+
+    @property
     def text(self) -> str:
         """The question, the first caption or the statement; "" for an image alone."""
         return self.question or next(iter(self.captions), "") or self.statement
 
 
 def find_records(
-    place: Entry, *, images_alone: bool = False, on_problem: OnProblem | None = None, **usual: Any
+    place: Entry,
+    *,
+    images_alone: bool = False,
+    on_problem: OnProblem | None = None,
+    study: StudyOptions | None = None,
+    **usual: Any,
 ) -> Iterator[Found]:
     """The records of any place that the package reads, in their order.
 
@@ -75,6 +86,7 @@ def find_records(
             entry of `train_file`.
         images_alone: texts are not needed: records of generic files without them, or with broken ones, are taken too.
         on_problem: called for each record that cannot be used, which is left out; None: it ends the reading.
+        study: of sets of studies.
         usual: what the entry leaves open: `dataset`, `split`, `image_root`, `columns`, `limit`, `seed` of a `Source`.
 
     Example:
@@ -99,7 +111,7 @@ def find_records(
         return
     if kind == "questions" and source.dataset == "json":
         sets = ASKED  # answers are what commands give
-    for opened in records_of(sets, [source]):
+    for opened in records_of(sets, [source], study=study):
         try:
             yield found(opened)
         except AnnotationError as error:
@@ -197,8 +209,7 @@ def _images_of_records(source: Source, on_problem: OnProblem | None) -> Iterator
                 for image in images:
                     file.check_image(where, image)
             except (InputError, AnnotationError) as found_error:
-                of_record = isinstance(found_error, AnnotationError)
-                error = found_error if of_record else AnnotationError(file.path, where, str(found_error))
+                error = AnnotationError(file.path, where, getattr(found_error, "problem", str(found_error)))
                 if on_problem is None:
                     raise error from None
                 on_problem(error)
@@ -216,6 +227,21 @@ def _paths_of(record: Mapping[str, Any]) -> list[str]:
     if problem := path_problem(image):
         raise InputError(f"its image {problem}")
     return [image]
+
+
+def items_of(places: Sequence[str | Path], **usual: Any) -> list[list[str]]:
+    """The different items of several places, in their order: the path of an image, or of all pictures of an item.
+
+    Of statements about two images each image is an item. Arguments and errors as in `find_records`.
+    """
+    items: list[list[str]] = []
+    for place in places:
+        if is_source(source_of(place, **usual)):
+            records = find_records(place, images_alone=True, **usual)
+            items += map(list, dict.fromkeys(item for record in records for item in record.items))
+        else:
+            items += (record.images for record in find_records(place, **usual))
+    return items
 
 
 def images_of(places: Sequence[str | Path], **usual: Any) -> list[Path]:

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from blip.checkpoints.format import CheckpointError
 from blip.errors import InputError
 from blip.inference.computation import without_gradients
 from blip.inference.inputs import Images, Texts, as_list, batches_of, each_once, questions_about, seed_of_each
+from blip.inference.loaded_model import ABILITIES
 from blip.inference.predictor import Predictor
 from blip.inference.results import Answer, Written, finite
 from blip.models.decoding import Decoding, Generated, uniforms_of
@@ -22,6 +24,9 @@ from blip.tokenizer import Tokenizer
 # what a question is put into, as published; texts that begin so already stay as they are
 QUESTIONS = {"causal": "Question: {} Answer:", "seq2seq": "Question: {} Short answer:"}
 PLACE, ASKED = "{}", "Question:"
+# what the first stage does alone, and where such a checkpoint is from
+OF_FIRST_STAGE = ("encode", "match")
+FIRST_STAGE = "such as the run that this one started from, or hub:Salesforce/blip2-itm-vit-g"
 ANSWERS = Decoding(beams=5, max_new_tokens=10, length_penalty=-1.0)  # as published
 
 
@@ -45,6 +50,13 @@ class LanguagePredictor(Predictor):
         super().__init__(model, tokenizer, info, **options)  # type: ignore[arg-type]
         self.tokens = tokens
 
+    def needs(self, ability: str, action: str = "") -> Any:
+        """As of `LoadedModel`; CheckpointError says which checkpoint scores images and texts."""
+        if ability in OF_FIRST_STAGE:
+            action = f"{action or ABILITIES['match'][0]}; that takes one of the first stage, {FIRST_STAGE}"
+            raise CheckpointError(f"a checkpoint of {self.info['task']} cannot {action}")
+        return super().needs(ability, action)
+
     @without_gradients
     def write(
         self,
@@ -64,7 +76,7 @@ class LanguagePredictor(Predictor):
         for batch in batches_of(images, batch_size):
             numbers = slice(len(written), len(written) + len(batch))
             uniforms = None if seeds is None else uniforms_of(seeds[numbers], decoding)
-            queries = self.model.query_inputs(self.model.image_encoder(self.pixels(batch)))
+            queries = self.model.query_inputs(self.states(batch))
             generated = self._prompted(queries, [prompt] * len(batch), decoding, uniforms=uniforms)
             written += batches_of(self._written(generated), decoding.num_return)
         return written
@@ -145,14 +157,14 @@ class LanguagePredictor(Predictor):
             raise InputError(f"{len(images)} images and {len(texts)} texts: give as many")
         prompt, parts = self.prompt if prompt is None else prompt, []
         for start in range(0, len(texts), batch_size):
-            queries = self.model.query_inputs(self.model.image_encoder(self.pixels(images[start : start + batch_size])))
+            queries = self.model.query_inputs(self.states(images[start : start + batch_size]))
             parts.append(self._log_probs(queries, texts[start : start + batch_size], prompt))
         return torch.cat(parts) if parts else torch.zeros(0, device=self.device)
 
     def _queries_of(self, images: list, questions: list[str]) -> Tensor:
         """What the language model reads of images (B, Q, W); the Q-Former reads the questions too, where it can."""
         distinct, numbers = each_once(images)  # an image is encoded once
-        states = self.model.image_encoder(self.pixels(distinct))
+        states = self.states(distinct)
         if self.model.qformer.config.text:
             states = states[torch.tensor(numbers, device=self.device)]
             ids, lengths = self.ids(questions)

@@ -10,6 +10,7 @@ from blip.data.pairs import CaptionEncoder, PairDataset, Pairs, has_words, read_
 from blip.data.training_images import TrainingImages
 from blip.tasks.data_options import entries, limits_of, read_as
 from blip.tasks.finetune import FineTuning
+from blip.tasks.item_pictures import tell_left_out
 
 
 class PairFineTuning(FineTuning):
@@ -46,7 +47,9 @@ class PairFineTuning(FineTuning):
             self.warning = "\n".join(filter(None, (self.warning, advice)))
 
     def _read(self, split: str) -> Pairs:
-        return read_pairs(entries(self.entries(split)), **read_as(self.config, split))
+        pairs = read_pairs(entries(self.entries(split)), **read_as(self.config, split))
+        tell_left_out(pairs, self.config)
+        return pairs
 
     def texts(self) -> Iterator[str]:
         assert self.pairs is not None
