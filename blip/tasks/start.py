@@ -167,7 +167,15 @@ def describe(task: str, config: FineTuneConfig, model: Model, **more: Any) -> di
             info[part] = asdict(getattr(model, part).config)
     if hasattr(model, "text_proj"):
         info["embed_dim"] = config.embed_dim
-    return {**info, "max_text_tokens": config.max_text_tokens, "text_cleaning": config.text_cleaning, **more}
+    texts = {"max_text_tokens": config.max_text_tokens, "text_cleaning": config.text_cleaning}
+    return {**info, **texts, **pictures_read(config), **more}
+
+
+def pictures_read(config: ModelConfig) -> dict[str, int]:
+    """For `model.json`: how many pictures of an item the run reads, where that is not as usual."""
+    usual = ModelConfig.model_fields
+    read = {name: getattr(config, name) for name in ("max_pictures", "frames", "slices")}
+    return {name: value for name, value in read.items() if value != usual[name].default}
 
 
 def vit_config(config: ModelConfig) -> ViTConfig:
@@ -273,4 +281,5 @@ def describe_pretraining(config: PretrainConfig, model: PretrainModel) -> dict:
         "embed_dim": config.embed_dim,
         "max_text_tokens": config.max_text_tokens,
         "text_cleaning": config.text_cleaning,
+        **pictures_read(config),
     }
