@@ -131,6 +131,9 @@ class ModelConfig(RunConfig):
     text_cleaning: Literal["none", "blip"] = "none"  # blip: as the published code cleans captions
     max_skipped_fraction: float = Field(0.01, ge=0, le=1)  # more unreadable images than this end the run [share]
     max_image_mb: int = Field(512, gt=0)  # of an image's file; larger ones count as unreadable [MiB]
+    max_pictures: int = Field(16, gt=0)  # of an item of several; further ones are left out evenly [pictures]
+    frames: int = Field(8, gt=0)  # of a video whose reference does not say how many [frames]
+    slices: int = Field(16, gt=0)  # of a volume whose reference does not say how many [slices]
     num_workers: int = Field(4, ge=0)  # processes that load data; 0: the training process itself [processes]
 
     # tokenizer
@@ -143,6 +146,7 @@ class ModelConfig(RunConfig):
     vit_depth: int | None = Field(None, gt=0)  # depth of the image encoder [blocks]
     vit_heads: int | None = Field(None, gt=0)  # of attention [heads]
     vit_patch: int | None = Field(None, gt=0)  # a patch's side [pixels]
+    picture_embeddings: Literal["none", "place", "time"] = "none"  # what tells the pictures of an item apart
     drop_path: float = Field(0.0, ge=0, lt=1)  # stochastic depth of the image encoder [probability]
     text_width: int = Field(768, gt=0)  # width of the text transformer [units]
     text_layers: int = Field(12, gt=0)  # depth of the text transformer [layers]

@@ -1,7 +1,7 @@
 """Frozen parts of BLIP-2 that a checkpoint names instead of holding: which file they are from, and a check on loading.
 
 `model.json` then has `frozen: {"image_encoder": {"name": ..., "fingerprint": ...}}`, and `model.safetensors` has of the
-image encoder the final norm alone, which is trained in any case.
+image encoder the final norm alone, which is trained in any case, and embeddings of pictures if there are any.
 """
 
 from pathlib import Path
@@ -14,12 +14,12 @@ from blip.checkpoints.names import Tensors
 from blip.checkpoints.towers import read_tower
 
 PART = "image_encoder."
-NORM = f"{PART}norm."
+TRAINED = (f"{PART}norm.", f"{PART}picture_embeddings.")
 
 
 def without_tower(tensors: Tensors) -> Tensors:
-    """The tensors of a model without those of its frozen image encoder: its final norm stays."""
-    return {name: t for name, t in tensors.items() if not name.startswith(PART) or name.startswith(NORM)}
+    """The tensors of a model without those of its frozen image encoder: what is trained of it stays."""
+    return {name: t for name, t in tensors.items() if not name.startswith(PART) or name.startswith(TRAINED)}
 
 
 def with_tower(tensors: Tensors, info: dict[str, Any], path: Path) -> Tensors:

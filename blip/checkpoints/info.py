@@ -49,6 +49,8 @@ class ImageSizes(_Part):
     pre_norm: bool = False
     activation: Literal["gelu", "quick_gelu"] = "gelu"
     patch_bias: bool = True
+    picture_embeddings: Literal["none", "place", "time"] = "none"
+    max_pictures: int = Field(0, ge=0, le=1 << 16)
 
 
 class TextSizes(_Part):

@@ -13,6 +13,7 @@ from blip.errors import InputError
 from blip.files import ReadError, read_json, read_text
 from blip.models.factory import TASKS
 from blip.models.momentum import NO_ID
+from blip.network.vit import TABLE
 
 UNSEEN = ("dropout", "images")  # entries that do not follow from the tensors; the number of images is the task's
 
@@ -96,7 +97,9 @@ def vit_sizes(tensors: Tensors, prefix: str = "image_encoder.") -> dict[str, Any
         raise InputError(f"{prefix}positions has {tokens - 1} patches, which is no square")
     hidden = len(tensors[f"{prefix}blocks.0.mlp.0.weight"])
     pre_norm = f"{prefix}first_norm.weight" in tensors
+    table = tensors.get(f"{prefix}{TABLE}")
     return {
+        **({} if table is None else {"max_pictures": len(table)}),
         "image_size": side * patch,
         "patch": patch,
         "width": width,

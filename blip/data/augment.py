@@ -19,6 +19,7 @@ from blip.data.batches import Operations
 from blip.data.randaugment import FILL, OPERATIONS, Strength
 from blip.data.transforms import MEAN, STD
 from blip.hardware.transfers import sent
+from blip.network.pictures import Pictures
 
 IDENTITY, AUTOCONTRAST, EQUALIZE, BRIGHTNESS, SHARPNESS, SHEAR_X, SHEAR_Y, TRANSLATE_X, TRANSLATE_Y, ROTATE = range(10)
 LEVELS = 256
@@ -28,11 +29,13 @@ NEARLY = 0.01  # added before fractions of a level are cut off, for sums that ro
 def prepared(batches: Iterator[Any], device: torch.device, magnitude: int) -> Iterator[Any]:
     """Batches whose images are float32, normalised, on the device; those that are already stay as they are."""
     for batch in batches:
-        if batch.images.dtype == torch.uint8:
+        several = isinstance(batch.images, Pictures)
+        if (batch.images.tensor if several else batch.images).dtype == torch.uint8:
             images = batch.images.to(device, non_blocking=True)
-            shape = images.shape
-            flat = augmented(images.flatten(0, -4), batch.operations, magnitude)
-            batch.images, batch.operations = normalised(flat).view(shape), []
+            flat = images.real() if several else images.flatten(0, -4)
+            flat = normalised(augmented(flat, batch.operations, magnitude))
+            batch.images = images.with_real(flat) if several else flat.view(images.shape)
+            batch.operations = []
         yield batch
 
 

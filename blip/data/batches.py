@@ -1,8 +1,9 @@
 """Samples and batches: the tensors of one pair, and those of B pairs side by side.
 
-B samples in a batch, T text tokens, S side of an image in pixels.
+B samples in a batch, T text tokens, S side of an image in pixels, F pictures of an item.
 """
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from blip.data.skipped import Skipped
+from blip.network.pictures import Pictures, beside_one_another
 
 # operations of RandAugment on an image: numbers of `blip.data.randaugment.OPERATIONS`, negative in the other direction
 Operations = tuple[int, ...]
@@ -19,15 +21,15 @@ Operations = tuple[int, ...]
 class Pixels:
     """An image of a sample: normalised, or as `blip.data.augment.prepared` takes it."""
 
-    image: Tensor  # float32 (3, S, S), or uint8
-    operations: Operations = ()  # those that are still to be done
+    image: Tensor  # float32 (3, S, S), or uint8; (F, 3, S, S) of an item of several pictures
+    operations: Operations = ()  # those that are still to be done, the same on all pictures
 
 
 @dataclass
 class Sample:
     """One image with one caption. In evaluation `image` is None where it is unreadable."""
 
-    image: Tensor | None  # (3, S, S), see `Pixels`
+    image: Tensor | None  # (3, S, S) or (F, 3, S, S), see `Pixels`
     ids: list[int]  # [CLS] ... [SEP]
     caption_id: int
     image_id: int
@@ -45,7 +47,7 @@ class TensorBatch:
     """
 
     _: KW_ONLY
-    operations: list[Operations] = field(default_factory=list)  # of each image in order, see `Pixels`
+    operations: list[Operations] = field(default_factory=list)  # of each picture in order, see `Pixels`
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """A copy on the device; lengths stay on the CPU."""
@@ -59,8 +61,8 @@ class TensorBatch:
     def _with(self, tensors: dict[str, Any]) -> Self:
         return replace(self, **tensors)
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+    def _tensors(self) -> dict[str, Tensor | Pictures]:
+        return {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor | Pictures)}
 
     def __len__(self) -> int:
         return len(self.indices)  # type: ignore[attr-defined]
@@ -70,7 +72,7 @@ class TensorBatch:
 class Batch(TensorBatch):
     """Tensors of B samples."""
 
-    images: Tensor  # float32 (B, 3, S, S)
+    images: Tensor | Pictures  # float32 (B, 3, S, S), or where an item has several, up to F of each
     ids: Tensor  # int64 (B, T), [CLS] first, padded to the longest of the batch
     lengths: Tensor  # int64 (B,), without pads; stays on the CPU
     caption_ids: Tensor  # int64 (B,), equal for equal captions, see `caption_id`
@@ -86,7 +88,7 @@ def collate(samples: list[Sample], pad_id: int = 0, pad_to: tuple[int, ...] = ()
     samples = [sample for sample in samples if sample.image is not None]
     ids, lengths = padded([sample.ids for sample in samples], pad_id, pad_to)
     return Batch(
-        images=torch.stack([sample.image for sample in samples]) if samples else torch.empty(0),  # type: ignore[misc]
+        images=beside_one_another([sample.image for sample in samples]),  # type: ignore[misc]
         ids=ids,
         lengths=lengths,
         caption_ids=torch.tensor([sample.caption_id for sample in samples], dtype=torch.int64),
@@ -94,8 +96,13 @@ def collate(samples: list[Sample], pad_id: int = 0, pad_to: tuple[int, ...] = ()
         indices=[sample.index for sample in samples],
         skipped=skipped,
         sources=[sample.source for sample in samples],
-        operations=[sample.operations for sample in samples],
+        operations=operations_of(samples),
     )
+
+
+def operations_of(samples: Sequence[Any]) -> list[Operations]:
+    """The operations of each picture of samples, in the order of the pictures."""
+    return [sample.operations for sample in samples for _ in range(len(sample.image) if sample.image.dim() > 3 else 1)]
 
 
 def padded(rows: list[list[int]], pad_id: int, pad_to: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:

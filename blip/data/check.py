@@ -18,6 +18,7 @@ from blip.data.formats import AnnotationError
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, image_stream
 from blip.data.images import open_image
 from blip.data.pairs import caption_id, has_words
+from blip.data.pictures import open_pictures, pictures_of
 from blip.data.places import TABLES, kind_of_source
 from blip.data.sets.captions import Captioned
 from blip.data.sets.layout import SetFile, open_set
@@ -85,7 +86,8 @@ def check_data(
     for entry in files:
         for content in _contents(entry, report, usual):
             images.update(dict.fromkeys(content.images))
-            about = "" if report.kind == "captions" else content.images[0]
+            report.of_several += len(content.images) > 1 and report.kind != "sentences"
+            about = "" if report.kind == "captions" else "|".join(content.images)
             occurrences.update(stable_hash(about, caption_id(text)) for text in content.texts)
             measured = measure(content.texts)
             empty = 2 if tokenizer else 0  # [CLS] and [SEP]
@@ -161,12 +163,12 @@ def _content(record: Captioned | Question | Statement, root: str) -> Content:
     def full(image: str) -> str:
         return os.path.normpath(os.path.join(root, image))
 
+    images = [full(image) for image in record.image_paths]
     if isinstance(record, Captioned):
-        return Content([full(record.image)], record.captions)
+        return Content(images, record.captions)
     if isinstance(record, Question):
-        return Content([full(record.image)], [record.question], record.answers, record.answer_type)
-    images = [record.images] if isinstance(record.images, str) else list(record.images)
-    return Content([full(image) for image in images], [record.sentence], answer_type=str(record.label).lower())
+        return Content(images, [record.question], record.answers, record.answer_type)
+    return Content(images, [record.sentence], answer_type=str(record.label).lower())
 
 
 # ---- images ----------------------------------------------------------------------------------------------------------
@@ -224,6 +226,9 @@ def _in_processes(inspect: Inspect, paths: list[str], count: int, *, at_once: in
 def _inspect(path: str, limits: ImageLimits) -> tuple[str, bytes, str]:
     """(path, hash of the file's bytes, the problem of the image or "")."""
     try:
+        if pictures_of(path):  # such as a video: two references to one file are different pictures
+            open_pictures([path], limits)
+            return path, path.encode("utf-8", "surrogatepass"), ""
         with image_stream(path, limits) as file:
             open_image(file, limits)
             file.seek(0)

@@ -34,6 +34,7 @@ class Report:
     errors: list[str] = field(default_factory=list)  # annotation file, record and problem
     broken_images: list[tuple[str, str]] = field(default_factory=list)  # path, reason
     images: int = 0  # different paths
+    of_several: int = 0  # captions and questions that are about several pictures
     empty_texts: int = 0  # also among the errors
     wordless_texts: int = 0  # no letter and no digit or, with a tokenizer, no token: a model learns nothing from them
     duplicate_texts: int = 0  # equal but for white space and case; questions and sentences: about the same image

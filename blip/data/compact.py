@@ -4,6 +4,7 @@ Forked workers share the pages of the buffers. Objects would be copied, since re
 """
 
 from array import array
+from collections.abc import Iterable, Sequence
 
 
 class Texts:
@@ -41,6 +42,13 @@ class TextLists:
             self.texts.append(text)
         self.ends.append(len(self.texts))
 
+    def append_late(self, texts: Sequence[str], before: int) -> None:
+        """Adds a list behind `before` others, of which all are left out as long as all are empty."""
+        if texts and not self.ends:
+            self.ends.extend([0] * before)
+        if texts or self.ends:
+            self.append(list(texts))
+
     def __len__(self) -> int:
         return len(self.ends)
 
@@ -69,6 +77,11 @@ class Labels:
         if number == len(self.names):
             self.names.append(name)
         self.numbers.append(number)
+
+    def extend(self, names: Iterable[str]) -> None:
+        """Adds several."""
+        for name in names:
+            self.append(name)
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -1,7 +1,8 @@
 """Annotation files: JSON, JSON lines, CSV, TSV, parquet, arrow and text, read record by record.
 
 The records of each data set are read in `data/sets/`. The generic record of captions, read by `parse_record`, has
-`image` (a path), `caption` (text or a list of texts) and optionally `image_id`; other keys are ignored.
+`image` (a path) or `images` (several, see `several_paths`), `caption` (text or a list of texts) and optionally
+`image_id`; other keys are ignored.
 """
 
 import os
@@ -34,7 +35,8 @@ def iter_records(
 
     Args:
         path: .json (a list of records), .jsonl, .csv, .tsv, .parquet, or .arrow as the `datasets` library saves it.
-        needed: columns that a table has to have. Records of other formats are not checked here.
+        needed: columns that a table has to have; `images` can stand in place of `image`. Records of other formats are
+            not checked here.
         also: further columns of parquet and arrow files, read where they exist.
         columns: name of the package -> name in the file, where they differ in more than their case; see `columns_of`.
 
@@ -42,6 +44,7 @@ def iter_records(
         AnnotationError: the file itself is broken. Its records are not checked: `parse_record` does that.
     """
     path, given = Path(path), dict(columns or {})
+    also = (*also, "images") if "image" in needed else also
     readers: dict[str, Callable[[Path], Records]] = {
         ".json": lambda path: renamed(_json(path), needed, also, given, path=path),
         ".jsonl": lambda path: renamed(iter_json_lines(path), needed, also, given, path=path),
@@ -181,6 +184,28 @@ def iter_json_lines(path: Path) -> Records:
 
 
 # ---- records ---------------------------------------------------------------------------------------------------------
+
+
+def several_paths(record: Any) -> list[str]:
+    """The paths under `images`, a list, or text with bars between them; [] where a record has none, but `image`.
+
+    Raises:
+        InputError: no paths, or `image` beside them.
+    """
+    given = record.get("images") if isinstance(record, dict) else None
+    if given is None or given == "":
+        return []
+    if record.get("image") not in (None, ""):
+        raise InputError("has both image and images: one path is an image, several of one item are images")
+    paths = [part.strip() for part in given.split("|")] if isinstance(given, str) else given
+    if not isinstance(paths, list) or not paths:
+        raise InputError(f"its images are {kind_of(given) if paths != [] else 'an empty list'}, not a list of paths")
+    for path in paths:
+        if not isinstance(path, str):
+            raise InputError(f"one of its images is {kind_of(path)}, not the path of a file")
+        if problem := path_problem(path):
+            raise InputError(f"one of its images {problem}")
+    return paths
 
 
 def parse_record(record: Any) -> tuple[str, list[str], str | None]:

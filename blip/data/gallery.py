@@ -9,35 +9,36 @@ from torch.utils.data import Dataset
 
 from blip import distributed
 from blip.data.image_bytes import LIMITS, ImageLimits
-from blip.data.images import open_image
 from blip.data.loader import data_loader
 from blip.data.order import open_or_note
+from blip.data.pictures import eval_pixels
 from blip.data.skipped import Skipped
+from blip.network.pictures import Pictures, beside_one_another
 
 OPENED_AT_ONCE = 16  # images in a batch of `unreadable`
 
 
 class ImagesByNumber:
-    """Called with batches of image numbers, it yields their pixels (B, 3, S, S), batch by batch.
+    """Called with batches of image numbers, it yields their pixels (B, 3, S, S) or `Pictures`, batch by batch.
 
     An unreadable image is black, so that the others keep their numbers, and is noted in `skipped`.
     """
 
     def __init__(
         self,
-        paths: Sequence[str],
+        paths: Sequence[str | Sequence[str]],
         transform: Callable[[Image.Image], Tensor],
         num_workers: int = 0,
         *,
         pin_memory: bool = False,
         limits: ImageLimits = LIMITS,
     ):
-        """`pin_memory`: as in `data_loader`."""
+        """`paths`: of each image, or of all pictures of an item; `pin_memory`: as in `data_loader`."""
         self.files = _Files(paths, transform, limits)
         self.num_workers, self.pin_memory = num_workers, pin_memory
         self.skipped: set[Skipped] = set()
 
-    def __call__(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    def __call__(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor | Pictures]:
         loader = data_loader(
             self.files, list(batches), _side_by_side, num_workers=self.num_workers, pin_memory=self.pin_memory
         )
@@ -46,7 +47,9 @@ class ImagesByNumber:
             yield pixels
 
 
-def unreadable(paths: Sequence[str], num_workers: int = 0, *, limits: ImageLimits = LIMITS) -> list[Skipped]:
+def unreadable(
+    paths: Sequence[str | Sequence[str]], num_workers: int = 0, *, limits: ImageLimits = LIMITS
+) -> list[Skipped]:
     """Notes about the images that cannot be read, by number, the same in every process. Each process opens its share.
 
     Ranking needs them in advance: an unreadable image is neither a query nor a candidate.
@@ -59,11 +62,13 @@ def unreadable(paths: Sequence[str], num_workers: int = 0, *, limits: ImageLimit
 
 
 def _no_pixels(image: Image.Image) -> Tensor:
-    return torch.empty(0)
+    return torch.empty(0, 0, 0)
 
 
 class _Files(Dataset):
-    def __init__(self, paths: Sequence[str], transform: Callable[[Image.Image], Tensor], limits: ImageLimits):
+    def __init__(
+        self, paths: Sequence[str | Sequence[str]], transform: Callable[[Image.Image], Tensor], limits: ImageLimits
+    ):
         self.paths, self.transform, self.limits = paths, transform, limits
         self.black = torch.zeros_like(transform(Image.new("RGB", (8, 8))))
 
@@ -71,9 +76,11 @@ class _Files(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, list[Skipped]]:
-        pixels, skipped = open_or_note(index, lambda i: self.transform(open_image(self.paths[i], self.limits)))
+        given = self.paths[index]
+        paths = [given] if isinstance(given, str) else given
+        pixels, skipped = open_or_note(index, lambda _: eval_pixels(paths, self.transform, self.limits))
         return self.black if pixels is None else pixels, skipped
 
 
-def _side_by_side(samples: list[tuple[Tensor, list[Skipped]]]) -> tuple[Tensor, list[Skipped]]:
-    return torch.stack([pixels for pixels, _ in samples]), [note for _, notes in samples for note in notes]
+def _side_by_side(samples: list[tuple[Tensor, list[Skipped]]]) -> tuple[Tensor | Pictures, list[Skipped]]:
+    return beside_one_another([pixels for pixels, _ in samples]), [note for _, notes in samples for note in notes]

@@ -36,15 +36,18 @@ REFERENCE = re.compile(
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What an image may cost; larger ones are unreadable."""
+    """What an image may cost, larger ones are unreadable; and how many pictures are read, see `pictures.py`."""
 
     max_bytes: int = MAX_MB << 20  # of its file
     max_pixels: int = MAX_PIXELS  # width times height
+    max_pictures: int = 16  # of an item
+    frames: int = 8  # of a video whose reference does not say
+    slices: int = 16  # of a volume whose reference does not say
 
     @classmethod
-    def of_mb(cls, max_image_mb: int) -> "ImageLimits":
-        """The limits for the option max_image_mb, MiB of a file."""
-        return cls(max_bytes=max_image_mb << 20)
+    def of_mb(cls, max_image_mb: int, **others: Any) -> "ImageLimits":
+        """The limits for the option max_image_mb, MiB of a file; `others` are fields of this class."""
+        return cls(max_bytes=max_image_mb << 20, **others)
 
 
 LIMITS = ImageLimits()  # unless a caller gives others

@@ -7,6 +7,7 @@ Files of annotations are read in `formats.py` and `sets/captions.py`; `order.py`
 import os
 from array import array
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,10 @@ from torch.utils.data import Dataset
 
 from blip.data.batches import Sample
 from blip.data.columns import Columns
-from blip.data.compact import Labels, Texts
+from blip.data.compact import Labels, TextLists, Texts
 from blip.data.image_bytes import LIMITS, ImageLimits
-from blip.data.images import open_image
 from blip.data.order import EpochOrder, Walk, open_or_note, seeded
+from blip.data.pictures import eval_pixels, finish_item, read_item
 from blip.data.sets.captions import CAPTION_SETS
 from blip.data.sources import Entry, records_of
 from blip.data.training_images import TrainingImages, Transform, images_of
@@ -40,7 +41,8 @@ class Pairs:
         self.annotation_files: list[str] = []
         self.roots: list[str] = []  # of each file: the folder that its image paths are relative to
         self.weights: list[float] = []  # of each file: visits of a record in an epoch
-        self._paths = Texts()
+        self._paths = Texts()  # of the first picture of each record
+        self._further = TextLists()  # of its other pictures; as `_groups`, empty where no record has any
         self._captions = Texts()
         self._caption_ends = array("q")  # of each record: where its captions end in `_captions`
         self._image_ids = array("q")
@@ -58,22 +60,23 @@ class Pairs:
         image_id: str | None,
         group: str = "",
         source: str = "",
+        further: Sequence[str] = (),
     ) -> None:
-        """Adds a record of the annotation file `annotation_files[file]`; `group` and `source` as in `Captioned`."""
+        """Adds a record of the annotation file `annotation_files[file]`; what follows `image_id` as in `Captioned`."""
         self._paths.append(image)
+        self._further.append_late(further, len(self))
         for caption in captions:
             self._captions.append(caption)
         self._caption_ends.append(len(self._captions))
         self._files.append(file)
-        self._image_ids.append(stable_hash(image_id or self.image_path(len(self) - 1)))
+        self._image_ids.append(stable_hash(image_id or "|".join(self.image_paths(len(self) - 1))))
         self._names.append(image_id or "")
         if group and not self._groups:
             self._groups.extend([0] * (len(self) - 1))  # of the records before
         if group or self._groups:
             self._groups.append(stable_hash("group", group) if group else 0)
         if source and not self._sources:
-            for _ in range(len(self) - 1):
-                self._sources.append("")
+            self._sources.extend([""] * (len(self) - 1))
         if len(self._sources.names) >= MAX_SOURCES and source not in self._sources.names:
             source = "other"  # such as addresses, of which each record has another
         if source or self._sources:
@@ -83,8 +86,21 @@ class Pairs:
         return len(self._files)
 
     def image_path(self, index: int) -> str:
-        """The path of the record's image, joined to the folder that it is relative to."""
-        return os.path.normpath(os.path.join(self.roots[self._files[index]], self._paths[index]))
+        """The path of the record's image, of several the first, joined to the folder that it is relative to."""
+        return self._full(index, self._paths[index])
+
+    def image_paths(self, index: int) -> list[str]:
+        """The paths of all pictures of the record, joined to the folder that they are relative to."""
+        further = self._further[index] if len(self._further) else []
+        return [self.image_path(index), *(self._full(index, path) for path in further)]
+
+    def _full(self, index: int, path: str) -> str:
+        return os.path.normpath(os.path.join(self.roots[self._files[index]], path))
+
+    def above(self, most: int) -> int:
+        """How many records name more than `most` pictures."""
+        counts = np.diff(np.asarray(self._further.ends), prepend=0) + 1
+        return int((counts > most).sum())
 
     def captions(self, index: int) -> list[str]:
         start = self._caption_ends[index - 1] if index else 0
@@ -125,6 +141,7 @@ class Pairs:
         arrays = (self._caption_ends, self._image_ids, self._groups, self._files)
         return (
             self._paths.nbytes
+            + self._further.nbytes
             + self._captions.nbytes
             + self._names.nbytes
             + self._sources.nbytes
@@ -145,7 +162,7 @@ def read_pairs(
     """Reads annotation files: .json (a list), .jsonl, .csv and .tsv (with a header), .parquet, .arrow; folders of sets;
     and data sets of the hub.
 
-    A record has `image` (a path), `caption` (text or a list of texts) and optionally `image_id`.
+    A record has `image` (a path) or `images` (of one item), `caption` (text or a list) and optionally `image_id`.
 
     Args:
         files: paths, or {"path": ..., "weight": ...}; an epoch visits the file's records `weight` times. A path may be
@@ -176,13 +193,9 @@ def read_pairs(
             pairs.weights.append(opened.source.weight)
         record = opened.record()
         pairs.append(
-            len(pairs.annotation_files) - 1,
-            record.image,
-            record.captions,
-            image_id=record.image_id,
-            group=record.group,
-            source=record.source,
-        )
+            len(pairs.annotation_files) - 1, record.image, record.captions, image_id=record.image_id,
+            group=record.group, source=record.source, further=record.further,
+        )  # fmt: skip
     return pairs
 
 
@@ -234,6 +247,7 @@ class PairDataset(Dataset):
         itself; `max_skipped_fraction`: see `Walk`."""
         self.pairs, self.encode, self.images, self.seed = pairs, encode, images_of(transform, limits), seed
         self.order, self.walk = order, Walk(order, len(pairs), max_skipped_fraction)
+        self.limits = limits
 
     def __len__(self) -> int:
         return self.order.per_rank
@@ -241,12 +255,11 @@ class PairDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """The sample at (epoch, position), or the next readable one, with notes about those skipped."""
         epoch, position = key
-        path_of, key = self.pairs.image_path, (self.seed, epoch)
-        index, image, skipped = self.walk.open(epoch, position, lambda i: self.images.read(path_of(i), *key, i))
+        index, read, skipped = self.walk.open(epoch, position, partial(self._read, epoch))
         captions = self.pairs.captions(index)
         with seeded(self.seed, epoch, index):
             caption = captions[int(torch.randint(len(captions), ()))]
-            pixels = self.images.finish(image)
+            pixels = finish_item(self.images, read)
         return Sample(
             pixels.image,
             self.encode(caption),
@@ -257,6 +270,9 @@ class PairDataset(Dataset):
             self.pairs.pair_source(index),
             pixels.operations,
         )
+
+    def _read(self, epoch: int, index: int) -> list[Any]:
+        return read_item(self.images, self.pairs.image_paths(index), self.limits, self.seed, epoch, index)
 
 
 class EvalPairs(Dataset):
@@ -277,7 +293,7 @@ class EvalPairs(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         """The sample; for an unreadable image its `image` is None and `skipped` has a note."""
-        path = self.pairs.image_path(index)
-        pixels, skipped = open_or_note(index, lambda i: self.transform(open_image(path, self.limits)))
+        paths = self.pairs.image_paths(index)
+        pixels, skipped = open_or_note(index, lambda i: eval_pixels(paths, self.transform, self.limits))
         caption = self.pairs.captions(index)[0]
         return Sample(pixels, self.encode(caption), caption_id(caption), self.pairs.image_id(index), index, skipped)

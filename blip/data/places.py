@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from blip.data.formats import AnnotationError, iter_records
+from blip.data.formats import AnnotationError, iter_records, several_paths
 from blip.data.hub import pinned
 from blip.data.image_bytes import is_reference
 from blip.data.images import ENDINGS, find_images
@@ -39,7 +39,7 @@ OnProblem = Callable[[AnnotationError], None]
 class Found:
     """A record of any source, with the texts that its source has."""
 
-    images: list[str]  # paths, or references FILE#ROW: one, or left and right
+    images: list[str]  # paths, or references FILE#ROW: one, all pictures of one item, or left and right of a statement
     place: str = ""  # file and record, for messages; "" for an image that was given by itself
     captions: list[str] = field(default_factory=list)
     question: str = ""
@@ -53,7 +53,7 @@ class Found:
 
     @property
     def image(self) -> str:
-        """The path of the image, or of the left one."""
+        """The path of the image, of several the first."""
         return self.images[0]
 
     @property
@@ -139,14 +139,16 @@ def kind_of_source(source: Source) -> tuple[Mapping[str, SetFormat], str]:
         names = set(itertools.chain(*TABLES.values()))
         raise InputError(f"dataset is {source.dataset!r}; {did_you_mean(source.dataset, names)}")
     keys = _first_keys(source)
-    kind = next((kind for key, kind in KINDS.items() if key in keys), "images" if "image" in keys else "captions")
+    kind = next(
+        (kind for key, kind in KINDS.items() if key in keys), "images" if {"image", "images"} & keys else "captions"
+    )
     return TABLES.get(kind, CAPTION_SETS), kind
 
 
 def _first_keys(source: Source) -> set[str]:
     """The keys of the first record, by the names of the package; if it cannot be read, which is an error later, those
     of `columns` alone."""
-    wanted = ("image", *KINDS)
+    wanted = ("image", "images", *KINDS)
     try:
         file = open_set(CAPTION_SETS, "json", source.path, split=source.split)[0].path
         _, first = next(iter_records(file, needed=(), also=wanted))
@@ -182,24 +184,32 @@ def _images_of_records(source: Source, on_problem: OnProblem | None) -> Iterator
     for file in open_set(CAPTION_SETS, "json", source.path, split=source.split, image_root=source.image_root):
         for where, raw in iter_records(file.path, needed=("image",), also=("split",), columns=source.columns):
             record = raw if isinstance(raw, dict) else {}
-            image, part = record.get("image"), any_part(record)
-            if part and file.split and part != file.split:
+            if (part := any_part(record)) and file.split and part != file.split:
                 continue
-            problem = path_problem(image) if isinstance(image, str) and image.strip() else ""
-            if not isinstance(image, str) or not image.strip():
-                error = AnnotationError(file.path, where, "has no image, the path of a file")
-            elif problem:
-                error = AnnotationError(file.path, where, f"its image {problem}")
-            else:
-                try:
+            try:
+                images = _paths_of(record)
+                for image in images:
                     file.check_image(where, image)
-                    yield Found([os.path.normpath(os.path.join(file.root, image))], f"{file.path}, {where}")
-                    continue
-                except AnnotationError as found_error:
-                    error = found_error
-            if on_problem is None:
-                raise error
-            on_problem(error)
+            except (InputError, AnnotationError) as found_error:
+                of_record = isinstance(found_error, AnnotationError)
+                error = found_error if of_record else AnnotationError(file.path, where, str(found_error))
+                if on_problem is None:
+                    raise error from None
+                on_problem(error)
+                continue
+            yield Found([os.path.normpath(os.path.join(file.root, x)) for x in images], f"{file.path}, {where}")
+
+
+def _paths_of(record: Mapping[str, Any]) -> list[str]:
+    """The paths of a record's image or images; InputError where it has none."""
+    if several := several_paths(record):
+        return several
+    image = record.get("image")
+    if not isinstance(image, str) or not image.strip():
+        raise InputError("has no image, the path of a file")
+    if problem := path_problem(image):
+        raise InputError(f"its image {problem}")
+    return [image]
 
 
 def images_of(places: Sequence[str | Path], **usual: Any) -> list[Path]:

@@ -1,29 +1,28 @@
 """Visual questions: annotations in memory (`read_questions`, `Questions`), then samples (`VqaDataset`,
-`EvalQuestions`), then batches (`collate_vqa`).
+`EvalQuestions`), of which `question_batches.py` makes batches.
 
 Files of annotations are read in `sets/questions.py`; `question_splits.py` divides whole sets by image.
-B questions in a batch, A answers of all of them, T and Ta text tokens, S side of an image in pixels.
+S: side of an image in pixels.
 """
 
 import os
 from array import array
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from blip.data.batches import Operations, TensorBatch, padded
 from blip.data.compact import Labels, TextLists, Texts
-from blip.data.images import LIMITS, ImageLimits, open_image
+from blip.data.images import LIMITS, ImageLimits
 from blip.data.order import EpochOrder, Walk, open_or_note, seeded
+from blip.data.pictures import eval_pixels, finish_item, read_item
+from blip.data.question_batches import VqaSample
 from blip.data.sets.questions import QUESTION_SETS, Question
-from blip.data.skipped import Skipped
 from blip.data.sources import Entry, records_of
 from blip.data.training_images import TrainingImages, Transform, images_of
 from blip.errors import InputError
@@ -38,6 +37,7 @@ class Questions:
     def __init__(self) -> None:
         # of each image, of which there are fewer than questions
         self._paths, self._image_ids, self._groups = Texts(), Texts(), Texts()
+        self._further = TextLists()  # its other pictures; empty where no item has several
         # of each question
         self._image = array("q")
         self._questions, self._ids = Texts(), Texts()
@@ -49,16 +49,19 @@ class Questions:
         self._rows: np.ndarray | None = None  # of a view: where its questions lie in these arrays
 
     def append(self, question: Question, images: dict[str, int], weight: float = 1.0) -> None:
-        """Adds a question. `images`, path -> number, is an empty dict at first and holds the images added so far.
+        """Adds a question. `images`, path -> number, is an empty dict at first and holds the images added so far; of
+        several pictures, their paths with NUL between them.
 
         Of several questions about one path, the first one's id and group are kept.
         """
-        if question.image not in images:
-            images[question.image] = len(self._paths)
+        path = "\0".join(question.image_paths)
+        if path not in images:
+            self._further.append_late(question.further, len(self._paths))
+            images[path] = len(self._paths)
             self._paths.append(question.image)
             self._image_ids.append(question.image_id)
             self._groups.append(question.group)
-        self._image.append(images[question.image])
+        self._image.append(images[path])
         self._questions.append(question.question)
         self._ids.append(question.question_id)
         self._answers.append(question.answers)
@@ -89,11 +92,22 @@ class Questions:
             choices=self._choices[row],
             group=self._groups[image],
             references=[answers[i] for i in self._references[first : self._reference_ends[row]]],
+            further=self._further[image] if len(self._further) else [],
         )
 
     def image_path(self, index: int) -> str:
-        """The path of the question's image."""
+        """The path of the question's image, of several pictures the first."""
         return self._paths[self._image[self._row(index)]]
+
+    def image_paths(self, index: int) -> list[str]:
+        """The paths of all pictures that the question is about."""
+        image = self._image[self._row(index)]
+        return [self._paths[image], *(self._further[image] if len(self._further) else [])]
+
+    def above(self, most: int) -> int:
+        """How many items, about which there may be several questions, have more than `most` pictures."""
+        counts = np.diff(np.asarray(self._further.ends), prepend=0) + 1
+        return int((counts > most).sum())
 
     def image_number(self, index: int) -> int:
         """Equal for questions about one image, by its path."""
@@ -128,7 +142,16 @@ class Questions:
 
     @property
     def nbytes(self) -> int:
-        lists = (self._paths, self._image_ids, self._groups, self._questions, self._ids, self._answers, self._choices)
+        lists = (
+            self._paths,
+            self._further,
+            self._image_ids,
+            self._groups,
+            self._questions,
+            self._ids,
+            self._answers,
+            self._choices,
+        )
         arrays = (self._image, self._weights, self._references, self._reference_ends, self._file_weights)
         held = sum(x.nbytes for x in (*lists, self._types, self._categories))
         return held + sum(len(x) * x.itemsize for x in arrays) + (0 if self._rows is None else self._rows.nbytes)
@@ -156,26 +179,13 @@ def read_questions(files: Sequence[Entry], image_root: str = "", dataset: str = 
     questions, images = Questions(), dict[str, int]()
     for opened in records_of(QUESTION_SETS, files, image_root=image_root, dataset=dataset, **options):
         file, record = opened.file, opened.record()
-        record.image = os.path.normpath(os.path.join(file.root, record.image))
+        record.image, *record.further = (os.path.normpath(os.path.join(file.root, x)) for x in record.image_paths)
         record.question_id = record.question_id or f"{os.path.basename(file.path)}:{opened.place.split()[-1]}"
         questions.append(record, images, opened.source.weight)
     return questions
 
 
 # ---- samples ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class VqaSample:
-    """One image with a question and its answers. In evaluation `image` is None where it is unreadable."""
-
-    image: Tensor | None  # (3, S, S), see `Pixels`
-    ids: list[int]  # the question, [CLS] ... [SEP]
-    answers: list[list[int]]  # each [CLS] ... [SEP]
-    weights: list[float]  # of each answer
-    index: int
-    skipped: list[Skipped]  # unreadable images that this sample replaces
-    operations: Operations = ()  # of the image, see `Pixels`
 
 
 class QuestionEncoder:
@@ -218,6 +228,7 @@ class VqaDataset(Dataset):
             raise InputError(f"{len(unanswered)} questions have no answer to learn from, the first being {name}")
         self.questions, self.encode, self.images, self.seed = questions, encode, images_of(transform, limits), seed
         self.order, self.walk = order, Walk(order, len(questions), max_skipped_fraction)
+        self.limits = limits
 
     def __len__(self) -> int:
         return self.order.per_rank
@@ -225,14 +236,16 @@ class VqaDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> VqaSample:
         """The sample at (epoch, position), or the next readable one, with notes about those skipped."""
         epoch, position = key
-        path_of, key = self.questions.image_path, (self.seed, epoch)
-        index, image, skipped = self.walk.open(epoch, position, lambda i: self.images.read(path_of(i), *key, i))
+        index, read, skipped = self.walk.open(epoch, position, partial(self._read, epoch))
         with seeded(self.seed, epoch, index):
-            pixels = self.images.finish(image)
+            pixels = finish_item(self.images, read)
         question = self.questions[index]
         return VqaSample(
             pixels.image, *self.encode(question), question.weights, index, skipped, operations=pixels.operations
         )
+
+    def _read(self, epoch: int, index: int) -> list[Any]:
+        return read_item(self.images, self.questions.image_paths(index), self.limits, self.seed, epoch, index)
 
 
 class EvalQuestions(Dataset):
@@ -254,44 +267,6 @@ class EvalQuestions(Dataset):
     def __getitem__(self, index: int) -> VqaSample:
         """The sample; for an unreadable image its `image` is None and `skipped` has a note."""
         question = self.questions[index]
-        pixels, skipped = open_or_note(index, lambda _: self.transform(open_image(question.image, self.limits)))
+        paths = question.image_paths
+        pixels, skipped = open_or_note(index, lambda _: eval_pixels(paths, self.transform, self.limits))
         return VqaSample(pixels, *self.encode(question), question.weights, index, skipped)
-
-
-# ---- batches ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class VqaBatch(TensorBatch):
-    """Tensors of B questions with A answers in all."""
-
-    images: Tensor  # float32 (B, 3, S, S)
-    ids: Tensor  # int64 (B, T), questions, [CLS] first, padded to the longest of the batch
-    lengths: Tensor  # int64 (B,), without pads; stays on the CPU
-    answer_ids: Tensor  # int64 (A, Ta), [CLS] first, padded to the longest of the batch
-    answer_lengths: Tensor  # int64 (A,), without pads; stays on the CPU
-    owner: Tensor  # int64 (A,), the row of each answer's question, in ascending order
-    weights: Tensor  # float32 (A,)
-    indices: list[int]  # of the questions, to name one in a message
-    skipped: list[Skipped]
-
-
-def collate_vqa(samples: list[VqaSample], pad_id: int = 0, pad_to: tuple[int, ...] = ()) -> VqaBatch:
-    """Puts samples side by side; those without an image only leave notes in `skipped`. `pad_to`: see `padded`."""
-    skipped = [note for sample in samples for note in sample.skipped]
-    samples = [sample for sample in samples if sample.image is not None]
-    ids, lengths = padded([sample.ids for sample in samples], pad_id, pad_to)
-    answer_ids, answer_lengths = padded([ids for sample in samples for ids in sample.answers], pad_id, pad_to)
-    owner = [row for row, sample in enumerate(samples) for _ in sample.answers]
-    return VqaBatch(
-        images=torch.stack([sample.image for sample in samples]) if samples else torch.empty(0),  # type: ignore[misc]
-        ids=ids,
-        lengths=lengths,
-        answer_ids=answer_ids,
-        answer_lengths=answer_lengths,
-        owner=torch.tensor(owner, dtype=torch.int64),
-        weights=torch.tensor([weight for sample in samples for weight in sample.weights], dtype=torch.float32),
-        indices=[sample.index for sample in samples],
-        skipped=skipped,
-        operations=[sample.operations for sample in samples],
-    )

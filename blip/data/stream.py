@@ -23,6 +23,7 @@ from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
 from blip.data.loader import data_loader
 from blip.data.order import seeded
 from blip.data.pairs import caption_id
+from blip.data.pictures import finish_item, read_item
 from blip.data.skipped import Skipped, TooManySkipped, too_many
 from blip.data.training_images import TrainingImages, Transform, images_of
 from blip.data.webdataset import Raw, TarShards
@@ -97,7 +98,7 @@ class StreamDataset(IterableDataset):
         """`encode`: a caption to ids; `transform`: PIL RGB to (3, S, S), or what reads images by itself; `pad_id`,
         `pad_to`: see `padded`."""
         self.order, self.encode, self.images, self.start = order, encode, images_of(transform, limits), start
-        self.pad_id, self.pad_to = pad_id, pad_to
+        self.pad_id, self.pad_to, self.limits = pad_id, pad_to, limits
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
@@ -148,11 +149,12 @@ class StreamDataset(IterableDataset):
         return samples
 
     def _sample(self, epoch: int, raw: Raw) -> Sample:
-        record, image = raw.record(), self.images.read(raw.image(), self.order.seed, epoch, raw.number)
+        record = raw.record()
+        read = read_item(self.images, raw.images(), self.limits, self.order.seed, epoch, raw.number)
         captions = record["caption"]
         with seeded(self.order.seed, epoch, raw.number):
             caption = captions[int(torch.randint(len(captions), ()))]
-            pixels = self.images.finish(image)
+            pixels = finish_item(self.images, read)
         image_id = stable_hash(record["image_id"] or record.get("image") or self.order.shards.name(raw.number))
         source = str(record.get("source") or "")
         return Sample(

@@ -74,6 +74,8 @@ def binary_table(path: Path, needed: tuple[str, ...], also: tuple[str, ...], col
             file = parquet.ParquetFile(source) if kind == "parquet" else ipc.open_stream(source)
             schema = file.schema_arrow if kind == "parquet" else file.schema
             theirs = columns_of(schema.names, (*needed, *also), columns, path=path)
+            if "images" in theirs and not _is_paths(schema, theirs["images"]):
+                del theirs["images"]
             _require(path, "", schema.names, needed, found=theirs)
             inside = [name for name, column in theirs.items() if name == "image" and not _is_text(schema, column)]
             labels = label_names(schema.metadata)
@@ -121,11 +123,16 @@ def _is_text(schema: Any, column: str) -> bool:
     return kind in ("string", "large_string", "string_view") or kind.startswith("dictionary<values=string")
 
 
+def _is_paths(schema: Any, column: str) -> bool:
+    """Whether a column holds lists of texts, or texts."""
+    return _is_text(schema, column) or str(schema.field(column).type) in ("list<element: string>", "list<item: string>")
+
+
 def _require(path: Path, place: str, names: list[str], needed: tuple[str, ...], *, found: Mapping[str, str]) -> None:
     """AnnotationError for a column that occurs twice, or that is needed and not `found`."""
     if twice := [name for name in found.values() if names.count(name) > 1]:
         raise AnnotationError(path, place, f"has {names.count(twice[0])} columns called {twice[0]}: rename all but one")
-    if missing := [name for name in needed if name not in found]:
+    if missing := [name for name in needed if name not in found and not (name == "image" and "images" in found)]:
         last = f"{', '.join(needed[:-1])} and {needed[-1]}" if len(needed) > 1 else needed[0]
         other = next((name for name in names if name not in found.values()), "NAME")
         advice = f"columns={{{missing[0]}: {other}}} would name another" if names else ""

@@ -2,6 +2,7 @@
 
     000000012.jpg  000000012.json       the image; {"caption": ..., "image": ..., "source": ..., "round": ...}
     000000013.png  000000013.txt        the image; its caption
+    000000014.0.png  000000014.1.png    the pictures of an item of several, in the order of their numbers
 
 `sizes.json` beside them has the number of samples of each; without it they are read through once and counted. Shards
 that this package writes have their length and hash in it, too, under "bytes" and "sha256": a shard that was cut short
@@ -27,6 +28,7 @@ from blip.data.tar_sizes import SIZES, UNFINISHED, Count, Shard, TarError, check
 from blip.errors import BlipError, InputError
 from blip.files import ReadError, parse_json, read_json, whole_file, write_whole
 
+NUMBERED = re.compile(rf"\d{{1,6}}({'|'.join(map(re.escape, ENDINGS))})")  # a picture of several
 TEXTS = ("txt", "text", "caption")  # endings of a caption alone
 OTHER_SIZES = f"{SIZES} belongs to other shards, or this one is damaged: write them anew, or remove {SIZES}"
 MAX_CAPTION = 1_000_000  # characters
@@ -46,14 +48,21 @@ class Raw:
     parts: dict[str, bytes]
     problem: str = ""
 
-    def image(self) -> bytes:
-        """The bytes of the image; BrokenSample where there is none."""
+    def images(self) -> list[bytes]:
+        """The bytes of the image, or of the pictures of an item of several; BrokenSample where there is none."""
         if self.problem:
             raise BrokenSample(self.problem)
         for ending in ENDINGS:
             if ending[1:] in self.parts:
-                return self.parts[ending[1:]]
+                return [self.parts[ending[1:]]]
+        numbered = {int(part.split(".")[0]): part for part in self.parts if NUMBERED.fullmatch(part)}
+        if numbered:
+            return [self.parts[numbered[number]] for number in sorted(numbered)]
         raise BrokenSample(f"has no image; its parts: {', '.join(self.parts)}")
+
+    def image(self) -> bytes:
+        """The first of `images`."""
+        return self.images()[0]
 
     def record(self) -> dict[str, Any]:
         """The annotation: `caption` is a list of texts, `image` a path or ""; BrokenSample where there is no text."""

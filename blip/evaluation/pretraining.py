@@ -20,6 +20,7 @@ from blip.models.pretrain import PretrainModel
 from blip.models.scorers import Scorer, SeenImages, scorer_of
 from blip.network.cross_attention import ProjectedKeys
 from blip.network.packing import Rows
+from blip.network.pictures import encode
 
 
 @dataclass
@@ -67,7 +68,7 @@ def evaluate_pretraining(
     sums = LossSums()
     for batch in batches:
         batch = batch.to(device, non_blocking=True)
-        seen = scorer.see(model.image_encoder(batch.images))
+        seen = scorer.see(encode(model.image_encoder, batch.images))
         rows = Rows(batch.lengths, batch.ids.shape[1], device)
         texts = scorer.text_features(batch.ids, rows)
         other = torch.arange(len(batch.ids)).roll(1)

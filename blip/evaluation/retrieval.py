@@ -26,6 +26,7 @@ from blip.hardware.profile import profile_of
 from blip.models.scorers import AnyMatcher, scorer_of
 from blip.network.cross_attention import ProjectedKeys
 from blip.network.packing import Rows
+from blip.network.pictures import States, encode
 
 # ---- the whole evaluation --------------------------------------------------------------------------------------------
 
@@ -216,8 +217,8 @@ def match_pairs(
     members = iter(own[:, 1].split(counts.tolist()))
     parts = []
     for batch in states([part.tolist() for part in _split(numbers, batch_size)]):
-        for one in batch:
-            keys = scorer_of(model).image_keys(one[None])
+        for one in batch.split(1):
+            keys = scorer_of(model).image_keys(one)
             parts.append(match_texts(model, keys, texts, chosen=next(members), device=device))
     return _gathered(parts, len(pairs))
 
@@ -243,9 +244,9 @@ def match_texts(
 def image_states(model: AnyMatcher, images: Batches, device: torch.device) -> Batches:
     """States of the images whose pixels `images` gives, encoded on request and not kept."""
 
-    def states(numbers: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    def states(numbers: Sequence[Sequence[int]]) -> Iterator[States]:
         for pixels in images(numbers):
-            yield model.image_encoder(pixels.to(device, non_blocking=True))
+            yield encode(model.image_encoder, pixels.to(device, non_blocking=True))
 
     return states
 

@@ -6,6 +6,7 @@ to choose from, k chosen ones.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +16,9 @@ from blip.errors import InputError
 from blip.evaluation.ranking import own_rows
 from blip.models.momentum import cosines
 
-# Batches of image numbers -> their tensors, batch by batch: pixels (B, 3, height, width), or states (B, N, D).
-Batches = Callable[[Sequence[Sequence[int]]], Iterable[Tensor]]
+# Batches of image numbers -> their tensors, batch by batch: pixels (B, 3, height, width), or states (B, N, D); or
+# those of items of several pictures.
+Batches = Callable[[Sequence[Sequence[int]]], Iterable[Any]]
 
 
 @dataclass

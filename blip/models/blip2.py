@@ -29,6 +29,7 @@ from blip.models.momentum import same_pairs, unit_features
 from blip.network.cross_attention import ImageKeys, ProjectedKeys
 from blip.network.embeddings import TiedLookUp
 from blip.network.packing import Rows, with_first
+from blip.network.pictures import Pictures, States, encode
 from blip.network.qformer import QFormer, QFormerConfig, QFormerStep, QueryStates
 from blip.network.vit import ViT, ViTConfig
 from blip.tokenizer import Specials
@@ -71,7 +72,7 @@ class Blip2Model(nn.Module):
 
     def forward(
         self,
-        images: Tensor,
+        images: Tensor | Pictures,
         ids: Tensor,
         lengths: Tensor,
         *,
@@ -82,7 +83,7 @@ class Blip2Model(nn.Module):
         """One batch to its losses.
 
         Args:
-            images: (B, 3, height, width), normalised.
+            images: (B, 3, height, width), normalised; or items of several pictures, see `network.pictures`.
             ids: (B, T), each text `[CLS] ... [SEP]` and padding after it.
             lengths: (B,) tokens of each text, on the CPU.
             positives: (B, W*B) boolean, see `positives_among`; None: each pair is its own only one.
@@ -92,7 +93,7 @@ class Blip2Model(nn.Module):
         """
         if positives is None:
             positives = own_pairs(len(ids), ids.device)
-        states = self.image_encoder(images)  # (B, N, D)
+        states = encode(self.image_encoder, images)  # (B, N, D)
         keys = self.qformer.image_keys(states)  # once, for the queries alone and for matching
         read = self.qformer.look(keys)
         rows = Rows(lengths, ids.shape[1], ids.device)
@@ -138,7 +139,7 @@ class Blip2Model(nn.Module):
             return image_to_text, text_to_image / self.temperature
 
     def _match_over_processes(
-        self, states: Tensor, keys: ProjectedKeys, ids: Tensor, *, lengths: Tensor, negatives: HardNegatives
+        self, states: States, keys: ProjectedKeys, ids: Tensor, *, lengths: Tensor, negatives: HardNegatives
     ) -> Tensor:
         """Logits (3B, 2) of matching, where `negatives` number the pairs of all processes.
 
@@ -151,13 +152,13 @@ class Blip2Model(nn.Module):
 
     # ---- predictions -------------------------------------------------------------------------------------------------
 
-    def read_images(self, image_states: Tensor) -> QueryStates:
+    def read_images(self, image_states: States) -> QueryStates:
         """What the queries read from the states (B, N, D) of images, for features and captions."""
         return self.qformer.look(self.qformer.keys_or_states(image_states, self.qformer.config.queries))
 
-    def encode_image(self, images: Tensor) -> Tensor:
+    def encode_image(self, images: Tensor | Pictures) -> Tensor:
         """images (B, 3, height, width) -> features of unit length, one a query: (B, Q, E)."""
-        return unit_features(self.image_proj, self.read_images(self.image_encoder(images)).states)
+        return unit_features(self.image_proj, self.read_images(encode(self.image_encoder, images)).states)
 
     def encode_text(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """ids (R, T), each `[CLS] ... [SEP]`, of lengths (R,) on the CPU -> features of unit length (R, E)."""
@@ -175,17 +176,23 @@ class Blip2Model(nn.Module):
 
     @torch.no_grad()
     def write(
-        self, images: Tensor, prompt: Tensor, decoding: Decoding, *, end_id: int, uniforms: Tensor | None = None
+        self,
+        images: Tensor | Pictures,
+        prompt: Tensor,
+        decoding: Decoding,
+        *,
+        end_id: int,
+        uniforms: Tensor | None = None,
     ) -> Generated:
         """Captions of images (B, 3, height, width) that continue `prompt` (B, T), whose first token is `[DEC]`.
 
         `uniforms` draw samples, see `generate`.
         """
-        return self.write_about(self.image_encoder(images), prompt, decoding, end_id=end_id, uniforms=uniforms)
+        return self.write_about(encode(self.image_encoder, images), prompt, decoding, end_id=end_id, uniforms=uniforms)
 
     @torch.no_grad()
     def write_about(
-        self, image_states: Tensor, prompt: Tensor, decoding: Decoding, *, end_id: int, uniforms: Tensor | None = None
+        self, image_states: States, prompt: Tensor, decoding: Decoding, *, end_id: int, uniforms: Tensor | None = None
     ) -> Generated:
         """`write` from the states (B, N, D) of encoded images."""
         step = QFormerStep(self.qformer, self.read_images(image_states))

@@ -16,6 +16,7 @@ from blip.models.decoding import Decoding, Generated
 from blip.models.generation import generate
 from blip.models.language_models import LanguageModel
 from blip.network.packing import Rows
+from blip.network.pictures import Pictures, States, encode
 from blip.network.qformer import QFormer, QFormerConfig
 from blip.network.vit import ViT, ViTConfig
 
@@ -57,7 +58,7 @@ class Blip2LanguageModel(nn.Module):
 
     def forward(
         self,
-        images: Tensor,
+        images: Tensor | Pictures,
         ids: Tensor,
         mask: Tensor,
         *,
@@ -68,15 +69,15 @@ class Blip2LanguageModel(nn.Module):
         """One batch to its language modelling loss, the mean over the targets that count.
 
         Args:
-            images: (B, 3, height, width), normalised.
+            images: (B, 3, height, width), normalised; or items of several pictures, see `network.pictures`.
             ids: (B, T), with `mask` (B, T) and `targets` (B, U) as in `language_tokens.TextBatch`.
             question_ids: (B, S), question_lengths (B,) on the CPU: read by the Q-Former beside the queries.
         """
-        queries = self.query_inputs(self.image_encoder(images), question_ids, question_lengths)
+        queries = self.query_inputs(encode(self.image_encoder, images), question_ids, question_lengths)
         return self._attached.loss(queries, ids, mask, targets=targets)
 
     def query_inputs(
-        self, image_states: Tensor, question_ids: Tensor | None = None, question_lengths: Tensor | None = None
+        self, image_states: States, question_ids: Tensor | None = None, question_lengths: Tensor | None = None
     ) -> Tensor:
         """Image states (B, N, E) -> what the language model reads of them (B, Q, W); questions as in `forward`."""
         keys = self.qformer.keys_or_states(image_states, self.qformer.config.queries)
@@ -90,7 +91,7 @@ class Blip2LanguageModel(nn.Module):
 
     def log_probs(
         self,
-        image_states: Tensor,
+        image_states: States,
         ids: Tensor,
         mask: Tensor,
         *,
@@ -105,7 +106,7 @@ class Blip2LanguageModel(nn.Module):
     @torch.no_grad()
     def write(
         self,
-        images: Tensor,
+        images: Tensor | Pictures,
         ids: Tensor,
         mask: Tensor,
         *,
@@ -118,7 +119,7 @@ class Blip2LanguageModel(nn.Module):
 
         Prompts come from `LanguageTokens.prompts`; `uniforms` draw samples, see `generate`; the rest as in `forward`.
         """
-        queries = self.query_inputs(self.image_encoder(images), question_ids, question_lengths)
+        queries = self.query_inputs(encode(self.image_encoder, images), question_ids, question_lengths)
         return self.write_about(queries, ids, mask, decoding=decoding, uniforms=uniforms)
 
     @torch.no_grad()

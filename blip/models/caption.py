@@ -12,6 +12,7 @@ from blip.models.generation import generate
 from blip.network.embeddings import TextConfig
 from blip.network.med import DecoderStep, TextDecoder
 from blip.network.packing import Rows, with_first
+from blip.network.pictures import Pictures, States, encode
 from blip.network.vit import ViT, ViTConfig
 from blip.tokenizer import Specials
 
@@ -25,21 +26,21 @@ class CaptionModel(nn.Module):
         self.image_encoder = ViT(vit)
         self.text_decoder = TextDecoder(text)
 
-    def forward(self, images: Tensor, ids: Tensor, lengths: Tensor, *, prompt_length: int = 1) -> Tensor:
+    def forward(self, images: Tensor | Pictures, ids: Tensor, lengths: Tensor, *, prompt_length: int = 1) -> Tensor:
         """One batch to its language modelling loss, the mean over the tokens after the prompt.
 
         Args:
-            images: (B, 3, height, width), normalised.
+            images: (B, 3, height, width), normalised; or items of several pictures, see `network.pictures`.
             ids: (B, T), each text `[CLS] prompt caption [SEP]` and padding after it.
             lengths: (B,) tokens of each text, on the CPU.
             prompt_length: tokens of `[CLS] prompt`, which do not count.
         """
-        states = self.image_encoder(images)
+        states = encode(self.image_encoder, images)
         logits, targets = self.predictions(states, ids, lengths, prompt_length=prompt_length)
         return losses.language_model(logits, targets, self.label_smoothing)
 
     def predictions(
-        self, image_states: Tensor, ids: Tensor, lengths: Tensor, *, prompt_length: int = 1
+        self, image_states: States, ids: Tensor, lengths: Tensor, *, prompt_length: int = 1
     ) -> tuple[Tensor, Tensor]:
         """Logits (P, V) of the next token after each one, and that token (P,), `losses.IGNORED` where it does not
         count; `image_states` (B, N, D), the rest as in `forward`."""
@@ -54,7 +55,7 @@ class CaptionModel(nn.Module):
     @torch.no_grad()
     def write(
         self,
-        images: Tensor,
+        images: Tensor | Pictures,
         prompt: Tensor,
         decoding: Decoding,
         *,
@@ -65,12 +66,12 @@ class CaptionModel(nn.Module):
 
         `uniforms` draw samples, see `generate`.
         """
-        return self.write_about(self.image_encoder(images), prompt, decoding, end_id=end_id, uniforms=uniforms)
+        return self.write_about(encode(self.image_encoder, images), prompt, decoding, end_id=end_id, uniforms=uniforms)
 
     @torch.no_grad()
     def write_about(
         self,
-        image_states: Tensor,
+        image_states: States,
         prompt: Tensor,
         decoding: Decoding,
         *,

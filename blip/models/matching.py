@@ -2,7 +2,7 @@
 
 Pre-training and retrieval use all of it, inference and evaluation `match_logits` alone.
 
-Shapes: B pairs, W processes, R texts, T text tokens, N image tokens, D width, C candidates.
+Shapes: B pairs, W processes, R texts, T text tokens, N image tokens, F pictures of an item, D width, C candidates.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from blip.models import losses
 from blip.network.cross_attention import ImageKeys, ProjectedKeys
 from blip.network.med import TextEncoder
 from blip.network.packing import Rows
+from blip.network.pictures import PictureStates, States, padded_pictures, present_of
 
 Draw = Callable[[Tensor], tuple[Tensor, Tensor]]  # weights (B, C) -> index (B,), exists (B,); see losses.draw_negatives
 
@@ -130,7 +131,7 @@ class FetchedNegatives:
     ids: Tensor  # (B, T) texts of this process
     hard_ids: Tensor  # (B, T)
     hard_lengths: Tensor  # (B,), on the CPU
-    hard_states: Tensor  # (B, N, D) of images
+    hard_states: States  # (B, N, D) of images
 
     def beside_own(self, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """An image's own text and its hard one: ids (2B, T) and lengths (2B,); `lengths` (B,) of this process."""
@@ -139,19 +140,26 @@ class FetchedNegatives:
 
 
 def fetch_negatives(
-    states: Tensor, ids: Tensor, *, lengths: Tensor, negatives: HardNegatives, pad: int
+    states: States, ids: Tensor, *, lengths: Tensor, negatives: HardNegatives, pad: int
 ) -> FetchedNegatives:
     """The texts and states of images that `negatives` number among the pairs of all processes.
 
-    Only those that a process draws travel to it, the states in the type that autocast gives them.
+    Only those that a process draws travel to it, the states in the type that autocast gives them. Where one process has
+    items of several pictures, all send as many, absent ones as zeros.
     """
     widths = lengths.new_full(lengths.shape, ids.shape[1])
-    asked = torch.stack([negatives.text, negatives.image, *torch.stack([lengths, widths]).to(ids.device)])
+    counts = torch.ones_like(lengths) if isinstance(states, Tensor) else states.counts  # pictures of each item
+    asked = torch.stack([negatives.text, negatives.image, *torch.stack([lengths, widths, counts]).to(ids.device)])
     # the only copy to the CPU: sizes of what is exchanged, and the lengths of the texts; (W, B) each
-    texts, images, all_lengths, widths = distributed.all_gather(asked[None]).cpu().unbind(dim=1)
+    texts, images, all_lengths, widths, counts = distributed.all_gather(asked[None]).cpu().unbind(dim=1)
     wide = F.pad(ids, (0, int(widths.max()) - ids.shape[1]), value=pad)
     hard_ids = distributed.fetch_rows(wide, texts)
     hard_lengths = all_lengths.flatten()[texts[distributed.rank()]].to(lengths.device)
-    kind = states.device.type
-    sent = states.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else states
-    return FetchedNegatives(wide, hard_ids, hard_lengths, distributed.fetch_rows(sent, images).to(states.dtype))
+    most = int(counts.max())
+    rows = padded_pictures(states, most)  # (B, N, D), or (B, F, N, D)
+    kind = rows.device.type
+    sent = rows.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else rows
+    hard: States = distributed.fetch_rows(sent, images).to(rows.dtype)
+    if most > 1:
+        hard = PictureStates(hard, present_of(counts.flatten()[images[distributed.rank()]], most))
+    return FetchedNegatives(wide, hard_ids, hard_lengths, hard)

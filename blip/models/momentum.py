@@ -17,6 +17,7 @@ from blip.hardware.precision import computing
 from blip.models import losses
 from blip.network.med import TextEncoder
 from blip.network.packing import Rows
+from blip.network.pictures import Pictures, encode, item_features
 from blip.network.vit import ViT
 from blip.tokenizer import Specials
 
@@ -190,10 +191,10 @@ class Twin(nn.Module):
         self.requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self, images: Tensor, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor | Pictures, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """One batch -> image and text features, (B, E) each. It runs in training mode, dropout on, as published."""
         rows = Rows(lengths, ids.shape[1], ids.device)
-        image_features = unit_features(self.image_proj, self.image_encoder(images, cls_only=True)[:, 0])
+        image_features = item_features(self.image_proj, encode(self.image_encoder, images, cls_only=True))
         text_features = unit_features(self.text_proj, self.text_encoder.text(ids, rows, first_only=True))
         return image_features, text_features
 

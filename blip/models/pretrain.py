@@ -14,6 +14,7 @@ from blip.models.momentum import Candidates, contrast_with_candidates, unit_feat
 from blip.network.embeddings import TextConfig, TiedLookUp
 from blip.network.med import TextDecoder, TextEncoder
 from blip.network.packing import Rows, with_first
+from blip.network.pictures import Pictures, encode, item_features
 from blip.network.vit import ViT, ViTConfig
 from blip.tokenizer import Specials
 
@@ -56,7 +57,7 @@ class PretrainModel(nn.Module):
 
     def forward(
         self,
-        images: Tensor,
+        images: Tensor | Pictures,
         ids: Tensor,
         lengths: Tensor,
         candidates: Candidates,
@@ -67,14 +68,14 @@ class PretrainModel(nn.Module):
         """One batch to its losses.
 
         Args:
-            images: (B, 3, height, width), normalised.
+            images: (B, 3, height, width), normalised; or items of several pictures, see `network.pictures`.
             ids: (B, T), each text `[CLS] ... [SEP]` and padding after it.
             lengths: (B,) tokens of each text, on the CPU.
             candidates: momentum features of this batch and the queue, and which of them are positives.
             alpha: weight of the momentum targets in the contrastive loss.
             draw: picks hard negatives from weights (B, B); tests give the arg-max.
         """
-        encoder, states = self.text_encoder, self.image_encoder(images)  # states (B, N, D)
+        encoder, states = self.text_encoder, encode(self.image_encoder, images)  # states (B, N, D)
         rows = Rows(lengths, ids.shape[1], ids.device)
         # three passes read the same words but for the first: they are looked up once, and passes read `places` of them
         specials = [ids.new_full((1,), token) for token in (self.specials.enc, self.specials.dec)]
@@ -85,7 +86,7 @@ class PretrainModel(nn.Module):
 
         # contrast: the text alone
         first = encoder.text(places, rows, first_only=True, words=words)  # (B, D)
-        image_features = unit_features(self.image_proj, states[:, 0])  # (B, E)
+        image_features = item_features(self.image_proj, states)  # (B, E)
         text_features = unit_features(self.text_proj, first)
         itc, image_to_text, text_to_image = contrast_with_candidates(
             image_features, text_features, candidates, temperature=self.temperature, alpha=alpha

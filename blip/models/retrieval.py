@@ -25,6 +25,7 @@ from blip.models.momentum import Candidates, contrast_with_candidates, unit_feat
 from blip.network.embeddings import TextConfig
 from blip.network.med import TextEncoder
 from blip.network.packing import Rows, with_first
+from blip.network.pictures import Pictures, States, encode, item_features
 from blip.network.vit import ViT, ViTConfig
 from blip.tokenizer import Specials
 
@@ -58,7 +59,7 @@ class RetrievalModel(nn.Module):
 
     def forward(
         self,
-        images: Tensor,
+        images: Tensor | Pictures,
         ids: Tensor,
         lengths: Tensor,
         candidates: Candidates,
@@ -70,7 +71,7 @@ class RetrievalModel(nn.Module):
         """One batch to its losses.
 
         Args:
-            images: (B, 3, height, width), normalised.
+            images: (B, 3, height, width), normalised; or items of several pictures, see `network.pictures`.
             ids: (B, T), each text `[CLS] ... [SEP]` and padding after it.
             lengths: (B,) tokens of each text, on the CPU.
             candidates: momentum features of this batch and the queue, and which of them are positives.
@@ -79,11 +80,11 @@ class RetrievalModel(nn.Module):
                 hard negatives are then drawn from all of them. Without it, from this process's batch.
             draw: picks hard negatives from weights (B, B) or (B, W*B); tests give the arg-max.
         """
-        states = self.image_encoder(images)  # (B, N, D)
+        states = encode(self.image_encoder, images)  # (B, N, D)
 
         # contrast: the text alone
         rows = Rows(lengths, ids.shape[1], ids.device)
-        image_features = unit_features(self.image_proj, states[:, 0])  # (B, E)
+        image_features = item_features(self.image_proj, states)  # (B, E)
         text_features = unit_features(self.text_proj, self.text_encoder.text(ids, rows, first_only=True))
         itc, _, _ = contrast_with_candidates(
             image_features, text_features, candidates, temperature=self.temperature, alpha=alpha
@@ -112,7 +113,7 @@ class RetrievalModel(nn.Module):
             logits = self._match_over_processes(states, ids, lengths, negatives)
         return Output(itc, match_loss(logits, negatives), logits)
 
-    def _match_over_processes(self, states: Tensor, ids: Tensor, lengths: Tensor, negatives: HardNegatives) -> Tensor:
+    def _match_over_processes(self, states: States, ids: Tensor, lengths: Tensor, negatives: HardNegatives) -> Tensor:
         """As `matching.match_with_negatives`, where `negatives` number the pairs of all processes."""
         fetched = fetch_negatives(states, ids, lengths=lengths, negatives=negatives, pad=self.specials.pad)
         ids, own_lengths = fetched.beside_own(lengths)  # an image's own text and its hard one

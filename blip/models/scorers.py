@@ -14,6 +14,7 @@ from blip.models.matching import match_logits
 from blip.models.momentum import Matcher, unit_features
 from blip.network.cross_attention import ProjectedKeys
 from blip.network.packing import Rows, with_first
+from blip.network.pictures import Pictures, States, encode, item_features
 from blip.network.qformer import QueryStates
 
 AnyMatcher = Matcher | Blip2Model
@@ -35,16 +36,16 @@ class Scorer(Protocol):
     def feature_shape(self) -> tuple[int, ...]:
         """(E,), or (Q, E): of the features of an image."""
 
-    def image_features(self, pixels: Tensor) -> Tensor:
+    def image_features(self, pixels: Tensor | Pictures) -> Tensor:
         """pixels (B, 3, height, width) -> features of unit length (B, E), or (B, Q, E): see `momentum.cosines`."""
 
-    def features_of(self, states: Tensor) -> Tensor:
+    def features_of(self, states: States) -> Tensor:
         """`image_features` from the states (B, N, D) of images."""
 
-    def see(self, states: Tensor) -> SeenImages:
+    def see(self, states: States) -> SeenImages:
         """States (B, N, D) of images, prepared for all that follows."""
 
-    def image_keys(self, states: Tensor) -> ProjectedKeys:
+    def image_keys(self, states: States) -> ProjectedKeys:
         """The keys alone, for `match_logits`."""
 
     def text_features(self, ids: Tensor, rows: Rows) -> Tensor:
@@ -67,16 +68,16 @@ class ClsScorer:
     def feature_shape(self) -> tuple[int, ...]:
         return (self.model.image_proj.out_features,)
 
-    def image_features(self, pixels: Tensor) -> Tensor:
-        return self.features_of(self.model.image_encoder(pixels, cls_only=True))
+    def image_features(self, pixels: Tensor | Pictures) -> Tensor:
+        return self.features_of(encode(self.model.image_encoder, pixels, cls_only=True))
 
-    def features_of(self, states: Tensor) -> Tensor:
-        return unit_features(self.model.image_proj, states[:, 0])
+    def features_of(self, states: States) -> Tensor:
+        return item_features(self.model.image_proj, states)
 
-    def see(self, states: Tensor) -> SeenImages:
+    def see(self, states: States) -> SeenImages:
         return SeenImages(self.features_of(states), self.image_keys(states))
 
-    def image_keys(self, states: Tensor) -> ProjectedKeys:
+    def image_keys(self, states: States) -> ProjectedKeys:
         return self.model.text_encoder.image_keys(states)
 
     def text_features(self, ids: Tensor, rows: Rows) -> Tensor:
@@ -101,18 +102,18 @@ class QueryScorer:
     def feature_shape(self) -> tuple[int, ...]:
         return self.model.qformer.config.queries, self.model.image_proj.out_features
 
-    def image_features(self, pixels: Tensor) -> Tensor:
+    def image_features(self, pixels: Tensor | Pictures) -> Tensor:
         return self.model.encode_image(pixels)
 
-    def features_of(self, states: Tensor) -> Tensor:
+    def features_of(self, states: States) -> Tensor:
         return unit_features(self.model.image_proj, self.model.read_images(states).states)
 
-    def see(self, states: Tensor) -> SeenImages:
+    def see(self, states: States) -> SeenImages:
         keys = self.image_keys(states)
         read = self.model.qformer.look(keys)
         return SeenImages(unit_features(self.model.image_proj, read.states), keys, read)
 
-    def image_keys(self, states: Tensor) -> ProjectedKeys:
+    def image_keys(self, states: States) -> ProjectedKeys:
         return self.model.qformer.image_keys(states)
 
     def text_features(self, ids: Tensor, rows: Rows) -> Tensor:

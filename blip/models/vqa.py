@@ -16,6 +16,7 @@ from blip.network.cross_attention import ImageKeys, ProjectedKeys
 from blip.network.embeddings import TextConfig
 from blip.network.med import DecoderStep, TextDecoder, TextEncoder
 from blip.network.packing import Rows, with_first
+from blip.network.pictures import Pictures, States, encode
 from blip.network.vit import ViT, ViTConfig
 from blip.tokenizer import Specials
 
@@ -41,7 +42,7 @@ class VqaModel(nn.Module):
 
     def forward(
         self,
-        images: Tensor,
+        images: Tensor | Pictures,
         ids: Tensor,
         lengths: Tensor,
         *,
@@ -53,7 +54,7 @@ class VqaModel(nn.Module):
         """One batch to its loss: each answer's sum over tokens, times its weight, divided by the number of images.
 
         Args:
-            images: (B, 3, height, width), normalised.
+            images: (B, 3, height, width), normalised; or items of several pictures, see `network.pictures`.
             ids: (B, T) questions `[CLS] ... [SEP]`; lengths (B,) of them, on the CPU.
             answer_ids: (A, Ta) answers `[CLS] ... [SEP]`; answer_lengths (A,) as `lengths`.
             owner: (A,) the question in the batch that each answer belongs to.
@@ -75,14 +76,14 @@ class VqaModel(nn.Module):
         )
         return rows.unpack(each).sum(dim=1)
 
-    def question_keys(self, images: Tensor, ids: Tensor, lengths: Tensor) -> ProjectedKeys:
+    def question_keys(self, images: Tensor | Pictures, ids: Tensor, lengths: Tensor) -> ProjectedKeys:
         """Keys of the states of questions about images, to which the answer decoder attends.
 
         Padding of a question is masked, so that it never changes an answer. Arguments as in `forward`.
         """
-        return self.keys_of_questions(self.image_encoder(images), ids, lengths)
+        return self.keys_of_questions(encode(self.image_encoder, images), ids, lengths)
 
-    def keys_of_questions(self, image_states: Tensor, ids: Tensor, lengths: Tensor) -> ProjectedKeys:
+    def keys_of_questions(self, image_states: States, ids: Tensor, lengths: Tensor) -> ProjectedKeys:
         """`question_keys` from the states (B, N, D) of encoded images."""
         keys = self.text_encoder.keys_or_states(image_states, ids.shape[1])
         return self.answer_keys(self.question_states(keys, ids, lengths), lengths)

@@ -2,6 +2,8 @@
 
 attention        soft-max attention, with named places for hooks
 vit              the image encoder
+pictures         items of several pictures: from pixels to what texts attend to
+picture_embeddings   vectors that tell the pictures of an item apart
 embeddings       words in and out of the text transformer
 packing          how texts of different lengths lie in memory, and what a layout of tokens has to offer
 cross_attention  how a text attends to an image, or to two: to keys projected once, or to states

@@ -30,6 +30,7 @@ from blip.network.cross_attention import (
 )
 from blip.network.embeddings import Embeddings, LMHead, TextConfig, init_weights
 from blip.network.packing import ONE_TOKEN, Cache, Extend, KeyCache, Packing, Rows, TokenLayout
+from blip.network.pictures import States, side_by_side
 
 
 class TextTransformer(nn.Module):
@@ -37,15 +38,17 @@ class TextTransformer(nn.Module):
 
     layers: nn.ModuleList
 
-    def image_keys(self, states: Tensor, mask: Tensor | None = None) -> ProjectedKeys:
+    def image_keys(self, states: States, mask: Tensor | None = None) -> ProjectedKeys:
         """Image states (B, N, image_width) -> the keys and values of every layer, projected once for all passes.
 
-        `mask` (B, N) is True at the states that texts may attend to; without it, all of them.
+        `mask` (B, N) is True at the states that texts may attend to; without it, all of them. Items of several pictures
+        (`PictureStates`) have those of all their pictures, side by side.
         """
+        states, mask = side_by_side(states, mask)
         states = cast_once(states)
         return ProjectedKeys([layer.image_keys(states) for layer in self._cross_attentions()], mask)
 
-    def keys_or_states(self, states: Tensor, tokens: int, mask: Tensor | None = None) -> ImageKeys:
+    def keys_or_states(self, states: States, tokens: int, mask: Tensor | None = None) -> ImageKeys:
         """As `image_keys`, or the states themselves where these are quicker and give the same.
 
         `tokens`: how many tokens will attend to each image in all; see `ImageAttention.can_attend_to_states`. Some
@@ -53,6 +56,7 @@ class TextTransformer(nn.Module):
         """
         quicker = profile_of(states.device).see_states
         if quicker and all(layer.can_attend_to_states(tokens) for layer in self._cross_attentions()):
+            states, mask = side_by_side(states, mask)
             return ImageStates(cast_once(states), mask)
         return self.image_keys(states, mask)
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from blip.errors import InputError
 from blip.network.attention import Attention
+from blip.network.picture_embeddings import PictureEmbeddings
 
 
 @dataclass
@@ -29,6 +30,8 @@ class ViTConfig:
         pre_norm: there is a norm before the first block, as in CLIP.
         activation: of the MLPs; `quick_gelu` is CLIP's, x * sigmoid(1.702 x).
         patch_bias: the patch embedding has a bias.
+        picture_embeddings: by what the pictures of an item are told apart, see `PictureEmbeddings`.
+        max_pictures: of an item that are told apart; 0 without `picture_embeddings`.
     """
 
     image_size: int = 224
@@ -43,6 +46,8 @@ class ViTConfig:
     pre_norm: bool = False
     activation: Literal["gelu", "quick_gelu"] = "gelu"
     patch_bias: bool = True
+    picture_embeddings: Literal["none", "place", "time"] = "none"
+    max_pictures: int = 0
 
     @property
     def hidden(self) -> int:
@@ -69,7 +74,10 @@ VIT_FORMS: dict[str, dict[str, Any]] = {
         "patch_bias": False,
     },
 }
-FORM = ("mlp_ratio", "norm_eps", "block_eps", "pre_norm", "activation", "patch_bias")  # what is no size
+TABLE = "picture_embeddings.table"  # its name among the tensors of an image encoder
+FORM = (  # what is no size
+    "mlp_ratio", "norm_eps", "block_eps", "pre_norm", "activation", "patch_bias", "picture_embeddings", "max_pictures",
+)  # fmt: skip
 
 
 def named_vit(name: str, image_size: int) -> ViTConfig:
@@ -88,6 +96,8 @@ class ViT(nn.Module):
 
     def __init__(self, config: ViTConfig):
         super().__init__()
+        if (config.picture_embeddings == "none") != (config.max_pictures == 0):
+            raise InputError("picture_embeddings need max_pictures of an item, and max_pictures belong to them alone")
         if config.image_size % config.patch or config.width % config.heads:
             raise InputError(
                 f"image size {config.image_size} must be a multiple of patch {config.patch}, "
@@ -106,15 +116,21 @@ class ViT(nn.Module):
         rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()  # the model may be on "meta"
         self.blocks = nn.ModuleList([Block(config, rate) for rate in rates])
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.picture_embeddings = (
+            None
+            if config.picture_embeddings == "none"
+            else PictureEmbeddings(config.picture_embeddings, config.max_pictures, config.width)
+        )
         # 0.02 at width 768; narrower models start larger, as in `med.py`
         std = 0.02 * (768 / config.width) ** 0.5
         self.apply(partial(_init_weights, std=std))
         nn.init.trunc_normal_(self.cls_token, std=std)
         nn.init.trunc_normal_(self.positions, std=std)
 
-    def forward(self, images: Tensor, cls_only: bool = False) -> Tensor:
+    def forward(self, images: Tensor, cls_only: bool = False, places: Tensor | None = None) -> Tensor:
         """images (B, 3, h*patch, w*patch) -> states (B, N, D), or (B, 1, D) with `cls_only`.
 
+        `places` (B,) are those of `PictureEmbeddings`; without them, each image is the only picture of its item.
         `cls_only` computes the last block for the CLS token alone: contrast needs no other. Images of another size than
         the configuration's get interpolated positions, and a training step may leave patches out (`PatchDropout`).
         """
@@ -129,8 +145,8 @@ class ViT(nn.Module):
         x = self.first_norm(self.patch_dropout(x + positions))
         for block in self.blocks[:-1]:
             x = block(x)
-        x = self.blocks[-1](x, cls_only)
-        return self.norm(x)
+        x = self.norm(self.blocks[-1](x, cls_only))
+        return x if self.picture_embeddings is None else self.picture_embeddings(x, places)
 
 
 class Block(nn.Module):
@@ -243,14 +259,20 @@ def resize_positions(positions: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def fit_image_size(tensors: dict[str, Tensor], config: ViTConfig, prefix: str = "image_encoder.") -> None:
-    """Interpolates the positions in `tensors` to the image size of `config`, in place of the old ones.
+    """Interpolates the positions in `tensors` to the image size of `config`, in place of the old ones; and embeddings
+    of pictures become as many as `config` has, where new ones are zero.
 
     Positions that are absent, or of another width, stay as they are: loading them fails with a message.
     """
     positions = tensors.get(prefix + "positions")
+    if positions is None or positions.shape[2] != config.width:
+        return
     side = config.image_size // config.patch
-    if positions is not None and positions.shape[2] == config.width and positions.shape[1] != 1 + side * side:
+    if positions.shape[1] != 1 + side * side:
         tensors[prefix + "positions"] = resize_positions(positions, (side, side))
+    table = tensors.pop(prefix + TABLE, positions.new_zeros(0, config.width))
+    if config.picture_embeddings != "none":
+        tensors[prefix + TABLE] = F.pad(table, (0, 0, 0, config.max_pictures - len(table)))  # or cut
 
 
 def _init_weights(module: nn.Module, std: float) -> None:

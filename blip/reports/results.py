@@ -107,7 +107,7 @@ def answered(record: Record) -> Item:
         kind = "closed" if {one.lower() for one in references} <= {"yes", "no"} else "open"
     candidates = [f"{text} ({float(p):.3f})" for text, p in record.get("candidates") or []]
     return Item(
-        [str(record["image"])],
+        _texts(record["image"] if "image" in record else record["images"]),
         str(record.get("question_id") or ""),
         str(record["question"]),
         list(dict.fromkeys(references)),
@@ -128,7 +128,7 @@ def captioned(record: Record) -> Item:
     several = [str(one["text"]) for one in record.get("captions") or []][1:]
     more = [("log-probability", f"{float(record['log_prob']):.2f}")] if references else []
     return Item(
-        [str(record["image"])],
+        _texts(record["image"] if "image" in record else record["images"]),
         truth=references,
         output=caption,
         score=token_f1(caption, references) if references else float(record["log_prob"]),
@@ -140,7 +140,7 @@ def captioned(record: Record) -> Item:
 def matched(record: Record) -> Item:
     """How well an image and a text match."""
     return Item(
-        [str(record["image"])],
+        _texts(record["image"] if "image" in record else record["images"]),
         text=str(record["text"]),
         output="match" if record["match_probability"] > 0.5 else "no match",
         score=float(record["match_probability"]),
@@ -186,7 +186,7 @@ def _retrieved(path: Path, content: Record) -> Iterator[Item]:
         )
         next_ones = [("next", "; ".join(texts[1:3]))] if len(texts) > 1 else []
         yield Item(
-            [str(image)],
+            _texts(image),
             str(number),
             truth=truth,
             output=texts[0] if texts else "",
@@ -209,7 +209,7 @@ def _samples(path: Path) -> list[Item] | None:
         truth, output, question = _texts(record.get("truth")), str(record["output"]), str(record.get("text") or "")
         item = Item(_texts(record["image"]), str(record.get("index", "")), question, truth, output)
         if question:
-            item.text_name = "question" if len(item.images) == 1 else "statement"
+            item.text_name = "statement" if len(item.images) == 2 and truth in (["true"], ["false"]) else "question"
         if truth and question:
             item.right = exact_match(output, truth) == 1
         elif truth:

@@ -159,6 +159,8 @@ class _Images:
         self._captions, owners = Texts(), array("q")
         for opened in records:
             record = opened.record()
+            if getattr(record, "further", []):
+                raise ShardingError(f"{opened.file.path}, {opened.place}: has several images; shards hold single ones")
             for given in record.image_paths:
                 number = self._add(opened, given, record)
             if isinstance(record, Captioned):

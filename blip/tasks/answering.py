@@ -8,15 +8,13 @@ import torch
 
 from blip.checkpoints.places import answers_of
 from blip.config import ConfigError, WeightedFile
-from blip.data.image_bytes import ImageLimits
+from blip.data.question_batches import VqaBatch, collate_vqa
 from blip.data.question_splits import TrainedOn, answer_list, read_answers, split_by_image
 from blip.data.questions import (
     EvalQuestions,
     QuestionEncoder,
     Questions,
-    VqaBatch,
     VqaDataset,
-    collate_vqa,
     read_questions,
 )
 from blip.data.sets.questions import Question
@@ -28,9 +26,9 @@ from blip.models.answer_tree import AnswerTree
 from blip.models.ranking import distinct_answers, rank_answers
 from blip.network.cross_attention import ProjectedKeys
 from blip.tasks.config import VqaConfig
-from blip.tasks.data_options import entries, is_there, read_as
+from blip.tasks.data_options import entries, is_there, limits_of, read_as
 from blip.tasks.finetune import FineTuning
-from blip.tasks.samples import about_answer, of_questions
+from blip.tasks.samples import about_answer, of_item, of_questions
 from blip.train.history import SAMPLES
 from blip.train.loop import Step
 
@@ -107,7 +105,7 @@ class Answering(FineTuning):
             transform=images,
             seed=config.seed,
             max_skipped_fraction=config.max_skipped_fraction,
-            limits=ImageLimits.of_mb(config.max_image_mb),
+            limits=limits_of(config),
         )
 
     def step(self, batch: VqaBatch, step: int) -> Step:
@@ -166,7 +164,7 @@ class Answering(FineTuning):
     def evaluate(self, split: str) -> dict[str, Any]:
         """Answers the questions of the split and scores them; each answer goes into `answers_SPLIT.json`."""
         questions = self.held_out[split]
-        limits = ImageLimits.of_mb(self.config.max_image_mb)
+        limits = limits_of(self.config)
         batches = self.eval_batches(EvalQuestions(questions, self.encoder(), self.eval_transform(), limits=limits))
         own: list[tuple] = []  # index, answer, probability
         losses = LossSums()
@@ -214,8 +212,8 @@ class Answering(FineTuning):
 
     def _write(self, split: str, asked: list[Question], given: list[tuple]) -> None:
         rows = [
-            {"question_id": q.question_id, "image": q.image, "question": q.question, "answer": text, "probability": p,
-             "references": q.references or q.answers, **about_answer(q, text, self.tokenizer.written)}
+            {"question_id": q.question_id, **of_item(q.image_paths), "question": q.question, "answer": text,
+             "probability": p, "references": q.references or q.answers, **about_answer(q, text, self.tokenizer.written)}
             for q, (_, text, p) in zip(asked, given, strict=True)
         ]  # fmt: skip
         self.write(f"answers_{split}.json", rows)

@@ -2,7 +2,6 @@
 the configuration names a language model or the run starts from a checkpoint of BLIP-2.
 
 What is scored is that of the classes that these extend; the losses are in blip/models/blip2_language.py and blip2.py.
-
 Shapes: B samples, A answers, T text tokens.
 """
 
@@ -17,7 +16,7 @@ from blip.checkpoints.format import TOKENIZER, CheckpointError, load_weights
 from blip.checkpoints.initialize import Source
 from blip.config import ConfigError
 from blip.data.batches import Batch
-from blip.data.questions import VqaBatch
+from blip.data.question_batches import VqaBatch
 from blip.data.sets.questions import Question
 from blip.evaluation.losses import LossSums
 from blip.models.blip2 import Blip2Model, positives_among
@@ -26,6 +25,7 @@ from blip.models.decoding import Decoding, Generated
 from blip.models.language_tokens import TextBatch
 from blip.models.losses import IGNORED
 from blip.models.momentum import TEMPERATURE_RANGE
+from blip.network.pictures import encode
 from blip.tasks import blip2_parts, blip2_start, tokenizers
 from blip.tasks.answering import Answering
 from blip.tasks.captioning import Captioning
@@ -134,7 +134,7 @@ class Blip2Captioning(Language, Captioning):
 
     def write_batch(self, batch: Batch, decoding: Decoding, losses: LossSums) -> Generated:
         batch = batch.to(self.device, non_blocking=True)
-        queries = self.model.query_inputs(self.model.image_encoder(batch.images))
+        queries = self.model.query_inputs(encode(self.model.image_encoder, batch.images))
         if self.config.val_loss:
             texts = self.texts_of(batch)
             found = self.language.model.log_probs(queries, texts.ids, texts.mask, targets=texts.targets)
@@ -228,7 +228,7 @@ class Blip2Answering(Language, Answering):
 
     def answer_batch(self, batch: VqaBatch, asked: list[Question], losses: LossSums) -> list[tuple[str, float]]:
         prompts = self.prompts_of(asked)
-        states = self.model.image_encoder(batch.images)
+        states = encode(self.model.image_encoder, batch.images)
         queries = self.model.query_inputs(states, **self.asked(batch))
         if self.config.val_loss and len(batch.owner):
             owners = batch.owner.tolist()

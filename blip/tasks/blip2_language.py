@@ -19,6 +19,7 @@ from blip.models.blip2_language import Blip2LanguageModel
 from blip.models.decoding import Decoding
 from blip.models.language_tokens import TextBatch
 from blip.models.losses import IGNORED
+from blip.network.pictures import Pictures, encode
 from blip.tasks import blip2_start
 from blip.tasks.blip2_run import Blip2Run
 from blip.tasks.language_tokens import LanguageEncoder, LanguageTokenizer, text_batch
@@ -67,14 +68,14 @@ class Stage2(Blip2Run):
         for batch in batches:
             batch = batch.to(self.device, non_blocking=True)
             texts, count = self.texts(batch), count + len(batch)
-            states = self.model.image_encoder(batch.images)
+            states = encode(self.model.image_encoder, batch.images)
             found = self.model.log_probs(states, texts.ids, texts.mask, targets=texts.targets)
             sums.add("lm", -found, texts.targets != IGNORED)
         self.model.train(training)
         pairs = sum(distributed.gather_objects(count))
         return {"val_pairs": float(pairs), **with_total(sums.means(), "val")}, {}
 
-    def captions(self, images: Tensor) -> list[str]:
+    def captions(self, images: Tensor | Pictures) -> list[str]:
         read = self.language.tokens.prompts([self.config.prompt])
         decoding = Decoding(max_new_tokens=self.config.max_new_tokens, min_new_tokens=self.config.min_new_tokens)
         ids, mask = (x.to(self.device).expand(len(images), -1) for x in (read.ids, read.mask))

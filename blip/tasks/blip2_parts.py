@@ -38,6 +38,9 @@ def lora_of(lora: LoraConfig | None, source: Source | None) -> dict[str, Any] | 
     return asked
 
 
+OF_TOWER = ("norm", "picture_embeddings")  # what is trained of a frozen image encoder, where it has them
+
+
 def prepare(model: nn.Module, config: Any, lora: dict[str, Any] | None, *, source: Source | None) -> str:
     """Adapters, and what is frozen -> a line on what is trained, by part.
 
@@ -56,7 +59,8 @@ def prepare(model: nn.Module, config: Any, lora: dict[str, Any] | None, *, sourc
         if source is not None and source.info.get("lora"):
             restore_adapters(model, lora, source.tensors, source.path)
     if not config.train_image_encoder and "image_encoder" not in named:
-        freeze_for_good(model.get_submodule("image_encoder"), trained=["norm"])
+        tower = model.get_submodule("image_encoder")
+        freeze_for_good(tower, trained=[name for name in OF_TOWER if getattr(tower, name) is not None])
     freeze(model, config.freeze)
     return trained_line(trained_parts(model, named))
 
@@ -64,7 +68,7 @@ def prepare(model: nn.Module, config: Any, lora: dict[str, Any] | None, *, sourc
 def frozen_tower(model: nn.Module, frozen: dict[str, Any]) -> dict[str, Any]:
     """`frozen` of `model.json`: which file the tower is from, if it is known and its norm alone changes."""
     changes = any(p.requires_grad for name, p in model.get_submodule("image_encoder").named_parameters()
-                  if not name.startswith("norm."))  # fmt: skip
+                  if name.split(".")[0] not in OF_TOWER)  # fmt: skip
     return {} if changes else frozen
 
 

@@ -1,6 +1,6 @@
 """What a run of BLIP-2 starts from: the sizes and weights of a checkpoint, of a tower and of BERT, or nothing."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,10 +20,10 @@ from blip.models.blip2_language import Blip2LanguageModel
 from blip.models.language_models import LanguageModel, language_model
 from blip.models.language_tokens import LanguageTokens
 from blip.network.qformer import QFormerConfig
-from blip.network.vit import ViTConfig, fit_image_size, form_of
+from blip.network.vit import ViTConfig, fit_image_size
 from blip.tasks.blip2_kind import BLIP2
 from blip.tasks.sizes import VIT_KEYS, with_sizes
-from blip.tasks.start import vit_config
+from blip.tasks.start import vit_config, with_form_of
 from blip.tokenizer import Tokenizer
 
 Run = TypeVar("Run", bound=ModelConfig)
@@ -87,7 +87,7 @@ def with_sizes_of(config: Run, source: Source | None) -> Run:
 def tower_config(config: ModelConfig, source: Source | None) -> ViTConfig:
     """The sizes and the form of the tower."""
     vit = vit_config(config)
-    return replace(vit, **form_of(source.info["image_encoder"])) if source else vit
+    return with_form_of(vit, source.info["image_encoder"], config) if source else vit
 
 
 def qformer_config(config: Any, image_width: int, words: int, *, text: bool = True) -> QFormerConfig:

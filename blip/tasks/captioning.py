@@ -7,11 +7,9 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from blip.config import ConfigError
 from blip.data.batches import Batch
-from blip.data.image_bytes import ImageLimits
 from blip.data.pairs import EvalPairs, Pairs
 from blip.evaluation.bootstrap import as_json, bootstrap
 from blip.evaluation.captions import score_captions
@@ -19,10 +17,12 @@ from blip.evaluation.losses import LossSums, with_total
 from blip.models.decoding import Decoding, Generated
 from blip.models.losses import IGNORED, language_model_each
 from blip.network.packing import with_first
+from blip.network.pictures import States, encode
 from blip.tasks.config import CaptionConfig
+from blip.tasks.data_options import limits_of
 from blip.tasks.pairs import PairFineTuning
 from blip.tasks.run import warn
-from blip.tasks.samples import chosen, sample
+from blip.tasks.samples import chosen, of_item, sample
 from blip.train.history import SAMPLES
 from blip.train.loop import Step
 
@@ -63,9 +63,7 @@ class Captioning(PairFineTuning):
     def evaluate(self, split: str) -> dict[str, Any]:
         """Writes a caption for each image of the split and scores them; each one goes into `captions_SPLIT.json`."""
         pairs, decoding = self.held_out[split], self.config.decoding()
-        dataset = EvalPairs(
-            pairs, self.encoder(), self.eval_transform(), limits=ImageLimits.of_mb(self.config.max_image_mb)
-        )
+        dataset = EvalPairs(pairs, self.encoder(), self.eval_transform(), limits=limits_of(self.config))
         batches, losses = self.eval_batches(dataset), LossSums()
         own: list[tuple] = []  # index, caption, log-probability
         for batch in self.bars.over(batches, "captioning"):
@@ -76,25 +74,25 @@ class Captioning(PairFineTuning):
                 own.append((index, self.tokenizer.decode(ids), log_prob))
         written = self.gathered(split, own, batches)
         rows = [
-            {"image": pairs.image_path(i), "caption": text, "log_prob": log_prob, "references": pairs.captions(i)}
+            {**of_item(pairs.image_paths(i)), "caption": text, "log_prob": log_prob, "references": pairs.captions(i)}
             for i, text, log_prob in written
         ]
         self.write(f"captions_{split}.json", rows)
         self.logged.append((SAMPLES, [
-            sample(i, row["image"], truth=row["references"][0], output=row["caption"], log_prob=row["log_prob"])
+            sample(i, pairs.image_paths(i), truth=row["references"][0], output=row["caption"], log_prob=row["log_prob"])
             for (i, _, _), row in zip(written, rows, strict=True) if i in chosen(len(pairs))
         ]))  # fmt: skip
         return with_total(losses.means(), split) | self._score(split, pairs, written)
 
     def write_batch(self, batch: Batch, decoding: Decoding, losses: LossSums) -> Generated:
         """Captions of a batch's images; with `val_loss` the losses of its own captions are added to `losses`."""
-        states = self.model.image_encoder(batch.images.to(self.device, non_blocking=True))
+        states = encode(self.model.image_encoder, batch.images.to(self.device, non_blocking=True))
         if self.config.val_loss:
             self._add_losses(states, batch, losses)
         prompt, uniforms = self.prompt.expand(len(states), -1), self.config.uniforms(batch.indices)
         return self.model.write_about(states, prompt, decoding, end_id=self.tokenizer.sep_id, uniforms=uniforms)
 
-    def _add_losses(self, states: Tensor, batch: Batch, losses: LossSums) -> None:
+    def _add_losses(self, states: States, batch: Batch, losses: LossSums) -> None:
         """Adds the loss of each token of the first caption of each image."""
         ids, count = batch.ids.to(self.device), self.prompt.shape[1]
         logits, targets = self.model.predictions(states, ids, batch.lengths, prompt_length=count)

@@ -68,7 +68,14 @@ def _path(entry: str | WeightedFile) -> str:
     return entry if isinstance(entry, str) else entry.path
 
 
-# ---- images of training ----------------------------------------------------------------------------------------------
+# ---- images of a run -------------------------------------------------------------------------------------------------
+
+
+def limits_of(config: ModelConfig) -> ImageLimits:
+    """What images may cost, and how many pictures of an item are read."""
+    return ImageLimits.of_mb(
+        config.max_image_mb, max_pictures=config.max_pictures, frames=config.frames, slices=config.slices
+    )
 
 
 def training_images(config: ModelConfig, device: torch.device) -> TrainingImages:
@@ -79,7 +86,7 @@ def training_images(config: ModelConfig, device: torch.device) -> TrainingImages
 
 
 def _images_of_size(size: int, config: ModelConfig, device: torch.device) -> WholeImages | FastImages:
-    limits = ImageLimits.of_mb(config.max_image_mb)
+    limits = limits_of(config)
     usual: dict[str, Any] = {"horizontal_flip": config.horizontal_flip}
     if config.image_pipeline == "pil":
         return WholeImages(train_transform(size, config.crop_scale, config.randaugment, **usual), limits)

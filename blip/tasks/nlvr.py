@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from blip.data.image_bytes import ImageLimits
 from blip.data.statements import EvalStatements, NlvrBatch, NlvrDataset, Statements, collate_nlvr, read_statements
 from blip.data.training_images import TrainingImages
 from blip.evaluation.bootstrap import as_json, bootstrap
 from blip.evaluation.losses import LossSums, with_total
 from blip.models.nlvr import NlvrModel, statement_loss
 from blip.tasks.config import NlvrConfig
-from blip.tasks.data_options import entries, read_as
+from blip.tasks.data_options import entries, limits_of, read_as
 from blip.tasks.finetune import FineTuning
 from blip.tasks.rehearsal import rehearsals
 from blip.tasks.run import evaluate, train
@@ -67,7 +66,7 @@ class Judging(FineTuning):
             max_tokens=config.max_text_tokens,
             seed=config.seed,
             max_skipped_fraction=config.max_skipped_fraction,
-            limits=ImageLimits.of_mb(config.max_image_mb),
+            limits=limits_of(config),
         )
 
     def step(self, batch: NlvrBatch, step: int) -> Step:
@@ -91,7 +90,7 @@ class Judging(FineTuning):
             self.tokenizer,
             self.eval_transform(),
             max_tokens=config.max_text_tokens,
-            limits=ImageLimits.of_mb(config.max_image_mb),
+            limits=limits_of(config),
         )
         batches = self.eval_batches(dataset)
         own: list[tuple] = []  # index, probability

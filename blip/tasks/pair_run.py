@@ -15,13 +15,13 @@ from torch import Tensor
 from blip import distributed
 from blip.config import PairConfig, annotation_files
 from blip.data.batches import Batch, collate
-from blip.data.image_bytes import ImageLimits
 from blip.data.loader import EvalLoader, eval_loader
 from blip.data.pairs import MAX_SOURCES, CaptionEncoder, EvalPairs
 from blip.data.skipped import SkipLog
 from blip.data.transforms import eval_transform, unnormalise
 from blip.hardware.precision import choose_precision, computing
-from blip.tasks.data_options import entries, on_device, training_images
+from blip.network.pictures import Pictures, beside_one_another
+from blip.tasks.data_options import entries, limits_of, on_device, training_images
 from blip.tasks.pretrain_data import Data, Encode, open_training, read_part
 from blip.tasks.samples import chosen, sample
 from blip.tasks.tokenizers import choose_tokenizer
@@ -70,8 +70,8 @@ class PairRun:
         config = self.config
         return CaptionEncoder(self.tokenizer, config.max_text_tokens, text_cleaning=config.text_cleaning)
 
-    def captions(self, images: Tensor) -> list[str]:
-        """A caption of each image (B, 3, S, S), of the likeliest token at each step."""
+    def captions(self, images: Tensor | Pictures) -> list[str]:
+        """A caption of each image (B, 3, S, S) or item of several pictures, of the likeliest token at each step."""
         raise NotImplementedError
 
     def evaluate(self, batches: Any) -> tuple[dict[str, Any], dict[str, list]]:
@@ -142,20 +142,21 @@ class PairRun:
         found = [one for i in sorted(chosen(len(pairs))) if (one := self.val_data[i]).image is not None]
         if not found:
             return
-        images = torch.stack([one.image for one in found if one.image is not None]).to(self.device)
+        images = beside_one_another([one.image for one in found if one.image is not None]).to(self.device)
         training = self.model.training
         self.model.eval()
         with torch.no_grad():
             texts = self.captions(images)
         self.model.train(training)
         rows = [
-            sample(one.index, pairs.image_path(one.index), truth=pairs.captions(one.index)[0], output=text)
+            sample(one.index, pairs.image_paths(one.index), truth=pairs.captions(one.index)[0], output=text)
             for one, text in zip(found, texts, strict=True)
         ]
         log.add(SAMPLES, rows)
         if self.config.tensorboard:
             for number, text in enumerate(texts[:IN_TENSORBOARD]):
-                log.sample(step, number, unnormalise(images[number]), text=text)
+                first = images[number] if isinstance(images, Tensor) else images.tensor[number, 0]
+                log.sample(step, number, unnormalise(first), text=text)
 
     def _validation_pairs(self) -> EvalPairs | None:
         """The pairs of the validation files, or None where there are none."""
@@ -163,7 +164,7 @@ class PairRun:
         if not config.val_file:
             return None
         pairs = read_part(config, entries(config.val_file), "val")
-        limits = ImageLimits.of_mb(config.max_image_mb)
+        limits = limits_of(config)
         return EvalPairs(pairs, self.encoder(), eval_transform(config.image_size), limits=limits)
 
     def _validation_loader(self, data: EvalPairs) -> EvalLoader:

@@ -6,10 +6,9 @@ import numpy as np
 
 from blip.data.batches import Batch
 from blip.data.formats import AnnotationError
-from blip.data.image_bytes import ImageLimits
 from blip.data.pairs import CaptionEncoder, PairDataset, Pairs, has_words, read_pairs
 from blip.data.training_images import TrainingImages
-from blip.tasks.data_options import entries, read_as
+from blip.tasks.data_options import entries, limits_of, read_as
 from blip.tasks.finetune import FineTuning
 
 
@@ -71,7 +70,7 @@ class PairFineTuning(FineTuning):
             transform=images,
             seed=config.seed,
             max_skipped_fraction=config.max_skipped_fraction,
-            limits=ImageLimits.of_mb(config.max_image_mb),
+            limits=limits_of(config),
         )
 
     def name(self, batch: Batch) -> str:

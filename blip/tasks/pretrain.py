@@ -23,6 +23,7 @@ from blip.models.decoding import Decoding
 from blip.models.generation import generate
 from blip.network import flops
 from blip.network.med import DecoderStep
+from blip.network.pictures import Pictures, encode
 from blip.tasks import start
 from blip.tasks.contrast import MomentumContrast
 from blip.tasks.data_options import with_commits, with_pipeline_of_run
@@ -113,9 +114,9 @@ class Pretraining(PairRun):
         found = evaluate_pretraining(self.model, batches, self.device, val_loss=self.config.val_loss)
         return found.metrics, found.similarities
 
-    def captions(self, images: torch.Tensor) -> list[str]:
+    def captions(self, images: torch.Tensor | Pictures) -> list[str]:
         decoder = self.model.text_decoder
-        step = DecoderStep(decoder, decoder.image_keys(self.model.image_encoder(images)))
+        step = DecoderStep(decoder, decoder.image_keys(encode(self.model.image_encoder, images)))
         first = torch.full((len(images), 1), self.tokenizer.dec_id, device=self.device)
         decoding = Decoding(max_new_tokens=self.config.max_text_tokens - 1)
         ids = generate(step, first, decoding, end_id=self.tokenizer.sep_id, pad_id=self.tokenizer.pad_id).ids

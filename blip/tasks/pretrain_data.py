@@ -13,7 +13,6 @@ from typing import Any
 from blip import distributed
 from blip.config import ConfigError, PairConfig
 from blip.data.batches import Batch
-from blip.data.image_bytes import ImageLimits
 from blip.data.loader import LoaderOptions, make_loader
 from blip.data.order import EpochOrder, steps_per_epoch
 from blip.data.pairs import PairDataset, Pairs, read_pairs
@@ -22,7 +21,7 @@ from blip.data.stream import StreamDataset, StreamOrder, stream_loader
 from blip.data.training_images import TrainingImages
 from blip.data.webdataset import BrokenSample, is_tar_address, open_shards
 from blip.hub.names import is_hub_name
-from blip.tasks.data_options import read_as
+from blip.tasks.data_options import limits_of, read_as
 
 Encode = Callable[[str], list[int]]  # a caption to ids, see `CaptionEncoder`
 SAMPLES_FOR_WORDS = 20_000  # first samples of a stream, on whose captions a tokenizer is trained
@@ -82,7 +81,7 @@ class FileData:
             transform=images,
             seed=config.seed,
             max_skipped_fraction=config.max_skipped_fraction,
-            limits=ImageLimits.of_mb(config.max_image_mb),
+            limits=limits_of(config),
         )
         return make_loader(
             dataset,
@@ -146,7 +145,7 @@ class StreamData:
             start=start,
             pad_id=pad_id,
             pad_to=pad_to,
-            limits=ImageLimits.of_mb(self.config.max_image_mb),
+            limits=limits_of(self.config),
         )
         return stream_loader(dataset, self.config.num_workers, pin)
 

@@ -21,7 +21,7 @@ from blip import distributed
 from blip.checkpoints.places import is_remote
 from blip.config import ConfigError
 from blip.data.batches import Batch, collate
-from blip.data.questions import VqaBatch, collate_vqa
+from blip.data.question_batches import VqaBatch, collate_vqa
 from blip.data.statements import NlvrBatch, collate_nlvr
 from blip.errors import BlipError, printable
 from blip.hardware.as_on_gpu import META

@@ -10,7 +10,6 @@ import torch
 from blip import distributed
 from blip.data.batches import Batch, padded
 from blip.data.gallery import ImagesByNumber, unreadable
-from blip.data.image_bytes import ImageLimits
 from blip.data.pairs import CaptionEncoder, caption_id
 from blip.evaluation.bootstrap import Interval, as_json, bootstrap
 from blip.evaluation.retrieval import Retrieval, Texts, evaluate_retrieval
@@ -18,6 +17,7 @@ from blip.models import momentum
 from blip.models.momentum import Queue, Twin
 from blip.tasks.config import RetrievalConfig
 from blip.tasks.contrast import MomentumContrast
+from blip.tasks.data_options import limits_of
 from blip.tasks.pairs import PairFineTuning
 from blip.tasks.records import NothingToScore
 from blip.tasks.samples import chosen, sample
@@ -30,7 +30,7 @@ from blip.train.sharding import is_sharded
 class Gallery:
     """The different images of a split that can be read, and their texts; each side is ranked for the other."""
 
-    images: list[str]
+    images: list[list[str]]  # of each, the paths of its pictures; in most sets one
     records: list[int]  # of each image: its first record
     groups: list[int]  # of each image: its article or patient, else itself
     texts: Texts
@@ -94,7 +94,7 @@ class Retrieving(PairFineTuning):
         if split not in self.galleries:  # images are opened for this once in a run, not in each evaluation
             self.galleries[split] = self._gallery(split)
         gallery = self.galleries[split]
-        limits = ImageLimits.of_mb(self.config.max_image_mb)
+        limits = limits_of(self.config)
         pixels = ImagesByNumber(
             gallery.images, self.eval_transform(), self.config.num_workers,
             pin_memory=self.device.type == "cuda", limits=limits,
@@ -114,7 +114,8 @@ class Retrieving(PairFineTuning):
         lost = {
             note for part in distributed.gather_objects(pixels.skipped) for note in part
         }  # after the gallery was made
-        details: dict[str, Any] = {"images": gallery.images, "texts": gallery.lines}
+        images = [paths[0] if len(paths) == 1 else paths for paths in gallery.images]
+        details: dict[str, Any] = {"images": images, "texts": gallery.lines}
         details["owners"] = [list(images) for images in texts.images]  # of each text: the numbers of its images
         details["intervals"] = as_json(intervals(found, texts, gallery.groups, seed=self.config.seed))
         self.write(f"retrieval_{split}.json", {**found.as_json(), **details, "k": self.config.k_test})
@@ -131,8 +132,8 @@ class Retrieving(PairFineTuning):
         first: dict[int, int] = {}  # image id -> its first record
         for i in range(len(pairs)):
             first.setdefault(pairs.image_id(i), i)
-        limits = ImageLimits.of_mb(self.config.max_image_mb)
-        notes = unreadable([pairs.image_path(i) for i in first.values()], self.config.num_workers, limits=limits)
+        limits = limits_of(self.config)
+        notes = unreadable([pairs.image_paths(i) for i in first.values()], self.config.num_workers, limits=limits)
         self.write_unreadable(split, [path for _, path, _ in notes])
         if len(notes) == len(first):
             raise NothingToScore(f"no image of {', '.join(self.files(split))} could be read, such as {notes[0][1]}")
@@ -154,7 +155,7 @@ class Retrieving(PairFineTuning):
                     owners[place].append(number)
         encode = CaptionEncoder(self.tokenizer, self.config.max_text_tokens, text_cleaning=self.config.text_cleaning)
         ids, lengths = padded([encode(line) for line in lines], self.tokenizer.pad_id)
-        images, groups = [pairs.image_path(i) for i in kept], [pairs.group(i) for i in kept]
+        images, groups = [pairs.image_paths(i) for i in kept], [pairs.group(i) for i in kept]
         return Gallery(images, kept, groups, Texts(ids, lengths, owners), lines, len(notes))
 
 

@@ -16,11 +16,17 @@ def chosen(count: int) -> set[int]:
 
 
 def sample(
-    index: int, image: str | list[str], *, truth: str, output: str, text: str = "", **more: float | int | None
+    index: int, image: str | Sequence[str], *, truth: str, output: str, text: str = "", **more: float | int | None
 ) -> dict[str, Any]:
     """A line: the number of a record, the path of its image (or images), a question or statement, what is true and
     what the model makes of it; `more`: such as the probability of the output."""
-    return {"index": index, "image": image, "text": text, "truth": truth, "output": output, **more}
+    paths = image if isinstance(image, str) or len(image) > 1 else image[0]
+    return {"index": index, "image": paths, "text": text, "truth": truth, "output": output, **more}
+
+
+def of_item(paths: Sequence[str]) -> dict[str, Any]:
+    """The images of a line of results, as annotations have them: `image`, or `images` of an item of several."""
+    return {"image": paths[0]} if len(paths) == 1 else {"images": list(paths)}
 
 
 def of_questions(
@@ -29,7 +35,9 @@ def of_questions(
     """Of `count` questions: those that were `asked`, and of each its number, the answer and its probability."""
     shown = chosen(count)
     return [
-        sample(index, question.image, text=question.question, truth=main_answer(question), output=text, probability=p)
+        sample(
+            index, question.image_paths, text=question.question, truth=main_answer(question), output=text, probability=p
+        )
         for question, (index, text, p) in zip(asked, given, strict=True)
         if index in shown
     ]

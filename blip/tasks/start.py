@@ -130,7 +130,7 @@ def start_model(
     specials = tokenizer.specials
     vit, text = vit_config(config), text_config(config, tokenizer.size)
     if source is not None:
-        vit = replace(vit, **form_of(source.info["image_encoder"]))
+        vit = with_form_of(vit, source.info["image_encoder"], config)
     text.images = spec_of(task).images
     smoothing = getattr(config, "label_smoothing", 0.1)
     model = model_of(task, vit, text, specials=specials, embed_dim=config.embed_dim, label_smoothing=smoothing)
@@ -202,7 +202,18 @@ def vit_config(config: ModelConfig) -> ViTConfig:
         width, depth, heads, patch = (int(size or 0) for size in sizes)
         vit = ViTConfig(config.image_size, patch, width, depth, heads)
     check_image_sizes(config, vit.patch)
-    return replace(vit, drop_path=config.drop_path)
+    return _with_pictures(replace(vit, drop_path=config.drop_path), config)
+
+
+def with_form_of(vit: ViTConfig, stored: dict[str, Any], config: ModelConfig) -> ViTConfig:
+    """Sizes of an image encoder with the form that `model.json` gives of it, and with embeddings of pictures where the
+    configuration asks for some."""
+    return _with_pictures(replace(vit, **form_of(stored)), config)
+
+
+def _with_pictures(vit: ViTConfig, config: ModelConfig) -> ViTConfig:
+    kind = vit.picture_embeddings if config.picture_embeddings == "none" else config.picture_embeddings
+    return replace(vit, picture_embeddings=kind, max_pictures=0 if kind == "none" else config.max_pictures)
 
 
 def text_config(config: ModelConfig, vocab_size: int) -> TextConfig:
@@ -270,6 +281,9 @@ def _foreign(config: PretrainConfig, vit: ViTConfig, text: TextConfig) -> dict[s
             "from one of pre-training, or from ViT and BERT weights (vision_init, text_init)"
         )
     check_heads(info, vit.heads, text.heads, path=config.init_from)
+    kind = info["image_encoder"].get("picture_embeddings", "none")
+    if kind not in ("none", vit.picture_embeddings):
+        raise ConfigError(f"{config.init_from} has embeddings of pictures: set picture_embeddings: {kind}")
     return tensors
 
 

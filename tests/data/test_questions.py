@@ -14,14 +14,13 @@ from PIL import Image
 from blip.data.images import open_image
 from blip.data.loader import LoaderOptions, eval_loader, make_loader
 from blip.data.order import EpochOrder
+from blip.data.question_batches import VqaBatch, collate_vqa
 from blip.data.question_splits import shared_images, split_by_image
 from blip.data.questions import (
     EvalQuestions,
     QuestionEncoder,
     Questions,
-    VqaBatch,
     VqaDataset,
-    collate_vqa,
     read_questions,
 )
 from blip.data.sets.questions import Question

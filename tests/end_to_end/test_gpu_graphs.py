@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from blip.config import PretrainConfig, load_config
 from blip.data.batches import Sample, collate
-from blip.data.questions import VqaSample, collate_vqa
+from blip.data.question_batches import VqaSample, collate_vqa
 from blip.data.statements import NlvrSample, collate_nlvr
 from blip.hardware.precision import autocast
 from blip.tasks.pretrain import Pretraining

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from blip.data.formats import (
     iter_records,
     kind_of,
     parse_record,
+    several_paths,
 )
 from blip.data.records import path_problem, text_problem
 from blip.data.sets.layout import SetFormat
@@ -36,20 +37,24 @@ class Captioned:
     image_id: str | None = None  # equal for records of one image; None: its path
     group: str = ""  # an article or a patient, which splits keep together; "": the image
     source: str = ""  # of the pair, such as web or synthetic; "": not given
+    further: list[str] = field(default_factory=list)  # paths of other pictures of the same item, in order
 
     @property
     def image_paths(self) -> list[str]:
-        return [self.image]
+        """All pictures that the captions describe."""
+        return [self.image, *self.further]
 
 
 def captioned(record: Any) -> Captioned:
-    """The generic record: `image`, `caption` (text or a list), optionally `image_id`, `source` and one of GROUPS."""
-    image, captions, image_id = parse_record(record)
+    """The generic record: `image`, or `images` of one item; `caption` (text or a list), optionally `image_id`, `source`
+    and one of GROUPS."""
+    images = several_paths(record)
+    image, captions, image_id = parse_record({**record, "image": images[0]} if images else record)
     name = next((name for name in GROUPS if record.get(name) not in (None, "")), "")
     group = record[name] if name else ""
     if not isinstance(group, str | int | float) or isinstance(group, bool) or group != group:
         raise InputError(f"its {name} is {kind_of(group)}, not a number or text")
-    return Captioned(image, captions, image_id, str(group), str(record.get("source") or ""))
+    return Captioned(image, captions, image_id, str(group), str(record.get("source") or ""), images[1:])
 
 
 def text_of(record: Any, *names: str) -> str:
@@ -136,7 +141,11 @@ def _pmc_oa(record: Any) -> Captioned:
     generic = captioned(record)
     article = ARTICLE.match(generic.image)
     return Captioned(
-        generic.image, generic.captions, generic.image_id, generic.group or (article[0] if article else "")
+        generic.image,
+        generic.captions,
+        generic.image_id,
+        generic.group or (article[0] if article else ""),
+        further=generic.further,
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.data.columns import Columns
-from blip.data.formats import Records, iter_records, kind_of
+from blip.data.formats import Records, iter_records, kind_of, several_paths
 from blip.data.sets.captions import ARTICLE, path_of, text_of
 from blip.data.sets.layout import SetFormat, any_part
 from blip.data.sets.vqa_med import vqa_med_file
@@ -42,10 +42,12 @@ class Question:
     references: list[str] = field(
         default_factory=list
     )  # answers as given, those of several annotators with repetitions
+    further: list[str] = field(default_factory=list)  # paths of other pictures of the same item, in order
 
     @property
     def image_paths(self) -> list[str]:
-        return [self.image]
+        """All pictures that the question is about."""
+        return [self.image, *self.further]
 
 
 def answers_of(record: Mapping[str, Any], key: str = "answer") -> list[str]:
@@ -70,7 +72,10 @@ def make_question(
     if not kind:
         kind = "closed" if counts and {answer.lower() for answer in counts} <= {"yes", "no"} else "open"
     weights = [count / len(references) for count in counts.values()]
-    more = {"image_id": image, **{name: value for name, value in more.items() if value}}
+    more = {
+        "image_id": "|".join([image, *more.get("further", ())]),
+        **{name: value for name, value in more.items() if value},
+    }
     question = Question(
         image, _one_line(text_of(record, "question")), list(counts), weights, kind, references=list(references), **more
     )
@@ -98,15 +103,17 @@ def _optional(record: Mapping[str, Any], *names: str) -> str:
 
 
 def generic(record: Any) -> Question:
-    """`image`, `question`, `answer` (text, a number or a list), and optionally question_id, image_id, answer_type,
-    category (or question_type), choices, group."""
+    """`image` or `images`, `question`, `answer` (text, a number or a list), and optionally question_id, image_id,
+    answer_type, category (or question_type), choices, group."""
     choices = record.get("choices") or [] if isinstance(record, dict) else []
     if not isinstance(choices, list):
         raise InputError(f"its choices are {kind_of(choices)}, not a list")
+    images = several_paths(record)
     return make_question(
         record,
-        path_of(record, "image"),
+        images[0] if images else path_of(record, "image"),
         answers_of(record),
+        further=images[1:],
         answer_type=_optional(record, "answer_type"),
         question_id=_optional(record, "question_id", "qid"),
         image_id=_optional(record, "image_id"),
