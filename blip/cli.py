@@ -209,6 +209,7 @@ def sections() -> dict[str, type[BaseModel]]:
         "Captions": of_tasks.CaptionConfig,
         "Questions": of_tasks.VqaConfig,
         "Statements about two images": of_tasks.NlvrConfig,
+        "Dialogues": of_tasks.DialogueConfig,
         "LoRA": part_options.LoraConfig,
         "CapFilt": CapFiltConfig,
         "PubMed Central": PubmedConfig,
@@ -223,6 +224,7 @@ TASKS = {
     "caption": "Captions",
     "vqa": "Questions",
     "nlvr": "Statements about two images",
+    "dialogue": "Dialogues",
     "lora": "LoRA",
     "capfilt": "CapFilt",
     "pubmed": "PubMed Central",
@@ -233,7 +235,7 @@ TASKS = {
 def options(
     task: Annotated[
         str,
-        typer.Argument(help="pretrain, blip2, retrieval, caption, vqa, nlvr, lora, capfilt, pubmed; all unless given"),
+        typer.Argument(help=f"{', '.join(TASKS)}; all unless given"),
     ] = "",
     find: Annotated[str, typer.Option(help="only options whose name, unit or meaning has this text")] = "",
     markdown: Annotated[bool, typer.Option("--markdown", help="print tables in Markdown")] = False,

@@ -30,7 +30,7 @@ configuration with all resolved values to `config.yaml` in its folder. `blip opt
 `blip options vqa` those of one task.
 
 A section below lists the options that a group of scripts adds. Each training script takes the first two sections;
-retrieval, captioning, VQA and NLVR2 also take *Fine-tuning* and their own section, and captioning and VQA
+retrieval, captioning, VQA, NLVR2 and dialogues also take *Fine-tuning* and their own section, and captioning and VQA
 *Generation in evaluation*. Sections of a task list the defaults that differ from those above as well.
 """
 

@@ -28,7 +28,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "network": {"errors", "hardware"},
     "models": {"network", "hardware", "distributed", "tokenizer", "errors"},
     "checkpoints": {"network", "models", "files", "outputs", "hashing", "errors", "tokenizer", "hub"},
-    "data": {"files", "outputs", "hashing", "distributed", "tokenizer", "errors", "hardware", "hub"},
+    # of the network the form of a batch alone
+    "data": {"files", "outputs", "hashing", "distributed", "tokenizer", "errors", "hardware", "hub"}
+    | {"network.pictures"},
     "data.sets": {"data.formats", "data.records", "data.columns", "data.hub", "data.image_bytes", "errors", "hub"},
     "evaluation": {"models", "network", "hardware", "distributed", "tokenizer", "errors"},
     "train": {"config", "options", "files", "outputs", "hashing", "distributed", "errors", "command_line", "console"}
@@ -36,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inference": {"models", "network", "checkpoints", "files", "outputs", "tokenizer", "errors", "distributed"}
     | {"hardware", "hashing"}
     | {"data.arrays", "data.images", "data.image_bytes", "data.places", "data.sources", "data.transforms"}
-    | {"data.batches"},
+    | {"data.batches", "data.dialogue_texts"},
     "tasks": {"network", "models", "checkpoints", "data", "evaluation", "train", "inference", "hub", "hardware"}
     | {"config", "tokenizer", "distributed", "errors", "files", "outputs", "hashing", "command_line", "console"},
     "inference.cli": ANYTHING,
@@ -71,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "__init__": {"data", "inference", "interpret", "runs"},
 }
-TASK_MODELS = ("pretrain", "retrieval", "caption", "vqa", "nlvr", "blip2")
+TASK_MODELS = ("pretrain", "retrieval", "caption", "vqa", "nlvr", "dialogue", "blip2")
 
 PACKAGE = ROOT / "blip"
 MODULES = {

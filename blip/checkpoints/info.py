@@ -134,6 +134,8 @@ class ModelInfo(BaseModel):
     embed_dim: Size | None = None
     max_text_tokens: Limit | None = None
     max_answer_tokens: Limit | None = None
+    max_caption_tokens: Limit | None = None
+    max_turn_tokens: Limit | None = None
     text_cleaning: Literal["none", "blip"] | None = None
     prompt: str = ""
     question_prompt: str = ""

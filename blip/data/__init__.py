@@ -14,6 +14,7 @@ sets sources hub hints compact   a reader for each published set; which records 
 pairs questions statements question_splits   the samples of each task; whole sets of questions divided by image
 question_batches   questions side by side
 pictures           items of several pictures: references that mean several, and the pixels of a sample
+dialogues dialogue_texts dialogue_samples   dialogues, their texts as ids, their samples
 images image_bytes image_files decoding_cost grey_levels   opening images; the bytes of one, from files, rows of
                        tables and shards; the images of folders; what decoding may cost; 16 bits to 8
 transforms crops training_images randaugment augment   images to tensors; crops that are read alone; both ways from a

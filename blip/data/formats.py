@@ -112,13 +112,23 @@ def _json(path: Path) -> Records:
         raise AnnotationError(path, "", "has text after the closing ']'; one record a line is .jsonl")
 
 
-def iter_json_object(path: Path) -> Records:
-    """(key, item) of a JSON object: each item of its lists, such as ("images", {...}), and each other value."""
+def iter_json_object(path: Path, inside: str = "") -> Records:
+    """(key, item) of a JSON object: each item of its lists, such as ("images", {...}), and each other value.
+
+    `inside` is the key of an object whose entries are read in the same way, as if they were those of the whole.
+    """
     text = read_text(path)
-    decode = JSON_DECODER.raw_decode
     position = _after_blanks(text, 0)
     if text[position : position + 1] != "{":
         raise AnnotationError(path, "", f"is no JSON object: it starts with {text[position : position + 1]!r}")
+    for key, item, _ in _entries(path, text, position, inside):
+        if key is not None:
+            yield key, item
+
+
+def _entries(path: Path, text: str, position: int, inside: str) -> Iterator[tuple[str | None, Any, int]]:
+    """(key, item, position behind it) of the JSON object at `position`; at its end the key is None."""
+    decode = JSON_DECODER.raw_decode
     position = _after_blanks(text, position + 1)
     while text[position : position + 1] != "}":
         try:
@@ -131,10 +141,15 @@ def iter_json_object(path: Path) -> Records:
                 for place, item, end in _items(path, text, position, key):
                     position = end
                     if place:
-                        yield key, item
+                        yield key, item, end
+            elif inside and key == inside and text[position : position + 1] == "{":
+                for name, item, end in _entries(path, text, position, ""):
+                    position = end
+                    if name is not None:
+                        yield name, item, end
             else:
                 value, position = decode(text, position)
-                yield key, value
+                yield key, value, position
         except JSON_ERRORS as error:
             raise AnnotationError(path, "", json_problem(error)) from None
         position = _after_blanks(text, position)
@@ -142,6 +157,7 @@ def iter_json_object(path: Path) -> Records:
         if mark not in (",", "}"):
             raise AnnotationError(path, "", f"after {key!r}: expected ',' or '}}'; is it cut off?")
         position = _after_blanks(text, position + 1) if mark == "," else position
+    yield None, None, position + 1
 
 
 def _items(path: Path, text: str, position: int, name: str) -> Iterator[tuple[str, Any, int]]:

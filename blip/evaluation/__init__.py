@@ -5,6 +5,7 @@ Imports `models`, `network`, `distributed`, `tokenizer` and `errors`.
 answers      scores of answers, as in medical VQA and as in VQA v2
 captions caption_words bert_score   scores of captions; splitting captions into words; BERTScore
 retrieval retrieval_set   retrieval of a whole set, re-ranked by matching; what it takes and returns, and contrast
+dialogues    scores of ranked answers in dialogues
 losses retrieval_losses   validation losses; those of retrieval
 ranking      recall at k and median rank
 pretraining  the evaluation between epochs of pre-training

@@ -28,6 +28,7 @@ ABILITIES = {
     "caption": ("write captions", "text_decoder"),
     "answer": ("answer questions", "text_decoder"),
     "judge": ("judge statements about two images", "cls_head"),
+    "rank": ("rank answers in a dialogue", "itm_head"),
 }
 
 

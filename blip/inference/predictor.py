@@ -12,7 +12,17 @@ from torch import Tensor
 from blip.errors import InputError
 from blip.inference.choices import AnswerChoices
 from blip.inference.computation import gradients_on_request, without_gradients
-from blip.inference.inputs import Images, Texts, as_list, batches_of, each_once, questions_about, seed_of_each
+from blip.inference.dialogue import rank
+from blip.inference.inputs import (
+    ImageInput,
+    Images,
+    Texts,
+    as_list,
+    batches_of,
+    each_once,
+    questions_about,
+    seed_of_each,
+)
 from blip.inference.loaded_model import LoadedModel
 from blip.inference.results import Answer, Written, written_texts
 from blip.models.decoding import Decoding, Generated, uniforms_of
@@ -224,6 +234,27 @@ class Predictor(LoadedModel):
             max_tokens = int(self.info.get("max_answer_tokens") or self.positions)
             self._last_choices = AnswerChoices(choices, self.tokenizer, max_tokens)
         return self._last_choices
+
+    @without_gradients
+    def rank_answers(
+        self,
+        image: ImageInput,
+        caption: str,
+        *,
+        history: Sequence[tuple[str, str]] = (),
+        question: str,
+        answers: Sequence[str],
+    ) -> Answer:
+        """The best answer to a question in a dialogue about an image, with all candidates, the best one first.
+
+        Args:
+            image: a path, a PIL image or an array.
+            caption: of the image.
+            history: the questions before, each with its answer, the oldest first.
+            question: the question to answer.
+            answers: what to choose from. A probability is that of the answer being right, whatever the others are.
+        """
+        return rank(self, image, caption, history=history, question=question, answers=answers)
 
     @gradients_on_request
     def judge(self, left: Images, right: Images, statements: Texts, *, batch_size: int = 32) -> Tensor:

@@ -2,7 +2,7 @@
 
 Imports `network`, `distributed`, `tokenizer` and `errors`. Read `pretrain.py` first, then `losses.py`.
 
-pretrain retrieval caption vqa nlvr   the models of the tasks; none imports another
+pretrain retrieval caption vqa nlvr dialogue   the models of the tasks; none imports another
 blip2        the model of BLIP-2's first stage
 blip2_language    its queries before a frozen language model, the second stage
 language_models   causal and encoder-decoder models of transformers behind one interface

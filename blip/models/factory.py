@@ -11,6 +11,7 @@ from blip.errors import InputError
 from blip.models.blip2 import Blip2Model
 from blip.models.blip2_language import Blip2LanguageModel
 from blip.models.caption import CaptionModel
+from blip.models.dialogue import DialogueModel
 from blip.models.nlvr import NlvrModel
 from blip.models.pretrain import PretrainModel
 from blip.models.retrieval import RetrievalModel
@@ -20,7 +21,16 @@ from blip.network.qformer import QFormerConfig
 from blip.network.vit import ViTConfig
 from blip.tokenizer import Specials
 
-Model = PretrainModel | RetrievalModel | CaptionModel | VqaModel | NlvrModel | Blip2Model | Blip2LanguageModel
+Model = (
+    PretrainModel
+    | RetrievalModel
+    | CaptionModel
+    | VqaModel
+    | NlvrModel
+    | DialogueModel
+    | Blip2Model
+    | Blip2LanguageModel
+)
 
 
 @dataclass
@@ -54,7 +64,7 @@ class TaskSpec:
 
     Args:
         build: sizes to an `nn.Module` with random weights.
-        can: any of `encode` (features), `match`, `caption`, `answer` and `judge`.
+        can: any of `encode` (features), `match`, `caption`, `answer`, `judge` and `rank` (answers in a dialogue).
         images: images that a text attends to.
         has_features: the model has contrastive features, whose width `model.json` gives as `embed_dim`.
         shares_text: the decoder shares the text encoder's weights; foreign files hold these twice.
@@ -141,6 +151,12 @@ TASKS: dict[str, TaskSpec] = {
         images=2,
         new_parts=("cls_head.", ".cross_attention.merge."),
         foreign_modules=frozenset({"text_encoder", "cls_head"}),
+    ),
+    "dialogue": TaskSpec(
+        build=lambda s: DialogueModel(s.vit, s.text, s.specials),
+        can=frozenset({"rank"}),
+        scored_from=("pretrain", "retrieval"),
+        foreign_modules=frozenset({"text_encoder", "itm_head"}),
     ),
     "blip2": TaskSpec(
         build=lambda s: Blip2Model(

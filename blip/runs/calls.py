@@ -46,7 +46,7 @@ def finetune(
     on afterwards as if nothing had happened.
 
     Args:
-        task: vqa, caption, retrieval or nlvr.
+        task: vqa, caption, retrieval, nlvr or dialogue.
         train: records to learn from: a path, `hub:OWNER/NAME`, what `blip.data` returns, or a list of these.
         val: records that are scored after each epoch; the best weights by them are kept.
         test: records that are scored once, at the end, by the best weights.
@@ -133,7 +133,7 @@ def evaluate(
     answers are written to a folder, which the result names.
 
     Args:
-        task: vqa, caption, retrieval or nlvr.
+        task: vqa, caption, retrieval, nlvr or dialogue.
         checkpoint: a run (its best weights), a checkpoint, a file, or `hub:OWNER/NAME`.
         data: the records: as `train` of `blip.finetune`.
         output_dir: the results go to its folder evaluation/NAME; that of the run, else runs/evaluations, unless given.

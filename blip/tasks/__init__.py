@@ -1,6 +1,6 @@
 """A run of each task. Imports every room below; read `pretrain.py` first, then `finetune.py`.
 
-pretrain retrieval caption vqa nlvr blip2   a run of each task, as the scripts start it
+pretrain retrieval caption vqa nlvr dialogue blip2   a run of each task, as the scripts start it
 captioning answering retrieving   of fine-tuning: its data, a step, an evaluation
 pair_run             what pre-training of BLIP and of BLIP-2 share
 blip2_run blip2_language blip2_finetune   runs of BLIP-2: both stages, the second one, fine-tuning

@@ -167,3 +167,16 @@ class NlvrConfig(FineTuneConfig):
     text_cleaning: Literal["none"] = "none"  # texts are not cleaned
     drop_path: float = Field(0.1, ge=0, lt=1)
     best_metric: str = "val_accuracy"
+
+
+class DialogueConfig(FineTuneConfig):
+    """Options of `train_visdial.py`."""
+
+    scores = ("mrr", "r1", "r5", "r10", "mean_rank", "ndcg")
+    image_size: int = Field(384, gt=0)
+    max_text_tokens: int = Field(250, ge=3)  # of what was said, a question and its answer [tokens]
+    max_caption_tokens: int = Field(40, ge=3)  # of captions, which are read apart [tokens]
+    max_turn_tokens: int = Field(20, ge=2)  # of a question, and of a past one with its answer [tokens]
+    max_answer_tokens: int = Field(8, ge=1)  # longer answers are cut, the last [SEP] not counted [tokens]
+    text_cleaning: Literal["none"] = "none"  # texts are not cleaned
+    best_metric: str = "val_mrr"

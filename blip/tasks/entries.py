@@ -7,9 +7,9 @@ from typing import Any
 
 from blip.config import ModelConfig, PretrainConfig
 from blip.errors import InputError, did_you_mean
-from blip.tasks import blip2, caption, nlvr, pretrain, retrieval, vqa
+from blip.tasks import blip2, caption, dialogue, nlvr, pretrain, retrieval, vqa
 from blip.tasks.blip2_config import Blip2Config
-from blip.tasks.config import CaptionConfig, NlvrConfig, RetrievalConfig, VqaConfig
+from blip.tasks.config import CaptionConfig, DialogueConfig, NlvrConfig, RetrievalConfig, VqaConfig
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ ENTRIES = {
     "caption": Entry(CaptionConfig, caption.run, caption.score, 1e-5),
     "vqa": Entry(VqaConfig, vqa.run, vqa.score, 2e-5),
     "nlvr": Entry(NlvrConfig, nlvr.run, nlvr.score, 3e-5),
+    "dialogue": Entry(DialogueConfig, dialogue.run, dialogue.score, 2e-5),
 }
 PRETRAINING = {"blip": "pretrain", "blip2": "blip2"}  # argument of `blip.pretrain` -> task
 

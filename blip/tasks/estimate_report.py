@@ -12,8 +12,8 @@ from blip.hardware.counting import ATTENTION, OTHER, PRODUCT
 from blip.hardware.roofline import busy_seconds, host_seconds
 from blip.tasks.estimate import GIB, Make, Plan, memory_of_batches, plan
 
-# pictures -> those that one core reads and crops in a second, to 224 pixels, for a run on a GPU: benchmarks/loader.py on an
-# AMD EPYC of 2025
+# pictures -> those that one core reads and crops in a second, to 224 pixels, for a run on a GPU: measured by
+# benchmarks/loader.py on an AMD EPYC of 2025
 LOADED_PER_CORE = {"COCO of 320 pixels": 1243, "figures of 690": 528, "JPEG of 2000 x 1600": 158}
 SLOW_NETWORK = 100.0  # Gb/s of a host, for comparison
 TITLES = {"none": "without recomputation", "torch": "recomputed", "fairscale": "recomputed by fairscale"}

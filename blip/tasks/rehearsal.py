@@ -21,6 +21,7 @@ from blip import distributed
 from blip.checkpoints.places import is_remote
 from blip.config import ConfigError
 from blip.data.batches import Batch, collate
+from blip.data.dialogue_samples import DialogueBatch, collate_dialogues
 from blip.data.question_batches import VqaBatch, collate_vqa
 from blip.data.statements import NlvrBatch, collate_nlvr
 from blip.errors import BlipError, printable
@@ -199,11 +200,19 @@ def _of_statements(task: FineTuning) -> NlvrBatch:
     )
 
 
+def _of_dialogues(task: FineTuning) -> DialogueBatch:
+    captions, caption_lengths = _texts(task, task.config.max_caption_tokens)
+    texts, lengths = _texts(task, task.config.max_text_tokens)
+    ids, lengths = texts.repeat_interleave(2, dim=0), lengths.repeat_interleave(2)
+    return DialogueBatch(_images(task), captions, caption_lengths, ids, lengths, list(range(len(captions))), [])
+
+
 # by what puts a task's samples side by side
 RANDOM: dict[Callable[..., Any], Callable[[FineTuning], Any]] = {
     collate: _of_pairs,
     collate_vqa: _of_questions,
     collate_nlvr: _of_statements,
+    collate_dialogues: _of_dialogues,
 }
 
 # ---- what is printed -------------------------------------------------------------------------------------------------

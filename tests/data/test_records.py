@@ -63,11 +63,16 @@ ADDRESSES = ["http://127.0.0.1:9/x.png", "https://example.org/x.png", "file:///e
              "HTTP://x/y.png", "data://x"]  # fmt: skip
 
 
+def images_of_kind(kind: str, images: list[str]) -> dict[str, Any]:
+    """Statements are about two images, other records about the first."""
+    return {"images": images} if kind == "statements" else {"image": images[0]}
+
+
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_nothing_is_fetched(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection"))
     for kind in GOOD:
-        path = write(tmp_path / "set.json", kind, **{"images": [address, "b.png"], "image": address})
+        path = write(tmp_path / "set.json", kind, **images_of_kind(kind, [address, "b.png"]))
         with pytest.raises(AnnotationError, match=r"set\.json, record 2: its \w+ is an address.*downloaded"):
             READERS[kind]([str(path)])
     with pytest.raises(AnnotationError, match="record 2: its image is an address"):
@@ -81,7 +86,7 @@ def test_nothing_is_fetched(address: str, tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("image", ["a\0.png", "\ud800.png", "  "])
 def test_what_is_no_name_of_a_file(image: str, tmp_path: Path) -> None:
     for kind in GOOD:
-        path = write(tmp_path / "set.json", kind, **{"images": ["a.png", image], "image": image})
+        path = write(tmp_path / "set.json", kind, **images_of_kind(kind, [image, "a.png"]))
         with pytest.raises(AnnotationError, match=r"set\.json, record 2: its image"):
             READERS[kind]([str(path)])
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers import dialogues
 from helpers.bad_finetune_cases import answerer
 from helpers.blip2_checkpoints import write_everything
 from helpers.blip2_runs import SIZES as QUERIES
@@ -81,6 +82,7 @@ SET = {
     "train_caption": {**FINE_TUNE, **files("captions"), "max_new_tokens": 6},
     "train_vqa": {**FINE_TUNE, **files("questions"), "max_answer_tokens": 8, "max_new_tokens": 4},
     "train_nlvr": {**FINE_TUNE, **files("statements")},
+    "train_visdial": {**FINE_TUNE, **files("dialogues"), **dialogues.OPTIONS},
     "blip capfilt run": {
         "web_file": "[captions.json]",
         "human_file": "[captions.json]",
@@ -171,6 +173,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
     (folder / ".." / "vqa_rad").symlink_to(phantoms / "images")  # evaluation images
     Image.open(phantoms / "images" / "000000.png").save(folder / "image.png")
     write_part(phantoms, "nlvr", 0, 16, folder / "statements.json")
+    (folder / "dialogues.json").write_text(json.dumps(dialogues.dialogues(phantoms, 0, 8)))
+    dialogues.write_checkpoint(folder / "runs" / "visdial" / "best", tiny_checkpoint)
     questions = json.loads(write_part(phantoms, "vqa", 0, 16, folder / "questions.json").read_text())
     official = [{**q, "image_name": Path(q["image"]).name, "qid": i} for i, q in enumerate(questions)]
     (folder / "data" / "vqa_rad").mkdir(parents=True)

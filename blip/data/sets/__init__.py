@@ -4,6 +4,8 @@ layout       which files a set's folder has, and the reader of each set
 captions     sets of images and captions
 questions    sets of images, questions and answers
 statements   sets of two images and a statement
+dialogues    sets of images and dialogues
+visdial      VisDial, whose texts are in lists and relevances in a file of their own
 vqa_med      VQA-Med 2019, lines of text
 vqa_v2       VQA v2, whose answers are in a file of their own
 """

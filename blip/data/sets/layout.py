@@ -1,6 +1,7 @@
 """The files of a data set as published: which file holds which split, and which folder its images.
 
-The sets themselves are three literal tables: CAPTION_SETS, QUESTION_SETS and STATEMENT_SETS, one `SetFormat` a name.
+The sets themselves are literal tables: CAPTION_SETS, QUESTION_SETS, STATEMENT_SETS and DIALOGUE_SETS, one `SetFormat`
+a name.
 """
 
 import itertools

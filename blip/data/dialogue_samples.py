@@ -1,0 +1,164 @@
+"""Dialogues as samples (`DialogueDataset`, `EvalDialogues`), then as batches (`collate_dialogues`).
+
+A sample of training is one question with its right answer and a wrong one; a sample of evaluation is a whole dialogue
+with all candidates of all its questions, so that an image is encoded once.
+
+B samples in a batch, T and C text tokens, S side of an image in pixels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from blip.data.batches import Operations, TensorBatch, padded
+from blip.data.dialogue_texts import DialogueEncoder
+from blip.data.dialogues import Dialogues, history_of
+from blip.data.image_bytes import LIMITS, ImageLimits
+from blip.data.images import open_image
+from blip.data.order import EpochOrder, Walk, open_or_note, seeded
+from blip.data.skipped import Skipped
+from blip.data.training_images import TrainingImages, Transform, images_of
+
+
+@dataclass
+class RoundTexts:
+    """The candidates of a round: what precedes them and their ids, as in `blip.models.dialogue.Round`."""
+
+    number: int  # of the round in its dialogue, from 0
+    before: list[int]
+    answers: list[list[int]]
+
+
+@dataclass
+class DialogueSample:
+    """An image and its caption; in training with a right and a wrong text, in evaluation with the candidates of all
+    rounds. In evaluation `image` is None where it is unreadable."""
+
+    image: Tensor | None  # (3, S, S), see `Pixels`
+    caption: list[int]
+    texts: list[list[int]]  # [ENC] ... [SEP]
+    rounds: list[RoundTexts]
+    index: int  # of the question in training, of the dialogue in evaluation
+    skipped: list[Skipped]  # unreadable images that this sample replaces
+    operations: Operations = ()  # of the image, see `Pixels`
+
+
+class DialogueDataset(Dataset):
+    """Training samples by (epoch, position): a question with its answer and another option, drawn anew each epoch.
+
+    What is random in a sample depends on (seed, epoch, index) alone. An option with the text of the answer is never
+    drawn as a wrong one.
+    """
+
+    def __init__(
+        self,
+        dialogues: Dialogues,
+        questions: np.ndarray,
+        order: EpochOrder,
+        encode: DialogueEncoder,
+        *,
+        transform: Transform | TrainingImages,
+        seed: int,
+        max_skipped_fraction: float = 0.01,
+        limits: ImageLimits = LIMITS,
+    ):
+        """`questions`: from `Dialogues.trainable`, as many as `order` has; `transform`: PIL RGB to (3, S, S), or what
+        reads images by itself; `max_skipped_fraction`: see `Walk`."""
+        self.dialogues, self.questions, self.encode = dialogues, questions, encode
+        self.images, self.seed, self.order = images_of(transform, limits), seed, order
+        self.walk = Walk(order, len(questions), max_skipped_fraction)
+
+    def __len__(self) -> int:
+        return self.order.per_rank
+
+    def __getitem__(self, key: tuple[int, int]) -> DialogueSample:
+        """The sample at (epoch, position), or the next readable one, with notes about those skipped."""
+        epoch, position = key
+        index, image, skipped = self.walk.open(epoch, position, lambda i: self._read(epoch, i))
+        place, number = self.questions[index].tolist()
+        item = self.dialogues[place]
+        one = item.exchanges[number]
+        right = one.options[one.right]
+        others = [text for text in one.options if text != right]
+        with seeded(self.seed, epoch, index):
+            wrong = others[int(torch.randint(len(others), ()))]
+            pixels = self.images.finish(image)
+        before = self.encode.before(history_of(item, number), one.question)
+        texts = [before + self.encode.answer(text) for text in (right, wrong)]
+        return DialogueSample(
+            pixels.image, self.encode.caption(item.caption), texts, [], index, skipped, operations=pixels.operations
+        )
+
+    def _read(self, epoch: int, index: int) -> Any:
+        path = self.dialogues.image_path(int(self.questions[index, 0]))
+        return self.images.read(path, self.seed, epoch, index)
+
+
+class EvalDialogues(Dataset):
+    """Evaluation samples by index, each dialogue once."""
+
+    def __init__(
+        self,
+        dialogues: Dialogues,
+        encode: DialogueEncoder,
+        transform: Callable[[Image.Image], Tensor],
+        *,
+        limits: ImageLimits = LIMITS,
+    ):
+        self.dialogues, self.encode, self.transform, self.limits = dialogues, encode, transform, limits
+
+    def __len__(self) -> int:
+        return len(self.dialogues)
+
+    def __getitem__(self, index: int) -> DialogueSample:
+        """The sample; for an unreadable image its `image` is None and `skipped` has a note."""
+        item, encode = self.dialogues[index], self.encode
+        pixels, skipped = open_or_note(index, lambda _: self.transform(open_image(item.image, self.limits)))
+        rounds = []
+        for number, one in enumerate(item.exchanges):
+            if one.options:
+                before = encode.before(history_of(item, number), one.question)
+                rounds.append(RoundTexts(number, before, [encode.answer(option) for option in one.options]))
+        return DialogueSample(pixels, encode.caption(item.caption), [], rounds, index, skipped)
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class DialogueBatch(TensorBatch):
+    """Tensors of B samples."""
+
+    images: Tensor  # float32 (B, 3, S, S)
+    caption_ids: Tensor  # int64 (B, C), [CLS] first, padded to the longest of the batch
+    caption_lengths: Tensor  # int64 (B,), without pads; stays on the CPU
+    ids: Tensor  # int64 (2B, T), the right text of a sample, then the wrong one; (0, 0) in evaluation
+    lengths: Tensor  # int64 (2B,), without pads; stays on the CPU
+    indices: list[int]  # see `DialogueSample`
+    skipped: list[Skipped]
+    rounds: list[list[RoundTexts]] = field(default_factory=list)  # of each sample, in evaluation
+
+
+def collate_dialogues(samples: list[DialogueSample], pad_id: int = 0, pad_to: tuple[int, ...] = ()) -> DialogueBatch:
+    """Puts samples side by side; those without an image only leave notes in `skipped`. `pad_to`: see `padded`."""
+    skipped = [note for sample in samples for note in sample.skipped]
+    samples = [sample for sample in samples if sample.image is not None]
+    captions, caption_lengths = padded([sample.caption for sample in samples], pad_id, pad_to)
+    ids, lengths = padded([text for sample in samples for text in sample.texts], pad_id, pad_to)
+    return DialogueBatch(
+        images=torch.stack([sample.image for sample in samples]) if samples else torch.empty(0),  # type: ignore[misc]
+        caption_ids=captions,
+        caption_lengths=caption_lengths,
+        ids=ids,
+        lengths=lengths,
+        indices=[sample.index for sample in samples],
+        skipped=skipped,
+        rounds=[sample.rounds for sample in samples],
+        operations=[sample.operations for sample in samples],
+    )
