@@ -27,6 +27,7 @@ from blip.data.batches import Pixels
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
 from blip.data.images import Source, open_image
 from blip.data.training_images import TrainingImages, Transform
+from blip.data.video import is_video, open_frames
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Kind:
     open: Callable[[str, ImageLimits], list[Image.Image]]
 
 
-KINDS: dict[str, Kind] = {}
+KINDS: dict[str, Kind] = {"video": Kind(is_video, open_frames)}
 
 
 def pictures_of(reference: Source) -> Kind | None:

@@ -12,8 +12,6 @@ from blip.data.formats import (
     AnnotationError,
     Records,
     checked,
-    is_object,
-    iter_json_object,
     iter_lines,
     iter_records,
     kind_of,
@@ -21,7 +19,9 @@ from blip.data.formats import (
     several_paths,
 )
 from blip.data.records import path_problem, text_problem
+from blip.data.sets.coco import coco_captions_file, karpathy_file
 from blip.data.sets.layout import SetFormat
+from blip.data.sets.videos import MSRVTT, VIDEO_FOLDERS, rows, with_video
 from blip.errors import InputError
 
 ARTICLE = re.compile(r"PMC\d+")
@@ -89,14 +89,6 @@ def _value_of(record: Any, *names: str) -> tuple[str, str]:
     return name, value
 
 
-def identifier(record: Mapping[str, Any], name: str, path: Path, *, place: str) -> int | str:
-    """The number or text by which records of a file refer to one another; AnnotationError for anything else."""
-    value = record[name]
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise AnnotationError(path, place, f"its {name} is {kind_of(value)}, not a whole number or text")
-    return value
-
-
 # ---- ROCO, ROCOv2 ----------------------------------------------------------------------------------------------------
 
 
@@ -159,68 +151,6 @@ def _medicat(record: Any) -> Captioned:
     return Captioned(name, [text_of(record, key)], name, article)
 
 
-# ---- photographs -----------------------------------------------------------------------------------------------------
-
-
-def _karpathy_file(path: Path, root: str, columns: Columns) -> Records:
-    """BLIP's form, a list of records, or Karpathy's `dataset_coco.json`, whose sentences become captions."""
-    if not is_object(path):
-        yield from iter_records(path, columns=columns)
-        return
-    without_columns(path, columns)
-    number = 0
-    for key, item in checked(path, iter_json_object):
-        if key == "images":
-            number += 1
-            sentences = item.get("sentences") if isinstance(item, dict) else None
-            if not isinstance(sentences, list) or not all(isinstance(sentence, dict) for sentence in sentences):
-                raise AnnotationError(path, f"image {number}", "has no list of sentences: not Karpathy's form")
-            parts = [item.get("filepath", ""), item.get("filename", "")]
-            if not all(isinstance(part, str) for part in parts):
-                raise AnnotationError(
-                    path, f"image {number}", f"its filepath and filename are {parts!r:.100}, not text"
-                )
-            yield (
-                f"image {number}",
-                {
-                    "image": str(Path(*parts)),
-                    "caption": [sentence.get("raw") for sentence in sentences],
-                    "image_id": item.get("cocoid", item.get("imgid")),
-                    "split": item.get("split"),
-                },
-            )
-    if not number:
-        raise AnnotationError(path, "", "has no images: not Karpathy's form")
-
-
-def _coco_captions_file(path: Path, root: str, columns: Columns) -> Records:
-    """COCO's `captions_train2017.json`: separate lists `images` and `annotations`, joined by the image's id."""
-    without_columns(path, columns)
-    names: dict[Any, str] = {}
-    captions: dict[Any, list[str]] = {}
-    for key, item in checked(path, iter_json_object):
-        if key == "images":
-            if not isinstance(item, dict) or not {"id", "file_name"} <= set(item):
-                raise AnnotationError(path, f"image {len(names) + 1}", "needs id and file_name")
-            number = identifier(item, "id", path, place=f"image {len(names) + 1}")
-            if number in names:
-                raise AnnotationError(path, f"image {len(names) + 1}", f"has the id {number!r:.60} of an earlier one")
-            names[number] = item["file_name"]
-        elif key == "annotations":
-            if not isinstance(item, dict) or not {"image_id", "caption"} <= set(item):
-                raise AnnotationError(path, f"an annotation of {item!r:.60}", "needs image_id and caption")
-            number = identifier(item, "image_id", path, place=f"an annotation of {item!r:.60}")
-            captions.setdefault(number, []).append(item["caption"])
-    if not names or not captions:
-        raise AnnotationError(path, "", "needs lists images and annotations: not COCO's form")
-    if unknown := [image for image in captions if image not in names]:
-        raise AnnotationError(
-            path, "", f"has captions of {len(unknown)} images that it does not list, such as {unknown[0]}"
-        )
-    for image, name in names.items():
-        yield f"image {image}", {"image": name, "caption": captions.get(image, []), "image_id": image}
-
-
 def _plain(path: Path, root: str, columns: Columns) -> Records:
     return iter_records(path, also=("image_id", *GROUPS, "split", "source"), columns=columns)
 
@@ -260,7 +190,7 @@ CAPTION_SETS: dict[str, SetFormat[Captioned]] = {
         images=("figures",),
     ),
     "coco": SetFormat(
-        _karpathy_file,
+        karpathy_file,
         captioned,
         files={
             "train": ("coco_karpathy_train.json", "dataset_coco.json"),
@@ -270,7 +200,7 @@ CAPTION_SETS: dict[str, SetFormat[Captioned]] = {
         images=("images",),
     ),
     "flickr": SetFormat(
-        _karpathy_file,
+        karpathy_file,
         captioned,
         files={
             "train": ("flickr30k_train.json", "dataset_flickr30k.json"),
@@ -279,8 +209,14 @@ CAPTION_SETS: dict[str, SetFormat[Captioned]] = {
         },
         images=("images", "flickr30k-images"),
     ),
+    "msrvtt": SetFormat(
+        rows("clip_name", "caption"),
+        lambda record: captioned(with_video(record, "clip_name", ".mp4")),
+        files=MSRVTT,
+        images=VIDEO_FOLDERS,
+    ),
     "coco_captions": SetFormat(
-        _coco_captions_file,
+        coco_captions_file,
         captioned,
         files={
             "train": tuple(pattern.format("train") for pattern in _COCO_2017),
