@@ -94,7 +94,7 @@ def test_slake(tmp_path: Path) -> None:
 
 def test_questions_about_videos(tmp_path: Path) -> None:
     row = {"question": "who sings?", "answer": "man"}
-    put(tmp_path / "msvd_qa_test.jsonl", json.dumps({**row, "video": "a_1_2", "question_id": 5}))
+    put(tmp_path / "msvd_qa_test.json", [{**row, "video": "a_1_2", "question_id": 5}])
     put(tmp_path / "msrvtt_qa_test.json", [{**row, "video_id": 7010, "id": 6}, {**row, "video": "video1.mp4"}])
     for name, images, numbers in (
         ("msvd_qa", ["a_1_2.avi"], ["5"]),

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", ["rerank", "generate", "vqa_rank", "taps", "capfilt", "loader"])
+@pytest.mark.parametrize("name", ["rerank", "frames", "generate", "vqa_rank", "taps", "capfilt", "loader"])
 def test_benchmark(
     name: str,
     precision: str,
