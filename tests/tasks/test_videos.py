@@ -86,6 +86,8 @@ def test_retrieval_equals_the_published_evaluation(videos: Path, tiny_checkpoint
     )  # fmt: skip
     found = score("retrieval", config, tmp_path / "run")
     assert found["test_unreadable"] == 1
+    (file,) = (tmp_path / "run").rglob("retrieval_test.json")
+    ranked = json.loads(file.read_text())
     rows = [json.loads(line) for line in (videos / "msrvtt_test.jsonl").read_text().splitlines()]
     rows.pop(BROKEN)
     model = blip.load(tiny_checkpoint)
@@ -95,6 +97,10 @@ def test_retrieval_equals_the_published_evaluation(videos: Path, tiny_checkpoint
     )  # fmt: skip
     for way, similarity, match in (("t2i", cosines, logits), ("i2t", cosines.T, logits.T)):
         best = similarity.topk(K, dim=1)
+        mine = ranked["text_to_image" if way == "t2i" else "image_to_text"]
+        expected = (best.values + match.gather(1, best.indices)).sort(dim=1, descending=True)
+        assert torch.allclose(torch.tensor([row["scores"] for row in mine]), expected.values, atol=1e-5)
+        assert torch.equal(torch.tensor([row["candidates"] for row in mine]), best.indices.gather(1, expected.indices))
         scores = torch.full_like(similarity, -100.0) + similarity
         scores.scatter_(1, best.indices, best.values + match.gather(1, best.indices))
         for name, values in (("itc", similarity), ("itm", scores)):
