@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for editors, which complete and check by these lines
     from blip import runs as runs
     from blip.data.dataset import open_data as data  # the package `blip.data`, when it is called
+    from blip.inference.inputs import Study
     from blip.inference.load import load
     from blip.interpret.explain import explain_pairs
     from blip.interpret.lenses import attention_rollout, logit_lens, patch_lens
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # for editors, which complete and check by these lines
 __version__ = "0.1.0"
 __all__ = [
     "Run",
+    "Study",
     "__version__",
     "attention_rollout",
     "data",
@@ -40,6 +42,7 @@ __all__ = [
 MODULE_OF = {
     "data": "data",  # the package itself, which can be called
     "load": "inference.load",
+    "Study": "inference.inputs",
     "finetune": "runs.calls",
     "pretrain": "runs.calls",
     "evaluate": "runs.calls",

@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "inference": {"models", "network", "checkpoints", "files", "outputs", "tokenizer", "errors", "distributed"}
     | {"hardware", "hashing"}
     | {"data.arrays", "data.images", "data.image_bytes", "data.places", "data.sources", "data.transforms"}
-    | {"data.batches", "data.dialogue_texts"},
+    | {"data.batches", "data.dialogue_texts", "data.pictures"},
     "tasks": {"network", "models", "checkpoints", "data", "evaluation", "train", "inference", "hub", "hardware"}
     | {"config", "tokenizer", "distributed", "errors", "files", "outputs", "hashing", "command_line", "console"},
     "inference.cli": ANYTHING,

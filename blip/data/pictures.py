@@ -17,6 +17,7 @@ S: side of a picture in pixels, F: pictures of an item.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,11 +47,11 @@ class Kind:
 KINDS: dict[str, Kind] = {"video": Kind(is_video, open_frames)}
 
 
-def pictures_of(reference: Source) -> Kind | None:
-    """The kind of a reference that means several pictures; None: it is one ordinary image."""
-    if not isinstance(reference, str):
+def pictures_of(reference: Any) -> Kind | None:
+    """The kind of a reference, text or a path, that means several pictures; None: it is one ordinary image."""
+    if not isinstance(reference, str | Path):
         return None
-    return next((kind for kind in KINDS.values() if kind.covers(reference)), None)
+    return next((kind for kind in KINDS.values() if kind.covers(str(reference))), None)
 
 
 def evenly(count: int, most: int) -> list[int]:

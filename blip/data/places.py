@@ -57,6 +57,11 @@ class Found:
         return self.images[0]
 
     @property
+    def items(self) -> list[tuple[str, ...]]:
+        """The images that a text is about together: all of them, but of a statement each by itself."""
+        return [tuple(self.images)] if self.label is None else [(image,) for image in self.images]
+
+    @property
     def text(self) -> str:
         """The question, the first caption or the statement; "" for an image alone."""
         return self.question or next(iter(self.captions), "") or self.statement
@@ -210,6 +215,21 @@ def _paths_of(record: Mapping[str, Any]) -> list[str]:
     if problem := path_problem(image):
         raise InputError(f"its image {problem}")
     return [image]
+
+
+def items_of(places: Sequence[str | Path], **usual: Any) -> list[list[str]]:
+    """The different items of several places, in their order: the path of an image, or of all pictures of an item.
+
+    Of statements about two images each image is an item. Arguments and errors as in `find_records`.
+    """
+    items: list[list[str]] = []
+    for place in places:
+        if is_source(source_of(place, **usual)):
+            records = find_records(place, images_alone=True, **usual)
+            items += map(list, dict.fromkeys(item for record in records for item in record.items))
+        else:
+            items += (record.images for record in find_records(place, **usual))
+    return items
 
 
 def images_of(places: Sequence[str | Path], **usual: Any) -> list[Path]:

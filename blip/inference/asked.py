@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from blip.data.places import Found, find_records, images_of, is_source
+from blip.data.places import Found, find_records, is_source, items_of
 from blip.data.sources import source_of
 from blip.errors import InputError
 
@@ -14,21 +14,22 @@ def questions_of(places: Sequence[str], questions: Sequence[str], how: dict[str,
     `how` are options of `find_records`, whose errors apply.
     """
     if questions:
-        return [Found([str(path)], question=question) for path in images_of(places, **how) for question in questions]
+        return [Found(paths, question=question) for paths in items_of(places, **how) for question in questions]
     return [record for record in _records(places, how) if record.question]
 
 
-def captions_of(places: Sequence[str], how: dict[str, Any]) -> list[tuple[str, str]]:
-    """(image, text) of each caption, or statement about one image, of the records of the places, which may be none.
+def captions_of(places: Sequence[str], how: dict[str, Any]) -> list[tuple[list[str], str]]:
+    """(paths of an item, text) of each caption, or statement about one image, of the records of the places; of those
+    there may be none.
 
     Raises:
-        InputError: a record has two images. Further errors as in `find_records`.
+        InputError: a statement is about two images. Further errors as in `find_records`.
     """
     records = _records(places, how)
-    if two := next((record for record in records if len(record.images) > 1), None):
+    if two := next((record for record in records if len(record.items) > 1), None):
         raise InputError(f"{two.place}: has {len(two.images)} images, and a text is matched with one")
-    texts = [(record.image, record.captions or [record.statement]) for record in records]
-    return [(image, text) for image, several in texts for text in several if text.strip()]
+    texts = [(record.images, record.captions or [record.statement]) for record in records]
+    return [(images, text) for images, several in texts for text in several if text.strip()]
 
 
 def _records(places: Sequence[str], how: dict[str, Any]) -> list[Found]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from blip.checkpoints.format import CheckpointError
 from blip.inference.predictor import Predictor
 from blip.models.decoding import Decoding, Generated
+from blip.network.pictures import Pictures
 
 
 class Blip2Predictor(Predictor):
@@ -30,5 +31,7 @@ class Blip2Predictor(Predictor):
             )
         return model
 
-    def _continued(self, pixels: Tensor, ids: Tensor, decoding: Decoding, *, uniforms: Tensor | None) -> Generated:
+    def _continued(
+        self, pixels: Tensor | Pictures, ids: Tensor, decoding: Decoding, *, uniforms: Tensor | None
+    ) -> Generated:
         return self.model.write(pixels, ids, decoding, end_id=self.tokenizer.sep_id, uniforms=uniforms)

@@ -3,7 +3,7 @@
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +33,7 @@ from blip.console.bars import Bars
 from blip.data.columns import parse_columns
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.data.images import ENDINGS
-from blip.data.places import ANNOTATIONS, images_of, is_source, refuse_image_name
+from blip.data.places import ANNOTATIONS, is_source, items_of, refuse_image_name
 from blip.data.records import text_problem
 from blip.errors import InputError
 from blip.files import read_text
@@ -57,7 +57,7 @@ def load_model(checkpoint: str, tokenizer: str, device: str, *, max_image_mb: in
     from blip.inference.load import load
 
     model = load(checkpoint, device=distributed.start(device), precision=precision, tokenizer=tokenizer or None)
-    model.limits = ImageLimits.of_mb(max_image_mb)
+    model.limits = replace(model.limits, max_bytes=ImageLimits.of_mb(max_image_mb).max_bytes)
     return model
 
 
@@ -167,7 +167,8 @@ def caption(
 
     with user_errors():
         how = reading(dataset, split, columns, image_root=image_root, limit=limit)
-        paths = images_of(images, **how)
+        items = items_of(images, **how)
+        paths = [path for item in items for path in item]
         decoding = Decoding(
             beams=beams or (1 if sample else 3),
             sample=sample,
@@ -183,8 +184,8 @@ def caption(
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
             size = batch_size or model.profile.images_at_once
-            found = files.caption_rows(model, paths, prompt, decoding=decoding, batch_size=size, seed=seed)
-            rows = list(Bars().over(found, "captioning", len(paths)))
+            found = files.caption_rows(model, items, prompt, decoding=decoding, batch_size=size, seed=seed)
+            rows = list(Bars().over(found, "captioning", len(items)))
             with writing(claim):
                 unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
@@ -221,21 +222,21 @@ def match(
     with user_errors():
         places, texts = places_and_texts(arguments, text, "--text")
         how = reading(dataset, split, columns, image_root=image_root, limit=limit)
-        paths = images_of(places, **how) if texts else []
+        items = items_of(places, **how) if texts else []
         pairs = [] if texts else captions_of(places, how)
         if not (texts or pairs):
             raise _needed("text", "--text", places)
-        images = paths or list(dict.fromkeys(Path(image) for image, _ in pairs))
+        images = list(dict.fromkeys(Path(path) for item in items or [item for item, _ in pairs] for path in item))
         inputs: list[Any] = [*places, *images, checkpoint, tokenizer, *texts, as_input(**how), as_chosen(precision)]
         claim = claim_json(out, "match", inputs, overwrite)
         with alone(claim):
             model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
             size = batch_size or model.profile.images_at_once
             if texts:
-                found = files.match_rows(model, paths, texts, batch_size=size)
+                found = files.match_rows(model, items, texts, batch_size=size)
             else:
                 found = files.matched_pairs(model, pairs, batch_size=size)
-            rows = list(Bars().over(found, "matching", len(paths) * len(texts) + len(pairs)))
+            rows = list(Bars().over(found, "matching", len(items) * len(texts) + len(pairs)))
             with writing(claim):
                 unread = files.show(rows, out, as_json)
     raise typer.Exit(1 if unread else 0)
@@ -281,7 +282,7 @@ def answer(
         asked = questions_of(places, questions, how)
         if not asked:
             raise _needed("question", "--question", places)
-        paths = list(dict.fromkeys(one.image for one in asked))
+        paths = list(dict.fromkeys(path for one in asked for path in one.images))
         chosen_by = as_input(generate=generate, k=k, **how)
         inputs = [*places, *paths, checkpoint, tokenizer, answers, *questions, chosen_by, as_chosen(precision)]
         claim = claim_json(out, "answer", inputs, overwrite)

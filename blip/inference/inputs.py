@@ -13,9 +13,32 @@ from blip.errors import InputError
 from blip.hashing import stable_hash
 from blip.models.decoding import Decoding
 
+
+class Study:
+    """One item of several pictures: views of a study, slices of a volume, frames of a video, in order.
+
+    Methods of a predictor take it wherever they take an image; a list in a list means the same. A flat list is still
+    several images, each by itself.
+
+    Example:
+        >>> m = blip.load("checkpoint")
+        >>> text, = m.caption(blip.Study(["chest.png", "normal.png"]))
+        >>> texts = m.caption([["chest.png", "normal.png"], ["chest.png"]])  # two studies
+    """
+
+    def __init__(self, pictures: "Sequence[ImageInput] | np.ndarray | Tensor"):
+        """`pictures`: one or more, as in `as_list`. InputError where there are none, or one is no picture."""
+        self.pictures: list[Any] = as_list(pictures)
+        if not self.pictures or any(isinstance(one, Study) for one in self.pictures):
+            raise InputError("a study is a list of one or more pictures: paths, PIL images or arrays")
+
+    def __repr__(self) -> str:
+        return f"Study of {len(self.pictures)} pictures"
+
+
 # a tensor is (3, S, S), as `Predictor.transform` gives it; an array (H, W) or (H, W, C); bytes are those of a file
 ImageInput = str | Path | bytes | Image.Image | np.ndarray | Tensor
-Images = ImageInput | Sequence[ImageInput]
+Images = ImageInput | Study | Sequence[ImageInput | Study | Sequence[ImageInput]]
 Texts = str | Sequence[str]
 
 # how `blip caption` writes unless told otherwise; `blip explain` explains the same captions
@@ -26,7 +49,8 @@ def as_list(items: Images | Texts) -> list:
     """One image or text as a list of it, several as a list of them; arrays of numbers become images of PIL.
 
     An array (H, W) or (H, W, C) with 1, 3 or 4 channels is one image, an array (B, H, W, C) is B of them. A tensor
-    (3, S, S) is one ready image, a tensor (B, 3, S, S) is B of them. The bytes of a file, or an open one, are one.
+    (3, S, S) is one ready image, a tensor (B, 3, S, S) is B of them. The bytes of a file, or an open one, are one. A
+    list in the list is one item of several pictures, as a `Study` is.
 
     Raises:
         InputError: an array or tensor has another shape.
@@ -48,7 +72,9 @@ def as_list(items: Images | Texts) -> list:
         if items.ndim == 4:
             return [_one(tensor) for tensor in items]
         return [_one(items)]
-    single = isinstance(items, str | Path | Image.Image | bytes | bytearray | memoryview) or hasattr(items, "read")
+    single = isinstance(items, Study | str | Path | Image.Image | bytes | bytearray | memoryview) or hasattr(
+        items, "read"
+    )
     if single or (isinstance(items, np.ndarray) and items.dtype.kind not in "OUS"):
         return [_one(items)]
     several: Any = items
@@ -57,6 +83,8 @@ def as_list(items: Images | Texts) -> list:
 
 def _one(item: Any) -> Any:
     """An image or text as `Predictor.pixels` and the tokenizer take it. InputError as in `as_list`."""
+    if isinstance(item, list | tuple):
+        return Study(item)
     if isinstance(item, np.ndarray):
         return array_image(item)
     if isinstance(item, bytearray | memoryview):

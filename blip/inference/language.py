@@ -64,7 +64,7 @@ class LanguagePredictor(Predictor):
         for batch in batches_of(images, batch_size):
             numbers = slice(len(written), len(written) + len(batch))
             uniforms = None if seeds is None else uniforms_of(seeds[numbers], decoding)
-            queries = self.model.query_inputs(self.model.image_encoder(self.pixels(batch)))
+            queries = self.model.query_inputs(self.states(batch))
             generated = self._prompted(queries, [prompt] * len(batch), decoding, uniforms=uniforms)
             written += batches_of(self._written(generated), decoding.num_return)
         return written
@@ -145,14 +145,14 @@ class LanguagePredictor(Predictor):
             raise InputError(f"{len(images)} images and {len(texts)} texts: give as many")
         prompt, parts = self.prompt if prompt is None else prompt, []
         for start in range(0, len(texts), batch_size):
-            queries = self.model.query_inputs(self.model.image_encoder(self.pixels(images[start : start + batch_size])))
+            queries = self.model.query_inputs(self.states(images[start : start + batch_size]))
             parts.append(self._log_probs(queries, texts[start : start + batch_size], prompt))
         return torch.cat(parts) if parts else torch.zeros(0, device=self.device)
 
     def _queries_of(self, images: list, questions: list[str]) -> Tensor:
         """What the language model reads of images (B, Q, W); the Q-Former reads the questions too, where it can."""
         distinct, numbers = each_once(images)  # an image is encoded once
-        states = self.model.image_encoder(self.pixels(distinct))
+        states = self.states(distinct)
         if self.model.qformer.config.text:
             states = states[torch.tensor(numbers, device=self.device)]
             ids, lengths = self.ids(questions)

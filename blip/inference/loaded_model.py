@@ -4,6 +4,7 @@ Shapes: B images, S their sides in pixels, R texts, T tokens of the longest.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -11,13 +12,15 @@ from torch import Tensor, nn
 
 from blip.checkpoints.format import CheckpointError
 from blip.data.batches import padded
-from blip.data.images import LIMITS, open_image
+from blip.data.images import LIMITS
+from blip.data.pictures import eval_pixels, evenly, pictures_of
 from blip.data.transforms import eval_transform
 from blip.hardware.precision import AUTO
 from blip.hardware.profile import profile_of
 from blip.inference.computation import Computation
-from blip.inference.inputs import ImageInput, as_list
+from blip.inference.inputs import ImageInput, Images, Study, as_list
 from blip.models.factory import spec_of
+from blip.network.pictures import Pictures, States, beside_one_another, encode
 from blip.tokenizer import Tokenizer, blip_cleaning
 
 # what a model can do (`TaskSpec.can`): as messages put it, and the part of the model that it takes
@@ -53,7 +56,9 @@ class LoadedModel(Computation):
         text = next(part for part in TEXT_PARTS if hasattr(model, part))
         self.positions: int = getattr(self.model, text).config.max_positions
         self.max_text_tokens = int(info.get("max_text_tokens") or self.positions)
-        self.limits = LIMITS  # of the files of images
+        self.limits = LIMITS  # of the files of images, and how many pictures of an item are read
+        if most := self.model.image_encoder.config.max_pictures:
+            self.limits = replace(LIMITS, max_pictures=most)
 
     def needs(self, ability: str, action: str = "") -> Any:
         """The model, if its task has an ability of `ABILITIES`; `action` names what needs it in the error.
@@ -67,10 +72,32 @@ class LoadedModel(Computation):
         lacks = "" if hasattr(self.model, part) else f": it has no {part.replace('_', ' ')}"
         raise CheckpointError(f"a checkpoint of {self.info['task']} cannot {action or usual}{lacks}")
 
-    def pixels(self, images: Sequence[ImageInput]) -> Tensor:
-        """Images -> (B, 3, S, S), normalised, on the device."""
-        ready = [x if isinstance(x, Tensor) else self.transform(open_image(x, self.limits)) for x in as_list(images)]
-        return torch.stack(ready).to(self.device, non_blocking=True)
+    def pixels(self, images: Images) -> Tensor | Pictures:
+        """Images -> (B, 3, S, S), normalised, on the device; items of several pictures as `Pictures`."""
+        ready = [self._item(x) for x in as_list(images)]
+        return beside_one_another(ready).to(self.device, non_blocking=True)
+
+    def _item(self, image: ImageInput | Study) -> Tensor:
+        """(3, S, S) of one picture, (F, 3, S, S) of several: of a study, as many as the limits allow."""
+        if isinstance(image, Tensor):
+            return image
+        if not isinstance(image, Study):
+            return eval_pixels([image], self.transform, self.limits)
+        parts = [self._item(picture) for picture in image.pictures]
+        pictures = torch.cat([part if part.dim() > 3 else part[None] for part in parts])
+        pictures = pictures[evenly(len(pictures), self.limits.max_pictures)]
+        return pictures[0] if len(pictures) == 1 else pictures
+
+    def opened(self, image: ImageInput | Study) -> ImageInput | Study:
+        """An image as it is; of a study, or a reference that means several pictures, a study of its ready pictures."""
+        if not isinstance(image, Study) and pictures_of(image) is None:  # type: ignore[arg-type]
+            return image
+        pictures = self._item(image)
+        return Study(pictures) if pictures.dim() > 3 else pictures
+
+    def states(self, images: Images) -> States:
+        """What the image encoder gives of images: (B, N, D), or `PictureStates` of items of several pictures."""
+        return encode(self.model.image_encoder, self.pixels(images))
 
     def cleaned(self, text: str) -> str:
         """A text as the model was trained to read it."""

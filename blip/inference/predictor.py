@@ -32,14 +32,16 @@ from blip.models.scorers import scorer_of
 from blip.network.cross_attention import ProjectedKeys
 from blip.network.med import DecoderStep
 from blip.network.packing import Rows
+from blip.network.pictures import Pictures, encode
 
 
 class Predictor(LoadedModel):
     """A model in evaluation mode with its tokenizer and image transform.
 
-    An image is a path, a PIL image, an array of numpy or the bytes of a file; several are a list, see `as_list`. Texts
-    are strings or lists. `[CLS]`, `[ENC]` and `[DEC]` are added here. The model processes batches of `batch_size`. A
-    method that the checkpoint's task does not support raises `CheckpointError`.
+    An image is a path, a PIL image, an array of numpy or the bytes of a file; several are a list, see `as_list`. An
+    item of several pictures is a `Study`, or a list in the list. Texts are strings or lists. `[CLS]`, `[ENC]` and
+    `[DEC]` are added here. The model processes batches of `batch_size`. A method that the checkpoint's task does not
+    support raises `CheckpointError`.
     """
 
     _last_choices: AnswerChoices | None = None
@@ -83,7 +85,7 @@ class Predictor(LoadedModel):
         parts, keys = [], None
         for start in range(0, len(texts), batch_size):
             if keys is None or len(images) > 1:
-                keys = scorer.image_keys(model.image_encoder(self.pixels(images[start : start + batch_size])))
+                keys = scorer.image_keys(self.states(images[start : start + batch_size]))
             parts.append(scorer.match_logits(*self.ids(texts[start : start + batch_size]), keys).float())
         return torch.cat(parts) if parts else torch.zeros(0, 2, device=self.device)
 
@@ -100,7 +102,7 @@ class Predictor(LoadedModel):
         encoded = [self.ids(batch) for batch in batches_of(as_list(texts), batch_size)]
         similarities, probabilities = [], []
         for batch in batches_of(as_list(images), batch_size):
-            states = model.image_encoder(self.pixels(batch))
+            states = self.states(batch)
             similarities.append(cosines(scorer.features_of(states), text_features))
             for image in states.split(1):
                 keys = scorer.image_keys(image)  # the texts of one image lie side by side
@@ -173,9 +175,11 @@ class Predictor(LoadedModel):
             written += batches_of(texts, decoding.num_return)
         return written
 
-    def _continued(self, pixels: Tensor, ids: Tensor, decoding: Decoding, *, uniforms: Tensor | None) -> Generated:
+    def _continued(
+        self, pixels: Tensor | Pictures, ids: Tensor, decoding: Decoding, *, uniforms: Tensor | None
+    ) -> Generated:
         """Captions of images (B, 3, S, S) that continue `ids` (B, T)."""
-        decoder, states = self.model.text_decoder, self.model.image_encoder(pixels)
+        decoder, states = self.model.text_decoder, encode(self.model.image_encoder, pixels)
         tokens = decoding.texts * (ids.shape[1] + decoding.max_new_tokens)  # of an image, at most
         step = DecoderStep(decoder, decoder.keys_or_states(states, tokens))
         end, pad = self.tokenizer.sep_id, self.tokenizer.pad_id
@@ -211,7 +215,7 @@ class Predictor(LoadedModel):
         for start in range(0, len(questions), batch_size):
             ids, lengths = self.ids(questions[start : start + batch_size])
             distinct, numbers = each_once(images[start : start + batch_size])  # an image is encoded once
-            states = model.image_encoder(self.pixels(distinct))[torch.tensor(numbers, device=self.device)]
+            states = self.states(distinct)[torch.tensor(numbers, device=self.device)]
             keys = model.keys_of_questions(states, ids, lengths)
             if choices is None:
                 given += self._generated_answers(keys, len(ids), decoding or Decoding(beams=3, max_new_tokens=10))
@@ -266,6 +270,9 @@ class Predictor(LoadedModel):
         parts = []
         for start in range(0, len(statements), batch_size):
             end = start + batch_size
-            pixels = torch.stack([self.pixels(left[start:end]), self.pixels(right[start:end])], dim=1)
+            sides = [self.pixels(left[start:end]), self.pixels(right[start:end])]
+            if not all(isinstance(side, Tensor) for side in sides):
+                raise InputError("a statement is about one image on the left and one on the right, not about several")
+            pixels = torch.stack(sides, dim=1)
             parts.append(model(pixels, *self.ids(statements[start:end])).float().softmax(dim=1)[:, 1])
         return torch.cat(parts) if parts else torch.zeros(0, device=self.device)

@@ -26,7 +26,7 @@ def written_log_probs(m: Predictor, images: Sequence[ImageInput], texts: Sequenc
     """
     model = m.needs("caption")
     with torch.set_grad_enabled(m.differentiable), m.computing():
-        states = model.image_encoder(m.pixels(images))
+        states = m.states(images)
         if isinstance(m, LanguagePredictor):
             batch = m.tokens.training(texts, [m.info.get("prompt", "")] * len(texts))
             ids, mask, targets = (x.to(m.device) for x in (batch.ids, batch.mask, batch.targets))

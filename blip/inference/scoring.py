@@ -18,6 +18,7 @@ from blip.models.momentum import Matcher, unit_features
 from blip.network.cross_attention import ImageKeys
 from blip.network.med import TextDecoder
 from blip.network.packing import Rows, with_first
+from blip.network.pictures import States, item_features
 
 
 def check_texts(m: Predictor, texts: Sequence[str], what: str = "text", *, longest: int = 0) -> None:
@@ -45,7 +46,7 @@ def match_groups(
     if not images:
         return pairs
     with torch.no_grad(), m.computing():
-        states = model.image_encoder(m.pixels(images))
+        states = m.states(images)
         for count in {len(several) for several in texts} - {0}:
             members = [i for i, several in enumerate(texts) if len(several) == count]
             ids, lengths = m.ids([text for i in members for text in texts[i]])
@@ -57,7 +58,7 @@ def match_groups(
     return pairs
 
 
-def match_states(model: Matcher, states: Tensor, ids: Tensor, *, lengths: Tensor, enc_id: int) -> tuple[Tensor, Tensor]:
+def match_states(model: Matcher, states: States, ids: Tensor, *, lengths: Tensor, enc_id: int) -> tuple[Tensor, Tensor]:
     """Match probabilities and cosines of the features, (B*c,) each, of images with c texts each.
 
     The texts of an image lie side by side on the query axis.
@@ -70,7 +71,7 @@ def match_states(model: Matcher, states: Tensor, ids: Tensor, *, lengths: Tensor
     count = len(ids) // len(states)
     rows = Rows(lengths, ids.shape[1], ids.device)
     text_features = unit_features(model.text_proj, model.text_encoder.text(ids, rows, first_only=True))
-    image_features = unit_features(model.image_proj, states[:, 0])[:, None]  # (B, 1, E)
+    image_features = item_features(model.image_proj, states)[:, None]  # (B, 1, E)
     cosines = (image_features * text_features.unflatten(0, (-1, count))).sum(dim=2)  # (B, c)
     keys = model.text_encoder.keys_or_states(states, tokens=count * ids.shape[1])
     logits = match_logits(model.text_encoder, model.itm_head, with_first(ids, enc_id), lengths=lengths, keys=keys)
@@ -84,7 +85,7 @@ def caption_log_probs(m: Predictor, images: Sequence[ImageInput], captions: Sequ
     """
     model = m.needs("caption")
     with torch.set_grad_enabled(m.differentiable), m.computing():
-        keys = model.text_decoder.image_keys(model.image_encoder(m.pixels(images)))
+        keys = model.text_decoder.image_keys(m.states(images))
         ids, lengths = m.ids(captions, m.positions)  # what the model wrote may be longer than what it was trained on
         return _log_probs(m, model.text_decoder, ids, lengths=lengths, keys=keys)
 

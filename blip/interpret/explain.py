@@ -15,20 +15,21 @@ Methods, each with the same signature (`maps.py`):
 A is a pattern of cross-attention and s the score that is explained: for `match` the match logit before its soft-max;
 for `caption` the log-probability of word t, read at row t-1, from which it was predicted; for `answer` that of the
 whole answer, through the question encoder's cross-attention. Maps are not a diagnosis, and not all methods find what
-mattered (`docs/results.md`).
+mattered (`docs/results.md`). Of an item of several pictures (`blip.Study`) each picture has a map.
 
 Shapes: R pairs of image and text, T tokens, H heads, N = h*w patches.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from blip.errors import InputError
-from blip.inference.inputs import CAPTIONS, ImageInput, Images, Texts, as_list
+from blip.inference.inputs import CAPTIONS, ImageInput, Images, Study, Texts, as_list, batches_of
 from blip.inference.predictor import Predictor
 from blip.inference.query_scoring import written_spans
 from blip.inference.scoring import check_texts
@@ -57,18 +58,23 @@ class Explanation:
     answer: str  # to a question; else empty
     score: float  # s, of the whole text; 0 for a map of the image alone
     words: list[str]
-    maps: Tensor  # (words, h, w)
-    sentence: Tensor  # (h, w)
+    maps: Tensor  # (words, h, w); of an item of F pictures (words, F, h, w)
+    sentence: Tensor  # (h, w), or (F, h, w)
     text_is: Origin = "given"
     answer_is: Origin = "given"
     truth: str = ""  # the caption or answer of the record, where the model's own was explained
+
+
+def pictures_in(image: ImageInput | Study) -> int:
+    """The pictures of an image or a study."""
+    return len(image.pictures) if isinstance(image, Study) else 1
 
 
 @dataclass
 class Pair:
     """An image with its text, and the answer where the text is a question."""
 
-    image: ImageInput
+    image: ImageInput | Study
     text: str
     answer: str
     text_is: Origin = "given"
@@ -124,8 +130,9 @@ def explain_pairs(
         raise InputError(f"batch_size is {batch_size}, it must be 1 or more")
     pairs = _pairs(m, images, texts, answers=answers, objective=objective, decoding=decoding)
     explanations = []
-    for start in range(0, len(pairs), batch_size):
-        explanations += _explain_batch(m, pairs[start : start + batch_size], request)
+    for _, group in groupby(pairs, key=lambda pair: pictures_in(pair.image)):  # in a batch all items have as many
+        for batch in batches_of(list(group), batch_size):
+            explanations += _explain_batch(m, batch, request)
     return explanations
 
 
@@ -140,7 +147,7 @@ def objective_of(m: Predictor, task: str, method: str, *, has_texts: bool) -> Ob
 def _pairs(
     m: Predictor, images: Images, texts: Texts, *, answers: Texts, objective: Objective, decoding: Decoding
 ) -> list[Pair]:
-    pictures, words, replies = as_list(images), as_list(texts), as_list(answers)
+    pictures, words, replies = [m.opened(x) for x in as_list(images)], as_list(texts), as_list(answers)
     counts = {len(pictures), len(words), len(replies)}
     if 0 in counts or len(counts - {1}) > 1:
         given = f"{len(pictures)} images and {len(words)} texts" + (f" and {len(replies)} answers" if answers else "")
@@ -171,6 +178,9 @@ def _explain_batch(m: Predictor, pairs: Sequence[Pair], request: Request) -> lis
     with trace(m, request.points, grads=True) as t:
         scores = request.objective.scores(m, images, texts, answers=answers)
     maps = _maps(t, scores, request)
+    count = pictures_in(images[0])
+    if request.objective.of_image and count > 1:
+        maps = maps.unflatten(0, (-1, count)).transpose(1, 2)  # (R, 1, F, h, w)
     totals = [float(of_pair.sum()) for of_pair in scores.detach()]
     return [
         _explanation(m, pair, maps_of_pair, request=request, score=total)
@@ -179,9 +189,9 @@ def _explain_batch(m: Predictor, pairs: Sequence[Pair], request: Request) -> lis
 
 
 def _maps(t: Trace, scores: Tensor, request: Request) -> Tensor:
-    """Maps (R, T, h, w) of each token; where each has a score of its own, those of the first token are zero.
+    """Maps (R, T, h, w) of each token, or (R, T, F, h, w).
 
-    Of BLIP-2 those of each query, or of each score.
+    Where each token has a score of its own, those of the first are zero. Of BLIP-2 those of each query or each score.
     """
     if request.objective.of_queries:
         by_query = request.rows == "queries"

@@ -11,11 +11,11 @@ from typing import Any
 from PIL import Image
 
 from blip.console.bars import Bars
-from blip.data.images import readable_batches
 from blip.data.places import find_records, is_source
 from blip.data.sources import source_of
 from blip.errors import InputError
-from blip.inference.inputs import CAPTIONS
+from blip.inference.files import readable_items
+from blip.inference.inputs import CAPTIONS, Study
 from blip.inference.predictor import Predictor
 from blip.inference.query_scoring import token_counts
 from blip.interpret.explain import PAIRS_AT_ONCE, Explanation, Origin, explain_pairs, objective_of
@@ -23,16 +23,29 @@ from blip.interpret.objectives import Objective, completed_answers, completed_ca
 from blip.interpret.pictures import PictureError, check_ending, files_of, needs_matplotlib, save, sized
 from blip.models.decoding import Decoding
 
+Opened = Image.Image | Study
+
 
 @dataclass
 class Wanted:
     """An image to explain with its text, and its answer where the text is a question."""
 
-    image: Path
+    image: Path  # of an item of several pictures the first
     text: str
     answer: str = ""
     of_record: bool = False  # text and answer stand in a data set; else they are the caller's
     truth: str = ""  # the record's caption or all of its answers
+    further: list[Path] = field(default_factory=list)  # other pictures of the item
+
+    @property
+    def paths(self) -> list[Path]:
+        """Of all pictures."""
+        return [self.image, *self.further]
+
+    @property
+    def name(self) -> str:
+        """The paths, as a page shows them."""
+        return ", ".join(map(str, self.paths))
 
 
 @dataclass(frozen=True)
@@ -77,14 +90,17 @@ def find_pairs(
         raise PictureError(f"{place} has its own texts: leave out {texts[0]!r}")
     on_problem = None if problems is None else lambda error: problems.append(str(error))
     for record in find_records(place, on_problem=on_problem, **how):
-        if len(record.images) > 1:
+        if len(record.items) > 1:
             raise PictureError(f"{record.place}: a map has one image, and the record has {len(record.images)}")
-        image, answers = Path(record.image), record.answers
+        image, *further = map(Path, record.images)
+        answers = record.answers
         if texts:
-            yield from (Wanted(image, text) for text in texts)
+            yield from (Wanted(image, text, further=further) for text in texts)
         else:
             truth = " / ".join(answers) if record.question else record.text
-            yield Wanted(image, record.text, next(iter(answers), ""), of_record=bool(record.place), truth=truth)
+            yield Wanted(
+                image, record.text, next(iter(answers), ""), of_record=bool(record.place), truth=truth, further=further
+            )
 
 
 def check_wanted(m: Predictor, wanted: Sequence[Wanted], needed: bool) -> None:
@@ -125,13 +141,15 @@ def explain_files(
     images: list[Any] = []
     explanations: list[Explanation] = []
     names: list[str] = []
-    batches = readable_batches(usable, how.batch_size, lambda one: one.image, limits=m.limits)
+    batches = readable_items(usable, how.batch_size, lambda one: one.paths, limits=m.limits)
     for asked, opened, unread in Bars().over(batches, "explaining", -(-len(usable) // how.batch_size)):
         problems += unread
         for one, image, explanation in _explained(m, asked, opened, objective=objective, how=how, problems=problems):
-            images.append(sized(image))
+            pictures = image.pictures if isinstance(image, Study) else [image]
+            made = [sized(picture) for picture in pictures]
+            images.append(made if isinstance(image, Study) else made[0])
             explanations.append(explanation)
-            names.append(str(one.image))
+            names.append(one.name)
     files = files_of(out, len(wanted))
     return (save(images, explanations, names, files) if explanations else []), problems
 
@@ -158,8 +176,8 @@ def _usable(m: Predictor, wanted: Sequence[Wanted], objective: Objective, how: H
 
 
 def _explained(
-    m: Predictor, asked: list[Wanted], images: list[Image.Image], *, objective: Objective, how: How, problems: list[str]
-) -> list[tuple[Wanted, Image.Image, Explanation]]:
+    m: Predictor, asked: list[Wanted], images: list[Opened], *, objective: Objective, how: How, problems: list[str]
+) -> list[tuple[Wanted, Opened, Explanation]]:
     """The explanations of a batch. What the model itself wrote may be empty: that is a message in `problems`."""
     own = [how.target == "predicted" and one.of_record for one in asked]
     texts = ["" if own[i] and objective.writes_texts else one.text for i, one in enumerate(asked)]

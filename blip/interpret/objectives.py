@@ -102,7 +102,8 @@ def _answer(m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], *,
 def _image(m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], *, answers: Sequence[str]) -> Tensor:
     """Runs the image encoder alone; there is nothing to score (R, 0)."""
     with torch.set_grad_enabled(m.differentiable):
-        return m.model.image_encoder(m.pixels(images))[:, 0, :0]
+        states = m.states(images)
+        return (states if isinstance(states, Tensor) else states.tensor[:, 0])[:, 0, :0]
 
 
 OBJECTIVES = {

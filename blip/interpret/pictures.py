@@ -33,12 +33,25 @@ class PictureError(BlipError):
     """A picture that cannot be made; the message gives the reason."""
 
 
-def panels(image: Image.Image, explanation: Explanation) -> list[tuple[str, Image.Image]]:
-    """(title, picture) of the image itself, the sentence, and each word."""
+Shown = list[tuple[str, Image.Image]]  # a row of panels, each with its title
+Base = Image.Image | Sequence[Image.Image]  # an image, or the pictures of an item
+
+
+def panels(image: Base, explanation: Explanation) -> list[Shown]:
+    """(title, picture) of the image itself, the sentence, and each word; a row for each picture of an item."""
+    if isinstance(image, Image.Image):
+        return [_row("image", image, explanation, explanation.sentence, explanation.maps)]
+    return [
+        _row(f"picture {number + 1}", picture, explanation, explanation.sentence[number], explanation.maps[:, number])
+        for number, picture in enumerate(image)
+    ]
+
+
+def _row(name: str, image: Image.Image, explanation: Explanation, sentence: Tensor, maps: Tensor) -> Shown:
     base = sized(image)
     whole = "sentence" if explanation.text else "whole image"
-    shown = [("image", base), (_title(whole, explanation.sentence), blend(base, explanation.sentence))]
-    for word, values in zip(explanation.words, explanation.maps, strict=True):
+    shown = [(name, base), (_title(whole, sentence), blend(base, sentence))]
+    for word, values in zip(explanation.words, maps, strict=True):
         shown.append((_title(word, values), blend(base, values)))
     return shown
 
@@ -119,25 +132,27 @@ def _about(explanation: Explanation) -> str:
     return f"{explanation.task}, {explanation.method}, {layer}"
 
 
-def figure(image: Image.Image, explanation: Explanation) -> Image.Image:
+def figure(image: Base, explanation: Explanation) -> Image.Image:
     """All panels of one explanation on one page."""
     needs_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = panels(image, explanation)
-    columns = min(COLUMNS, len(shown))
-    lines = -(-len(shown) // columns)
-    height = 2.4 * min(2.0, max(0.5, image.height / image.width))
+    rows = panels(image, explanation)
+    columns = min(COLUMNS, len(rows[0]))
+    each = -(-len(rows[0]) // columns)  # lines of a picture
+    lines, first = each * len(rows), rows[0][0][1]
+    height = 2.4 * min(2.0, max(0.5, first.height / first.width))
     page = Figure(figsize=(2.6 * columns, (height + 0.45) * lines + 0.9), dpi=100, layout="constrained")
     canvas = FigureCanvasAgg(page)
     page.suptitle(_wrapped(headline(explanation), 28 * columns, HEADLINES), fontsize=9, parse_math=False)
-    axes = page.subplots(lines, columns, squeeze=False).flatten()
-    for place in axes:
+    axes = page.subplots(lines, columns, squeeze=False)
+    for place in axes.flatten():
         place.axis("off")
-    for place, (title, picture) in zip(axes, shown, strict=False):
-        place.imshow(picture)
-        place.set_title(_wrapped(title, 30, TITLE_LINES), fontsize=8, parse_math=False)
+    for number, shown in enumerate(rows):  # each picture begins a line
+        for place, (title, picture) in zip(axes[number * each :].flatten(), shown, strict=False):
+            place.imshow(picture)
+            place.set_title(_wrapped(title, 30, TITLE_LINES), fontsize=8, parse_math=False)
     page.supxlabel(NOT_FOR_DIAGNOSIS, fontsize=8)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
@@ -150,7 +165,7 @@ def _wrapped(text: str, width: int, lines: int) -> str:
 
 
 def save(
-    images: Sequence[Image.Image], explanations: Sequence[Explanation], names: Sequence[str], files: Sequence[Path]
+    images: Sequence[Base], explanations: Sequence[Explanation], names: Sequence[str], files: Sequence[Path]
 ) -> list[Path]:
     """Writes one page, or one PNG for each explanation; returns the files.
 
@@ -203,12 +218,12 @@ def _arrays(explanations: Sequence[Explanation], names: Sequence[str]) -> dict[s
     return arrays
 
 
-def page_of(images: Sequence[Image.Image], explanations: Sequence[Explanation], names: Sequence[str]) -> str:
+def page_of(images: Sequence[Base], explanations: Sequence[Explanation], names: Sequence[str]) -> str:
     """One self-contained HTML page; arguments as in `save`."""
     sections = []
     for image, one, name in zip(images, explanations, names, strict=True):
-        shown = [(title, html_page.image(_tile(picture), "JPEG", QUALITY, alt=title))
-                 for title, picture in panels(image, one)]  # fmt: skip
+        shown = [[(title, html_page.image(_tile(picture), "JPEG", QUALITY, alt=title)) for title, picture in row]
+                 for row in panels(image, one)]  # fmt: skip
         sections.append((*described(one), name, shown))
     return html_page.page(
         "interpret/pictures.html", title=TITLE, heading=TITLE, warning=NOT_FOR_DIAGNOSIS, sections=sections

@@ -52,7 +52,7 @@ def maps_of_queries(t: Trace, scores: Tensor, layers: Sequence[int], *, method: 
 
     if method != "gradcam":
         found = each_query()
-        return found if by_query else found.sum(dim=1, keepdim=True).expand(-1, scores.shape[1], -1, -1)
+        return found if by_query else found.sum(dim=1, keepdim=True).expand(-1, scores.shape[1], *found.shape[2:])
     if by_query:
         t.backward(scores, again=False)
         return each_query()

@@ -48,6 +48,7 @@ class ImageTokens:
     embedded: int  # of the image at its size
     kept: int  # of these, what the blocks of the encoder and texts see; all, unless patches are left out
     twin: int  # what the blocks of the twin see
+    pictures: float = 1  # of an item, each of so many tokens; the mean of a batch
 
 
 @dataclass
@@ -87,24 +88,24 @@ def pretrain_step(
     """
     savings = savings or Savings()
     seen = seen or ImageTokens(*[image_tokens(vision)] * 3)
-    kept, embedding = seen.kept, patches_forward(vision, seen.embedded)
+    kept, embedding, each = seen.kept, patches_forward(vision, seen.embedded), seen.pictures
     pairs, longest = len(lengths), longest or max(lengths)
     tokens = sum(lengths) if savings.packed else pairs * longest
     one = savings.one_token
-    image = pairs * (embedding + blocks_forward(vision, kept))
-    image_twin = pairs * (embedding + blocks_forward(vision, seen.twin, cls_only=one))
+    image = each * pairs * (embedding + blocks_forward(vision, kept))
+    image_twin = each * pairs * (embedding + blocks_forward(vision, seen.twin, cls_only=one))
     alone = text_forward(text, pairs, tokens, longest=longest, first_only=one)
-    match = text_forward(text, 3 * pairs, 3 * tokens, longest=longest, image_tokens=kept, first_only=one)
+    match = text_forward(text, 3 * pairs, 3 * tokens, longest=longest, image_tokens=each * kept, first_only=one)
     match += 2 * 3 * pairs * text.width * 2  # the head's two classes
-    language = text_forward(text, pairs, tokens, longest=longest, image_tokens=kept)
+    language = text_forward(text, pairs, tokens, longest=longest, image_tokens=each * kept)
     language += head_forward(text, tokens)
-    keys = pairs * keys_forward(vision, text, kept) * (1 if savings.shared_keys else 4)
-    projections = 2 * pairs * embed_dim * (vision.width + text.width)
+    keys = each * pairs * keys_forward(vision, text, kept) * (1 if savings.shared_keys else 4)
+    projections = 2 * pairs * embed_dim * (each * vision.width + text.width)
     similarities = 2 * 2 * pairs * embed_dim * (pairs + queue)  # both directions
     # the candidates need no gradient, so the similarities' backward pass costs as much as the forward pass
     contrast = (3 + 1) * projections + (2 + 1) * similarities
     # nor do the pixels
-    image_step = 3 * image - pairs * embedding
+    image_step = 3 * image - each * pairs * embedding
     return StepFlops(image_step, image_twin, 3 * alone, alone, 3 * keys, 3 * match, 3 * language, contrast)
 
 
@@ -134,7 +135,7 @@ def blocks_forward(vision: Vision, tokens: int, cls_only: bool = False) -> float
 
 
 def text_forward(
-    text: Text, rows: int, tokens: int, *, longest: int, image_tokens: int = 0, first_only: bool = False
+    text: Text, rows: int, tokens: int, *, longest: int, image_tokens: float = 0, first_only: bool = False
 ) -> float:
     """`rows` texts of `tokens` tokens in all; with `image_tokens` they attend to images, without the keys of these.
 
@@ -153,7 +154,7 @@ def text_forward(
     return (text.layers - 1) * layer + last
 
 
-def attention(queries: int, keys: int, width: int) -> float:
+def attention(queries: int, keys: float, width: int) -> float:
     """Scores and the weighted sum of values, all heads together."""
     return 2 * 2.0 * queries * keys * width
 

@@ -123,7 +123,8 @@ def _one(key: str, value: Any, values: dict[str, Any], cls: type[BaseModel]) -> 
 
 def _files(root: str, values: dict[str, Any], cls: type[BaseModel]) -> tuple[dict[str, Any], str]:
     if "max_epoch" not in values and "num_beams" in values:  # nocaps.yaml, for evaluation alone
-        return {"dataset": "json", "val_file": [str(PurePath(root, "nocaps_val.json"))]}, ""
+        file = str(PurePath(root, "nocaps_val.json"))
+        return {"dataset": "nocaps", "val_file": [file], "repetition_penalty": 1.1}, "the penalty is in the script"
     made: dict[str, Any] = {}
     for name, file in FILES.get(cls.__name__, {}).items():
         path = str(PurePath(root, file))

@@ -13,6 +13,7 @@ start sizes tokenizers   the model, its sizes and the tokenizer that a run start
 config part_options blip2_config   options of fine-tuning, of parts, of both stages of BLIP-2
 entries data_options   what a run of each task is called with; how the data that a run names are read
 image_tokens         images that begin small, and patches left out
+item_pictures        how many pictures items have, for dry runs
 samples              the validation records that a run shows after each evaluation
 dry_run rehearsal blip2_rehearsal   the costs of a configuration, without training: of each kind of run
 counted estimate estimate_report   those on GPUs that are not here: counted, estimated, printed

@@ -28,6 +28,7 @@ from blip.network.cross_attention import ProjectedKeys
 from blip.tasks.config import VqaConfig
 from blip.tasks.data_options import entries, is_there, limits_of, read_as
 from blip.tasks.finetune import FineTuning
+from blip.tasks.item_pictures import tell_left_out
 from blip.tasks.samples import about_answer, of_item, of_questions
 from blip.train.history import SAMPLES
 from blip.train.loop import Step
@@ -55,7 +56,9 @@ class Answering(FineTuning):
         self.answers = self._answers()
 
     def _read(self, split: str, files: Sequence[str | WeightedFile]) -> Questions:
-        return read_questions(entries(files), **read_as(self.config, split))
+        questions = read_questions(entries(files), **read_as(self.config, split))
+        tell_left_out(questions, self.config)
+        return questions
 
     def compare_with(self, train_file: list[str | WeightedFile]) -> None:
         """In an evaluation alone: reads the training questions, if their files exist, for the scores of `_score`."""

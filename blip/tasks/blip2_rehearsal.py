@@ -13,6 +13,7 @@ from blip.hardware.precision import products
 from blip.tasks import blip2_start
 from blip.tasks.blip2_config import Blip2Config
 from blip.tasks.blip2_run import Blip2Run
+from blip.tasks.item_pictures import of_several, pictures_of_run
 from blip.tasks.pretrain_data import NoData, open_training
 from blip.tasks.rehearsal import parameters_of, two_steps, without_data
 from blip.train.parallel import memory_mb
@@ -34,12 +35,14 @@ def run_once(stages: tuple[type[Blip2Run], type[Blip2Run]], config: Blip2Config,
         folder = Path(name)
         empty = without_data(config, folder)
         task = make(empty, source, folder, resume=None, device=device, data=NoData())
+    task.pictures = pictures_of_run(config)
     with products(device, config.precision):
         loss, seconds, flops = two_steps(task)
     console.print(parameters_of(task))
     for line in (
         task.trained,
-        f"a step of {config.batch_size} pairs, {config.max_text_tokens} tokens each, on {device} in {config.precision}",
+        f"a step of {config.batch_size} pairs{of_several(task.pictures)}, {config.max_text_tokens} tokens each, on "
+        f"{device} in {config.precision}",
         f"loss: {loss:.3f}",
         f"compute: {flops / 1e9:.4g} GFLOP, {flops / config.batch_size / 1e9:.4g} a pair",
         f"time: {seconds:.2f} s, {config.batch_size / seconds:.1f} pairs a second",

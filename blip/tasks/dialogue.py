@@ -178,7 +178,7 @@ class DialogueRanking(FineTuning):
             for number, scores in rounds:
                 one, ranks = item.exchanges[number], ranks_of(scores)
                 best = ranks.index(1)
-                row = {
+                row: dict[str, Any] = {
                     "question": one.question,
                     "answer": one.options[best],
                     "probability": float(torch.tensor(scores[best], dtype=torch.float64).sigmoid()),

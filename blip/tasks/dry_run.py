@@ -28,6 +28,7 @@ from blip.tasks import start
 from blip.tasks.contrast import MomentumContrast
 from blip.tasks.counted import Trained, full_lengths
 from blip.tasks.estimate_report import report
+from blip.tasks.item_pictures import of_several, pictures_of_run, shape_of_images
 from blip.tasks.pretrain_data import read_part
 from blip.tokenizer import Specials, load_tokenizer
 from blip.train.optim import build_optimizer
@@ -53,10 +54,13 @@ def run_once(config: PretrainConfig, device: torch.device) -> None:
     table.add_row("all", f"{parameters.total / 1e6:.2f}")
     console.print(table)
     lengths = [config.max_text_tokens] * config.batch_size
-    cost = flops.pretrain_step(vit, text, lengths, embed_dim=config.embed_dim, queue=config.queue_size).total
+    tokens, pictures = flops.image_tokens(vit), pictures_of_run(config)
+    seen = flops.ImageTokens(tokens, tokens, tokens, pictures)
+    cost = flops.pretrain_step(vit, text, lengths, embed_dim=config.embed_dim, queue=config.queue_size, seen=seen).total
     share = cost / seconds / peak
     for line in (
-        f"a step of {config.batch_size} pairs, {config.max_text_tokens} tokens each, on {device} in {config.precision}",
+        f"a step of {config.batch_size} pairs{of_several(pictures)}, {config.max_text_tokens} tokens each, on "
+        f"{device} in {config.precision}",
         f"losses: itc {float(out.itc):.3f}, itm {float(out.itm):.3f}, lm {float(out.lm):.3f}",
         f"compute: {cost / 1e9:.1f} GFLOP, {cost / config.batch_size / 1e9:.2f} a pair",
         f"time: {seconds:.2f} s, {share:.0%} of this device's matrix-product rate",
@@ -76,7 +80,7 @@ def random_steps(config: PretrainConfig, device: torch.device) -> tuple[Pretrain
     decay_all = config.decay_norms_and_biases
     optimizer = build_optimizer(model, config.lr, config.weight_decay, decay_norms_and_biases=decay_all)
     count, longest = config.batch_size, config.max_text_tokens
-    images = torch.randn(count, 3, config.image_size, config.image_size, device=device)
+    images = torch.randn(shape_of_images(config, pictures_of_run(config)), device=device)
     ids = torch.randint(5, max(6, size - 2), (count, longest), device=device)
     lengths, own = torch.full((count,), longest), torch.arange(count, device=device)
 
@@ -123,7 +127,7 @@ def trained_on_meta(config: PretrainConfig, lengths: Tensor | None = None) -> Tr
     contrast = MomentumContrast(model, twin, queue, config=config, equal_captions=True, equal_images=True)
     count = config.batch_size
     lengths = full_lengths(count, config.max_text_tokens) if lengths is None else lengths
-    images = torch.empty(count, 3, config.image_size, config.image_size, device=META)
+    images = torch.empty(shape_of_images(config, pictures_of_run(config)), device=META)
     ids = torch.empty(count, int(lengths.max()), dtype=torch.int64, device=META)
     numbers = torch.empty(count, dtype=torch.int64, device=META)
     batch = Batch(images, ids, lengths, numbers, numbers, [], [])

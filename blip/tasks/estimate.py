@@ -18,6 +18,7 @@ from blip.hardware.fusion import compiled
 from blip.hardware.roofline import busy_seconds, step_seconds
 from blip.network.flops import image_tokens
 from blip.tasks.counted import Counted, Trained, count
+from blip.tasks.item_pictures import pictures_of_run
 from blip.tasks.start import vit_config
 
 GIB = 2**30
@@ -65,7 +66,8 @@ class Plan:
             found.append(collectives.queue(self.samples, config.embed_dim, self.world, config.queue_size))
         if getattr(config, "negative_all_rank", False):
             vit, low = vit_config(config), config.precision == "bf16"
-            found.append(collectives.negatives(self.samples, image_tokens(vit), vit.width, low=low))
+            tokens = pictures_of_run(config) * image_tokens(vit)
+            found.append(collectives.negatives(self.samples, tokens, vit.width, low=low))
         return found if self.world > 1 else []
 
     def waiting_seconds(self, network: float | None = None) -> float:

@@ -42,6 +42,7 @@ class FineTuning(Records):
     """A run of one task: its parts, and the methods that the loop calls; see `blip.train.run.Task`."""
 
     task = ""
+    pictures = 1  # of an item, in a dry run
     merges_adapters = True  # checkpoints hold weights with adapters merged into them
     starts: ClassVar[Any] = start  # reads the checkpoint that a run starts from, and gives the sizes of its model
     main_scores: tuple[str, ...] = ()  # of an evaluation, those that the terminal shows

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from blip.config import ConfigError, ModelConfig
 from blip.network.flops import ImageTokens
+from blip.network.pictures import Pictures
 from blip.network.vit import ViT, kept_patches
 from blip.train.schedule import Epochs
 
@@ -28,9 +29,10 @@ def dropped_share(config: ModelConfig, step: int, epochs: Epochs) -> float:
     return config.patch_dropout if step < epochs.total_steps - whole else 0.0
 
 
-def tokens_seen(encoder: ViT, twin: ViT, images: Tensor) -> ImageTokens:
+def tokens_seen(encoder: ViT, twin: ViT, images: Tensor | Pictures) -> ImageTokens:
     """The tokens of each of `images` (B, 3, h*patch, w*patch) in a training step, in the encoder and in its twin."""
+    pictures = float(images.counts.float().mean()) if isinstance(images, Pictures) else 1.0
     side = encoder.config.patch
     patches = (images.shape[-2] // side) * (images.shape[-1] // side)
     kept, twins = (kept_patches(patches, one.patch_dropout.share) for one in (encoder, twin))
-    return ImageTokens(1 + patches, 1 + kept, 1 + twins)
+    return ImageTokens(1 + patches, 1 + kept, 1 + twins, pictures)

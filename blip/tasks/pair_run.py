@@ -38,6 +38,7 @@ class PairRun:
     """Images with captions of files or shards, and the methods that the loop calls; see `blip.train.run.Task`."""
 
     collate_fn = staticmethod(collate)
+    pictures = 1  # of an item, in a dry run
     model: Any
     parallel: Any
     tokenizer: Any

@@ -10,6 +10,7 @@ from blip.data.pairs import CaptionEncoder, PairDataset, Pairs, has_words, read_
 from blip.data.training_images import TrainingImages
 from blip.tasks.data_options import entries, limits_of, read_as
 from blip.tasks.finetune import FineTuning
+from blip.tasks.item_pictures import tell_left_out
 
 
 class PairFineTuning(FineTuning):
@@ -27,14 +28,17 @@ class PairFineTuning(FineTuning):
         """Warns of captions without letters and digits, from which nothing is learned.
 
         Raises:
-            AnnotationError: all captions are such.
+            AnnotationError: all captions are such, or a record has none, as in test sets.
         """
         if not self.pairs:
             return
         count, wordless = 0, 0
-        for text in self.texts():
-            count += 1
-            wordless += not has_words(text)
+        for i in range(len(self.pairs)):
+            if not (captions := self.pairs.captions(i)):
+                problem = f"has no caption of {self.pairs.given_path(i)} to learn from"
+                raise AnnotationError(self.pairs.annotation_file(i), "", problem)
+            count += len(captions)
+            wordless += sum(not has_words(text) for text in captions)
         if wordless == count:
             problem = f"none of {count} captions has a letter or a digit, the first being {self.pairs.captions(0)[0]!r}"
             raise AnnotationError(self.pairs.annotation_file(0), "", problem)
@@ -43,7 +47,9 @@ class PairFineTuning(FineTuning):
             self.warning = "\n".join(filter(None, (self.warning, advice)))
 
     def _read(self, split: str) -> Pairs:
-        return read_pairs(entries(self.entries(split)), **read_as(self.config, split))
+        pairs = read_pairs(entries(self.entries(split)), **read_as(self.config, split))
+        tell_left_out(pairs, self.config)
+        return pairs
 
     def texts(self) -> Iterator[str]:
         assert self.pairs is not None

@@ -22,6 +22,7 @@ from blip.data.training_images import TrainingImages
 from blip.data.webdataset import BrokenSample, is_tar_address, open_shards
 from blip.hub.names import is_hub_name
 from blip.tasks.data_options import limits_of, read_as
+from blip.tasks.item_pictures import tell_left_out
 
 Encode = Callable[[str], list[int]]  # a caption to ids, see `CaptionEncoder`
 SAMPLES_FOR_WORDS = 20_000  # first samples of a stream, on whose captions a tokenizer is trained
@@ -37,7 +38,9 @@ def read_part(config: PairConfig, files: Sequence[str | Mapping[str, Any]], part
         replace(source, split=split) if not source.split and (is_hub_name(source.path) or os.path.isdir(source.path))
         else source for source in sources
     ]  # fmt: skip
-    return read_pairs([source.entry() for source in placed], **options)
+    pairs = read_pairs([source.entry() for source in placed], **options)
+    tell_left_out(pairs, config)
+    return pairs
 
 
 class FileData:

@@ -33,6 +33,7 @@ from blip.tasks.config import FineTuneConfig
 from blip.tasks.counted import Trained, full_lengths
 from blip.tasks.estimate_report import report
 from blip.tasks.finetune import FineTuning
+from blip.tasks.item_pictures import of_several, pictures_of_run, shape_of_images
 from blip.tasks.language_tokens import LanguageTokenizer
 from blip.tokenizer import BERT_SPECIAL
 from blip.train.optim import build_optimizer
@@ -61,13 +62,13 @@ def rehearse(kinds: type[FineTuning] | Kinds, config: FineTuneConfig, device: to
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         task = make(without_data(config, folder), source, folder, resume=None, device=device, training=False)
-    task.epochs = Epochs(1, config.accumulation, 1)
+    task.epochs, task.pictures = Epochs(1, config.accumulation, 1), pictures_of_run(config)
     with products(device, config.precision):
         loss, seconds, flops = two_steps(task)
     console.print(parameters_of(task))
     for line in (
-        f"a step of {config.batch_size} samples, {config.max_text_tokens} tokens each, images of {config.image_size} "
-        f"pixels, on {device} in {config.precision}",
+        f"a step of {config.batch_size} samples{of_several(task.pictures)}, {config.max_text_tokens} tokens each, "
+        f"images of {config.image_size} pixels, on {device} in {config.precision}",
         f"loss: {loss:.3f}",
         f"compute: {flops / 1e9:.4g} GFLOP, {flops / config.batch_size / 1e9:.4g} a sample",
         f"time: {seconds:.2f} s, {config.batch_size / seconds:.1f} samples a second",
@@ -99,7 +100,7 @@ def trained_on_meta(make: type[FineTuning], config: FineTuneConfig) -> Trained:
         # negatives of other processes are as many as those of this one
         plain = config.model_copy(update={"compile": False, "negative_all_rank": False})
         task = make(without_data(plain, Path(name)), None, Path(name), resume=None, device=META, training=False)
-    task.epochs = Epochs(1, config.accumulation, 1)
+    task.epochs, task.pictures = Epochs(1, config.accumulation, 1), pictures_of_run(config)
     batch = RANDOM[task.collate_fn](task)
     contrast = getattr(task, "contrast", None)
     beside = [contrast.twin, contrast.queue] if contrast else []
@@ -171,9 +172,9 @@ def _texts(task: FineTuning, tokens: int) -> tuple[Tensor, Tensor]:
 
 
 def _images(task: FineTuning, *each: int) -> Tensor:
-    """(B, *each, 3, S, S)."""
-    size = task.config.image_size
-    return torch.randn(task.config.batch_size, *each, 3, size, size, device=task.device)
+    """(B, *each, 3, S, S); without `each` of as many pictures as the items of the task have."""
+    (pictures,) = each or (task.pictures,)
+    return torch.randn(shape_of_images(task.config, pictures), device=task.device)
 
 
 def _of_pairs(task: FineTuning) -> Batch:

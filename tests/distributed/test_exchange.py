@@ -60,6 +60,15 @@ def test_hard_negatives_of_all_processes(seen: list[dict], bf16: bool) -> None:
         assert_close(found, twin, **close)
 
 
+def test_hard_negatives_of_several_pictures(seen: list[dict]) -> None:
+    """Some processes have items of more pictures than others; absent ones take no part."""
+    for one in seen:
+        found, twin = one["several"]
+        assert found.keys() == twin.keys() and len(found) > 20
+        assert_close(found, twin, rtol=1e-4, atol=1e-6)
+        assert not torch.allclose(found["itm"], one["losses"][False][0]["itm"])
+
+
 def test_compressed_gradients(seen: list[dict]) -> None:
     """Rounded before they are averaged, equal on all processes, and float32 for the optimizer."""
     for one in seen:
@@ -126,7 +135,8 @@ def test_bytes_of_hard_negatives(group: list[tuple[str, int]], monkeypatch: pyte
     # a fake group tells nothing of what others draw: each process draws the pairs of the next one
     wanted = (torch.arange(BATCH) + BATCH * torch.arange(1, world + 1)[:, None]) % (world * BATCH)
     lengths = torch.tensor([5, 4, 5])
-    asked = torch.stack([wanted, wanted, lengths.expand(world, -1), torch.full((world, BATCH), 5)], dim=1)
+    alike = (torch.full((world, BATCH), number) for number in (5, 1))  # width of the texts, pictures of an item
+    asked = torch.stack([wanted, wanted, lengths.expand(world, -1), *alike], dim=1)
     gather = distributed.all_gather
     monkeypatch.setattr(
         distributed,

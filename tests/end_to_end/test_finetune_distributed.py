@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.fine_tuning import TASKS, assert_same_run, configure, evaluations, write_part
+from helpers.fine_tuning import TASKS, assert_same_run, configure, evaluations, of_several_pictures, write_part
 from helpers.recorded_fine_tuning import STEPS, build, process
 from helpers.recorded_pretraining import CLIP, LR, hardest
 from helpers.running import start_two
@@ -38,6 +38,8 @@ def configs(phantoms: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.Temp
         given = ["max_steps=4", "save_every_steps=2", "keep_checkpoints=9", "batch_size=2"]
         given += ["negative_all_rank=true"] if task == "retrieval" else []
         trained[task] = configure(task, phantoms, folder, *given, init_from=tiny_checkpoint)
+    for files in (trained["retrieval"].train_file, trained["retrieval"].val_file):
+        of_several_pictures(str(files[0]))  # also in hard negatives of the other process
     plain = ["dropout=0", "negative_all_rank=true", "momentum=0.9", "val_file=[]", "test_file=[]"]
     recorded = configure("retrieval", phantoms, folder, *plain, init_from=tiny_checkpoint)
     return {"evaluated": evaluated, "trained": trained, "recorded": recorded}

@@ -13,6 +13,7 @@ from blip.models import momentum
 from blip.models.matching import HardNegatives, match_logits
 from blip.models.momentum import Entries, Queue
 from blip.models.retrieval import RetrievalModel
+from blip.network.pictures import Pictures, PictureStates, States, beside_one_another, padded_pictures, present_of
 from blip.train.parallel import data_parallel
 from blip.train.state import State
 from helpers.running import join
@@ -37,17 +38,26 @@ class Gathered(torch.autograd.Function):
 class GatheringRetrieval(RetrievalModel):
     """The model that gathers the states of all images to take a few of them."""
 
-    def _match_over_processes(self, states: Tensor, ids: Tensor, lengths: Tensor, negatives: HardNegatives) -> Tensor:
-        all_states = Gathered.apply(states)
+    def _match_over_processes(self, states: States, ids: Tensor, lengths: Tensor, negatives: HardNegatives) -> Tensor:
+        hard_states = self.gathered(states, negatives.image)
         all_lengths = distributed.all_gather(lengths)
         wide = F.pad(ids, (0, int(all_lengths.max()) - ids.shape[1]), value=self.specials.pad)
         ids = torch.stack([wide, distributed.all_gather(wide)[negatives.text]], dim=1).flatten(0, 1)
         own_lengths = torch.stack([lengths, all_lengths[negatives.text]], dim=1).flatten()
-        keys, hard_keys = (self.text_encoder.image_keys(s) for s in (states, all_states[negatives.image]))
+        keys, hard_keys = (self.text_encoder.image_keys(s) for s in (states, hard_states))
         own = match_logits(self.text_encoder, self.itm_head, ids, lengths=own_lengths, keys=keys)
         matched, with_text = own.unflatten(0, (len(lengths), 2)).unbind(dim=1)
         with_image = match_logits(self.text_encoder, self.itm_head, wide, lengths=lengths, keys=hard_keys)
         return torch.cat([matched, with_image, with_text])
+
+    def gathered(self, states: States, wanted: Tensor) -> States:
+        """The states of the images that are wanted, where all processes have one picture an item or several."""
+        own = torch.ones(BATCH, dtype=torch.int64) if isinstance(states, Tensor) else states.counts
+        counts = distributed.all_gather(own)
+        if int(counts.max()) == 1:
+            return Gathered.apply(states)[wanted]
+        most = Gathered.apply(padded_pictures(states, int(counts.max())))
+        return PictureStates(most[wanted], present_of(counts[wanted], most.shape[1]))
 
 
 def model(kind: type[RetrievalModel]) -> RetrievalModel:
@@ -65,7 +75,17 @@ def inputs(rank: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(BATCH, 3, 32, 32), ids, lengths
 
 
-def losses(kind: type[RetrievalModel], *, bf16: bool) -> dict[str, Tensor]:
+PICTURES = ((2, 1, 2), (1, 1, 1), (1, 3, 1))  # of the items of each process, in a batch of several pictures
+
+
+def studies(rank: int) -> Tensor | Pictures:
+    """Items of several pictures, of one in the second process."""
+    torch.manual_seed(rank)
+    items = [torch.randn(count, 3, 32, 32) for count in PICTURES[rank]]
+    return beside_one_another([item[0] if len(item) == 1 else item for item in items])
+
+
+def losses(kind: type[RetrievalModel], *, bf16: bool, several: bool = False) -> dict[str, Tensor]:
     """Losses and gradients of a batch whose hard negatives come from all processes."""
     rank, world = distributed.rank(), distributed.world_size()
     made, queue = model(kind), Queue(4, EMBED)
@@ -79,7 +99,8 @@ def losses(kind: type[RetrievalModel], *, bf16: bool) -> dict[str, Tensor]:
         return weights.argmax(dim=1), weights.sum(dim=1) > 0
 
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        out = made(*inputs(rank), found, 0.4, others=others, draw=draw)
+        images, *texts = inputs(rank)
+        out = made(studies(rank) if several else images, *texts, found, 0.4, others=others, draw=draw)
     (out.itc + out.itm).backward()
     gradients = {name: p.grad for name, p in made.named_parameters() if p.grad is not None}
     return {"itc": out.itc, "itm": out.itm, "logits": out.match_logits, **gradients}
@@ -179,5 +200,6 @@ def process(rank: int, port: int, folder: Path, world: int) -> None:
     found["averaged"] = {kind: averaged(kind) for kind in ("none", "bf16")}
     for bf16 in (False, True):
         found["losses"][bf16] = losses(RetrievalModel, bf16=bf16), losses(GatheringRetrieval, bf16=bf16)
+    found["several"] = [losses(kind, bf16=False, several=True) for kind in (RetrievalModel, GatheringRetrieval)]
     distributed.stop()
     torch.save(found, folder / f"{rank}.pt")

@@ -60,6 +60,18 @@ def write_part(phantoms: Path, task: str, start: int, end: int, path: Path) -> P
     return path
 
 
+def of_several_pictures(path: Path | str) -> None:
+    """Every second record of a file of captions or questions gets further pictures: those of the next ones."""
+    records = json.loads(Path(path).read_text())
+    images = [record["image"] for record in records]
+    for i, record in enumerate(records):
+        if i % 2 == 0:
+            del record["image"]
+            record["images"] = [images[(i + step) % len(images)] for step in range(2 + i % 4 // 2)]
+            record.pop("image_id", None)
+    Path(path).write_text(json.dumps(records))
+
+
 def configure(task: str, phantoms: Path, folder: Path, *options: str, init_from: Path | str = "") -> FineTuneConfig:
     """The configuration of a tiny run: 12 records to train (three steps an epoch), 7 for validation, 5 to test."""
     files = {

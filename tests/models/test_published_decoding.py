@@ -149,7 +149,8 @@ def test_captions_are_written_as_published() -> None:
     coco, nocaps = (
         load_config(ROOT / "configs" / f"{name}.yaml", CaptionConfig) for name in ("caption_coco", "nocaps")
     )
-    assert coco.prompt == nocaps.prompt == "a picture of " and coco.decoding() == nocaps.decoding()
+    assert coco.prompt == nocaps.prompt == "a picture of "
+    assert replace(coco.decoding(), repetition_penalty=1.1) == nocaps.decoding()
     wrong, lengths = differing(coco.decoding())
     assert wrong == 0
     assert {1, 16} <= lengths and len(lengths) > 5, "some texts end at once, others not at all"

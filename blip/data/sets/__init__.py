@@ -2,6 +2,7 @@
 
 layout       which files a set's folder has, and the reader of each set
 captions     sets of images and captions
+nocaps       NoCaps, whose images are of three domains
 questions    sets of images, questions and answers
 statements   sets of two images and a statement
 dialogues    sets of images and dialogues

@@ -21,6 +21,7 @@ from blip.data.formats import (
 from blip.data.records import path_problem, text_problem
 from blip.data.sets.coco import coco_captions_file, karpathy_file
 from blip.data.sets.layout import SetFormat
+from blip.data.sets.nocaps import NOCAPS_FILES, also_without_captions, nocaps_file
 from blip.data.sets.videos import MSRVTT, VIDEO_FOLDERS, rows, with_video
 from blip.errors import InputError
 
@@ -209,6 +210,7 @@ CAPTION_SETS: dict[str, SetFormat[Captioned]] = {
         },
         images=("images", "flickr30k-images"),
     ),
+    "nocaps": SetFormat(nocaps_file, also_without_captions(captioned), files=NOCAPS_FILES, images=("images",)),
     "msrvtt": SetFormat(
         rows("clip_name", "caption"),
         lambda record: captioned(with_video(record, "clip_name", ".mp4")),
