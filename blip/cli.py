@@ -32,6 +32,7 @@ from blip.interpret import cli as interpret
 from blip.outputs import claim_output, writing
 from blip.pubmed import cli as pubmed
 from blip.reports import cli as reports
+from blip.reports import labels
 from blip.serve import cli as serve
 from blip.shards import cli as shards
 from blip.shards.phantoms import phantoms
@@ -47,6 +48,7 @@ app = typer.Typer(
 app.add_typer(capfilt.app, name="capfilt")
 app.add_typer(pubmed.app, name="pubmed")
 app.add_typer(shards.app, name="data")
+app.add_typer(labels.app, name="labels")
 app.command()(phantoms)
 
 HfClass = Annotated[

@@ -115,6 +115,9 @@ class ModelConfig(RunConfig):
     train_split: str = "train"  # part of a data set that comes as a folder, or from the hub
     val_split: str = "validation"  # the same for val_file
     columns: dict[str, str] = {}  # names of columns that the files call otherwise, such as {question: Frage}
+    sections: list[str] = ["findings", "impression"]  # of reports, those that are the text (mimic_cxr, iu_xray)
+    views: list[str] = ["frontal", "lateral", "other"]  # of a study, those whose pictures are read (mimic_cxr)
+    priors: int = Field(0, ge=0)  # earlier studies of the patient, whose pictures precede (mimic_cxr) [studies]
     max_train_records: int | None = Field(None, gt=0)  # records that are trained on; null: all [records]
     max_val_records: int | None = Field(None, gt=0)  # of val_file; null: all [records]
     shuffle_records_seed: int | None = None  # which records limits take; null: the first ones [number]

@@ -27,12 +27,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "command_line": {"errors", "files", "outputs", "distributed"},
     "network": {"errors", "hardware"},
     "models": {"network", "hardware", "distributed", "tokenizer", "errors"},
-    "checkpoints": {"network", "models", "files", "outputs", "hashing", "errors", "tokenizer", "hub"},
+    "checkpoints": {"network", "models", "files", "outputs", "hashing", "errors", "tokenizer", "hub", "console"},
     # of the network the form of a batch alone
     "data": {"files", "outputs", "hashing", "distributed", "tokenizer", "errors", "hardware", "hub"}
     | {"network.pictures"},
-    "data.sets": {"data.formats", "data.records", "data.columns", "data.hub", "data.image_bytes", "errors", "hub"},
-    "evaluation": {"models", "network", "hardware", "distributed", "tokenizer", "errors"},
+    "data.sets": {"data.formats", "data.records", "data.columns", "data.hub", "data.image_bytes", "errors", "hub"}
+    | {"files"},
+    "evaluation": {"models", "network", "hardware", "distributed", "tokenizer", "errors", "files", "console"},
     "train": {"config", "options", "files", "outputs", "hashing", "distributed", "errors", "command_line", "console"}
     | {"checkpoints.format", "hardware"},
     "inference": {"models", "network", "checkpoints", "files", "outputs", "tokenizer", "errors", "distributed"}
@@ -67,6 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"tasks.config", "tasks.blip2_config", "tasks.data_options"}
     | {"tasks.pretrain_data", "html_page", "files", "errors"},
     "reports.cli": ANYTHING,
+    "reports.labels": ANYTHING,
     "runs": {"tasks", "train", "data", "inference", "checkpoints", "reports", "config", "options", "console"}
     | {"html_page", "outputs", "distributed", "files", "errors"},
     "cli": ANYTHING,

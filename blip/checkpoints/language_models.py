@@ -16,6 +16,7 @@ from torch import Tensor
 from blip.checkpoints.info import CheckpointError
 from blip.checkpoints.language_files import TOKENIZERS, fingerprint_of_files, hub_name, local_folder, revision_of
 from blip.checkpoints.states import read_state
+from blip.console.bars import no_bars_of_transformers
 from blip.errors import InputError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -214,7 +215,8 @@ def _module(transformers: Any, folder: Path, config: Any, *, whole: bool, dtype:
     try:
         # without a folder the automatic classes ask for one
         kind = auto._model_mapping[type(config)] if whole else auto
-        module, found = kind.from_pretrained(place, **options)
+        with no_bars_of_transformers():
+            module, found = kind.from_pretrained(place, **options)
     except Exception as error:  # safetensors, pickle, torch and transformers raise their own
         raise CheckpointError(f"language model {folder} cannot be loaded: {_line(error)}") from error
     if missing := sorted(found["missing_keys"]):

@@ -99,6 +99,15 @@ def pinned_tokenizer(name: str) -> str:
     return str(HubName(remote.repository, repository.commit_of(repository.fetch_tokenizer(name).parent)))
 
 
+def pinned_language_model(name: str) -> str:
+    """`pinned` of the name of a language model, whose files are others than those of a checkpoint."""
+    remote = names.parse(name)
+    if not isinstance(remote, HubName):
+        return name
+    folder = repository.fetch(remote, language_files.language_model_files)
+    return str(HubName(remote.repository, repository.commit_of(folder)))
+
+
 def is_remote(name: str | Path) -> bool:
     """Whether a name stands for something on another machine."""
     return names.parse(name) is not None

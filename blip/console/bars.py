@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
@@ -18,6 +18,20 @@ from rich.progress import (
 )
 
 T = TypeVar("T")
+
+
+@contextmanager
+def no_bars_of_transformers() -> Iterator[None]:
+    """Without progress bars of transformers, which would fill a log with lines, such as one for each tensor read."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 class LastingConsole(Console):

@@ -23,6 +23,7 @@ from blip.data.image_bytes import LIMITS, ImageLimits
 from blip.data.order import EpochOrder, Walk, open_or_note, seeded
 from blip.data.pictures import eval_pixels, finish_item, read_item
 from blip.data.sets.captions import CAPTION_SETS
+from blip.data.sets.studies import StudyOptions
 from blip.data.sources import Entry, records_of
 from blip.data.training_images import TrainingImages, Transform, images_of
 from blip.errors import InputError
@@ -139,14 +140,8 @@ class Pairs:
     @property
     def nbytes(self) -> int:
         arrays = (self._caption_ends, self._image_ids, self._groups, self._files)
-        return (
-            self._paths.nbytes
-            + self._further.nbytes
-            + self._captions.nbytes
-            + self._names.nbytes
-            + self._sources.nbytes
-            + sum(len(x) * x.itemsize for x in arrays)
-        )
+        texts = (self._paths, self._further, self._captions, self._names, self._sources)
+        return sum(one.nbytes for one in texts) + sum(len(x) * x.itemsize for x in arrays)
 
 
 def read_pairs(
@@ -158,6 +153,7 @@ def read_pairs(
     columns: Columns | None = None,
     limit: int | None = None,
     seed: int | None = None,
+    study: StudyOptions | None = None,
 ) -> Pairs:
     """Reads annotation files: .json (a list), .jsonl, .csv and .tsv (with a header), .parquet, .arrow; folders of sets;
     and data sets of the hub.
@@ -170,7 +166,7 @@ def read_pairs(
         image_root: folder that image paths are relative to; empty: the folder of their annotation file, or where the
             set has its images.
         dataset: a name of CAPTION_SETS.
-        split: train, validation, test or all; see `open_set`.
+        split: train, validation, test or all; see `open_set`, also for `study`.
         columns: the names of the files' columns, see `columns_of`.
         limit, seed: how many records of all files, and which; see `records_of`.
 
@@ -183,7 +179,7 @@ def read_pairs(
     if image_root and not os.path.isdir(image_root):
         raise InputError(f"image_root is {image_root!r}, which is no folder")
     pairs = Pairs()
-    options: dict[str, Any] = {"split": split, "columns": columns, "limit": limit, "seed": seed}
+    options: dict[str, Any] = {"split": split, "columns": columns, "limit": limit, "seed": seed, "study": study}
     file = None
     for opened in records_of(CAPTION_SETS, files, image_root=image_root, dataset=dataset, **options):
         if opened.file is not file:

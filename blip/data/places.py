@@ -20,6 +20,7 @@ from blip.data.sets.captions import CAPTION_SETS, Captioned
 from blip.data.sets.layout import SetFormat, any_part, open_set
 from blip.data.sets.questions import ASKED, QUESTION_SETS, Question
 from blip.data.sets.statements import STATEMENT_SETS, Statement
+from blip.data.sets.studies import StudyOptions
 from blip.data.sources import Entry, Opened, Source, records_of, source_of, taken
 from blip.errors import InputError, did_you_mean
 from blip.hub.names import is_hub_name
@@ -68,7 +69,12 @@ class Found:
 
 
 def find_records(
-    place: Entry, *, images_alone: bool = False, on_problem: OnProblem | None = None, **usual: Any
+    place: Entry,
+    *,
+    images_alone: bool = False,
+    on_problem: OnProblem | None = None,
+    study: StudyOptions | None = None,
+    **usual: Any,
 ) -> Iterator[Found]:
     """The records of any place that the package reads, in their order.
 
@@ -77,6 +83,7 @@ def find_records(
             entry of `train_file`.
         images_alone: texts are not needed: records of generic files without them, or with broken ones, are taken too.
         on_problem: called for each record that cannot be used, which is left out; None: it ends the reading.
+        study: of sets of studies.
         usual: what the entry leaves open: `dataset`, `split`, `image_root`, `columns`, `limit`, `seed` of a `Source`.
 
     Example:
@@ -101,7 +108,7 @@ def find_records(
         return
     if kind == "questions" and source.dataset == "json":
         sets = ASKED  # answers are what commands give
-    for opened in records_of(sets, [source]):
+    for opened in records_of(sets, [source], study=study):
         try:
             yield found(opened)
         except AnnotationError as error:

@@ -11,6 +11,7 @@ import numpy as np
 
 from blip.data.columns import Columns
 from blip.data.sets.layout import Record, SetFile, SetFormat, open_set
+from blip.data.sets.studies import StudyOptions
 from blip.errors import InputError
 from blip.hashing import stable_hash
 
@@ -99,11 +100,12 @@ def records_of(
     columns: Columns | None = None,
     limit: int | None = None,
     seed: int | None = None,
+    study: StudyOptions | None = None,
 ) -> Iterator[Opened[Record]]:
     """The records of several sources, in their order, at most `limit` of all: the first, or with `seed` random ones.
 
     The choice depends on the seed and the number of records alone, and is the same in every process. All other options
-    are those of the entries that leave them open.
+    are those of the entries that leave them open; `study` is of sets of studies.
 
     Raises:
         AnnotationError, InputError: a source cannot be read; see `open_set`.
@@ -111,7 +113,8 @@ def records_of(
     usual = {"dataset": dataset, "split": split, "image_root": image_root, "columns": columns or {}}
     sources = [source_of(entry, **usual) for entry in entries]
     files = {id(source): open_set(
-        sets, source.dataset, source.path, split=source.split, image_root=source.image_root, columns=source.columns
+        sets, source.dataset, source.path, split=source.split, image_root=source.image_root, columns=source.columns,
+        study=study,
     ) for source in sources}  # fmt: skip
 
     def of(source: Source) -> Iterator[Opened[Record]]:

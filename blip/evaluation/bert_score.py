@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from blip.console.bars import no_bars_of_transformers
+
 PAIRS_AT_ONCE = 64
 
 
@@ -21,7 +23,8 @@ class Encoder:
         self.layer = layer
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.model = AutoModel.from_pretrained(folder, local_files_only=True).eval().to(self.device)
+        with no_bars_of_transformers():
+            self.model = AutoModel.from_pretrained(folder, local_files_only=True).eval().to(self.device)
         # positions of RoBERTa start at 2; its tokenizer marks the start of a word by the blank before it
         longest = getattr(self.model.config, "max_position_embeddings", 514) - 2
         self.longest = min(self.tokenizer.model_max_length, longest)

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from blip.checkpoints.format import CheckpointError
 from blip.errors import InputError
 from blip.inference.computation import without_gradients
 from blip.inference.inputs import Images, Texts, as_list, batches_of, each_once, questions_about, seed_of_each
+from blip.inference.loaded_model import ABILITIES
 from blip.inference.predictor import Predictor
 from blip.inference.results import Answer, Written, finite
 from blip.models.decoding import Decoding, Generated, uniforms_of
@@ -22,6 +24,9 @@ from blip.tokenizer import Tokenizer
 # what a question is put into, as published; texts that begin so already stay as they are
 QUESTIONS = {"causal": "Question: {} Answer:", "seq2seq": "Question: {} Short answer:"}
 PLACE, ASKED = "{}", "Question:"
+# what the first stage does alone, and where such a checkpoint is from
+OF_FIRST_STAGE = ("encode", "match")
+FIRST_STAGE = "such as the run that this one started from, or hub:Salesforce/blip2-itm-vit-g"
 ANSWERS = Decoding(beams=5, max_new_tokens=10, length_penalty=-1.0)  # as published
 
 
@@ -44,6 +49,13 @@ class LanguagePredictor(Predictor):
         texts into ids of the language model. `options` as of `LoadedModel`."""
         super().__init__(model, tokenizer, info, **options)  # type: ignore[arg-type]
         self.tokens = tokens
+
+    def needs(self, ability: str, action: str = "") -> Any:
+        """As of `LoadedModel`; CheckpointError says which checkpoint scores images and texts."""
+        if ability in OF_FIRST_STAGE:
+            action = f"{action or ABILITIES['match'][0]}; that takes one of the first stage, {FIRST_STAGE}"
+            raise CheckpointError(f"a checkpoint of {self.info['task']} cannot {action}")
+        return super().needs(ability, action)
 
     @without_gradients
     def write(

@@ -85,7 +85,7 @@ def load_blip2(
         expected=stated,
         activation=stated.get("activation", ""),
     )
-    limit = int(info.get("max_text_tokens") or MAX_TOKENS)
+    limit = int(info.get("max_text_tokens") or MAX_TOKENS) + int(info.get("max_answer_tokens") or 0)
     adapter, tokens = language_model(found.module, found.tokenizer, limit, end=info.get("end_text"))
     model = _second_stage(path, tensors, info, qformer=qformer).attach(adapter)
     if info.get("lora"):

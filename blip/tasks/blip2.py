@@ -20,7 +20,7 @@ from blip.evaluation.pretraining import evaluate_pretraining
 from blip.models.blip2 import Blip2Model, positives_among
 from blip.models.decoding import Decoding
 from blip.models.momentum import TEMPERATURE_RANGE
-from blip.tasks import blip2_start, start
+from blip.tasks import blip2_start, pins, start
 from blip.tasks.blip2_config import Blip2Config
 from blip.tasks.blip2_language import Stage2
 from blip.tasks.blip2_rehearsal import run_once
@@ -94,7 +94,7 @@ def run(config: Blip2Config, output: Path, resume: str, *, device: torch.device,
     with open_run(config, output, resume, **options) as folder:
         begun = folder.checkpoint
         config = start.as_begun(config, begun) if begun else config
-        config = with_pipeline_of_run(start.pin(config, begun), begun)
+        config = with_pipeline_of_run(pins.pin(config, begun), begun)
         source = blip2_start.read_source(config, begun)
         config = blip2_start.with_sizes_of(config, source)
         make = Stage2 if blip2_start.is_stage2(config, source) else Stage1

@@ -1,23 +1,23 @@
-"""Fine-tunes BLIP-2 on captions, questions and retrieval; `train_caption.py` and the others choose these classes where
-the configuration names a language model or the run starts from a checkpoint of BLIP-2.
+"""Fine-tunes BLIP-2 on captions and retrieval; `train_caption.py` and the others choose these classes where the
+configuration names a language model or the run starts from a checkpoint of BLIP-2. Questions: blip2_answering.py.
 
 What is scored is that of the classes that these extend; the losses are in blip/models/blip2_language.py and blip2.py.
-Shapes: B samples, A answers, T text tokens.
+
+Shapes: B samples, T text tokens.
 """
 
+import itertools
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from blip import distributed
 from blip.checkpoints.format import TOKENIZER, CheckpointError, load_weights
 from blip.checkpoints.initialize import Source
-from blip.config import ConfigError
 from blip.data.batches import Batch
-from blip.data.question_batches import VqaBatch
-from blip.data.sets.questions import Question
 from blip.evaluation.losses import LossSums
 from blip.models.blip2 import Blip2Model, positives_among
 from blip.models.blip2_language import Blip2LanguageModel
@@ -26,15 +26,16 @@ from blip.models.language_tokens import TextBatch
 from blip.models.losses import IGNORED
 from blip.models.momentum import TEMPERATURE_RANGE
 from blip.network.pictures import encode
-from blip.tasks import blip2_parts, blip2_start, tokenizers
-from blip.tasks.answering import Answering
+from blip.tasks import blip2_parts, blip2_start
 from blip.tasks.captioning import Captioning
 from blip.tasks.finetune import FineTuning
-from blip.tasks.language_tokens import LanguageEncoder, LanguageTokenizer, check_questions, text_batch
+from blip.tasks.language_tokens import LanguageEncoder, LanguageTokenizer, text_batch
 from blip.tasks.pairs import PairFineTuning
 from blip.tasks.retrieving import Retrieving
-from blip.tokenizer import Tokenizer, load_tokenizer
+from blip.tokenizer import Tokenizer
 from blip.train.loop import Step
+
+COUNTED = 2000  # the first so many records tell how many texts are cut
 
 
 class Blip2FineTuning(FineTuning):
@@ -122,6 +123,13 @@ class Blip2Captioning(Language, Captioning):
     def encoder(self) -> LanguageEncoder:  # type: ignore[override]
         return LanguageEncoder(self.language.tokens, self.config.prompt, text_cleaning=self.config.text_cleaning)
 
+    def describe(self) -> tuple[str, dict]:
+        """With the share of training captions that are cut."""
+        line, info = super().describe()
+        encode, config = self.encoder(), self.config
+        cut = [encode.is_cut(encode.prompt, text) for text in itertools.islice(self.texts(), COUNTED)]
+        return f"{line}; {np.mean(cut):.1%} of captions cut at {config.max_text_tokens} tokens", info
+
     def texts_of(self, batch: Batch) -> TextBatch:
         """What the language model learns of a batch."""
         return text_batch(self.language.tokens, batch.ids, batch.lengths, [self.config.prompt.strip()])
@@ -146,109 +154,6 @@ class Blip2Captioning(Language, Captioning):
 
     def facts(self) -> dict[str, Any]:
         return {**Language.facts(self), "prompt": self.config.prompt}
-
-
-# ---- questions -------------------------------------------------------------------------------------------------------
-
-
-class AnswerEncoder:
-    """A question and its answers: the question's ids for a Q-Former that reads it, and numbers of `LanguageEncoder`."""
-
-    def __init__(self, encode: LanguageEncoder, prompt: str, words: Tokenizer | None, max_tokens: int):
-        self.encode, self.prompt, self.words, self.max_tokens = encode, prompt, words, max_tokens
-
-    def __call__(self, question: Question) -> tuple[list[int], list[list[int]]]:
-        ids = self.words.encode([question.question], self.max_tokens)[0] if self.words else [0]
-        prompt = self.prompt.format(question.question)
-        return ids, [self.encode.of(prompt, answer) for answer in question.answers]
-
-
-class Blip2Answering(Language, Answering):
-    """Answers by a frozen language model, which writes them."""
-
-    def read_data(self) -> None:
-        """Raises ConfigError where answers would be ranked, or the prompt has no place for a question."""
-        config = self.config
-        if config.inference != "generate":
-            if "inference" in config.model_fields_set and not config.config_file.endswith("config.yaml"):
-                raise ConfigError(
-                    f"inference: {config.inference} is not for BLIP-2, whose language model writes answers"
-                )
-            self.config = config = config.model_copy(update={"inference": "generate"})
-        if config.question_prompt.count("{}") != 1:
-            raise ConfigError(f"question_prompt {config.question_prompt!r} needs one {{}}, where the question stands")
-        super().read_data()
-
-    def most_tokens(self) -> int:
-        return self.config.max_text_tokens + self.config.max_answer_tokens
-
-    def question_words(self, resume: Path | None) -> Tokenizer | None:
-        if not self.config.question_in_qformer:
-            return None
-        own = resume / TOKENIZER if resume else self.config.tokenizer or tokenizers.own_tokenizer(self.config.init_from)
-        return load_tokenizer(str(own))
-
-    def encoder(self) -> AnswerEncoder:  # type: ignore[override]
-        encode = LanguageEncoder(self.language.tokens)
-        return AnswerEncoder(encode, self.config.question_prompt, self.words, self.config.max_text_tokens)
-
-    def add_parts(self) -> None:
-        self._check_metric()
-        self.tree = None
-        parts = [part for part in (self.questions, *self.held_out.values()) if part is not None]
-        check_questions(self.language.tokens, self.prompts_of([part[i] for part in parts for i in range(len(part))]))
-
-    def asked(self, batch: VqaBatch) -> dict[str, Tensor]:
-        """What the Q-Former reads beside its queries."""
-        return {"question_ids": batch.ids, "question_lengths": batch.lengths} if self.words else {}
-
-    def prompts_of(self, asked: list[Question]) -> list[str]:
-        return [self.config.question_prompt.format(question.question) for question in asked]
-
-    def step(self, batch: VqaBatch, step: int) -> Step:
-        """A batch to its loss; of several answers one is drawn, in proportion to their weights."""
-        batch = self.prepared(batch, step)
-        prompts = self.prompts_of([self.questions[i] for i in batch.indices] if self.questions else [])
-        texts = self.drawn(batch, prompts)
-        loss = self.parallel(batch.images, texts.ids, texts.mask, targets=texts.targets, **self.asked(batch))
-        return Step(loss, {"lm": loss}, len(batch), describe=lambda: self._name(batch))
-
-    def drawn(self, batch: VqaBatch, prompts: list[str]) -> TextBatch:
-        """What the language model learns: for each question one of its answers."""
-        owner = batch.owner.cpu()
-        counts = owner.bincount(minlength=len(batch))
-        if int(counts.max()) == 1:
-            chosen = torch.arange(len(owner))
-        else:
-            places = (owner, torch.arange(len(owner)))
-            weights = torch.zeros(len(batch), len(owner)).index_put(places, batch.weights.cpu())
-            chosen = weights.multinomial(1).flatten()
-        numbers = batch.answer_ids[chosen.to(batch.answer_ids.device)]
-        return text_batch(self.language.tokens, numbers, batch.answer_lengths[chosen], prompts)
-
-    def answer_batch(self, batch: VqaBatch, asked: list[Question], losses: LossSums) -> list[tuple[str, float]]:
-        prompts = self.prompts_of(asked)
-        states = encode(self.model.image_encoder, batch.images)
-        queries = self.model.query_inputs(states, **self.asked(batch))
-        if self.config.val_loss and len(batch.owner):
-            owners = batch.owner.tolist()
-            texts = text_batch(
-                self.language.tokens, batch.answer_ids, batch.answer_lengths, [prompts[i] for i in owners]
-            )
-            found = self.language.model.log_probs(queries[batch.owner], texts.ids, texts.mask, targets=texts.targets)
-            losses.add("lm", -(batch.weights * found.sum(dim=1)), len(set(owners)))
-        read = self.language.tokens.prompts(prompts)
-        out = self.model.write_about(
-            queries, read.ids.to(self.device), read.mask.to(self.device),
-            decoding=self.config.decoding(), uniforms=self.config.uniforms(batch.indices),
-        )  # fmt: skip
-        sure = out.log_probs.sum(dim=1).exp().tolist()
-        return list(zip(self.language.tokens.decode(out.ids), sure, strict=True))
-
-    def facts(self) -> dict[str, Any]:
-        config = self.config
-        more = {"question_prompt": config.question_prompt, "question_in_qformer": config.question_in_qformer}
-        return {**Language.facts(self), **more, "max_answer_tokens": config.max_answer_tokens}
 
 
 # ---- retrieval -------------------------------------------------------------------------------------------------------

@@ -74,9 +74,10 @@ class Captioning(PairFineTuning):
                 own.append((index, self.tokenizer.decode(ids), log_prob))
         written = self.gathered(split, own, batches)
         rows = [
-            {**of_item(pairs.image_paths(i)), "caption": text, "log_prob": log_prob, "references": pairs.captions(i)}
+            {**of_item(pairs.image_paths(i)), "caption": text, "log_prob": log_prob, "references": pairs.captions(i),
+             **({"group": str(pairs.group(i))} if pairs.group(i) != pairs.image_id(i) else {})}
             for i, text, log_prob in written
-        ]
+        ]  # fmt: skip
         self.write(f"captions_{split}.json", rows)
         self.logged.append((SAMPLES, [
             sample(i, pairs.image_paths(i), truth=first_of(pairs, i), output=row["caption"], log_prob=row["log_prob"])

@@ -13,6 +13,7 @@ from blip.config import ModelConfig, WeightedFile, load_run_config
 from blip.data.augment import prepared
 from blip.data.hub import pinned
 from blip.data.image_bytes import ImageLimits
+from blip.data.sets.studies import StudyOptions
 from blip.data.training_images import ByEpoch, FastImages, TrainingImages, WholeImages
 from blip.data.transforms import train_transform
 from blip.hub.names import is_hub_name
@@ -35,6 +36,7 @@ def read_as(config: ModelConfig, part: str) -> dict[str, Any]:
         "columns": config.columns,
         "limit": getattr(config, f"max_{part}_records", None),
         "seed": config.shuffle_records_seed,
+        "study": StudyOptions(tuple(config.sections), tuple(config.views), config.priors),
     }
 
 

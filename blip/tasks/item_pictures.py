@@ -12,6 +12,7 @@ from blip.data.pairs import Pairs
 from blip.data.pictures import pictures_of, sources_of
 from blip.data.places import find_records
 from blip.data.questions import Questions
+from blip.data.sets.studies import StudyOptions
 from blip.data.sources import source_of
 from blip.errors import BlipError, printable
 from blip.files import json_text, parse_json
@@ -27,18 +28,19 @@ def pictures_of_run(config: ModelConfig) -> int:
     Of each kind of references that mean several pictures one is opened. Nothing is downloaded.
     """
     options = {**read_as(config, "train"), "limit": None, "seed": None}
-    return _most(json_text([entries(config.train_file), options], indent=None), limits_of(config))
+    study = options.pop("study")
+    return _most(json_text([entries(config.train_file), options], indent=None), study, limits_of(config))
 
 
 @lru_cache(maxsize=8)
-def _most(asked: str, limits: ImageLimits) -> int:
+def _most(asked: str, study: StudyOptions, limits: ImageLimits) -> int:
     files, options = parse_json(asked.encode(), list[Any], "the options of a run")
     most = 1
     for entry in files:
         if is_hub_name(source_of(entry).path):
             continue
         try:
-            for record in itertools.islice(find_records(entry, **options), COUNTED):
+            for record in itertools.islice(find_records(entry, study=study, **options), COUNTED):
                 most = max(most, *(_pictures(item, limits) for item in record.items))
         except (BlipError, OSError):  # a dry run names it where it counts the records
             continue

@@ -6,14 +6,15 @@ Shapes: B texts, T tokens of the longest.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from bisect import bisect
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from blip.config import ConfigError
-from blip.models.language_tokens import LanguageTokens, Seq2SeqTokens, TextBatch
+from blip.models.language_tokens import MAX_PROMPT, LanguageTokens, Seq2SeqTokens, TextBatch
 from blip.models.losses import IGNORED
 from blip.tokenizer import blip_cleaning
 
@@ -60,6 +61,12 @@ class LanguageEncoder:
     def __call__(self, caption: str) -> list[int]:
         return self.of(self.prompt, blip_cleaning(caption) if self.clean else caption)
 
+    def is_cut(self, prompt: str, text: str) -> bool:
+        """Whether the end of a text behind a prompt is left out."""
+        whole = text if isinstance(self.tokens, Seq2SeqTokens) or not prompt else f"{prompt} {text}"
+        ends = 0 if isinstance(self.tokens, Seq2SeqTokens) else 1  # of T5 it is among the tokens
+        return len(self.tokens.tokenizer(whole)["input_ids"]) + ends > self.tokens.max_tokens
+
     def of(self, prompt: str, text: str) -> list[int]:
         """The numbers of a text behind a prompt; an encoder-decoder reads its prompts apart."""
         if isinstance(self.tokens, Seq2SeqTokens):
@@ -70,18 +77,47 @@ class LanguageEncoder:
         return [learned, *batch.ids[0].tolist()]
 
 
-def check_questions(tokens: LanguageTokens, prompts: Iterable[str]) -> None:
-    """ConfigError where a question inside its prompt leaves no place for an answer; see `CausalTokens.training`."""
-    distinct = [] if isinstance(tokens, Seq2SeqTokens) else list(dict.fromkeys(prompts))
-    counts: list[int] = []
-    for start in range(0, len(distinct), 1000):
-        counts += map(len, tokens.tokenizer(distinct[start : start + 1000])["input_ids"])
-    if (most := max(counts, default=0)) >= tokens.max_tokens - 1:
-        longest = distinct[counts.index(most)]
-        raise ConfigError(
-            f"the question {longest[:60]!r} has {most} tokens in question_prompt and leaves no place for an answer: "
-            f"set max_text_tokens to {most} or more"
-        )
+class QuestionPrompts:
+    """Questions inside their prompt, as a language model reads them: no longer than it may be, so that the answer that
+    is learned behind it stays whole.
+
+    A question that is too long loses its end; what the prompt has behind it stays. An encoder-decoder reads its
+    questions apart from answers, up to `MAX_PROMPT` tokens.
+
+    Args:
+        template: with one `{}`, where the question stands.
+        max_tokens: of a prompt, those of its question included.
+    """
+
+    def __init__(self, tokens: LanguageTokens, template: str, max_tokens: int):
+        """Raises ConfigError where the template alone is too long."""
+        self.tokens, self.template = tokens, template
+        self.max_tokens = MAX_PROMPT if isinstance(tokens, Seq2SeqTokens) else max_tokens
+        if (own := self._length("")) >= self.max_tokens:
+            raise ConfigError(
+                f"question_prompt has {own} tokens and leaves no place for a question: set max_text_tokens above "
+                f"{own}, now {self.max_tokens}"
+            )
+
+    def __call__(self, question: str) -> str:
+        return self.template.format(self.fitting(question))
+
+    def is_cut(self, question: str) -> bool:
+        """Whether the end of a question is left out."""
+        return self._length(question) > self.max_tokens
+
+    def fitting(self, question: str) -> str:
+        """The question, or its first words where all of them are too many; letters, where the first word alone is."""
+        if not self.is_cut(question):
+            return question
+        words = question.split()
+        counts = range(1, len(words))
+        if fit := bisect(counts, self.max_tokens, key=lambda count: self._length(" ".join(words[:count]))):
+            return " ".join(words[:fit])
+        return question[: bisect(range(1, len(question)), self.max_tokens, key=lambda n: self._length(question[:n]))]
+
+    def _length(self, question: str) -> int:
+        return len(self.tokens.tokenizer(self.template.format(question).strip())["input_ids"])
 
 
 def text_batch(tokens: LanguageTokens, numbers: Tensor, lengths: Tensor, prompts: Sequence[str]) -> TextBatch:

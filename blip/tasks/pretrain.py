@@ -24,7 +24,7 @@ from blip.models.generation import generate
 from blip.network import flops
 from blip.network.med import DecoderStep
 from blip.network.pictures import Pictures, encode
-from blip.tasks import start
+from blip.tasks import pins, start
 from blip.tasks.contrast import MomentumContrast
 from blip.tasks.data_options import with_commits, with_pipeline_of_run
 from blip.tasks.dry_run import plan_for, run_once
@@ -176,7 +176,7 @@ def run(config: PretrainConfig, output: Path, resume: str, *, device: torch.devi
         raise ConfigError("train_file is empty; --set 'train_file=[captions.json]'")
     config = with_commits(config)
     with open_run(config, output, resume, **options) as folder:
-        config = with_pipeline_of_run(start.pin(config, folder.checkpoint), folder.checkpoint)
+        config = with_pipeline_of_run(pins.pin(config, folder.checkpoint), folder.checkpoint)
         task = Pretraining(config, output, folder.checkpoint, device=device)
         return fit(task, config, folder)
 

@@ -13,7 +13,7 @@ from blip.config import ConfigError, dump_config
 from blip.console.bars import LastingConsole
 from blip.errors import printable
 from blip.models.factory import spec_of
-from blip.tasks import start
+from blip.tasks import pins, start
 from blip.tasks.blip2_kind import Kinds
 from blip.tasks.config import FineTuneConfig
 from blip.tasks.data_options import with_commits, with_pipeline_of_run
@@ -45,7 +45,7 @@ def train(
     with open_run(config, output, resume, **options) as folder:
         begun = folder.checkpoint
         config = start.as_begun(config, begun) if begun else config
-        config = with_pipeline_of_run(start.pin(config, begun), begun)
+        config = with_pipeline_of_run(pins.pin(config, begun), begun)
         make = kinds.of(config, begun)
         source = make.starts.read_source(config, begun)
         config = make.starts.with_sizes_of(config, source)

@@ -5,7 +5,6 @@ at random and is named in the log.
 """
 
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +16,6 @@ from blip.checkpoints import convert, initialize, places
 from blip.checkpoints.format import CheckpointError, load_strict, load_weights, unique_state
 from blip.checkpoints.initialize import Source, adopt, check_heads, init_text, init_vision, parts_of
 from blip.config import ConfigError, ModelConfig, PretrainConfig, load_config
-from blip.hub.names import unpinned
 from blip.models.factory import TASKS, Model, model_of, spec_of
 from blip.models.momentum import Queue, Twin, update_twin
 from blip.models.pretrain import PretrainModel
@@ -31,7 +29,6 @@ from blip.tokenizer import Specials, Tokenizer
 
 Run = TypeVar("Run", bound=ModelConfig)
 # what the optimizer's state depends on: it cannot change within a run
-NAMES = ("init_from", "text_init", "tokenizer")  # options that may name files of other machines
 FIXED = ("lora", "freeze", "layer_decay", "decay_norms_and_biases")
 # entries of `model.json` that describe how inputs were prepared
 SETTINGS = ("image_size", "max_text_tokens", "max_answer_tokens", "text_cleaning", "prompt")
@@ -54,26 +51,6 @@ def as_begun(config: Run, resume: Path) -> Run:
     if "embed_dim" not in config.model_fields_set:  # weights without features do not show their width
         kept["embed_dim"] = before.embed_dim
     return config.model_copy(update=kept)
-
-
-def pin(config: Run, checkpoint: Path | None = None) -> Run:
-    """The configuration with the names of weights on other machines pinned to what they stand for today.
-
-    They are fetched. A run that continues from a `checkpoint` keeps the names of its `config.yaml`: nothing is fetched
-    that it does not read. Every process has to call this.
-    """
-    names = {key: getattr(config, key) for key in NAMES}
-    saved = saved_config(checkpoint)
-    before = load_config(saved, type(config)) if saved else None
-    for key, name in names.items():
-        if name and places.is_remote(name):
-            kept = getattr(before, key, "")
-            if kept and unpinned(kept) == unpinned(name):
-                names[key] = kept
-            else:
-                how = places.pinned_tokenizer if key == "tokenizer" else places.pinned
-                names[key] = distributed.from_main(partial(how, name))
-    return config.model_copy(update=names)
 
 
 def read_source(config: FineTuneConfig, resume: Path | None = None) -> Source | None:

@@ -6,7 +6,7 @@
 The loss is in blip/models/vqa.py, ranking of answers in blip/models/ranking.py, scores in blip/evaluation/answers.py.
 
 What a run does is in blip/tasks/answering.py; of BLIP-2, which the configuration or the checkpoint asks for, in
-blip/tasks/blip2_finetune.py.
+blip/tasks/blip2_answering.py.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from blip.tasks.answering import Answering
-from blip.tasks.blip2_finetune import Blip2Answering
+from blip.tasks.blip2_answering import Blip2Answering
 from blip.tasks.blip2_kind import Kinds
 from blip.tasks.config import VqaConfig
 from blip.tasks.rehearsal import rehearsals

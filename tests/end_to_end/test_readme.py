@@ -26,6 +26,7 @@ from pmc_server import Library, Server
 from torch import distributed
 from torch.distributed.run import get_args_parser
 
+from blip.evaluation.clinical import CONDITIONS
 from blip.train.history import LOGS, METRICS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -217,6 +218,13 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
         answered = {"image": str(folder / "image.png"), "question": "where?", "answer": "yes", "probability": 0.5}
         (folder / "runs" / run / "answers_val.json").write_text(json.dumps([{**answered, "references": ["no"]}]))
     write_stages(folder, phantoms)
+    written = [{"image": "image.png", "caption": "no acute process", "references": ["normal"]}]
+    (folder / "runs" / "mimic_cxr").mkdir()
+    (folder / "runs" / "mimic_cxr" / "captions_test.json").write_text(json.dumps(written))
+    for name in ("references", "predictions"):  # as a labeller writes them
+        (folder / "labelled" / name).mkdir(parents=True)
+        table = f"{','.join(CONDITIONS)}\n{','.join('1' * len(CONDITIONS))}\n"
+        (folder / "labelled" / name / "labeled_reports.csv").write_text(table)
     return folder
 
 

@@ -15,13 +15,15 @@ import torch
 from helpers.language import WORDS, small_tokenizer
 from torch import Tensor, nn
 
+from blip.checkpoints.adapters import merge, wrapped
 from blip.checkpoints.blip2_names import HUGGINGFACE_BLIP2
 from blip.checkpoints.format import load_strict
-from blip.checkpoints.names import rename
+from blip.checkpoints.names import inverse, rename
+from blip.checkpoints.part_adapters import add_lora_to_parts
 from blip.models.blip2_language import LANGUAGE_MODEL, Blip2LanguageModel
 from blip.models.decoding import Decoding
 from blip.models.language_models import language_model
-from blip.models.language_tokens import LanguageTokens
+from blip.models.language_tokens import LanguageTokens, TextBatch
 from blip.models.losses import IGNORED
 from blip.network.qformer import QFormerConfig
 from blip.network.vit import ViTConfig
@@ -170,3 +172,96 @@ def written(ids: Tensor, tokens: LanguageTokens) -> list[list[int]]:
     """Rows up to their end."""
     rows = ids.tolist()
     return [row[: row.index(tokens.ids.end) + 1] if tokens.ids.end in row else row for row in rows]
+
+
+# ---- adapters --------------------------------------------------------------------------------------------------------
+
+TARGETS = {"opt": ["q_proj", "v_proj"], "t5": ["q", "v"]}  # what the layers are called in the language models
+UNWRAPPED = ("qformer.queries", "image_encoder.norm.weight", "image_encoder.norm.bias", "language_proj.weight")
+RANK, ALPHA, RATE = 3, 6.0, 0.01
+CLOSE = {"rtol": 0.0, "atol": 1e-6}
+
+
+@dataclass
+class Adapted:
+    """A model of ours and one of transformers in float64, with adapters around the same layers; and by name what is
+    trained, in ours and in theirs."""
+
+    ours: Blip2LanguageModel
+    theirs: Any
+    trained: dict[str, tuple[nn.Parameter, nn.Parameter]]
+
+
+def name_in_transformers(name: str) -> str:
+    if name.startswith(LANGUAGE_MODEL):
+        return name.replace("language_model.module.", LANGUAGE_MODEL)
+    return str(rename(name, inverse(HUGGINGFACE_BLIP2)))
+
+
+def adapted(kind: str) -> Adapted:
+    """The adapters of the other side are by `peft.get_peft_model`; both sides have the same random numbers."""
+    peft = pytest.importorskip("peft")
+    side = both(kind, 0)
+    ours, theirs = copy.deepcopy(side.ours).double(), copy.deepcopy(side.theirs).double()
+    del ours.qformer.keys_or_states  # as users run it: queries attend to states where that takes less
+    ours.requires_grad_(False)
+    layers = add_lora_to_parts(
+        ours, RANK, {"language_model": TARGETS[kind], "qformer": ["query", "value"]}, alpha=ALPHA
+    )
+    ends = "|".join(TARGETS[kind])
+    targets = rf"language_model\..*\.({ends})|qformer\..*\.(query|value)"
+    wrapped = peft.get_peft_model(theirs, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=targets))
+    by_peft = {id(p) for p in wrapped.parameters() if p.requires_grad}
+    own, foreign, trained = dict(ours.named_parameters()), dict(theirs.named_parameters()), {}
+    torch.manual_seed(1)
+    for name, mine in own.items():
+        layer, lora, end = name.partition(".lora_")
+        if lora or name in UNWRAPPED:
+            other = foreign[f"{name_in_transformers(layer)}{lora}{end}"]
+            with torch.no_grad():
+                other.copy_(mine.copy_(torch.randn_like(mine) * 0.2))
+            trained[name] = mine.requires_grad_(True), other.requires_grad_(True)
+    assert len(trained) == 2 * len(layers) + len(UNWRAPPED)
+    assert by_peft <= {id(other) for _, other in trained.values()}  # it wraps no layer besides
+    return Adapted(ours, theirs, trained)
+
+
+def logits_of(model: Blip2LanguageModel, images: Tensor, batch: TextBatch) -> Tensor:
+    queries = model.query_inputs(model.image_encoder(images))
+    assert model.language_model is not None
+    return model.language_model.predictions(queries, batch.ids, batch.mask, targets=batch.targets)
+
+
+@pytest.mark.parametrize("kind", ["opt", "t5"])
+def test_adapters_train_and_merge_as_those_of_peft(kind: str) -> None:
+    side, rng, tokens = adapted(kind), random.Random(0), both(kind, 0).tokens
+    optimizers = [torch.optim.AdamW([pair[i] for pair in side.trained.values()], lr=RATE) for i in (0, 1)]
+    for _ in range(3):
+        texts, prompts = ([text_of(rng, low, high) for _ in range(3)] for low, high in ((1, 9), (0, 5)))
+        batch, images = tokens.training(texts, prompts), torch.randn(3, 3, PIXELS, PIXELS, dtype=torch.float64)
+        batch.targets[batch.targets == START] = IGNORED
+        decoder = {} if kind == "opt" else {"labels": batch.targets}
+        found = side.theirs(pixel_values=images, **with_images(batch.ids, batch.mask, left=False), **decoder).logits
+        found = found[:, QUERIES - 1 : -1] if kind == "opt" else found
+        logits, counted = logits_of(side.ours, images, batch), batch.targets != IGNORED
+        torch.testing.assert_close(logits[counted], found[counted], **CLOSE)
+        for values in (logits, found):  # in float64, which the models' own losses are not
+            nn.functional.cross_entropy(values[counted], batch.targets[counted]).backward()
+        for name, (mine, other) in side.trained.items():
+            assert mine.grad is not None and mine.grad.abs().max() > 1e-5, name
+            torch.testing.assert_close(mine.grad, other.grad, **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    for mine, other in side.trained.values():
+        torch.testing.assert_close(mine, other, **CLOSE)
+
+    ours, unmerged = side.ours, logits_of(side.ours, images, batch)
+    layers = list(wrapped(ours))
+    merge(ours)
+    for name in layers:
+        other = side.theirs.get_submodule(name_in_transformers(name))
+        other.merge()
+        torch.testing.assert_close(ours.get_parameter(f"{name}.weight"), other.base_layer.weight, **CLOSE)
+    # T5 itself rounds to float32 inside
+    torch.testing.assert_close(logits_of(ours, images, batch), unmerged, rtol=0, atol=1e-6 if kind == "opt" else 2e-5)

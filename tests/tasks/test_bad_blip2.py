@@ -253,9 +253,9 @@ CASES: dict[str, tuple[Callable[[Place], Any], str]] = {
         lambda p: p.vqa(question_prompt="Answer:"),
         "needs one {}, where the question stands",
     ),
-    "long question": (
+    "no place for a question": (
         lambda p: p.vqa(max_text_tokens=3, max_answer_tokens=3),
-        r"the question 'Question: .* set max_text_tokens to \d+ or more",
+        r"question_prompt has 3 tokens and leaves no place for a question: set max_text_tokens above 3",
     ),
     "ranked answers": (lambda p: p.vqa(inference="rank"), "inference: rank is not for BLIP-2"),
     "no words for questions": (lambda p: p.vqa(question_in_qformer=True), "words|tokenizer"),

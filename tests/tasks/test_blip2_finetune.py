@@ -14,8 +14,9 @@ import blip
 from blip.checkpoints.format import load_weights
 from blip.config import ConfigError, load_config
 from blip.inference.load_blip2 import LanguageChoice
-from blip.tasks import blip2_finetune
+from blip.tasks import blip2_finetune, blip2_start
 from blip.tasks.config import FineTuneConfig
+from blip.tasks.vqa import KINDS
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_java_nor_peak")]
 LORA = "lora={rank: 2, language_model: [q_proj], qformer: [query]}"
@@ -93,6 +94,32 @@ def test_resumed_bit_for_bit(
         model = blip.load(whole / "checkpoints" / "latest", language_model=LanguageChoice(dtype="fp32"))
         written = model.caption([row["image"] for row in rows], decoding=config.decoding())
         assert written == [row["caption"] for row in rows]
+
+
+def test_a_long_question_is_cut_and_its_answer_is_not(
+    stages: dict[str, Path], phantoms: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """In training and when it is asked; the run tells the share."""
+    config = configured("vqa", phantoms, tmp_path, init_from=stages["vqa"], max_steps=1, max_answer_tokens=4)
+    files = [Path(str(entry)) for entry in (*config.train_file, *config.val_file)]
+    records = [json.loads(path.read_text()) for path in files]
+    long = "which plane is " + "it normal and " * 9 + "shown"
+    for record in (*records[0][:3], records[1][0]):
+        record["question"] = long
+    answers = [record["answer"] for record in records[0]]
+    for path, some in zip(files, records, strict=True):
+        path.write_text(json.dumps(some))
+    tuned("vqa", config, tmp_path / "run")
+    assert "25.0% of questions cut at 20 tokens, 0.0% of answers where both have 24" in capsys.readouterr().err
+    source = blip2_start.read_source(config)
+    config = blip2_start.with_sizes_of(config, source)
+    task = KINDS.blip2(config, source, tmp_path / "again", resume=None, device=CPU)
+    (prompt,) = task.prompts_of([task.questions[0]])
+    assert long.startswith(prompt.removeprefix("Question: ").removesuffix(" Answer:")) and "Answer:" in prompt
+    assert len(task.language.tokens.tokenizer(prompt)["input_ids"]) == 20
+    for question, answer in zip((task.questions[i] for i in range(4)), answers, strict=False):
+        (learned, *ids), *_ = task.encoder()(question)[1]
+        assert task.tokenizer.decode(ids[learned:]) == task.tokenizer.written(answer)
 
 
 def test_a_question_beside_the_queries(stages: dict[str, Path], phantoms: Path, tmp_path: Path) -> None:

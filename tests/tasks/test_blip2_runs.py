@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from helpers.blip2_runs import (
     write_language_model,
 )
 from helpers.fine_tuning import assert_same_run
+from helpers.hub_server import HubServer
 from helpers.running import start_two
 
 from blip.checkpoints.format import load_weights
@@ -127,6 +129,23 @@ def test_two_processes_equal_one_with_their_batches_together(
             torch.testing.assert_close(seen[0][number][name], seen[1][number][name], rtol=0, atol=0)
             if not name.endswith(".k.bias"):  # whose gradient is zero but for rounding
                 torch.testing.assert_close(seen[0][number][name], tensor, rtol=1e-3, atol=2e-4, msg=name)
+
+
+def test_a_language_model_of_the_hub_stays_the_same_within_a_run(
+    first: Path, language: Path, phantoms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """Whatever its branch stands for later; and no progress of its weights is among the lines of the log."""
+    with HubServer() as hub:
+        hub.use_here(monkeypatch, tmp_path / "cache")
+        commit = hub.add("models", "lab/language", language)
+        config = stage2(phantoms, Path("hub:lab/language"), init_from=first, max_steps=1)
+        train(config, tmp_path / "run")
+        assert "Loading weights" not in capfd.readouterr().err
+        assert f"language_model: hub:lab/language@{commit}" in (tmp_path / "run" / "config.yaml").read_text()
+        other = write_language_model(tmp_path / "other", phantoms, width=32)
+        assert hub.add("models", "lab/language", other) != commit
+        resumed = stage2(phantoms, Path("hub:lab/language"), init_from=first, max_steps=2)
+        assert load_weights(train(resumed, tmp_path / "run", "auto"))[1]["language_model"]["revision"] == commit
 
 
 def test_what_a_step_costs(first: Path, language: Path, phantoms: Path, capsys: pytest.CaptureFixture) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from blip.data.formats import (
     several_paths,
 )
 from blip.data.records import path_problem, text_problem
-from blip.data.sets.coco import coco_captions_file, karpathy_file
-from blip.data.sets.layout import SetFormat
+from blip.data.sets import iu_xray, mimic_cxr
+from blip.data.sets.layout import SPLITS, SetFormat
 from blip.data.sets.nocaps import NOCAPS_FILES, also_without_captions, nocaps_file
+from blip.data.sets.photographs import coco_captions_file, karpathy_file
 from blip.data.sets.videos import MSRVTT, VIDEO_FOLDERS, rows, with_video
 from blip.errors import InputError
 
@@ -162,6 +163,11 @@ def _roco_files(part: str, table: str) -> tuple[str, ...]:
     return (*places, *(f"*/{place}" for place in places))
 
 
+def _studies(read: Callable[..., Records], *files: str, images: tuple[str, ...]) -> SetFormat[Captioned]:
+    every = dict.fromkeys(SPLITS, files)
+    return SetFormat(read, captioned, files=every, images=images, joins=True, study=True)
+
+
 _ROCO_FILES = {
     "train": _roco_files("train", "radiologytraindata.csv"),
     "validation": _roco_files("validation", "radiologyvaldata.csv"),
@@ -226,5 +232,15 @@ CAPTION_SETS: dict[str, SetFormat[Captioned]] = {
         },
         images=("../{last}", "../images", "images"),
         joins=True,
+    ),
+    "mimic_cxr": _studies(
+        mimic_cxr.read, f"{mimic_cxr.SPLIT}.gz", mimic_cxr.SPLIT, "annotation.json", images=("files", "images")
+    ),
+    "iu_xray": _studies(
+        iu_xray.read,
+        "ecgen-radiology",
+        "NLMCXR_reports/ecgen-radiology",
+        "annotation.json",
+        images=("NLMCXR_png", "../NLMCXR_png", "images"),
     ),
 }

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from blip.data import hub
 from blip.data.formats import AnnotationError, Records
 from blip.data.image_bytes import is_reference
+from blip.data.sets.studies import StudyOptions
 from blip.errors import BlipError, InputError, did_you_mean
 from blip.hub.names import is_hub_name
 
@@ -47,8 +48,8 @@ class SetFormat(Generic[Record]):
     """One way in which a set is distributed.
 
     Attributes:
-        read: (annotation file, folder of its images, names of columns as in `iter_records`) -> (place, raw record) of
-            each; AnnotationError for a broken file.
+        read: (annotation file, folder of its images, names of columns as in `iter_records`, and with `study`
+            StudyOptions) -> (place, raw record) of each; AnnotationError for a broken file.
         parse: raw record -> record; ValueError with what is wrong with it.
         files: split -> patterns of its files below the set's folder; the first that matches anything is taken. A file
             listed under several splits holds all of them, and `part` assigns its records.
@@ -59,13 +60,14 @@ class SetFormat(Generic[Record]):
         joins: whether `read` joins several files, and so reads much before its first record.
     """
 
-    read: Callable[[Path, str, Mapping[str, str]], Records]
+    read: Callable[..., Records]
     parse: Callable[[Any], Record]
     _: KW_ONLY
     files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     images: tuple[str, ...] = ()
     part: Callable[[Mapping[str, Any]], str | None] = any_part
     joins: bool = False
+    study: bool = False  # `read` takes a fourth argument, StudyOptions
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,13 @@ class SetFile(Generic[Record]):
     form: SetFormat[Record]
     columns: Mapping[str, str] = field(default_factory=dict)  # name of the package -> name in the file
     of_hub: bool = False  # its images lie in its own rows
+    study: StudyOptions = field(default_factory=StudyOptions)  # of sets of studies
 
     def raw(self) -> Records:
         """(place, raw record) of those that belong to the split. AnnotationError for a broken file, or if none does."""
         count = 0
-        for place, record in self.form.read(Path(self.path), self.root, self.columns):
+        more = (replace(self.study, part=self.split),) if self.form.study else ()
+        for place, record in self.form.read(Path(self.path), self.root, self.columns, *more):
             part = self.form.part(record) if isinstance(record, dict) else ""
             if part is not None and (not part or not self.split or part == self.split):
                 count += 1
@@ -118,6 +122,7 @@ def open_set(
     split: str = "",
     image_root: str = "",
     columns: Mapping[str, str] | None = None,
+    study: StudyOptions | None = None,
 ) -> list[SetFile[Record]]:
     """The annotation files at a path: the file itself, those of a folder, or those of a data set of the hub.
 
@@ -130,14 +135,18 @@ def open_set(
             `datasets` and data sets of the hub may have splits of other names.
         image_root: folder that image paths are relative to; empty: where the set has its images.
         columns: as in `iter_records`.
+        study: of sets of studies.
 
     Raises:
-        ValueError: no such set, split or image_root.
+        ValueError: no such set, split or image_root; `study` for another set.
         AnnotationError: the folder does not hold the split or any file of the set.
     """
     if dataset not in sets:
         raise InputError(f"dataset is {dataset!r}; {did_you_mean(dataset, sets)}")
-    form, given = sets[dataset], dict(columns or {})
+    form, given, study = sets[dataset], dict(columns or {}), study or StudyOptions()
+    if study != StudyOptions() and not form.study:
+        known = ", ".join(name for name, one in sets.items() if one.study)
+        raise InputError(f"sections, views and priors are for {known or 'sets of studies'}; dataset is {dataset}")
     if is_hub_name(path):
         parts = hub.files_of(path)
         files = _chosen(parts, path, split)
@@ -150,7 +159,7 @@ def open_set(
         raise InputError(f"image_root is {image_root!r}, which is no folder")
     files = _files_of(form, folder, split, dataset=dataset) if folder else [Path(path)]
     part = SPLIT_NAMES.get(split, "")
-    return [_placed(SetFile(str(file), image_root, part, form, given)) for file in files]
+    return [_placed(SetFile(str(file), image_root, part, form, given, study=study)) for file in files]
 
 
 def _placed(file: SetFile[Record]) -> SetFile[Record]:

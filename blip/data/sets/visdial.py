@@ -9,7 +9,7 @@ from typing import Any
 
 from blip.data.columns import Columns, without_columns
 from blip.data.formats import AnnotationError, Records, checked, is_object, iter_json_object, iter_records, kind_of
-from blip.data.sets.coco import identifier
+from blip.data.sets.photographs import identifier
 
 VISDIAL_FILES = {
     "train": ("visdial_1.0_train.json", "visdial_0.9_train.json"),

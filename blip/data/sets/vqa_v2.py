@@ -7,7 +7,7 @@ from typing import Any
 
 from blip.data.columns import Columns, without_columns
 from blip.data.formats import AnnotationError, Records, checked, is_object, iter_json_object, iter_records
-from blip.data.sets.coco import identifier
+from blip.data.sets.photographs import identifier
 
 SUBSET = re.compile(r"(train|val|test)20\d\d")
 IMAGE = re.compile(r"(?:COCO_\w+_)?(\d{12})\.jpg")

@@ -1,4 +1,4 @@
-"""Captions of photographs: Karpathy's files of COCO and Flickr30k, and COCO's own, which join two lists."""
+"""Captions of photographs: the files of COCO and of Karpathy's splits."""
 
 from collections.abc import Mapping
 from pathlib import Path
