@@ -12,8 +12,9 @@ from pydantic import AfterValidator, ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
 from blip.data.compact import Labels, Texts
+from blip.data.formats import AnnotationError
 from blip.data.jsonl_shards import is_shards, read_lines
-from blip.data.pairs import read_pairs
+from blip.data.pairs import Pairs, read_pairs
 
 WEB, SYNTHETIC, HUMAN = "web", "synthetic", "human"
 MAX_ROUND = (1 << 16) - 1
@@ -117,6 +118,15 @@ class Candidates:
         return [Candidate(self._texts[i], self._sources[i], self._rounds[i]) for i in rows]
 
 
+def single_images(pairs: Pairs) -> Pairs:
+    """The pairs; AnnotationError where a record has several images, since a text is filtered by one."""
+    if pairs.above(1):
+        raise AnnotationError(
+            pairs.annotation_files[0], "", "has records of several images, and CapFilt reads single ones"
+        )
+    return pairs
+
+
 def read_candidates(data: Sequence[str], image_root: str = "") -> Candidates:
     """Annotation files (texts from the web) and shard folders of CapFilt (their lines name the source), in that order.
 
@@ -132,7 +142,7 @@ def read_candidates(data: Sequence[str], image_root: str = "") -> Candidates:
                 elif "problem" not in line:
                     candidates.add_image(line["image"])
             continue
-        pairs = read_pairs([place], image_root)
+        pairs = single_images(read_pairs([place], image_root))
         for i in range(len(pairs)):
             for text in pairs.captions(i):
                 candidates.add(os.path.abspath(pairs.image_path(i)), text, WEB, round_=0)

@@ -55,6 +55,7 @@ from blip.errors import InputError
 from blip.files import whole_file, write_whole
 from blip.models.factory import TASKS, spec_of
 from blip.models.momentum import NO_ID
+from blip.network.vit import TABLE
 
 # entries of `model.json` that change what a model writes and that other formats lack
 SETTINGS = ("prompt", "answers", "text_cleaning", "max_text_tokens", "max_answer_tokens")
@@ -144,11 +145,10 @@ def write(
             if tokenizer_file:
                 write_whole(path / TOKENIZER, Path(tokenizer_file).read_bytes())
         return []
-    if info.get("lora") and any(ADAPTER in name for name in tensors):
-        raise CheckpointError(
-            f"nothing is written to {path}: the checkpoint has low-rank adapters beside its weights, which a file or "
-            f"folder of {to} cannot hold; `blip.load` reads them from our folder"
-        )
+    held = "low-rank adapters" if info.get("lora") and any(ADAPTER in name for name in tensors) else ""
+    if held := held or ("embeddings of pictures" if f"image_encoder.{TABLE}" in tensors else ""):
+        raise CheckpointError(f"nothing is written to {path}: the checkpoint has {held} beside its weights, which a "
+                              f"file or folder of {to} cannot hold; `blip.load` reads them from ours")  # fmt: skip
     settings = [f"{INFO}: {name}" for name in SETTINGS if info.get(name) not in (None, "", [], 0, "none")]
     queries = "qformer" in info
     if to == "salesforce":

@@ -17,6 +17,7 @@ from blip.data.compact import Labels, TextLists, Texts
 from blip.data.hub import pinned
 from blip.data.image_bytes import LIMITS, ImageLimits
 from blip.data.images import open_image
+from blip.data.pictures import open_pictures
 from blip.data.places import Found, find_records
 from blip.data.sources import Source, source_of
 from blip.errors import visible
@@ -44,8 +45,8 @@ class Item:
 
     @property
     def images(self) -> list[Image.Image]:
-        """All images: one, or left and right."""
-        return [self.image, *(open_image(path, self.limits) for path in self.record.images[1:])]
+        """All images: one, those of an item of several pictures, or left and right."""
+        return open_pictures(self.record.images, self.limits)
 
     @property
     def path(self) -> str:

@@ -203,8 +203,7 @@ def _images_of_records(source: Source, on_problem: OnProblem | None) -> Iterator
                 for image in images:
                     file.check_image(where, image)
             except (InputError, AnnotationError) as found_error:
-                of_record = isinstance(found_error, AnnotationError)
-                error = found_error if of_record else AnnotationError(file.path, where, str(found_error))
+                error = AnnotationError(file.path, where, getattr(found_error, "problem", str(found_error)))
                 if on_problem is None:
                     raise error from None
                 on_problem(error)

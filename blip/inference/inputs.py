@@ -38,7 +38,8 @@ class Study:
 
 # a tensor is (3, S, S), as `Predictor.transform` gives it; an array (H, W) or (H, W, C); bytes are those of a file
 ImageInput = str | Path | bytes | Image.Image | np.ndarray | Tensor
-Images = ImageInput | Study | Sequence[ImageInput | Study | Sequence[ImageInput]]
+OneImage = ImageInput | Study
+Images = OneImage | Sequence[OneImage | Sequence[ImageInput]]
 Texts = str | Sequence[str]
 
 # how `blip caption` writes unless told otherwise; `blip explain` explains the same captions

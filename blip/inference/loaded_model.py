@@ -18,7 +18,7 @@ from blip.data.transforms import eval_transform
 from blip.hardware.precision import AUTO
 from blip.hardware.profile import profile_of
 from blip.inference.computation import Computation
-from blip.inference.inputs import ImageInput, Images, Study, as_list
+from blip.inference.inputs import Images, OneImage, Study, as_list
 from blip.models.factory import spec_of
 from blip.network.pictures import Pictures, States, beside_one_another, encode
 from blip.tokenizer import Tokenizer, blip_cleaning
@@ -56,9 +56,10 @@ class LoadedModel(Computation):
         text = next(part for part in TEXT_PARTS if hasattr(model, part))
         self.positions: int = getattr(self.model, text).config.max_positions
         self.max_text_tokens = int(info.get("max_text_tokens") or self.positions)
-        self.limits = LIMITS  # of the files of images, and how many pictures of an item are read
+        # how the files of images are read, and how many pictures of an item; scans are shown as in training
+        self.limits = replace(LIMITS, window=info.get("window", ""), channels=tuple(info.get("channels", ())))
         if most := self.model.image_encoder.config.max_pictures:
-            self.limits = replace(LIMITS, max_pictures=most)
+            self.limits = replace(self.limits, max_pictures=most)
 
     def needs(self, ability: str, action: str = "") -> Any:
         """The model, if its task has an ability of `ABILITIES`; `action` names what needs it in the error.
@@ -77,18 +78,18 @@ class LoadedModel(Computation):
         ready = [self._item(x) for x in as_list(images)]
         return beside_one_another(ready).to(self.device, non_blocking=True)
 
-    def _item(self, image: ImageInput | Study) -> Tensor:
+    def _item(self, image: OneImage) -> Tensor:
         """(3, S, S) of one picture, (F, 3, S, S) of several: of a study, as many as the limits allow."""
         if isinstance(image, Tensor):
             return image
         if not isinstance(image, Study):
-            return eval_pixels([image], self.transform, self.limits)
+            return eval_pixels([cast(Any, image)], self.transform, self.limits)
         parts = [self._item(picture) for picture in image.pictures]
         pictures = torch.cat([part if part.dim() > 3 else part[None] for part in parts])
         pictures = pictures[evenly(len(pictures), self.limits.max_pictures)]
         return pictures[0] if len(pictures) == 1 else pictures
 
-    def opened(self, image: ImageInput | Study) -> ImageInput | Study:
+    def opened(self, image: OneImage) -> OneImage:
         """An image as it is; of a study, or a reference that means several pictures, a study of its ready pictures."""
         if not isinstance(image, Study) and pictures_of(image) is None:  # type: ignore[arg-type]
             return image

@@ -270,9 +270,9 @@ class Predictor(LoadedModel):
         parts = []
         for start in range(0, len(statements), batch_size):
             end = start + batch_size
-            sides = [self.pixels(left[start:end]), self.pixels(right[start:end])]
-            if not all(isinstance(side, Tensor) for side in sides):
+            first, second = self.pixels(left[start:end]), self.pixels(right[start:end])
+            if not isinstance(first, Tensor) or not isinstance(second, Tensor):
                 raise InputError("a statement is about one image on the left and one on the right, not about several")
-            pixels = torch.stack(sides, dim=1)
+            pixels = torch.stack([first, second], dim=1)
             parts.append(model(pixels, *self.ids(statements[start:end])).float().softmax(dim=1)[:, 1])
         return torch.cat(parts) if parts else torch.zeros(0, device=self.device)

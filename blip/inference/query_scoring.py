@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from blip.inference.inputs import ImageInput
+from blip.inference.inputs import OneImage
 from blip.inference.language import LanguagePredictor
 from blip.inference.predictor import Predictor
 from blip.inference.results import finite
@@ -19,7 +19,7 @@ Spans = list[tuple[str, slice]]  # the words of a text, each with the columns of
 WORD_STARTS = ("\u0120", "\u2581")  # with which a token of a byte-level tokenizer, or of SentencePiece, begins a word
 
 
-def written_log_probs(m: Predictor, images: Sequence[ImageInput], texts: Sequence[str]) -> Tensor:
+def written_log_probs(m: Predictor, images: Sequence[OneImage], texts: Sequence[str]) -> Tensor:
     """Log-probability (R, n) of each token of text i about image i, the end included, given those before it.
 
     Zero where nothing is scored. Inside `m.gradients()` it can be differentiated.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blip.errors import InputError
-from blip.inference.inputs import ImageInput
+from blip.inference.inputs import OneImage
 from blip.inference.predictor import Predictor
 from blip.inference.query_scoring import token_counts
 from blip.inference.results import finite
@@ -35,7 +35,7 @@ def check_texts(m: Predictor, texts: Sequence[str], what: str = "text", *, longe
 
 
 def match_groups(
-    m: Predictor, images: Sequence[ImageInput], texts: Sequence[Sequence[str]]
+    m: Predictor, images: Sequence[OneImage], texts: Sequence[Sequence[str]]
 ) -> list[list[tuple[float, float]]]:
     """(match probability, cosine) of each text of each image. An image is encoded once and its keys are not repeated.
 
@@ -78,7 +78,7 @@ def match_states(model: Matcher, states: States, ids: Tensor, *, lengths: Tensor
     return finite(logits.float().softmax(dim=1)[:, 1]), finite(cosines.flatten())
 
 
-def caption_log_probs(m: Predictor, images: Sequence[ImageInput], captions: Sequence[str]) -> Tensor:
+def caption_log_probs(m: Predictor, images: Sequence[OneImage], captions: Sequence[str]) -> Tensor:
     """Log-probability (R, T-1) of each token of caption i about image i, the end included, given those before it.
 
     Zero after the end. The first token, `[DEC]`, is not counted. Inside `m.gradients()` it can be differentiated.
@@ -91,7 +91,7 @@ def caption_log_probs(m: Predictor, images: Sequence[ImageInput], captions: Sequ
 
 
 def answer_log_probs(
-    m: Predictor, images: Sequence[ImageInput], questions: Sequence[str], *, answers: Sequence[str]
+    m: Predictor, images: Sequence[OneImage], questions: Sequence[str], *, answers: Sequence[str]
 ) -> Tensor:
     """Log-probability (R,) of answer i to question i about image i, the end included."""
     model = m.needs("answer")

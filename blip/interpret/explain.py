@@ -23,13 +23,13 @@ Shapes: R pairs of image and text, T tokens, H heads, N = h*w patches.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from blip.errors import InputError
-from blip.inference.inputs import CAPTIONS, ImageInput, Images, Study, Texts, as_list, batches_of
+from blip.inference.inputs import CAPTIONS, Images, OneImage, Study, Texts, as_list, batches_of
 from blip.inference.predictor import Predictor
 from blip.inference.query_scoring import written_spans
 from blip.inference.scoring import check_texts
@@ -65,7 +65,7 @@ class Explanation:
     truth: str = ""  # the caption or answer of the record, where the model's own was explained
 
 
-def pictures_in(image: ImageInput | Study) -> int:
+def pictures_in(image: OneImage) -> int:
     """The pictures of an image or a study."""
     return len(image.pictures) if isinstance(image, Study) else 1
 
@@ -74,7 +74,7 @@ def pictures_in(image: ImageInput | Study) -> int:
 class Pair:
     """An image with its text, and the answer where the text is a question."""
 
-    image: ImageInput | Study
+    image: OneImage
     text: str
     answer: str
     text_is: Origin = "given"
@@ -147,7 +147,8 @@ def objective_of(m: Predictor, task: str, method: str, *, has_texts: bool) -> Ob
 def _pairs(
     m: Predictor, images: Images, texts: Texts, *, answers: Texts, objective: Objective, decoding: Decoding
 ) -> list[Pair]:
-    pictures, words, replies = [m.opened(x) for x in as_list(images)], as_list(texts), as_list(answers)
+    pictures: list[Any] = [m.opened(x) for x in as_list(images)]
+    words, replies = as_list(texts), as_list(answers)
     counts = {len(pictures), len(words), len(replies)}
     if 0 in counts or len(counts - {1}) > 1:
         given = f"{len(pictures)} images and {len(words)} texts" + (f" and {len(replies)} answers" if answers else "")

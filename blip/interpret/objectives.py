@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from blip.errors import InputError
-from blip.inference.inputs import ImageInput
+from blip.inference.inputs import OneImage
 from blip.inference.loaded_model import ABILITIES
 from blip.inference.predictor import Predictor
 from blip.inference.query_scoring import written_log_probs
@@ -72,7 +72,7 @@ class Objective:
         return self.stack == "text"
 
     def scores(
-        self, m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], *, answers: Sequence[str] = ()
+        self, m: Predictor, images: Sequence[OneImage], texts: Sequence[str], *, answers: Sequence[str] = ()
     ) -> Tensor:
         """Scores (R, n) of image i with text i, which the gradients of a map start from."""
         if self.reads_texts and len(images) != len(texts):
@@ -84,22 +84,22 @@ class Objective:
         return sum(name.startswith(self.stack + ".") for name, _ in layers_of(m.model))
 
 
-def _match(m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], *, answers: Sequence[str]) -> Tensor:
+def _match(m: Predictor, images: Sequence[OneImage], texts: Sequence[str], *, answers: Sequence[str]) -> Tensor:
     """Match logits before the soft-max (R, 1)."""
     return m.match_logits(images, texts, len(texts))[:, 1:]
 
 
-def _caption(m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], *, answers: Sequence[str]) -> Tensor:
+def _caption(m: Predictor, images: Sequence[OneImage], texts: Sequence[str], *, answers: Sequence[str]) -> Tensor:
     """Log-probability of each token of a caption (R, T-1)."""
     return caption_log_probs(m, images, texts)
 
 
-def _answer(m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], *, answers: Sequence[str]) -> Tensor:
+def _answer(m: Predictor, images: Sequence[OneImage], texts: Sequence[str], *, answers: Sequence[str]) -> Tensor:
     """Log-probability of each answer to its question (R, 1)."""
     return answer_log_probs(m, images, texts, answers=answers)[:, None]
 
 
-def _image(m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], *, answers: Sequence[str]) -> Tensor:
+def _image(m: Predictor, images: Sequence[OneImage], texts: Sequence[str], *, answers: Sequence[str]) -> Tensor:
     """Runs the image encoder alone; there is nothing to score (R, 0)."""
     with torch.set_grad_enabled(m.differentiable):
         states = m.states(images)
@@ -126,7 +126,7 @@ OBJECTIVES = {
 EXPLAINED = tuple(OBJECTIVES)
 
 
-def _written(m: Predictor, images: Sequence[ImageInput], texts: Sequence[str], *, answers: Sequence[str]) -> Tensor:
+def _written(m: Predictor, images: Sequence[OneImage], texts: Sequence[str], *, answers: Sequence[str]) -> Tensor:
     """Log-probability of each token that BLIP-2 writes (R, n)."""
     return written_log_probs(m, images, texts)
 
@@ -168,7 +168,7 @@ def explained(m: Predictor, name: str = "") -> Objective:
 
 
 def completed_captions(
-    m: Predictor, images: Sequence[ImageInput], captions: Sequence[str], decoding: Decoding
+    m: Predictor, images: Sequence[OneImage], captions: Sequence[str], decoding: Decoding
 ) -> list[str]:
     """The given captions, with the model's own in place of empty ones."""
     if all(captions):
@@ -179,7 +179,7 @@ def completed_captions(
 
 
 def completed_answers(
-    m: Predictor, images: Sequence[ImageInput], questions: Sequence[str], *, answers: Sequence[str]
+    m: Predictor, images: Sequence[OneImage], questions: Sequence[str], *, answers: Sequence[str]
 ) -> list[str]:
     """The given answers, with the model's own in place of empty ones."""
     if all(answers):

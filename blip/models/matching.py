@@ -159,7 +159,8 @@ def fetch_negatives(
     rows = padded_pictures(states, most)  # (B, N, D), or (B, F, N, D)
     kind = rows.device.type
     sent = rows.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else rows
-    hard: States = distributed.fetch_rows(sent, images).to(rows.dtype)
-    if most > 1:
-        hard = PictureStates(hard, present_of(counts.flatten()[images[distributed.rank()]], most))
-    return FetchedNegatives(wide, hard_ids, hard_lengths, hard)
+    hard = distributed.fetch_rows(sent, images).to(rows.dtype)
+    if most == 1:
+        return FetchedNegatives(wide, hard_ids, hard_lengths, hard)
+    present = present_of(counts.flatten()[images[distributed.rank()]], most)
+    return FetchedNegatives(wide, hard_ids, hard_lengths, PictureStates(hard, present))

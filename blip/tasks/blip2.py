@@ -20,6 +20,7 @@ from blip.evaluation.pretraining import evaluate_pretraining
 from blip.models.blip2 import Blip2Model, positives_among
 from blip.models.decoding import Decoding
 from blip.models.momentum import TEMPERATURE_RANGE
+from blip.network.pictures import Pictures
 from blip.tasks import blip2_start, pins, start
 from blip.tasks.blip2_config import Blip2Config
 from blip.tasks.blip2_language import Stage2
@@ -76,7 +77,7 @@ class Stage1(Blip2Run):
         found = evaluate_pretraining(self.model, batches, self.device, val_loss=self.config.val_loss)
         return found.metrics, found.similarities
 
-    def captions(self, images: Tensor) -> list[str]:
+    def captions(self, images: Tensor | Pictures) -> list[str]:
         first = torch.full((len(images), 1), self.tokenizer.dec_id, device=self.device)
         decoding = Decoding(max_new_tokens=self.config.max_text_tokens - 1)
         ids = self.model.write(images, first, decoding, end_id=self.tokenizer.sep_id).ids

@@ -1,8 +1,10 @@
 """Records with several pictures: read in every form, held in flat arrays, and made into samples and batches."""
 
 import csv
+import io
 import json
 import re
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from helpers.set_files import put_parquet
 from PIL import Image
 from torch import Tensor
 
+from blip.capfilt.candidates import read_candidates
 from blip.data import pictures
 from blip.data.augment import prepared
 from blip.data.batches import collate
 from blip.data.check import check_data
+from blip.data.dataset import open_data
 from blip.data.formats import AnnotationError
 from blip.data.gallery import ImagesByNumber, unreadable
 from blip.data.image_bytes import ImageLimits, UnreadableImage
@@ -26,9 +30,14 @@ from blip.data.pairs import EvalPairs, PairDataset, read_pairs
 from blip.data.pictures import Kind, evenly, open_pictures
 from blip.data.places import find_records
 from blip.data.questions import EvalQuestions, VqaDataset, read_questions
+from blip.data.sources import source_of
+from blip.data.stream import StreamDataset, StreamOrder
 from blip.data.training_images import FastImages
 from blip.data.transforms import eval_transform, train_transform
+from blip.data.webdataset import open_shards
 from blip.network.pictures import Pictures
+from blip.shards.resize import ImageForm
+from blip.shards.write import ShardingError, write_shards
 
 SIDE = 16
 
@@ -246,6 +255,42 @@ def test_references_that_mean_several_pictures(folder: Path, monkeypatch: pytest
     broken = EvalPairs(read_pairs([folder / "clips.json"]), encode, eval_transform(SIDE))[0]
     assert broken.image is None and broken.skipped[0][2] == "has no frames"
     assert len(check_data([str(folder / "clips.json")], num_workers=0).broken_images) == 1
+
+
+def test_shards(folder: Path) -> None:
+    """A sample of several pictures has them in the order of their numbers; writers of single images refuse it."""
+    pytest.importorskip("webdataset")
+    shard = folder / "shards" / "shard-00000.tar"
+    shard.parent.mkdir()
+    with tarfile.open(shard, "w") as file:
+        for key, count in (("a", 3), ("b", 1), ("c", 11)):
+            names = (
+                [f"{key}.{i}.png" for i in (10, 9, 8, 2, 1, 0, 3, 4, 5, 6, 7) if i < count] if count > 1 else ["b.png"]
+            )
+            for name in [*names, f"{key}.txt"]:
+                content = b"a text" if name.endswith("txt") else (folder / f"{len(name) % 6}.png").read_bytes()
+                if name.endswith(".png") and count > 1:
+                    content += name.encode()  # behind the image, which decoders do not read
+                about = tarfile.TarInfo(name)
+                about.size = len(content)
+                file.addfile(about, io.BytesIO(content))
+    shards = open_shards([str(shard.parent)])
+    found = [raw.images() for raw in shards.read(0)]
+    assert [len(images) for images in found] == [3, 1, 11]
+    assert all(image.endswith(f"c.{i}.png".encode()) for i, image in enumerate(found[2]))
+    stream = StreamDataset(StreamOrder(shards, 3, 0), encode, FastImages(SIDE), limits=ImageLimits(max_pictures=4))
+    batch = next(iter(stream))
+    assert isinstance(batch.images, Pictures) and sorted(batch.images.counts.tolist()) == [1, 3, 4]
+    form = ImageForm(SIDE, "png")
+    with pytest.raises(ShardingError, match="record 1: has several images"):
+        write_shards([source_of(folder / "pairs.json")], folder / "out", form, num_workers=0)
+    with pytest.raises(AnnotationError, match="CapFilt reads single ones"):
+        read_candidates([str(folder / "pairs.json")])
+
+
+def test_a_data_set_of_torch(folder: Path) -> None:
+    data = open_data(folder / "pairs.json")
+    assert [len(item.images) for item in data] == [2, 1, 3] and data[2].images[2].size == (20, 24)
 
 
 def test_more_pictures_than_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
