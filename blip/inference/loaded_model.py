@@ -56,8 +56,10 @@ class LoadedModel(Computation):
         text = next(part for part in TEXT_PARTS if hasattr(model, part))
         self.positions: int = getattr(self.model, text).config.max_positions
         self.max_text_tokens = int(info.get("max_text_tokens") or self.positions)
+        # how the files of images are read, and how many pictures of an item; scans are shown as in training
         read = {name: info[name] for name in ("max_pictures", "frames", "slices") if info.get(name)}
-        self.limits = replace(LIMITS, **read)  # of the files of images, and how many pictures of an item are read
+        views = {"window": info.get("window", ""), "channels": tuple(info.get("channels", ()))}
+        self.limits = replace(LIMITS, **views, **read)
 
     def needs(self, ability: str, action: str = "") -> Any:
         """The model, if its task has an ability of `ABILITIES`; `action` names what needs it in the error.
