@@ -122,6 +122,8 @@ class ModelConfig(RunConfig):
     max_val_records: int | None = Field(None, gt=0)  # of val_file; null: all [records]
     shuffle_records_seed: int | None = None  # which records limits take; null: the first ones [number]
     image_root: str = ""  # empty: image paths are relative to their annotation file
+    window: str = ""  # of CT and NIfTI scans: lung, soft, brain, bone, ... or LEVEL/WIDTH; empty: the file's own
+    channels: list[str] = []  # of CT and NIfTI scans: three windows as red, green and blue: lung, soft, bone
     image_size: int = Field(224, gt=0)  # a side, after cropping and scaling [pixels]
     image_sizes: dict[int, int] = {}  # smaller sides for early epochs, {0: 112, 4: 224}: 112 from epoch 0 on [pixels]
     patch_dropout: float = Field(0.0, ge=0, lt=1)  # patches that training leaves out of each image, at random [share]

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from blip.capfilt.candidates import HUMAN, SYNTHETIC, WEB, ScoredLine, single_images
-from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, read_image
-from blip.data.images import image_format, open_image
+from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
+from blip.data.images import image_format, open_image, stored_source
 from blip.data.jsonl_shards import Line, read_lines, settings_of, write_jsonl
 from blip.data.pairs import read_pairs
 from blip.data.webdataset import SIZES, shard_name, write_tar_shards
@@ -246,7 +246,7 @@ def _samples(lines: Iterator[Line], merged: Merged, limits: ImageLimits) -> Iter
     """
     for line in lines:
         try:
-            data = read_image(line["image"], limits)
+            data = stored_source(line["image"], limits)
             ending = ENDING_OF_FORMAT.get(image_format(data, limits), "")
             if not ending:
                 ending, buffer = "png", io.BytesIO()

@@ -137,6 +137,8 @@ class ModelInfo(BaseModel):
     max_caption_tokens: Limit | None = None
     max_turn_tokens: Limit | None = None
     text_cleaning: Literal["none", "blip"] | None = None
+    window: str = Field("", max_length=40)
+    channels: list[str] = Field([], max_length=3)
     prompt: str = ""
     question_prompt: str = ""
     answers: list[str] = []

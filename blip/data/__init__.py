@@ -15,8 +15,10 @@ pairs questions statements question_splits   the samples of each task; whole set
 question_batches   questions side by side
 pictures           items of several pictures: references that mean several, and the pixels of a sample
 dialogues dialogue_texts dialogue_samples   dialogues, their texts as ids, their samples
-images image_bytes image_files decoding_cost grey_levels   opening images; the bytes of one, from files, rows of
-                       tables and shards; the images of folders; what decoding may cost; 16 bits to 8
+images image_formats image_bytes image_files decoding_cost grey_levels   opening images; the formats of Pillow; the
+                       bytes of an image, from files, rows of tables and shards; the images of folders; what decoding
+                       may cost; 16 bits to 8
+scans                  DICOM and NIfTI files, series and volumes
 transforms crops training_images randaugment augment   images to tensors; crops that are read alone; both ways from a
                        file to pixels; RandAugment on an image, and on batches, with normalisation
 video            frames of videos, as pictures of one item

@@ -20,6 +20,8 @@ from blip.data.images import open_image
 from blip.data.pairs import caption_id, has_words
 from blip.data.pictures import open_pictures, pictures_of
 from blip.data.places import TABLES, kind_of_source
+from blip.data.scans.facts import ScanFacts, facts_of, summary_of
+from blip.data.scans.references import is_scan_reference
 from blip.data.sets.captions import Captioned
 from blip.data.sets.layout import SetFile, open_set
 from blip.data.sets.questions import Question
@@ -31,7 +33,8 @@ from blip.outputs import refuse_inputs
 from blip.tokenizer import Tokenizer
 
 AT_ONCE = 16  # images that a process gets together
-Inspect = Callable[[str], tuple[str, bytes, str]]  # as `_inspect`
+Inspected = tuple[str, bytes, str, ScanFacts | None]  # path, hash of the bytes, problem or "", of scans their facts
+Inspect = Callable[[str], Inspected]  # as `_inspect`
 
 
 @dataclass
@@ -176,16 +179,18 @@ def _content(record: Captioned | Question | Statement, root: str) -> Content:
 
 def _check_images(paths: list[str], num_workers: int, report: Report, *, limits: ImageLimits) -> None:
     report.images = len(paths)
-    digests = set()
-    for path, digest, reason in _inspected(paths, num_workers, limits):
+    digests, scans = set(), []
+    for path, digest, reason, facts in _inspected(paths, num_workers, limits):
         if reason:
             report.broken_images.append((path, reason))
         elif digest in digests:
             report.duplicate_images += 1
         digests.add(digest)
+        scans += [(path, facts)] if facts else []
+    report.scans = summary_of(scans)
 
 
-def _inspected(paths: list[str], num_workers: int, limits: ImageLimits) -> Iterator[tuple[str, bytes, str]]:
+def _inspected(paths: list[str], num_workers: int, limits: ImageLimits) -> Iterator[Inspected]:
     """What `_inspect` returns for each path, in their order, from `num_workers` processes.
 
     If one of them ends, killed or by an image that breaks a decoder, the images that it may have read are read again,
@@ -207,14 +212,14 @@ def _inspected(paths: list[str], num_workers: int, limits: ImageLimits) -> Itera
                 done += 1
 
 
-def _inspect_apart(inspect: Inspect, path: str) -> tuple[str, bytes, str]:
+def _inspect_apart(inspect: Inspect, path: str) -> Inspected:
     for _ in range(2):  # the system may have ended the first for other reasons
         with contextlib.suppress(BrokenProcessPool):
             return next(_in_processes(inspect, [path], 1, at_once=1))
-    return path, b"", "the process that read it was ended, by the system or by this image"
+    return path, b"", "the process that read it was ended, by the system or by this image", None
 
 
-def _in_processes(inspect: Inspect, paths: list[str], count: int, *, at_once: int) -> Iterator[tuple[str, bytes, str]]:
+def _in_processes(inspect: Inspect, paths: list[str], count: int, *, at_once: int) -> Iterator[Inspected]:
     needed = min(count, -(-len(paths) // at_once))  # the pool may start as many as it is given, needed or not
     pool = ProcessPoolExecutor(needed, multiprocessing.get_context(worker_context()))
     try:
@@ -223,20 +228,20 @@ def _in_processes(inspect: Inspect, paths: list[str], count: int, *, at_once: in
         pool.shutdown(cancel_futures=True)
 
 
-def _inspect(path: str, limits: ImageLimits) -> tuple[str, bytes, str]:
-    """(path, hash of the file's bytes, the problem of the image or "")."""
+def _inspect(path: str, limits: ImageLimits) -> Inspected:
+    """What is found in an image: its hash is that of the file's bytes, of parts of a scan that of their reference."""
+    facts = facts_of(path, limits)
     try:
-        if pictures_of(path):  # such as a video: two references to one file are different pictures
+        if pictures_of(path) or is_scan_reference(path):  # two references to one file are different pictures
             open_pictures([path], limits)
-            return path, path.encode("utf-8", "surrogatepass"), ""
+            return path, path.encode("utf-8", "surrogatepass"), "", facts
+        open_image(path, limits)
         with image_stream(path, limits) as file:
-            open_image(file, limits)
-            file.seek(0)
             digest = hashlib.blake2b(digest_size=16)
             while block := file.read(1 << 20):
                 digest.update(block)
-            return path, digest.digest(), ""
+            return path, digest.digest(), "", facts
     except UnreadableImage as error:
-        return path, b"", error.reason
+        return path, b"", error.reason, facts
     except OSError as error:  # of the disk or the network, while the hash is taken
-        return path, b"", error.strerror or str(error)
+        return path, b"", error.strerror or str(error), facts

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from blip.data.scans.facts import ScanSummary
 from blip.errors import printable, visible
 from blip.files import json_text, write_whole
 
@@ -39,6 +40,7 @@ class Report:
     wordless_texts: int = 0  # no letter and no digit or, with a tokenizer, no token: a model learns nothing from them
     duplicate_texts: int = 0  # equal but for white space and case; questions and sentences: about the same image
     duplicate_images: int = 0  # different paths with the same bytes
+    scans: ScanSummary = field(default_factory=ScanSummary)  # DICOM and NIfTI files among the images
     answer_types: dict[str, int] = field(default_factory=dict)  # of questions; of sentences: true and false
     unanswered: int = 0  # questions without an answer, as in test sets
     length_unit: str = "words"  # or "tokens", [CLS] and [SEP] included
@@ -64,6 +66,7 @@ class Report:
     def save(self, path: str | Path) -> None:
         """Writes everything as JSON, with the name of each broken image and record."""
         content = {**self.__dict__, "ok": self.ok, "files": [file.__dict__ for file in self.files]}
+        content["scans"] = self.scans.__dict__
         write_whole(path, json_text(content))
 
 
@@ -82,6 +85,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
         table.add_row(escape(visible(str(file.path))), f"{file.records:,}", f"{file.texts:,}", f"{file.errors:,}")
     console.print(table)
     console.print(f"images: {report.images:,}, unreadable {len(report.broken_images):,}", highlight=False)
+    for line in report.scans.lines():
+        console.print(line, markup=False, highlight=False)
     console.print(f"duplicates: {report.duplicate_texts:,} {report.kind}, {report.duplicate_images:,} images")
     if report.wordless_texts:
         console.print(f"without words: {report.wordless_texts:,} {report.kind}", style="yellow", highlight=False)

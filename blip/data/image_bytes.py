@@ -21,6 +21,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from blip.data import hub, tar_members
+from blip.data.scans.references import is_scan_reference
+from blip.data.scans.windows import check_view
 from blip.data.tables import NEEDS_PYARROW
 from blip.errors import BlipError, InputError
 from blip.files import ReadError, open_regular
@@ -36,13 +38,23 @@ REFERENCE = re.compile(
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What an image may cost, larger ones are unreadable; and how many pictures are read, see `pictures.py`."""
+    """How images are read: what one may cost, larger ones are unreadable; how many pictures are read,
+    see `pictures.py`; and how scans (DICOM, NIfTI) are shown.
+
+    Raises:
+        InputError: `window` or `channels` name no windows; see `check_view`.
+    """
 
     max_bytes: int = MAX_MB << 20  # of its file
     max_pixels: int = MAX_PIXELS  # width times height
     max_pictures: int = 16  # of an item
     frames: int = 8  # of a video whose reference does not say
     slices: int = 16  # of a volume whose reference does not say
+    window: str = ""  # of scans: a name such as lung, or LEVEL/WIDTH; "": the window that the scan itself names
+    channels: tuple[str, ...] = ()  # of scans: three windows that become red, green and blue
+
+    def __post_init__(self) -> None:
+        check_view(self.window, self.channels)
 
     @classmethod
     def of_mb(cls, max_image_mb: int, **others: Any) -> "ImageLimits":
@@ -124,8 +136,10 @@ def read_image(path: str | Path, limits: ImageLimits = LIMITS) -> bytes:
 
 
 def is_reference(path: str | Path) -> bool:
-    """Whether a path has the form FILE#ROW, a row of a parquet or arrow file, or SHARD.tar#OFFSET+LENGTH."""
-    return any(form.fullmatch(str(path)) for form in (REFERENCE, tar_members.REFERENCE))
+    """Whether a path has the form FILE#ROW, a row of a parquet or arrow file, or SHARD.tar#OFFSET+LENGTH, or that of a
+    part of a scan, such as FILE.dcm#frame=3."""
+    forms = (REFERENCE, tar_members.REFERENCE)
+    return any(form.fullmatch(str(path)) for form in forms) or is_scan_reference(path)
 
 
 def _member(name: str, reference: re.Match[str], limits: ImageLimits) -> bytes:

@@ -1,7 +1,8 @@
 """Images: opening them, bringing any kind to 8 bits, upright. Their files are found in `image_files.py`.
 
 `opened` is the one place of the package where an image is opened: a regular file, or bytes, of limited size, in one of
-the formats of FORMATS. Whatever is wrong with it becomes an UnreadableImage.
+the formats of FORMATS, or a scan: DICOM or NIfTI, which `scans` reads. Whatever is wrong with it becomes an
+UnreadableImage.
 """
 
 import contextlib
@@ -13,33 +14,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-# the plugins that Pillow loads only where it tries every format
-from PIL import Image, ImageOps, Jpeg2KImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401
+from PIL import Image, ImageOps
 
 from blip.data.decoding_cost import check_cost, check_size
 from blip.data.grey_levels import HIGH_DEPTH, STRIP, whole_range, window
-from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, image_stream
+from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, image_stream, read_image
 from blip.data.image_files import ENDINGS as ENDINGS
 from blip.data.image_files import NoImages as NoImages
 from blip.data.image_files import find_images as find_images
+from blip.data.image_formats import FORMATS as FORMATS
+from blip.data.image_formats import identified
+from blip.data.scans.nifti import NEEDED
+from blip.data.scans.references import has_dicom_name, is_scan_reference
+from blip.data.scans.volumes import open_named, open_reference, open_scan
 from blip.errors import InputError
 
 # what Pillow says of odd entries and broken headers: a file that cannot be used has a message here, and others are fine
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-# Pillow's names of the formats that are read, whatever a file's name says. Others are never tried: some of them start
-# programs (PostScript starts Ghostscript), and their decoders are little tested.
-FORMATS: tuple[str, ...] = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
-try:
-    from PIL import AvifImagePlugin  # noqa: F401
-except ImportError:  # Pillow has it since 11.3
-    FORMATS = FORMATS[:-1]
-# what files that are no images of these formats begin with, to name it in messages
-SIGNATURES = (
-    (0, b"%!PS", "PostScript"), (0, b"\xc5\xd0\xd3\xc6", "PostScript"), (0, b"%PDF", "PDF"), (0, b"DDS ", "DDS"),
-    (0, b"<svg", "SVG"), (128, b"DICM", "DICOM"), (0, b"\x89HDF", "HDF5"), (4, b"ftyphei", "HEIC"),
-)  # fmt: skip
 TRANSPARENT = ("RGBA", "LA", "PA", "La", "RGBa")  # modes with an alpha channel
 Source = str | Path | bytes | BinaryIO | Image.Image
 Item = TypeVar("Item")
@@ -125,7 +118,10 @@ def readable_batches(
 
 @contextmanager
 def opened(source: Source, limits: ImageLimits = LIMITS) -> Iterator[Image.Image]:
-    """The image of a source, its header read and its size checked; every error of the block is the image's."""
+    """The image of a source, its header read and its size checked; every error of the block is the image's.
+
+    Of scans a frame or slice has been decoded and shown as `limits` say; its `format` is SCAN.
+    """
     name = str(source) if isinstance(source, (str, Path)) else "(in memory)"
     try:
         with contextlib.ExitStack() as stack:
@@ -133,13 +129,25 @@ def opened(source: Source, limits: ImageLimits = LIMITS) -> Iterator[Image.Image
                 check_size(source.size, limits.max_pixels)
                 yield source.copy()
                 return
+            if isinstance(source, (str, Path)) and (picture := open_reference(source, limits)) is not None:
+                yield picture
+                return
             if isinstance(source, bytes):
                 file: BinaryIO = io.BytesIO(_not_too_large(source, limits))
             else:
                 file = stack.enter_context(image_stream(source, limits)) if isinstance(source, (str, Path)) else source
-            start = file.read(132)
+            start = file.read(NEEDED)
             file.seek(0)
-            image = stack.enter_context(_identified(file, start))
+            if (picture := open_scan(file, start, limits)) is not None:
+                yield picture
+                return
+            try:
+                image = stack.enter_context(identified(file, start))
+            except InputError:
+                if not has_dicom_name(name):
+                    raise
+                yield open_named(file, limits)  # a DICOM file without its mark
+                return
             check_size(image.size, limits.max_pixels)
             check_cost(image, file)
             yield image
@@ -151,36 +159,17 @@ def opened(source: Source, limits: ImageLimits = LIMITS) -> Iterator[Image.Image
         raise UnreadableImage(name, str(error) or type(error).__name__) from error
 
 
+def stored_source(path: str, limits: ImageLimits = LIMITS) -> Source:
+    """What an image is opened from where its bytes may be kept: these, or a path that means a part of a scan."""
+    return path if is_scan_reference(path) else read_image(path, limits)
+
+
 def _not_too_large(data: bytes, limits: ImageLimits) -> bytes:
     if not data:
         raise InputError("the file is empty")
     if len(data) > limits.max_bytes:
         raise InputError(f"has {len(data):,} bytes; at most {limits.max_bytes:,} are read")
     return data
-
-
-def _identified(file: BinaryIO, start: bytes) -> Image.Image:
-    try:
-        return Image.open(file, formats=FORMATS)
-    except Image.UnidentifiedImageError:
-        kind = next((kind for at, mark, kind in SIGNATURES if start[at : at + len(mark)] == mark), "")
-        if kind:
-            raise InputError(f"not an image that is read but {kind}: convert it to PNG or JPEG") from None
-        known = ", ".join(FORMATS)
-        raise InputError(f"not an image, or a broken one, or of a kind that is not read ({known})") from None
-    except Image.DecompressionBombError as error:
-        size = next(_sizes(file, start), None)
-        raise InputError(f"it has {size[0]} x {size[1]} pixels: make it smaller" if size else str(error)) from None
-
-
-def _sizes(file: BinaryIO, start: bytes) -> Iterator[tuple[int, int]]:
-    """The size of an image that Pillow does not open because of its size, which the error does not name."""
-    for name in FORMATS:
-        factory, accept = Image.OPEN[name]
-        with contextlib.suppress(Exception):
-            if accept is not None and accept(start[:16]) is True:
-                file.seek(0)
-                yield factory(file, "").size
 
 
 # ---- any kind of image to 8 bits -------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from torch import Tensor
 from blip.data.batches import Pixels
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
 from blip.data.images import Source, open_image
+from blip.data.scans.volumes import is_volume, open_slices
 from blip.data.training_images import TrainingImages, Transform
 
 
@@ -43,7 +44,7 @@ class Kind:
     open: Callable[[str, ImageLimits], list[Image.Image]]
 
 
-KINDS: dict[str, Kind] = {}
+KINDS: dict[str, Kind] = {"volume": Kind(is_volume, open_slices)}
 
 
 def pictures_of(reference: Any) -> Kind | None:

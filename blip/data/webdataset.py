@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.data.formats import parse_record
-from blip.data.images import ENDINGS
+from blip.data.image_files import ENDINGS, SCANS
 from blip.data.tar_addresses import TARS, expanded, webdataset_package
 from blip.data.tar_reader import ContentBehindEnd, Digested, Stored, samples
 from blip.data.tar_sizes import SIZES, UNFINISHED, Count, Shard, TarError, check_length, open_address, recorded
@@ -52,7 +52,7 @@ class Raw:
         """The bytes of the image, or of the pictures of an item of several; BrokenSample where there is none."""
         if self.problem:
             raise BrokenSample(self.problem)
-        for ending in ENDINGS:
+        for ending in (*ENDINGS, *SCANS):
             if ending[1:] in self.parts:
                 return [self.parts[ending[1:]]]
         numbered = {int(part.split(".")[0]): part for part in self.parts if NUMBERED.fullmatch(part)}

@@ -3,7 +3,7 @@
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,13 +31,15 @@ from blip.command_line import (
 )
 from blip.console.bars import Bars
 from blip.data.columns import parse_columns
-from blip.data.image_bytes import MAX_MB, ImageLimits
+from blip.data.image_bytes import MAX_MB
 from blip.data.images import ENDINGS
 from blip.data.places import ANNOTATIONS, is_source, items_of, refuse_image_name
 from blip.data.records import text_problem
 from blip.errors import InputError
 from blip.files import read_text
 from blip.inference.asked import captions_of, questions_of
+from blip.inference.opening import Channels, Reads, Window
+from blip.inference.opening import load_model as load_model
 from blip.outputs import Output, claim_output, writing
 
 AtOnce = Annotated[
@@ -49,16 +51,6 @@ Places = Annotated[
         help="images, folders of images, annotation files, folders of sets, hub:OWNER/NAME, FILE.parquet#ROW"
     ),
 ]
-
-
-def load_model(checkpoint: str, tokenizer: str, device: str, *, max_image_mb: int, precision: str = "auto") -> Any:
-    """The model that the options of a verb name."""
-    from blip import distributed
-    from blip.inference.load import load
-
-    model = load(checkpoint, device=distributed.start(device), precision=precision, tokenizer=tokenizer or None)
-    model.limits = replace(model.limits, max_bytes=ImageLimits.of_mb(max_image_mb).max_bytes)
-    return model
 
 
 def places_and_texts(arguments: Sequence[str], texts: Sequence[str] | None, option: str) -> tuple[list[str], list[str]]:
@@ -113,11 +105,6 @@ def claim_json(out: Path | None, command: str, inputs: Sequence[str | Path | Non
     return claim_output(out, command, inputs=[one for one in inputs if one], overwrite=overwrite)
 
 
-def as_chosen(precision: str) -> str:
-    """A precision that was chosen, as one of the inputs of `claim_json`."""
-    return "" if precision == "auto" else as_input(precision=precision)
-
-
 def _has_form_of_a_path(text: str) -> bool:
     """Whether a text holds a separator of paths, or ends as image and annotation files do."""
     return os.sep in text or Path(text).suffix.lower() in (*ENDINGS, *ANNOTATIONS)
@@ -154,6 +141,8 @@ def caption(
     limit: FirstRecords = 0,
     batch_size: AtOnce = None,
     max_image_mb: MaxImageMb = MAX_MB,
+    window: Window = None,
+    channels: Channels = None,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     precision: Precision = "auto",
@@ -166,6 +155,7 @@ def caption(
     from blip.models.decoding import Decoding
 
     with user_errors():
+        reads = Reads(max_image_mb, precision, window, channels)
         how = reading(dataset, split, columns, image_root=image_root, limit=limit)
         items = items_of(images, **how)
         paths = [path for item in items for path in item]
@@ -178,11 +168,10 @@ def caption(
             min_new_tokens=min_new_tokens,
         )
         written_by = as_input(prompt=prompt, seed=seed if sample else None, **asdict(decoding), **how)
-        claim = claim_json(
-            out, "caption", [*images, *paths, checkpoint, tokenizer, written_by, as_chosen(precision)], overwrite
-        )
+        written_by += reads.chosen
+        claim = claim_json(out, "caption", [*images, *paths, checkpoint, tokenizer, written_by], overwrite)
         with alone(claim):
-            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
+            model = load_model(checkpoint, tokenizer, device, reads)
             size = batch_size or model.profile.images_at_once
             found = files.caption_rows(model, items, prompt, decoding=decoding, batch_size=size, seed=seed)
             rows = list(Bars().over(found, "captioning", len(items)))
@@ -209,6 +198,8 @@ def match(
     limit: FirstRecords = 0,
     batch_size: AtOnce = None,
     max_image_mb: MaxImageMb = MAX_MB,
+    window: Window = None,
+    channels: Channels = None,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     precision: Precision = "auto",
@@ -221,16 +212,17 @@ def match(
 
     with user_errors():
         places, texts = places_and_texts(arguments, text, "--text")
+        reads = Reads(max_image_mb, precision, window, channels)
         how = reading(dataset, split, columns, image_root=image_root, limit=limit)
         items = items_of(places, **how) if texts else []
         pairs = [] if texts else captions_of(places, how)
         if not (texts or pairs):
             raise _needed("text", "--text", places)
         images = list(dict.fromkeys(Path(path) for item in items or [item for item, _ in pairs] for path in item))
-        inputs: list[Any] = [*places, *images, checkpoint, tokenizer, *texts, as_input(**how), as_chosen(precision)]
+        inputs: list[Any] = [*places, *images, checkpoint, tokenizer, *texts, as_input(**how), reads.chosen]
         claim = claim_json(out, "match", inputs, overwrite)
         with alone(claim):
-            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
+            model = load_model(checkpoint, tokenizer, device, reads)
             size = batch_size or model.profile.images_at_once
             if texts:
                 found = files.match_rows(model, items, texts, batch_size=size)
@@ -265,6 +257,8 @@ def answer(
     limit: FirstRecords = 0,
     batch_size: AtOnce = None,
     max_image_mb: MaxImageMb = MAX_MB,
+    window: Window = None,
+    channels: Channels = None,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     precision: Precision = "auto",
@@ -278,18 +272,20 @@ def answer(
 
     with user_errors():
         places, questions = places_and_texts(arguments, question, "--question")
+        reads = Reads(max_image_mb, precision, window, channels)
         how = reading(dataset, split, columns, image_root=image_root, limit=limit)
         asked = questions_of(places, questions, how)
         if not asked:
             raise _needed("question", "--question", places)
         paths = list(dict.fromkeys(path for one in asked for path in one.images))
         chosen_by = as_input(generate=generate, k=k, **how)
-        inputs = [*places, *paths, checkpoint, tokenizer, answers, *questions, chosen_by, as_chosen(precision)]
+        chosen_by += reads.chosen
+        inputs = [*places, *paths, checkpoint, tokenizer, answers, *questions, chosen_by]
         claim = claim_json(out, "answer", inputs, overwrite)
         choices = _lines(answers) if answers is not None else None
         decoding = Decoding(beams=3, max_new_tokens=10) if generate else None
         with alone(claim):
-            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
+            model = load_model(checkpoint, tokenizer, device, reads)
             size = batch_size or model.profile.images_at_once // 2
             found = files.answer_rows(model, asked, answers=choices, k=k, decoding=decoding, batch_size=size)
             rows = list(Bars().over(found, "answering", len(asked)))

@@ -56,9 +56,10 @@ class LoadedModel(Computation):
         text = next(part for part in TEXT_PARTS if hasattr(model, part))
         self.positions: int = getattr(self.model, text).config.max_positions
         self.max_text_tokens = int(info.get("max_text_tokens") or self.positions)
-        self.limits = LIMITS  # of the files of images, and how many pictures of an item are read
+        # how the files of images are read, and how many pictures of an item; scans are shown as in training
+        self.limits = replace(LIMITS, window=info.get("window", ""), channels=tuple(info.get("channels", ())))
         if most := self.model.image_encoder.config.max_pictures:
-            self.limits = replace(LIMITS, max_pictures=most)
+            self.limits = replace(self.limits, max_pictures=most)
 
     def needs(self, ability: str, action: str = "") -> Any:
         """The model, if its task has an ability of `ABILITIES`; `action` names what needs it in the error.

@@ -29,7 +29,8 @@ from blip.command_line import (
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.data.places import images_of
 from blip.errors import InputError
-from blip.inference.cli import as_chosen, claim_json, load_model, places_and_texts, reading
+from blip.inference.cli import claim_json, places_and_texts, reading
+from blip.inference.opening import Channels, Reads, Window, load_model
 from blip.outputs import claim_output, refuse_inputs, writing
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def explain(
     limit: Annotated[int, typer.Option(min=0, help="the first images or records alone; 0: all")] = 20,
     batch_size: BatchSize = 4,
     max_image_mb: MaxImageMb = MAX_MB,
+    window: Window = None,
+    channels: Channels = None,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     precision: Precision = "auto",
@@ -89,15 +92,14 @@ def explain(
         check_ending(out)
         read = reading(dataset, split, columns, image_root=image_root, limit=0)
         wanted, bad = first_pairs(places, texts, limit, read)
-        decoding = replace(CAPTIONS, beams=beams)
-        how = How(task, method, layer, rows, target=target, decoding=decoding, batch_size=batch_size)
-        given = [one for one in (tokenizer, as_chosen(precision)) if one] + [as_input(how=asdict(how), **read)]
+        reads, search = Reads(max_image_mb, precision, window, channels), replace(CAPTIONS, beams=beams)
+        how = How(task, method, layer, rows, target=target, decoding=search, batch_size=batch_size)
+        given = [*filter(None, (tokenizer, reads.chosen)), as_input(how=asdict(how), **read)]
         inputs: list[str | Path] = [*places, *(one.image for one in wanted), checkpoint, *texts, *given]
         first, *others = files_of(out, len(wanted))
-        names = [path.name for path in others]
-        claim = claim_output(first, "explain", inputs=inputs, overwrite=overwrite, names=names)
+        claim = claim_output(first, "explain", inputs=inputs, overwrite=overwrite, names=[one.name for one in others])
         with alone(claim), claim.writing() as written:
-            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
+            model = load_model(checkpoint, tokenizer, device, reads)
             files, problems = explain_files(model, wanted, out, how)
             written += [path.name for path in files]
         for problem in [*bad, *problems]:
@@ -162,7 +164,7 @@ def activations(
         inputs: list[str | Path] = [data, *(one.image for one in wanted), checkpoint, *filter(None, [tokenizer])]
         known = is_index(out)  # `capture` compares the settings
         claim_output(out, "activations", inputs=inputs, folder=True, overwrite=overwrite, known=known)
-        model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
+        model = load_model(checkpoint, tokenizer, device, Reads(max_image_mb, precision))
         if "language_model" in model.info:
             raise InputError("blip activations is for BLIP and the first stage of BLIP-2, and this is the second stage")
         chosen = shards.points_of(model, points)
@@ -197,7 +199,7 @@ def localise(
 
     with user_errors():
         methods = list(method or METHODS)
-        options = [as_input(methods=methods, limit=limit), as_chosen(precision)]
+        options = [as_input(methods=methods, limit=limit), Reads(precision=precision).chosen]
         claim = claim_json(out, "localise", [data, checkpoint, tokenizer, *options], overwrite)
         if out and out.exists():
             refuse_inputs([out], images_of([data]))
@@ -205,7 +207,7 @@ def localise(
             records, left_out = game.read_named(data, limit, limits=ImageLimits.of_mb(max_image_mb))
             for reason, count in left_out.items():
                 say(f"left out: {count} images {reason}" if reason == game.SINGLE else reason, err=True)
-            model = load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb, precision=precision)
+            model = load_model(checkpoint, tokenizer, device, Reads(max_image_mb, precision))
             model = only_blip(model, "blip localise")
             lines = game.localise(model, records, methods, batch_size=batch_size)
             with writing(claim):

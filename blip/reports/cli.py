@@ -22,7 +22,7 @@ from blip.data.columns import parse_columns
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.errors import InputError
 from blip.html_page import write_page
-from blip.inference.cli import load_model
+from blip.inference.opening import Reads, load_model
 from blip.outputs import claim_output
 from blip.train.evaluated import weights_of
 
@@ -87,7 +87,7 @@ def _model(checkpoint: str, run: Path | None, tokenizer: str, device: str, *, ma
         if found is None:
             raise InputError("--map draws what a model's outputs depend on: name it with --checkpoint")
         checkpoint = str(found)
-    return load_model(checkpoint, tokenizer, device, max_image_mb=max_image_mb)
+    return load_model(checkpoint, tokenizer, device, Reads(max_image_mb))
 
 
 def report(

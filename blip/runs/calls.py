@@ -22,7 +22,7 @@ from blip.train.folder import CONFIG
 
 EVALUATIONS = "evaluations"  # in `runs`: of weights that belong to no run
 # how inputs were prepared: an evaluation prepares them in the same way unless told otherwise
-OF_INPUTS = ("max_text_tokens", "max_answer_tokens", "text_cleaning", "prompt")
+OF_INPUTS = ("max_text_tokens", "max_answer_tokens", "text_cleaning", "prompt", "window", "channels")
 
 
 def finetune(

@@ -23,6 +23,7 @@ from blip.data.columns import parse_columns
 from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.data.sources import source_of
 from blip.data.tar_sizes import SIZES
+from blip.inference.opening import Channels, Window, view_of
 from blip.outputs import claim_output
 
 app = typer.Typer(no_args_is_help=True, help="Data sets in a form that trains faster.")
@@ -55,6 +56,8 @@ def shard(
     limit: FirstRecords = 0,
     num_workers: Annotated[int, workers_option("processes that resize; 0: this one", min=0)] = 2,
     max_image_mb: MaxImageMb = MAX_MB,
+    window: Window = None,
+    channels: Channels = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Resizes the images of a set once and writes them into shards, which every training script reads."""
@@ -62,11 +65,12 @@ def shard(
     from blip.shards.write import ANNOTATIONS, SKIPPED, refuse_images_in, write_shards
 
     with user_errors():
-        stored_as = ImageForm(image_size, form, quality, ImageLimits.of_mb(max_image_mb))
         usual: dict[str, Any] = {"image_root": image_root, "dataset": dataset, "split": split or "all"}
         usual |= {"columns": parse_columns(columns or []), "limit": limit or None}
+        shown = view_of(window, channels)
+        stored_as = ImageForm(image_size, form, quality, ImageLimits.of_mb(max_image_mb, **shown))
         chosen = as_input(
-            image_size=image_size, format=form, quality=quality, shard_size=shard_size, seed=seed, **usual
+            image_size=image_size, format=form, quality=quality, shard_size=shard_size, seed=seed, **usual, **shown
         )
         names = ["shard-?????.tar", SIZES, ANNOTATIONS, SKIPPED]
         inputs = [*sources, *filter(None, [image_root]), chosen]

@@ -7,8 +7,8 @@ from PIL import Image
 
 from blip.data.crops import ORIENTATION
 from blip.data.decoding_cost import JPEGS
-from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, read_image
-from blip.data.images import eight_bits, opened, upright
+from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
+from blip.data.images import eight_bits, opened, stored_source, upright
 from blip.errors import InputError
 
 FORMATS = ("auto", "jpeg", "png")
@@ -49,11 +49,11 @@ def stored(path: str, form: ImageForm, *, resized: bool = True) -> Stored:
     does with the original, before they are resized; transparency is laid on white; grey images stay grey.
     """
     try:
-        data = read_image(path, form.limits)
+        data = stored_source(path, form.limits)
         with opened(data, form.limits) as image:
             kind = "JPEG" if image.format in JPEGS else image.format or ""
             side = form.image_size if resized else max(image.size)
-            if _is_ready(image, kind, side) and form.form in ("auto", kind.lower()):
+            if isinstance(data, bytes) and _is_ready(image, kind, side) and form.form in ("auto", kind.lower()):
                 image.load()  # a damaged one is found here
                 return Stored("jpg" if kind == "JPEG" else "png", data)
             if kind == "JPEG" and min(image.size) >= FINE * side:

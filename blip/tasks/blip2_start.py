@@ -22,6 +22,7 @@ from blip.models.language_tokens import LanguageTokens
 from blip.network.qformer import QFormerConfig
 from blip.network.vit import ViTConfig, fit_image_size
 from blip.tasks.blip2_kind import BLIP2
+from blip.tasks.data_options import inputs_of
 from blip.tasks.sizes import VIT_KEYS, with_sizes
 from blip.tasks.start import vit_config, with_form_of
 from blip.tokenizer import Tokenizer
@@ -229,4 +230,4 @@ def describe(task: str, config: Any, model: Any, **more: Any) -> dict[str, Any]:
         info[part] = asdict(getattr(model, part).config)
     if hasattr(model, "text_proj"):
         info["embed_dim"] = config.embed_dim
-    return {**info, "max_text_tokens": config.max_text_tokens, "text_cleaning": config.text_cleaning, **more}
+    return {**info, **inputs_of(config), **more}

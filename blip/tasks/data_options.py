@@ -74,10 +74,23 @@ def _path(entry: str | WeightedFile) -> str:
 
 
 def limits_of(config: ModelConfig) -> ImageLimits:
-    """What images may cost, and how many pictures of an item are read."""
+    """What images may cost, how many pictures of an item are read, and how scans are shown."""
     return ImageLimits.of_mb(
-        config.max_image_mb, max_pictures=config.max_pictures, frames=config.frames, slices=config.slices
+        config.max_image_mb,
+        max_pictures=config.max_pictures,
+        frames=config.frames,
+        slices=config.slices,
+        window=config.window,
+        channels=tuple(config.channels),
     )
+
+
+def inputs_of(config: ModelConfig) -> dict[str, Any]:
+    """The entries of `model.json` that say how texts and images are prepared; none about scans that are shown as their
+    own files say."""
+    scans = {"window": config.window, "channels": list(config.channels)}
+    texts = {"max_text_tokens": config.max_text_tokens, "text_cleaning": config.text_cleaning}
+    return {**texts, **{name: value for name, value in scans.items() if value}}
 
 
 def training_images(config: ModelConfig, device: torch.device) -> TrainingImages:

@@ -22,7 +22,7 @@ from blip.models.pretrain import PretrainModel
 from blip.network.med import TextConfig
 from blip.network.vit import ViTConfig, fit_image_size, form_of, named_vit
 from blip.tasks.config import FineTuneConfig
-from blip.tasks.data_options import saved_config
+from blip.tasks.data_options import inputs_of, saved_config
 from blip.tasks.image_tokens import check_image_sizes
 from blip.tasks.sizes import TEXT_KEYS, VIT_KEYS, with_sizes
 from blip.tokenizer import Specials, Tokenizer
@@ -31,7 +31,7 @@ Run = TypeVar("Run", bound=ModelConfig)
 # what the optimizer's state depends on: it cannot change within a run
 FIXED = ("lora", "freeze", "layer_decay", "decay_norms_and_biases")
 # entries of `model.json` that describe how inputs were prepared
-SETTINGS = ("image_size", "max_text_tokens", "max_answer_tokens", "text_cleaning", "prompt")
+SETTINGS = ("image_size", "max_text_tokens", "max_answer_tokens", "text_cleaning", "prompt", "window", "channels")
 
 
 def as_begun(config: Run, resume: Path) -> Run:
@@ -167,7 +167,7 @@ def describe(task: str, config: FineTuneConfig, model: Model, **more: Any) -> di
             info[part] = asdict(getattr(model, part).config)
     if hasattr(model, "text_proj"):
         info["embed_dim"] = config.embed_dim
-    return {**info, "max_text_tokens": config.max_text_tokens, "text_cleaning": config.text_cleaning, **more}
+    return {**info, **inputs_of(config), **more}
 
 
 def vit_config(config: ModelConfig) -> ViTConfig:
@@ -271,6 +271,5 @@ def describe_pretraining(config: PretrainConfig, model: PretrainModel) -> dict:
         "image_encoder": asdict(model.image_encoder.config),
         "text_encoder": asdict(model.text_encoder.config),
         "embed_dim": config.embed_dim,
-        "max_text_tokens": config.max_text_tokens,
-        "text_cleaning": config.text_cleaning,
+        **inputs_of(config),
     }

@@ -205,7 +205,7 @@ def test_no_more_processes_than_there_is_work(tmp_path: Path, monkeypatch: pytes
     assert asked == [2]
 
 
-def inspect_and_die(path: str, limits: object) -> tuple[str, bytes, str]:
+def inspect_and_die(path: str, limits: object) -> check.Inspected:
     """As the plain function, but for one image that ends every process, and one that ends the first."""
     if path.endswith("7.png") or (path.endswith("3.png") and not Path(path + ".seen").exists()):
         Path(path + ".seen").touch()

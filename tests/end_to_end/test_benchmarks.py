@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", ["rerank", "generate", "vqa_rank", "taps", "capfilt", "loader"])
+@pytest.mark.parametrize("name", ["rerank", "generate", "vqa_rank", "taps", "capfilt", "loader", "dicom_decode"])
 def test_benchmark(
     name: str,
     precision: str,
@@ -31,6 +31,9 @@ def test_benchmark(
     assert last["torch"] == torch.__version__ and last["command"].startswith(f"python benchmarks/{name}.py --size tiny")
     if name == "taps":
         assert last["outputs_equal"]
+        return
+    if name == "dicom_decode":
+        assert last["agreement"]["sizes_equal"] and set(last["ratios"]) == {"plain", "jpeg", "jpeg2000", "rle"}
         return
     if name == "loader":
         assert all(one["psnr"] > 28 for one in last["agreement"].values()) and last["ratio_shards"] > 0

@@ -17,6 +17,7 @@ from helpers.bad_finetune_cases import answerer
 from helpers.blip2_checkpoints import write_everything
 from helpers.blip2_runs import SIZES as QUERIES
 from helpers.blip2_runs import write_stages
+from helpers.dicom import write_scans
 from helpers.fine_tuning import write_part
 from helpers.hub_server import HubServer
 from helpers.running import ROOT, Program, free_port, torchrun_env
@@ -222,6 +223,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
         answered = {"image": str(folder / "image.png"), "question": "where?", "answer": "yes", "probability": 0.5}
         (folder / "runs" / run / "answers_val.json").write_text(json.dumps([{**answered, "references": ["no"]}]))
     write_stages(folder, phantoms)
+    write_scans(folder)
     written = [{"image": "image.png", "caption": "no acute process", "references": ["normal"]}]
     (folder / "runs" / "mimic_cxr").mkdir()
     (folder / "runs" / "mimic_cxr" / "captions_test.json").write_text(json.dumps(written))

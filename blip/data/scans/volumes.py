@@ -1,0 +1,170 @@
+"""Volumes: a series in a folder, a DICOM file with frames, a NIfTI file; one slice of them, or several as a list.
+
+Of a volume of N slices n are chosen evenly: the middles of n equal parts; all of them where there are no more. Only
+these are decoded. `by=content` decodes CANDIDATES times as many and leaves out the empty ones before it chooses.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, image_stream
+from blip.data.scans import nifti
+from blip.data.scans.dicom import Grey, open_frame, read_frame, shown
+from blip.data.scans.header import read_header
+from blip.data.scans.references import Reference, is_folder, is_nifti, reference_of
+from blip.data.scans.series import series_of
+from blip.errors import InputError
+
+CANDIDATES = 4
+EMPTY = 0.1  # a slice whose grey levels spread less than this share of the widest spread is empty
+ReadSlices = Callable[[Sequence[int]], list[Grey]]  # of places, in ascending order
+
+
+def is_volume(reference: str | Path) -> bool:
+    """Whether a reference means the slices of a volume: it says how many, or is a folder of which it names no slice."""
+    name = str(reference)
+    try:
+        found = reference_of(name)
+    except InputError:  # which opening it tells
+        return True
+    if found is not None:
+        return found.several or (is_folder(found.path) and found.slice is None)
+    return is_folder(name)
+
+
+def open_slices(reference: str | Path, limits: ImageLimits = LIMITS) -> list[Image.Image]:
+    """The slices that a reference means as pictures in RGB, all with one window, in the order of their places.
+
+    Raises:
+        UnreadableImage: there is no such volume, or one of the slices cannot be read.
+    """
+    with _errors(reference):
+        asked = reference_of(reference) or Reference(str(reference))
+        with _slices(asked, limits) as (count, read):
+            wanted = asked.slices or limits.slices
+            slices = _with_content(read, count, wanted) if asked.by == "content" else read(evenly(count, wanted))
+            return [picture.convert("RGB") for picture in shown(slices, limits)]
+
+
+def open_reference(source: str | Path, limits: ImageLimits) -> Image.Image | None:
+    """The one picture of a scan that a reference means, mode L or RGB; None for other paths.
+
+    Raises:
+        InputError, UnreadableImage: there is no such picture, or it means several.
+    """
+    asked = reference_of(source)
+    if asked is None:
+        return None
+    if is_volume(source):
+        raise InputError("it names several slices: one picture is named by #slice=N")
+    if is_folder(asked.path):
+        asked.only("slice", "series")
+        with _slices(asked, limits) as (count, read):
+            if not (asked.slice or 0) < count:
+                raise InputError(f"there is no slice {asked.slice}: the series has {count}, counted from 0")
+            return shown(read([asked.slice or 0]), limits)[0]
+    with image_stream(asked.path, limits) as file:
+        if is_nifti(asked.path):
+            return shown([nifti.read_slice(file, asked, limits)], limits)[0]
+        return open_frame(file, asked, limits)
+
+
+def evenly(count: int, wanted: int) -> list[int]:
+    """The middles of `wanted` equal parts of `count` slices, in ascending order; all of them where there are fewer.
+
+    >>> evenly(100, 4)
+    [12, 37, 62, 87]
+    """
+    wanted = min(count, wanted)
+    return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
+
+
+def _with_content(read: ReadSlices, count: int, wanted: int) -> list[Grey]:
+    slices = read(evenly(count, CANDIDATES * wanted))
+    spreads = [float(np.nan_to_num(_spread(one))) for one in slices]
+    full = [one for one, spread in zip(slices, spreads, strict=True) if spread > EMPTY * max(spreads)] or slices
+    return [full[place] for place in evenly(len(full), wanted)]
+
+
+def _spread(one: Grey) -> float:
+    """The standard deviation of a slice's grey levels."""
+    values, counts = one.levels.counted()
+    finite = np.isfinite(values)
+    if not finite.any():
+        return 0.0
+    weights = None if counts is None else counts[finite]
+    mean = np.average(values[finite], weights=weights)
+    return float(np.sqrt(np.average((values[finite] - mean) ** 2, weights=weights)))
+
+
+@contextmanager
+def _slices(asked: Reference, limits: ImageLimits) -> Iterator[tuple[int, ReadSlices]]:
+    """How many slices a volume has, and what reads them."""
+    if is_folder(asked.path):
+        asked.only("slice", "slices", "by", "series")
+        yield _of_series(asked, limits)
+        return
+    with image_stream(asked.path, limits) as file:
+        if is_nifti(asked.path):
+            asked.only("axis", "slices", "by", "time")
+            volume, axis = nifti.Volume(file, limits), asked.axis or "axial"
+            yield volume.count(axis), lambda places: [volume.slice(axis, at, asked.time or 0) for at in places]
+        else:
+            asked.only("slices", "by")
+            header = read_header(file, limits.max_bytes)
+            yield header.frames, lambda places: [read_frame(header, at, limits) for at in places]
+
+
+def _of_series(asked: Reference, limits: ImageLimits) -> tuple[int, ReadSlices]:
+    files = series_of(asked.path, asked.series)
+    places = [(one.path, frame) for one in files for frame in range(min(one.frames, 10_000))]
+
+    def read(wanted: Sequence[int]) -> list[Grey]:
+        return [_of_file(*places[at], limits=limits) for at in wanted]
+
+    return len(places), read
+
+
+def _of_file(path: str, frame: int, *, limits: ImageLimits) -> Grey:
+    try:
+        with image_stream(path, limits) as file:
+            return read_frame(read_header(file, limits.max_bytes), frame, limits)
+    except UnreadableImage as error:
+        raise InputError(f"{os.path.basename(path)}: {error.reason}") from None
+    except InputError as error:
+        raise InputError(f"{os.path.basename(path)}: {error}") from None
+
+
+@contextmanager
+def _errors(reference: str | Path) -> Iterator[None]:
+    """Errors of the block as those of a reference."""
+    try:
+        yield
+    except UnreadableImage as error:
+        raise UnreadableImage(str(reference), error.reason) from None
+    except InputError as error:
+        raise UnreadableImage(str(reference), str(error)) from None
+    except MemoryError:
+        raise UnreadableImage(str(reference), "takes more memory than this process can have") from None
+
+
+def open_scan(file: BinaryIO, start: bytes, limits: ImageLimits) -> Image.Image | None:
+    """The first frame of a DICOM file, or the middle axial slice of a NIfTI file, as their first bytes tell; None for
+    other files. InputError where it cannot be read."""
+    if start[128:132] == b"DICM":
+        return open_frame(file, None, limits)
+    if nifti.is_nifti(start):
+        return shown([nifti.read_slice(file, None, limits)], limits)[0]
+    return None
+
+
+def open_named(file: BinaryIO, limits: ImageLimits) -> Image.Image:
+    """The first frame of a file with the name of a DICOM file, which need not have the mark of one."""
+    file.seek(0)
+    return open_frame(file, None, limits)
