@@ -28,6 +28,7 @@ from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.errors import InputError, did_you_mean
 from blip.inference import cli as inference
 from blip.inference.cli import claim_json
+from blip.inference.opening import Channels, Window, view_of
 from blip.interpret import cli as interpret
 from blip.outputs import claim_output, writing
 from blip.pubmed import cli as pubmed
@@ -77,6 +78,8 @@ def check_data(
     ] = 30,
     num_workers: Annotated[int, workers_option("processes that open images; 0: this one", min=0)] = 2,
     max_image_mb: MaxImageMb = MAX_MB,
+    window: Window = None,
+    channels: Channels = None,
     report: Annotated[Path | None, typer.Option(help="write the full report to this JSON file")] = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -101,7 +104,7 @@ def check_data(
                 columns=parse_columns(columns or []),
                 limit=limit or None,
                 report_file=report,
-                limits=ImageLimits.of_mb(max_image_mb),
+                limits=ImageLimits.of_mb(max_image_mb, **view_of(window, channels)),
             )
             print_report(data_report)
             with writing(claim):

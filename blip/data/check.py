@@ -23,6 +23,7 @@ from blip.data.places import TABLES, kind_of_source
 from blip.data.scans.facts import ScanFacts, facts_of, summary_of
 from blip.data.scans.references import is_scan_reference
 from blip.data.sets.captions import Captioned
+from blip.data.sets.dialogues import Dialogue
 from blip.data.sets.layout import SetFile, open_set
 from blip.data.sets.questions import Question
 from blip.data.sets.statements import Statement
@@ -66,7 +67,7 @@ def check_data(
         max_text_tokens: the length at which a run would cut, [CLS] and [SEP] included.
         num_workers: processes that read images; 0: this process.
         report_file: where the report will be written, which is none of the images.
-        usual: `dataset`, a name of CAPTION_SETS, QUESTION_SETS or STATEMENT_SETS (json is any of the generic forms,
+        usual: `dataset`, a name of CAPTION_SETS, QUESTION_SETS or the like (json is any of the generic forms,
             depending on the keys of the first record); `split` of folders and of files with several parts (all or ""
             for everything); `columns`; and `limit`, the records of each file or folder that are read; see `Source`.
 
@@ -162,7 +163,7 @@ def _valid_records(records: Iterator[tuple[SetFile, str, Any]], report: Report) 
         yield content
 
 
-def _content(record: Captioned | Question | Statement, root: str) -> Content:
+def _content(record: Captioned | Question | Statement | Dialogue, root: str) -> Content:
     def full(image: str) -> str:
         return os.path.normpath(os.path.join(root, image))
 
@@ -171,6 +172,8 @@ def _content(record: Captioned | Question | Statement, root: str) -> Content:
         return Content(images, record.captions)
     if isinstance(record, Question):
         return Content(images, [record.question], record.answers, record.answer_type)
+    if isinstance(record, Dialogue):
+        return Content(images, [f"{one.question} {one.answer or ''}".strip() for one in record.exchanges])
     return Content(images, [record.sentence], answer_type=str(record.label).lower())
 
 

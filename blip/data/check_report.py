@@ -30,7 +30,7 @@ class FileReport:
 class Report:
     """The result of `check_data`. Duplicates are counted beyond the first of each kind."""
 
-    kind: str = "captions"  # or "questions" or "sentences": what the texts are
+    kind: str = "captions"  # or "questions", "sentences" or "turns": what the texts are
     files: list[FileReport] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)  # annotation file, record and problem
     broken_images: list[tuple[str, str]] = field(default_factory=list)  # path, reason

@@ -17,6 +17,7 @@ from blip.data.image_bytes import is_reference
 from blip.data.images import ENDINGS, find_images
 from blip.data.records import path_problem
 from blip.data.sets.captions import CAPTION_SETS, Captioned
+from blip.data.sets.dialogues import DIALOGUE_SETS, Dialogue
 from blip.data.sets.layout import SetFormat, any_part, open_set
 from blip.data.sets.questions import ASKED, QUESTION_SETS, Question
 from blip.data.sets.statements import STATEMENT_SETS, Statement
@@ -27,11 +28,13 @@ from blip.hub.names import is_hub_name
 from blip.outputs import OutputError
 
 ANNOTATIONS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow")
-KINDS = {"caption": "captions", "question": "questions", "sentence": "sentences"}  # key of a record -> kind
+# key of a record -> kind; the captions of dialogues are no captions to learn from
+KINDS = {"dialog": "turns", "caption": "captions", "question": "questions", "sentence": "sentences"}
 TABLES: dict[str, Mapping[str, SetFormat]] = {
     "captions": CAPTION_SETS,
     "questions": QUESTION_SETS,
     "sentences": STATEMENT_SETS,
+    "turns": DIALOGUE_SETS,
 }
 OnProblem = Callable[[AnnotationError], None]
 
@@ -137,7 +140,8 @@ def is_annotation_file(place: str | Path) -> bool:
 
 
 def kind_of_source(source: Source) -> tuple[Mapping[str, SetFormat], str]:
-    """The table that a source is read with, and what its texts are: captions, questions or sentences.
+    """The table that a source is read with, and what its texts are: captions, questions, sentences, or turns of
+    a dialogue.
 
     With `dataset` json the first record decides: "images" where it has an image and none of these texts.
 
@@ -173,11 +177,13 @@ def _first_keys(source: Source) -> set[str]:
 
 def found(opened: Opened) -> Found:
     """A record of a set with the full paths of its images. AnnotationError for one that cannot be used."""
-    record: Captioned | Question | Statement = opened.record()
+    record: Captioned | Question | Statement | Dialogue = opened.record()
     images = [os.path.normpath(os.path.join(opened.file.root, image)) for image in record.image_paths]
     one = Found(images, f"{opened.file.path}, {opened.place}")
     if isinstance(record, Captioned):
         return replace(one, captions=record.captions, image_id=record.image_id or "")
+    if isinstance(record, Dialogue):
+        return replace(one, captions=[record.caption], image_id=record.image_id)
     if isinstance(record, Statement):
         return replace(one, statement=record.sentence, label=record.label)
     return replace(

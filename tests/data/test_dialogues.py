@@ -10,12 +10,14 @@ import pytest
 import torch
 from helpers.dialogues import dialogues, write_visdial
 
+from blip.data.check import check_data
 from blip.data.dialogue_samples import DialogueDataset, EvalDialogues, collate_dialogues
 from blip.data.dialogue_texts import DialogueEncoder, Lengths
 from blip.data.dialogues import Dialogues, read_dialogues
 from blip.data.formats import AnnotationError, iter_json_object
 from blip.data.loader import LoaderOptions, make_loader
 from blip.data.order import EpochOrder
+from blip.data.places import find_records
 from blip.data.transforms import eval_transform, train_transform
 from blip.errors import BlipError, InputError
 from blip.tokenizer import Tokenizer
@@ -92,6 +94,19 @@ def test_objects_inside_objects_are_read_item_by_item(tmp_path: Path) -> None:
     path.write_text('{"a": 1, "data": {"x": [1, 2], "": {}, "y": "b"}, "c": [3]}')
     assert list(iter_json_object(path, inside="data")) == [("a", 1), ("x", 1), ("x", 2), ("", {}), ("y", "b"), ("c", 3)]
     assert list(iter_json_object(path))[1] == ("data", {"x": [1, 2], "": {}, "y": "b"})
+
+
+def test_check_data_counts_turns_and_opens_images(records: list[dict], tmp_path: Path) -> None:
+    write_visdial(tmp_path, records)
+    (tmp_path / "images/VisualDialog_val2018/VisualDialog_val2018_000000001001.jpg").write_bytes(b"no image")
+    (tmp_path / "generic.json").write_text(json.dumps(records))
+    report = check_data([str(tmp_path)], dataset="visdial", split="val", num_workers=0)
+    assert (report.kind, report.images, len(report.broken_images), report.errors) == ("turns", 4, 1, [])
+    assert report.files[0].records == 4 and report.files[0].texts == 8
+    generic = check_data([str(tmp_path / "generic.json")], num_workers=0)
+    assert (generic.kind, generic.files[0].texts, generic.length_percentiles) == ("turns", 8, report.length_percentiles)
+    found = list(find_records(str(tmp_path / "generic.json")))
+    assert [(one.image, one.captions) for one in found] == [(one["image"], [one["caption"]]) for one in records]
 
 
 # ---- what is wrong with a file ---------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import fine_tuning
+from helpers import dialogues, fine_tuning
 from helpers.fake_device import FakeCuda, Wait, fake_cuda
 from helpers.silent_log import SilentLog
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from blip.hardware.precision import autocast
 from blip.inference.predictor import Predictor
 from blip.models import losses
 from blip.models.decoding import Decoding
+from blip.tasks.dialogue import DialogueRanking
 from blip.tasks.pretrain import Pretraining
 from blip.train import parallel
 from blip.train.loop import Loop, LoopOptions
@@ -39,13 +40,13 @@ from blip.train.parallel import data_parallel
 
 pytestmark = pytest.mark.slow
 
-NAMES = ("pretrain", *fine_tuning.TASKS)
+NAMES = ("pretrain", *fine_tuning.TASKS, "dialogue")
 # events that a forward pass waits for, by file: the lengths of hard negatives
 EVENTS = {"pretrain": ["models/matching.py"], "retrieval": ["models/matching.py"]}
 SAMPLES = Decoding(sample=True, top_p=0.9, num_return=2, max_new_tokens=4)
 ACCUMULATION = 2
 # operations that an optimizer step of ACCUMULATION batches gives the GPU, without those of the backward pass
-LAUNCHES = {"pretrain": 2335, "retrieval": 1851, "caption": 909, "vqa": 1485, "nlvr": 1041}
+LAUNCHES = {"pretrain": 2335, "retrieval": 1851, "caption": 909, "vqa": 1485, "nlvr": 1041, "dialogue": 1111}
 
 
 @dataclass
@@ -97,6 +98,9 @@ def make(gpu: FakeCuda, tiny_config: Path, phantoms: Path, tmp_path: Path) -> Ma
         if name == "pretrain":
             config = load_config(tiny_config, PretrainConfig, list(options))
             task = Pretraining(config, tmp_path, None, device=gpu.device)
+        elif name == "dialogue":
+            task = DialogueRanking(dialogues.configure(phantoms, tmp_path, *options), None, tmp_path, resume=None,
+                                   device=gpu.device)  # fmt: skip
         else:
             settings = fine_tuning.configure(name, phantoms, tmp_path, *options)
             task = fine_tuning.TASKS[name][2](settings, None, tmp_path, resume=None, device=gpu.device)

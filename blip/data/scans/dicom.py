@@ -93,7 +93,12 @@ def _colours(stored: np.ndarray, header: Header) -> Image.Image:
         words = stored.astype(stored.dtype.newbyteorder("="), copy=False)
         words = words.view(f"u{words.dtype.itemsize}")
         every = np.arange(1 << (8 * words.dtype.itemsize)).astype(words.dtype)
-        return Image.fromarray(looked_up(_palette(every[None], header), words))
+        colours = _palette(every[None], header)
+        if words.dtype.itemsize > 1:
+            return Image.fromarray(looked_up(colours, words))
+        indexed = Image.fromarray(words)
+        indexed.putpalette(colours.tobytes())
+        return indexed.convert("RGB")
     if header.stored > 8:
         stored = (stored.astype(np.uint64) >> (header.stored - 8)).clip(0, 255)
     return Image.fromarray(np.ascontiguousarray(stored.astype(np.uint8, copy=False)))
