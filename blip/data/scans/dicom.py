@@ -22,6 +22,7 @@ from blip.data.scans.references import Reference
 from blip.data.scans.windows import NAMED, parse_window, usual_range
 from blip.errors import InputError
 
+NOTHING = Levels(np.empty((0, 0)))  # of a picture in colour
 BROKEN = "a broken DICOM file: its grey levels or colours cannot be computed"
 
 
@@ -34,6 +35,12 @@ class Grey:
     inverted: bool = False
     is_hounsfield: bool = False  # otherwise the windows of NAMED mean nothing
     colour: Image.Image | None = field(default=None, repr=False)  # of a picture that is not grey: all that there is
+
+    @property
+    def pixels(self) -> int:
+        if self.colour is not None:
+            return self.colour.width * self.colour.height
+        return int((self.levels.values if self.levels.words is None else self.levels.words).size)
 
 
 def open_frame(file: BinaryIO, reference: Reference | None, limits: ImageLimits) -> Image.Image:
@@ -49,7 +56,7 @@ def read_frame(header: Header, frame: int, limits: ImageLimits) -> Grey:
     stored = stored_frame(header, frame, limits.max_pixels)
     with broken(BROKEN):
         if not header.is_grey:
-            return Grey(Levels(stored), colour=_colours(stored, header))
+            return Grey(NOTHING, colour=_colours(stored, header))
         levels = levels_of(stored, header, frame)
         return Grey(levels, presentation_of(header, frame), is_inverted(header), header.is_hounsfield)
 

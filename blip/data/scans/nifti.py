@@ -17,7 +17,7 @@ from PIL import Image
 
 from blip.data.decoding_cost import MEMORY, check_size
 from blip.data.image_bytes import ImageLimits
-from blip.data.scans.dicom import Grey
+from blip.data.scans.dicom import NOTHING, Grey
 from blip.data.scans.header import broken, size_of
 from blip.data.scans.levels import Levels
 from blip.data.scans.libraries import nibabel
@@ -130,7 +130,7 @@ def _canonical(axis: str) -> int:
 def _grey(plane: np.ndarray) -> Grey:
     if plane.dtype.names:  # RGB24 and RGBA32
         colours = np.stack([plane[name] for name in plane.dtype.names[:3]], axis=-1)
-        return Grey(Levels(colours), colour=Image.fromarray(np.ascontiguousarray(colours.astype(np.uint8))))
+        return Grey(NOTHING, colour=Image.fromarray(np.ascontiguousarray(colours.astype(np.uint8))))
     if plane.dtype.kind == "c":
         raise InputError("a NIfTI file of complex numbers, which have no grey levels")
     return Grey(Levels(np.ascontiguousarray(plane)), is_hounsfield=True)

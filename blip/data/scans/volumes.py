@@ -13,6 +13,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+from blip.data.decoding_cost import MEMORY
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, image_stream
 from blip.data.scans import nifti
 from blip.data.scans.dicom import Grey, open_frame, read_frame, shown
@@ -22,6 +23,7 @@ from blip.data.scans.series import series_of
 from blip.errors import InputError
 
 CANDIDATES = 4
+BYTES_PER_PIXEL = 5  # of a slice in memory: 16 bits as stored, and the picture in RGB
 EMPTY = 0.1  # a slice whose grey levels spread less than this share of the widest spread is empty
 ReadSlices = Callable[[Sequence[int]], list[Grey]]  # of places, in ascending order
 
@@ -48,7 +50,10 @@ def open_slices(reference: str | Path, limits: ImageLimits = LIMITS) -> list[Ima
         asked = reference_of(reference) or Reference(str(reference))
         with _slices(asked, limits) as (count, read):
             wanted = asked.slices or limits.slices
-            slices = _with_content(read, count, wanted) if asked.by == "content" else read(evenly(count, wanted))
+            places = evenly(count, wanted * (CANDIDATES if asked.by == "content" else 1))
+            slices = _read_all(read, places)
+            if asked.by == "content":
+                slices = _with_content(slices, wanted)
             return [picture.convert("RGB") for picture in shown(slices, limits)]
 
 
@@ -85,8 +90,20 @@ def evenly(count: int, wanted: int) -> list[int]:
     return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
 
 
-def _with_content(read: ReadSlices, count: int, wanted: int) -> list[Grey]:
-    slices = read(evenly(count, CANDIDATES * wanted))
+def _read_all(read: ReadSlices, places: Sequence[int]) -> list[Grey]:
+    """The slices of these places. InputError where all together, as large as the first, would take too much memory."""
+    slices = read(places[:1])
+    most = MEMORY // BYTES_PER_PIXEL
+    if slices and slices[0].pixels * len(places) > most:
+        raise InputError(
+            f"{len(places)} slices of {slices[0].pixels:,} pixels take too much memory, which allows {most:,} pixels "
+            "altogether: take fewer of them by #slices=N"
+        )
+    return slices + read(places[1:])
+
+
+def _with_content(slices: list[Grey], wanted: int) -> list[Grey]:
+    """Some of the slices that are not empty, evenly; all of them are empty where they are alike."""
     spreads = [float(np.nan_to_num(_spread(one))) for one in slices]
     full = [one for one, spread in zip(slices, spreads, strict=True) if spread > EMPTY * max(spreads)] or slices
     return [full[place] for place in evenly(len(full), wanted)]
