@@ -1,4 +1,4 @@
-# make demo | demo-blip2 | test | test-quick | test-oldest | lint | docs | clean
+# make demo | demo-blip2 | demo-studies | test | test-quick | test-oldest | lint | docs | clean
 # PYTHON is the interpreter that environments are made with, VENV the folder of the environment.
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ SEED ?= 0
 PYTEST = -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 INSTALL = -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo demo-blip2 test test-quick test-oldest lint docs clean
+.PHONY: demo demo-blip2 demo-studies test test-quick test-oldest lint docs clean
 
 # stamps are made anew when the file they install from changes
 $(VENV)/.core: requirements.txt pyproject.toml setup.py
@@ -29,6 +29,9 @@ demo: $(VENV)/.core
 demo-blip2: $(VENV)/.core
 	$(BIN)/python $(INSTALL) --editable '.[blip2]'
 	$(BIN)/python demo/demo_blip2.py --output_dir runs/demo_blip2 --seed $(SEED)
+
+demo-studies: $(VENV)/.core
+	$(BIN)/python demo/studies.py --output_dir runs/studies --seed $(SEED)
 
 # the models of the tests are tiny: more threads would wait for each other more than they work
 test test-quick test-oldest: export OMP_NUM_THREADS = 1

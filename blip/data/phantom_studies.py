@@ -25,6 +25,7 @@ VIEWS = ("frontal", "lateral")
 SEEN = ("both", *VIEWS)
 CHANGES = ("grows", "shrinks", "stays")
 MOST_PICTURES = 64
+GROWTH = 3  # of the radius of a lesion in a video
 ANNOTATIONS = ("captions.json", "questions.json")
 # of the centres of lesions, as shares of the side of a picture
 HEIGHT = dict(zip(POSITIONS, (0.3, 0.5, 0.7), strict=True))
@@ -96,17 +97,17 @@ def slice_words(slices: list[int]) -> str:
 
 
 def draw_video(rng: np.random.Generator, image_size: int, count: int) -> Drawn:
-    """`count` frames of one body with a lesion whose radius doubles, halves or stays."""
+    """`count` frames of one body with a lesion whose radius grows or shrinks by a factor of GROWTH, or stays."""
     body, brightness, position, side, change = _chosen(rng, BODIES, BRIGHTNESSES, POSITIONS, SIDES, CHANGES)
     still = draw_body(rng, body, image_size * OVERSAMPLING)
     x, y = ACROSS[side] + rng.uniform(-0.035, 0.035), HEIGHT[position] + rng.uniform(-0.025, 0.025)
     grey = _grey(rng, brightness)
-    least = rng.uniform(0.055, 0.075)
-    same = least * rng.uniform(1, 2)
+    least = rng.uniform(0.045, 0.055)
+    same = least * rng.uniform(1, GROWTH)
     pictures = []
     for i in range(count):
         canvas = still.copy()
-        _lesion(canvas, (x, y, same if change == "stays" else least * 2 ** (i / (count - 1))), grey)
+        _lesion(canvas, (x, y, same if change == "stays" else least * GROWTH ** (i / (count - 1))), grey)
         pictures.append(developed(rng, canvas, image_size))
     if change == "shrinks":
         pictures.reverse()

@@ -29,6 +29,7 @@ from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
 from blip.data.images import Source, open_image
 from blip.data.scans.volumes import is_volume, open_slices
 from blip.data.training_images import TrainingImages, Transform
+from blip.data.video import is_video, open_frames
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Kind:
     open: Callable[[str, ImageLimits], list[Image.Image]]
 
 
-KINDS: dict[str, Kind] = {"volume": Kind(is_volume, open_slices)}
+KINDS: dict[str, Kind] = {"video": Kind(is_video, open_frames), "volume": Kind(is_volume, open_slices)}
 
 
 def pictures_of(reference: Any) -> Kind | None:

@@ -28,7 +28,6 @@ ENDINGS = frozenset(
     (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp", ".ogv")
 )
 REFERENCE = re.compile(r"(?P<file>.+)#(?P<how>[^#/=]*)=?(?P<number>[^#/]*)", re.DOTALL)
-FRAMES = 8  # of a video whose reference says nothing, as published for retrieval
 MOST_FRAMES = 1024  # that are chosen of one video
 MOST_PACKETS = 1 << 20  # of one video: 10 hours at 30 frames a second
 WHOLE = 0.9  # a video with a smaller share of the frames that its header counts was cut short
@@ -46,13 +45,13 @@ def is_video(path: str | Path) -> bool:
     return Path(_parts(str(path))[0]).suffix.lower() in ENDINGS
 
 
-def open_frames(reference: str | Path, limits: ImageLimits = LIMITS, frames: int = FRAMES) -> list[Image.Image]:
+def open_frames(reference: str | Path, limits: ImageLimits = LIMITS) -> list[Image.Image]:
     """The chosen frames of a video in their order, 8-bit RGB, upright.
 
     Args:
         reference: FILE, FILE#frames=N (N frames, spread evenly) or FILE#rate=R (R frames a second).
-        limits: of the pixels of a frame.
-        frames: how many where the reference does not say. A video of fewer frames gives all that it has.
+        limits: of the pixels of a frame; and its `frames`, how many are taken where the reference does not say. A video
+            of fewer frames gives all that it has.
 
     Raises:
         UnreadableImage: missing, not a regular file, empty, cut short, not a video of FORMATS, too long, with frames
@@ -62,7 +61,7 @@ def open_frames(reference: str | Path, limits: ImageLimits = LIMITS, frames: int
     name, library = str(reference), _pyav()
     path, how, number = _parts(name)
     try:
-        choose = _choice(how, number, frames)
+        choose = _choice(how, number, limits.frames)
         with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise InputError("the file is empty")

@@ -99,6 +99,16 @@ def test_coco_and_flickr(tmp_path: Path) -> None:
     assert len(read_pairs([str(path)], dataset="flickr")) == 4
 
 
+def test_msrvtt(tmp_path: Path) -> None:
+    lines = [{"clip_name": "video7020", "caption": "a man"}, {"clip_name": "x/video7021.avi", "caption": "a dog"}]
+    put(tmp_path / "msrvtt_test.jsonl", "\n".join(map(json.dumps, lines)))
+    (tmp_path / "videos").mkdir()
+    found = read_pairs([str(tmp_path)], dataset="msrvtt", split="test")
+    folder = f"{tmp_path.as_posix()}/videos"
+    assert listed(found) == [(f"{folder}/video7020.mp4", ["a man"]), (f"{folder}/x/video7021.avi", ["a dog"])]
+    assert len({found.image_id(0), found.image_id(1)}) == 2
+
+
 def test_coco_original(tmp_path: Path) -> None:
     content = {
         "info": {"year": 2017},

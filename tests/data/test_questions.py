@@ -92,6 +92,20 @@ def test_slake(tmp_path: Path) -> None:
     assert len(read_questions([str(tmp_path)], dataset="slake", split="all")) == 3
 
 
+def test_questions_about_videos(tmp_path: Path) -> None:
+    row = {"question": "who sings?", "answer": "man"}
+    put(tmp_path / "msvd_qa_test.json", [{**row, "video": "a_1_2", "question_id": 5}])
+    put(tmp_path / "msrvtt_qa_test.json", [{**row, "video_id": 7010, "id": 6}, {**row, "video": "video1.mp4"}])
+    for name, images, numbers in (
+        ("msvd_qa", ["a_1_2.avi"], ["5"]),
+        ("msrvtt_qa", ["video7010.mp4", "video1.mp4"], ["6", ""]),
+    ):
+        found = read_questions([str(tmp_path)], dataset=name, split="test")
+        assert [Path(question.image).name for question in found] == images
+        assert [(question.question, question.answers) for question in found] == len(images) * [("who sings?", ["man"])]
+        assert [question.question_id for question in found][:1] == numbers[:1]
+
+
 def test_vqa_med_2019(tmp_path: Path) -> None:
     train, test = tmp_path / "Training", tmp_path / "Test"
     put(train / "All_QA_Pairs_train.txt", "s1|what plane?|axial\ns1|is it abnormal (at all)?|yes\n")

@@ -53,7 +53,7 @@ def test_frames_of_every_format(ending: str, codec: str, tmp_path: Path) -> None
     assert numbers(frames) == [0, 5, 10, 15, 20, 25, 30, 35]
     assert {(frame.mode, frame.size) for frame in frames} == {("RGB", (32, 16))}
     assert numbers(open_frames(f"{path}#frames=3")) == [0, 13, 26]
-    assert numbers(open_frames(path, frames=2)) == [0, 20]
+    assert numbers(open_frames(path, ImageLimits(frames=2))) == [0, 20]
     assert len(open_frames(f"{path}#frames=60")) == 40
 
 

@@ -13,7 +13,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", ["rerank", "generate", "vqa_rank", "taps", "capfilt", "loader", "dicom_decode"])
+@pytest.mark.parametrize(
+    "name", ["rerank", "frames", "generate", "vqa_rank", "taps", "capfilt", "loader", "dicom_decode"]
+)
 def test_benchmark(
     name: str,
     precision: str,

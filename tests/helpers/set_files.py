@@ -162,6 +162,8 @@ BAD: list[tuple[str, Callable[[Path], None], type[Exception], str]] = [
     ("ROCO columns", captions("x.csv", "image,caption\na,b\n", "roco"), AnnotationError, "the columns name and c"),
     ("ROCOv2 columns", captions("x.csv", "id,text\na,b\n", "rocov2"), AnnotationError, "the columns ID and Ca"),
     ("MedICaT", captions("x.jsonl", '{"pdf_hash": "a", "fig_uri": "b"}', "medicat"), AnnotationError, "no 's2orc_c"),
+    ("MSR-VTT", captions("x.jsonl", '{"caption": "a"}', "msrvtt"), AnnotationError, "no 'clip_name', the name of a vi"),
+    ("MSVD-QA", questions("x.jsonl", '{"question": "a", "answer": "b"}', "msvd_qa"), AnnotationError, "has no 'video'"),
     ("COCO without images", captions("x.json", {"annotations": [{"image_id": 1, "caption": "x"}]}, "coco_captions"),
      AnnotationError, "needs lists images and annotations"),
     ("Karpathy", captions("x.json", {"images": [{"id": 1}]}, "coco"), AnnotationError, "image 1: has no list of s"),

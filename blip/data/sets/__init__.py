@@ -11,5 +11,6 @@ mimic_cxr iu_xray   two of them
 dialogues    sets of images and dialogues
 visdial      VisDial, whose texts are in lists and relevances in a file of their own
 vqa_med      VQA-Med 2019, lines of text
+videos       MSR-VTT and MSVD: captions of videos and questions about them
 vqa_v2       VQA v2, whose answers are in a file of their own
 """

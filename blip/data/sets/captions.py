@@ -23,6 +23,7 @@ from blip.data.sets import iu_xray, mimic_cxr
 from blip.data.sets.layout import SPLITS, SetFormat
 from blip.data.sets.nocaps import NOCAPS_FILES, also_without_captions, nocaps_file
 from blip.data.sets.photographs import coco_captions_file, karpathy_file
+from blip.data.sets.videos import MSRVTT, VIDEO_FOLDERS, rows, with_video
 from blip.errors import InputError
 
 ARTICLE = re.compile(r"PMC\d+")
@@ -216,6 +217,12 @@ CAPTION_SETS: dict[str, SetFormat[Captioned]] = {
         images=("images", "flickr30k-images"),
     ),
     "nocaps": SetFormat(nocaps_file, also_without_captions(captioned), files=NOCAPS_FILES, images=("images",)),
+    "msrvtt": SetFormat(
+        rows("clip_name", "caption"),
+        lambda record: captioned(with_video(record, "clip_name", ".mp4")),
+        files=MSRVTT,
+        images=VIDEO_FOLDERS,
+    ),
     "coco_captions": SetFormat(
         coco_captions_file,
         captioned,

@@ -7,7 +7,7 @@ set that does not name the type, yes and no are closed and all others are open.
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from blip.data.columns import Columns
 from blip.data.formats import Records, iter_records, kind_of, several_paths
 from blip.data.sets.captions import ARTICLE, path_of, text_of
 from blip.data.sets.layout import SetFormat, any_part
+from blip.data.sets.videos import MSRVTT_QA, MSVD_QA, VIDEO_FOLDERS, rows, with_video
 from blip.data.sets.vqa_med import vqa_med_file
 from blip.data.sets.vqa_v2 import VQA_V2_FILES, vqa_v2_file
 from blip.errors import InputError
@@ -236,6 +237,11 @@ def _vqa_v2(record: Any) -> Question:
     return question
 
 
+def _about_video(ending: str) -> Callable[[Any], Question]:
+    return lambda record: generic(with_video(record, "video", ending))
+
+
+_ABOUT_VIDEOS = rows("question", "answer")
 _VQA_RAD = "VQA_RAD Dataset Public.json"
 
 QUESTION_SETS: dict[str, SetFormat[Question]] = {
@@ -276,6 +282,8 @@ QUESTION_SETS: dict[str, SetFormat[Question]] = {
         files={"train": ("train.csv", "train_2.csv", "train2.csv"), "test": ("test.csv", "test_2.csv", "test2.csv")},
         images=("images", "figures", "images_2", "images2"),
     ),
+    "msvd_qa": SetFormat(_ABOUT_VIDEOS, _about_video(".avi"), files=MSVD_QA, images=VIDEO_FOLDERS),
+    "msrvtt_qa": SetFormat(_ABOUT_VIDEOS, _about_video(".mp4"), files=MSRVTT_QA, images=VIDEO_FOLDERS),
     "vqa_v2": SetFormat(
         vqa_v2_file,
         _vqa_v2,
