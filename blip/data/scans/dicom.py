@@ -17,7 +17,7 @@ from blip.data.image_bytes import ImageLimits
 from blip.data.scans.header import PALETTE, PALETTES, Header, broken, read_header
 from blip.data.scans.levels import Levels, Presentation, is_inverted, levels_of, looked_up, presentation_of
 from blip.data.scans.libraries import pydicom
-from blip.data.scans.pixels import stored_frame
+from blip.data.scans.pixels import OF_DEEP, stored_frame
 from blip.data.scans.references import Reference
 from blip.data.scans.windows import NAMED, parse_window, usual_range
 from blip.errors import InputError
@@ -37,10 +37,12 @@ class Grey:
     colour: Image.Image | None = field(default=None, repr=False)  # of a picture that is not grey: all that there is
 
     @property
-    def pixels(self) -> int:
+    def memory(self) -> int:
+        """Bytes that it takes with its picture, for the limit of a volume."""
         if self.colour is not None:
-            return self.colour.width * self.colour.height
-        return int((self.levels.values if self.levels.words is None else self.levels.words).size)
+            return 6 * self.colour.width * self.colour.height
+        words = self.levels.words
+        return self.levels.values.size * (OF_DEEP + 8) if words is None else 5 * words.size
 
 
 def open_frame(file: BinaryIO, reference: Reference | None, limits: ImageLimits) -> Image.Image:
@@ -107,7 +109,7 @@ def _colours(stored: np.ndarray, header: Header) -> Image.Image:
         indexed.putpalette(colours.tobytes())
         return indexed.convert("RGB")
     if header.stored > 8:
-        stored = (stored.astype(np.uint64) >> (header.stored - 8)).clip(0, 255)
+        stored = (stored >> (header.stored - 8)).clip(0, 255)
     return Image.fromarray(np.ascontiguousarray(stored.astype(np.uint8, copy=False)))
 
 

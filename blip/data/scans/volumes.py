@@ -23,7 +23,6 @@ from blip.data.scans.series import series_of
 from blip.errors import InputError
 
 CANDIDATES = 4
-BYTES_PER_PIXEL = 5  # of a slice in memory: 16 bits as stored, and the picture in RGB
 EMPTY = 0.1  # a slice whose grey levels spread less than this share of the widest spread is empty
 ReadSlices = Callable[[Sequence[int]], list[Grey]]  # of places, in ascending order
 
@@ -93,12 +92,9 @@ def evenly(count: int, wanted: int) -> list[int]:
 def _read_all(read: ReadSlices, places: Sequence[int]) -> list[Grey]:
     """The slices of these places. InputError where all together, as large as the first, would take too much memory."""
     slices = read(places[:1])
-    most = MEMORY // BYTES_PER_PIXEL
-    if slices and slices[0].pixels * len(places) > most:
-        raise InputError(
-            f"{len(places)} slices of {slices[0].pixels:,} pixels take too much memory, which allows {most:,} pixels "
-            "altogether: take fewer of them by #slices=N"
-        )
+    if slices and slices[0].memory * len(places) > MEMORY:
+        most = MEMORY // max(1, slices[0].memory)
+        raise InputError(f"{len(places)} of its slices take too much memory, which holds {most}: see #slices=N")
     return slices + read(places[1:])
 
 
