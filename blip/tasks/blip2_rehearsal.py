@@ -5,6 +5,7 @@ running anything, for GPUs that are not here: `plan_for`, of the first stage.
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -84,7 +85,7 @@ def trained_on_meta(make: type[Blip2Run], config: Blip2Config) -> Trained:
     """The parts of a step of the first stage on the device `meta`, without content."""
     with tempfile.TemporaryDirectory() as name:
         plain = without_data(config.model_copy(update={"compile": False}), Path(name))
-        task = make(plain, None, Path(name), resume=None, device=META, data=NoData())
+        task: Any = make(plain, None, Path(name), resume=None, device=META, data=NoData())
     task.pictures = pictures_of_run(config)
     batch = RANDOM[task.collate_fn](task)
     tensors = [x for x in vars(batch).values() if isinstance(x, Tensor)]
