@@ -133,6 +133,9 @@ class ModelInfo(BaseModel):
     frozen: dict[Literal["image_encoder"], FrozenPart] | None = None
     embed_dim: Size | None = None
     max_text_tokens: Limit | None = None
+    max_pictures: Size | None = None  # of an item that are read, and frames and slices where a reference does not say
+    frames: Size | None = None
+    slices: Size | None = None
     max_answer_tokens: Limit | None = None
     max_caption_tokens: Limit | None = None
     max_turn_tokens: Limit | None = None

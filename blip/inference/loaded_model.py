@@ -57,9 +57,9 @@ class LoadedModel(Computation):
         self.positions: int = getattr(self.model, text).config.max_positions
         self.max_text_tokens = int(info.get("max_text_tokens") or self.positions)
         # how the files of images are read, and how many pictures of an item; scans are shown as in training
-        self.limits = replace(LIMITS, window=info.get("window", ""), channels=tuple(info.get("channels", ())))
-        if most := self.model.image_encoder.config.max_pictures:
-            self.limits = replace(self.limits, max_pictures=most)
+        read = {name: info[name] for name in ("max_pictures", "frames", "slices") if info.get(name)}
+        views = {"window": info.get("window", ""), "channels": tuple(info.get("channels", ()))}
+        self.limits = replace(LIMITS, **views, **read)
 
     def needs(self, ability: str, action: str = "") -> Any:
         """The model, if its task has an ability of `ABILITIES`; `action` names what needs it in the error.

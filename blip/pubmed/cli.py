@@ -14,7 +14,18 @@ from blip.data.image_bytes import MAX_MB, ImageLimits
 from blip.data.places import refuse_image_name
 from blip.errors import BlipError
 from blip.outputs import claim_output, locked
-from blip.pubmed.build_options import KeepWhole, MaxAspect, MinConfidence, NotWords, Shares, SplitCaptions
+from blip.pubmed.build_options import (
+    Captions,
+    KeepWhole,
+    MaxAspect,
+    MinConfidence,
+    NotWords,
+    SharedWords,
+    Shares,
+    SplitCaptions,
+    licences_of,
+    words_of,
+)
 from blip.pubmed.config import BUCKET, EUTILS, OPENI
 from blip.pubmed.server_options import Downloads, MaxAnswerMb, MaxMb, MaxRatio, MaxSeconds, MaxWait
 
@@ -99,7 +110,7 @@ def fetch(
         from blip.pubmed.inventory import update as mark_changed
 
         limits = Limits(max_seconds, max_mb, max_answer_mb, max_ratio, max_wait)
-        wanted = steps.Wanted(_licenses(licenses), retracted, bucket, rate, num_workers, limits=limits)
+        wanted = steps.Wanted(licences_of(licenses), retracted, bucket, rate, num_workers, limits=limits)
         with locked(corpus) if os.path.isfile(corpus / NAME) else nullcontext():
             if update:
                 say(f"{len(mark_changed(corpus, bucket, inventory, limits=limits))} articles changed")
@@ -157,6 +168,8 @@ def split(
     read_letters: Annotated[bool, typer.Option("--read_letters", help="read panel letters (RapidOCR)")] = False,
     weights: Annotated[Path | None, typer.Option(help="of another detector")] = None,
     split_captions: SplitCaptions = None,
+    captions: Captions = "learned",
+    shared: SharedWords = "all",
     min_side: Annotated[int, typer.Option("--min_side", min=1, help="pixels of the shorter side of a sub-figure")] = 48,
     overwrite: Overwrite = False,
 ) -> None:
@@ -169,7 +182,7 @@ def split(
         given = steps.read_splits(split_captions) if split_captions else {}
         crops, detector = out.with_suffix(""), str(weights) if weights else None
         limits = ImageLimits.of_mb(max_image_mb)
-        options = steps.Options(str(crops.resolve()), detector, read_letters, min_side, given, limits=limits)
+        options = steps.Options(str(crops.resolve()), detector, read_letters, min_side, given, captions, shared, limits)
         others = filter(None, [split_captions, weights])
         with claims.splitting(pairs, out, crops, others, overwrite=overwrite):
             counts = steps.split(pairs, out, options, num_workers=num_workers, tell=say, restart=overwrite)
@@ -215,7 +228,7 @@ def build(
 
         rules = steps.Rules(
             split_shares=split_shares,
-            licenses=_licenses(licenses),
+            licenses=licences_of(licenses),
             retracted=retracted,
             unlicensed=unlicensed,
             min_confidence=min_confidence,
@@ -224,8 +237,8 @@ def build(
             max_aspect=max_aspect,
             min_words=min_words,
             max_words=max_words,
-            words=_words(words),
-            not_words=_words(not_words),
+            words=words_of(words),
+            not_words=words_of(not_words),
             duplicates=duplicates,
             seed=seed,
         )
@@ -277,19 +290,6 @@ def run(
         from blip.pubmed.run import run as run_
 
         run_(config, set_ or [], say, overwrite=overwrite)
-
-
-def _words(text: str) -> list[str]:
-    """The parts of a text between commas."""
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _licenses(text: str) -> list[str]:
-    """The licences between commas. BlipError where a text names none: no licence at all would select every article."""
-    names = _words(text)
-    if text and not names:
-        raise BlipError(f"--licenses {text!r} names no licence; leave the option out to select all")
-    return names
 
 
 def _show_problems(problems: list[str], out: Path) -> None:

@@ -34,6 +34,8 @@ class PubmedConfig(BaseModel):
     # sub-figures and data set
     split_figures: bool = True  # divide compound figures and their captions
     read_letters: bool = False  # read panel letters with RapidOCR
+    captions: Literal["learned", "rules"] = "learned"  # divide captions by learned readings, or by rules alone
+    shared: Literal["all", "own"] = "all"  # words of a sub-figure: also those that all panels share, or its own
     min_confidence: float = Field(0.5, ge=0, le=1)  # that a sub-figure needs [probability]
     keep_whole: bool = True  # keep compound figures that were not divided
     min_side: int = Field(64, gt=0)  # pixels of the shorter side [pixels]

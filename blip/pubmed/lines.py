@@ -70,6 +70,7 @@ class SplitCaption(TypedDict):
     figure: NotRequired[str]
     lead: NotRequired[str]
     parts: list[_Part]
+    tail: NotRequired[str]
     confidence: NotRequired[Annotated[int | float, Field(ge=0, le=1)]]
     caption: NotRequired[str]
 

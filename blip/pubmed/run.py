@@ -115,13 +115,20 @@ def _split(
 ) -> None:
     """Splits the figures unless that was done before."""
     pairs, mark = corpus / "subfigures.jsonl", corpus / "subfigures.made_from.json"
-    made_from = {"figures": fingerprint(figures), "read_letters": settings.read_letters}
+    made_from = {"figures": fingerprint(figures), "read_letters": settings.read_letters, "captions": settings.captions,
+                 "shared": settings.shared}  # fmt: skip
     if pairs.exists() and _content(mark) == made_from:
         tell("split: done before")
         return
     crops = corpus / "subfigures"
     limits = ImageLimits.of_mb(settings.max_image_mb)
-    options = Options(str(crops.resolve()), read_letters=settings.read_letters, limits=limits)
+    options = Options(
+        str(crops.resolve()),
+        read_letters=settings.read_letters,
+        captions=settings.captions,
+        shared=settings.shared,
+        limits=limits,
+    )
     with claims.splitting(figures, pairs, crops, known=mark.exists(), overwrite=overwrite):
         # figures of a stopped run may have been fewer
         done = split(figures, pairs, options, num_workers=settings.num_workers, tell=tell, restart=True)

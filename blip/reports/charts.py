@@ -29,13 +29,14 @@ SCORE_NAMES = {
     "token_f1": "Token F1", "bleu1": "BLEU-1", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "cider": "CIDEr",
     "meteor": "METEOR", "vqa_accuracy": "VQA accuracy", "exact": "Exact captions", "rouge-l": "ROUGE-L",
     "bleu-1": "BLEU-1", "bleu-2": "BLEU-2", "bleu-3": "BLEU-3", "bleu-4": "BLEU-4", "spice": "SPICE",
-    "bertscore": "BERTScore", "rouge-1": "ROUGE-1", "rouge_1": "ROUGE-1",
+    "bertscore": "BERTScore", "rouge-1": "ROUGE-1", "rouge_1": "ROUGE-1", "mrr": "MRR", "r1": "R@1", "r5": "R@5",
+    "r10": "R@10", "mean_rank": "Mean rank", "ndcg": "NDCG",
 }  # fmt: skip
 WHOLE = {*SCORE_NAMES, "exact_match", "token_recall", "accuracy"}  # scores that are no part of another one
 SPREAD = 30.0  # of the values of a logarithmic scale at least; within less there are hardly any ticks
 WAYS = {"i2t": "image to text", "t2i": "text to image"}
 COUNTS = re.compile(
-    r"val_(loss|itc|itm|lm|ce|questions|images.*|pairs|unreadable|statements|majority.*|chance|itm_(un)?matched"
+    r"val_(loss|itc|itm|lm|ce|questions|dialogues|images.*|pairs|unreadable|statements|majority.*|chance|itm_(un)?matched"
     r"|.*(candidates|chance_r1|median_rank|r_mean))"
 )
 
@@ -106,8 +107,9 @@ def smoothed(y: Floats) -> Floats:
 
 
 def score_name(name: str) -> str:
-    """The name of a score as people write it."""
-    return SCORE_NAMES.get(name.lower()) or name.replace("_", " ").capitalize()
+    """The name of a score as people write it; what follows a comma, such as a source, stays as it is."""
+    score, comma, part = name.partition(", ")
+    return (SCORE_NAMES.get(score.lower()) or score.replace("_", " ").capitalize()) + comma + part
 
 
 # ---- charts ----------------------------------------------------------------------------------------------------------

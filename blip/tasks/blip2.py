@@ -24,7 +24,7 @@ from blip.network.pictures import Pictures
 from blip.tasks import blip2_start, pins, start
 from blip.tasks.blip2_config import Blip2Config
 from blip.tasks.blip2_language import Stage2
-from blip.tasks.blip2_rehearsal import run_once
+from blip.tasks.blip2_rehearsal import plan_for, run_once
 from blip.tasks.blip2_run import Blip2Run
 from blip.tasks.data_options import with_commits, with_pipeline_of_run
 from blip.train.folder import open_run
@@ -105,8 +105,8 @@ def run(config: Blip2Config, output: Path, resume: str, *, device: torch.device,
 
 def main(help: str | None = None) -> None:
     """The command line of the task; `help` is shown with `--help`."""
-    dry_run = partial(run_once, (Stage1, Stage2))
-    launch(run, Blip2Config, default_output="runs/blip2", dry_run=dry_run, help=help or __doc__)
+    costs = {"dry_run": partial(run_once, (Stage1, Stage2)), "plan": partial(plan_for, Stage1)}
+    launch(run, Blip2Config, default_output="runs/blip2", **costs, help=help or __doc__)
 
 
 if __name__ == "__main__":

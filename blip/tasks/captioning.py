@@ -127,11 +127,10 @@ class Captioning(PairFineTuning):
         exact = bootstrap(same, groups, seed=self.config.seed)
         metrics: dict[str, Any] = {f"{split}_images": len(written), f"{split}_exact": exact.mean}
         metrics |= {f"{split}_{LOGGED[name]}": x.mean for name, x in scores.scores.items() if name in LOGGED}
-        intervals = as_json(scores.scores | {"exact": exact})
         by_source = self._by_source(pairs, written) if "CIDEr" in scores.scores else {}
         metrics |= {f"{split}_cider_{source}": interval.mean for source, interval in by_source.items()}
-        details = {"scores": intervals, "notes": scores.notes, "words": scores.tokenizer}
-        details |= {"cider_by_source": as_json(by_source)} if by_source else {}
+        every = scores.scores | {f"CIDEr, {source}": interval for source, interval in by_source.items()}
+        details = {"scores": as_json(every | {"exact": exact}), "notes": scores.notes, "words": scores.tokenizer}
         self.write(f"scores_{split}.json", {"decoding": vars(self.config.decoding()), **details})
         return metrics
 

@@ -87,10 +87,12 @@ def limits_of(config: ModelConfig) -> ImageLimits:
 
 def inputs_of(config: ModelConfig) -> dict[str, Any]:
     """The entries of `model.json` that say how texts and images are prepared; none about scans that are shown as their
-    own files say."""
+    own files say, and about as many pictures of an item as usual."""
     scans = {"window": config.window, "channels": list(config.channels)}
     texts = {"max_text_tokens": config.max_text_tokens, "text_cleaning": config.text_cleaning}
-    return {**texts, **{name: value for name, value in scans.items() if value}}
+    read = {name: getattr(config, name) for name in ("max_pictures", "frames", "slices")}
+    others = {name: value for name, value in read.items() if value != ModelConfig.model_fields[name].default}
+    return {**texts, **{name: value for name, value in scans.items() if value}, **others}
 
 
 def training_images(config: ModelConfig, device: torch.device) -> TrainingImages:

@@ -203,7 +203,7 @@ class DialogueRanking(FineTuning):
                 one = item.exchanges[number]
                 rounds.append(RankedRound(item.image, ranks_of(scores), one.right, one.relevance))
         intervals = score_rounds(rounds, seed=self.config.seed)
-        self.write(f"scores_{split}.json", as_json(intervals))
+        self.write(f"scores_{split}.json", {"scores": as_json(intervals)})
         counts = {f"{split}_dialogues": len(ranked), f"{split}_questions": len(rounds)}
         return {f"{split}_{name}": interval.mean for name, interval in intervals.items()} | counts
 

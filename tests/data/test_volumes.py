@@ -240,3 +240,16 @@ def test_one_broken_slice_makes_the_volume_unreadable(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UnreadableImage, match=rf"{path.name}: the file ends before its pixels do"):
         open_slices(folder + "/")
+
+
+def test_slices_that_take_too_much_memory_together_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = series(tmp_path / "s", range(8))
+    monkeypatch.setattr(volumes, "MEMORY", 4 * 16 * 38)  # bytes of four slices, whose values are not looked up
+    assert len(open_slices(f"{folder}/#slices=4")) == 4
+    with pytest.raises(UnreadableImage, match=r"5 of its slices take too much memory, which holds 4: see #slices=N"):
+        open_slices(f"{folder}/#slices=5")
+
+
+def test_volumes_in_colour() -> None:
+    frames = open_slices(Path(pydicom.__file__).parent / "data/test_files/examples_ybr_color.dcm#slices=3")
+    assert [frame.size for frame in frames] == [(320, 240)] * 3

@@ -4,15 +4,22 @@ library whose kernels do nothing but are counted, and the times of its kernels o
 ViT-B and ViT-L, bf16, captions of 10 to 30 tokens, 20 on average, one micro-batch and one GPU.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from blip.config import PretrainConfig
+from blip.config import ConfigError, PretrainConfig
 from blip.hardware.cards import CARDS, Card
 from blip.hardware.roofline import busy_seconds, host_seconds
+from blip.network.qformer import QFormerConfig
+from blip.network.qformer_flops import blip2_step
+from blip.network.vit import named_vit
+from blip.tasks import blip2_rehearsal
+from blip.tasks.blip2 import Stage1
+from blip.tasks.blip2_config import Blip2Config
+from blip.tasks.counted import full_lengths
 from blip.tasks.dry_run import trained_on_meta
 from blip.tasks.estimate import GIB, Plan, memory_of_batches, plan
 
@@ -127,3 +134,20 @@ def test_the_largest_batch_fits_and_the_next_one_does_not(monkeypatch: pytest.Mo
     recomputed = memory_of_batches(trained_on_meta, planned, activation_checkpointing="torch")
     assert recomputed.largest(tiny) > 104
     assert recomputed.largest(Card("less", counted.rest / GIB / 2, 100, 50, 10, 500, 10, 100, "invented")) == 0
+
+
+def test_first_stage_of_blip2() -> None:
+    """Counted operations against a formula, by the sizes; the frozen tower is computed forwards alone."""
+    options = Blip2Config(vit="base", batch_size=64, precision="bf16", tokenizer="train", max_text_tokens=32)
+    counted = plan(partial(blip2_rehearsal.trained_on_meta, Stage1), options, "a100-80").counted
+    texts = full_lengths(64, 32).tolist()
+    formula = blip2_step(named_vit("base", 224), QFormerConfig(vocab_size=30521), texts)
+    assert counted.flops == pytest.approx(formula.total, rel=0.05)
+    weights = blip2_rehearsal.trained_on_meta(Stage1, options).model.parameters()
+    averages = 2 * counted.trained  # of the optimizer; the frozen tower has none
+    assert counted.rest == pytest.approx(4 * sum(p.numel() for p in weights) + averages, rel=0.01)
+
+
+def test_the_second_stage_of_blip2_is_told_apart() -> None:
+    with pytest.raises(ConfigError, match="--gpu knows of BLIP-2 the first stage alone"):
+        blip2_rehearsal.plan_for(Stage1, Blip2Config(language_model="hub:facebook/opt-2.7b"), "a100-80", 1)

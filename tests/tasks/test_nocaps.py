@@ -67,7 +67,7 @@ def test_cider_by_domain_and_the_file_of_the_server(
         part = [row for row, name in zip(rows, DOMAINS, strict=True) if name.startswith(domain)]
         alone = score_captions([row["caption"] for row in part], [row["references"] for row in part], names=["CIDEr"])
         assert scores[f"val_cider_{domain}"] == pytest.approx(alone.scores["CIDEr"].mean, abs=1e-12)
-        assert details["cider_by_source"][domain]["count"] == len(part)
+        assert details["scores"][f"CIDEr, {domain}"]["count"] == len(part)
     assert len({scores[f"val_cider_{domain}"] for domain in ("in", "near", "out")}) == 3
     assert scores["val_cider"] == pytest.approx(details["scores"]["CIDEr"]["mean"])
     expected = [{"image_id": 3 + i, "caption": row["caption"]} for i, row in enumerate(rows)]

@@ -22,6 +22,7 @@ from blip.errors import BlipError, InputError
 from blip.evaluation.dialogues import ranks_of
 from blip.inference.predictor import Predictor
 from blip.models.dialogue import DialogueModel
+from blip.runs.scores import scores_of_run
 from blip.tasks import dialogue
 from blip.tasks.config import DialogueConfig
 from blip.tasks.rehearsal import rehearse
@@ -51,9 +52,11 @@ def test_a_run_leaves_log_best_weights_and_ranks(trained: tuple[Any, Path]) -> N
     names = ("val_mrr", "val_r1", "val_r5", "val_r10", "val_mean_rank", "val_ndcg", "val_loss", "val_itm", "best")
     assert all(name in last for name in names) and last["val_r5"] == last["val_r10"] == 1  # of four options
     assert (last["val_dialogues"], last["val_questions"]) == (5, 10)
-    intervals = json.loads((output / "scores_val.json").read_text())
+    intervals = json.loads((output / "scores_val.json").read_text())["scores"]
     assert set(intervals) == {"mrr", "r1", "r5", "r10", "mean_rank", "ndcg"}
     assert intervals["mrr"]["low"] <= last["val_mrr"] <= intervals["mrr"]["high"]
+    shown = dict(row[:2] for row in scores_of_run(output).rows)
+    assert shown["test: NDCG"] and shown["test: R@1"] and shown["test: Mean rank"]
     info = json.loads((output / "best" / "model.json").read_text())
     assert info["task"] == "dialogue" and {name: info[name] for name in OPTIONS} == OPTIONS
     assert "test_mrr" in json.loads((output / "test.json").read_text())

@@ -17,11 +17,12 @@ from blip.data.image_bytes import ImageLimits
 from blip.data.scans.header import PALETTE, PALETTES, Header, broken, read_header
 from blip.data.scans.levels import Levels, Presentation, is_inverted, levels_of, looked_up, presentation_of
 from blip.data.scans.libraries import pydicom
-from blip.data.scans.pixels import stored_frame
+from blip.data.scans.pixels import OF_DEEP, stored_frame
 from blip.data.scans.references import Reference
 from blip.data.scans.windows import NAMED, parse_window, usual_range
 from blip.errors import InputError
 
+NOTHING = Levels(np.empty((0, 0)))  # of a picture in colour
 BROKEN = "a broken DICOM file: its grey levels or colours cannot be computed"
 
 
@@ -34,6 +35,14 @@ class Grey:
     inverted: bool = False
     is_hounsfield: bool = False  # otherwise the windows of NAMED mean nothing
     colour: Image.Image | None = field(default=None, repr=False)  # of a picture that is not grey: all that there is
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it takes with its picture, for the limit of a volume."""
+        if self.colour is not None:
+            return 6 * self.colour.width * self.colour.height
+        words = self.levels.words
+        return self.levels.values.size * (OF_DEEP + 8) if words is None else 5 * words.size
 
 
 def open_frame(file: BinaryIO, reference: Reference | None, limits: ImageLimits) -> Image.Image:
@@ -49,7 +58,7 @@ def read_frame(header: Header, frame: int, limits: ImageLimits) -> Grey:
     stored = stored_frame(header, frame, limits.max_pixels)
     with broken(BROKEN):
         if not header.is_grey:
-            return Grey(Levels(stored), colour=_colours(stored, header))
+            return Grey(NOTHING, colour=_colours(stored, header))
         levels = levels_of(stored, header, frame)
         return Grey(levels, presentation_of(header, frame), is_inverted(header), header.is_hounsfield)
 
@@ -100,7 +109,7 @@ def _colours(stored: np.ndarray, header: Header) -> Image.Image:
         indexed.putpalette(colours.tobytes())
         return indexed.convert("RGB")
     if header.stored > 8:
-        stored = (stored.astype(np.uint64) >> (header.stored - 8)).clip(0, 255)
+        stored = (stored >> (header.stored - 8)).clip(0, 255)
     return Image.fromarray(np.ascontiguousarray(stored.astype(np.uint8, copy=False)))
 
 

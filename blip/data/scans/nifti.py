@@ -17,10 +17,11 @@ from PIL import Image
 
 from blip.data.decoding_cost import MEMORY, check_size
 from blip.data.image_bytes import ImageLimits
-from blip.data.scans.dicom import Grey
+from blip.data.scans.dicom import NOTHING, Grey
 from blip.data.scans.header import broken, size_of
 from blip.data.scans.levels import Levels
 from blip.data.scans.libraries import nibabel
+from blip.data.scans.pixels import OF_DEEP
 from blip.data.scans.references import AXES, Reference
 from blip.errors import InputError
 
@@ -107,7 +108,7 @@ class Volume:
         check_size((sides[0], sides[1]), limits.max_pixels)
         one = int(np.prod(sides, dtype=object)) * self.voxels.dtype.itemsize
         whole = one * int(np.prod(self.shape[3:], dtype=object))
-        if one > MEMORY or whole > FURTHEST:
+        if max(one, OF_DEEP * sides[0] * sides[1]) > MEMORY or whole > FURTHEST:
             raise InputError(f"it has {' x '.join(map(str, self.shape))} voxels, which take too much memory")
         if size is not None and whole > size:
             raise InputError(f"the file ends before its voxels do: {size:,} bytes of {whole:,} are there")
@@ -130,7 +131,7 @@ def _canonical(axis: str) -> int:
 def _grey(plane: np.ndarray) -> Grey:
     if plane.dtype.names:  # RGB24 and RGBA32
         colours = np.stack([plane[name] for name in plane.dtype.names[:3]], axis=-1)
-        return Grey(Levels(colours), colour=Image.fromarray(np.ascontiguousarray(colours.astype(np.uint8))))
+        return Grey(NOTHING, colour=Image.fromarray(np.ascontiguousarray(colours.astype(np.uint8))))
     if plane.dtype.kind == "c":
         raise InputError("a NIfTI file of complex numbers, which have no grey levels")
     return Grey(Levels(np.ascontiguousarray(plane)), is_hounsfield=True)

@@ -14,6 +14,7 @@ from blip.data.scans.header import Header, broken, size_of
 from blip.data.scans.libraries import INSTALL, pydicom
 from blip.errors import InputError
 
+OF_DEEP = 30  # bytes of memory for a value of more than 16 bits, as measured: percentiles are taken in 64 bits
 WORDS = (8, 16)  # bits of samples that are looked up in a table, unused bits included
 
 
@@ -73,9 +74,9 @@ def _options(header: Header, frames: int) -> dict[str, Any]:
 
 
 def _check_memory(header: Header) -> None:
-    """InputError where decoding would need too much memory: what is stored, the decoder's 32 bits, and two copies."""
-    needed = header.rows * header.columns * header.samples * (4 + 3 * -(-header.allocated // 8))
-    if needed > MEMORY:
+    """InputError where a frame would need too much memory: what is stored, the decoder's 32 bits, and copies."""
+    sample = OF_DEEP if header.allocated > max(WORDS) else 4 + 3 * -(-header.allocated // 8)
+    if header.rows * header.columns * header.samples * sample > MEMORY:
         raise InputError(
             f"it has {header.columns} x {header.rows} pixels of {header.samples} times {header.allocated} bits, which "
             "take too much memory to decode"

@@ -13,6 +13,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+from blip.data.decoding_cost import MEMORY
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, image_stream
 from blip.data.scans import nifti
 from blip.data.scans.dicom import Grey, open_frame, read_frame, shown
@@ -48,7 +49,10 @@ def open_slices(reference: str | Path, limits: ImageLimits = LIMITS) -> list[Ima
         asked = reference_of(reference) or Reference(str(reference))
         with _slices(asked, limits) as (count, read):
             wanted = asked.slices or limits.slices
-            slices = _with_content(read, count, wanted) if asked.by == "content" else read(evenly(count, wanted))
+            places = evenly(count, wanted * (CANDIDATES if asked.by == "content" else 1))
+            slices = _read_all(read, places)
+            if asked.by == "content":
+                slices = _with_content(slices, wanted)
             return [picture.convert("RGB") for picture in shown(slices, limits)]
 
 
@@ -85,8 +89,17 @@ def evenly(count: int, wanted: int) -> list[int]:
     return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]
 
 
-def _with_content(read: ReadSlices, count: int, wanted: int) -> list[Grey]:
-    slices = read(evenly(count, CANDIDATES * wanted))
+def _read_all(read: ReadSlices, places: Sequence[int]) -> list[Grey]:
+    """The slices of these places. InputError where all together, as large as the first, would take too much memory."""
+    slices = read(places[:1])
+    if slices and slices[0].memory * len(places) > MEMORY:
+        most = MEMORY // max(1, slices[0].memory)
+        raise InputError(f"{len(places)} of its slices take too much memory, which holds {most}: see #slices=N")
+    return slices + read(places[1:])
+
+
+def _with_content(slices: list[Grey], wanted: int) -> list[Grey]:
+    """Some of the slices that are not empty, evenly; all of them are empty where they are alike."""
     spreads = [float(np.nan_to_num(_spread(one))) for one in slices]
     full = [one for one, spread in zip(slices, spreads, strict=True) if spread > EMPTY * max(spreads)] or slices
     return [full[place] for place in evenly(len(full), wanted)]

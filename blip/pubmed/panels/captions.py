@@ -1,259 +1,147 @@
-"""A caption of several panels -> the text of each panel, by rules, with a confidence.
+"""A caption of several panels -> each panel's own words, the words that all share, and a confidence.
 
-Labels have several styles: (A) text, A, text, A: text, A. text, a) text, [A] text, A Text, Left: text. For each style
-the labels that form a row from its beginning (A, B, C; i, ii, iii) are counted, and the style with the longest row is
-taken. The words around each label decide by majority whether labels stand before or behind their text. Text before the
-first label belongs to every panel. `Figure 1A` or `vitamin A` are not labels, because they neither begin a sentence nor
-stand in brackets, or are in no row. If a label begins a sentence somewhere, its other occurrences are references.
+`caption_labels.py` finds what may be labels, `caption_readings.py` scores what the caption may mean, and the best
+reading becomes the parts here.
 """
 
+import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 
-ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x", "xi", "xii")
-DASH = "-~\u2010-\u2015\u2212"
-PRIME = "'\u2019\u2032\u2033"
-ONE = rf"(?:[A-Za-z]|[ivx]{{2,5}}|[IVX]{{2,5}})[{PRIME}]{{0,2}}"
-LINK = rf"\s*(?:[,;]\s*(?:and|or)\b|[{DASH},&;]|\band\b|\bto\b|\bor\b)\s*"
-MORE = r"{0,50}"  # further labels in one list: without a bound, the time grows by the square of a hostile caption
-SEVERAL = rf"{ONE}(?:{LINK}{ONE}){MORE}"
-BEGIN = r"(?:(?<=^)|(?<=[.;:!?)\]]\s)|(?<=[.;\u3002]))"  # of the caption or of a sentence
-# style -> pattern whose first group holds the labels
-STYLES = {
-    "(A)": re.compile(rf"(\(\s*{SEVERAL}\s*\)(?:{LINK}\(\s*{SEVERAL}\s*\)){MORE})\s?:?"),
-    "(A, left)": re.compile(
-        rf"\((?:[Pp]anels?\s)?({SEVERAL})(?:,?\s(?:upper|lower|top|bottom|left|right)(?:\s\w+)?)?\)\s?:?"
-    ),
-    "[A]": re.compile(rf"(\[\s*{SEVERAL}\s*\](?:{LINK}\[\s*{SEVERAL}\s*\]){MORE})\s?:?"),
-    "A)": re.compile(rf"(?:(?<=^)|(?<=[\s;.,]))({SEVERAL})\)"),
-    "A:": re.compile(rf"(?:{BEGIN}|(?<=,\s))(?:[Pp]anels?\s+)?({SEVERAL})\s?:"),
-    "A,": re.compile(rf"(?:{BEGIN}|(?<=[;,]\sand\s)|(?<=[;,]\s))(?:[Pp]anels?\s+)?({SEVERAL}),(?=\s)"),
-    "A.": re.compile(rf"{BEGIN}(?:({SEVERAL})\.(?=\s?[A-Z0-9(])|((?-i:[a-z]))\.(?=\s))"),
-    "A |": re.compile(rf"{BEGIN}({SEVERAL})\s?[|\u2013\u2014]\s"),
-    "Panel A": re.compile(rf"{BEGIN}(?:In\s)?[Pp]anels?\s\(?({SEVERAL})\)?[\s,:.](?!and\b)"),
-    "A Text": re.compile(rf"{BEGIN}({SEVERAL})\s(?=[A-Z0-9][\w-]*[a-z]|[A-Z]{{2}}|[a-z]{{1,2}}[A-Z0-9])"),
-}  # fmt: skip
-SURE = {"(A)": 0.95, "[A]": 0.9, "A)": 0.9, "A:": 0.9, "(A, left)": 0.85, "A |": 0.85, "Panel A": 0.85, "A,": 0.8,
-        "A.": 0.75, "A Text": 0.7, "Left:": 0.6}  # fmt: skip
-PLACE = r"(?:upper|lower|top|bottom|middle|cent(?:er|re|ral)|left|right|above|below)"
-ORDINAL = r"(?:first|second|third|fourth|1st|2nd|3rd|4th)"  # a place only before a noun
-NOUN = r"(?:panels?|rows?|columns?|images?|side|half|part|graphs?|plots?)"
-PLACE_NAME = rf"({PLACE}(?:[ -]?{PLACE}|(?:,| and) {PLACE})?(?=\W|{NOUN})|{ORDINAL}(?=\s?{NOUN}))"
-BEFORE_TEXT = re.compile(
-    rf"(?:{BEGIN}|(?<=\())(?:The )?{PLACE_NAME}(?:\s?{NOUN})?\s?"
-    r"(?:[:,]|(?=\s(?:shows?|depicts?|represents?)\b)|(?=\s(?-i:[A-Z])))",
-    re.IGNORECASE,
+from blip.pubmed.panels.caption_parts import Part, Split, Splitter
+from blip.pubmed.panels.caption_readings import (
+    B,
+    D,
+    L,
+    N,
+    Reading,
+    S,
+    T,
+    Weights,
+    best_reading,
+    labels_of,
+    shipped,
+    signs_of_doubt,
 )
-BEHIND_TEXT = re.compile(rf"\((?:the )?{PLACE_NAME}(?:\s?{NOUN})?\)", re.IGNORECASE)
-# words that do not end a phrase: a label behind one of these stands before its text
-OPEN_WORDS = {"a", "an", "the", "of", "for", "from", "in", "on", "at", "with", "by", "to", "between", "under", "after",
-              "before", "using", "shows", "showing"}  # fmt: skip
+from blip.pubmed.panels.caption_rules import split_by_rules
+
+__all__ = ["Part", "Split", "Splitter", "split_by_rules", "split_caption"]
+STYLES = {"P": "(A)", "K": "[A]", "H": "A)", "C": "A:", "D": "A.", "M": "A,", "E": "A =", "I": "A |", "B": "A Text",
+          "W": "Panel A", "F": "Figure 1A", "L": "Left:"}  # fmt: skip
+JOINED_BEFORE = re.compile(r"^(?:and|or|as well as|versus|vs\.?)\s")
+JOINED_BEHIND = re.compile(r"(?:^|[\s,;]{1,5})(?:and|or|as well as|versus|vs\.?)$")
+EDGE = " ;:,"
 
 
-@dataclass
-class Label:
-    """Labels that stand together, such as the two of `(A and B)`, and their position in the caption."""
-
-    names: list[str]
-    start: int
-    end: int
-    begins: bool  # whether it begins the caption or a sentence
-
-
-@dataclass
-class Part:
-    """The text of one or several panels."""
-
-    labels: list[str]
-    text: str
-
-
-@dataclass
-class Split:
-    """A caption in parts. `lead` belongs to all of them; it is the whole caption where there are no parts."""
-
-    lead: str
-    parts: list[Part]
-    style: str = ""
-    confidence: float = 0.0  # 0 to 1
-    whole: str = ""  # the original caption
-
-    @property
-    def labels(self) -> list[str]:
-        """Each label once, in order."""
-        return list(dict.fromkeys(name for part in self.parts for name in part.labels))
-
-    def of(self, label: str) -> str:
-        """The caption of one panel, including the lead; "" for an unknown label."""
-        own = [part.text for part in self.parts if label in part.labels]
-        return " ".join([self.lead, *own]).strip() if own else ""
-
-
-Splitter = Callable[[str], Split]  # may replace `split_caption`: a learned splitter, or a service
-
-
-def split_caption(caption: str) -> Split:
+def split_caption(caption: str, weights: Weights | None = None) -> Split:
     """The parts of a caption; the whole caption as `lead` where there is no row of at least two labels."""
     text = " ".join(caption.split()).replace("\uff08", "(").replace("\uff09", ")")
-    found = {style: row_of(text, pattern) for style, pattern in STYLES.items()}
-    found = {style: labels for style, labels in found.items() if len(labels) > 1}  # one list of names is no row
-    style = max(found, key=lambda name: SURE[name] * len({one for label in found[name] for one in label.names}),
-                default="")  # fmt: skip
-    labels = found.get(style, [])
-    if len({name for label in labels for name in label.names}) < 2:
-        style, labels = "Left:", _places(text)
-        if not labels:
-            return Split(text, [], whole=text)
-    before = sum(pull(text, label) for label in labels) > 0
-    parts = _parts_behind(text, labels) if before else _parts_around(text, labels)
-    lead = text[: labels[0].start].strip(" :;,") if before else ""
-    if before and lead.endswith(("Panels", "panels", "Panel", "panel")):
-        lead = lead.rpartition(" ")[0]
-    return Split(lead, parts, style, _confidence(style, labels, parts, before=before), text)
+    reading = best_reading(text, weights)
+    if reading is None:
+        return Split(text, [], whole=text)
+    split = parts_of(text, reading)
+    split.confidence = confidence(reading, weights or shipped())
+    return split
 
 
-def row_of(text: str, pattern: re.Pattern[str]) -> list[Label]:
-    """The labels of a style that form a row from its beginning."""
-    candidates = []
-    for match in pattern.finditer(text):
-        if names := expand(match[match.lastindex or 1]):
-            candidates.append(Label(names, match.start(), match.end(), begins(text, match.start())))
-    rows = []
-    for kind in (str.isupper, str.islower):
-        some = [label for label in candidates if all(kind(name[0]) for name in label.names)]
-        allowed = _closed({name for label in some for name in label.names})
-        openers = {name for label in some if label.begins for name in label.names}
-        row, known = [], set[str]()
-        some = [label for label in some if set(label.names) <= allowed]
-        # labels behind their text may occur repeatedly
-        behind = not openers and sum(pull(text, label) for label in some) <= 0
-        for label in some:
-            new = set(label.names) - known
-            if label.begins or behind or (new and not set(label.names) <= openers):
-                row.append(label)
-                known.update(label.names)
-        rows.append((row, known))
-    # of an outer and an inner row the outer comes first
-    rows.sort(key=lambda both: (len(both[1]) < 2, both[0][0].start if both[0] else len(text)))
-    return rows[0][0]
+def confidence(reading: Reading, weights: Weights) -> float:
+    """The chance that labels and words are right: of composed captions, with templates that training lacks."""
+    signs = signs_of_doubt(weights, reading)
+    total = sum(weight * sign for weight, sign in zip(weights.confidence, signs, strict=True))
+    return round(min(0.99, 1 / (1 + math.exp(-total))), 3)
 
 
-def _closed(names: set[str]) -> set[str]:
-    """The names that form a row from its beginning."""
-    allowed: set[str] = set()
-    while new := (following(allowed) & names) - allowed:
-        allowed |= new
-    return allowed
+SPLITTERS: dict[str, Splitter] = {"learned": split_caption, "rules": split_by_rules}
 
 
-def following(known: set[str]) -> set[str]:
-    """Names that may follow in a row: the first of each alphabet, or the successor of any known name."""
-    if not known:
-        return {"A", "a", "i", "I"}
-    found = set()
-    for name in known:
-        plain = name.rstrip(PRIME)
-        found |= {name + prime for prime in PRIME} if len(name) < 3 else set()
-        if len(plain) == 1 and plain.lower() != "z":
-            found.add(chr(ord(plain) + 1))
-        if plain.lower() in ROMAN[:-1]:
-            after = ROMAN[ROMAN.index(plain.lower()) + 1]
-            found.add(after if plain.islower() else after.upper())
-    return found
+def parts_of(text: str, reading: Reading) -> Split:
+    """The words of each label, the lead and the tail that a reading gives."""
+    lead, tail, waiting = "", list[str](), ""
+    parts: list[Part] = []
+    runs: list[_Run] = []  # of labels
+    every = labels_of(reading)
+    for run in _runs(text, reading):
+        if run.tag in (B, D):
+            parts.append(Part(list(run.names), waiting, (run.start, run.end), run.tag == D))
+            runs.append(run)
+            waiting = ""
+        elif run.tag == L:
+            lead = run.words
+        elif run.tag == N:
+            waiting = run.words
+        elif run.tag == T:
+            tail.append(run.words)
+        elif run.tag == S and (names := _shared_by(run, runs)):
+            if every.issubset(names):
+                tail.append(run.words)
+            else:
+                parts.append(Part(names, run.words, (run.start, run.start)))
+        elif run.words:
+            own = parts[-1].text
+            own += "." if own and own[-1] not in ".!?" and run.begins and run.words[0].isupper() else ""
+            parts[-1].text = f"{own} {run.words}".strip()
+    form = "Left:" if reading.group.kind == "p" else STYLES.get(reading.group.form[0], "(A)")
+    return Split(lead, parts, form, 0.0, text, " ".join(tail).strip())
 
 
-def pull(text: str, label: Label) -> float:
-    """Above 0 if a label probably stands before its text, below 0 if it probably stands behind."""
-    if label.begins:
-        return 3.0
-    before, behind = text[: label.start].rstrip(), text[label.end :].lstrip()
-    word = re.search(r"(\w+)$", before)
-    value = 0.0
-    if word and word[1].lower() in OPEN_WORDS:
-        value += 2.0
-    elif before.endswith((",", ";")) or (word and word[1].lower() in ("and", "or")):
-        value += 0.5
-    else:
-        value -= 0.5
-    if not behind or behind[0] in ".,;:)":
-        value -= 2.0
-    elif re.match(r"[A-Z][a-z]", behind):
-        value += 2.0
-    elif not re.match(r"(and|or|in|of|is|are|was|were|shows?|with|for|from)\b", behind):
-        value += 1.0
-    return value
-
-
-def _places(text: str) -> list[Label]:
-    """Positions instead of letters: `Left: ...`, or `... (left)`; empty for fewer than two."""
-    for pattern, begin in ((BEFORE_TEXT, True), (BEHIND_TEXT, False)):
-        labels = [Label(_place_names(m[1]), m.start(), m.end(), begin) for m in pattern.finditer(text)]
-        if len({name for label in labels for name in label.names}) > 1:
-            return labels
+def _shared_by(run: "_Run", labels: list["_Run"]) -> list[str]:
+    """The names of the labels that share words at the end of their clause or sentence; empty for a single label."""
+    for numbers in ("clause", "sentence"):
+        own = getattr(run, numbers)
+        some = list(takewhile(lambda one: getattr(one, numbers) == own, reversed(labels)))  # noqa: B023 (used at once)
+        if len(some) > 1:
+            return list(dict.fromkeys(name for one in reversed(some) for name in one.names))
     return []
 
 
-def _place_names(words: str) -> list[str]:
-    several = re.split(r",\s*| and ", words.lower())
-    return [re.sub(rf"^({PLACE})-?({PLACE})$", r"\1 \2", name) for name in several]
+@dataclass
+class _Run:
+    """Successive atoms of one tag."""
+
+    tag: int
+    start: int
+    end: int
+    sentence: int
+    clause: int
+    begins: bool = False  # a sentence
+    names: tuple[str, ...] = ()
+    words: str = ""
 
 
-def expand(names: str) -> list[str]:
-    """`A-C, E`, also `(A)-(C)`, -> A B C E; empty where it is no list of labels."""
-    found: list[str] = []
-    pieces = re.split(rf"({LINK})", re.sub(r"[()\[\]\s]+", " ", names).strip().rstrip(":").strip())
-    for place, name in enumerate(pieces[::2]):
-        link = pieces[2 * place - 1].strip() if place else ""
-        if (link == "to" or re.fullmatch(f"[{DASH}]", link)) and found:
-            between = _between(found[-1], name)
-            if not between:
-                return []
-            found += between
-        found.append(name)
-    return list(dict.fromkeys(found))
+def _runs(text: str, reading: Reading) -> list[_Run]:
+    runs: list[_Run] = []
+    marks: list[tuple[int, str]] = []
+    for atom, tag in zip(reading.atoms, reading.tags, strict=True):
+        if tag in (B, D) and atom.label:
+            runs.append(_Run(tag, atom.start, atom.end, atom.sentence, atom.clause, names=atom.label.names))
+            marks.append((len(runs) - 1, atom.label.mark))
+        elif runs and runs[-1].tag == tag and not runs[-1].names:
+            runs[-1].end = atom.end
+        else:
+            runs.append(_Run(tag, atom.start, atom.end, atom.sentence, atom.clause, atom.gap == 2))
+    for run in runs:
+        run.words = text[run.start : run.end]
+    for at, mark in marks:  # brackets that a label shared with other words
+        if mark == "(" and at + 1 < len(runs):
+            runs[at + 1].words = "(" + runs[at + 1].words
+        elif mark == ")" and at:
+            runs[at - 1].words = runs[at - 1].words.rstrip() + ")"
+    for run in runs:
+        run.words = _trimmed(run.words, first=run.tag == L)
+    return runs
 
 
-def _between(first: str, last: str) -> list[str]:
-    """The labels after `first` up to and including `last`; empty where the two are not of one row."""
-    if first.lower() in ROMAN and last.lower() in ROMAN and (len(first) > 1 or len(last) > 1):
-        low, high = ROMAN.index(first.lower()), ROMAN.index(last.lower())
-        return [name if first.islower() else name.upper() for name in ROMAN[low + 1 : high + 1]]
-    if len(first) == len(last) == 1 and first.isupper() == last.isupper() and first < last:
-        return [chr(code) for code in range(ord(first) + 1, ord(last) + 1)]
-    return []
-
-
-def begins(text: str, place: int) -> bool:
-    """Whether the caption or a sentence begins at this position."""
-    before = text[:place].rstrip()
-    return not before or before[-1] in ".;:!?)"
-
-
-def _parts_behind(text: str, labels: list[Label]) -> list[Part]:
-    """Labels before their text: each gets the text up to the next label."""
-    ends = [label.start for label in labels[1:]] + [len(text)]
-    return [Part(label.names, re.sub(r"[\s:;,]+(?:and)?\s*$", "", text[label.end : end]).lstrip(" :;,"))
-            for label, end in zip(labels, ends, strict=True)]  # fmt: skip
-
-
-def _parts_around(text: str, labels: list[Label]) -> list[Part]:
-    """Labels behind their text: each gets the sentence that it stands in."""
-    bounds = [0, *(m.end() for m in re.finditer(r"(?<=[.;!?])\s+(?=[A-Z(])", text)), len(text)]
-    parts = []
-    for label in labels:
-        start = max(bound for bound in bounds if bound <= label.start)
-        end = min(bound for bound in bounds if bound > label.start)
-        parts.append(Part(label.names, text[start:end].strip()))
-    return parts
-
-
-def _confidence(style: str, labels: list[Label], parts: list[Part], *, before: bool) -> float:
-    """Chosen by hand: highest for letters in brackets before their text, lowest for sentences that panels share."""
-    value = SURE[style]
-    value *= 1.0 if before else 0.6
-    value *= 1.0 if not before or any(label.begins for label in labels) else 0.75  # perhaps a list within a sentence
-    names = [name for label in labels for name in label.names]
-    value *= 0.8 if len(set(names)) < len(names) else 1.0  # a label occurs again
-    empty = sum(not part.text for part in parts)
-    return round(value * (1 - empty / len(parts)), 3)
+def _trimmed(words: str, *, first: bool) -> str:
+    """Words without signs and conjunctions at their ends, and without half a pair of brackets."""
+    words = words.strip(EDGE) if first else words.strip(EDGE).lstrip(" .:;,)|=\u2013\u2014")
+    words = words.removeprefix("- ")
+    words = JOINED_BEHIND.sub("", words if first else JOINED_BEFORE.sub("", words)).strip(EDGE)
+    surplus = words.count("(") - words.count(")")
+    if surplus > 0:
+        words = words.removesuffix("(").rstrip(EDGE)
+    elif surplus < 0:
+        words = re.sub(r"\)(?=\.?$)", "", words, count=1)
+    if first and words.endswith(("Panels", "panels", "Panel", "panel")):
+        words = words.rpartition(" ")[0]
+    return words

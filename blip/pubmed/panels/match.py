@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from blip.pubmed.panels.captions import Split
+from blip.pubmed.panels.caption_parts import Shared, Split
 from blip.pubmed.panels.detector import Panels
 from blip.pubmed.panels.gutters import Piece
 
@@ -107,13 +107,15 @@ def regular(boxes: list[Box]) -> bool:
     return True
 
 
-def match(split: Split, found: Layout, read: dict[str, tuple[float, float]] | None = None) -> list[Pair]:
+def match(split: Split, found: Layout, read: dict[str, tuple[float, float]] | None = None, *,
+          shared: Shared = "all") -> list[Pair]:  # fmt: skip
     """The pairs of a figure; a single pair, of the whole, if the caption has no parts or anything is in doubt.
 
     Args:
         split: the caption.
         found: the panels.
         read: label -> its position in the figure (x, y), if letters were read.
+        shared: whether a text has the words that all panels share, or its own alone.
     """
     names = split.labels
     whole = [Pair([], None, split.whole, "whole", 1.0)]
@@ -136,7 +138,7 @@ def match(split: Split, found: Layout, read: dict[str, tuple[float, float]] | No
     for name in names:
         at = places[name]
         confidence = split.confidence * found.scores[at] * certainty
-        pairs.append(Pair([name], found.boxes[at], split.of(name), how, round(confidence, 3)))
+        pairs.append(Pair([name], found.boxes[at], split.sentence(name, shared), how, round(confidence, 3)))
     return pairs
 
 

@@ -1,7 +1,8 @@
 """`blip pubmed split`: lines of figures -> lines of sub-figures with their part of the caption.
 
-A figure becomes one line for each panel if caption and picture agree, else it stays one line, marked `whole`. Lines are
-written in the order of the input; a run that was stopped continues after the last figure that it finished.
+A figure becomes one line for each panel if caption and picture agree, else it stays one line, marked `whole`, with the
+reason in `why`. Lines are written in the order of the input; a run that was stopped continues after the last figure
+that it finished.
 """
 
 import hashlib
@@ -25,7 +26,8 @@ from blip.pubmed.claims import summary_of
 from blip.pubmed.extract import SEVERAL
 from blip.pubmed.lines import Figure, Line, SplitCaption, read
 from blip.pubmed.panels import gutters
-from blip.pubmed.panels.captions import Part, Split, Splitter, split_caption
+from blip.pubmed.panels.caption_parts import Part, Shared, Split
+from blip.pubmed.panels.captions import SPLITTERS
 from blip.pubmed.panels.detector import PanelDetector
 from blip.pubmed.panels.letters import LetterReader
 from blip.pubmed.panels.match import Layout, Pair, layout, match
@@ -49,7 +51,8 @@ class Options:
     read_letters: bool = False
     smallest: int = 48  # pixels of the shorter side of a sub-figure
     given: dict[str, Split] = field(default_factory=dict, hash=False)  # captions that were split elsewhere, by `key`
-    splitter: Splitter = split_caption
+    captions: str = "learned"  # or "rules": how captions are divided, a name of `SPLITTERS`
+    shared: Shared = "all"  # words of a sub-figure: also those that all panels share, or its "own" alone
     limits: ImageLimits = LIMITS  # of the figures' files
 
 
@@ -83,7 +86,7 @@ class FigureSplitter:
         read = None
         if self.reader and len(names) > 1 and len(found.boxes) > 1:
             read = self.reader(image, panels.letters[: 2 * len(names)], names)
-        return match(split, found, read), found
+        return match(split, found, read, shared=self.options.shared), found
 
     def lines(self, at: int, line: Line, given: Split | None = None) -> tuple[list[Line], Summary]:
         """The line of a figure -> those of its parts, and their counts.
@@ -96,9 +99,9 @@ class FigureSplitter:
         if not line.get("image"):
             part.why_whole["no file"] += 1
             return [], part
-        split = replace(given, whole=line["caption"]) if given else self.options.splitter(line["caption"])
+        split = replace(given, whole=line["caption"]) if given else SPLITTERS[self.options.captions](line["caption"])
         if len(line.get("files") or []) > 1:
-            return _several_files(at, line, split, part=part)
+            return _several_files(at, line, split, part=part, shared=self.options.shared)
         try:
             image = open_plain(line["image"], self.options.limits)
         except UnreadableImage as error:
@@ -107,13 +110,16 @@ class FigureSplitter:
         pairs, found = self(image, split)
         part.how[pairs[0].how] += 1
         part.way[found.way] += 1
-        if pairs[0].how == "whole":
-            part.why_whole[_why(split, found)] += 1
+        why = _why(split, found) if pairs[0].how == "whole" else ""
+        if why:
+            part.why_whole[why] += 1
         out = []
         for pair in pairs:
             made = {**line, "caption": pair.text, "whole_caption": line["caption"], "whole_image": line["image"],
                     "panel": pair.labels, "box": pair.box, "how": pair.how, "confidence": pair.confidence,
-                    "panels": found.boxes, "row": at}  # fmt: skip
+                    "panels": found.boxes, "row": at, **_words(split, pair.labels)}  # fmt: skip
+            if why:
+                made["why"] = why
             if pair.box is not None:
                 crop = image.crop(pair.box)
                 if min(crop.size) < self.options.smallest or max(crop.size) > MOST_OF_JPEG:
@@ -125,7 +131,14 @@ class FigureSplitter:
         return out, part
 
 
-def _several_files(at: int, line: Line, split: Split, *, part: Summary) -> tuple[list[Line], Summary]:
+def _words(split: Split, labels: list[str]) -> Line:
+    """The words of a sub-figure by whom they belong to; {} for a whole figure."""
+    if not labels:
+        return {}
+    return {"caption_lead": split.lead, "caption_own": split.own(labels[0]), "caption_tail": split.tail}
+
+
+def _several_files(at: int, line: Line, split: Split, *, part: Summary, shared: Shared) -> tuple[list[Line], Summary]:
     """A figure of several files: each with the text of its label if there are as many labels, else the first one alone.
 
     In the second case the confidence is low.
@@ -134,21 +147,24 @@ def _several_files(at: int, line: Line, split: Split, *, part: Summary) -> tuple
     about = {"whole_caption": line["caption"], "whole_image": line["image"], "box": None, "panels": [], "row": at}
     if len(names) != len(line["files"]):
         part.how["whole"] += 1
-        part.why_whole["several files, other number of labels"] += 1
+        part.why_whole[why := "several files, other number of labels"] += 1
         part.pairs = 1
-        return [line | about | {"panel": [], "how": "whole", "confidence": SEVERAL}], part
+        return [line | about | {"panel": [], "how": "whole", "confidence": SEVERAL, "why": why}], part
     part.how["file"] += 1
     part.pairs = len(names)
     certainty = round(0.9 * split.confidence, 3)
     about |= {"how": "file", "confidence": certainty}
-    each = zip(names, line["files"], strict=True)
-    return [line | about | {"image": file, "caption": split.of(name), "panel": [name]} for name, file in each], part
+    lines = []
+    for name, file in zip(names, line["files"], strict=True):
+        own = {"image": file, "caption": split.sentence(name, shared), "panel": [name]}
+        lines.append(line | about | own | _words(split, [name]))
+    return lines, part
 
 
 def _why(split: Split, found: Layout) -> str:
     names = split.labels
     if len(names) < 2:
-        return "caption of one part"
+        return "panels that the caption does not name" if len(found.boxes) > 1 else "caption of one part"
     if len(found.boxes) < 2:
         return "no panels found"
     return "other number of panels than labels" if len(names) != len(found.boxes) else "letters contradict the panels"
@@ -220,7 +236,8 @@ def _settings(pairs: Path, options: Options) -> dict[str, Any]:
         digest = hashlib.file_digest(source, "sha256").hexdigest()  # type: ignore[arg-type]
     given = hashlib.sha256(repr(sorted(options.given.items())).encode()).hexdigest()
     return {"pairs": digest, "given": given, "weights": options.weights, "crops": options.crops,
-            "read_letters": options.read_letters, "smallest": options.smallest}  # fmt: skip
+            "captions": options.captions, "shared": options.shared, "read_letters": options.read_letters,
+            "smallest": options.smallest}  # fmt: skip
 
 
 Numbered = tuple[int, Line, Split | None]  # number of a line, a figure, the parts of its caption where they are given
@@ -263,7 +280,8 @@ def key(line: Line) -> str:
 def read_splits(path: Path) -> dict[str, Split]:
     """Captions that were split by a learned splitter, a language model or by hand, one a line, by `key`.
 
-    `{"article": "PMC1", "figure": "F1", "lead": "...", "parts": [{"labels": ["A"], "text": "..."}], "confidence": 0.9}`
+    `{"article": "PMC1", "figure": "F1", "lead": "...", "parts": [{"labels": ["A"], "text": "..."}], "tail": "...",
+    "confidence": 0.9}`; all but `parts` may be absent.
 
     Raises:
         SplitError: a line has another form.
@@ -272,8 +290,8 @@ def read_splits(path: Path) -> dict[str, Split]:
     try:
         for _, line in read(path, SplitCaption):
             parts = [Part(part["labels"], part["text"]) for part in line["parts"]]
-            certainty, lead = float(line.get("confidence", 1.0)), str(line.get("lead", ""))
-            found[key(line)] = Split(lead, parts, "given", certainty, str(line.get("caption", lead)))
+            certainty, lead, tail = float(line.get("confidence", 1.0)), str(line.get("lead", "")), line.get("tail", "")
+            found[key(line)] = Split(lead, parts, "given", certainty, str(line.get("caption", lead)), tail)
     except ReadError as error:
         raise SplitError(f"{error.path}, {error.place}: not a split caption ({error.problem})") from None
     return found

@@ -1,4 +1,4 @@
-"""Captions of several panels: the forms that occur, and text that is not a label."""
+"""Captions of several panels, by rules: the forms that occur, and text that is not a label."""
 
 import subprocess
 import sys
@@ -8,7 +8,8 @@ import pytest
 from helpers.real_files import read
 from helpers.running import ROOT
 
-from blip.pubmed.panels.captions import expand, split_caption
+from blip.pubmed.panels.caption_rules import expand, split_by_rules
+from blip.pubmed.panels.captions import split_caption
 
 
 @pytest.mark.parametrize(
@@ -33,7 +34,7 @@ from blip.pubmed.panels.captions import expand, split_caption
     ],
 )  # fmt: skip
 def test_forms(caption: str, lead: str, parts: dict[str, str]) -> None:
-    found = split_caption(caption)
+    found = split_by_rules(caption)
     assert found.lead == lead and found.confidence > 0
     for label, text in parts.items():
         assert found.of(label) == f"{lead} {text}".strip()
@@ -51,8 +52,8 @@ def test_forms(caption: str, lead: str, parts: dict[str, str]) -> None:
     ],
 )
 def test_what_is_no_label(caption: str) -> None:
-    found = split_caption(caption)
-    assert not found.parts and found.lead == caption and found.confidence == 0
+    for found in (split_by_rules(caption), split_caption(caption)):
+        assert not found.parts and found.lead == caption and found.confidence == 0
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_ranges(names: str, labels: str) -> None:
 
 
 def test_sentences_that_panels_share_are_less_sure() -> None:
-    assert split_caption("(A) CT. (B) MRI.").confidence > split_caption("CT (A) and MRI (B).").confidence
+    assert split_by_rules("(A) CT. (B) MRI.").confidence > split_by_rules("CT (A) and MRI (B).").confidence
 
 
 @pytest.mark.real_data
@@ -80,7 +81,7 @@ def test_labels_of_real_captions(data_dir: Path) -> None:
     for figure in figures:
         own = f"{figure['article']} {figure['fig_id']}"
         expected = list(corrected.get(own, figure["panel_labels_in_caption"]))
-        found = sorted({label for part in split_caption(figure["caption"]).parts for label in part.labels})
+        found = sorted({label for part in split_by_rules(figure["caption"]).parts for label in part.labels})
         if found != expected:
             assert own not in corrected, own
             # a range that is listed by its ends: what lies between them is missing
@@ -91,7 +92,7 @@ def test_labels_of_real_captions(data_dir: Path) -> None:
 
 @pytest.mark.parametrize("text", ["A, ", "A and ", "(A, "])
 def test_a_caption_of_thousands_of_letters_takes_a_moment(text: str) -> None:
-    code = "import sys; from blip.pubmed.panels.captions import *; print(split_caption(sys.argv[1] * 20_000))"
+    code = "import sys; from blip.pubmed.panels.caption_rules import *; print(split_by_rules(sys.argv[1] * 20_000))"
     command = [sys.executable, "-c", code, text]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=60)
     assert result.stdout.startswith("Split(")

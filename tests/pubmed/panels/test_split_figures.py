@@ -22,7 +22,8 @@ pytest.importorskip("pycocotools")
 from benchmarks.figure_split import BOXES, average_precision, generated, real
 from blip.data.images import plain
 from blip.pubmed.panels import gutters
-from blip.pubmed.panels.captions import Part, Split, split_caption
+from blip.pubmed.panels.caption_parts import Part, Split
+from blip.pubmed.panels.captions import split_caption
 from blip.pubmed.panels.compose import compose
 from blip.pubmed.panels.detector import Detector, DetectorError, PanelDetector, Panels, centers, load, prepare
 from blip.pubmed.panels.match import Layout, layout, match, reading_order

@@ -1,0 +1,214 @@
+"""Readings of a caption: which candidates are labels, which words belong to which label, or to all, and their scores.
+
+A reading of a group of candidates tags each atom:
+
+L lead                N words of the next label        P words of the label before
+S shared, behind the last label of a sentence          Q words of a label before that also has words before it
+T tail
+B a label before its words                             D a label behind its words
+A candidate with one of the tags L to T is no label.
+
+Its score is the sum of learned weights of each atom's features with its tag, and of each pair of successive tags, less
+the score of the reading without labels. The best reading is found by dynamic programming (Viterbi).
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blip.pubmed.panels.caption_atoms import Atom, atoms_of, features_of, sentence_bounds
+from blip.pubmed.panels.caption_labels import Group, groups
+
+L, N, P, Q, S, T, B, D = range(8)
+TAGS = "LNPQSTBD"
+NO_LABEL = 8  # column of the weights of a candidate that is none
+# tag -> tags that may follow, before one of any kind of gap
+AFTER = {L: (L, N, B), N: (N, D), P: (P, B, N, T, S), Q: (Q, N, B, T, S), S: (S, N, B, T), T: (T,), B: (P,),
+         D: (Q, N, S, T, B)}  # fmt: skip
+BEGIN = (L, N, B)
+END = (L, P, Q, S, T, D)
+BEFORE = {tag: tuple(first for first in range(8) if tag in AFTER[first]) for tag in range(8)}
+START = 8
+LONGEST = 50_000  # characters of a caption that is divided: longer ones stay whole
+Tally = dict[str, int]
+WEIGHTS = Path(__file__).with_name("caption_weights.json")
+
+
+@dataclass
+class Reading:
+    """A group of candidates with the tag of each atom."""
+
+    group: Group
+    atoms: list[Atom]
+    tags: list[int]
+    score: float  # above the reading without labels
+    scores: list[list[float]]  # of each atom's tags, as `emissions` gives them
+    margin: float = 0.0  # above the best reading of another group, or without labels
+
+
+class Weights:
+    """Weights of features: name -> one for each tag, and one for a candidate that is no label."""
+
+    def __init__(self, table: dict[str, list[float]], confidence: list[float]) -> None:
+        self.rows = {name: at + 1 for at, name in enumerate(table)}
+        self.matrix = np.zeros((len(table) + 1, 9))
+        for name, at in self.rows.items():
+            self.matrix[at] = table[name]
+        self.confidence = confidence
+        self.tags = [[[0.0] * 4 for _ in range(9)] for _ in range(9)]  # [first][second][gap]
+        for name, values in table.items():
+            if name[:2] == "t>":
+                first, gap = int(name[2]), int(name[3])
+                for second in range(8):
+                    self.tags[first][second][gap] = values[second]
+
+    @classmethod
+    def of(cls, table: dict[str, Any]) -> "Weights":
+        """From the content of a file of weights."""
+        rows = {name: [columns.get(column, 0) / table["scale"] for column in "LNPQSTBD-"]
+                for name, columns in table["weights"].items()}  # fmt: skip
+        return cls(rows, table["confidence"] or [0.0])
+
+    def of_group(self, group: Group) -> float:
+        """The weight of a group as such."""
+        at = [self.rows.get(name, 0) for name in group_features(group)]
+        return float(self.matrix[at, 0].sum())
+
+
+@lru_cache(maxsize=1)
+def shipped() -> Weights:
+    """The weights of the package, which `train_captions.py` learned."""
+    return Weights.of(json.loads(WEIGHTS.read_text(encoding="utf-8")))
+
+
+def group_features(group: Group) -> list[str]:
+    """Features of a group: its form, its kind and its number of labels."""
+    return [f"G={group.form}", f"G={group.kind}", f"G{min(len(group.names), 4)}{group.form}"]
+
+
+def emissions(weights: Weights, features: list[list[str]]) -> np.ndarray:
+    """(atoms, 9): the score of each tag of each atom, and of a candidate that is no label."""
+    rows, offsets = [], []
+    get = weights.rows.get
+    for some in features:
+        offsets.append(len(rows))
+        rows += [get(name, 0) for name in some]
+    return np.add.reduceat(weights.matrix[rows], offsets, axis=0)
+
+
+def best_tags(weights: Weights, atoms: list[Atom], scores: list[list[float]],
+              extra: Callable[[int, int], float] | None = None) -> tuple[list[int], float, float]:  # fmt: skip
+    """The tags of the best reading, its score, and that of the reading without labels.
+
+    Args:
+        scores: (atoms, 9) from `emissions`.
+        extra: added to the score of an atom with a tag; for training.
+    """
+    table = weights.tags
+    first = _own(atoms[0], scores[0])
+    values = {tag: table[START][tag][3] + first[tag] for tag in BEGIN if first[tag] is not None}
+    plain = table[START][L][3] + first[L]
+    trail: list[dict[int, int]] = []
+    for at in range(1, len(atoms)):
+        own, gap, new, back = _own(atoms[at], scores[at]), atoms[at].gap, dict[int, float](), dict[int, int]()
+        for tag in range(8):
+            value = own[tag]
+            if value is None:
+                continue
+            best, source = None, 0
+            for before in BEFORE[tag]:
+                if before in values:
+                    total = values[before] + table[before][tag][gap]
+                    if best is None or total > best:
+                        best, source = total, before
+            if best is not None:
+                new[tag], back[tag] = best + value, source
+        plain += table[L][L][gap] + own[L]
+        values = new
+        trail.append(back)
+    tag = max((one for one in END if one in values), key=values.__getitem__)
+    score, tags = values[tag], [tag]
+    for back in reversed(trail):
+        tags.append(back[tags[-1]])
+    return tags[::-1], score, plain
+
+
+def _own(atom: Atom, row: list[float]) -> list[float]:
+    """The scores of the tags that an atom may have; None for others."""
+    if atom.label is not None:
+        none = row[NO_LABEL]
+        return [none, none, none, none, none, none, row[B], row[D]]
+    if atom.enclosed:  # words of that label, if it is one
+        return [row[L], None, row[P], row[Q], None, row[T], None, None]
+    return [*row[:6], None, None]
+
+
+def read_group(weights: Weights, text: str, bounds: list[tuple[int, int]], group: Group) -> Reading:
+    """The best reading of one group."""
+    atoms = atoms_of(text, bounds, group.labels)
+    scores = emissions(weights, features_of(text, atoms, group)).tolist()
+    tags, score, plain = best_tags(weights, atoms, scores)
+    return Reading(group, atoms, tags, score - plain + weights.of_group(group), scores)
+
+
+def best_reading(text: str, weights: Weights | None = None) -> Reading | None:
+    """The best reading of a caption with single blanks; None where it is the one without labels, or too long."""
+    weights = weights or shipped()
+    found = groups(text) if len(text) <= LONGEST else []
+    if not found:
+        return None
+    bounds = sentence_bounds(text)
+    readings = [read_group(weights, text, bounds, group) for group in found]
+    readings = [one for one in readings if len(labels_of(one)) > 1]
+    if not readings:
+        return None
+    readings.sort(key=lambda one: -one.score)
+    best = readings[0]
+    best.margin = best.score - max([0.0] + [one.score for one in readings[1:]])
+    return best if best.score > 0 else None
+
+
+def doubts(weights: Weights, reading: Reading) -> list[float]:
+    """How much lower the score of a reading is with the next best tag of one atom, for each that may have another."""
+    tags, found = [START, *reading.tags], list[float]()
+    for at, (atom, row) in enumerate(zip(reading.atoms, reading.scores, strict=True)):
+        own, tag, before = _own(atom, row), tags[at + 1], tags[at]
+        after, gap = (tags[at + 2], reading.atoms[at + 1].gap) if at + 2 < len(tags) else (None, 0)
+        best = None
+        for other in AFTER[before] if at else BEGIN:
+            if other == tag or own[other] is None or not (other in END if after is None else after in AFTER[other]):
+                continue
+            loss = own[tag] - own[other] + weights.tags[before][tag][atom.gap] - weights.tags[before][other][atom.gap]
+            if after is not None:
+                loss += weights.tags[tag][after][gap] - weights.tags[other][after][gap]
+            best = loss if best is None or loss < best else best
+        if best is not None:
+            found.append(best)
+    return found
+
+
+def signs_of_doubt(weights: Weights, reading: Reading) -> list[float]:
+    """What the confidence in a reading is computed from; the first is 1."""
+    losses = doubts(weights, reading) or [40.0]
+    return [
+        1.0,
+        math.log1p(max(0.0, min(losses))),
+        math.log(0.01 + sum(math.exp(-max(0.0, loss) / 4) for loss in losses)),
+        math.log1p(max(0.0, reading.margin)),
+        float(D in reading.tags),
+        float(S in reading.tags),
+        math.log(len(labels_of(reading))),
+        float(reading.tags[-1] == P and not reading.atoms[-1].label),
+    ]
+
+
+def labels_of(reading: Reading) -> set[str]:
+    """The names of the labels of a reading."""
+    return {name for atom, tag in zip(reading.atoms, reading.tags, strict=True) if tag in (B, D) and atom.label
+            for name in atom.label.names}  # fmt: skip

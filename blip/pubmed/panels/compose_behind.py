@@ -1,0 +1,98 @@
+"""Structures of composed captions whose labels stand behind their words: CT (A) and MRI (B) show a mass."""
+
+from blip.pubmed.panels.caption_writer import (
+    BEHIND,
+    BEHIND_FORMS,
+    GLUE,
+    LABEL,
+    LEAD,
+    MARKED,
+    MORE,
+    SHARED,
+    Composed,
+    Names,
+    Writer,
+    upper,
+)
+
+
+def behind_label(writer: Writer, made: Composed, group: Names, form: str) -> None:
+    """A label behind its words, sometimes with a mark in the same brackets."""
+    if form.startswith("(") and writer.chance(0.15):
+        shown = writer.choose(MARKED)
+        first, _, rest = shown.partition("{}")
+        text = writer.written(group, "{}")
+        extra = {"{zoom}": "zoom", "{stain}": "stain"}
+        for mark, name in extra.items():
+            first, rest = first.replace(mark, writer.phrase(name)), rest.replace(mark, writer.phrase(name))
+        made.add(first, BEHIND)
+        made.add(text, LABEL, group)
+        made.add(rest, MORE if rest != ")" else GLUE)
+        return
+    made.add(" " + writer.written(group, form), LABEL, group)
+
+
+def _words(writer: Writer, share: float) -> str:
+    """Words of a label, in `share` of cases a longer phrase, mostly without a semicolon or colon."""
+    text = writer.phrase("fragment" if writer.chance(share) else "item")
+    return text if not {";", ":"} & set(text) or writer.chance(0.1) else writer.phrase("item")
+
+
+def behind_items(writer: Writer, made: Composed, groups: list[Names], *, form: str, shared: float = 0.65) -> None:
+    """One sentence: words (A), words (B) and words (C) shared words."""
+    if writer.chance(0.15) and not made.of(LABEL):
+        made.add(" " + upper(writer.phrase("colon")) + ": ", LEAD)
+    for at, group in enumerate(groups):
+        last = at == len(groups) - 1
+        if at:
+            made.add(writer.choose((" and ", " and ", ", and ", ", ", " as well as ")) if last else ", ", GLUE)
+        text = _words(writer, 0.2)
+        made.add(" " + (text if at else upper(text)), BEHIND)
+        behind_label(writer, made, group, form)
+    if len(groups) > 1 and writer.chance(shared):
+        bare = [name for group in groups for name in group]
+        made.add(writer.phrase("shared", writer.refs(bare, "x" if form.startswith("(") else form)), SHARED)
+    else:
+        made.add(".", GLUE)
+    made.caption += " "
+
+
+def behind_inline(writer: Writer, made: Composed) -> None:
+    """Lead. Words (A), words (B) and words (C) shared words. Words (D). Tail."""
+    names, form = writer.row(most=7), writer.form(BEHIND_FORMS)
+    form = "in panel {}" if form == "in {}" and not names[0].isupper() else form
+    groups = writer.groups(names, 0.2)
+    writer.lead(made, 0.35, closed=True)
+    while groups:
+        size = len(groups) if writer.chance(0.6) else 1 + writer.below(len(groups))
+        behind_items(writer, made, groups[:size], form=form)
+        groups = groups[size:]
+    writer.tail(made, names, form, 0.4)
+
+
+def behind_sentence(
+    writer: Writer, made: Composed, group: Names, *, names: list[str], form: str, inside: bool = False
+) -> None:
+    """Words (A), or words (A) further words; `inside`: Words. (A)"""
+    made.add(" " + upper(_words(writer, 0.8)), BEHIND)
+    end = writer.choose((".", ".", ".", ";"))
+    if inside:
+        made.caption += "."
+    behind_label(writer, made, group, form)
+    if not inside:
+        text = writer.phrase("own_tail") if writer.chance(0.3) else ""
+        made.add(text + end, MORE if text else GLUE)
+    if writer.chance(0.12) and not inside:
+        made.add(" " + upper(writer.phrase("more", writer.refs(names, form))), MORE)
+    made.caption += " "
+
+
+def behind_sentences(writer: Writer, made: Composed) -> None:
+    """Lead. Words (A). Words (B) further words. Tail."""
+    names, form = writer.row(most=7), writer.form(BEHIND_FORMS)
+    form = "in panel {}" if form == "in {}" and not names[0].isupper() else form
+    writer.lead(made, 0.4, closed=True)
+    inside = writer.chance(0.05) and form.startswith("(")
+    for group in writer.groups(names, 0.2):
+        behind_sentence(writer, made, group, names=names, form=form, inside=inside)
+    writer.tail(made, names, form, 0.4)

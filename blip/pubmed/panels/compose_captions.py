@@ -1,0 +1,244 @@
+"""Captions of compound figures, composed of phrases or of single captions, with the truth about each span.
+
+A caption is written from left to right: a lead, labels in one of the forms of the literature, each before or behind its
+own words, references to panels inside sentences, and a tail that belongs to all panels. Each function writes one
+structure.
+"""
+
+from collections.abc import Callable, Iterator
+
+from blip.pubmed.panels.caption_writer import (
+    BEFORE,
+    BEFORE_FORMS,
+    GLUE,
+    LABEL,
+    LEAD,
+    PLACES,
+    Composed,
+    Names,
+    Writer,
+    upper,
+)
+from blip.pubmed.panels.compose_behind import behind_inline, behind_items, behind_sentence, behind_sentences
+
+
+def sentences(writer: Writer, made: Composed) -> None:
+    """Lead. (A) Words. Further words. (B) Words. Tail."""
+    names = writer.row()
+    form = (
+        writer.form(BEFORE_FORMS) if not names[0].isdigit() else writer.choose(("({}) ", "{}) ", "{}. ", "Panel {}: "))
+    )
+    writer.lead(made, 0.8)
+    if made.caption and writer.chance(0.12):  # a title without its full stop
+        bare = made.caption.rstrip(". ")
+        made.spans[-1] = (0, len(bare) + 1, LEAD, ())
+        made.caption = bare + " "
+    before_sentences(writer, made, writer.groups(names), form=form)
+    writer.tail(made, names, form)
+
+
+def before_sentences(writer: Writer, made: Composed, groups: list[Names], *, form: str) -> None:
+    """Labels before one or more sentences each."""
+    names = [name for group in groups for name in group]
+    bare = form in ("{} ", "{}. ", "{} | ")
+    lower = writer.chance(0.1) and not bare
+    for at, group in enumerate(groups):
+        made.add(" " + writer.written(group, form), LABEL, group)
+        text = writer.own(names, form, sentence=True, last=at == len(groups) - 1)
+        if len(group) > 1 and "(" in form and writer.chance(0.35):  # (A, B) Words in some (A) and others (B).
+            text = _divided(writer, group)
+        if "shows" in form:
+            text = writer.choose(("shows ", "shows ", "is ", "demonstrates ")) + text[0].lower() + text[1:]
+            made.add(" " + text + " ", BEFORE)
+            continue
+        made.add((text[0].lower() if lower else text[0].upper()) + text[1:] + " ", BEFORE)
+
+
+def _divided(writer: Writer, group: Names) -> str:
+    """Words of several panels, of which each is named again behind some of the words."""
+    join = writer.choose((", ", " and ", " or "))
+    items = [f"{writer.phrase('item')} ({name})" for name in group]
+    text = writer.phrase("opening" if writer.chance(0.6) else "fragment") + writer.choose((" in ", " of ", " "))
+    end = writer.phrase("shared") if writer.chance(0.4) else "."
+    return text + ", ".join(items[:-1]) + join + items[-1] + end
+
+
+def clauses(writer: Writer, made: Composed) -> None:
+    """Lead: (A) words; (B) words; and (C) words. Tail."""
+    names = writer.row()
+    form = (
+        writer.form(BEFORE_FORMS) if not names[0].isdigit() else writer.choose(("({}) ", "{}) ", "{}. ", "Panel {}: "))
+    )
+    writer.lead(made, 0.25)
+    if writer.chance(0.6):
+        made.add(upper(writer.phrase("colon")) + writer.choose((": ", ": ", ". ", ", ")), LEAD)
+    mark = writer.choose((";", ",", ";", ".", ""))
+    if form in ("{} ", "{}. ", "{}, ") and mark in ("", ","):
+        mark = ";"
+    groups = writer.groups(names)
+    for at, group in enumerate(groups):
+        if at == len(groups) - 1 and mark != "." and writer.chance(0.3):
+            made.add(" and ", GLUE)
+        made.add(" " + writer.written(group, form), LABEL, group)
+        text = writer.own(names, form, sentence=False)
+        if "shows" in form:
+            text = "shows " + text[0].lower() + text[1:]
+        elif form == "{} " or writer.chance(0.4):
+            text = upper(text)
+        made.add((" " if "shows" in form else "") + text + ("." if at == len(groups) - 1 else mark) + " ", BEFORE)
+    writer.tail(made, names, form)
+
+
+def inline(writer: Writer, made: Composed) -> None:
+    """Photomicrographs of (A) words, (B) words and (C) words. Tail."""
+    names = writer.row(most=5)
+    form = writer.choose(("({}) ", "({}) ", "({}) ", "{}) ", "[{}] "))
+    writer.lead(made, 0.3)
+    if writer.chance(0.75):
+        made.add(upper(writer.phrase("opening")) + " ", LEAD)
+    groups = writer.groups(names, 0.1)
+    for at, group in enumerate(groups):
+        last = at == len(groups) - 1
+        if last:
+            made.add(writer.choose((" and ", " and ", ", and ", " or ", " versus ")), GLUE)
+        made.add(" " + writer.written(group, form), LABEL, group)
+        text = writer.phrase("item") + (writer.phrase("shared").rstrip(".") if last and writer.chance(0.25) else "")
+        made.add(text + ("." if last else "," if at < len(groups) - 2 else "") + " ", BEFORE)
+    writer.tail(made, names, form)
+
+
+def mixed(writer: Writer, made: Composed) -> None:
+    """Some labels behind their words, the others before, with the change at the end of a sentence."""
+    names = writer.row(least=3, most=8)
+    groups = [(name,) for name in names]
+    cut = 1 + writer.below(len(groups) - 1)
+    writer.lead(made, 0.4, closed=True)
+    first, second = groups[:cut], groups[cut:]
+    before = writer.chance(0.4)
+    for behind, some in ((not before, first), (before, second)):
+        if not behind:
+            before_sentences(writer, made, some, form="({}) ")
+        elif len(some) > 1:
+            behind_items(writer, made, some, form="({})")
+        else:
+            behind_sentence(writer, made, some[0], names=names, form="({})")
+    writer.tail(made, names, "({})", 0.4)
+
+
+def nested(writer: Writer, made: Composed) -> None:
+    """(A\u2013C) Common words: (A) words, (B) words and (C) words. (D) Words."""
+    names = writer.row(least=4, most=8)
+    size = 2 + writer.below(len(names) - 2)
+    writer.lead(made, 0.8)
+    made.add(writer.written(tuple(names[:size]), "({}) "), LABEL, tuple(names[:size]))
+    made.add(upper(writer.phrase("colon")) + writer.choose((": ", ". ", " ")), BEFORE)
+    for at, name in enumerate(names[:size]):
+        last = at == size - 1
+        if last:
+            made.add(" and ", GLUE)
+        made.add(f" ({name}) ", LABEL, (name,))
+        made.add(writer.phrase("item") + ("." if last else ",") + " ", BEFORE)
+    before_sentences(writer, made, [(name,) for name in names[size:]], form="({}) ")
+    writer.tail(made, names, "({}) ")
+
+
+def crossed(writer: Writer, made: Composed) -> None:
+    """(A, B) Words; (C, D) words. (A, C) Words; (B, D) words."""
+    form = writer.choose(("({}) ", "({}) ", "{}: ", "({}): "))
+    names = list("abcd" if writer.chance(0.4) else "ABCD")
+    writer.lead(made, 0.8)
+    pairs = [(names[0], names[1]), (names[2], names[3]), (names[0], names[2]), (names[1], names[3])]
+    if writer.chance(0.3):
+        pairs = pairs[2:] + pairs[:2]
+    stop = writer.choose(("; ", ", ", ". "))
+    for at, pair in enumerate(pairs):
+        made.add(" " + writer.written(pair, form), LABEL, pair)
+        text = writer.phrase("item")
+        made.add((upper(text) if stop == ". " else text) + (". " if at % 2 else stop), BEFORE)
+    writer.tail(made, names, form)
+
+
+def bracketed(writer: Writer, made: Composed) -> None:
+    """Lead (A, words; B, words). Tail."""
+    names, sign = writer.row(most=5), writer.choose((",", ":", ",", " =", "."))
+    writer.lead(made, 0.2)
+    made.add(upper(writer.phrase("colon")) + " (", LEAD)
+    for at, name in enumerate(names):
+        if at == len(names) - 1 and writer.chance(0.2):
+            made.add(" and ", GLUE)
+        made.add(f" {name}{sign} ", LABEL, (name,))
+        made.add(writer.phrase("item") + ("). " if at == len(names) - 1 else "; "), BEFORE)
+    writer.tail(made, names, "{}")
+
+
+def enclosed(writer: Writer, made: Composed) -> None:
+    """Lead. (A, words) Words. (B, words) Words."""
+    names = writer.row(most=6)
+    writer.lead(made, 0.6)
+    for at, name in enumerate(names):
+        made.add(f" ({name}{writer.choose((', ', ', ', ': ', '; '))}", LABEL, (name,))
+        made.add(writer.phrase(writer.choose(("plane", "mri", "stain", "item", "mark", "zoom"))) + ") ", BEFORE)
+        made.add(upper(writer.own(names, "({})", sentence=True, last=at == len(names) - 1)) + " ", BEFORE)
+    writer.tail(made, names, "({})")
+
+
+def places(writer: Writer, made: Composed) -> None:
+    """Left: words. Right: words; or words (left) and words (right)."""
+    names = writer.choose(PLACES)
+    if writer.chance(0.1):
+        names = writer.choose((("first", "second"), ("1st", "2nd", "3rd"), ("first", "second", "third")))
+    noun = writer.choose(("", "", " panel", " row", " image", " column", " panels", " Row", " Panel"))
+    noun = " " + writer.choose(("row", "column", "panel", "Row")) if names[0] in ("first", "1st") else noun
+    writer.lead(made, 0.5, closed=True)
+    if writer.chance(0.6):
+        sign = writer.choose((": ", ": ", ", ", " shows ", " - ", ". ") if noun else (": ", ": ", ", ", ". "))
+        stop = writer.choose((". ", "; ", ". "))
+        the = "The " if noun and sign == " shows " else ""
+        if writer.chance(0.2) and sign in (": ", ", "):
+            made.add(upper(writer.phrase("colon")) + ": ", LEAD)
+            stop = "; "
+        for at, name in enumerate(names):
+            last = at == len(names) - 1
+            shown = the + name if the else upper(name) if stop == ". " or not made.caption else name
+            made.add(f" {shown}{noun}{sign.replace('shows ', '')}", LABEL, (name,))
+            text = writer.phrase("place_own")
+            text = "shows " + text if sign == " shows " else text
+            made.add((text if sign != ": " else upper(text)) + (". " if last else stop), BEFORE)
+    else:
+        form = "({}" + noun + ")" if names[0] in ("first", "1st") or writer.chance(0.5) else "({})"
+        behind_items(writer, made, [(name,) for name in names], form=form)
+    writer.tail(made, ["A", "B"], "x", 0.35)
+
+
+def plain(writer: Writer, made: Composed) -> None:
+    """A caption without labels, with what is easily taken for labels."""
+    text = writer.phrase("fragment") + "." if writer.chance(0.2) else writer.phrase("plain", ("(A)", "B"))
+    if writer.chance(0.2):
+        text += " " + upper(writer.phrase("more"))
+    made.add(upper(text), LEAD)
+
+
+STRUCTURES: tuple[tuple[Callable[[Writer, Composed], None], int], ...] = (
+    (sentences, 34), (clauses, 14), (inline, 11), (behind_inline, 14), (behind_sentences, 8), (mixed, 6), (nested, 4),
+    (bracketed, 3), (crossed, 2), (enclosed, 3), (places, 10), (plain, 9),
+)  # fmt: skip
+
+
+def compose(writer: Writer) -> Composed:
+    """One caption with its spans."""
+    made = Composed()
+    at = writer.below(sum(weight for _, weight in STRUCTURES))
+    for structure, weight in STRUCTURES:
+        at -= weight
+        if at < 0:
+            structure(writer, made)
+            break
+    made.caption = made.caption.rstrip()
+    return made
+
+
+def captions(seed: int, count: int, half: str = "train", singles: tuple[str, ...] = ()) -> Iterator[Composed]:
+    """`count` captions, the same ones for the same arguments; see `Writer`."""
+    writer = Writer(seed, half, singles)
+    for _ in range(count):
+        yield compose(writer)
