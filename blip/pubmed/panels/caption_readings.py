@@ -14,7 +14,6 @@ the score of the reading without labels. The best reading is found by dynamic pr
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -94,7 +93,7 @@ def group_features(group: Group) -> list[str]:
 
 def emissions(weights: Weights, features: list[list[str]]) -> np.ndarray:
     """(atoms, 9): the score of each tag of each atom, and of a candidate that is no label."""
-    rows, offsets = [], []
+    rows, offsets = list[int](), list[int]()
     get = weights.rows.get
     for some in features:
         offsets.append(len(rows))
@@ -102,26 +101,23 @@ def emissions(weights: Weights, features: list[list[str]]) -> np.ndarray:
     return np.add.reduceat(weights.matrix[rows], offsets, axis=0)
 
 
-def best_tags(weights: Weights, atoms: list[Atom], scores: list[list[float]],
-              extra: Callable[[int, int], float] | None = None) -> tuple[list[int], float, float]:  # fmt: skip
+def best_tags(table: list[list[list[float]]], atoms: list[Atom],
+              scores: list[list[float]]) -> tuple[list[int], float, float]:  # fmt: skip
     """The tags of the best reading, its score, and that of the reading without labels.
 
     Args:
+        table: weights of pairs of tags, as `Weights.tags`.
         scores: (atoms, 9) from `emissions`.
-        extra: added to the score of an atom with a tag; for training.
     """
-    table = weights.tags
     first = _own(atoms[0], scores[0])
-    values = {tag: table[START][tag][3] + first[tag] for tag in BEGIN if first[tag] is not None}
+    values = {tag: table[START][tag][3] + first[tag] for tag in BEGIN if tag in first}
     plain = table[START][L][3] + first[L]
     trail: list[dict[int, int]] = []
     for at in range(1, len(atoms)):
         own, gap, new, back = _own(atoms[at], scores[at]), atoms[at].gap, dict[int, float](), dict[int, int]()
-        for tag in range(8):
-            value = own[tag]
-            if value is None:
-                continue
-            best, source = None, 0
+        for tag, value in own.items():
+            best: float | None = None
+            source = 0
             for before in BEFORE[tag]:
                 if before in values:
                     total = values[before] + table[before][tag][gap]
@@ -139,21 +135,21 @@ def best_tags(weights: Weights, atoms: list[Atom], scores: list[list[float]],
     return tags[::-1], score, plain
 
 
-def _own(atom: Atom, row: list[float]) -> list[float]:
-    """The scores of the tags that an atom may have; None for others."""
+def _own(atom: Atom, row: list[float]) -> dict[int, float]:
+    """The tags that an atom may have, with their scores."""
     if atom.label is not None:
         none = row[NO_LABEL]
-        return [none, none, none, none, none, none, row[B], row[D]]
+        return {L: none, N: none, P: none, Q: none, S: none, T: none, B: row[B], D: row[D]}
     if atom.enclosed:  # words of that label, if it is one
-        return [row[L], None, row[P], row[Q], None, row[T], None, None]
-    return [*row[:6], None, None]
+        return {L: row[L], P: row[P], Q: row[Q], T: row[T]}
+    return dict(enumerate(row[:6]))
 
 
 def read_group(weights: Weights, text: str, bounds: list[tuple[int, int]], group: Group) -> Reading:
     """The best reading of one group."""
     atoms = atoms_of(text, bounds, group.labels)
     scores = emissions(weights, features_of(text, atoms, group)).tolist()
-    tags, score, plain = best_tags(weights, atoms, scores)
+    tags, score, plain = best_tags(weights.tags, atoms, scores)
     return Reading(group, atoms, tags, score - plain + weights.of_group(group), scores)
 
 
@@ -180,9 +176,9 @@ def doubts(weights: Weights, reading: Reading) -> list[float]:
     for at, (atom, row) in enumerate(zip(reading.atoms, reading.scores, strict=True)):
         own, tag, before = _own(atom, row), tags[at + 1], tags[at]
         after, gap = (tags[at + 2], reading.atoms[at + 1].gap) if at + 2 < len(tags) else (None, 0)
-        best = None
+        best: float | None = None
         for other in AFTER[before] if at else BEGIN:
-            if other == tag or own[other] is None or not (other in END if after is None else after in AFTER[other]):
+            if other == tag or other not in own or not (other in END if after is None else after in AFTER[other]):
                 continue
             loss = own[tag] - own[other] + weights.tags[before][tag][atom.gap] - weights.tags[before][other][atom.gap]
             if after is not None:

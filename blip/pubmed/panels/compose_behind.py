@@ -63,6 +63,11 @@ def behind_inline(writer: Writer, made: Composed) -> None:
     form = "in panel {}" if form == "in {}" and not names[0].isupper() else form
     groups = writer.groups(names, 0.2)
     writer.lead(made, 0.35, closed=True)
+    if len(names) in (4, 6) and writer.chance(0.25):  # words (A, B) and (C, D); words (A, C) and (B, D)
+        half = len(names) // 2
+        groups = [tuple(names[:half]), tuple(names[half:])]
+        behind_items(writer, made, groups, form=form)
+        groups = [(names[at], names[half + at]) for at in range(half)]
     while groups:
         size = len(groups) if writer.chance(0.6) else 1 + writer.below(len(groups))
         behind_items(writer, made, groups[:size], form=form)

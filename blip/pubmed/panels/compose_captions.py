@@ -5,6 +5,7 @@ own words, references to panels inside sentences, and a tail that belongs to all
 structure.
 """
 
+import re
 from collections.abc import Callable, Iterator
 
 from blip.pubmed.panels.caption_writer import (
@@ -45,7 +46,7 @@ def before_sentences(writer: Writer, made: Composed, groups: list[Names], *, for
     for at, group in enumerate(groups):
         made.add(" " + writer.written(group, form), LABEL, group)
         text = writer.own(names, form, sentence=True, last=at == len(groups) - 1)
-        if len(group) > 1 and "(" in form and writer.chance(0.35):  # (A, B) Words in some (A) and others (B).
+        if len(group) > 1 and "(" in form and writer.chance(0.45):  # (A, B) Words in some (A) and others (B).
             text = _divided(writer, group)
         if "shows" in form:
             text = writer.choose(("shows ", "shows ", "is ", "demonstrates ")) + text[0].lower() + text[1:]
@@ -58,7 +59,9 @@ def _divided(writer: Writer, group: Names) -> str:
     """Words of several panels, of which each is named again behind some of the words."""
     join = writer.choose((", ", " and ", " or "))
     items = [f"{writer.phrase('item')} ({name})" for name in group]
-    text = writer.phrase("opening" if writer.chance(0.6) else "fragment") + writer.choose((" in ", " of ", " "))
+    text = writer.phrase("opening" if writer.chance(0.6) else "fragment") + writer.choose(
+        (" in ", " of ", " ", " at ", " with ")
+    )
     end = writer.phrase("shared") if writer.chance(0.4) else "."
     return text + ", ".join(items[:-1]) + join + items[-1] + end
 
@@ -110,7 +113,7 @@ def inline(writer: Writer, made: Composed) -> None:
 def mixed(writer: Writer, made: Composed) -> None:
     """Some labels behind their words, the others before, with the change at the end of a sentence."""
     names = writer.row(least=3, most=8)
-    groups = [(name,) for name in names]
+    groups: list[Names] = [(name,) for name in names]
     cut = 1 + writer.below(len(groups) - 1)
     writer.lead(made, 0.4, closed=True)
     first, second = groups[:cut], groups[cut:]
@@ -212,9 +215,11 @@ def places(writer: Writer, made: Composed) -> None:
 
 def plain(writer: Writer, made: Composed) -> None:
     """A caption without labels, with what is easily taken for labels."""
-    text = writer.phrase("fragment") + "." if writer.chance(0.2) else writer.phrase("plain", ("(A)", "B"))
-    if writer.chance(0.2):
-        text += " " + upper(writer.phrase("more"))
+    text = "(left)"
+    while re.search(r"\((?:left|top)\)|(?:Left|Top)[:,]", text):  # which would be panels
+        text = writer.phrase("fragment") + "." if writer.chance(0.2) else writer.phrase("plain", ("(A)", "B"))
+        if writer.chance(0.2):
+            text += " " + upper(writer.phrase("more"))
     made.add(upper(text), LEAD)
 
 

@@ -54,6 +54,7 @@ class Case:
         self.groups = groups(text)
         self.atoms = [atoms_of(text, bounds, group.labels) for group in self.groups]
         self.features = [features_of(text, atoms, group) for atoms, group in zip(self.atoms, self.groups, strict=True)]
+        self.rows: list[tuple[np.ndarray, np.ndarray]] = []  # of features, set by a learner
         self.true: tuple[int, list[int]] | None = None  # the group and its tags; None where no group has the labels
         self.labelled = any(role == LABEL for _, _, role, _ in made.spans)
         for at, atoms in enumerate(self.atoms):
@@ -66,7 +67,7 @@ def true_tags(made: Composed, atoms: list[Atom]) -> list[int] | None:
     """The tags of the truth, or None where the atoms cannot have it."""
     labels = [(a, b, names) for a, b, role, names in made.spans if role == LABEL]
     texts = [(a, b, role) for a, b, role, _ in made.spans if role not in (LABEL, GLUE)]
-    tags, found, place = [], 0, 0
+    tags, found, place = list[int](), 0, 0
     for atom in atoms:
         declared = next((one for one in labels if atom.label and one[2] == atom.label.names
                          and one[0] < atom.end and atom.start < one[1]), None)  # fmt: skip
@@ -102,7 +103,7 @@ class Learner:
         self.rows = {name: at + 1 for at, name in enumerate(kept)}
         self.matrix = np.zeros((len(kept) + 1, 9), np.int64)
         self.sums = np.zeros_like(self.matrix)  # of each change times the number of its step
-        self.tags = [[[0] * 4 for _ in range(9)] for _ in range(9)]
+        self.tags = [[[0.0] * 4 for _ in range(9)] for _ in range(9)]
         self.step = 0
         for case in cases:
             case.rows = [self._rows(some) for some in case.features]
@@ -135,10 +136,10 @@ class Learner:
         for at, (group, atoms) in enumerate(zip(case.groups, case.atoms, strict=True)):
             rows, starts = case.rows[at]
             scores = np.add.reduceat(self.matrix[rows], starts, axis=0).tolist()
-            tags, score, plain = best_tags(self, atoms, scores)
-            score += int(self.matrix[[self.rows[name] for name in group_features(group)], 0].sum()) - plain
-            if score > best and any(tag in (B, D) for tag in tags):
-                best, found = score, (at, tags)
+            tags, score, plain = best_tags(self.tags, atoms, scores)
+            gain = int(score - plain) + int(self.matrix[[self.rows[name] for name in group_features(group)], 0].sum())
+            if gain > best and any(tag in (B, D) for tag in tags):
+                best, found = gain, (at, tags)
         return found
 
     def _add(self, case: "Case", at: int, tags: list[int], *, sign: int) -> None:

@@ -142,7 +142,7 @@ def test_viterbi_equals_trying_all_readings() -> None:
                 else:
                     if row[-1] in END and (best is None or total > best + 1e-9):
                         best, found = total, row
-            tags, top, _ = best_tags(weights, atoms, scores)
+            tags, top, _ = best_tags(weights.tags, atoms, scores)
             assert best is not None and top == pytest.approx(best) and tags == found
             tried += 1
     assert tried > 20

@@ -27,7 +27,7 @@ from blip.pubmed.panels.captions import split_caption
 from blip.pubmed.panels.compose import compose
 from blip.pubmed.panels.detector import Detector, DetectorError, PanelDetector, Panels, centers, load, prepare
 from blip.pubmed.panels.match import Layout, layout, match, reading_order
-from blip.pubmed.panels.split import Options, SplitError, read_splits, split
+from blip.pubmed.panels.split import FigureSplitter, Options, SplitError, read_splits, split
 from blip.pubmed.panels.train_detector import draw, loss_of, targets, vary
 
 GRID = [(0, 0, 100, 100), (110, 0, 210, 100), (0, 110, 100, 210), (110, 110, 210, 210)]
@@ -320,6 +320,27 @@ def test_captions_that_something_else_split(corpus: Path, tmp_path: Path) -> Non
     given.write_text('{"article": "PMC0"}')
     with pytest.raises(SplitError, match="line 1: not a split caption"):
         read_splits(given)
+
+
+def test_words_of_panels_and_why_a_figure_stays_whole(corpus: Path, tmp_path: Path) -> None:
+    caption = "Scans. (A) One. (B) Two. Scale bar, 1 cm."
+    line = {"image": "a.png", "files": ["a.png", "b.png"], "caption": caption}
+    texts = {}
+    for options in (Options(""), Options("", shared="own"), Options("", captions="rules")):
+        lines, _ = FigureSplitter(options).lines(0, line)
+        texts[options.captions, options.shared] = [one["caption"] for one in lines]
+    assert texts == {
+        ("learned", "all"): ["Scans. One. Scale bar, 1 cm.", "Scans. Two. Scale bar, 1 cm."],
+        ("learned", "own"): ["One.", "Two."],
+        ("rules", "all"): ["Scans. One.", "Scans. Two. Scale bar, 1 cm."],
+    }
+    splitter = FigureSplitter(Options(str(tmp_path / "crops")))
+    parts = [(one["caption_lead"], one["caption_own"], one["caption_tail"]) for one in splitter.lines(0, line)[0]]
+    assert parts == [("Scans.", "One.", "Scale bar, 1 cm."), ("Scans.", "Two.", "Scale bar, 1 cm.")]
+    whole = {"image": read_lines(corpus)[0]["image"], "caption": "Scans of six mice."}
+    (made,), counts = splitter.lines(0, whole)
+    assert made["how"] == "whole" and made["why"] == "panels that the caption does not name"
+    assert counts.why_whole == {made["why"]: 1} and "caption_own" not in made and made["caption"] == whole["caption"]
 
 
 def test_images_that_were_away_are_tried_again(corpus: Path, tmp_path: Path) -> None:
