@@ -88,6 +88,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
     for line in report.scans.lines():
         console.print(line, markup=False, highlight=False)
     console.print(f"duplicates: {report.duplicate_texts:,} {report.kind}, {report.duplicate_images:,} images")
+    if report.of_several:
+        console.print(f"about several pictures: {report.of_several:,} records", highlight=False)
     if report.wordless_texts:
         console.print(f"without words: {report.wordless_texts:,} {report.kind}", style="yellow", highlight=False)
     if report.answer_types:

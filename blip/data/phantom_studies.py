@@ -9,7 +9,6 @@ A seed determines everything, as for the phantoms of one picture. The pictures o
 of its record.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,7 @@ def draw_views(rng: np.random.Generator, image_size: int, count: int = 2) -> Dra
 
 
 def draw_volume(rng: np.random.Generator, image_size: int, count: int) -> Drawn:
-    """`count` slices of one body, widest in the middle, of which one to three neighbours show a lesion."""
+    """`count` slices of one body, each wider than the one before, of which one to three neighbours show a lesion."""
     body, brightness, side = _chosen(rng, BODIES, BRIGHTNESSES, SIDES)
     thickness = int(rng.integers(1, min(3, count) + 1))
     first = int(rng.integers(count - thickness + 1))
@@ -71,7 +70,7 @@ def draw_volume(rng: np.random.Generator, image_size: int, count: int) -> Drawn:
     grey = _grey(rng, brightness)
     pictures = []
     for i in range(count):
-        canvas = _narrowed(whole, 0.7 + 0.3 * math.sin(math.pi * (i + 0.5) / count))
+        canvas = _narrowed(whole, 0.6 + 0.4 * (i + 0.5) / count)
         if first <= i < first + thickness:
             _lesion(canvas, circle, grey)
         pictures.append(developed(rng, canvas, image_size))

@@ -79,27 +79,31 @@ class Handlers:
         self.uploads.keep(page, picture, slot)
         return results.preview(picture, image)
 
-    def _image(self, page: str, slot: str = "") -> Image.Image:
-        return self.uploads.of(page, slot).open(self.limits)
+    def _image(self, served: ServedModel, page: str, slot: str = "") -> Image.Image:
+        """The image of a page as a model takes it: scans as in its training."""
+        return self.uploads.of(page, slot).open(self.limits, served.model.limits)
 
     # ---- what models can do
 
     def ask(self, name: str, question: str, page: str) -> str:
-        served, image = self._model(name, "answer"), self._image(page)
+        served = self._model(name, "answer")
+        image = self._image(served, page)
         question = abilities.checked_text(question, "question", self.limits)
         answers = served.call(lambda m: abilities.ask(m, image, question), self.limits.max_seconds)
         about = "Probabilities are those among the answers that the model knows." if len(answers) > 1 else ""
         return results.scores("Answer", answers, column="Answer", about=about, given=question)
 
     def caption(self, name: str, beams: float, page: str) -> str:
-        served, image = self._model(name, "caption"), self._image(page)
+        served = self._model(name, "caption")
+        image = self._image(served, page)
         count = max(1, min(self.limits.max_beams, int(beams))) if isinstance(beams, int | float) else 1
         captions = served.call(lambda m: abilities.caption(m, image, count), self.limits.max_seconds)
         about = "The probability is that of the whole text, word by word; long texts have small ones."
         return results.scores("Caption", captions, column="Caption", about=about)
 
     def match(self, name: str, texts: str, page: str) -> str:
-        served, image = self._model(name, "match"), self._image(page)
+        served = self._model(name, "match")
+        image = self._image(served, page)
         lines = abilities.checked_lines(texts, "text", self.limits)
         matches = served.call(lambda m: abilities.match(m, image, lines), self.limits.max_seconds)
         about = "The probability that the text belongs to the image, each text on its own; they do not add up to 100 %."
@@ -107,14 +111,15 @@ class Handlers:
 
     def judge(self, name: str, statement: str, page: str) -> str:
         served = self._model(name, "judge")
-        left, right = self._image(page), self._image(page, "second")
+        left, right = self._image(served, page), self._image(served, page, "second")
         statement = abilities.checked_text(statement, "statement", self.limits)
         judged = served.call(lambda m: abilities.judge(m, left, right, statement), self.limits.max_seconds)
         judged.sort(key=lambda one: -one.probability)
         return results.scores("The statement is", judged, column="Verdict", given=statement)
 
     def explain(self, name: str, text: str, objective: str, method: str, layer: str, page: str) -> str:
-        served, image = self._model(name), self._image(page)
+        served = self._model(name)
+        image = self._image(served, page)
         if objective not in served.explains:
             raise InputError(f"{served.name} has no maps of {objective!r}: choose another result to explain")
         if OBJECTIVES[objective].of_image:
@@ -152,20 +157,22 @@ class Handlers:
             if left <= 0:
                 problems += [f"{shown_name(str(file.get('orig_name')))}: there was no time left" for file in part]
                 continue
-            names, images = self._readable(part, problems)
+            names, images = self._readable(served, part, problems)
             if images:
                 call = functools.partial(abilities.batch, images=images, action=action, texts=lines)
                 made = served.call(call, left)
                 rows += [{"image": name, **row} for name, several in zip(names, made, strict=True) for row in several]
         return results.table(rows, len(files), problems)
 
-    def _readable(self, files: list[dict[str, Any]], problems: list[str]) -> tuple[list[str], list[Image.Image]]:
+    def _readable(
+        self, served: ServedModel, files: list[dict[str, Any]], problems: list[str]
+    ) -> tuple[list[str], list[Image.Image]]:
         """Names and images of the files that can be read; messages about the others go to `problems`."""
         names, images = [], []
         for file in files:
             try:
                 picture = self.uploads.read(file)
-                images.append(picture.open(self.limits))
+                images.append(picture.open(self.limits, served.model.limits))
                 names.append(picture.name)
             except InputError as error:
                 problems.append(str(error))

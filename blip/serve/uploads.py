@@ -12,13 +12,13 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from PIL import Image
 
-from blip.data.image_bytes import UnreadableImage, read_image
+from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, read_image
 from blip.data.images import open_image
 from blip.errors import InputError, visible
 from blip.files import ReadError, open_regular
@@ -35,14 +35,14 @@ class Picture:
     name: str
     data: bytes
 
-    def open(self, limits: Limits) -> Image.Image:
-        """The image in RGB, upright.
+    def open(self, limits: Limits, shown: ImageLimits = LIMITS) -> Image.Image:
+        """The image in RGB, upright; a scan as `shown` says, such as the `limits` of a model.
 
         Raises:
             InputError: it cannot be read or is too large; the message begins with its name.
         """
         try:
-            return open_image(self.data, limits.image)
+            return open_image(self.data, replace(limits.image, window=shown.window, channels=shown.channels))
         except UnreadableImage as error:
             raise InputError(f"{self.name} cannot be read: {error.reason}") from None
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers.set_files import put_parquet
 from PIL import Image
+from rich.console import Console
 from torch import Tensor
 
 from blip.capfilt.candidates import read_candidates
@@ -20,6 +21,7 @@ from blip.data import pictures
 from blip.data.augment import prepared
 from blip.data.batches import collate
 from blip.data.check import check_data
+from blip.data.check_report import print_report
 from blip.data.dataset import open_data
 from blip.data.formats import AnnotationError
 from blip.data.gallery import ImagesByNumber, unreadable
@@ -183,6 +185,9 @@ def test_one_unreadable_picture_makes_the_item_unreadable(folder: Path) -> None:
     assert [(number, Path(path).name) for number, path, _ in notes] == [(2, "4.png")]
     report = check_data([str(folder / "pairs.json")], num_workers=0)
     assert report.images == 6 and report.of_several == 2 and len(report.broken_images) == 1
+    console = Console(record=True, width=120)
+    print_report(report, console)
+    assert "about several pictures: 2 records" in console.export_text()
 
 
 @pytest.mark.parametrize("way", ["fast", "fast on the device", "pil"])

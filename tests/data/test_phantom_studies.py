@@ -30,7 +30,7 @@ def drawn() -> Drawn:
 def lesion_pixels(record: dict, pixels: np.ndarray) -> list[int]:
     """How many pixels of each picture are as bright or dark as a lesion alone is; the skull and the spine are 200."""
     bright = record["lesion"]["brightness"] == "bright"
-    inside = pixels[:, 14:34, 14:34] if "slices" in record["lesion"] else pixels[:, 8:40, 14:34]  # of the body
+    inside = pixels[:, 15:33, 16:32] if "slices" in record["lesion"] else pixels[:, 8:40, 14:34]  # of the body
     return [int((picture > 219).sum() if bright else (picture < 50).sum()) for picture in inside]
 
 

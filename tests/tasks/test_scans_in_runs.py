@@ -14,6 +14,8 @@ from blip.data.image_bytes import ImageLimits
 from blip.data.images import open_image
 from blip.errors import BlipError
 from blip.inference.opening import Reads, load_model
+from blip.serve.limits import Limits
+from blip.serve.uploads import Picture
 from blip.train.log import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_java_nor_peak")]
@@ -42,6 +44,8 @@ def test_training_on_scans_and_volumes(pipeline: str, phantoms: Path, tiny_check
     if pipeline == "fast":
         other = load_model(str(run / "best"), "", "cpu", Reads(window="lung"))
         assert torch.equal(other.pixels([path])[0], m.transform(open_image(path, ImageLimits(window="lung"))))
+        served = Picture("ct.dcm", path.read_bytes()).open(Limits(), m.limits)
+        assert torch.equal(m.transform(served), expected)
         assert Reads(window="lung").chosen != Reads().chosen == ""
         with pytest.raises(BlipError, match="the window 'lungs' is none of lung"):
             load_model(str(run / "best"), "", "cpu", Reads(window="lungs"))
