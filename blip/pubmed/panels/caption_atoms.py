@@ -50,6 +50,7 @@ KINDS = {
 LINKS = frozenset(("in", "of", "from", "with", "to", "as", "by", "between", "than", "for", "see", "at", "on", "like",
                    "cf", "and", "or", "both", "within", "under", "into", "via"))  # fmt: skip
 KIND_OF = {word: kind for kind, words in KINDS.items() for word in words.split()}
+KIND_OF_ANY = KIND_OF | {f"{word}.": kind for word, kind in KIND_OF.items()}  # also at the end of a sentence
 
 
 @dataclass(slots=True)
@@ -201,7 +202,7 @@ class _Context:
         form = _form_of_text((begin, end, close, labels), where, stop, size, shape, (self.style, *self.common[2:4]))
         found = [*form, f"fw={first}{begin}"]
         found.append(f"r={self.references(at)}{where}{begin}")
-        kinds = {KIND_OF.get(word.rstrip("."), "") for word in words} - {""}
+        kinds = {kind for kind in map(KIND_OF_ANY.get, words) if kind}
         found += [f"k={kind}{where}{begin}" for kind in sorted(kinds)]
         if STATISTIC.search(piece):
             found.append(f"k=p{where}{begin}")
