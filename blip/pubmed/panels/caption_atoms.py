@@ -7,6 +7,7 @@ learned score of its tags is the sum.
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 
 from blip.pubmed.panels.caption_labels import NOUNS, Candidate, Group
 
@@ -178,14 +179,9 @@ class _Context:
         )
         several = "s" if len(label.names) > 1 else ""
         leads = "n" if previous in NOUNS else "l" if previous in LINKS else "w"
-        at_both, style, common = f"{before}{sign}", self.style, self.common
-        return [
-            "m", f"w={label.way}", f"b={before}", f"s={sign}", f"{at_both}{style}", f"{fresh}{style}{before}",
-            f"pw={previous}", f"pc={leads}{before}{style}", f"nw={after}", f"{fresh}{several}", f"{alone}{at_both}",
-            f"nb={neighbours}", f"k={self.group.kind}", f"{self.names}{style}", f"{label.way}{before}",
-            f"{fresh}{alone}{before}", *common, f"{common[0]}{common[1]}{style}", f"{common[2]}{common[3]}",
-            f"{common[2]}{at_both}",
-        ]  # fmt: skip
+        style, common = self.style, self.common
+        form = _form_of_label(label.way, before, sign, (fresh, alone, several, leads, neighbours), style, common)
+        return [*form, f"pw={previous}", f"nw={after}", f"k={self.group.kind}", f"{self.names}{style}"]
 
     def of_text(self, at: int, atom: Atom, where: str) -> list[str]:
         """Features of a text."""
@@ -202,14 +198,10 @@ class _Context:
         head = piece.strip()[:1]
         shape = "a" if head.islower() else "A" if head.isupper() else "0" if head.isdigit() else head
         labels = str(min(self.count[atom.clause], 2))
-        base = f"{begin}{end}{labels}"
-        found = [
-            "x", f"B={begin}", f"E={end}{close}", f"{base}{where}", f"{base}{stop}", f"z={size}{begin}",
-            f"h={shape}{begin}", f"W={where}", f"{where}{shape}{stop}", f"fw={first}{begin}",
-            f"{where}{begin}{self.common[2]}", f"{base}{self.common[3]}", f"{self.style}{where}{begin}",
-        ]  # fmt: skip
+        form = _form_of_text((begin, end, close, labels), where, stop, size, shape, (self.style, *self.common[2:4]))
+        found = [*form, f"fw={first}{begin}"]
         found.append(f"r={self.references(at)}{where}{begin}")
-        kinds = {KIND_OF[word.rstrip(".")] for word in words if word.rstrip(".") in KIND_OF}
+        kinds = {KIND_OF.get(word.rstrip("."), "") for word in words} - {""}
         found += [f"k={kind}{where}{begin}" for kind in sorted(kinds)]
         if STATISTIC.search(piece):
             found.append(f"k=p{where}{begin}")
@@ -233,6 +225,35 @@ class _Context:
             text = self.text[self.atoms[first].start : self.atoms[last].end]
             self.named[number] = min(2, len(set(NAMED.findall(text))))
         return self.named[number]
+
+
+@lru_cache(maxsize=1 << 15)
+def _form_of_label(
+    way: str, before: str, sign: str, at: tuple[str, ...], style: str, common: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The features of a label candidate, without those of words: there are few, so that they can be kept."""
+    fresh, alone, several, leads, neighbours = at
+    both = f"{before}{sign}"
+    return (
+        "m", f"w={way}", f"b={before}", f"s={sign}", f"{both}{style}", f"{fresh}{style}{before}",
+        f"pc={leads}{before}{style}", f"{fresh}{several}", f"{alone}{both}", f"nb={neighbours}", f"{way}{before}",
+        f"{fresh}{alone}{before}", *common, f"{common[0]}{common[1]}{style}", f"{common[2]}{common[3]}",
+        f"{common[2]}{both}",
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=1 << 15)
+def _form_of_text(
+    at: tuple[str, ...], where: str, stop: str, size: str, shape: str, common: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The same of a text."""
+    begin, end, close, labels = at
+    base, style = f"{begin}{end}{labels}", common[0]
+    return (
+        "x", f"B={begin}", f"E={end}{close}", f"{base}{where}", f"{base}{stop}", f"z={size}{begin}",
+        f"h={shape}{begin}", f"W={where}", f"{where}{shape}{stop}", f"{where}{begin}{common[1]}",
+        f"{base}{common[2]}", f"{style}{where}{begin}",
+    )  # fmt: skip
 
 
 def _begin(text: str, place: int) -> str:

@@ -38,6 +38,7 @@ IN_FIGURE = re.compile(
     rf"(?P<names>[A-Za-z]\d?(?:{LINK}[A-Za-z]\d?){{0,9}}|[ivx]{{2,5}})"
     r"(?P<sign>\s?\)?[:.,|]?)(?=\s)"
 )
+SOME_PLACE = re.compile(rf"{PLACE}|first|second|third|fourth|1st|2nd|3rd|4th", re.IGNORECASE)
 OF_PLACE = re.compile(
     rf"(?P<open>\((?:on\s)?(?:the\s)?)?(?<!\w)(?P<the>(?:In\s|On\s)?[Tt]he\s)?(?P<names>(?i:{SOME_PLACES}))(?!\w)"
     rf"(?P<noun>\s(?i:{NOUN}))?(?P<sign>\)|\s?:|,|;|\.|\s?[\u2013\u2014|-](?=\s)|(?=\s(?:shows?|depicts?|represents?|illustrates?)\b)|)"
@@ -177,7 +178,9 @@ def _made(start: int, end: int, names: tuple[str, ...], form: str, *, way: str, 
 
 def places(text: str) -> list[Candidate]:
     """Candidates that are places: `Left:`, `(upper row)`, `The right panel shows`."""
-    found = []
+    found: list[Candidate] = []
+    if len(SOME_PLACE.findall(text)) < 2:  # which is fast
+        return found
     for m in OF_PLACE.finditer(text):
         names = tuple(re.sub(r"\s*-\s*", " ", one) for one in re.split(r", and |, | and ", m["names"].lower()))
         sign, start, mark = m["sign"].strip()[:1], m.start(), ""

@@ -16,6 +16,7 @@ import json
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def emissions(weights: Weights, features: list[list[str]]) -> np.ndarray:
     get = weights.rows.get
     for some in features:
         offsets.append(len(rows))
-        rows += [get(name, 0) for name in some]
+        rows.extend(map(get, some, repeat(0)))
     return np.add.reduceat(weights.matrix[rows], offsets, axis=0)
 
 
