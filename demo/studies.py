@@ -44,19 +44,19 @@ COMPARISONS = {
         {
             "image_size": 32,
             "vit_width": 64,
-            "vit_depth": 3,
+            "vit_depth": 2,
             "vit_heads": 2,
             "picture_embeddings": "place",
             "batch_size": 32,
             "max_steps": 2500,
-            "lr": 3e-3,
+            "lr": 2e-3,
         },
         {"all slices": {}, "the first slice": {"max_pictures": 1}},
     ),
     "video": Comparison(
         4,
         5000,
-        {"vit_depth": 3, "batch_size": 32, "max_steps": 2500, "lr": 2e-3},
+        {"vit_depth": 2, "batch_size": 32, "max_steps": 1000, "lr": 2e-3},
         {"frames with times": {"picture_embeddings": "time"}, "frames without times": {}},
     ),
 }

@@ -61,8 +61,9 @@ def shard(
     overwrite: Overwrite = False,
 ) -> None:
     """Resizes the images of a set once and writes them into shards, which every training script reads."""
+    from blip.data.sets.layout import SHARD_ANNOTATIONS
     from blip.shards.resize import ImageForm
-    from blip.shards.write import ANNOTATIONS, SKIPPED, refuse_images_in, write_shards
+    from blip.shards.write import SKIPPED, refuse_images_in, write_shards
 
     with user_errors():
         usual: dict[str, Any] = {"image_root": image_root, "dataset": dataset, "split": split or "all"}
@@ -72,7 +73,7 @@ def shard(
         chosen = as_input(
             image_size=image_size, format=form, quality=quality, shard_size=shard_size, seed=seed, **usual, **shown
         )
-        names = ["shard-?????.tar", SIZES, ANNOTATIONS, SKIPPED]
+        names = ["shard-?????.tar", SIZES, SHARD_ANNOTATIONS, SKIPPED]
         inputs = [*sources, *filter(None, [image_root]), chosen]
         claim = claim_output(out, COMMAND, inputs=inputs, folder=True, overwrite=overwrite, names=names)
         places = [source_of(source, **usual) for source in sources]

@@ -5,9 +5,8 @@
     annotations.jsonl     the records, in their order; in place of a path each has SHARD.tar#OFFSET+LENGTH
     skipped.jsonl         images that could not be read, if there are any; their records are left out
 
-Pre-training streams the samples; every other task reads `annotations.jsonl` as any annotation file, and single images
-from the shards in whatever order. Images lie in random order in the shards, so that those near one another, among
-which a stream shuffles, are a random part of the set.
+Pre-training streams the samples; other tasks read `annotations.jsonl` as any annotation file, and images from the
+shards. Images lie in random order, so that those near one another, among which a stream shuffles, are a random part.
 """
 
 import itertools
@@ -29,8 +28,7 @@ from blip.data.compact import Texts
 from blip.data.hub import pinned
 from blip.data.places import KINDS, kind_of_source
 from blip.data.sets.captions import Captioned
-from blip.data.sets.layout import SHARD_ANNOTATIONS as ANNOTATIONS
-from blip.data.sets.layout import SetFormat
+from blip.data.sets.layout import SHARD_ANNOTATIONS, SetFormat
 from blip.data.sets.questions import Question
 from blip.data.sets.statements import Statement
 from blip.data.skipped import Skipped
@@ -68,7 +66,7 @@ class Written:
     @property
     def files(self) -> list[str]:
         """The names of all files in the folder."""
-        return [*self.shards, SIZES, ANNOTATIONS, *([SKIPPED] if self.skipped else [])]
+        return [*self.shards, SIZES, SHARD_ANNOTATIONS, *([SKIPPED] if self.skipped else [])]
 
 
 def write_shards(
@@ -103,12 +101,12 @@ def write_shards(
     if (first := next(samples, None)) is None:
         _, path, reason = written.skipped[0]
         raise ShardingError(f"none of {len(images)} images could be read, the first being {path} ({reason})")
-    (out / ANNOTATIONS).unlink(missing_ok=True)  # of an earlier run: they would refer to other shards
+    (out / SHARD_ANNOTATIONS).unlink(missing_ok=True)  # of an earlier run: they would refer to other shards
     counts = write_tar_shards(out, itertools.chain([first], samples), shard_size)
     written.shards = [shard_name(number) for number in range(len(counts))]
     written.images = sum(counts)
     places = _Places(out, written, order, len(images))
-    with whole_file(out / ANNOTATIONS) as file:
+    with whole_file(out / SHARD_ANNOTATIONS) as file:
         for record in records_of(sets, sources):
             entry = _entry(record, images, places)
             written.records += entry is not None
@@ -140,6 +138,8 @@ def _sets_of(sources: Sequence[Source]) -> Mapping[str, SetFormat]:
         named = ", ".join(f"{kind} ({path})" for kind, (_, path) in kinds.items())
         raise ShardingError(f"one kind of records at a time, not {named}: write each into a folder of its own")
     kind, (sets, path) = next(iter(kinds.items()))
+    if kind == KINDS["dialog"]:
+        raise ShardingError(f"{path}: dialogues are trained from their own files, not from shards")
     if kind == "images":
         raise ShardingError(f"{path}: its records have none of {', '.join(KINDS)}, so nothing is trained on them")
     return sets

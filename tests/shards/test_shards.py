@@ -200,12 +200,15 @@ def test_questions_and_statements_keep_all_that_they_say(phantoms: Path, tmp_pat
         (["{place}/captions.json", "--dataset", "rocco"], "did you mean"),
         (["{phantoms}/captions.json", "{phantoms}/questions.json"], "one kind of records at a time"),
         (["{place}/only.json"], "none of 1 images could be read, the first being .*missing.jpg .no such file"),
-        (["{place}/bare.json"], "have none of caption, question, sentence"),
+        (["{place}/bare.json"], "have none of dialog, caption, question, sentence"),
+        (["{place}/talk.json"], "dialogues are trained from their own files"),
     ],
 )
 def test_what_cannot_be_sharded(place: Path, phantoms: Path, tmp_path: Path, words: list[str], message: str) -> None:
     (place / "only.json").write_text(json.dumps([{"image": "missing.jpg", "caption": "x"}]))
     (place / "bare.json").write_text(json.dumps([{"image": "small.jpg"}]))
+    turn = {"question": "is it large", "answer": "no", "answer_options": ["yes", "no"]}
+    (place / "talk.json").write_text(json.dumps([{"image": "small.jpg", "caption": "x", "dialog": [turn]}]))
     given = [word.format(place=place, phantoms=phantoms) for word in words]
     result = run_verb("data", "shard", *given, "--out", tmp_path / "out", "--num_workers", 0)
     text = " ".join(result.output.split())
