@@ -18,7 +18,6 @@ from blip.config import ConfigError
 from blip.data.dialogue_samples import DialogueBatch, DialogueDataset, EvalDialogues, collate_dialogues
 from blip.data.dialogue_texts import DialogueEncoder, Lengths
 from blip.data.dialogues import Dialogues, read_dialogues
-from blip.data.image_bytes import ImageLimits
 from blip.data.sets.dialogues import Dialogue
 from blip.data.training_images import TrainingImages
 from blip.evaluation.bootstrap import as_json
@@ -27,7 +26,7 @@ from blip.evaluation.losses import LossSums, match_losses, with_total
 from blip.models.dialogue import DialogueModel, Round, answer_logits
 from blip.models.losses import match
 from blip.tasks.config import DialogueConfig
-from blip.tasks.data_options import entries, read_as
+from blip.tasks.data_options import entries, limits_of, read_as
 from blip.tasks.finetune import FineTuning
 from blip.tasks.rehearsal import rehearsals
 from blip.tasks.run import evaluate, train
@@ -99,7 +98,7 @@ class DialogueRanking(FineTuning):
             transform=images,
             seed=config.seed,
             max_skipped_fraction=config.max_skipped_fraction,
-            limits=ImageLimits.of_mb(config.max_image_mb),
+            limits=limits_of(config),
         )
 
     def add_parts(self) -> None:
@@ -130,7 +129,7 @@ class DialogueRanking(FineTuning):
     def evaluate(self, split: str) -> dict[str, Any]:
         """Ranks the options of every question of the split: `ranks_SPLIT.json` is what the challenge's server takes."""
         dialogues, config = self.held_out[split], self.config
-        limits = ImageLimits.of_mb(config.max_image_mb)
+        limits = limits_of(config)
         batches = self.eval_batches(EvalDialogues(dialogues, self.encoder(), self.eval_transform(), limits=limits))
         own: list[tuple] = []  # index, `Scored`
         losses = LossSums()
