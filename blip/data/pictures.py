@@ -37,7 +37,7 @@ class Kind:
     """References that mean several pictures.
 
     Args:
-        covers: whether a path or reference is of this kind, from its name alone.
+        covers: whether a path or reference is of this kind, from its name and whether it is a folder; opens none.
         open: its pictures in order, 8-bit RGB, one at least; UnreadableImage says why there are none.
     """
 

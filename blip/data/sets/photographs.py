@@ -1,6 +1,8 @@
-"""Captions of photographs: the files of COCO and of Karpathy's splits."""
+"""Captions of photographs, the files of COCO and of Karpathy's splits; and images that are named by their number."""
 
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,25 @@ def identifier(record: Mapping[str, Any], name: str, path: Path, *, place: str) 
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise AnnotationError(path, place, f"its {name} is {kind_of(value)}, not a whole number or text")
     return value
+
+
+def numbered_images(root: str, places: Iterable[tuple[str, re.Pattern[str]]]) -> dict[int | str, str]:
+    """Number of an image -> its path below `root`, of the files in some folders that have a name of the pattern beside
+    the folder; its first group is the number. Of several files with one number the last counts."""
+    paths: dict[int | str, str] = {}
+    for folder, pattern in places:
+        for name in names_in(os.path.join(root, folder)):
+            if match := pattern.fullmatch(name):
+                paths[int(match[1])] = os.path.join(folder, name)
+    return paths
+
+
+def names_in(folder: str) -> list[str]:
+    """The names in a folder, sorted; none where there is no such folder."""
+    try:
+        return sorted(os.listdir(folder or "."))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def karpathy_file(path: Path, root: str, columns: Columns) -> Records:

@@ -1,7 +1,6 @@
 """VisDial as published (Das et al. 2017): dialogues whose texts are numbers of two lists, images of COCO, and the file
 of relevances beside it."""
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from blip.data.columns import Columns, without_columns
 from blip.data.formats import AnnotationError, Records, checked, is_object, iter_json_object, iter_records, kind_of
-from blip.data.sets.photographs import identifier
+from blip.data.sets.photographs import identifier, numbered_images
 
 VISDIAL_FILES = {
     "train": ("visdial_1.0_train.json", "visdial_0.9_train.json"),
@@ -140,18 +139,11 @@ def _usual_name(image_id: int | str, part: str) -> str:
 
 def _images(root: str, part: str) -> dict[int | str, str]:
     """Number of an image -> its path below `root`, of the images there that are named as those of the part."""
-    paths: dict[int | str, str] = {}
-    for name in reversed(IMAGES[part]):  # the usual one wins
-        pattern = re.compile(rf"{name}_(\d{{12}})\.jpg")
-        for folder in ("", name, name.removeprefix("COCO_")):
-            for file in _names(os.path.join(root, folder)):
-                if match := pattern.fullmatch(file):
-                    paths[int(match[1])] = os.path.join(folder, file)
-    return paths
-
-
-def _names(folder: str) -> list[str]:
-    try:
-        return sorted(os.listdir(folder or "."))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    return numbered_images(
+        root,
+        (
+            (folder, re.compile(rf"{name}_(\d{{12}})\.jpg"))
+            for name in reversed(IMAGES[part])  # the usual one wins
+            for folder in ("", name, name.removeprefix("COCO_"))
+        ),
+    )

@@ -1,13 +1,12 @@
 """VQA v2 as published: questions in one file, ten answers each in another, images by the number in their name."""
 
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from blip.data.columns import Columns, without_columns
 from blip.data.formats import AnnotationError, Records, checked, is_object, iter_json_object, iter_records
-from blip.data.sets.photographs import identifier
+from blip.data.sets.photographs import identifier, names_in, numbered_images
 
 SUBSET = re.compile(r"(train|val|test)20\d\d")
 IMAGE = re.compile(r"(?:COCO_\w+_)?(\d{12})\.jpg")
@@ -95,23 +94,11 @@ def _annotations(path: Path) -> dict[int | str, tuple[str, str, str]]:
     return answers
 
 
-def _images(root: str, subset: str) -> dict[int, str]:
+def _images(root: str, subset: str) -> dict[int | str, str]:
     """Number of an image -> its path below `root`, of all images there that are named as in COCO.
 
     The images of 2014 are also looked for in the folders of 2017, which divide them differently; `subset`'s own folder
     takes precedence.
     """
-    paths = {}
-    subsets = sorted((name for name in _names(root) if SUBSET.fullmatch(name)), key=lambda name: name == subset)
-    for folder in ("", *subsets):  # the last one wins
-        for name in _names(os.path.join(root, folder)):
-            if match := IMAGE.fullmatch(name):
-                paths[int(match[1])] = os.path.join(folder, name)
-    return paths
-
-
-def _names(folder: str) -> list[str]:
-    try:
-        return sorted(os.listdir(folder or "."))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    subsets = sorted((name for name in names_in(root) if SUBSET.fullmatch(name)), key=lambda name: name == subset)
+    return numbered_images(root, ((folder, IMAGE) for folder in ("", *subsets)))  # the last one wins
