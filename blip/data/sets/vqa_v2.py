@@ -56,7 +56,7 @@ def vqa_v2_file(path: Path, root: str, columns: Columns) -> Records:
 
 
 def _record(
-    item: dict, answers: dict[int | str, tuple[str, str, str]] | None, images: dict[int, str], subset: str
+    item: dict, answers: dict[int | str, tuple[str, str, str]] | None, images: dict[int | str, str], subset: str
 ) -> dict[str, Any]:
     number = item["image_id"]
     name = images.get(number)
