@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # for editors, which complete and check by these lines
     from blip.data.dataset import open_data as data  # the package `blip.data`, when it is called
     from blip.inference.inputs import Study
     from blip.inference.load import load
+    from blip.interpret.causes.labelled import Labelled
     from blip.interpret.explain import explain_pairs
     from blip.interpret.lenses import attention_rollout, logit_lens, patch_lens
     from blip.interpret.maps import gradcam
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # for editors, which complete and check by these lines
 
 __version__ = "0.1.0"
 __all__ = [
+    "Labelled",
     "Run",
     "Study",
     "__version__",
@@ -51,6 +53,7 @@ MODULE_OF = {
     "names": "interpret.trace",
     "zero_head": "interpret.trace",
     "patch_from": "interpret.trace",
+    "Labelled": "interpret.causes.labelled",
     "gradcam": "interpret.maps",
     "explain_pairs": "interpret.explain",
     "logit_lens": "interpret.lenses",

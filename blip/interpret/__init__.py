@@ -12,5 +12,6 @@ explain explain_files pictures   maps of pairs; of files and folders; as picture
 pointing_game   whether maps point at the lesion that a text names
 activations  the activations of a data set in shards
 activation_shards  these shards on disk
+causes       a room: attribution, patching of activations and paths, ablation
 cli          the verbs `blip explain`, `blip activations` and `blip localise`
 """
