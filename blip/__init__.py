@@ -11,7 +11,10 @@ if TYPE_CHECKING:  # for editors, which complete and check by these lines
     from blip.data.dataset import open_data as data  # the package `blip.data`, when it is called
     from blip.inference.inputs import Study
     from blip.inference.load import load
+    from blip.interpret.causes.attribution import attribute
     from blip.interpret.causes.labelled import Labelled
+    from blip.interpret.causes.paths import path_patch
+    from blip.interpret.causes.sweep import patch_sweep
     from blip.interpret.explain import explain_pairs
     from blip.interpret.lenses import attention_rollout, logit_lens, patch_lens
     from blip.interpret.maps import gradcam
@@ -26,6 +29,7 @@ __all__ = [
     "Study",
     "__version__",
     "attention_rollout",
+    "attribute",
     "data",
     "evaluate",
     "explain_pairs",
@@ -36,6 +40,8 @@ __all__ = [
     "names",
     "patch_from",
     "patch_lens",
+    "patch_sweep",
+    "path_patch",
     "pretrain",
     "trace",
     "zero_head",
@@ -54,6 +60,9 @@ MODULE_OF = {
     "zero_head": "interpret.trace",
     "patch_from": "interpret.trace",
     "Labelled": "interpret.causes.labelled",
+    "attribute": "interpret.causes.attribution",
+    "patch_sweep": "interpret.causes.sweep",
+    "path_patch": "interpret.causes.paths",
     "gradcam": "interpret.maps",
     "explain_pairs": "interpret.explain",
     "logit_lens": "interpret.lenses",
