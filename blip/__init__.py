@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # for editors, which complete and check by these lines
     from blip.inference.load import load
     from blip.interpret.causes.labelled import Labelled
     from blip.interpret.explain import explain_pairs
+    from blip.interpret.features.contributions import contributions
     from blip.interpret.lenses import attention_rollout, logit_lens, patch_lens
     from blip.interpret.maps import gradcam
     from blip.interpret.trace import names, patch_from, trace, zero_head
@@ -26,6 +27,7 @@ __all__ = [
     "Study",
     "__version__",
     "attention_rollout",
+    "contributions",
     "data",
     "evaluate",
     "explain_pairs",
@@ -59,6 +61,7 @@ MODULE_OF = {
     "logit_lens": "interpret.lenses",
     "patch_lens": "interpret.lenses",
     "attention_rollout": "interpret.lenses",
+    "contributions": "interpret.features.contributions",
 }
 
 
