@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # for editors, which complete and check by these lines
     from blip.interpret.causes.paths import path_patch
     from blip.interpret.causes.sweep import patch_sweep
     from blip.interpret.explain import explain_pairs
+    from blip.interpret.features.contributions import contributions
     from blip.interpret.lenses import attention_rollout, logit_lens, patch_lens
     from blip.interpret.maps import gradcam
     from blip.interpret.trace import names, patch_from, trace, zero_head
@@ -30,6 +31,7 @@ __all__ = [
     "__version__",
     "attention_rollout",
     "attribute",
+    "contributions",
     "data",
     "evaluate",
     "explain_pairs",
@@ -68,6 +70,7 @@ MODULE_OF = {
     "logit_lens": "interpret.lenses",
     "patch_lens": "interpret.lenses",
     "attention_rollout": "interpret.lenses",
+    "contributions": "interpret.features.contributions",
 }
 
 
