@@ -11,6 +11,7 @@ maps query_maps requests   methods of maps; those of BLIP-2's queries; which com
 explain explain_files pictures   maps of pairs; of files and folders; as pictures
 pointing_game   whether maps point at the lesion that a text names
 map_scores map_boxes map_curves map_controls map_report   maps scored: by boxes, by covering patches, by controls
+attention_facts attention_sums query_flow   where heads attend over a data set; how texts read through BLIP-2's queries
 activations  the activations of a data set in shards
 activation_shards  these shards on disk
 causes       a room: attribution, patching of activations and paths, ablation
