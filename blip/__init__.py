@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # for editors, which complete and check by these lines
     from blip.interpret.attention_facts import attention_facts
     from blip.interpret.causes.labelled import Labelled
     from blip.interpret.explain import explain_pairs
+    from blip.interpret.features.contributions import contributions
     from blip.interpret.lenses import attention_rollout, logit_lens, patch_lens
     from blip.interpret.maps import gradcam
     from blip.interpret.trace import names, patch_from, trace, zero_head
@@ -28,6 +29,7 @@ __all__ = [
     "__version__",
     "attention_facts",
     "attention_rollout",
+    "contributions",
     "data",
     "evaluate",
     "explain_pairs",
@@ -62,6 +64,7 @@ MODULE_OF = {
     "patch_lens": "interpret.lenses",
     "attention_rollout": "interpret.lenses",
     "attention_facts": "interpret.attention_facts",
+    "contributions": "interpret.features.contributions",
 }
 
 
