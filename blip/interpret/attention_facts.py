@@ -142,19 +142,14 @@ def attention_facts(
         some = [words[i] for i in numbers]
         with torch.no_grad(), trace(m, points) as t:
             objective.scores(m, [pictures[i] for i in numbers], some, answers=[replies[i] for i in numbers])
-        if flow or not objective.of_queries:
-            of_tokens = torch.stack(_padded([one_hot(m, text, names, classes or {}) for text in some]))  # (R, T, C)
+        needed = flow or not objective.of_queries
+        classes_of = _one_hot(m, some, names, classes or {}) if needed else torch.zeros(0)  # (R, T, C)
         if flow:
-            flow.add(t, of_tokens)
+            flow.add(t, classes_of)
         for layer in layers:
-            pattern = t.pattern(layer)
-            count = pattern.shape[2]  # 1 where a layer ran for the first token alone
-            each_query = torch.eye(count).expand(len(some), -1, -1)  # a class of its own
-            sums[layer].add(
-                pattern, t[f"{layer}.z"], (each_query if objective.of_queries else of_tokens[:, :count]).to(pattern)
-            )
+            sums[layer].add(t.pattern(layer), t[f"{layer}.z"], None if objective.of_queries else classes_of)
     if objective.of_queries:
-        names = [f"query {number + 1}" for number in range(count)]
+        names = [f"query {number + 1}" for number in range(t.pattern(layers[0]).shape[2])]
     return _facts(t, sums, names, flow)
 
 
@@ -194,20 +189,16 @@ def _class_names(objective: Objective, classes: Classes) -> list[str]:
     return ["[ENC]" if objective.has_enc else "[DEC]", *classes, OTHER_WORDS, END]
 
 
-def one_hot(m: Predictor, text: str, names: Sequence[str], classes: Classes) -> Tensor:
-    """(T, C): the class of each token of a text, of all pieces of a word that of the word."""
+def _one_hot(m: Predictor, texts: Sequence[str], names: list[str], classes: Classes) -> Tensor:
+    """(R, T, C): the class of each token, of all pieces of a word that of the word; none of padding."""
     class_of = {word.lower(): name for name, members in classes.items() for word in members}
-    count = token_counts(m, [text])[0]
-    found = torch.zeros(count, len(names))
-    found[0, 0] = found[-1, -1] = 1
-    for word, span in word_spans(m, text):
-        found[span, list(names).index(class_of.get(word.lower(), OTHER_WORDS))] = 1
+    counts = token_counts(m, texts)
+    found = torch.zeros(len(texts), max(counts), len(names))
+    for row, text in enumerate(texts):
+        found[row, 0, 0] = found[row, counts[row] - 1, -1] = 1
+        for word, span in word_spans(m, text):
+            found[row, span, names.index(class_of.get(word.lower(), OTHER_WORDS))] = 1
     return found
-
-
-def _padded(parts: list[Tensor]) -> list[Tensor]:
-    longest = max(len(part) for part in parts)
-    return [torch.nn.functional.pad(part, (0, 0, 0, longest - len(part))) for part in parts]
 
 
 # ---- results ---------------------------------------------------------------------------------------------------------

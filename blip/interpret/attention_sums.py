@@ -17,11 +17,15 @@ class HeadSums:
         self.rows = 0  # tokens or queries so far
         self.tensors: dict[str, Tensor] = {}
 
-    def add(self, pattern: Tensor, z: Tensor, classes: Tensor) -> None:
-        """Adds a batch: patterns (R, H, T, 1+N), results of heads z (R, H, T, d), the classes (R, T, C) of rows.
+    def add(self, pattern: Tensor, z: Tensor, classes: Tensor | None) -> None:
+        """Adds a batch: patterns (R, H, T, 1+N), results of heads z (R, H, T, d), the classes (R, T', C) of rows.
 
-        A row of padding is of no class.
+        A row of padding is of no class. Of T' rows only the first T have patterns, where a layer ran for them alone.
+        None: each of the T rows is a class of its own.
         """
+        count = pattern.shape[2]
+        classes = torch.eye(count).expand(len(pattern), -1, -1) if classes is None else classes[:, :count]
+        classes = classes.to(pattern)
         real = classes.sum(dim=2) > 0  # (R, T)
         p = pattern.double().transpose(1, 2)[real]  # (n, H, 1+N)
         read = z.double().transpose(1, 2)[real]  # (n, H, d)
