@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # for editors, which complete and check by these lines
     from blip.data.dataset import open_data as data  # the package `blip.data`, when it is called
     from blip.inference.inputs import Study
     from blip.inference.load import load
+    from blip.interpret.attention_facts import attention_facts
     from blip.interpret.causes.attribution import attribute
     from blip.interpret.causes.labelled import Labelled
     from blip.interpret.causes.paths import path_patch
@@ -29,6 +30,7 @@ __all__ = [
     "Run",
     "Study",
     "__version__",
+    "attention_facts",
     "attention_rollout",
     "attribute",
     "contributions",
@@ -70,6 +72,7 @@ MODULE_OF = {
     "logit_lens": "interpret.lenses",
     "patch_lens": "interpret.lenses",
     "attention_rollout": "interpret.lenses",
+    "attention_facts": "interpret.attention_facts",
     "contributions": "interpret.features.contributions",
 }
 
