@@ -30,6 +30,7 @@ BEFORE_BRACKET = re.compile(
     rf"(?P<link>[ ,;:](?<=[\w.%].)(?:(?<=\s)in\s|(?<!\s)\s(?:in\s)?))(?:[Pp]anels?\s)?(?P<names>{SEVERAL})\)"
 )
 ENDS_IN_LABEL = re.compile(rf".*(?:[^A-Za-z0-9][A-Za-z0-9]{{1,2}}|[ivxIVX{PRIME}])$")
+STAIN = re.compile(r"H\s?(?:&|and|/|-|\+)\s?E$")
 IN_SQUARES = re.compile(rf"\[\s?(?P<names>{SEVERAL})\s?\](?:\s?:)?")
 VERBS = r"(?:shows?|depicts?|demonstrates?|represents?|illustrates?|displays?|presents?|is|are|was|were)"
 # where `BARE` may begin: behind one of these signs, before one of these beginnings
@@ -146,6 +147,8 @@ def _matches(pattern: re.Pattern[str], text: str, starts: list[int]) -> Iterator
 
 def _bracketed(m: re.Match[str]) -> list[Candidate]:
     names, first = m["names"], m["names"].partition(", ")[0]
+    if STAIN.match(names):
+        return []
     form = "F" if m["panel"] and m["panel"][0] in "Ff" else "P"
     mixed = first != names and len(first) == 1 and any(map(str.isdigit, names)) and first.isalpha()  # `(A, T1)`
     if m["close"] and not mixed and (names_in := expand(names + (m["more"] or ""))):
@@ -171,6 +174,8 @@ def _bracketed(m: re.Match[str]) -> list[Candidate]:
 
 def _bare(text: str, m: re.Match[str]) -> list[Candidate]:
     sign, start = m["sign"].strip(), m.start()
+    if STAIN.match(m["names"]):
+        return []
     if text[start] == "(":
         start += 1  # the bracket belongs to the words
         if sign.endswith(")") or m.end("names") == m.end():
@@ -182,6 +187,7 @@ def _bare(text: str, m: re.Match[str]) -> list[Candidate]:
         return []  # a number and its meaning: `1, aorta; 2, vein`
     if m["panel"]:
         form = "W"
+        start -= 3 * (text[start - 4 : start] == " in ")
     elif (
         form == "B"
         and not begins(text, start)
@@ -228,6 +234,8 @@ def places(text: str) -> list[Candidate]:
             if before[-2:] not in (", ", "; ", "n ") or before.rfind("(") <= before.rfind(")"):
                 continue
             start, way, mark = start - 2, ",left)", ")"
+        elif begins(text, start) and text[m.end() : m.end() + 2].strip().isupper():  # `Left The patient`
+            way = "Left " + ("n" if m["noun"] else "")
         elif (sign or m["noun"]) and (begins(text, start) or text[start].isupper()):
             way = "Left" + sign + ("n" if m["noun"] else "")
         else:

@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from blip.pubmed.panels.caption_atoms import Atom, atoms_of, features_of, sentence_bounds
+from blip.pubmed.panels.caption_atoms import Atom, atoms_of, sentence_bounds
+from blip.pubmed.panels.caption_features import features_of
 from blip.pubmed.panels.caption_labels import Group, groups
 
 L, N, P, Q, S, T, B, D = range(8)

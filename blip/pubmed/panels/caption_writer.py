@@ -31,7 +31,8 @@ MARKED = (" (arrow, {})", " (arrows, {})", " ({}, arrow)", " ({}; arrowheads)", 
 RANGES = ("\u2013", "\u2013", "-", "-", " to ", "~")
 LISTS = (", ", ", ", " and ", " and ", ",", " & ", "/", ", and ")
 PLACES = (("left", "right"), ("upper", "lower"), ("top", "bottom"), ("left", "middle", "right"),
-          ("top", "middle", "bottom"), ("left", "center", "right"),
+          ("top", "middle", "bottom"), ("left", "center", "right"), ("left", "right"), ("upper", "middle", "lower"),
+          ("top left", "top right", "bottom left", "bottom right"), ("left", "centre", "right"),
           ("upper left", "upper right", "lower left", "lower right"))  # fmt: skip
 
 
@@ -96,6 +97,7 @@ class Writer:
 
     def __init__(self, seed: int, half: str = "train", singles: tuple[str, ...] = ()) -> None:
         self.random, self.half = random.Random(seed), half
+        self.longer = 0.3  # share of further sentences of a panel, of each caption its own
         self.singles = tuple(text for text in singles if 3 < len(text.split()) < 60)
 
     # ---- choices -----------------------------------------------------------------------------------------------------
@@ -195,7 +197,7 @@ class Writer:
         if not sentence:
             return text
         text += "."
-        while self.chance(0.3):
+        while self.chance(self.longer):
             more = self.phrase("more" if last or self.chance(0.7) else "either", self.refs(names, form))
             text += " " + more[0].upper() + more[1:]
         return text

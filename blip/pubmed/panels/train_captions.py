@@ -17,7 +17,8 @@ import numpy as np
 import typer
 
 from blip.files import write_whole
-from blip.pubmed.panels.caption_atoms import Atom, atoms_of, features_of, sentence_bounds
+from blip.pubmed.panels.caption_atoms import Atom, atoms_of, sentence_bounds
+from blip.pubmed.panels.caption_features import features_of
 from blip.pubmed.panels.caption_labels import groups
 from blip.pubmed.panels.caption_readings import (
     AFTER,

@@ -8,7 +8,8 @@ import sys
 import pytest
 from helpers.running import ROOT
 
-from blip.pubmed.panels.caption_atoms import atoms_of, features_of, sentence_bounds
+from blip.pubmed.panels.caption_atoms import atoms_of, sentence_bounds
+from blip.pubmed.panels.caption_features import features_of
 from blip.pubmed.panels.caption_labels import groups
 from blip.pubmed.panels.caption_parts import Part, Split, as_sentence
 from blip.pubmed.panels.caption_readings import (
