@@ -15,34 +15,35 @@ from blip.pubmed.panels.caption_rows import LINK, ONE, expand, kind_of, row_of
 from blip.pubmed.panels.caption_rules import PLACE, PRIME, ROMAN
 
 SEVERAL = rf"{ONE}(?:{LINK}{ONE}){{0,30}}"  # without a bound, the time grows by the square of a hostile caption
+PANEL = r"(?:[Pp]anels?|[Ii]mages?|[Ss]ub-?figures?|[Pp]hoto(?:graph)?s?)"
 NOUN = r"(?:panels?|rows?|columns?|images?|side|half|part|graphs?|plots?|inset|figures?|pictures?|frames?|traces?)"
 ORDINAL = rf"(?:first|second|third|fourth|1st|2nd|3rd|4th)(?=\s{NOUN})"
 PLACES = rf"(?:{PLACE}(?:[ -]{PLACE})?|{ORDINAL})"
 SOME_PLACES = rf"{PLACES}(?:(?:,| and|,? and) {PLACES}){{0,3}}"
 # a list in brackets; several brackets that follow one another; a list with other words before or behind it
 IN_BRACKETS = re.compile(
-    rf"\(\s?(?:(?P<panel>(?:in\s)?[Pp]anels?|[Ff]ig(?:ure)?s?\.?\s?S?\d{{0,2}})\s?)?(?P<names>{SEVERAL})"
-    rf"(?:(?P<close>\s?\))(?P<more>(?:{LINK}\(\s?{SEVERAL}\s?\)){{0,12}})(?P<sign>\s?:(?=\s))?|"
+    rf"\(\s?(?:(?P<panel>(?:in\s)?{PANEL}|[Ff]ig(?:ure)?s?\.?\s?S?\d{{0,2}})\s?)?(?P<names>{SEVERAL})"
+    rf"(?:(?P<close>\.?\s?\))(?P<more>(?:{LINK}\(\s?{SEVERAL}\s?\)){{0,12}})(?P<sign>\s?:(?=\s))?|"
     r"(?P<open>\s?[,;:=\u2013]\s|\s(?=(?:and\s)?[a-z]{3}))(?=\S))"
 )
 # a pattern that begins with a letter or a sign is found faster than one that begins with several or with what precedes
 BEFORE_BRACKET = re.compile(
-    rf"(?P<link>[ ,;:](?<=[\w.%].)(?:(?<=\s)in\s|(?<!\s)\s(?:in\s)?))(?:[Pp]anels?\s)?(?P<names>{SEVERAL})\)"
+    rf"(?P<link>[ ,;:](?<=[\w.%].)(?:(?<=\s)in\s|(?<!\s)\s(?:in\s)?))(?:{PANEL}\s)?(?P<names>{SEVERAL})\)"
 )
 ENDS_IN_LABEL = re.compile(rf".*(?:[^A-Za-z0-9][A-Za-z0-9]{{1,2}}|[ivxIVX{PRIME}])$")
+SECOND = re.compile(r"\([bB]\s(?:and\s)?[a-z]{3}")
 STAIN = re.compile(r"H\s?(?:&|and|/|-|\+)\s?E$")
 IN_SQUARES = re.compile(rf"\[\s?(?P<names>{SEVERAL})\s?\](?:\s?:)?")
 VERBS = r"(?:shows?|depicts?|demonstrates?|represents?|illustrates?|displays?|presents?|is|are|was|were)"
 # where `BARE` may begin: behind one of these signs, before one of these beginnings
-BARE_BEGINS = r"(?=\(?(?:[A-Za-z](?![a-z])|[ivxIVX]{2}|\d|(?:In\s)?[Pp]anel|In\s))"
+BARE_BEGINS = r"(?=\(?(?:[A-Za-z](?![a-z])|[ivxIVX]{2}|\d|(?:In\s)?[Pp](?:anel|hoto)|[Ii]mage|[Ss]ub|In\s))"
 BEFORE_BARE = [re.compile(sign + BARE_BEGINS) for sign in (" ", r"\(", ";", r"\.", "\u3002")]
-BARE = re.compile(r"[ (;.\u3002](?=\(?(?:[A-Za-z](?![a-z])|[ivxIVX]{2}|\d|(?:In\s)?[Pp]anel|In\s))")
 BARE = re.compile(
-    rf"(?<![^\s(;.\u3002])(?P<panel>(?:In\s)?[Pp]anels?\s|In\s(?=[A-Za-z](?:,|\sand\s)))?\(?(?P<names>{SEVERAL})"
-    rf"(?P<sign>\.?\)(?:\s?:)?|\s?:|\.(?!\d)|,|\s?=|\s?[|\u2013\u2014-](?=\s)|(?P<verb>(?=\s{VERBS}\b))|"
+    rf"(?<![^\s(;.\u3002])(?P<panel>(?:In\s)?{PANEL}\s|In\s(?=[A-Za-z](?:,|\sand\s)))?\(?(?P<names>{SEVERAL})"
+    rf"(?P<sign>\.?\)(?:\s?:)?|\s?:|\.(?!\d)|,|\s?=|\s?[|\u2013\u2014-](?=\s)|[\u2013\u2014-](?=[A-Z]?[a-z]{{3}})|(?P<verb>(?=\s{VERBS}\b))|"
     r"(?=\s\(?[\"'\u201c]?(?:[A-Z0-9\u0391-\u03c9][\w&'-]|[a-z]{1,4}[A-Z0-9-])))"
 )
-SHOWN_IN = re.compile(rf"n\s(?<=[Ii]..)(?<!\w...)(?P<panel>[Pp]anels?\s)?(?P<names>{SEVERAL})(?![\w'\u2019])")
+SHOWN_IN = re.compile(rf"n\s(?<=[Ii]..)(?<!\w...)(?P<panel>{PANEL}\s)?(?P<names>{SEVERAL})(?![\w'\u2019])")
 IN_FIGURE = re.compile(
     rf"ig(?<=[Ff]..)(?<!\w...)(?:(?:ure|s|ures)?\.?\s?\d{{1,2}}\s?\(?)"
     rf"(?P<names>[A-Za-z]\d?(?:{LINK}[A-Za-z]\d?){{0,9}}|[ivx]{{2,5}})"
@@ -169,6 +170,8 @@ def _bracketed(m: re.Match[str]) -> list[Candidate]:
             if first != names
             else []
         )
+    if m["open"] == " " and names in ("a", "A") and not SECOND.search(m.string):
+        return []  # an article
     return _made(m.start(), m.end(), expand(names), "P", way=f"(A{m['open'].strip()}", mark="(")
 
 
@@ -204,7 +207,8 @@ def _bare(text: str, m: re.Match[str]) -> list[Candidate]:
         and m["names"] in "aAI"
     ):
         return []  # an article
-    found = _made(start, m.end(), expand(m["names"]), form, way=form + sign[:1])
+    way = form + sign[:1] + ("a" if form == "I" and text[m.end() : m.end() + 1].isalpha() else "")
+    found = _made(start, m.end(), expand(m["names"]), form, way=way)
     first, comma, _ = m["names"].partition(", ")
     if comma:  # `A, S. aureus` is no list
         end = m.start("names") + len(first) + 1
@@ -236,7 +240,9 @@ def places(text: str) -> list[Candidate]:
             start, way, mark = start - 2, ",left)", ")"
         elif begins(text, start) and text[m.end() : m.end() + 2].strip().isupper():  # `Left The patient`
             way = "Left " + ("n" if m["noun"] else "")
-        elif (sign or m["noun"]) and (begins(text, start) or text[start].isupper()):
+        elif (sign or m["noun"]) and (
+            begins(text, start) or text[start].isupper() or text[start - 4 : start] == "and "
+        ):
             way = "Left" + sign + ("n" if m["noun"] else "")
         else:
             continue

@@ -232,18 +232,19 @@ def plain(writer: Writer, made: Composed) -> None:
     made.add(upper(text), LEAD)
 
 
-STRUCTURES: tuple[tuple[Callable[[Writer, Composed], None], int], ...] = (
+Structures = tuple[tuple[Callable[[Writer, Composed], None], int], ...]
+STRUCTURES: Structures = (
     (sentences, 34), (clauses, 14), (inline, 11), (behind_inline, 14), (behind_sentences, 8), (mixed, 6), (nested, 4),
     (behind_linked, 4), (bracketed, 3), (crossed, 2), (enclosed, 3), (places, 10), (plain, 9),
 )  # fmt: skip
 
 
-def compose(writer: Writer) -> Composed:
-    """One caption with its spans."""
+def compose(writer: Writer, structures: Structures = STRUCTURES) -> Composed:
+    """One caption with its spans, in one of these structures by their weights."""
     made = Composed()
     writer.longer = writer.choose((0.02, 0.15, 0.3, 0.3, 0.6))
-    at = writer.below(sum(weight for _, weight in STRUCTURES))
-    for structure, weight in STRUCTURES:
+    at = writer.below(sum(weight for _, weight in structures))
+    for structure, weight in structures:
         at -= weight
         if at < 0:
             structure(writer, made)
@@ -252,8 +253,10 @@ def compose(writer: Writer) -> Composed:
     return made
 
 
-def captions(seed: int, count: int, half: str = "train", singles: tuple[str, ...] = ()) -> Iterator[Composed]:
-    """`count` captions, the same ones for the same arguments; see `Writer`."""
+def captions(
+    seed: int, count: int, half: str = "train", *, singles: tuple[str, ...] = (), structures: Structures = STRUCTURES
+) -> Iterator[Composed]:
+    """`count` captions, the same ones for the same arguments; see `Writer` and `compose`."""
     writer = Writer(seed, half, singles)
     for _ in range(count):
-        yield compose(writer)
+        yield compose(writer, structures)

@@ -183,7 +183,7 @@ def test_training_is_repeatable_and_learns() -> None:
     made = list(captions(77, 150))
     small = Weights.of(first)
     assert score(made, lambda caption: split_caption(caption, small)).exact > 0.5
-    none = Weights.of({"scale": 1, "weights": {}, "confidence": [0.0] * 8})
+    none = Weights.of({"scale": 1, "weights": {}, "confidence": [0.0] * 14})
     assert score(made, lambda caption: split_caption(caption, none)).exact < 0.2
 
 
