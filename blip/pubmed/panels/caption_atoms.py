@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import itemgetter
 
 from blip.pubmed.panels.caption_labels import Candidate
 
@@ -58,7 +59,7 @@ def atoms_of(text: str, bounds: list[tuple[int, int]], labels: list[Candidate]) 
         if one.mark == "(" and (close := text.find(")", one.end, one.end + 120)) > 0:
             cuts.append((close + 1, 0, 0, None))
     cuts += [(at, 0, 0, None) for one, two in pairwise(labels) if (at := _new_words(text, one, two))]
-    cuts.sort(key=_first)
+    cuts.sort(key=itemgetter(0, 1))
     cuts.append((len(text), 0, 0, None))
     found: list[Atom] = []
     place, gap, sentence, clause = 0, 3, 0, 0
@@ -92,7 +93,3 @@ def _new_words(text: str, one: Candidate, two: Candidate) -> int:
     at = max(words.rfind(" and "), words.rfind(", "), words.rfind(" while "), words.rfind(" whereas "))
     at -= at > 0 and words[at - 1] == ","
     return one.end + at if at > 3 and not SENTENCE.search(words) else 0
-
-
-def _first(cut: tuple[int, int, int, Candidate | None]) -> tuple[int, int]:
-    return cut[:2]

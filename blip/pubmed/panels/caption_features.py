@@ -7,7 +7,6 @@ what stands before the first and behind the last, signs on either side, which na
 import re
 from collections import Counter
 from functools import lru_cache
-from itertools import pairwise
 
 from blip.pubmed.panels.caption_atoms import Atom
 from blip.pubmed.panels.caption_labels import NOUNS, Candidate, Group
@@ -17,7 +16,7 @@ from blip.pubmed.panels.caption_words import (
     KIND_OF,
     KIND_OF_ANY,
     KNOWN,
-    LETTER,
+    LETTERS,
     LINKS,
     SIGNS,
     SMALL_LETTERS,
@@ -38,10 +37,11 @@ def features_of(text: str, atoms: list[Atom], group: Group) -> list[list[str]]:
     places = [at for at, atom in enumerate(atoms) if atom.label]
     context = _Context(text, atoms, group, count)
     first, last = places[0], places[-1]
-    found = []
+    found, number = [], 0
     for at, atom in enumerate(atoms):
         if atom.label is not None:
-            found.append(context.of_label(at, atom, atom.label))
+            found.append(context.of_label(at, atom, atom.label, number=number))
+            number += 1
         else:
             where = "0" if at < first else "9" if at > last else "5"
             found.append(context.of_text(at, atom, where))
@@ -55,7 +55,7 @@ class _Context:
         self.text, self.atoms, self.group, self.count = text, atoms, group, count
         self.known: set[str] = set()
         self.latest = ""  # the name that the row has reached
-        self.letters = [m.start() for m in LETTER.finditer(text) if led(text, m.start())]  # of panels
+        self.letters = [m.end() for sign in LETTERS for m in sign.finditer(text) if led(text, m.end())]  # of panels
         for pattern in SMALL_LETTERS:
             self.letters += [m.end() - 1 for m in pattern.finditer(text)]
         self.plain = text.replace("(", " ").replace(")", " ").replace("[", " ").replace("]", " ")
@@ -63,46 +63,49 @@ class _Context:
         self.named: dict[int, int] = {}  # sentence -> panels that it names
         self.signs = [sign for sign in SIGNS if sign in text]
         labels = [atom.label for atom in atoms if atom.label]
+        self.around = [(sign_before(text, one.start), sign_behind(text, one.end)) for one in labels]
         # names that begin a part of a sentence somewhere: elsewhere they are probably references
-        self.openers = Counter(
-            name for one in labels if sign_before(text, one.start) in "^.;:" for name in one.names
-        )  # fmt: skip
+        self.openers: dict[str, int] = {}
+        self.ways: dict[str, int] = {}  # how labels are written -> how many are
+        for one, (before, _) in zip(labels, self.around, strict=True):
+            self.ways[one.way] = self.ways.get(one.way, 0) + 1
+            for name in one.names if before in "^.;:" else ():
+                self.openers[name] = self.openers.get(name, 0) + 1
         # what all labels agree on: the beginning before the first one, the end behind the last, signs behind each
-        first, last = labels[0], labels[-1]
-        begin = text[: first.start].rstrip()[-1:]
+        begin = self.around[0][0]
         self.common = (
-            f"g0={'^' if not first.start else begin if begin in '.:;,' else 'w'}",
-            f"g9={sign_behind(text, last.end)}",
-            f"gb={share(sum(sign_before(text, one.start) in '^.;:' for one in labels), len(labels))}",
-            f"gs={share(sum(sign_behind(text, one.end) in '.,;$' for one in labels), len(labels))}",
+            f"g0={begin if begin in '^.:;,' else 'w'}",
+            f"g9={self.around[-1][1]}",
+            f"gb={share(sum(before in '^.;:' for before, _ in self.around), len(labels))}",
+            f"gs={share(sum(sign in '.,;$' for _, sign in self.around), len(labels))}",
             f"gf={group.form}{group.kind}",
         )
-        self.last, self.long = self._rows()
+        self.last, self.long = 0, "s"
         self.behind: dict[int, str] = {}  # part of a sentence -> what stands behind its labels before the last
-        for one, two in pairwise(atom for atom in atoms if atom.label):
-            if one.clause == two.clause and self.behind.get(one.clause) != "t":
-                self.behind[one.clause] = "g" if JOINED.match(text, one.end) else "t"
-        ways = Counter(one.way for one in labels)
-        self.often = {way for way, times in ways.items() if times * 3 >= len(labels)}
+        self._rows()
         self.names = "n" + str(min(len(group.names), 5))
         self.style = group.form if len(group.form) == 1 else "x"
 
-    def _rows(self) -> tuple[int, str]:
-        """Number of the last candidate with a new name; whether a label before it has words of several sentences."""
-        known, last, long, sentences = set[str](), 0, False, set[int]()
+    def _rows(self) -> None:
+        """Finds the last candidate with a new name, whether a label has several sentences, and what is behind each."""
+        known, sentences, clause, end = set[str](), set[int](), -1, 0
         for at, atom in enumerate(self.atoms):
             if atom.label is None:
                 sentences.add(atom.sentence)
-            elif not known.issuperset(atom.label.names):
-                long = long or bool(known and len(sentences) > 1)
+                continue
+            if not known.issuperset(atom.label.names):
+                if known and len(sentences) > 1:
+                    self.long = "l"
                 known.update(atom.label.names)
-                last, sentences = at, set()
-        return last, "l" if long else "s"
+                self.last, sentences = at, set()
+            if atom.clause == clause and self.behind.get(clause) != "t":
+                self.behind[clause] = "g" if JOINED.match(self.text, end) else "t"
+            clause, end = atom.clause, atom.end
 
-    def of_label(self, at: int, atom: Atom, label: Candidate) -> list[str]:
-        """Features of a label candidate."""
+    def of_label(self, at: int, atom: Atom, label: Candidate, *, number: int) -> list[str]:
+        """Features of a label candidate; `number`: which one it is."""
         text = self.text
-        before, sign = sign_before(text, label.start), sign_behind(text, label.end)
+        before, sign = self.around[number]
         new = [name for name in label.names if name not in self.known]
         fresh = "new" if len(new) == len(label.names) else "old" if not new else "mix"
         self.known.update(label.names)
@@ -124,13 +127,9 @@ class _Context:
         several = "s" if len(label.names) > 1 else ""
         leads = "n" if previous in NOUNS else "l" if previous in LINKS else "w"
         style, common = self.style, self.common
-        form = _form_of_label(label.way, before, sign, (fresh, alone, several, leads, neighbours), style, common)
-        form += (
-            f"o={elsewhere}{before}",
-            f"o={elsewhere}{fresh}{style}",
-            f"o={step}{fresh}{before}",
-            f"o={step}{elsewhere}{style}",
-            f"o={label.way in self.often}{style}{fresh}",
+        row_is = (elsewhere, step, str(self.ways[label.way] * 3 >= len(self.around)))
+        form = _form_of_label(
+            label.way, (before, sign), (fresh, alone, several, leads, neighbours), row_is, style, common
         )
         return [*form, f"pw={previous}", f"nw={after}", f"k={self.group.kind}", f"{self.names}{style}"]
 
@@ -151,11 +150,9 @@ class _Context:
         labels = "012"[min(self.count.get(atom.clause, 0), 2)]
         form = _form_of_text((begin, end, close, labels), where, stop, size, shape, (self.style, *self.common[2:4]))
         found = [*form, f"fw={first}{begin}", f"r={self.references(at)}{where}{begin}"]
-        if begin == "l" and at > 1:  # what stands behind the label before, in the same sentence
-            found.append(f"q={self.behind.get(atom.clause, '-')}{where}{end}{labels}")
-            found.append(
-                f"q={self.behind.get(atom.clause, '-')}{where}{words[0] if words and words[0] in LINKS else ''}"
-            )
+        if begin == "l" and at > 1:  # what stands behind the labels before, in the same sentence
+            behind = self.behind.get(atom.clause, "-")
+            found += [f"q={behind}{where}{end}{labels}", f"q={behind}{where}{first if first in LINKS else ''}"]
         if at > self.last:  # how many sentences after the last label
             behind = min(3, atom.sentence - self.atoms[self.last].sentence)
             found += [f"u={behind}{begin}", f"u={behind}{self.long}{begin}", f"u={self.style}{self.common[3]}{begin}"]
@@ -186,17 +183,19 @@ class _Context:
 
 
 @lru_cache(maxsize=1 << 15)
-def _form_of_label(
-    way: str, before: str, sign: str, at: tuple[str, ...], style: str, common: tuple[str, ...]
-) -> tuple[str, ...]:
+def _form_of_label(way: str, around: tuple[str, str], at: tuple[str, ...], row: tuple[str, ...], style: str,
+                   common: tuple[str, ...]) -> tuple[str, ...]:  # fmt: skip
     """The features of a label candidate, without those of words: there are few, so that they can be kept."""
+    before, sign = around
     fresh, alone, several, leads, neighbours = at
+    elsewhere, step, often = row
     both = f"{before}{sign}"
     return (
         "m", f"w={way}", f"b={before}", f"s={sign}", f"{both}{style}", f"{fresh}{style}{before}",
         f"pc={leads}{before}{style}", f"{fresh}{several}", f"{alone}{both}", f"nb={neighbours}", f"{way}{before}",
         f"{fresh}{alone}{before}", *common, f"{common[0]}{common[1]}{style}", f"{common[2]}{common[3]}",
-        f"{common[2]}{both}",
+        f"{common[2]}{both}", f"o={elsewhere}{before}", f"o={elsewhere}{fresh}{style}", f"o={step}{fresh}{before}",
+        f"o={step}{elsewhere}{style}", f"o={often}{style}{fresh}",
     )  # fmt: skip
 
 

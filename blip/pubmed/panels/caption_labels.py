@@ -49,11 +49,8 @@ IN_FIGURE = re.compile(
     rf"(?P<names>[A-Za-z]\d?(?:{LINK}[A-Za-z]\d?){{0,9}}|[ivx]{{2,5}})"
     r"(?P<sign>\s?\)?[:.,|]?)(?=\s)"
 )
-SOME_PLACE = re.compile(
-    r"[ulbtmcrafsULBTMCRAFS1-4](?<!\w.)(?i:(?<=u)pper|(?<=l)ower|(?<=t)op|(?<=b)ottom|(?<=m)iddle|(?<=c)ent(?:er|re|ral)|"
-    r"(?<=l)eft|(?<=r)ight|(?<=a)bove|(?<=b)elow|(?<=f)irst|(?<=s)econd|(?<=t)hird|(?<=f)ourth|(?<=1)st|(?<=2)nd|"
-    r"(?<=3)rd|(?<=4)th)"
-)
+PLACE_BEGINS = ("upper", "lower", "top", "bottom", "middle", "center", "centre", "central", "left", "right", "above",
+                "below", "first", "second", "third", "fourth", "1st", "2nd", "3rd", "4th")  # fmt: skip
 BEFORE_PLACE = re.compile(r"(?:\((?:on\s)?(?:the\s)?)?(?:(?:In\s|On\s)?[Tt]he\s)?$")
 OF_PLACE = re.compile(
     rf"(?P<open>\((?:on\s)?(?:the\s)?)?(?<!\w)(?P<the>(?:In\s|On\s)?[Tt]he\s)?(?P<names>(?i:{SOME_PLACES}))(?!\w)"
@@ -223,10 +220,16 @@ def _made(start: int, end: int, names: tuple[str, ...], form: str, *, way: str, 
 def places(text: str) -> list[Candidate]:
     """Candidates that are places: `Left:`, `(upper row)`, `The right panel shows`."""
     found: list[Candidate] = []
-    starts = [m.start() for m in SOME_PLACE.finditer(text)]
+    lower, starts = text.lower(), list[int]()
+    for word in PLACE_BEGINS if len(lower) == len(text) else ():  # faster than a pattern
+        at = lower.find(word)
+        while at >= 0:
+            if not at or not (lower[at - 1].isalnum() or lower[at - 1] == "_"):
+                starts.append(at)
+            at = lower.find(word, at + 1)
     if len(starts) < 2:
         return found
-    starts = [BEFORE_PLACE.search(text, max(0, at - 15), at).start() for at in starts]  # type: ignore[union-attr]
+    starts = [BEFORE_PLACE.search(text, max(0, at - 15), at).start() for at in sorted(starts)]  # type: ignore[union-attr]
     for m in _matches(OF_PLACE, text, starts):
         sign, start, mark = m["sign"].strip()[:1], m.start(), ""
         if m["open"]:

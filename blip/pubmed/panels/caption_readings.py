@@ -218,7 +218,7 @@ def signs_of_doubt(weights: Weights, reading: Reading) -> list[float]:
         math.log1p(max(0.0, reading.margin)),
         float(D in reading.tags),
         float(S in reading.tags),
-        math.log(len(labels_of(reading))),
+        math.log(len(set(names))),
         float(reading.tags[-1] == P and not reading.atoms[-1].label),
         math.log1p(sum(1 for atom in reading.atoms if atom.label) - len(used)),  # candidates that are no labels
         math.log1p(len(names) - len(set(names))),  # labels that occur again

@@ -7,7 +7,7 @@ STATISTIC = re.compile(r"\b[pPnN]\s?[<>=\u2264]|\u00b1|[*#]\s?[pP]\b")
 DEFINITION = re.compile(r"[\w/+'\u2019-]{1,9}(?:,|:|\s?=)\s")
 # a panel that a sentence names, `in A`, `(B)`, `A and B`: a letter, and the words that may stand before one
 AFTER_LETTER = r"(?![^\s).,;:\u2013-])"
-LETTER = re.compile(rf"[A-L](?<=[ (\u2013-].){AFTER_LETTER}")
+LETTERS = [re.compile(sign + rf"(?=[A-L]{AFTER_LETTER})") for sign in (" ", r"\(", "\u2013", "-")]
 SMALL_LETTERS = (re.compile(rf"\([a-l]{AFTER_LETTER}"), re.compile(rf"panel [a-l]{AFTER_LETTER}"))
 LEADING = re.compile(r"\b(?:in|of|and|with|to|panels?|from|than|for|versus)\s$")
 KINDS = {
