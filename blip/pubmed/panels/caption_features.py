@@ -154,8 +154,8 @@ class _Context:
             behind = self.behind.get(atom.clause, "-")
             found += [f"q={behind}{where}{end}{labels}", f"q={behind}{where}{first if first in LINKS else ''}"]
         if at > self.last:  # how many sentences after the last label
-            behind = min(3, atom.sentence - self.atoms[self.last].sentence)
-            found += [f"u={behind}{begin}", f"u={behind}{self.long}{begin}", f"u={self.style}{self.common[3]}{begin}"]
+            later = min(3, atom.sentence - self.atoms[self.last].sentence)
+            found += [f"u={later}{begin}", f"u={later}{self.long}{begin}", f"u={self.style}{self.common[3]}{begin}"]
         if known := KNOWN.intersection(words):
             found += [f"k={kind}{where}{begin}" for kind in sorted({KIND_OF_ANY[word] for word in known})]
         if self.signs and any(sign in piece for sign in self.signs) and STATISTIC.search(piece):

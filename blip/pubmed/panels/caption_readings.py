@@ -192,8 +192,8 @@ def doubts(weights: Weights, reading: Reading) -> list[float]:
             step = weights.tags[atom.gap]
             loss = own[tag] - own[other] + step[tag][before] - step[other][before]
             if after is not None:
-                step = weights.tags[gap][after]
-                loss += step[tag] - step[other]
+                next_step = weights.tags[gap][after]
+                loss += next_step[tag] - next_step[other]
             best = loss if best is None or loss < best else best
         if best is not None:
             found.append(best)

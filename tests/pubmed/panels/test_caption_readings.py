@@ -64,6 +64,16 @@ def parts(caption: str) -> dict[str, str]:
          {"left": "Dermoscopy", "right": "confocal microscopy"}, "of a carcinoma."),
         ("Figure 2A. Axial view of the cyst. Figure 2B. Coronal view of the cyst.", "",
          {"A": "Axial view of the cyst", "B": "Coronal view of the cyst"}, ""),
+        ("Chest radiograph (A) showing infiltrates and CT scan (B) showing opacities in both lungs.", "",
+         {"A": "Chest radiograph showing infiltrates", "B": "CT scan showing opacities in both lungs"}, ""),
+        ("Image A shows a mass in the liver. Image B shows the same mass after treatment.", "",
+         {"A": "shows a mass in the liver", "B": "shows the same mass after treatment"}, ""),
+        ("A-axial CT of the chest. B-coronal reconstruction. C-gross specimen.", "",
+         {"A": "axial CT of the chest", "B": "coronal reconstruction", "C": "gross specimen"}, ""),
+        ("Recordings in mice. Left The trace of a control animal. Right The trace of a mutant.", "Recordings in mice.",
+         {"left": "The trace of a control animal", "right": "The trace of a mutant"}, ""),
+        ("Lung mass. (A) Biopsy (H&E, \u00d7400). (B) The tumour (H&E) is positive for CD34.", "Lung mass.",
+         {"A": "Biopsy (H&E, \u00d7400)", "B": "The tumour (H&E) is positive for CD34"}, ""),
     ],
 )  # fmt: skip
 def test_forms(caption: str, lead: str, own: dict[str, str], tail: str) -> None:
