@@ -234,7 +234,7 @@ def plain(writer: Writer, made: Composed) -> None:
 
 Structures = tuple[tuple[Callable[[Writer, Composed], None], int], ...]
 STRUCTURES: Structures = (
-    (sentences, 34), (clauses, 14), (inline, 11), (behind_inline, 14), (behind_sentences, 8), (mixed, 6), (nested, 3),
+    (sentences, 34), (clauses, 14), (inline, 11), (behind_inline, 14), (behind_sentences, 8), (mixed, 6), (nested, 4),
     (behind_linked, 4), (bracketed, 3), (crossed, 2), (enclosed, 3), (places, 10), (plain, 9),
 )  # fmt: skip
 
