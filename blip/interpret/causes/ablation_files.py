@@ -78,8 +78,8 @@ def ablate_files(
     """Writes the shards that are missing, then reads all of them.
 
     Args:
-        settings: `by`, `method` and `seed`, and what else the results depend on, such as the weights; a run is continued
-            with equal ones only.
+        settings: `by`, `method` and `seed`, and what else the results depend on, such as the weights. A run is
+            continued with equal ones only.
         metric: as in `ablate`, by name.
         shard_size: pairs of a shard.
         overwrite: shards of other settings are replaced.
