@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # for editors, which complete and check by these lines
     from blip.interpret.causes.labelled import Labelled
     from blip.interpret.explain import explain_pairs
     from blip.interpret.features.contributions import contributions
+    from blip.interpret.features.tuned_lens import tuned_lens
     from blip.interpret.lenses import attention_rollout, logit_lens, patch_lens
     from blip.interpret.maps import gradcam
     from blip.interpret.trace import names, patch_from, trace, zero_head
@@ -40,6 +41,7 @@ __all__ = [
     "patch_lens",
     "pretrain",
     "trace",
+    "tuned_lens",
     "zero_head",
 ]
 
@@ -62,6 +64,7 @@ MODULE_OF = {
     "patch_lens": "interpret.lenses",
     "attention_rollout": "interpret.lenses",
     "contributions": "interpret.features.contributions",
+    "tuned_lens": "interpret.features.tuned_lens",
 }
 
 

@@ -4,4 +4,6 @@ Imports what `interpret` may and, of `evaluation`, `bootstrap`; `cli` imports an
 
 contributions  a score as an exact sum over heads, networks, embeddings and biases
 residual by_token   the walk through the layers that takes a score apart; its parts summed by token of text or image
+states       rows of states from shards of activations
+tuned_lens   decoder layers as words through a trained affine map
 """
