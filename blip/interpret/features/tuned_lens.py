@@ -135,21 +135,38 @@ def tuned_lens(
     if held.all() or not held.any():
         raise InputError(f"{shards} has too few records to hold every fifth out: it takes 6 or more")
     lens = TunedLens(points, width).to(m.device)
-    optimizer = torch.optim.Adam(lens.parameters(), learning_rate)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-    generator = torch.Generator().manual_seed(seed)
-    rows = (~held).nonzero().squeeze(1)
-    for _ in range(steps if len(lens.maps) else 0):
-        chosen = rows[torch.randint(len(rows), (batch_size,), generator=generator)]
-        loss = torch.stack([d.mean() for d in _divergences(lens, decoder, tokens, chosen)]).sum()
-        optimizer.zero_grad()
-        grads = torch.autograd.grad(loss, list(lens.parameters()))  # the model's parameters get none
-        for parameter, grad in zip(lens.parameters(), grads, strict=True):
-            parameter.grad = grad
-        optimizer.step()
-        schedule.step()
+    training = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    _train(lens, decoder, tokens, (~held).nonzero().squeeze(1), **training)
     lens.divergence = _table(lens, decoder, tokens, held.nonzero().squeeze(1))
     return lens
+
+
+def _train(
+    lens: TunedLens,
+    decoder: TextDecoder,
+    tokens: Tokens,
+    rows: Tensor,
+    *,
+    steps: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+) -> None:
+    """Steps of Adam on the tokens `rows`, all layers at once."""
+    parameters = list(lens.parameters())
+    if not parameters:  # of a decoder of one layer
+        return
+    optimizer = torch.optim.Adam(parameters, learning_rate)
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        chosen = rows[torch.randint(len(rows), (batch_size,), generator=generator)]
+        loss = torch.stack([d.mean() for d in _divergences(lens, decoder, tokens, chosen)]).sum()
+        grads = torch.autograd.grad(loss, parameters)  # the model's parameters get none
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.grad = grad
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * (1 - step / steps)
+        optimizer.step()
 
 
 def _divergences(lens: TunedLens, decoder: TextDecoder, tokens: Tokens, chosen: Tensor) -> list[Tensor]:
