@@ -261,7 +261,7 @@ def options(
 
 VERBS_OF_ROOMS: tuple[Callable[..., None], ...] = (
     inference.caption, inference.match, inference.answer, interpret.explain, interpret.activations, interpret.localise,
-    features.probe,
+    interpret.score_maps, features.probe,
     reports.show, reports.report,
     serve.serve,
 )  # fmt: skip
