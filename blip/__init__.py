@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # for editors, which complete and check by these lines
     from blip.interpret.causes.sweep import patch_sweep
     from blip.interpret.explain import explain_pairs
     from blip.interpret.features.contributions import contributions
+    from blip.interpret.features.tuned_lens import tuned_lens
     from blip.interpret.lenses import attention_rollout, logit_lens, patch_lens
     from blip.interpret.maps import gradcam
     from blip.interpret.trace import names, patch_from, trace, zero_head
@@ -50,6 +51,7 @@ __all__ = [
     "path_patch",
     "pretrain",
     "trace",
+    "tuned_lens",
     "zero_head",
 ]
 
@@ -77,6 +79,7 @@ MODULE_OF = {
     "attention_facts": "interpret.attention_facts",
     "ablate": "interpret.causes.ablation",
     "contributions": "interpret.features.contributions",
+    "tuned_lens": "interpret.features.tuned_lens",
 }
 
 
