@@ -36,7 +36,7 @@ from blip.models.factory import spec_of
 from blip.outputs import locked
 
 POOLS = ("all", "first", "mean")
-LATER = ("precision",)  # values that an index of earlier versions lacks
+LATER = ("precision", "view")  # values that an index of earlier versions lacks
 
 
 @dataclass
@@ -51,6 +51,7 @@ class Capture:
     format: str = "safetensors"
     shard_size: int = 1024
     precision: str = "fp32"
+    view: str = ""  # `--window` or `--channels` of scans, where they are not those of the model's training
     records: int = 0
     contents: str = ""  # fingerprint of images' paths, texts and answers
     shards: list[dict[str, Any]] = field(default_factory=list)

@@ -20,7 +20,7 @@ from blip.command_line import (
     workers_option,
 )
 from blip.data.columns import parse_columns
-from blip.data.image_bytes import MAX_MB, ImageLimits
+from blip.data.image_bytes import LIMITS, MAX_MB, ImageLimits
 from blip.data.sources import source_of
 from blip.data.tar_sizes import SIZES
 from blip.inference.opening import Channels, Window, view_of
@@ -58,6 +58,8 @@ def shard(
     max_image_mb: MaxImageMb = MAX_MB,
     window: Window = None,
     channels: Channels = None,
+    frames: Annotated[int, typer.Option(min=1, help="of a video whose reference does not say")] = LIMITS.frames,
+    slices: Annotated[int, typer.Option(min=1, help="of a volume whose reference does not say")] = LIMITS.slices,
     overwrite: Overwrite = False,
 ) -> None:
     """Resizes the images of a set once and writes them into shards, which every training script reads."""
@@ -69,9 +71,17 @@ def shard(
         usual: dict[str, Any] = {"image_root": image_root, "dataset": dataset, "split": split or "all"}
         usual |= {"columns": parse_columns(columns or []), "limit": limit or None}
         shown = view_of(window, channels)
-        stored_as = ImageForm(image_size, form, quality, ImageLimits.of_mb(max_image_mb, **shown))
+        read = {"frames": frames, "slices": slices}
+        stored_as = ImageForm(image_size, form, quality, ImageLimits.of_mb(max_image_mb, **shown, **read))
         chosen = as_input(
-            image_size=image_size, format=form, quality=quality, shard_size=shard_size, seed=seed, **usual, **shown
+            image_size=image_size,
+            format=form,
+            quality=quality,
+            shard_size=shard_size,
+            seed=seed,
+            **usual,
+            **shown,
+            **{name: count for name, count in read.items() if count != getattr(LIMITS, name)},
         )
         names = ["shard-?????.tar", SIZES, SHARD_ANNOTATIONS, SKIPPED]
         inputs = [*sources, *filter(None, [image_root]), chosen]
@@ -83,7 +93,8 @@ def shard(
             done = write_shards(places, out, stored_as, **options)
             written += done.files
         size = f"{done.bytes / 1e6:,.1f} MB, {done.bytes / done.images / 1e3:,.1f} kB an image"
-        say(f"{done.images:,} images in {len(done.shards)} shards ({size}), {done.records:,} records: {out}")
+        of = f" of {done.items:,} items" if done.items < done.images else ""
+        say(f"{done.images:,} images{of} in {len(done.shards)} shards ({size}), {done.records:,} records: {out}")
         for _, path, reason in done.skipped[:SHOWN]:
             say(f"skipped {path}: {reason}", err=True)
         if done.skipped:
