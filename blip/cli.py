@@ -260,6 +260,7 @@ def options(
 
 VERBS_OF_ROOMS: tuple[Callable[..., None], ...] = (
     inference.caption, inference.match, inference.answer, interpret.explain, interpret.activations, interpret.localise,
+    interpret.score_maps,
     reports.show, reports.report,
     serve.serve,
 )  # fmt: skip

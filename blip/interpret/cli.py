@@ -1,4 +1,4 @@
-"""`blip explain`, `blip activations` and `blip localise`: maps, activations and the pointing game over data."""
+"""`blip explain`, `blip activations`, `blip localise` and `blip score-maps`: maps, activations, and tests of maps."""
 
 import itertools
 from dataclasses import asdict, replace
@@ -24,6 +24,7 @@ from blip.command_line import (
     alone,
     as_input,
     say,
+    seed_option,
     user_errors,
 )
 from blip.data.image_bytes import MAX_MB
@@ -218,3 +219,58 @@ def localise(
             lines = game.localise(model, records, methods, batch_size=batch_size)
             with writing(claim):
                 game.show(lines, game.centre(model, records), out)
+
+
+def score_maps(
+    data: Annotated[Path, typer.Argument(help="annotation file with boxes, such as the captions.json of phantoms")],
+    checkpoint: Checkpoint,
+    method: Annotated[list[str] | None, typer.Option(help="one or several; all unless given")] = None,
+    score: Annotated[
+        list[str] | None, typer.Option(help="boxes, curves, sanity; several times, all unless given")
+    ] = None,
+    task: Annotated[str, typer.Option(help="match, caption or answer; the checkpoint's own unless given")] = "",
+    layer: Annotated[int | None, typer.Option(help="whose cross-attention; the middle one unless given")] = None,
+    rows: Annotated[str, typer.Option(help="words, or enc: the [ENC] row")] = "words",
+    fill: Annotated[str, typer.Option(help="what covers a patch in curves: blur, mean or black")] = "blur",
+    steps: Annotated[int, typer.Option(min=1, help="of a curve")] = 12,
+    seed: Annotated[int, seed_option("of random maps, random weights and equal values")] = 0,
+    limit: FirstRecords = 0,
+    batch_size: BatchSize = 16,
+    max_image_mb: MaxImageMb = MAX_MB,
+    tokenizer: TokenizerFile = "",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    out: Annotated[Path | None, typer.Option(help="folder for scores.json, scores.csv and curves.png")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Scores maps: agreement with boxes, deletion and insertion curves, sanity checks by random weights."""
+    from blip.inference.load_blip2 import only_blip
+    from blip.interpret import map_report as report
+    from blip.interpret.map_boxes import read_boxed
+    from blip.interpret.map_scores import SCORES, MapScorer, Scoring
+    from blip.interpret.maps import METHODS
+    from blip.interpret.objectives import explained
+
+    with user_errors():
+        methods, limits = list(method or METHODS), ImageLimits.of_mb(max_image_mb)
+        how = Scoring(task, layer, rows, tuple(score or SCORES), fill, steps=steps, batch_size=batch_size, seed=seed)
+        given = [as_input(how=asdict(how), methods=methods, limit=limit), Reads(precision=precision).chosen, tokenizer]
+        inputs: list[str | Path] = [data, *images_of([data]), checkpoint, *filter(None, given)]
+        files = (report.JSON, report.CSV, report.PICTURE)
+        claim = (
+            claim_output(out, "score-maps", inputs=inputs, folder=True, overwrite=overwrite, names=files)
+            if out
+            else None
+        )
+        with alone(claim):
+            model = load_model(checkpoint, tokenizer, device, Reads(max_image_mb, precision))
+            model = only_blip(model, "blip score-maps")
+            boxed, objective = "boxes" in how.scores, explained(model, task)
+            records, problems = read_boxed(data, objective, limit, needs_boxes=boxed, limits=limits)
+            for problem in problems:
+                say(problem, err=True)
+            lines = MapScorer(model, records, how).table(methods)
+            report.show(lines, len(records), "their answers" if objective.has_answers else "their captions")
+            with writing(claim) as written:
+                written += report.save(lines, len(records), claim.path) if claim else []
+    raise typer.Exit(1 if problems else 0)

@@ -56,6 +56,9 @@ VERBS = {
                         "acts", ("images", "retrieval", "."), CAPTIONS, folder=True),
     "localise": Verb("localise named/captions.json --checkpoint retrieval --method raw --limit 2 --out OUT",
                      "points.json", ("named/captions.json", "named/images/000000.png"), ("named/", "named2/")),
+    "score-maps": Verb("score-maps named/captions.json --checkpoint retrieval --method raw --limit 2 --score curves "
+                       "--steps 1 --out OUT", "scored_maps", ("named", "retrieval", "."), ("named/", "named2/"),
+                       folder=True),
     "check-data": Verb("check-data captions.json --num_workers 0 --report OUT", "report.json",
                        ("captions.json", IMAGE), CAPTIONS),
     "convert": Verb("convert retrieval OUT", "converted",
