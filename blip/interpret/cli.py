@@ -237,6 +237,8 @@ def score_maps(
     limit: FirstRecords = 0,
     batch_size: BatchSize = 16,
     max_image_mb: MaxImageMb = MAX_MB,
+    window: Window = None,
+    channels: Channels = None,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     precision: Precision = "auto",
@@ -252,9 +254,9 @@ def score_maps(
     from blip.interpret.objectives import explained
 
     with user_errors():
-        methods, limits = list(method or METHODS), ImageLimits.of_mb(max_image_mb)
+        methods, reads = list(method or METHODS), Reads(max_image_mb, precision, window, channels)
         how = Scoring(task, layer, rows, tuple(score or SCORES), fill, steps=steps, batch_size=batch_size, seed=seed)
-        given = [as_input(how=asdict(how), methods=methods, limit=limit), Reads(precision=precision).chosen, tokenizer]
+        given = [as_input(how=asdict(how), methods=methods, limit=limit), reads.chosen, tokenizer]
         inputs: list[str | Path] = [data, *images_of([data]), checkpoint, *filter(None, given)]
         files = (report.JSON, report.CSV, report.PICTURE)
         claim = (
@@ -263,10 +265,10 @@ def score_maps(
             else None
         )
         with alone(claim):
-            model = load_model(checkpoint, tokenizer, device, Reads(max_image_mb, precision))
+            model = load_model(checkpoint, tokenizer, device, reads)
             model = only_blip(model, "blip score-maps")
             boxed, objective = "boxes" in how.scores, explained(model, task)
-            records, problems = read_boxed(data, objective, limit, needs_boxes=boxed, limits=limits)
+            records, problems = read_boxed(data, objective, limit, needs_boxes=boxed, limits=model.limits)
             for problem in problems:
                 say(problem, err=True)
             lines = MapScorer(model, records, how).table(methods)

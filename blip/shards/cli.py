@@ -1,7 +1,7 @@
 """`blip data VERB ...`: data sets in a form that trains faster."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,9 @@ from blip.data.sources import source_of
 from blip.data.tar_sizes import SIZES
 from blip.inference.opening import Channels, Window, view_of
 from blip.outputs import claim_output
+
+if TYPE_CHECKING:
+    from blip.shards.write import Written
 
 app = typer.Typer(no_args_is_help=True, help="Data sets in a form that trains faster.")
 COMMAND = "data shard"
@@ -92,11 +95,18 @@ def shard(
             options = {"shard_size": shard_size, "seed": seed, "num_workers": num_workers}
             done = write_shards(places, out, stored_as, **options)
             written += done.files
-        size = f"{done.bytes / 1e6:,.1f} MB, {done.bytes / done.images / 1e3:,.1f} kB an image"
-        of = f" of {done.items:,} items" if done.items < done.images else ""
-        say(f"{done.images:,} images{of} in {len(done.shards)} shards ({size}), {done.records:,} records: {out}")
-        for _, path, reason in done.skipped[:SHOWN]:
-            say(f"skipped {path}: {reason}", err=True)
-        if done.skipped:
-            say(f"{len(done.skipped)} images could not be read, and {done.left_out} records with them: {out / SKIPPED}",
-                err=True)  # fmt: skip
+        _say(done, out)
+
+
+def _say(done: "Written", out: Path) -> None:
+    """What was written, and what could not be read."""
+    from blip.shards.write import SKIPPED
+
+    size = f"{done.bytes / 1e6:,.1f} MB, {done.bytes / done.images / 1e3:,.1f} kB an image"
+    of = f" of {done.items:,} items" if done.items < done.images else ""
+    say(f"{done.images:,} images{of} in {len(done.shards)} shards ({size}), {done.records:,} records: {out}")
+    for _, path, reason in done.skipped[:SHOWN]:
+        say(f"skipped {path}: {reason}", err=True)
+    if done.skipped:
+        say(f"{len(done.skipped)} images could not be read, and {done.left_out} records with them: {out / SKIPPED}",
+            err=True)  # fmt: skip
