@@ -102,7 +102,7 @@ def _check(m: Predictor, wanted: Sequence[Wanted], what: Capture) -> None:
 def _capture(
     m: Predictor, wanted: Sequence[Wanted], what: Capture, folder: Path, *, batch_size: int, overwrite: bool
 ) -> list[str]:
-    what.records, what.contents = len(wanted), _contents(wanted)
+    what.records, what.contents = len(wanted), contents_of(wanted)
     what.shards = _done(folder, what, overwrite)
     _write_index(folder, what)  # also before the first shard: by it the folder is known after a kill
     begin = sum(shard["asked"] for shard in what.shards)
@@ -207,7 +207,8 @@ def _shard(
     return joined | {name: torch.cat(counts) for name, counts in lengths.items()}, numbers, problems
 
 
-def _contents(wanted: Sequence[Wanted]) -> str:
+def contents_of(wanted: Sequence[Wanted]) -> str:
+    """A fingerprint of records: of their images' paths, texts and answers."""
     digest = hashlib.sha256()
     for one in wanted:
         digest.update(json.dumps([str(one.image), one.text, one.answer]).encode())
