@@ -66,6 +66,8 @@ VERBS = {
     "score-maps": Verb("score-maps named/captions.json --checkpoint retrieval --method raw --limit 2 --score curves "
                        "--steps 1 --out OUT", "scored_maps", ("named", "retrieval", "."), ("named/", "named2/"),
                        folder=True),
+    "ablate": Verb("ablate captions.json --checkpoint retrieval --by mlp --shard_size 2 --out OUT", "ablated",
+                   ("images", "retrieval", "."), CAPTIONS, folder=True),
     "check-data": Verb("check-data captions.json --num_workers 0 --report OUT", "report.json",
                        ("captions.json", IMAGE), CAPTIONS),
     "convert": Verb("convert retrieval OUT", "converted",
