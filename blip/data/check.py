@@ -90,7 +90,8 @@ def check_data(
     for entry in files:
         for content in _contents(entry, report, usual):
             images.update(dict.fromkeys(content.images))
-            report.of_several += len(content.images) > 1 and report.kind != "sentences"
+            several = len(content.images) > 1 or any(map(pictures_of, content.images))
+            report.of_several += several and report.kind != "sentences"
             about = "" if report.kind == "captions" else "|".join(content.images)
             occurrences.update(stable_hash(about, caption_id(text)) for text in content.texts)
             measured = measure(content.texts)

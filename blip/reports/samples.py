@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
-from blip.data.images import open_image
+from blip.data.pictures import open_pictures
 from blip.errors import BlipError
 from blip.html_page import Html, image
 from blip.reports.grid import cut
@@ -63,8 +63,9 @@ def _sample(of_runs: list[tuple[RunFiles, list[dict]]], *, several: bool, limits
         everything = list(_changes(lines))
         outputs = _thinned(everything, MOST_SHOWN)
     more = _thinned(everything, MOST_OUTPUTS) if len(outputs) < len(everything) else []
-    text_name = "statement" if isinstance(given, list) else "question"
     text, truth = (_text(lines[-1].get(key)) for key in ("text", "truth"))
+    is_statement = isinstance(given, list) and len(given) == 2 and truth in ("true", "false")
+    text_name = "statement" if is_statement else "question"
     return Sample(pictures, problem, text_name, text, truth, outputs, more)
 
 
@@ -92,8 +93,8 @@ def _pictures(paths: Sequence[Any], run: RunFiles, limits: ImageLimits) -> tuple
         for path in map(str, paths[:MOST_IMAGES]):
             if not os.path.exists(path) and os.path.exists(run.folder / path):
                 path = str(run.folder / path)
-            shown = small(open_image(path, limits), SIDE)
-            pictures.append(image(shown, "JPEG", QUALITY, alt="image of this record"))
+            shown = [small(one, SIDE) for one in open_pictures([path], limits)[: MOST_IMAGES - len(pictures)]]
+            pictures += [image(one, "JPEG", QUALITY, alt="image of this record") for one in shown]
     except UnreadableImage as error:
         return pictures, str(error)
     return pictures, ""
