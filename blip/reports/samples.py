@@ -3,9 +3,10 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from blip.config import ModelConfig
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
 from blip.data.pictures import open_pictures
 from blip.errors import BlipError
@@ -15,6 +16,7 @@ from blip.reports.items import Item
 from blip.reports.results import files_of_run, results_in
 from blip.reports.run_files import RunFiles
 from blip.reports.tiles import QUALITY, small
+from blip.tasks.config import NlvrConfig
 
 SIDE = 256  # pixels of a picture's longer side
 MOST_RECORDS, MOST_RESULTS, MOST_IMAGES = 32, 16, 2  # on a page, of an evaluation by itself, of a record
@@ -63,9 +65,8 @@ def _sample(of_runs: list[tuple[RunFiles, list[dict]]], *, several: bool, limits
         everything = list(_changes(lines))
         outputs = _thinned(everything, MOST_SHOWN)
     more = _thinned(everything, MOST_OUTPUTS) if len(outputs) < len(everything) else []
+    text_name = "statement" if isinstance(run.config, NlvrConfig) else "question"
     text, truth = (_text(lines[-1].get(key)) for key in ("text", "truth"))
-    is_statement = isinstance(given, list) and len(given) == 2 and truth in ("true", "false")
-    text_name = "statement" if is_statement else "question"
     return Sample(pictures, problem, text_name, text, truth, outputs, more)
 
 
@@ -87,8 +88,13 @@ def _of_results(run: RunFiles, limits: ImageLimits) -> list[Sample]:
 
 
 def _pictures(paths: Sequence[Any], run: RunFiles, limits: ImageLimits) -> tuple[list[Html], str]:
-    """(the first images, why there is none); paths may be relative to the run's folder."""
-    pictures = []
+    """(the first images, why there is none); paths may be relative to the run's folder.
+
+    Scans are shown as the limits say or, where these have no window, as in training.
+    """
+    pictures = list[Html]()
+    if not (limits.window or limits.channels) and isinstance(run.config, ModelConfig):
+        limits = replace(limits, window=run.config.window, channels=tuple(run.config.channels))
     try:
         for path in map(str, paths[:MOST_IMAGES]):
             if not os.path.exists(path) and os.path.exists(run.folder / path):

@@ -42,7 +42,7 @@ def _tile(item: Item, limits: ImageLimits, side: int) -> Tile:
     tile = Tile(item, problems=[item.problem] if item.problem else [])
     for path in item.images:
         try:
-            tile.pictures += [small(one, side) for one in open_pictures([path], limits)]
+            tile.pictures += [small(picture, side) for picture in open_pictures([path], limits)]
         except UnreadableImage as error:
             tile.problems.append(str(error))
     return tile
