@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # for editors, which complete and check by these lines
     from blip.inference.inputs import Study
     from blip.inference.load import load
     from blip.interpret.attention_facts import attention_facts
+    from blip.interpret.causes.ablation import ablate
     from blip.interpret.causes.attribution import attribute
     from blip.interpret.causes.labelled import Labelled
     from blip.interpret.causes.paths import path_patch
@@ -31,6 +32,7 @@ __all__ = [
     "Run",
     "Study",
     "__version__",
+    "ablate",
     "attention_facts",
     "attention_rollout",
     "attribute",
@@ -75,6 +77,7 @@ MODULE_OF = {
     "patch_lens": "interpret.lenses",
     "attention_rollout": "interpret.lenses",
     "attention_facts": "interpret.attention_facts",
+    "ablate": "interpret.causes.ablation",
     "contributions": "interpret.features.contributions",
     "tuned_lens": "interpret.features.tuned_lens",
 }
