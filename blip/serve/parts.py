@@ -98,8 +98,9 @@ def item_files(handlers: Handlers) -> list[Callable[..., Any]]:
     Returns:
         The events that choose another image.
     """
-    field = gr.File(label="Choose an image, or drop it here; several files are one item", file_count="multiple",
+    field = gr.File(label="Choose an image, or drop it here", file_count="multiple",
                     height=180, elem_id="open", elem_classes=FILE)  # fmt: skip
+    gr.HTML(results.hint("Several files at once are one item: views of a study, or the slices of a DICOM series."))
     examples = handlers.examples
     example = gr.Dropdown(list(examples), value=None, label="Or take one of these", visible=bool(examples),
                           elem_id="open-example")  # fmt: skip

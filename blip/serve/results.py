@@ -16,7 +16,7 @@ from blip.serve.abilities import Scored, WordMap, reduced
 from blip.serve.items import Item
 
 NOT_FOR_CLINICAL_USE = "Not for clinical use"
-PREVIEW, SMALL_PREVIEW = 512, 160  # pixels of the longer side, of an image and of each of several
+PREVIEW, SMALL_PREVIEW = 512, 112  # pixels of the longer side, of an image and of each of several
 PREVIEW_ROWS = 20  # of a batch's table in the page
 QUALITY = 85  # of JPEGs
 

@@ -13,6 +13,7 @@ from blip.errors import InputError
 from blip.hardware.profile import PROFILES
 from blip.models import dialogue
 from blip.models.dialogue import DialogueModel, Round, answer_logits
+from blip.network.pictures import beside_one_another
 
 WIDTH = 36
 
@@ -57,9 +58,10 @@ def read(state: dict[str, Tensor], ids: list[int], others: Tensor | None) -> Ten
 
 
 def plain_logits(model: DialogueModel, image: Tensor, caption: list[int], text: list[int]) -> Tensor:
-    """The two logits of one image, caption and text."""
+    """The two logits of one image (3, S, S), or several (F, 3, S, S), of a caption and a text."""
     state = model.state_dict()
-    states = torch.cat([model.image_encoder(image[None])[0], read(state, caption, None)])
+    images = image if image.dim() > 3 else image[None]
+    states = torch.cat([*(model.image_encoder(one[None])[0] for one in images), read(state, caption, None)])
     return linear(state, "itm_head", read(state, text, states)[0])
 
 
@@ -111,6 +113,21 @@ def test_a_batch_equals_pair_by_pair(packed: bool) -> None:
         caption = captions[place, : lengths[place]].tolist()
         alone = plain_logits(model, images[place], caption, ids[row, : texts[row]].tolist())
         torch.testing.assert_close(logits, alone, rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+def test_dialogues_about_several_pictures_equal_pair_by_pair(packed: bool) -> None:
+    """Absent pictures are masked, as is padding of captions."""
+    model = made()
+    items = [torch.randn(3, 32, 32, dtype=torch.float64), torch.randn(3, 3, 32, 32, dtype=torch.float64)]
+    for captions in ([[1, 9, 2], [1, 5, 6]], [[1, 9, 8, 2], [1, 5, 6, 7]], [[1, 9, 2, 0], [1, 5, 6, 2]]):
+        lengths = torch.tensor([len([x for x in caption if x]) for caption in captions])
+        enc, texts = model.specials.enc, torch.tensor([4, 3])
+        ids = torch.tensor([[enc, 4, 5, 2], [enc, 9, 2, 0]])
+        found = model(beside_one_another(items), torch.tensor(captions), lengths, ids=ids, lengths=texts)
+        for i, logits in enumerate(found):
+            caption, text = captions[i][: lengths[i]], ids[i, : texts[i]].tolist()
+            torch.testing.assert_close(logits, plain_logits(model, items[i], caption, text), rtol=0, atol=1e-10)
 
 
 def test_captions_and_images_of_other_widths_are_refused() -> None:

@@ -38,7 +38,7 @@ def test_no_result_of_an_image_that_was_replaced_meanwhile(tmp_path: Path, slot:
     handlers = cast(Handlers, SimpleNamespace(uploads=uploads))
 
     def answer(page: str) -> str:
-        uploads.keep("another page", Picture("other.png", b"3"))
+        uploads.keep("another page", Item((Picture("other.png", b"3"),)))
         if slot is not None:
             uploads.keep(page, Item((Picture("second.png", b"2"),)), slot)
         return "an answer"

@@ -17,6 +17,7 @@ import blip
 from blip.checkpoints import convert
 from blip.checkpoints.format import CheckpointError, load_weights
 from blip.config import ConfigError, load_config
+from blip.data.sets.dialogues import dialogue as dialogue_record
 from blip.data.sets.visdial import VISDIAL_FILES
 from blip.errors import BlipError, InputError
 from blip.evaluation.dialogues import ranks_of
@@ -85,6 +86,28 @@ def test_the_file_of_the_server_is_the_ranking(trained: tuple[Any, Path], phanto
     assert found["val_mrr"] == pytest.approx(sum(reciprocal) / len(reciprocal), abs=1e-9)
     assert [row["rank"] for row in rows] == pytest.approx([1 / value for value in reciprocal])
     assert all(0 < row["probability"] < 1 and row["truth"] for row in rows)
+
+
+def test_dialogues_about_several_pictures(phantoms: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Trained, evaluated, and ranked by the predictor with the same pictures."""
+    config = configure(phantoms, tmp_path, "max_steps=2", "test_file=[]", init_from=tiny_checkpoint)
+    for file in (config.train_file[0], config.val_file[0]):
+        records = json.loads(Path(str(file)).read_text())
+        for record in records[::2]:
+            record["images"] = [record.pop("image"), *(str(phantoms / "images" / f"00000{i}.png") for i in (7, 8))]
+        Path(str(file)).write_text(json.dumps(records))
+    train(config, tmp_path / "run")
+    rows = json.loads((tmp_path / "run" / "answers_val.json").read_text())
+    assert [len(row.get("images", "1")) for row in rows[:4]] == [3, 3, 1, 1]
+    m, record = blip.load(tmp_path / "run" / "best"), records[0]
+    first = record["dialog"][0]
+    answer = m.rank_answers(blip.Study(record["images"]), record["caption"], question=first["question"],
+                            answers=first["answer_options"])  # fmt: skip
+    _, folder = score(config.model_copy(update={"init_from": ""}), tmp_path / "run")
+    row = json.loads((folder / "answers_val.json").read_text())[0]
+    assert row["answer"] == answer.text and row["probability"] == pytest.approx(answer.probability, abs=1e-5)
+    with pytest.raises(InputError, match="both image and images"):
+        dialogue_record({**record, "image": "a.png"})
 
 
 def test_evaluating_again_gives_the_best_validation(trained: tuple[Any, Path]) -> None:
