@@ -105,6 +105,7 @@ class EvalDialogues(EvalRecords):
     """Evaluation samples by index, each dialogue once."""
 
     records: Dialogues
+    encode: DialogueEncoder
 
     def __getitem__(self, index: int) -> DialogueSample:
         """The sample; for an unreadable image its `image` is None and `skipped` has a note."""

@@ -19,14 +19,15 @@ class EvalRecords(Dataset):
     def __init__(
         self,
         records: Sized,
-        encode: Callable[..., Any],
+        encode: Any,
         transform: Callable[[Image.Image], Tensor],
         *,
         limits: ImageLimits = LIMITS,
     ):
         """`records` of annotation files; `encode`: texts of one to ids; `transform`: PIL RGB to (3, S, S)."""
         self.records: Any = records
-        self.encode, self.transform, self.limits = encode, transform, limits
+        self.encode: Any = encode
+        self.transform, self.limits = transform, limits
 
     def __len__(self) -> int:
         return len(self.records)

@@ -251,6 +251,7 @@ class EvalQuestions(EvalRecords):
     """Evaluation samples by index, each question once."""
 
     records: Questions
+    encode: QuestionEncoder
 
     def __getitem__(self, index: int) -> VqaSample:
         """The sample; for an unreadable image its `image` is None and `skipped` has a note."""

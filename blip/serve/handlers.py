@@ -83,8 +83,8 @@ class Handlers:
 
     def viewed(self, window: object, parts: object, page: str) -> str:
         """The item of a page with another window, or other parts of its scan -> its preview."""
-        shown_as = dict(zip(("window", "parts"), _view(window, parts), strict=True))
-        return self._chosen(replace(self.uploads.of(page), **shown_as), page, "")
+        window, parts = _view(window, parts)
+        return self._chosen(replace(self.uploads.of(page), window=window, parts=parts), page, "")
 
     def _chosen(self, item: Item, page: str, slot: str) -> str:
         pictures = item.open(self.limits)  # before it is kept: a broken file does not replace the last image

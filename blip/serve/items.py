@@ -94,8 +94,9 @@ class Item:
         Raises:
             InputError: one of them cannot be read or is too large; the message begins with its name.
         """
-        chosen = {} if self.window == AS_TRAINED else {"window": self.window.replace(OWN, ""), "channels": ()}
-        shown = replace(shown, max_bytes=limits.image.max_bytes, max_pixels=limits.image.max_pixels, **chosen)
+        shown = replace(shown, max_bytes=limits.image.max_bytes, max_pixels=limits.image.max_pixels)
+        if self.window != AS_TRAINED:
+            shown = replace(shown, window="" if self.window == OWN else self.window, channels=())
         try:
             pictures = self._pictures(limits, shown)
         except UnreadableImage as error:
