@@ -19,14 +19,14 @@ from blip.errors import InputError
 
 
 class Dialogues:
-    """Dialogues in flat arrays, filled by `read_dialogues`. `dialogues[i]` has the full path of its image.
+    """Dialogues in flat arrays, filled by `read_dialogues`. `dialogues[i]` has the full paths of its images.
 
     Questions and answers that occur several times are held once: VisDial has 123 million options of 340,000 texts.
     """
 
     def __init__(self) -> None:
         self._paths, self._image_ids, self._captions, self._texts = Texts(), Texts(), Texts(), Texts()
-        self._further = TextLists()  # other pictures of each dialogue; empty where none has any
+        self._further = TextLists()  # of each dialogue: its other pictures; empty where none has several
         self._ends = array("q")  # of each dialogue: where its exchanges end
         # of each exchange; texts are numbers in `_texts`, -1 without one
         self._questions, self._answers, self._right = array("i"), array("i"), array("i")
@@ -42,8 +42,8 @@ class Dialogues:
                 self._texts.append(text)
             return known[text]
 
+        self._further.append_late(item.further, len(self._paths))
         self._paths.append(item.image)
-        self._further.append_late(item.further, len(self))
         self._image_ids.append(item.image_id)
         self._captions.append(item.caption)
         for one in item.exchanges:
@@ -74,11 +74,11 @@ class Dialogues:
         )
 
     def image_paths(self, index: int) -> list[str]:
-        """The path of the image of dialogue `index`, or those of all its pictures."""
+        """The paths of all pictures of dialogue `index`."""
         return [self._paths[index], *(self._further[index] if len(self._further) else [])]
 
     def above(self, most: int) -> int:
-        """How many dialogues are about more than `most` pictures."""
+        """How many dialogues name more than `most` pictures."""
         counts = np.diff(np.asarray(self._further.ends), prepend=0) + 1
         return int((counts > most).sum())
 
@@ -131,9 +131,7 @@ def read_dialogues(files: Sequence[Entry], image_root: str = "", dataset: str = 
             raise InputError(f"{path}: weight is {weight}; files of dialogues take none")
         item = opened.record()
         item.image_id = item.image_id or "|".join(item.image_paths)
-        item.image, *item.further = (
-            os.path.normpath(os.path.join(opened.file.root, path)) for path in item.image_paths
-        )
+        item.image, *item.further = (os.path.normpath(os.path.join(opened.file.root, x)) for x in item.image_paths)
         dialogues.append(item, known)
     return dialogues
 

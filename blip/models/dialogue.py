@@ -4,8 +4,8 @@ A caption goes through the text encoder alone. Its states and those of the image
 cross-attention of a second text: what was said so far, the question and one answer, behind `[ENC]`. The state of
 `[ENC]` is classified, as in image-text matching.
 
-Shapes: B dialogues, F pictures of an item, N tokens of a picture, C tokens of the longest caption, D width, R texts,
-T tokens of the longest.
+Shapes: B dialogues, N tokens of an image or of all pictures of an item, C tokens of the longest caption, D width,
+R texts, T tokens of the longest.
 """
 
 from collections.abc import Sequence
@@ -44,18 +44,12 @@ class DialogueModel(nn.Module):
         self.itm_head = nn.Linear(text.width, 2)
 
     def forward(
-        self,
-        images: Tensor | Pictures,
-        caption_ids: Tensor,
-        caption_lengths: Tensor,
-        *,
-        ids: Tensor,
-        lengths: Tensor,
+        self, images: Tensor | Pictures, caption_ids: Tensor, caption_lengths: Tensor, *, ids: Tensor, lengths: Tensor
     ) -> Tensor:
         """Logits (R, 2) of texts about B dialogues, R / B of each side by side; class 1 = the answer is right.
 
         Args:
-            images: (B, 3, height, width), normalised; items of several pictures as `Pictures`.
+            images: (B, 3, height, width), normalised; or of several pictures, see `blip.network.pictures`.
             caption_ids: (B, C), each `[CLS] ... [SEP]` and padding; caption_lengths (B,) of them, on the CPU.
             ids: (R, T), each `[ENC] ... [SEP]` and padding; lengths (R,) of them, on the CPU.
         """
@@ -69,17 +63,16 @@ class DialogueModel(nn.Module):
         return rows.unpack(self.text_encoder.text(ids, rows))
 
     def keys(self, image_states: States, caption_states: Tensor, caption_lengths: Tensor) -> ProjectedKeys:
-        """States (B, N, D) of images, or of several pictures, and (B, C, D) of captions -> the keys of both, where
-        padding and absent pictures are masked."""
-        tokens, present = side_by_side(image_states)  # (B, F*N, D), and where pictures are real, None: everywhere
-        states = torch.cat([tokens, caption_states], dim=1)  # (B, F*N+C, D)
+        """States of images and (B, C, D) of captions -> the keys of both, where padding and absent pictures are
+        masked."""
+        tokens, seen = side_by_side(image_states)  # (B, N, D), (B, N) or None
+        states = torch.cat([tokens, caption_states], dim=1)  # (B, N+C, D)
         real = torch.arange(caption_states.shape[1]) < caption_lengths.cpu()[:, None]  # (B, C), True at a token
-        if present is None and bool(real.all()):
+        if seen is None and bool(real.all()):
             return self.text_encoder.image_keys(states)
-        real = sent(real, states.device)
-        if present is None:
-            present = torch.ones(tokens.shape[:2], dtype=torch.bool, device=states.device)
-        return self.text_encoder.image_keys(states, torch.cat([present, real], dim=1))
+        if seen is None:
+            seen = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        return self.text_encoder.image_keys(states, torch.cat([seen, sent(real, seen.device)], dim=1))
 
     def match(self, ids: Tensor, lengths: Tensor, keys: ProjectedKeys) -> Tensor:
         """Logits (R, 2) of texts ids (R, T) of `lengths` (R,); row r is about dialogue r // (R / B) of `keys`."""

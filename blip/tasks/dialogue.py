@@ -53,6 +53,7 @@ class DialogueRanking(FineTuning):
         self.dialogues: Dialogues | None = None
         if self.config.train_file:
             self.dialogues = self._read("train")
+            tell_left_out(self.dialogues, self.config)
             self.questions = self.dialogues.trainable()
             if not len(self.questions):
                 raise ConfigError(f"{', '.join(self.files('train'))}: no question has a right answer among wrong ones")
@@ -63,9 +64,7 @@ class DialogueRanking(FineTuning):
         self._check_metric()
 
     def _read(self, split: str) -> Dialogues:
-        dialogues = read_dialogues(entries(self.entries(split)), **read_as(self.config, split))
-        tell_left_out(dialogues, self.config)
-        return dialogues
+        return read_dialogues(entries(self.entries(split)), **read_as(self.config, split))
 
     def _check_metric(self) -> None:
         """ConfigError, before training, where the validation dialogues cannot have the score `best_metric`."""
@@ -192,9 +191,10 @@ class DialogueRanking(FineTuning):
         rounds = []
         for index, scored in ranked:
             item = dialogues[index]
+            group = "|".join(item.image_paths)
             for number, scores in scored:
                 one = item.exchanges[number]
-                rounds.append(RankedRound(item.image, ranks_of(scores), one.right, one.relevance))
+                rounds.append(RankedRound(group, ranks_of(scores), one.right, one.relevance))
         intervals = score_rounds(rounds, seed=self.config.seed)
         self.write(f"scores_{split}.json", {"scores": as_json(intervals)})
         counts = {f"{split}_dialogues": len(ranked), f"{split}_questions": len(rounds)}

@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 from helpers.dialogues import OPTIONS, PARTS, configure, dialogues, score, train, write_visdial
-from helpers.fine_tuning import CPU, assert_same_run, evaluations
+from helpers.fine_tuning import CPU, assert_same_run, evaluations, of_several_pictures
 from helpers.running import message_of
 
 import blip
 from blip.checkpoints import convert
 from blip.checkpoints.format import CheckpointError, load_weights
 from blip.config import ConfigError, load_config
-from blip.data.sets.dialogues import dialogue as dialogue_record
 from blip.data.sets.visdial import VISDIAL_FILES
 from blip.errors import BlipError, InputError
 from blip.evaluation.dialogues import ranks_of
@@ -88,26 +87,28 @@ def test_the_file_of_the_server_is_the_ranking(trained: tuple[Any, Path], phanto
     assert all(0 < row["probability"] < 1 and row["truth"] for row in rows)
 
 
-def test_dialogues_about_several_pictures(phantoms: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Trained, evaluated, and ranked by the predictor with the same pictures."""
-    config = configure(phantoms, tmp_path, "max_steps=2", "test_file=[]", init_from=tiny_checkpoint)
-    for file in (config.train_file[0], config.val_file[0]):
-        records = json.loads(Path(str(file)).read_text())
-        for record in records[::2]:
-            record["images"] = [record.pop("image"), *(str(phantoms / "images" / f"00000{i}.png") for i in (7, 8))]
-        Path(str(file)).write_text(json.dumps(records))
+def test_dialogues_about_several_pictures(
+    phantoms: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """They are trained, scored in batches as one by one, and told when pictures are left out."""
+    given = ("max_steps=2", "max_pictures=2", "picture_embeddings=place")
+    config = configure(phantoms, tmp_path, *given, init_from=tiny_checkpoint)
+    for file in (*config.train_file, *config.val_file, *config.test_file):
+        of_several_pictures(str(file))
     train(config, tmp_path / "run")
+    assert "items have more than 2 pictures, of which 2 are read" in capsys.readouterr().err
     rows = json.loads((tmp_path / "run" / "answers_val.json").read_text())
-    assert [len(row.get("images", "1")) for row in rows[:4]] == [3, 3, 1, 1]
-    m, record = blip.load(tmp_path / "run" / "best"), records[0]
-    first = record["dialog"][0]
-    answer = m.rank_answers(blip.Study(record["images"]), record["caption"], question=first["question"],
-                            answers=first["answer_options"])  # fmt: skip
-    _, folder = score(config.model_copy(update={"init_from": ""}), tmp_path / "run")
-    row = json.loads((folder / "answers_val.json").read_text())[0]
-    assert row["answer"] == answer.text and row["probability"] == pytest.approx(answer.probability, abs=1e-5)
-    with pytest.raises(InputError, match="both image and images"):
-        dialogue_record({**record, "image": "a.png"})
+    assert [len(row.get("images", [""])) for row in rows[::2]] == [2, 1, 3, 1, 2]
+    records = json.loads(Path(str(config.val_file[0])).read_text())
+    m = blip.load(tmp_path / "run" / "best")
+    for row, record in zip(rows[::2], records, strict=True):
+        images = blip.Study(record["images"]) if "images" in record else record["image"]
+        one = record["dialog"][0]
+        found = m.rank_answers(images, record["caption"], question=one["question"], answers=one["answer_options"])
+        assert (found.text, found.probability) == (row["answer"], pytest.approx(row["probability"], abs=1e-5))
+    (tmp_path / "dialogue-val.json").write_text(json.dumps([{**records[0], "image": "a.png"}]))
+    with pytest.raises(BlipError, match="has both image and images"):
+        train(config, tmp_path / "other")
 
 
 def test_evaluating_again_gives_the_best_validation(trained: tuple[Any, Path]) -> None:

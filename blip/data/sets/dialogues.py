@@ -39,12 +39,13 @@ class Dialogue:
 
     @property
     def image_paths(self) -> list[str]:
+        """All pictures that the dialogue is about."""
         return [self.image, *self.further]
 
 
 def dialogue(record: Any) -> Dialogue:
-    """`image` or `images`, `caption`, `dialog` (or `dialogue`), a list of exchanges, optionally `image_id`; ValueError
-    otherwise.
+    """`image`, or `images` of one item, `caption`, `dialog` (or `dialogue`), a list of exchanges, optionally
+    `image_id`; ValueError otherwise.
 
     An exchange has `question`, `answer`, and where an answer is to be chosen `answer_options`, a list of texts, with
     `gt_index`, the number of the right one from 0. Without that number, the option that equals `answer` is right.
