@@ -72,15 +72,17 @@ def contributions(
         >>> table = blip.contributions(m, "chest.png", "small left effusion", metric="caption")
         >>> print(table.select(score="0.1 small").top(3))
     """
-    images, texts = as_list(images), [texts] if isinstance(texts, str | tuple) else list(texts)
-    _check(m, images, texts, metric=metric, by=by, words=(word, against))
+    pictures = as_list(images)
+    read: list[Any] = [texts] if isinstance(texts, str | tuple) else list(texts)
+    _check(m, pictures, read, metric=metric, by=by, words=(word, against))
+    by_source = by != "component"
     with torch.no_grad(), m.in_precision("fp32"):
         if metric == "match":
-            taken = _of_match(m, images, texts, by_source=by != "component")
+            taken = _of_match(m, pictures, read, by_source=by_source)
         elif metric == "cosine":
-            taken = _of_cosine(m, images, texts, by_source=by != "component")
+            taken = _of_cosine(m, pictures, read, by_source=by_source)
         else:
-            taken = _of_words(m, images, texts, metric, by_source=by != "component", words=(word, against))
+            taken = _of_words(m, pictures, read, metric, by_source=by_source, words=(word, against))
     columns = taken.parts() if by == "component" else by_token(m, taken, by)
     values = torch.stack(list(columns.values()), dim=1).cpu().numpy()
     labels = {"score": taken.labels, by: list(columns)}
