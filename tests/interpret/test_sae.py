@@ -181,6 +181,8 @@ def test_the_verbs(point: str, phantoms: Path, tiny_checkpoint: Path, shards: Pa
     assert page.count("<h2>Feature") == 5 and "data:image/jpeg" in page and "<script" not in page
     found = json.loads((tmp_path / "page.json").read_text())
     assert found["sae"]["point"] == point and len(found["features"]) == 5
+    records = [[top["record"] for top in feature["top"]] for feature in found["features"]]
+    assert all(len(set(numbers)) == len(numbers) for numbers in records) and max(map(len, records)) > 3
     marked = re.findall(r"<mark>(.*?)</mark>", page)
     assert any(marked) != point.startswith("image.")
     sae, about = load_sae(tmp_path / "sae")
