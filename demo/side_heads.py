@@ -89,7 +89,7 @@ def outputs(m: Predictor, metric: str, images: Sequence[Image.Image], pairs: Opp
     """What the heads read while the model answers about these images."""
     with blip.trace(m, POINTS[metric]) as t:
         preference(m, metric, images, pairs)
-    return {point: t.all(point) for point in blip.names(m) if point in t}
+    return {point: t.all(point) for point in blip.names(m) if point in t.wanted}
 
 
 def patched_preference(m: Predictor, metric: str, pairs: Opposites, heads: Sequence[Head], values: Values) -> Tensor:
