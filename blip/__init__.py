@@ -12,7 +12,10 @@ if TYPE_CHECKING:  # for editors, which complete and check by these lines
     from blip.inference.inputs import Study
     from blip.inference.load import load
     from blip.interpret.attention_facts import attention_facts
+    from blip.interpret.causes.attribution import attribute
     from blip.interpret.causes.labelled import Labelled
+    from blip.interpret.causes.paths import path_patch
+    from blip.interpret.causes.sweep import patch_sweep
     from blip.interpret.explain import explain_pairs
     from blip.interpret.features.contributions import contributions
     from blip.interpret.lenses import attention_rollout, logit_lens, patch_lens
@@ -29,6 +32,7 @@ __all__ = [
     "__version__",
     "attention_facts",
     "attention_rollout",
+    "attribute",
     "contributions",
     "data",
     "evaluate",
@@ -40,6 +44,8 @@ __all__ = [
     "names",
     "patch_from",
     "patch_lens",
+    "patch_sweep",
+    "path_patch",
     "pretrain",
     "trace",
     "zero_head",
@@ -58,6 +64,9 @@ MODULE_OF = {
     "zero_head": "interpret.trace",
     "patch_from": "interpret.trace",
     "Labelled": "interpret.causes.labelled",
+    "attribute": "interpret.causes.attribution",
+    "patch_sweep": "interpret.causes.sweep",
+    "path_patch": "interpret.causes.paths",
     "gradcam": "interpret.maps",
     "explain_pairs": "interpret.explain",
     "logit_lens": "interpret.lenses",

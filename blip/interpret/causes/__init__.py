@@ -2,4 +2,10 @@
 
 metrics      what an effect is measured by: match, cosine, caption, answer, or any function of pairs
 labelled     an array of effects with names: as a picture, as CSV
+attribution  `blip.attribute`: what every patch would change, estimated from one gradient
+sweep        `blip.patch_sweep`: what every patch changes, hundreds of them in one pass
+paths        `blip.path_patch`: what one part sends to another directly
+patching     a patch, and many of them as rows of one pass; values that are frozen
+prefix       rows that are the same up to some layer are computed once up to there
+places       heads, tokens, patches and layers, and their names
 """

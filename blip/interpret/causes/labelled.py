@@ -96,7 +96,7 @@ class Labelled:
     def labels_at(self, place: int) -> dict[str, str]:
         """The label along each dimension of a place in the flattened array."""
         places = np.unravel_index(place, self.values.shape)
-        return {dim: self.coords[dim][i] for dim, i in zip(self.dims, places, strict=True)}
+        return {dim: self.coords[dim][int(i)] for dim, i in zip(self.dims, places, strict=True)}
 
     def to_csv(self, path: str | Path) -> None:
         """A line for each number, with its labels; none for NaN."""
