@@ -68,7 +68,7 @@ def main(
     found, tested = Opposites.drawn(searched, seed=1), Opposites.drawn(held_out, seed=2)
     results = {}
     for metric in POINTS:
-        named = heads_that_flip(m, metric, found, ranked(shares_of_heads(m, metric, found)))
+        named = heads_that_flip(m, metric, found)
         results[metric] = test_heads(m, metric, tested, named)
         show(console, metric, results[metric])
     if out is not None:
@@ -90,6 +90,11 @@ def outputs(m: Predictor, metric: str, images: Sequence[Image.Image], pairs: Opp
     with blip.trace(m, POINTS[metric]) as t:
         preference(m, metric, images, pairs)
     return {point: t.all(point) for point in blip.names(m) if point in t.wanted}
+
+
+def heads_of(values: Values) -> list[Head]:
+    """Every head, in the order of computation."""
+    return [(point, head) for point, passes in values.items() for head in range(passes[0].shape[1])]
 
 
 def patched_preference(m: Predictor, metric: str, pairs: Opposites, heads: Sequence[Head], values: Values) -> Tensor:
@@ -129,20 +134,23 @@ def shares_of_heads(m: Predictor, metric: str, pairs: Opposites) -> Labelled:
     return Labelled(total / whole, effects[0].dims, effects[0].coords, "share of the difference")
 
 
-def ranked(shares: Labelled) -> list[Head]:
-    """All heads, the one with the largest share first."""
-    order = np.argsort(-shares.values.ravel(), kind="stable")
-    labels = [shares.labels_at(int(place)) for place in order if not np.isnan(shares.values.ravel()[place])]
-    return [(label["point"], int(label["head"])) for label in labels]
+def heads_that_flip(m: Predictor, metric: str, pairs: Opposites) -> list[Head]:
+    """Few heads that together flip enough answers.
 
-
-def heads_that_flip(m: Predictor, metric: str, pairs: Opposites, order: list[Head]) -> list[Head]:
-    """The fewest heads from the beginning of an order that together flip enough answers."""
+    One after the other is added, each time the one that moves the mean preference most beside those that were chosen:
+    heads that do the same thing are all large alone, and of little use together.
+    """
     values = outputs(m, metric, pairs.right, pairs)
-    for count in range(1, len(order)):
-        if flipped(patched_preference(m, metric, pairs, order[:count], values)) >= ENOUGH:
-            return order[:count]
-    return order
+    chosen: list[Head] = []
+    left = heads_of(values)
+    while left:
+        moved = {head: patched_preference(m, metric, pairs, [*chosen, head], values) for head in left}
+        best = min(left, key=lambda head: float(moved[head].mean()))
+        chosen.append(best)
+        left.remove(best)
+        if flipped(moved[best]) >= ENOUGH:
+            break
+    return chosen
 
 
 # ---- testing them ----------------------------------------------------------------------------------------------------
@@ -155,7 +163,7 @@ def test_heads(m: Predictor, metric: str, pairs: Opposites, named: list[Head]) -
         point: [((a + b) / 2).mean(dim=0, keepdim=True).expand_as(a) for a, b in zip(same[point], of, strict=True)]
         for point, of in opposite.items()
     }
-    every = [(point, head) for point, passes in opposite.items() for head in range(passes[0].shape[1])]
+    every = heads_of(opposite)
     rng = np.random.default_rng(0)
     drawn = [[every[i] for i in rng.choice(len(every), len(named), replace=False)] for _ in range(DRAWS)]
     flips = [flipped(patched_preference(m, metric, pairs, heads, opposite)) for heads in drawn]

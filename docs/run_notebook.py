@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).resolve().parent
-HERE = ("internals.ipynb",)  # run in the working directory
+HERE = ("internals.ipynb", "side_heads.ipynb")  # run in the working directory
 SHOWN = ("text/plain", "text/html", "image/png")  # forms of outputs that are stored
 SECONDS = 900  # that a cell may take
 

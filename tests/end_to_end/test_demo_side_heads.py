@@ -29,8 +29,7 @@ def test_patched_heads_have_the_outputs_for_the_other_image(tiny_checkpoint: Pat
     values = sides.outputs(m, "caption", pairs.right, pairs)
     plain = sides.preference(m, "caption", pairs.left, pairs)
     torch.testing.assert_close(sides.patched_preference(m, "caption", pairs, [], values), plain)
-    every = [(point, head) for point, passes in values.items() for head in range(passes[0].shape[1])]
-    cross = [head for head in every if "cross" in head[0]]  # the only way from an image to the decoder
+    cross = [head for head in sides.heads_of(values) if "cross" in head[0]]  # the only way from an image to the decoder
     patched = sides.patched_preference(m, "caption", pairs, cross, values)
     torch.testing.assert_close(patched, sides.preference(m, "caption", pairs.right, pairs))
     assert not torch.allclose(patched, plain)
