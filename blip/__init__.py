@@ -12,12 +12,14 @@ if TYPE_CHECKING:  # for editors, which complete and check by these lines
     from blip.inference.inputs import Study
     from blip.inference.load import load
     from blip.interpret.attention_facts import attention_facts
+    from blip.interpret.causes.ablation import ablate
     from blip.interpret.causes.attribution import attribute
     from blip.interpret.causes.labelled import Labelled
     from blip.interpret.causes.paths import path_patch
     from blip.interpret.causes.sweep import patch_sweep
     from blip.interpret.explain import explain_pairs
     from blip.interpret.features.contributions import contributions
+    from blip.interpret.features.tuned_lens import tuned_lens
     from blip.interpret.lenses import attention_rollout, logit_lens, patch_lens
     from blip.interpret.maps import gradcam
     from blip.interpret.trace import names, patch_from, trace, zero_head
@@ -30,6 +32,7 @@ __all__ = [
     "Run",
     "Study",
     "__version__",
+    "ablate",
     "attention_facts",
     "attention_rollout",
     "attribute",
@@ -48,6 +51,7 @@ __all__ = [
     "path_patch",
     "pretrain",
     "trace",
+    "tuned_lens",
     "zero_head",
 ]
 
@@ -73,7 +77,9 @@ MODULE_OF = {
     "patch_lens": "interpret.lenses",
     "attention_rollout": "interpret.lenses",
     "attention_facts": "interpret.attention_facts",
+    "ablate": "interpret.causes.ablation",
     "contributions": "interpret.features.contributions",
+    "tuned_lens": "interpret.features.tuned_lens",
 }
 
 

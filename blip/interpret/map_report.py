@@ -1,6 +1,7 @@
 """The scores of maps as a table, as JSON and CSV, and as a picture of curves."""
 
 import csv
+import importlib.util
 import io
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -49,7 +50,7 @@ def show(lines: Sequence[Scored], count: int, text_name: str) -> None:
 
 
 def save(lines: Sequence[Scored], count: int, folder: Path) -> list[str]:
-    """Writes JSON, CSV, and where there are curves their picture; returns the names of the files."""
+    """Writes JSON, CSV, and with matplotlib a picture of curves; returns the names of the files."""
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / JSON, json_text({"records": count, "lines": [asdict(line) for line in lines]}))
     text, names = io.StringIO(), columns_of(lines)
@@ -59,7 +60,8 @@ def save(lines: Sequence[Scored], count: int, folder: Path) -> list[str]:
         found = [line.scores.get(name) for name in names]
         rows.writerow([line.method, line.maps, *(x for v in found for x in ((v.mean, v.low, v.high) if v else "   "))])
     write_whole(folder / CSV, text.getvalue())
-    if not any(line.curves or line.cascade for line in lines):
+    drawn = importlib.util.find_spec("matplotlib") and any(line.curves or line.cascade for line in lines)
+    if not drawn:
         return [JSON, CSV]
     picture(lines, folder / PICTURE)
     return [JSON, CSV, PICTURE]

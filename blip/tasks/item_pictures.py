@@ -1,12 +1,14 @@
 """How many pictures the items of a run have: for the costs that a dry run tells, and a note on those left out."""
 
 import itertools
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 from blip import distributed
 from blip.config import ModelConfig
 from blip.console.bars import LastingConsole
+from blip.data.dialogues import Dialogues
 from blip.data.image_bytes import ImageLimits
 from blip.data.pairs import Pairs
 from blip.data.pictures import pictures_of, sources_of
@@ -28,7 +30,7 @@ def pictures_of_run(config: ModelConfig) -> int:
     Of each kind of references that mean several pictures one is opened. Nothing is downloaded.
     """
     options = {**read_as(config, "train"), "limit": None, "seed": None}
-    study = options.pop("study")
+    study = replace(options.pop("study"), silent=True)  # the run, or the dry run, reads the files and says it
     return _most(json_text([entries(config.train_file), options], indent=None), study, limits_of(config))
 
 
@@ -70,7 +72,7 @@ def of_several(pictures: int) -> str:
     return f" of {pictures} pictures" if pictures > 1 else ""
 
 
-def tell_left_out(data: Pairs | Questions, config: ModelConfig) -> None:
+def tell_left_out(data: Pairs | Questions | Dialogues, config: ModelConfig) -> None:
     """Prints a line, from the main process, where items have more pictures than are read."""
     count, most = data.above(config.max_pictures), config.max_pictures
     if count and distributed.is_main():

@@ -27,7 +27,13 @@ ALL = pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
 RUN = pytest.mark.parametrize(
     "verb", [v for v in VERBS.values() if v.whole], ids=[n for n, v in VERBS.items() if v.whole]
 )
-RESUMED = ("activations", "capfilt", "pubmed split", "pubmed build")  # beginnings of commands that know their folders
+RESUMED = (
+    "activations",
+    "ablate",
+    "capfilt",
+    "pubmed split",
+    "pubmed build",
+)  # beginnings of commands that know their folders
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +274,7 @@ OPTIONS = (  # of a verb: those that make it another command, whose results are 
     ("answer", ["--k 1", "--generate"]),
     ("explain", ["--method raw", "--layer 0", "--rows enc"]),
     ("localise", ["--limit 1", "--method relevance"]),
+    ("score-maps", ["--limit 1", "--fill mean", "--seed 1", "--score boxes"]),
     ("check-data", ["--max_text_tokens 5", "--dataset captions", "--split train"]),
 )
 
@@ -354,7 +361,7 @@ def test_names_of_images_are_no_names_of_other_outputs(place: Path, monkeypatch:
 
 @RUN
 def test_a_second_process_ends_before_its_work(verb: Verb, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if verb.command.startswith(("activations", "capfilt caption", "capfilt filter")):
+    if verb.command.startswith(("activations", "ablate", "capfilt caption", "capfilt filter")):
         pytest.skip("they take the lock when the model is loaded, before any shard")
     with locked(verb.out) if verb.folder else locked_file(files_of(place / verb.out)[0]):
         for option in ([], ["--overwrite"]):
@@ -366,6 +373,7 @@ def test_settings_of_other_programs(place: Path) -> None:
     for name, header in (
         ("activations", "index.json"),
         ("capfilt filter", "settings.json"),
+        ("ablate", "settings.json"),
         ("pubmed build", "build.json"),
     ):
         for content in ('{"mine": 1}', '{"shards": 3}', '{"shards": 2, "ends": true}', "[]", "no JSON", "[" * 9999):

@@ -4,13 +4,14 @@ Neither names of files nor InstanceNumber give the order, which the positions al
 feet to head, from back to front, from left to right, as in NIfTI files of canonical orientation.
 """
 
+import io
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -50,11 +51,13 @@ def series_of(folder: str, uid: str | None = None) -> tuple[Slice, ...]:
     """The files of a series in their order.
 
     Args:
-        uid: its SeriesInstanceUID, needed where the folder holds several.
+        uid: its SeriesInstanceUID, or its number from 0 in the order of the names of files; needed where the folder
+            holds several. No message repeats the UID of a header.
 
     Raises:
         InputError: the folder holds no such series, or several; or positions give no order.
     """
+    pydicom()  # without it, no file would count as a picture
     try:
         changed = os.stat(folder).st_mtime_ns
     except OSError as error:
@@ -64,21 +67,37 @@ def series_of(folder: str, uid: str | None = None) -> tuple[Slice, ...]:
 
 @lru_cache(maxsize=256)
 def _ordered(folder: str, uid: str | None, changed: int) -> tuple[Slice, ...]:
-    entries = _entries(folder)
+    return _of_one_series(_entries(folder), uid)
+
+
+def series_in_memory(files: Sequence[bytes], uid: str | None = None) -> tuple[Slice, ...]:
+    """The files of a series in their order; the path of each is its number among `files`. Errors as in `series_of`."""
+    named = [(str(number), _entry_of(str(number), io.BytesIO(data))) for number, data in enumerate(files)]
+    return _of_one_series([entry for _, entry in named if entry is not None], uid)
+
+
+def _of_one_series(entries: Sequence[_Entry], uid: str | None) -> tuple[Slice, ...]:
     by_series: dict[str, list[_Entry]] = {}
     for entry in entries:
         by_series.setdefault(entry.uid, []).append(entry)
-    if uid is not None:
-        if uid not in by_series:
-            raise InputError(f"the folder holds no series {uid[:70]}: {_listed(by_series)}")
-        by_series = {uid: by_series[uid]}
     if not by_series:
         raise InputError("a folder without DICOM pictures, which a volume needs")
-    if len(by_series) > 1:
-        raise InputError(f"the folder holds several series, of which #series=UID chooses one: {_listed(by_series)}")
-    (found,) = by_series.values()
+    if uid is not None:
+        found = _chosen(by_series, uid)
+    elif len(by_series) > 1:
+        raise InputError(f"the folder holds several series, of which #series=N chooses one: {_listed(by_series)}")
+    else:
+        (found,) = by_series.values()
     found = list({entry.instance or entry.path: entry for entry in found}.values())  # copies of a slice count once
     return tuple(Slice(entry.path, entry.frames) for entry in (_by_position(found) if len(found) > 1 else found))
+
+
+def _chosen(by_series: dict[str, list[_Entry]], uid: str) -> list[_Entry]:
+    if uid in by_series:
+        return by_series[uid]
+    if uid.isascii() and uid.isdigit() and int(uid[:9]) < len(by_series):
+        return list(by_series.values())[int(uid[:9])]
+    raise InputError(f"the folder holds no series {uid[:70]}; it holds {_listed(by_series)}")
 
 
 def _by_position(entries: Sequence[_Entry]) -> list[_Entry]:
@@ -110,7 +129,16 @@ def _entry(path: str) -> _Entry | None:
     if Path(path).name.upper() == "DICOMDIR":
         return None
     try:
-        with broken("a broken DICOM file"), open_regular(path) as file:
+        with open_regular(path) as file:
+            return _entry_of(path, file)
+    except ReadError:
+        return None
+
+
+def _entry_of(path: str, file: BinaryIO) -> _Entry | None:
+    """`_entry` of an open file."""
+    try:
+        with broken("a broken DICOM file"):
             is_dicom = file.read(132)[128:] == b"DICM" or path.lower().endswith(ENDINGS)
             file.seek(0)
             if not is_dicom:
@@ -128,7 +156,7 @@ def _entry(path: str) -> _Entry | None:
                 normal=_normal(numbers(header.get("ImageOrientationPatient"), 6)),
                 number=_whole(header.get("InstanceNumber")),
             )
-    except (InputError, ReadError):  # one broken file does not hide the others: its slice is missing
+    except InputError:  # one broken file does not hide the others: its slice is missing
         return None
 
 
@@ -151,6 +179,7 @@ def _normal(orientation: list[float] | None) -> tuple[float, ...] | None:
 
 
 def _listed(by_series: dict[str, list[_Entry]]) -> str:
-    shown = [f"{uid or '(without UID)'} ({len(found)} files)" for uid, found in list(by_series.items())[:SHOWN]]
+    """The series with their numbers. Their UIDs are left out: messages stand in logs, and UIDs name examinations."""
+    shown = [f"{number} ({len(found)} files)" for number, found in enumerate(list(by_series.values())[:SHOWN])]
     more = len(by_series) - SHOWN
-    return "; ".join(shown) + (f"; and {more:,} more" if more > 0 else "") if shown else "it holds none"
+    return ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
