@@ -82,6 +82,8 @@ class Attention(nn.Module):
 class Detector(nn.Module):
     """RGB in [0, 1], (B, 3, 384, 384) -> (B, 32, 48, 48): panel and letter logits, four distances, logits of 26 names.
 
+    Other sides are possible that 32 divides; training begins with smaller ones.
+
     Args:
         names: whether it also tells letters apart; without, the output has 6 channels.
     """
@@ -104,7 +106,11 @@ class Detector(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         fine = self.fine(self.stem(image * 2 - 1))
         middle = self.middle(fine)
-        coarse = self.look(self.coarse(middle) + self.place)
+        coarse = self.coarse(middle)
+        place = self.place
+        if coarse.shape[-1] != place.shape[-1]:  # a smaller picture, in training
+            place = F.interpolate(place, size=coarse.shape[-2:], mode="bilinear", align_corners=False)
+        coarse = self.look(coarse + place)
         middle = self.join_middle(middle + F.interpolate(self.from_coarse(coarse), scale_factor=2.0))
         fine = self.join_fine(fine + F.interpolate(self.from_middle(middle), scale_factor=2.0))
         out = self.head(fine)
@@ -117,15 +123,15 @@ def _conv(width_in: int, width: int, size: int = 3, stride: int = 1, act: bool =
     return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU() if act else nn.Identity())
 
 
-def centers() -> Tensor:
-    """The centre of every place as a share of the side, (2, 48, 48): x, then y."""
-    at = (torch.arange(PLACES) + 0.5) / PLACES
-    return torch.stack([at.expand(PLACES, PLACES), at[:, None].expand(PLACES, PLACES)])
+def centers(places: int = PLACES) -> Tensor:
+    """The centre of every place as a share of the side, (2, places, places): x, then y."""
+    at = (torch.arange(places) + 0.5) / places
+    return torch.stack([at.expand(places, places), at[:, None].expand(places, places)])
 
 
 def boxes_of(out: Tensor) -> Tensor:
     """Output of the network, (..., 6 or 32, S, S) -> boxes as shares of the side, (..., 4, S, S)."""
-    x, y = centers().to(out)
+    x, y = centers(out.shape[-1]).to(out)
     left, top, right, bottom = out[..., 2:6, :, :].unbind(-3)
     return torch.stack([x - left, y - top, x + right, y + bottom], dim=-3)
 
