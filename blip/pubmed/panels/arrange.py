@@ -10,13 +10,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from blip.pubmed.panels.detector import ALPHABET
-from blip.pubmed.panels.order import Box, by_columns, by_cuts, by_rows
+from blip.pubmed.panels.order import Box, by_blocks, by_columns, by_cuts, by_rows
 
-ORDERS: tuple[tuple[Callable[[Sequence[Box]], list[int]], float], ...] = ((by_cuts, 0.72), (by_rows, 0.18),
-                                                                         (by_columns, 0.06))  # fmt: skip
-OTHER = 0.04  # probability of an order that is none of these
+ORDERS: tuple[tuple[Callable[[Sequence[Box]], list[int]], float], ...] = ((by_blocks, 0.3), (by_cuts, 0.2), (by_rows, 0.2),
+                                                                         (by_columns, 0.1))  # fmt: skip
+OTHER = 0.2  # probability of an order that is none of these
 MISREAD = 0.3  # probability that what the detector takes for a letter is another one, or none
 READ = 0.97  # probability of a letter that a reader of letters named
+CORNER = 0.35  # share of a panel that is its upper left corner
+SIZE = 0.05  # half of a letter, as a share of the widest panel
 NEAR = 0.03  # of the longer side of all panels: how far outside of its panel a letter may stand
 
 
@@ -41,6 +43,20 @@ def letters_of(boxes: Sequence[Box], places: np.ndarray) -> list[int]:
     return found
 
 
+def begun(boxes: Sequence[Box], places: np.ndarray) -> list[Box]:
+    """Boxes that begin at their letters where these stand in the upper left corner, more exactly than the box does."""
+    found = []
+    size = SIZE * max(right - left for left, _, right, _ in boxes)
+    for box, letter in zip(boxes, letters_of(boxes, places), strict=True):
+        left, top, right, bottom = box
+        if letter >= 0:
+            x, y = places[letter]
+            if x < left + CORNER * (right - left) and y < top + CORNER * (bottom - top):
+                left, top = max(left, int(x - size)), max(top, int(y - size))
+        found.append((left, top, right, bottom))
+    return found
+
+
 def arranged(names: list[str], boxes: Sequence[Box], places: np.ndarray, seen: np.ndarray) -> tuple[list[int], float]:
     """The panel of each name, in the order of the names, and the probability that all of it is right.
 
@@ -49,9 +65,11 @@ def arranged(names: list[str], boxes: Sequence[Box], places: np.ndarray, seen: n
         places, seen: (letters, 2) and (letters, 26), of the detector; `seen` may have no rows.
     """
     likely = _likely(names, boxes, places, seen)
-    orders = {tuple(order(boxes)): 0.0 for order, _ in ORDERS}
+    orders: dict[tuple[int, ...], float] = {}
+    from_letters = begun(boxes, places)
     for order, share in ORDERS:
-        orders[tuple(order(boxes))] += share
+        found = tuple(order(from_letters))
+        orders[found] = orders.get(found, 0.0) + share
     free = _by_letters(likely)
     orders[free] = orders.get(free, 0.0) + OTHER / 2
     weights = {order: share * float(np.prod(likely[range(len(names)), list(order)])) for order, share in orders.items()}
@@ -113,10 +131,10 @@ def joined(boxes: list[Box], scores: list[float], places: np.ndarray,
     Two plots under one letter are often found as two panels. None where letters do not explain the number of boxes.
 
     Args:
-        places: (letters, 2): x and y.
+        places: (letters, 2): x and y, the surest first; as many as expected are used.
         expected: number of panels that the caption names.
     """
-    letters = letters_of(boxes, places)
+    letters = letters_of(boxes, places[:expected])
     own = {at: boxes[at] for at, letter in enumerate(letters) if letter >= 0}
     score = {at: scores[at] for at in own}
     if len(own) != expected:

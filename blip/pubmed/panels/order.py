@@ -1,4 +1,4 @@
-"""Orders in which the letters of panels may run: by rows, by columns, or by cuts through the whole figure.
+"""Orders in which the letters of panels may run: by rows, by columns, by cuts through the figure, or by blocks.
 
 Each function takes boxes (left, top, right, bottom) and returns their indices in the order of letters.
 """
@@ -49,6 +49,30 @@ def _cuts(boxes: Sequence[Box], some: list[int]) -> list[int]:
         if len(parts) > 1:
             return [at for part in parts for at in _cuts(boxes, part)]
     return [some[at] for at in by_rows([boxes[at] for at in some])]
+
+
+def by_blocks(boxes: Sequence[Box]) -> list[int]:
+    """As `by_cuts`, but neighbouring columns that a line divides into rows are read by rows, beside other columns."""
+    return _blocks(boxes, list(range(len(boxes))))
+
+
+def _blocks(boxes: Sequence[Box], some: list[int]) -> list[int]:
+    if len(some) < 2:
+        return some
+    rows, columns = _parts(boxes, some, 1), _parts(boxes, some, 0)
+    if len(rows) > 1:
+        return [at for part in rows for at in _blocks(boxes, part)]
+    if len(columns) < 2:
+        return [some[at] for at in by_rows([boxes[at] for at in some])]
+    blocks: list[list[int]] = []
+    for column in columns:
+        if blocks and len(column) > 1 and len(blocks[-1]) > 1:
+            both = blocks[-1] + column
+            if len(_parts(boxes, both, 1)) > 1:
+                blocks[-1] = both
+                continue
+        blocks.append(column)
+    return [at for block in blocks for at in _blocks(boxes, block)]
 
 
 def _parts(boxes: Sequence[Box], some: list[int], axis: int) -> list[list[int]]:

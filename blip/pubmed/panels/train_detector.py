@@ -137,7 +137,7 @@ def main(
     images: Annotated[list[Path] | None, typer.Option(help="folder of single photographs or scans")] = None,
     figures: Annotated[int, typer.Option(help="compound figures to compose")] = 12_000,
     steps: int = 8000,
-    small_steps: Annotated[int, typer.Option(help="first steps, with figures of 256 pixels: less than half the time")] = 4000,
+    small_steps: Annotated[int, typer.Option("--small_steps", help="first steps, on figures of 256 pixels")] = 3000,
     batch_size: Annotated[int, typer.Option("--batch_size", "--batch")] = 16,
     lr: float = 1.5e-3,
     seed: int = 0,
