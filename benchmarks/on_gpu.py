@@ -14,7 +14,7 @@
 
 A part that fails leaves its error in the result, and the others still run; a part for which no time is left is named.
 The result is a file of JSON in `benchmarks/results`, written again after each row of a part. Its `bars` say what was
-to be reached, and are printed at the end. `gpu_parts.py` has the parts.
+to be reached, and are printed at the end. `gpu_parts.py` and `gpu_runs.py` have the parts.
 """
 
 import argparse
@@ -30,12 +30,19 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import torch  # noqa: E402
 
-from benchmarks import gpu_parts  # noqa: E402
+from benchmarks import gpu_parts, gpu_runs  # noqa: E402
 from benchmarks.gpu_parts import GIB, Session, tried  # noqa: E402
 
 PARTS: dict[str, Callable[[Session], Any]] = {
-    name: getattr(gpu_parts, name)
-    for name in ("card", "steps", "estimate", "runs", "profile", "precisions", "parity", "raising", "compiled")
+    "card": gpu_parts.card,
+    "steps": gpu_parts.steps,
+    "estimate": gpu_parts.estimate,
+    "runs": gpu_runs.runs,
+    "profile": gpu_parts.profile,
+    "precisions": gpu_parts.precisions,
+    "parity": gpu_parts.parity,
+    "raising": gpu_runs.raising,
+    "compiled": gpu_parts.compiled,
 }
 UTILISATION = 0.45  # of a step, at least
 MEMORY, TIME = 0.10, 0.25  # by which an estimate may be off

@@ -88,8 +88,38 @@ class Peer:
         return self.match(self.ids[text].repeat(k, 1), self.mask[text].repeat(k, 1), self.states[images])
 
 
-def measure(args) -> dict:
-    size, device = sizes(args.size), torch.device(args.device)
+@dataclass
+class Work:
+    """What both sides re-rank: states (images, N, D), texts, and the k candidates each way by contrast."""
+
+    model: RetrievalModel
+    states: Tensor
+    texts: retrieval.Texts
+    forward: retrieval.Ranking  # of each image, texts
+    backward: retrieval.Ranking  # of each text, images
+    sampled_images: list[int]
+    sampled_texts: list[int]
+
+    @property
+    def wanted(self) -> int:
+        """Pairs; one that an image and a text both want counts twice."""
+        return self.forward.candidates.numel() + self.backward.candidates.numel()
+
+    @property
+    def sampled(self) -> int:
+        """Pairs that the peer scores."""
+        return (len(self.sampled_images) + len(self.sampled_texts)) * self.forward.candidates.shape[1]
+
+    def distinct(self) -> Tensor:
+        """The number `image * texts + text` of each pair, once."""
+        images, count = len(self.states), len(self.texts.ids)
+        of_images = torch.arange(images)[:, None] * count + self.forward.candidates
+        of_texts = self.backward.candidates * count + torch.arange(count)[:, None]
+        return torch.cat([of_images.flatten(), of_texts.flatten()]).unique()
+
+
+def make_work(size: Size, device: torch.device) -> Work:
+    """A random model, and states, features and captions to re-rank."""
     count = size.images * CAPTIONS
     model = RetrievalModel(size.vit, size.text, Specials(PAD, ENC, DEC)).to(device).eval()
     texts = make_texts(count, size.images)
@@ -102,74 +132,67 @@ def measure(args) -> dict:
     text_features = torch.nn.functional.normalize(torch.randn(count, 256), dim=1)
     forward, _ = retrieval.by_contrast(image_features, text_features, size.k, answers=[[]] * size.images)
     backward, _ = retrieval.by_contrast(text_features, image_features, size.k, answers=[[]] * count)
+    sampled_images = torch.randperm(size.images)[: size.sampled_images].tolist()
+    sampled_texts = torch.randperm(count)[: CAPTIONS * size.sampled_images].tolist()
+    return Work(model, states, texts, forward, backward, sampled_images, sampled_texts)
+
+
+def measure(args) -> dict:
+    size, device = sizes(args.size), torch.device(args.device)
+    work = make_work(size, device)
+    peer = Peer(work.model, work.states, work.texts, device)
 
     def states_of(numbers: Sequence[Sequence[int]]):
         for batch in numbers:
-            yield states[list(batch)]
+            yield work.states[list(batch)]
 
     def ours() -> tuple[retrieval.Ranking, retrieval.Ranking]:
+        each_way = {"image_to_text": work.forward, "text_to_image": work.backward}
         with harness.precision(args):
-            return retrieval.rerank(
-                model, states_of, texts, image_to_text=forward, text_to_image=backward, device=device
-            )
-
-    peer = Peer(model, states, texts, device)
-    sampled_images = torch.randperm(size.images)[: size.sampled_images].tolist()
-    sampled_texts = torch.randperm(count)[: CAPTIONS * size.sampled_images].tolist()
+            return retrieval.rerank(work.model, states_of, work.texts, **each_way, device=device)
 
     def theirs() -> list[Tensor]:
         with harness.precision(args):
-            logits = [peer.of_image(i, forward.candidates[i].to(device)) for i in sampled_images]
-            logits += [peer.of_text(t, backward.candidates[t].to(device)) for t in sampled_texts]
+            logits = [peer.of_image(i, work.forward.candidates[i].to(device)) for i in work.sampled_images]
+            logits += [peer.of_text(t, work.backward.candidates[t].to(device)) for t in work.sampled_texts]
         return [part.float().cpu() for part in logits]
 
-    agreement = compare(ours(), theirs(), forward, backward, sampled_images, sampled_texts)
+    agreement = compare(ours(), theirs(), work)
     print(json.dumps(agreement), flush=True)
     seconds = harness.alternate(
         {"theirs": theirs, "ours": ours}, args.repeats, harness.clock(args.device), warm_up=False
     )
     print(json.dumps({"seconds": seconds}), flush=True)
-    median = harness.medians(seconds)
+    return summary(args, size, work, seconds=seconds) | {"agreement": agreement}
 
-    wanted = forward.candidates.numel() + backward.candidates.numel()
-    pairs = torch.cat(
-        [
-            (torch.arange(size.images)[:, None] * count + forward.candidates).flatten(),
-            (backward.candidates * count + torch.arange(count)[:, None]).flatten(),
-        ]
-    ).unique()
-    sampled = (len(sampled_images) + len(sampled_texts)) * forward.candidates.shape[1]
-    rate = {"theirs": sampled / median["theirs"], "ours": wanted / median["ours"]}
+
+def summary(args, size: Size, work: Work, *, seconds: dict[str, list[float]]) -> dict:
+    """Pairs a second of both sides, and what they cost."""
+    median, pairs = harness.medians(seconds), work.distinct()
+    rate = {"theirs": work.sampled / median["theirs"], "ours": work.wanted / median["ours"]}
+    lengths = work.texts.lengths[pairs % len(work.texts.ids)].tolist()
     gflop = {
-        "theirs": sampled * flops.match_pair(size.vit, size.text, PADDED) / 1e9,
-        "ours": flops.match_grouped(size.vit, size.text, texts.lengths[pairs % count].tolist(), images=size.images)
-        / 1e9,
+        "theirs": work.sampled * flops.match_pair(size.vit, size.text, PADDED) / 1e9,
+        "ours": flops.match_grouped(size.vit, size.text, lengths, images=size.images) / 1e9,
     }
     return {
         "ratio": rate["ours"] / rate["theirs"],
         "ratio_of_distinct_pairs": len(pairs) / median["ours"] / rate["theirs"],
-        "agreement": agreement,
         "pairs_a_second": rate,
-        "pairs": {"wanted": wanted, "distinct": len(pairs), "sampled_for_the_peer": sampled},
-        "mean_tokens": texts.lengths.float().mean().item(),
+        "pairs": {"wanted": work.wanted, "distinct": len(pairs), "sampled_for_the_peer": work.sampled},
+        "mean_tokens": work.texts.lengths.float().mean().item(),
         "seconds": median,
         "seconds_all": seconds,
         "spread": harness.spread(seconds),
         **harness.rates(args, gflop, median),
-        "gflop_a_pair": {"theirs": gflop["theirs"] / sampled, "ours": gflop["ours"] / wanted},
+        "gflop_a_pair": {"theirs": gflop["theirs"] / work.sampled, "ours": gflop["ours"] / work.wanted},
     }
 
 
-def compare(
-    ours: tuple[retrieval.Ranking, retrieval.Ranking],
-    theirs: list[Tensor],
-    forward: retrieval.Ranking,
-    backward: retrieval.Ranking,
-    images: list[int],
-    texts: list[int],
-) -> dict:
+def compare(ours: tuple[retrieval.Ranking, retrieval.Ranking], theirs: list[Tensor], work: Work) -> dict:
     """Scores of the sampled queries by both, and whether their candidates come in the same order."""
-    queries = [(forward, ours[0], i) for i in images] + [(backward, ours[1], t) for t in texts]
+    queries = [(work.forward, ours[0], i) for i in work.sampled_images]
+    queries += [(work.backward, ours[1], t) for t in work.sampled_texts]
     largest, same = 0.0, 0
     for (before, after, query), logits in zip(queries, theirs, strict=True):
         scores = before.scores[query] + logits

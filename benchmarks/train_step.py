@@ -18,6 +18,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,20 +226,10 @@ def measure(args: argparse.Namespace) -> dict:
     print(json.dumps({"seconds": seconds}), flush=True)
     median = medians(seconds)
     if not args.alone:
-        compared |= {
-            "ratio": median["theirs"] / median["ours"],
-            "ratio_same_precision": median["theirs_bf16" if bf16 else "theirs"] / median["ours"],
-            "ratio_of_fastest": min(seconds["theirs"]) / min(seconds["ours"]),
-            "attention_of_theirs": "written-out soft-max (transformers has no other for BLIP)",
-        }
-
+        compared |= ratios(seconds, bf16)
     lengths = batch.lengths.tolist()
     cost = {name: gflop_per_sample(size, lengths, name) for name in median}
-    peak: dict[str, float] = {}
-    for kind in dict.fromkeys((args.precision, "fp32", "bf16")):
-        with products(torch.device(args.device), kind):
-            dtype = torch.bfloat16 if kind == "bf16" else torch.float32
-            peak[kind] = matmul_peak(dtype, args.device, synchronize)
+    peak = products_per_second(args, synchronize)
     rate = {name: cost[name] * args.batch / median[name] for name in median}
     return {
         **describe(args.device, args.threads, command(args)),
@@ -258,6 +249,27 @@ def measure(args: argparse.Namespace) -> dict:
         "batch": args.batch,
         "lengths": lengths,
     }
+
+
+def ratios(seconds: dict[str, list[float]], bf16: bool) -> dict[str, Any]:
+    """Theirs over ours: of medians, of medians of the same precision, of the fastest steps."""
+    median = medians(seconds)
+    return {
+        "ratio": median["theirs"] / median["ours"],
+        "ratio_same_precision": median["theirs_bf16" if bf16 else "theirs"] / median["ours"],
+        "ratio_of_fastest": min(seconds["theirs"]) / min(seconds["ours"]),
+        "attention_of_theirs": "written-out soft-max (transformers has no other for BLIP)",
+    }
+
+
+def products_per_second(args: argparse.Namespace, synchronize: Callable[[], None]) -> dict[str, float]:
+    """GFLOP/s of a large matrix product by precision."""
+    peak: dict[str, float] = {}
+    for kind in dict.fromkeys((args.precision, "fp32", "bf16")):
+        with products(torch.device(args.device), kind):
+            dtype = torch.bfloat16 if kind == "bf16" else torch.float32
+            peak[kind] = matmul_peak(dtype, args.device, synchronize)
+    return peak
 
 
 def gflop_per_sample(size: Size, lengths: list[int], name: str) -> float:

@@ -11,7 +11,15 @@ if TYPE_CHECKING:  # for editors, which complete and check by these lines
     from blip.data.dataset import open_data as data  # the package `blip.data`, when it is called
     from blip.inference.inputs import Study
     from blip.inference.load import load
+    from blip.interpret.attention_facts import attention_facts
+    from blip.interpret.causes.ablation import ablate
+    from blip.interpret.causes.attribution import attribute
+    from blip.interpret.causes.labelled import Labelled
+    from blip.interpret.causes.paths import path_patch
+    from blip.interpret.causes.sweep import patch_sweep
     from blip.interpret.explain import explain_pairs
+    from blip.interpret.features.contributions import contributions
+    from blip.interpret.features.tuned_lens import tuned_lens
     from blip.interpret.lenses import attention_rollout, logit_lens, patch_lens
     from blip.interpret.maps import gradcam
     from blip.interpret.trace import names, patch_from, trace, zero_head
@@ -20,10 +28,15 @@ if TYPE_CHECKING:  # for editors, which complete and check by these lines
 
 __version__ = "0.1.0"
 __all__ = [
+    "Labelled",
     "Run",
     "Study",
     "__version__",
+    "ablate",
+    "attention_facts",
     "attention_rollout",
+    "attribute",
+    "contributions",
     "data",
     "evaluate",
     "explain_pairs",
@@ -34,8 +47,11 @@ __all__ = [
     "names",
     "patch_from",
     "patch_lens",
+    "patch_sweep",
+    "path_patch",
     "pretrain",
     "trace",
+    "tuned_lens",
     "zero_head",
 ]
 
@@ -51,11 +67,19 @@ MODULE_OF = {
     "names": "interpret.trace",
     "zero_head": "interpret.trace",
     "patch_from": "interpret.trace",
+    "Labelled": "interpret.causes.labelled",
+    "attribute": "interpret.causes.attribution",
+    "patch_sweep": "interpret.causes.sweep",
+    "path_patch": "interpret.causes.paths",
     "gradcam": "interpret.maps",
     "explain_pairs": "interpret.explain",
     "logit_lens": "interpret.lenses",
     "patch_lens": "interpret.lenses",
     "attention_rollout": "interpret.lenses",
+    "attention_facts": "interpret.attention_facts",
+    "ablate": "interpret.causes.ablation",
+    "contributions": "interpret.features.contributions",
+    "tuned_lens": "interpret.features.tuned_lens",
 }
 
 

@@ -30,6 +30,8 @@ from blip.inference import cli as inference
 from blip.inference.cli import claim_json
 from blip.inference.opening import Channels, Window, view_of
 from blip.interpret import cli as interpret
+from blip.interpret.causes import cli as causes
+from blip.interpret.features import cli as features
 from blip.outputs import claim_output, writing
 from blip.pubmed import cli as pubmed
 from blip.reports import cli as reports
@@ -260,6 +262,7 @@ def options(
 
 VERBS_OF_ROOMS: tuple[Callable[..., None], ...] = (
     inference.caption, inference.match, inference.answer, interpret.explain, interpret.activations, interpret.localise,
+    interpret.score_maps, causes.ablate, features.probe,
     reports.show, reports.report,
     serve.serve,
 )  # fmt: skip

@@ -48,7 +48,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interpret": {"inference", "models", "network", "tokenizer", "files", "outputs", "html_page", "errors", "console"}
     | {"hardware"}
     | {"data.formats", "data.sources", "data.images", "data.image_bytes", "data.places", "data.records"}
-    | {"data.jsonl_shards"},
+    | {"data.jsonl_shards", "data.transforms", "evaluation.bootstrap"},
+    "interpret.features": {"inference", "interpret", "models", "network", "tokenizer", "files", "html_page", "errors"}
+    | {"data.images", "data.image_bytes", "data.records", "evaluation.bootstrap"},
+    "interpret.features.cli": ANYTHING,
+    "interpret.causes.cli": ANYTHING,
     "interpret.cli": ANYTHING,
     "serve": {"inference", "interpret", "models", "distributed", "html_page", "errors", "files"}
     | {"data.images", "data.image_bytes"},

@@ -13,7 +13,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [str(path.relative_to(ROOT)) for path in FILES]
 MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_FILES_AT_THE_TOP = 300, 60, 12
 ROOMS = "network models data data/sets data/scans checkpoints evaluation train inference tasks interpret capfilt"
-ROOMS += " distributed hub hardware pubmed pubmed/panels serve shards console options reports runs"
+ROOMS += " distributed hub hardware pubmed pubmed/panels serve shards console options reports runs interpret/causes"
+ROOMS += " interpret/features"
 
 
 def functions(tree: ast.AST) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:

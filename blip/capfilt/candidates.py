@@ -1,4 +1,7 @@
-"""Images with the texts proposed for them, read from annotation files and from the shards of CapFilt's steps."""
+"""Images with the texts proposed for them, read from annotation files and from the shards of CapFilt's steps.
+
+What a text is about is an image, or an item of several pictures: its paths stand under `image`, or under `images`.
+"""
 
 import hashlib
 import os
@@ -11,10 +14,9 @@ from typing import Annotated, Any, NotRequired
 from pydantic import AfterValidator, ConfigDict, Field
 from typing_extensions import TypedDict  # pydantic needs this one before Python 3.12
 
-from blip.data.compact import Labels, Texts
-from blip.data.formats import AnnotationError
+from blip.data.compact import Labels, TextLists, Texts
 from blip.data.jsonl_shards import is_shards, read_lines
-from blip.data.pairs import Pairs, read_pairs
+from blip.data.pairs import read_pairs
 
 WEB, SYNTHETIC, HUMAN = "web", "synthetic", "human"
 MAX_ROUND = (1 << 16) - 1
@@ -25,11 +27,18 @@ class _Line(TypedDict):
 
     __pydantic_config__ = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)  # type: ignore[misc]
 
-    image: str
+    image: NotRequired[str]
+    images: NotRequired[Annotated[list[str], Field(min_length=1)]]
     text: NotRequired[str]
     source: NotRequired[str]
     round: NotRequired[Annotated[int, Field(ge=0, le=MAX_ROUND)]]
     problem: NotRequired[str]
+
+
+def _named(line: Any) -> Any:
+    if ("image" in line) == ("images" in line):
+        raise ValueError("a line needs image, or images of an item of several")
+    return line
 
 
 def _captioned(line: Any) -> Any:
@@ -44,8 +53,18 @@ def _scored(line: Any) -> Any:
     return line
 
 
-CaptionedLine = Annotated[_Line, AfterValidator(_captioned)]  # of `caption` and `filter`
-ScoredLine = Annotated[_Line, AfterValidator(_scored)]  # of `filter`
+CaptionedLine = Annotated[_Line, AfterValidator(_named), AfterValidator(_captioned)]  # of `caption` and `filter`
+ScoredLine = Annotated[_Line, AfterValidator(_named), AfterValidator(_scored)]  # of `filter`
+
+
+def paths_of(line: Any) -> list[str]:
+    """The paths of the pictures that a line is about, one or several."""
+    return line["images"] if "images" in line else [line["image"]]
+
+
+def named(paths: Sequence[str]) -> dict[str, Any]:
+    """The entry of a line, or of a record, that names these pictures."""
+    return {"image": paths[0]} if len(paths) == 1 else {"images": list(paths)}
 
 
 @dataclass
@@ -58,32 +77,31 @@ class Candidate:
 
 
 class Candidates:
-    """N images in the order in which they first occur, each with its texts, in flat arrays. `read_candidates` makes it.
-
-    `candidates[i]` are the texts of image i.
+    """N images, or items of several pictures, in the order in which they first occur, each with its texts, in flat
+    arrays. `read_candidates` makes it. `candidates[i]` are the texts of image i.
     """
 
     def __init__(self) -> None:
-        self._paths = Texts()  # of images
-        self._numbers: dict[bytes, int] = {}  # digest of a path -> number of the image
+        self._paths = TextLists()  # of each image, or of the pictures of each item
+        self._numbers: dict[bytes, int] = {}  # digest of the paths -> number of the image
         self._texts, self._sources = Texts(), Labels()
         self._rounds, self._image = array("H"), array("q")  # of each text
 
-    def add(self, path: str, text: str, source: str, *, round_: int) -> None:
+    def add(self, paths: Sequence[str], text: str, source: str, *, round_: int) -> None:
         """Adds a text, and its image where that is new."""
-        number = self.add_image(path)
+        number = self.add_image(paths)
         self._texts.append(text)
         self._sources.append(source)
         self._rounds.append(round_)
         self._image.append(number)
 
-    def add_image(self, path: str) -> int:
-        """Adds an image unless it is there -> its number."""
-        path = os.path.normpath(path)
-        key = hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    def add_image(self, paths: Sequence[str]) -> int:
+        """Adds an image, or an item of several pictures, unless it is there -> its number."""
+        paths = [os.path.normpath(path) for path in paths]
+        key = hashlib.blake2b("\0".join(paths).encode("utf-8", "surrogateescape"), digest_size=8).digest()
         number = self._numbers.setdefault(key, len(self._paths))
         if number == len(self._paths):
-            self._paths.append(path)
+            self._paths.append(paths)
         return number
 
     def finish(self) -> "Candidates":
@@ -109,22 +127,14 @@ class Candidates:
         """The number of texts, of all images."""
         return len(self._texts)
 
-    def image_path(self, index: int) -> str:
+    def image_paths(self, index: int) -> list[str]:
+        """The path of image `index`, or those of the pictures of an item of several."""
         return self._paths[index]
 
     def __getitem__(self, index: int) -> list[Candidate]:
         start = self._ends[index - 1] if index else 0
         rows = self._rows[start : self._ends[index]]
         return [Candidate(self._texts[i], self._sources[i], self._rounds[i]) for i in rows]
-
-
-def single_images(pairs: Pairs) -> Pairs:
-    """The pairs; AnnotationError where a record has several images, since a text is filtered by one."""
-    if pairs.above(1):
-        raise AnnotationError(
-            pairs.annotation_files[0], "", "has records of several images, and CapFilt reads single ones"
-        )
-    return pairs
 
 
 def read_candidates(data: Sequence[str], image_root: str = "") -> Candidates:
@@ -138,12 +148,13 @@ def read_candidates(data: Sequence[str], image_root: str = "") -> Candidates:
         if is_shards(place):
             for line in read_lines(Path(place), CaptionedLine):  # type: ignore[arg-type]
                 if "text" in line:
-                    candidates.add(line["image"], line["text"], line["source"], round_=line["round"])
+                    candidates.add(paths_of(line), line["text"], line["source"], round_=line["round"])
                 elif "problem" not in line:
-                    candidates.add_image(line["image"])
+                    candidates.add_image(paths_of(line))
             continue
-        pairs = single_images(read_pairs([place], image_root))
+        pairs = read_pairs([place], image_root)
         for i in range(len(pairs)):
+            paths = [os.path.abspath(path) for path in pairs.image_paths(i)]
             for text in pairs.captions(i):
-                candidates.add(os.path.abspath(pairs.image_path(i)), text, WEB, round_=0)
+                candidates.add(paths, text, WEB, round_=0)
     return candidates.finish()

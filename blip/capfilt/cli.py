@@ -25,8 +25,9 @@ from blip.command_line import (
     user_errors,
     workers_option,
 )
-from blip.data.image_bytes import MAX_MB, ImageLimits
+from blip.data.image_bytes import MAX_MB
 from blip.data.places import refuse_image_name
+from blip.inference.opening import Channels, Reads, Window, load_model
 from blip.outputs import claim_output
 
 app = typer.Typer(no_args_is_help=True, help="CapFilt: write captions, filter all of them, merge what passes.")
@@ -139,6 +140,8 @@ def caption(
     num_workers: NumWorkers = 2,
     max_skipped_fraction: MaxSkipped = 0.05,
     max_image_mb: MaxImageMb = MAX_MB,
+    window: Window = None,
+    channels: Channels = None,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -147,20 +150,19 @@ def caption(
     from blip import distributed
     from blip.capfilt import steps
     from blip.capfilt.candidates import read_candidates
-    from blip.inference.load import load
     from blip.inference.load_blip2 import only_blip
 
     with user_errors():
-        limits = ImageLimits.of_mb(max_image_mb)
-        shards = steps.ShardOptions(shard_size, batch_size, precision, num_workers, max_skipped_fraction, limits)
+        reads = Reads(max_image_mb, precision, window, channels)
+        shards = steps.ShardOptions(shard_size, batch_size, precision, num_workers, max_skipped_fraction)
         decoding = steps.caption_decoding(
             captions_per_image, beams, top_p, max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens
         )
-        target = distributed.start(device)
+        distributed.start(device)
         _claim_shards(out, "capfilt caption", [*data, checkpoint, tokenizer], overwrite=overwrite)
         candidates = read_candidates(data, image_root)
         steps.caption(
-            only_blip(load(checkpoint, device=target, tokenizer=tokenizer or None), "blip capfilt"),
+            only_blip(load_model(checkpoint, tokenizer, device, reads), "blip capfilt"),
             candidates,
             out,
             model_fingerprint=_model_fingerprint(checkpoint, tokenizer),
@@ -184,6 +186,8 @@ def filter_(
     num_workers: NumWorkers = 2,
     max_skipped_fraction: MaxSkipped = 0.05,
     max_image_mb: MaxImageMb = MAX_MB,
+    window: Window = None,
+    channels: Channels = None,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -192,17 +196,16 @@ def filter_(
     from blip import distributed
     from blip.capfilt import steps
     from blip.capfilt.candidates import read_candidates
-    from blip.inference.load import load
     from blip.inference.load_blip2 import only_blip
 
     with user_errors():
-        limits = ImageLimits.of_mb(max_image_mb)
-        shards = steps.ShardOptions(shard_size, batch_size, precision, num_workers, max_skipped_fraction, limits)
-        target = distributed.start(device)
+        reads = Reads(max_image_mb, precision, window, channels)
+        shards = steps.ShardOptions(shard_size, batch_size, precision, num_workers, max_skipped_fraction)
+        distributed.start(device)
         _claim_shards(out, "capfilt filter", [*data, checkpoint, tokenizer], overwrite=overwrite)
         candidates = read_candidates(data, image_root)
         steps.score(
-            only_blip(load(checkpoint, device=target, tokenizer=tokenizer or None), "blip capfilt"),
+            only_blip(load_model(checkpoint, tokenizer, device, reads), "blip capfilt"),
             candidates,
             out,
             model_fingerprint=_model_fingerprint(checkpoint, tokenizer),
@@ -226,6 +229,8 @@ def merge(
     source: Annotated[list[str] | None, typer.Option(help="only web or synthetic texts; both unless given")] = None,
     tar_size: Annotated[int, typer.Option("--tar_size", min=1, help="pairs in a webdataset shard")] = 1000,
     max_image_mb: MaxImageMb = MAX_MB,
+    window: Window = None,
+    channels: Channels = None,
     image_root: ImageRoot = "",
     overwrite: Overwrite = False,
 ) -> None:
@@ -238,7 +243,7 @@ def merge(
         distributed.barrier()  # a process that ended before the others have connected would fail them
         if not distributed.is_main():  # one process merges
             return
-        rule = Rule(threshold, itc_threshold, fraction)
+        rule, limits = Rule(threshold, itc_threshold, fraction), Reads(max_image_mb, "auto", window, channels).limits
         merged = merge_to(
             scored,
             out,
@@ -248,7 +253,7 @@ def merge(
             image_root=image_root,
             sources=source or [],
             tar_size=tar_size,
-            limits=ImageLimits.of_mb(max_image_mb),
+            limits=limits,
         )
         for source in sorted({**merged.kept, **merged.dropped}):
             say(f"{source}: {merged.kept[source]} kept, {merged.dropped[source]} dropped")
@@ -266,6 +271,8 @@ def report(
     fraction: Fraction = None,
     examples: Annotated[int, typer.Option(help="pairs of each kind", min=1)] = 50,
     max_image_mb: MaxImageMb = MAX_MB,
+    window: Window = None,
+    channels: Channels = None,
     seed: Annotated[int, seed_option("of the random pairs")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -280,10 +287,10 @@ def report(
         if not distributed.is_main():
             return
         refuse_image_name(out, ".html")
-        limits = ImageLimits.of_mb(max_image_mb)
-        rule = Rule(threshold, itc_threshold, fraction)
-        chosen_by = as_input(examples=examples, seed=seed, **asdict(rule))
-        claim = claim_output(out, "capfilt report", inputs=[*scored, chosen_by], overwrite=overwrite)
+        reads = Reads(max_image_mb, "auto", window, channels)
+        limits, rule = reads.limits, Rule(threshold, itc_threshold, fraction)
+        chosen_by = [as_input(examples=examples, seed=seed, **asdict(rule)), *filter(None, [reads.chosen])]
+        claim = claim_output(out, "capfilt report", inputs=[*scored, *chosen_by], overwrite=overwrite)
         with alone(claim), claim.writing():
             write_report(scored, out, rule, examples=examples, seed=seed, limits=limits)
         say(str(out))

@@ -8,19 +8,21 @@ import io
 import itertools
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from blip.capfilt.candidates import HUMAN, SYNTHETIC, WEB, ScoredLine, single_images
+from blip.capfilt.candidates import HUMAN, SYNTHETIC, WEB, ScoredLine, named, paths_of
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
-from blip.data.images import image_format, open_image, stored_source
+from blip.data.images import Source, image_format, open_image, stored_source
 from blip.data.jsonl_shards import Line, read_lines, settings_of, write_jsonl
 from blip.data.pairs import read_pairs
+from blip.data.pictures import sources_of
 from blip.data.webdataset import SIZES, shard_name, write_tar_shards
 from blip.errors import BlipError
 from blip.files import json_text, whole_file, write_whole
@@ -87,7 +89,7 @@ def scored_lines(folders: Sequence[Path]) -> Iterator[Line]:
     for folder in folders:
         for number, line in enumerate(read_lines(folder, ScoredLine), 1):  # type: ignore[arg-type]
             if "problem" not in line:
-                _check_scores(line, f"{folder}, line {number} of its shards ({line.get('image')})")
+                _check_scores(line, f"{folder}, line {number} of its shards ({paths_of(line)[0]})")
             yield line
 
 
@@ -141,6 +143,8 @@ def merge(
 ) -> Merged:
     """Writes one record a text, `{image, caption, source, round}`, and `OUT.merge.json`: rule and counts.
 
+    Of an item of several pictures a record has `images`, and a sample of the shards all of them.
+
     Args:
         folders: shards of `steps.score`.
         out: .json or .jsonl, written whole or not at all; a name without ending is a folder of webdataset shards, with
@@ -188,7 +192,10 @@ def merge_to(folders: Sequence[Path], out: Path, rule: Rule, *, overwrite: bool 
     Raises:
         OutputError: the output is not the command's own for these texts and this rule, and `overwrite` is not given.
     """
-    chosen_by = json.dumps({**asdict(rule), "sources": list(options.get("sources", ()))})
+    shown: ImageLimits = options.get("limits", LIMITS)
+    views = {"window": shown.window, "channels": shown.channels}
+    chosen = {**asdict(rule), "sources": list(options.get("sources", ())), **{k: v for k, v in views.items() if v}}
+    chosen_by = json.dumps(chosen)
     inputs = [*folders, *options.get("keep", ()), *filter(None, [options.get("image_root")]), chosen_by]
     about, is_folder = about_merged(out), not out.suffix
     own: dict[str, Any] = {"inputs": inputs, "overwrite": overwrite}
@@ -220,15 +227,17 @@ def _records(
             merged.problems += 1
         elif merged.rule.passes(line) and (not sources or line["source"] in sources):
             merged.kept[line["source"]] += 1
-            yield {"image": line["image"], "caption": line["text"], "source": line["source"], "round": line["round"]}
+            about = {"caption": line["text"], "source": line["source"], "round": line["round"]}
+            yield {**named(paths_of(line)), **about}
         else:
             merged.dropped[line["source"]] += 1
     if keep:
-        pairs = single_images(read_pairs(list(keep), image_root))
+        pairs = read_pairs(list(keep), image_root)
         for i in range(len(pairs)):
+            paths = [os.path.abspath(path) for path in pairs.image_paths(i)]
             for text in pairs.captions(i):
                 merged.kept[HUMAN] += 1
-                yield {"image": os.path.abspath(pairs.image_path(i)), "caption": text, "source": HUMAN, "round": 0}
+                yield {**named(paths), "caption": text, "source": HUMAN, "round": 0}
 
 
 def _write_list(path: Path, lines: Iterator[Line]) -> None:
@@ -242,18 +251,30 @@ def _write_list(path: Path, lines: Iterator[Line]) -> None:
 def _samples(lines: Iterator[Line], merged: Merged, limits: ImageLimits) -> Iterator[dict[str, Any]]:
     """Samples of webdataset shards: the unchanged bytes of the image, and the record. Unreadable images are left out.
 
-    An image of a format that has no ending in ENDING_OF_FORMAT becomes a PNG.
+    An image of a format that has no ending in ENDING_OF_FORMAT becomes a PNG; so do the pictures of scans and videos.
     """
+    every = replace(limits, max_pictures=sys.maxsize)  # training chooses, where an item has too many
     for line in lines:
         try:
-            data = stored_source(line["image"], limits)
-            ending = ENDING_OF_FORMAT.get(image_format(data, limits), "")
-            if not ending:
-                ending, buffer = "png", io.BytesIO()
-                open_image(data, limits).save(buffer, "PNG")
-                data = buffer.getvalue()
+            pictures = [_stored(source, limits) for source in sources_of(paths_of(line), every)]
         except UnreadableImage:  # or it has gone since `filter`
             merged.problems += 1
             merged.kept[line["source"]] -= 1
             continue
-        yield {ending: data, "json": line}
+        if len(pictures) == 1:
+            ending, data = pictures[0]
+            yield {ending: data, "json": line}
+        else:
+            yield {**{f"{i}.{ending}": data for i, (ending, data) in enumerate(pictures)}, "json": line}
+
+
+def _stored(source: Source, limits: ImageLimits) -> tuple[str, bytes]:
+    """The ending and the bytes of a picture, a path or an opened one. UnreadableImage."""
+    if isinstance(source, str):
+        source = stored_source(source, limits)
+    ending = ENDING_OF_FORMAT.get(image_format(source, limits), "")
+    if ending and isinstance(source, bytes):
+        return ending, source
+    buffer = io.BytesIO()
+    open_image(source, limits).save(buffer, "PNG")
+    return "png", buffer.getvalue()

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
+from blip.capfilt.candidates import paths_of
 from blip.capfilt.merge import MergeError, Rule, scored_lines, settled
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
-from blip.data.images import open_image
 from blip.data.jsonl_shards import Line
+from blip.data.pictures import open_pictures
 from blip.html_page import Html, histogram, image, page, table, write_page
 
 BINS = 40
 SIDE = 160  # pixels of an image's longer side on the page
+MOST_PICTURES = 4  # of an item on the page
 
 
 @dataclass
@@ -40,7 +42,7 @@ def read_scores(folders: Sequence[Path]) -> Scores:
     for line in scored_lines(folders):
         if "problem" in line:
             unreadable += 1
-            problems += [f"{line['image']}: {line['problem']}"] if len(problems) < 100 else []
+            problems += [f"{paths_of(line)[0]}: {line['problem']}"] if len(problems) < 100 else []
             continue
         match.append(line["match"])
         itc.append(line["itc"])
@@ -133,13 +135,15 @@ def _histograms(scores: Scores, rule: Rule) -> Iterator[Html]:
 
 def _pair(line: Line, kept: bool, limits: ImageLimits) -> dict[str, object]:
     """What the page shows of a pair; of an image that cannot be read, why."""
-    picture, problem = None, ""
+    paths, pictures, problem = paths_of(line), list[Html](), ""
     try:
-        opened = open_image(line["image"], limits)
-        opened.thumbnail((SIDE, SIDE))
-        picture = image(opened, "JPEG", 80)
+        opened = open_pictures(paths, limits)
+        for one in opened[:MOST_PICTURES]:
+            one.thumbnail((SIDE, SIDE) if len(opened) == 1 else (SIDE // 2, SIDE // 2))
+            pictures.append(image(one, "JPEG", 80))
     except UnreadableImage as error:
         problem = str(error)
-    about = {"text": line["text"], "source": line["source"], "name": Path(line["image"]).name}
+    others = f" and {len(opened) - 1} more" if pictures and len(opened) > 1 else ""
+    about = {"text": line["text"], "source": line["source"], "name": f"{Path(paths[0]).name}{others}"}
     scores = {"match": f"{line['match']:.3f}", "itc": f"{line['itc']:.3f}"}
-    return about | scores | {"state": "kept" if kept else "dropped", "picture": picture, "problem": problem}
+    return about | scores | {"state": "kept" if kept else "dropped", "pictures": pictures, "problem": problem}

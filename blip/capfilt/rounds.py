@@ -12,6 +12,7 @@ import gc
 import json
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from blip.hashing import fingerprint
 from blip.hub.names import unpinned
 from blip.inference.load import load
 from blip.inference.load_blip2 import only_blip
+from blip.inference.predictor import Predictor
 from blip.outputs import claim_output, locked
 from blip.tasks import caption, pretrain, retrieval
 from blip.tasks.config import CaptionConfig, FineTuneConfig, RetrievalConfig
@@ -77,7 +79,6 @@ class Rounds:
             config.precision,
             config.num_workers,
             config.max_skipped_fraction,
-            ImageLimits.of_mb(config.max_image_mb),
         )
         self.rule = Rule(config.threshold, config.itc_threshold, config.fraction)
         self.next_model = self.options(config.pretrain, PretrainConfig, config.pretrain_set)
@@ -126,7 +127,7 @@ class Rounds:
         config, scored = self.config, place / "scored"
         self.show(f"round {number}: captions for {len(self.web)} images")
         steps.caption(
-            only_blip(load(captioner, self.device), "blip capfilt"),
+            self.loaded(captioner),
             self.web,
             place / "synthetic",
             model_fingerprint=fingerprint(captioner),
@@ -137,8 +138,9 @@ class Rounds:
         distributed.barrier()
         candidates = read_candidates([*config.web_file, str(place / "synthetic")], config.image_root)
         self.show(f"round {number}: scores of {candidates.texts} texts")
+        filter_model = self.loaded(filter_)
         steps.score(
-            only_blip(load(filter_, self.device), "blip capfilt"),
+            filter_model,
             candidates,
             scored,
             model_fingerprint=fingerprint(filter_),
@@ -152,9 +154,15 @@ class Rounds:
             for source in sorted({**merged.kept, **merged.dropped}):
                 self.show(f"round {number}: {source}: {merged.kept[source]} kept, {merged.dropped[source]} dropped")
         if distributed.is_main() and (self.overwrite or not (place / "report.html").exists()):
-            write_report([scored], place / "report.html", self.rule, limits=self.shards.limits)
+            write_report([scored], place / "report.html", self.rule, limits=filter_model.limits)
         distributed.barrier()
         return out
+
+    def loaded(self, checkpoint: Path) -> Predictor:
+        """A model of a round; scans are shown to it as in its training."""
+        model = only_blip(load(checkpoint, self.device), "blip capfilt")
+        model.limits = replace(model.limits, max_bytes=ImageLimits.of_mb(self.config.max_image_mb).max_bytes)
+        return model
 
     def pretrain(self, place: Path, files: list[str]) -> Path:
         """A model pre-trained on these files, from random weights unless the configuration names others."""

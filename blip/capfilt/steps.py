@@ -11,7 +11,9 @@ captions. The steps write shards (`data/jsonl_shards.py`), by any number of proc
     image, text, source, round, match, itc, model (of the filter)                      of `score`
     image, problem                                                                     where an image could not be read
 
-Shapes: S pixels on each side of the square that the image encoder takes.
+and in place of `image`, of an item of several pictures, `images`: its texts are written and scored with all of them.
+
+Shapes: S pixels on each side of the square that the image encoder takes, F pictures of an item.
 """
 
 import hashlib
@@ -23,16 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from blip.capfilt.candidates import SYNTHETIC, Candidate, Candidates
-from blip.data.image_bytes import LIMITS, ImageLimits
-from blip.data.images import open_or_problem
+from blip.capfilt.candidates import SYNTHETIC, Candidate, Candidates, named
+from blip.data.image_bytes import UnreadableImage
 from blip.data.jsonl_shards import Line, write_jsonl_shards
+from blip.data.pictures import eval_pixels
 from blip.data.skipped import TooManySkipped
 from blip.errors import InputError
 from blip.hardware.precision import AUTO, PRECISIONS, choose_precision
 from blip.hashing import stable_hash
+from blip.inference.inputs import OneImage, Study
 from blip.inference.predictor import Predictor
 from blip.inference.scoring import match_groups
 from blip.models.decoding import Decoding
@@ -49,7 +51,6 @@ class ShardOptions:
     precision: str = "fp32"  # one of `PRECISIONS`, or auto
     num_workers: int = 2  # threads that open images
     max_skipped_fraction: float = 0.05  # of a shard's images; more unreadable ones, above ten, end the step
-    limits: ImageLimits = LIMITS
 
     def __post_init__(self) -> None:
         if min(self.shard_size, self.batch_size, self.num_workers) < 1:
@@ -86,10 +87,17 @@ def data_fingerprint(candidates: Candidates) -> str:
     """12 hexadecimal digits from the paths of all images and their texts: shards of other data are not continued."""
     digest = hashlib.sha256(f"{len(candidates)} {candidates.texts}".encode())
     for index in range(len(candidates)):
-        digest.update(candidates.image_path(index).encode("utf-8", "surrogateescape"))
+        digest.update("\0".join(candidates.image_paths(index)).encode("utf-8", "surrogateescape"))
         for candidate in candidates[index]:
             digest.update(f"\0{candidate.text}\0{candidate.source}{candidate.round}".encode())
     return digest.hexdigest()[:12]
+
+
+def _views(predictor: Predictor) -> dict[str, Any]:
+    """How scans are shown, for the settings of the shards; nothing where each is shown as its file says."""
+    limits = predictor.limits
+    shown = {"window": limits.window, "channels": list(limits.channels)}
+    return {name: value for name, value in shown.items() if value}
 
 
 def caption_decoding(
@@ -141,7 +149,7 @@ def caption(
     shards = shards or ShardOptions()
     settings: dict[str, Any] = {"step": "caption", "model": model_fingerprint, "data": data_fingerprint(candidates)}
     settings |= {"seed": options.seed, "round": options.round, "prompt": options.prompt}
-    settings |= {**shards.settings(predictor.device), **vars(options.decoding)}
+    settings |= {**shards.settings(predictor.device), **vars(options.decoding), **_views(predictor)}
     prompt = predictor.info.get("prompt", "") if options.prompt is None else options.prompt
     # what every text begins with, in the spelling of the tokenizer
     beginning = predictor.tokenizer.decode(predictor.tokenizer.encode([prompt], predictor.positions)[0])
@@ -161,7 +169,7 @@ def caption(
                     text = new.text.removeprefix(beginning).strip()
                     if (comparable := _comparable(text)) and comparable not in known:
                         known.add(comparable)
-                        line = {"image": image.path, "text": text, "source": SYNTHETIC, "round": options.round}
+                        line = {**named(image.paths), "text": text, "source": SYNTHETIC, "round": options.round}
                         yield line | {"model": model_fingerprint, "log_prob": round(new.log_prob, 5)}
 
     count = shards.count(candidates)
@@ -203,7 +211,7 @@ def score(
     """
     shards = shards or ShardOptions()
     settings = {"step": "score", "model": model_fingerprint, "data": data_fingerprint(candidates)}
-    settings |= shards.settings(predictor.device)
+    settings |= {**shards.settings(predictor.device), **_views(predictor)}
 
     def lines(shard: int) -> Iterator[Line]:
         for images, problems in _batches(predictor, candidates, shard, options=shards):
@@ -214,7 +222,7 @@ def score(
                 scores = match_groups(predictor, [image.pixels for image in images], texts)
             for image, several in zip(images, scores, strict=True):
                 for text, (match, cosine) in zip(image.texts, several, strict=True):
-                    line = {"image": image.path, "text": text.text, "source": text.source, "round": text.round}
+                    line = {**named(image.paths), "text": text.text, "source": text.source, "round": text.round}
                     yield line | {"match": round(match, 6), "itc": round(cosine, 6), "model": model_fingerprint}
 
     count = shards.count(candidates)
@@ -227,20 +235,22 @@ def score(
 
 @dataclass
 class OpenedImage:
-    """An image of the candidates with its texts, or the problem that makes it unreadable."""
+    """An image of the candidates, or an item of several, with its texts, or the problem that makes it unreadable."""
 
     number: int  # among the candidates
-    path: str
+    paths: list[str]
     texts: list[Candidate]
-    pixels: Tensor = field(default_factory=lambda: torch.empty(0))  # (3, S, S)
+    pixels: OneImage = field(default_factory=lambda: torch.empty(0))  # (3, S, S); of several a study of as many
     problem: str = ""
 
 
-def _open(predictor: Predictor, number: int, path: str, *, texts: list[Candidate], limits: ImageLimits) -> OpenedImage:
-    image, problem = open_or_problem(path, limits)
-    if image is None:
-        return OpenedImage(number, path, texts, problem=problem)
-    return OpenedImage(number, path, texts, predictor.transform(image))
+def _open(predictor: Predictor, candidates: Candidates, number: int) -> OpenedImage:
+    paths, texts = candidates.image_paths(number), candidates[number]
+    try:
+        pixels = eval_pixels(paths, predictor.transform, predictor.limits)
+    except UnreadableImage as error:
+        return OpenedImage(number, paths, texts, problem=str(error))
+    return OpenedImage(number, paths, texts, pixels if pixels.dim() == 3 else Study(pixels))
 
 
 def _batches(
@@ -262,10 +272,10 @@ def _batches(
                 if unreadable > most:
                     raise TooManySkipped(
                         f"{unreadable} of a shard's {len(numbers)} images could not be read, the last being "
-                        f"{image.path} ({image.problem}). Is image_root right? `max_skipped_fraction` sets how many "
-                        "are tolerated"
+                        f"{image.paths[0]} ({image.problem}). Is image_root right? `max_skipped_fraction` sets how "
+                        "many are tolerated"
                     )
-                problems.append({"image": image.path, "problem": image.problem})
+                problems.append({**named(image.paths), "problem": image.problem})
         yield [image for image in batch if not image.problem], problems
 
 
@@ -277,12 +287,7 @@ def _opened(
     with ThreadPoolExecutor(options.num_workers) as pool:
         for start in range(0, len(numbers), options.batch_size):
             batch = numbers[start : start + options.batch_size]
-            waiting.append([
-                pool.submit(
-                    _open, predictor, i, candidates.image_path(i), texts=candidates[i], limits=options.limits
-                )
-                for i in batch
-            ])  # fmt: skip
+            waiting.append([pool.submit(_open, predictor, candidates, i) for i in batch])
             if len(waiting) > 1:
                 yield [future.result() for future in waiting.popleft()]
         while waiting:

@@ -161,7 +161,7 @@ class _Video:
     def _stream(self) -> Iterator[tuple[Any, Any]]:
         """(container, video stream) at the beginning of the file."""
         self.file.seek(0)
-        with self.library.open(self.file, options={"format_whitelist": FORMATS}) as container:
+        with self.library.open(self.file, container_options={"format_whitelist": FORMATS}) as container:
             stream = container.streams.best("video")
             if stream is None:
                 raise InputError("it holds no video")

@@ -24,12 +24,19 @@ Channels = Annotated[
 
 @dataclass(frozen=True)
 class Reads:
-    """Options of a verb that say how a model computes and how its images are read."""
+    """Options of a verb that say how a model computes and how its images are read.
+
+    Raises:
+        InputError: `window` or `channels` name no windows, or both are given.
+    """
 
     max_image_mb: int = MAX_MB
     precision: str = "auto"
     window: str | None = None  # None: that of the model's training; "": the file's own
     channels: str | None = None  # three windows, divided by commas
+
+    def __post_init__(self) -> None:
+        view_of(self.window, self.channels)
 
     @property
     def chosen(self) -> str:
@@ -39,13 +46,24 @@ class Reads:
         chosen = {name: value for name, value in given.items() if value is not None}
         return as_input(**chosen) if chosen else ""
 
+    @property
+    def view(self) -> str:
+        """The window or the channels that were chosen; "" for those of the model's training."""
+        given = {"window": self.window, "channels": self.channels}
+        return " ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+
+    @property
+    def limits(self) -> ImageLimits:
+        """How images are read where no model says so."""
+        return ImageLimits.of_mb(self.max_image_mb, **view_of(self.window, self.channels))
+
 
 def load_model(checkpoint: str, tokenizer: str, device: str, reads: Reads) -> Any:
-    """The model that the options of a verb name. InputError for windows that are none."""
+    """The model that the options of a verb name."""
     from blip import distributed
     from blip.inference.load import load
 
-    limits = {"max_bytes": ImageLimits.of_mb(reads.max_image_mb).max_bytes, **view_of(reads.window, reads.channels)}
+    limits = {"max_bytes": reads.limits.max_bytes, **view_of(reads.window, reads.channels)}
     model = load(checkpoint, device=distributed.start(device), precision=reads.precision, tokenizer=tokenizer or None)
     model.limits = replace(model.limits, **limits)
     return model

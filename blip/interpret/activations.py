@@ -15,8 +15,8 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
-from blip.data.images import readable_batches
 from blip.files import ReadError, json_text, read_json, write_whole
+from blip.inference.files import readable_items
 from blip.inference.predictor import Predictor
 from blip.interpret.activation_shards import (
     FORMATS,
@@ -36,7 +36,7 @@ from blip.models.factory import spec_of
 from blip.outputs import locked
 
 POOLS = ("all", "first", "mean")
-LATER = ("precision",)  # values that an index of earlier versions lacks
+LATER = ("precision", "view")  # values that an index of earlier versions lacks
 
 
 @dataclass
@@ -51,6 +51,7 @@ class Capture:
     format: str = "safetensors"
     shard_size: int = 1024
     precision: str = "fp32"
+    view: str = ""  # `--window` or `--channels` of scans, where they are not those of the model's training
     records: int = 0
     contents: str = ""  # fingerprint of images' paths, texts and answers
     shards: list[dict[str, Any]] = field(default_factory=list)
@@ -102,7 +103,7 @@ def _check(m: Predictor, wanted: Sequence[Wanted], what: Capture) -> None:
 def _capture(
     m: Predictor, wanted: Sequence[Wanted], what: Capture, folder: Path, *, batch_size: int, overwrite: bool
 ) -> list[str]:
-    what.records, what.contents = len(wanted), _contents(wanted)
+    what.records, what.contents = len(wanted), contents_of(wanted)
     what.shards = _done(folder, what, overwrite)
     _write_index(folder, what)  # also before the first shard: by it the folder is known after a kill
     begin = sum(shard["asked"] for shard in what.shards)
@@ -180,9 +181,7 @@ def _shard(
     numbers: list[int] = []
     problems: list[str] = []
     numbered = list(enumerate(wanted, start=first))
-    for batch, images, unread in readable_batches(
-        numbered, batch_size, lambda record: record[1].image, limits=m.limits
-    ):
+    for batch, images, unread in readable_items(numbered, batch_size, lambda one: one[1].paths, limits=m.limits):
         problems += unread
         if not batch:
             continue
@@ -200,6 +199,11 @@ def _shard(
         for point in what.points:
             of_answer = objective.has_answers and point.startswith("decoder.")
             of_tokens = tokens.get("answer_lengths" if of_answer else "lengths")
+            if len(t[point]) != len(batch):
+                raise ActivationError(
+                    f"{point} has a row for each picture, and records have several: capture points of the texts, or "
+                    "give each picture as a record of its own"
+                )
             parts[point].append(_pooled(t[point], of_tokens, point=point, pool=what.pool).cpu())
     if not numbers:
         return {}, [], problems
@@ -207,10 +211,10 @@ def _shard(
     return joined | {name: torch.cat(counts) for name, counts in lengths.items()}, numbers, problems
 
 
-def _contents(wanted: Sequence[Wanted]) -> str:
+def contents_of(wanted: Sequence[Wanted]) -> str:
     digest = hashlib.sha256()
     for one in wanted:
-        digest.update(json.dumps([str(one.image), one.text, one.answer]).encode())
+        digest.update(json.dumps([str(one.image), one.text, one.answer, *map(str, one.further)]).encode())
     return digest.hexdigest()[:12]
 
 

@@ -1,4 +1,4 @@
-"""`blip explain`, `blip activations` and `blip localise`: maps, activations and the pointing game over data."""
+"""`blip explain`, `blip activations`, `blip localise` and `blip score-maps`: maps, activations, and tests of maps."""
 
 import itertools
 from dataclasses import asdict, replace
@@ -24,9 +24,10 @@ from blip.command_line import (
     alone,
     as_input,
     say,
+    seed_option,
     user_errors,
 )
-from blip.data.image_bytes import MAX_MB, ImageLimits
+from blip.data.image_bytes import MAX_MB
 from blip.data.places import images_of
 from blip.errors import InputError
 from blip.inference.cli import claim_json, places_and_texts, reading
@@ -146,6 +147,8 @@ def activations(
     limit: FirstRecords = 0,
     batch_size: BatchSize = 32,
     max_image_mb: MaxImageMb = MAX_MB,
+    window: Window = None,
+    channels: Channels = None,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     precision: Precision = "auto",
@@ -160,18 +163,20 @@ def activations(
 
     with user_errors():
         read = reading(dataset, split, columns, image_root=image_root, limit=limit)
+        reads = Reads(max_image_mb, precision, window, channels)
         wanted = list(find_pairs(data, [], **read))
         inputs: list[str | Path] = [data, *(one.image for one in wanted), checkpoint, *filter(None, [tokenizer])]
         known = is_index(out)  # `capture` compares the settings
         claim_output(out, "activations", inputs=inputs, folder=True, overwrite=overwrite, known=known)
-        model = load_model(checkpoint, tokenizer, device, Reads(max_image_mb, precision))
+        model = load_model(checkpoint, tokenizer, device, reads)
         if "language_model" in model.info:
             raise InputError("blip activations is for BLIP and the first stage of BLIP-2, and this is the second stage")
         chosen = shards.points_of(model, points)
         task = task or shards.usual_task(model, chosen)
         settings = shards.Capture(
-            fingerprint(local(checkpoint)), data, chosen, task, pool, format, shard_size, precision=model.precision
-        )
+            fingerprint(local(checkpoint)), data, chosen, task, pool, format, shard_size,
+            precision=model.precision, view=reads.view,
+        )  # fmt: skip
         problems = shards.capture(model, wanted, settings, out, batch_size=batch_size, overwrite=overwrite)
         for problem in problems:
             say(problem, err=True)
@@ -186,6 +191,8 @@ def localise(
     limit: Annotated[int, typer.Option(min=0, help="the first records alone; 0: all")] = 0,
     batch_size: BatchSize = 16,
     max_image_mb: MaxImageMb = MAX_MB,
+    window: Window = None,
+    channels: Channels = None,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     precision: Precision = "auto",
@@ -199,16 +206,73 @@ def localise(
 
     with user_errors():
         methods = list(method or METHODS)
-        options = [as_input(methods=methods, limit=limit), Reads(precision=precision).chosen]
+        reads = Reads(max_image_mb, precision, window, channels)
+        options = [as_input(methods=methods, limit=limit), reads.chosen]
         claim = claim_json(out, "localise", [data, checkpoint, tokenizer, *options], overwrite)
         if out and out.exists():
             refuse_inputs([out], images_of([data]))
         with alone(claim):
-            records, left_out = game.read_named(data, limit, limits=ImageLimits.of_mb(max_image_mb))
+            model = only_blip(load_model(checkpoint, tokenizer, device, reads), "blip localise")
+            records, left_out = game.read_named(data, limit, limits=model.limits)
             for reason, count in left_out.items():
                 say(f"left out: {count} images {reason}" if reason == game.SINGLE else reason, err=True)
-            model = load_model(checkpoint, tokenizer, device, Reads(max_image_mb, precision))
-            model = only_blip(model, "blip localise")
             lines = game.localise(model, records, methods, batch_size=batch_size)
             with writing(claim):
                 game.show(lines, game.centre(model, records), out)
+
+
+def score_maps(
+    data: Annotated[Path, typer.Argument(help="annotation file with boxes, such as the captions.json of phantoms")],
+    checkpoint: Checkpoint,
+    method: Annotated[list[str] | None, typer.Option(help="one or several; all unless given")] = None,
+    score: Annotated[
+        list[str] | None, typer.Option(help="boxes, curves, sanity; several times, all unless given")
+    ] = None,
+    task: Annotated[str, typer.Option(help="match, caption or answer; the checkpoint's own unless given")] = "",
+    layer: Annotated[int | None, typer.Option(help="whose cross-attention; the middle one unless given")] = None,
+    rows: Annotated[str, typer.Option(help="words, or enc: the [ENC] row")] = "words",
+    fill: Annotated[str, typer.Option(help="what covers a patch in curves: blur, mean or black")] = "blur",
+    steps: Annotated[int, typer.Option(min=1, help="of a curve")] = 12,
+    seed: Annotated[int, seed_option("of random maps, random weights and equal values")] = 0,
+    limit: FirstRecords = 0,
+    batch_size: BatchSize = 16,
+    max_image_mb: MaxImageMb = MAX_MB,
+    window: Window = None,
+    channels: Channels = None,
+    tokenizer: TokenizerFile = "",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    out: Annotated[Path | None, typer.Option(help="folder for scores.json, scores.csv and curves.png")] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Scores maps: agreement with boxes, deletion and insertion curves, sanity checks by random weights."""
+    from blip.inference.load_blip2 import only_blip
+    from blip.interpret import map_report as report
+    from blip.interpret.map_boxes import read_boxed
+    from blip.interpret.map_scores import SCORES, MapScorer, Scoring
+    from blip.interpret.maps import METHODS
+    from blip.interpret.objectives import explained
+
+    with user_errors():
+        methods, reads = list(method or METHODS), Reads(max_image_mb, precision, window, channels)
+        how = Scoring(task, layer, rows, tuple(score or SCORES), fill, steps=steps, batch_size=batch_size, seed=seed)
+        given = [as_input(how=asdict(how), methods=methods, limit=limit), reads.chosen, tokenizer]
+        inputs: list[str | Path] = [data, *images_of([data]), checkpoint, *filter(None, given)]
+        files = (report.JSON, report.CSV, report.PICTURE)
+        claim = (
+            claim_output(out, "score-maps", inputs=inputs, folder=True, overwrite=overwrite, names=files)
+            if out
+            else None
+        )
+        with alone(claim):
+            model = load_model(checkpoint, tokenizer, device, reads)
+            model = only_blip(model, "blip score-maps")
+            boxed, objective = "boxes" in how.scores, explained(model, task)
+            records, problems = read_boxed(data, objective, limit, needs_boxes=boxed, limits=model.limits)
+            for problem in problems:
+                say(problem, err=True)
+            lines = MapScorer(model, records, how).table(methods)
+            report.show(lines, len(records), "their answers" if objective.has_answers else "their captions")
+            with writing(claim) as written:
+                written += report.save(lines, len(records), claim.path) if claim else []
+    raise typer.Exit(1 if problems else 0)

@@ -1,4 +1,4 @@
-"""Lenses: decoder layers as words, patches compared with texts, attention through all layers of the image encoder."""
+"""Lenses: layers as words, as match logits and as features; attention through all layers of the image encoder."""
 
 import torch
 from torch import Tensor
@@ -9,16 +9,20 @@ from blip.interpret.points import layers_of
 from blip.interpret.recording import Trace, TraceError
 from blip.models.momentum import unit_features
 from blip.network.med import TextDecoder
+from blip.network.vit import ViT
 
 
 @torch.no_grad()
-def logit_lens(t: Trace) -> dict[str, Tensor]:
-    """The next-token log-probabilities (R, T, V) of each layer of the text decoder (nostalgebraist 2020), by point.
+def logit_lens(t: Trace, stack: str = "decoder") -> dict[str, Tensor]:
+    """The next-token log-probabilities (R, T, V) of each layer of a text transformer (nostalgebraist 2020), by point.
 
-    The head of the decoder is applied to the states of every layer; the last layer gives the model's own output.
+    The word head of the decoder is applied to the states of every layer; of the decoder, the last layer gives the
+    model's own output. The encoder was never trained to predict words: it shares embeddings, cross-attention and
+    feed-forward networks with the decoder in pre-training, so the head can name what its states resemble, no more.
 
     Args:
-        t: a trace of `decoder.*.out` in one pass (`scoring.caption_log_probs`).
+        t: a trace of `decoder.*.out` in one pass (`scoring.caption_log_probs`), or of `text.*.out` (`match_logits`).
+        stack: `decoder`, or `text`, the encoder.
 
     Raises:
         TraceError: the model has no text decoder, or `t` lacks a layer.
@@ -34,8 +38,50 @@ def logit_lens(t: Trace) -> dict[str, Tensor]:
     decoder = getattr(t.model, "text_decoder", None)
     if not isinstance(decoder, TextDecoder):
         raise TraceError("this model has no text decoder: a logit lens reads captions or answers")
-    outs = [f"{name}.out" for name, _ in layers_of(t.model) if name.startswith("decoder")]
-    return {name: decoder.head(t[name]).float().log_softmax(dim=-1) for name in outs}
+    if stack not in ("decoder", "text"):
+        raise TraceError(f"stack is {stack!r}; it can be decoder or text, and `image_lens` reads the image encoder")
+    return {name: decoder.head(t[name]).float().log_softmax(dim=-1) for name in _outs(t, stack)}
+
+
+@torch.no_grad()
+def match_lens(t: Trace) -> dict[str, Tensor]:
+    """The match logits (R, 2) of each layer of the text encoder, by point: the head's reading of its `[ENC]`.
+
+    Args:
+        t: a trace of `text.*.out` in one pass of `match_logits`; the last layer gives the model's own logits.
+
+    Raises:
+        TraceError: the model has no head for matching, or `t` lacks a layer.
+    """
+    head = getattr(t.model, "itm_head", None)
+    outs = _outs(t, "text")
+    if head is None or not outs:
+        raise TraceError("this model has no text encoder with a match head: a match lens reads pre-training, retrieval")
+    return {name: head(t[name][:, 0]).float() for name in outs}
+
+
+@torch.no_grad()
+def image_lens(t: Trace, text_features: Tensor) -> dict[str, Tensor]:
+    """The cosines (B, 1+N, R) of the image's states after each block with texts, by point.
+
+    Each state gets the encoder's last norm and the projection that was trained on the last CLS alone. For CLS this is
+    what contrast would compare if the encoder ended there; for patches see `patch_lens`.
+
+    Args:
+        t: a trace of `image.*.out`; of the last block with all tokens, as `match_logits` computes it.
+        text_features: (R, E), from `encode_text`.
+
+    Raises:
+        TraceError: the model has no features of images, or `t` lacks a block.
+    """
+    project, encoder = getattr(t.model, "image_proj", None), getattr(t.model, "image_encoder", None)
+    if project is None or not isinstance(encoder, ViT):
+        raise TraceError("this model has no projection of images: an image lens reads pre-training, retrieval")
+    return {name: unit_features(project, encoder.norm(t[name])) @ text_features.T for name in _outs(t, "image")}
+
+
+def _outs(t: Trace, stack: str) -> list[str]:
+    return [f"{name}.out" for name, _ in layers_of(t.model) if name.startswith(f"{stack}.")]
 
 
 @torch.no_grad()

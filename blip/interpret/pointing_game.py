@@ -100,7 +100,7 @@ def read_named(path: str | Path, limit: int = 0, *, limits: ImageLimits = LIMITS
     path = Path(path)
     for place, record in iter_records(path, needed=("image", "caption", "lesions", "named")):
         try:
-            boxes = [_box(lesion["box"]) for lesion in record["lesions"]]
+            boxes = [box_of(lesion["box"]) for lesion in record["lesions"]]
             named, caption = record["named"], record["caption"]
             if type(named) is not int or not 0 <= named < len(boxes):
                 raise InputError(f"named is {named!r}, there are {len(boxes)} lesions, from 0")
@@ -128,7 +128,8 @@ def read_named(path: str | Path, limit: int = 0, *, limits: ImageLimits = LIMITS
     return records, left_out
 
 
-def _box(values: Any) -> Box:
+def box_of(values: Any) -> Box:
+    """Left, top, right and bottom in pixels; InputError for anything else."""
     if not isinstance(values, list | tuple) or len(values) != 4:
         raise InputError("a box has four numbers")
     if not all(type(v) in (int, float) and math.isfinite(v) for v in values):

@@ -88,6 +88,11 @@ class Trace:
         """What passed through `name` in each pass: writing text makes one pass a token."""
         return [_joined(parts) for parts in self._passes(name, AttentionCall.value, RecordedState.value)]
 
+    def reached(self, name: str) -> bool:
+        """Whether something has passed through a traced point."""
+        site, _, point = name.rpartition(".")
+        return name in self._states or (point in ATTENTION_POINTS and site in self._calls)
+
     def pattern(self, attention: str) -> Tensor:
         """Attention weights (R, H, T, keys) of an attention such as `text.6.cross`; rows sum to one."""
         return self[f"{attention}.pattern"]

@@ -66,10 +66,10 @@ def trace(
         >>> gradient = t.pattern_grad("text.0.cross")  # the same shape
     """
     network = _network(m)
-    wanted = _matching(network, points)
+    wanted = matching(network, points)
     edits: dict[str, Edit] = {}
     for pattern, fn in (edit or {}).items():
-        for name in _matching(network, pattern):
+        for name in matching(network, pattern):
             edits[name] = _then(edits[name], fn) if name in edits else fn
     with ExitStack() as undo:
         undo.enter_context(torch.compiler.set_stance("force_eager"))
@@ -94,7 +94,8 @@ def _network(m: Predictor | nn.Module) -> nn.Module:
     return network
 
 
-def _matching(model: nn.Module, points: Patterns) -> set[str]:
+def matching(model: nn.Module, points: Patterns) -> set[str]:
+    """The names of a model's points that one of these patterns matches; TraceError where a pattern matches none."""
     known = names_of(model)
     chosen: set[str] = set()
     for pattern in [points] if isinstance(points, str) else points:

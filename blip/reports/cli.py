@@ -19,10 +19,10 @@ from blip.command_line import (
     user_errors,
 )
 from blip.data.columns import parse_columns
-from blip.data.image_bytes import MAX_MB, ImageLimits
+from blip.data.image_bytes import MAX_MB
 from blip.errors import InputError
 from blip.html_page import write_page
-from blip.inference.opening import Reads, load_model
+from blip.inference.opening import Channels, Reads, Window, load_model
 from blip.outputs import claim_output
 from blip.train.evaluated import weights_of
 
@@ -50,6 +50,8 @@ def show(
     columns: ColumnNames = None,
     image_root: ImageRoot = "",
     max_image_mb: MaxImageMb = MAX_MB,
+    window: Window = None,
+    channels: Channels = None,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     overwrite: Overwrite = False,
@@ -62,6 +64,7 @@ def show(
     with user_errors():
         if correct not in YES_OR_NO:
             raise InputError(f"--correct is {correct!r}; it can be yes or no")
+        reads = Reads(max_image_mb, window=window, channels=channels)
         choice = Choice(limit, sort, type_, YES_OR_NO[correct])
         check_ending(out)
         own = parse_columns(columns or [])
@@ -70,16 +73,17 @@ def show(
         shown_by = as_input(
             limit=limit, sort=sort, type=type_, correct=correct, map=map_, dataset=dataset, split=split, columns=own
         )
+        shown_by += reads.chosen
         inputs = [place, source.place, *(path for item in items for path in item.images), checkpoint, shown_by]
         claim = claim_output(out, "show", inputs=filter(None, inputs), overwrite=overwrite)
         with alone(claim), claim.writing():
-            model = _model(checkpoint, source.run, tokenizer, device, max_image_mb=max_image_mb) if map_ else None
-            grid = make_grid(source, choice, items, model=model, limits=ImageLimits.of_mb(max_image_mb))
+            model = _model(checkpoint, source.run, tokenizer, device, reads=reads) if map_ else None
+            grid = make_grid(source, choice, items, model=model, limits=reads.limits if model is None else model.limits)
             write_grid(grid, out)
         say(f"{described(grid)}: {out}")
 
 
-def _model(checkpoint: str, run: Path | None, tokenizer: str, device: str, *, max_image_mb: int) -> "Predictor":
+def _model(checkpoint: str, run: Path | None, tokenizer: str, device: str, *, reads: Reads) -> "Predictor":
     """The model whose maps are drawn: the named one, else the best or the newest of the run."""
     if not checkpoint:
         places = [] if run is None else [run, run.parent.parent]  # the run, or an evaluation in its folder
@@ -87,7 +91,7 @@ def _model(checkpoint: str, run: Path | None, tokenizer: str, device: str, *, ma
         if found is None:
             raise InputError("--map draws what a model's outputs depend on: name it with --checkpoint")
         checkpoint = str(found)
-    return load_model(checkpoint, tokenizer, device, Reads(max_image_mb))
+    return load_model(checkpoint, tokenizer, device, reads)
 
 
 def report(
@@ -96,17 +100,21 @@ def report(
         Path | None, typer.Option(help="page to write; report.html in the run's folder unless given")
     ] = None,
     max_image_mb: MaxImageMb = MAX_MB,
+    window: Window = None,
+    channels: Channels = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Writes one page on a run: settings, losses, scores, samples, speed and data; several runs are compared."""
     from blip.reports import run_page
 
     with user_errors():
+        reads = Reads(max_image_mb, window=window, channels=channels)
         out = out or (runs[0] / run_page.DEFAULT_NAME if len(runs) == 1 else Path(run_page.DEFAULT_NAME))
         if out.suffix != ".html":
             raise InputError(f"{out}: --out has to end in .html")
         found = run_page.read_runs(runs)
-        claim = claim_output(out, "report", inputs=[f"runs {' '.join(map(str, runs))}"], overwrite=overwrite)
+        inputs = [f"runs {' '.join(map(str, runs))}", *filter(None, [reads.chosen])]
+        claim = claim_output(out, "report", inputs=inputs, overwrite=overwrite)
         with alone(claim), claim.writing():
-            write_page(out, run_page.page_of(found, ImageLimits.of_mb(max_image_mb)))
+            write_page(out, run_page.page_of(found, reads.limits))
         say(str(out))

@@ -18,7 +18,7 @@ from blip.errors import InputError
 from blip.files import ReadError, read_json, read_json_lines, read_text
 from blip.options.meanings import options_of
 from blip.tasks.blip2_config import Blip2Config
-from blip.tasks.config import CaptionConfig, NlvrConfig, RetrievalConfig, VqaConfig
+from blip.tasks.config import CaptionConfig, DialogueConfig, NlvrConfig, RetrievalConfig, VqaConfig
 from blip.train.evaluated import EVALUATIONS
 from blip.train.folder import BEST, CONFIG, SKIPPED
 from blip.train.history import METRICS, History, read_history
@@ -30,11 +30,13 @@ CONFIGS: tuple[type[ModelConfig], ...] = (
     CaptionConfig,
     VqaConfig,
     NlvrConfig,
+    DialogueConfig,
 )
 KINDS = {
     "PretrainConfig": "pre-training", "Blip2Config": "pre-training of BLIP-2",
     "RetrievalConfig": "retrieval", "CaptionConfig": "captioning",
     "VqaConfig": "visual question answering", "NlvrConfig": "statements about two images",
+    "DialogueConfig": "dialogues about images",
 }  # fmt: skip
 SPLITS = {"val": "validation", "test": "test"}
 EVALUATION = "evaluation.json"  # of an evaluation, with its scores

@@ -3,11 +3,12 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from blip.config import ModelConfig
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
-from blip.data.images import open_image
+from blip.data.pictures import open_pictures
 from blip.errors import BlipError
 from blip.html_page import Html, image
 from blip.reports.grid import cut
@@ -15,6 +16,7 @@ from blip.reports.items import Item
 from blip.reports.results import files_of_run, results_in
 from blip.reports.run_files import RunFiles
 from blip.reports.tiles import QUALITY, small
+from blip.tasks.config import NlvrConfig
 
 SIDE = 256  # pixels of a picture's longer side
 MOST_RECORDS, MOST_RESULTS, MOST_IMAGES = 32, 16, 2  # on a page, of an evaluation by itself, of a record
@@ -63,7 +65,7 @@ def _sample(of_runs: list[tuple[RunFiles, list[dict]]], *, several: bool, limits
         everything = list(_changes(lines))
         outputs = _thinned(everything, MOST_SHOWN)
     more = _thinned(everything, MOST_OUTPUTS) if len(outputs) < len(everything) else []
-    text_name = "statement" if isinstance(given, list) else "question"
+    text_name = "statement" if isinstance(run.config, NlvrConfig) else "question"
     text, truth = (_text(lines[-1].get(key)) for key in ("text", "truth"))
     return Sample(pictures, problem, text_name, text, truth, outputs, more)
 
@@ -86,14 +88,19 @@ def _of_results(run: RunFiles, limits: ImageLimits) -> list[Sample]:
 
 
 def _pictures(paths: Sequence[Any], run: RunFiles, limits: ImageLimits) -> tuple[list[Html], str]:
-    """(the first images, why there is none); paths may be relative to the run's folder."""
-    pictures = []
+    """(the first images, why there is none); paths may be relative to the run's folder.
+
+    Scans are shown as the limits say or, where these have no window, as in training.
+    """
+    pictures = list[Html]()
+    if not (limits.window or limits.channels) and isinstance(run.config, ModelConfig):
+        limits = replace(limits, window=run.config.window, channels=tuple(run.config.channels))
     try:
         for path in map(str, paths[:MOST_IMAGES]):
             if not os.path.exists(path) and os.path.exists(run.folder / path):
                 path = str(run.folder / path)
-            shown = small(open_image(path, limits), SIDE)
-            pictures.append(image(shown, "JPEG", QUALITY, alt="image of this record"))
+            shown = [small(one, SIDE) for one in open_pictures([path], limits)[: MOST_IMAGES - len(pictures)]]
+            pictures += [image(one, "JPEG", QUALITY, alt="image of this record") for one in shown]
     except UnreadableImage as error:
         return pictures, str(error)
     return pictures, ""

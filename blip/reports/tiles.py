@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
-from blip.data.images import open_image
+from blip.data.pictures import open_pictures
 from blip.reports.items import Choice, Item, count_right
 from blip.reports.sources import Source
 
@@ -42,7 +42,7 @@ def _tile(item: Item, limits: ImageLimits, side: int) -> Tile:
     tile = Tile(item, problems=[item.problem] if item.problem else [])
     for path in item.images:
         try:
-            tile.pictures.append(small(open_image(path, limits), side))
+            tile.pictures += [small(picture, side) for picture in open_pictures([path], limits)]
         except UnreadableImage as error:
             tile.problems.append(str(error))
     return tile

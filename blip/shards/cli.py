@@ -1,7 +1,7 @@
 """`blip data VERB ...`: data sets in a form that trains faster."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,11 +20,14 @@ from blip.command_line import (
     workers_option,
 )
 from blip.data.columns import parse_columns
-from blip.data.image_bytes import MAX_MB, ImageLimits
+from blip.data.image_bytes import LIMITS, MAX_MB, ImageLimits
 from blip.data.sources import source_of
 from blip.data.tar_sizes import SIZES
 from blip.inference.opening import Channels, Window, view_of
 from blip.outputs import claim_output
+
+if TYPE_CHECKING:
+    from blip.shards.write import Written
 
 app = typer.Typer(no_args_is_help=True, help="Data sets in a form that trains faster.")
 COMMAND = "data shard"
@@ -58,6 +61,8 @@ def shard(
     max_image_mb: MaxImageMb = MAX_MB,
     window: Window = None,
     channels: Channels = None,
+    frames: Annotated[int, typer.Option(min=1, help="of a video whose reference does not say")] = LIMITS.frames,
+    slices: Annotated[int, typer.Option(min=1, help="of a volume whose reference does not say")] = LIMITS.slices,
     overwrite: Overwrite = False,
 ) -> None:
     """Resizes the images of a set once and writes them into shards, which every training script reads."""
@@ -69,9 +74,17 @@ def shard(
         usual: dict[str, Any] = {"image_root": image_root, "dataset": dataset, "split": split or "all"}
         usual |= {"columns": parse_columns(columns or []), "limit": limit or None}
         shown = view_of(window, channels)
-        stored_as = ImageForm(image_size, form, quality, ImageLimits.of_mb(max_image_mb, **shown))
+        read = {"frames": frames, "slices": slices}
+        stored_as = ImageForm(image_size, form, quality, ImageLimits.of_mb(max_image_mb, **shown, **read))
         chosen = as_input(
-            image_size=image_size, format=form, quality=quality, shard_size=shard_size, seed=seed, **usual, **shown
+            image_size=image_size,
+            format=form,
+            quality=quality,
+            shard_size=shard_size,
+            seed=seed,
+            **usual,
+            **shown,
+            **{name: count for name, count in read.items() if count != getattr(LIMITS, name)},
         )
         names = ["shard-?????.tar", SIZES, SHARD_ANNOTATIONS, SKIPPED]
         inputs = [*sources, *filter(None, [image_root]), chosen]
@@ -82,10 +95,18 @@ def shard(
             options = {"shard_size": shard_size, "seed": seed, "num_workers": num_workers}
             done = write_shards(places, out, stored_as, **options)
             written += done.files
-        size = f"{done.bytes / 1e6:,.1f} MB, {done.bytes / done.images / 1e3:,.1f} kB an image"
-        say(f"{done.images:,} images in {len(done.shards)} shards ({size}), {done.records:,} records: {out}")
-        for _, path, reason in done.skipped[:SHOWN]:
-            say(f"skipped {path}: {reason}", err=True)
-        if done.skipped:
-            say(f"{len(done.skipped)} images could not be read, and {done.left_out} records with them: {out / SKIPPED}",
-                err=True)  # fmt: skip
+        _say(done, out)
+
+
+def _say(done: "Written", out: Path) -> None:
+    """What was written, and what could not be read."""
+    from blip.shards.write import SKIPPED
+
+    size = f"{done.bytes / 1e6:,.1f} MB, {done.bytes / done.images / 1e3:,.1f} kB an image"
+    of = f" of {done.items:,} items" if done.items < done.images else ""
+    say(f"{done.images:,} images{of} in {len(done.shards)} shards ({size}), {done.records:,} records: {out}")
+    for _, path, reason in done.skipped[:SHOWN]:
+        say(f"skipped {path}: {reason}", err=True)
+    if done.skipped:
+        say(f"{len(done.skipped)} images could not be read, and {done.left_out} records with them: {out / SKIPPED}",
+            err=True)  # fmt: skip

@@ -1,14 +1,17 @@
 """One image to the bytes that a shard holds: upright, 8 bits, its shorter side at most a given length."""
 
 import io
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
 from blip.data.crops import ORIENTATION
 from blip.data.decoding_cost import JPEGS
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
-from blip.data.images import eight_bits, opened, stored_source, upright
+from blip.data.images import Source, eight_bits, opened, stored_source, upright
+from blip.data.pictures import sources_of
 from blip.errors import InputError
 
 FORMATS = ("auto", "jpeg", "png")
@@ -35,21 +38,39 @@ class ImageForm:
 
 @dataclass(frozen=True)
 class Stored:
-    """The bytes of an image with the ending of its format; or the `problem` that makes it unreadable."""
+    """The bytes of an image with the ending of its format; or the `problem` that makes it unreadable, and its path."""
 
     ending: str = ""
     content: bytes = b""
     problem: str = ""
+    path: str = ""
 
 
-def stored(path: str, form: ImageForm, *, resized: bool = True) -> Stored:
-    """An image as it is stored. Not `resized`, it keeps its size.
+def stored_item(paths: Sequence[str], form: ImageForm, *, resized: bool = True) -> list[Stored]:
+    """The pictures of an item as they are stored, all of them; where one cannot be read, that one alone.
+
+    Of videos and volumes as many pictures are stored as their references say, or else the limits of the form.
+    """
+    try:
+        sources = sources_of(paths, replace(form.limits, max_pictures=sys.maxsize))
+    except UnreadableImage as error:
+        return [Stored(problem=error.reason, path=error.path)]
+    pictures = []
+    for source in sources:
+        pictures.append(stored(source, form, resized=resized))
+        if pictures[-1].problem:
+            return [replace(pictures[-1], path=str(source) if isinstance(source, str) else paths[0])]
+    return pictures
+
+
+def stored(source: Source, form: ImageForm, *, resized: bool = True) -> Stored:
+    """An image, a path or an opened one, as it is stored. Not `resized`, it keeps its size.
 
     A JPEG or PNG that needs no change keeps its bytes. Images of 16 bits and more are windowed as a whole, as training
     does with the original, before they are resized; transparency is laid on white; grey images stay grey.
     """
     try:
-        data = stored_source(path, form.limits)
+        data = stored_source(source, form.limits) if isinstance(source, str) else source
         with opened(data, form.limits) as image:
             kind = "JPEG" if image.format in JPEGS else image.format or ""
             side = form.image_size if resized else max(image.size)

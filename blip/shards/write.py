@@ -7,6 +7,7 @@
 
 Pre-training streams the samples; other tasks read `annotations.jsonl` as any annotation file, and images from the
 shards. Images lie in random order, so that those near one another, among which a stream shuffles, are a random part.
+The pictures of an item of several are one sample, NAME.0.png and so on; videos and volumes become such items.
 """
 
 import itertools
@@ -24,13 +25,11 @@ from typing import Any
 
 import numpy as np
 
-from blip.data.compact import Texts
 from blip.data.hub import pinned
 from blip.data.places import KINDS, kind_of_source
 from blip.data.sets.captions import Captioned
 from blip.data.sets.layout import SHARD_ANNOTATIONS, SetFormat
 from blip.data.sets.questions import Question
-from blip.data.sets.statements import Statement
 from blip.data.skipped import Skipped
 from blip.data.sources import Opened, Source, records_of
 from blip.data.tar_members import Member, members
@@ -41,11 +40,11 @@ from blip.files import json_text, whole_file, write_whole
 from blip.hashing import stable_hash
 from blip.hub.names import is_hub_name
 from blip.outputs import OutputError
-from blip.shards.resize import ImageForm, Stored, stored
+from blip.shards.items import Items, Record, full_paths, given_items
+from blip.shards.resize import ImageForm, Stored, stored_item
 
 SKIPPED = "skipped.jsonl"
 AHEAD = 8  # images that wait to be written, for each process that resizes
-Record = Captioned | Question | Statement
 
 
 class ShardingError(BlipError):
@@ -57,6 +56,7 @@ class Written:
     """What a folder of shards holds, and what was left out."""
 
     images: int = 0
+    items: int = 0  # samples: as many as images where no item has several
     records: int = 0
     left_out: int = 0  # records whose image cannot be read
     skipped: list[Skipped] = field(default_factory=list)  # images that cannot be read
@@ -82,7 +82,7 @@ def write_shards(
 
     Args:
         sources: all of one kind: captions, questions or statements.
-        shard_size: images in a shard.
+        shard_size: samples in a shard: images, or items of several.
         seed: of the order of the images in the shards.
         num_workers: processes that resize; 0: this one.
 
@@ -93,22 +93,22 @@ def write_shards(
     """
     sources = [replace(one, path=pinned(one.path)) if is_hub_name(one.path) else one for one in sources]
     sets = _sets_of(sources)
-    images = _Images(records_of(sets, sources))
-    order = np.random.default_rng(stable_hash("shards", seed)).permutation(len(images))
+    items = Items(records_of(sets, sources))
+    order = np.random.default_rng(stable_hash("shards", seed)).permutation(len(items))
     written = Written()
-    results = _resized(images, order, form, num_workers=num_workers)
-    samples = _samples(images, order, results, written)
+    results = _resized(items, order, form, num_workers=num_workers)
+    samples = _samples(items, order, results, written)
     if (first := next(samples, None)) is None:
         _, path, reason = written.skipped[0]
-        raise ShardingError(f"none of {len(images)} images could be read, the first being {path} ({reason})")
+        raise ShardingError(f"none of {len(items)} images could be read, the first being {path} ({reason})")
     (out / SHARD_ANNOTATIONS).unlink(missing_ok=True)  # of an earlier run: they would refer to other shards
     counts = write_tar_shards(out, itertools.chain([first], samples), shard_size)
     written.shards = [shard_name(number) for number in range(len(counts))]
-    written.images = sum(counts)
-    places = _Places(out, written, order, len(images))
+    written.items = sum(counts)
+    places = _Places(out, written, order, len(items))
     with whole_file(out / SHARD_ANNOTATIONS) as file:
         for record in records_of(sets, sources):
-            entry = _entry(record, images, places)
+            entry = _entry(record, items, places)
             written.records += entry is not None
             written.left_out += entry is None
             if entry is not None:
@@ -127,7 +127,7 @@ def refuse_images_in(out: Path, sources: Sequence[Source]) -> None:
         return
     target = os.path.join(os.path.realpath(out), "")
     opened = records_of(_sets_of(sources), sources)
-    folders = {os.path.dirname(_full(one, given)) for one in opened for given in one.record().image_paths}
+    folders = {os.path.dirname(path) for one in opened for path in full_paths(one, one.record().image_paths)}
     if inside := next((one for one in folders if os.path.join(os.path.realpath(one), "").startswith(target)), ""):
         raise OutputError(f"{out} holds images of {inside}, an input of this command: choose another output folder")
 
@@ -148,75 +148,17 @@ def _sets_of(sources: Sequence[Source]) -> Mapping[str, SetFormat]:
 # ---- images ----------------------------------------------------------------------------------------------------------
 
 
-class _Images:
-    """The different images of some records, in the order of the records, and what these give each of them."""
-
-    def __init__(self, records: Iterator[Opened]) -> None:
-        self.paths, self.given = Texts(), Texts()  # the full path, and as it stands in the annotations
-        self.ids, self.sources = Texts(), Texts()  # of the first record; "": none
-        self.whole = bytearray()  # 1 for drawings of three boxes, which are told by their size
-        self._numbers: dict[int, int] = {}  # hash of a path -> number of the image
-        self._captions, owners = Texts(), array("q")
-        for opened in records:
-            record = opened.record()
-            if getattr(record, "further", []):
-                raise ShardingError(f"{opened.file.path}, {opened.place}: has several images; shards hold single ones")
-            for given in record.image_paths:
-                number = self._add(opened, given, record)
-            if isinstance(record, Captioned):
-                for caption in record.captions:
-                    self._captions.append(caption)
-                    owners.append(number)
-        self._of_image = np.argsort(np.asarray(owners, np.int64), kind="stable")
-        self._ends = np.bincount(np.asarray(owners, np.int64), minlength=len(self)).cumsum()
-        stems = {stable_hash(_stem(self.given[number])) for number in range(len(self))}
-        self.stems_differ = len(stems) == len(self)
-
-    def _add(self, opened: Opened, given: str, record: Record) -> int:
-        path = _full(opened, given)
-        number = self._numbers.setdefault(stable_hash(path), len(self.paths))
-        if number == len(self.paths):
-            self.paths.append(path)
-            self.given.append(given)
-            self.ids.append(str(getattr(record, "image_id", None) or ""))
-            self.sources.append(getattr(record, "source", ""))
-            self.whole.append(isinstance(record, Statement) and isinstance(record.images, str))
-        return number
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def number(self, path: str) -> int:
-        return self._numbers[stable_hash(path)]
-
-    def captions(self, number: int) -> list[str]:
-        first = int(self._ends[number - 1]) if number else 0
-        return [self._captions[int(place)] for place in self._of_image[first : int(self._ends[number])]]
-
-    def name(self, number: int) -> str:
-        """What identifies the image where its record has no `image_id`: its file's name, if no other has the same."""
-        return _stem(self.given[number]) if self.stems_differ else self.given[number]
-
-
-def _full(opened: Opened, given: str) -> str:
-    return os.path.normpath(os.path.join(opened.file.root, given))
-
-
-def _stem(path: str) -> str:
-    return os.path.splitext(os.path.basename(path))[0]
-
-
-def _resized(images: _Images, order: np.ndarray, form: ImageForm, *, num_workers: int) -> Iterator[Stored]:
-    """The images in this order as they are stored; a few wait for their turn, whatever the number of images."""
-    jobs = ((images.paths[number], not images.whole[number]) for number in map(int, order))
+def _resized(items: Items, order: np.ndarray, form: ImageForm, *, num_workers: int) -> Iterator[list[Stored]]:
+    """The items in this order as they are stored; a few wait for their turn, whatever the number of items."""
+    jobs = ((items.paths[number], not items.whole[number]) for number in map(int, order))
     if num_workers < 1:
-        yield from (stored(path, form, resized=resized) for path, resized in jobs)
+        yield from (stored_item(paths, form, resized=resized) for paths, resized in jobs)
         return
     pool = ProcessPoolExecutor(num_workers, get_context(worker_context()))
     try:
-        waiting: deque[Future[Stored]] = deque()
-        for path, resized in jobs:
-            waiting.append(pool.submit(partial(stored, path, form, resized=resized)))
+        waiting: deque[Future[list[Stored]]] = deque()
+        for paths, resized in jobs:
+            waiting.append(pool.submit(partial(stored_item, paths, form, resized=resized)))
             if len(waiting) >= AHEAD * num_workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -231,69 +173,82 @@ def _resized(images: _Images, order: np.ndarray, form: ImageForm, *, num_workers
 
 
 def _samples(
-    images: _Images, order: np.ndarray, results: Iterator[Stored], written: Written
+    items: Items, order: np.ndarray, results: Iterator[list[Stored]], written: Written
 ) -> Iterator[dict[str, Any]]:
-    """Samples of the shards; images that cannot be read are left out and noted."""
+    """Samples of the shards; items of which an image cannot be read are left out and noted."""
     for number, result in zip(map(int, order), results, strict=True):
-        if result.problem:
-            written.skipped.append((number, images.paths[number], result.problem))
+        if problem := result[0].problem:
+            written.skipped.append((number, result[0].path, problem))
             continue
-        written.bytes += len(result.content)
-        about: dict[str, Any] = {"image": images.given[number], "image_id": images.ids[number] or images.name(number)}
-        if captions := images.captions(number):
+        written.images += len(result)
+        written.bytes += sum(len(one.content) for one in result)
+        given = items.given[number]
+        about: dict[str, Any] = {"image": given[0]} if len(given) == 1 else {"images": given}
+        about["image_id"] = items.ids[number] or items.name(number)
+        if captions := items.captions(number):
             about = {"caption": captions, **about}
-        if images.sources[number]:
-            about["source"] = images.sources[number]
-        yield {result.ending: result.content, "json": about}
+        if items.sources[number]:
+            about["source"] = items.sources[number]
+        names = [one.ending if len(result) == 1 else f"{i}.{one.ending}" for i, one in enumerate(result)]
+        yield {**{name: one.content for name, one in zip(names, result, strict=True)}, "json": about}
 
 
 # ---- annotations -----------------------------------------------------------------------------------------------------
 
 
 class _Places:
-    """Where each image lies in the shards."""
+    """Where the pictures of each item lie in the shards."""
 
     def __init__(self, out: Path, written: Written, order: np.ndarray, count: int) -> None:
         self.shards, self._shard = written.shards, np.full(count, -1, np.int32)
-        self._offsets, self._lengths = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        self._first = np.zeros(count, np.int64)  # of each item: the first of its pictures in the two lists
+        self._offsets, self._lengths, self._ends = array("q"), array("q"), array("q")
         unreadable = {number for number, _, _ in written.skipped}
         kept = (number for number in map(int, order) if number not in unreadable)
         for shard, name in enumerate(written.shards):
-            for member, place in members(out / name).items():
-                if not member.endswith(".json"):
-                    number = next(kept)
-                    self._shard[number], self._offsets[number], self._lengths[number] = (
-                        shard,
-                        place.offset,
-                        place.length,
-                    )
+            inside = members(out / name)
+            for _, names in itertools.groupby(inside, lambda one: one.partition(".")[0]):
+                number = next(kept)
+                self._shard[number], self._first[number] = shard, len(self._ends)
+                for place in (inside[one] for one in sorted(names, key=_place) if not one.endswith(".json")):
+                    self._offsets.append(place.offset)
+                    self._lengths.append(place.length)
+                self._ends.append(len(self._offsets))
 
-    def reference(self, number: int) -> str:
-        """What stands in place of the image's path; "" where it could not be read."""
+    def references(self, number: int) -> list[str]:
+        """What stands in place of the paths of an item; [] where it could not be read."""
         if self._shard[number] < 0:
-            return ""
-        place = Member(int(self._offsets[number]), int(self._lengths[number]))
-        return place.reference(self.shards[self._shard[number]])
+            return []
+        row, shard = int(self._first[number]), self.shards[self._shard[number]]
+        places = range(self._ends[row - 1] if row else 0, self._ends[row])
+        return [Member(self._offsets[i], self._lengths[i]).reference(shard) for i in places]
 
 
-def _entry(opened: Opened, images: _Images, places: _Places) -> dict[str, Any] | None:
+def _place(name: str) -> int:
+    """The place of a picture among those of its item, from the name of its file in a shard."""
+    place = name.split(".")[1]
+    return int(place) if place.isdigit() else 0
+
+
+def _entry(opened: Opened, items: Items, places: _Places) -> dict[str, Any] | None:
     """A record in the generic form of its kind, with references for its images; None where one cannot be read."""
     record: Record = opened.record()
-    numbers = [images.number(_full(opened, given)) for given in record.image_paths]
-    references = [places.reference(number) for number in numbers]
-    if not all(references):
+    numbers = [items.number(full_paths(opened, given)) for given in given_items(record)]
+    several = [places.references(number) for number in numbers]
+    if not all(several):
         return None
+    references = [one for item in several for one in item]
+    named = {"image": references[0]} if len(references) == 1 else {"images": references}
     own = f"{os.path.basename(opened.file.path)}:{opened.place.split()[-1]}"
     entry: dict[str, Any]
     if isinstance(record, Captioned):
-        entry = {"image": references[0], "caption": record.captions, "image_id": record.image_id
-                 or images.name(numbers[0]), "group": record.group, "source": record.source}  # fmt: skip
+        entry = {**named, "caption": record.captions, "image_id": record.image_id or items.name(numbers[0]),
+                 "group": record.group, "source": record.source}  # fmt: skip
     elif isinstance(record, Question):
-        entry = {"image": references[0], "question": record.question, "answer": record.references or record.answers,
+        entry = {**named, "question": record.question, "answer": record.references or record.answers,
                  "question_id": record.question_id or own, "image_id": record.image_id,
                  "answer_type": record.answer_type, "category": record.category, "choices": record.choices,
                  "group": record.group}  # fmt: skip
     else:
-        pair = {"image": references[0]} if isinstance(record.images, str) else {"images": references}
-        entry = {**pair, "sentence": record.sentence, "label": record.label, "identifier": record.id or own}
+        entry = {**named, "sentence": record.sentence, "label": record.label, "identifier": record.id or own}
     return {key: value for key, value in entry.items() if value not in ("", [], None)}

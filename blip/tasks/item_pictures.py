@@ -1,6 +1,7 @@
 """How many pictures the items of a run have: for the costs that a dry run tells, and a note on those left out."""
 
 import itertools
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -28,7 +29,7 @@ def pictures_of_run(config: ModelConfig) -> int:
     Of each kind of references that mean several pictures one is opened. Nothing is downloaded.
     """
     options = {**read_as(config, "train"), "limit": None, "seed": None}
-    study = options.pop("study")
+    study = replace(options.pop("study"), silent=True)  # the run, or the dry run, reads the files and says it
     return _most(json_text([entries(config.train_file), options], indent=None), study, limits_of(config))
 
 

@@ -89,7 +89,9 @@ def test_candidates_bring_the_texts_of_an_image_together(tmp_path: Path) -> None
              {"image": str(tmp_path / "c.png"), "problem": "broken"}]  # fmt: skip
     list(write_jsonl_shards(tmp_path / "syn", {"step": "caption"}, 1, make_lines=lambda block: lines))
     found = read_candidates([str(tmp_path / "web.json"), str(tmp_path / "syn")])
-    texts = {Path(found.image_path(i)).name: [(c.text, c.source, c.round) for c in found[i]] for i in range(len(found))}
+    texts = {
+        Path(found.image_paths(i)[0]).name: [(c.text, c.source, c.round) for c in found[i]] for i in range(len(found))
+    }
     assert texts == {
         "b.png": [("one", WEB, 0), ("four", WEB, 0)],
         "a.png": [("two", WEB, 0), ("three", WEB, 0), ("five", SYNTHETIC, 2)],
@@ -113,7 +115,7 @@ def test_captions_are_new_and_different(model: Predictor, phantoms: Path, tmp_pa
     lines = list(read_lines(tmp_path))
     assert len({line["image"] for line in lines}) == 48 and {line["source"] for line in lines} == {SYNTHETIC}
     for i in range(len(candidates)):
-        own = [line["text"].lower() for line in lines if line["image"] == candidates.image_path(i)]
+        own = [line["text"].lower() for line in lines if line["image"] == candidates.image_paths(i)[0]]
         assert len(own) == len(set(own)) and not {c.text for c in candidates[i]} & set(own)
     assert all(line["log_prob"] < 0 and line["round"] == 1 and line["model"] == "m" for line in lines)
 
@@ -220,7 +222,9 @@ def test_the_prompt_is_no_part_of_a_caption(model: Predictor, phantoms: Path, tm
     how = Decoding(sample=True, max_new_tokens=4, min_new_tokens=3)
     steps.caption(model, candidates, tmp_path, model_fingerprint="m", options=CaptionOptions(how, prompt="Chest with "))
     texts = [line["text"] for line in read_lines(tmp_path)]
-    written = [several[0].text for several in model.write([candidates.image_path(0)], "Chest with ", how, batch_size=1)]
+    written = [
+        several[0].text for several in model.write([candidates.image_paths(0)[0]], "Chest with ", how, batch_size=1)
+    ]
     assert written[0].startswith("chest with") and texts and not any(text.startswith("chest with") for text in texts)
 
 
@@ -370,6 +374,43 @@ def test_webdataset_shards_hold_the_images(model: Predictor, phantoms: Path, tmp
     again = merge([tmp_path / "scored"], tmp_path / "tars", Rule(), tar_size=100)  # fewer shards than before
     assert again.kept[WEB] == 5 and open_shards([str(tmp_path / "tars")]).counts == [5]
     assert not (tmp_path / "tars" / "shard-00001.tar").exists()
+
+
+# ---- items of several pictures ---------------------------------------------------------------------------------------
+
+
+def test_texts_of_studies_are_written_and_scored_with_all_their_pictures(
+    model: Predictor, phantoms: Path, tmp_path: Path
+) -> None:
+    names = [str(phantoms / "images" / f"{n:06d}.png") for n in range(5)]
+    records = [{"images": names[:3], "caption": "three"}, {"image": names[3], "caption": "one"},
+               {"images": [names[4], names[0]], "caption": ["two", "both"]},
+               {"images": [names[4], "gone.png"], "caption": "half"}]  # fmt: skip
+    (tmp_path / "web.json").write_text(json.dumps(records))
+    candidates = read_candidates([str(tmp_path / "web.json")])
+    options = CaptionOptions(Decoding(max_new_tokens=4, min_new_tokens=2))
+    steps.caption(model, candidates, tmp_path / "syn", model_fingerprint="m", options=options)
+    everything = read_candidates([str(tmp_path / "web.json"), str(tmp_path / "syn")])
+    assert len(everything) == 4
+    steps.score(model, everything, tmp_path / "scored", model_fingerprint="f")
+    items = {"three": blip.Study(names[:3]), "one": names[3], "two": blip.Study([names[4], names[0]])}
+    written = [line["text"] for line in read_lines(tmp_path / "syn") if "text" in line]
+    assert written == [model.caption(item, decoding=options.decoding)[0] for item in items.values()]
+    lines = [line for line in read_lines(tmp_path / "scored") if "text" in line]
+    scored = {line["text"]: line for line in lines}
+    assert scored.keys() == {*items, "both", *written} and scored["two"]["images"] == [names[4], names[0]]
+    for text, item in items.items():
+        assert scored[text]["match"] == pytest.approx(float(model.match_probability(item, text)[0]), abs=1e-5)
+        assert scored[text]["itc"] == pytest.approx(float(model.itc_score(item, text)[0, 0]), abs=1e-5)
+    found = merge([tmp_path / "scored"], tmp_path / "out.json", Rule(0.0), keep=[str(tmp_path / "web.json")])
+    assert found.problems == 1 and sum(found.kept.values()) == len(lines) + 5
+    pairs = blip.data.pairs.read_pairs([str(tmp_path / "out.json")])
+    assert [len(pairs.image_paths(i)) for i in range(4)] == [3, 3, 1, 1]
+    merge([tmp_path / "scored"], tmp_path / "tars", Rule(0.0))
+    raws = {raw.record()["caption"][0]: raw.images() for raw in open_shards([str(tmp_path / "tars")]).read(0)}
+    assert raws["three"] == [Path(name).read_bytes() for name in names[:3]] and len(raws["one"]) == 1
+    write_report([tmp_path / "scored"], tmp_path / "page.html", Rule(0.0))
+    assert "000000.png and 2 more" in (tmp_path / "page.html").read_text()
 
 
 # ---- killed ----------------------------------------------------------------------------------------------------------

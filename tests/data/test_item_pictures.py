@@ -16,7 +16,6 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from blip.capfilt.candidates import read_candidates
 from blip.data import pictures
 from blip.data.augment import prepared
 from blip.data.batches import collate
@@ -32,14 +31,11 @@ from blip.data.pairs import EvalPairs, PairDataset, read_pairs
 from blip.data.pictures import Kind, evenly, open_pictures
 from blip.data.places import find_records
 from blip.data.questions import EvalQuestions, VqaDataset, read_questions
-from blip.data.sources import source_of
 from blip.data.stream import StreamDataset, StreamOrder
 from blip.data.training_images import FastImages
 from blip.data.transforms import eval_transform, train_transform
 from blip.data.webdataset import open_shards
 from blip.network.pictures import Pictures
-from blip.shards.resize import ImageForm
-from blip.shards.write import ShardingError, write_shards
 
 SIDE = 16
 
@@ -263,7 +259,7 @@ def test_references_that_mean_several_pictures(folder: Path, monkeypatch: pytest
 
 
 def test_shards(folder: Path) -> None:
-    """A sample of several pictures has them in the order of their numbers; writers of single images refuse it."""
+    """A sample of several pictures has them in the order of their numbers."""
     pytest.importorskip("webdataset")
     shard = folder / "shards" / "shard-00000.tar"
     shard.parent.mkdir()
@@ -286,11 +282,6 @@ def test_shards(folder: Path) -> None:
     stream = StreamDataset(StreamOrder(shards, 3, 0), encode, FastImages(SIDE), limits=ImageLimits(max_pictures=4))
     batch = next(iter(stream))
     assert isinstance(batch.images, Pictures) and sorted(batch.images.counts.tolist()) == [1, 3, 4]
-    form = ImageForm(SIDE, "png")
-    with pytest.raises(ShardingError, match="record 1: has several images"):
-        write_shards([source_of(folder / "pairs.json")], folder / "out", form, num_workers=0)
-    with pytest.raises(AnnotationError, match="CapFilt reads single ones"):
-        read_candidates([str(folder / "pairs.json")])
 
 
 def test_a_data_set_of_torch(folder: Path) -> None:

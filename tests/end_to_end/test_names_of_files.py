@@ -135,7 +135,7 @@ def test_questions_and_statements_keep_names(images: Path) -> None:
     (images / "q.json").write_text(json_text(questions))
     (images / "s.json").write_text(json_text(statements))
     found = read_questions([str(images / "q.json")])
-    assert names(found.image_path(i) for i in range(len(found))) == sorted(NAMES)
+    assert names(found.image_paths(i)[0] for i in range(len(found))) == sorted(NAMES)
     pairs = read_statements([str(images / "s.json")])
     assert names(pairs[i].images[0] for i in range(len(pairs))) == sorted(NAMES)
 

@@ -42,13 +42,13 @@ def on_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         module.main()
         return json.loads(out.read_text())
 
-    return SimpleNamespace(module=module, run=run, parts=module.gpu_parts, out=out)
+    return SimpleNamespace(module=module, run=run, parts=module.gpu_parts, runs=module.gpu_runs, out=out)
 
 
 def test_what_only_a_gpu_can_tell_runs_on_a_cpu(
     on_gpu: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(on_gpu.parts, "ANNOTATIONS", {"nlvr": "statements.json"})  # other tests train the others
+    monkeypatch.setattr(on_gpu.runs, "ANNOTATIONS", {"nlvr": "statements.json"})  # other tests train the others
     result = on_gpu.run("--batches", "4", "--profiled", "4", "--backend", "eager")
     assert result["seconds"].keys() == set(on_gpu.module.PARTS)
     assert '"error"' not in on_gpu.out.read_text()
@@ -130,7 +130,7 @@ def test_waits_are_counted_by_the_line_of_the_package(on_gpu: Any, monkeypatch: 
         waits()
         distributed.from_main(waits)  # a line of the package calls it
 
-    found = on_gpu.parts.waits_of(step)
+    found = on_gpu.runs.waits_of(step)
     assert found.pop("torch") == 1 and modes == ["warn", "default"]
     ((line, count),) = found.items()
     assert line.startswith("blip/distributed/failures.py:") and count == 1

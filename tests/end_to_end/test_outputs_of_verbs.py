@@ -27,7 +27,13 @@ ALL = pytest.mark.parametrize("verb", VERBS.values(), ids=VERBS)
 RUN = pytest.mark.parametrize(
     "verb", [v for v in VERBS.values() if v.whole], ids=[n for n, v in VERBS.items() if v.whole]
 )
-RESUMED = ("activations", "capfilt", "pubmed split", "pubmed build")  # beginnings of commands that know their folders
+RESUMED = (
+    "activations",
+    "ablate",
+    "capfilt",
+    "pubmed split",
+    "pubmed build",
+)  # beginnings of commands that know their folders
 
 
 @pytest.fixture(scope="module")
@@ -354,7 +360,7 @@ def test_names_of_images_are_no_names_of_other_outputs(place: Path, monkeypatch:
 
 @RUN
 def test_a_second_process_ends_before_its_work(verb: Verb, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if verb.command.startswith(("activations", "capfilt caption", "capfilt filter")):
+    if verb.command.startswith(("activations", "ablate", "capfilt caption", "capfilt filter")):
         pytest.skip("they take the lock when the model is loaded, before any shard")
     with locked(verb.out) if verb.folder else locked_file(files_of(place / verb.out)[0]):
         for option in ([], ["--overwrite"]):

@@ -3,15 +3,18 @@
 import json
 import shlex
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from blip.capfilt.candidates import SYNTHETIC, WEB
 from blip.data.jsonl_shards import write_jsonl_shards
 from blip.data.phantoms import write_phantoms
+from blip.interpret.activation_shards import INDEX, write_shard
+from blip.interpret.activations import Capture
 from helpers.random_checkpoints import ANSWERS, random_checkpoint
 from helpers.written_runs import write_answers
 
@@ -56,6 +59,13 @@ VERBS = {
                         "acts", ("images", "retrieval", "."), CAPTIONS, folder=True),
     "localise": Verb("localise named/captions.json --checkpoint retrieval --method raw --limit 2 --out OUT",
                      "points.json", ("named/captions.json", "named/images/000000.png"), ("named/", "named2/")),
+    "probe": Verb("probe states --labels named/captions.json --label lesions.0.box.0 --folds 2 --out OUT",
+                  "scores.json", ("named/captions.json", "states/index.json"), ("box.0", "box.1")),
+    "score-maps": Verb("score-maps named/captions.json --checkpoint retrieval --method raw --limit 2 --score curves "
+                       "--steps 1 --out OUT", "scored_maps", ("named", "retrieval", "."), ("named/", "named2/"),
+                       folder=True),
+    "ablate": Verb("ablate captions.json --checkpoint retrieval --by mlp --shard_size 2 --out OUT", "ablated",
+                   ("images", "retrieval", "."), CAPTIONS, folder=True),
     "check-data": Verb("check-data captions.json --num_workers 0 --report OUT", "report.json",
                        ("captions.json", IMAGE), CAPTIONS),
     "convert": Verb("convert retrieval OUT", "converted",
@@ -115,8 +125,20 @@ def make_inputs(folder: Path, root: Path) -> None:
     for name in ("run", "run2"):
         write_answers(folder / name)
     (folder / "list.txt").write_text("yes\nno\n")
+    write_states(folder / "states", 6)
     (folder / "configs").symlink_to(root / "configs")
     _capfilt_and_pubmed(folder)
+
+
+def write_states(folder: Path, count: int, width: int = 8) -> None:
+    """Activations of `count` records, as `blip activations` writes them: five random tokens each at `image.0.out`."""
+    folder.mkdir()
+    states = {"image.0.out": torch.randn(count, 5, width, generator=torch.Generator().manual_seed(0))}
+    name = write_shard(folder, 0, states, records=[*range(count)], form="safetensors")
+    what = Capture("weights", "data", [*states], "image", records=count, contents="images")
+    shapes = {point: list(x.shape) for point, x in states.items()}
+    what.shards = [{"file": name, "asked": count, "records": [*range(count)], "shapes": shapes, "problems": []}]
+    (folder / INDEX).write_text(json.dumps(asdict(what)))
 
 
 def _capfilt_and_pubmed(folder: Path) -> None:

@@ -273,3 +273,18 @@ def test_command_reads_what_training_reads(
         code, said = code_and_text("activations", *what, "--checkpoint", "hub:lab/tiny", "--out", tmp_path / "a")
     assert code == 0 and "3 records, 1 points" in said, said
     assert [numbers for numbers, _ in read_shards(tmp_path / "a")] == [[0, 1, 2]]
+
+
+def test_activations_of_items_of_several_pictures(model: Predictor, wanted: list[Wanted], tmp_path: Path) -> None:
+    """Points of the texts, which have read all pictures; those of the image have a row for each picture."""
+    one, other = wanted[0], wanted[1]
+    items = [Wanted(one.image, one.text, further=[other.image, wanted[2].image]), other]
+    capture(model, items, wish(["text.1.out"], pool="first"), tmp_path / "a")
+    ((_, tensors),) = read_shards(tmp_path / "a")
+    with blip.trace(model, ["text.1.out"]) as t:
+        model.match_logits([blip.Study(items[0].paths), other.image], [one.text, other.text])
+    assert torch.allclose(tensors["text.1.out"], t["text.1.out"][:, 0], atol=1e-6)
+    with pytest.raises(ActivationError, match=r"image\.1\.out has a row for each picture"):
+        capture(model, items, wish(["image.1.out"]), tmp_path / "b")
+    with pytest.raises(ActivationError, match="with view '', now it is 'window=lung'"):
+        capture(model, items, wish(["text.1.out"], pool="first", view="window=lung"), tmp_path / "a")

@@ -8,6 +8,7 @@ import pytest
 from helpers.running import code_and_text
 from helpers.written_runs import write_answers, write_lines, write_run
 
+from blip.config import dump_config
 from blip.errors import InputError
 from blip.evaluation.bootstrap import Interval
 from blip.reports.charts import Chart, Line, charts_of, smoothed, thinned, values
@@ -16,6 +17,7 @@ from blip.reports.run_files import names_of, read_run
 from blip.reports.run_page import report
 from blip.reports.samples import samples_of
 from blip.reports.scores import scores_of
+from blip.tasks.config import NlvrConfig, VqaConfig
 from blip.train.history import History, read_history
 
 pytest.importorskip("matplotlib", reason="curves need matplotlib: pip install -e '.[pictures]'")
@@ -261,11 +263,14 @@ def test_the_verb(pretrained: Path, tmp_path: Path) -> None:
 
 
 def test_samples_of_statements_have_both_images(tmp_path: Path) -> None:
-    run = write_answers(tmp_path / "run")
-    line = {"step": 1, "epoch": 1, "index": 0, "text": "both are grey", "truth": "true", "output": "false"}
-    write_lines(run / "samples.jsonl", [{**line, "image": ["noise.png", "noise.png"]}])
-    page = report(run)
-    assert page.count('alt="image of this record"') == 2 and "<dt>statement</dt><dd>both are grey" in page
+    """As do questions about several pictures, which are no statements."""
+    for config, name in ((NlvrConfig(), "statement"), (VqaConfig(), "question")):
+        run = write_answers(tmp_path / name)
+        dump_config(config, run / "config.yaml")
+        line = {"step": 1, "epoch": 1, "index": 0, "text": "both are grey", "truth": "true", "output": "false"}
+        write_lines(run / "samples.jsonl", [{**line, "image": ["noise.png", "noise.png"]}])
+        page = report(run)
+        assert page.count('alt="image of this record"') == 2 and f"<dt>{name}</dt><dd>both are grey" in page
 
 
 @pytest.mark.filterwarnings("error")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.dicom import write_scans
 from helpers.fine_tuning import TASKS, configure, train
 from helpers.running import run_verb
 from helpers.tiny import TINY
@@ -15,9 +16,10 @@ from PIL import Image
 
 from blip.config import PretrainConfig, load_config
 from blip.data.formats import AnnotationError
-from blip.data.image_bytes import UnreadableImage
+from blip.data.image_bytes import ImageLimits, UnreadableImage
 from blip.data.images import open_image
 from blip.data.pairs import read_pairs
+from blip.data.pictures import open_pictures
 from blip.data.questions import read_questions
 from blip.data.statements import read_statements
 from blip.data.webdataset import open_shards
@@ -221,3 +223,59 @@ def test_fine_tuning_says_what_shards_it_needs(shards: Path, tmp_path: Path) -> 
     (tmp_path / "shard-00000.tar").write_bytes((shards / "shard-00000.tar").read_bytes())
     with pytest.raises(AnnotationError, match=r"shards without annotations\.jsonl.*blip data shard"):
         read_pairs([str(tmp_path)])
+
+
+# ---- items of several pictures ---------------------------------------------------------------------------------------
+
+
+def test_items_of_several_pictures_are_kept_whole_and_in_order(tmp_path: Path) -> None:
+    for i in range(12):
+        Image.new("L", (30, 24), 10 + 20 * i).save(tmp_path / f"{i}.png")
+    Image.new("L", (30, 24), 200).save(tmp_path / "scan.png")
+    twelve = [f"{i}.png" for i in (11, *range(11))]
+    records = [
+        {"images": twelve, "caption": "twelve", "image_id": "a"},
+        {"image": "3.png", "caption": "one of them"},
+        {"images": twelve, "caption": "again"},
+        {"images": ["3.png", "gone.png"], "caption": "half of it"},
+        {"images": ["scan.png", "3.png"], "caption": "two"},
+    ]
+    (tmp_path / "studies.json").write_text(json.dumps(records))
+    words = ["data", "shard", tmp_path / "studies.json", "--out", tmp_path / "out", "--image_size", 16]
+    result = run_verb(*words, "--num_workers", 0)
+    assert result.exit_code == 0 and "15 images of 3 items in 1 shards" in result.output, result.output
+    assert "4 records" in result.output and "gone.png: no such file" in " ".join(result.output.split())
+
+    def shades(paths: list[str]) -> list[int]:
+        return [round((open_image(path).getpixel((0, 0))[0] - 10) / 20) for path in paths]
+
+    pairs = read_pairs([str(tmp_path / "out")])
+    found = {pairs.captions(i)[0]: shades(pairs.image_paths(i)) for i in range(len(pairs))}
+    in_order = [11, *range(11)]
+    assert found == {"twelve": in_order, "one of them": [3], "again": in_order, "two": [10, 3]}
+    raws = {tuple(raw.record()["caption"]): raw for raw in open_shards([str(tmp_path / "out")]).read(0)}
+    assert raws.keys() == {("twelve", "again"), ("one of them",), ("two",)}
+    assert shades(raws["twelve", "again"].images()) == in_order and raws["twelve", "again"].record()["image_id"] == "a"
+    asked = [{"images": ["1.png", "0.png"], "question": "is it new", "answer": "yes"}]
+    (tmp_path / "asked.json").write_text(json.dumps(asked))
+    assert run_verb("data", "shard", tmp_path / "asked.json", "--out", tmp_path / "asked").exit_code == 0
+    question = read_questions([str(tmp_path / "asked")])[0]
+    assert shades(question.image_paths) == [1, 0] and question.answers == ["yes"]
+
+
+def test_volumes_become_items_of_their_slices(tmp_path: Path) -> None:
+    pytest.importorskip("pydicom")
+    write_scans(tmp_path)
+    records = [{"image": "ct/#slices=3", "caption": "a volume"}, {"image": "ct/", "caption": "the same"}]
+    (tmp_path / "scans.json").write_text(json.dumps(records))
+    words = ["data", "shard", tmp_path / "scans.json", "--out", tmp_path / "out", "--window", "bone", "--slices", 2]
+    assert run_verb(*words, "--num_workers", 0).exit_code == 0
+    pairs = read_pairs([str(tmp_path / "out")])
+    for i, given in enumerate(("ct/#slices=3", "ct/#slices=2")):
+        read = open_pictures(pairs.image_paths(i))
+        shown = open_pictures([f"{tmp_path}/{given}"], ImageLimits(window="bone"))
+        assert [image.tobytes() for image in read] == [image.tobytes() for image in shown]
+    (tmp_path / "scans.json").write_text(json.dumps([{"image": "gone/#slices=3", "caption": "x"}]))
+    result = run_verb("data", "shard", tmp_path / "scans.json", "--out", tmp_path / "none", "--num_workers", 0)
+    text = " ".join(result.output.split())
+    assert result.exit_code == 1 and "gone/#slices=3 (" in text and "Traceback" not in text, text

@@ -1,5 +1,6 @@
 """`--dry_run` of the fine-tuning scripts: costs of a step on random data, without data, and nothing is saved."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -84,3 +85,18 @@ def test_as_a_program(task: str, phantoms: Path, tiny_checkpoint: Path, tmp_path
     done = Program(str(ROOT / f"train_{task}.py"), *command, env={"PATH": os.environ["PATH"]}).finish()
     assert done.returncode == 0 and "GFLOP" in done.stdout, done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_set_leaves_out_is_told_once(
+    phantoms: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Files are looked into for the number of pictures, and read for the number of records."""
+    pictures = sorted(str(path) for path in (phantoms / "images").glob("*.png"))[:4]
+    studies = [{"id": f"CXR{i}_1", "report": "clear lungs ." * (i < 3), "image_path": pictures[:2]} for i in range(4)]
+    (tmp_path / "annotation.json").write_text(json.dumps({"train": studies, "val": [], "test": []}))
+    files = (f"train_file=[{tmp_path / 'annotation.json'}]", "val_file=[]", "test_file=[]")
+    config = configure("caption", phantoms, tmp_path, "dataset=iu_xray", *files, init_from=tiny_checkpoint)
+    rehearse(Captioning, config, CPU)
+    out, told = capsys.readouterr()
+    assert "4 samples of 2 pictures" in out and "data: train_file: 3 records" in out
+    assert told.count("left out: 1 with no report") == 1, told

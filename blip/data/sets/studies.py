@@ -33,12 +33,14 @@ class StudyOptions:
         views: of a study, whose pictures are read, in this order.
         priors: earlier studies of the patient, whose pictures come before those of a study.
         part: of the set: train, validation or test; "" for all.
+        silent: nothing is printed about what is left out, as where the same files are read once more.
     """
 
     sections: tuple[str, ...] = SECTIONS
     views: tuple[str, ...] = VIEWS
     priors: int = 0
     part: str = ""
+    silent: bool = False
 
     def __post_init__(self) -> None:
         """Raises InputError where one of them is not known."""
@@ -83,7 +85,7 @@ class Counted:
         return " ".join(dict.fromkeys(given))  # one section may be findings and impression
 
     def say(self) -> None:
-        """Prints how many studies are left out, and of the others, how many lack a section."""
+        """Prints how many studies are left out, and of the others, how many lack a section, unless they are silent."""
         of = f"{self.options.part} " if self.options.part else ""
         names = " and no ".join(self.options.sections)
         left_out = {f"no {names}": self.without_text, "no report": self.without_report}
@@ -92,7 +94,7 @@ class Counted:
         lines = [f"left out: {', '.join(parts)}"] if parts else []
         if len(self.lacking) > 1:
             lines += [f"{count:,} without {name}" for name, count in self.lacking.items() if count]
-        if lines:
+        if lines and not self.options.silent:
             note(f"{self.path}: {self.kept:,} {of}studies; {'; '.join(lines)}")
 
 

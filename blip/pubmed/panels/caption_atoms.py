@@ -12,16 +12,18 @@ from functools import lru_cache
 from blip.pubmed.panels.caption_labels import NOUNS, Candidate, Group
 
 # a sentence ends before a blank and anything but a small letter, and not behind an abbreviation
-SENTENCE = re.compile(r"(?:(?<=[.!?;:\u3002])|(?<=[.!?]\)))\s(?=\S)")
+SENTENCE = re.compile(r" (?:(?<=[.!?;:\u3002] )|(?<=[.!?]\) ))(?=\S)")
 NOT_END = re.compile(r"\b(?:vs|[Ff]igs?|e\.g|i\.e|al|[Nn]o|Dr|refs?|ca|cf|St|approx|resp|Prof)\.\s$")
 GLUE = frozenset(("", "and", "or", "as well as", "versus", "vs", "but", "while", "whereas", "plus"))
 WORD = re.compile(r"[^\s()\[\],;:]+")
+SIGNS = "<>=\u2264\u00b1*#"  # each `STATISTIC` has one
 STATISTIC = re.compile(r"\b[pPnN]\s?[<>=\u2264]|\u00b1|[*#]\s?[pP]\b")
 DEFINITION = re.compile(r"[\w/+'\u2019-]{1,9}(?:,|:|\s?=)\s")
-# a panel that a sentence names: `in A`, `(B)`, `A and B`
-NAMED = re.compile(
-    r"(?:\b(?:in|of|and|with|to|panels?|from|than|for|versus)\s\(?|\(|,\s|\u2013|-)([A-L]|(?<=\()[a-l]|(?<=el\s)[a-l])(?=[\s).,;:\u2013-]|$)"
-)
+# a panel that a sentence names, `in A`, `(B)`, `A and B`: a letter, and the words that may stand before one
+AFTER_LETTER = r"(?![^\s).,;:\u2013-])"
+LETTER = re.compile(rf"[A-L](?<=[ (\u2013-].){AFTER_LETTER}")
+SMALL_LETTERS = (re.compile(rf"\([a-l]{AFTER_LETTER}"), re.compile(rf"panel [a-l]{AFTER_LETTER}"))
+LEADING = re.compile(r"\b(?:in|of|and|with|to|panels?|from|than|for|versus)\s$")
 KINDS = {
     "scale": "bar bars magnification magnifications",
     "mark": "arrow arrows arrowhead arrowheads asterisk asterisks star stars circle circles box boxes line lines "
@@ -51,6 +53,7 @@ LINKS = frozenset(("in", "of", "from", "with", "to", "as", "by", "between", "tha
                    "cf", "and", "or", "both", "within", "under", "into", "via"))  # fmt: skip
 KIND_OF = {word: kind for kind, words in KINDS.items() for word in words.split()}
 KIND_OF_ANY = KIND_OF | {f"{word}.": kind for word, kind in KIND_OF.items()}  # also at the end of a sentence
+KNOWN = frozenset(KIND_OF_ANY)
 
 
 @dataclass(slots=True)
@@ -84,7 +87,9 @@ def sentence_bounds(text: str) -> list[tuple[int, int]]:
             if opened >= 0 and text.rfind("(", max(0, at - 120), at) > text.rfind(")", max(0, at - 120), at):
                 continue
             found.append((at, 4 if sign == ";" else 1))
-        elif not text[at].islower() and not (NOT_END.search(text, max(0, at - 9), at)):
+        elif not text[at].islower() and (
+            (at > 8 and text[at - 9 : at - 2].isalpha()) or not NOT_END.search(text, max(0, at - 9), at)
+        ):
             found.append((at, 2))
     return found
 
@@ -148,7 +153,13 @@ class _Context:
     def __init__(self, text: str, atoms: list[Atom], group: Group, count: Counter[int]) -> None:
         self.text, self.atoms, self.group, self.count = text, atoms, group, count
         self.known: set[str] = set()
+        self.letters = [m.start() for m in LETTER.finditer(text) if _led(text, m.start())]  # of panels
+        for pattern in SMALL_LETTERS:
+            self.letters += [m.end() - 1 for m in pattern.finditer(text)]
+        self.plain = text.replace("(", " ").replace(")", " ").replace("[", " ").replace("]", " ")
+        self.plain = self.plain.replace(",", " ").replace(";", " ").replace(":", " ")
         self.named: dict[int, int] = {}  # sentence -> panels that it names
+        self.signs = [sign for sign in SIGNS if sign in text]
         labels = [atom.label for atom in atoms if atom.label]
         # what all labels agree on: the beginning before the first one, the end behind the last, signs behind each
         first, last = labels[0], labels[-1]
@@ -170,7 +181,7 @@ class _Context:
         new = [name for name in label.names if name not in self.known]
         fresh = "new" if len(new) == len(label.names) else "old" if not new else "mix"
         self.known.update(label.names)
-        word = WORD.findall(text[max(0, label.start - 24) : label.start])
+        word = self.plain[max(0, label.start - 24) : label.start].split()
         previous = word[-1].lower() if word else ""
         following = WORD.match(text, label.end + (text[label.end : label.end + 1] == " "))
         after = following[0].lower() if following else ""
@@ -187,7 +198,7 @@ class _Context:
     def of_text(self, at: int, atom: Atom, where: str) -> list[str]:
         """Features of a text."""
         piece = self.text[atom.start : atom.end]
-        words = WORD.findall(piece.lower())
+        words = self.plain[atom.start : atom.end].lower().split()
         first = words[0] if words else ""
         begin = "(" if atom.enclosed else "l" if at and self.atoms[at - 1].label and not atom.gap else "-;.^"[atom.gap]
         following = self.atoms[at + 1] if at + 1 < len(self.atoms) else None
@@ -198,13 +209,12 @@ class _Context:
         size = "1" if len(words) == 1 else "2" if len(words) < 4 else "3" if len(words) < 9 else "4"
         head = piece.strip()[:1]
         shape = "a" if head.islower() else "A" if head.isupper() else "0" if head.isdigit() else head
-        labels = str(min(self.count[atom.clause], 2))
+        labels = "012"[min(self.count.get(atom.clause, 0), 2)]
         form = _form_of_text((begin, end, close, labels), where, stop, size, shape, (self.style, *self.common[2:4]))
-        found = [*form, f"fw={first}{begin}"]
-        found.append(f"r={self.references(at)}{where}{begin}")
-        kinds = {kind for kind in map(KIND_OF_ANY.get, words) if kind}
-        found += [f"k={kind}{where}{begin}" for kind in sorted(kinds)]
-        if STATISTIC.search(piece):
+        found = [*form, f"fw={first}{begin}", f"r={self.references(at)}{where}{begin}"]
+        if known := KNOWN.intersection(words):
+            found += [f"k={kind}{where}{begin}" for kind in sorted({KIND_OF_ANY[word] for word in known})]
+        if self.signs and any(sign in piece for sign in self.signs) and STATISTIC.search(piece):
             found.append(f"k=p{where}{begin}")
         if DEFINITION.match(piece):
             found.append(f"k=def{where}{begin}")
@@ -223,8 +233,8 @@ class _Context:
                 first -= 1
             while last + 1 < len(self.atoms) and self.atoms[last + 1].sentence == number:
                 last += 1
-            text = self.text[self.atoms[first].start : self.atoms[last].end]
-            self.named[number] = min(2, len(set(NAMED.findall(text))))
+            start, end = self.atoms[first].start, self.atoms[last].end
+            self.named[number] = min(2, len({self.text[letter] for letter in self.letters if start < letter < end}))
         return self.named[number]
 
 
@@ -257,14 +267,21 @@ def _form_of_text(
     )  # fmt: skip
 
 
+def _led(text: str, place: int) -> bool:
+    """Whether words or signs before the capital at this position make it the name of a panel."""
+    return (
+        text[place - 1] != " " or text[place - 2] == "," or LEADING.search(text, max(0, place - 9), place) is not None
+    )
+
+
 def _begin(text: str, place: int) -> str:
     """What stands before a position: ^ nothing, a sign, or w a word."""
-    before = text[max(0, place - 2) : place].rstrip()[-1:]
-    if not before:
+    before = text[place - 2 : place - 1] if text[place - 1 : place] == " " else text[place - 1 : place]
+    if not before or not place:
         return "^"
     if before in ".;:,()":
         return before
-    return "&" if text[max(0, place - 4) : place].rstrip().endswith(("and", " or")) else "w"
+    return "&" if before in "dr" and text[max(0, place - 4) : place].rstrip().endswith(("and", " or")) else "w"
 
 
 def _sign(text: str, place: int) -> str:

@@ -8,10 +8,11 @@ begins with A, a, i or 1. Whether a candidate is a label or only named in a sent
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from blip.pubmed.panels.caption_rows import LINK, ONE, expand, kind_of, row_of
-from blip.pubmed.panels.caption_rules import PLACE, ROMAN
+from blip.pubmed.panels.caption_rules import PLACE, PRIME, ROMAN
 
 SEVERAL = rf"{ONE}(?:{LINK}{ONE}){{0,30}}"  # without a bound, the time grows by the square of a hostile caption
 NOUN = r"(?:panels?|rows?|columns?|images?|side|half|part|graphs?|plots?|inset|figures?|pictures?|frames?|traces?)"
@@ -24,21 +25,34 @@ IN_BRACKETS = re.compile(
     rf"(?:(?P<close>\s?\))(?P<more>(?:{LINK}\(\s?{SEVERAL}\s?\)){{0,12}})(?P<sign>\s?:(?=\s))?|"
     r"(?P<open>\s?[,;:=\u2013]\s|\s(?=(?:and\s)?[a-z]{3}))(?=\S))"
 )
-BEFORE_BRACKET = re.compile(rf"(?<=[\w.%])(?P<link>[,;:]\s(?:in\s)?|\sin\s)(?:[Pp]anels?\s)?(?P<names>{SEVERAL})\)")
+# a pattern that begins with a letter or a sign is found faster than one that begins with several or with what precedes
+BEFORE_BRACKET = re.compile(
+    rf"(?P<link>[ ,;:](?<=[\w.%].)(?:(?<=\s)in\s|(?<!\s)\s(?:in\s)?))(?:[Pp]anels?\s)?(?P<names>{SEVERAL})\)"
+)
+ENDS_IN_LABEL = re.compile(rf".*(?:[^A-Za-z0-9][A-Za-z0-9]{{1,2}}|[ivxIVX{PRIME}])$")
 IN_SQUARES = re.compile(rf"\[\s?(?P<names>{SEVERAL})\s?\](?:\s?:)?")
 VERBS = r"(?:shows?|depicts?|demonstrates?|represents?|illustrates?|displays?|presents?|is|are|was|were)"
+# where `BARE` may begin: behind one of these signs, before one of these beginnings
+BARE_BEGINS = r"(?=\(?(?:[A-Za-z](?![a-z])|[ivxIVX]{2}|\d|(?:In\s)?[Pp]anel|In\s))"
+BEFORE_BARE = [re.compile(sign + BARE_BEGINS) for sign in (" ", r"\(", ";", r"\.", "\u3002")]
+BARE = re.compile(r"[ (;.\u3002](?=\(?(?:[A-Za-z](?![a-z])|[ivxIVX]{2}|\d|(?:In\s)?[Pp]anel|In\s))")
 BARE = re.compile(
     rf"(?<![^\s(;.\u3002])(?P<panel>(?:In\s)?[Pp]anels?\s|In\s(?=[A-Za-z](?:,|\sand\s)))?\(?(?P<names>{SEVERAL})"
     rf"(?P<sign>\.?\)(?:\s?:)?|\s?:|\.(?!\d)|,|\s?=|\s?[|\u2013\u2014-](?=\s)|(?P<verb>(?=\s{VERBS}\b))|"
     r"(?=\s\(?[\"'\u201c]?(?:[A-Z0-9\u0391-\u03c9][\w&'-]|[a-z]{1,4}[A-Z0-9-])))"
 )
-SHOWN_IN = re.compile(rf"\b[Ii]n\s(?P<panel>[Pp]anels?\s)?(?P<names>{SEVERAL})(?![\w'\u2019])")
+SHOWN_IN = re.compile(rf"n\s(?<=[Ii]..)(?<!\w...)(?P<panel>[Pp]anels?\s)?(?P<names>{SEVERAL})(?![\w'\u2019])")
 IN_FIGURE = re.compile(
-    rf"(?<!\w)(?:[Ff]ig(?:ure|s|ures)?\.?\s?\d{{1,2}}\s?\(?)"
+    rf"ig(?<=[Ff]..)(?<!\w...)(?:(?:ure|s|ures)?\.?\s?\d{{1,2}}\s?\(?)"
     rf"(?P<names>[A-Za-z]\d?(?:{LINK}[A-Za-z]\d?){{0,9}}|[ivx]{{2,5}})"
     r"(?P<sign>\s?\)?[:.,|]?)(?=\s)"
 )
-SOME_PLACE = re.compile(rf"\b(?:{PLACE}|first|second|third|fourth|1st|2nd|3rd|4th)")
+SOME_PLACE = re.compile(
+    r"[ulbtmcrafsULBTMCRAFS1-4](?<!\w.)(?i:(?<=u)pper|(?<=l)ower|(?<=t)op|(?<=b)ottom|(?<=m)iddle|(?<=c)ent(?:er|re|ral)|"
+    r"(?<=l)eft|(?<=r)ight|(?<=a)bove|(?<=b)elow|(?<=f)irst|(?<=s)econd|(?<=t)hird|(?<=f)ourth|(?<=1)st|(?<=2)nd|"
+    r"(?<=3)rd|(?<=4)th)"
+)
+BEFORE_PLACE = re.compile(r"(?:\((?:on\s)?(?:the\s)?)?(?:(?:In\s|On\s)?[Tt]he\s)?$")
 OF_PLACE = re.compile(
     rf"(?P<open>\((?:on\s)?(?:the\s)?)?(?<!\w)(?P<the>(?:In\s|On\s)?[Tt]he\s)?(?P<names>(?i:{SOME_PLACES}))(?!\w)"
     rf"(?P<noun>\s(?i:{NOUN}))?(?P<sign>\)|\s?:|,|;|\.|\s?[\u2013\u2014|-](?=\s)|(?=\s(?:shows?|depicts?|represents?|illustrates?)\b)|)"
@@ -90,24 +104,44 @@ def candidates(text: str) -> list[Candidate]:
     if "(" in text:
         for m in IN_BRACKETS.finditer(text):
             found += _bracketed(m)
-    if ")" in text:
-        for m in BEFORE_BRACKET.finditer(text):
-            opened = text.rfind("(", max(0, m.start() - 120), m.start())
-            if opened > text.rfind(")", max(0, m.start() - 120), m.start()):
-                way = ",A)" if m["link"][0] in ",;:" else "in A)"
-                found += _made(m.start(), m.end(), expand(m["names"]), "P", way=way, mark=")")
+    found += _behind_in_brackets(text)
     if "[" in text:
         for m in IN_SQUARES.finditer(text):
             found += _made(m.start(), m.end(), expand(m["names"]), "K", way="[A]")
-    for m in BARE.finditer(text):
+    for m in _matches(BARE, text, sorted([0, *(m.end() for before in BEFORE_BARE for m in before.finditer(text))])):
         found += _bare(text, m)
     for m in SHOWN_IN.finditer(text):
         if m["panel"] or m["names"][0].isupper():
-            found += _made(m.start(), m.end(), expand(m["names"]), "V", way="in panel" if m["panel"] else "in A")
+            found += _made(m.start() - 1, m.end(), expand(m["names"]), "V", way="in panel" if m["panel"] else "in A")
     if "ig" in text:
         for m in IN_FIGURE.finditer(text):
-            found += _made(m.start(), m.end(), expand(m["names"]), "F", way="fig" + m["sign"][-1:])
+            found += _made(m.start() - 1, m.end(), expand(m["names"]), "F", way="fig" + m["sign"][-1:])
     return found
+
+
+def _behind_in_brackets(text: str) -> list[Candidate]:
+    """Labels behind other words in brackets: `(arrow, A)`."""
+    found: list[Candidate] = []
+    close = text.find(")", 4)
+    while close > 0:
+        opened = text.rfind("(", max(0, close - 200), close)
+        if 0 <= opened < close - 3 and ENDS_IN_LABEL.match(text, close - 4, close):
+            opened = max(opened, text.rfind(")", opened, close))
+            m = BEFORE_BRACKET.search(text, opened + 1, close + 1)
+            if m and text[opened] == "(" and m.start() - opened <= 120:
+                way = ",A)" if m["link"][0] in ",;:" else "in A)"
+                found += _made(m.start(), m.end(), expand(m["names"]), "P", way=way, mark=")")
+        close = text.find(")", close + 1)
+    return found
+
+
+def _matches(pattern: re.Pattern[str], text: str, starts: list[int]) -> Iterator[re.Match[str]]:
+    """The matches of a pattern, as `finditer` has them, where all places at which one may begin are known."""
+    end = 0
+    for at in starts:
+        if at >= end and (m := pattern.match(text, at)):
+            end = m.end()
+            yield m
 
 
 def _bracketed(m: re.Match[str]) -> list[Candidate]:
@@ -179,10 +213,11 @@ def _made(start: int, end: int, names: tuple[str, ...], form: str, *, way: str, 
 def places(text: str) -> list[Candidate]:
     """Candidates that are places: `Left:`, `(upper row)`, `The right panel shows`."""
     found: list[Candidate] = []
-    if len(SOME_PLACE.findall(text.lower())) < 2:  # which is fast
+    starts = [m.start() for m in SOME_PLACE.finditer(text)]
+    if len(starts) < 2:
         return found
-    for m in OF_PLACE.finditer(text):
-        names = tuple(re.sub(r"\s*-\s*", " ", one) for one in re.split(r", and |, | and ", m["names"].lower()))
+    starts = [BEFORE_PLACE.search(text, max(0, at - 15), at).start() for at in starts]  # type: ignore[union-attr]
+    for m in _matches(OF_PLACE, text, starts):
         sign, start, mark = m["sign"].strip()[:1], m.start(), ""
         if m["open"]:
             if sign not in "),;:" or not sign:
@@ -197,6 +232,7 @@ def places(text: str) -> list[Candidate]:
             way = "Left" + sign + ("n" if m["noun"] else "")
         else:
             continue
+        names = tuple(re.sub(r"\s*-\s*", " ", one) for one in re.split(r", and |, | and ", m["names"].lower()))
         found.append(Candidate(start, m.end(), names, "L", way, mark))
     return found
 

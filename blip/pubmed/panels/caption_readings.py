@@ -33,7 +33,13 @@ AFTER = {L: (L, N, B), N: (N, D), P: (P, B, N, T, S), Q: (Q, N, B, T, S), S: (S,
          D: (Q, N, S, T, B)}  # fmt: skip
 BEGIN = (L, N, B)
 END = (L, P, Q, S, T, D)
-BEFORE = {tag: tuple(first for first in range(8) if tag in AFTER[first]) for tag in range(8)}
+TEXT, LABEL, ENCLOSED = range(3)  # kinds of atoms, and the tags of each; words in brackets are those of their label
+MAY = ((L, N, P, Q, S, T), tuple(range(8)), (L, P, Q, T))
+# [kind of an atom][kind of the next one] -> its tags: each with the column of its score and the tags before it
+MOVES = [[tuple((tag, NO_LABEL if kind == LABEL and tag < B else tag,
+                 tuple(first for first in MAY[before] if tag in AFTER[first])) for tag in MAY[kind])
+          for kind in range(3)] for before in range(3)]  # fmt: skip
+NEVER = float("-inf")
 START = 8
 LONGEST = 50_000  # characters of a caption that is divided: longer ones stay whole
 Tally = dict[str, int]
@@ -61,12 +67,12 @@ class Weights:
         for name, at in self.rows.items():
             self.matrix[at] = table[name]
         self.confidence = confidence
-        self.tags = [[[0.0] * 4 for _ in range(9)] for _ in range(9)]  # [first][second][gap]
+        self.tags = [[[0.0] * 9 for _ in range(9)] for _ in range(4)]  # [gap][second][first]
         for name, values in table.items():
             if name[:2] == "t>":
                 first, gap = int(name[2]), int(name[3])
                 for second in range(8):
-                    self.tags[first][second][gap] = values[second]
+                    self.tags[gap][second][first] = values[second]
 
     @classmethod
     def of(cls, table: dict[str, Any]) -> "Weights":
@@ -110,40 +116,40 @@ def best_tags(table: list[list[list[float]]], atoms: list[Atom],
         table: weights of pairs of tags, as `Weights.tags`.
         scores: (atoms, 9) from `emissions`.
     """
-    first = _own(atoms[0], scores[0])
-    values = {tag: table[START][tag][3] + first[tag] for tag in BEGIN if tag in first}
-    plain = table[START][L][3] + first[L]
-    trail: list[dict[int, int]] = []
-    for at in range(1, len(atoms)):
-        own, gap, new, back = _own(atoms[at], scores[at]), atoms[at].gap, dict[int, float](), dict[int, int]()
-        for tag, value in own.items():
-            best: float | None = None
-            source = 0
-            for before in BEFORE[tag]:
-                if before in values:
-                    total = values[before] + table[before][tag][gap]
-                    if best is None or total > best:
-                        best, source = total, before
-            if best is not None:
-                new[tag], back[tag] = best + value, source
-        plain += table[L][L][gap] + own[L]
+    kind, row = _kind(atoms[0]), scores[0]
+    values = [NEVER] * 8
+    for tag, column, _ in MOVES[kind][kind]:
+        if tag in BEGIN:
+            values[tag] = table[3][tag][START] + row[column]
+    plain = values[L]
+    trail: list[list[int]] = []
+    for atom, row in zip(atoms[1:], scores[1:], strict=True):
+        step, new, back, before = table[atom.gap], [NEVER] * 8, [0] * 8, kind
+        kind = _kind(atom)
+        for tag, column, sources in MOVES[before][kind]:
+            best, weights = NEVER, step[tag]
+            for source in sources:
+                total = values[source] + weights[source]
+                if total > best:
+                    best, back[tag] = total, source
+            new[tag] = best + row[column]
+        plain += step[L][L] + row[NO_LABEL if kind == LABEL else L]
         values = new
         trail.append(back)
-    tag = max((one for one in END if one in values), key=values.__getitem__)
+    tag = max(END, key=values.__getitem__)
     score, tags = values[tag], [tag]
     for back in reversed(trail):
         tags.append(back[tags[-1]])
     return tags[::-1], score, plain
 
 
+def _kind(atom: Atom) -> int:
+    return LABEL if atom.label else ENCLOSED if atom.enclosed else TEXT
+
+
 def _own(atom: Atom, row: list[float]) -> dict[int, float]:
     """The tags that an atom may have, with their scores."""
-    if atom.label is not None:
-        none = row[NO_LABEL]
-        return {L: none, N: none, P: none, Q: none, S: none, T: none, B: row[B], D: row[D]}
-    if atom.enclosed:  # words of that label, if it is one
-        return {L: row[L], P: row[P], Q: row[Q], T: row[T]}
-    return dict(enumerate(row[:6]))
+    return {tag: row[column] for tag, column, _ in MOVES[TEXT][_kind(atom)]}
 
 
 def read_group(weights: Weights, text: str, bounds: list[tuple[int, int]], group: Group) -> Reading:
@@ -181,9 +187,11 @@ def doubts(weights: Weights, reading: Reading) -> list[float]:
         for other in AFTER[before] if at else BEGIN:
             if other == tag or other not in own or not (other in END if after is None else after in AFTER[other]):
                 continue
-            loss = own[tag] - own[other] + weights.tags[before][tag][atom.gap] - weights.tags[before][other][atom.gap]
+            step = weights.tags[atom.gap]
+            loss = own[tag] - own[other] + step[tag][before] - step[other][before]
             if after is not None:
-                loss += weights.tags[tag][after][gap] - weights.tags[other][after][gap]
+                step = weights.tags[gap][after]
+                loss += step[tag] - step[other]
             best = loss if best is None or loss < best else best
         if best is not None:
             found.append(best)

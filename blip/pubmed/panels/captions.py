@@ -30,6 +30,7 @@ __all__ = ["Part", "Split", "Splitter", "split_by_rules", "split_caption"]
 STYLES = {"P": "(A)", "K": "[A]", "H": "A)", "C": "A:", "D": "A.", "M": "A,", "E": "A =", "I": "A |", "B": "A Text",
           "W": "Panel A", "F": "Figure 1A", "L": "Left:"}  # fmt: skip
 JOINED_BEFORE = re.compile(r"^(?:and|or|as well as|versus|vs\.?)\s")
+CONJUNCTIONS = ("and", "or", "as well as", "versus", "vs", "vs.")
 JOINED_BEHIND = re.compile(r"(?:^|[\s,;]{1,5})(?:and|or|as well as|versus|vs\.?)$")
 EDGE = " ;:,"
 
@@ -136,7 +137,8 @@ def _trimmed(words: str, *, first: bool) -> str:
     """Words without signs and conjunctions at their ends, and without half a pair of brackets."""
     words = words.strip(EDGE) if first else words.strip(EDGE).lstrip(" .:;,)|=\u2013\u2014")
     words = words.removeprefix("- ")
-    words = JOINED_BEHIND.sub("", words if first else JOINED_BEFORE.sub("", words)).strip(EDGE)
+    words = words if first else JOINED_BEFORE.sub("", words)
+    words = (JOINED_BEHIND.sub("", words) if words.endswith(CONJUNCTIONS) else words).strip(EDGE)
     surplus = words.count("(") - words.count(")")
     if surplus > 0:
         words = words.removesuffix("(").rstrip(EDGE)

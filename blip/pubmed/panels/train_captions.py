@@ -103,7 +103,7 @@ class Learner:
         self.rows = {name: at + 1 for at, name in enumerate(kept)}
         self.matrix = np.zeros((len(kept) + 1, 9), np.int64)
         self.sums = np.zeros_like(self.matrix)  # of each change times the number of its step
-        self.tags = [[[0.0] * 4 for _ in range(9)] for _ in range(9)]
+        self.tags = [[[0.0] * 9 for _ in range(9)] for _ in range(4)]
         self.step = 0
         for case in cases:
             case.rows = [self._rows(some) for some in case.features]
@@ -152,7 +152,7 @@ class Learner:
                 column = NO_LABEL if atom.label and tag not in (B, D) else tag
                 self._change(rows[start:end], column, way)
                 self._change(self.rows[f"t>{before}{atom.gap}"], tag, way)
-                self.tags[before][tag][atom.gap] += way
+                self.tags[atom.gap][tag][before] += way
                 before = tag
         self._change([self.rows[name] for name in group_features(case.groups[at])], 0, sign)
 

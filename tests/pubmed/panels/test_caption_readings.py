@@ -138,7 +138,7 @@ def test_viterbi_equals_trying_all_readings() -> None:
                     if (atom.label is None and tag > 5) or (atom.enclosed and tag not in (0, 2, 3, 5)):
                         break
                     total += scores[at][8 if atom.label and tag < 6 else tag]
-                    total += weights.tags[row[at - 1] if at else START][tag][atom.gap]
+                    total += weights.tags[atom.gap][tag][row[at - 1] if at else START]
                 else:
                     if row[-1] in END and (best is None or total > best + 1e-9):
                         best, found = total, row

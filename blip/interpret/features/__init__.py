@@ -1,0 +1,11 @@
+"""What a model's states are made of, and what they hold. Read `contributions.py` first.
+
+Imports what `interpret` may and, of `evaluation`, `bootstrap`; `cli` imports anything.
+
+contributions  a score as an exact sum over heads, networks, embeddings and biases
+residual by_token   the walk through the layers that takes a score apart; its parts summed by token of text or image
+states       rows of states from shards of activations
+tuned_lens   decoder layers as words through a trained affine map
+probes labels   what a linear read-out of states predicts, with controls; the labels of records
+cli          the verb `blip probe`
+"""

@@ -1,0 +1,224 @@
+"""Direct logit attribution: a score as an exact sum over embeddings, heads, feed-forward networks and biases.
+
+A score reads one state: a match logit that of `[ENC]`, the logit of a word that of the token before it, a cosine those
+of `[CLS]` in image and text. That state is a sum, which `residual.py` takes apart. Frozen at the values observed are
+the scale of every layer norm, the gate of the word head's GELU and the lengths of the two features of a cosine. This is
+what a component writes into that state; what it reads has causes of its own in earlier layers, which patching finds.
+
+Shapes: R pairs of image and text, S scores, T tokens, C components, K keys.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blip.errors import InputError
+from blip.inference.inputs import Images, OneImage, as_list
+from blip.inference.predictor import Predictor
+from blip.inference.scoring import answer_log_probs, caption_log_probs, check_texts
+from blip.interpret.causes.labelled import Labelled
+from blip.interpret.causes.metrics import OneText
+from blip.interpret.features.by_token import Taken, by_token
+from blip.interpret.features.residual import (
+    Reads,
+    Walk,
+    linear,
+    normed,
+    through_image,
+    through_text,
+    through_word_head,
+)
+from blip.interpret.points import queries_of
+from blip.interpret.trace import trace
+from blip.network.packing import with_first
+
+METRICS = ("match", "cosine", "caption", "answer")
+COLUMNS = ("component", "word", "patch")
+
+
+def contributions(
+    m: Predictor,
+    images: Images,
+    texts: OneText | Sequence[OneText],
+    *,
+    metric: str = "match",
+    by: str = "component",
+    word: str = "",
+    against: str = "",
+) -> Labelled:
+    """What each component adds to the score of image i with text i; a row of the result sums to that score.
+
+    Args:
+        m: what `blip.load` returns, of BLIP; its passes are computed in fp32.
+        images: one image a pair.
+        texts: one text a pair; for `answer`, (question, answer).
+        metric: `match`, the logit of a match minus that of none; `cosine` of the two features; `caption` or `answer`,
+            the logit of each token that is written, read at the token before it.
+        by: columns: `component`, such as `decoder.2.cross.head.1`; `word`, from which token of the text; `patch`, from
+            which token of the image (in `answer`: of the question, to which that decoder attends). What comes from no
+            token is in the columns `mlp`, `bias`, and `image` or `text`.
+        word: of captions and answers: this word's logit, where the text has it or `against`, once a pair.
+        against: minus the logit of this word.
+
+    Raises:
+        InputError: an unknown metric or column, a word that no text has, or a model that cannot be taken apart so.
+        CheckpointError: the checkpoint's task has no such score.
+
+    Example:
+        >>> m = blip.load("checkpoint")
+        >>> table = blip.contributions(m, "chest.png", "small left effusion", metric="caption")
+        >>> print(table.select(score="0.1 small").top(3))
+    """
+    images, texts = as_list(images), [texts] if isinstance(texts, str | tuple) else list(texts)
+    _check(m, images, texts, metric=metric, by=by, words=(word, against))
+    with torch.no_grad(), m.in_precision("fp32"):
+        if metric == "match":
+            taken = _of_match(m, images, texts, by_source=by != "component")
+        elif metric == "cosine":
+            taken = _of_cosine(m, images, texts, by_source=by != "component")
+        else:
+            taken = _of_words(m, images, texts, metric, by_source=by != "component", words=(word, against))
+    columns = taken.parts() if by == "component" else by_token(m, taken, by)
+    values = torch.stack(list(columns.values()), dim=1).cpu().numpy()
+    labels = {"score": taken.labels, by: list(columns)}
+    return Labelled(np.asarray(values), ("score", by), labels, f"{metric} contribution", "logit" * (metric != "cosine"))
+
+
+def _check(m: Predictor, images: list, texts: list, *, metric: str, by: str, words: tuple[str, str]) -> None:
+    """InputError for what cannot be taken apart, before any work."""
+    if metric not in METRICS:
+        raise InputError(f"metric is {metric!r}; contributions are to {', '.join(METRICS)}")
+    if by not in COLUMNS:
+        raise InputError(f"by is {by!r}; it can be {', '.join(COLUMNS)}")
+    if queries_of(m.model) is not None or "language_model" in m.info:
+        raise InputError("of BLIP-2 there are no contributions: its scores read queries; take patching")
+    if not texts or len(images) != len(texts):
+        raise InputError(f"{len(images)} images and {len(texts)} texts: give as many, and one or more")
+    if (metric == "answer") != any(isinstance(text, tuple) for text in texts):
+        raise InputError(
+            f"a text is a pair (question, answer) for the metric answer, else a string; not so for {metric}"
+        )
+    if any(words) and metric not in ("caption", "answer"):
+        raise InputError(f"word and against are for caption and answer; the metric is {metric}")
+    if words[1] and not words[0]:
+        raise InputError("against is the other word of a comparison: give word as well")
+
+
+# ---- the scores ------------------------------------------------------------------------------------------------------
+
+
+def _of_match(m: Predictor, images: list[OneImage], texts: list[str], *, by_source: bool) -> Taken:
+    model = m.needs("match")
+    check_texts(m, texts)
+    with trace(m, _points("text", by_source)) as t:
+        m.match_logits(images, texts, len(texts))
+    ids = with_first(m.ids(texts)[0], m.tokenizer.enc_id)
+    reads = _first(len(texts), m.device)
+    weight, bias = model.itm_head.weight.double(), model.itm_head.bias.double()
+    walk = Walk((weight[1] - weight[0]).expand(len(texts), -1), reads, by_source)
+    walk.parts["itm_head.bias"] = (bias[1] - bias[0]).expand(len(texts))
+    through_text(walk, t, model.text_encoder, stack="text", ids=ids, images=True)
+    return Taken([walk], _numbers(texts), ids, grid=t.grid)
+
+
+def _of_cosine(m: Predictor, images: list[OneImage], texts: list[str], *, by_source: bool) -> Taken:
+    """The cosine is linear in the text's feature and in the image's: either side's parts sum to it, and count half."""
+    model = m.needs("encode")
+    check_texts(m, texts)
+    points = [*_points("text", by_source, images=False), *_points("image", by_source)]
+    with trace(m, points) as t:
+        m.encode_image(images, len(images))
+        m.encode_text(texts, len(texts))
+    ids, reads = m.ids(texts)[0], _first(len(texts), m.device)
+    last = f"{len(model.image_encoder.blocks) - 1}.out"
+    seen = linear(model.image_proj, normed(model.image_encoder.norm, reads.states(t[f"image.{last}"])))  # (R, E)
+    last = f"{len(model.text_encoder.layers) - 1}.out"
+    said = linear(model.text_proj, reads.states(t[f"text.{last}"]))
+    halved = 0.5 / (seen.norm(dim=1, keepdim=True) * said.norm(dim=1, keepdim=True))
+    of_text, of_image = Walk(seen * halved, reads, by_source), Walk(said * halved, reads, by_source)
+    of_text.through_linear("text_proj.bias", model.text_proj)
+    through_text(of_text, t, model.text_encoder, stack="text", ids=ids, images=False)
+    of_image.through_linear("image_proj.bias", model.image_proj)
+    through_image(of_image, t, model.image_encoder)
+    return Taken([of_image, of_text], _numbers(texts), ids, grid=t.grid)
+
+
+def _of_words(
+    m: Predictor, images: list[OneImage], texts: list[Any], metric: str, *, by_source: bool, words: tuple[str, str]
+) -> Taken:
+    """The logits of the tokens of captions, or of answers to questions."""
+    model = m.needs(metric)
+    decoder = model.text_decoder
+    with trace(m, [*_points("decoder", by_source), f"decoder.{len(decoder.layers) - 1}.out"]) as t:
+        if metric == "caption":
+            check_texts(m, texts, longest=m.positions)
+            ids, lengths = m.ids(texts, m.positions)
+            caption_log_probs(m, images, texts)
+        else:
+            questions, answers = map(list, zip(*texts, strict=True))
+            ids, lengths = m.ids(answers)
+            answer_log_probs(m, images, questions, answers=answers)
+    rows, places = _written(m, ids, lengths, words)
+    reads = Reads(rows.to(m.device), places.to(m.device) - 1)  # a word is read at the token before it
+    targets = ids[reads.texts, reads.tokens + 1]
+    matrix, biases = decoder.head.words.weight, decoder.head.bias
+    direction, constant = matrix[targets].double(), biases[targets].double()
+    if words[0]:
+        chosen, other = _token(m, words[0]), _token(m, words[1]) if words[1] else None
+        direction, constant = matrix[chosen].double(), biases[chosen].double()
+        if chosen == other:
+            raise InputError(f"{words[0]!r} and {words[1]!r} begin with the same token: there is no difference")
+        if other is not None:
+            direction, constant = direction - matrix[other].double(), constant - biases[other].double()
+        direction, constant = direction.expand(len(targets), -1), constant.expand(len(targets))
+    walk = Walk(direction, reads, by_source)
+    walk.parts["decoder.head.bias"] = constant
+    through_word_head(walk, decoder.head, reads.states(t[f"decoder.{len(decoder.layers) - 1}.out"]))
+    written = with_first(ids, m.tokenizer.dec_id)
+    through_text(walk, t, decoder, stack="decoder", ids=written, images=True)
+    names = [m.tokenizer.token(i) for i in targets.tolist()]
+    labels = [f"{row}.{place} {name}" for row, place, name in zip(rows.tolist(), places.tolist(), names, strict=True)]
+    return Taken([walk], labels, written, m.ids(questions)[0] if metric == "answer" else None, t.grid)
+
+
+def _written(m: Predictor, ids: Tensor, lengths: Tensor, words: tuple[str, str]) -> tuple[Tensor, Tensor]:
+    """Numbers of texts and places of tokens, (S,) each: all that are written, or where one of `words` stands first."""
+    real = torch.arange(ids.shape[1]) < lengths[:, None]
+    real[:, 0] = False
+    if words[0]:
+        tokens = torch.tensor([_token(m, word) for word in words if word])
+        found = real & torch.isin(ids.cpu(), tokens)
+        if not found.any(dim=1).all():
+            row = int((~found.any(dim=1)).nonzero()[0])
+            raise InputError(f"text {row + 1} has neither of the words asked for: {', '.join(filter(None, words))}")
+        return torch.arange(len(ids)), found.int().argmax(dim=1)
+    rows, places = real.nonzero(as_tuple=True)
+    return rows, places
+
+
+def _token(m: Predictor, word: str) -> int:
+    """The first token of a word."""
+    ids = m.tokenizer.encode([m.cleaned(word)], m.positions)[0][1:-1]
+    if not ids:
+        raise InputError(f"{word!r} has no token")
+    return ids[0]
+
+
+def _points(stack: str, by_source: bool, images: bool = True) -> list[str]:
+    """The points that a walk through a stack reads."""
+    sites = ["attn"] if stack == "image" else ["self", "cross"] if images else ["self"]
+    read = ("z", "v", "pattern") if by_source else ("z",)
+    states = ("mlp", "out") if stack == "image" else ("in", "mlp", "out")
+    return [f"{stack}.*.{point}" for point in (*states, *(f"{site}.{point}" for site in sites for point in read))]
+
+
+def _first(count: int, device: torch.device) -> Reads:
+    """The first token of each text or image."""
+    return Reads(torch.arange(count, device=device), torch.zeros(count, dtype=torch.long, device=device))
+
+
+def _numbers(texts: Sequence[object]) -> list[str]:
+    return [str(number) for number in range(len(texts))]

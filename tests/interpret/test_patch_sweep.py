@@ -1,0 +1,210 @@
+"""Sweeps: many patches in one pass give what a plain loop of single traced edits gives, and nothing stays behind."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.exact_effects import LEFT, RIGHT, exact_model, odds, single_edit
+from helpers.tiny import add_noise
+from torch import Tensor
+
+import blip
+from blip.errors import InputError
+from blip.inference.inputs import OneImage
+from blip.inference.predictor import Predictor
+from blip.interpret.causes.metrics import METRICS, OneText
+from blip.interpret.causes.sweep import Source
+from blip.interpret.hooks import Edit
+from blip.interpret.recording import TraceError
+from blip.models.vqa import VqaModel
+
+
+@pytest.fixture(scope="module")
+def exact(tiny_checkpoint: Path) -> Predictor:
+    return exact_model(tiny_checkpoint)
+
+
+@pytest.fixture
+def images(exact: Predictor, pictures: list[Path]) -> list[Tensor]:
+    return [image.double() for image in exact.pixels(pictures)]
+
+
+def loop(
+    m: Predictor, base: tuple, source: tuple, *, metric: Callable, effects: blip.Labelled, frozen: bool = False
+) -> Iterator[tuple[float, float]]:
+    """(of the sweep, of a single edit) for each number of a sweep."""
+    points = list(effects.coords["point"])
+    with blip.trace(m, points) as other:
+        metric(m, [source[0]], [source[1]])
+    with blip.trace(m, "*") as clean:
+        plain = float(metric(m, [base[0]], [base[1]]).detach())
+    for place, value in enumerate(effects.values.ravel()):
+        labels = effects.labels_at(place)
+        point, head, token = labels["point"], labels.get("head"), labels.get("token", labels.get("patch"))
+        position = None if token is None else [*effects.coords["token" if "token" in labels else "patch"]].index(token)
+        if np.isnan(value):
+            assert other[point].shape[-2] <= (position or 0), labels
+            continue
+        edit = single_edit(None if head is None else int(head), position, lambda x, p=point: other[p])
+        edits: dict[str, Edit] = {point: edit}
+        if frozen:
+            names = blip.names(m)
+            after = names[names.index(point) + 1 :]
+            for name in after:
+                own = name.rpartition(".")[0] == point.rpartition(".")[0] and point[-2:] in (".q", ".k", ".v")
+                if name.split(".")[0] == point.split(".")[0] and name.endswith((".z", ".mlp")) and not own:
+                    edits[name] = lambda x, n=name: clean[n]
+        with torch.no_grad(), blip.trace(m, edit=edits):
+            yield value, float(metric(m, [base[0]], [base[1]]).detach()) - plain
+
+
+def assert_equal_to_a_loop(*args: object, least: int, **kwargs: object) -> None:
+    pairs = list(loop(*args, **kwargs))  # type: ignore[arg-type]
+    assert len(pairs) >= least
+    assert all(found == pytest.approx(expected, abs=1e-9) for found, expected in pairs)
+    assert len({round(expected, 7) for _, expected in pairs}) > least // 2, "the effects differ"
+
+
+CASES = [
+    (["text.*.z", "text.0.self.q", "text.1.self.k"], "head"),
+    (["text.*.self.z"], ("head", "token")),
+    (["text.*.out", "text.*.mlp", "text.0.in"], "token"),
+    (["text.*.cross.[kv]", "image.*.attn.v"], "patch"),
+    (["image.*.attn.z", "text.1.cross.k", "text.0.cross.pattern"], "head"),
+]
+
+
+@pytest.mark.parametrize(("points", "by"), CASES)
+@pytest.mark.parametrize("freeze", [False, True])
+def test_a_sweep_equals_a_loop_of_single_edits(
+    exact: Predictor, images: list[Tensor], points: list[str], by: str | tuple, freeze: bool
+) -> None:
+    base, source = (images[0], LEFT), (images[1], RIGHT)
+    effects = blip.patch_sweep(exact, base, source, metric=odds, points=points, by=by, freeze=freeze, batch_size=24)
+    assert_equal_to_a_loop(exact, base, source, metric=odds, effects=effects, frozen=freeze, least=6)
+
+
+def test_by_layer_patches_whole_points(exact: Predictor, images: list[Tensor]) -> None:
+    base, source = (images[0], LEFT), (images[1], RIGHT)
+    effects = blip.patch_sweep(exact, base, source, metric=odds, points=["text.*.out", "text.*.self.z"], by="layer")
+    assert effects.dims == ("layer", "part") and effects.coords["layer"] == ["text.0", "text.1"]
+    # the last state decides alone
+    whole = float((odds(exact, [images[1]], [RIGHT]) - odds(exact, [images[0]], [LEFT])).detach())
+    assert float(effects.select(layer="text.1", part="out").values) == pytest.approx(whole, abs=1e-9)
+    one = blip.patch_sweep(exact, base, source, metric=odds, points="text.0.self.z", by="layer")
+    assert float(effects.select(layer="text.0", part="self.z").values) == pytest.approx(float(one.values[0, 0]))
+
+
+def test_captions_answers_and_cosines_are_swept_too(exact: Predictor, images: list[Tensor]) -> None:
+    base, source = (images[0], LEFT), (images[1], RIGHT)
+    for metric, points in (("caption", "decoder.*.z"), ("cosine", "text.*.self.z"), ("cosine", "image.*.attn.z")):
+        effects = blip.patch_sweep(exact, base, source, metric=metric, points=points)
+        pairs = list(loop(exact, base, source, metric=METRICS[metric], effects=effects))
+        assert len(pairs) >= 4 and max(abs(value) for value, _ in pairs) > 1e-4
+        assert all(found == pytest.approx(expected, abs=2e-6) for found, expected in pairs), "results are float32"
+
+
+def test_answers_read_questions_of_which_every_row_has_its_own(exact: Predictor, images: list[Tensor]) -> None:
+    model, text = exact.model, exact.model.text_encoder.config
+    vqa = VqaModel(model.image_encoder.config, text, exact.tokenizer.specials)
+    m = Predictor(add_noise(vqa, 0.3).double(), exact.tokenizer, {**exact.info, "task": "vqa"})
+    base, source = (images[0], (LEFT, "a left lesion")), (images[1], (RIGHT, "a right lesion"))
+    for points in ("text.*.z", "decoder.*.z", "decoder.*.cross.k"):
+        effects = blip.patch_sweep(m, base, source, metric="answer", points=points)
+        pairs = list(loop(m, base, source, metric=METRICS["answer"], effects=effects))
+        assert len(pairs) >= 4 and max(abs(value) for value, _ in pairs) > 1e-4
+        assert all(found == pytest.approx(expected, abs=1e-5) for found, expected in pairs)
+
+
+SOURCES: list[Source] = ["zero", "noise", "pairs", "values"]  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_sources(exact: Predictor, images: list[Tensor], kind: str) -> None:
+    base, point = (images[0], LEFT), "text.0.self.z"
+    pairs = [(images[1], RIGHT), (images[2], LEFT)]
+    read = []
+    for image, text in [base, *pairs]:
+        with blip.trace(exact, point) as t:
+            odds(exact, [image], [text])
+        read.append(t[point][0])
+    source: Source = {"pairs": pairs, "values": {point: read[1]}}.get(kind, kind)  # type: ignore[assignment]
+    effects = blip.patch_sweep(exact, base, source, metric=odds, points=point)
+    again = blip.patch_sweep(exact, base, source, metric=odds, points=point)
+    assert (effects.values == again.values).all()
+    if kind == "noise":
+        assert np.abs(effects.values).min() > 1e-6
+        return
+    value = {"zero": torch.zeros_like(read[0]), "pairs": (read[1] + read[2]) / 2, "values": read[1]}[kind]
+    for head in range(len(value)):
+        with torch.no_grad(), blip.trace(exact, edit={point: single_edit(head, None, lambda x: value[None])}):
+            edited = odds(exact, [base[0]], [base[1]])
+        expected = float(edited - odds(exact, [base[0]], [base[1]]).detach())
+        assert effects.values[0, head] == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_image_and_layers_before_a_patch_are_computed_once(exact: Predictor, images: list[Tensor]) -> None:
+    base, source = (images[0], LEFT), (images[1], RIGHT)
+    counts: dict[str, list[int]] = {"image": [], "text.0": [], "text.1": []}
+    handles = []
+    for name, part in (("image", exact.model.image_encoder.patch_embed), ("text.0", exact.model.text_encoder.layers[0]),
+                       ("text.1", exact.model.text_encoder.layers[1])):  # fmt: skip
+
+        def count(module: object, args: tuple, name: str = name) -> None:
+            counts[name].append(len(args[0]))
+
+        handles.append(part.register_forward_pre_hook(count))
+    blip.patch_sweep(exact, base, source, metric=odds, points=["text.1.self.z", "text.1.cross.z"])
+    for handle in handles:
+        handle.remove()
+    tokens, heads = int(exact.ids([LEFT])[1]), 2
+    # the source, then all patches: one row for all of them in layer 0
+    assert counts == {"image": [1, 1], "text.0": [tokens, tokens], "text.1": [tokens, (2 * heads + 1) * tokens]}
+
+
+def test_nothing_stays_behind(exact: Predictor, images: list[Tensor]) -> None:
+    base = (images[0], LEFT)
+
+    def failing(m: Predictor, images: Sequence[OneImage], texts: Sequence[OneText]) -> Tensor:
+        if len(texts) > 1:
+            raise RuntimeError("stop")
+        return odds(m, images, texts)
+
+    blip.patch_sweep(exact, base, (images[1], RIGHT), metric=odds)
+    with pytest.raises(RuntimeError, match="stop"):
+        blip.patch_sweep(exact, base, "zero", metric=failing)
+    for module in exact.model.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks and not module.training
+    assert all(p.grad is None and p.requires_grad for p in exact.model.parameters()) and not exact.differentiable
+
+
+def test_messages(exact: Predictor, images: list[Tensor]) -> None:
+    base, source = (images[0], LEFT), (images[1], RIGHT)
+
+    def says(message: str, error: type[Exception] = InputError, *, to: Source = source, **options: object) -> None:
+        with pytest.raises(error, match=message):
+            blip.patch_sweep(exact, base, to, **{"metric": odds, **options})  # type: ignore[arg-type]
+
+    says("metric is 'mach'", metric="mach")
+    says("no point of this model is called 'text.7.z'", TraceError, points="text.7.z")
+    says(r"nothing passed through decoder\.0\.cross\.z", TraceError, points=["text.*.z", "decoder.*.z"])
+    says("different lengths do not correspond", to=(images[1], "a lesion"))
+    says("text.0.out has no heads", points="text.*.out")
+    says(r"image\.0\.attn\.z has patches, so by cannot be token", points="image.*.attn.z", by="token")
+    says("by is 'word'; it can be layer", by="word")
+    says("by is", by=("layer", "head"))
+    says("source is 'mean'", to="mean")  # type: ignore[arg-type]
+    says("no values for text.0.self.z", to={})
+    says("the list of pairs is empty", to=[])
+    says("a pair is", to=(images[1],))  # type: ignore[arg-type]
+    says("batch_size is 0", batch_size=0)
+    says(r"the metric returned \(1, 2\) for 1 pairs", metric=lambda m, i, t: m.match_logits(i, t))
+
+    def few(m: Predictor, images: Sequence[OneImage], texts: Sequence[OneText]) -> Tensor:
+        return m.match_logits(images, [str(text) for text in texts], 2)[:, 1]
+
+    says("passed 2 of 9 texts through the model at once", metric=few)
+    with pytest.raises(InputError, match="several pictures"):
+        blip.patch_sweep(exact, (blip.Study(images[:2]), LEFT), source, metric=odds)
