@@ -12,8 +12,9 @@ import numpy as np
 from blip.pubmed.panels.detector import ALPHABET
 from blip.pubmed.panels.order import Box, by_blocks, by_columns, by_cuts, by_rows
 
-ORDERS: tuple[tuple[Callable[[Sequence[Box]], list[int]], float], ...] = ((by_blocks, 0.3), (by_cuts, 0.2), (by_rows, 0.2),
-                                                                         (by_columns, 0.1))  # fmt: skip
+Order = Callable[[Sequence[Box]], list[int]]
+ORDERS: tuple[tuple[Order, float], ...] = ((by_blocks, 0.3), (by_cuts, 0.2), (by_rows, 0.2), (by_columns, 0.1))
+"""Orders and the probability of each before letters are looked at: assumptions, not counted in articles."""
 OTHER = 0.2  # probability of an order that is none of these
 MISREAD = 0.3  # probability that what the detector takes for a letter is another one, or none
 READ = 0.97  # probability of a letter that a reader of letters named

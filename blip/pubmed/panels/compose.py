@@ -173,8 +173,10 @@ def _content(rng: np.random.Generator, canvas: Picture, body: Box, *, style: Sty
         gap = int(rng.uniform(0, 1.3) * style.gap) + 1
     heights = rng.uniform(0.4, 1.6, rows) if size == (0, 0) and rng.random() < 0.2 else np.ones(rows)
     small = rows_of(body, heights, [np.ones(columns)] * rows, gap)
-    boxes = [_single(rng, canvas, cell, style=style, images=images, drawer=drawer,
-                     is_image=is_image if drawer or rng.random() < 0.8 else not is_image) for cell in small]  # fmt: skip
+    boxes = []
+    for cell in small:
+        kind = is_image if drawer or rng.random() < 0.8 else not is_image
+        boxes.append(_single(rng, canvas, cell, style=style, is_image=kind, images=images, drawer=drawer))
     low, high = np.min(boxes, axis=0), np.max(boxes, axis=0)
     left, top = (around[axis] if around[axis] < body[axis] else int(low[axis]) for axis in (0, 1))
     return left, top, int(high[2]), int(high[3])

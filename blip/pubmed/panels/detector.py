@@ -2,7 +2,8 @@
 
 The whole figure, at 384 x 384, becomes 48 x 48 places. For each place the network predicts how near it is to the centre
 of a panel, the distances to the four sides of that panel (as in FCOS, Tian et al. 2019), whether a panel letter is
-there, and which one it would be. Attention over 12 x 12 places makes the whole layout available, on which the end of a panel often depends.
+there, and which one it would be. Attention over 12 x 12 places makes the whole layout available, on which the end of a
+panel often depends.
 
     B figures   C channels   S places along a side
 """

@@ -55,8 +55,8 @@ def drawn(folder: Path, seeds: range, images: list[Path], *, num_workers: int) -
     if not about.exists() or json.loads(about.read_text()) != wanted:
         about.unlink(missing_ok=True)
         shapes = ((SIDE, SIDE, 3), (MOST, 4), (MOST, 3))
-        parts = [np.lib.format.open_memmap(name, "w+", dtype, (len(seeds), *shape))
-                 for name, dtype, shape in zip(names, (np.uint8, np.float32, np.float32), shapes, strict=True)]  # fmt: skip
+        kinds = zip(names, (np.uint8, np.float32, np.float32), shapes, strict=True)
+        parts = [np.lib.format.open_memmap(name, "w+", dtype, (len(seeds), *shape)) for name, dtype, shape in kinds]
         one = partial(draw, images=images)
         if num_workers < 2:
             _fill(parts, map(one, seeds))
