@@ -52,6 +52,7 @@ app.add_typer(capfilt.app, name="capfilt")
 app.add_typer(pubmed.app, name="pubmed")
 app.add_typer(shards.app, name="data")
 app.add_typer(labels.app, name="labels")
+app.add_typer(features.app, name="sae")
 app.command()(phantoms)
 
 HfClass = Annotated[

@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"network.pictures"},
     "data.sets": {"data.formats", "data.records", "data.columns", "data.hub", "data.image_bytes", "errors", "hub"}
     | {"files"},
-    "data.scans": {"data.image_bytes", "data.decoding_cost", "data.grey_levels", "files", "errors"},
+    "data.scans": {"data.image_bytes", "data.image_files", "data.decoding_cost", "data.grey_levels", "files", "errors"},
     "evaluation": {"models", "network", "hardware", "distributed", "tokenizer", "errors", "files", "console"},
     "train": {"config", "options", "files", "outputs", "hashing", "distributed", "errors", "command_line", "console"}
     | {"checkpoints.format", "hardware"},

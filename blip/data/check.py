@@ -90,7 +90,7 @@ def check_data(
     for entry in files:
         for content in _contents(entry, report, usual):
             images.update(dict.fromkeys(content.images))
-            report.of_several += len(content.images) > 1 and report.kind != "sentences"
+            report.of_several += report.kind != "sentences" and _are_several(content.images)
             about = "" if report.kind == "captions" else "|".join(content.images)
             occurrences.update(stable_hash(about, caption_id(text)) for text in content.texts)
             measured = measure(content.texts)
@@ -108,6 +108,11 @@ def check_data(
     refuse_inputs([report_file] if report_file else [], images)
     _check_images(list(images), num_workers, report, limits=limits)
     return report
+
+
+def _are_several(images: list[str]) -> bool:
+    """Whether an item has several pictures, or a reference that means several."""
+    return len(images) > 1 or any(map(pictures_of, images))
 
 
 # ---- records ---------------------------------------------------------------------------------------------------------

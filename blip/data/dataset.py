@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 from blip.data.compact import Labels, TextLists, Texts
 from blip.data.hub import pinned
 from blip.data.image_bytes import LIMITS, ImageLimits
-from blip.data.images import open_image
 from blip.data.pictures import open_pictures
 from blip.data.places import Found, find_records
 from blip.data.sources import Source, source_of
@@ -40,8 +39,9 @@ class Item:
 
     @cached_property
     def image(self) -> Image.Image:
-        """The image, or the left one, as 8-bit RGB, upright. UnreadableImage says why it cannot be read."""
-        return open_image(self.record.image, self.limits)
+        """The image, the first of several or the left one, as 8-bit RGB, upright. UnreadableImage says why it cannot be
+        read."""
+        return open_pictures([self.record.image], self.limits)[0]
 
     @property
     def images(self) -> list[Image.Image]:

@@ -3,7 +3,7 @@
 A sample of training is one question with its right answer and a wrong one; a sample of evaluation is a whole dialogue
 with all candidates of all its questions, so that an image is encoded once.
 
-B samples in a batch, T and C text tokens, S side of an image in pixels.
+B samples in a batch, T and C text tokens, S side of an image in pixels, F pictures of an item.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from blip.data.batches import Operations, TensorBatch, padded
+from blip.data.batches import Operations, TensorBatch, operations_of, padded
 from blip.data.dialogue_texts import DialogueEncoder
 from blip.data.dialogues import Dialogues, history_of
 from blip.data.image_bytes import LIMITS, ImageLimits
-from blip.data.images import open_image
 from blip.data.order import EpochOrder, Walk, open_or_note, seeded
+from blip.data.pictures import eval_pixels, finish_item, read_item
 from blip.data.skipped import Skipped
 from blip.data.training_images import TrainingImages, Transform, images_of
+from blip.network.pictures import Pictures, beside_one_another
 
 
 @dataclass
@@ -40,7 +41,7 @@ class DialogueSample:
     """An image and its caption; in training with a right and a wrong text, in evaluation with the candidates of all
     rounds. In evaluation `image` is None where it is unreadable."""
 
-    image: Tensor | None  # (3, S, S), see `Pixels`
+    image: Tensor | None  # (3, S, S) or (F, 3, S, S), see `Pixels`
     caption: list[int]
     texts: list[list[int]]  # [ENC] ... [SEP]
     rounds: list[RoundTexts]
@@ -72,7 +73,7 @@ class DialogueDataset(Dataset):
         reads images by itself; `max_skipped_fraction`: see `Walk`."""
         self.dialogues, self.questions, self.encode = dialogues, questions, encode
         self.images, self.seed, self.order = images_of(transform, limits), seed, order
-        self.walk = Walk(order, len(questions), max_skipped_fraction)
+        self.walk, self.limits = Walk(order, len(questions), max_skipped_fraction), limits
 
     def __len__(self) -> int:
         return self.order.per_rank
@@ -80,7 +81,7 @@ class DialogueDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> DialogueSample:
         """The sample at (epoch, position), or the next readable one, with notes about those skipped."""
         epoch, position = key
-        index, image, skipped = self.walk.open(epoch, position, lambda i: self._read(epoch, i))
+        index, read, skipped = self.walk.open(epoch, position, lambda i: self._read(epoch, i))
         place, number = self.questions[index].tolist()
         item = self.dialogues[place]
         one = item.exchanges[number]
@@ -88,16 +89,16 @@ class DialogueDataset(Dataset):
         others = [text for text in one.options if text != right]
         with seeded(self.seed, epoch, index):
             wrong = others[int(torch.randint(len(others), ()))]
-            pixels = self.images.finish(image)
+            pixels = finish_item(self.images, read)
         before = self.encode.before(history_of(item, number), one.question)
         texts = [before + self.encode.answer(text) for text in (right, wrong)]
         return DialogueSample(
             pixels.image, self.encode.caption(item.caption), texts, [], index, skipped, operations=pixels.operations
         )
 
-    def _read(self, epoch: int, index: int) -> Any:
-        path = self.dialogues.image_path(int(self.questions[index, 0]))
-        return self.images.read(path, self.seed, epoch, index)
+    def _read(self, epoch: int, index: int) -> list[Any]:
+        paths = self.dialogues.image_paths(int(self.questions[index, 0]))
+        return read_item(self.images, paths, self.limits, self.seed, epoch, index)
 
 
 class EvalDialogues(Dataset):
@@ -119,7 +120,7 @@ class EvalDialogues(Dataset):
     def __getitem__(self, index: int) -> DialogueSample:
         """The sample; for an unreadable image its `image` is None and `skipped` has a note."""
         item, encode = self.dialogues[index], self.encode
-        pixels, skipped = open_or_note(index, lambda _: self.transform(open_image(item.image, self.limits)))
+        pixels, skipped = open_or_note(index, lambda _: eval_pixels(item.image_paths, self.transform, self.limits))
         rounds = []
         for number, one in enumerate(item.exchanges):
             if one.options:
@@ -135,7 +136,7 @@ class EvalDialogues(Dataset):
 class DialogueBatch(TensorBatch):
     """Tensors of B samples."""
 
-    images: Tensor  # float32 (B, 3, S, S)
+    images: Tensor | Pictures  # float32 (B, 3, S, S), or where an item has several, up to F of each
     caption_ids: Tensor  # int64 (B, C), [CLS] first, padded to the longest of the batch
     caption_lengths: Tensor  # int64 (B,), without pads; stays on the CPU
     ids: Tensor  # int64 (2B, T), the right text of a sample, then the wrong one; (0, 0) in evaluation
@@ -152,7 +153,7 @@ def collate_dialogues(samples: list[DialogueSample], pad_id: int = 0, pad_to: tu
     captions, caption_lengths = padded([sample.caption for sample in samples], pad_id, pad_to)
     ids, lengths = padded([text for sample in samples for text in sample.texts], pad_id, pad_to)
     return DialogueBatch(
-        images=torch.stack([sample.image for sample in samples]) if samples else torch.empty(0),  # type: ignore[misc]
+        images=beside_one_another([sample.image for sample in samples]),  # type: ignore[misc]
         caption_ids=captions,
         caption_lengths=caption_lengths,
         ids=ids,
@@ -160,5 +161,5 @@ def collate_dialogues(samples: list[DialogueSample], pad_id: int = 0, pad_to: tu
         indices=[sample.index for sample in samples],
         skipped=skipped,
         rounds=[sample.rounds for sample in samples],
-        operations=[sample.operations for sample in samples],
+        operations=operations_of(samples),
     )

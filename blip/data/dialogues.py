@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from blip.data.compact import Texts
+from blip.data.compact import TextLists, Texts
 from blip.data.sets.dialogues import DIALOGUE_SETS, Dialogue, Exchange
 from blip.data.sources import Entry, records_of
 from blip.errors import InputError
@@ -19,13 +19,14 @@ from blip.errors import InputError
 
 
 class Dialogues:
-    """Dialogues in flat arrays, filled by `read_dialogues`. `dialogues[i]` has the full path of its image.
+    """Dialogues in flat arrays, filled by `read_dialogues`. `dialogues[i]` has the full paths of its images.
 
     Questions and answers that occur several times are held once: VisDial has 123 million options of 340,000 texts.
     """
 
     def __init__(self) -> None:
         self._paths, self._image_ids, self._captions, self._texts = Texts(), Texts(), Texts(), Texts()
+        self._further = TextLists()  # of each dialogue: its other pictures; empty where none has several
         self._ends = array("q")  # of each dialogue: where its exchanges end
         # of each exchange; texts are numbers in `_texts`, -1 without one
         self._questions, self._answers, self._right = array("i"), array("i"), array("i")
@@ -41,6 +42,7 @@ class Dialogues:
                 self._texts.append(text)
             return known[text]
 
+        self._further.append_late(item.further, len(self._paths))
         self._paths.append(item.image)
         self._image_ids.append(item.image_id)
         self._captions.append(item.caption)
@@ -59,7 +61,8 @@ class Dialogues:
 
     def __getitem__(self, index: int) -> Dialogue:
         exchanges = [self._exchange(row) for row in range(*_span(self._ends, index))]
-        return Dialogue(self._paths[index], self._captions[index], exchanges, self._image_ids[index])
+        image, *further = self.image_paths(index)
+        return Dialogue(image, self._captions[index], exchanges, self._image_ids[index], further)
 
     def _exchange(self, row: int) -> Exchange:
         return Exchange(
@@ -70,9 +73,14 @@ class Dialogues:
             self._relevances[slice(*_span(self._relevance_ends, row))].tolist(),
         )
 
-    def image_path(self, index: int) -> str:
-        """The path of the image of dialogue `index`."""
-        return self._paths[index]
+    def image_paths(self, index: int) -> list[str]:
+        """The paths of all pictures of dialogue `index`."""
+        return [self._paths[index], *(self._further[index] if len(self._further) else [])]
+
+    def above(self, most: int) -> int:
+        """How many dialogues name more than `most` pictures."""
+        counts = np.diff(np.asarray(self._further.ends), prepend=0) + 1
+        return int((counts > most).sum())
 
     def trainable(self) -> np.ndarray:
         """(R, 2) int64: dialogue and round, from 0, of each question with a right answer and at least one wrong one."""
@@ -101,7 +109,7 @@ class Dialogues:
     def nbytes(self) -> int:
         arrays = (self._ends, self._questions, self._answers, self._right, self._options, self._option_ends,
                   self._relevances, self._relevance_ends)  # fmt: skip
-        texts = (self._paths, self._image_ids, self._captions, self._texts)
+        texts = (self._paths, self._further, self._image_ids, self._captions, self._texts)
         return sum(len(x) * x.itemsize for x in arrays) + sum(x.nbytes for x in texts)
 
 
@@ -122,8 +130,8 @@ def read_dialogues(files: Sequence[Entry], image_root: str = "", dataset: str = 
             path, weight = opened.source.path, opened.source.weight
             raise InputError(f"{path}: weight is {weight}; files of dialogues take none")
         item = opened.record()
-        item.image_id = item.image_id or item.image
-        item.image = os.path.normpath(os.path.join(opened.file.root, item.image))
+        item.image_id = item.image_id or "|".join(item.image_paths)
+        item.image, *item.further = (os.path.normpath(os.path.join(opened.file.root, x)) for x in item.image_paths)
         dialogues.append(item, known)
     return dialogues
 

@@ -23,6 +23,7 @@ from blip.data.sets.questions import ASKED, QUESTION_SETS, Question
 from blip.data.sets.statements import STATEMENT_SETS, Statement
 from blip.data.sets.studies import StudyOptions
 from blip.data.sources import Entry, Opened, Source, records_of, source_of, taken
+from blip.data.video import is_video
 from blip.errors import InputError, did_you_mean
 from blip.hub.names import is_hub_name
 from blip.outputs import OutputError
@@ -102,7 +103,7 @@ def find_records(
     if is_hub_name(source.path):
         source = replace(source, path=pinned(source.path))  # what is asked several times stays the same
     if not is_source(source):
-        images = [source.path] if is_reference(source.path) else find_images([source.path])
+        images = [source.path] if _is_part(source.path) else find_images([source.path])
         yield from taken(lambda: (Found([str(image)]) for image in images), source.limit, source.seed)
         return
     sets, kind = (CAPTION_SETS, "images") if images_alone and source.dataset == "json" else kind_of_source(source)
@@ -118,6 +119,11 @@ def find_records(
             if on_problem is None:
                 raise
             on_problem(error)
+
+
+def _is_part(path: str) -> bool:
+    """Whether a place is a reference to a part of a file, such as FILE#ROW, SERIES/#slices=16 or clip.mp4#frames=8."""
+    return is_reference(path) or ("#" in path and not os.path.lexists(path) and is_video(path))
 
 
 def is_source(place: str | Path | Source) -> bool:

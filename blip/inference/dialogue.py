@@ -6,7 +6,7 @@ import torch
 
 from blip.data.dialogue_texts import DialogueEncoder, Lengths
 from blip.errors import InputError
-from blip.inference.inputs import ImageInput
+from blip.inference.inputs import OneImage
 from blip.inference.loaded_model import LoadedModel
 from blip.inference.results import Answer, finite
 from blip.models.dialogue import Round, answer_logits
@@ -14,7 +14,7 @@ from blip.models.dialogue import Round, answer_logits
 
 def rank(
     m: LoadedModel,
-    image: ImageInput,
+    image: OneImage,
     caption: str,
     *,
     history: Sequence[tuple[str, str]],
@@ -31,7 +31,7 @@ def rank(
     encode = encoder_of(m)
     ids = torch.tensor([encode.caption(caption)], device=m.device)
     lengths = torch.tensor([ids.shape[1]])
-    keys = model.keys(model.image_encoder(m.pixels([image])), model.caption_states(ids, lengths), lengths)
+    keys = model.keys(m.states([image]), model.caption_states(ids, lengths), lengths)
     one = Round(encode.before(history, question), [encode.answer(answer) for answer in answers])
     (logits,) = answer_logits(model, keys, [one])
     values = finite(logits.float().softmax(dim=1)[:, 1])

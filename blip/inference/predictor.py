@@ -14,8 +14,8 @@ from blip.inference.choices import AnswerChoices
 from blip.inference.computation import gradients_on_request, without_gradients
 from blip.inference.dialogue import rank
 from blip.inference.inputs import (
-    ImageInput,
     Images,
+    OneImage,
     Texts,
     as_list,
     batches_of,
@@ -242,7 +242,7 @@ class Predictor(LoadedModel):
     @without_gradients
     def rank_answers(
         self,
-        image: ImageInput,
+        image: OneImage,
         caption: str,
         *,
         history: Sequence[tuple[str, str]] = (),
@@ -252,7 +252,7 @@ class Predictor(LoadedModel):
         """The best answer to a question in a dialogue about an image, with all candidates, the best one first.
 
         Args:
-            image: a path, a PIL image or an array.
+            image: a path, a PIL image or an array; or a `blip.Study` of several.
             caption: of the image.
             history: the questions before, each with its answer, the oldest first.
             question: the question to answer.

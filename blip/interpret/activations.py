@@ -212,6 +212,7 @@ def _shard(
 
 
 def contents_of(wanted: Sequence[Wanted]) -> str:
+    """A fingerprint of records: of their images' paths, texts and answers."""
     digest = hashlib.sha256()
     for one in wanted:
         digest.update(json.dumps([str(one.image), one.text, one.answer, *map(str, one.further)]).encode())

@@ -4,7 +4,8 @@ A caption goes through the text encoder alone. Its states and those of the image
 cross-attention of a second text: what was said so far, the question and one answer, behind `[ENC]`. The state of
 `[ENC]` is classified, as in image-text matching.
 
-Shapes: B dialogues, N image tokens, C tokens of the longest caption, D width, R texts, T tokens of the longest.
+Shapes: B dialogues, N tokens of an image or of all pictures of an item, C tokens of the longest caption, D width,
+R texts, T tokens of the longest.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from blip.network.cross_attention import ProjectedKeys
 from blip.network.embeddings import TextConfig
 from blip.network.med import TextEncoder
 from blip.network.packing import Rows
+from blip.network.pictures import Pictures, States, encode, side_by_side
 from blip.network.vit import ViT, ViTConfig
 from blip.tokenizer import Specials
 
@@ -42,17 +44,17 @@ class DialogueModel(nn.Module):
         self.itm_head = nn.Linear(text.width, 2)
 
     def forward(
-        self, images: Tensor, caption_ids: Tensor, caption_lengths: Tensor, *, ids: Tensor, lengths: Tensor
+        self, images: Tensor | Pictures, caption_ids: Tensor, caption_lengths: Tensor, *, ids: Tensor, lengths: Tensor
     ) -> Tensor:
         """Logits (R, 2) of texts about B dialogues, R / B of each side by side; class 1 = the answer is right.
 
         Args:
-            images: (B, 3, height, width), normalised.
+            images: (B, 3, height, width), normalised; or of several pictures, see `blip.network.pictures`.
             caption_ids: (B, C), each `[CLS] ... [SEP]` and padding; caption_lengths (B,) of them, on the CPU.
             ids: (R, T), each `[ENC] ... [SEP]` and padding; lengths (R,) of them, on the CPU.
         """
         captions = self.caption_states(caption_ids, caption_lengths)
-        keys = self.keys(self.image_encoder(images), captions, caption_lengths)
+        keys = self.keys(encode(self.image_encoder, images), captions, caption_lengths)
         return self.match(ids, lengths, keys)
 
     def caption_states(self, ids: Tensor, lengths: Tensor) -> Tensor:
@@ -60,14 +62,17 @@ class DialogueModel(nn.Module):
         rows = Rows(lengths, ids.shape[1], ids.device)
         return rows.unpack(self.text_encoder.text(ids, rows))
 
-    def keys(self, image_states: Tensor, caption_states: Tensor, caption_lengths: Tensor) -> ProjectedKeys:
-        """States (B, N, D) of images and (B, C, D) of captions -> the keys of both, where padding is masked."""
-        states = torch.cat([image_states, caption_states], dim=1)  # (B, N+C, D)
+    def keys(self, image_states: States, caption_states: Tensor, caption_lengths: Tensor) -> ProjectedKeys:
+        """States of images and (B, C, D) of captions -> the keys of both, where padding and absent pictures are
+        masked."""
+        tokens, seen = side_by_side(image_states)  # (B, N, D), (B, N) or None
+        states = torch.cat([tokens, caption_states], dim=1)  # (B, N+C, D)
         real = torch.arange(caption_states.shape[1]) < caption_lengths.cpu()[:, None]  # (B, C), True at a token
-        if bool(real.all()):
+        if seen is None and bool(real.all()):
             return self.text_encoder.image_keys(states)
-        seen = torch.ones(image_states.shape[:2], dtype=torch.bool)  # (B, N)
-        return self.text_encoder.image_keys(states, sent(torch.cat([seen, real], dim=1), states.device))
+        if seen is None:
+            seen = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        return self.text_encoder.image_keys(states, torch.cat([seen, sent(real, seen.device)], dim=1))
 
     def match(self, ids: Tensor, lengths: Tensor, keys: ProjectedKeys) -> Tensor:
         """Logits (R, 2) of texts ids (R, T) of `lengths` (R,); row r is about dialogue r // (R / B) of `keys`."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from blip.data.images import open_image
+from blip.data.pictures import open_pictures
 from blip.errors import BlipError, InputError
 from blip.inference.predictor import Predictor
 from blip.interpret.explain import explain_pairs
@@ -41,7 +41,7 @@ def add_maps(model: Predictor, tiles: Sequence[Tile], method: str = METHOD) -> s
 
 
 def _map(model: Predictor, tile: Tile, method: str, *, answers: bool, writes: bool) -> Image.Image:
-    item, picture = tile.item, open_image(tile.item.images[0], model.limits)
+    item, picture = tile.item, open_pictures(tile.item.images, model.limits)[0]
     shown = item.output if item.output is not None else next(iter(item.truth), "")
     text = item.text if answers else shown if writes or not item.text else item.text
     found = explain_pairs(model, picture, text, answers=shown if answers else "", method=method)

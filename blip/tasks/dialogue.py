@@ -25,12 +25,14 @@ from blip.evaluation.dialogues import RankedRound, ranks_of, score_rounds
 from blip.evaluation.losses import LossSums, match_losses, with_total
 from blip.models.dialogue import DialogueModel, Round, answer_logits
 from blip.models.losses import match
+from blip.network.pictures import encode
 from blip.tasks.config import DialogueConfig
 from blip.tasks.data_options import entries, limits_of, read_as
 from blip.tasks.finetune import FineTuning
+from blip.tasks.item_pictures import tell_left_out
 from blip.tasks.rehearsal import rehearsals
 from blip.tasks.run import evaluate, train
-from blip.tasks.samples import chosen, sample
+from blip.tasks.samples import chosen, of_item, sample
 from blip.train.history import SAMPLES
 from blip.train.launch import launch
 from blip.train.loop import Step
@@ -51,6 +53,7 @@ class DialogueRanking(FineTuning):
         self.dialogues: Dialogues | None = None
         if self.config.train_file:
             self.dialogues = self._read("train")
+            tell_left_out(self.dialogues, self.config)
             self.questions = self.dialogues.trainable()
             if not len(self.questions):
                 raise ConfigError(f"{', '.join(self.files('train'))}: no question has a right answer among wrong ones")
@@ -122,7 +125,7 @@ class DialogueRanking(FineTuning):
     def _name(self, batch: DialogueBatch) -> str:
         assert self.dialogues is not None
         places = [self.questions[i].tolist() for i in batch.indices[:16]]
-        return ", ".join(f"{self.dialogues.image_path(place)}, round {number + 1}" for place, number in places)
+        return ", ".join(f"{self.dialogues.image_paths(place)[0]}, round {number + 1}" for place, number in places)
 
     # ---- evaluation --------------------------------------------------------------------------------------------------
 
@@ -150,7 +153,7 @@ class DialogueRanking(FineTuning):
 
     def _logits(self, batch: DialogueBatch) -> list[list[Tensor]]:
         """Logits (A, 2) of the options of each round of each dialogue; an image and its caption are encoded once."""
-        states = self.model.image_encoder(batch.images)
+        states = encode(self.model.image_encoder, batch.images)
         captions = self.model.caption_states(batch.caption_ids, batch.caption_lengths)
         logits = []
         for i, rounds in enumerate(batch.rounds):
@@ -184,11 +187,11 @@ class DialogueRanking(FineTuning):
                     **({"truth": one.options[one.right], "rank": ranks[one.right]} if one.right >= 0 else {}),
                 }
                 results.append({"image_id": image_id, "round_id": number + 1, "ranks": ranks})
-                rows.append({"image_id": image_id, "image": item.image, "round_id": number + 1, **row})
+                rows.append({"image_id": image_id, **of_item(item.image_paths), "round_id": number + 1, **row})
             if index in shown and rounds:  # the last question of the dialogue
                 more = {name: row[name] for name in ("probability", "rank") if name in row}
                 truth, output = row.get("truth", ""), row["answer"]
-                lines.append(sample(index, item.image, text=row["question"], truth=truth, output=output, **more))
+                lines.append(sample(index, item.image_paths, text=row["question"], truth=truth, output=output, **more))
         self.write(f"ranks_{split}.json", results)
         self.write(f"answers_{split}.json", rows)
         self.logged.append((SAMPLES, lines))
@@ -198,9 +201,10 @@ class DialogueRanking(FineTuning):
         rounds = []
         for index, scored in ranked:
             item = dialogues[index]
+            group = "|".join(item.image_paths)
             for number, scores in scored:
                 one = item.exchanges[number]
-                rounds.append(RankedRound(item.image, ranks_of(scores), one.right, one.relevance))
+                rounds.append(RankedRound(group, ranks_of(scores), one.right, one.relevance))
         intervals = score_rounds(rounds, seed=self.config.seed)
         self.write(f"scores_{split}.json", {"scores": as_json(intervals)})
         counts = {f"{split}_dialogues": len(ranked), f"{split}_questions": len(rounds)}

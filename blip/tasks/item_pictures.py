@@ -8,6 +8,7 @@ from typing import Any
 from blip import distributed
 from blip.config import ModelConfig
 from blip.console.bars import LastingConsole
+from blip.data.dialogues import Dialogues
 from blip.data.image_bytes import ImageLimits
 from blip.data.pairs import Pairs
 from blip.data.pictures import pictures_of, sources_of
@@ -71,7 +72,7 @@ def of_several(pictures: int) -> str:
     return f" of {pictures} pictures" if pictures > 1 else ""
 
 
-def tell_left_out(data: Pairs | Questions, config: ModelConfig) -> None:
+def tell_left_out(data: Pairs | Questions | Dialogues, config: ModelConfig) -> None:
     """Prints a line, from the main process, where items have more pictures than are read."""
     count, most = data.above(config.max_pictures), config.max_pictures
     if count and distributed.is_main():

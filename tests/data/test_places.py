@@ -8,7 +8,7 @@ from PIL import Image
 
 from blip.data.formats import AnnotationError
 from blip.data.images import NoImages, open_image
-from blip.data.places import images_of, is_annotation_file
+from blip.data.places import images_of, is_annotation_file, items_of
 
 
 @pytest.fixture
@@ -28,6 +28,13 @@ def test_places_keep_their_order_and_records_give_each_image_once(folder: Path) 
     assert images_of([folder / "inner", folder / "c.png"]) == [*inner, folder / "c.png"]
     assert images_of([folder / "captions.json"]) == [folder / "c.png", folder / "inner" / "b.png"]
     assert images_of([str(folder / "captions.csv"), str(folder / "inner")]) == [inner[0], *inner]
+
+
+def test_references_to_frames_and_slices_are_places(folder: Path) -> None:
+    for name in ("c.mp4", "d # e.mp4"):
+        (folder / name).write_bytes(b"a video")
+    places = [f"{folder}/c.mp4#frames=2", f"{folder}/d # e.mp4", f"{folder}/d # e.mp4#rate=1", "ct/#slices=2"]
+    assert items_of(places) == [[place] for place in places]
 
 
 def test_images_inside_parquet_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

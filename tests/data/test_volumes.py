@@ -13,6 +13,7 @@ from blip.data.image_bytes import ImageLimits, UnreadableImage
 from blip.data.images import open_image, open_plain
 from blip.data.scans import volumes
 from blip.data.scans.volumes import evenly, is_volume, open_slices
+from blip.errors import InputError
 
 pydicom = pytest.importorskip("pydicom", reason="pydicom is not installed")
 nibabel = pytest.importorskip("nibabel", reason="nibabel is not installed")
@@ -152,10 +153,13 @@ def test_order_of_pydicoms_series_after_shuffling_names(tmp_path: Path) -> None:
 def test_several_series_in_a_folder_are_listed(tmp_path: Path) -> None:
     folder = series(tmp_path / "s", range(3))
     series(tmp_path / "s", [9, 8], SeriesInstanceUID="1.2.4", SOPInstanceUID="9.9")
-    with pytest.raises(UnreadableImage, match=r"several series.*#series=UID chooses one: 1\.2\..* \(\d files\); 1\.2"):
+    with pytest.raises(UnreadableImage, match=r"several series.*#series=N chooses one: 0 \(\d files\), 1 \(\d") as told:
         open_slices(f"{folder}/")
-    assert levels(f"{folder}/#series=1.2.4&slices=5")[-1] in (8, 9)
-    with pytest.raises(UnreadableImage, match=r"no series 7: 1\.2"):
+    assert "1.2" not in told.value.reason  # no UID is repeated
+    by_uid = {uid: levels(f"{folder}/#series={uid}&slices=5") for uid in ("1.2.3", "1.2.4")}
+    assert by_uid["1.2.4"][-1] in (8, 9)
+    assert sorted(levels(f"{folder}/#series={number}&slices=5") for number in (0, 1)) == sorted(by_uid.values())
+    with pytest.raises(UnreadableImage, match=r"no series 7: 0 \(\d files\), 1 \(\d files\)"):
         open_slices(f"{folder}/#series=7")
 
 
@@ -202,6 +206,24 @@ def test_which_references_are_volumes(tmp_path: Path) -> None:
     no = ("a.png", "x.dcm", "x.nii.gz", "x.dcm#frame=2", f"{folder}/#slice=1", "a.parquet#3", "clip.mp4#frames=8",
           "clip.mp4#slices=2", "none", "hub:a/b")  # fmt: skip
     assert all(map(is_volume, yes)) and not any(map(is_volume, no))
+
+
+def test_names_of_folders_may_have_dots(tmp_path: Path) -> None:
+    folder = series(tmp_path / "St. Mary v1.b", range(4))
+    for name in (f"{folder}/", folder, f"{folder}#slices=4", f"{folder}/#slices=4"):  # paths lose their last slash
+        assert is_volume(name) and levels(name) == levels(f"{folder}/#slices=4")
+    one = open_image(f"{folder}#slice=1", ImageLimits(window="127.5/255"))
+    assert one.getpixel((0, 0))[0] == levels(f"{folder}/#slices=4")[1]
+
+
+def test_a_folder_says_that_pydicom_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise InputError("a DICOM file, which pydicom reads")
+
+    folder = series(tmp_path / "s", range(2))
+    monkeypatch.setattr("blip.data.scans.series.pydicom", missing)
+    with pytest.raises(UnreadableImage, match="which pydicom reads"):
+        open_slices(f"{folder}/")
 
 
 def test_only_the_chosen_slices_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,8 @@ VERBS = {
                      "points.json", ("named/captions.json", "named/images/000000.png"), ("named/", "named2/")),
     "probe": Verb("probe states --labels named/captions.json --label lesions.0.box.0 --folds 2 --out OUT",
                   "scores.json", ("named/captions.json", "states/index.json"), ("box.0", "box.1")),
+    "sae train": Verb("sae train states --point image.0.out --features 6 --k 2 --steps 2 --out OUT", "sae",
+                      ("states", "."), ("--steps 2", "--steps 3"), folder=True),
     "score-maps": Verb("score-maps named/captions.json --checkpoint retrieval --method raw --limit 2 --score curves "
                        "--steps 1 --out OUT", "scored_maps", ("named", "retrieval", "."), ("named/", "named2/"),
                        folder=True),

@@ -13,6 +13,7 @@ from blip.errors import InputError
 from blip.hardware.profile import PROFILES
 from blip.models import dialogue
 from blip.models.dialogue import DialogueModel, Round, answer_logits
+from blip.network.pictures import beside_one_another
 
 WIDTH = 36
 
@@ -57,9 +58,10 @@ def read(state: dict[str, Tensor], ids: list[int], others: Tensor | None) -> Ten
 
 
 def plain_logits(model: DialogueModel, image: Tensor, caption: list[int], text: list[int]) -> Tensor:
-    """The two logits of one image, caption and text."""
+    """The two logits of one image (3, h, w), or of F pictures (F, 3, h, w), a caption and a text."""
     state = model.state_dict()
-    states = torch.cat([model.image_encoder(image[None])[0], read(state, caption, None)])
+    pictures = model.image_encoder(image if image.dim() == 4 else image[None])  # (F, N, D)
+    states = torch.cat([*pictures, read(state, caption, None)])
     return linear(state, "itm_head", read(state, text, states)[0])
 
 
@@ -97,15 +99,17 @@ def test_all_answers_at_once_equal_one_by_one(at_once: int, packed: bool, monkey
 
 
 @torch.no_grad()
-def test_a_batch_equals_pair_by_pair(packed: bool) -> None:
-    """Captions of different lengths: their padding is masked."""
+@pytest.mark.parametrize("counts", [(1, 1), (1, 3), (3, 3)], ids=["one picture", "one and three", "three"])
+def test_a_batch_equals_pair_by_pair(packed: bool, counts: tuple[int, int]) -> None:
+    """Captions of different lengths and items of several pictures: padding and absent pictures are masked."""
     model = made()
-    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    several = [torch.randn(count, 3, 32, 32, dtype=torch.float64) for count in counts]
+    images = [one[0] if len(one) == 1 else one for one in several]
     captions, lengths = torch.tensor([[1, 9, 8, 2, 0, 0], [1, 5, 6, 7, 8, 2]]), torch.tensor([4, 6])
     enc = model.specials.enc
     ids = torch.tensor([[enc, 4, 5, 2, 0], [enc, 4, 5, 6, 2], [enc, 9, 2, 0, 0], [enc, 9, 8, 2, 0]])
     texts = torch.tensor([4, 5, 3, 4])
-    found = model(images, captions, lengths, ids=ids, lengths=texts)
+    found = model(beside_one_another(images), captions, lengths, ids=ids, lengths=texts)
     for row, logits in enumerate(found):
         place = row // 2
         caption = captions[place, : lengths[place]].tolist()

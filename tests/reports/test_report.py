@@ -273,6 +273,14 @@ def test_samples_of_statements_have_both_images(tmp_path: Path) -> None:
         assert page.count('alt="image of this record"') == 2 and f"<dt>{name}</dt><dd>both are grey" in page
 
 
+def test_samples_of_several_pictures(tmp_path: Path) -> None:
+    run = write_answers(tmp_path / "run")
+    line = {"step": 1, "epoch": 1, "index": 0, "text": "where", "truth": "left", "output": "right"}
+    write_lines(run / "samples.jsonl", [{**line, "image": ["noise.png", "noise.png", "noise.png"]}])
+    page = report(run)
+    assert page.count('alt="image of this record"') == 2 and "<dt>question</dt><dd>where" in page
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("value", [float("nan"), 1e300])
 def test_a_run_that_went_astray_has_a_page(tmp_path: Path, value: float) -> None:

@@ -4,17 +4,21 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers.dicom import write_scans
 from helpers.random_checkpoints import random_checkpoint
 from helpers.running import code_and_text
 from helpers.written_runs import write_answers, write_run
 from PIL import Image
 
 import blip
+from blip.data.check import check_data
 from blip.errors import InputError
 from blip.files import ReadError
 from blip.reports.grid import Grid, show
 from blip.reports.items import Choice, Item
 from blip.reports.results import results_in
+from blip.reports.run_files import read_run
+from blip.reports.samples import samples_of
 from blip.reports.tiles import rows_of
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install -e '.[pictures]'")
@@ -182,6 +186,26 @@ def test_data_of_every_kind(phantoms: Path) -> None:
     assert [len(tile.pictures) for tile in statements.tiles] == [2, 2]
     images = show(phantoms / "images", choice=Choice(limit=2))
     assert names(images) == ["000000.png", "000001.png"]
+
+
+def test_data_of_volumes_and_videos(tmp_path: Path) -> None:
+    for extra in ("pydicom", "av"):
+        pytest.importorskip(extra, reason=f"{extra} is not installed")
+    from helpers.videos import write_video
+
+    write_scans(tmp_path)
+    write_video(tmp_path / "a.mp4", 9)
+    images = ("ct/#slices=4", "ct/", "a.mp4#frames=3", "ct.dcm")
+    data = write(tmp_path / "data.json", [{"image": image, "caption": "x"} for image in images])
+    grid = show(data, tmp_path / "page.html")
+    assert [len(tile.pictures) for tile in grid.tiles] == [4, 5, 3, 1] and not grid.unreadable
+    items = blip.data(data)
+    assert items[0].image.size == (64, 32) and [len(item.images) for item in items] == [4, 5, 3, 1]
+    assert check_data([str(data)], num_workers=0).of_several == 3
+    run = write_answers(tmp_path / "run")
+    line = {"step": 1, "epoch": 1, "index": 0, "image": f"{tmp_path}/ct/#slices=4", "text": "", "output": "x"}
+    (run / "samples.jsonl").write_text(json.dumps(line))
+    assert [len(sample.pictures) for sample in samples_of([read_run(run)])] == [2]
 
 
 def test_a_broken_record_is_shown_as_such(tmp_path: Path) -> None:

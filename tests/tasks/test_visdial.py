@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.dialogues import OPTIONS, PARTS, configure, dialogues, score, train, write_visdial
-from helpers.fine_tuning import CPU, assert_same_run, evaluations
+from helpers.fine_tuning import CPU, assert_same_run, evaluations, of_several_pictures
 from helpers.running import message_of
 
 import blip
@@ -85,6 +85,30 @@ def test_the_file_of_the_server_is_the_ranking(trained: tuple[Any, Path], phanto
     assert found["val_mrr"] == pytest.approx(sum(reciprocal) / len(reciprocal), abs=1e-9)
     assert [row["rank"] for row in rows] == pytest.approx([1 / value for value in reciprocal])
     assert all(0 < row["probability"] < 1 and row["truth"] for row in rows)
+
+
+def test_dialogues_about_several_pictures(
+    phantoms: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """They are trained, scored in batches as one by one, and told when pictures are left out."""
+    given = ("max_steps=2", "max_pictures=2", "picture_embeddings=place")
+    config = configure(phantoms, tmp_path, *given, init_from=tiny_checkpoint)
+    for file in (*config.train_file, *config.val_file, *config.test_file):
+        of_several_pictures(str(file))
+    train(config, tmp_path / "run")
+    assert "items have more than 2 pictures, of which 2 are read" in capsys.readouterr().err
+    rows = json.loads((tmp_path / "run" / "answers_val.json").read_text())
+    assert [len(row.get("images", [""])) for row in rows[::2]] == [2, 1, 3, 1, 2]
+    records = json.loads(Path(str(config.val_file[0])).read_text())
+    m = blip.load(tmp_path / "run" / "best")
+    for row, record in zip(rows[::2], records, strict=True):
+        images = blip.Study(record["images"]) if "images" in record else record["image"]
+        one = record["dialog"][0]
+        found = m.rank_answers(images, record["caption"], question=one["question"], answers=one["answer_options"])
+        assert (found.text, found.probability) == (row["answer"], pytest.approx(row["probability"], abs=1e-5))
+    (tmp_path / "dialogue-val.json").write_text(json.dumps([{**records[0], "image": "a.png"}]))
+    with pytest.raises(BlipError, match="has both image and images"):
+        train(config, tmp_path / "other")
 
 
 def test_evaluating_again_gives_the_best_validation(trained: tuple[Any, Path]) -> None:

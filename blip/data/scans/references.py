@@ -6,7 +6,8 @@ volume.nii.gz#time=2                  of a file with several volumes, such as fM
 series/#slice=12                      a slice of the series in a folder
 series/#slices=16                     16 slices, evenly over the series; of files with frames or slices likewise
 series/#slices=16&by=content          the same without empty slices
-series/#series=1.2.840.1              of a folder with several series, the one with this SeriesInstanceUID
+series/#series=1                      of a folder with several series, the second, in the order of the names of files
+series/#series=1.2.840.1              the one with this SeriesInstanceUID
 """
 
 import os
@@ -14,6 +15,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from blip.data.image_files import ENDINGS as IMAGES
+from blip.data.image_files import SCANS
 from blip.errors import InputError
 
 AXES = ("axial", "coronal", "sagittal")
@@ -90,7 +93,7 @@ def is_nifti(path: str | Path) -> bool:
 
 def is_folder(path: str) -> bool:
     """Whether a path is a folder. Names of image files are not looked up: each record of a data set asks this."""
-    return path.endswith(("/", os.sep)) or (is_bare(path) and os.path.isdir(path))
+    return path.endswith(("/", os.sep)) or (not path.lower().endswith((*IMAGES, *SCANS)) and os.path.isdir(path))
 
 
 def has_dicom_name(path: str | Path) -> bool:
@@ -100,11 +103,11 @@ def has_dicom_name(path: str | Path) -> bool:
 
 def _may_hold_scans(path: str) -> bool:
     """No for paths that other references have: videos, tables."""
-    return path.endswith(("/", os.sep)) or is_nifti(path) or has_dicom_name(path) or is_bare(path)
+    return is_folder(path) or is_nifti(path) or has_dicom_name(path) or is_bare(path)
 
 
 def is_bare(path: str) -> bool:
-    """Whether a path has no ending, or one of digits alone, as DICOM UIDs have: a folder, or a file of a scanner."""
+    """Whether a path has no ending, or one of digits alone, as DICOM UIDs have: a file of a scanner, or a folder."""
     return re.fullmatch(r"(\.\d+)?", os.path.splitext(path)[1]) is not None
 
 

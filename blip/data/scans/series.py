@@ -50,11 +50,13 @@ def series_of(folder: str, uid: str | None = None) -> tuple[Slice, ...]:
     """The files of a series in their order.
 
     Args:
-        uid: its SeriesInstanceUID, needed where the folder holds several.
+        uid: its SeriesInstanceUID, or its number from 0 in the order of the names of files; needed where the folder
+            holds several. No message repeats the UID of a header.
 
     Raises:
         InputError: the folder holds no such series, or several; or positions give no order.
     """
+    pydicom()  # without it, no file would count as a picture
     try:
         changed = os.stat(folder).st_mtime_ns
     except OSError as error:
@@ -64,21 +66,27 @@ def series_of(folder: str, uid: str | None = None) -> tuple[Slice, ...]:
 
 @lru_cache(maxsize=256)
 def _ordered(folder: str, uid: str | None, changed: int) -> tuple[Slice, ...]:
-    entries = _entries(folder)
     by_series: dict[str, list[_Entry]] = {}
-    for entry in entries:
+    for entry in _entries(folder):
         by_series.setdefault(entry.uid, []).append(entry)
-    if uid is not None:
-        if uid not in by_series:
-            raise InputError(f"the folder holds no series {uid[:70]}: {_listed(by_series)}")
-        by_series = {uid: by_series[uid]}
     if not by_series:
         raise InputError("a folder without DICOM pictures, which a volume needs")
-    if len(by_series) > 1:
-        raise InputError(f"the folder holds several series, of which #series=UID chooses one: {_listed(by_series)}")
-    (found,) = by_series.values()
+    if uid is not None:
+        found = _chosen(by_series, uid)
+    elif len(by_series) > 1:
+        raise InputError(f"the folder holds several series, of which #series=N chooses one: {_listed(by_series)}")
+    else:
+        (found,) = by_series.values()
     found = list({entry.instance or entry.path: entry for entry in found}.values())  # copies of a slice count once
     return tuple(Slice(entry.path, entry.frames) for entry in (_by_position(found) if len(found) > 1 else found))
+
+
+def _chosen(by_series: dict[str, list[_Entry]], uid: str) -> list[_Entry]:
+    if uid in by_series:
+        return by_series[uid]
+    if uid.isascii() and uid.isdigit() and int(uid[:9]) < len(by_series):
+        return list(by_series.values())[int(uid[:9])]
+    raise InputError(f"the folder holds no series {uid[:70]}: {_listed(by_series)}")
 
 
 def _by_position(entries: Sequence[_Entry]) -> list[_Entry]:
@@ -151,6 +159,7 @@ def _normal(orientation: list[float] | None) -> tuple[float, ...] | None:
 
 
 def _listed(by_series: dict[str, list[_Entry]]) -> str:
-    shown = [f"{uid or '(without UID)'} ({len(found)} files)" for uid, found in list(by_series.items())[:SHOWN]]
+    """The series with their numbers. Their UIDs are left out: messages stand in logs, and UIDs name examinations."""
+    shown = [f"{number} ({len(found)} files)" for number, found in enumerate(list(by_series.values())[:SHOWN])]
     more = len(by_series) - SHOWN
-    return "; ".join(shown) + (f"; and {more:,} more" if more > 0 else "") if shown else "it holds none"
+    return ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")

@@ -112,8 +112,9 @@ def _spread(one: Grey) -> float:
     if not finite.any():
         return 0.0
     weights = None if counts is None else counts[finite]
-    mean = np.average(values[finite], weights=weights)
-    return float(np.sqrt(np.average((values[finite] - mean) ** 2, weights=weights)))
+    with np.errstate(over="ignore", invalid="ignore"):  # of values near the largest that a float holds
+        mean = np.average(values[finite], weights=weights)
+        return float(np.sqrt(np.average((values[finite] - mean) ** 2, weights=weights)))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.data.columns import Columns
-from blip.data.formats import Records, iter_records, kind_of
+from blip.data.formats import Records, iter_records, kind_of, several_paths
 from blip.data.sets.captions import path_of, text_of
 from blip.data.sets.layout import SetFormat
 from blip.data.sets.visdial import VISDIAL_FILES, VISDIAL_IMAGES, visdial_file
@@ -35,20 +35,24 @@ class Dialogue:
     caption: str
     exchanges: list[Exchange]
     image_id: str = ""  # as in files of results; "": the path
+    further: list[str] = field(default_factory=list)  # paths of other pictures of the same item, in order
 
     @property
     def image_paths(self) -> list[str]:
-        return [self.image]
+        """All pictures that the dialogue is about."""
+        return [self.image, *self.further]
 
 
 def dialogue(record: Any) -> Dialogue:
-    """`image`, `caption`, `dialog` (or `dialogue`), a list of exchanges, optionally `image_id`; ValueError otherwise.
+    """`image`, or `images` of one item, `caption`, `dialog` (or `dialogue`), a list of exchanges, optionally
+    `image_id`; ValueError otherwise.
 
     An exchange has `question`, `answer`, and where an answer is to be chosen `answer_options`, a list of texts, with
     `gt_index`, the number of the right one from 0. Without that number, the option that equals `answer` is right.
     `relevance`, a number for each option, is needed for NDCG alone.
     """
-    image, caption = path_of(record, "image"), text_of(record, "caption")
+    image, *further = several_paths(record) or [path_of(record, "image")]
+    caption = text_of(record, "caption")
     given = record.get("dialog", record.get("dialogue"))
     if not isinstance(given, list) or not given:
         raise InputError(f"its dialog is {'empty' if given == [] else kind_of(given)}, not a list of exchanges")
@@ -59,7 +63,7 @@ def dialogue(record: Any) -> Dialogue:
     for number, one in enumerate(exchanges[:-1], start=1):
         if one.answer is None:
             raise InputError(f"exchange {number} has no answer: only that of the last question may be unknown")
-    return Dialogue(image, caption, exchanges, image_id)
+    return Dialogue(image, caption, exchanges, image_id, further)
 
 
 def _exchange(number: int, given: Any) -> Exchange:

@@ -1,4 +1,4 @@
-"""`blip probe`: what cached states hold."""
+"""`blip probe` and `blip sae`: what cached states hold."""
 
 import csv
 import io
@@ -10,7 +10,23 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from blip.command_line import Overwrite, alone, as_input, say, seed_option, user_errors
+from blip.command_line import (
+    BatchSize,
+    Checkpoint,
+    ColumnNames,
+    DatasetForm,
+    Device,
+    ImageRoot,
+    Overwrite,
+    Precision,
+    Split,
+    TokenizerFile,
+    alone,
+    as_input,
+    say,
+    seed_option,
+    user_errors,
+)
 from blip.errors import InputError, visible
 from blip.files import json_text, write_whole
 from blip.html_page import csv_cell
@@ -18,6 +34,10 @@ from blip.outputs import claim_output
 
 if TYPE_CHECKING:
     from blip.interpret.features.probes import Probe
+
+app = typer.Typer(
+    no_args_is_help=True, help="Sparse autoencoders of cached states: train one, and report what it found."
+)
 
 Shards = Annotated[Path, typer.Argument(help="folder that `blip activations` wrote")]
 
@@ -71,6 +91,109 @@ def probe(
                 written += [out.name, *names]
         _show(found)
         say(f"{len(found)} probes: {out}")
+
+
+@app.command()
+def train(
+    shards: Shards,
+    point: Annotated[str, typer.Option(help="of the shards, such as image.2.out")],
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    features: Annotated[int, typer.Option(min=1, help="how many directions are learnt")] = 1024,
+    kind: Annotated[str, typer.Option(help="topk: the k largest are active; gated: a threshold decides")] = "topk",
+    k: Annotated[int, typer.Option(min=1, help="active features of a state, of topk")] = 16,
+    sparsity: Annotated[float, typer.Option(min=0, help="of gated: the larger, the fewer are active")] = 0.05,
+    steps: Annotated[int, typer.Option(min=1, help="of Adam")] = 2000,
+    batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="states a step")] = 512,
+    learning_rate: Annotated[float, typer.Option("--learning_rate", "--lr", help="at the start")] = 1e-3,
+    revive_every: Annotated[
+        int, typer.Option("--revive_every", min=1, help="steps after which idle ones restart")
+    ] = 200,
+    seed: Annotated[int, seed_option("of everything drawn")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Trains a sparse autoencoder on cached states; every fifth record tests it."""
+    from blip.interpret.features.sae import ABOUT, OF_SHARDS, WEIGHTS, check_point, save_sae
+    from blip.interpret.features.sae_report import score_rows
+    from blip.interpret.features.sae_training import SaeSettings, train_sae
+    from blip.interpret.features.states import Cached
+
+    with user_errors():
+        settings = SaeSettings(features, kind, k, sparsity, steps, batch_size, learning_rate, revive_every, seed)
+        options = as_input(point=point, settings=asdict(settings))
+        claim = claim_output(
+            out, "sae train", inputs=[shards, options], folder=True, overwrite=overwrite, names=[WEIGHTS, ABOUT]
+        )
+        with alone(claim):
+            cached = Cached(shards)
+            (point,) = one_point(cached.matching([point]))
+            check_point(point)
+            sae, about = train_sae(cached.tokens([point]), point, settings)
+            about |= {"point": point, **{name: cached.about.get(name) for name in OF_SHARDS}}
+            with claim.writing() as written:
+                written += save_sae(out, sae, about)
+        for name, value in score_rows({**about, "features": features, "kind": kind}, None):
+            say(f"{name}: {value}")
+        say(f"{out}")
+
+
+@app.command()
+def report(
+    sae: Annotated[Path, typer.Argument(help="folder that `blip sae train` wrote")],
+    shards: Shards,
+    data: Annotated[str, typer.Argument(help="the data that the activations are of")],
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="page to write, .html; the same as JSON beside it")],
+    features: Annotated[int, typer.Option(min=1, help="of the page: those with the largest sum of codes")] = 40,
+    examples: Annotated[int, typer.Option(min=1, help="images of a feature")] = 8,
+    task: Annotated[str, typer.Option(help="whose loss is measured: match, caption or answer")] = "",
+    limit: Annotated[int, typer.Option(min=0, help="records on which the model's loss is measured; 0: all")] = 256,
+    dataset: DatasetForm = "json",
+    split: Split = "",
+    columns: ColumnNames = None,
+    image_root: ImageRoot = "",
+    batch_size: BatchSize = 32,
+    tokenizer: TokenizerFile = "",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    overwrite: Overwrite = False,
+) -> None:
+    """Measures what the model loses with the autoencoder in it, and draws the most active images of its features."""
+    from blip.inference.cli import reading
+    from blip.inference.opening import Reads, load_model
+    from blip.interpret.explain_files import find_pairs
+    from blip.interpret.features import sae_report
+
+    with user_errors():
+        if out.suffix.lower() not in (".html", ".htm"):
+            raise InputError(f"{out} does not end in .html: choose {out.stem}.html")
+        options = as_input(features=features, examples=examples, task=task, limit=limit, split=split)
+        beside = out.with_suffix(".json")
+        inputs = [sae, shards, data, checkpoint, options]
+        claim = claim_output(out, "sae report", inputs=inputs, overwrite=overwrite, names=[beside.name])
+        with alone(claim):
+            loaded, about, cached = sae_report.opened(sae, shards)
+            wanted = list(find_pairs(data, [], **reading(dataset, split, columns, image_root=image_root, limit=0)))
+            sae_report.check_data(wanted, cached, data)
+            model = load_model(checkpoint, tokenizer, device, Reads(precision=precision))
+            tokens = cached.tokens([about["point"]])
+            found = sae_report.find_features(loaded, tokens, count=features, examples=examples)
+            sae_report.add_words(found, wanted)
+            tested = [wanted[i] for i in sorted({*tokens.records.tolist()})[: limit or None]]
+            lost = sae_report.loss_with(model, loaded, about, wanted=tested, task=task, batch_size=batch_size)
+            with claim.writing() as written:
+                sae_report.write_gallery(model, found, out, wanted=wanted, about=about, lost=lost)
+                write_whole(beside, json_text(sae_report.as_json(found, about, lost)))
+                written += [out.name, beside.name]
+        for name, value in sae_report.score_rows(about, lost):
+            say(f"{name}: {value}")
+        say(f"{len(found)} features: {out}")
+
+
+def one_point(points: list[str]) -> list[str]:
+    """InputError unless a pattern named one point."""
+    if len(points) != 1:
+        raise InputError(f"an autoencoder is of one point, and these are {', '.join(points)}: name one")
+    return points
 
 
 def _as_csv(rows: list[dict[str, Any]]) -> str:
