@@ -6,6 +6,7 @@ A figure is drawn from its own seed, so that the files do not depend on the numb
 import hashlib
 import json
 import multiprocessing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,7 +68,7 @@ def drawn(folder: Path, seeds: range, images: list[Path], *, num_workers: int) -
     return Drawn(*(np.load(name, mmap_mode="r") for name in names))
 
 
-def _fill(parts: list[np.memmap], figures: "map[tuple[np.ndarray, ...]]") -> None:
+def _fill(parts: list[np.memmap], figures: Iterable[tuple[np.ndarray, ...]]) -> None:
     for at, figure in enumerate(figures):
         for part, one in zip(parts, figure, strict=True):
             part[at] = one

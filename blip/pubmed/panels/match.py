@@ -19,8 +19,8 @@ How = Literal["letter", "place", "order", "whole"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 FILLED = 0.55  # share that differs from the ground above which a piece between gutters is an image
 CERTAIN = 0.35  # score of a panel
-RIGHT = ((0.0, 0.0), (0.2, 0.2), (0.5, 0.35), (0.65, 0.75), (0.75, 0.95), (1.0, 0.99))
-"""Score of a panel of the detector, and the share of such panels in generated figures that are right (IoU 0.5)."""
+SCORES, RIGHT = (0.0, 0.2, 0.5, 0.65, 0.75, 1.0), (0.0, 0.2, 0.35, 0.75, 0.95, 0.99)
+"""Scores of panels of the detector, and the share of such panels in generated figures that are right (IoU 0.5)."""
 POSSIBLE = 0.15  # score of a panel if the caption confirms the number of panels
 
 
@@ -111,11 +111,8 @@ def match(split: Split, found: Layout, read: dict[str, tuple[float, float]] | No
     pairs = []
     for name in names:
         at = places[name]
-        right = (
-            float(np.interp(found.scores[at], *zip(*RIGHT, strict=True)))
-            if found.way == "detector"
-            else found.scores[at]
-        )
+        score = found.scores[at]
+        right = float(np.interp(score, SCORES, RIGHT)) if found.way == "detector" else score
         confidence = split.confidence * right * certainty
         pairs.append(Pair([name], found.boxes[at], split.sentence(name, shared), how, round(confidence, 3)))
     return pairs

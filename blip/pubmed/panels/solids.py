@@ -138,9 +138,9 @@ def legended(rng: np.random.Generator, width: int, height: int) -> Picture:
     letters, lines = font(int(rng.integers(8)), size), int(rng.integers(1, 6))
     if below:
         for line in range(lines):
-            x = width * (line + 0.1) / lines
-            draw.rectangle((x, height - size * 1.2, x + size, height - size * 0.4), fill=colors[line])
-            draw.text((x + 1.5 * size, height - 1.3 * size), words(rng, 1), fill="black", font=letters)
+            begin = width * (line + 0.1) / lines
+            draw.rectangle((begin, height - size * 1.2, begin + size, height - size * 0.4), fill=colors[line])
+            draw.text((begin + 1.5 * size, height - 1.3 * size), words(rng, 1), fill="black", font=letters)
     elif rng.random() < 0.35:
         bar = picture(np.linspace(1, 0, 64)[:, None].repeat(2, 1), colors[0], _shade(colors[2], 1.6))
         top, tall = int(height * rng.uniform(0.05, 0.3)), int(height * rng.uniform(0.3, 0.6))
@@ -149,12 +149,12 @@ def legended(rng: np.random.Generator, width: int, height: int) -> Picture:
         for at in np.linspace(0, 1, int(rng.integers(2, 5))):
             draw.text((x + 1.3 * size, top + at * tall), f"{1 - at:.1f}", fill="black", font=letters, anchor="lm")
     else:
-        x = wide - rng.uniform(0, 0.15) * wide
-        top = rng.uniform(0, 0.95) * max(0.0, height - lines * 1.6 * size)
+        left = wide - rng.uniform(0, 0.15) * wide
+        first = rng.uniform(0, 0.95) * max(0.0, height - lines * 1.6 * size)
         for line in range(lines):
-            y = top + line * 1.6 * size
-            draw.rectangle((x, y, x + rng.uniform(0.8, 2) * size, y + 0.8 * size), fill=colors[line])
-            draw.text((x + 2.4 * size, y - 0.2 * size), words(rng, 4), fill="black", font=letters)
+            y = first + line * 1.6 * size
+            draw.rectangle((left, y, left + rng.uniform(0.8, 2) * size, y + 0.8 * size), fill=colors[line])
+            draw.text((left + 2.4 * size, y - 0.2 * size), words(rng, 4), fill="black", font=letters)
     return out
 
 

@@ -96,8 +96,8 @@ def targets(boxes: Tensor, letters: Tensor, S: int = PLACES) -> Targets:
     figure, which = (~at.isnan().any(-1) & (at < SIDE).all(-1) & (at >= 0).all(-1)).nonzero().unbind(1)
     column, row = (at[figure, which] * S / SIDE).long().unbind(1)
     letter[figure, row, column] = 1
-    for down, across in ((-1, -1), (-1, 1), (1, -1), (1, 1), (-1, 0), (1, 0), (0, -1), (0, 1), (0, 0)):
-        around = (row + down).clamp(0, S - 1), (column + across).clamp(0, S - 1)
+    for dy, dx in ((-1, -1), (-1, 1), (1, -1), (1, 1), (-1, 0), (1, 0), (0, -1), (0, 1), (0, 0)):
+        around = (row + dy).clamp(0, S - 1), (column + dx).clamp(0, S - 1)
         name[(figure, *around)] = letters[figure, which, 2].long()
     return near, box.transpose(1, 2).reshape(B, 4, S, S), letter, name
 
