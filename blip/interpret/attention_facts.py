@@ -138,7 +138,7 @@ def attention_facts(
     sums = {layer: HeadSums() for layer in layers}
     flow = flow_through(m, objective, names)
     points = [f"{layer}.{point}" for layer in layers for point in ("pattern", "z")] + (flow.points if flow else [])
-    for numbers in batches_of(range(len(words)), batch_size):
+    for numbers in batches_of(list(range(len(words))), batch_size):
         some = [words[i] for i in numbers]
         with torch.no_grad(), trace(m, points) as t:
             objective.scores(m, [pictures[i] for i in numbers], some, answers=[replies[i] for i in numbers])

@@ -114,14 +114,14 @@ class MapScorer:
     def curves(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Deletion and insertion curves (R, K+1)."""
         parts = []
-        for numbers in batches_of(range(len(maps)), self.how.batch_size):
+        for numbers in batches_of(list(range(len(maps))), self.how.batch_size):
             batch = [self.records[i] for i in numbers]
             probability = map_curves.probability_of(
                 self.m, self.objective, [one.text for one in batch], [one.answer for one in batch]
             )
             pixels = self.m.pixels([one.image for one in batch])
             assert isinstance(pixels, Tensor)  # a record has one picture
-            some = maps[list(numbers)].to(pixels.device)
+            some = maps[numbers].to(pixels.device)
             how = self.how
             parts.append(map_curves.curves(probability, pixels, some, fill=how.fill, steps=how.steps, seed=how.seed))
         deletion, insertion = zip(*parts, strict=True)

@@ -6,6 +6,7 @@ by oneDNN through an operator of torch that takes tensors as they are; here laye
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,20 @@ from blip.network.embeddings import LMHead
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (P, D) -> x @ weight.T + bias (P, O), by oneDNN."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _ProductOfConstants(torch.autograd.Function):
+    """`product` whose gradient with respect to x, and to nothing else, is multiplied by oneDNN too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return product(gradients[0].contiguous(), weight.t(), None), None, None
 
 
 def is_available() -> bool:
@@ -36,8 +51,8 @@ class OneDnnProducts:
     def used(self) -> Iterator[None]:
         """Within this block the layers multiply by oneDNN, where that is quicker; results are equal up to rounding.
 
-        What needs gradients, is in another format than float32 or lies on another device is computed as ever, and so is
-        everything on other processors.
+        Layers whose weights need gradients, what is in another format than float32 and what lies on another device is
+        computed as ever, and so is everything on other processors.
         """
         if not (self.depth or self._help()):
             yield
@@ -74,7 +89,10 @@ class _Product:
     def __call__(self, x: Tensor, *more: Tensor | None) -> Tensor:
         weight = self.weight
         plain = x.dtype == weight.dtype == torch.float32 and x.numel() and all(one is None for one in more)
-        if not plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        bias: Tensor | None = self.layer.bias  # type: ignore[assignment]
+        learns = torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (weight, bias))
+        if not plain or learns or torch.is_autocast_enabled("cpu"):
             return self.usual(x, *more)
         rows = x.reshape(-1, x.shape[-1]).contiguous()
-        return product(rows, weight, self.layer.bias).view(*x.shape[:-1], -1)  # type: ignore[arg-type]
+        multiply = _ProductOfConstants.apply if torch.is_grad_enabled() and x.requires_grad else product
+        return multiply(rows, weight, bias).view(*x.shape[:-1], -1)

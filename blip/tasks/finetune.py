@@ -30,7 +30,6 @@ from blip.tasks.config import FineTuneConfig
 from blip.tasks.records import Records
 from blip.train.checkpoint import written
 from blip.train.folder import BEST, is_of_run, run_of
-from blip.train.freeze import freeze
 from blip.train.log import RunLog
 from blip.train.loop import Step
 from blip.train.parallel import not_compiled
@@ -71,7 +70,7 @@ class FineTuning(Records):
         self.model = self.build(source)
         self.add_parts()
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout differs between processes
-        freeze(self.model, config.freeze)
+        start.freeze_parts(self.model, config)
         self.parallel = in_parallel(self.model, config, device)
         self.best: float | None = None
 

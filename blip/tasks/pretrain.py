@@ -31,7 +31,6 @@ from blip.tasks.dry_run import plan_for, run_once
 from blip.tasks.image_tokens import dropped_share, tokens_seen
 from blip.tasks.pair_run import PairRun
 from blip.train.folder import open_run
-from blip.train.freeze import freeze
 from blip.train.launch import launch
 from blip.train.log import RunLog
 from blip.train.loop import Step
@@ -66,7 +65,7 @@ class Pretraining(PairRun):
             self.model, twin, queue, config=config, equal_captions=equal, equal_images=equal
         )
         torch.manual_seed(config.seed + 1 + distributed.rank())  # dropout and negatives differ between processes
-        freeze(self.model, config.freeze)
+        start.freeze_parts(self.model, config)
         self.contrast.shard(device)
         self.parallel = in_parallel(self.model, config, device, twin=twin)
         self.itm_mean: torch.Tensor | None = None  # running mean of the ITM loss

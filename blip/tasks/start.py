@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blip import distributed
 from blip.checkpoints import convert, initialize, places
@@ -26,6 +26,7 @@ from blip.tasks.data_options import inputs_of, saved_config
 from blip.tasks.image_tokens import check_image_sizes
 from blip.tasks.sizes import TEXT_KEYS, VIT_KEYS, with_sizes
 from blip.tokenizer import Specials, Tokenizer
+from blip.train.freeze import freeze
 
 Run = TypeVar("Run", bound=ModelConfig)
 # what the optimizer's state depends on: it cannot change within a run
@@ -191,6 +192,19 @@ def with_form_of(vit: ViTConfig, stored: dict[str, Any], config: ModelConfig) ->
 def _with_pictures(vit: ViTConfig, config: ModelConfig) -> ViTConfig:
     kind = vit.picture_embeddings if config.picture_embeddings == "none" else config.picture_embeddings
     return replace(vit, picture_embeddings=kind, max_pictures=0 if kind == "none" else config.max_pictures)
+
+
+def freeze_parts(model: nn.Module, config: ModelConfig) -> None:
+    """Takes the parts that `freeze` names out of training; errors as of `blip.train.freeze.freeze`.
+
+    Embeddings of pictures that the configuration asks for stay in it, also where adapters alone are trained, unless
+    `freeze` names them: they start at zero, and would stay there.
+    """
+    freeze(model, config.freeze)
+    embeddings = getattr(getattr(model, "image_encoder", None), "picture_embeddings", None)
+    named = any("picture_embeddings" in part for part in config.freeze)
+    if embeddings is not None and config.picture_embeddings != "none" and not named:
+        embeddings.requires_grad_(True)
 
 
 def text_config(config: ModelConfig, vocab_size: int) -> TextConfig:

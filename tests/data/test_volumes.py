@@ -159,7 +159,7 @@ def test_several_series_in_a_folder_are_listed(tmp_path: Path) -> None:
     by_uid = {uid: levels(f"{folder}/#series={uid}&slices=5") for uid in ("1.2.3", "1.2.4")}
     assert by_uid["1.2.4"][-1] in (8, 9)
     assert sorted(levels(f"{folder}/#series={number}&slices=5") for number in (0, 1)) == sorted(by_uid.values())
-    with pytest.raises(UnreadableImage, match=r"no series 7: 0 \(\d files\), 1 \(\d files\)"):
+    with pytest.raises(UnreadableImage, match=r"no series 7; it holds 0 \(\d files\), 1 \(\d files\)"):
         open_slices(f"{folder}/#series=7")
 
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    "name", ["rerank", "frames", "generate", "vqa_rank", "taps", "capfilt", "loader", "dicom_decode"]
+    "name", ["rerank", "frames", "generate", "vqa_rank", "taps", "capfilt", "loader", "dicom_decode", "attribution"]
 )
 def test_benchmark(
     name: str,

@@ -109,6 +109,7 @@ SET = {
 ADDED = {
     "blip convert": "--image_heads 2 --text_heads 2",
     "blip pubmed search": "--eutils SERVER",
+    "blip sae train": "--steps 20",
     "blip serve": "--port 0",
     "blip pubmed fetch": "--bucket SERVER --rate 100",
 }
@@ -148,7 +149,7 @@ def with_previous(words: list[str]) -> list[tuple[str, str]]:
 def program_of(words: list[str]) -> str:
     """`pretrain`, `blip caption`, `blip capfilt run`: whatever starts it."""
     if "blip" in words:
-        return " ".join(words[words.index("blip") :][: 3 if {"capfilt", "pubmed"} & set(words) else 2])
+        return " ".join(words[words.index("blip") :][: 3 if {"capfilt", "pubmed", "sae"} & set(words) else 2])
     return next(word for word in words if word.endswith(".py")).removesuffix(".py")
 
 

@@ -194,13 +194,16 @@ def test_answers_to_questions(phantoms: Path, tiny_checkpoint: Path, tmp_path: P
         ([{"caption": "a lesion"}], "--method resample", "all pairs have one image"),
         ([{"caption": "a lesion"}], "--shard_size 0", "shard_size is 0"),
         ([{"caption": "a lesion", "image": "gone.png"}], "", "cannot read image"),
+        ([{"caption": "a lesion", "images": ["a.png", "b.png"]}], "", "has several pictures"),
     ],
 )
 def test_bad_input(
     phantoms: Path, tiny_checkpoint: Path, tmp_path: Path, records: list, options: str, message: str
 ) -> None:
     image = str(phantoms / "images" / "000000.png")
-    (tmp_path / "data.json").write_text(json.dumps([{"image": image, **record} for record in records]))
+    (tmp_path / "data.json").write_text(
+        json.dumps([record if "images" in record else {"image": image, **record} for record in records])
+    )
     code, said = code_and_text(
         "ablate", tmp_path / "data.json", "--checkpoint", tiny_checkpoint, "--out", tmp_path / "o", *options.split()
     )

@@ -7,18 +7,21 @@ import numpy as np
 import pytest
 import torch
 from helpers.exact_effects import LEFT, RIGHT, exact_model, odds, single_edit
-from helpers.tiny import add_noise
+from helpers.tiny import add_noise, tiny_qformer, tiny_vit
 from torch import Tensor
 
 import blip
 from blip.errors import InputError
+from blip.inference.blip2 import Blip2Predictor
 from blip.inference.inputs import OneImage
 from blip.inference.predictor import Predictor
 from blip.interpret.causes.metrics import METRICS, OneText
 from blip.interpret.causes.sweep import Source
 from blip.interpret.hooks import Edit
 from blip.interpret.recording import TraceError
+from blip.models.blip2 import Blip2Model
 from blip.models.vqa import VqaModel
+from blip.tokenizer import Specials, Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -118,10 +121,7 @@ def test_answers_read_questions_of_which_every_row_has_its_own(exact: Predictor,
         assert all(found == pytest.approx(expected, abs=1e-5) for found, expected in pairs)
 
 
-SOURCES: list[Source] = ["zero", "noise", "pairs", "values"]  # type: ignore[list-item]
-
-
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("kind", ["zero", "noise", "pairs", "values", "trace"])
 def test_sources(exact: Predictor, images: list[Tensor], kind: str) -> None:
     base, point = (images[0], LEFT), "text.0.self.z"
     pairs = [(images[1], RIGHT), (images[2], LEFT)]
@@ -130,14 +130,17 @@ def test_sources(exact: Predictor, images: list[Tensor], kind: str) -> None:
         with blip.trace(exact, point) as t:
             odds(exact, [image], [text])
         read.append(t[point][0])
-    source: Source = {"pairs": pairs, "values": {point: read[1]}}.get(kind, kind)  # type: ignore[assignment]
+    with torch.no_grad(), blip.trace(exact, point) as other:
+        odds(exact, *([of_pair] for of_pair in pairs[0]))
+    sources = {"pairs": pairs, "values": {point: read[1]}, "trace": other}
+    source: Source = sources.get(kind, kind)  # type: ignore[assignment]
     effects = blip.patch_sweep(exact, base, source, metric=odds, points=point)
     again = blip.patch_sweep(exact, base, source, metric=odds, points=point)
     assert (effects.values == again.values).all()
     if kind == "noise":
         assert np.abs(effects.values).min() > 1e-6
         return
-    value = {"zero": torch.zeros_like(read[0]), "pairs": (read[1] + read[2]) / 2, "values": read[1]}[kind]
+    value = {"zero": torch.zeros_like(read[0]), "pairs": (read[1] + read[2]) / 2}.get(kind, read[1])
     for head in range(len(value)):
         with torch.no_grad(), blip.trace(exact, edit={point: single_edit(head, None, lambda x: value[None])}):
             edited = odds(exact, [base[0]], [base[1]])
@@ -145,23 +148,43 @@ def test_sources(exact: Predictor, images: list[Tensor], kind: str) -> None:
         assert effects.values[0, head] == pytest.approx(expected, abs=1e-9)
 
 
+def test_points_of_blip2() -> None:
+    words = Tokenizer.train(iter([LEFT, RIGHT] * 9), 90)
+    specials = Specials(pad=words.pad_id, enc=-1, dec=words.dec_id)
+    model = Blip2Model(tiny_vit(), tiny_qformer(vocab_size=words.size), specials, embed_dim=8)
+    m = Blip2Predictor(add_noise(model, 0.3), words, {"task": "blip2", "queries": 3})
+    base, source = ((image, text) for image, text in zip(torch.randn(2, 3, 32, 32), (LEFT, RIGHT), strict=True))
+    points = ["qformer.*.z", "image.1.attn.z"]
+    with torch.no_grad():
+        effects = blip.patch_sweep(m, base, source, points=points, batch_size=8 * 4)
+        pairs = list(loop(m, base, source, metric=METRICS["match"], effects=effects))
+    assert len(pairs) == 3 * (4 + 2 + 1) and all(found == pytest.approx(value, abs=1e-5) for found, value in pairs)
+    assert blip.attribute(m, base, source, points=points, verify=4, steps=3).values.shape == effects.values.shape
+
+
 def test_the_image_and_layers_before_a_patch_are_computed_once(exact: Predictor, images: list[Tensor]) -> None:
     base, source = (images[0], LEFT), (images[1], RIGHT)
-    counts: dict[str, list[int]] = {"image": [], "text.0": [], "text.1": []}
+    image, text = exact.model.image_encoder, exact.model.text_encoder
+    parts = {"image": image.blocks[0], "image.1": image.blocks[1], "text.0": text.layers[0], "text.1": text.layers[1]}
+    counts: dict[str, list[int]] = {name: [] for name in parts}
     handles = []
-    for name, part in (("image", exact.model.image_encoder.patch_embed), ("text.0", exact.model.text_encoder.layers[0]),
-                       ("text.1", exact.model.text_encoder.layers[1])):  # fmt: skip
+    for name, part in parts.items():
 
-        def count(module: object, args: tuple, name: str = name) -> None:
-            counts[name].append(len(args[0]))
+        def count(module: object, args: tuple, output: Tensor, name: str = name) -> None:
+            counts[name].append(len(output))
 
-        handles.append(part.register_forward_pre_hook(count))
+        handles.append(part.register_forward_hook(count))
     blip.patch_sweep(exact, base, source, metric=odds, points=["text.1.self.z", "text.1.cross.z"])
+    tokens, heads = int(exact.ids([LEFT])[1]), 2
+    # the source, then all patches: one image, and one row for all of them in layer 0; the last layer gives [ENC] alone
+    of_texts = {"image": [1, 1], "image.1": [1, 1], "text.0": [tokens, tokens], "text.1": [1, 2 * heads + 1]}
+    assert counts == of_texts
+    for passes in counts.values():
+        passes.clear()
+    blip.patch_sweep(exact, base, source, metric=odds, points="image.1.attn.z")
+    assert counts["image"] == [1, 1] and counts["image.1"] == [1, heads + 1]
     for handle in handles:
         handle.remove()
-    tokens, heads = int(exact.ids([LEFT])[1]), 2
-    # the source, then all patches: one row for all of them in layer 0
-    assert counts == {"image": [1, 1], "text.0": [tokens, tokens], "text.1": [tokens, (2 * heads + 1) * tokens]}
 
 
 def test_nothing_stays_behind(exact: Predictor, images: list[Tensor]) -> None:
@@ -197,8 +220,20 @@ def test_messages(exact: Predictor, images: list[Tensor]) -> None:
     says("by is", by=("layer", "head"))
     says("source is 'mean'", to="mean")  # type: ignore[arg-type]
     says("no values for text.0.self.z", to={})
+    says(r"value for text\.0\.self\.z is int", to={"text.0.self.z": 3}, points="text.0.self.z")  # type: ignore[dict-item]
+    says(
+        r"is \(3,\); it has to be a tensor of \(2, 7, 16\)",
+        to={"text.0.self.z": torch.zeros(3)},
+        points="text.0.self.z",
+    )
     says("the list of pairs is empty", to=[])
+    says("no points are named", points=[])
+    with pytest.raises(InputError, match="the model is a PretrainModel; give what"):
+        blip.patch_sweep(exact.model, base, source)
     says("a pair is", to=(images[1],))  # type: ignore[arg-type]
+    says("a pair is", to=(images[1], 3))  # type: ignore[arg-type]
+    says("text 1 is empty", to=(images[1], " "))
+    says("the model reads 32: shorten it", to=(images[1], "left " * 40))
     says("batch_size is 0", batch_size=0)
     says(r"the metric returned \(1, 2\) for 1 pairs", metric=lambda m, i, t: m.match_logits(i, t))
 

@@ -52,6 +52,22 @@ def test_products_are_the_usual_ones(shape: tuple[int, ...], multiplied: list) -
     assert all(torch.equal(layer(x), one) for layer, one in zip(module, expected, strict=True))
 
 
+def test_gradients_of_constant_layers_are_the_usual_ones(multiplied: list) -> None:
+    module, x = layers().requires_grad_(False), torch.randn(3, 5, 36, requires_grad=True)
+
+    def gradients() -> list[Tensor]:
+        return [torch.autograd.grad((layer(x) ** 2).sum(), x)[0] for layer in module]
+
+    expected, products = gradients(), OneDnnProducts(module)
+    with products.used():
+        found = gradients()
+        assert len(multiplied) == 2 * 4  # forth and back, of three layers with four products
+        module[0].bias.requires_grad_(True)
+        module[0](x).sum().backward()
+    assert len(multiplied) == 2 * 4 and module[0].bias.grad is not None and module[0].weight.grad is None
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 @torch.no_grad()
 def test_weights_that_change_are_seen(multiplied: list) -> None:
     module, x = layers(), torch.randn(8, 36)

@@ -70,6 +70,24 @@ def test_fine_tuning(task: str, phantoms: Path, tiny_checkpoint: Path, tmp_path:
     assert torch.equal(made.model.state_dict()[NAME][:3], tensors[NAME]) and not made.model.state_dict()[NAME][3:].any()
 
 
+@pytest.mark.parametrize("option", ["freeze=[image_encoder]", "lora={rank: 2, targets: [qkv]}"])
+def test_embeddings_learn_beside_frozen_weights(
+    option: str, phantoms: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """They start at zero, and would stay there."""
+    if option.startswith("lora"):
+        pytest.importorskip("peft", reason="peft is not installed")
+    config = configure("caption", phantoms, tmp_path, *GIVEN, option, init_from=tiny_checkpoint)
+    for files in (config.train_file, config.val_file, config.test_file):
+        of_several_pictures(str(files[0]))
+    train("caption", config, tmp_path / "run")
+    resumed(tmp_path / "run", tmp_path / "killed", lambda folder: train("caption", config, folder, "auto"))
+    tensors, other = (load_weights(complete_checkpoints(tmp_path / run)[-1])[0] for run in ("run", "killed"))
+    assert tensors[NAME].abs().sum(dim=1).min() > 0 and torch.equal(tensors[NAME], other[NAME])
+    norm = "image_encoder.norm.weight"
+    assert torch.equal(tensors[norm], load_weights(tiny_checkpoint)[0][norm])
+
+
 def test_pre_training(tiny_config: Path, phantoms: Path, tmp_path: Path) -> None:
     records = json.loads((phantoms / "captions.json").read_text())[:16]
     for record in records:

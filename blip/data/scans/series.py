@@ -86,7 +86,7 @@ def _chosen(by_series: dict[str, list[_Entry]], uid: str) -> list[_Entry]:
         return by_series[uid]
     if uid.isascii() and uid.isdigit() and int(uid[:9]) < len(by_series):
         return list(by_series.values())[int(uid[:9])]
-    raise InputError(f"the folder holds no series {uid[:70]}: {_listed(by_series)}")
+    raise InputError(f"the folder holds no series {uid[:70]}; it holds {_listed(by_series)}")
 
 
 def _by_position(entries: Sequence[_Entry]) -> list[_Entry]:

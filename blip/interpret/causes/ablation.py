@@ -85,16 +85,16 @@ class Ablation:
     def labelled(self) -> Labelled:
         """The mean changes, by (point, head) or by point: as a heat map, as CSV."""
         points = list(dict.fromkeys(one.point for one in self.components))
-        coords, dims = {"point": points}, ("point",)
+        coords: dict[str, list[str]] = {"point": points}
         values = np.full(len(points), np.nan)
         if self.by == "head":
             heads = 1 + max(one.head or 0 for one in self.components)
-            coords, dims = coords | {"head": [str(head) for head in range(heads)]}, ("point", "head")
+            coords["head"] = [str(head) for head in range(heads)]
             values = np.full((len(points), heads), np.nan)
         for one, mean in zip(self.components, self.changes.mean(axis=0), strict=True):
             values[points.index(one.point) if one.head is None else (points.index(one.point), one.head)] = mean
         notes = {"pairs": float(len(self.clean)), "metric of the whole model": float(self.clean.mean())}
-        return Labelled(values, dims, coords, f"change by {self.method} ablation", self.unit, notes)
+        return Labelled(values, tuple(coords), coords, f"change by {self.method} ablation", self.unit, notes)
 
 
 def ablate(

@@ -49,6 +49,8 @@ def pairs_of(m: Predictor, wanted: Sequence[Wanted], metric: str) -> tuple[list[
     """
     asks = metric == "answer"
     for one in wanted:
+        if one.further:
+            raise InputError(f"{one.image}: the record has several pictures, which cannot be ablated: give one")
         if asks and not one.answer:
             raise InputError(f"{one.image}: the metric vqa needs records with question and answer")
         if not asks and one.answer:

@@ -1,6 +1,7 @@
 """Attribution patching: what every patch would change, estimated from one gradient. `blip.attribute`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -95,7 +96,7 @@ def _slopes(
     m: Predictor, metric: Metric, pair: Pair, *, points: Patterns
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """By point, its values (H, T, d) or (T, D) for a pair, and the gradient of the metric with respect to them."""
-    with trace(m, points, grads=True) as t:
+    with _constant_parameters(m), trace(m, points, grads=True) as t:
         values = value_of(m, metric, pair)
     _differentiate(t, values)
     names = reached_of(t, points)
@@ -121,7 +122,8 @@ def _mean_slopes(
         ]
         for batch in batches_of(rows, ROWS // ROWS_WITH_IMAGES if own_images else ROWS):
             patches = [Patch(point, target[point], share=share) for point, share, _ in batch]
-            scores, t = run_patches(m, metric, pair, patches=patches, grads=True)
+            with _constant_parameters(m):
+                scores, t = run_patches(m, metric, pair, patches=patches, grads=True)
             _differentiate(t, scores)
             for row, (point, _, weight) in enumerate(batch):
                 slope = weight * t.grad(point)[row]
@@ -129,11 +131,24 @@ def _mean_slopes(
     return means
 
 
+@contextmanager
+def _constant_parameters(m: Predictor) -> Iterator[None]:
+    """Inside the block parameters have no gradients: nothing below the first traced point is kept for the way back."""
+    learned = [parameter for parameter in m.model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in learned:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
+
+
 def _differentiate(t: Trace, values: Tensor) -> None:
     if not values.requires_grad:
         raise InputError(
-            "the metric has no gradient: it has to be computed from the model's outputs by differentiable functions of "
-            "torch, without torch.no_grad()"
+            "the metric has no gradient at these points: it has to depend on them by differentiable functions, without "
+            "torch.no_grad()"
         )
     t.backward(values)
 

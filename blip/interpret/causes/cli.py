@@ -23,7 +23,7 @@ from blip.command_line import (
 )
 from blip.data.image_bytes import MAX_MB
 from blip.inference.cli import reading
-from blip.inference.opening import Reads, load_model
+from blip.inference.opening import Channels, Reads, Window, load_model
 from blip.outputs import claim_output
 
 
@@ -45,6 +45,8 @@ def ablate(
     limit: FirstRecords = 0,
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="components at once")] = 256,
     max_image_mb: MaxImageMb = MAX_MB,
+    window: Window = None,
+    channels: Channels = None,
     tokenizer: TokenizerFile = "",
     device: Device = "auto",
     precision: Precision = "auto",
@@ -58,12 +60,13 @@ def ablate(
     from blip.interpret.explain_files import find_pairs
 
     with user_errors():
+        reads = Reads(max_image_mb, precision, window, channels)
         wanted = list(find_pairs(data, [], **reading(dataset, split, columns, image_root=image_root, limit=limit)))
         inputs: list[str | Path] = [data, *(one.image for one in wanted), checkpoint, *filter(None, [tokenizer])]
         known = files.is_ablation(out)  # its shards compare the settings
         claim_output(out, "ablate", inputs=inputs, folder=True, overwrite=overwrite, known=known)
-        model = only_blip(load_model(checkpoint, tokenizer, device, Reads(max_image_mb, precision)), "blip ablate")
-        settings = {"by": by, "method": method, "seed": seed, "precision": model.precision}
+        model = only_blip(load_model(checkpoint, tokenizer, device, reads), "blip ablate")
+        settings = {"by": by, "method": method, "seed": seed, "precision": model.precision, "view": reads.view}
         settings["weights"] = fingerprint(local(checkpoint))
         ablation, problems = files.ablate_files(
             model, wanted, out, settings=settings, metric=files.usual_metric(metric), shard_size=shard_size,

@@ -109,7 +109,7 @@ class Labelled:
         write_whole(path, text.getvalue())
 
     def picture(self, path: str | Path) -> None:
-        """A heat map as PNG, the first dimension down and the second across; red adds, blue takes away, white is 0.
+        """A heat map as PNG, the first dimension down and the second across; red adds, blue takes away, grey is NaN.
 
         Raises:
             InputError: there are more than two dimensions: select or sum first.
@@ -132,6 +132,7 @@ class Labelled:
         finite = np.abs(values[~np.isnan(values)])
         limit = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
         shown = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        axes.set_facecolor("0.8")
         axes.set_yticks(range(len(rows)), rows, fontsize=7)
         axes.set_xticks(range(len(columns)), columns, fontsize=7, rotation=90 if max(map(len, columns)) > 2 else 0)
         axes.set_ylabel(self.dims[0])

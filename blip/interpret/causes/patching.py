@@ -13,6 +13,7 @@ from blip.errors import InputError
 from blip.inference.inputs import OneImage
 from blip.inference.predictor import Predictor
 from blip.inference.query_scoring import token_counts
+from blip.inference.scoring import check_texts
 from blip.interpret.causes.metrics import Metric, OneText
 from blip.interpret.causes.prefix import shared_prefix
 from blip.interpret.hooks import Edit
@@ -55,14 +56,25 @@ class Patch:
 # ---- a pair through the model ----------------------------------------------------------------------------------------
 
 
+def texts_of(pair: Pair) -> tuple[str, ...]:
+    """The text of a pair, or its question and its answer."""
+    return pair[1] if isinstance(pair[1], tuple) else (pair[1],)
+
+
 def ready(m: Predictor, pair: Pair) -> Pair:
     """The pair with its image decoded, so that every pass need not read it anew.
 
     Raises:
-        InputError: it is not an image with a text.
+        InputError: it is not an image with a text, or the text is empty or longer than the model reads.
     """
-    if not isinstance(pair, tuple) or len(pair) != 2:
+    if not isinstance(m, Predictor):
+        raise InputError(
+            f"the model is a {type(m).__name__}; give what blip.load returns, which reads images and texts"
+        )
+    texts = texts_of(pair) if isinstance(pair, tuple) and len(pair) == 2 else ()
+    if not texts or not all(isinstance(text, str) for text in texts):
         raise InputError("a pair is (image, text), or (image, (question, answer))")
+    check_texts(m, texts)
     pixels = m.pixels([pair[0]])
     if not isinstance(pixels, Tensor):
         raise InputError("an item of several pictures cannot be patched: give one picture")
@@ -71,8 +83,7 @@ def ready(m: Predictor, pair: Pair) -> Pair:
 
 def check_same_lengths(m: Predictor, first: Pair, second: Pair) -> None:
     """InputError where the texts of two pairs have different numbers of tokens: their positions do not correspond."""
-    texts = [(pair[1],) if isinstance(pair[1], str) else pair[1] for pair in (first, second)]
-    for one, other in zip(*texts, strict=False):
+    for one, other in zip(texts_of(first), texts_of(second), strict=False):
         counts = token_counts(m, [one, other])
         if counts[0] != counts[1]:
             raise InputError(
@@ -108,7 +119,10 @@ def recorded(m: Predictor, metric: Metric, pair: Pair, *, points: Patterns) -> t
 
 def reached_of(t: Trace, points: Patterns) -> list[str]:
     """The points that something passed through, in the order of computation; TraceError as in `recorded`."""
-    for pattern in [points] if isinstance(points, str) else points:
+    patterns = [points] if isinstance(points, str) else list(points)
+    if not patterns:
+        raise InputError("no points are named; blip.names(m) lists them")
+    for pattern in patterns:
         names = matching(t.model, pattern)
         if not any(map(t.reached, names)):
             t.all(min(names))  # raises: which points the model's tasks go through

@@ -23,10 +23,11 @@ from blip.interpret.causes.patching import (
     stack_of,
 )
 from blip.interpret.causes.places import places_of
+from blip.interpret.recording import Trace
 from blip.interpret.trace import Patterns
 
 # another pair, or pairs whose mean is taken; values by point; zeros; noise
-Source = Pair | Sequence[Pair] | Mapping[str, Tensor] | Literal["zero", "noise"]
+Source = Pair | Sequence[Pair] | Mapping[str, Tensor] | Trace | Literal["zero", "noise"]
 ROWS_WITH_IMAGES = 8  # a row with an image of its own needs about as much memory as so many rows without
 
 
@@ -50,7 +51,7 @@ def patch_sweep(
         m: what `blip.load` returns.
         base: (image, text); for the metric `answer` (image, (question, answer)).
         source: another pair with a text of as many tokens; a list of pairs, for their mean; `zero`; `noise`, normal and
-            with the mean and the spread of each head (of each point without heads); or a tensor for each point.
+            with the mean and the spread of each head (of each point without heads); a trace, or a tensor by point.
         metric: match, cosine, caption, answer, or a function, see `blip/interpret/causes/metrics.py`.
         points: names of `blip.names`, or patterns of them.
         by: what a place is: a `layer` (a point as a whole), `head`, `token` or `patch`; or (`head`, `token`).
@@ -120,11 +121,22 @@ def source_values(
     if source == "noise":
         draws = torch.Generator().manual_seed(0)
         return {name: _noise(value, draws) for name, value in values.items()}, t.grid
-    if isinstance(source, Mapping):
-        if missing := [name for name in values if name not in source]:
-            raise InputError(f"the source has no values for {missing[0]}")
-        return {name: source[name].reshape(values[name].shape) for name in values}, t.grid
-    raise InputError(f"source is {source!r}; it can be a pair, a list of pairs, values by point, zero or noise")
+    if isinstance(source, Mapping | Trace):
+        return {name: _given(source, name, tuple(value.shape)) for name, value in values.items()}, t.grid
+    raise InputError(
+        f"source is {source!r}; it can be a pair, a list of pairs, values by point, a trace, zero or noise"
+    )
+
+
+def _given(source: Mapping[str, Tensor] | Trace, name: str, shape: tuple[int, ...]) -> Tensor:
+    """The value at a point, of its shape or with a dimension of one row before it."""
+    if isinstance(source, Mapping) and name not in source:
+        raise InputError(f"the source has no values for {name}")
+    value = source[name]
+    if not isinstance(value, Tensor) or tuple(value.shape) not in (shape, (1, *shape)):
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"the source's value for {name} is {got}; it has to be a tensor of {shape}")
+    return value.reshape(shape)
 
 
 def _mean(

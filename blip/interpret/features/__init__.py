@@ -7,6 +7,7 @@ residual by_token   the walk through the layers that takes a score apart; its pa
 states       rows of states from shards of activations
 tuned_lens   decoder layers as words through a trained affine map
 probes labels   what a linear read-out of states predicts, with controls; the labels of records
+probe_picture   scores of probes as a picture
 sae sae_training   sparse autoencoders of states; how they are trained, and what a model loses with them in it
 sae_report   the most active images and words of each feature, as a page
 cli          the verbs `blip probe`, `blip sae train` and `blip sae report`

@@ -64,6 +64,7 @@ def probe(
     """Trains linear probes on cached states, with controls: shuffled labels and the majority class."""
     from blip.interpret.features import probes
     from blip.interpret.features.labels import labels_of, read_rows
+    from blip.interpret.features.probe_picture import draw
     from blip.interpret.features.states import POOLS, Cached
 
     with user_errors():
@@ -87,7 +88,7 @@ def probe(
                 write_whole(out, json_text(probes.as_json(found)))
                 write_whole(beside[0], _as_csv(probes.as_rows(found)))
                 if picture:
-                    probes.table(found).picture(beside[1])
+                    draw(found, beside[1])
                 written += [out.name, *names]
         _show(found)
         say(f"{len(found)} probes: {out}")
@@ -101,7 +102,7 @@ def train(
     features: Annotated[int, typer.Option(min=1, help="how many directions are learnt")] = 1024,
     kind: Annotated[str, typer.Option(help="topk: the k largest are active; gated: a threshold decides")] = "topk",
     k: Annotated[int, typer.Option(min=1, help="active features of a state, of topk")] = 16,
-    sparsity: Annotated[float, typer.Option(min=0, help="of gated: the larger, the fewer are active")] = 0.05,
+    sparsity: Annotated[float, typer.Option(min=0, help="of gated: the larger, the fewer are active")] = 0.2,
     steps: Annotated[int, typer.Option(min=1, help="of Adam")] = 2000,
     batch_size: Annotated[int, typer.Option("--batch_size", min=1, help="states a step")] = 512,
     learning_rate: Annotated[float, typer.Option("--learning_rate", "--lr", help="at the start")] = 1e-3,
@@ -209,7 +210,7 @@ def _show(found: "list[Probe]") -> None:
     table = Table("point", "label", "measure", "score", "shuffled labels", "floor", "records", "classes")
     for one in found:
         score, shuffled = (
-            f"{100 * x.mean:.0f} ({100 * x.low:.0f} to {100 * x.high:.0f})" for x in (one.score, one.shuffled)
+            f"{round(100 * x.mean)} ({round(100 * x.low)} to {round(100 * x.high)})" for x in (one.score, one.shuffled)
         )
         counts = ", ".join(f"{name} {count}" for name, count in one.classes.items())
         numbers = (f"{100 * one.floor:.0f}", str(one.records))

@@ -3,8 +3,8 @@
 A label with classes is told apart by logistic regression and scored by accuracy; a number is predicted by ridge
 regression and scored by R². Records about one image are never in training and test at once. Beside each score stand
 that of the same probe on shuffled labels, which it can only learn by heart (Hewitt and Liang 2019), and that of a guess
-that ignores the states: the most frequent class, or the mean. A probe that succeeds shows that the states hold
-something, not that the model uses it.
+that ignores the states: the share of the most frequent class, or R² = 0 of the mean. A probe that succeeds shows that
+the states hold something, not that the model uses it.
 
 Shapes: N records, D width.
 """
@@ -92,9 +92,9 @@ def probe(states: np.ndarray, labels: Labels, *, point: str, settings: Settings 
     for y in (values, shuffled):
         predicted = _predicted(x, y, folds, kind=kind, strength=settings.strength, name=labels.name)
         scores.append(_score(y, predicted, labels.groups, kind))
-    floor = _score(values, _guessed(values, folds, kind), labels.groups, kind).mean
     names, counts = np.unique(values, return_counts=True)
     classes = {} if kind == "linear" else dict(zip(names.tolist(), counts.tolist(), strict=True))
+    floor = 0.0 if kind == "linear" else float(counts.max()) / len(values)
     measure = "R2" if kind == "linear" else "accuracy"
     return Probe(point, labels.name, measure, *scores, floor, len(values), len(set(labels.groups)), classes)
 
@@ -167,16 +167,6 @@ def _predicted(x: Floats, y: np.ndarray, folds: np.ndarray, *, kind: str, streng
             warnings.simplefilter("ignore", ConvergenceWarning)  # 300 steps are enough for a table
             predicted[test] = make_pipeline(StandardScaler(), model).fit(x[train], y[train]).predict(x[test])
     return predicted
-
-
-def _guessed(y: np.ndarray, folds: np.ndarray, kind: str) -> np.ndarray:
-    """The most frequent class of the other folds, or their mean (N,)."""
-    guesses = np.empty_like(y)
-    for fold in np.unique(folds):
-        others = y[folds != fold]
-        names, counts = np.unique(others, return_counts=True)
-        guesses[folds == fold] = others.mean() if kind == "linear" else names[counts.argmax()]
-    return guesses
 
 
 def _score(y: np.ndarray, predicted: np.ndarray, groups: Sequence[str], kind: str) -> Interval:

@@ -89,7 +89,8 @@ class Walk:
         z = self.reads.heads(t[f"{site}.z"])  # (S, H, d)
         self.add(bias, out.bias)
         per_head = (self.direction @ out.weight.double()).unflatten(1, z.shape[1:])  # (S, H, d)
-        for head, value in enumerate((per_head * z).sum(dim=2).unbind(dim=1)):
+        each = (per_head * z).sum(dim=2).unbind(dim=1)
+        for head, value in reversed(list(enumerate(each))):  # as everything here, from the end
             self._give(f"{name}.head.{head}", value)
         if self.by_source:
             values = t[f"{site}.v"].double()[self.reads.texts]  # (S, H, K, d)

@@ -42,7 +42,7 @@ class SaeSettings:
     features: int = 1024
     kind: str = "topk"
     k: int = 16
-    sparsity: float = 0.05
+    sparsity: float = 0.2
     steps: int = 2000
     batch_size: int = 512
     learning_rate: float = 1e-3
