@@ -211,7 +211,7 @@ def readable_or_refused(form: str, folder: Path, content: bytes) -> None:
 def test_a_sound_file_is_read(form: str, tmp_path: Path) -> None:
     name, sound, reader = FORMS[form]
     (tmp_path / name).write_text(json.dumps(sound))
-    refused = {"index.json": "damaged or cut short", "end of a shard": "image: Field required"}
+    refused = {"index.json": "damaged or cut short", "end of a shard": "a line needs image"}
     if form in refused:  # what they describe is not there, or otherwise
         with pytest.raises(BlipError, match=refused[form]):
             reader(tmp_path / name)

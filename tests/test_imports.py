@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interpret.causes.cli": ANYTHING,
     "interpret.cli": ANYTHING,
     "serve": {"inference", "interpret", "models", "distributed", "html_page", "errors", "files"}
-    | {"data.images", "data.image_bytes"},
+    | {"data.images", "data.image_bytes", "data.pictures", "data.scans"},
     "serve.cli": ANYTHING,
     "capfilt": {"inference", "models", "data", "checkpoints", "config", "hardware"}
     | {"distributed", "errors", "files", "outputs", "hashing", "html_page", "tokenizer"},

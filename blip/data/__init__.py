@@ -23,6 +23,7 @@ transforms crops training_images randaugment augment   images to tensors; crops 
                        file to pixels; RandAugment on an image, and on batches, with normalisation
 video            frames of videos, as pictures of one item
 skipped                notes about unreadable images
+eval_records     what the evaluation sets of all tasks share
 order batches loader gallery   which record comes when; samples to a batch; batches read ahead; images by number
 workers          the processes that read ahead, and their errors
 webdataset stream jsonl_shards   tar shards, training batches streamed from them; shards of JSON lines

@@ -6,22 +6,22 @@ with all candidates of all its questions, so that an image is encoded once.
 B samples in a batch, T and C text tokens, S side of an image in pixels, F pictures of an item.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from blip.data.batches import Operations, TensorBatch, operations_of, padded
 from blip.data.dialogue_texts import DialogueEncoder
 from blip.data.dialogues import Dialogues, history_of
+from blip.data.eval_records import EvalRecords
 from blip.data.image_bytes import LIMITS, ImageLimits
-from blip.data.order import EpochOrder, Walk, open_or_note, seeded
-from blip.data.pictures import eval_pixels, finish_item, read_item
+from blip.data.order import EpochOrder, Walk, seeded
+from blip.data.pictures import finish_item, read_item
 from blip.data.skipped import Skipped
 from blip.data.training_images import TrainingImages, Transform, images_of
 from blip.network.pictures import Pictures, beside_one_another
@@ -81,7 +81,7 @@ class DialogueDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> DialogueSample:
         """The sample at (epoch, position), or the next readable one, with notes about those skipped."""
         epoch, position = key
-        index, read, skipped = self.walk.open(epoch, position, lambda i: self._read(epoch, i))
+        index, read, skipped = self.walk.open(epoch, position, partial(self._read, epoch))
         place, number = self.questions[index].tolist()
         item = self.dialogues[place]
         one = item.exchanges[number]
@@ -101,26 +101,16 @@ class DialogueDataset(Dataset):
         return read_item(self.images, paths, self.limits, self.seed, epoch, index)
 
 
-class EvalDialogues(Dataset):
+class EvalDialogues(EvalRecords):
     """Evaluation samples by index, each dialogue once."""
 
-    def __init__(
-        self,
-        dialogues: Dialogues,
-        encode: DialogueEncoder,
-        transform: Callable[[Image.Image], Tensor],
-        *,
-        limits: ImageLimits = LIMITS,
-    ):
-        self.dialogues, self.encode, self.transform, self.limits = dialogues, encode, transform, limits
-
-    def __len__(self) -> int:
-        return len(self.dialogues)
+    records: Dialogues
+    encode: DialogueEncoder
 
     def __getitem__(self, index: int) -> DialogueSample:
         """The sample; for an unreadable image its `image` is None and `skipped` has a note."""
-        item, encode = self.dialogues[index], self.encode
-        pixels, skipped = open_or_note(index, lambda _: eval_pixels(item.image_paths, self.transform, self.limits))
+        item, encode = self.records[index], self.encode
+        pixels, skipped = self.pixels(index, item.image_paths)
         rounds = []
         for number, one in enumerate(item.exchanges):
             if one.options:

@@ -132,6 +132,10 @@ def opened(source: Source, limits: ImageLimits = LIMITS) -> Iterator[Image.Image
             if isinstance(source, (str, Path)) and (picture := open_reference(source, limits)) is not None:
                 yield picture
                 return
+            if not isinstance(source, str | Path | bytes) and not hasattr(source, "read"):
+                raise InputError(
+                    f"a picture is a path, bytes, an open file or an image of PIL, not {type(source).__name__}"
+                )
             if isinstance(source, bytes):
                 file: BinaryIO = io.BytesIO(_not_too_large(source, limits))
             else:

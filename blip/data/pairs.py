@@ -12,16 +12,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from blip.data.batches import Sample
 from blip.data.columns import Columns
 from blip.data.compact import Labels, TextLists, Texts
+from blip.data.eval_records import EvalRecords
 from blip.data.image_bytes import LIMITS, ImageLimits
-from blip.data.order import EpochOrder, Walk, open_or_note, seeded
-from blip.data.pictures import eval_pixels, finish_item, read_item
+from blip.data.order import EpochOrder, Walk, seeded
+from blip.data.pictures import finish_item, read_item
 from blip.data.sets.captions import CAPTION_SETS
 from blip.data.sets.studies import StudyOptions
 from blip.data.sources import Entry, records_of
@@ -271,25 +270,14 @@ class PairDataset(Dataset):
         return read_item(self.images, self.pairs.image_paths(index), self.limits, self.seed, epoch, index)
 
 
-class EvalPairs(Dataset):
+class EvalPairs(EvalRecords):
     """Evaluation samples by index: every image once, with the first of its captions (`Pairs.captions` has them all)."""
 
-    def __init__(
-        self,
-        pairs: Pairs,
-        encode: Callable[[str], list[int]],
-        transform: Callable[[Image.Image], Tensor],
-        *,
-        limits: ImageLimits = LIMITS,
-    ):
-        self.pairs, self.encode, self.transform, self.limits = pairs, encode, transform, limits
-
-    def __len__(self) -> int:
-        return len(self.pairs)
+    records: Pairs
 
     def __getitem__(self, index: int) -> Sample:
         """The sample; for an unreadable image its `image` is None and `skipped` has a note."""
-        paths = self.pairs.image_paths(index)
-        pixels, skipped = open_or_note(index, lambda i: eval_pixels(paths, self.transform, self.limits))
-        caption = next(iter(self.pairs.captions(index)), "")  # of some test sets they are not published
-        return Sample(pixels, self.encode(caption), caption_id(caption), self.pairs.image_id(index), index, skipped)
+        pairs = self.records
+        pixels, skipped = self.pixels(index, pairs.image_paths(index))
+        caption = next(iter(pairs.captions(index)), "")  # of some test sets they are not published
+        return Sample(pixels, self.encode(caption), caption_id(caption), pairs.image_id(index), index, skipped)

@@ -7,20 +7,19 @@ S: side of an image in pixels.
 
 import os
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from functools import partial
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from blip.data.compact import Labels, TextLists, Texts
+from blip.data.eval_records import EvalRecords
 from blip.data.images import LIMITS, ImageLimits
-from blip.data.order import EpochOrder, Walk, open_or_note, seeded
-from blip.data.pictures import eval_pixels, finish_item, read_item
+from blip.data.order import EpochOrder, Walk, seeded
+from blip.data.pictures import finish_item, read_item
 from blip.data.question_batches import VqaSample
 from blip.data.sets.questions import QUESTION_SETS, Question
 from blip.data.sources import Entry, records_of
@@ -248,25 +247,14 @@ class VqaDataset(Dataset):
         return read_item(self.images, self.questions.image_paths(index), self.limits, self.seed, epoch, index)
 
 
-class EvalQuestions(Dataset):
+class EvalQuestions(EvalRecords):
     """Evaluation samples by index, each question once."""
 
-    def __init__(
-        self,
-        questions: Questions,
-        encode: QuestionEncoder,
-        transform: Callable[[Image.Image], Tensor],
-        *,
-        limits: ImageLimits = LIMITS,
-    ):
-        self.questions, self.encode, self.transform, self.limits = questions, encode, transform, limits
-
-    def __len__(self) -> int:
-        return len(self.questions)
+    records: Questions
+    encode: QuestionEncoder
 
     def __getitem__(self, index: int) -> VqaSample:
         """The sample; for an unreadable image its `image` is None and `skipped` has a note."""
-        question = self.questions[index]
-        paths = question.image_paths
-        pixels, skipped = open_or_note(index, lambda _: eval_pixels(paths, self.transform, self.limits))
+        question = self.records[index]
+        pixels, skipped = self.pixels(index, question.image_paths)
         return VqaSample(pixels, *self.encode(question), question.weights, index, skipped)

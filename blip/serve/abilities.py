@@ -6,10 +6,13 @@ Each function takes the predictor first and runs in the model's thread (`served.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from blip.errors import InputError
+from blip.inference.inputs import OneImage, Study
 from blip.inference.predictor import Predictor
 from blip.inference.scoring import check_texts, match_groups
 from blip.interpret.explain import Explanation, explain_pairs
@@ -21,6 +24,7 @@ from blip.serve.limits import Limits
 SHOWN = 5  # answers and captions at most
 NEW_TOKENS = 40  # of a caption at most, where the model has positions for them
 MAP_SIDE = 448  # pixels of the longer side of a map
+SMALL_MAP_SIDE, ROW, GAP = 224, 4, 8  # of a map of one of several pictures; maps in a row, pixels between them
 USUAL_METHOD = "relevance" if "relevance" in METHODS else METHODS[0]
 
 
@@ -42,7 +46,7 @@ class WordMap:
     largest: float
 
 
-def ask(m: Predictor, image: Image.Image, question: str) -> list[Scored]:
+def ask(m: Predictor, image: OneImage, question: str) -> list[Scored]:
     """The likeliest answers, the first one first; a single one where the model writes it instead of ranking."""
     check_texts(m, [question], "question")
     (answer,) = m.answer(image, question)
@@ -50,14 +54,14 @@ def ask(m: Predictor, image: Image.Image, question: str) -> list[Scored]:
     return [Scored(text, probability) for text, probability in candidates[:SHOWN]]
 
 
-def caption(m: Predictor, image: Image.Image, beams: int) -> list[Scored]:
+def caption(m: Predictor, image: OneImage, beams: int) -> list[Scored]:
     """The best captions of a search with `beams` beams, with the probability of the whole text."""
     count = min(beams, SHOWN)
     (written,) = m.write(image, decoding=Decoding(beams=beams, num_return=count, max_new_tokens=_new_tokens(m)))
     return [Scored(one.text, math.exp(one.log_prob)) for one in written]
 
 
-def match(m: Predictor, image: Image.Image, texts: Sequence[str]) -> list[Scored]:
+def match(m: Predictor, image: OneImage, texts: Sequence[str]) -> list[Scored]:
     """The texts with the probability that they belong to the image, in their order."""
     check_texts(m, texts)
     (pairs,) = match_groups(m, [image], [texts])
@@ -72,14 +76,31 @@ def judge(m: Predictor, left: Image.Image, right: Image.Image, statement: str) -
 
 
 def explain(
-    m: Predictor, image: Image.Image, text: str, *, objective: str, method: str, layer: int | None
+    m: Predictor, image: OneImage, text: str, *, objective: str, method: str, layer: int | None
 ) -> tuple[Explanation, list[WordMap]]:
-    """The explanation of one text, and its maps as pictures: that of the whole text, then those of its words."""
+    """The explanation of one text, and its maps as pictures: that of the whole text, then those of its words.
+
+    Maps of the pictures of an item lie side by side.
+    """
     (explanation,) = explain_pairs(m, image, text, task=objective, method=method, layer=layer)
-    base = reduced(image, MAP_SIDE)
+    given: list[Any] = image.pictures if isinstance(image, Study) else [image]
+    bases = [reduced(one, MAP_SIDE if len(given) == 1 else SMALL_MAP_SIDE) for one in given]
     whole = "whole text" if explanation.text else "image"
     named = [(whole, explanation.sentence), *zip(explanation.words, explanation.maps, strict=True)]
-    return explanation, [WordMap(word, blend(base, values), float(values.max())) for word, values in named]
+    return explanation, [WordMap(word, _over(bases, values), float(values.max())) for word, values in named]
+
+
+def _over(bases: Sequence[Image.Image], values: Tensor) -> Image.Image:
+    """A map (h, w) over its picture, or maps (F, h, w) over F pictures, in rows of at most ROW."""
+    if values.dim() == 2:
+        return blend(bases[0], values)
+    drawn = [blend(base, one) for base, one in zip(bases, values, strict=True)]
+    width, height = max(one.width for one in drawn), max(one.height for one in drawn)
+    rows = -(-len(drawn) // ROW)
+    sheet = Image.new("RGB", (min(ROW, len(drawn)) * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
+    for place, one in enumerate(drawn):
+        sheet.paste(one, (place % ROW * (width + GAP), place // ROW * (height + GAP)))
+    return sheet
 
 
 def batch(m: Predictor, images: Sequence[Image.Image], action: str, texts: Sequence[str]) -> list[list[dict]]:

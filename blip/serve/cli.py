@@ -26,7 +26,7 @@ NumThreads = Annotated[
 ]
 MaxImageMb = Annotated[int, typer.Option("--max_image_mb", min=1, help="MiB of an image's file")]
 MaxMegapixels = Annotated[int, typer.Option("--max_megapixels", min=1, max=80, help="million pixels of an image")]
-MaxFiles = Annotated[int, typer.Option("--max_files", min=1, help="images of a batch")]
+MaxFiles = Annotated[int, typer.Option("--max_files", min=1, help="images of a batch, or files of one item")]
 MaxUploadMb = Annotated[int, typer.Option("--max_upload_mb", min=1, help="MiB of the files of a batch together")]
 MaxSeconds = Annotated[
     float, typer.Option("--max_seconds", min=1, help="for a request or a batch, before it is given up")
@@ -84,15 +84,38 @@ def serve(
 
 
 def examples_of(folder: str, most: int = 200) -> dict[str, Path]:
-    """The first `most` images below a folder, by their paths inside it; none without a folder."""
+    """The first `most` images below a folder, by their paths inside it; none without a folder.
+
+    A folder that holds the DICOM files of one series is one of them, in place of its slices.
+    """
     from blip.data.images import find_images
+    from blip.data.scans.references import has_dicom_name
     from blip.errors import visible
 
     if not folder:
         return {}
     top = Path(folder)
     paths = [path for path in find_images([top]) if path.resolve().is_relative_to(top.resolve())]
-    return {visible(str(path.relative_to(top))): path for path in paths[:most]} if top.is_dir() else {top.name: top}
+    if not top.is_dir():
+        return {top.name: top}
+    series = {folder for folder in {path.parent for path in paths} if _is_series(folder)}
+    slices = {path for path in paths if path.parent in series and (has_dicom_name(path) or not path.suffix)}
+    chosen = list(dict.fromkeys(path.parent if path in slices else path for path in paths))[:most]
+    names = [str(path.relative_to(top)) if path != top else top.name for path in chosen]
+    return {
+        visible(f"{name}/ (volume)" if path in series else name): path for path, name in zip(chosen, names, strict=True)
+    }
+
+
+def _is_series(folder: Path) -> bool:
+    """Whether a folder holds several files, which are the slices of one DICOM series."""
+    from blip.data.scans.series import series_of
+    from blip.errors import BlipError
+
+    try:
+        return len(series_of(str(folder))) > 1
+    except BlipError:
+        return False
 
 
 def _bound_threads(num_threads: int, models: int) -> None:

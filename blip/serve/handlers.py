@@ -9,18 +9,20 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ParamSpec
 
 from PIL import Image
 
 from blip.errors import BlipError, InputError, printable
+from blip.inference.inputs import OneImage, Study
 from blip.interpret.objectives import OBJECTIVES
 from blip.serve import abilities, results
+from blip.serve.items import AS_TRAINED, Item
 from blip.serve.limits import Limits
 from blip.serve.served import ServedModel
-from blip.serve.uploads import Picture, Uploads, picture_of, shown_name
+from blip.serve.uploads import Uploads, picture_of, shown_name
 
 P = ParamSpec("P")
 AT_ONCE = 8  # images of a batch between which other requests have their turn
@@ -61,27 +63,53 @@ class Handlers:
 
     # ---- images
 
-    def opened(self, file: Any, page: str, slot: str = "") -> str:
-        """An uploaded image becomes that of its page -> its preview."""
+    def opened(self, file: Any, window: object, parts: object, page: str, *, slot: str = "") -> str:
+        """Uploaded files, those of one item, become that of their page -> its preview."""
         files = records_of(file)
-        if not files:
-            raise InputError("no file arrived: choose it again")
-        return self._chosen(self.uploads.read(files[0]), page, slot)
+        try:
+            self._check_count(files, "no file arrived: choose it again")
+            pictures = tuple(self.uploads.read(one) for one in files)
+        finally:
+            self.uploads.forget(files)
+        return self._chosen(Item(pictures, *_view(window, parts)), page, slot)
 
-    def example(self, name: object, page: str) -> str:
-        """One of the operator's images becomes that of the page -> its preview."""
+    def example(self, name: object, window: object, parts: object, page: str) -> str:
+        """One of the operator's images, or the series of a folder, becomes that of the page -> its preview."""
         if not isinstance(name, str) or name not in self.examples:
             raise InputError("there is no such image: choose one of the list")
-        return self._chosen(picture_of(self.examples[name], name, self.limits), page, "")
+        path = self.examples[name]
+        files = () if path.is_dir() else (picture_of(path, name, self.limits),)
+        return self._chosen(Item(files, *_view(window, parts), None if files else (path, name)), page, "")
 
-    def _chosen(self, picture: Picture, page: str, slot: str) -> str:
-        image = picture.open(self.limits)  # before it is kept: a broken file does not replace the last image
-        self.uploads.keep(page, picture, slot)
-        return results.preview(picture, image)
+    def viewed(self, window: object, parts: object, page: str) -> str:
+        """The item of a page with another window, or other parts of its scan -> its preview."""
+        window, parts = _view(window, parts)
+        return self._chosen(replace(self.uploads.of(page), window=window, parts=parts), page, "")
 
-    def _image(self, served: ServedModel, page: str, slot: str = "") -> Image.Image:
-        """The image of a page as a model takes it: scans as in its training."""
-        return self.uploads.of(page, slot).open(self.limits, served.model.limits)
+    def _chosen(self, item: Item, page: str, slot: str) -> str:
+        pictures = item.open(self.limits)  # before it is kept: a broken file does not replace the last image
+        self.uploads.keep(page, item, slot)
+        return results.preview(item, pictures)
+
+    def _check_count(self, files: Sequence[Any], none: str) -> None:
+        if not files:
+            raise InputError(none)
+        if len(files) > self.limits.max_files:
+            raise InputError(f"there are {len(files)} files; at most {self.limits.max_files} are read at once")
+
+    def _image(self, served: ServedModel, page: str) -> OneImage:
+        """The image of a page as a model takes it, or its item of several pictures: scans as in its training."""
+        pictures = self.uploads.of(page).open(self.limits, served.model.limits)
+        return pictures[0] if len(pictures) == 1 else Study(pictures)
+
+    def _single(self, served: ServedModel, page: str, slot: str = "") -> Image.Image:
+        """One image of a page, where no model reads several pictures."""
+        item = self.uploads.of(page, slot)
+        pictures = item.open(self.limits, served.model.limits)
+        if len(pictures) > 1:
+            raise InputError(f"{item.name} has {len(pictures)} pictures, and a statement is about two images, left and "
+                             "right: choose one picture of it, such as slice=3")  # fmt: skip
+        return pictures[0]
 
     # ---- what models can do
 
@@ -111,7 +139,7 @@ class Handlers:
 
     def judge(self, name: str, statement: str, page: str) -> str:
         served = self._model(name, "judge")
-        left, right = self._image(served, page), self._image(served, page, "second")
+        left, right = self._single(served, page), self._single(served, page, "second")
         statement = abilities.checked_text(statement, "statement", self.limits)
         judged = served.call(lambda m: abilities.judge(m, left, right, statement), self.limits.max_seconds)
         judged.sort(key=lambda one: -one.probability)
@@ -143,10 +171,7 @@ class Handlers:
             self.uploads.forget(files)
 
     def _batch(self, served: ServedModel, files: list[dict[str, Any]], action: str, texts: str) -> str:
-        if not files:
-            raise InputError("there is no image: choose the files first")
-        if len(files) > self.limits.max_files:
-            raise InputError(f"there are {len(files)} files; at most {self.limits.max_files} are read at once")
+        self._check_count(files, "there is no image: choose the files first")
         lines = [] if action == "caption" else abilities.checked_lines(texts, "text", self.limits)
         end = time.monotonic() + self.limits.max_seconds
         rows: list[dict[str, Any]] = []
@@ -186,6 +211,12 @@ class Handlers:
         if ability and ability not in served.can:
             raise InputError(f"{served.name} cannot do this: it {served.title}")
         return served
+
+
+def _view(window: object, parts: object) -> tuple[str, str]:
+    """How scans are shown, as the fields of the page have it, for `Item`."""
+    chosen = window.strip() if isinstance(window, str) else ""
+    return chosen or AS_TRAINED, parts.strip() if isinstance(parts, str) else ""
 
 
 def records_of(files: Any) -> list[dict[str, Any]]:

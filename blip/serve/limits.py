@@ -12,7 +12,7 @@ class Limits:
     Args:
         max_image_mb: of an image's file.
         max_megapixels: million pixels of an image.
-        max_files: images of a batch.
+        max_files: images of a batch, and files of an item of several pictures.
         max_upload_mb: of the files of one upload together, such as those of a batch.
         max_characters: of a question, caption or statement.
         max_texts: texts that are matched with an image at once, and questions about each image of a batch.

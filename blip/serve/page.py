@@ -9,7 +9,7 @@ import gradio as gr
 
 from blip.serve import results
 from blip.serve.handlers import Handlers
-from blip.serve.parts import FILE, LIVE, cleared, image_file
+from blip.serve.parts import FILE, LIVE, cleared, item_files
 from blip.serve.served import ServedModel
 from blip.serve.views import VIEWS, View, take_text
 
@@ -77,7 +77,7 @@ def build(handlers: Handlers, title: str) -> gr.Blocks:
                     list(models), value=first.name, label="Model", visible=len(models) > 1, elem_id="model"
                 )
                 about = gr.HTML(results.about_model(first.name, first.title), elem_classes=LIVE)
-                chosen = image_file(handlers, "", "Choose an image, or drop it here", name="open")
+                chosen = item_files(handlers)
                 gr.HTML(results.hint(KEPT))
             with gr.Column(scale=3, min_width=280), gr.Tabs(elem_id="views") as tabs:
                 views = [make(handlers, name, first) for make in VIEWS]

@@ -9,6 +9,7 @@ import gradio as gr
 from blip.errors import InputError
 from blip.serve import results
 from blip.serve.handlers import Handlers, shown
+from blip.serve.items import AS_TRAINED, LONGEST_PARTS, WINDOWS
 from blip.serve.limits import Limits
 
 LIVE = "blip-live"  # class of components whose changes are announced by screen readers
@@ -77,29 +78,65 @@ def cleared(events: Sequence[Callable[..., Any]], places: Sequence[gr.HTML]) -> 
         event(None, None, list(places), js=js, queue=False, api_visibility="private")
 
 
-def image_file(handlers: Handlers, slot: str, label: str, *, name: str) -> list[Callable[..., Any]]:
-    """The choice of an image file, and its preview below.
+def scan_fields() -> tuple[gr.Dropdown, gr.Textbox, gr.Button]:
+    """How scans are shown and which parts of them are read; other images are not changed by them."""
+    with gr.Accordion("Scans (DICOM, NIfTI): window, slices", open=False):
+        window = gr.Dropdown(list(WINDOWS), value=AS_TRAINED, label="Window", allow_custom_value=True, elem_id="window",
+                             info="A name, or LEVEL/WIDTH such as 40/400.")  # fmt: skip
+        parts = gr.Textbox(label="Part of the scan", placeholder="slices=16", lines=1, max_lines=1, elem_id="parts",
+                           max_length=LONGEST_PARTS, info="slices=16 of a volume, slice=12, frame=3, or of NIfTI "
+                           "axis=coronal&slice=40, from 0; empty: one picture, of a series 16.")  # fmt: skip
+        button = gr.Button("Show", elem_id="show-scan")
+    return window, parts, button
 
-    The file vanishes from the field, so that the same field takes the next one; the preview names it.
+
+def item_files(handlers: Handlers) -> list[Callable[..., Any]]:
+    """The choice of the files of an image, or of an item of several pictures, and its preview below.
+
+    The files vanish from the field, so that the same field takes the next ones; the preview names them.
+
+    Returns:
+        The events that choose another image.
+    """
+    field = gr.File(label="Choose an image, or drop it here", file_count="multiple",
+                    height=180, elem_id="open", elem_classes=FILE)  # fmt: skip
+    gr.HTML(results.hint("Several files at once are one item: views of a study, or the slices of a DICOM series."))
+    examples = handlers.examples
+    example = gr.Dropdown(list(examples), value=None, label="Or take one of these", visible=bool(examples),
+                          elem_id="open-example")  # fmt: skip
+    window, parts, button = scan_fields()
+    preview = gr.HTML(results.hint("No image is chosen yet."), elem_classes=LIVE, elem_id="open-preview")
+    opened = with_page(handlers.opened)
+
+    def upload(request: gr.Request, record: Any, window: Any, parts: Any) -> tuple[None, str]:
+        return None, opened(request, record, window, parts)
+
+    field.upload(upload, [field, window, parts], [field, preview], api_name="open", **OF_IMAGES)
+    if examples:
+        taken = with_page(handlers.example)
+        example.input(taken, [example, window, parts], preview, api_name="example", **OF_IMAGES)
+    viewed = with_page(handlers.viewed)
+    button.click(viewed, [window, parts], preview, api_name="view", **OF_IMAGES)
+    parts.submit(viewed, [window, parts], preview, api_visibility="private", **OF_IMAGES)
+    return [field.upload, button.click, parts.submit, *([example.input] if examples else [])]
+
+
+def image_file(handlers: Handlers, slot: str, label: str, *, name: str) -> list[Callable[..., Any]]:
+    """The choice of a further image, a file, and its preview below; it vanishes from the field as in `item_files`.
 
     Args:
-        slot: of the page, where several images belong to it.
+        slot: of the page.
         name: of the event in the programming interface, and of the field.
 
     Returns:
         The events that choose another image.
     """
     field = gr.File(label=label, height=180, elem_id=name, elem_classes=FILE)
-    examples = handlers.examples if not slot else {}
-    example = gr.Dropdown(list(examples), value=None, label="Or take one of these", visible=bool(examples),
-                          elem_id=f"{name}-example")  # fmt: skip
     preview = gr.HTML(results.hint("No image is chosen yet."), elem_classes=LIVE, elem_id=f"{name}-preview")
-    opened = with_page(lambda record, page: handlers.opened(record, page, slot))
+    opened = with_page(lambda record, page: handlers.opened(record, AS_TRAINED, "", page, slot=slot))
 
     def upload(request: gr.Request, record: Any) -> tuple[None, str]:
         return None, opened(request, record)
 
     field.upload(upload, field, [field, preview], api_name=name, **OF_IMAGES)
-    if examples:
-        example.input(with_page(handlers.example), example, preview, api_name="example", **OF_IMAGES)
-    return [field.upload, example.input] if examples else [field.upload]
+    return [field.upload]

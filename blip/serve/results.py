@@ -13,10 +13,10 @@ from blip import html_page
 from blip.interpret.explain import Explanation
 from blip.interpret.objectives import OBJECTIVES
 from blip.serve.abilities import Scored, WordMap, reduced
-from blip.serve.uploads import Picture
+from blip.serve.items import Item
 
 NOT_FOR_CLINICAL_USE = "Not for clinical use"
-PREVIEW = 512  # pixels of the longer side
+PREVIEW, SMALL_PREVIEW = 512, 112  # pixels of the longer side, of an image and of each of several
 PREVIEW_ROWS = 20  # of a batch's table in the page
 QUALITY = 85  # of JPEGs
 
@@ -41,11 +41,17 @@ def about_model(name: str, title: str) -> str:
     return _filled("model", name=name, title=title)
 
 
-def preview(picture: Picture, image: Image.Image) -> str:
-    """The chosen image."""
-    about = f"{image.width} x {image.height} pixels"
-    shown = html_page.image(reduced(image, PREVIEW), "JPEG", QUALITY, alt=f"The chosen image: {picture.name}, {about}")
-    return _filled("preview", picture=shown, name=picture.name, about=about)
+def preview(item: Item, images: Sequence[Image.Image]) -> str:
+    """The chosen image, or all pictures of an item."""
+    about, count = item.described(images), len(images)
+    alts = [f"The chosen image: {item.name}, {about}"]
+    if count > 1:
+        alts = [f"Picture {place} of {count} of the chosen item: {item.name}" for place in range(1, count + 1)]
+    side = PREVIEW if count == 1 else SMALL_PREVIEW
+    shown = [
+        html_page.image(reduced(one, side), "JPEG", QUALITY, alt=alt) for one, alt in zip(images, alts, strict=True)
+    ]
+    return _filled("preview", pictures=shown, name=item.name, about=about)
 
 
 def scores(

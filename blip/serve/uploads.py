@@ -12,44 +12,23 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from PIL import Image
-
-from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage, read_image
-from blip.data.images import open_image
+from blip.data.image_bytes import UnreadableImage, read_image
 from blip.errors import InputError, visible
 from blip.files import ReadError, open_regular
+from blip.serve.items import Item, Picture
 from blip.serve.limits import Limits
 
 LONGEST_NAME = 80
 ABANDONED = 600  # seconds after which a file of an upload that no request has read is removed
 
 
-@dataclass(frozen=True)
-class Picture:
-    """The file of an image: its name, without a folder, and its bytes."""
-
-    name: str
-    data: bytes
-
-    def open(self, limits: Limits, shown: ImageLimits = LIMITS) -> Image.Image:
-        """The image in RGB, upright; a scan as `shown` says, such as the `limits` of a model.
-
-        Raises:
-            InputError: it cannot be read or is too large; the message begins with its name.
-        """
-        try:
-            return open_image(self.data, replace(limits.image, window=shown.window, channels=shown.channels))
-        except UnreadableImage as error:
-            raise InputError(f"{self.name} cannot be read: {error.reason}") from None
-
-
 @dataclass
 class _Kept:
-    picture: Picture
+    item: Item
     number: int  # of all images that were kept, this one included
     used: float = field(default_factory=time.monotonic)
 
@@ -94,18 +73,18 @@ class Uploads:
 
     # ---- images of pages
 
-    def keep(self, page: str, picture: Picture, slot: str = "") -> None:
-        """Keeps the image of a page, in the place of the one before; a page may have several slots."""
+    def keep(self, page: str, item: Item, slot: str = "") -> None:
+        """Keeps what a page is about, in the place of what was there; a page may have several slots."""
         with self._lock:
             self._kept.pop((page, slot), None)
-            self._kept[page, slot] = _Kept(picture, next(self._numbers))
-            total = sum(len(kept.picture.data) for kept in self._kept.values())
+            self._kept[page, slot] = _Kept(item, next(self._numbers))
+            total = sum(kept.item.size for kept in self._kept.values())
             while total > self.limits.memory_mb << 20 and len(self._kept) > 1:
                 _, oldest = self._kept.popitem(last=False)
-                total -= len(oldest.picture.data)
+                total -= oldest.item.size
 
-    def of(self, page: str, slot: str = "") -> Picture:
-        """The image of a page.
+    def of(self, page: str, slot: str = "") -> Item:
+        """The image of a page, or its item of several pictures.
 
         Raises:
             InputError: none was chosen, or it was dropped since.
@@ -119,7 +98,7 @@ class Uploads:
                 )
             kept.used = time.monotonic()
             self._kept.move_to_end((page, slot))
-            return kept.picture
+            return kept.item
 
     def numbers(self, page: str) -> set[int]:
         """A number for each image of a page; an image that is chosen later has a number of its own."""
@@ -157,7 +136,7 @@ class Uploads:
 
 
 def picture_of(path: Path, name: str, limits: Limits) -> Picture:
-    """An image of the operator's folder; InputError as in `Picture.open`."""
+    """The file of an image in the operator's folder; InputError as in `Picture.open`."""
     try:
         return Picture(name, read_image(path, limits.image))
     except UnreadableImage as error:

@@ -100,16 +100,7 @@ class Answering(FineTuning):
 
     def dataset(self, images: TrainingImages) -> VqaDataset:
         assert self.questions is not None
-        config = self.config
-        return VqaDataset(
-            self.questions,
-            self.order,
-            self.encoder(),
-            transform=images,
-            seed=config.seed,
-            max_skipped_fraction=config.max_skipped_fraction,
-            limits=limits_of(config),
-        )
+        return VqaDataset(self.questions, self.order, self.encoder(), **self.reading(images))
 
     def step(self, batch: VqaBatch, step: int) -> Step:
         """A batch to its loss."""

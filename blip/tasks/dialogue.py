@@ -92,17 +92,7 @@ class DialogueRanking(FineTuning):
 
     def dataset(self, images: TrainingImages) -> DialogueDataset:
         assert self.dialogues is not None
-        config = self.config
-        return DialogueDataset(
-            self.dialogues,
-            self.questions,
-            self.order,
-            self.encoder(),
-            transform=images,
-            seed=config.seed,
-            max_skipped_fraction=config.max_skipped_fraction,
-            limits=limits_of(config),
-        )
+        return DialogueDataset(self.dialogues, self.questions, self.order, self.encoder(), **self.reading(images))
 
     def add_parts(self) -> None:
         """ConfigError or InputError for lengths that the model cannot read, or into which no question fits."""

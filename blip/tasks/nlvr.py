@@ -57,17 +57,8 @@ class Judging(FineTuning):
 
     def dataset(self, images: TrainingImages) -> NlvrDataset:
         assert self.statements is not None
-        config = self.config
-        return NlvrDataset(
-            self.statements,
-            self.order,
-            self.tokenizer,
-            transform=images,
-            max_tokens=config.max_text_tokens,
-            seed=config.seed,
-            max_skipped_fraction=config.max_skipped_fraction,
-            limits=limits_of(config),
-        )
+        most = self.config.max_text_tokens
+        return NlvrDataset(self.statements, self.order, self.tokenizer, max_tokens=most, **self.reading(images))
 
     def step(self, batch: NlvrBatch, step: int) -> Step:
         """A batch to its loss."""

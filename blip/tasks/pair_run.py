@@ -139,7 +139,7 @@ class PairRun:
     def write_samples(self, step: int, log: RunLog) -> None:
         """The same validation images each time with their generated captions, to the log; four to TensorBoard."""
         assert self.val_data is not None
-        pairs = self.val_data.pairs
+        pairs = self.val_data.records
         found = [one for i in sorted(chosen(len(pairs))) if (one := self.val_data[i]).image is not None]
         if not found:
             return

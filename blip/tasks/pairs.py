@@ -8,7 +8,7 @@ from blip.data.batches import Batch
 from blip.data.formats import AnnotationError
 from blip.data.pairs import CaptionEncoder, PairDataset, Pairs, has_words, read_pairs
 from blip.data.training_images import TrainingImages
-from blip.tasks.data_options import entries, limits_of, read_as
+from blip.tasks.data_options import entries, read_as
 from blip.tasks.finetune import FineTuning
 from blip.tasks.item_pictures import tell_left_out
 
@@ -68,16 +68,7 @@ class PairFineTuning(FineTuning):
 
     def dataset(self, images: TrainingImages) -> PairDataset:
         assert self.pairs is not None
-        config = self.config
-        return PairDataset(
-            self.pairs,
-            self.order,
-            self.encoder(),
-            transform=images,
-            seed=config.seed,
-            max_skipped_fraction=config.max_skipped_fraction,
-            limits=limits_of(config),
-        )
+        return PairDataset(self.pairs, self.order, self.encoder(), **self.reading(images))
 
     def name(self, batch: Batch) -> str:
         """The images of a batch, for an error message."""

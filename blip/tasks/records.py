@@ -17,7 +17,7 @@ from blip.data.skipped import SkipLog
 from blip.data.training_images import TrainingImages
 from blip.data.transforms import eval_transform
 from blip.errors import BlipError
-from blip.tasks.data_options import on_device, training_images
+from blip.tasks.data_options import limits_of, on_device, training_images
 from blip.tasks.image_tokens import dropped_share
 from blip.train.parallel import padded_lengths
 from blip.train.record import write_result
@@ -96,6 +96,12 @@ class Records:
         """The batch on the device, for optimizer step `step`, which sets how many patches of its images are seen."""
         self.model.image_encoder.patch_dropout.share = dropped_share(self.config, step, self.epochs)
         return batch.to(self.device, non_blocking=True)
+
+    def reading(self, images: TrainingImages) -> dict[str, Any]:
+        """What the training sets of all tasks take: what reads images, the seed, and how many may be unreadable."""
+        config = self.config
+        skipped = config.max_skipped_fraction
+        return {"transform": images, "seed": config.seed, "max_skipped_fraction": skipped, "limits": limits_of(config)}
 
     def eval_batches(self, dataset: Dataset) -> EvalLoader:
         """This process's share of an evaluation set, in batches."""

@@ -113,6 +113,12 @@ def test_regular_files_alone_are_read(tmp_path: Path) -> None:
         find_images([tmp_path / "pipe.png"])
 
 
+def test_what_is_no_picture_at_all_is_named() -> None:
+    for other in (None, 3, ["a.png"]):
+        with pytest.raises(UnreadableImage, match=f"an image of PIL, not {type(other).__name__}"):
+            open_image(other)  # type: ignore[arg-type]
+
+
 def test_the_size_of_a_file_is_limited(tmp_path: Path) -> None:
     path = tmp_path / "sparse.tif"
     content = saved(Image.fromarray(GREY), "TIFF")

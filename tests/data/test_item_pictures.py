@@ -166,7 +166,7 @@ def test_evaluation(folder: Path) -> None:
     expected = [transform(Image.open(folder / f"{i}.png")) for i in range(6)]
     assert torch.equal(batch.images.real(), torch.stack(expected))
     assert isinstance(collate([data[1]]).images, Tensor)  # as ever
-    gallery = ImagesByNumber([data.pairs.image_paths(i) for i in range(3)], transform)
+    gallery = ImagesByNumber([data.records.image_paths(i) for i in range(3)], transform)
     (pixels,) = gallery([[2, 0]])
     assert isinstance(pixels, Pictures) and torch.equal(pixels.real(), torch.stack(expected)[[3, 4, 5, 0, 1]])
 

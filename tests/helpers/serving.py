@@ -101,10 +101,9 @@ class Page:
                     return message["output"]["data"]
         raise AssertionError("the server did not answer")
 
-    def open(self, image: Path | tuple[str, bytes]) -> str:
-        """Chooses an image -> what the page shows of it."""
-        (record,) = self.upload(image)
-        return str(self.call("open", record)[1])
+    def open(self, *images: Path | tuple[str, bytes], window: str = "", parts: str = "") -> str:
+        """Chooses an image, or an item of several -> what the page shows of it."""
+        return str(self.call("open", self.upload(*images), window, parts)[1])
 
     def ask(self, model: str, question: str) -> str:
         return str(self.call("ask", model, question)[0])

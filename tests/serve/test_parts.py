@@ -15,12 +15,13 @@ from blip.serve.abilities import Scored
 from blip.serve.cli import examples_of
 from blip.serve.guard import LOGINS, Guard
 from blip.serve.handlers import Handlers
+from blip.serve.items import Item, Picture
 from blip.serve.limits import Limits
 from blip.serve.passwords import passwords
 from blip.serve.results import scores, table
 from blip.serve.served import named
 from blip.serve.site import Site, check
-from blip.serve.uploads import Picture, Uploads, shown_name
+from blip.serve.uploads import Uploads, shown_name
 from blip.serve.worker import BusyError, Worker
 
 # ---- results of images -----------------------------------------------------------------------------------------------
@@ -33,13 +34,13 @@ def test_no_result_of_an_image_that_was_replaced_meanwhile(tmp_path: Path, slot:
     from blip.serve.parts import of_images
 
     uploads = Uploads(tmp_path, Limits())
-    uploads.keep("page", Picture("first.png", b"1"))
+    uploads.keep("page", Item((Picture("first.png", b"1"),)))
     handlers = cast(Handlers, SimpleNamespace(uploads=uploads))
 
     def answer(page: str) -> str:
-        uploads.keep("another page", Picture("other.png", b"3"))
+        uploads.keep("another page", Item((Picture("other.png", b"3"),)))
         if slot is not None:
-            uploads.keep(page, Picture("second.png", b"2"), slot)
+            uploads.keep(page, Item((Picture("second.png", b"2"),)), slot)
         return "an answer"
 
     shown = of_images(handlers, answer)(SimpleNamespace(session_hash="page"))
@@ -88,13 +89,13 @@ def test_images_are_kept_by_page_and_dropped(tmp_path: Path) -> None:
     uploads = Uploads(tmp_path, Limits(memory_mb=2))
     half = bytes(1 << 19)
     for page in "abcd":
-        uploads.keep(page, Picture(page, half))
+        uploads.keep(page, Item((Picture(page, half),)))
     assert uploads.of("a").name == "a"
-    uploads.keep("e", Picture("e", half))
+    uploads.keep("e", Item((Picture("e", half),)))
     with pytest.raises(InputError, match="choose one first"):  # the one that was not used for longest
         uploads.of("b")
     assert [uploads.of(page).name for page in "acde"] == list("acde")
-    uploads.keep("a", Picture("right", half), "second")
+    uploads.keep("a", Item((Picture("right", half),)), "second")
     uploads.drop("a")
     for slot in ("", "second"):
         with pytest.raises(InputError):
@@ -103,7 +104,7 @@ def test_images_are_kept_by_page_and_dropped(tmp_path: Path) -> None:
 
 def test_what_nobody_uses_is_swept(tmp_path: Path) -> None:
     uploads = Uploads(tmp_path, Limits(keep_seconds=0.05))
-    uploads.keep("a", Picture("a", b"1"))
+    uploads.keep("a", Item((Picture("a", b"1"),)))
     uploaded(tmp_path)
     assert uploads.on_disk() == 4
     uploads.sweep()

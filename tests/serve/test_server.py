@@ -11,12 +11,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from helpers.dicom import write_scans, written
 from helpers.random_checkpoints import ANSWERS, all_checkpoints, noise_images
 from helpers.running import code_and_text
 from helpers.serving import API, Page, Server, first_cells, texts_of
 
 import blip
+from blip.data.image_bytes import ImageLimits
+from blip.serve.cli import examples_of
+from blip.serve.handlers import Handlers
+from blip.serve.limits import Limits
+from blip.serve.uploads import Uploads
 
 pytest.importorskip("gradio", minversion="6.20", reason="the page is made with gradio: pip install -e '.[serve]'")
 pytestmark = pytest.mark.slow
@@ -61,10 +68,10 @@ def test_answers_are_those_of_the_predictor(page: Page, folder: Path, checkpoint
 
 
 def test_an_example_of_the_folder(page: Page, folder: Path) -> None:
-    assert "d.png" in page.call("example", "c/d.png")[0]
+    assert "d.png" in page.call("example", "c/d.png", "", "")[0]
     assert first_cells(page.ask("vqa", "is there a lesion"))
     for other in ("../vqa.vocab.txt", "/etc/passwd", str(folder / "images" / "a.png"), None, ["a.png"]):
-        assert "there is no such image" in page.call("example", other)[0]
+        assert "there is no such image" in page.call("example", other, "", "")[0]
 
 
 def test_captions_matches_and_verdicts(page: Page, folder: Path) -> None:
@@ -75,6 +82,74 @@ def test_captions_matches_and_verdicts(page: Page, folder: Path) -> None:
     (record,) = page.upload(folder / "images" / "b.jpg")
     assert "b.jpg" in page.call("open_second", record)[1]
     assert sorted(first_cells(page.call("judge", "nlvr", "a lesion in the left lung")[0])) == ["false", "true"]
+
+
+def test_several_files_are_one_item(page: Page, folder: Path, checkpoints: dict[str, Path]) -> None:
+    files = [folder / "images" / name for name in ("a.png", "b.jpg")]
+    shown = page.open(*files)
+    assert "a.png and 1 more" in shown and shown.count("data:image/jpeg") == 2 and "2 pictures of one item" in shown
+    study = blip.Study([str(file) for file in files])
+    (expected,) = blip.load(checkpoints["vqa"]).answer(study, "is there a lesion")
+    result = page.ask("vqa", "is there a lesion")
+    assert first_cells(result) == [text for text, _ in expected.candidates[:5]]
+    assert f"{100 * expected.probability:.1f} %" in result
+    (text,) = blip.load(checkpoints["caption"]).write(study)[0]
+    assert first_cells(page.call("caption", "caption", 1)[0]) == [text.text]
+    probability = float(blip.load(checkpoints["retrieval"]).match_probability(study, "normal"))
+    assert f"{100 * probability:.1f} %" in page.call("match", "retrieval", "normal")[0]
+    maps = page.call("explain", "vqa", "is there a lesion", "answer", "relevance", "0")[0]
+    assert maps.count("data:image/jpeg") == 5  # of the whole text and of each word
+    assert "a.png and 1 more has 2 pictures" in page.call("judge", "nlvr", "a lesion")[0]
+    shown = page.open(files[0], ("broken.png", b"no image"))
+    assert "broken.png cannot be read" in shown and "Traceback" not in shown
+    assert "at most 100 are read at once" in page.open(*[("x.png", b"x")] * 101)
+    assert first_cells(page.ask("vqa", "is there a lesion")) == [text for text, _ in expected.candidates[:5]]
+
+
+def test_series_are_volumes_with_windows_and_parts(page: Page, folder: Path, checkpoints: dict[str, Path]) -> None:
+    pytest.importorskip("pydicom")
+    scans = folder / "scans"
+    scans.mkdir()
+    write_scans(scans)
+    files = [scans / "ct" / f"{place}.dcm" for place in (3, 0, 4, 2, 1)]
+    shown = page.open(*files, window="bone")
+    assert "5 slices or frames of one scan" in shown and shown.count("data:image/jpeg") == 5
+    m = blip.load(checkpoints["retrieval"])
+
+    def expected(reference: str, **view: str) -> str:
+        m.limits = ImageLimits(**view)
+        return f"{100 * float(m.match_probability(f'{scans}/{reference}', 'normal')):.1f} %"
+
+    assert expected("ct/", window="bone") in page.call("match", "retrieval", "normal")[0]
+    assert page.call("view", "40/400", "slices=2")[0].count("data:image/jpeg") == 2
+    assert expected("ct/#slices=2", window="40/400") in page.call("match", "retrieval", "normal")[0]
+    assert page.call("view", "the file's own", "slice=3")[0].count("data:image/jpeg") == 1
+    assert expected("ct/#slice=3") in page.call("match", "retrieval", "normal")[0]
+    for window, parts, message in (
+        ("bones", "", "the window &#39;bones&#39; is none of lung"),
+        ("", "slices=0", "slices is &#39;0&#39;; it has to be a whole number from 1"),
+        ("", "slice=9", "there is no slice 9: the series has 5"),
+        ("", "axis=axial", "axis has no meaning here"),
+        ("", "/../../x", "&#39;/../../x&#39; is no part of a scan"),
+        ([3], {}, "data:image/jpeg"),
+    ):
+        assert message in page.call("view", window, parts)[0], (window, parts)
+    page.reload()
+    assert "there is no image: choose one first" in page.call("view", "lung", "")[0]
+    views = [("front.dcm", written(np.zeros((8, 9), np.uint8), SeriesInstanceUID="1.2")), files[0]]
+    assert "2 pictures of one item" in page.open(*views)  # of two series, in the order of their files
+
+
+def test_a_series_in_the_folder_of_images(folder: Path) -> None:
+    place = folder / "examples"
+    place.mkdir()
+    write_scans(place)
+    noise_images(place)
+    found = examples_of(str(place))
+    assert found["ct/ (volume)"] == place / "ct" and "ct.dcm" in found and "ct/0.dcm" not in found and "a.png" in found
+    handlers = Handlers({}, found, Uploads(folder / "none", Limits()), Limits())
+    assert handlers.example("ct/ (volume)", "", "slices=3", "page").count("data:image/jpeg") == 3
+    assert handlers.uploads.of("page").name == "ct/ (volume)"
 
 
 @pytest.mark.parametrize("method", ["gradcam", "raw", "relevance", "rollout"])

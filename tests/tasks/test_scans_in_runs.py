@@ -14,8 +14,8 @@ from blip.data.image_bytes import ImageLimits
 from blip.data.images import open_image
 from blip.errors import BlipError
 from blip.inference.opening import Reads, load_model
+from blip.serve.items import Picture
 from blip.serve.limits import Limits
-from blip.serve.uploads import Picture
 from blip.train.log import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_java_nor_peak")]

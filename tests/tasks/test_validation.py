@@ -201,7 +201,7 @@ def test_losses_of_all_records_in_one_batch(
             expected = statement_loss(one.model(batch.images, batch.ids, batch.lengths), batch.labels)
     assert found[f"val_{OBJECTIVES[task][0]}"] == pytest.approx(expected.item(), rel=1e-5)
     assert found["val_loss"] == found[f"val_{OBJECTIVES[task][0]}"]
-    encoded = dataset.encode(dataset.pairs.captions(0)[0]) if task == "caption" else []
+    encoded = dataset.encode(dataset.records.captions(0)[0]) if task == "caption" else []
     assert task != "caption" or encoded[: one.prompt.shape[1]][1:] == one.prompt[0].tolist()[1:], "with the prompt"
 
 

@@ -63,7 +63,19 @@ def reference_of(source: str | Path) -> Reference | None:
     found = _options(str(source))
     if found is None:
         return None
-    path, options = found
+    return _reference(*found)
+
+
+def parts_of(text: str) -> Reference:
+    """What the options of a reference, such as slices=16, mean of a scan that is named elsewhere. InputError."""
+    options = dict(part.partition("=")[::2] for part in text.strip().split("&")) if text.strip() else {}
+    if unknown := [key for key in options if key not in KEYS]:
+        raise InputError(f"{unknown[0][:40]!r} is no part of a scan; parts are named by {', '.join(KEYS)}: slices=16")
+    return _reference("", options)
+
+
+def _reference(path: str, options: dict[str, str]) -> Reference:
+    """The reference of options as they are written. InputError for a value that an option cannot have."""
     values: dict[str, str | int] = {}
     for key, value in options.items():
         if key in VALUES and value not in VALUES[key]:

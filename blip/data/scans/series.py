@@ -4,13 +4,14 @@ Neither names of files nor InstanceNumber give the order, which the positions al
 feet to head, from back to front, from left to right, as in NIfTI files of canonical orientation.
 """
 
+import io
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -66,8 +67,18 @@ def series_of(folder: str, uid: str | None = None) -> tuple[Slice, ...]:
 
 @lru_cache(maxsize=256)
 def _ordered(folder: str, uid: str | None, changed: int) -> tuple[Slice, ...]:
+    return _of_one_series(_entries(folder), uid)
+
+
+def series_in_memory(files: Sequence[bytes], uid: str | None = None) -> tuple[Slice, ...]:
+    """The files of a series in their order; the path of each is its number among `files`. Errors as in `series_of`."""
+    named = [(str(number), _entry_of(str(number), io.BytesIO(data))) for number, data in enumerate(files)]
+    return _of_one_series([entry for _, entry in named if entry is not None], uid)
+
+
+def _of_one_series(entries: Sequence[_Entry], uid: str | None) -> tuple[Slice, ...]:
     by_series: dict[str, list[_Entry]] = {}
-    for entry in _entries(folder):
+    for entry in entries:
         by_series.setdefault(entry.uid, []).append(entry)
     if not by_series:
         raise InputError("a folder without DICOM pictures, which a volume needs")
@@ -118,7 +129,16 @@ def _entry(path: str) -> _Entry | None:
     if Path(path).name.upper() == "DICOMDIR":
         return None
     try:
-        with broken("a broken DICOM file"), open_regular(path) as file:
+        with open_regular(path) as file:
+            return _entry_of(path, file)
+    except ReadError:
+        return None
+
+
+def _entry_of(path: str, file: BinaryIO) -> _Entry | None:
+    """`_entry` of an open file."""
+    try:
+        with broken("a broken DICOM file"):
             is_dicom = file.read(132)[128:] == b"DICM" or path.lower().endswith(ENDINGS)
             file.seek(0)
             if not is_dicom:
@@ -136,7 +156,7 @@ def _entry(path: str) -> _Entry | None:
                 normal=_normal(numbers(header.get("ImageOrientationPatient"), 6)),
                 number=_whole(header.get("InstanceNumber")),
             )
-    except (InputError, ReadError):  # one broken file does not hide the others: its slice is missing
+    except InputError:  # one broken file does not hide the others: its slice is missing
         return None
 
 

@@ -4,6 +4,7 @@ Of a volume of N slices n are chosen evenly: the middles of n equal parts; all o
 these are decoded. `by=content` decodes CANDIDATES times as many and leaves out the empty ones before it chooses.
 """
 
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from blip.data.scans import nifti
 from blip.data.scans.dicom import Grey, open_frame, read_frame, shown
 from blip.data.scans.header import read_header
 from blip.data.scans.references import Reference, is_folder, is_nifti, reference_of
-from blip.data.scans.series import series_of
+from blip.data.scans.series import series_in_memory, series_of
 from blip.errors import InputError
 
 CANDIDATES = 4
@@ -48,12 +49,46 @@ def open_slices(reference: str | Path, limits: ImageLimits = LIMITS) -> list[Ima
     with _errors(reference):
         asked = reference_of(reference) or Reference(str(reference))
         with _slices(asked, limits) as (count, read):
-            wanted = asked.slices or limits.slices
-            places = evenly(count, wanted * (CANDIDATES if asked.by == "content" else 1))
-            slices = _read_all(read, places)
-            if asked.by == "content":
-                slices = _with_content(slices, wanted)
-            return [picture.convert("RGB") for picture in shown(slices, limits)]
+            return _chosen(count, read, asked, limits=limits)
+
+
+def open_scans(name: str, files: Sequence[bytes], asked: Reference, limits: ImageLimits = LIMITS) -> list[Image.Image]:
+    """The pictures of one scan in memory: of a file its first or middle one, or those that `asked` names; of the files
+    of a series the slices, or the one, that it names.
+
+    Raises:
+        UnreadableImage: with `name`: they cannot be read, or are no series.
+    """
+    with _errors(name):
+        if len(files) > 1:
+            count, read = _of_files(files, asked, limits)
+            if asked.slice is None:
+                return _chosen(count, read, asked, limits=limits)
+            return [shown(read([_in_series(asked.slice, count)]), limits)[0].convert("RGB")]
+        file = io.BytesIO(files[0])
+        in_nifti = nifti.is_nifti(file.read(nifti.NEEDED))
+        file.seek(0)
+        if asked.several:
+            return _chosen(*_of_file(file, in_nifti, asked, limits=limits), asked, limits=limits)
+        if in_nifti:
+            return [shown([nifti.read_slice(file, asked, limits)], limits)[0].convert("RGB")]
+        return [open_frame(file, asked, limits).convert("RGB")]
+
+
+def _chosen(count: int, read: ReadSlices, asked: Reference, *, limits: ImageLimits) -> list[Image.Image]:
+    """The slices that are asked for, of `count`, as pictures in RGB."""
+    wanted = asked.slices or limits.slices
+    places = evenly(count, wanted * (CANDIDATES if asked.by == "content" else 1))
+    slices = _read_all(read, places)
+    if asked.by == "content":
+        slices = _with_content(slices, wanted)
+    return [picture.convert("RGB") for picture in shown(slices, limits)]
+
+
+def _in_series(place: int, count: int) -> int:
+    if not place < count:
+        raise InputError(f"there is no slice {place}: the series has {count}, counted from 0")
+    return place
 
 
 def open_reference(source: str | Path, limits: ImageLimits) -> Image.Image | None:
@@ -70,9 +105,7 @@ def open_reference(source: str | Path, limits: ImageLimits) -> Image.Image | Non
     if is_folder(asked.path):
         asked.only("slice", "series")
         with _slices(asked, limits) as (count, read):
-            if not (asked.slice or 0) < count:
-                raise InputError(f"there is no slice {asked.slice}: the series has {count}, counted from 0")
-            return shown(read([asked.slice or 0]), limits)[0]
+            return shown(read([_in_series(asked.slice or 0, count)]), limits)[0]
     with image_stream(asked.path, limits) as file:
         if is_nifti(asked.path):
             return shown([nifti.read_slice(file, asked, limits)], limits)[0]
@@ -125,14 +158,29 @@ def _slices(asked: Reference, limits: ImageLimits) -> Iterator[tuple[int, ReadSl
         yield _of_series(asked, limits)
         return
     with image_stream(asked.path, limits) as file:
-        if is_nifti(asked.path):
-            asked.only("axis", "slices", "by", "time")
-            volume, axis = nifti.Volume(file, limits), asked.axis or "axial"
-            yield volume.count(axis), lambda places: [volume.slice(axis, at, asked.time or 0) for at in places]
-        else:
-            asked.only("slices", "by")
-            header = read_header(file, limits.max_bytes)
-            yield header.frames, lambda places: [read_frame(header, at, limits) for at in places]
+        yield _of_file(file, is_nifti(asked.path), asked, limits=limits)
+
+
+def _of_file(file: BinaryIO, in_nifti: bool, asked: Reference, *, limits: ImageLimits) -> tuple[int, ReadSlices]:
+    if in_nifti:
+        asked.only("axis", "slices", "by", "time")
+        volume, axis = nifti.Volume(file, limits), asked.axis or "axial"
+        return volume.count(axis), lambda places: [volume.slice(axis, at, asked.time or 0) for at in places]
+    asked.only("slices", "by")
+    header = read_header(file, limits.max_bytes)
+    return header.frames, lambda places: [read_frame(header, at, limits) for at in places]
+
+
+def _of_files(files: Sequence[bytes], asked: Reference, limits: ImageLimits) -> tuple[int, ReadSlices]:
+    asked.only("slice", "slices", "by", "series")
+    found = series_in_memory(files, asked.series)
+    places = [(int(one.path), frame) for one in found for frame in range(min(one.frames, 10_000))]
+
+    def read(wanted: Sequence[int]) -> list[Grey]:
+        opened = ((io.BytesIO(files[number]), frame) for number, frame in (places[at] for at in wanted))
+        return [read_frame(read_header(file, limits.max_bytes), frame, limits) for file, frame in opened]
+
+    return len(places), read
 
 
 def _of_series(asked: Reference, limits: ImageLimits) -> tuple[int, ReadSlices]:
@@ -140,12 +188,12 @@ def _of_series(asked: Reference, limits: ImageLimits) -> tuple[int, ReadSlices]:
     places = [(one.path, frame) for one in files for frame in range(min(one.frames, 10_000))]
 
     def read(wanted: Sequence[int]) -> list[Grey]:
-        return [_of_file(*places[at], limits=limits) for at in wanted]
+        return [_of_path(*places[at], limits=limits) for at in wanted]
 
     return len(places), read
 
 
-def _of_file(path: str, frame: int, *, limits: ImageLimits) -> Grey:
+def _of_path(path: str, frame: int, *, limits: ImageLimits) -> Grey:
     try:
         with image_stream(path, limits) as file:
             return read_frame(read_header(file, limits.max_bytes), frame, limits)

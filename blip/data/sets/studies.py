@@ -6,7 +6,7 @@ where there are several, `caption`, the patient and the part of the set.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class StudyOptions:
     views: tuple[str, ...] = VIEWS
     priors: int = 0
     part: str = ""
-    silent: bool = False
+    silent: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         """Raises InputError where one of them is not known."""

@@ -114,8 +114,8 @@ def ablate(
         pairs: (image, text); for the metric `answer` (image, (question, answer)).
         by: head, mlp or layer.
         metric: match, cosine, caption, answer, or a function, see `blip/interpret/causes/metrics.py`.
-        method: zero; mean, over the pairs, of an image for each patch, of texts over all tokens; or resample, what the
-            component adds for another pair, with another image and, where there is one, a text of equal length.
+        method: zero; mean, over the first 256 pairs, of an image for each patch, of texts over all tokens; or resample,
+            what the component adds for another pair, with another image and, if there is one, a text of equal length.
         seed: of the pairs that resampling draws.
         batch_size: rows at once, as in `blip.patch_sweep`.
 
