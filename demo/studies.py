@@ -7,6 +7,7 @@ pictures is compared with one that sees the first alone; one that is told the ti
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -24,6 +25,11 @@ from blip.data.phantom_studies import write_studies
 ROOT = Path(__file__).resolve().parent.parent
 HELD_OUT = 500  # studies
 ORDERED = ("grows", "shrinks")  # what the order of the frames alone tells apart
+COLUMNS = ("", "exact captions", "grows or shrinks", "minutes", "core minutes")
+EXPECTED = (
+    "All pictures should be at least 30 points above the first one. Frames with times should tell growing from "
+    "shrinking in at least 85 % of videos, those without in about 50 %, as a coin does."
+)
 
 
 @dataclass
@@ -41,15 +47,16 @@ COMPARISONS = {
     "volume": Comparison(
         16,
         3000,
+        # patches of a quarter of a slice: with those of 8 px the side of the lesion is learned late
         {
             "image_size": 32,
-            "vit_width": 64,
+            "vit_patch": 16,
             "vit_depth": 2,
-            "vit_heads": 2,
             "picture_embeddings": "place",
+            "label_smoothing": 0.0,
             "batch_size": 32,
-            "max_steps": 2500,
-            "lr": 2e-3,
+            "max_steps": 1500,
+            "num_workers": 2,  # a batch is 512 pictures
         },
         {"all slices": {}, "the first slice": {"max_pictures": 1}},
     ),
@@ -83,11 +90,12 @@ def main(
         test = write_studies(folder / "test", name, HELD_OUT, seed=2 * seed + 1, **drawn)
         files = {"train_file": f"[{train.resolve()}]", "val_file": f"[{test.resolve()}]", "seed": seed}
         for captioner, own in compared.captioners.items():
-            started, run = time.perf_counter(), folder / captioner.replace(" ", "_")
+            started, of_cores = time.perf_counter(), core_seconds()
+            run = folder / captioner.replace(" ", "_")
             options = [f"{key}={value}" for key, value in (files | compared.options | own).items()]
             caption(run, options + (set_ or []))
-            minutes = (time.perf_counter() - started) / 60
-            scores[f"{name}: {captioner}"] = evaluate(run) | {"minutes": minutes}
+            spent = {"minutes": time.perf_counter() - started, "core minutes": core_seconds() - of_cores}
+            scores[f"{name}: {captioner}"] = evaluate(run) | {key: value / 60 for key, value in spent.items()}
             (output_dir / "scores.json").write_text(json.dumps(scores, indent=1) + "\n")
     show(console, scores)
 
@@ -101,6 +109,12 @@ def caption(output: Path, options: list[str]) -> None:
         raise SystemExit("training failed; its last lines above say why")
 
 
+def core_seconds() -> float:
+    """The time of all cores that the trainings and their loaders have used so far."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def evaluate(run: Path) -> dict[str, float]:
     """The share of held-out captions that are exact and, of those with a word of ORDERED, that have the right one."""
     rows = json.loads((run / "captions_val.json").read_text())
@@ -112,12 +126,10 @@ def evaluate(run: Path) -> dict[str, float]:
 
 def show(console: Console, scores: dict[str, dict[str, float]]) -> None:
     """A line a captioner."""
-    table = Table(
-        "", "exact captions", "grows or shrinks", "minutes", title=f"{HELD_OUT} held-out studies of each kind"
-    )
+    table = Table(*COLUMNS, title=f"{HELD_OUT} held-out studies of each kind", caption=EXPECTED)
     for name, found in scores.items():
-        ordered = f"{found['grows or shrinks']:.1%}" if "grows or shrinks" in found else ""
-        table.add_row(name, f"{found['exact captions']:.1%}", ordered, f"{found['minutes']:.1f}")
+        shares = [f"{found[key]:.1%}" if key in found else "" for key in COLUMNS[1:3]]
+        table.add_row(name, *shares, *(f"{found[key]:.1f}" for key in COLUMNS[3:]))
     console.print(table)
 
 

@@ -1,7 +1,8 @@
 """Synthetic studies of several pictures, whose captions need all of them: views of a body, slices, frames in time.
 
 views    frontal and lateral view of one body; the lesion is seen in both or in one alone, which the caption says
-volume   slices of one body; the caption says in which one to three of them the lesion is visible
+volume   slices of one body, each wider than the one before; the caption says in which one to three of them, side by
+         side, the lesion is visible
 video    frames of one body; the lesion grows, shrinks or stays. Frames in which it shrinks are those in which it grows,
          in reverse order: the order alone tells the two apart
 
@@ -29,6 +30,9 @@ ANNOTATIONS = ("captions.json", "questions.json")
 # of the centres of lesions, as shares of the side of a picture
 HEIGHT = dict(zip(POSITIONS, (0.3, 0.5, 0.7), strict=True))
 ACROSS = dict(zip(SIDES, (0.35, 0.65), strict=True))
+ACROSS_VIEWS = {"frontal": (0.31, 0.69), "lateral": (0.42, 0.58)}  # one of two at random, which the caption leaves out
+NARROWEST = 0.75  # the first slice of a volume, as a share of the whole body; lesions lie within its outline
+SLICED_RADIUS = 0.12  # of a lesion in a volume, as a share of the side of a slice
 
 Drawn = tuple[dict[str, Any], list[Image.Image]]  # what a record says, and the pictures
 
@@ -38,9 +42,9 @@ def draw_views(rng: np.random.Generator, image_size: int, count: int = 2) -> Dra
     body, size, brightness, position, seen = _chosen(rng, BODIES, SIZES, BRIGHTNESSES, POSITIONS, SEEN)
     height = HEIGHT[position] + rng.uniform(-0.025, 0.025)
     pictures = []
-    for view, draw, middles in zip(VIEWS, (draw_body, draw_lateral), ((0.31, 0.69), (0.42, 0.58)), strict=True):
+    for view, draw in zip(VIEWS, (draw_body, draw_lateral), strict=True):
         canvas = draw(rng, body, image_size * OVERSAMPLING)
-        x = rng.choice(middles) + rng.uniform(-0.03, 0.03)
+        x = rng.choice(ACROSS_VIEWS[view]) + rng.uniform(-0.03, 0.03)
         if seen in ("both", view):
             _lesion(canvas, (x, height, RADIUS[size] * rng.uniform(0.92, 1.08)), _grey(rng, brightness))
         pictures.append(developed(rng, canvas, image_size))
@@ -65,12 +69,12 @@ def draw_volume(rng: np.random.Generator, image_size: int, count: int) -> Drawn:
     thickness = int(rng.integers(1, min(3, count) + 1))
     first = int(rng.integers(count - thickness + 1))
     whole = draw_body(rng, body, image_size * OVERSAMPLING)
-    x = 0.5 + 0.8 * (ACROSS[side] - 0.5) + rng.uniform(-0.03, 0.03)  # within the outline of the narrowest slice
-    circle = (x, 0.5 + rng.uniform(-0.1, 0.1), 0.09 * rng.uniform(0.92, 1.08))
+    x = ACROSS[side] + rng.uniform(-0.03, 0.03)
+    circle = (x, 0.5 + rng.uniform(-0.1, 0.1), SLICED_RADIUS * rng.uniform(0.92, 1.08))
     grey = _grey(rng, brightness)
     pictures = []
     for i in range(count):
-        canvas = _narrowed(whole, 0.6 + 0.4 * (i + 0.5) / count)
+        canvas = _narrowed(whole, NARROWEST + (1 - NARROWEST) * (i + 0.5) / count)
         if first <= i < first + thickness:
             _lesion(canvas, circle, grey)
         pictures.append(developed(rng, canvas, image_size))

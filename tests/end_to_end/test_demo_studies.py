@@ -1,6 +1,7 @@
 """The demonstration of studies, a few steps long, in this process."""
 
 import json
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_each_captioner_is_trained_and_scored(tmp_path: Path, monkeypatch: pytes
     assert set(scores) == {
         "views: both views", "views: the first view", "video: frames with times", "video: frames without times",
     }  # fmt: skip
-    assert all(0 <= score["exact captions"] <= 1 for score in scores.values())
+    assert all(0 <= score["exact captions"] <= 1 and score["core minutes"] >= 0 for score in scores.values())
 
 
 def test_scores_count_what_the_order_tells(tmp_path: Path) -> None:
@@ -51,4 +52,6 @@ def test_scores_count_what_the_order_tells(tmp_path: Path) -> None:
     (tmp_path / "captions_val.json").write_text(json.dumps(rows))
     found = studies.evaluate(tmp_path)
     assert found == {"exact captions": 0.5, "grows or shrinks": pytest.approx(2 / 3)}
-    studies.show(Console(quiet=True), {"video: a": {**found, "minutes": 1.0}})
+    console = Console(width=100, record=True, file=StringIO())
+    studies.show(console, {"video: a": {**found, "minutes": 1.0, "core minutes": 1.5}})
+    assert "66.7%" in console.export_text()
