@@ -3,8 +3,8 @@
 python docs/run_notebook.py                    all of them
 python docs/run_notebook.py finetune_vqa.ipynb
 
-Start it in the project's folder, where `make demo` leaves runs/demo, which internals.ipynb reads. The others run in a
-folder of their own, which is removed. It needs nbclient and ipykernel, which the extra `test` has.
+Start it in the project's folder, where `make demo` leaves runs/demo, which internals.ipynb and side_heads.ipynb read.
+The others run in a folder of their own, which is removed. It needs nbclient and ipykernel, which the extra `test` has.
 """
 
 import sys
