@@ -77,7 +77,12 @@ def image_lens(t: Trace, text_features: Tensor) -> dict[str, Tensor]:
     project, encoder = getattr(t.model, "image_proj", None), getattr(t.model, "image_encoder", None)
     if project is None or not isinstance(encoder, ViT):
         raise TraceError("this model has no projection of images: an image lens reads pre-training, retrieval")
-    return {name: unit_features(project, encoder.norm(t[name])) @ text_features.T for name in _outs(t, "image")}
+    pictures = encoder.picture_embeddings
+    cosines = {}
+    for name in _outs(t, "image"):
+        states = encoder.norm(t[name])
+        cosines[name] = unit_features(project, states if pictures is None else pictures(states)) @ text_features.T
+    return cosines
 
 
 def _outs(t: Trace, stack: str) -> list[str]:

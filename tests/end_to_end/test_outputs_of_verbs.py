@@ -274,6 +274,7 @@ OPTIONS = (  # of a verb: those that make it another command, whose results are 
     ("answer", ["--k 1", "--generate"]),
     ("explain", ["--method raw", "--layer 0", "--rows enc"]),
     ("localise", ["--limit 1", "--method relevance"]),
+    ("score-maps", ["--limit 1", "--fill mean", "--seed 1", "--score boxes"]),
     ("check-data", ["--max_text_tokens 5", "--dataset captions", "--split train"]),
 )
 
@@ -372,6 +373,7 @@ def test_settings_of_other_programs(place: Path) -> None:
     for name, header in (
         ("activations", "index.json"),
         ("capfilt filter", "settings.json"),
+        ("ablate", "settings.json"),
         ("pubmed build", "build.json"),
     ):
         for content in ('{"mine": 1}', '{"shards": 3}', '{"shards": 2, "ends": true}', "[]", "no JSON", "[" * 9999):

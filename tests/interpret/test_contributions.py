@@ -1,6 +1,7 @@
 """Contributions: their rows sum to the score, by component and by token, and each is what its component writes."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import blip
 from blip.errors import BlipError
 from blip.inference.predictor import Predictor
 from blip.interpret.causes.labelled import Labelled
+from blip.network.picture_embeddings import PictureEmbeddings
 
 TEXTS = ["head with a small bright round lesion", "chest", "abdomen with a dark square lesion in the left"]
 
@@ -22,15 +24,26 @@ def exact(tiny_checkpoint: Path) -> Predictor:
     """In float64, with noise in every weight: no bias is 0 and no gain 1."""
     m = blip.load(tiny_checkpoint)
     add_noise(m.model.double(), std=0.3)
-    m.pixels = lambda images, make=m.pixels: make(images).double()  # type: ignore[method-assign]
+    in_float64(m)
     return m
+
+
+def in_float64(m: Predictor) -> None:
+    """Pixels too, of one picture or of several."""
+    make = m.pixels
+
+    def pixels(images: object) -> object:
+        made = make(images)  # type: ignore[arg-type]
+        return made.double() if isinstance(made, torch.Tensor) else replace(made, tensor=made.tensor.double())
+
+    m.pixels = pixels  # type: ignore[method-assign, assignment]
 
 
 @pytest.fixture(scope="module")
 def asker(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     m = blip.load(answerer(tmp_path_factory.mktemp("answerer"), tiny_checkpoint))
     add_noise(m.model.double(), std=0.3)
-    m.pixels = lambda images, make=m.pixels: make(images).double()  # type: ignore[method-assign]
+    in_float64(m)
     return m
 
 
@@ -65,6 +78,26 @@ def test_rows_sum_to_the_score(exact: Predictor, pictures: list[Path], by: str, 
     assert sums(table) == pytest.approx(cosines, abs=1e-5)
     table = blip.contributions(exact, images, texts, metric="caption", by=by)
     assert sums(table) == pytest.approx(np.array([*logits(exact, images, texts)]), abs=1e-9)
+
+
+def test_embeddings_of_pictures_are_parts(exact: Predictor, pictures: list[Path]) -> None:
+    encoder = exact.model.image_encoder
+    added = PictureEmbeddings("place", 2, encoder.config.width).double()
+    torch.nn.init.normal_(added.table, std=0.1)
+    study = blip.Study(pictures[:2])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder, "picture_embeddings", added)
+        table = blip.contributions(exact, pictures, TEXTS, metric="cosine")
+        assert sums(table) == pytest.approx(exact.itc_score(pictures, TEXTS).diagonal().numpy(), abs=1e-5)
+        assert (table.select(component="image.embedding.picture").values != 0).all()
+        both = exact.match_logits([study], TEXTS[:1]).numpy()
+        assert sums(blip.contributions(exact, [study], TEXTS[:1])) == pytest.approx(both[:, 1] - both[:, 0], abs=1e-5)
+        by_key = blip.contributions(exact, [study], TEXTS[:1], by="patch")
+        assert by_key.coords["patch"][:2] == ["key 0", "key 1"] and sums(by_key) == pytest.approx(
+            both[:, 1] - both[:, 0]
+        )
+    with pytest.raises(BlipError, match="a cosine of several pictures is of their mean"):
+        blip.contributions(exact, [study], TEXTS[:1], metric="cosine")
 
 
 def test_rows_sum_to_the_score_in_float32(model: Predictor, pictures: list[Path]) -> None:

@@ -2,17 +2,20 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers.running import code_and_text
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 import blip
 from blip.errors import BlipError
+from blip.hashing import fingerprint
 from blip.inference.predictor import Predictor
 from blip.interpret.activations import Capture, capture
 from blip.interpret.explain_files import find_pairs
@@ -152,10 +155,15 @@ def test_only_the_first_token_is_replaced(model: Predictor, pictures: list[Path]
 
 
 @pytest.fixture(scope="module")
-def shards(model: Predictor, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shards(model: Predictor, phantoms: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("activations")
     wanted = list(find_pairs(phantoms / "captions.json", []))
-    capture(model, wanted, Capture("w", "d", ["image.1.out", POINT, "text.0.self.z"], "match"), folder)
+    capture(
+        model,
+        wanted,
+        Capture(fingerprint(tiny_checkpoint), "d", ["image.1.out", POINT, "text.0.self.z"], "match"),
+        folder,
+    )
     return folder
 
 
@@ -173,6 +181,8 @@ def test_the_verbs(point: str, phantoms: Path, tiny_checkpoint: Path, shards: Pa
     assert page.count("<h2>Feature") == 5 and "data:image/jpeg" in page and "<script" not in page
     found = json.loads((tmp_path / "page.json").read_text())
     assert found["sae"]["point"] == point and len(found["features"]) == 5
+    records = [[top["record"] for top in feature["top"]] for feature in found["features"]]
+    assert all(len(set(numbers)) == len(numbers) for numbers in records) and max(map(len, records)) > 3
     marked = re.findall(r"<mark>(.*?)</mark>", page)
     assert any(marked) != point.startswith("image.")
     sae, about = load_sae(tmp_path / "sae")
@@ -202,13 +212,22 @@ def test_bad_settings(change: dict, message: str, shards: Path, tmp_path: Path) 
 def test_a_report_of_other_data_or_other_activations(
     model: Predictor, phantoms: Path, tiny_checkpoint: Path, shards: Path, tmp_path: Path
 ) -> None:
-    about = {"point": POINT, "task": "match", "pool": "all", "weights": "w", "contents": "", "revived": 0}
+    weights = fingerprint(tiny_checkpoint)
+    about = {"point": POINT, "task": "match", "pool": "all", "weights": weights, "contents": "", "revived": 0}
     save_sae(tmp_path / "sae", SparseAutoencoder(32, 8, k=2), about)
     command = ["sae", "report", tmp_path / "sae", shards, phantoms / "captions.json", "--checkpoint", tiny_checkpoint]
     code, text = code_and_text(*command, "--out", tmp_path / "page.html")
     assert code == 1 and "has another contents than the activations" in text
     index = json.loads((shards / "index.json").read_text())
     save_sae(tmp_path / "sae", SparseAutoencoder(32, 8, k=2), {**about, "contents": index["contents"]})
+    other = tmp_path / "other"
+    shutil.copytree(tiny_checkpoint, other)
+    weights_file = other / "model.safetensors"
+    save_file(
+        {name: x + 1 if x.is_floating_point() else x for name, x in load_file(weights_file).items()}, weights_file
+    )
+    code, text = code_and_text(*command[:-1], other, "--out", tmp_path / "page.html")
+    assert code == 1 and "is another checkpoint than that of" in text
     command[4] = phantoms / "questions.json"
     code, text = code_and_text(*command, "--out", tmp_path / "page.html")
     assert code == 1 and "has other records than" in text

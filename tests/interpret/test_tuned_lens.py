@@ -34,6 +34,8 @@ def test_lenses_of_encoder_and_image_end_with_the_models_own_values(model: Predi
     assert torch.allclose(by_layer["text.1.out"], logits, atol=1e-6) and not torch.allclose(
         by_layer["text.0.out"], logits, atol=1e-3
     )
+    enc = t["text.0.out"][:, 0]
+    assert torch.allclose(by_layer["text.0.out"], enc @ model.model.itm_head.weight.T + model.model.itm_head.bias)
     seen = image_lens(t, model.encode_text(texts))
     assert torch.allclose(seen["image.1.out"][:, 0], model.itc_score(pictures, texts), atol=1e-5)
     patches = blip.patch_lens(model, pictures, texts).flatten(2).transpose(1, 2)

@@ -159,6 +159,8 @@ def report(
     overwrite: Overwrite = False,
 ) -> None:
     """Measures what the model loses with the autoencoder in it, and draws the most active images of its features."""
+    from blip.checkpoints.places import local
+    from blip.hashing import fingerprint
     from blip.inference.cli import reading
     from blip.inference.opening import Reads, load_model
     from blip.interpret.explain_files import find_pairs
@@ -169,12 +171,13 @@ def report(
             raise InputError(f"{out} does not end in .html: choose {out.stem}.html")
         options = as_input(features=features, examples=examples, task=task, limit=limit, split=split)
         beside = out.with_suffix(".json")
-        inputs = [sae, shards, data, checkpoint, options]
+        inputs: list[str | Path] = [sae, shards, data, checkpoint, options]
         claim = claim_output(out, "sae report", inputs=inputs, overwrite=overwrite, names=[beside.name])
         with alone(claim):
             loaded, about, cached = sae_report.opened(sae, shards)
             wanted = list(find_pairs(data, [], **reading(dataset, split, columns, image_root=image_root, limit=0)))
             sae_report.check_data(wanted, cached, data)
+            sae_report.check_weights(fingerprint(local(checkpoint)), cached, checkpoint)
             model = load_model(checkpoint, tokenizer, device, Reads(precision=precision))
             tokens = cached.tokens([about["point"]])
             found = sae_report.find_features(loaded, tokens, count=features, examples=examples)

@@ -25,8 +25,8 @@ from blip.interpret.features.by_token import Taken, by_token
 from blip.interpret.features.residual import (
     Reads,
     Walk,
+    image_output,
     linear,
-    normed,
     through_image,
     through_text,
     through_word_head,
@@ -72,15 +72,17 @@ def contributions(
         >>> table = blip.contributions(m, "chest.png", "small left effusion", metric="caption")
         >>> print(table.select(score="0.1 small").top(3))
     """
-    images, texts = as_list(images), [texts] if isinstance(texts, str | tuple) else list(texts)
-    _check(m, images, texts, metric=metric, by=by, words=(word, against))
+    pictures = as_list(images)
+    read: list[Any] = [texts] if isinstance(texts, str | tuple) else list(texts)
+    _check(m, pictures, read, metric=metric, by=by, words=(word, against))
+    by_source = by != "component"
     with torch.no_grad(), m.in_precision("fp32"):
         if metric == "match":
-            taken = _of_match(m, images, texts, by_source=by != "component")
+            taken = _of_match(m, pictures, read, by_source=by_source)
         elif metric == "cosine":
-            taken = _of_cosine(m, images, texts, by_source=by != "component")
+            taken = _of_cosine(m, pictures, read, by_source=by_source)
         else:
-            taken = _of_words(m, images, texts, metric, by_source=by != "component", words=(word, against))
+            taken = _of_words(m, pictures, read, metric, by_source=by_source, words=(word, against))
     columns = taken.parts() if by == "component" else by_token(m, taken, by)
     values = torch.stack(list(columns.values()), dim=1).cpu().numpy()
     labels = {"score": taken.labels, by: list(columns)}
@@ -128,13 +130,16 @@ def _of_cosine(m: Predictor, images: list[OneImage], texts: list[str], *, by_sou
     """The cosine is linear in the text's feature and in the image's: either side's parts sum to it, and count half."""
     model = m.needs("encode")
     check_texts(m, texts)
+    pixels = m.pixels(images)
+    if not isinstance(pixels, Tensor) or pixels.dim() != 4:
+        raise InputError("a cosine of several pictures is of their mean: contributions are to that of one picture")
     points = [*_points("text", by_source, images=False), *_points("image", by_source)]
     with trace(m, points) as t:
-        m.encode_image(images, len(images))
+        m.encode_image(list(pixels), len(images))
         m.encode_text(texts, len(texts))
     ids, reads = m.ids(texts)[0], _first(len(texts), m.device)
     last = f"{len(model.image_encoder.blocks) - 1}.out"
-    seen = linear(model.image_proj, normed(model.image_encoder.norm, reads.states(t[f"image.{last}"])))  # (R, E)
+    seen = linear(model.image_proj, image_output(model.image_encoder, reads.states(t[f"image.{last}"])))  # (R, E)
     last = f"{len(model.text_encoder.layers) - 1}.out"
     said = linear(model.text_proj, reads.states(t[f"text.{last}"]))
     halved = 0.5 / (seen.norm(dim=1, keepdim=True) * said.norm(dim=1, keepdim=True))

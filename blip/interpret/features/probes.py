@@ -87,16 +87,18 @@ def probe(states: np.ndarray, labels: Labels, *, point: str, settings: Settings 
     folds = _folds(labels.groups, settings.folds, generator)
     x = np.asarray(states, dtype=np.float64)[labels.rows]
     values = np.asarray(labels.values, dtype=np.float64) if kind == "linear" else np.asarray([*map(str, labels.values)])
-    shuffled = generator.permutation(values)
-    scores = []
-    for y in (values, shuffled):
+
+    def scored(y: np.ndarray) -> Interval:
         predicted = _predicted(x, y, folds, kind=kind, strength=settings.strength, name=labels.name)
-        scores.append(_score(y, predicted, labels.groups, kind))
+        return _score(y, predicted, labels.groups, kind)
+
     names, counts = np.unique(values, return_counts=True)
     classes = {} if kind == "linear" else dict(zip(names.tolist(), counts.tolist(), strict=True))
     floor = 0.0 if kind == "linear" else float(counts.max()) / len(values)
     measure = "R2" if kind == "linear" else "accuracy"
-    return Probe(point, labels.name, measure, *scores, floor, len(values), len(set(labels.groups)), classes)
+    of_true, of_shuffled = scored(values), scored(generator.permutation(values))
+    images = len(set(labels.groups))
+    return Probe(point, labels.name, measure, of_true, of_shuffled, floor, len(values), images, classes)
 
 
 def table(probes: Sequence[Probe], which: str = "score") -> Labelled:

@@ -152,6 +152,8 @@ def through_word_head(walk: Walk, head: LMHead, states: Tensor) -> None:
 def through_image(walk: Walk, t: Trace, encoder: ViT) -> None:
     """From the normed state of CLS after the last block to its embedding. The residual stream needs no other norm."""
     blocks: list[Block] = list(encoder.blocks)  # type: ignore[arg-type]
+    if encoder.picture_embeddings is not None:  # added to the last states; an only picture has the first
+        walk.add("image.embedding.picture", encoder.picture_embeddings.vectors[0])
     walk.through_norm("image.bias", encoder.norm, walk.reads.states(t[f"image.{len(blocks) - 1}.out"]))
     for number, block in reversed(list(enumerate(blocks))):
         name = f"image.{number}"
@@ -165,6 +167,12 @@ def through_image(walk: Walk, t: Trace, encoder: ViT) -> None:
         walk.through_norm("image.embedding.bias", encoder.first_norm, before)
     walk.add("image.embedding.position", position)
     walk.add("image.embedding.cls", cls)
+
+
+def image_output(encoder: ViT, x: Tensor) -> Tensor:
+    """What the image encoder gives of the states (S, D) of an only picture after its last block, in float64."""
+    x = normed(encoder.norm, x)
+    return x if encoder.picture_embeddings is None else x + encoder.picture_embeddings.vectors[0].double()
 
 
 # ---- in float64 ------------------------------------------------------------------------------------------------------

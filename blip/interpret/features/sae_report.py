@@ -69,6 +69,12 @@ def check_data(wanted: Sequence[Wanted], cached: Cached, name: str) -> None:
         )
 
 
+def check_weights(weights: str, cached: Cached, name: str) -> None:
+    """SaeError for another checkpoint than that of the activations, by its fingerprint."""
+    if weights != cached.about.get("weights"):
+        raise SaeError(f"{name} is another checkpoint than that of {cached.folder}: what it loses would mean nothing")
+
+
 def loss_with(
     m: Predictor,
     sae: SparseAutoencoder,

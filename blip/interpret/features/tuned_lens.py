@@ -135,8 +135,10 @@ def tuned_lens(
     if held.all() or not held.any():
         raise InputError(f"{shards} has too few records to hold every fifth out: it takes 6 or more")
     lens = TunedLens(points, width).to(m.device)
-    training = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-    _train(lens, decoder, tokens, (~held).nonzero().squeeze(1), **training)
+    _train(
+        lens, decoder, tokens, (~held).nonzero().squeeze(1), steps=steps, batch_size=batch_size,
+        learning_rate=learning_rate, seed=seed,
+    )  # fmt: skip
     lens.divergence = _table(lens, decoder, tokens, held.nonzero().squeeze(1))
     return lens
 
