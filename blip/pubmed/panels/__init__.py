@@ -11,6 +11,7 @@ caption_rules                    the same by rules alone
 compose_captions compose_behind caption_writer caption_score train_captions   learning on composed captions
 gutters      bands between panels
 detector     panels found by a small network, whose weights are beside it
-match letters   which text belongs to which panel: by reading order, or by the letters in the picture
-train_detector compose singles plots drawings   training the detector on generated figures
+match arrange order letters      which text belongs to which panel: by the order of letters, or by reading them
+train_detector drawn_figures     training the detector on generated figures
+compose layouts singles plots solids drawings    the generated figures
 """

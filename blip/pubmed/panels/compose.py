@@ -1,11 +1,10 @@
 """Compound figures composed of single pictures, with the box of every panel and the position of every letter.
 
-The layouts are those of articles: rows and columns of equal or different sizes; white, black, textured or no gutters;
-letters outside or inside the panels; panels that contain several pictures; headings above columns.
+Cells come from `layouts.py`. Gutters are white, black, textured or absent, letters outside or inside the panels; panels
+contain one picture or several, with headings above columns, names of rows and separating lines.
 """
 
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,18 @@ from PIL import Image, ImageChops, ImageDraw
 
 from blip.data.images import open_plain
 from blip.pubmed.panels.drawings import DRAWINGS
+from blip.pubmed.panels.layouts import Cell, cells, rows_of
+from blip.pubmed.panels.plots import cloud, plot
 from blip.pubmed.panels.singles import IMAGES, Box, Drawer, Picture, font, noise, picture, words
+from blip.pubmed.panels.solids import spots
 
 
 @dataclass
 class Compound:
-    """A figure, its panels as (left, top, right, bottom) in pixels, and the centre of each panel letter, if any."""
+    """A figure, its panels as (left, top, right, bottom) in pixels, and the centre of each panel letter, if any.
+
+    Panels are in the order of their letters; the first one is A, and so on.
+    """
 
     image: Picture
     boxes: list[Box] = field(default_factory=list)
@@ -33,12 +38,13 @@ class Style:
     gap: int  # pixels between panels
     images: float  # share of panels that are images, not drawings
     lettered: bool
-    names: str  # "A", "a" or "(a)"
+    names: str  # of the first panel: "A", "(a)" and others
     inside: bool  # letters are drawn on the images
     letter_size: int
     letter_font: int
     nested: float  # share of panels that contain several pictures
     border: bool
+    strip: Drawer  # of the small pictures of strips
 
 
 def compose(rng: np.random.Generator, images: list[Path]) -> Compound:
@@ -59,11 +65,10 @@ def compose(rng: np.random.Generator, images: list[Path]) -> Compound:
         ImageDraw.Draw(out.image).text((width // 2, 2), words(rng), fill=_ink(style), anchor="ma",
                                        font=font(style.letter_font, style.letter_size))  # fmt: skip
         area = (margin, margin + int(1.6 * style.letter_size), width - margin, height - margin)
-    panels = _cells(rng, area, style.gap)
+    panels = cells(rng, area, style.gap, lettered=style.lettered)
     style.lettered = style.lettered and len(panels) > 1
+    panels = [cell for cell in panels if len(panels) < 4 or rng.random() >= 0.02]  # few are empty
     for at, cell in enumerate(panels):
-        if len(panels) > 3 and rng.random() < 0.02:
-            continue  # an empty cell
         _panel(rng, out, cell, style=style, at=at, images=images)
     return out
 
@@ -74,19 +79,20 @@ def _style(rng: np.random.Generator, longer: int) -> Style:
     images = float(rng.choice([0.0, 0.15, 0.5, 1.0], p=[0.35, 0.2, 0.15, 0.3]))
     ground = grounds[rng.choice(3, p=[0.8, 0.13, 0.07]) if images == 1 else 0]
     lettered = rng.random() < 0.75
+    gaps = np.array([0, rng.integers(1, 6), rng.integers(6, 40)])
+    small = (spots, spots, cloud, plot, *IMAGES, *DRAWINGS)
     return Style(
         ground=ground,
-        gap=int(
-            rng.choice(np.array([0, rng.integers(1, 6), rng.integers(6, 40)]), p=[0.08, 0.42, 0.5]) * longer / 800 + 0.5
-        ),
+        gap=int(rng.choice(gaps, p=[0.08, 0.42, 0.5] if images > 0.4 else [0.15, 0.4, 0.45]) * longer / 800 + 0.5),
         images=images,
         lettered=lettered,
-        names=str(rng.choice(["A", "a", "(a)"], p=[0.55, 0.35, 0.1])),
+        names=str(rng.choice(["A", "a", "(a)", "(A)", "A)", "a."], p=[0.5, 0.3, 0.08, 0.04, 0.04, 0.04])),
         inside=images > 0.4 and rng.random() < 0.6,
         letter_size=int(longer * rng.uniform(0.014, 0.04)) + 3,
         letter_font=int(rng.integers(8)),
         nested=float(rng.choice([0, 0.2, 0.5])) if lettered else 0.0,
         border=rng.random() < 0.06,
+        strip=IMAGES[rng.integers(len(IMAGES))] if ground != (255, 255, 255) else small[rng.integers(len(small))],
     )
 
 
@@ -101,67 +107,23 @@ def _ground(rng: np.random.Generator, width: int, height: int, color: tuple[int,
     return picture(noise(rng, width, height, cells=60), (red, green, blue), color)
 
 
-def _cells(rng: np.random.Generator, area: Box, gap: int) -> list[Box]:
-    """The cells of the panels: a grid, rows with different numbers of cells, or a rectangle that is cut repeatedly."""
-    kind = rng.random()
-    if kind < 0.14:
-        return [area]
-    if kind < 0.45:
-        rows, columns = int(rng.choice([1, 1, 2, 2, 3, 4])), int(rng.choice([1, 1, 2, 2, 3, 3, 4, 5]))
-        shares = [rng.uniform(0.6, 1.4, columns) if rng.random() < 0.3 else np.ones(columns)] * rows
-        return _rows(area, rng.uniform(0.7, 1.3, rows) if rng.random() < 0.4 else np.ones(rows), shares, gap)
-    if kind < 0.68:
-        rows = int(rng.integers(2, 5))
-        shares = [rng.uniform(0.6, 1.4, rng.integers(1, 6)) for _ in range(rows)]
-        return _rows(area, rng.uniform(0.6, 1.4, rows), shares, gap)
-    most = int(rng.integers(2, 14))
-    cells, smallest = [area], 0.11 * max(area[2] - area[0], area[3] - area[1])
-    for _ in range(30):
-        if len(cells) >= most:
-            break
-        sizes = [(c[2] - c[0]) * (c[3] - c[1]) for c in cells]
-        at = int(rng.choice(len(cells), p=np.array(sizes) / sum(sizes)))
-        left, top, right, bottom = cells[at]
-        share = rng.choice([1 / 2, 1 / 3, 2 / 3, rng.uniform(0.3, 0.7)])
-        upright = (right - left) * rng.uniform(0.6, 1.6) > bottom - top
-        cut = int((left + share * (right - left)) if upright else (top + share * (bottom - top)))
-        end, begin = cut - gap // 2, cut + (gap + 1) // 2
-        if upright:
-            halves = [(left, top, end, bottom), (begin, top, right, bottom)]
-        else:
-            halves = [(left, top, right, end), (left, begin, right, bottom)]
-        if min(min(c[2] - c[0], c[3] - c[1]) for c in halves) > smallest:
-            cells[at : at + 1] = halves
-    return sorted(cells, key=lambda c: (c[1], c[0]))
-
-
-def _rows(area: Box, heights: np.ndarray, shares: list[np.ndarray], gap: int) -> list[Box]:
-    left, top, right, bottom = area
-    cells = []
-    ends = top + np.cumsum([0, *heights / heights.sum()]) * (bottom - top + gap)
-    for (low, high), row in zip(pairwise(ends), shares, strict=True):
-        across = left + np.cumsum([0, *row / row.sum()]) * (right - left + gap)
-        cells += [(int(a), int(low), int(b) - gap, int(high) - gap) for a, b in pairwise(across)]
-    return [c for c in cells if c[2] - c[0] > 24 and c[3] - c[1] > 24] or [area]
-
-
-def _panel(rng: np.random.Generator, out: Compound, cell: Box, *, style: Style, at: int, images: list[Path]) -> None:
+def _panel(rng: np.random.Generator, out: Compound, cell: Cell, *, style: Style, at: int, images: list[Path]) -> None:
     """Draws one panel into its cell; its box encloses what is drawn there, including the letter."""
-    left, top, right, bottom = cell
+    left, top, right, bottom = cell.box
     size, name = style.letter_size, style.names.replace("a", chr(ord("a") + at % 26)).replace("A", chr(65 + at % 26))
     is_image = rng.random() < style.images
     inside = style.inside and is_image
     letters = font(style.letter_font, size)
     strip = style.lettered and not inside
     beside = strip and rng.random() < 0.35 and right - left > 6 * size
-    body = cell
+    body = cell.box
     if strip:  # space for the letter above the panel or on its left, or (in drawings) in a free corner
         body = (left + size + 2, top, right, bottom) if beside else (left, top + int(size * 1.25), right, bottom)
         if not is_image and rng.random() < 0.4:
             body = (left + size // 2, top + size // 2, right, bottom)
     if body[2] - body[0] < 16 or body[3] - body[1] < 16:
-        body, strip = cell, False
-    box = _content(rng, out.image, body, style=style, is_image=is_image, images=images)
+        body, strip = cell.box, False
+    box = _content(rng, out.image, body, style=style, is_image=is_image, images=images, size=(cell.rows, cell.columns))
     if not style.lettered:
         out.boxes.append(box)
         return
@@ -182,32 +144,68 @@ def _panel(rng: np.random.Generator, out: Compound, cell: Box, *, style: Style, 
 
 
 def _content(rng: np.random.Generator, canvas: Picture, body: Box, *, style: Style, is_image: bool,
-             images: list[Path]) -> Box:  # fmt: skip
-    """Draws one picture, or several that belong together; returns the box around them."""
-    if rng.random() >= style.nested or min(body[2] - body[0], body[3] - body[1]) < 60:
-        return _single(rng, canvas, body, style=style, is_image=is_image, images=images)
+             images: list[Path], size: tuple[int, int]) -> Box:  # fmt: skip
+    """Draws one picture, or several that belong together; returns the box around them.
+
+    Args:
+        size: rows and columns of the small pictures of a strip, (0, 0) where it is none.
+    """
     drawer: Drawer | None = None
+    if size != (0, 0):
+        drawer, is_image = style.strip, style.strip in IMAGES
+    elif rng.random() >= style.nested or min(body[2] - body[0], body[3] - body[1]) < 60:
+        return _single(rng, canvas, body, style=style, is_image=is_image, images=images)
+    elif rng.random() < 0.7:  # several of one kind
+        kinds = IMAGES if is_image else DRAWINGS
+        drawer = kinds[rng.integers(len(kinds))]
     wide, tall = body[2] - body[0], body[3] - body[1]
-    rows, columns = (int(n) for n in rng.choice([1, 1, 2, 2, 3, 4, 6], 2))
-    rows, columns = max(1, min(rows, tall // 24)), max(1, min(columns, wide // 24))
+    least = 16 if size != (0, 0) else 24
+    rows, columns = size if size != (0, 0) else (int(n) for n in rng.choice([1, 1, 2, 2, 3, 4, 6], 2))
+    if size == (0, 0) and rng.random() < 0.3:  # two or three side by side, or one above the other
+        rows, columns = (1, int(rng.integers(2, 4))) if wide > tall else (int(rng.integers(2, 4)), 1)
+    rows, columns = max(1, min(rows, tall // least)), max(1, min(columns, wide // least))
     if rng.random() < 0.12:  # a shaded ground
         shade = tuple(int(c) for c in rng.integers(215, 250, 3))
         ImageDraw.Draw(canvas).rectangle((body[0], body[1], body[2] - 1, body[3] - 1), fill=shade)
-    if rng.random() < 0.7:  # several of one kind
-        kinds = IMAGES if is_image else DRAWINGS
-        drawer = kinds[rng.integers(len(kinds))]
-    if rng.random() < 0.3:  # headings over the columns
-        size = max(6, style.letter_size // 2)
-        for column in range(columns):
-            x = body[0] + (column + 0.5) * (body[2] - body[0]) / columns
-            ImageDraw.Draw(canvas).text((x, body[1]), words(rng, 1), fill=_ink(style), anchor="ma",
-                                        font=font(style.letter_font, size))  # fmt: skip
-        body = (body[0], body[1] + int(size * 1.4), body[2], body[3])
+    around, body = body, _named(rng, canvas, body, style=style, size=(rows, columns))
     gap = int(style.gap * rng.uniform(0, 0.6)) + 1
-    boxes = [_single(rng, canvas, cell, style=style, is_image=is_image, images=images, drawer=drawer)
-             for cell in _rows(body, np.ones(rows), [np.ones(columns)] * rows, gap)]  # fmt: skip
+    if size != (0, 0) or (style.lettered and rng.random() < 0.35):  # as wide as between panels
+        gap = int(rng.uniform(0, 1.3) * style.gap) + 1
+    heights = rng.uniform(0.4, 1.6, rows) if size == (0, 0) and rng.random() < 0.2 else np.ones(rows)
+    small = rows_of(body, heights, [np.ones(columns)] * rows, gap)
+    boxes = []
+    for cell in small:
+        kind = is_image if drawer or rng.random() < 0.8 else not is_image
+        boxes.append(_single(rng, canvas, cell, style=style, is_image=kind, images=images, drawer=drawer))
     low, high = np.min(boxes, axis=0), np.max(boxes, axis=0)
-    return int(low[0]), int(low[1]), int(high[2]), int(high[3])
+    left, top = (around[axis] if around[axis] < body[axis] else int(low[axis]) for axis in (0, 1))
+    return left, top, int(high[2]), int(high[3])
+
+
+def _named(rng: np.random.Generator, canvas: Picture, body: Box, *, style: Style, size: tuple[int, int]) -> Box:
+    """Draws headings over columns, names of rows and separating lines; returns what is left of the place."""
+    (left, top, right, bottom), (rows, columns) = body, size
+    letter, which, draw = max(6, style.letter_size // 2), style.letter_font, ImageDraw.Draw(canvas)
+    if rng.random() < 0.3:
+        for column in range(columns):
+            x = left + (column + 0.5) * (right - left) / columns
+            draw.text((x, top), words(rng, 1), fill=_ink(style), anchor="ma", font=font(which, letter))
+        top += int(letter * 1.4)
+    if rng.random() < 0.15 and right - left > 80 and bottom - top > 40:
+        ground = style.ground
+        for row in range(rows):  # upright
+            tall = max(8, (bottom - top) // rows)
+            name = Image.new("RGB", (tall, letter + 4), ground)
+            ImageDraw.Draw(name).text((tall // 2, letter // 2 + 2), words(rng, 1), fill=_ink(style), anchor="mm",
+                                      font=font(which, letter))  # fmt: skip
+            canvas.paste(name.rotate(90, expand=True), (left, top + row * tall))
+        left += letter + 5
+    if rows > 1 and rng.random() < 0.15:
+        color = tuple(int(c) for c in rng.integers(0, 200, 3))
+        for row in range(1, rows):
+            y = top + row * (bottom - top) // rows
+            draw.line((left, y, right, y), fill=color)
+    return left, top, right, bottom
 
 
 def _single(rng: np.random.Generator, canvas: Picture, body: Box, *, style: Style, is_image: bool,

@@ -1,14 +1,15 @@
 """A small one-stage detector for CPUs that finds panels which are not separated by gutters.
 
 The whole figure, at 384 x 384, becomes 48 x 48 places. For each place the network predicts how near it is to the centre
-of a panel, the distances to the four sides of that panel (as in FCOS, Tian et al. 2019), and whether a panel letter is
-there. Attention over 12 x 12 places makes the whole layout available, on which the end of a panel often depends.
+of a panel, the distances to the four sides of that panel (as in FCOS, Tian et al. 2019), whether a panel letter is
+there, and which one it would be. Attention over 12 x 12 places makes the whole layout available, on which the end of a
+panel often depends.
 
     B figures   C channels   S places along a side
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
-from torchvision.ops import nms
+from torchvision.ops import box_iou, nms
 
 from blip.errors import BlipError
 from blip.files import write_whole
@@ -27,6 +28,8 @@ from blip.files import write_whole
 SIDE = 384  # pixels of the longer side of a figure as the network reads it
 STRIDE = 8  # pixels for each place
 PLACES = SIDE // STRIDE
+ALPHABET = 26  # letters, large and small ones alike
+VOTES = 0.5  # IoU of the boxes of neighbouring places that are averaged
 WEIGHTS = "detector.safetensors"  # beside this file, in the package
 
 
@@ -42,6 +45,8 @@ class Panels:
     scores: np.ndarray  # (panels,), 0 to 1
     letters: np.ndarray  # (letters, 2): the centre of each panel letter, x and y
     letter_scores: np.ndarray  # (letters,)
+    letter_names: np.ndarray = field(default_factory=lambda: np.zeros((0, ALPHABET)))
+    """(letters, 26): the probability of A, B, and so on; no rows where the weights do not tell."""
 
 
 class Block(nn.Module):
@@ -76,9 +81,15 @@ class Attention(nn.Module):
 
 
 class Detector(nn.Module):
-    """RGB in [0, 1], (B, 3, 384, 384) -> (B, 6, 48, 48): panel and letter logits, then the four distances."""
+    """RGB in [0, 1], (B, 3, 384, 384) -> (B, 32, 48, 48): panel and letter logits, four distances, logits of 26 names.
 
-    def __init__(self) -> None:
+    Other sides are possible that 32 divides; training begins with smaller ones.
+
+    Args:
+        names: whether it also tells letters apart; without, the output has 6 channels.
+    """
+
+    def __init__(self, names: bool = True) -> None:
         super().__init__()
         self.stem = nn.Sequential(_conv(3, 32, size=4, stride=4), _conv(32, 64, stride=2))  # 96, 48 places
         self.fine = nn.Sequential(Block(64), Block(64))
@@ -91,15 +102,21 @@ class Detector(nn.Module):
         last = nn.Conv2d(64, 6, 1)
         last.bias = nn.Parameter(torch.full((6,), -2.0))  # few places are the centre of a panel
         self.head = nn.Sequential(_conv(64, 64), last)
+        self.names = nn.Sequential(_conv(64, 64), nn.Conv2d(64, ALPHABET, 1)) if names else None
 
     def forward(self, image: Tensor) -> Tensor:
         fine = self.fine(self.stem(image * 2 - 1))
         middle = self.middle(fine)
-        coarse = self.look(self.coarse(middle) + self.place)
+        coarse = self.coarse(middle)
+        place = self.place
+        if coarse.shape[-1] != place.shape[-1]:  # a smaller picture, in training
+            place = F.interpolate(place, size=coarse.shape[-2:], mode="bilinear", align_corners=False)
+        coarse = self.look(coarse + place)
         middle = self.join_middle(middle + F.interpolate(self.from_coarse(coarse), scale_factor=2.0))
         fine = self.join_fine(fine + F.interpolate(self.from_middle(middle), scale_factor=2.0))
         out = self.head(fine)
-        return torch.cat([out[:, :2], out[:, 2:].sigmoid()], dim=1)
+        found = [out[:, :2], out[:, 2:].sigmoid(), *([self.names(fine)] if self.names is not None else [])]
+        return torch.cat(found, dim=1)
 
 
 def _conv(width_in: int, width: int, size: int = 3, stride: int = 1, act: bool = True) -> nn.Sequential:
@@ -107,16 +124,16 @@ def _conv(width_in: int, width: int, size: int = 3, stride: int = 1, act: bool =
     return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU() if act else nn.Identity())
 
 
-def centers() -> Tensor:
-    """The centre of every place as a share of the side, (2, 48, 48): x, then y."""
-    at = (torch.arange(PLACES) + 0.5) / PLACES
-    return torch.stack([at.expand(PLACES, PLACES), at[:, None].expand(PLACES, PLACES)])
+def centers(places: int = PLACES) -> Tensor:
+    """The centre of every place as a share of the side, (2, places, places): x, then y."""
+    at = (torch.arange(places) + 0.5) / places
+    return torch.stack([at.expand(places, places), at[:, None].expand(places, places)])
 
 
 def boxes_of(out: Tensor) -> Tensor:
-    """Output of the network, (..., 6, S, S) -> boxes as shares of the side, (..., 4, S, S)."""
-    x, y = centers().to(out)
-    left, top, right, bottom = out[..., 2:, :, :].unbind(-3)
+    """Output of the network, (..., 6 or 32, S, S) -> boxes as shares of the side, (..., 4, S, S)."""
+    x, y = centers(out.shape[-1]).to(out)
+    left, top, right, bottom = out[..., 2:6, :, :].unbind(-3)
     return torch.stack([x - left, y - top, x + right, y + bottom], dim=-3)
 
 
@@ -137,7 +154,7 @@ def read(out: Tensor, scale: float, size: tuple[int, int], *, threshold: float =
     """The output of the network for one figure as panels in pixels of the figure.
 
     Args:
-        out: (6, S, S).
+        out: (6 or 32, S, S).
         scale: of the figure, from `prepare`.
         size: width and height of the figure in pixels.
         threshold: panels with a lower score are left out.
@@ -151,11 +168,14 @@ def read(out: Tensor, scale: float, size: tuple[int, int], *, threshold: float =
     keep = (scores > threshold) & (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
     boxes, scores = boxes[keep], scores[keep]
     kept = nms(boxes, scores, 0.4)
+    votes = (box_iou(boxes[kept], boxes) > VOTES) * scores  # (kept, boxes): each box becomes the mean of its neighbours
+    mean = votes @ boxes / votes.sum(1, keepdim=True)
     peak = (F.max_pool2d(letter[None], 3, 1, 1)[0] == letter) & (letter > 0.3)
     row, column = peak.nonzero().unbind(1)
     middles = (torch.stack([column, row], dim=1) + 0.5) * STRIDE / scale
     order = letter[peak].argsort(descending=True)
-    found = boxes[kept], scores[kept], middles[order], letter[peak][order]
+    names = out[6:].softmax(0)[:, peak].T  # (letters, 26)
+    found = mean, scores[kept], middles[order], letter[peak][order], names[order] if len(out) > 6 else names.T
     return Panels(*(part.numpy() for part in found))
 
 
@@ -186,10 +206,11 @@ class PanelDetector:
 
 def load(path: Path) -> Detector:
     """A trained network in evaluation mode; DetectorError where the file is missing or has other tensors."""
-    net = Detector().eval()
     try:
         with safe_open(str(path), "pt") as file:
-            net.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118 (no dict)
+            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (no dict)
+        net = Detector(names=any(name.startswith("names.") for name in state)).eval()
+        net.load_state_dict(state)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise DetectorError(f"{path}: no weights of this detector ({str(error).splitlines()[0]})") from None
     return net

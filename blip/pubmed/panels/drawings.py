@@ -1,6 +1,6 @@
 """Drawings like those of articles, made at random: flow charts, heat maps, trees, recordings, schemes, tables.
 
-As in `plots.py`, paper surrounds what is drawn. `DRAWINGS` has all drawers of both files.
+As in `plots.py`, paper surrounds what is drawn. `DRAWINGS` has all drawers of `plots.py`, `solids.py` and this file.
 """
 
 import math
@@ -11,24 +11,32 @@ from PIL import Image, ImageDraw
 
 from blip.pubmed.panels.plots import PALETTES, cloud, groups, plot
 from blip.pubmed.panels.singles import Box, Drawer, Picture, font, picture, words
+from blip.pubmed.panels.solids import inset, legended, solid, space, spots
 
 
 def steps(rng: np.random.Generator, width: int, height: int) -> Picture:
-    """A flow chart: boxes of text one below the other, joined by arrows."""
+    """A flow chart: boxes of text one below the other, joined by arrows, sometimes numbered."""
     out = Image.new("RGB", (width, height), "white")
     draw, rows = ImageDraw.Draw(out), int(rng.integers(3, 9))
     tall, letters = height / rows, font(int(rng.integers(8)), int(np.clip(height / rows * 0.2, 6, 20)))
     wide = width * rng.uniform(0.45, 0.9)
-    left = (width - wide) * rng.random()
+    number = rng.random() < 0.3
+    left = max((width - wide) * rng.random(), 0.4 * tall if number else 0)
+    wide = min(wide, width - 2 - left)
+    arrow, edge = 0.12 if rng.random() < 0.5 else 0.3, int(rng.integers(1, 3))  # of the space between boxes
     for row in range(rows):
-        top, bottom = row * tall + 0.12 * tall, row * tall + 0.72 * tall
-        draw.rectangle((left, top, left + wide, bottom), outline="black", width=int(rng.integers(1, 3)))
-        draw.text((left + wide / 2, (top + bottom) / 2), words(rng, 5), fill="black", font=letters, anchor="mm")
+        top, bottom = row * tall + arrow * tall, row * tall + 0.72 * tall
+        text = words(rng, 5) if rng.random() < 0.6 else f"{words(rng, 5)}\n{words(rng, 3)}"
+        draw.rectangle((left, top, left + wide, bottom), outline="black", width=edge)
+        draw.text((left + wide / 2, (top + bottom) / 2), text, fill="black", font=letters, anchor="mm", align="center")
+        if number:
+            size = max(6, 0.13 * tall)
+            draw.ellipse((left - 2 * size, top - size, left, top + size), fill="white", outline="black")
+            draw.text((left - size, top), str(row + 1), fill="black", font=letters, anchor="mm")
         if row < rows - 1:
-            x = left + wide / 2
-            draw.line((x, bottom, x, bottom + 0.4 * tall), fill="black", width=2)
-            draw.polygon([(x, bottom + 0.4 * tall), (x - 4, bottom + 0.28 * tall), (x + 4, bottom + 0.28 * tall)],
-                         fill="black")  # fmt: skip
+            x, end = left + wide / 2, (row + 1 + arrow) * tall
+            draw.line((x, bottom, x, end), fill="black", width=2)
+            draw.polygon([(x, end), (x - 4, end - 0.1 * tall), (x + 4, end - 0.1 * tall)], fill="black")
         if rng.random() < 0.2 and left + wide < 0.8 * width - 12:  # one beside
             draw.rectangle((left + wide + 8, top, width - 2, bottom), outline="black")
             draw.line((left + wide / 2, bottom + 0.1 * tall, left + wide + 8, bottom + 0.1 * tall), fill="black")
@@ -94,6 +102,9 @@ def traces(rng: np.random.Generator, width: int, height: int) -> Picture:
     draw, rows = ImageDraw.Draw(out), int(rng.integers(1, 10))
     columns = int(rng.integers(1, 5))
     colors = PALETTES[rng.integers(len(PALETTES))]
+    if rng.random() < 0.25:  # times at which something happened
+        for x in rng.uniform(0, 0.97, rng.integers(1, 8)) * width:
+            draw.rectangle((x, 0, x + rng.uniform(0.003, 0.05) * width, height), fill=(205, 225, 240))
     for row in range(rows):
         for column in range(columns):
             wide = width / columns
@@ -182,5 +193,6 @@ def table(rng: np.random.Generator, width: int, height: int) -> Picture:
 
 
 DRAWINGS: tuple[Drawer, ...] = (  # a drawer that is named several times is drawn more often
-    *(plot,) * 3, *(groups,) * 2, *(cloud,) * 2, steps, heatmap, tree, traces, *(scheme,) * 2, circles, table,
+    *(plot,) * 6, *(groups,) * 4, *(cloud,) * 4, *(steps,) * 2, *(heatmap,) * 2, *(tree,) * 2, *(traces,) * 3,
+    *(scheme,) * 4, *(circles,) * 2, *(table,) * 2, *(legended,) * 3, *(solid,) * 2, *(inset,) * 2, space, spots,
 )  # fmt: skip

@@ -9,14 +9,18 @@ from typing import Literal
 
 import numpy as np
 
+from blip.pubmed.panels.arrange import arranged, joined, told
 from blip.pubmed.panels.caption_parts import Shared, Split
-from blip.pubmed.panels.detector import Panels
+from blip.pubmed.panels.detector import ALPHABET, Panels
 from blip.pubmed.panels.gutters import Piece
+from blip.pubmed.panels.order import by_cuts
 
 How = Literal["letter", "place", "order", "whole"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 FILLED = 0.55  # share that differs from the ground above which a piece between gutters is an image
 CERTAIN = 0.35  # score of a panel
+SCORES, RIGHT = (0.0, 0.2, 0.5, 0.65, 0.75, 1.0), (0.0, 0.2, 0.35, 0.75, 0.95, 0.99)
+"""Scores of panels of the detector, and the share of such panels in generated figures that are right (IoU 0.5)."""
 POSSIBLE = 0.15  # score of a panel if the caption confirms the number of panels
 
 
@@ -38,6 +42,8 @@ class Layout:
     boxes: list[Box] = field(default_factory=list)  # in reading order
     scores: list[float] = field(default_factory=list)
     way: str = "none"  # "gutters", "detector" or "none"
+    places: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))  # of letters: x and y
+    seen: np.ndarray = field(default_factory=lambda: np.zeros((0, ALPHABET)))  # which letters these are, by likelihood
 
 
 def layout(pieces: list[Piece], panels: Panels, expected: int) -> Layout:
@@ -50,15 +56,18 @@ def layout(pieces: list[Piece], panels: Panels, expected: int) -> Layout:
     """
     images = len(pieces) > 1 and min(piece.filled for piece in pieces) > FILLED
     if images and expected in (0, len(pieces)):
-        return _ordered([piece.box for piece in pieces], [0.95] * len(pieces), "gutters")
+        return _ordered([piece.box for piece in pieces], [0.95] * len(pieces), "gutters", panels)
     boxes, scores = panels.boxes, panels.scores
     count = int((scores >= CERTAIN).sum())
+    certain = [_whole_pixels(box) for box in boxes[:count]]
+    if count > expected > 1 and (whole := joined(certain, scores[:count].tolist(), panels.letters, expected)):
+        return _ordered(*whole, "detector", panels)
     if expected > 1 and count != expected and len(scores) >= expected and scores[expected - 1] >= POSSIBLE:
         count = expected
     if count > 1:
-        return _ordered([_whole_pixels(box) for box in boxes[:count]], scores[:count].tolist(), "detector")
+        return _ordered([_whole_pixels(box) for box in boxes[:count]], scores[:count].tolist(), "detector", panels)
     if images:
-        return _ordered([piece.box for piece in pieces], [0.8] * len(pieces), "gutters")
+        return _ordered([piece.box for piece in pieces], [0.8] * len(pieces), "gutters", panels)
     return Layout()
 
 
@@ -67,44 +76,10 @@ def _whole_pixels(box: np.ndarray) -> Box:
     return left, top, right, bottom
 
 
-def _ordered(boxes: list[Box], scores: list[float], way: str) -> Layout:
-    order = reading_order(boxes)
-    return Layout([boxes[at] for at in order], [float(scores[at]) for at in order], way)
-
-
-def reading_order(boxes: list[Box]) -> list[int]:
-    """Indices of boxes by rows from the top, in each row from the left.
-
-    A box belongs to a row if it shares with the first box of the row half the height of the lower of the two.
-    """
-    left = sorted(range(len(boxes)), key=lambda at: (boxes[at][1], boxes[at][0]))
-    order: list[int] = []
-    while left:
-        top, bottom = boxes[left[0]][1], boxes[left[0]][3]
-        row = [left[0]]
-        for at in left[1:]:
-            shared = min(bottom, boxes[at][3]) - max(top, boxes[at][1])
-            if shared > 0.5 * min(bottom - top, boxes[at][3] - boxes[at][1]) and boxes[at][1] < (top + bottom) / 2:
-                row.append(at)
-        order += sorted(row, key=lambda at: boxes[at][0])
-        left = [at for at in left if at not in row]
-    return order
-
-
-def regular(boxes: list[Box]) -> bool:
-    """Whether boxes in reading order form rows of similar height; otherwise letters often have another order."""
-    rows: list[list[Box]] = []
-    for box in boxes:
-        if rows and min(box[3], rows[-1][0][3]) - max(box[1], rows[-1][0][1]) > 0:
-            rows[-1].append(box)
-        else:
-            rows.append([box])
-    for row in rows:
-        for box in row:
-            shared = min(box[3], row[0][3]) - max(box[1], row[0][1])
-            if shared < 0.6 * (max(box[3], row[0][3]) - min(box[1], row[0][1])):
-                return False
-    return True
+def _ordered(boxes: list[Box], scores: list[float], way: str, panels: Panels) -> Layout:
+    order = by_cuts(boxes)
+    return Layout([boxes[at] for at in order], [float(scores[at]) for at in order], way, panels.letters,
+                  panels.letter_names)  # fmt: skip
 
 
 def match(split: Split, found: Layout, read: dict[str, tuple[float, float]] | None = None, *,
@@ -126,18 +101,19 @@ def match(split: Split, found: Layout, read: dict[str, tuple[float, float]] | No
     places, certainty = (_by_letter(names, found.boxes, read), 1.0) if read else (None, 0.0)
     if places is None and split.style == "Left:":
         places, how, certainty = _by_place(names, found.boxes), "place", 0.9
-    elif places is None and len(names) == len(found.boxes) and not _contradicts(names, found.boxes, read or {}):
-        places, how, certainty = (
-            {name: at for at, name in enumerate(names)},
-            "order",
-            0.8 if regular(found.boxes) else 0.4,
-        )
+    elif places is None and len(names) == len(found.boxes):
+        order, certainty = arranged(names, found.boxes, found.places, told(found.places, found.seen, read or {}))
+        places, how = dict(zip(names, order, strict=True)), "order"
+        if _contradicts(places, found.boxes, read or {}):
+            return whole
     if places is None:
         return whole
     pairs = []
     for name in names:
         at = places[name]
-        confidence = split.confidence * found.scores[at] * certainty
+        score = found.scores[at]
+        right = float(np.interp(score, SCORES, RIGHT)) if found.way == "detector" else score
+        confidence = split.confidence * right * certainty
         pairs.append(Pair([name], found.boxes[at], split.sentence(name, shared), how, round(confidence, 3)))
     return pairs
 
@@ -163,10 +139,10 @@ def _by_letter(names: list[str], boxes: list[Box], read: dict[str, tuple[float, 
     return None if names_left or boxes_left else places  # a panel without a letter may be the second one of a letter
 
 
-def _contradicts(names: list[str], boxes: list[Box], read: dict[str, tuple[float, float]]) -> bool:
-    """Whether a letter that was read is outside the panel that it has in reading order."""
+def _contradicts(places: dict[str, int], boxes: list[Box], read: dict[str, tuple[float, float]]) -> bool:
+    """Whether a letter that was read is outside the panel that it was given."""
     for name, (x, y) in read.items():
-        b = boxes[names.index(name)]
+        b = boxes[places[name]]
         if not (b[0] <= x <= b[2] and b[1] <= y <= b[3]):
             return True
     return False

