@@ -52,4 +52,4 @@ def test_the_notebook_runs(
     for number, cell in enumerate(cell for cell in cells if cell["cell_type"] == "code"):
         source = "".join(cell["source"]).replace("drawn(32,", "drawn(6,").replace("drawn(200,", "drawn(10,")
         exec(compile(source, f"cell {number + 1}", "exec"), scope)
-    assert "image.0.attn.z: head 0" in capsys.readouterr().out
+    assert "image.0.attn.z:  head 0" in capsys.readouterr().out

@@ -164,14 +164,14 @@ def test_composed_captions_are_what_they_say() -> None:
     some = list(captions(3, 300))
     assert some == list(captions(3, 300)) and some != list(captions(4, 300))
     for made in some:
-        assert not re.search(r"[{}]", made.caption)
+        assert "  " not in made.caption and not re.search(r"[{}]", made.caption)
         ends = [0, *(end for _, end, _, _ in made.spans)]
         for (start, _, _, _), end in zip(made.spans, ends, strict=False):
             assert start >= end and not made.caption[end:start].strip(" .")
         wanted = truth(made)
         assert same(wanted, Split(wanted.lead if wanted.parts else made.caption, wanted.parts, tail=wanted.tail))
     reserved = {made.caption for made in captions(3, 300, "test")}
-    assert not {caption for caption in reserved if len(caption) > 40} & {made.caption for made in some}
+    assert not reserved & {made.caption for made in some}
 
 
 def test_most_composed_captions_can_be_read() -> None:
@@ -188,11 +188,11 @@ def test_other_seeds_and_templates_than_in_training() -> None:
 
 def test_training_is_repeatable_and_learns() -> None:
     """Two runs give the same bytes; a small run splits far more than no weights do. Whole numbers make it exact."""
-    first, second = (train(1, 300, 2, tell=lambda line: None) for _ in range(2))
+    first, second = (train(1, 400, 2, tell=lambda line: None) for _ in range(2))
     assert json.dumps(first) == json.dumps(second)
     made = list(captions(77, 150))
     small = Weights.of(first)
-    assert score(made, lambda caption: split_caption(caption, small)).exact > 0.4
+    assert score(made, lambda caption: split_caption(caption, small)).exact > 0.5
     none = Weights.of({"scale": 1, "weights": {}, "confidence": [0.0] * 14})
     assert score(made, lambda caption: split_caption(caption, none)).exact < 0.2
 
