@@ -3,8 +3,8 @@
 python docs/run_notebook.py                    all of them
 python docs/run_notebook.py finetune_vqa.ipynb
 
-Start it in the project's folder, where `make demo` leaves runs/demo, which internals.ipynb reads. The others run in a
-folder of their own, which is removed. It needs nbclient and ipykernel, which the extra `test` has.
+Start it in the project's folder, where `make demo` leaves runs/demo, which internals.ipynb and side_heads.ipynb read.
+The others run in a folder of their own, which is removed. It needs nbclient and ipykernel, which the extra `test` has.
 """
 
 import sys
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).resolve().parent
-HERE = ("internals.ipynb",)  # run in the working directory
+HERE = ("internals.ipynb", "side_heads.ipynb")  # run in the working directory
 SHOWN = ("text/plain", "text/html", "image/png")  # forms of outputs that are stored
 SECONDS = 900  # that a cell may take
 

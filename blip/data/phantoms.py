@@ -66,6 +66,19 @@ def draw_phantom(rng: np.random.Generator, image_size: int = 48, max_lesions: in
     return Phantom(body, lesions), developed(rng, canvas, image_size)
 
 
+def draw_opposites(rng: np.random.Generator, image_size: int = 48) -> list[tuple[Phantom, Image.Image]]:
+    """One body with the same lesion on the left and on the right, as two phantoms; they differ in nothing else."""
+    body = str(rng.choice(BODIES))
+    canvas = draw_body(rng, body, image_size * OVERSAMPLING)
+    row, seed = int(rng.integers(len(POSITIONS))), int(rng.integers(2**32))
+    drawn = []
+    for column in range(len(SIDES)):
+        same, own = np.random.default_rng(seed), canvas.copy()
+        lesion = _draw_lesion(same, own, row * len(SIDES) + column, image_size)
+        drawn.append((Phantom(body, (lesion,)), developed(same, own, image_size)))
+    return drawn
+
+
 def _draw_lesion(rng: np.random.Generator, canvas: Image.Image, place: int, image_size: int) -> Lesion:
     """Draws a random lesion near the centre of one of the six places."""
     row, column = divmod(place, len(SIDES))

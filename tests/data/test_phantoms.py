@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blip.data.phantoms import BODIES, BRIGHTNESSES, POSITIONS, SHAPES, SIDES, SIZES, records, write_phantoms
+from blip.data.phantoms import (
+    BODIES,
+    BRIGHTNESSES,
+    POSITIONS,
+    SHAPES,
+    SIDES,
+    SIZES,
+    draw_opposites,
+    records,
+    write_phantoms,
+)
 
 LESION = re.compile(
     rf"a ({'|'.join(SIZES)}) ({'|'.join(BRIGHTNESSES)}) ({'|'.join(SHAPES)}) lesion "
@@ -219,3 +229,14 @@ def test_refuses_what_cannot_be_drawn(options: dict, message: str, tmp_path: Pat
     with pytest.raises(ValueError, match=message):
         write_phantoms(tmp_path / "no", **{"count": 1, **options})
     assert not (tmp_path / "no").exists()
+
+
+def test_opposites_differ_in_the_side_alone() -> None:
+    for seed in range(20):
+        (left, left_image), (right, right_image) = draw_opposites(np.random.default_rng(seed), image_size=48)
+        assert left.caption().replace("left", "right") == right.caption() != left.caption()
+        differs = np.asarray(left_image) != np.asarray(right_image)
+        for (phantom,) in (left.lesions, right.lesions):
+            x0, y0, x1, y1 = phantom.box
+            differs[y0 - 1 : y1 + 1, x0 - 1 : x1 + 1] = False
+        assert not differs.any()
