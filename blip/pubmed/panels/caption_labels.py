@@ -15,43 +15,42 @@ from blip.pubmed.panels.caption_rows import LINK, ONE, expand, kind_of, row_of
 from blip.pubmed.panels.caption_rules import PLACE, PRIME, ROMAN
 
 SEVERAL = rf"{ONE}(?:{LINK}{ONE}){{0,30}}"  # without a bound, the time grows by the square of a hostile caption
+PANEL = r"(?:[Pp]anels?|[Ii]mages?|[Ss]ub-?figures?|[Pp]hoto(?:graph)?s?)"
 NOUN = r"(?:panels?|rows?|columns?|images?|side|half|part|graphs?|plots?|inset|figures?|pictures?|frames?|traces?)"
 ORDINAL = rf"(?:first|second|third|fourth|1st|2nd|3rd|4th)(?=\s{NOUN})"
 PLACES = rf"(?:{PLACE}(?:[ -]{PLACE})?|{ORDINAL})"
 SOME_PLACES = rf"{PLACES}(?:(?:,| and|,? and) {PLACES}){{0,3}}"
 # a list in brackets; several brackets that follow one another; a list with other words before or behind it
 IN_BRACKETS = re.compile(
-    rf"\(\s?(?:(?P<panel>(?:in\s)?[Pp]anels?|[Ff]ig(?:ure)?s?\.?\s?S?\d{{0,2}})\s?)?(?P<names>{SEVERAL})"
-    rf"(?:(?P<close>\s?\))(?P<more>(?:{LINK}\(\s?{SEVERAL}\s?\)){{0,12}})(?P<sign>\s?:(?=\s))?|"
+    rf"\(\s?(?:(?P<panel>(?:in\s)?{PANEL}|[Ff]ig(?:ure)?s?\.?\s?S?\d{{0,2}})\s?)?(?P<names>{SEVERAL})"
+    rf"(?:(?P<close>\.?\s?\))(?P<more>(?:{LINK}\(\s?{SEVERAL}\s?\)){{0,12}})(?P<sign>\s?:(?=\s))?|"
     r"(?P<open>\s?[,;:=\u2013]\s|\s(?=(?:and\s)?[a-z]{3}))(?=\S))"
 )
 # a pattern that begins with a letter or a sign is found faster than one that begins with several or with what precedes
 BEFORE_BRACKET = re.compile(
-    rf"(?P<link>[ ,;:](?<=[\w.%].)(?:(?<=\s)in\s|(?<!\s)\s(?:in\s)?))(?:[Pp]anels?\s)?(?P<names>{SEVERAL})\)"
+    rf"(?P<link>[ ,;:](?<=[\w.%].)(?:(?<=\s)in\s|(?<!\s)\s(?:in\s)?))(?:{PANEL}\s)?(?P<names>{SEVERAL})\)"
 )
 ENDS_IN_LABEL = re.compile(rf".*(?:[^A-Za-z0-9][A-Za-z0-9]{{1,2}}|[ivxIVX{PRIME}])$")
+SECOND = re.compile(r"\([bB]\s(?:and\s)?[a-z]{3}")
+STAIN = re.compile(r"H\s?(?:&|and|/|-|\+)\s?E$")
 IN_SQUARES = re.compile(rf"\[\s?(?P<names>{SEVERAL})\s?\](?:\s?:)?")
 VERBS = r"(?:shows?|depicts?|demonstrates?|represents?|illustrates?|displays?|presents?|is|are|was|were)"
 # where `BARE` may begin: behind one of these signs, before one of these beginnings
-BARE_BEGINS = r"(?=\(?(?:[A-Za-z](?![a-z])|[ivxIVX]{2}|\d|(?:In\s)?[Pp]anel|In\s))"
+BARE_BEGINS = r"(?=\(?(?:[A-Za-z](?![a-z])|[ivxIVX]{2}|\d|(?:In\s)?[Pp](?:anel|hoto)|[Ii]mage|[Ss]ub|In\s))"
 BEFORE_BARE = [re.compile(sign + BARE_BEGINS) for sign in (" ", r"\(", ";", r"\.", "\u3002")]
-BARE = re.compile(r"[ (;.\u3002](?=\(?(?:[A-Za-z](?![a-z])|[ivxIVX]{2}|\d|(?:In\s)?[Pp]anel|In\s))")
 BARE = re.compile(
-    rf"(?<![^\s(;.\u3002])(?P<panel>(?:In\s)?[Pp]anels?\s|In\s(?=[A-Za-z](?:,|\sand\s)))?\(?(?P<names>{SEVERAL})"
-    rf"(?P<sign>\.?\)(?:\s?:)?|\s?:|\.(?!\d)|,|\s?=|\s?[|\u2013\u2014-](?=\s)|(?P<verb>(?=\s{VERBS}\b))|"
+    rf"(?<![^\s(;.\u3002])(?P<panel>(?:In\s)?{PANEL}\s|In\s(?=[A-Za-z](?:,|\sand\s)))?\(?(?P<names>{SEVERAL})"
+    rf"(?P<sign>\.?\)(?:\s?:)?|\s?:|\.(?!\d)|,|\s?=|\s?[|\u2013\u2014-](?=\s)|[\u2013\u2014-](?=[A-Z]?[a-z]{{3}})|(?P<verb>(?=\s{VERBS}\b))|"
     r"(?=\s\(?[\"'\u201c]?(?:[A-Z0-9\u0391-\u03c9][\w&'-]|[a-z]{1,4}[A-Z0-9-])))"
 )
-SHOWN_IN = re.compile(rf"n\s(?<=[Ii]..)(?<!\w...)(?P<panel>[Pp]anels?\s)?(?P<names>{SEVERAL})(?![\w'\u2019])")
+SHOWN_IN = re.compile(rf"n\s(?<=[Ii]..)(?<!\w...)(?P<panel>{PANEL}\s)?(?P<names>{SEVERAL})(?![\w'\u2019])")
 IN_FIGURE = re.compile(
     rf"ig(?<=[Ff]..)(?<!\w...)(?:(?:ure|s|ures)?\.?\s?\d{{1,2}}\s?\(?)"
     rf"(?P<names>[A-Za-z]\d?(?:{LINK}[A-Za-z]\d?){{0,9}}|[ivx]{{2,5}})"
     r"(?P<sign>\s?\)?[:.,|]?)(?=\s)"
 )
-SOME_PLACE = re.compile(
-    r"[ulbtmcrafsULBTMCRAFS1-4](?<!\w.)(?i:(?<=u)pper|(?<=l)ower|(?<=t)op|(?<=b)ottom|(?<=m)iddle|(?<=c)ent(?:er|re|ral)|"
-    r"(?<=l)eft|(?<=r)ight|(?<=a)bove|(?<=b)elow|(?<=f)irst|(?<=s)econd|(?<=t)hird|(?<=f)ourth|(?<=1)st|(?<=2)nd|"
-    r"(?<=3)rd|(?<=4)th)"
-)
+PLACE_BEGINS = ("upper", "lower", "top", "bottom", "middle", "center", "centre", "central", "left", "right", "above",
+                "below", "first", "second", "third", "fourth", "1st", "2nd", "3rd", "4th")  # fmt: skip
 BEFORE_PLACE = re.compile(r"(?:\((?:on\s)?(?:the\s)?)?(?:(?:In\s|On\s)?[Tt]he\s)?$")
 OF_PLACE = re.compile(
     rf"(?P<open>\((?:on\s)?(?:the\s)?)?(?<!\w)(?P<the>(?:In\s|On\s)?[Tt]he\s)?(?P<names>(?i:{SOME_PLACES}))(?!\w)"
@@ -146,6 +145,8 @@ def _matches(pattern: re.Pattern[str], text: str, starts: list[int]) -> Iterator
 
 def _bracketed(m: re.Match[str]) -> list[Candidate]:
     names, first = m["names"], m["names"].partition(", ")[0]
+    if STAIN.match(names):
+        return []
     form = "F" if m["panel"] and m["panel"][0] in "Ff" else "P"
     mixed = first != names and len(first) == 1 and any(map(str.isdigit, names)) and first.isalpha()  # `(A, T1)`
     if m["close"] and not mixed and (names_in := expand(names + (m["more"] or ""))):
@@ -166,11 +167,15 @@ def _bracketed(m: re.Match[str]) -> list[Candidate]:
             if first != names
             else []
         )
+    if m["open"] == " " and names in ("a", "A") and not SECOND.search(m.string):
+        return []  # an article
     return _made(m.start(), m.end(), expand(names), "P", way=f"(A{m['open'].strip()}", mark="(")
 
 
 def _bare(text: str, m: re.Match[str]) -> list[Candidate]:
     sign, start = m["sign"].strip(), m.start()
+    if STAIN.match(m["names"]):
+        return []
     if text[start] == "(":
         start += 1  # the bracket belongs to the words
         if sign.endswith(")") or m.end("names") == m.end():
@@ -182,6 +187,7 @@ def _bare(text: str, m: re.Match[str]) -> list[Candidate]:
         return []  # a number and its meaning: `1, aorta; 2, vein`
     if m["panel"]:
         form = "W"
+        start -= 3 * (text[start - 4 : start] == " in ")
     elif (
         form == "B"
         and not begins(text, start)
@@ -198,7 +204,8 @@ def _bare(text: str, m: re.Match[str]) -> list[Candidate]:
         and m["names"] in "aAI"
     ):
         return []  # an article
-    found = _made(start, m.end(), expand(m["names"]), form, way=form + sign[:1])
+    way = form + sign[:1] + ("a" if form == "I" and text[m.end() : m.end() + 1].isalpha() else "")
+    found = _made(start, m.end(), expand(m["names"]), form, way=way)
     first, comma, _ = m["names"].partition(", ")
     if comma:  # `A, S. aureus` is no list
         end = m.start("names") + len(first) + 1
@@ -213,10 +220,16 @@ def _made(start: int, end: int, names: tuple[str, ...], form: str, *, way: str, 
 def places(text: str) -> list[Candidate]:
     """Candidates that are places: `Left:`, `(upper row)`, `The right panel shows`."""
     found: list[Candidate] = []
-    starts = [m.start() for m in SOME_PLACE.finditer(text)]
+    lower, starts = text.lower(), list[int]()
+    for word in PLACE_BEGINS if len(lower) == len(text) else ():  # faster than a pattern
+        at = lower.find(word)
+        while at >= 0:
+            if not at or not (lower[at - 1].isalnum() or lower[at - 1] == "_"):
+                starts.append(at)
+            at = lower.find(word, at + 1)
     if len(starts) < 2:
         return found
-    starts = [BEFORE_PLACE.search(text, max(0, at - 15), at).start() for at in starts]  # type: ignore[union-attr]
+    starts = [BEFORE_PLACE.search(text, max(0, at - 15), at).start() for at in sorted(starts)]  # type: ignore[union-attr]
     for m in _matches(OF_PLACE, text, starts):
         sign, start, mark = m["sign"].strip()[:1], m.start(), ""
         if m["open"]:
@@ -228,7 +241,11 @@ def places(text: str) -> list[Candidate]:
             if before[-2:] not in (", ", "; ", "n ") or before.rfind("(") <= before.rfind(")"):
                 continue
             start, way, mark = start - 2, ",left)", ")"
-        elif (sign or m["noun"]) and (begins(text, start) or text[start].isupper()):
+        elif begins(text, start) and text[m.end() : m.end() + 2].strip().isupper():  # `Left The patient`
+            way = "Left " + ("n" if m["noun"] else "")
+        elif (sign or m["noun"]) and (
+            begins(text, start) or text[start].isupper() or text[start - 4 : start] == "and "
+        ):
             way = "Left" + sign + ("n" if m["noun"] else "")
         else:
             continue

@@ -22,8 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from blip.pubmed.panels.caption_atoms import Atom, atoms_of, features_of, sentence_bounds
+from blip.pubmed.panels.caption_atoms import Atom, atoms_of, sentence_bounds
+from blip.pubmed.panels.caption_features import features_of
 from blip.pubmed.panels.caption_labels import Group, groups
+from blip.pubmed.panels.caption_rows import row_of
 
 L, N, P, Q, S, T, B, D = range(8)
 TAGS = "LNPQSTBD"
@@ -190,8 +192,8 @@ def doubts(weights: Weights, reading: Reading) -> list[float]:
             step = weights.tags[atom.gap]
             loss = own[tag] - own[other] + step[tag][before] - step[other][before]
             if after is not None:
-                step = weights.tags[gap][after]
-                loss += step[tag] - step[other]
+                next_step = weights.tags[gap][after]
+                loss += next_step[tag] - next_step[other]
             best = loss if best is None or loss < best else best
         if best is not None:
             found.append(best)
@@ -201,6 +203,14 @@ def doubts(weights: Weights, reading: Reading) -> list[float]:
 def signs_of_doubt(weights: Weights, reading: Reading) -> list[float]:
     """What the confidence in a reading is computed from; the first is 1."""
     losses = doubts(weights, reading) or [40.0]
+    used = [
+        atom.label.names for atom, tag in zip(reading.atoms, reading.tags, strict=True) if atom.label and tag in (B, D)
+    ]
+    names = [name for some in used for name in some]
+    last = max((at for at, tag in enumerate(reading.tags) if tag in (B, D)), default=0)
+    behind = [
+        tag for atom, tag in zip(reading.atoms[last + 1 :], reading.tags[last + 1 :], strict=True) if atom.gap == 2
+    ]
     return [
         1.0,
         math.log1p(max(0.0, min(losses))),
@@ -208,8 +218,14 @@ def signs_of_doubt(weights: Weights, reading: Reading) -> list[float]:
         math.log1p(max(0.0, reading.margin)),
         float(D in reading.tags),
         float(S in reading.tags),
-        math.log(len(labels_of(reading))),
+        math.log(len(set(names))),
         float(reading.tags[-1] == P and not reading.atoms[-1].label),
+        math.log1p(sum(1 for atom in reading.atoms if atom.label) - len(used)),  # candidates that are no labels
+        math.log1p(len(names) - len(set(names))),  # labels that occur again
+        math.log1p(sum(tag in (P, Q) for tag in behind)),  # sentences after the last label that are its own
+        float(T in behind),
+        float(reading.group.kind != "p" and len(row_of(set(names))) < len(set(names))),  # a row with a gap
+        float(reading.group.form not in ("P", "K", "H", "C")),
     ]
 
 

@@ -62,7 +62,7 @@ def row_of(names: set[str]) -> set[str]:
         allowed.discard("I")
     todo = list(allowed)
     while todo:
-        for name in _after(todo.pop()):
+        for name in names_after(todo.pop()):
             if name in names and name not in allowed:
                 allowed.add(name)
                 todo.append(name)
@@ -70,7 +70,7 @@ def row_of(names: set[str]) -> set[str]:
 
 
 @lru_cache(maxsize=1024)
-def _after(name: str) -> tuple[str, ...]:
+def names_after(name: str) -> tuple[str, ...]:
     """Names that may follow a name in a row."""
     found = []
     if name.isdigit():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from blip.pubmed.panels.caption_parts import Part, Split
 from blip.pubmed.panels.caption_writer import BEFORE, BEHIND, GLUE, LABEL, LEAD, MORE, SHARED, TAIL, Composed
 
-CONJUNCTIONS = ("and", "or", "versus", "vs")
+CONJUNCTIONS = ("and", "or", "versus", "vs", "while", "whereas")
 
 
 @dataclass

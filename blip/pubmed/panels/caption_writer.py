@@ -21,17 +21,19 @@ BEFORE_FORMS = (
     ("{} \u2013 ", 1), ("({}): ", 2), ("({}). ", 1), ("{} : ", 1), ("Panel {}: ", 2), ("Panel {} shows ", 2),
     ("Panel {}, ", 1), ("Figure 1{}: ", 1), ("Fig. 2{}. ", 1), ("In panel {}, ", 1), ("In {}, ", 1), ("{} - ", 1),
     ("({})", 1), ("{}.) ", 1), ("{} = ", 1), ("({}) - ", 1), ("panel {}: ", 1), ("({}) shows ", 1), ("{} shows ", 2),
+    ("Image {}: ", 1), ("Image {} shows ", 1), ("{}-", 1), ("({}.) ", 1), ("{}, ", 2), ("Fig. 1{}: ", 1), ("{} ", 2),
 )  # fmt: skip
 BEHIND_FORMS = (
     ("({})", 40), ("(panel {})", 3), ("[{}]", 2), ("(Panel {})", 2), ("(Fig. 1{})", 2), ("(Figure 2{})", 1),
-    ("{})", 1), ("in {}", 2), ("in panel {}", 1),
+    ("{})", 1), ("in {}", 2), ("in panel {}", 1), ("(image {})", 1), ("(Fig. {})", 1),
 )  # fmt: skip
 MARKED = (" (arrow, {})", " (arrows, {})", " ({}, arrow)", " ({}; arrowheads)", " (asterisk; {})", " ({}, {zoom})",
           " (arrow in {})", " ({}: {zoom})", " ({stain}, {})", " ({}, yellow arrows)")  # fmt: skip
 RANGES = ("\u2013", "\u2013", "-", "-", " to ", "~")
 LISTS = (", ", ", ", " and ", " and ", ",", " & ", "/", ", and ")
 PLACES = (("left", "right"), ("upper", "lower"), ("top", "bottom"), ("left", "middle", "right"),
-          ("top", "middle", "bottom"), ("left", "center", "right"),
+          ("top", "middle", "bottom"), ("left", "center", "right"), ("left", "right"), ("upper", "middle", "lower"),
+          ("top left", "top right", "bottom left", "bottom right"), ("left", "centre", "right"),
           ("upper left", "upper right", "lower left", "lower right"))  # fmt: skip
 
 
@@ -96,6 +98,7 @@ class Writer:
 
     def __init__(self, seed: int, half: str = "train", singles: tuple[str, ...] = ()) -> None:
         self.random, self.half = random.Random(seed), half
+        self.longer = 0.3  # share of further sentences of a panel, of each caption its own
         self.singles = tuple(text for text in singles if 3 < len(text.split()) < 60)
 
     # ---- choices -----------------------------------------------------------------------------------------------------
@@ -195,7 +198,7 @@ class Writer:
         if not sentence:
             return text
         text += "."
-        while self.chance(0.3):
+        while self.chance(self.longer):
             more = self.phrase("more" if last or self.chance(0.7) else "either", self.refs(names, form))
             text += " " + more[0].upper() + more[1:]
         return text

@@ -29,9 +29,9 @@ from blip.pubmed.panels.caption_rules import split_by_rules
 __all__ = ["Part", "Split", "Splitter", "split_by_rules", "split_caption"]
 STYLES = {"P": "(A)", "K": "[A]", "H": "A)", "C": "A:", "D": "A.", "M": "A,", "E": "A =", "I": "A |", "B": "A Text",
           "W": "Panel A", "F": "Figure 1A", "L": "Left:"}  # fmt: skip
-JOINED_BEFORE = re.compile(r"^(?:and|or|as well as|versus|vs\.?)\s")
-CONJUNCTIONS = ("and", "or", "as well as", "versus", "vs", "vs.")
-JOINED_BEHIND = re.compile(r"(?:^|[\s,;]{1,5})(?:and|or|as well as|versus|vs\.?)$")
+JOINED_BEFORE = re.compile(r"^(?:and|or|as well as|versus|vs\.?|while|whereas)\s")
+CONJUNCTIONS = ("and", "or", "as well as", "versus", "vs", "vs.", "while", "whereas")
+JOINED_BEHIND = re.compile(r"(?:^|[\s,;]{1,5})(?:and|or|as well as|versus|vs\.?|while|whereas)$")
 EDGE = " ;:,"
 
 

@@ -25,7 +25,8 @@ def behind_label(writer: Writer, made: Composed, group: Names, form: str) -> Non
         extra = {"{zoom}": "zoom", "{stain}": "stain"}
         for mark, name in extra.items():
             first, rest = first.replace(mark, writer.phrase(name)), rest.replace(mark, writer.phrase(name))
-        made.add(first, BEHIND)
+        made.add(first.removesuffix("in "), BEHIND)
+        made.add(" in " if first.endswith("in ") else "", GLUE)
         made.add(text, LABEL, group)
         made.add(rest, MORE if rest != ")" else GLUE)
         return
@@ -55,6 +56,24 @@ def behind_items(writer: Writer, made: Composed, groups: list[Names], *, form: s
     else:
         made.add(".", GLUE)
     made.caption += " "
+
+
+def behind_linked(writer: Writer, made: Composed) -> None:
+    """Lead. Words (A) further words, words (B) further words and words (C) further words. Tail."""
+    names, form = writer.row(most=4), writer.form(BEHIND_FORMS[:3])
+    writer.lead(made, 0.35, closed=True)
+    groups = writer.groups(names, 0.1)
+    for at, group in enumerate(groups):
+        last = at == len(groups) - 1
+        if at:
+            made.add(writer.choose((" and ", " and ", ", and ", ", ", ", while ", " whereas ")) if last else ", ", GLUE)
+        made.add(" " + (upper if not at else str)(writer.phrase("item")), BEHIND)
+        behind_label(writer, made, group, form)
+        if not at or writer.chance(0.8):
+            made.add(writer.phrase("own_tail").removeprefix(","), MORE)
+    made.add(".", GLUE)
+    made.caption += " "
+    writer.tail(made, names, form, 0.4)
 
 
 def behind_inline(writer: Writer, made: Composed) -> None:

@@ -20,7 +20,13 @@ from blip.pubmed.panels.caption_writer import (
     Writer,
     upper,
 )
-from blip.pubmed.panels.compose_behind import behind_inline, behind_items, behind_sentence, behind_sentences
+from blip.pubmed.panels.compose_behind import (
+    behind_inline,
+    behind_items,
+    behind_linked,
+    behind_sentence,
+    behind_sentences,
+)
 
 
 def sentences(writer: Writer, made: Composed) -> None:
@@ -194,8 +200,8 @@ def places(writer: Writer, made: Composed) -> None:
     noun = " " + writer.choose(("row", "column", "panel", "Row")) if names[0] in ("first", "1st") else noun
     writer.lead(made, 0.5, closed=True)
     if writer.chance(0.6):
-        sign = writer.choose((": ", ": ", ", ", " shows ", " - ", ". ") if noun else (": ", ": ", ", ", ". "))
-        stop = writer.choose((". ", "; ", ". "))
+        sign = writer.choose((": ", ": ", ", ", " shows ", " - ", ". ", " ") if noun else (": ", ": ", ", ", ". ", " "))
+        stop = writer.choose((". ", "; ", ". ")) if sign != " " else ". "
         the = "The " if noun and sign == " shows " else ""
         if writer.chance(0.2) and sign in (": ", ", "):
             made.add(upper(writer.phrase("colon")) + ": ", LEAD)
@@ -206,7 +212,10 @@ def places(writer: Writer, made: Composed) -> None:
             made.add(f" {shown}{noun}{sign.replace('shows ', '')}", LABEL, (name,))
             text = writer.phrase("place_own")
             text = "shows " + text if sign == " shows " else text
-            made.add((text if sign != ": " else upper(text)) + (". " if last else stop), BEFORE)
+            text = upper(text) if sign in (": ", " ") else text
+            if stop == ". " and writer.chance(writer.longer):
+                text += ". " + upper(writer.phrase("more")).rstrip(".")
+            made.add(text + (". " if last else stop), BEFORE)
     else:
         form = "({}" + noun + ")" if names[0] in ("first", "1st") or writer.chance(0.5) else "({})"
         behind_items(writer, made, [(name,) for name in names], form=form)
@@ -223,17 +232,19 @@ def plain(writer: Writer, made: Composed) -> None:
     made.add(upper(text), LEAD)
 
 
-STRUCTURES: tuple[tuple[Callable[[Writer, Composed], None], int], ...] = (
+Structures = tuple[tuple[Callable[[Writer, Composed], None], int], ...]
+STRUCTURES: Structures = (
     (sentences, 34), (clauses, 14), (inline, 11), (behind_inline, 14), (behind_sentences, 8), (mixed, 6), (nested, 4),
-    (bracketed, 3), (crossed, 2), (enclosed, 3), (places, 10), (plain, 9),
+    (behind_linked, 4), (bracketed, 3), (crossed, 2), (enclosed, 3), (places, 10), (plain, 9),
 )  # fmt: skip
 
 
-def compose(writer: Writer) -> Composed:
-    """One caption with its spans."""
+def compose(writer: Writer, structures: Structures = STRUCTURES) -> Composed:
+    """One caption with its spans, in one of these structures by their weights."""
     made = Composed()
-    at = writer.below(sum(weight for _, weight in STRUCTURES))
-    for structure, weight in STRUCTURES:
+    writer.longer = writer.choose((0.02, 0.15, 0.3, 0.3, 0.6))
+    at = writer.below(sum(weight for _, weight in structures))
+    for structure, weight in structures:
         at -= weight
         if at < 0:
             structure(writer, made)
@@ -242,8 +253,10 @@ def compose(writer: Writer) -> Composed:
     return made
 
 
-def captions(seed: int, count: int, half: str = "train", singles: tuple[str, ...] = ()) -> Iterator[Composed]:
-    """`count` captions, the same ones for the same arguments; see `Writer`."""
+def captions(
+    seed: int, count: int, half: str = "train", *, singles: tuple[str, ...] = (), structures: Structures = STRUCTURES
+) -> Iterator[Composed]:
+    """`count` captions, the same ones for the same arguments; see `Writer` and `compose`."""
     writer = Writer(seed, half, singles)
     for _ in range(count):
-        yield compose(writer)
+        yield compose(writer, structures)

@@ -17,7 +17,8 @@ import numpy as np
 import typer
 
 from blip.files import write_whole
-from blip.pubmed.panels.caption_atoms import Atom, atoms_of, features_of, sentence_bounds
+from blip.pubmed.panels.caption_atoms import Atom, atoms_of, sentence_bounds
+from blip.pubmed.panels.caption_features import features_of
 from blip.pubmed.panels.caption_labels import groups
 from blip.pubmed.panels.caption_readings import (
     AFTER,
@@ -39,7 +40,7 @@ from blip.pubmed.panels.caption_readings import (
 from blip.pubmed.panels.caption_score import same, truth
 from blip.pubmed.panels.caption_writer import GLUE, LABEL, Composed
 from blip.pubmed.panels.captions import parts_of
-from blip.pubmed.panels.compose_captions import captions
+from blip.pubmed.panels.compose_captions import STRUCTURES, Structures, captions
 
 COLUMNS = "LNPQSTBD-"
 SCALE = 10  # weights are written in parts of this
@@ -166,10 +167,10 @@ class Learner:
         return {name: mean[at].tolist() for name, at in self.rows.items()}
 
 
-def learn(seed: int, count: int, epochs: int, *, half: str = "train", least: int = 150, singles: tuple[str, ...] = (),
+def learn(seed: int, count: int, epochs: int, *, structures: Structures = STRUCTURES, least: int = 150,
           tell: Callable[[str], None] = print) -> tuple[dict[str, list[int]], int]:  # fmt: skip
     """The weights for `count` composed captions."""
-    cases = [Case(made) for made in captions(seed, count, half, singles)]
+    cases = [Case(made) for made in captions(seed, count, structures=structures)]
     impossible = sum(bool(case.labelled and not case.true) for case in cases)
     tell(f"{count} captions, {impossible} of which have labels or words that no reading has")
     cases = [case for case in cases if case.groups and (case.true or not case.labelled)]
@@ -191,14 +192,32 @@ def packed(weights: dict[str, list[int]], step: int, least: int = 25) -> dict[st
     return found
 
 
-def calibrate(weights: Weights, captions: Iterable[Composed]) -> list[float]:
-    """Weights of the signs of doubt: a logistic regression of whether splits are exact, by Newton's method."""
-    rows, right = [], []
+Signs = list[tuple[list[float], bool]]  # of doubt, each with whether the split was exact
+
+
+def signs_of(weights: Weights, captions: Iterable[Composed]) -> Signs:
+    """What the confidence is learned from."""
+    found = []
     for made in captions:
         if reading := best_reading(made.caption, weights):
-            rows.append(signs_of_doubt(weights, reading))
-            right.append(same(truth(made), parts_of(made.caption, reading)))
-    signs, exact = np.array(rows), np.array(right, float)
+            found.append((signs_of_doubt(weights, reading), same(truth(made), parts_of(made.caption, reading))))
+    return found
+
+
+def unlike(seed: int, count: int, epochs: int, parts: int = 4) -> Signs:
+    """The same on captions unlike all that training had: of structures that it lacked, in reserved templates."""
+    found: Signs = []
+    for part in range(parts):
+        left_out = STRUCTURES[part::parts]
+        kept = tuple(one for one in STRUCTURES if one not in left_out)
+        weights = table_of(*learn(seed, count, epochs, structures=kept, least=50, tell=lambda line: None))
+        found += signs_of(Weights.of(weights), captions(seed + 1, count // 8, "test", structures=left_out))
+    return found
+
+
+def fitted(some: Signs) -> list[float]:
+    """Weights of the signs of doubt: a logistic regression of whether splits are exact, by Newton's method."""
+    signs, exact = np.array([signs for signs, _ in some]), np.array([right for _, right in some], float)
     found = np.zeros(signs.shape[1])
     for _ in range(25):
         chance = 1 / (1 + np.exp(-signs @ found))
@@ -210,17 +229,16 @@ def calibrate(weights: Weights, captions: Iterable[Composed]) -> list[float]:
 
 def train(seed: int = 1, count: int = 60000, epochs: int = 6, *, tell: Callable[[str], None] = print) -> dict[str, Any]:
     """The content of the file of weights."""
-    weights, step = learn(seed, count, epochs, tell=tell)
-    table = {
-        "seed": seed,
-        "captions": count,
-        "epochs": epochs,
-        "scale": SCALE,
-        "confidence": [],
-        "weights": packed(weights, step),
-    }
-    sure = calibrate(Weights.of(table), captions(seed + 1, max(200, count // 12), "test"))
-    return {**table, "confidence": sure}
+    table = table_of(*learn(seed, count, epochs, tell=tell))
+    signs = signs_of(Weights.of(table), captions(seed + 1, max(200, count // 24), "test"))
+    signs += unlike(seed + 2, max(100, count // 6), min(3, epochs))
+    tell(f"confidence: {len(signs)} splits, {sum(right for _, right in signs) / len(signs):.1%} of them exact")
+    return {"seed": seed, "captions": count, "epochs": epochs, **table, "confidence": fitted(signs)}
+
+
+def table_of(weights: dict[str, list[int]], step: int) -> dict[str, Any]:
+    """What `Weights.of` reads, without a confidence."""
+    return {"scale": SCALE, "confidence": [], "weights": packed(weights, step)}
 
 
 def main(
