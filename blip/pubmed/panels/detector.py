@@ -108,7 +108,7 @@ class Detector(nn.Module):
         fine = self.fine(self.stem(image * 2 - 1))
         middle = self.middle(fine)
         coarse = self.coarse(middle)
-        place = self.place
+        place: Tensor = self.place
         if coarse.shape[-1] != place.shape[-1]:  # a smaller picture, in training
             place = F.interpolate(place, size=coarse.shape[-2:], mode="bilinear", align_corners=False)
         coarse = self.look(coarse + place)

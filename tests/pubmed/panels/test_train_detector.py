@@ -43,8 +43,8 @@ def test_targets_say_what_is_drawn() -> None:
     panels = read(perfect[0], 1.0, (384, 384))
     order = np.lexsort((panels.letters[:, 0], panels.letters[:, 1]))
     seen = [panels.letter_names[at].argmax() for at in order]
-    inside = [int(which) for across, down, which in letters[0].tolist() if 0 <= across < 384 and 0 <= down < 384]
-    assert len(inside) > 1 and sorted(seen) == sorted(inside)
+    shown = [int(which) for across, down, which in letters[0].tolist() if 0 <= across < 384 and 0 <= down < 384]
+    assert len(shown) > 1 and sorted(seen) == sorted(shown)
 
 
 def test_generated_figures_are_what_they_say() -> None:
