@@ -68,7 +68,7 @@ def _divided(writer: Writer, group: Names) -> str:
     text = writer.phrase("opening" if writer.chance(0.6) else "fragment") + writer.choose(
         (" in ", " of ", " ", " at ", " with ")
     )
-    end = writer.phrase("shared", (f"({group[0]})", f"({group[-1]})")) if writer.chance(0.4) else "."
+    end = writer.phrase("shared") if writer.chance(0.4) else "."
     return text + ", ".join(items[:-1]) + join + items[-1] + end
 
 
@@ -111,9 +111,7 @@ def inline(writer: Writer, made: Composed) -> None:
         if last:
             made.add(writer.choose((" and ", " and ", ", and ", " or ", " versus ")), GLUE)
         made.add(" " + writer.written(group, form), LABEL, group)
-        text = writer.phrase("item")
-        if last and writer.chance(0.25):
-            text += writer.phrase("shared", (f"({names[0]})", f"({names[-1]})")).rstrip(".")
+        text = writer.phrase("item") + (writer.phrase("shared").rstrip(".") if last and writer.chance(0.25) else "")
         made.add(text + ("." if last else "," if at < len(groups) - 2 else "") + " ", BEFORE)
     writer.tail(made, names, form)
 
