@@ -19,7 +19,7 @@ How = Literal["letter", "place", "order", "whole"]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 FILLED = 0.55  # share that differs from the ground above which a piece between gutters is an image
 CERTAIN = 0.35  # score of a panel
-SCORES, RIGHT = (0.0, 0.2, 0.5, 0.65, 0.75, 1.0), (0.0, 0.2, 0.35, 0.75, 0.95, 0.99)
+SCORES, RIGHT = (0.0, 0.2, 0.5, 0.6, 0.7, 0.8, 1.0), (0.2, 0.41, 0.45, 0.74, 0.89, 0.985, 0.99)
 """Scores of panels of the detector, and the share of such panels in generated figures that are right (IoU 0.5)."""
 POSSIBLE = 0.15  # score of a panel if the caption confirms the number of panels
 
