@@ -76,6 +76,8 @@ def test_without_scikit_learn_a_message_says_what_to_install(monkeypatch: pytest
         (["left", "right"] * 60, Settings(kind="linear"), "labels that are no numbers"),
         (["left", "right"] * 60, Settings(kind="tree"), "kind is 'tree'; it can be auto, logistic"),
         (["left"] + ["right"] * (COUNT - 1), Settings(), "has one class outside a fold"),
+        ([float("inf")] + [1.0] * (COUNT - 1), Settings(), "labels that are no finite numbers"),
+        (["left", "right"] * 60, Settings(strength=float("nan")), "strength .nan. is above 0"),
     ],
 )
 def test_what_cannot_be_probed(values: list, settings: Settings, message: str) -> None:
@@ -96,6 +98,19 @@ def test_labels_are_places_in_records(tmp_path: Path) -> None:
         labels_of(rows, "organ", records=[0], count=3)
     with pytest.raises(BlipError, match=r"is a list: name a place inside it, such as lesions\.0"):
         labels_of(rows, "lesions", records=[0], count=3)
+    with pytest.raises(BlipError, match="no record has 'patient', by which they are grouped"):
+        labels_of(rows, "n", records=[0, 1, 2], count=3, group="patient")
+    with pytest.raises(BlipError, match="the column record has '0': it holds numbers"):
+        labels_of([{"record": "0", "n": 5}], "n", records=[0], count=1)
+    with pytest.raises(BlipError, match="the column record has 2 twice"):
+        labels_of([{"record": 2, "n": 5}, {"record": 2, "n": 6}], "n", records=[2], count=3)
+    missing = [{"n": float("nan")}, {"n": 3.0}]
+    assert labels_of(missing, "n", records=[0, 1], count=2).values == [3.0]
+    (tmp_path / "labels.csv").write_text("side,size\nleft\nright,2\n")
+    assert read_rows(tmp_path / "labels.csv")[0] == {"side": "left", "size": None}
+    (tmp_path / "labels.csv").write_text("side,size\nleft,1,2\nright,2\n")
+    with pytest.raises(BlipError, match=r"labels\.csv: row 1 has more cells than the header"):
+        read_rows(tmp_path / "labels.csv")
     (tmp_path / "labels.csv").write_text("record,side,size\n0,left,1.5\n1,,2\n")
     assert read_rows(tmp_path / "labels.csv") == [
         {"record": 0, "side": "left", "size": 1.5},
