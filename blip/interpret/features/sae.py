@@ -48,7 +48,9 @@ class SparseAutoencoder(nn.Module):
         super().__init__()
         if kind not in KINDS:
             raise SaeError(f"kind is {kind!r}; it can be {', '.join(KINDS)}")
-        if features < 1 or not 1 <= k <= features:
+        if features < 1:
+            raise SaeError(f"there are {features} features: there have to be 1 or more")
+        if kind == "topk" and not 1 <= k <= features:
             raise SaeError(f"k is {k} and there are {features} features: k lies between 1 and their number")
         if kind == "topk" and k > width:
             raise SaeError(f"k is {k} and the states have width {width}: more directions than that are not sparse")
