@@ -125,7 +125,11 @@ def test_donors(model: Predictor) -> None:
         ({"metric": "answer"}, "question, answer"),
         ({"by": "neuron"}, "by is 'neuron'; it can be head, mlp, layer"),
         ({"method": "noise"}, "zero, mean, resample"),
+        ({"by": ["head"]}, "by is .'head'."),
+        ({"metric": ["match"]}, "metric is .'match'."),
         ({"pairs": []}, "there are no pairs"),
+        ({"pairs": ("a.png", "x")}, "a pair is"),
+        ({"pairs": [("a.png",)]}, "a pair is"),
         ({"pairs": [("a.png", "x"), ("a.png", "y")], "method": "resample"}, "one image"),
     ],
 )
