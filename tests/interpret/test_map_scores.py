@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,10 @@ def test_probability_of_captions_answers_and_matches(
         assert of_caption[i].item() == pytest.approx(
             caption_log_probs(model, [pictures[i]], [text]).mean().exp().item(), rel=1e-5
         )
+    tokens = int(model.ids(["a lesion"])[1]) - 1
+    certain = torch.tensor([[-float(tokens), *[0.0] * (tokens - 1)]])  # all but the first with probability 1
+    sure = replace(OBJECTIVES["caption"], score=lambda *_, **__: certain)
+    assert map_curves.probability_of(model, sure, ["a lesion"], [])(pixels[:1]).item() == pytest.approx(math.exp(-1))
     of_match = map_curves.probability_of(model, OBJECTIVES["match"], texts, [])(pixels)
     assert_close(of_match, model.match_probability(pictures, texts))
     asked = blip.load(answerer(tmp_path, tiny_checkpoint))
@@ -116,6 +122,8 @@ def test_models_become_random_from_output_to_input(model: Predictor, task: str) 
         changed.append({n for n, p in other.model.named_parameters() if not torch.equal(p, before[n])})
     assert parts == ["heads", *(f"{objective.stack}.{n}" for n in (1, 0)), "image.1", "image.0", "embeddings"]
     assert all(a < b for a, b in itertools.pairwise(changed))
+    word_head = {"text_decoder.head.transform.weight"} if task == "caption" else set()
+    assert word_head == changed[0] & {"text_decoder.head.transform.weight", "text_decoder.embeddings.words.weight"}
     # what is constant, such as new norms, stays as it is; the others have been drawn anew
     read = [n for n, p in before.items() if n.split(".")[0] in ("image_encoder", "itm_head") and p.std() > 0]
     assert set(read) <= changed[-1] and all(torch.equal(p, before[n]) for n, p in model.model.named_parameters())
