@@ -16,7 +16,9 @@ import blip
 from blip.errors import BlipError
 from blip.inference.predictor import Predictor
 from blip.interpret.causes.ablation import Ablator, Component, donors_of, fitted
+from blip.interpret.causes.ablation_files import pairs_of
 from blip.interpret.causes.metrics import match
+from blip.interpret.explain_files import Wanted
 
 TEXTS = ["a small bright lesion on the left", "head with a large lesion", "a large bright lesion on the left"]
 EDITED = "text.0.cross.z"
@@ -212,6 +214,13 @@ def test_bad_input(
         "ablate", tmp_path / "data.json", "--checkpoint", tiny_checkpoint, "--out", tmp_path / "o", *options.split()
     )
     assert code == 1 and message in said, said
+
+
+def test_an_answer_that_is_too_long_is_found_before_any_work(model: Predictor, phantoms: Path) -> None:
+    image = phantoms / "images" / "000000.png"
+    wanted = [Wanted(image, "which side", "left"), Wanted(image, "which side", "left " * 40)]
+    with pytest.raises(BlipError, match=r"000000\.png: its text has 42 tokens, the model reads"):
+        pairs_of(model, wanted, "answer")
 
 
 def test_a_folder_of_images_has_no_texts(phantoms: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
