@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,12 @@ from torch.testing import assert_close
 
 import blip
 from blip.errors import InputError
+from blip.evaluation.bootstrap import Interval
 from blip.inference.predictor import Predictor
 from blip.inference.scoring import caption_log_probs
-from blip.interpret import map_controls, map_curves
+from blip.interpret import map_controls, map_curves, map_report
 from blip.interpret.map_boxes import Boxed, energy_inside, iou_of_largest, mask_of, read_boxed
-from blip.interpret.map_scores import OTHER_TEXT, OWN, UNTRAINED, MapScorer, Scoring
+from blip.interpret.map_scores import OTHER_TEXT, OWN, UNTRAINED, MapScorer, Scored, Scoring
 from blip.interpret.objectives import OBJECTIVES, explained
 
 # ---- curves ----------------------------------------------------------------------------------------------------------
@@ -234,6 +236,21 @@ def test_bad_input(
     command = ["score-maps", tmp_path / "data.json", "--checkpoint", tiny_checkpoint, *options.split()]
     code, said = code_and_text(*command)
     assert code == 1 and message in said, said
+
+
+def test_a_table_without_curves(tmp_path: Path) -> None:
+    rank = Interval(0.5, 0.25, 0.75, 3)
+    lines = [
+        Scored("raw", OWN, {"rank": rank, "hit": rank}, cascade={"heads": rank}),
+        Scored("raw", OTHER_TEXT, {"hit": rank}),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert map_report.save(lines, 3, tmp_path) == ["scores.json", "scores.csv", "curves.png"]
+    assert (tmp_path / "scores.csv").read_text().splitlines()[1:] == [
+        "raw,own,0.5,0.25,0.75,0.5,0.25,0.75",
+        "raw,other text,0.5,0.25,0.75,,,",
+    ]
 
 
 def test_data_without_boxes_has_curves(phantoms: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
