@@ -150,6 +150,11 @@ def test_a_perfect_autoencoder_loses_nothing_and_the_mean_recovers_nothing(model
         downstream(model, Same(32, 4, k=1), "decoder.0.out", wanted=wanted, task="match")
 
 
+def test_an_autoencoder_follows_the_states_to_their_device() -> None:
+    states = torch.zeros(1, 2, 8, device="meta")  # stands for a GPU, as nothing can be computed between the two either
+    assert splice(SparseAutoencoder(8, 16, k=2))(states).device == states.device  # type: ignore[union-attr]
+
+
 def test_the_loss_does_not_depend_on_batches(model: Predictor, phantoms: Path) -> None:
     wanted = list(find_pairs(phantoms / "captions.json", []))[:5]
     one, several = (downstream(model, Same(32, 8, k=2), POINT, wanted=wanted, batch_size=size) for size in (1, 3))

@@ -79,6 +79,13 @@ def test_the_lens_of_one_layer_is_stored(tmp_path: Path) -> None:
     assert TunedLens.load(tmp_path / "lens.safetensors").points == POINTS[:1]
 
 
+@pytest.mark.parametrize("other", [{"dtype": torch.float64}, {"device": "meta"}])  # meta stands for a GPU
+def test_a_lens_reads_states_of_another_type_or_device(other: dict) -> None:
+    states = torch.zeros(2, 32, **other)
+    read = TunedLens(POINTS, 32).states(0, states)
+    assert (read.dtype, read.device) == (states.dtype, states.device)
+
+
 def test_bad_input(model: Predictor, phantoms: Path, shards: Path, pictures: list[Path], tmp_path: Path) -> None:
     with pytest.raises(BlipError, match="holds no activations: write them with blip activations"):
         blip.tuned_lens(model, tmp_path)

@@ -121,6 +121,8 @@ class SparseAutoencoder(nn.Module):
 def splice(sae: SparseAutoencoder, first_only: bool = False) -> Edit:
     """An edit for `blip.trace` that puts what the autoencoder restores in place of the states, or of the first token's.
 
+    The autoencoder moves to the device of the states.
+
     Example:
         >>> with blip.trace(m, edit={"text.0.out": splice(sae)}):  # doctest: +SKIP
         ...     m.match_probability("chest.png", "small left effusion")
@@ -129,6 +131,7 @@ def splice(sae: SparseAutoencoder, first_only: bool = False) -> Edit:
     def edit(x: Tensor) -> Tensor:
         if x.shape[-1] != len(sae.mean):
             raise SaeError(f"the autoencoder is of width {len(sae.mean)}, and the states have width {x.shape[-1]}")
+        sae.to(x.device)
         if not first_only:
             return sae(x)
         x = x.clone()

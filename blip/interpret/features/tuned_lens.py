@@ -44,8 +44,11 @@ class TunedLens(nn.Module):
             nn.init.zeros_(parameter)
 
     def states(self, number: int, x: Tensor) -> Tensor:
-        """States of layer `number` as the last layer would have them."""
-        return x if number == len(self.maps) else x + self.maps[number](x)
+        """States of layer `number` as the last layer would have them, of the device and the type of x."""
+        if number == len(self.maps):
+            return x
+        weight, bias = (parameter.to(x) for parameter in self.maps[number].parameters())
+        return x + F.linear(x, weight, bias)
 
     @torch.no_grad()
     def forward(self, t: Trace) -> dict[str, Tensor]:
