@@ -174,8 +174,12 @@ def test_an_interrupted_run_goes_on(
         assert float(row["mean"]) == one["mean"] == pytest.approx(effect.change.mean, abs=1e-5)
         assert one["low"] == pytest.approx(effect.change.low, abs=1e-5) and one["falls"] == effect.falls
     assert (tmp_path / "out" / "ablation.png").read_bytes()[:4] == b"\x89PNG"
-    code, said = code_and_text(*command, "--seed", 3)
-    assert code == 1 and "was begun with seed 0, now it is 3" in said
+    for option, message in (
+        (("--seed", 3), "was begun with seed 0, now it is 3"),
+        (("--tokenizer", tiny_checkpoint / "tokenizer.json"), "was begun with tokenizer"),
+    ):
+        code, said = code_and_text(*command, *option)
+        assert code == 1 and message in said
 
 
 def test_answers_to_questions(phantoms: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
