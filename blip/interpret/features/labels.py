@@ -124,7 +124,7 @@ def value_at(record: Any, place: str) -> Any:
 
 def _numbers(rows: Sequence[dict[str, Any]]) -> list[int]:
     """The numbers of the records in the data that rows are of."""
-    numbers = [row.get(RECORD) for row in rows]
+    numbers: list[Any] = [row.get(RECORD) for row in rows]
     if wrong := [number for number in numbers if type(number) is not int]:
         raise InputError(f"the column {RECORD} has {wrong[0]!r}: it holds numbers of records, from 0")
     if twice := [number for number, count in Counter(numbers).items() if count > 1]:
