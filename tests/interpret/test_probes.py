@@ -2,19 +2,25 @@
 
 import csv
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.running import code_and_text
+from helpers.tiny import spread, tiny_blip2, tiny_qformer, tiny_vit
 
+import blip
 from blip.errors import BlipError
+from blip.inference.blip2 import Blip2Predictor
 from blip.inference.predictor import Predictor
 from blip.interpret.activations import Capture, capture
-from blip.interpret.explain_files import find_pairs
+from blip.interpret.explain_files import Wanted, find_pairs
 from blip.interpret.features.labels import Labels, labels_of, read_rows, value_at
 from blip.interpret.features.probes import Settings, probe, table
 from blip.interpret.features.states import Cached
+from blip.tokenizer import Tokenizer
 
 pytest.importorskip("sklearn")
 
@@ -147,6 +153,24 @@ def test_rows_of_shards_are_those_of_the_model(model: Predictor, phantoms: Path,
     assert len(tokens.records) == sum(lengths)
     last = tokens.states["text.0.out"][(tokens.records == 47) & (tokens.places == lengths[47] - 1)]
     assert last.shape == (1, 32) and last.abs().sum() > 0
+
+
+def test_queries_before_a_text_are_no_padding(pictures: list[Path], tmp_path: Path) -> None:
+    words = Tokenizer.train(iter(["a small lesion on the left", "chest"] * 9), 60)
+    sizes = tiny_qformer(vocab_size=words.size, max_positions=48)
+    info = {"task": "blip2", "image_encoder": asdict(tiny_vit()), "qformer": asdict(sizes), "embed_dim": 8}
+    m = Blip2Predictor(spread(tiny_blip2(qformer=sizes), 0.2), words, info, precision="fp32")
+    texts, point = ["a small lesion on the left", "chest"], "qformer.0.out"
+    expected = []
+    for picture, text in zip(pictures, texts, strict=False):
+        with torch.no_grad(), blip.trace(m, point) as t:
+            m.match_logits(picture, text)
+        expected.append(t[point][0].mean(dim=0).numpy())
+    wanted = [Wanted(picture, text) for picture, text in zip(pictures, texts, strict=False)]
+    for pool in ("all", "mean"):
+        capture(m, wanted, Capture("w", "d", [point], "match", pool), tmp_path / pool)
+        found, _ = Cached(tmp_path / pool).pooled([point])
+        assert np.allclose(found[point], expected, atol=1e-5), pool
 
 
 def test_the_verb(phantoms: Path, shards: Path, tmp_path: Path) -> None:
