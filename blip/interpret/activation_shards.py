@@ -103,6 +103,12 @@ def damage_of(folder: Path, shard: Shard) -> str:
     return ""
 
 
+def has_other_rows(point: str) -> bool:
+    """Whether a point has other rows than the tokens of a text, such as queries and the text behind them, or the keys
+    of what is attended to: what is padding there, no length tells, and it is zero."""
+    return point.startswith(("qformer.", "queries")) or point.endswith((".cross.k", ".cross.v"))
+
+
 def is_index(folder: Path) -> bool:
     """Whether a folder has an index of activations."""
     try:

@@ -25,6 +25,7 @@ from blip.interpret.activation_shards import (
     ActivationError,
     Index,
     damage_of,
+    has_other_rows,
     remove_shard,
     write_shard,
 )
@@ -226,6 +227,8 @@ def _pooled(x: Tensor, lengths: Tensor | None, *, point: str, pool: str) -> Tens
         return x[:, 0].clone()
     if lengths is None or point.startswith("image.") or x.shape[1] == 1:
         return x.mean(dim=1)
+    if has_other_rows(point):
+        return x.sum(dim=1) / x.ne(0).any(dim=-1).sum(dim=1, keepdim=True)
     return x.sum(dim=1) / lengths.to(x.device)[:, None]  # padding is zero
 
 

@@ -116,7 +116,7 @@ def attention_facts(
         batch_size: pairs at once.
 
     Raises:
-        InputError: numbers of images and texts differ, a text is empty, or a word is in two classes.
+        InputError: numbers of images and texts differ, a text is empty, a word is in two classes, or a class is none.
         TraceError: the checkpoint has no attention from texts to images.
 
     Example:
@@ -183,10 +183,16 @@ def _given(
 
 
 def _class_names(objective: Objective, classes: Classes) -> list[str]:
+    own = ["[ENC]" if objective.has_enc else "[DEC]", OTHER_WORDS, END]
+    for name, members in classes.items():
+        if isinstance(members, str):
+            raise InputError(f"the class {name!r} is a string: give a list of words, such as [{members!r}]")
+        if name in own:
+            raise InputError(f"a class cannot be called {name!r}: there is one of that name")
     words = [word.lower() for members in classes.values() for word in members]
     if twice := [word for word in words if words.count(word) > 1]:
         raise InputError(f"the word {twice[0]!r} is in two classes, or twice in one")
-    return ["[ENC]" if objective.has_enc else "[DEC]", *classes, OTHER_WORDS, END]
+    return [own[0], *classes, *own[1:]]
 
 
 def _one_hot(m: Predictor, texts: Sequence[str], names: list[str], classes: Classes) -> Tensor:

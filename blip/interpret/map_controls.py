@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from blip.inference.predictor import Predictor
 from blip.interpret.objectives import Objective
 from blip.interpret.points import STACKS, layers_of
+from blip.network.med import TextDecoder
 
 
 def random_maps(count: int, grid: tuple[int, int], seed: int = 0) -> Tensor:
@@ -44,12 +45,16 @@ def other_texts(texts: Sequence[str]) -> list[str]:
 def parts_of(model: nn.Module, objective: Objective) -> list[tuple[str, list[nn.Parameter]]]:
     """(name, parameters) of the parts that an objective runs through, from the output to the input.
 
-    First the heads, then the layers, at last what is left of image encoder and text transformer, such as embeddings.
-    Every parameter is in one part.
+    First the heads, then the layers, at last what is left of image encoder and text transformer, such as embeddings,
+    which are a decoder's output matrix too. Every parameter is in one part.
     """
     stacks = {"image", objective.stack} | ({"decoder"} if objective.has_answers else set())
     modules = {stack: getattr(model, STACKS[stack][0]) for stack in stacks}
     heads = [child for name, child in model.named_children() if name not in {place for place, _ in STACKS.values()}]
+    decoder = modules.get("decoder")
+    if isinstance(decoder, TextDecoder):
+        head = decoder.head
+        heads += [head.transform, head.norm, nn.ParameterList([head.bias])]
     parts: list[tuple[str, list[nn.Module]]] = [("heads", heads)]
     layers = [(name, layer) for name, layer in layers_of(model) if name.split(".")[0] in stacks]
     parts += [(name, [layer]) for name, layer in reversed(layers)]

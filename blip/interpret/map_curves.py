@@ -20,6 +20,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from blip.data.transforms import MEAN, STD
 from blip.errors import InputError
 from blip.inference.predictor import Predictor
+from blip.inference.query_scoring import token_counts
 from blip.interpret.objectives import Objective
 
 Probability = Callable[[Tensor], Tensor]  # of images (R, 3, S, S) -> (R,)
@@ -94,11 +95,15 @@ def area(curve: Tensor) -> Tensor:
 def probability_of(m: Predictor, objective: Objective, texts: Sequence[str], answers: Sequence[str]) -> Probability:
     """The probability of a match, of an answer, or of a caption's token (their geometric mean), from images."""
 
+    counts = torch.ones(len(texts))
+    if objective.per_token:
+        counts = torch.tensor(token_counts(m, texts)) - 1  # the first token is given
+
     def of(pixels: Tensor) -> Tensor:
         images = list(pixels)
         if objective.ability == "match":
             return m.match_probability(images, texts, len(texts)).cpu()
         scores = objective.scores(m, images, texts, answers=answers)  # log-probabilities (R, n), zero after the end
-        return (scores.sum(dim=1) / (scores != 0).sum(dim=1).clamp(min=1)).exp().cpu()
+        return (scores.sum(dim=1) / counts.to(scores)).exp().cpu()
 
     return of

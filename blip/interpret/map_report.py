@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -58,7 +59,8 @@ def save(lines: Sequence[Scored], count: int, folder: Path) -> list[str]:
     rows.writerow(["method", "maps", *(f"{name}{end}" for name in names for end in ("", "_low", "_high"))])
     for line in lines:
         found = [line.scores.get(name) for name in names]
-        rows.writerow([line.method, line.maps, *(x for v in found for x in ((v.mean, v.low, v.high) if v else "   "))])
+        cells = [(one.mean, one.low, one.high) if one else ("", "", "") for one in found]
+        rows.writerow([line.method, line.maps, *itertools.chain(*cells)])
     write_whole(folder / CSV, text.getvalue())
     drawn = importlib.util.find_spec("matplotlib") and any(line.curves or line.cascade for line in lines)
     if not drawn:
@@ -92,7 +94,7 @@ def picture(lines: Sequence[Scored], path: Path) -> None:
     axes[2].set(title="rank correlation with the map", xlabel="made random, up to", ylim=(-0.3, 1.02))
     axes[2].tick_params(axis="x", rotation=90)
     axes[2].axhline(0, color="grey", linewidth=0.5)
-    if drawn:
-        axes[1].legend(fontsize=8)
+    if named := [axis for axis in axes[1:] if axis.get_legend_handles_labels()[0]]:
+        named[0].legend(fontsize=8)
     with whole_file(path) as file:
         figure.savefig(file, format="png", dpi=80)

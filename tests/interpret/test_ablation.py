@@ -16,7 +16,9 @@ import blip
 from blip.errors import BlipError
 from blip.inference.predictor import Predictor
 from blip.interpret.causes.ablation import Ablator, Component, donors_of, fitted
+from blip.interpret.causes.ablation_files import pairs_of
 from blip.interpret.causes.metrics import match
+from blip.interpret.explain_files import Wanted
 
 TEXTS = ["a small bright lesion on the left", "head with a large lesion", "a large bright lesion on the left"]
 EDITED = "text.0.cross.z"
@@ -125,7 +127,11 @@ def test_donors(model: Predictor) -> None:
         ({"metric": "answer"}, "question, answer"),
         ({"by": "neuron"}, "by is 'neuron'; it can be head, mlp, layer"),
         ({"method": "noise"}, "zero, mean, resample"),
+        ({"by": ["head"]}, "by is .'head'."),
+        ({"metric": ["match"]}, "metric is .'match'."),
         ({"pairs": []}, "there are no pairs"),
+        ({"pairs": ("a.png", "x")}, "a pair is"),
+        ({"pairs": [("a.png",)]}, "a pair is"),
         ({"pairs": [("a.png", "x"), ("a.png", "y")], "method": "resample"}, "one image"),
     ],
 )
@@ -168,8 +174,12 @@ def test_an_interrupted_run_goes_on(
         assert float(row["mean"]) == one["mean"] == pytest.approx(effect.change.mean, abs=1e-5)
         assert one["low"] == pytest.approx(effect.change.low, abs=1e-5) and one["falls"] == effect.falls
     assert (tmp_path / "out" / "ablation.png").read_bytes()[:4] == b"\x89PNG"
-    code, said = code_and_text(*command, "--seed", 3)
-    assert code == 1 and "was begun with seed 0, now it is 3" in said
+    for option, message in (
+        (("--seed", 3), "was begun with seed 0, now it is 3"),
+        (("--tokenizer", tiny_checkpoint / "tokenizer.json"), "was begun with tokenizer"),
+    ):
+        code, said = code_and_text(*command, *option)
+        assert code == 1 and message in said
 
 
 def test_answers_to_questions(phantoms: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -208,6 +218,13 @@ def test_bad_input(
         "ablate", tmp_path / "data.json", "--checkpoint", tiny_checkpoint, "--out", tmp_path / "o", *options.split()
     )
     assert code == 1 and message in said, said
+
+
+def test_an_answer_that_is_too_long_is_found_before_any_work(model: Predictor, phantoms: Path) -> None:
+    image = phantoms / "images" / "000000.png"
+    wanted = [Wanted(image, "which side", "left"), Wanted(image, "which side", "left " * 40)]
+    with pytest.raises(BlipError, match=r"000000\.png: its text has 42 tokens, the model reads"):
+        pairs_of(model, wanted, "answer")
 
 
 def test_a_folder_of_images_has_no_texts(phantoms: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

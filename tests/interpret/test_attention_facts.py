@@ -121,6 +121,8 @@ def test_questions_and_a_picture(tiny_checkpoint: Path, pictures: list[Path], tm
         ({"task": "image"}, "match, caption or answer"),
         ({"task": "answer"}, "cannot answer"),
         ({"classes": {"a": ["left"], "b": ["Left"]}}, "'left' is in two classes"),
+        ({"classes": {"side": "left"}}, "the class 'side' is a string"),
+        ({"classes": {"[SEP]": ["left"]}}, "a class cannot be called"),
     ],
 )
 def test_bad_input(model: Predictor, pictures: list[Path], change: dict, message: str) -> None:

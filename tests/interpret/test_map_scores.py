@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import math
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +18,12 @@ from torch.testing import assert_close
 
 import blip
 from blip.errors import InputError
+from blip.evaluation.bootstrap import Interval
 from blip.inference.predictor import Predictor
 from blip.inference.scoring import caption_log_probs
-from blip.interpret import map_controls, map_curves
+from blip.interpret import map_controls, map_curves, map_report
 from blip.interpret.map_boxes import Boxed, energy_inside, iou_of_largest, mask_of, read_boxed
-from blip.interpret.map_scores import OTHER_TEXT, OWN, UNTRAINED, MapScorer, Scoring
+from blip.interpret.map_scores import OTHER_TEXT, OWN, UNTRAINED, MapScorer, Scored, Scoring
 from blip.interpret.objectives import OBJECTIVES, explained
 
 # ---- curves ----------------------------------------------------------------------------------------------------------
@@ -68,6 +72,10 @@ def test_probability_of_captions_answers_and_matches(
         assert of_caption[i].item() == pytest.approx(
             caption_log_probs(model, [pictures[i]], [text]).mean().exp().item(), rel=1e-5
         )
+    tokens = int(model.ids(["a lesion"])[1]) - 1
+    certain = torch.tensor([[-float(tokens), *[0.0] * (tokens - 1)]])  # all but the first with probability 1
+    sure = replace(OBJECTIVES["caption"], score=lambda *_, **__: certain)
+    assert map_curves.probability_of(model, sure, ["a lesion"], [])(pixels[:1]).item() == pytest.approx(math.exp(-1))
     of_match = map_curves.probability_of(model, OBJECTIVES["match"], texts, [])(pixels)
     assert_close(of_match, model.match_probability(pictures, texts))
     asked = blip.load(answerer(tmp_path, tiny_checkpoint))
@@ -116,6 +124,8 @@ def test_models_become_random_from_output_to_input(model: Predictor, task: str) 
         changed.append({n for n, p in other.model.named_parameters() if not torch.equal(p, before[n])})
     assert parts == ["heads", *(f"{objective.stack}.{n}" for n in (1, 0)), "image.1", "image.0", "embeddings"]
     assert all(a < b for a, b in itertools.pairwise(changed))
+    word_head = {"text_decoder.head.transform.weight"} if task == "caption" else set()
+    assert word_head == changed[0] & {"text_decoder.head.transform.weight", "text_decoder.embeddings.words.weight"}
     # what is constant, such as new norms, stays as it is; the others have been drawn anew
     read = [n for n, p in before.items() if n.split(".")[0] in ("image_encoder", "itm_head") and p.std() > 0]
     assert set(read) <= changed[-1] and all(torch.equal(p, before[n]) for n, p in model.model.named_parameters())
@@ -226,6 +236,21 @@ def test_bad_input(
     command = ["score-maps", tmp_path / "data.json", "--checkpoint", tiny_checkpoint, *options.split()]
     code, said = code_and_text(*command)
     assert code == 1 and message in said, said
+
+
+def test_a_table_without_curves(tmp_path: Path) -> None:
+    rank = Interval(0.5, 0.25, 0.75, 3)
+    lines = [
+        Scored("raw", OWN, {"rank": rank, "hit": rank}, cascade={"heads": rank}),
+        Scored("raw", OTHER_TEXT, {"hit": rank}),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert map_report.save(lines, 3, tmp_path) == ["scores.json", "scores.csv", "curves.png"]
+    assert (tmp_path / "scores.csv").read_text().splitlines()[1:] == [
+        "raw,own,0.5,0.25,0.75,0.5,0.25,0.75",
+        "raw,other text,0.5,0.25,0.75,,,",
+    ]
 
 
 def test_data_without_boxes_has_curves(phantoms: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -230,6 +230,11 @@ def test_messages(exact: Predictor, images: list[Tensor]) -> None:
     says("no points are named", points=[])
     with pytest.raises(InputError, match="the model is a PretrainModel; give what"):
         blip.patch_sweep(exact.model, base, source)
+    exact.model.train()
+    says("in training mode")
+    with pytest.raises(InputError, match="in training mode"):
+        blip.contributions(exact, images[0], LEFT)
+    exact.model.eval()
     says("a pair is", to=(images[1],))  # type: ignore[arg-type]
     says("a pair is", to=(images[1], 3))  # type: ignore[arg-type]
     says("text 1 is empty", to=(images[1], " "))

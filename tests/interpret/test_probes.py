@@ -2,19 +2,25 @@
 
 import csv
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.running import code_and_text
+from helpers.tiny import spread, tiny_blip2, tiny_qformer, tiny_vit
 
+import blip
 from blip.errors import BlipError
+from blip.inference.blip2 import Blip2Predictor
 from blip.inference.predictor import Predictor
 from blip.interpret.activations import Capture, capture
-from blip.interpret.explain_files import find_pairs
+from blip.interpret.explain_files import Wanted, find_pairs
 from blip.interpret.features.labels import Labels, labels_of, read_rows, value_at
 from blip.interpret.features.probes import Settings, probe, table
 from blip.interpret.features.states import Cached
+from blip.tokenizer import Tokenizer
 
 pytest.importorskip("sklearn")
 
@@ -76,6 +82,8 @@ def test_without_scikit_learn_a_message_says_what_to_install(monkeypatch: pytest
         (["left", "right"] * 60, Settings(kind="linear"), "labels that are no numbers"),
         (["left", "right"] * 60, Settings(kind="tree"), "kind is 'tree'; it can be auto, logistic"),
         (["left"] + ["right"] * (COUNT - 1), Settings(), "has one class outside a fold"),
+        ([float("inf")] + [1.0] * (COUNT - 1), Settings(), "labels that are no finite numbers"),
+        (["left", "right"] * 60, Settings(strength=float("nan")), "strength .nan. is above 0"),
     ],
 )
 def test_what_cannot_be_probed(values: list, settings: Settings, message: str) -> None:
@@ -96,6 +104,19 @@ def test_labels_are_places_in_records(tmp_path: Path) -> None:
         labels_of(rows, "organ", records=[0], count=3)
     with pytest.raises(BlipError, match=r"is a list: name a place inside it, such as lesions\.0"):
         labels_of(rows, "lesions", records=[0], count=3)
+    with pytest.raises(BlipError, match="no record has 'patient', by which they are grouped"):
+        labels_of(rows, "n", records=[0, 1, 2], count=3, group="patient")
+    with pytest.raises(BlipError, match="the column record has '0': it holds numbers"):
+        labels_of([{"record": "0", "n": 5}], "n", records=[0], count=1)
+    with pytest.raises(BlipError, match="the column record has 2 twice"):
+        labels_of([{"record": 2, "n": 5}, {"record": 2, "n": 6}], "n", records=[2], count=3)
+    missing = [{"n": float("nan")}, {"n": 3.0}]
+    assert labels_of(missing, "n", records=[0, 1], count=2).values == [3.0]
+    (tmp_path / "labels.csv").write_text("side,size\nleft\nright,2\n")
+    assert read_rows(tmp_path / "labels.csv")[0] == {"side": "left", "size": None}
+    (tmp_path / "labels.csv").write_text("side,size\nleft,1,2\nright,2\n")
+    with pytest.raises(BlipError, match=r"labels\.csv: row 1 has more cells than the header"):
+        read_rows(tmp_path / "labels.csv")
     (tmp_path / "labels.csv").write_text("record,side,size\n0,left,1.5\n1,,2\n")
     assert read_rows(tmp_path / "labels.csv") == [
         {"record": 0, "side": "left", "size": 1.5},
@@ -132,6 +153,24 @@ def test_rows_of_shards_are_those_of_the_model(model: Predictor, phantoms: Path,
     assert len(tokens.records) == sum(lengths)
     last = tokens.states["text.0.out"][(tokens.records == 47) & (tokens.places == lengths[47] - 1)]
     assert last.shape == (1, 32) and last.abs().sum() > 0
+
+
+def test_queries_before_a_text_are_no_padding(pictures: list[Path], tmp_path: Path) -> None:
+    words = Tokenizer.train(iter(["a small lesion on the left", "chest"] * 9), 60)
+    sizes = tiny_qformer(vocab_size=words.size, max_positions=48)
+    info = {"task": "blip2", "image_encoder": asdict(tiny_vit()), "qformer": asdict(sizes), "embed_dim": 8}
+    m = Blip2Predictor(spread(tiny_blip2(qformer=sizes), 0.2), words, info, precision="fp32")
+    texts, point = ["a small lesion on the left", "chest"], "qformer.0.out"
+    expected = []
+    for picture, text in zip(pictures, texts, strict=False):
+        with torch.no_grad(), blip.trace(m, point) as t:
+            m.match_logits(picture, text)
+        expected.append(t[point][0].mean(dim=0).numpy())
+    wanted = [Wanted(picture, text) for picture, text in zip(pictures, texts, strict=False)]
+    for pool in ("all", "mean"):
+        capture(m, wanted, Capture("w", "d", [point], "match", pool), tmp_path / pool)
+        found, _ = Cached(tmp_path / pool).pooled([point])
+        assert np.allclose(found[point], expected, atol=1e-5), pool
 
 
 def test_the_verb(phantoms: Path, shards: Path, tmp_path: Path) -> None:

@@ -90,6 +90,14 @@ def test_dead_features_are_revived() -> None:
     assert dead[1] >= 0.5 > 0.3 > dead[0] and revived[0] >= 20 and revived[1] == 0
 
 
+def test_k_is_of_topk_alone_and_training_has_gradients() -> None:
+    with torch.no_grad():
+        sae, _ = train_sae(made()[1], POINT, SaeSettings(8, "gated", 16, steps=2))
+    assert sae.features == 8
+    with pytest.raises(SaeError, match="sparsity is -1"):
+        train_sae(made()[1], POINT, SaeSettings(8, "gated", sparsity=-1))
+
+
 def test_equal_seeds_give_equal_autoencoders() -> None:
     _, tokens = made()
     one, other = (train_sae(tokens, POINT, SaeSettings(20, k=2, steps=20, revive_every=5))[0] for _ in range(2))
@@ -140,6 +148,17 @@ def test_a_perfect_autoencoder_loses_nothing_and_the_mean_recovers_nothing(model
         assert none.spliced == pytest.approx(none.mean_state) and none.recovered.mean == pytest.approx(0, abs=1e-6)
     with pytest.raises(BlipError, match="changes nothing in the task match"):
         downstream(model, Same(32, 4, k=1), "decoder.0.out", wanted=wanted, task="match")
+
+
+def test_an_autoencoder_follows_the_states_to_their_device() -> None:
+    states = torch.zeros(1, 2, 8, device="meta")  # stands for a GPU, as nothing can be computed between the two either
+    assert splice(SparseAutoencoder(8, 16, k=2))(states).device == states.device  # type: ignore[union-attr]
+
+
+def test_the_loss_does_not_depend_on_batches(model: Predictor, phantoms: Path) -> None:
+    wanted = list(find_pairs(phantoms / "captions.json", []))[:5]
+    one, several = (downstream(model, Same(32, 8, k=2), POINT, wanted=wanted, batch_size=size) for size in (1, 3))
+    assert one.original == pytest.approx(several.original, rel=1e-5)
 
 
 def test_only_the_first_token_is_replaced(model: Predictor, pictures: list[Path]) -> None:

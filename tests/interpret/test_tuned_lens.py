@@ -51,7 +51,8 @@ def test_a_tuned_lens_agrees_better_and_is_stored(
     model: Predictor, shards: Path, pictures: list[Path], tmp_path: Path
 ) -> None:
     before = {name: p.clone() for name, p in model.model.named_parameters()}
-    lens = blip.tuned_lens(model, shards, steps=80, batch_size=64, learning_rate=1e-2)
+    with torch.no_grad():
+        lens = blip.tuned_lens(model, shards, steps=80, batch_size=64, learning_rate=1e-2)
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.model.named_parameters())
     assert lens.divergence is not None
     plain, tuned = lens.divergence.values[0]
@@ -73,6 +74,18 @@ def test_an_untrained_lens_is_the_logit_lens(model: Predictor, pictures: list[Pa
     assert all(torch.equal(read[point], own[point]) for point in POINTS)
 
 
+def test_the_lens_of_one_layer_is_stored(tmp_path: Path) -> None:
+    TunedLens(POINTS[:1], 32).save(tmp_path / "lens.safetensors")
+    assert TunedLens.load(tmp_path / "lens.safetensors").points == POINTS[:1]
+
+
+@pytest.mark.parametrize("other", [{"dtype": torch.float64}, {"device": "meta"}])  # meta stands for a GPU
+def test_a_lens_reads_states_of_another_type_or_device(other: dict) -> None:
+    states = torch.zeros(2, 32, **other)
+    read = TunedLens(POINTS, 32).states(0, states)
+    assert (read.dtype, read.device) == (states.dtype, states.device)
+
+
 def test_bad_input(model: Predictor, phantoms: Path, shards: Path, pictures: list[Path], tmp_path: Path) -> None:
     with pytest.raises(BlipError, match="holds no activations: write them with blip activations"):
         blip.tuned_lens(model, tmp_path)
@@ -83,6 +96,8 @@ def test_bad_input(model: Predictor, phantoms: Path, shards: Path, pictures: lis
     capture(model, wanted[:1], Capture("w", "d", POINTS, "caption"), tmp_path / "few")
     with pytest.raises(BlipError, match="too few records"):
         blip.tuned_lens(model, tmp_path / "few")
+    with pytest.raises(BlipError, match="batch_size 0"):
+        blip.tuned_lens(model, shards, batch_size=0)
     (tmp_path / "lens.safetensors").write_bytes(b"nothing")
     with pytest.raises(BlipError, match="is no tuned lens"):
         TunedLens.load(tmp_path / "lens.safetensors")

@@ -26,7 +26,7 @@ from blip.inference.predictor import Predictor
 from blip.inference.query_scoring import token_counts
 from blip.interpret.causes.labelled import Labelled
 from blip.interpret.causes.metrics import Metric, OneText, metric_of, unit_of
-from blip.interpret.causes.patching import Pair, Patch, ready, recorded, value_of
+from blip.interpret.causes.patching import Pair, Patch, check_pair, ready, recorded, value_of
 from blip.interpret.causes.sweep import effects_of
 
 POINTS = {"head": ["*.z"], "mlp": ["*mlp"], "layer": ["*.in", "*.out"]}
@@ -145,12 +145,14 @@ class Ablator:
         batch_size: int,
     ) -> None:  # fmt: skip
         self.metric, self.unit = metric_of(metric), unit_of(metric)
-        if by not in POINTS:
+        if not isinstance(by, str) or by not in POINTS:
             raise InputError(f"by is {by!r}; it can be {', '.join(POINTS)}")
         if method not in METHODS:
             raise InputError(f"method is {method!r}; it can be {', '.join(METHODS)}")
         if not pairs:
             raise InputError("there are no pairs")
+        for pair in pairs:
+            check_pair(m, pair)
         self.m, self.pairs, self.by, self.method, self.batch_size = m, pairs, by, method, batch_size
         self.groups = [str(image) if isinstance(image, str | Path) else f"image {id(image)}" for image, _ in pairs]
         self.donors = donors_of(m, pairs, self.groups, seed=seed) if method == "resample" else []

@@ -10,7 +10,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def pairs_of(m: Predictor, wanted: Sequence[Wanted], metric: str) -> tuple[list[
 
     Raises:
         InputError: a record lacks what the metric reads.
-        PictureError: a text is empty or too long for the model.
+        PictureError: a text or an answer is empty or too long for the model.
     """
     asks = metric == "answer"
     for one in wanted:
@@ -56,6 +56,8 @@ def pairs_of(m: Predictor, wanted: Sequence[Wanted], metric: str) -> tuple[list[
         if not asks and one.answer:
             raise InputError(f"{one.image}: the record is a question, which the metric vqa reads, not {metric}")
     check_wanted(m, wanted, needed=True)
+    if asks:
+        check_wanted(m, [replace(one, text=one.answer) for one in wanted], needed=True)
     kept: list[Wanted] = []
     problems: list[str] = []
     for some, _, unread in readable_batches(wanted, 64, lambda one: one.image, limits=m.limits):

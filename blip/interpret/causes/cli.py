@@ -68,6 +68,8 @@ def ablate(
         model = only_blip(load_model(checkpoint, tokenizer, device, reads), "blip ablate")
         settings = {"by": by, "method": method, "seed": seed, "precision": model.precision, "view": reads.view}
         settings["weights"] = fingerprint(local(checkpoint))
+        if tokenizer:
+            settings["tokenizer"] = fingerprint(tokenizer) if Path(tokenizer).exists() else tokenizer
         ablation, problems = files.ablate_files(
             model, wanted, out, settings=settings, metric=files.usual_metric(metric), shard_size=shard_size,
             batch_size=batch_size, overwrite=overwrite,

@@ -63,7 +63,7 @@ def metric_of(metric: str | Metric) -> Metric:
     """
     if callable(metric):
         return metric
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         near = difflib.get_close_matches(str(metric), METRICS, n=1)
         raise InputError(
             f"metric is {metric!r}; it can be {', '.join(METRICS)}, or a function of (model, images, texts)"

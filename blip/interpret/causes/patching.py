@@ -61,20 +61,32 @@ def texts_of(pair: Pair) -> tuple[str, ...]:
     return pair[1] if isinstance(pair[1], tuple) else (pair[1],)
 
 
-def ready(m: Predictor, pair: Pair) -> Pair:
-    """The pair with its image decoded, so that every pass need not read it anew.
+def check_mode(m: Predictor) -> None:
+    """InputError in training mode."""
+    if m.model.training:
+        raise InputError("the model is in training mode, in which dropout changes every pass: call m.model.eval()")
 
-    Raises:
-        InputError: it is not an image with a text, or the text is empty or longer than the model reads.
-    """
+
+def check_pair(m: Predictor, pair: Pair) -> None:
+    """InputError for a model that reads no images and texts or is in training mode, and for what is no pair."""
     if not isinstance(m, Predictor):
         raise InputError(
             f"the model is a {type(m).__name__}; give what blip.load returns, which reads images and texts"
         )
+    check_mode(m)
     texts = texts_of(pair) if isinstance(pair, tuple) and len(pair) == 2 else ()
     if not texts or not all(isinstance(text, str) for text in texts):
         raise InputError("a pair is (image, text), or (image, (question, answer))")
-    check_texts(m, texts)
+
+
+def ready(m: Predictor, pair: Pair) -> Pair:
+    """The pair with its image decoded, so that every pass need not read it anew.
+
+    Raises:
+        InputError: as in `check_pair`; or the text is empty or longer than the model reads.
+    """
+    check_pair(m, pair)
+    check_texts(m, texts_of(pair))
     pixels = m.pixels([pair[0]])
     if not isinstance(pixels, Tensor):
         raise InputError("an item of several pictures cannot be patched: give one picture")

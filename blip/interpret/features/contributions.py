@@ -21,6 +21,7 @@ from blip.inference.predictor import Predictor
 from blip.inference.scoring import answer_log_probs, caption_log_probs, check_texts
 from blip.interpret.causes.labelled import Labelled
 from blip.interpret.causes.metrics import OneText
+from blip.interpret.causes.patching import check_mode
 from blip.interpret.features.by_token import Taken, by_token
 from blip.interpret.features.residual import (
     Reads,
@@ -95,6 +96,7 @@ def _check(m: Predictor, images: list, texts: list, *, metric: str, by: str, wor
         raise InputError(f"metric is {metric!r}; contributions are to {', '.join(METRICS)}")
     if by not in COLUMNS:
         raise InputError(f"by is {by!r}; it can be {', '.join(COLUMNS)}")
+    check_mode(m)
     if queries_of(m.model) is not None or "language_model" in m.info:
         raise InputError("of BLIP-2 there are no contributions: its scores read queries; take patching")
     if not texts or len(images) != len(texts):

@@ -6,6 +6,7 @@ of the activations, or its column `record` says which it is.
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,9 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(path)
     if path.suffix.lower() == ".csv":
-        rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(read_text(path))))
+        rows: list[dict[str, Any]] = list(csv.DictReader(io.StringIO(read_text(path)), restval=""))
+        if longer := [number for number, row in enumerate(rows, start=1) if None in row]:
+            raise InputError(f"{path}: row {longer[0]} has more cells than the header")
         for column in rows[0] if rows else ():
             numbers = [_number(row[column]) for row in rows if row[column]]
             if None not in numbers:
@@ -78,7 +81,8 @@ def labels_of(
         group: the place of what several records share; a record without it is its own group.
 
     Raises:
-        InputError: the rows are not those of the records, or no record has the label.
+        InputError: the rows are not those of the records, no record has the label, or none the place of a group that
+            was chosen.
     """
     name, _, place = label.rpartition("=")
     numbered = RECORD in rows[0]
@@ -87,11 +91,13 @@ def labels_of(
             f"the labels have {len(rows)} rows and the activations are of {count} records: give a row for each, in the "
             f"order of the data, or a column {RECORD} with numbers from 0"
         )
-    of_record = {row.get(RECORD) if numbered else number: row for number, row in enumerate(rows)}
+    if group != "image" and all(value_at(row, group) is None for row in rows):
+        raise InputError(f"no record has {group!r}, by which they are grouped")
+    of_record = dict(zip(_numbers(rows) if numbered else range(len(rows)), rows, strict=True))
     found = Labels(name or place, [], [], [])
     for row, number in enumerate(records):
         value = value_at(of_record.get(number, {}), place)
-        if value is None or value == "":
+        if value is None or value == "" or (isinstance(value, float) and np.isnan(value)):
             continue
         if isinstance(value, list | dict):
             raise InputError(f"{place!r} is a {type(value).__name__}: name a place inside it, such as {place}.0")
@@ -114,6 +120,16 @@ def value_at(record: Any, place: str) -> Any:
         else:
             return None
     return record
+
+
+def _numbers(rows: Sequence[dict[str, Any]]) -> list[int]:
+    """The numbers of the records in the data that rows are of."""
+    numbers: list[Any] = [row.get(RECORD) for row in rows]
+    if wrong := [number for number in numbers if type(number) is not int]:
+        raise InputError(f"the column {RECORD} has {wrong[0]!r}: it holds numbers of records, from 0")
+    if twice := [number for number, count in Counter(numbers).items() if count > 1]:
+        raise InputError(f"the column {RECORD} has {twice[0]} twice: give a record one row")
+    return numbers
 
 
 def _number(text: str) -> float | int | None:

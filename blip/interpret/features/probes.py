@@ -135,8 +135,10 @@ def _check(labels: Labels, settings: Settings) -> None:
         raise ProbeError(NEEDS_SKLEARN)
     if settings.kind not in KINDS:
         raise InputError(f"kind is {settings.kind!r}; it can be {', '.join(KINDS)}")
-    if settings.folds < 2 or settings.strength <= 0:
+    if settings.folds < 2 or not 0 < settings.strength < np.inf:
         raise InputError(f"folds ({settings.folds}) are 2 or more, and strength ({settings.strength}) is above 0")
+    if labels.numeric and not np.isfinite(labels.values).all():
+        raise ProbeError(f"{labels.name} has labels that are no finite numbers")
     if len(set(map(str, labels.values))) < 2:
         raise ProbeError(f"all {len(labels.values)} labels of {labels.name} are {labels.values[0]!r}: nothing to tell")
     if len(set(labels.groups)) < settings.folds:

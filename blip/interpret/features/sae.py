@@ -48,7 +48,9 @@ class SparseAutoencoder(nn.Module):
         super().__init__()
         if kind not in KINDS:
             raise SaeError(f"kind is {kind!r}; it can be {', '.join(KINDS)}")
-        if features < 1 or not 1 <= k <= features:
+        if features < 1:
+            raise SaeError(f"there are {features} features: there have to be 1 or more")
+        if kind == "topk" and not 1 <= k <= features:
             raise SaeError(f"k is {k} and there are {features} features: k lies between 1 and their number")
         if kind == "topk" and k > width:
             raise SaeError(f"k is {k} and the states have width {width}: more directions than that are not sparse")
@@ -119,6 +121,8 @@ class SparseAutoencoder(nn.Module):
 def splice(sae: SparseAutoencoder, first_only: bool = False) -> Edit:
     """An edit for `blip.trace` that puts what the autoencoder restores in place of the states, or of the first token's.
 
+    The autoencoder moves to the device of the states.
+
     Example:
         >>> with blip.trace(m, edit={"text.0.out": splice(sae)}):  # doctest: +SKIP
         ...     m.match_probability("chest.png", "small left effusion")
@@ -127,6 +131,7 @@ def splice(sae: SparseAutoencoder, first_only: bool = False) -> Edit:
     def edit(x: Tensor) -> Tensor:
         if x.shape[-1] != len(sae.mean):
             raise SaeError(f"the autoencoder is of width {len(sae.mean)}, and the states have width {x.shape[-1]}")
+        sae.to(x.device)
         if not first_only:
             return sae(x)
         x = x.clone()

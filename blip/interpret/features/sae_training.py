@@ -61,14 +61,17 @@ class Quality:
     states: int
 
 
+@torch.enable_grad()
 def train_sae(tokens: Tokens, point: str, settings: SaeSettings) -> tuple[SparseAutoencoder, dict[str, Any]]:
     """Trains on the states of four of five records -> the autoencoder, its quality on the fifth, and the revived.
 
     Raises:
         SaeError: settings that cannot be trained; too few records.
     """
-    if settings.steps < 1 or settings.batch_size < 1 or settings.revive_every < 1 or settings.learning_rate <= 0:
+    if min(settings.steps, settings.batch_size, settings.revive_every) < 1 or settings.learning_rate <= 0:
         raise SaeError("steps, batch_size, revive_every and learning_rate are above 0")
+    if settings.sparsity < 0:
+        raise SaeError(f"sparsity is {settings.sparsity}: it is 0 or more")
     states, held = tokens.states[point], torch.from_numpy(tokens.records % HELD_OUT == 0)
     if held.all() or not held.any():
         raise SaeError(f"there are {len(set(tokens.records.tolist()))} records: one of five is held out, it takes 6")
@@ -167,8 +170,8 @@ def downstream(
     """Runs the model over records three times; the intervals are over images.
 
     Args:
-        task: `match`, where each image is shown with its own text and with the next record's; `caption` or `answer`;
-            the checkpoint's usual one unless given.
+        task: `match`, where each image is shown with its own text and with the next record's if that is another;
+            `caption` or `answer`; the checkpoint's usual one unless given.
         first_only: the autoencoder is of first tokens alone.
 
     Raises:
@@ -184,10 +187,11 @@ def downstream(
     edits: list[dict[str, Edit]] = [{}, {point: splice(sae.to(m.device), first_only)}, {point: mean_state}]
     losses: list[np.ndarray] = []
     names: list[str] = []
-    for batch, images, _ in readable_batches(list(wanted), batch_size, lambda one: one.image, limits=m.limits):
+    pairs = list(zip(wanted, [*wanted[1:], *wanted[:1]], strict=True))
+    for batch, images, _ in readable_batches(pairs, batch_size, lambda pair: pair[0].image, limits=m.limits):
         if batch:
             losses.append(np.stack([_losses(m, objective, batch, images, edit=edit) for edit in edits], axis=1))
-            names += [str(one.image) for one in batch]
+            names += [str(one.image) for one, _ in batch]
     if not losses:
         raise SaeError("no image could be read: there is nothing to run the model on")
     table = np.concatenate(losses)
@@ -199,18 +203,19 @@ def downstream(
 
 @torch.no_grad()
 def _losses(
-    m: Predictor, objective: Objective, batch: Sequence[Wanted], images: list, *, edit: dict[str, Edit]
+    m: Predictor, objective: Objective, batch: Sequence[tuple[Wanted, Wanted]], images: list, *, edit: dict[str, Edit]
 ) -> np.ndarray:
-    """Nats of each record (R,)."""
-    texts, answers = [one.text for one in batch], [one.answer for one in batch]
+    """Nats of each record (R,), which stands with the next one."""
+    texts, answers = [one.text for one, _ in batch], [one.answer for one, _ in batch]
+    next_texts = [other.text for _, other in batch]
     if objective.has_answers:
         answers = completed_answers(m, images, texts, answers=answers)
     with trace(m, edit=edit):
         if objective.name != "match":
             return -objective.scores(m, images, texts, answers=answers).sum(dim=1).cpu().double().numpy()
         own = F.log_softmax(m.match_logits(images, texts, len(texts)), dim=1)[:, 1]
-        others = F.log_softmax(m.match_logits(images, [*texts[1:], texts[0]], len(texts)), dim=1)[:, 0]
-    different = torch.tensor([a != b for a, b in zip(texts, [*texts[1:], texts[0]], strict=True)], device=own.device)
+        others = F.log_softmax(m.match_logits(images, next_texts, len(texts)), dim=1)[:, 0]
+    different = torch.tensor([a != b for a, b in zip(texts, next_texts, strict=True)], device=own.device)
     return -torch.where(different, (own + others) / 2, own).cpu().double().numpy()
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from blip.files import ReadError, read_json
-from blip.interpret.activation_shards import INDEX, ActivationError, is_index, read_shards
+from blip.interpret.activation_shards import INDEX, ActivationError, has_other_rows, is_index, read_shards
 
 POOLS = ("mean", "first")
 
@@ -115,6 +115,8 @@ class Cached:
         lengths = tensors.get("answer_lengths" if point.startswith("decoder.") else "lengths", tensors.get("lengths"))
         if lengths is None or tokens == 1 or point.startswith("image."):
             return torch.ones(len(x), tokens, dtype=torch.bool)
+        if has_other_rows(point):
+            return x.ne(0).any(dim=-1)
         return torch.arange(tokens) < lengths[:, None]
 
 

@@ -44,8 +44,11 @@ class TunedLens(nn.Module):
             nn.init.zeros_(parameter)
 
     def states(self, number: int, x: Tensor) -> Tensor:
-        """States of layer `number` as the last layer would have them."""
-        return x if number == len(self.maps) else x + self.maps[number](x)
+        """States of layer `number` as the last layer would have them, of the device and the type of x."""
+        if number == len(self.maps):
+            return x
+        weight, bias = (parameter.to(x) for parameter in self.maps[number].parameters())
+        return x + F.linear(x, weight, bias)
 
     @torch.no_grad()
     def forward(self, t: Trace) -> dict[str, Tensor]:
@@ -79,7 +82,7 @@ class TunedLens(nn.Module):
             with safe_open(path, "pt") as file:
                 points = json.loads((file.metadata() or {})["points"])
             tensors = load_file(path)
-            lens = cls(points, len(next(iter(tensors.values()))))
+            lens = cls(points, len(next(iter(tensors.values()), ())))  # of a decoder of one layer there are no maps
             lens.load_state_dict(tensors)
         except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"{path} is no tuned lens: {error}") from None
@@ -108,7 +111,7 @@ def tuned_lens(
 
     Raises:
         ActivationError: the shards are missing or lack a layer.
-        InputError: the model has no decoder, or the shards are of another width.
+        InputError: the model has no decoder, the shards are of another width, or options cannot be used.
 
     Example:
         >>> from pathlib import Path
@@ -125,6 +128,8 @@ def tuned_lens(
     decoder = getattr(m.model, "text_decoder", None)
     if not isinstance(decoder, TextDecoder):
         raise InputError("this model has no text decoder: a tuned lens reads captions or answers")
+    if steps < 0 or batch_size < 1 or learning_rate <= 0:
+        raise InputError(f"steps is {steps}, batch_size {batch_size} and learning_rate {learning_rate}: too small")
     cached = Cached(shards)
     points = cached.matching([f"decoder.{number}.out" for number in range(len(decoder.layers))])
     tokens = cached.tokens(points)
@@ -143,6 +148,7 @@ def tuned_lens(
     return lens
 
 
+@torch.enable_grad()
 def _train(
     lens: TunedLens,
     decoder: TextDecoder,
