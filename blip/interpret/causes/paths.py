@@ -72,19 +72,19 @@ def path_patch(
     measure, base = metric_of(metric), ready(m, base)
     sent, _ = source_values(m, measure, base, source=source, points=senders)
     received, _ = recorded(m, measure, base, points=receivers)
-    froms, tos = _places(sent, by), _places(received, by)
+    starts, ends = _places(sent, by), _places(received, by)
     frozen = component_values(m, measure, base)
-    effects = np.full((len(froms), len(tos)), np.nan)
+    effects = np.full((len(starts), len(ends)), np.nan)
     for own_images in (False, True):
-        rows = [i for i, sender in enumerate(froms) if needs_own_image(m, sender.point) == own_images]
+        rows = [i for i, sender in enumerate(starts) if needs_own_image(m, sender.point) == own_images]
         for batch in batches_of(rows, max(1, batch_size // ROWS_WITH_IMAGES) if own_images else batch_size):
-            patches = [Patch(froms[i].point, sent[froms[i].point], froms[i].head) for i in batch]
+            patches = [Patch(starts[i].point, sent[starts[i].point], starts[i].head) for i in batch]
             with trace(m, list(received)) as arriving:  # it reads values before they are frozen
                 run_patches(m, measure, base, patches=patches, frozen=frozen)
-            paths = _paths(m, patches, tos, arriving={point: arriving[point] for point in received})
+            paths = _paths(m, patches, ends, arriving={point: arriving[point] for point in received})
             changes = effects_of(m, measure, base, patches=[patch for *_, patch in paths])
             effects[[batch[row] for row, *_ in paths], [column for _, column, _ in paths]] = changes
-    coords = {"sender": list(map(_label, froms)), "receiver": list(map(_label, tos))}
+    coords = {"sender": list(map(_label, starts)), "receiver": list(map(_label, ends))}
     return Labelled(effects, ("sender", "receiver"), coords, "effect of path", unit_of(metric))
 
 
