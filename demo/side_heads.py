@@ -1,12 +1,13 @@
-"""Which heads tell left from right? They are found on phantoms, patched from the opposite image, ablated and probed.
+"""Which heads tell left from right? They are found on phantoms, patched from the opposite image, and ablated.
 
 python demo/side_heads.py --checkpoint runs/demo/run/checkpoints/latest --out runs/demo/side_heads.json
 
-`docs/side_heads.ipynb` goes through the same steps one by one. A pair of images is one body with the same lesion on the
-left and on the right; nothing else differs. The model is asked which of two captions it prefers for an image, the one
-that says left or the one that says right, by the log-probability of the caption or by the logit of a match. To patch
-heads is to run the left image with the outputs of these heads (`z`) for the right image: the answer flips where the
-caption that says right is preferred then. Heads are found on pairs of one seed and tested on pairs of another.
+`docs/side_heads.ipynb` goes through the same steps one by one, and reads the side off each head. A pair of images is
+one body with the same lesion on the left and on the right; nothing else differs. The model is asked which of two
+captions it prefers for an image, the one that says left or the one that says right, by the log-probability of the
+caption or by the logit of a match. To patch heads is to run the left image with the outputs of these heads (`z`) for
+the right image: the answer flips where the caption that says right is preferred then. Heads are found on pairs of one
+seed and tested on pairs of another.
 """
 
 import json
@@ -157,7 +158,7 @@ def heads_that_flip(m: Predictor, metric: str, pairs: Opposites) -> list[Head]:
 
 
 def test_heads(m: Predictor, metric: str, pairs: Opposites, named: list[Head]) -> dict[str, Any]:
-    """Patches and ablates the named heads, all others, and random sets of as many, and reads the side off each."""
+    """Patches and ablates the named heads and random sets of as many, and patches all heads but the named."""
     opposite, same = outputs(m, metric, pairs.right, pairs), outputs(m, metric, pairs.left, pairs)
     average = {  # of both sides: what a head reads when it does not know the side
         point: [((a + b) / 2).mean(dim=0, keepdim=True).expand_as(a) for a, b in zip(same[point], of, strict=True)]

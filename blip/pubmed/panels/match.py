@@ -13,10 +13,9 @@ from blip.pubmed.panels.arrange import arranged, joined, told
 from blip.pubmed.panels.caption_parts import Shared, Split
 from blip.pubmed.panels.detector import ALPHABET, Panels
 from blip.pubmed.panels.gutters import Piece
-from blip.pubmed.panels.order import by_cuts
+from blip.pubmed.panels.order import Box, by_cuts
 
 How = Literal["letter", "place", "order", "whole"]
-Box = tuple[int, int, int, int]  # left, top, right, bottom
 FILLED = 0.55  # share that differs from the ground above which a piece between gutters is an image
 CERTAIN = 0.35  # score of a panel
 SCORES, RIGHT = (0.0, 0.2, 0.5, 0.6, 0.7, 0.8, 1.0), (0.2, 0.41, 0.45, 0.74, 0.89, 0.985, 0.99)

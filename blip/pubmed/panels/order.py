@@ -5,7 +5,7 @@ Each function takes boxes (left, top, right, bottom) and returns their indices i
 
 from collections.abc import Sequence
 
-Box = tuple[int, int, int, int]
+Box = tuple[int, int, int, int]  # left, top, right, bottom
 SLACK = 0.12  # share of the smaller of two boxes by which they may overlap and still lie side by side
 
 
