@@ -9,8 +9,9 @@ import pytest
 from helpers.videos import grey_frame, numbers, turned, write_video
 
 from blip.data import video
+from blip.data.frame_choice import at_rate, evenly, is_video
 from blip.data.image_bytes import ImageLimits, UnreadableImage
-from blip.data.video import at_rate, evenly, is_video, open_frames
+from blip.data.video import open_frames
 from blip.errors import InputError
 
 KINDS = [("mp4", "libx264"), ("mkv", "libx264"), ("webm", "libvpx"), ("avi", "mpeg4"), ("mov", "mpeg4"),
