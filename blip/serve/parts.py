@@ -80,7 +80,7 @@ def cleared(events: Sequence[Callable[..., Any]], places: Sequence[gr.HTML]) -> 
 
 def scan_fields() -> tuple[gr.Dropdown, gr.Textbox, gr.Button]:
     """How scans are shown, and which parts of scans and videos are read; other images are not changed by them."""
-    with gr.Accordion("Scans (DICOM, NIfTI) and videos: window, slices, frames", open=False):
+    with gr.Accordion("Scans and videos: window, slices, frames", open=False):
         window = gr.Dropdown(list(WINDOWS), value=AS_TRAINED, label="Window", allow_custom_value=True, elem_id="window",
                              info="A name, or LEVEL/WIDTH such as 40/400.")  # fmt: skip
         parts = gr.Textbox(label="Part of the scan or video", placeholder="slices=16", lines=1, max_lines=1,
@@ -99,7 +99,7 @@ def item_files(handlers: Handlers) -> list[Callable[..., Any]]:
     Returns:
         The events that choose another image.
     """
-    field = gr.File(label="Choose an image, or drop it here", file_count="multiple",
+    field = gr.File(label="Choose an image or a video, or drop it here", file_count="multiple",
                     height=180, elem_id="open", elem_classes=FILE)  # fmt: skip
     gr.HTML(
         results.hint(
