@@ -86,7 +86,7 @@ def main(
 
 
 def preference(m: Predictor, metric: str, images: Sequence[Image.Image], pairs: Opposites) -> Tensor:
-    """By how much `pairs.texts` are preferred (R,); negative where the texts of the opposite images are."""
+    """By how much the texts of `pairs` are preferred (R,); negative where the texts of the opposite images are."""
     score = METRICS[metric]
     with torch.no_grad():
         return score(m, images, pairs.texts) - score(m, images, pairs.opposite_texts)
