@@ -36,13 +36,18 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Shard(BaseModel):
-    """A shard in the index; `asked` records were read for it, `records` are those whose image could be opened."""
+    """A shard in the index; `asked` records were read for it, `records` are those whose image could be opened.
+
+    `images` names the image of each: the number of the first record of the data that has it. Those of earlier versions
+    have none.
+    """
 
     model_config = ConfigDict(strict=True)
 
     file: str = Field(pattern=r"^(shard-[0-9]+(\.safetensors)?)?$")  # "": none of its images could be read
     asked: Annotated[int, Field(gt=0)]
     records: list[Count]
+    images: list[Count] = []
     shapes: dict[str, list[Count]]
     problems: list[str] = []
 
@@ -62,15 +67,30 @@ def read_shards(folder: str | Path) -> Iterator[tuple[list[int], dict[str, Tenso
         ActivationError: the index or a shard is damaged.
     """
     folder = Path(folder)
-    try:
-        shards = read_json(folder / INDEX, Index).shards
-    except ReadError as error:
-        raise ActivationError(f"{error}: make the activations again") from None
-    for shard in shards:
+    for shard in _shards_of(folder):
         if shard.file:
             if problem := damage_of(folder, shard):
                 raise ActivationError(f"{folder / shard.file} {problem}: make the activations again")
             yield shard.records, _tensors_of(folder, shard)
+
+
+def images_of_records(folder: str | Path) -> dict[int, int]:
+    """For each record the number of the first record with the same image; by itself where shards do not tell.
+
+    Raises:
+        ActivationError: the index is damaged.
+    """
+    found: dict[int, int] = {}
+    for shard in _shards_of(Path(folder)):
+        found |= zip(shard.records, shard.images or shard.records, strict=False)
+    return found
+
+
+def _shards_of(folder: Path) -> list[Shard]:
+    try:
+        return read_json(folder / INDEX, Index).shards
+    except ReadError as error:
+        raise ActivationError(f"{error}: make the activations again") from None
 
 
 def _tensors_of(folder: Path, shard: Shard) -> dict[str, Tensor]:

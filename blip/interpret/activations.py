@@ -110,6 +110,8 @@ def _capture(
     begin = sum(shard["asked"] for shard in what.shards)
     problems: list[str] = [problem for shard in what.shards for problem in shard["problems"]]
     starts = range(begin, len(wanted), what.shard_size)
+    first_with: dict[tuple[str, ...], int] = {}
+    images = [first_with.setdefault(tuple(map(str, one.paths)), number) for number, one in enumerate(wanted)]
     for start in track(starts, description="shards", disable=len(starts) < 2):
         part = wanted[start : start + what.shard_size]
         tensors, numbers, unread = _shard(m, part, start, what=what, batch_size=batch_size)
@@ -118,8 +120,8 @@ def _capture(
         if tensors:
             name = write_shard(folder, len(what.shards), tensors, records=numbers, form=what.format)
         shapes = {point: list(tensor.shape) for point, tensor in tensors.items()}
-        line = {"file": name, "asked": len(part), "records": numbers, "shapes": shapes, "problems": unread}
-        what.shards.append(line)
+        line = {"file": name, "asked": len(part), "records": numbers, "images": [images[one] for one in numbers]}
+        what.shards.append({**line, "shapes": shapes, "problems": unread})
         _write_index(folder, what)
     return problems
 

@@ -19,20 +19,24 @@ def test_heads_are_found_and_tested(tiny_checkpoint: Path, tmp_path: Path, monke
     sides.main(tiny_checkpoint, tmp_path / "heads.json", searched=2, held_out=3)
     results = json.loads((tmp_path / "heads.json").read_text())
     assert results.keys() == {"caption", "match"}
-    for metric, result in results.items():
-        assert 1 <= len(result["heads"]) <= result["of"], metric
-        assert all(0 <= share <= 1 for share in result.values() if isinstance(share, float))
+    for metric, ways in results.items():
+        assert list(ways) == ["left to right", "right to left"]
+        for result in ways.values():
+            assert 1 <= len(result["heads"]) <= result["of"], metric
+            assert all(0 <= share <= 1 for share in result.values() if isinstance(share, float))
 
 
 def test_patched_heads_have_the_outputs_for_the_other_image(tiny_checkpoint: Path) -> None:
     m, pairs = blip.load(tiny_checkpoint), sides.Opposites.drawn(3, seed=0)
-    values = sides.outputs(m, "caption", pairs.right, pairs)
-    plain = sides.preference(m, "caption", pairs.left, pairs)
+    values = sides.outputs(m, "caption", pairs.opposites, pairs)
+    plain = sides.preference(m, "caption", pairs.images, pairs)
     torch.testing.assert_close(sides.patched_preference(m, "caption", pairs, [], values), plain)
     cross = [head for head in sides.heads_of(values) if "cross" in head[0]]  # the only way from an image to the decoder
     patched = sides.patched_preference(m, "caption", pairs, cross, values)
-    torch.testing.assert_close(patched, sides.preference(m, "caption", pairs.right, pairs))
+    torch.testing.assert_close(patched, sides.preference(m, "caption", pairs.opposites, pairs))
     assert not torch.allclose(patched, plain)
+    turned = sides.preference(m, "caption", pairs.opposites, pairs.turned())
+    torch.testing.assert_close(turned, -sides.preference(m, "caption", pairs.opposites, pairs))
 
 
 def test_the_notebook_runs(

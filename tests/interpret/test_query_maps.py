@@ -79,7 +79,7 @@ def taught() -> Blip2Predictor:
     return Blip2Predictor(model, words, info, precision="fp32")
 
 
-STEPS = 200
+STEPS = 300  # of eight other seeds 81 % of the words' maps or more point at the square; after 200 steps half to all
 
 
 def hits(maps: list[Tensor]) -> float:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,9 @@ from blip.inference.predictor import Predictor
 from blip.interpret.activations import Capture, capture
 from blip.interpret.explain_files import find_pairs
 from blip.interpret.features.sae import SaeError, SparseAutoencoder, load_sae, save_sae, splice
-from blip.interpret.features.sae_report import find_features
+from blip.interpret.features.sae_report import find_features, held_out, named
 from blip.interpret.features.sae_training import SaeSettings, downstream, quality, train_sae
-from blip.interpret.features.states import Tokens
+from blip.interpret.features.states import Cached, Tokens
 
 WIDTH, TRUE = 12, 20
 POINT = "text.0.out"
@@ -35,7 +36,7 @@ def made() -> tuple[Tensor, Tokens]:
     chosen = torch.stack([torch.randperm(TRUE, generator=generator)[:2] for _ in range(2000)])
     sizes = 1 + torch.rand(2000, 2, generator=generator)
     states = (directions[chosen] * sizes[..., None]).sum(dim=1) + 3
-    return directions, Tokens({POINT: states}, np.arange(2000), np.zeros(2000, dtype=int))
+    return directions, Tokens({POINT: states}, np.arange(2000), np.arange(2000), np.zeros(2000, dtype=int))
 
 
 @pytest.mark.parametrize(
@@ -206,6 +207,46 @@ def test_the_verbs(point: str, phantoms: Path, tiny_checkpoint: Path, shards: Pa
     assert any(marked) != point.startswith("image.")
     sae, about = load_sae(tmp_path / "sae")
     assert about["task"] == "match" and sae.features == 24
+    assert about["held_out"] == list(range(0, 48, 5)) and "8 of 10 held-out records" in text
+    assert found["downstream"]["measured_on"] == "8 of 10 held-out records"
+    records = list(find_pairs(phantoms / "captions.json", []))
+    tested = [records[number] for number in about["held_out"][:8]]
+    expected = downstream(blip.load(tiny_checkpoint), sae, point, wanted=tested, task="match")
+    assert found["downstream"]["original"] == pytest.approx(expected.original)
+    assert found["downstream"]["spliced"] == pytest.approx(expected.spliced)
+
+
+def test_images_that_test_do_not_train_and_others_can_be_named(
+    model: Predictor, phantoms: Path, tiny_checkpoint: Path, shards: Path, tmp_path: Path
+) -> None:
+    """Two records of each image, but one: they are trained on, or tested, together."""
+    all_records = list(find_pairs(phantoms / "captions.json", []))[:11]
+    wanted = [*all_records, *all_records[:10][::-1]]
+    about = Capture(fingerprint(tiny_checkpoint), "d", [POINT], "match", shard_size=7)
+    capture(model, wanted, about, tmp_path / "shards")
+    tokens = Cached(tmp_path / "shards").tokens([POINT])
+    assert dict(zip(tokens.records.tolist(), tokens.images.tolist(), strict=True)) == {
+        **{number: number for number in range(11)}, **{number: 20 - number for number in range(11, 21)},
+    }  # fmt: skip
+    _, known = train_sae(tokens, POINT, SaeSettings(8, k=2, steps=2))
+    assert known["held_out"] == [0, 5, 10, 15, 20]
+    assert known["quality"]["states"] == int(np.isin(tokens.records, known["held_out"]).sum())
+    tested = held_out(wanted, known, limit=3)
+    assert tested.records == [wanted[0], wanted[5], wanted[10]] and tested.name == "3 of 5 held-out records"
+    other = named("other.json", [wanted[0], wanted[1]], wanted, known, limit=0)
+    assert other.name == "2 records of other.json, 1 of them about images that trained it"
+    with pytest.raises(SaeError, match=r"does not tell which records it held out.*--test_data"):
+        held_out(wanted, {}, limit=0)
+    one = Tokens(tokens.states, tokens.records, 0 * tokens.images, tokens.places)
+    assert sorted({*one.records[one.held_out().numpy()].tolist()}) == [0, 5, 10, 15, 20]
+
+
+def test_the_loss_is_of_all_pictures_of_an_item(model: Predictor, phantoms: Path) -> None:
+    first, second, *_ = find_pairs(phantoms / "captions.json", [])
+    both = replace(first, further=[second.image])
+    found = downstream(model, Same(32, 8, k=2), POINT, wanted=[both], task="match")
+    logits = model.match_logits([blip.Study([first.image, second.image])], [first.text])
+    assert found.original == pytest.approx(float(-logits.log_softmax(dim=1)[0, 1]), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_bad_input(model: Predictor, phantoms: Path, shards: Path, pictures: lis
     with pytest.raises(BlipError, match=r"no states at 'decoder\.1\.out'; it has decoder\.0\.out"):
         blip.tuned_lens(model, tmp_path / "one")
     capture(model, wanted[:1], Capture("w", "d", POINTS, "caption"), tmp_path / "few")
-    with pytest.raises(BlipError, match="too few records"):
+    with pytest.raises(BlipError, match="the states are of one record"):
         blip.tuned_lens(model, tmp_path / "few")
     with pytest.raises(BlipError, match="batch_size 0"):
         blip.tuned_lens(model, shards, batch_size=0)

@@ -112,7 +112,7 @@ def train(
     seed: Annotated[int, seed_option("of everything drawn")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Trains a sparse autoencoder on cached states; every fifth record tests it."""
+    """Trains a sparse autoencoder on cached states; every fifth image is held out and tests it."""
     from blip.interpret.features.sae import ABOUT, OF_SHARDS, WEIGHTS, check_point, save_sae
     from blip.interpret.features.sae_report import score_rows
     from blip.interpret.features.sae_training import SaeSettings, train_sae
@@ -148,6 +148,9 @@ def report(
     examples: Annotated[int, typer.Option(min=1, help="images of a feature")] = 8,
     task: Annotated[str, typer.Option(help="whose loss is measured: match, caption or answer")] = "",
     limit: Annotated[int, typer.Option(min=0, help="records on which the model's loss is measured; 0: all")] = 256,
+    test_data: Annotated[
+        str, typer.Option("--test_data", help="measure it on these records instead of those held out in training")
+    ] = "",
     dataset: DatasetForm = "json",
     split: Split = "",
     columns: ColumnNames = None,
@@ -169,26 +172,28 @@ def report(
     with user_errors():
         if out.suffix.lower() not in (".html", ".htm"):
             raise InputError(f"{out} does not end in .html: choose {out.stem}.html")
-        options = as_input(features=features, examples=examples, task=task, limit=limit, split=split)
+        options = as_input(features=features, examples=examples, task=task, limit=limit, split=split, test=test_data)
         beside = out.with_suffix(".json")
-        inputs: list[str | Path] = [sae, shards, data, checkpoint, options]
+        inputs: list[str | Path] = [sae, shards, data, checkpoint, *filter(None, [test_data]), options]
         claim = claim_output(out, "sae report", inputs=inputs, overwrite=overwrite, names=[beside.name])
         with alone(claim):
             loaded, about, cached = sae_report.opened(sae, shards)
-            wanted = list(find_pairs(data, [], **reading(dataset, split, columns, image_root=image_root, limit=0)))
+            read = reading(dataset, split, columns, image_root=image_root, limit=0)
+            wanted = list(find_pairs(data, [], **read))
             sae_report.check_data(wanted, cached, data)
             sae_report.check_weights(fingerprint(local(checkpoint)), cached, checkpoint)
+            others = list(find_pairs(test_data, [], **read)) if test_data else None
+            tested = sae_report.tested_records(test_data, others, wanted, about=about, limit=limit)
             model = load_model(checkpoint, tokenizer, device, Reads(precision=precision))
             tokens = cached.tokens([about["point"]])
             found = sae_report.find_features(loaded, tokens, count=features, examples=examples)
             sae_report.add_words(found, wanted)
-            tested = [wanted[i] for i in sorted({*tokens.records.tolist()})[: limit or None]]
-            lost = sae_report.loss_with(model, loaded, about, wanted=tested, task=task, batch_size=batch_size)
+            lost = sae_report.loss_with(model, loaded, about, tested=tested, task=task, batch_size=batch_size)
             with claim.writing() as written:
-                sae_report.write_gallery(model, found, out, wanted=wanted, about=about, lost=lost)
-                write_whole(beside, json_text(sae_report.as_json(found, about, lost)))
+                sae_report.write_gallery(model, found, out, wanted=wanted, about=about, lost=lost, tested=tested.name)
+                write_whole(beside, json_text(sae_report.as_json(found, about, lost, tested=tested.name)))
                 written += [out.name, beside.name]
-        for name, value in sae_report.score_rows(about, lost):
+        for name, value in sae_report.score_rows(about, lost, tested.name):
             say(f"{name}: {value}")
         say(f"{len(found)} features: {out}")
 

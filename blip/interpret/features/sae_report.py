@@ -3,6 +3,7 @@
 Shapes: N tokens of all records, D width, F features.
 """
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -75,19 +76,65 @@ def check_weights(weights: str, cached: Cached, name: str) -> None:
         raise SaeError(f"{name} is another checkpoint than that of {cached.folder}: what it loses would mean nothing")
 
 
+@dataclass(frozen=True)
+class Tested:
+    """The records on which the model's loss is measured, and what they are, for a table."""
+
+    records: list[Wanted]
+    name: str
+
+
+def tested_records(
+    place: str, others: Sequence[Wanted] | None, wanted: Sequence[Wanted], *, about: dict[str, Any], limit: int
+) -> Tested:
+    """The `others` of a place that the user names, or the held-out ones; of either the first `limit` (0: all)."""
+    if others is None:
+        return held_out(wanted, about, limit)
+    return named(place, others, wanted, about, limit=limit)
+
+
+def held_out(wanted: Sequence[Wanted], about: dict[str, Any], limit: int) -> Tested:
+    """The records that did not train the autoencoder, the first `limit` (0: all); none shares its image with one
+    that did.
+
+    Raises:
+        SaeError: an autoencoder of an earlier version, which did not keep which records these are.
+    """
+    if "held_out" not in about:
+        raise SaeError(
+            "this autoencoder does not tell which records it held out, as earlier versions did not: train it again, or "
+            "name other records with --test_data"
+        )
+    numbers = about["held_out"][: limit or None]
+    return Tested(
+        [wanted[number] for number in numbers], f"{len(numbers)} of {len(about['held_out'])} held-out records"
+    )
+
+
+def named(
+    place: str, records: Sequence[Wanted], wanted: Sequence[Wanted], about: dict[str, Any], *, limit: int
+) -> Tested:
+    """The first `limit` records (0: all) that the user names, and how many of them have an image of the training."""
+    chosen = list(records)[: limit or None]
+    of_training = set(range(len(wanted))) - set(about.get("held_out", ()))
+    trained = {tuple(map(os.path.realpath, wanted[number].paths)) for number in of_training}
+    shared = sum(tuple(map(os.path.realpath, one.paths)) in trained for one in chosen)
+    return Tested(chosen, f"{len(chosen)} records of {place}, {shared} of them about images that trained it")
+
+
 def loss_with(
     m: Predictor,
     sae: SparseAutoencoder,
     about: dict[str, Any],
     *,
-    wanted: Sequence[Wanted],
+    tested: Tested,
     task: str,
     batch_size: int,
 ) -> Downstream:
     """What the model loses, in `task` or that of the activations; those of the image alone tell none."""
     task = task or (about["task"] if about["task"] != "image" else "")
     first = about.get("pool") == "first"
-    return downstream(m, sae, about["point"], wanted=wanted, task=task, first_only=first, batch_size=batch_size)
+    return downstream(m, sae, about["point"], wanted=tested.records, task=task, first_only=first, batch_size=batch_size)
 
 
 @torch.no_grad()
@@ -138,8 +185,12 @@ def write_gallery(
     wanted: Sequence[Wanted],
     about: dict[str, Any],
     lost: Downstream | None,
+    tested: str = "",
 ) -> None:
-    """Writes the page. A box marks the patch of an image, a mark the token of a text that activates the feature."""
+    """Writes the page. A box marks the patch of an image, a mark the token of a text that activates the feature.
+
+    `tested` tells on which records the loss was measured.
+    """
     point = about["point"]
     of_image, limits = point.startswith("image."), m.limits
     grid = m.model.image_encoder.config.image_size // m.model.image_encoder.config.patch
@@ -155,13 +206,17 @@ def write_gallery(
         shown.append({"number": feature.number, "active": feature.active, "words": words, "examples": examples})
     title = f"Features of {point}"
     content = page(
-        "interpret/features/sae.html", title=title, heading=title, scores=table(score_rows(about, lost)), features=shown
+        "interpret/features/sae.html",
+        title=title,
+        heading=title,
+        scores=table(score_rows(about, lost, tested)),
+        features=shown,
     )
     write_page(out, content)
 
 
-def score_rows(about: dict[str, Any], lost: Downstream | None) -> list[tuple[str, str]]:
-    """What is known of an autoencoder, for a page and the terminal."""
+def score_rows(about: dict[str, Any], lost: Downstream | None, tested: str = "") -> list[tuple[str, str]]:
+    """What is known of an autoencoder, for a page and the terminal; `tested` as in `write_gallery`."""
     quality = about["quality"]
     rows = [
         ("features", f"{about['features']}, {about['kind']}"),
@@ -173,17 +228,23 @@ def score_rows(about: dict[str, Any], lost: Downstream | None) -> list[tuple[str
     if lost is not None:
         share = lost.recovered
         rows += [
+            ("loss measured on", tested),
             (f"loss of the model ({lost.task})", f"{lost.original:.4f} nats a record"),
             ("with the autoencoder's states", f"{lost.spliced:.4f}"),
             ("with the mean state", f"{lost.mean_state:.4f}"),
-            ("loss recovered", f"{share.mean:.1%} ({share.low:.1%} to {share.high:.1%}) of {share.count} records"),
+            (
+                "loss recovered",
+                f"{share.mean:.1%} ({share.low:.1%} to {share.high:.1%}) of {share.count} records that could be read",
+            ),
         ]
     return rows
 
 
-def as_json(features: Sequence[Feature], about: dict[str, Any], lost: Downstream | None) -> dict[str, Any]:
+def as_json(
+    features: Sequence[Feature], about: dict[str, Any], lost: Downstream | None, *, tested: str = ""
+) -> dict[str, Any]:
     """Everything that the page shows, without pictures."""
-    downstream = None if lost is None else asdict(lost)
+    downstream = None if lost is None else {"measured_on": tested, **asdict(lost)}
     return {"sae": about, "downstream": downstream, "features": [asdict(one) for one in features]}
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blip.data.images import readable_batches
 from blip.evaluation.bootstrap import Floats, Interval, bootstrap_sums
+from blip.inference.files import readable_items
 from blip.inference.predictor import Predictor
 from blip.interpret.explain_files import Wanted
 from blip.interpret.features.sae import SaeError, SparseAutoencoder, splice
@@ -21,8 +21,6 @@ from blip.interpret.features.states import Tokens
 from blip.interpret.hooks import Edit
 from blip.interpret.objectives import Objective, completed_answers, explained
 from blip.interpret.trace import trace
-
-HELD_OUT = 5  # every fifth record is tested
 
 
 @dataclass(frozen=True)
@@ -63,18 +61,19 @@ class Quality:
 
 @torch.enable_grad()
 def train_sae(tokens: Tokens, point: str, settings: SaeSettings) -> tuple[SparseAutoencoder, dict[str, Any]]:
-    """Trains on the states of four of five records -> the autoencoder, its quality on the fifth, and the revived.
+    """Trains on the states of four of five images -> the autoencoder, and what is known of it.
+
+    That is its quality on the fifth, `held_out`, the records about it, and how many features were revived.
 
     Raises:
-        SaeError: settings that cannot be trained; too few records.
+        SaeError: settings that cannot be trained.
+        ActivationError: there is one record.
     """
     if min(settings.steps, settings.batch_size, settings.revive_every) < 1 or settings.learning_rate <= 0:
         raise SaeError("steps, batch_size, revive_every and learning_rate are above 0")
     if settings.sparsity < 0:
         raise SaeError(f"sparsity is {settings.sparsity}: it is 0 or more")
-    states, held = tokens.states[point], torch.from_numpy(tokens.records % HELD_OUT == 0)
-    if held.all() or not held.any():
-        raise SaeError(f"there are {len(set(tokens.records.tolist()))} records: one of five is held out, it takes 6")
+    states, held = tokens.states[point], tokens.held_out()
     generator = torch.Generator().manual_seed(settings.seed)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
@@ -98,7 +97,9 @@ def train_sae(tokens: Tokens, point: str, settings: SaeSettings) -> tuple[Sparse
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * min(1.0, 5 * (1 - step / settings.steps))
     sae.eval()
-    return sae, {"quality": asdict(quality(sae, states[held])), "revived": revived, "settings": asdict(settings)}
+    records = np.unique(tokens.records[held.numpy()]).tolist()
+    found = {"quality": asdict(quality(sae, states[held])), "revived": revived, "held_out": records}
+    return sae, {**found, "settings": asdict(settings)}
 
 
 @torch.no_grad()
@@ -188,10 +189,10 @@ def downstream(
     losses: list[np.ndarray] = []
     names: list[str] = []
     pairs = list(zip(wanted, [*wanted[1:], *wanted[:1]], strict=True))
-    for batch, images, _ in readable_batches(pairs, batch_size, lambda pair: pair[0].image, limits=m.limits):
+    for batch, images, _ in readable_items(pairs, batch_size, lambda pair: pair[0].paths, limits=m.limits):
         if batch:
             losses.append(np.stack([_losses(m, objective, batch, images, edit=edit) for edit in edits], axis=1))
-            names += [str(one.image) for one, _ in batch]
+            names += [one.name for one, _ in batch]
     if not losses:
         raise SaeError("no image could be read: there is nothing to run the model on")
     table = np.concatenate(losses)

@@ -14,18 +14,44 @@ import torch
 from torch import Tensor
 
 from blip.files import ReadError, read_json
-from blip.interpret.activation_shards import INDEX, ActivationError, has_other_rows, is_index, read_shards
+from blip.interpret.activation_shards import (
+    INDEX,
+    ActivationError,
+    has_other_rows,
+    images_of_records,
+    is_index,
+    read_shards,
+)
 
 POOLS = ("mean", "first")
+HELD_OUT = 5  # every fifth image tests what the others train
 
 
 @dataclass
 class Tokens:
-    """N tokens of records: their states (N, D) by point, and the record and the place (N,) of each."""
+    """N tokens of records: their states (N, D) by point, and the record, its image and the place in it (N,) of each.
+
+    An image is the number of the first record that has it.
+    """
 
     states: dict[str, Tensor]
     records: np.ndarray
+    images: np.ndarray
     places: np.ndarray
+
+    def held_out(self) -> Tensor:
+        """Which tokens (N,) test what the others train: those of every fifth image; of one image, every fifth record.
+
+        Records of one image resemble each other: those that test share theirs with none that trains.
+
+        Raises:
+            ActivationError: there is one record.
+        """
+        groups = self.images if len(np.unique(self.images)) > 1 else self.records
+        distinct, numbers = np.unique(groups, return_inverse=True)
+        if len(distinct) < 2:
+            raise ActivationError("the states are of one record: one of five is held out, so it takes two or more")
+        return torch.from_numpy(numbers % HELD_OUT == 0)
 
 
 class Cached:
@@ -91,18 +117,20 @@ class Cached:
             raise ActivationError(f"{self.folder} holds means over tokens: write the activations with --pool all")
         parts: dict[str, list[Tensor]] = {point: [] for point in points}
         rows, places = [], []
-        for records, tensors, real in self._shards(points):
+        for numbers, tensors, real in self._shards(points):
             masks = [real[point] for point in points]
             if any(mask.shape != masks[0].shape for mask in masks):
                 raise ActivationError(f"{', '.join(points)} have different tokens: read them one by one")
             row, place = masks[0].nonzero(as_tuple=True)
-            rows.append(np.asarray(records)[row.numpy()])
+            rows.append(np.asarray(numbers)[row.numpy()])
             places.append(place.numpy())
             for point in points:
                 x = _states(tensors[point])
                 parts[point].append((x if x.dim() == 3 else x[:, None])[masks[0]])
         states = {point: torch.cat(found) for point, found in parts.items()}
-        return Tokens(states, np.concatenate(rows), np.concatenate(places))
+        image_of, records = images_of_records(self.folder), np.concatenate(rows)
+        images = np.array([image_of[record] for record in records.tolist()])
+        return Tokens(states, records, images, np.concatenate(places))
 
     def _shards(self, points: Sequence[str]) -> Iterator[tuple[list[int], dict[str, Tensor], dict[str, Tensor]]]:
         """(numbers of records, tensors, real tokens (n, T) by point) of each shard."""

@@ -23,8 +23,6 @@ from blip.interpret.features.states import Cached, Tokens
 from blip.interpret.recording import Trace, TraceError
 from blip.network.med import TextDecoder
 
-HELD_OUT = 5  # every fifth record tests the lens
-
 
 class TunedLens(nn.Module):
     """Affine maps of the states behind every decoder layer but the last, which needs none.
@@ -100,8 +98,8 @@ def tuned_lens(
 ) -> TunedLens:
     """Trains a tuned lens on activations at `decoder.*.out` of this model.
 
-    Every fifth record is held out; `divergence` of the result has the Kullback-Leibler divergence on these, in nats a
-    token, of the plain logit lens and of the tuned one.
+    Every fifth image is held out with its records; `divergence` of the result has the Kullback-Leibler divergence on
+    these, in nats a token, of the plain logit lens and of the tuned one.
 
     Args:
         m: what `blip.load` returns, with a text decoder.
@@ -110,7 +108,7 @@ def tuned_lens(
         learning_rate: of Adam, falling linearly to 0.
 
     Raises:
-        ActivationError: the shards are missing or lack a layer.
+        ActivationError: the shards are missing, lack a layer, or hold one record.
         InputError: the model has no decoder, the shards are of another width, or options cannot be used.
 
     Example:
@@ -136,9 +134,7 @@ def tuned_lens(
     width = tokens.states[points[-1]].shape[1]
     if width != decoder.config.width:
         raise InputError(f"the activations have width {width}, the decoder {decoder.config.width}: of another model?")
-    held = torch.from_numpy(tokens.records % HELD_OUT == 0)
-    if held.all() or not held.any():
-        raise InputError(f"{shards} has too few records to hold every fifth out: it takes 6 or more")
+    held = tokens.held_out()
     lens = TunedLens(points, width).to(m.device)
     _train(
         lens, decoder, tokens, (~held).nonzero().squeeze(1), steps=steps, batch_size=batch_size,

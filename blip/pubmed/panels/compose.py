@@ -66,7 +66,8 @@ def compose(rng: np.random.Generator, images: list[Path]) -> Compound:
                                        font=font(style.letter_font, style.letter_size))  # fmt: skip
         area = (margin, margin + int(1.6 * style.letter_size), width - margin, height - margin)
     panels = cells(rng, area, style.gap, lettered=style.lettered)
-    style.lettered = style.lettered and len(panels) > 1
+    if len(panels) == 1:  # without a letter, nothing tells several pictures of one panel from several panels
+        panels, style.lettered, style.nested = [Cell(panels[0].box)], False, 0.0
     panels = [cell for cell in panels if len(panels) < 4 or rng.random() >= 0.02]  # few are empty
     for at, cell in enumerate(panels):
         _panel(rng, out, cell, style=style, at=at, images=images)
@@ -79,11 +80,12 @@ def _style(rng: np.random.Generator, longer: int) -> Style:
     images = float(rng.choice([0.0, 0.15, 0.5, 1.0], p=[0.35, 0.2, 0.15, 0.3]))
     ground = grounds[rng.choice(3, p=[0.8, 0.13, 0.07]) if images == 1 else 0]
     lettered = rng.random() < 0.75
+    touching = [0.08, 0.42, 0.5] if images > 0.4 else [0.15, 0.4, 0.45] if lettered else [0.0, 0.0, 1.0]
     gaps = np.array([0, rng.integers(1, 6), rng.integers(6, 40)])
     small = (spots, spots, cloud, plot, *IMAGES, *DRAWINGS)
     return Style(
         ground=ground,
-        gap=int(rng.choice(gaps, p=[0.08, 0.42, 0.5] if images > 0.4 else [0.15, 0.4, 0.45]) * longer / 800 + 0.5),
+        gap=int(rng.choice(gaps, p=touching) * longer / 800 + 0.5),
         images=images,
         lettered=lettered,
         names=str(rng.choice(["A", "a", "(a)", "(A)", "A)", "a."], p=[0.5, 0.3, 0.08, 0.04, 0.04, 0.04])),

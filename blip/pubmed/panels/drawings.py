@@ -23,6 +23,8 @@ def steps(rng: np.random.Generator, width: int, height: int) -> Picture:
     number = rng.random() < 0.3
     left = max((width - wide) * rng.random(), 0.4 * tall if number else 0)
     wide = min(wide, width - 2 - left)
+    if wide < 1:  # the numbers leave no space
+        left, wide = 0.0, width - 2
     arrow, edge = 0.12 if rng.random() < 0.5 else 0.3, int(rng.integers(1, 3))  # of the space between boxes
     for row in range(rows):
         top, bottom = row * tall + arrow * tall, row * tall + 0.72 * tall
