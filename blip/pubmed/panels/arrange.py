@@ -16,7 +16,8 @@ Order = Callable[[Sequence[Box]], list[int]]
 ORDERS: tuple[tuple[Order, float], ...] = ((by_blocks, 0.3), (by_cuts, 0.2), (by_rows, 0.2), (by_columns, 0.1))
 """Orders and the probability of each before letters are looked at: assumptions, not counted in articles."""
 OTHER = 0.2  # probability of an order that is none of these
-MISREAD = 0.3  # probability that what the detector takes for a letter is another one, or none
+MOVED = 0.5  # factor of the probability of another order for each panel that the nearest order has elsewhere
+MISREAD = 0.1  # probability that what the detector takes for a letter is another one, or none
 READ = 0.97  # probability of a letter that a reader of letters named
 CORNER = 0.35  # share of a panel that is its upper left corner
 SIZE = 0.05  # half of a letter, as a share of the widest panel
@@ -72,7 +73,8 @@ def arranged(names: list[str], boxes: Sequence[Box], places: np.ndarray, seen: n
         found = tuple(order(from_letters))
         orders[found] = orders.get(found, 0.0) + share
     free = _by_letters(likely)
-    orders[free] = orders.get(free, 0.0) + OTHER / 2
+    moved = min(sum(a != b for a, b in zip(free, order, strict=True)) for order in orders)
+    orders[free] = orders.get(free, 0.0) + OTHER / 2 * MOVED**moved
     weights = {order: share * float(np.prod(likely[range(len(names)), list(order)])) for order, share in orders.items()}
     other = OTHER * float(np.prod(likely.mean(0)))
     best = max(weights, key=lambda order: weights[order])

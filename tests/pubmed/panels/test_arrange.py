@@ -46,6 +46,17 @@ def test_letters_that_were_seen_decide_the_order() -> None:
     assert order == [0, 2, 1, 3] and sure > 0.6, "three letters of four"
 
 
+def test_an_order_of_its_own_needs_surer_letters_the_more_panels_it_moves() -> None:
+    grid = [(x, y, x + 100, y + 100) for y in (0, 110) for x in (0, 110, 220, 330)]
+    corners, names = np.array([[box[0] + 8.0, box[1] + 8.0] for box in grid]), list("ABCDEFGH")
+    order, _ = arranged(names, grid, corners, seen_as("acedfghb", 0.07))
+    assert order == list(range(8)), "seven letters that are hardly told apart"
+    order, _ = arranged(names, grid, corners, seen_as("acedfghb", 0.9))
+    assert order == [0, 7, 1, 3, 2, 4, 5, 6], "the same letters, told apart"
+    order, _ = arranged(names, grid, corners, seen_as("abcdefhg", 0.4))
+    assert order == [0, 1, 2, 3, 4, 5, 7, 6], "two letters"
+
+
 def test_letters_that_a_reader_named_count_more() -> None:
     names = ["A", "B", "C", "D"]
     seen = told(CORNERS, seen_as("abcd", 0.5), {"B": (8.0, 118.0)})

@@ -73,7 +73,7 @@ def test_letters_of_generated_figures_follow_their_panels() -> None:
 
 def test_every_drawer_draws_at_any_size() -> None:
     for drawer in {*DRAWINGS, *IMAGES}:
-        for seed, size in enumerate([(8, 8), (9, 60), (60, 9), (33, 25), (120, 90), *[(8, 400)] * 6]):
+        for seed, size in enumerate([(8, 400), (8, 8), (9, 60), (60, 9), (33, 25), (120, 90)]):
             assert drawer(np.random.default_rng(seed), *size).size == size, drawer.__name__
 
 
