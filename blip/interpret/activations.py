@@ -37,7 +37,7 @@ from blip.models.factory import spec_of
 from blip.outputs import locked
 
 POOLS = ("all", "first", "mean")
-LATER = ("precision", "view")  # values that an index of earlier versions lacks
+LATER = ("precision", "view", "tokenizer")  # values that an index of earlier versions lacks
 
 
 @dataclass
@@ -53,6 +53,7 @@ class Capture:
     shard_size: int = 1024
     precision: str = "fp32"
     view: str = ""  # `--window` or `--channels` of scans, where they are not those of the model's training
+    tokenizer: str = ""  # fingerprint of `--tokenizer`, where it is not the checkpoint's own
     records: int = 0
     contents: str = ""  # fingerprint of images' paths, texts and answers
     shards: list[dict[str, Any]] = field(default_factory=list)

@@ -1,6 +1,7 @@
 """`blip explain`, `blip activations`, `blip localise` and `blip score-maps`: maps, activations, and tests of maps."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +36,7 @@ from blip.inference.opening import Channels, Reads, Window, load_model
 from blip.outputs import claim_output, refuse_inputs, writing
 
 if TYPE_CHECKING:
+    from blip.inference.predictor import Predictor
     from blip.interpret.explain_files import Wanted
 
 MapTask = Annotated[
@@ -155,33 +157,52 @@ def activations(
     overwrite: Overwrite = False,
 ) -> None:
     """Writes the activations at named points for a whole data set, in shards; continues where it was interrupted."""
-    from blip.checkpoints.places import local
-    from blip.hashing import fingerprint
     from blip.interpret import activations as shards
     from blip.interpret.activation_shards import INDEX, is_index
     from blip.interpret.explain_files import find_pairs
 
     with user_errors():
-        read = reading(dataset, split, columns, image_root=image_root, limit=limit)
         reads = Reads(max_image_mb, precision, window, channels)
-        wanted = list(find_pairs(data, [], **read))
-        inputs: list[str | Path] = [data, *(one.image for one in wanted), checkpoint, *filter(None, [tokenizer])]
-        known = is_index(out)  # `capture` compares the settings
-        claim_output(out, "activations", inputs=inputs, folder=True, overwrite=overwrite, known=known)
+        wanted = list(find_pairs(data, [], **reading(dataset, split, columns, image_root=image_root, limit=limit)))
+        given = [data, checkpoint, *filter(None, [tokenizer])]
+        claim_shards(out, "activations", wanted, inputs=given, known=is_index(out), overwrite=overwrite)
         model = load_model(checkpoint, tokenizer, device, reads)
         if "language_model" in model.info:
             raise InputError("blip activations is for BLIP and the first stage of BLIP-2, and this is the second stage")
         chosen = shards.points_of(model, points)
         task = task or shards.usual_task(model, chosen)
-        settings = shards.Capture(
-            fingerprint(local(checkpoint)), data, chosen, task, pool, format, shard_size,
-            precision=model.precision, view=reads.view,
-        )  # fmt: skip
+        made = made_with(model, reads, checkpoint=checkpoint, tokenizer=tokenizer)
+        settings = shards.Capture(made.pop("weights"), data, chosen, task, pool, format, shard_size, **made)
         problems = shards.capture(model, wanted, settings, out, batch_size=batch_size, overwrite=overwrite)
         for problem in problems:
             say(problem, err=True)
         say(f"{len(wanted) - len(problems)} records, {len(chosen)} points: {out / INDEX}")
     raise typer.Exit(1 if problems else 0)
+
+
+def claim_shards(
+    out: Path, command: str, wanted: Sequence["Wanted"], *, inputs: list[str], known: bool, overwrite: bool
+) -> None:
+    """Claims the folder of shards about records for `command`, which compares the settings of what is `known` there.
+
+    `inputs` are what it reads beside the images. OutputError as in `claim_output`.
+    """
+    images = [path for one in wanted for path in one.paths]
+    claim_output(out, command, inputs=[*inputs, *images], folder=True, overwrite=overwrite, known=known)
+
+
+def made_with(model: "Predictor", reads: Reads, *, checkpoint: str, tokenizer: str) -> dict[str, str]:
+    """What shards depend on beside the records: a run that continues needs the same.
+
+    The fingerprint of a checkpoint covers its weights, sizes and tokenizer; `tokenizer` stands where another is given.
+    """
+    from blip.checkpoints.places import local
+    from blip.hashing import fingerprint
+
+    given = {"weights": fingerprint(local(checkpoint)), "precision": model.precision, "view": reads.view}
+    if tokenizer:
+        given["tokenizer"] = fingerprint(tokenizer) if Path(tokenizer).exists() else tokenizer
+    return given
 
 
 def localise(

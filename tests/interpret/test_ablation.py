@@ -15,8 +15,9 @@ from torch import Tensor
 import blip
 from blip.errors import BlipError
 from blip.inference.predictor import Predictor
-from blip.interpret.causes.ablation import Ablator, Component, donors_of, fitted
+from blip.interpret.causes.ablation import Ablator, Component
 from blip.interpret.causes.ablation_files import pairs_of
+from blip.interpret.causes.donors import Donors, fitted
 from blip.interpret.causes.metrics import match
 from blip.interpret.explain_files import Wanted
 
@@ -27,6 +28,11 @@ EDITED = "text.0.cross.z"
 @pytest.fixture
 def pairs(pictures: list[Path]) -> list[tuple[Path, str]]:
     return list(zip(pictures, TEXTS, strict=True))
+
+
+def drawn(m: Predictor, pairs: list, groups: list, *, seed: int) -> list[int]:
+    donors = Donors(m, pairs, groups, seed=seed)
+    return [next(donors.of(number)) for number in range(len(pairs))]
 
 
 def values_at(m: Predictor, pair: tuple[Path, str], point: str) -> Tensor:
@@ -50,7 +56,7 @@ def test_heads_are_ablated_as_by_traced_edits(model: Predictor, pairs: list, met
     of_image = point.startswith("image")
     all_values = [values_at(model, pair, point)[0, 1] for pair in pairs]  # (T, d) each
     mean = torch.stack(all_values).mean(dim=0) if of_image else torch.cat(all_values).mean(dim=0, keepdim=True)
-    donors = donors_of(model, pairs, ablation.groups, seed=0)
+    donors = drawn(model, pairs, ablation.groups, seed=0)
     for row, pair in enumerate(pairs):
 
         def edit(z: Tensor, row: int = row) -> Tensor:
@@ -111,10 +117,10 @@ def test_ranks_and_tables(model: Predictor, pairs: list, tmp_path: Path) -> None
 def test_donors(model: Predictor) -> None:
     images = [f"{number // 2}.png" for number in range(8)]  # two texts each
     pairs = list(zip(images, [TEXTS[0], TEXTS[1]] * 4, strict=True))
-    donors = donors_of(model, pairs, images, seed=1)
+    donors = drawn(model, pairs, images, seed=1)
     assert all(images[a] != images[b] and pairs[a][1] == pairs[b][1] for a, b in enumerate(donors))
-    assert donors == donors_of(model, pairs, images, seed=1) != donors_of(model, pairs, images, seed=2)
-    rest = donors_of(model, [*pairs, ("8.png", "chest")], [*images, "8.png"], seed=1)
+    assert donors == drawn(model, pairs, images, seed=1) != drawn(model, pairs, images, seed=2)
+    rest = drawn(model, [*pairs, ("8.png", "chest")], [*images, "8.png"], seed=1)
     assert rest[-1] < 8  # no other text is as long
     assert fitted(torch.arange(6.0).view(3, 2), 5)[:, 0].tolist() == [0, 2, 4, 4, 4]
     assert fitted(torch.arange(6.0).view(1, 3, 2), 2)[0, :, 0].tolist() == [0, 2]
@@ -204,7 +210,7 @@ def test_answers_to_questions(phantoms: Path, tiny_checkpoint: Path, tmp_path: P
         ([{"caption": "a lesion"}], "--method resample", "all pairs have one image"),
         ([{"caption": "a lesion"}], "--shard_size 0", "shard_size is 0"),
         ([{"caption": "a lesion", "image": "gone.png"}], "", "cannot read image"),
-        ([{"caption": "a lesion", "images": ["a.png", "b.png"]}], "", "has several pictures"),
+        ([{"caption": "a lesion"}, {"caption": "a lesion", "image": "gone.png"}], "--method resample", "gone.png"),
     ],
 )
 def test_bad_input(

@@ -1,6 +1,7 @@
 """Activations of a data set: shards hold what a trace reads, and an interrupted run continues."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,7 @@ def test_unreadable_images_are_named_and_left_out(model: Predictor, wanted: list
         ({"points": ["text.0.cross.q"], "pool": "mean"}, "has a head axis"),
         ({"weights": "others"}, "with weights 'weights', now it is 'others'"),
         ({"task": "nlvr"}, "match, caption, answer, image"),
+        ({"tokenizer": "1a2b"}, "with tokenizer '', now it is '1a2b'"),
     ],
 )
 def test_another_wish_is_refused(
@@ -258,6 +260,20 @@ def test_command(tiny_checkpoint: Path, phantoms: Path, tmp_path: Path) -> None:
     assert code != 0 and "its text is empty" in said
     code, said = run(phantoms / "captions.json", "--points", "txt.1.out", "--out", tmp_path / "c")
     assert code != 0 and "nearest: text.1.out" in said
+    words = (tiny_checkpoint / "tokenizer.json").read_text()
+    (tmp_path / "own.json").write_text(words)
+    last = (phantoms / "captions.json", "--points", "text.1.out", "--out", tmp_path / "d", "--limit", 2)
+    assert run(*last, "--tokenizer", tmp_path / "own.json")[0] == 0
+    (tmp_path / "own.json").write_text(words + " ")
+    code, said = run(*last, "--tokenizer", tmp_path / "own.json")
+    assert code == 1 and "holds activations with tokenizer " in said and "--overwrite" in said
+    other = shutil.copytree(tiny_checkpoint, tmp_path / "other")
+    about = json.loads((other / "model.json").read_text())
+    (other / "model.json").write_text(json.dumps({**about, "max_text_tokens": 24}))
+    shutil.rmtree(tmp_path / "d")
+    assert run(*last)[0] == 0
+    code, said = code_and_text("activations", *last, "--checkpoint", other)
+    assert code == 1 and "with weights" in said
 
 
 def test_command_reads_what_training_reads(

@@ -246,5 +246,5 @@ def test_messages(exact: Predictor, images: list[Tensor]) -> None:
         return m.match_logits(images, [str(text) for text in texts], 2)[:, 1]
 
     says("passed 2 of 9 texts through the model at once", metric=few)
-    with pytest.raises(InputError, match="several pictures"):
+    with pytest.raises(InputError, match="2 pictures and the other 1"):
         blip.patch_sweep(exact, (blip.Study(images[:2]), LEFT), source, metric=odds)

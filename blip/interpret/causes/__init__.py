@@ -6,9 +6,11 @@ attribution  `blip.attribute`: what every patch would change, estimated from one
 sweep        `blip.patch_sweep`: what every patch changes, hundreds of them in one pass
 paths        `blip.path_patch`: what one part sends to another directly
 ablation     `blip.ablate`: what a metric loses without each head, layer or feed-forward network, over a data set
+donors       which pair stands in for another one in resample ablation
 ablation_files   the same in shards on disk, and its table
 cli          the verb `blip ablate`
 patching     a patch, and many of them as rows of one pass; values that are frozen
+items        the pictures of an item at the points of the image encoder
 prefix       rows that are the same up to some layer are computed once up to there
 places       heads, tokens, patches and layers, and their names
 """

@@ -8,26 +8,26 @@ pass, as in `blip.patch_sweep`: an image is encoded once for all components of t
 Shapes: R pairs, C components, H heads, T tokens, d head width, D width.
 """
 
-import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from blip.data.image_bytes import UnreadableImage
 from blip.errors import InputError
 from blip.evaluation.bootstrap import Interval, bootstrap
 from blip.inference.predictor import Predictor
-from blip.inference.query_scoring import token_counts
+from blip.interpret.causes.donors import Donors, fitted, name_of
 from blip.interpret.causes.labelled import Labelled
-from blip.interpret.causes.metrics import Metric, OneText, metric_of, unit_of
+from blip.interpret.causes.metrics import Metric, metric_of, unit_of
 from blip.interpret.causes.patching import Pair, Patch, check_pair, ready, recorded, value_of
 from blip.interpret.causes.sweep import effects_of
+from blip.interpret.explain import pictures_in
 
 POINTS = {"head": ["*.z"], "mlp": ["*mlp"], "layer": ["*.in", "*.out"]}
 METHODS = ("zero", "mean", "resample")
@@ -111,16 +111,18 @@ def ablate(
 
     Args:
         m: what `blip.load` returns.
-        pairs: (image, text); for the metric `answer` (image, (question, answer)).
+        pairs: (image, text); for the metric `answer` (image, (question, answer)). An image may be a `blip.Study`.
         by: head, mlp or layer.
         metric: match, cosine, caption, answer, or a function, see `blip/interpret/causes/metrics.py`.
-        method: zero; mean, over the first 256 pairs, of an image for each patch, of texts over all tokens; or resample,
-            what the component adds for another pair, with another image and, if there is one, a text of equal length.
+        method: zero; mean, over the first 256 pairs, of a picture for each patch, of texts over all tokens; or
+            resample, what the component adds for another pair, with another image and, if there is one, a text of equal
+            length and as many pictures.
         seed: of the pairs that resampling draws.
         batch_size: rows at once, as in `blip.patch_sweep`.
 
     Raises:
         InputError: an unknown value, or fewer pairs than a method needs.
+        UnreadableImage: an image cannot be read.
 
     Example:
         >>> m = blip.load("checkpoint")
@@ -131,7 +133,7 @@ def ablate(
         >>> ablation.labelled().picture("heads.png")
     """
     ablator = Ablator(m, pairs, by=by, metric=metric, method=method, seed=seed, batch_size=batch_size)
-    return ablator.ablation([ablator.of_pair(number) for number in range(len(pairs))])
+    return ablator.ablation({number: ablator.of_pair(number) for number in range(len(pairs))})
 
 
 class Ablator:
@@ -154,100 +156,87 @@ class Ablator:
         for pair in pairs:
             check_pair(m, pair)
         self.m, self.pairs, self.by, self.method, self.batch_size = m, pairs, by, method, batch_size
-        self.groups = [str(image) if isinstance(image, str | Path) else f"image {id(image)}" for image, _ in pairs]
-        self.donors = donors_of(m, pairs, self.groups, seed=seed) if method == "resample" else []
-        self.means = self._means(pairs[:MEAN_RECORDS]) if method == "mean" else {}
+        self.groups = [name_of(image) for image, _ in pairs]
+        self.donors = Donors(m, pairs, self.groups, seed=seed) if method == "resample" else None
+        self.means = self._means(range(min(len(pairs), MEAN_RECORDS))) if method == "mean" else {}
+        _, first = self._first_readable(range(len(pairs)))
         self.components = [
             Component(point, head)
-            for point, (_, adds) in self.added(pairs[0]).items()
+            for point, (_, adds) in first.items()
             for head in (range(adds.shape[0]) if by == "head" else [None])
         ]
 
     def added(self, pair: Pair) -> dict[str, tuple[Tensor, Tensor]]:
         """By point, what stays without the component, and what it adds: (H, T, d) or (T, D) each."""
-        values, _ = recorded(self.m, self.metric, ready(self.m, pair), points=POINTS[self.by])
+        pair = ready(self.m, pair)
+        values, _ = recorded(self.m, self.metric, pair, points=POINTS[self.by])
         if self.by != "layer":
             return {point: (torch.zeros_like(value), value) for point, value in values.items()}
         found = {}
         for point in (name for name in values if name.endswith(".out")):
             out = values[point]
-            before = values[point.removesuffix("out") + "in"][: len(out)]  # a last layer may run for its first token
+            before, pictures = values[point.removesuffix("out") + "in"], self._pictures(point, pair)
+            each = before.unflatten(0, (pictures, -1))  # a last layer may run for its first token, or that of a picture
+            before = each[:, : len(out) // pictures].flatten(0, 1)
             found[point] = (before, out - before)
         return found
 
+    def _pictures(self, point: str, pair: Pair) -> int:
+        """How many pictures stand side by side on the tokens of a point."""
+        return pictures_in(pair[0]) if point.startswith("image.") else 1
+
+    def _first_readable(self, numbers: Iterable[int]) -> tuple[Pair, dict[str, tuple[Tensor, Tensor]]]:
+        """The first of some pairs whose image can be read, and its `added`; UnreadableImage where there is none."""
+        problem: UnreadableImage | None = None
+        for number in numbers:
+            try:
+                pair = ready(self.m, self.pairs[number])
+                return pair, self.added(pair)
+            except UnreadableImage as error:
+                problem = error
+        assert problem is not None, "at least one number is given"
+        raise problem
+
     def of_pair(self, number: int) -> tuple[float, list[float]]:
-        """The metric of a pair, and what the ablation of each component changes."""
+        """The metric of a pair, and what the ablation of each component changes; UnreadableImage for its image."""
         pair = ready(self.m, self.pairs[number])
         added = self.added(pair)
-        other = self.added(self.pairs[self.donors[number]]) if self.donors else {}
+        donor, other = self._first_readable(self.donors.of(number)) if self.donors else (pair, {})
         patches = []
         for component in self.components:
             stays, adds = added[component.point]
             instead = torch.zeros_like(adds)
             if self.method == "mean":
-                instead = self.means[component.point].to(adds).expand_as(adds)
+                mean = self.means[component.point].to(adds)
+                instead = torch.cat([mean] * self._pictures(component.point, pair), dim=-2).expand_as(adds)
             elif self.method == "resample":
-                instead = fitted(other[component.point][1], adds.shape[-2])
+                counts = self._pictures(component.point, donor), self._pictures(component.point, pair)
+                instead = fitted(other[component.point][1], adds.shape[-2], pictures=counts)
             patches.append(Patch(component.point, stays + instead, component.head))
         changes = effects_of(self.m, self.metric, pair, patches=patches, batch_size=self.batch_size)
         with torch.no_grad():
             return float(value_of(self.m, self.metric, pair)), changes
 
-    def _means(self, pairs: Sequence[Pair]) -> dict[str, Tensor]:
-        """What components add in the mean: (H, T, d) or (T, D) in an image, (H, 1, d) or (1, D) in texts."""
+    def _means(self, numbers: Iterable[int]) -> dict[str, Tensor]:
+        """What components add in the mean over those of these pairs whose images can be read: (H, T, d) or (T, D) in a
+        picture, (H, 1, d) or (1, D) in texts."""
         sums: dict[str, Tensor] = {}
         counts = Counter[str]()
-        for pair in pairs:
-            for point, (_, adds) in self.added(pair).items():
-                of_image = point.startswith("image.")
-                total = adds.double() if of_image else adds.double().sum(dim=-2, keepdim=True)
-                sums[point] = sums[point] + total if point in sums else total
-                counts[point] += 1 if of_image else adds.shape[-2]
+        for number in numbers:
+            with suppress(UnreadableImage):
+                pair = ready(self.m, self.pairs[number])
+                for point, (_, adds) in self.added(pair).items():
+                    of_image, pictures = point.startswith("image."), self._pictures(point, pair)
+                    each = adds.double().unflatten(-2, (pictures, -1))
+                    total = each.sum(dim=-3) if of_image else adds.double().sum(dim=-2, keepdim=True)
+                    sums[point] = sums[point] + total if point in sums else total
+                    counts[point] += pictures if of_image else adds.shape[-2]
+        if not sums:
+            self._first_readable(numbers)  # raises
         return {point: total / counts[point] for point, total in sums.items()}
 
-    def ablation(self, results: Iterable[tuple[float, Sequence[float]]]) -> Ablation:
-        """The results of all pairs, in their order."""
-        clean, changes = zip(*results, strict=True)
-        return Ablation(
-            self.components, np.array(clean), np.array(changes), self.groups, self.by, self.method, self.unit
-        )
-
-
-def fitted(values: Tensor, tokens: int) -> Tensor:
-    """(..., T', d) -> (..., T, d): the first tokens, or copies of the last one behind them."""
-    index = torch.arange(tokens, device=values.device).clamp(max=values.shape[-2] - 1)
-    return values.index_select(-2, index)
-
-
-def donors_of(m: Predictor, pairs: Sequence[Pair], groups: Sequence[str], *, seed: int) -> list[int]:
-    """For each pair the number of another one with another image, of equally long texts where there is one.
-
-    Raises:
-        InputError: all pairs have one image.
-    """
-    lengths = _lengths(m, [text for _, text in pairs])
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for number, length in enumerate(lengths):
-        alike.setdefault(length, []).append(number)
-    found = []
-    for number, (group, length) in enumerate(zip(groups, lengths, strict=True)):
-        start = random.Random(f"{seed} {number}").random()
-        candidates = chain(_from(alike[length], start), _from(range(len(pairs)), start))
-        other = next((other for other in candidates if groups[other] != group), None)
-        if other is None:
-            raise InputError("resampling draws what another image gives, and all pairs have one image: take mean")
-        found.append(other)
-    return found
-
-
-def _from(numbers: Sequence[int], start: float) -> Iterator[int]:
-    """All numbers, beginning at a share of the list; lazily, as mostly the first one is taken."""
-    first = int(start * len(numbers))
-    return (numbers[(first + i) % len(numbers)] for i in range(len(numbers)))
-
-
-def _lengths(m: Predictor, texts: Sequence[OneText]) -> list[tuple[int, ...]]:
-    """The tokens of each text, or of its question and its answer."""
-    parts = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-    counts = iter(token_counts(m, [one for part in parts for one in part]))
-    return [tuple(next(counts) for _ in part) for part in parts]
+    def ablation(self, results: Mapping[int, tuple[float, Sequence[float]]]) -> Ablation:
+        """The results of pairs, by their numbers."""
+        clean, changes = zip(*results.values(), strict=True)
+        groups = [self.groups[number] for number in results]
+        return Ablation(self.components, np.array(clean), np.array(changes), groups, self.by, self.method, self.unit)

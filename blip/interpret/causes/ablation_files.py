@@ -18,10 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from blip.console.bars import Bars
-from blip.data.images import readable_batches
+from blip.data.image_bytes import UnreadableImage
 from blip.data.jsonl_shards import Line, read_lines, settings_of, write_jsonl_shards
 from blip.errors import BlipError, InputError
 from blip.files import json_text, write_whole
+from blip.inference.files import of_item
+from blip.inference.inputs import OneImage, Study
 from blip.inference.predictor import Predictor
 from blip.interpret.activations import contents_of
 from blip.interpret.causes.ablation import Ablation, Ablator, Effect
@@ -40,17 +42,17 @@ def usual_metric(name: str) -> str:
     return ALIASES.get(name, name)
 
 
-def pairs_of(m: Predictor, wanted: Sequence[Wanted], metric: str) -> tuple[list[Pair], list[str]]:
-    """The pairs of records, and messages about images that cannot be read.
+def pairs_of(m: Predictor, wanted: Sequence[Wanted], metric: str) -> list[Pair]:
+    """The pairs of records; no image is opened.
 
     Raises:
-        InputError: a record lacks what the metric reads.
+        InputError: a record lacks what the metric reads, or there are none.
         PictureError: a text or an answer is empty or too long for the model.
     """
     asks = metric == "answer"
+    if not wanted:
+        raise InputError("the data hold no records")
     for one in wanted:
-        if one.further:
-            raise InputError(f"{one.image}: the record has several pictures, which cannot be ablated: give one")
         if asks and not one.answer:
             raise InputError(f"{one.image}: the metric vqa needs records with question and answer")
         if not asks and one.answer:
@@ -58,14 +60,8 @@ def pairs_of(m: Predictor, wanted: Sequence[Wanted], metric: str) -> tuple[list[
     check_wanted(m, wanted, needed=True)
     if asks:
         check_wanted(m, [replace(one, text=one.answer) for one in wanted], needed=True)
-    kept: list[Wanted] = []
-    problems: list[str] = []
-    for some, _, unread in readable_batches(wanted, 64, lambda one: one.image, limits=m.limits):
-        kept += some
-        problems += unread
-    if not kept:
-        raise PictureError(problems[0] if problems else "the data hold no records")
-    return [(str(one.image), (one.text, one.answer) if asks else one.text) for one in kept], problems
+    images: list[OneImage] = [Study(list(map(str, one.paths))) if one.further else str(one.image) for one in wanted]
+    return [(image, (one.text, one.answer) if asks else one.text) for image, one in zip(images, wanted, strict=True)]
 
 
 def ablate_files(
@@ -79,7 +75,8 @@ def ablate_files(
     batch_size: int = 256,
     overwrite: bool = False,
 ) -> tuple[Ablation, list[str]]:
-    """Writes the shards that are missing, then reads all of them.
+    """Writes the shards that are missing, then reads all of them -> the ablation, and messages about images that cannot
+    be read, whose records are left out. An image is read when its turn comes, and not before.
 
     Args:
         settings: `by`, `method` and `seed`, and what else the results depend on, such as the weights. A run is
@@ -90,13 +87,14 @@ def ablate_files(
 
     Raises:
         InputError, PictureError: as in `pairs_of`.
+        UnreadableImage: no image can be read.
         ShardError: the folder holds shards of other settings.
     """
     if shard_size < 1:
         raise InputError(f"shard_size is {shard_size}, it must be 1 or more")
     if metric not in METRICS:
         raise InputError(f"metric is {metric!r}; it can be vqa, {', '.join(METRICS)}")
-    pairs, problems = pairs_of(m, wanted, metric)
+    pairs = pairs_of(m, wanted, metric)
     how = {name: settings[name] for name in ("by", "method", "seed")}
     ablator = Ablator(m, pairs, metric=metric, batch_size=batch_size, **how)
     count = -(-len(pairs) // shard_size)
@@ -105,14 +103,22 @@ def ablate_files(
 
     def make_lines(shard: int) -> Iterator[Line]:
         for number in range(shard * shard_size, min(len(pairs), (shard + 1) * shard_size)):
-            clean, changes = ablator.of_pair(number)
-            yield {"image": pairs[number][0], "clean": clean, "changes": changes}
+            try:
+                clean, changes = ablator.of_pair(number)
+            except UnreadableImage as error:
+                yield {**of_item(wanted[number].paths), "problem": str(error)}
+            else:
+                yield {**of_item(wanted[number].paths), "clean": clean, "changes": changes}
 
     shards = write_jsonl_shards(folder, about, count, make_lines=make_lines, overwrite=overwrite)
     for _ in Bars().over(shards, "shards", count):
         pass
-    lines = read_lines(folder)
-    return ablator.ablation((line["clean"], line["changes"]) for line in lines), problems
+    lines = list(enumerate(read_lines(folder)))
+    problems = [line["problem"] for _, line in lines if "problem" in line]
+    found = {number: (line["clean"], line["changes"]) for number, line in lines if "problem" not in line}
+    if not found:
+        raise PictureError(problems[0])
+    return ablator.ablation(found), problems
 
 
 def is_ablation(folder: Path) -> bool:

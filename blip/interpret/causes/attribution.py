@@ -10,6 +10,7 @@ from torch import Tensor
 from blip.errors import InputError
 from blip.inference.inputs import batches_of
 from blip.inference.predictor import Predictor
+from blip.interpret.causes.items import of_items
 from blip.interpret.causes.labelled import Labelled
 from blip.interpret.causes.metrics import Metric, metric_of, unit_of
 from blip.interpret.causes.patching import (
@@ -25,6 +26,7 @@ from blip.interpret.causes.patching import (
 )
 from blip.interpret.causes.places import Places, places_of
 from blip.interpret.causes.sweep import ROWS_WITH_IMAGES, effects_of
+from blip.interpret.explain import pictures_in
 from blip.interpret.recording import Trace
 from blip.interpret.trace import Patterns, trace
 
@@ -99,8 +101,9 @@ def _slopes(
     with _constant_parameters(m), trace(m, points, grads=True) as t:
         values = value_of(m, metric, pair)
     _differentiate(t, values)
-    names = reached_of(t, points)
-    return {name: t[name][0] for name in names}, {name: t.grad(name)[0] for name in names}
+    names, count = reached_of(t, points), pictures_in(pair[0])
+    values_there = {name: of_items(t, name, count)[0] for name in names}
+    return values_there, {name: of_items(t, name, count, Trace.grad)[0] for name in names}
 
 
 def _mean_slopes(
@@ -126,7 +129,7 @@ def _mean_slopes(
                 scores, t = run_patches(m, metric, pair, patches=patches, grads=True)
             _differentiate(t, scores)
             for row, (point, _, weight) in enumerate(batch):
-                slope = weight * t.grad(point)[row]
+                slope = weight * of_items(t, point, pictures_in(pair[0]), Trace.grad)[row]
                 means[point] = means[point] + slope if point in means else slope
     return means
 

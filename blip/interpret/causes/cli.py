@@ -24,7 +24,7 @@ from blip.command_line import (
 from blip.data.image_bytes import MAX_MB
 from blip.inference.cli import reading
 from blip.inference.opening import Channels, Reads, Window, load_model
-from blip.outputs import claim_output
+from blip.interpret.cli import claim_shards, made_with
 
 
 def ablate(
@@ -53,8 +53,6 @@ def ablate(
     overwrite: Overwrite = False,
 ) -> None:
     """Ablates each head, layer or feed-forward network over a data set, and ranks them by what a metric loses."""
-    from blip.checkpoints.places import local
-    from blip.hashing import fingerprint
     from blip.inference.load_blip2 import only_blip
     from blip.interpret.causes import ablation_files as files
     from blip.interpret.explain_files import find_pairs
@@ -62,14 +60,11 @@ def ablate(
     with user_errors():
         reads = Reads(max_image_mb, precision, window, channels)
         wanted = list(find_pairs(data, [], **reading(dataset, split, columns, image_root=image_root, limit=limit)))
-        inputs: list[str | Path] = [data, *(one.image for one in wanted), checkpoint, *filter(None, [tokenizer])]
-        known = files.is_ablation(out)  # its shards compare the settings
-        claim_output(out, "ablate", inputs=inputs, folder=True, overwrite=overwrite, known=known)
+        given = [data, checkpoint, *filter(None, [tokenizer])]
+        claim_shards(out, "ablate", wanted, inputs=given, known=files.is_ablation(out), overwrite=overwrite)
         model = only_blip(load_model(checkpoint, tokenizer, device, reads), "blip ablate")
-        settings = {"by": by, "method": method, "seed": seed, "precision": model.precision, "view": reads.view}
-        settings["weights"] = fingerprint(local(checkpoint))
-        if tokenizer:
-            settings["tokenizer"] = fingerprint(tokenizer) if Path(tokenizer).exists() else tokenizer
+        made = made_with(model, reads, checkpoint=checkpoint, tokenizer=tokenizer)
+        settings = {"by": by, "method": method, "seed": seed, **made}
         ablation, problems = files.ablate_files(
             model, wanted, out, settings=settings, metric=files.usual_metric(metric), shard_size=shard_size,
             batch_size=batch_size, overwrite=overwrite,

@@ -10,18 +10,21 @@ import torch
 from torch import Tensor
 
 from blip.errors import InputError
-from blip.inference.inputs import OneImage
+from blip.inference.inputs import OneImage, Study
 from blip.inference.predictor import Predictor
 from blip.inference.query_scoring import token_counts
 from blip.inference.scoring import check_texts
+from blip.interpret.causes.items import edit_of_items, of_items
 from blip.interpret.causes.metrics import Metric, OneText
 from blip.interpret.causes.prefix import shared_prefix
+from blip.interpret.explain import pictures_in
 from blip.interpret.hooks import Edit
 from blip.interpret.points import ATTENTION_POINTS, names_of, queries_of
 from blip.interpret.recording import Trace, TraceError
 from blip.interpret.trace import Patterns, matching, trace
 
-Pair = tuple[OneImage, OneText]  # an image with its text; for the metric answer (image, (question, answer))
+# an image, or a study of several, with its text; for the metric answer (image, (question, answer))
+Pair = tuple[OneImage, OneText]
 COMPONENTS = ("z", "mlp", "query_mlp")  # points at which an attention or a feed-forward network hands on its result
 
 
@@ -88,13 +91,18 @@ def ready(m: Predictor, pair: Pair) -> Pair:
     check_pair(m, pair)
     check_texts(m, texts_of(pair))
     pixels = m.pixels([pair[0]])
-    if not isinstance(pixels, Tensor):
-        raise InputError("an item of several pictures cannot be patched: give one picture")
-    return pixels[0], pair[1]
+    return pixels[0] if isinstance(pixels, Tensor) else Study(pixels.tensor[0]), pair[1]
 
 
 def check_same_lengths(m: Predictor, first: Pair, second: Pair) -> None:
-    """InputError where the texts of two pairs have different numbers of tokens: their positions do not correspond."""
+    """InputError where the texts of two ready pairs have different numbers of tokens, or their items of pictures: their
+    positions do not correspond."""
+    numbers = pictures_in(first[0]), pictures_in(second[0])
+    if numbers[0] != numbers[1]:
+        raise InputError(
+            f"one item has {numbers[0]} pictures and the other {numbers[1]}: their patches do not correspond; give "
+            "items of as many"
+        )
     for one, other in zip(texts_of(first), texts_of(second), strict=False):
         counts = token_counts(m, [one, other])
         if counts[0] != counts[1]:
@@ -121,12 +129,15 @@ def value_of(m: Predictor, metric: Metric, pair: Pair, *, rows: int = 1, own_ima
 def recorded(m: Predictor, metric: Metric, pair: Pair, *, points: Patterns) -> tuple[dict[str, Tensor], Trace]:
     """What passes through each point for one pair, (H, T, d) or (T, D), except for points that nothing passes through.
 
+    In the image encoder these are the tokens of all pictures of an item, one picture after the other.
+
     Raises:
         TraceError: nothing passes through any point that a pattern names.
     """
     with torch.no_grad(), trace(m, points) as t:
         value_of(m, metric, pair)
-    return {name: t[name][0] for name in reached_of(t, points)}, t
+    count = pictures_in(pair[0])
+    return {name: of_items(t, name, count)[0] for name in reached_of(t, points)}, t
 
 
 def reached_of(t: Trace, points: Patterns) -> list[str]:
@@ -171,7 +182,7 @@ def component_values(m: Predictor, metric: Metric, pair: Pair) -> dict[str, Tens
     names = [name for name in names_of(m.model) if name.rpartition(".")[2] in COMPONENTS]
     with torch.no_grad(), trace(m, names) as t:
         value_of(m, metric, pair)
-    return {name: t[name][0] for name in names if t.reached(name)}
+    return {name: of_items(t, name, pictures_in(pair[0]))[0] for name in names if t.reached(name)}
 
 
 def order_of_components(m: Predictor) -> dict[str, int]:
@@ -196,7 +207,7 @@ def run_patches(
         pair: of `ready`.
         patches: in the order of computation; all or none of them need images of their own.
         frozen: values that replace those of these components in every row whose patch is in an earlier component.
-        grads: keep gradients at the points of patches. Row i of the trace there is patch i.
+        grads: keep gradients at the points of patches. Row i of the trace there (see `of_items`) is patch i.
     """
     order = order_of_components(m)
     places = [order[component_of(patch.point)] for patch in patches]
@@ -204,19 +215,19 @@ def run_patches(
     rows_of: dict[str, list[int]] = {}
     for row, patch in enumerate(patches):
         rows_of.setdefault(patch.point, []).append(row)
-    frozen = frozen or {}
-    edits = {}
+    frozen, pictures, edits = frozen or {}, pictures_in(pair[0]), {}
     for point in {**rows_of, **frozen}:
         earlier = sum(place < order[component_of(point)] for place in places) if point in frozen else 0
         rows = rows_of.get(point, [])
         if earlier or rows:
-            edits[point] = _edit([patches[row] for row in rows], rows, held=frozen.get(point), earlier=earlier)
+            edit = _edit([patches[row] for row in rows], rows, held=frozen.get(point), earlier=earlier)
+            edits[point] = edit_of_items(point, edit, pictures)
     own_images = needs_own_image(m, patches[0].point)
     starts = [layer_of(patch.point) for patch in patches]
     with (
         torch.set_grad_enabled(grads),
         trace(m, list(rows_of) if grads else (), edits, grads=grads) as t,
-        shared_prefix(t.model, starts, own_images=own_images),
+        shared_prefix(t.model, starts, own_images=own_images, pictures=pictures),
     ):
         return value_of(m, metric, pair, rows=len(patches) + 1, own_images=own_images), t
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from blip.errors import InputError
 from blip.inference.inputs import batches_of
 from blip.inference.predictor import Predictor
+from blip.interpret.causes.items import of_items
 from blip.interpret.causes.labelled import Labelled
 from blip.interpret.causes.metrics import Metric, metric_of, unit_of
 from blip.interpret.causes.patching import (
@@ -23,6 +24,7 @@ from blip.interpret.causes.patching import (
 )
 from blip.interpret.causes.places import Place
 from blip.interpret.causes.sweep import ROWS_WITH_IMAGES, Source, effects_of, source_values
+from blip.interpret.explain import pictures_in
 from blip.interpret.trace import Patterns, trace
 
 
@@ -72,8 +74,7 @@ def path_patch(
     measure, base = metric_of(metric), ready(m, base)
     sent, _ = source_values(m, measure, base, source=source, points=senders)
     received, _ = recorded(m, measure, base, points=receivers)
-    starts, ends = _places(sent, by), _places(received, by)
-    frozen = component_values(m, measure, base)
+    starts, ends, frozen = _places(sent, by), _places(received, by), component_values(m, measure, base)
     effects = np.full((len(starts), len(ends)), np.nan)
     for own_images in (False, True):
         rows = [i for i, sender in enumerate(starts) if needs_own_image(m, sender.point) == own_images]
@@ -81,7 +82,8 @@ def path_patch(
             patches = [Patch(starts[i].point, sent[starts[i].point], starts[i].head) for i in batch]
             with trace(m, list(received)) as arriving:  # it reads values before they are frozen
                 run_patches(m, measure, base, patches=patches, frozen=frozen)
-            paths = _paths(m, patches, ends, arriving={point: arriving[point] for point in received})
+            values = {point: of_items(arriving, point, pictures_in(base[0])) for point in received}
+            paths = _paths(m, patches, ends, arriving=values)
             changes = effects_of(m, measure, base, patches=[patch for *_, patch in paths])
             effects[[batch[row] for row, *_ in paths], [column for _, column, _ in paths]] = changes
     coords = {"sender": list(map(_label, starts)), "receiver": list(map(_label, ends))}

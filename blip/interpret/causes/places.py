@@ -10,6 +10,7 @@ from blip.errors import InputError
 from blip.inference.predictor import Predictor
 from blip.interpret.causes.labelled import Labelled
 from blip.interpret.causes.patching import Pair
+from blip.interpret.explain import pictures_in
 from blip.interpret.points import ATTENTION_POINTS
 
 BY = ("layer", "head", "token", "patch")
@@ -32,13 +33,13 @@ class Places:
         shapes: by point, that of its values, (H, T, d) or (T, D).
         heads: whether each head is a place of its own.
         positions: the name of the positions that are places of their own, token or patch; empty where none are.
-        labels: of the positions.
+        labels: by point, those of its positions.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     heads: bool
     positions: str
-    labels: Sequence[str]
+    labels: Mapping[str, Sequence[str]]
 
     def __iter__(self) -> Iterator[Place]:
         for point, shape in self.shapes.items():
@@ -68,7 +69,8 @@ class Places:
         if self.heads:
             coords["head"] = [str(head) for head in range(max(shape[0] for shape in self.shapes.values()))]
         if self.positions:
-            coords[self.positions] = list(self.labels)
+            coords[self.positions] = list(max(self.labels.values(), key=len))
+        columns = {label: number for number, label in enumerate(coords.get(self.positions, ()))}
         array = np.full([len(labels) for labels in coords.values()], np.nan)
         for place, value in zip(self, values, strict=True):
             layer, part = _layer_and_part(place.point)
@@ -77,7 +79,10 @@ class Places:
                 if "point" in coords
                 else [coords["layer"].index(layer), coords["part"].index(part)]
             )
-            array[(*start, *(i for i in (place.head, place.token) if i is not None))] = value
+            start += [] if place.head is None else [place.head]
+            if place.token is not None:
+                start.append(columns[self.labels[place.point][place.token]])
+            array[tuple(start)] = value
         return Labelled(array, tuple(coords), coords, name, unit, notes or {})
 
 
@@ -96,7 +101,7 @@ def places_of(
     if "head" in parts and (without := [point for point in shapes if point.rpartition(".")[2] not in ATTENTION_POINTS]):
         raise InputError(f"{without[0]} has no heads; q, k, v, z and pattern have")
     positions = "".join(parts & {"token", "patch"})
-    labels: list[str] = []
+    labels: dict[str, list[str]] = {}
     if positions:
         labels = _labels(m, pair, shapes, positions=positions, grid=grid)
     return Places(shapes, "head" in parts, positions, labels)
@@ -104,29 +109,36 @@ def places_of(
 
 def _labels(
     m: Predictor, pair: Pair, shapes: Mapping[str, tuple[int, ...]], *, positions: str, grid: tuple[int, int] | None
-) -> list[str]:
-    """The labels of the positions; of points that have fewer, they are the first ones."""
-    found: list[str] = []
+) -> dict[str, list[str]]:
+    """By point the labels of its positions; of points that have fewer, they are among those of the others."""
+    found: dict[str, list[str]] = {}
+    pictures, most = pictures_in(pair[0]), list[str]()
     for point, shape in shapes.items():
-        of_image = _is_of_image(point, shape[-2], grid)
+        of_image = _is_of_image(point, shape[-2], grid, pictures=pictures)
         if of_image != (positions == "patch"):
             has, lacks = ("patches", "token") if of_image else ("tokens", "patch")
             raise InputError(f"{point} has {has}, so by cannot be {lacks} there: name points of one kind")
-        labels = _patch_labels(grid) if of_image and grid else _token_labels(m, pair, point, count=shape[-2])
-        labels = labels[: shape[-2]]
-        if labels[: len(found)] != found[: len(labels)]:
+        if of_image and grid:
+            found[point] = _patch_labels(grid, pictures, shape[-2])
+        else:
+            found[point] = _token_labels(m, pair, point, count=shape[-2])[: shape[-2]]
+        fewer, most = sorted((most, found[point]), key=len)
+        if not set(fewer) <= set(most):
             raise InputError(f"{point} has other tokens than the points before it: name points of one stack")
-        found = max(found, labels, key=len)
     return found
 
 
-def _is_of_image(point: str, count: int, grid: tuple[int, int] | None) -> bool:
+def _is_of_image(point: str, count: int, grid: tuple[int, int] | None, *, pictures: int) -> bool:
     keys = ".cross." in point and point.rpartition(".")[2] in ("k", "v")
-    return point.startswith("image.") or (keys and grid is not None and count == 1 + grid[0] * grid[1])
+    return point.startswith("image.") or (keys and grid is not None and count == pictures * (1 + grid[0] * grid[1]))
 
 
-def _patch_labels(grid: tuple[int, int]) -> list[str]:
-    return ["cls", *(f"{row},{column}" for row in range(grid[0]) for column in range(grid[1]))]
+def _patch_labels(grid: tuple[int, int], pictures: int, count: int) -> list[str]:
+    """`cls`, `0,0`, `0,1`, ... of one picture, `picture 2 0,1` of several: `count` in all, as many of each picture."""
+    of_one = ["cls", *(f"{row},{column}" for row in range(grid[0]) for column in range(grid[1]))][: count // pictures]
+    if pictures == 1:
+        return of_one
+    return [f"picture {number + 1} {label}" for number in range(pictures) for label in of_one]
 
 
 def _token_labels(m: Predictor, pair: Pair, point: str, *, count: int) -> list[str]:

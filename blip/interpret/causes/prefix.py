@@ -11,6 +11,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,13 +26,14 @@ from blip.network.vit import Block
 
 
 @contextmanager
-def shared_prefix(network: nn.Module, starts: Sequence[str], *, own_images: bool) -> Iterator[None]:
+def shared_prefix(network: nn.Module, starts: Sequence[str], *, own_images: bool, pictures: int = 1) -> Iterator[None]:
     """Inside the block a pass of R rows computes each from its layer on. To be entered inside of `blip.trace`.
 
     Args:
         network: the model.
         starts: the layer of each of P rows (`text.3`), in the order of computation; R = P + 1.
         own_images: each row comes with an image of its own, the same one; else there is one image for all.
+        pictures: of each image, which is an item of several; a row of the image encoder has as many.
 
     Raises:
         InputError: in the block, where not all rows pass at once.
@@ -44,7 +46,7 @@ def shared_prefix(network: nn.Module, starts: Sequence[str], *, own_images: bool
         if isinstance(layer, Block) and not own_images:
             continue
         count = bisect_right(numbers, number) + 1
-        enter = _enter_block if isinstance(layer, Block) else _enter_layer
+        enter = partial(_enter_block, pictures=pictures) if isinstance(layer, Block) else _enter_layer
         handles.append(
             layer.register_forward_pre_hook(_with_counts(enter, count, total), prepend=True, with_kwargs=True)
         )
@@ -65,9 +67,9 @@ def _with_counts(enter: Any, count: int, total: int) -> Any:
     return hook
 
 
-def _enter_block(args: tuple, count: int, total: int) -> tuple:
+def _enter_block(args: tuple, count: int, total: int, *, pictures: int) -> tuple:
     x, *more = args
-    return (fitted(x, count, 1), *more)
+    return (fitted(x, count, pictures), *more)
 
 
 def _enter_layer(args: tuple, count: int, total: int) -> tuple:
