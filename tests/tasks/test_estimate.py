@@ -140,7 +140,7 @@ def test_the_largest_batch_fits_and_the_next_one_does_not(monkeypatch: pytest.Mo
 def test_first_stage_of_blip2() -> None:
     """Counted operations are those of the formula, by the sizes; the frozen tower is computed forwards alone.
 
-    The backward pass of fused attention computes the scores once more, one product in five, which the formula leaves out.
+    The backward pass of fused attention computes the scores once more, one product in five: not part of the formula.
     """
     options = Blip2Config(vit="base", batch_size=64, precision="bf16", tokenizer="train", max_text_tokens=32)
     counted = plan(partial(blip2_rehearsal.trained_on_meta, Stage1), options, "a100-80").counted
