@@ -25,6 +25,7 @@ from blip.data.statements import (
     read_statements,
 )
 from blip.data.transforms import eval_transform, train_transform
+from blip.errors import BlipError
 from blip.tokenizer import Tokenizer
 
 
@@ -140,10 +141,10 @@ def test_left_stays_left(nine: Statements, tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("images, message", [
     (["a.png", "b.png", "c.png"], "has 3 images; a statement is about two, left and right, one picture each"),
-    (["a.png"], "has 1 images; a statement is about two"),
+    (["a.png"], "has 1 image; a statement is about two"),
     ([["a.png", "b.png"], ["c.png"]], "has images of another form; a statement is about two"),
     ("a.png|b.png", "has images of another form"),
-    (["a.png", "clip.mp4"], r"clip.mp4 is a video or a volume, .* a slice is named by #slice=N, a frame has to be saved"),
+    (["a.png", "clip.mp4"], r"clip.mp4 is a video or a volume, .* a slice is named by #slice=N, a frame has to be"),
     (["ct/#slices=4", "b.png"], "ct/#slices=4 is a video or a volume, and a statement is about two pictures"),
     (["b.png", "ct/"], "ct is a video or a volume"),
 ])  # fmt: skip
