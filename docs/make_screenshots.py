@@ -2,7 +2,7 @@
 
 python docs/make_screenshots.py --answerer runs/vqa_phantoms/best --run runs/caption_phantoms
 
-It needs `playwright` and a Chromium, and runs on phantoms by configs/vqa_phantoms.yaml and
+It needs `playwright`, PyAV and a Chromium, and runs on phantoms by configs/vqa_phantoms.yaml and
 configs/caption_phantoms.yaml. Each function of PAGES takes those of one command; to add a command, add its function.
 """
 
@@ -16,14 +16,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import av
+import numpy as np
 import typer
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
+from blip.data.phantom_studies import draw_video
+
 ASSETS = Path(__file__).resolve().parent / "assets"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage"]
-NAMES = ("serve_ask.png", "serve_maps.png", "report.png", "show.png")
+NAMES = ("serve_ask.png", "serve_maps.png", "serve_video.png", "report.png", "show.png")
 SIZE = {"width": 1200, "height": 800}
 
 
@@ -47,21 +51,28 @@ def main(
 
 
 def serve(page: Page, out: Path, *, answerer: str, image: Path, question: str, **_: Any) -> None:
-    """`blip serve`: the answers to a question, and the map of its last word."""
-    with served(answerer) as address:
+    """`blip serve`: the answers to a question, the map of its last word, and the frames of a video."""
+    with served(answerer) as address, tempfile.TemporaryDirectory() as folder:
         page.goto(address)
         page.set_input_files("#open input[type=file]", image)
         page.locator("#open-preview img").wait_for()
         page.get_by_label("Question about the image").fill(question)
         page.get_by_role("button", name="Ask", exact=True).click()
         page.locator(".blip-result:visible").wait_for()
-        page.screenshot(path=out / "serve_ask.png", animations="disabled")
+        page.screenshot(path=out / "serve_ask.png", full_page=True, animations="disabled")
         page.get_by_role("tab", name="Maps").click()
         page.get_by_role("button", name="Draw the maps").click()
         words = page.locator(".blip-words:visible")
         words.wait_for()
         words.locator("label").nth(-2).click()  # the last one is the question mark
         page.screenshot(path=out / "serve_maps.png", full_page=True, animations="disabled")
+        page.set_input_files("#open input[type=file]", a_video(Path(folder)))
+        page.locator("#open-preview img").nth(7).wait_for()
+        page.get_by_role("tab", name="Ask").click()
+        page.get_by_role("button", name="Scans").click()
+        page.get_by_role("button", name="Ask", exact=True).click()
+        page.locator(".blip-result:visible").wait_for()
+        page.screenshot(path=out / "serve_video.png", full_page=True, animations="disabled")
 
 
 def report(page: Page, out: Path, *, run: Path, **_: Any) -> None:
@@ -79,6 +90,19 @@ def show(page: Page, out: Path, *, run: Path, **_: Any) -> None:
 
 
 PAGES: tuple[Callable[..., None], ...] = (serve, report, show)
+
+
+def a_video(folder: Path) -> Path:
+    """A video of phantoms in which a lesion changes."""
+    _, pictures = draw_video(np.random.default_rng(1), 96, 40)
+    path = folder / "phantom.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height = pictures[0].size
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_image(picture.convert("RGB"))))
+        container.mux(stream.encode())
+    return path
 
 
 def made(verb: str, run: Path, name: str, *options: str) -> str:

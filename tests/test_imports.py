@@ -33,7 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"network.pictures"},
     "data.sets": {"data.formats", "data.records", "data.columns", "data.hub", "data.image_bytes", "errors", "hub"}
     | {"files"},
-    "data.scans": {"data.image_bytes", "data.image_files", "data.decoding_cost", "data.grey_levels", "files", "errors"},
+    "data.scans": {"data.image_bytes", "data.image_files", "data.decoding_cost", "data.grey_levels", "files", "errors"}
+    | {"data.reference_options"},
     "evaluation": {"models", "network", "hardware", "distributed", "tokenizer", "errors", "files", "console"},
     "train": {"config", "options", "files", "outputs", "hashing", "distributed", "errors", "command_line", "console"}
     | {"checkpoints.format", "hardware"},
@@ -55,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interpret.causes.cli": ANYTHING,
     "interpret.cli": ANYTHING,
     "serve": {"inference", "interpret", "models", "distributed", "html_page", "errors", "files"}
-    | {"data.images", "data.image_bytes", "data.pictures", "data.scans"},
+    | {"data.images", "data.image_bytes", "data.pictures", "data.scans", "data.video", "data.frame_choice"},
     "serve.cli": ANYTHING,
     "capfilt": {"inference", "models", "data", "checkpoints", "config", "hardware"}
     | {"distributed", "errors", "files", "outputs", "hashing", "html_page", "tokenizer"},

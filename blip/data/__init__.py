@@ -21,7 +21,8 @@ images image_formats image_bytes image_files decoding_cost grey_levels   opening
 scans                  DICOM and NIfTI files, series and volumes
 transforms crops training_images randaugment augment   images to tensors; crops that are read alone; both ways from a
                        file to pixels; RandAugment on an image, and on batches, with normalisation
-video            frames of videos, as pictures of one item
+video frame_choice     frames of videos, as pictures of one item; which frames are meant
+reference_options      the options behind # of references: frames=8, axis=coronal&slice=40
 skipped                notes about unreadable images
 eval_records     what the evaluation sets of all tasks share
 order batches loader gallery   which record comes when; samples to a batch; batches read ahead; images by number

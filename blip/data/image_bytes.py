@@ -107,6 +107,9 @@ def image_stream(path: str | Path, limits: ImageLimits = LIMITS) -> Iterator[Bin
 def _no_file(path: str) -> str:
     if "\\" in path and os.path.isfile(path.replace("\\", "/")):
         return "no such file, but there is one with / in place of \\: write paths with / in the annotation file"
+    file, _, part = path.rpartition("#")
+    if file and os.path.isfile(file):
+        return f"no such file; {os.path.basename(file)} is there, and such a file has no part #{part[:40]}"
     return "no such file"
 
 

@@ -25,11 +25,12 @@ from PIL import Image
 from torch import Tensor
 
 from blip.data.batches import Pixels
+from blip.data.frame_choice import is_video
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
 from blip.data.images import Source, open_image
 from blip.data.scans.volumes import is_volume, open_slices
 from blip.data.training_images import TrainingImages, Transform
-from blip.data.video import is_video, open_frames
+from blip.data.video import open_frames
 
 
 @dataclass(frozen=True)

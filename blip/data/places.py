@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from blip.data.formats import AnnotationError, iter_records, several_paths
+from blip.data.frame_choice import is_video
 from blip.data.hub import pinned
 from blip.data.image_bytes import is_reference
 from blip.data.images import ENDINGS, find_images
@@ -23,7 +24,6 @@ from blip.data.sets.questions import ASKED, QUESTION_SETS, Question
 from blip.data.sets.statements import STATEMENT_SETS, Statement
 from blip.data.sets.studies import StudyOptions
 from blip.data.sources import Entry, Opened, Source, records_of, source_of, taken
-from blip.data.video import is_video
 from blip.errors import InputError, did_you_mean
 from blip.hub.names import is_hub_name
 from blip.outputs import OutputError

@@ -6,9 +6,11 @@ before each choice where the format can be entered there. No more than the chose
 Needs PyAV, the extra `video`.
 """
 
+import io
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,15 +22,11 @@ import numpy as np
 from PIL import Image
 
 from blip.data.decoding_cost import check_size
+from blip.data.frame_choice import Choose, choice, parts
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
 from blip.errors import InputError
 from blip.files import ReadError, open_regular
 
-ENDINGS = frozenset(
-    (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".3gp", ".ogv")
-)
-REFERENCE = re.compile(r"(?P<file>.+)#(?P<how>[^#/=]*)=?(?P<number>[^#/]*)", re.DOTALL)
-MOST_FRAMES = 1024  # that are chosen of one video
 MOST_PACKETS = 1 << 20  # of one video: 10 hours at 30 frames a second
 WHOLE = 0.9  # a video with a smaller share of the frames that its header counts was cut short
 # FFmpeg's names of the formats that are read, whatever a file's name says: play lists, for one, name further addresses
@@ -36,13 +34,6 @@ FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,f
 ENTERED = ("mov", "matroska")  # formats whose index finds a key frame exactly
 UPRIGHT = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 NEEDS_AV = "reading videos needs PyAV: pip install -e '.[video]'"
-
-Choose = Callable[[np.ndarray], list[int]]  # seconds at which each frame is shown -> the frames that are taken
-
-
-def is_video(path: str | Path) -> bool:
-    """Whether a path or reference names a video: by the ending of its file."""
-    return Path(_parts(str(path))[0]).suffix.lower() in ENDINGS
 
 
 def open_frames(reference: str | Path, limits: ImageLimits = LIMITS) -> list[Image.Image]:
@@ -59,13 +50,54 @@ def open_frames(reference: str | Path, limits: ImageLimits = LIMITS) -> list[Ima
         InputError: PyAV is not installed.
     """
     name, library = str(reference), _pyav()
-    path, how, number = _parts(name)
-    try:
-        choose = _choice(how, number, limits.frames)
+    path, options = parts(name)
+    with _errors(name):
+        choose = choice(options, limits.frames)
         with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise InputError("the file is empty")
             return _Video(library, file, limits).pictures(choose)
+
+
+def open_video(
+    name: str,
+    data: bytes,
+    options: str = "",
+    *,
+    limits: ImageLimits = LIMITS,
+    fewer: Callable[[int], list[int]],
+    seconds: float = math.inf,
+) -> list[Image.Image]:
+    """The chosen frames of a video in memory.
+
+    Args:
+        name: for errors.
+        options: what stands behind # in references, such as frames=16; "" for the `frames` of `limits`.
+        fewer: which of so many chosen frames are decoded.
+        seconds: for decoding, before it is given up.
+
+    Raises:
+        UnreadableImage, InputError: as in `open_frames`; or it took too long.
+    """
+    library = _pyav()
+    with _errors(name):
+        choose = choice(options or None, limits.frames)
+        if not data:
+            raise InputError("the file is empty")
+        opened = _Video(library, io.BytesIO(data), limits, time.monotonic() + seconds)
+
+        def some(shown: np.ndarray) -> list[int]:
+            chosen = choose(shown)
+            return [chosen[place] for place in fewer(len(chosen))]
+
+        return opened.pictures(some)
+
+
+@contextmanager
+def _errors(name: str) -> Iterator[None]:
+    """Errors of the block as those of a reference."""
+    try:
+        yield
     except ReadError as error:
         missing = isinstance(error.__cause__, FileNotFoundError)
         raise UnreadableImage(name, "no such file" if missing else error.problem) from None
@@ -76,47 +108,6 @@ def open_frames(reference: str | Path, limits: ImageLimits = LIMITS) -> list[Ima
     except Exception as error:  # on broken files FFmpeg's errors are of many kinds
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UnreadableImage(name, f"not a video that can be decoded, or a broken one ({reason})") from error
-
-
-def evenly(count: int, wanted: int) -> list[int]:
-    """Which of `count` frames are taken where `wanted` are: the first of each of `wanted` equal parts.
-
-    As published where `wanted` divides `count`; elsewhere the published step is rounded down, which leaves the end of
-    a video out. All frames, each once, where there are no more than `wanted`.
-    """
-    wanted = min(wanted, count)
-    return [i * count // wanted for i in range(wanted)]
-
-
-def at_rate(seconds: np.ndarray, rate: float) -> list[int]:
-    """Which frames are shown at 0, 1 / rate, 2 / rate ... seconds after the first, each once."""
-    ticks = (seconds - seconds[0]) * rate
-    first = np.ceil(ticks - 1e-6)  # the number of the first tick at which a frame can be shown
-    before = np.append(first[1:], math.floor(ticks[-1] + 1e-6) + 1)  # that of the next frame
-    taken = np.flatnonzero(first < before).tolist()
-    if len(taken) > MOST_FRAMES:
-        raise InputError(f"it has {len(taken):,} frames at a rate of {rate:g}; at most {MOST_FRAMES:,} are taken")
-    return taken
-
-
-def _parts(reference: str) -> tuple[str, str, str]:
-    """(file, how frames are chosen, number); the last two are empty where the reference is a path alone."""
-    matched = REFERENCE.fullmatch(reference)
-    if not matched or Path(matched["file"]).suffix.lower() not in ENDINGS or os.path.lexists(reference):
-        return reference, "", ""
-    return matched["file"], matched["how"] or "#", matched["number"]
-
-
-def _choice(how: str, number: str, frames: int) -> Choose:
-    """What the part behind # asks for; InputError."""
-    try:
-        if how in ("", "frames") and 1 <= (wanted := int(number) if how else frames) <= MOST_FRAMES:
-            return lambda seconds: evenly(len(seconds), wanted)
-        if how == "rate" and 0 < (rate := float(number)) <= 1000:
-            return lambda seconds: at_rate(seconds, rate)
-    except ValueError:
-        pass
-    raise InputError(f"behind # stands frames=N, N from 1 to {MOST_FRAMES}, or rate=R, R frames a second up to 1000")
 
 
 def _pyav() -> ModuleType:
@@ -144,6 +135,7 @@ class _Video:
     library: ModuleType
     file: BinaryIO
     limits: ImageLimits
+    end: float = math.inf  # of `time.monotonic`, when decoding is given up
 
     def pictures(self, choose: Choose) -> list[Image.Image]:
         timeline = self._timeline()
@@ -208,7 +200,7 @@ class _Video:
                 if len(before) and (position is None or before[-1] > position):
                     container.seek(int(before[-1]), stream=stream, backward=True)
                     frames = container.decode(stream)
-                for frame in frames:
+                for frame in self._in_time(frames):
                     position = frame.pts
                     if position is None or position >= wanted:
                         break
@@ -222,13 +214,19 @@ class _Video:
         found: list[Image.Image] = []
         decoded = 0
         with self._stream() as (container, stream):
-            for frame in container.decode(stream):
+            for frame in self._in_time(container.decode(stream)):
                 if decoded == chosen[len(found)]:
                     found.append(self._picture(frame))
                 decoded += 1
                 if len(found) == len(chosen):
                     break
         return found, decoded
+
+    def _in_time(self, frames: Iterator[Any]) -> Iterator[Any]:
+        for frame in frames:
+            if time.monotonic() > self.end:
+                raise InputError("it takes too long to decode: cut it, or save it as MP4, of which parts can be read")
+            yield frame
 
     def _picture(self, frame: Any) -> Image.Image:
         check_size((frame.width, frame.height), self.limits.max_pixels)  # it may change in the middle of a video

@@ -103,7 +103,7 @@ def _over(bases: Sequence[Image.Image], values: Tensor) -> Image.Image:
     return sheet
 
 
-def batch(m: Predictor, images: Sequence[Image.Image], action: str, texts: Sequence[str]) -> list[list[dict]]:
+def batch(m: Predictor, images: Sequence[OneImage], action: str, texts: Sequence[str]) -> list[list[dict]]:
     """For each image its rows of a table: columns by name.
 
     Args:

@@ -15,7 +15,7 @@ Checkpoints = Annotated[
         help="checkpoints of any format, one or several; NAME=CHECKPOINT names one for the page",
     ),
 ]
-Images = Annotated[str, typer.Option(help="folder of images that everyone can choose on the page")]
+Images = Annotated[str, typer.Option(help="folder of images and videos that everyone can choose on the page")]
 Host = Annotated[str, typer.Option(help="address to listen on; another one than this computer's needs --auth")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")]
 Auth = Annotated[
@@ -27,7 +27,7 @@ NumThreads = Annotated[
 MaxImageMb = Annotated[int, typer.Option("--max_image_mb", min=1, help="MiB of an image's file")]
 MaxMegapixels = Annotated[int, typer.Option("--max_megapixels", min=1, max=80, help="million pixels of an image")]
 MaxFiles = Annotated[int, typer.Option("--max_files", min=1, help="images of a batch, or files of one item")]
-MaxUploadMb = Annotated[int, typer.Option("--max_upload_mb", min=1, help="MiB of the files of a batch together")]
+MaxUploadMb = Annotated[int, typer.Option("--max_upload_mb", min=1, help="MiB of the files of a batch, and of a video")]
 MaxSeconds = Annotated[
     float, typer.Option("--max_seconds", min=1, help="for a request or a batch, before it is given up")
 ]
@@ -84,18 +84,17 @@ def serve(
 
 
 def examples_of(folder: str, most: int = 200) -> dict[str, Path]:
-    """The first `most` images below a folder, by their paths inside it; none without a folder.
+    """The first `most` images and videos below a folder, by their paths inside it; none without a folder.
 
     A folder that holds the DICOM files of one series is one of them, in place of its slices.
     """
-    from blip.data.images import find_images
     from blip.data.scans.references import has_dicom_name
     from blip.errors import visible
 
     if not folder:
         return {}
     top = Path(folder)
-    paths = [path for path in find_images([top]) if path.resolve().is_relative_to(top.resolve())]
+    paths = [path for path in _files_of(top) if path.resolve().is_relative_to(top.resolve())]
     if not top.is_dir():
         return {top.name: top}
     series = {folder for folder in {path.parent for path in paths} if _is_series(folder)}
@@ -105,6 +104,20 @@ def examples_of(folder: str, most: int = 200) -> dict[str, Path]:
     return {
         visible(f"{name}/ (volume)" if path in series else name): path for path, name in zip(chosen, names, strict=True)
     }
+
+
+def _files_of(top: Path) -> list[Path]:
+    """The images and videos below a folder, in the order of their names; NoImages where there are none."""
+    from blip.data.frame_choice import is_video_name
+    from blip.data.images import NoImages, find_images
+
+    videos = [path for path in top.rglob("*") if is_video_name(path.name) and path.is_file()]
+    try:
+        return sorted({*find_images([top]), *videos})
+    except NoImages:
+        if not videos:
+            raise
+        return sorted(videos)
 
 
 def _is_series(folder: Path) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, ParamSpec
 
 from PIL import Image
 
+from blip.data.frame_choice import is_video_name
 from blip.errors import BlipError, InputError, printable
 from blip.inference.inputs import OneImage, Study
 from blip.interpret.objectives import OBJECTIVES
@@ -25,7 +26,7 @@ from blip.serve.served import ServedModel
 from blip.serve.uploads import Uploads, picture_of, shown_name
 
 P = ParamSpec("P")
-AT_ONCE = 8  # images of a batch between which other requests have their turn
+AT_ONCE = 8  # images of a batch between which other requests have their turn; of videos it is one
 DEFECT = "the server made a mistake; whoever runs it finds what happened in its terminal"
 
 
@@ -98,8 +99,12 @@ class Handlers:
             raise InputError(f"there are {len(files)} files; at most {self.limits.max_files} are read at once")
 
     def _image(self, served: ServedModel, page: str) -> OneImage:
-        """The image of a page as a model takes it, or its item of several pictures: scans as in its training."""
-        pictures = self.uploads.of(page).open(self.limits, served.model.limits)
+        """The image of a page as a model takes it, or its item of several pictures."""
+        return self._taken(served, self.uploads.of(page))
+
+    def _taken(self, served: ServedModel, item: Item) -> OneImage:
+        """An item as a model takes it: scans, and how many pictures there may be, as in its training."""
+        pictures = item.open(self.limits, served.model.limits)
         return pictures[0] if len(pictures) == 1 else Study(pictures)
 
     def _single(self, served: ServedModel, page: str, slot: str = "") -> Image.Image:
@@ -108,7 +113,7 @@ class Handlers:
         pictures = item.open(self.limits, served.model.limits)
         if len(pictures) > 1:
             raise InputError(f"{item.name} has {len(pictures)} pictures, and a statement is about two images, left and "
-                             "right: choose one picture of it, such as slice=3")  # fmt: skip
+                             "right: choose one picture of it, such as slice=3, or frames=1 of a video")  # fmt: skip
         return pictures[0]
 
     # ---- what models can do
@@ -176,8 +181,10 @@ class Handlers:
         end = time.monotonic() + self.limits.max_seconds
         rows: list[dict[str, Any]] = []
         problems: list[str] = []
-        for start in range(0, len(files), AT_ONCE):
-            part = files[start : start + AT_ONCE]
+        several = any(is_video_name(str(file.get("orig_name"))) for file in files)
+        step = 1 if several else AT_ONCE
+        for start in range(0, len(files), step):
+            part = files[start : start + step]
             left = end - time.monotonic()
             if left <= 0:
                 problems += [f"{shown_name(str(file.get('orig_name')))}: there was no time left" for file in part]
@@ -191,13 +198,14 @@ class Handlers:
 
     def _readable(
         self, served: ServedModel, files: list[dict[str, Any]], problems: list[str]
-    ) -> tuple[list[str], list[Image.Image]]:
+    ) -> tuple[list[str], list[OneImage]]:
         """Names and images of the files that can be read; messages about the others go to `problems`."""
-        names, images = [], []
+        names: list[str] = []
+        images: list[OneImage] = []
         for file in files:
             try:
                 picture = self.uploads.read(file)
-                images.append(picture.open(self.limits, served.model.limits))
+                images.append(self._taken(served, Item((picture,))))
                 names.append(picture.name)
             except InputError as error:
                 problems.append(str(error))

@@ -1,15 +1,19 @@
 """What a page is about: one image, or an item of several pictures, from uploaded files or from the operator's folder.
 
 Several DICOM files of one series are a volume, whose slices are ordered by position; other files are the pictures of an
-item in their own order. Which part of a scan is read is said as in references: `slices=16`, `axis=coronal&slice=40`.
+item in their own order, a video all of its chosen frames. Which part of a scan is read is said as in references:
+`slices=16`, `axis=coronal&slice=40`; of a video likewise: `frames=16`, `rate=1`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
+from blip.data.frame_choice import OPTIONS as OF_VIDEOS
+from blip.data.frame_choice import check_options, is_video_name
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
 from blip.data.images import open_image
 from blip.data.pictures import evenly, open_pictures
@@ -18,6 +22,7 @@ from blip.data.scans.references import parts_of
 from blip.data.scans.series import series_in_memory
 from blip.data.scans.volumes import open_scans
 from blip.data.scans.windows import NAMED, check_view
+from blip.data.video import open_video
 from blip.errors import InputError
 from blip.serve.limits import Limits
 
@@ -28,7 +33,7 @@ LONGEST_PARTS = 200  # characters
 
 @dataclass(frozen=True)
 class Picture:
-    """The file of an image: its name, without a folder, and its bytes."""
+    """The file of an image or a video: its name, without a folder, and its bytes."""
 
     name: str
     data: bytes
@@ -44,6 +49,21 @@ class Picture:
         except UnreadableImage as error:
             raise InputError(f"{self.name} cannot be read: {error.reason}") from None
 
+    def frames(self, options: str, limits: Limits, shown: ImageLimits = LIMITS) -> list[Image.Image]:
+        """The frames of a video that are chosen, as many as `shown` says where `options` do not. InputError."""
+        fewer, end = partial(evenly, most=shown.max_pictures), limits.max_seconds
+        try:
+            return open_video(self.name, self.data, options, limits=shown, fewer=fewer, seconds=end)
+        except UnreadableImage as error:
+            reason = error.reason
+        except InputError as error:  # what is to be installed
+            reason = f"on the computer that serves this page, {error}"
+        raise InputError(f"{self.name} cannot be read: {reason}")
+
+    @property
+    def is_video(self) -> bool:
+        return is_video_name(self.name)
+
     @property
     def is_dicom(self) -> bool:
         return self.data[128:132] == b"DICM"
@@ -55,12 +75,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Item:
-    """The files of an item, or the folder of a series; and how scans among them are shown.
+    """The files of an item, or the folder of a series; and how scans and videos among them are shown.
 
     Args:
         files: one or more; none where there is a `folder`.
         window: one of WINDOWS, or LEVEL/WIDTH.
-        parts: of a scan, as behind # in references; "" for its one picture or, of a series, for some slices.
+        parts: of a scan or a video, as behind # in references; "" for the one picture of a scan or, of a series, for
+            some slices; for some frames of a video.
         folder: a series in the operator's folder, and the name that the page shows.
     """
 
@@ -75,7 +96,12 @@ class Item:
             check_view(self.window, ())
         if len(self.parts) > LONGEST_PARTS:
             raise InputError(f"parts of a scan are named by at most {LONGEST_PARTS} characters, such as slices=16")
-        parts_of(self.parts)
+        has_scans = self.folder is not None or any(file.is_scan for file in self.files)
+        key = self.parts.partition("=")[0]  # other images have no parts: those of a scan or a video may stand there
+        if any(file.is_video for file in self.files) or (key in OF_VIDEOS and not has_scans):
+            check_options(self.parts)
+        else:
+            parts_of(self.parts)
 
     @property
     def name(self) -> str:
@@ -108,7 +134,10 @@ class Item:
             return open_pictures([f"{self.folder[0]}/#{self.parts}" if self.parts else f"{self.folder[0]}/"], shown)
         if self.is_volume or (self.parts and len(self.files) == 1 and self.files[0].is_scan):
             return open_scans(self.name, [file.data for file in self.files], parts_of(self.parts), shown)
-        return [file.open(limits, shown) for file in self.files]
+        pictures = []
+        for file in self.files:
+            pictures += file.frames(self.parts, limits, shown) if file.is_video else [file.open(limits, shown)]
+        return pictures
 
     @property
     def is_volume(self) -> bool:
@@ -127,6 +156,9 @@ class Item:
         sides = f"{pictures[0].width} x {pictures[0].height} pixels"
         if len(pictures) == 1:
             return sides
-        of_scan = self.is_volume or len(self.files) == 1
-        order = "slices or frames of one scan, in their order" if of_scan else "pictures of one item, in this order"
+        order = "pictures of one item, in this order"
+        if len(self.files) == 1 and self.files[0].is_video:
+            order = "frames of one video, in their order"
+        elif self.is_volume or len(self.files) == 1:
+            order = "slices or frames of one scan, in their order"
         return f"{len(pictures)} {order}; the first has {sides}"

@@ -1,7 +1,8 @@
 """What a request may cost, and how long a page may wait."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from blip.data.frame_choice import is_video_name
 from blip.data.image_bytes import ImageLimits
 
 
@@ -13,7 +14,7 @@ class Limits:
         max_image_mb: of an image's file.
         max_megapixels: million pixels of an image.
         max_files: images of a batch, and files of an item of several pictures.
-        max_upload_mb: of the files of one upload together, such as those of a batch.
+        max_upload_mb: of the files of one upload together, such as those of a batch; and of a video's file.
         max_characters: of a question, caption or statement.
         max_texts: texts that are matched with an image at once, and questions about each image of a batch.
         max_beams: of a search for captions.
@@ -41,3 +42,7 @@ class Limits:
     def image(self) -> ImageLimits:
         """The limits of an image's file and of its pixels."""
         return ImageLimits(self.max_image_mb << 20, self.max_megapixels * 1_000_000)
+
+    def of_file(self, name: str) -> ImageLimits:
+        """The limits of the file of an image or a video, which its name tells."""
+        return replace(self.image, max_bytes=self.max_upload_mb << 20) if is_video_name(name) else self.image

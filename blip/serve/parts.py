@@ -79,13 +79,14 @@ def cleared(events: Sequence[Callable[..., Any]], places: Sequence[gr.HTML]) -> 
 
 
 def scan_fields() -> tuple[gr.Dropdown, gr.Textbox, gr.Button]:
-    """How scans are shown and which parts of them are read; other images are not changed by them."""
-    with gr.Accordion("Scans (DICOM, NIfTI): window, slices", open=False):
+    """How scans are shown, and which parts of scans and videos are read; other images are not changed by them."""
+    with gr.Accordion("Scans and videos: window, slices, frames", open=False):
         window = gr.Dropdown(list(WINDOWS), value=AS_TRAINED, label="Window", allow_custom_value=True, elem_id="window",
                              info="A name, or LEVEL/WIDTH such as 40/400.")  # fmt: skip
-        parts = gr.Textbox(label="Part of the scan", placeholder="slices=16", lines=1, max_lines=1, elem_id="parts",
-                           max_length=LONGEST_PARTS, info="slices=16 of a volume, slice=12, frame=3, or of NIfTI "
-                           "axis=coronal&slice=40, from 0; empty: one picture, of a series 16.")  # fmt: skip
+        parts = gr.Textbox(label="Part of the scan or video", placeholder="slices=16", lines=1, max_lines=1,
+                           elem_id="parts", max_length=LONGEST_PARTS, info="slices=16 of a volume, slice=12, frame=3, "
+                           "or of NIfTI axis=coronal&slice=40, from 0; of a video frames=16, or rate=2 a second. "
+                           "Empty: one picture, of a series 16, of a video 8.")  # fmt: skip
         button = gr.Button("Show", elem_id="show-scan")
     return window, parts, button
 
@@ -98,9 +99,14 @@ def item_files(handlers: Handlers) -> list[Callable[..., Any]]:
     Returns:
         The events that choose another image.
     """
-    field = gr.File(label="Choose an image, or drop it here", file_count="multiple",
+    field = gr.File(label="Choose an image or a video, or drop it here", file_count="multiple",
                     height=180, elem_id="open", elem_classes=FILE)  # fmt: skip
-    gr.HTML(results.hint("Several files at once are one item: views of a study, or the slices of a DICOM series."))
+    gr.HTML(
+        results.hint(
+            "Several files at once are one item: views of a study, or the slices of a DICOM series. "
+            "A video is an item of frames, spread evenly."
+        )
+    )
     examples = handlers.examples
     example = gr.Dropdown(list(examples), value=None, label="Or take one of these", visible=bool(examples),
                           elem_id="open-example")  # fmt: skip

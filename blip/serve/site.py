@@ -149,7 +149,7 @@ def application(models: dict[str, ServedModel], examples: dict[str, Path], site:
         "auth_message": page.WARNING,
         "allowed_paths": [],
         "show_error": False,
-        "max_file_size": limits.max_image_mb << 20,
+        "max_file_size": limits.max_upload_mb << 20,  # of images less, which is checked when they are read
         "ssr_mode": False,
         "enable_monitoring": False,
         "pwa": False,

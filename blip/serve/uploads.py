@@ -46,7 +46,10 @@ class Uploads:
     # ---- files
 
     def read(self, file: dict[str, Any]) -> Picture:
-        """The image of an uploaded file, which is removed; `file` has `path` and `orig_name`, as gradio's `FileData`.
+        """The image or video of an uploaded file, which is removed.
+
+        Args:
+            file: it has `path` and `orig_name`, as gradio's `FileData`.
 
         Raises:
             InputError: it is no upload of this server, or too large.
@@ -55,7 +58,7 @@ class Uploads:
         if not path.is_absolute() or not path.resolve().is_relative_to(self.folder):
             raise InputError(f"{name} was not uploaded here: choose it again")
         try:
-            with open_regular(path, self.limits.max_image_mb << 20) as opened:
+            with open_regular(path, self.limits.of_file(name).max_bytes) as opened:
                 return Picture(name, opened.read())
         except ReadError as error:
             if isinstance(error.__cause__, FileNotFoundError):
@@ -136,9 +139,9 @@ class Uploads:
 
 
 def picture_of(path: Path, name: str, limits: Limits) -> Picture:
-    """The file of an image in the operator's folder; InputError as in `Picture.open`."""
+    """The file of an image or a video in the operator's folder; InputError as in `Picture.open`."""
     try:
-        return Picture(name, read_image(path, limits.image))
+        return Picture(name, read_image(path, limits.of_file(name)))
     except UnreadableImage as error:
         raise InputError(f"{name} cannot be read: {error.reason}") from None
 

@@ -45,6 +45,16 @@ def test_monochrome1_is_bright_where_it_should_be() -> None:
     assert np.array_equal(greys(written(RAMP, PresentationLUTShape="INVERSE")), 255 - greys(written(RAMP)))
 
 
+@pytest.mark.parametrize("level", [0, 7, 4000])
+def test_a_constant_picture_without_a_window_is_black(level: int) -> None:
+    pixels = np.full((4, 5), level, np.uint16)
+    for photometric in ("MONOCHROME1", "MONOCHROME2"):
+        assert not greys(written(pixels, PhotometricInterpretation=photometric)).any()
+    wide = greys(written(pixels, PhotometricInterpretation="MONOCHROME1", WindowCenter=5000, WindowWidth=10001))
+    assert np.abs(wide - 255 * (1 - level / 10_000)).max() <= 1, "a window says what is white"
+    assert (greys(written(np.full((4, 5), 7, np.uint8), PhotometricInterpretation="MONOCHROME1")) == 248).all()
+
+
 def test_windows_by_name_are_those_of_ct_alone() -> None:
     scan = written(RAMP, Modality="CT", WindowCenter=40, WindowWidth=400)
     for name, (level, width) in NAMED.items():

@@ -194,7 +194,7 @@ def test_the_page_is_used_with_keys_alone(tab: Tab, folder: Path) -> None:
                                        "innerText || document.activeElement.type"))  # fmt: skip
         if names[-1] == "Ask" and tab.page.evaluate("document.activeElement.tagName") == "BUTTON" and "text" in names:
             break
-    for name in ("Model", "Choose an image, or drop it here", "Or take one of these", "Maps", "Many images"):
+    for name in ("Model", "Choose an image or a video, or drop it here", "Or take one of these", "Maps", "Many images"):
         assert name in names, names
     assert names[-1] == "Ask", names
     tab.open(folder / "images" / "a.png")

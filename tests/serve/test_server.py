@@ -17,6 +17,7 @@ from helpers.dicom import write_scans, written
 from helpers.random_checkpoints import ANSWERS, all_checkpoints, noise_images
 from helpers.running import code_and_text
 from helpers.serving import API, Page, Server, first_cells, texts_of
+from helpers.videos import write_video
 
 import blip
 from blip.data.image_bytes import ImageLimits
@@ -130,7 +131,8 @@ def test_series_are_volumes_with_windows_and_parts(page: Page, folder: Path, che
         ("", "slices=0", "slices is &#39;0&#39;; it has to be a whole number from 1"),
         ("", "slice=9", "there is no slice 9: the series has 5"),
         ("", "axis=axial", "axis has no meaning here"),
-        ("", "/../../x", "&#39;/../../x&#39; is no part of a scan"),
+        ("", "/../../x", "&#39;/../../x&#39; is no option of a scan"),
+        ("", "frames=3", "is no option of a scan (did you mean &#39;frame&#39;?): there can be frame=N"),
         ([3], {}, "data:image/jpeg"),
     ):
         assert message in page.call("view", window, parts)[0], (window, parts)
@@ -138,6 +140,21 @@ def test_series_are_volumes_with_windows_and_parts(page: Page, folder: Path, che
     assert "there is no image: choose one first" in page.call("view", "lung", "")[0]
     views = [("front.dcm", written(np.zeros((8, 9), np.uint8), SeriesInstanceUID="1.2")), files[0]]
     assert "2 pictures of one item" in page.open(*views)  # of two series, in the order of their files
+
+
+def test_videos_are_items_of_frames(page: Page, folder: Path, checkpoints: dict[str, Path]) -> None:
+    clip = write_video(folder / "clip.mp4", 20)
+    assert "5 frames of one video" in page.open(clip, parts="frames=5")
+    m = blip.load(checkpoints["vqa"])
+    (expected,) = m.answer(f"{clip}#frames=5", "is there a lesion")
+    assert f"{100 * expected.probability:.1f} %" in page.ask("vqa", "is there a lesion")
+    maps = page.call("explain", "vqa", "is there a lesion", "answer", "relevance", "0")[0]
+    assert maps.count("data:image/jpeg") == 5  # of the whole text and of each word
+    assert "clip.mp4 has 5 pictures" in page.call("judge", "nlvr", "a lesion")[0]
+    rows = table_of(page.call("batch", "vqa", page.upload(clip), "answer", "is there a lesion")[1])
+    (expected,) = m.answer(str(clip), "is there a lesion")
+    assert rows[1][:3] == ["clip.mp4", "is there a lesion", expected.text]
+    assert float(rows[1][3]) == pytest.approx(expected.probability, abs=1e-4)
 
 
 def test_a_series_in_the_folder_of_images(folder: Path) -> None:
@@ -287,7 +304,8 @@ def test_the_page_tells_no_path_and_names_no_other_address(server: Server, page:
 def test_foreign_hosts_and_large_requests_are_refused(page: Page) -> None:
     assert page.client.get("/", headers={"host": "evil.example"}).status_code == 421
     assert page.client.post(f"{API}/queue/join", content=b"[" + b"0," * (1 << 20) + b"0]").status_code == 413
-    too_large = [("files", ("x.png", bytes(21 << 20)))]
+    assert "x.png has 22,020,096 bytes; at most 20,971,520" in page.open(("x.png", bytes(21 << 20)))
+    too_large = [("files", ("x.png", bytes(207 << 20)))]
     assert page.client.post(f"{API}/upload", files=too_large).status_code == 413
 
 

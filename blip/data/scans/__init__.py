@@ -1,9 +1,9 @@
 """Scans: DICOM and NIfTI files, series and volumes, to pictures of 8 bits. Nothing of a header but what is asked for
 reaches a message, a log or a file.
 
-`blip.data.images.opened` calls this room wherever an image is opened. Imports `image_bytes`, `image_files`,
-`decoding_cost` and `grey_levels` of `data`, `files` and `errors`; pydicom and nibabel, of the extra `dicom`, are
-imported where a scan is read. Read `dicom.py` first.
+`blip.data.images.opened` calls this room wherever an image is opened. Imports `files`, `errors` and, of `data`,
+`image_bytes`, `image_files`, `decoding_cost`, `grey_levels` and `reference_options`; pydicom and nibabel, of the extra
+`dicom`, are imported where a scan is read. Read `dicom.py` first.
 
 references    PATH#frame=3, VOLUME#axis=coronal&slice=40, SERIES/#slices=16: which pictures of a scan are meant
 windows       windows by name and as LEVEL/WIDTH; grey levels to 8 bits

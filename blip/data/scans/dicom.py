@@ -76,17 +76,17 @@ def _picture(one: Grey, slices: Sequence[Grey], limits: ImageLimits) -> Image.Im
         return Image.fromarray(np.stack(planes, axis=-1))
     if limits.window and (one.is_hounsfield or limits.window not in NAMED):
         return Image.fromarray(one.levels.shown(parse_window(limits.window), one.inverted))
-    presentation = slices[len(slices) // 2].presentation or _usual(slices)
+    presentation = slices[len(slices) // 2].presentation or _usual(slices, one.inverted)
     return Image.fromarray(one.levels.shown(presentation, one.inverted))
 
 
-def _usual(slices: Sequence[Grey]) -> Presentation:
-    """The window of the percentiles of all slices together."""
+def _usual(slices: Sequence[Grey], inverted: bool) -> Presentation:
+    """The window of the percentiles of all slices together, for a slice that is `inverted` or not."""
     parts = [one.levels.counted() for one in slices if one.colour is None]
     if all(counts is None for _, counts in parts):
-        return usual_range(np.concatenate([values for values, _ in parts]))
+        return usual_range(np.concatenate([values for values, _ in parts]), inverted=inverted)
     counted = [(values, np.ones(len(values), np.int64) if counts is None else counts) for values, counts in parts]
-    return usual_range(*(np.concatenate(column) for column in zip(*counted, strict=True)))
+    return usual_range(*(np.concatenate(column) for column in zip(*counted, strict=True)), inverted=inverted)
 
 
 def _marked(image: Image.Image) -> Image.Image:

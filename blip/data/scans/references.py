@@ -17,15 +17,17 @@ from pathlib import Path
 
 from blip.data.image_files import ENDINGS as IMAGES
 from blip.data.image_files import SCANS
+from blip.data.reference_options import one_of, options_of, whole_number
 from blip.errors import InputError
 
 AXES = ("axial", "coronal", "sagittal")
 ENDINGS = (".dcm", ".dicom", ".ima")  # of DICOM files; those of many scanners have none
 NIFTI = (".nii", ".nii.gz")
-FORM = re.compile(r"(?P<path>.+?)#(?P<options>[a-z]+=[^#]*)", re.DOTALL)
 NUMBERS = ("frame", "slice", "slices", "time")
-KEYS = (*NUMBERS, "axis", "by", "series")
 VALUES = {"axis": AXES, "by": ("place", "content")}
+KEYS = (*NUMBERS, *VALUES, "series")
+OPTIONS = {key: f"{key}=N" for key in NUMBERS} | {key: f"{key}={'|'.join(values)}" for key, values in VALUES.items()}
+OPTIONS["series"] = "series=N or series=UID"
 LARGEST = 10_000_000  # a number above this is a mistake
 
 
@@ -55,47 +57,61 @@ class Reference:
 
 
 def reference_of(source: str | Path) -> Reference | None:
-    """The reference that a path is, where no file has this name and the options are of scans; None otherwise.
+    """The reference that a path is, where no file has this name and what stands in front of # may hold scans; None
+    otherwise.
 
     Raises:
-        InputError: an option has a value that it cannot have.
+        InputError: there is an option that scans do not have, one twice, or a value that an option cannot have.
     """
-    found = _options(str(source))
+    found = _divided(str(source))
     if found is None:
         return None
-    return _reference(*found)
+    path, options = found
+    return _reference(path, options_of(options, OPTIONS, "a scan"))
 
 
 def parts_of(text: str) -> Reference:
     """What the options of a reference, such as slices=16, mean of a scan that is named elsewhere. InputError."""
-    options = dict(part.partition("=")[::2] for part in text.strip().split("&")) if text.strip() else {}
-    if unknown := [key for key in options if key not in KEYS]:
-        raise InputError(f"{unknown[0][:40]!r} is no part of a scan; parts are named by {', '.join(KEYS)}: slices=16")
-    return _reference("", options)
+    return _reference("", options_of(text, OPTIONS, "a scan") if text.strip() else {})
 
 
 def _reference(path: str, options: dict[str, str]) -> Reference:
     """The reference of options as they are written. InputError for a value that an option cannot have."""
     values: dict[str, str | int] = {}
     for key, value in options.items():
-        if key in VALUES and value not in VALUES[key]:
-            raise InputError(f"{key} is {value[:40]!r}; it can be {', '.join(VALUES[key])}")
-        values[key] = _number(key, value) if key in NUMBERS else value
-    return Reference(path, **values)  # type: ignore[arg-type]
+        if key in NUMBERS:
+            values[key] = whole_number(key, value, 1 if key == "slices" else 0, LARGEST)
+        else:
+            values[key] = one_of(key, value, VALUES[key]) if key in VALUES else value
+    if "series" in values and not values["series"]:
+        raise InputError("series is ''; it is the number of a series, from 0, or its SeriesInstanceUID")
+    found = Reference(path, **values)  # type: ignore[arg-type]
+    if found.several and found.slice is not None:
+        raise InputError(f"slice and {'by' if found.slices is None else 'slices'} exclude each other: slice=N is one "
+                         "picture, slices=N several")  # fmt: skip
+    return found
 
 
 def is_scan_reference(source: str | Path) -> bool:
-    """Whether a path has the form of a reference to pictures of a scan; its options may have values without meaning."""
-    return _options(str(source)) is not None
+    """Whether a path has the form of a reference to pictures of a scan; its options may be without meaning."""
+    return _divided(str(source)) is not None
 
 
-def _options(name: str) -> tuple[str, dict[str, str]] | None:
-    """The path and the options of a reference."""
-    found = FORM.fullmatch(name) if "#" in name else None
-    if found is None or os.path.lexists(name):
+def _divided(name: str) -> tuple[str, str] | None:
+    """What stands in front of # and behind it, of a reference to pictures of a scan.
+
+    In front of unknown options there has to be the name of a scan, or a file or folder without an ending that is there:
+    other references have # too, such as FILE.parquet#ROW.
+    """
+    path, mark, options = name.rpartition("#")
+    if not mark or not path or "/" in options or os.path.lexists(name):
         return None
-    options = dict(part.partition("=")[::2] for part in found["options"].split("&"))
-    return (found["path"], options) if set(options) <= set(KEYS) and _may_hold_scans(found["path"]) else None
+    if path.endswith(("/", os.sep)) or is_nifti(path) or has_dicom_name(path):
+        return path, options
+    keys = {part.partition("=")[0] for part in options.split("&")}
+    if "=" in options and keys <= set(KEYS):
+        return (path, options) if is_folder(path) or is_bare(path) else None
+    return (path, options) if is_bare(path) and os.path.exists(path) else None
 
 
 def is_nifti(path: str | Path) -> bool:
@@ -113,18 +129,6 @@ def has_dicom_name(path: str | Path) -> bool:
     return str(path).lower().endswith(ENDINGS)
 
 
-def _may_hold_scans(path: str) -> bool:
-    """No for paths that other references have: videos, tables."""
-    return is_folder(path) or is_nifti(path) or has_dicom_name(path) or is_bare(path)
-
-
 def is_bare(path: str) -> bool:
     """Whether a path has no ending, or one of digits alone, as DICOM UIDs have: a file of a scanner, or a folder."""
     return re.fullmatch(r"(\.\d+)?", os.path.splitext(path)[1]) is not None
-
-
-def _number(key: str, value: str) -> int:
-    least = 1 if key == "slices" else 0
-    if not value.isascii() or not value.isdigit() or not least <= int(value[:10]) <= LARGEST:
-        raise InputError(f"{key} is {value[:40]!r}; it has to be a whole number from {least}")
-    return int(value)

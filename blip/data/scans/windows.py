@@ -86,10 +86,11 @@ def between(low: float, high: float) -> Window:
     return Window(low / 2 + high / 2, high - low)
 
 
-def usual_range(values: np.ndarray, counts: np.ndarray | None = None) -> Window:
+def usual_range(values: np.ndarray, counts: np.ndarray | None = None, *, inverted: bool = False) -> Window:
     """The window from the 0.5th to the 99.5th percentile of the finite values, each of which occurs `counts` times.
 
-    Where these two are equal the least and the greatest value take their place; without differences all is black.
+    Where these two are equal the least and the greatest value take their place; without differences all is black, also
+    where what the window shows is `inverted`.
     """
     finite = np.isfinite(values)
     if counts is not None:
@@ -104,7 +105,9 @@ def usual_range(values: np.ndarray, counts: np.ndarray | None = None) -> Window:
         low, high = _percentiles(values, counts)
     if low == high:
         low, high = float(values.min()), float(values.max())
-    return between(low, high) if low < high else between(low + 1, low + 2)
+    if low < high:
+        return between(low, high)
+    return between(low - 2, low - 1) if inverted else between(low + 1, low + 2)
 
 
 def _percentiles(values: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
