@@ -13,7 +13,9 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -27,18 +29,20 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 from benchmarks import harness
 from blip.data.images import find_images, plain
 from blip.pubmed.panels import gutters
+from blip.pubmed.panels.arrange import letters_of
 from blip.pubmed.panels.captions import split_caption
 from blip.pubmed.panels.compose import compose
-from blip.pubmed.panels.detector import PanelDetector
-from blip.pubmed.panels.match import layout
+from blip.pubmed.panels.detector import ALPHABET, PanelDetector, Panels
+from blip.pubmed.panels.match import SCORES, layout
 from blip.pubmed.panels.split import FigureSplitter, Options, split
 
+Box = tuple[float, float, float, float]
 Found = tuple[np.ndarray, np.ndarray]  # boxes (panels, 4), scores (panels,)
 HELD_OUT = 900_000_000  # seeds from here on are never trained on
 BOXES = harness.ROOT / "tests" / "fixtures" / "panel_boxes.json"
 
 
-def average_precision(found: list[Found], wanted: list[list[tuple[float, float, float, float]]]) -> float:
+def average_precision(found: list[Found], wanted: list[list[Box]]) -> float:
     """At an IoU of 0.5 over all figures together, as COCO has it (101 points of recall)."""
     truth, said = [], []
     for figure, ((boxes, scores), true) in enumerate(zip(found, wanted, strict=True), start=1):
@@ -65,8 +69,9 @@ def average_precision(found: list[Found], wanted: list[list[tuple[float, float, 
     return float(precision[precision > -1].mean())
 
 
-def generated(detector: PanelDetector, figures: int, images: list[Path]) -> dict[str, float]:
-    alone, whole, wanted = [], [], []
+def generated(detector: PanelDetector, figures: int, images: list[Path]) -> dict[str, Any]:
+    """Average precision, and what `match.RIGHT` and `arrange.MISREAD` are for these weights."""
+    alone, whole, wanted, told = [], [], [], []
     for at in range(figures):
         figure = compose(np.random.default_rng(HELD_OUT + at), images)
         panels = detector([figure.image])[0]
@@ -74,14 +79,50 @@ def generated(detector: PanelDetector, figures: int, images: list[Path]) -> dict
         alone.append((panels.boxes, panels.scores))
         whole.append((np.array(found.boxes).reshape(-1, 4), np.array(found.scores)))
         wanted.append(figure.boxes)
+        told += told_rightly(panels, figure.boxes, list(range(len(figure.letters))))
     compound = [at for at in range(figures) if len(wanted[at]) > 1]  # one panel: `layout` says none
     return {"detector": average_precision(alone, wanted),
-            "split": average_precision([whole[at] for at in compound], [wanted[at] for at in compound])}  # fmt: skip
+            "split": average_precision([whole[at] for at in compound], [wanted[at] for at in compound]),
+            "right_by_score": right_by_score(alone, wanted), "misread": misread(np.array(told))}  # fmt: skip
+
+
+def right_by_score(found: list[Found], wanted: list[list[Box]]) -> list[float | None]:
+    """For each of `match.SCORES`: the share of the boxes with about this score that are right; None without any."""
+    right, score = [], []
+    for (boxes, scores), true in zip(found, wanted, strict=True):
+        score += scores.tolist()
+        right += [max(overlap(box, one) for one in true) >= 0.5 for box in boxes.tolist()]
+    nearest = np.abs(np.array(score)[:, None] - np.array(SCORES)).argmin(1)
+    about = [np.array(right)[nearest == at] for at in range(len(SCORES))]
+    return [round(float(some.mean()), 3) if len(some) else None for some in about]
+
+
+def told_rightly(panels: Panels, boxes: list[Box], letters: list[int]) -> list[float]:
+    """The probability that the detector gives to the right letter of each panel, among those of the figure.
+
+    Args:
+        letters: of the panels, 0 for A; none where panels have no letters, or these are not told apart.
+    """
+    if not letters or not len(panels.letter_names) or max(letters) >= ALPHABET:
+        return []
+    names = panels.letter_names[:, letters]
+    seen = enumerate(letters_of(boxes, panels.letters))
+    return [float(names[letter, at] / names[letter].sum()) for at, letter in seen if letter >= 0]
+
+
+def misread(told: np.ndarray) -> float:
+    """The probability of another letter with which the right ones are likeliest.
+
+    Args:
+        told: (letters,): the probability that the detector gives to the right letter.
+    """
+    shares = np.linspace(0.01, 0.99, 99)
+    return float(shares[np.log(shares[:, None] / ALPHABET + (1 - shares[:, None]) * told).mean(1).argmax()])
 
 
 def real(detector: PanelDetector, jats: Path) -> dict[str, float]:
     rows = json.loads(BOXES.read_text())
-    alone, whole, wanted = [], [], []
+    alone, whole, wanted, told = [], [], [], []
     for row in rows:
         with Image.open(jats / row["image"]) as opened:
             image = opened.convert("RGB")
@@ -91,11 +132,14 @@ def real(detector: PanelDetector, jats: Path) -> dict[str, float]:
         alone.append((panels.boxes, panels.scores))
         whole.append((np.array(found.boxes).reshape(-1, 4), np.array(found.scores)))
         wanted.append([panel["box"] for panel in row["panels"]])
+        names = [panel["label"].lower() for panel in row["panels"]] if row["lettered"] else []
+        if all(len(name) == 1 and name.isalpha() for name in names):
+            told += told_rightly(panels, wanted[-1], [ord(name) - ord("a") for name in names])
     compound = [at for at, boxes in enumerate(wanted) if len(boxes) > 1]
     some = [[row[at] for at in compound] for row in (alone, whole, wanted)]
     return {"figures": len(rows), "compound": len(compound), "panels": sum(map(len, wanted)),
             "detector": average_precision(alone, wanted), "detector_compound": average_precision(some[0], some[2]),
-            "split_compound": average_precision(some[1], some[2])}  # fmt: skip
+            "split_compound": average_precision(some[1], some[2]), "misread": misread(np.array(told))}  # fmt: skip
 
 
 def real_pairs(jats: Path, read_letters: bool) -> dict[str, int]:
@@ -127,7 +171,7 @@ def real_pairs(jats: Path, read_letters: bool) -> dict[str, int]:
     return counts
 
 
-def overlap(a: tuple[int, ...], b: tuple[int, ...]) -> float:
+def overlap(a: Sequence[float], b: Sequence[float]) -> float:
     """IoU of two boxes."""
     both = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
     return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)

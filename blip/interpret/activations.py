@@ -30,8 +30,8 @@ from blip.interpret.activation_shards import (
     write_shard,
 )
 from blip.interpret.explain_files import Wanted, check_wanted
-from blip.interpret.objectives import OBJECTIVES, completed_answers
-from blip.interpret.points import STATES
+from blip.interpret.objectives import OBJECTIVES, completed_answers, explained
+from blip.interpret.points import is_state
 from blip.interpret.trace import names, trace
 from blip.models.factory import spec_of
 from blip.outputs import locked
@@ -92,7 +92,7 @@ def _check(m: Predictor, wanted: Sequence[Wanted], what: Capture) -> None:
     """ActivationError for what cannot be captured."""
     if what.pool not in POOLS or what.format not in FORMATS or what.shard_size < 1:
         raise ActivationError(f"pool can be {', '.join(POOLS)}; format {', '.join(FORMATS)}; shard_size 1 or more")
-    if wrong := [name for name in what.points if what.pool != "all" and _attention(name)]:
+    if wrong := [name for name in what.points if what.pool != "all" and not is_state(name)]:
         raise ActivationError(f"{wrong[0]} has a head axis: pool is for states (in, mlp, out); take pool=all")
     if what.task not in OBJECTIVES:
         raise ActivationError(f"task is {what.task!r}; it can be {', '.join(OBJECTIVES)}")
@@ -129,10 +129,6 @@ def _capture(
 
 def _write_index(folder: Path, what: Capture) -> None:
     write_whole(folder / INDEX, json_text(asdict(what)))
-
-
-def _attention(name: str) -> bool:
-    return name.rpartition(".")[2] not in STATES
 
 
 def _done(folder: Path, what: Capture, overwrite: bool) -> list[dict[str, Any]]:
@@ -179,7 +175,7 @@ def _shard(
     m: Predictor, wanted: Sequence[Wanted], first: int, *, what: Capture, batch_size: int
 ) -> tuple[dict[str, Tensor], list[int], list[str]]:
     """Tensors of one shard, the numbers of its records, of which `wanted` begins with `first`, and the messages."""
-    objective = OBJECTIVES[what.task]
+    objective = explained(m, what.task)
     parts: dict[str, list[Tensor]] = {point: [] for point in what.points}
     lengths: dict[str, list[Tensor]] = {}
     numbers: list[int] = []
@@ -201,6 +197,11 @@ def _shard(
         for name, counts in tokens.items():
             lengths.setdefault(name, []).append(counts)
         for point in what.points:
+            if t.passes(point) > 1:
+                raise ActivationError(
+                    f"{t.passes(point)} passes go through {point} in the task {what.task}, such as of queries and of a "
+                    "text in BLIP-2: take the task match, or points of one of them"
+                )
             of_answer = objective.has_answers and point.startswith("decoder.")
             of_tokens = tokens.get("answer_lengths" if of_answer else "lengths")
             if len(t[point]) != len(batch):

@@ -216,7 +216,10 @@ def _facts(t: Trace, sums: Mapping[str, HeadSums], names: list[str], flow: Query
     height, width = t.grid
     patches = next(iter(sums.values())).maps().shape[2]
     if patches != height * width:
-        raise InputError(f"an attention with {patches + 1} keys does not attend to the patches of one image")
+        raise InputError(
+            f"an attention with {patches + 1} keys does not attend to the patches of one picture: give each picture of "
+            "a study as an image of its own"
+        )
     each = list(sums.values())
     entropy = np.stack([one.mean("entropy") for one in each])  # (layers, H)
     similarity = np.stack([one.similarity() for one in each])  # (layers, H, H)

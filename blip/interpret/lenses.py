@@ -3,13 +3,18 @@
 import torch
 from torch import Tensor
 
+from blip.errors import InputError
 from blip.inference.inputs import Images, Texts, as_list
 from blip.inference.predictor import Predictor
-from blip.interpret.points import layers_of
+from blip.interpret.points import layers_of, queries_of
 from blip.interpret.recording import Trace, TraceError
 from blip.models.momentum import unit_features
 from blip.network.med import TextDecoder
 from blip.network.vit import ViT
+
+OF_QUERIES = (
+    "the features of a BLIP-2 are projected from its queries, not from patches: blip explain shows what they read"
+)
 
 
 @torch.no_grad()
@@ -65,7 +70,8 @@ def image_lens(t: Trace, text_features: Tensor) -> dict[str, Tensor]:
     """The cosines (B, 1+N, R) of the image's states after each block with texts, by point.
 
     Each state gets the encoder's last norm and the projection that was trained on the last CLS alone. For CLS this is
-    what contrast would compare if the encoder ended there; for patches see `patch_lens`.
+    what contrast would compare if the encoder ended there; for patches see `patch_lens`. Each picture of an item is a
+    row of its own, with the embedding of the first place where the model has `picture_embeddings`.
 
     Args:
         t: a trace of `image.*.out`; of the last block with all tokens, as `match_logits` computes it.
@@ -77,6 +83,8 @@ def image_lens(t: Trace, text_features: Tensor) -> dict[str, Tensor]:
     project, encoder = getattr(t.model, "image_proj", None), getattr(t.model, "image_encoder", None)
     if project is None or not isinstance(encoder, ViT):
         raise TraceError("this model has no projection of images: an image lens reads pre-training, retrieval")
+    if queries_of(t.model) is not None:
+        raise TraceError(OF_QUERIES)
     pictures = encoder.picture_embeddings
     cosines = {}
     for name in _outs(t, "image"):
@@ -97,13 +105,19 @@ def patch_lens(m: Predictor, images: Images, texts: Texts) -> Tensor:
 
     Raises:
         CheckpointError: the checkpoint's task has no features of images and texts.
+        TraceError: a BLIP-2, whose features are of queries.
+        InputError: an item of several pictures.
 
     Example:
         >>> m = blip.load("checkpoint")
         >>> cosines = blip.patch_lens(m, "chest.png", ["left effusion", "normal"])  # (1, 2, h, w)
     """
     model = m.needs("encode", "compare patches with texts")
+    if queries_of(model) is not None:
+        raise TraceError(OF_QUERIES)
     pixels = m.pixels(as_list(images))
+    if not isinstance(pixels, Tensor):
+        raise InputError("patch_lens is of single pictures: give each picture of a study as an image of its own")
     patch = model.image_encoder.config.patch
     features = unit_features(model.image_proj, model.image_encoder(pixels)[:, 1:])  # (B, N, E)
     cosines = (features @ m.encode_text(texts).T).transpose(1, 2)

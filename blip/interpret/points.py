@@ -49,6 +49,11 @@ QUERIES = "queries"  # the point behind the last layer of the Q-Former
 AnyLayer = Block | Layer | QFormerLayer
 
 
+def is_state(point: str) -> bool:
+    """Whether a point has states, (R, T, D); the points of an attention have heads."""
+    return point.rpartition(".")[2] not in ATTENTION_POINTS
+
+
 def layers_of(model: nn.Module) -> Iterator[tuple[str, AnyLayer]]:
     """("image.0", its block), ... ("decoder.11", its layer), of the stacks that the model has."""
     for stack, (part, attribute) in STACKS.items():

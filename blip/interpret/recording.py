@@ -93,6 +93,15 @@ class Trace:
         site, _, point = name.rpartition(".")
         return name in self._states or (point in ATTENTION_POINTS and site in self._calls)
 
+    def passes(self, name: str) -> int:
+        """How many passes have gone through a point; TraceError for none."""
+        return len(self._passes(name, lambda *_: None, lambda _: None))
+
+    def has_grad(self, name: str) -> bool:
+        """Whether a gradient has reached a point that something has passed through."""
+        passes = self._passes(name, AttentionCall.gradient, RecordedState.gradient)
+        return all(part is not None for parts in passes for part in parts)
+
     def pattern(self, attention: str) -> Tensor:
         """Attention weights (R, H, T, keys) of an attention such as `text.6.cross`; rows sum to one."""
         return self[f"{attention}.pattern"]

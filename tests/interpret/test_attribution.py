@@ -164,6 +164,6 @@ def test_messages(exact: Predictor, images: list[Tensor]) -> None:
     says("the metric has no gradient", metric=without_gradient)
     says("no point of this model is called 'txt.0.z'; nearest", TraceError, points="txt.0.z")
     says(r"nothing passed through decoder\.0\.cross\.z", TraceError, points="decoder.*.z")
-    says("2 passes went through text.0.self.z", TraceError, metric=of_text_alone)
+    says("2 passes go through text.0.self.z", TraceError, metric=of_text_alone)
     says("steps is 0", steps=0)
     says("steps is 1 and verify -1", verify=-1)

@@ -156,6 +156,12 @@ def test_items_of_as_many_pictures_correspond(model: Predictor, pictures: list[P
     for other in ((pictures[0], LEFT), (blip.Study(pictures), LEFT)):
         with pytest.raises(BlipError, match=r"has 2 pictures and the other [13]: .* give items of as many"):
             blip.patch_sweep(model, pair, other)
+    with pytest.raises(BlipError, match="give each picture of a study as an image of its own"):
+        blip.patch_lens(model, [pair[0]], LEFT)
+    with pytest.raises(BlipError, match="give each picture of a study as an image of its own"):
+        blip.attention_facts(model, [pair[0]], [LEFT], task="match")
+    table = blip.contributions(model, [pair[0]], LEFT, by="patch")
+    assert list(table.coords["patch"])[5:7] == ["picture 2 CLS", "picture 2 0,0"]
 
 
 # ---- ablation --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from blip.interpret.hooks import Edit
-from blip.interpret.recording import Trace
+from blip.interpret.recording import Trace, TraceError
 
 
 def by_item(point: str, x: Tensor, pictures: int) -> Tensor:
@@ -41,5 +41,19 @@ def edit_of_items(point: str, edit: Edit, pictures: int) -> Edit:
 
 
 def of_items(t: Trace, point: str, pictures: int, read: Callable[[Trace, str], Tensor] = Trace.__getitem__) -> Tensor:
-    """What passed through a point, or its gradient with `Trace.grad`, a row an item."""
+    """What passed through a point, or its gradient with `Trace.grad`, a row an item.
+
+    Raises:
+        TraceError: several passes go through the point, so that its name does not tell which is meant.
+    """
+    if (passes := t.passes(point)) > 1:
+        about = (
+            "in BLIP-2 queries and text pass one after the other, except in matching: take the metric match, or points "
+            "of one of them, which are qformer.*.cross.*, qformer.*.query_mlp and qformer.*.mlp"
+            if point.startswith("qformer.")
+            else "take a metric that runs the model once"
+        )
+        raise TraceError(
+            f"{passes} passes go through {point} in this metric, and its name does not tell them apart; {about}"
+        )
     return by_item(point, read(t, point), pictures)

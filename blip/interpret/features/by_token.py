@@ -86,6 +86,11 @@ def _labels(m: Predictor, taken: Taken, by: str, count: int) -> list[str]:
     ids = taken.written if by == "word" else taken.question
     if ids is not None:
         return [f"{i} {m.tokenizer.token(int(ids[0, i])) if len(ids) == 1 else 'token'}" for i in range(count)]
-    if taken.grid is None or count != 1 + taken.grid[0] * taken.grid[1]:
+    height, width = taken.grid or (0, 0)
+    pictures, rest = divmod(count, 1 + height * width)
+    if taken.grid is None or rest:
         return [f"key {i}" for i in range(count)]
-    return ["CLS", *(f"{row},{column}" for row in range(taken.grid[0]) for column in range(taken.grid[1]))]
+    labels = ["CLS", *(f"{row},{column}" for row in range(height) for column in range(width))]
+    if pictures == 1:
+        return labels
+    return [f"picture {number + 1} {label}" for number in range(pictures) for label in labels]

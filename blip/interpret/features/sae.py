@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from blip.errors import BlipError
 from blip.files import ReadError, json_text, read_json, write_whole
 from blip.interpret.hooks import Edit
-from blip.interpret.points import STATES
+from blip.interpret.points import STATES, is_state
 
 KINDS = ("topk", "gated")
 WEIGHTS, ABOUT = "sae.safetensors", "sae.json"
@@ -142,8 +142,8 @@ def splice(sae: SparseAutoencoder, first_only: bool = False) -> Edit:
 
 
 def check_point(point: str) -> None:
-    """SaeError for a point that has heads or is no state: an autoencoder is of states."""
-    if point.rpartition(".")[2] not in STATES:
+    """SaeError for a point that has heads: an autoencoder is of states."""
+    if not is_state(point):
         raise SaeError(f"{point} is no state: a sparse autoencoder is of points that end in {', '.join(STATES)}")
 
 

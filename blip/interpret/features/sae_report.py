@@ -264,10 +264,15 @@ def _picture(path: Path, patch: tuple[int, int] | None, limits: ImageLimits = LI
 
 def _marked(m: Predictor, text: str, place: int, about: dict[str, Any]) -> tuple[str, str, str]:
     """A text before, at and after the token at a place; the first token of a text is the model's own."""
-    ids = m.ids([text], m.positions)[0][0].tolist()
+    ids, point = m.ids([text], m.positions)[0][0].tolist(), about["point"]
+    if point.startswith(("qformer.", "queries")) and not point.endswith(".mlp"):  # queries stand before the text
+        queries = m.model.qformer.config.queries
+        if place < queries:
+            return "", f"query {place + 1} of {queries}", f"with: {text}"
+        place -= queries
     if place >= len(ids):
         return text, "", ""
-    first = {"decoder": "[DEC]", "text": "[ENC]"}.get(about["point"].split(".")[0], "[CLS]")
+    first = {"decoder": "[DEC]", "text": "[ENC]"}.get(point.split(".")[0], "[CLS]")
     names = [first, *(m.tokenizer.token(number) for number in ids[1:])]
     return _joined(names[:place]), _joined(names[place : place + 1]), _joined(names[place + 1 :])
 

@@ -1,0 +1,164 @@
+"""The tools for reading a model with a BLIP-2: what works equals a loop of edits, the rest ends in messages."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.running import code_and_text
+from helpers.tiny import spread, tiny_blip2, tiny_qformer
+from PIL import Image
+
+import blip
+from blip.errors import BlipError
+from blip.inference.blip2 import Blip2Predictor
+from blip.interpret.activation_shards import read_shards
+from blip.interpret.activations import Capture, capture
+from blip.interpret.causes.metrics import METRICS
+from blip.interpret.explain_files import Wanted
+from blip.interpret.features.sae import check_point
+from blip.interpret.features.sae_report import _marked
+from blip.interpret.lenses import image_lens
+from blip.tokenizer import Tokenizer
+
+TEXTS = ["a bright left lesion", "a dark right lesion"]
+
+
+@pytest.fixture(scope="module")
+def model() -> Blip2Predictor:
+    torch.manual_seed(0)
+    words = Tokenizer.train(TEXTS, 60)
+    made = spread(tiny_blip2(qformer=tiny_qformer(vocab_size=words.dec_id + 1)), std=0.3)
+    return Blip2Predictor(made, words, {"task": "blip2"})
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image.Image]:
+    noise = np.random.default_rng(7)
+    return [Image.fromarray(noise.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(3)]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "caption"])
+def test_points_of_two_passes_are_refused_and_those_of_one_swept(
+    model: Blip2Predictor, images: list, metric: str
+) -> None:
+    base, source = ((image, text) for image, text in zip(images, TEXTS, strict=False))
+    message = r"2 passes go through qformer\.0\.self\.z in this metric.* take the metric match, or points"
+    for refused in (
+        lambda: blip.patch_sweep(model, base, source, metric=metric, points="qformer.*.self.z"),
+        lambda: blip.attribute(model, base, source, metric=metric, points="qformer.*.self.z"),
+        lambda: blip.ablate(model, [base, source], metric=metric),
+        lambda: blip.patch_sweep(model, base, source, metric=metric, points="qformer.*.cross.z", freeze=True),
+    ):
+        with pytest.raises(BlipError, match=message):
+            refused()
+    points = ["qformer.*.cross.z", "qformer.*.cross.v"]
+    effects = blip.patch_sweep(model, base, source, metric=metric, points=points)
+    with blip.trace(model, points) as other:
+        METRICS[metric](model, [source[0]], [source[1]])
+    plain = float(METRICS[metric](model, [base[0]], [base[1]]))
+    for place, found in enumerate(effects.values.ravel()):
+        labels = effects.labels_at(place)
+
+        def edit(x: torch.Tensor, point: str = labels["point"], head: int = int(labels["head"])) -> torch.Tensor:
+            x[:, head] = other[point][:, head]
+            return x
+
+        with blip.trace(model, edit={labels["point"]: edit}):
+            expected = float(METRICS[metric](model, [base[0]], [base[1]])) - plain
+        assert found == pytest.approx(expected, abs=2e-5)
+    assert np.abs(effects.values).max() > 1e-3
+
+
+def test_what_a_metric_does_not_read_has_no_effect(model: Blip2Predictor, images: list) -> None:
+    """A caption reads keys and values of the queries in each layer, and nothing of their last network."""
+    pairs = [(image, TEXTS[0]) for image in images[:2]]
+    for steps in (1, 2):
+        found = blip.attribute(model, *pairs, metric="caption", points="qformer.*.query_mlp", by="layer", steps=steps)
+        last = found.select(layer=found.coords["layer"][-1], part="query_mlp").values
+        assert float(last) == 0 and np.abs(found.values).max() > 1e-4
+    with pytest.raises(BlipError, match="the metric has no gradient at these points"):
+        blip.attribute(model, *pairs, metric="caption", points="queries", by="layer")
+
+
+def test_lenses_of_patches_are_of_cls(model: Blip2Predictor, images: list) -> None:
+    with pytest.raises(BlipError, match="projected from its queries, not from patches"):
+        blip.patch_lens(model, images, TEXTS)
+    with blip.trace(model, "image.*.out") as t:
+        model.match_logits(images[:2], TEXTS)
+    with pytest.raises(BlipError, match="projected from its queries, not from patches"):
+        image_lens(t, model.encode_text(TEXTS))
+
+
+def test_activations_of_captions(model: Blip2Predictor, images: list, tmp_path: Path) -> None:
+    for number, image in enumerate(images[:2]):
+        image.save(tmp_path / f"{number}.png")
+    wanted = [Wanted(tmp_path / f"{number}.png", text) for number, text in enumerate(TEXTS)]
+    points = ["qformer.0.cross.z", "qformer.1.query_mlp", "queries"]
+    capture(model, wanted, Capture("w", "d", points, "caption"), tmp_path / "a")
+    ((_, tensors),) = read_shards(tmp_path / "a")
+    with blip.trace(model, points) as t:
+        METRICS["caption"](model, images[:2], TEXTS)
+    for point in points:
+        torch.testing.assert_close(tensors[point], t[point], rtol=1e-4, atol=1e-5)
+    with pytest.raises(BlipError, match=r"2 passes go through qformer\.0\.out in the task caption"):
+        capture(model, wanted, Capture("w", "d", ["qformer.0.out"], "caption"), tmp_path / "b")
+    capture(model, wanted, Capture("w", "d", points[1:], "match", pool="first"), tmp_path / "c")
+
+
+def test_features_of_queries_are_named(model: Blip2Predictor) -> None:
+    queries = model.model.qformer.config.queries
+    for point in ("queries", "qformer.1.query_mlp", "qformer.0.out"):
+        check_point(point)
+        assert _marked(model, TEXTS[0], 1, {"point": point}) == ("", f"query 2 of {queries}", f"with: {TEXTS[0]}")
+    ids = model.ids(TEXTS[:1])[0][0].tolist()
+    second = model.tokenizer.token(ids[1])
+    assert _marked(model, TEXTS[0], queries + 1, {"point": "qformer.0.out"})[1] == second
+    assert _marked(model, TEXTS[0], 1, {"point": "qformer.0.mlp"})[1] == second
+    with pytest.raises(BlipError, match="is no state"):
+        check_point("qformer.0.cross.z")
+
+
+def test_items_of_several_pictures(model: Blip2Predictor, images: list) -> None:
+    """One picture more is one picture's patches more, of which each is patched alone."""
+    base, source = (blip.Study(images[:2]), TEXTS[0]), (blip.Study(images[1:]), TEXTS[0])
+    effects = blip.patch_sweep(model, base, source, points="qformer.0.cross.v", by="patch")
+    assert effects.coords["patch"][17] == "picture 2 cls" and len(effects.coords["patch"]) == 34
+    with blip.trace(model, "qformer.0.cross.v") as other:
+        METRICS["match"](model, [source[0]], [source[1]])
+    plain = float(METRICS["match"](model, [base[0]], [base[1]]))
+    for position in (3, 17, 33):
+
+        def edit(v: torch.Tensor, position: int = position) -> torch.Tensor:
+            v[:, :, position] = other["qformer.0.cross.v"][:, :, position]
+            return v
+
+        with blip.trace(model, edit={"qformer.0.cross.v": edit}):
+            expected = float(METRICS["match"](model, [base[0]], [base[1]])) - plain
+        assert effects.values[0, position] == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(BlipError, match="give each picture of a study as an image of its own"):
+        blip.attention_facts(model, [base[0]], [base[1]], task="match")
+
+
+def test_the_verb_ablates_the_first_stage(
+    model: Blip2Predictor, images: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = []
+    for number, (image, text) in enumerate(zip(images, TEXTS, strict=False)):
+        image.save(tmp_path / f"{number}.png")
+        records.append({"image": f"{number}.png", "caption": text})
+    (tmp_path / "set.json").write_text(json.dumps(records))
+    monkeypatch.setattr("blip.interpret.causes.cli.load_model", lambda *_: model)
+    command = ["ablate", tmp_path / "set.json", "--checkpoint", tmp_path / "set.json"]
+    code, said = code_and_text(*command, "--out", tmp_path / "a")
+    assert code == 0 and "components, 2 pairs" in said, said
+    found = json.loads((tmp_path / "a" / "ablation.json").read_text())["components"]
+    expected = blip.ablate(model, list(zip(images, TEXTS, strict=False))).ranked()
+    assert {one["point"].rpartition(".")[0] for one in found} >= {"image.1.attn", "qformer.0.cross", "qformer.1.self"}
+    assert found[0]["mean"] == pytest.approx(expected[0].change.mean, abs=1e-4)
+    code, said = code_and_text(*command, "--out", tmp_path / "b", "--metric", "caption")
+    assert code == 1 and "2 passes go through qformer.0.self.z" in said, said
+    monkeypatch.setitem(model.info, "language_model", "opt")
+    code, said = code_and_text(*command, "--out", tmp_path / "c")
+    assert code == 1 and "the first stage of BLIP-2, and this is the second stage" in said, said
