@@ -32,8 +32,9 @@ from blip.errors import BlipError
 from blip.files import read_json, write_whole
 from blip.interpret.activation_shards import read_shards
 from blip.pubmed.lines import Figure, Pair, Panel, read
+from blip.pubmed.panels.given import read_splits
 from blip.pubmed.panels.progress import Progress
-from blip.pubmed.panels.split import Summary, read_splits
+from blip.pubmed.panels.split import Summary
 from blip.pubmed.report import write_report
 from blip.tokenizer import Tokenizer
 from blip.train.log import RunLog, read_metrics

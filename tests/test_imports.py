@@ -67,6 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pubmed.build": {"errors", "files", "outputs", "hashing", "html_page"}
     | {"data.images", "data.image_bytes", "data.webdataset"},
     "pubmed.run": {"errors", "files", "outputs", "hashing", "config", "data.image_bytes"},
+    "pubmed.printed": {"command_line"},
     "pubmed.cli": ANYTHING,
     "shards": {"data", "hub", "outputs", "hashing", "files", "errors"},
     "shards.cli": ANYTHING,

@@ -1,7 +1,7 @@
 """From articles of PubMed Central to image-caption pairs.
 
 Imports `errors`, `files`, `outputs`, `hashing`, `html_page` and `data.images`; `build` also `data.webdataset`, `run`
-also `config`; `cli` imports anything.
+also `config`, `printed` also `command_line`; `cli` imports anything.
 
 Read `extract.py` first: figures and captions of a folder of articles.
 
@@ -14,7 +14,7 @@ retractions          marks of retraction
 jats jats_text extract   one article of JATS XML; the text of an element; figures and captions of many articles
 panels               compound figures and their captions, divided
 build rules duplicates card report   the data set; which pairs go into it; equal pictures; its card; its report
-claims build_options  which outputs the steps may write; long options of the verbs
+claims build_options printed   which outputs the steps may write; long options of the verbs; what these print
 workers lines        several processes; what a line of each step must have
 run cli              all steps by one configuration; `blip pubmed VERB`
 """

@@ -27,6 +27,7 @@ from blip.pubmed.build_options import (
     words_of,
 )
 from blip.pubmed.config import BUCKET, EUTILS, OPENI
+from blip.pubmed.printed import say_counts, say_problems
 from blip.pubmed.server_options import Downloads, MaxAnswerMb, MaxMb, MaxRatio, MaxSeconds, MaxWait
 
 app = typer.Typer(no_args_is_help=True, help="Articles of PubMed Central: from a search to image-caption pairs.")
@@ -143,17 +144,15 @@ def extract(
         with claims.writing_lines(claims.claim_lines(out, claims.EXTRACT, [folder], overwrite=overwrite)):
             counts = extract_(folder, out, num_workers)
         say(f"{counts.articles} articles, {counts.figures} figures, {counts.files} with a file: {out}")
-        for count, what in (
+        say_counts(
             (counts.unreadable, "articles could not be read"),
             (counts.left_out, "articles are not done according to the catalogue, and were left out"),
             (counts.no_file, "figures have no file here"),
             (counts.no_caption, "figures have no caption"),
-        ):
-            if count:
-                say(f"{count} {what}")
+        )
         for tag, count in counts.other_graphics.most_common():
             say(f"{count} images of {tag} are not figures")
-        _show_problems(counts.problems, out)
+        say_problems(counts.problems, out)
 
 
 @app.command()
@@ -178,8 +177,9 @@ def split(
     with reported_errors():
         from blip.pubmed import claims
         from blip.pubmed.panels import split as steps
+        from blip.pubmed.panels.given import read_splits
 
-        given = steps.read_splits(split_captions) if split_captions else {}
+        given = read_splits(split_captions) if split_captions else {}
         crops, detector = out.with_suffix(""), str(weights) if weights else None
         limits = ImageLimits.of_mb(max_image_mb)
         options = steps.Options(str(crops.resolve()), detector, read_letters, min_side, given, captions, shared, limits)
@@ -189,11 +189,13 @@ def split(
         whole = counts.how["whole"]
         say(f"{counts.figures} figures: {counts.how.total() - whole} split, {whole} whole, {counts.pairs} "
                    f"pairs: {out}")  # fmt: skip
-        for why, count in counts.why_whole.most_common():
-            say(f"{count} whole: {why}")
-        if counts.unreadable:
-            say(f"{counts.unreadable} images could not be read")
-        _show_problems(counts.problems, out)
+        say_counts(
+            *((count, f"whole: {why}") for why, count in counts.why_whole.most_common()),
+            (counts.no_file, "figures have no file"),
+            (counts.unreadable, "images could not be read"),
+            (counts.left_out, f"panels are smaller than {min_side} pixels, or too large"),
+        )
+        say_problems(counts.problems, out)
 
 
 @app.command()
@@ -254,7 +256,7 @@ def build(
             say(f"{count} left out: {why}")
         if decontaminate:
             say(f"{built.evaluation_images} evaluation images were compared")
-        _show_problems(built.problems, out / "build.json")
+        say_problems(built.problems, out / "build.json")
 
 
 @app.command()
@@ -290,11 +292,3 @@ def run(
         from blip.pubmed.run import run as run_
 
         run_(config, set_ or [], say, overwrite=overwrite)
-
-
-def _show_problems(problems: list[str], out: Path) -> None:
-    """Prints the first few problems, and where the others are listed."""
-    for problem in problems[:5]:
-        say(f"  {problem}")
-    if len(problems) > 5:
-        say(f"  and more: {out.with_name(f'{out.name}.summary.json') if out.suffix == '.jsonl' else out}")

@@ -49,7 +49,7 @@ class Panel(TypedDict):
 
     caption: str
     article: str
-    label: str | None
+    label: NotRequired[str | None]
     panel: list[str]
     how: str
     confidence: Annotated[int | float, Field(ge=0, le=1)]
@@ -116,6 +116,8 @@ class SplitFile(TypedDict):
     how: Counts
     why_whole: Counts
     unreadable: int
+    left_out: NotRequired[int]  # this and the next one: not of earlier versions
+    no_file: NotRequired[int]
     problems: list[str]
     made_from: NotRequired[str]
 

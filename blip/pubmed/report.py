@@ -120,7 +120,10 @@ def _failures(stages: dict[str, Any], built: dict[str, Any]) -> Html:
                  ("figure without a caption", extract["no_caption"])]  # fmt: skip
         rows += [(f"image of {tag}, no figure", count) for tag, count in most_first(extract["other_graphics"])]
     if split := stages.get("split"):
-        rows += [("figure whose image is not readable", split["unreadable"])]
+        if "extract" not in stages:
+            rows += [("figure without a file", split.get("no_file", 0))]
+        rows += [("figure whose image is not readable", split["unreadable"]),
+                 ("panel that is too small, or too large", split.get("left_out", 0))]  # fmt: skip
         rows += [(f"stayed whole: {why}", count) for why, count in most_first(split["why_whole"])]
     return table_of_counts(rows)
 
@@ -145,7 +148,7 @@ def _figures(pairs: Path, most: int, rng: random.Random, *, limits: ImageLimits)
     for lines in _sample(_split_figures(pairs), most, rng):
         boxes = [(line["box"], COLORS[at % len(COLORS)]) for at, line in enumerate(lines)]
         panels = [_panel(line, color) for line, (_, color) in zip(lines, boxes, strict=True)]
-        about = f"{lines[0]['article']} {lines[0]['label']}"
+        about = f"{lines[0]['article']} {lines[0].get('label') or ''}"
         yield {"panels": panels, "about": about} | _picture(lines[0]["whole_image"], WIDE, boxes, limits=limits)
 
 

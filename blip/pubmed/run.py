@@ -10,7 +10,6 @@ from typing import Any
 from blip.config import ConfigError, load_config
 from blip.data.image_bytes import ImageLimits
 from blip.files import ReadError, read_json, write_whole
-from blip.hashing import fingerprint
 from blip.outputs import claim_output, has_record, locked
 from blip.pubmed import claims
 from blip.pubmed.build import build
@@ -19,7 +18,7 @@ from blip.pubmed.config import PubmedConfig
 from blip.pubmed.extract import extract
 from blip.pubmed.fetch import Wanted, fetch
 from blip.pubmed.http_body import Limits
-from blip.pubmed.panels.split import Options, split
+from blip.pubmed.panels.split import Options, settings_of, split
 from blip.pubmed.report import write_report
 from blip.pubmed.rules import Rules
 from blip.pubmed.search import Server, search
@@ -115,11 +114,6 @@ def _split(
 ) -> None:
     """Splits the figures unless that was done before."""
     pairs, mark = corpus / "subfigures.jsonl", corpus / "subfigures.made_from.json"
-    made_from = {"figures": fingerprint(figures), "read_letters": settings.read_letters, "captions": settings.captions,
-                 "shared": settings.shared}  # fmt: skip
-    if pairs.exists() and _content(mark) == made_from:
-        tell("split: done before")
-        return
     crops = corpus / "subfigures"
     limits = ImageLimits.of_mb(settings.max_image_mb)
     options = Options(
@@ -129,6 +123,10 @@ def _split(
         shared=settings.shared,
         limits=limits,
     )
+    made_from = settings_of(figures, options)
+    if pairs.exists() and _content(mark) == made_from:
+        tell("split: done before")
+        return
     with claims.splitting(figures, pairs, crops, known=mark.exists(), overwrite=overwrite):
         # figures of a stopped run may have been fewer
         done = split(figures, pairs, options, num_workers=settings.num_workers, tell=tell, restart=True)

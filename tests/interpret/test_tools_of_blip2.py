@@ -13,13 +13,17 @@ from PIL import Image
 import blip
 from blip.errors import BlipError
 from blip.inference.blip2 import Blip2Predictor
+from blip.interpret import map_controls
 from blip.interpret.activation_shards import read_shards
 from blip.interpret.activations import Capture, capture
 from blip.interpret.causes.metrics import METRICS
+from blip.interpret.explain import explain_pairs
 from blip.interpret.explain_files import Wanted
 from blip.interpret.features.sae import check_point
 from blip.interpret.features.sae_report import _marked
 from blip.interpret.lenses import image_lens
+from blip.interpret.map_boxes import Boxed
+from blip.interpret.map_scores import MapScorer, Scoring, methods_of
 from blip.tokenizer import Tokenizer
 
 TEXTS = ["a bright left lesion", "a dark right lesion"]
@@ -37,6 +41,26 @@ def model() -> Blip2Predictor:
 def images() -> list[Image.Image]:
     noise = np.random.default_rng(7)
     return [Image.fromarray(noise.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(3)]
+
+
+def test_maps_are_scored(model: Blip2Predictor, images: list) -> None:
+    records = [Boxed(str(i), image, text, "", []) for i, (image, text) in enumerate(zip(images, TEXTS, strict=False))]
+    for task in ("match", "caption"):
+        scorer = MapScorer(model, records, Scoring(task, scores=("curves", "sanity"), steps=2))
+        assert methods_of(model) == ["gradcam", "raw", "rollout"]
+        lines = scorer.table(["gradcam"])
+        assert [line.maps for line in lines[:3]] == ["own", "other text", "random model"]
+        explained = explain_pairs(model, images[:2], TEXTS, task=task, method="gradcam")
+        expected, _ = scorer.curves(torch.stack([one.sentence for one in explained]))
+        assert lines[0].curves["deletion"] == pytest.approx(expected.mean(dim=0).tolist())
+        assert list(lines[0].cascade) == [
+            "heads", *(f"qformer.{n}" for n in (3, 2, 1, 0)), "image.1", "image.0", "embeddings"
+        ]  # fmt: skip
+        before = model.model.qformer.head.transform.weight.clone()
+        *_, (_, random) = map_controls.randomised(model, scorer.objective)
+        assert isinstance(random, Blip2Predictor)
+        assert not torch.equal(random.model.qformer.queries, model.model.qformer.queries)
+        assert torch.equal(model.model.qformer.head.transform.weight, before)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "caption"])

@@ -4,6 +4,7 @@ Read `split.py` first.
 
 split progress   the figures of a file to pairs, over several runs
 captions caption_parts           panel labels, the words of each panel, and those that all share
+given        captions that were split elsewhere
 caption_labels caption_rows      what may be labels: candidates in all forms, and rows of them
 caption_atoms caption_features caption_words   what stands between labels, and features of it
 caption_readings                 what a caption may mean, and how likely that is, by learned weights

@@ -12,6 +12,8 @@ import json
 import os
 import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,20 +67,29 @@ class Progress:
         self.record = hidden_beside(out, ".partial.progress")
         for path in (self.partial, self.record):
             _keep_apart(path)
-        header = json.dumps(settings).encode() + b"\n"
         self.finished: list[dict[str, Any]] = []
-        ends = self._read_record(header, restart) if self.partial.exists() and self.record.exists() else []
-        if ends:
-            os.truncate(self.partial, ends[-1][0])
-            os.truncate(self.record, ends[-1][1])
-        else:
-            self.partial.write_bytes(b"")
-            self.record.write_bytes(header)
-        self.lines = open(self.partial, "ab")  # noqa: SIM115 (closed by `close`)
-        self.counts = open(self.record, "ab")  # noqa: SIM115
+        ends = self._read_record(settings, restart) if self.partial.exists() and self.record.exists() else []
+        with self._writing():
+            if ends:
+                os.truncate(self.partial, ends[-1][0])
+                os.truncate(self.record, ends[-1][1])
+            else:
+                self.partial.write_bytes(b"")
+                self.record.write_bytes(_header(settings))
+            self.lines = open(self.partial, "ab")  # noqa: SIM115 (closed by `close`)
+            self.counts = open(self.record, "ab")  # noqa: SIM115
 
-    def _read_record(self, header: bytes, restart: bool) -> list[tuple[int, int]]:
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """An error of this block is that of the complete file, by the name that the user gave."""
+        try:
+            yield
+        except OSError as error:
+            raise write_error(self.out, error) from error
+
+    def _read_record(self, settings: dict[str, Any], restart: bool) -> list[tuple[int, int]]:
         """Lengths of both files behind each finished figure; empty where the settings differ. Fills `finished`."""
+        header = _header(settings)
         length, ends = self.partial.stat().st_size, list[tuple[int, int]]()
         with open_regular(self.record) as file:
             if (begun := file.readline(MAX_LINE)) != header:
@@ -86,7 +97,7 @@ class Progress:
                     return []
                 raise OutputError(
                     f"{self.out}: a run with other settings, or for other figures, was stopped there "
-                    f"({begun[:200].decode(errors='replace').strip()}): start again with --overwrite"
+                    f"({self._differences(begun, settings)}): continue with these, or start again with --overwrite"
                 )
             place = len(header)
             while raw := file.readline(MAX_LINE):
@@ -102,18 +113,29 @@ class Progress:
         return ends
 
     def add(self, lines: list[Line], counts: dict[str, Any]) -> None:
-        """Writes the lines and the counts of one figure."""
-        self.lines.write("".join(json_text(line, None) for line in lines).encode())
-        self.lines.flush()  # before the record, which gives the length of what is there
-        entry = {"length": self.lines.tell(), "counts": counts}
-        self.counts.write(json.dumps(entry).encode() + b"\n")
-        self.counts.flush()
+        """Writes the lines and the counts of one figure. WriteError where that is not possible."""
+        with self._writing():
+            self.lines.write("".join(json_text(line, None) for line in lines).encode())
+            self.lines.flush()  # before the record, which gives the length of what is there
+            entry = {"length": self.lines.tell(), "counts": counts}
+            self.counts.write(json.dumps(entry).encode() + b"\n")
+            self.counts.flush()
+
+    def _differences(self, begun: bytes, settings: dict[str, Any]) -> str:
+        """The settings of an earlier run, as far as they are not the present ones."""
+        try:
+            before = parse_json(begun, dict[str, Any], self.record)
+        except ReadError:
+            return "they cannot be read"
+        other = {name: value for name, value in before.items() if settings.get(name) != value}
+        return json.dumps(other or {name: None for name in settings.keys() - before.keys()})[:300]
 
     def complete(self) -> None:
         """Gives the file its name."""
         self.close()
-        rename_whole(self.partial, self.out)
-        self.record.unlink()
+        with self._writing():
+            rename_whole(self.partial, self.out)
+            self.record.unlink()
 
     def discard(self) -> None:
         """Removes the files, so that the next run starts from the beginning."""
@@ -122,8 +144,13 @@ class Progress:
         self.record.unlink()
 
     def close(self) -> None:
-        self.lines.close()
-        self.counts.close()
+        for file in (self.lines, self.counts):
+            with suppress(OSError):  # of what `add` could not write, and told
+                file.close()
+
+
+def _header(settings: dict[str, Any]) -> bytes:
+    return json.dumps(settings).encode() + b"\n"
 
 
 def _keep_apart(path: Path) -> None:

@@ -1,8 +1,11 @@
 """`blip pubmed split`: lines of figures -> lines of sub-figures with their part of the caption.
 
 A figure becomes one line for each panel if caption and picture agree, else it stays one line, marked `whole`, with the
-reason in `why`. Lines are written in the order of the input; a run that was stopped continues after the last figure
-that it finished.
+reason in `why`. Figures without a file, or with one that cannot be read, become no line and are counted. Lines are
+written in the order of the input; a run that was stopped continues after the last figure that it finished.
+
+    one figure     `FigureSplitter.lines`: caption -> parts, picture -> panels, both -> pairs, pairs -> lines and crops
+    many figures   `split`: processes, progress, counts
 """
 
 import hashlib
@@ -24,11 +27,14 @@ from blip.errors import BlipError
 from blip.files import ReadError, checked_as, open_regular, write_one_of_many, write_whole
 from blip.pubmed.claims import summary_of
 from blip.pubmed.extract import SEVERAL
-from blip.pubmed.lines import Figure, Line, SplitCaption, read
+from blip.pubmed.lines import Figure, Line, read
 from blip.pubmed.panels import gutters
-from blip.pubmed.panels.caption_parts import Part, Shared, Split
+from blip.pubmed.panels.caption_parts import Shared, Split
+from blip.pubmed.panels.caption_readings import LONGEST
+from blip.pubmed.panels.caption_readings import WEIGHTS as CAPTION_WEIGHTS
 from blip.pubmed.panels.captions import SPLITTERS
-from blip.pubmed.panels.detector import PanelDetector
+from blip.pubmed.panels.detector import WEIGHTS, PanelDetector
+from blip.pubmed.panels.given import key
 from blip.pubmed.panels.letters import LetterReader
 from blip.pubmed.panels.match import Layout, Pair, layout, match
 from blip.pubmed.panels.progress import Progress
@@ -58,14 +64,16 @@ class Options:
 
 @dataclass
 class Summary:
-    """Counts of figures and of what they became."""
+    """Counts of figures and of what they became: each is in `how`, or it is one of `no_file` and `unreadable`."""
 
     figures: int = 0
     pairs: int = 0
-    how: Counter[str] = field(default_factory=Counter)  # figures by letter, place, order, whole
-    way: Counter[str] = field(default_factory=Counter)  # figures by gutters, detector, none
+    how: Counter[str] = field(default_factory=Counter)  # figures by letter, place, order, file, whole
+    way: Counter[str] = field(default_factory=Counter)  # figures of one file by gutters, detector, none
     why_whole: Counter[str] = field(default_factory=Counter)
+    no_file: int = 0
     unreadable: int = 0
+    left_out: int = 0  # panels that are too small, or too large for a file
     made_from: str = ""
     problems: list[str] = field(default_factory=list)
 
@@ -97,7 +105,7 @@ class FigureSplitter:
         """
         part = Summary(figures=1)
         if not line.get("image"):
-            part.why_whole["no file"] += 1
+            part.no_file = 1
             return [], part
         split = replace(given, whole=line["caption"]) if given else SPLITTERS[self.options.captions](line["caption"])
         if len(line.get("files") or []) > 1:
@@ -110,7 +118,7 @@ class FigureSplitter:
         pairs, found = self(image, split)
         part.how[pairs[0].how] += 1
         part.way[found.way] += 1
-        why = _why(split, found) if pairs[0].how == "whole" else ""
+        why = why_whole(split, found) if pairs[0].how == "whole" else ""
         if why:
             part.why_whole[why] += 1
         out = []
@@ -124,6 +132,7 @@ class FigureSplitter:
                 crop = image.crop(pair.box)
                 if min(crop.size) < self.options.smallest or max(crop.size) > MOST_OF_JPEG:
                     part.problems.append(f"{line['image']}, {pair.labels}: {crop.width} x {crop.height} pixels")
+                    part.left_out += 1
                     continue
                 made["image"] = _save(crop, Path(self.options.crops), line, labels=pair.labels)
             out.append(made)
@@ -161,20 +170,28 @@ def _several_files(at: int, line: Line, split: Split, *, part: Summary, shared: 
     return lines, part
 
 
-def _why(split: Split, found: Layout) -> str:
+def why_whole(split: Split, found: Layout) -> str:
+    """Why a figure of one file stays whole."""
     names = split.labels
     if len(names) < 2:
+        if len(split.whole) > LONGEST:
+            return "caption too long to be divided"
         return "panels that the caption does not name" if len(found.boxes) > 1 else "caption of one part"
     if len(found.boxes) < 2:
         return "no panels found"
-    return "other number of panels than labels" if len(names) != len(found.boxes) else "letters contradict the panels"
+    if len(names) != len(found.boxes):
+        return "other number of panels than labels"
+    return f"{'places' if split.style == 'Left:' else 'letters'} contradict the panels"
 
 
 def _save(crop: Image.Image, folder: Path, line: Line, *, labels: list[str]) -> str:
-    """Writes a sub-figure under a name that follows from its figure and its labels; returns its path."""
-    own = hashlib.sha1(f"{line['image']} {labels}".encode("utf-8", "surrogatepass"), usedforsecurity=False).hexdigest()[
-        :16
-    ]
+    """Writes a sub-figure; returns its path.
+
+    Its name follows from its figure and its labels. Two figures of one image have different captions, or captions that
+    were split elsewhere under the names of the figures.
+    """
+    figure = f"{line['image']} {labels} {key(line)} {line['caption']}".encode("utf-8", "surrogatepass")
+    own = hashlib.sha1(figure, usedforsecurity=False).hexdigest()[:16]
     path = folder.absolute() / own[:2] / f"{own}.jpg"
     data = io.BytesIO()
     crop.save(data, "JPEG", quality=95, subsampling=0)  # full resolution of colour: fine coloured lines stay sharp
@@ -207,7 +224,7 @@ def split(pairs: Path, out: Path, options: Options, *, num_workers: int = 1,
     splitter = FigureSplitter(options)  # also where processes make their own: errors of the weights are raised here
     function = partial(_lines, splitter) if num_workers < 2 else partial(_in_process, replace(options, given={}))
     summary = Summary(made_from=str(pairs.resolve()))
-    progress = Progress(out, _settings(pairs, options), restart=restart)
+    progress = Progress(out, settings_of(pairs, options), restart=restart)
     try:
         for counts in progress.finished:
             add(summary, checked_as(counts, Summary, progress.record))
@@ -230,14 +247,19 @@ def split(pairs: Path, out: Path, options: Options, *, num_workers: int = 1,
     return summary
 
 
-def _settings(pairs: Path, options: Options) -> dict[str, Any]:
-    """What the lines depend on: an unfinished run with other settings is not continued."""
-    with open_regular(pairs) as source:
-        digest = hashlib.file_digest(source, "sha256").hexdigest()  # type: ignore[arg-type]
+def settings_of(pairs: Path, options: Options) -> dict[str, Any]:
+    """What the lines depend on, weights by their content: an unfinished run with other settings is not continued."""
+    weights = Path(options.weights) if options.weights else Path(__file__).with_name(WEIGHTS)
     given = hashlib.sha256(repr(sorted(options.given.items())).encode()).hexdigest()
-    return {"pairs": digest, "given": given, "weights": options.weights, "crops": options.crops,
-            "captions": options.captions, "shared": options.shared, "read_letters": options.read_letters,
-            "smallest": options.smallest}  # fmt: skip
+    return {"captions": options.captions, "shared": options.shared, "read_letters": options.read_letters,
+            "smallest": options.smallest, "max_bytes": options.limits.max_bytes, "crops": options.crops, "given": given,
+            "pairs": _digest(pairs), "weights": _digest(weights),
+            "caption_weights": _digest(CAPTION_WEIGHTS) if options.captions == "learned" else None}  # fmt: skip
+
+
+def _digest(path: Path) -> str:
+    with open_regular(path) as source:
+        return hashlib.file_digest(source, "sha256").hexdigest()[:16]  # type: ignore[arg-type]
 
 
 Numbered = tuple[int, Line, Split | None]  # number of a line, a figure, the parts of its caption where they are given
@@ -267,31 +289,3 @@ def _splitter_of_process(options: Options) -> FigureSplitter:
 
     torch.set_num_threads(1)  # there is a process for each core
     return FigureSplitter(options)
-
-
-# ---- captions that were split elsewhere ------------------------------------------------------------------------------
-
-
-def key(line: Line) -> str:
-    """The name of a figure: its article, and its id in the article."""
-    return f"{line.get('article', '')}/{line.get('figure', '')}"
-
-
-def read_splits(path: Path) -> dict[str, Split]:
-    """Captions that were split by a learned splitter, a language model or by hand, one a line, by `key`.
-
-    `{"article": "PMC1", "figure": "F1", "lead": "...", "parts": [{"labels": ["A"], "text": "..."}], "tail": "...",
-    "confidence": 0.9}`; all but `parts` may be absent.
-
-    Raises:
-        SplitError: a line has another form.
-    """
-    found = {}
-    try:
-        for _, line in read(path, SplitCaption):
-            parts = [Part(part["labels"], part["text"]) for part in line["parts"]]
-            certainty, lead, tail = float(line.get("confidence", 1.0)), str(line.get("lead", "")), line.get("tail", "")
-            found[key(line)] = Split(lead, parts, "given", certainty, str(line.get("caption", lead)), tail)
-    except ReadError as error:
-        raise SplitError(f"{error.path}, {error.place}: not a split caption ({error.problem})") from None
-    return found

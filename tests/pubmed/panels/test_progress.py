@@ -65,6 +65,22 @@ def test_other_settings_start_from_the_beginning_where_that_is_asked_for(begun: 
     assert not list(begun.parent.iterdir())
 
 
+def test_the_message_names_the_settings_that_differ(begun: Path) -> None:
+    with pytest.raises(OutputError) as caught:
+        Progress(begun, {**SETTINGS, "shared": "own"})
+    assert '"shared": null' in str(caught.value) and "crops" not in str(caught.value)
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_lines(begun: Path) -> None:
+    """And closing the files, which tries to write the rest again, does not hide it."""
+    progress = Progress(begun, SETTINGS)
+    progress.lines.close()
+    progress.lines = open("/dev/full", "ab")  # noqa: SIM115
+    with pytest.raises(WriteError, match=r"out\.jsonl could not be written .*make room"):
+        progress.add([{"line": 9}], {"figures": 1})
+    progress.close()
+
+
 @pytest.mark.parametrize("name", [".out.jsonl.partial", ".out.jsonl.partial.progress"])
 @pytest.mark.parametrize("link", [os.symlink, os.link])
 def test_nothing_is_written_through_a_link(begun: Path, name: str, link: Callable[[Path, Path], None]) -> None:

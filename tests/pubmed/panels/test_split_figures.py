@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,23 @@ pytest.importorskip("pycocotools")
 
 from benchmarks.figure_split import BOXES, average_precision, generated, real
 from blip.data.images import plain
+from blip.outputs import OutputError
 from blip.pubmed.panels import gutters
 from blip.pubmed.panels.caption_parts import Part, Split
 from blip.pubmed.panels.captions import split_caption
-from blip.pubmed.panels.detector import Detector, DetectorError, PanelDetector, Panels, load, prepare
+from blip.pubmed.panels.detector import Detector, DetectorError, PanelDetector, Panels, load, prepare, save
+from blip.pubmed.panels.given import GivenError, read_splits
 from blip.pubmed.panels.match import Layout, layout, match
-from blip.pubmed.panels.split import FigureSplitter, Options, SplitError, read_splits, split
+from blip.pubmed.panels.progress import Progress
+from blip.pubmed.panels.split import (
+    FigureSplitter,
+    Options,
+    SplitError,
+    Summary,
+    settings_of,
+    split,
+    why_whole,
+)
 
 GRID = [(0, 0, 100, 100), (110, 0, 210, 100), (0, 110, 100, 210), (110, 110, 210, 210)]
 
@@ -105,8 +118,6 @@ def test_real_figures(detector: PanelDetector, data_dir: Path) -> None:
 
 
 def test_weights_are_small_and_are_checked(tmp_path: Path) -> None:
-    from importlib.resources import files
-
     assert Path(str(files("blip.pubmed.panels").joinpath("detector.safetensors"))).stat().st_size <= 10 * 2**20
     with pytest.raises(DetectorError, match="no weights of this detector"):
         load(tmp_path / "nothing.safetensors")
@@ -280,7 +291,7 @@ def test_captions_that_something_else_split(corpus: Path, tmp_path: Path) -> Non
     assert made[0]["whole_caption"].startswith("Scans.") and made[0]["caption"] == "L. part A"
     assert made[6]["caption"] == "Scans. One."
     given.write_text('{"article": "PMC0"}')
-    with pytest.raises(SplitError, match="line 1: not a split caption"):
+    with pytest.raises(GivenError, match="line 1: not a split caption"):
         read_splits(given)
 
 
@@ -303,6 +314,56 @@ def test_words_of_panels_and_why_a_figure_stays_whole(corpus: Path, tmp_path: Pa
     (made,), counts = splitter.lines(0, whole)
     assert made["how"] == "whole" and made["why"] == "panels that the caption does not name"
     assert counts.why_whole == {made["why"]: 1} and "caption_own" not in made and made["caption"] == whole["caption"]
+    whys = {"(A) One. (B) Two." + " More." * 10_000: "caption too long to be divided",
+            "Front: before. Back: after.": "panels that the caption does not name"}  # fmt: skip
+    for caption, why in whys.items():
+        (made,), _ = splitter.lines(0, {**whole, "caption": caption})
+        assert made["why"] == why
+
+
+def test_why_places_and_letters_contradict() -> None:
+    beside = Layout([(0, 0, 100, 100), (110, 0, 210, 100)], [0.9, 0.9])
+    assert why_whole(split_caption("Upper: before. Lower: after."), beside) == "places contradict the panels"
+    assert why_whole(split_caption("(A) Before. (B) After."), beside) == "letters contradict the panels"
+
+
+def test_counts_add_up(corpus: Path, tmp_path: Path) -> None:
+    """Every figure is split, whole, without a file or not readable; every panel is a pair or left out."""
+    counts = split(corpus, tmp_path / "out.jsonl", Options(str(tmp_path / "crops"), smallest=100))
+    assert counts.figures == counts.how.total() + counts.no_file + counts.unreadable == 10
+    assert counts.why_whole.total() == counts.how["whole"] == 0 and counts.no_file == 1
+    assert (counts.pairs, counts.left_out) == (48, 0)
+    counts = split(corpus, tmp_path / "out.jsonl", Options(str(tmp_path / "crops"), smallest=400))
+    assert (counts.pairs, counts.left_out) == (0, 48)
+
+
+def test_two_figures_of_one_image_have_their_own_sub_figures(corpus: Path, tmp_path: Path) -> None:
+    """Boxes may differ where captions do; the second figure must not overwrite what the first one names."""
+    image = tmp_path / "wide.png"
+    grid("white", rows=1, columns=3)[0].save(image)
+    captions = ("(A) One. (B) Two. (C) Three.", "Left: one. Middle: two. Right: three.", "(C) One. (B) Two. (A) Three.")
+    lines = [{"image": str(image), "caption": caption, "article": f"PMC{at}"} for at, caption in enumerate(captions)]
+    corpus.write_text("\n".join(map(json.dumps, lines)))
+    split(corpus, tmp_path / "out.jsonl", Options(str(tmp_path / "crops"), captions="rules"))
+    made = read_lines(tmp_path / "out.jsonl")
+    assert len({line["image"] for line in made}) == len(made) >= 6
+
+
+def test_a_stopped_run_does_not_continue_with_other_weights(corpus: Path, tmp_path: Path) -> None:
+    """Not even with others of the same name."""
+    weights = tmp_path / "weights.safetensors"
+    options = Options(str(tmp_path / "crops"), weights=str(weights))
+    weights.write_bytes(files("blip.pubmed.panels").joinpath("detector.safetensors").read_bytes())
+    before = settings_of(corpus, options)
+    assert settings_of(corpus, replace(options, weights=None)) == before, "the same content"
+    progress = Progress(tmp_path / "out.jsonl", before)
+    progress.add([], vars(Summary(figures=1)))
+    progress.close()
+    net = load(weights)
+    net.place.data += 1
+    save(net, weights, {})
+    with pytest.raises(OutputError, match=r'"weights": "[0-9a-f]+"'):
+        split(corpus, tmp_path / "out.jsonl", options)
 
 
 def test_images_that_were_away_are_tried_again(corpus: Path, tmp_path: Path) -> None:
