@@ -69,7 +69,8 @@ class Places:
         if self.heads:
             coords["head"] = [str(head) for head in range(max(shape[0] for shape in self.shapes.values()))]
         if self.positions:
-            coords[self.positions] = list(max(self.labels.values(), key=len))
+            longest = max(self.labels.values(), key=len)
+            coords[self.positions] = list(longest)
         columns = {label: number for number, label in enumerate(coords.get(self.positions, ()))}
         array = np.full([len(labels) for labels in coords.values()], np.nan)
         for place, value in zip(self, values, strict=True):
