@@ -189,7 +189,7 @@ def claim_shards(
     claim_output(out, command, inputs=[*inputs, *images], folder=True, overwrite=overwrite, known=known)
 
 
-def made_with(model: "Predictor", reads: Reads, *, checkpoint: str, tokenizer: str) -> dict[str, str]:
+def made_with(model: "Predictor", reads: Reads, *, checkpoint: str, tokenizer: str) -> dict[str, Any]:
     """What shards depend on beside the records: a run that continues needs the same.
 
     The fingerprint of a checkpoint covers its weights, sizes and tokenizer; `tokenizer` stands where another is given.
