@@ -280,7 +280,7 @@ def test_command(
     hub.use_here(monkeypatch, place / "cache")
     if words[0] == "torchrun":
         given = get_args_parser().parse_args(words[1:])
-        # test_distributed.py starts scripts with torchrun itself, capfilt/test_steps.py the module
+        # test_distributed.py starts scripts with torchrun itself, capfilt/test_rounds.py the module
         for name, value in torchrun_env(0, 1, free_port()).items():
             monkeypatch.setenv(name, value)
         words = [*([] if given.module else ["python"]), given.training_script, *given.training_script_args]
