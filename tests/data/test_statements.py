@@ -152,7 +152,7 @@ def test_a_side_of_a_statement_is_one_picture(tmp_path: Path, images: object, me
     (tmp_path / "ct").mkdir()
     path = tmp_path / "x.json"
     path.write_text(json.dumps([{"images": images, "sentence": "both lungs are clear", "label": True}]))
-    with pytest.raises(BlipError, match=f"record 1: .*{message}"):
+    with pytest.raises(BlipError, match=f"x.json, record 1: .*{message}"):
         read_statements([str(path)])
 
 
