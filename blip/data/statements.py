@@ -75,8 +75,8 @@ def read_statements(files: Sequence[Entry], image_root: str = "", dataset: str =
         item.images = full_paths(item.images, file.root)
         if several := next((image for image in item.image_paths if pictures_of(image)), None):
             raise InputError(
-                f"{opened.place}: {several} is a video or a volume, and a statement is about two pictures, one on each "
-                "side: a slice is named by #slice=N, a frame has to be saved as an image"
+                f"{file.path}, {opened.place}: {several} is a video or a volume, and a statement is about two, "
+                "one picture on each side: a slice is named by #slice=N, a frame has to be saved as an image"
             )
         item.id = item.id or f"{os.path.basename(file.path)}:{opened.place.split()[-1]}"
         statements.append(item)

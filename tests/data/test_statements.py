@@ -145,14 +145,14 @@ def test_left_stays_left(nine: Statements, tokenizer: Tokenizer) -> None:
     ([["a.png", "b.png"], ["c.png"]], "has images of another form; a statement is about two"),
     ("a.png|b.png", "has images of another form"),
     (["a.png", "clip.mp4"], r"clip.mp4 is a video or a volume, .* a slice is named by #slice=N, a frame has to be"),
-    (["ct/#slices=4", "b.png"], "ct/#slices=4 is a video or a volume, and a statement is about two pictures"),
+    (["ct/#slices=4", "b.png"], "ct/#slices=4 is a video or a volume, and a statement is about two, one pic"),
     (["b.png", "ct/"], "ct is a video or a volume"),
 ])  # fmt: skip
 def test_a_side_of_a_statement_is_one_picture(tmp_path: Path, images: object, message: str) -> None:
     (tmp_path / "ct").mkdir()
     path = tmp_path / "x.json"
     path.write_text(json.dumps([{"images": images, "sentence": "both lungs are clear", "label": True}]))
-    with pytest.raises(BlipError, match=f"record 1: .*{message}"):
+    with pytest.raises(BlipError, match=f"x.json, record 1: .*{message}"):
         read_statements([str(path)])
 
 
