@@ -1,9 +1,9 @@
 """Where a caption may have panel labels: candidates in all forms, and the groups of them that form a row.
 
 A candidate is a label or a list of labels in a form: `(A)`, `A)`, `[A]`, `A:`, `A,`, `A.`, `A |`, `A Text`, `Panel A`,
-`((A) and (B))`, `Figure 1A`, `in A`, `(A, text)`, `(arrow, A)`, `Left:`, `(left)`. Candidates of one form and one kind
-of names (capitals, small letters, Roman numerals, numbers, places) are a group if they hold at least two labels of a
-row that begins with A, a, i or 1. Whether a candidate is a label or only named in a sentence is decided later, by
+`Figure 1A`, `in A`, `(A, text)`, `(arrow, A)`, `Left:`, `(left)`. Candidates of one form and one kind of names
+(capitals, small letters, Roman numerals, numbers, places) are a group if they hold at least two labels of a row that
+begins with A, a, i or 1. Whether a candidate is a label or only named in a sentence is decided later, by
 `caption_readings.py`.
 """
 
@@ -65,7 +65,6 @@ NOUNS = frozenset((
     "day", "week", "route", "scenario", "isoform", "allele",
 ))  # fmt: skip
 SIGNS = {":": "C", ".": "D", ",": "M", "=": "E", "|": "I", "-": "I", "\u2013": "I", "\u2014": "I"}
-ROMANS = frozenset(ROMAN)
 UNITED = ("PHKF", "CDMBIWE")  # forms that one caption may mix
 
 
@@ -153,8 +152,7 @@ def _bracketed(m: re.Match[str]) -> list[Candidate]:
     if m["close"] and not mixed and (names_in := expand(names + (m["more"] or ""))):
         way = "panel" if m["panel"] else "(A):" if m["sign"] else "(A)"
         if list(names_in) == sorted(names_in) or not m["more"]:
-            around = m.string[m.start() - 1 : m.start()] == "(" and m.string[m.end() : m.end() + 1] == ")"  # ((A), (B))
-            return _made(m.start() - around, m.end() + around, names_in, form, way=way)
+            return _made(m.start(), m.end(), names_in, form, way=way)
         inner = re.finditer(r"\([^()]*\)", m[0])  # `as in (G), (B) Text`
         return [
             one
@@ -271,20 +269,23 @@ def groups(text: str) -> list[Group]:
     for roman, letters in (("r", "l"), ("R", "U")):  # `i` and `v` are both
         for (form, kind), some in list(by_form.items()):
             if kind == roman:
-                other = by_form.get((form, letters), [])
-                by_form[form, kind] = some + [one for one in other if ROMANS.issuperset(map(str.lower, one.names))]
+                by_form[form, kind] = some + [one for one in by_form.get((form, letters), []) if _roman(one)]
     found = [group for (form, kind), some in by_form.items() if (group := _group(form, kind, some))]
     for forms in UNITED:
         for kind in "Ul":
             parts = [some for (form, k), some in by_form.items() if k == kind and form in forms]
-            most = max((len(other.names) for other in found if other.kind == kind and other.form in forms), default=0)
-            if len(parts) > 1 and len({name for some in parts for one in some for name in one.names}) > most:
-                group = _group(forms, kind, [one for some in parts for one in some])
-                found += [group] if group and len(group.names) > most else []
+            group = _group(forms, kind, [one for some in parts for one in some]) if len(parts) > 1 else None
+            others = [other for other in found if other.kind == kind and other.form in forms]
+            if group and all(len(group.names) > len(other.names) for other in others):
+                found.append(group)
     named = places(text)
     if len({name for one in named for name in one.names}) > 1:
         found.append(Group("L", "p", named, frozenset(name for one in named for name in one.names)))
     return found
+
+
+def _roman(one: Candidate) -> bool:
+    return all(name.lower() in ROMAN for name in one.names)
 
 
 def _group(form: str, kind: str, some: list[Candidate]) -> Group | None:

@@ -187,7 +187,7 @@ def doubts(weights: Weights, reading: Reading) -> list[float]:
             if other == tag or other not in allowed or not (other in END if after is None else after in AFTER[other]):
                 continue
             loss = own - row[NO_LABEL if kind == LABEL and other < B else other]
-            loss += step[tag][before] - step[other][before]
+            loss = loss + step[tag][before] - step[other][before]
             if after is not None:
                 next_step = weights.tags[gap][after]
                 loss += next_step[tag] - next_step[other]
