@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from benchmarks import harness
 from benchmarks.peers_blip2 import PublishedBlip2
-from benchmarks.train_step import CLS, DEC, EMBED, LR, PAD, SEP, WEIGHT_DECAY, Batch, most_similar
-from benchmarks.train_step import make_batch as make_pairs
+from benchmarks.step_sides import CLS, DEC, EMBED, LR, PAD, SEP, WEIGHT_DECAY, Batch, most_similar
+from benchmarks.step_sides import make_batch as make_pairs
 from blip.models.blip2 import Blip2Model
 from blip.network.qformer import QFormerConfig
 from blip.network.qformer_flops import Blip2Savings, blip2_step

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.train_step import Batch, Ours, gflop_per_sample, make_batch, sizes
+from benchmarks.step_sides import Batch, Ours, make_batch, sizes
+from benchmarks.train_step import gflop_per_sample
 from blip.hardware.precision import PRECISIONS, products
 from blip.train.parallel import measure_peak, memory_mb
 

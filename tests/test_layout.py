@@ -1,6 +1,7 @@
 """The shape of the package: sizes of files and functions, the rooms, and who may compare names of tasks."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,12 @@ def test_files_and_functions_can_be_read_at_once(path: Path) -> None:
 
 def test_the_top_of_the_package_holds_few_files() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= MOST_FILES_AT_THE_TOP
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """pytest imports them by their names alone: of two with one name, a whole run cannot read the second."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert not [name for name, count in names.items() if count > 1]
 
 
 def test_every_room_is_there_and_describes_itself() -> None:

@@ -9,7 +9,7 @@ B statements in a batch, T text tokens, S side of an image in pixels.
 
 import os
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,15 +20,17 @@ from torch.utils.data import Dataset
 
 from blip.data.batches import Operations, TensorBatch, padded
 from blip.data.compact import TextLists, Texts
+from blip.data.eval_records import EvalRecords
 from blip.data.image_bytes import LIMITS, ImageLimits, UnreadableImage
 from blip.data.images import Source, open_image
 from blip.data.order import EpochOrder, Walk, open_or_note, seeded
+from blip.data.pairs import CaptionEncoder
+from blip.data.pictures import pictures_of
 from blip.data.sets.statements import STATEMENT_SETS, Statement
 from blip.data.skipped import Skipped
 from blip.data.sources import Entry, records_of
 from blip.data.training_images import TrainingImages, Transform, images_of
 from blip.errors import InputError
-from blip.tokenizer import Tokenizer
 
 # ---- annotations in memory -------------------------------------------------------------------------------------------
 
@@ -59,7 +61,8 @@ class Statements:
 def read_statements(files: Sequence[Entry], image_root: str = "", dataset: str = "json", **options: Any) -> Statements:
     """Reads sets of statements, each a file or the folder as published; `dataset` is a name of STATEMENT_SETS.
 
-    Arguments and errors are those of `read_questions`; in addition, a weight of a file raises ValueError.
+    Arguments and errors are those of `read_questions`; in addition, a weight of a file raises InputError, and a side of
+    a statement that is several pictures does.
     """
     if not files:
         raise InputError("no files of statements are given")
@@ -70,6 +73,11 @@ def read_statements(files: Sequence[Entry], image_root: str = "", dataset: str =
             raise InputError(f"{path}: weight is {weight}; files of statements take none")
         file, item = opened.file, opened.record()
         item.images = full_paths(item.images, file.root)
+        if several := next((image for image in item.image_paths if pictures_of(image)), None):
+            raise InputError(
+                f"{file.path}, {opened.place}: {several} is a video or a volume, and a statement is about two, "
+                "one picture on each side: a slice is named by #slice=N, a frame has to be saved as an image"
+            )
         item.id = item.id or f"{os.path.basename(file.path)}:{opened.place.split()[-1]}"
         statements.append(item)
     return statements
@@ -130,18 +138,17 @@ class NlvrDataset(Dataset):
         self,
         statements: Statements,
         order: EpochOrder,
-        tokenizer: Tokenizer,
+        encode: CaptionEncoder,
         *,
         transform: Transform | TrainingImages,
-        max_tokens: int,
         seed: int,
         max_skipped_fraction: float = 0.01,
         limits: ImageLimits = LIMITS,
     ):
         """`transform`: PIL RGB to (3, S, S), or what reads images by itself; `max_skipped_fraction`: see `Walk`; a
         statement is skipped if one of its images is unreadable."""
-        self.statements, self.tokenizer, self.images = statements, tokenizer, images_of(transform, limits)
-        self.max_tokens, self.seed, self.limits = max_tokens, seed, limits
+        self.statements, self.encode, self.images = statements, encode, images_of(transform, limits)
+        self.seed, self.limits = seed, limits
         self.order, self.walk = order, Walk(order, len(statements), max_skipped_fraction)
 
     def __len__(self) -> int:
@@ -156,7 +163,7 @@ class NlvrDataset(Dataset):
         item = self.statements[index]
         return NlvrSample(
             torch.stack([one.image for one in pixels]),
-            self.tokenizer.encode([item.sentence], self.max_tokens)[0],
+            self.encode(item.sentence),
             item.label,
             index,
             skipped,
@@ -170,33 +177,19 @@ class NlvrDataset(Dataset):
         return [self.images.read(one, self.seed, epoch, index, side) for side, one in enumerate(pair)]
 
 
-class EvalStatements(Dataset):
+class EvalStatements(EvalRecords):
     """Evaluation samples by index, each statement once."""
 
-    def __init__(
-        self,
-        statements: Statements,
-        tokenizer: Tokenizer,
-        transform: Callable[[Image.Image], Tensor],
-        *,
-        max_tokens: int,
-        limits: ImageLimits = LIMITS,
-    ):
-        self.statements, self.tokenizer, self.transform = statements, tokenizer, transform
-        self.max_tokens, self.limits = max_tokens, limits
-
-    def __len__(self) -> int:
-        return len(self.statements)
+    records: Statements
+    encode: CaptionEncoder
 
     def __getitem__(self, index: int) -> NlvrSample:
         """The sample; where an image is unreadable its `images` is None and `skipped` has a note."""
-        item = self.statements[index]
+        item = self.records[index]
         images, skipped = open_or_note(
             index, lambda _: torch.stack([self.transform(image) for image in open_images(item.images, self.limits)])
         )
-        return NlvrSample(
-            images, self.tokenizer.encode([item.sentence], self.max_tokens)[0], item.label, index, skipped
-        )
+        return NlvrSample(images, self.encode(item.sentence), item.label, index, skipped)
 
 
 # ---- batches ---------------------------------------------------------------------------------------------------------

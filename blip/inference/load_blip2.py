@@ -102,6 +102,13 @@ def only_blip(model: Predictor, command: str) -> Predictor:
     return model
 
 
+def without_language_model(model: Predictor, command: str) -> Predictor:
+    """The model; InputError where it is a second stage, for commands that read the first stage of BLIP-2 as well."""
+    if "language_model" in model.info:
+        raise InputError(f"{command} is for BLIP and the first stage of BLIP-2, and this is the second stage")
+    return model
+
+
 def _words(tokenizer: Callable[[], Tokenizer], qformer: QFormerConfig, path: Path) -> Tokenizer:
     """The tokenizer of the Q-Former, whose last word is [DEC]; ours have [ENC] behind it."""
     words = tokenizer()

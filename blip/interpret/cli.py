@@ -30,7 +30,6 @@ from blip.command_line import (
 )
 from blip.data.image_bytes import MAX_MB
 from blip.data.places import images_of
-from blip.errors import InputError
 from blip.inference.cli import claim_json, places_and_texts, reading
 from blip.inference.opening import Channels, Reads, Window, load_model
 from blip.outputs import claim_output, refuse_inputs, writing
@@ -157,6 +156,7 @@ def activations(
     overwrite: Overwrite = False,
 ) -> None:
     """Writes the activations at named points for a whole data set, in shards; continues where it was interrupted."""
+    from blip.inference.load_blip2 import without_language_model
     from blip.interpret import activations as shards
     from blip.interpret.activation_shards import INDEX, is_index
     from blip.interpret.explain_files import find_pairs
@@ -166,9 +166,7 @@ def activations(
         wanted = list(find_pairs(data, [], **reading(dataset, split, columns, image_root=image_root, limit=limit)))
         given = [data, checkpoint, *filter(None, [tokenizer])]
         claim_shards(out, "activations", wanted, inputs=given, known=is_index(out), overwrite=overwrite)
-        model = load_model(checkpoint, tokenizer, device, reads)
-        if "language_model" in model.info:
-            raise InputError("blip activations is for BLIP and the first stage of BLIP-2, and this is the second stage")
+        model = without_language_model(load_model(checkpoint, tokenizer, device, reads), "blip activations")
         chosen = shards.points_of(model, points)
         task = task or shards.usual_task(model, chosen)
         made = made_with(model, reads, checkpoint=checkpoint, tokenizer=tokenizer)
@@ -191,7 +189,7 @@ def claim_shards(
     claim_output(out, command, inputs=[*inputs, *images], folder=True, overwrite=overwrite, known=known)
 
 
-def made_with(model: "Predictor", reads: Reads, *, checkpoint: str, tokenizer: str) -> dict[str, str]:
+def made_with(model: "Predictor", reads: Reads, *, checkpoint: str, tokenizer: str) -> dict[str, Any]:
     """What shards depend on beside the records: a run that continues needs the same.
 
     The fingerprint of a checkpoint covers its weights, sizes and tokenizer; `tokenizer` stands where another is given.
@@ -251,7 +249,7 @@ def score_maps(
     ] = None,
     task: Annotated[str, typer.Option(help="match, caption or answer; the checkpoint's own unless given")] = "",
     layer: Annotated[int | None, typer.Option(help="whose cross-attention; the middle one unless given")] = None,
-    rows: Annotated[str, typer.Option(help="words, or enc: the [ENC] row")] = "words",
+    rows: Annotated[str, typer.Option(help="words, or enc: the [ENC] row; of BLIP-2 words or queries")] = "words",
     fill: Annotated[str, typer.Option(help="what covers a patch in curves: blur, mean or black")] = "blur",
     steps: Annotated[int, typer.Option(min=1, help="of a curve")] = 12,
     seed: Annotated[int, seed_option("of random maps, random weights and equal values")] = 0,
@@ -267,10 +265,10 @@ def score_maps(
     overwrite: Overwrite = False,
 ) -> None:
     """Scores maps: agreement with boxes, deletion and insertion curves, sanity checks by random weights."""
-    from blip.inference.load_blip2 import only_blip
+    from blip.inference.load_blip2 import without_language_model
     from blip.interpret import map_report as report
     from blip.interpret.map_boxes import read_boxed
-    from blip.interpret.map_scores import SCORES, MapScorer, Scoring
+    from blip.interpret.map_scores import SCORES, MapScorer, Scoring, methods_of
     from blip.interpret.maps import METHODS
     from blip.interpret.objectives import explained
 
@@ -286,13 +284,12 @@ def score_maps(
             else None
         )
         with alone(claim):
-            model = load_model(checkpoint, tokenizer, device, reads)
-            model = only_blip(model, "blip score-maps")
+            model = without_language_model(load_model(checkpoint, tokenizer, device, reads), "blip score-maps")
             boxed, objective = "boxes" in how.scores, explained(model, task)
             records, problems = read_boxed(data, objective, limit, needs_boxes=boxed, limits=model.limits)
             for problem in problems:
                 say(problem, err=True)
-            lines = MapScorer(model, records, how).table(methods)
+            lines = MapScorer(model, records, how).table(method or methods_of(model))
             report.show(lines, len(records), "their answers" if objective.has_answers else "their captions")
             with writing(claim) as written:
                 written += report.save(lines, len(records), claim.path) if claim else []

@@ -18,6 +18,7 @@ from blip.inference.predictor import Predictor
 from blip.interpret.objectives import Objective
 from blip.interpret.points import STACKS, layers_of
 from blip.network.med import TextDecoder
+from blip.network.qformer import QFormer
 
 
 def random_maps(count: int, grid: tuple[int, int], seed: int = 0) -> Tensor:
@@ -51,9 +52,9 @@ def parts_of(model: nn.Module, objective: Objective) -> list[tuple[str, list[nn.
     stacks = {"image", objective.stack} | ({"decoder"} if objective.has_answers else set())
     modules = {stack: getattr(model, STACKS[stack][0]) for stack in stacks}
     heads = [child for name, child in model.named_children() if name not in {place for place, _ in STACKS.values()}]
-    decoder = modules.get("decoder")
-    if isinstance(decoder, TextDecoder):
-        head = decoder.head
+    writer = modules.get("decoder", modules.get("qformer"))
+    if isinstance(writer, TextDecoder | QFormer):
+        head = writer.head
         heads += [head.transform, head.norm, nn.ParameterList([head.bias])]
     parts: list[tuple[str, list[nn.Module]]] = [("heads", heads)]
     layers = [(name, layer) for name, layer in layers_of(model) if name.split(".")[0] in stacks]
@@ -87,7 +88,7 @@ def randomised(m: Predictor, objective: Objective, seed: int = 0) -> Iterator[tu
     for name, parameters in parts_of(model, objective):
         for parameter in parameters:
             draw_again(parameter, generator)
-        yield name, Predictor(model, m.tokenizer, m.info, device=m.device, precision=m.precision)
+        yield name, type(m)(model, m.tokenizer, m.info, device=m.device, precision=m.precision)
 
 
 def untrained(m: Predictor, objective: Objective, seed: int = 0) -> Predictor:

@@ -28,7 +28,10 @@ from blip.inference.predictor import Predictor
 from blip.interpret import map_controls, map_curves
 from blip.interpret.explain import explain_pairs
 from blip.interpret.map_boxes import Boxed, box_scores, mask_of
+from blip.interpret.maps import METHODS
 from blip.interpret.objectives import explained
+from blip.interpret.points import queries_of
+from blip.interpret.query_maps import MAPS_OF_QUERIES
 
 SCORES = {"boxes": ("hit", "energy", "iou"), "curves": ("deletion", "insertion"), "sanity": ("rank",)}
 OWN, OTHER_TEXT, UNTRAINED = "own", "other text", "random model"
@@ -64,6 +67,11 @@ class Scored:
     scores: dict[str, Interval] = field(default_factory=dict)
     curves: dict[str, list[float]] = field(default_factory=dict)  # mean deletion and insertion curve
     cascade: dict[str, Interval] = field(default_factory=dict)  # rank correlation, by the part made random last
+
+
+def methods_of(m: Predictor) -> list[str]:
+    """The methods of maps that a model has."""
+    return list(METHODS if queries_of(m.model) is None else MAPS_OF_QUERIES)
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------

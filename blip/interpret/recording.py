@@ -97,10 +97,14 @@ class Trace:
         """How many passes have gone through a point; TraceError for none."""
         return len(self._passes(name, lambda *_: None, lambda _: None))
 
-    def has_grad(self, name: str) -> bool:
-        """Whether a gradient has reached a point that something has passed through."""
+    def reached_grads(self, name: str) -> list[Tensor]:
+        """`grad` of each pass, zero for passes that none has reached; [] where none has reached any."""
         passes = self._passes(name, AttentionCall.gradient, RecordedState.gradient)
-        return all(part is not None for parts in passes for part in parts)
+        known = [all(part is not None for part in parts) for parts in passes]
+        if not any(known):
+            return []
+        values = self.all(name) if not all(known) else []
+        return [_joined(parts) if known[i] else torch.zeros_like(values[i]) for i, parts in enumerate(passes)]
 
     def pattern(self, attention: str) -> Tensor:
         """Attention weights (R, H, T, keys) of an attention such as `text.6.cross`; rows sum to one."""

@@ -78,7 +78,8 @@ def crossing_layers(qformer: QFormerConfig) -> int:
 
 def image_keys_forward(vision: Vision, qformer: QFormerConfig) -> float:
     """Keys and values of one image for every layer that attends to it."""
-    return 2.0 * image_tokens(vision) * qformer.image_width * 2 * qformer.width * crossing_layers(qformer)
+    # of the encoder's own width: that of a `QFormerConfig` is ViT-g's unless it is given
+    return 2.0 * image_tokens(vision) * vision.width * 2 * qformer.width * crossing_layers(qformer)
 
 
 def look_forward(qformer: QFormerConfig, seen: int) -> float:

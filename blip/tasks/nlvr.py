@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from blip.data.pairs import CaptionEncoder
 from blip.data.statements import EvalStatements, NlvrBatch, NlvrDataset, Statements, collate_nlvr, read_statements
 from blip.data.training_images import TrainingImages
 from blip.evaluation.bootstrap import as_json, bootstrap
@@ -55,10 +56,13 @@ class Judging(FineTuning):
     def records(self) -> tuple[int, np.ndarray | None]:
         return (len(self.statements) if self.statements is not None else 0), None
 
+    def encoder(self) -> CaptionEncoder:
+        """Statements to ids."""
+        return CaptionEncoder(self.tokenizer, self.config.max_text_tokens)
+
     def dataset(self, images: TrainingImages) -> NlvrDataset:
         assert self.statements is not None
-        most = self.config.max_text_tokens
-        return NlvrDataset(self.statements, self.order, self.tokenizer, max_tokens=most, **self.reading(images))
+        return NlvrDataset(self.statements, self.order, self.encoder(), **self.reading(images))
 
     def step(self, batch: NlvrBatch, step: int) -> Step:
         """A batch to its loss."""
@@ -76,14 +80,8 @@ class Judging(FineTuning):
         """Judges the statements of the split; each judgement goes into `judgements_SPLIT.json`."""
         statements = self.held_out[split]
         config = self.config
-        dataset = EvalStatements(
-            statements,
-            self.tokenizer,
-            self.eval_transform(),
-            max_tokens=config.max_text_tokens,
-            limits=limits_of(config),
-        )
-        batches = self.eval_batches(dataset)
+        limits = limits_of(config)
+        batches = self.eval_batches(EvalStatements(statements, self.encoder(), self.eval_transform(), limits=limits))
         own: list[tuple] = []  # index, probability
         losses = LossSums()
         for batch in self.bars.over(batches, "judging"):

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.dialogues import dialogues, write_visdial
+from helpers.dialogues import write_visdial
+from helpers.fine_tuning import dialogues
 
 from blip.data.check import check_data
 from blip.data.dialogue_samples import DialogueDataset, EvalDialogues, collate_dialogues

@@ -13,6 +13,7 @@ from PIL import Image
 from blip.data.images import UnreadableImage
 from blip.data.loader import LoaderOptions, eval_loader, make_loader
 from blip.data.order import EpochOrder
+from blip.data.pairs import CaptionEncoder
 from blip.data.statements import (
     EvalStatements,
     NlvrBatch,
@@ -24,6 +25,7 @@ from blip.data.statements import (
     read_statements,
 )
 from blip.data.transforms import eval_transform, train_transform
+from blip.errors import BlipError
 from blip.tokenizer import Tokenizer
 
 
@@ -102,7 +104,7 @@ def batches(
     statements: Statements, tokenizer: Tokenizer, count: int, start: tuple[int, int] = (0, 0), workers: int = 0
 ) -> list[NlvrBatch]:
     order = EpochOrder(len(statements), seed=2)
-    data = NlvrDataset(statements, order, tokenizer, transform=train_transform(8), max_tokens=16, seed=2)
+    data = NlvrDataset(statements, order, CaptionEncoder(tokenizer, 16), transform=train_transform(8), seed=2)
     loader = make_loader(data, order, 3, start=start, options=LoaderOptions(workers, collate_fn=collate_nlvr))
     return [next(loader) for _ in range(count)]
 
@@ -119,12 +121,12 @@ def test_batches_do_not_depend_on_workers_or_start(nine: Statements, tokenizer: 
 def test_left_stays_left(nine: Statements, tokenizer: Tokenizer) -> None:
     order = EpochOrder(9, seed=0)
     plain = eval_transform(4)
-    train = NlvrDataset(nine, order, tokenizer, transform=plain, max_tokens=16, seed=0)
+    train = NlvrDataset(nine, order, CaptionEncoder(tokenizer, 16), transform=plain, seed=0)
     left, right = (torch.stack([plain(Image.new("RGB", (6, 6), (v + i,) * 3)) for i in range(9)]) for v in (0, 100))
     for sample in [train[(epoch, position)] for epoch in range(4) for position in range(9)]:
         assert torch.equal(sample.images, torch.stack([left[sample.index], right[sample.index]]))
         assert sample.ids == tokenizer.encode([nine[sample.index].sentence], 16)[0]
-    data = EvalStatements(nine, tokenizer, plain, max_tokens=16)
+    data = EvalStatements(nine, CaptionEncoder(tokenizer, 16), plain)
     found = list(eval_loader(data, 4, collate_fn=collate_nlvr))
     assert [batch.indices for batch in found] == [[0, 1, 2], [4, 5, 6, 7], [8]]
     assert [batch.labels.tolist() for batch in found] == [[0, 1, 0], [0, 1, 0, 1], [0]]
@@ -135,6 +137,23 @@ def test_left_stays_left(nine: Statements, tokenizer: Tokenizer) -> None:
     moved = found[0].to("meta")
     assert moved.images.device.type == moved.labels.device.type == "meta" and moved.lengths.device.type == "cpu"
     assert found[0].skipped[0][0] == 3 and len(collate_nlvr([data[3]])) == 0
+
+
+@pytest.mark.parametrize("images, message", [
+    (["a.png", "b.png", "c.png"], "has 3 images; a statement is about two, left and right, one picture each"),
+    (["a.png"], "has 1 image; a statement is about two"),
+    ([["a.png", "b.png"], ["c.png"]], "has images of another form; a statement is about two"),
+    ("a.png|b.png", "has images of another form"),
+    (["a.png", "clip.mp4"], r"clip.mp4 is a video or a volume, .* a slice is named by #slice=N, a frame has to be"),
+    (["ct/#slices=4", "b.png"], "ct/#slices=4 is a video or a volume, and a statement is about two, one pic"),
+    (["b.png", "ct/"], "ct is a video or a volume"),
+])  # fmt: skip
+def test_a_side_of_a_statement_is_one_picture(tmp_path: Path, images: object, message: str) -> None:
+    (tmp_path / "ct").mkdir()
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([{"images": images, "sentence": "both lungs are clear", "label": True}]))
+    with pytest.raises(BlipError, match=f"x.json, record 1: .*{message}"):
+        read_statements([str(path)])
 
 
 @pytest.mark.real_data
@@ -159,6 +178,6 @@ def test_real_statements_of_nlvr2(data_dir: Path, tokenizer: Tokenizer) -> None:
     raw = lines(data_dir, "format_fixtures/vision/nlvr2/tiny-dev.json")
     pairs = read_statements([str(data_dir / "format_fixtures/vision/nlvr2/tiny-dev.json")], dataset="nlvr2")
     assert [pairs[i].label for i in range(len(pairs))] == [row["label"] == "True" for row in raw]
-    data = EvalStatements(pairs, tokenizer, eval_transform(32), max_tokens=30)
+    data = EvalStatements(pairs, CaptionEncoder(tokenizer, 30), eval_transform(32))
     images = collate_nlvr([data[i] for i in range(len(raw))]).images
     assert images.shape == (len(raw), 2, 3, 32, 32)

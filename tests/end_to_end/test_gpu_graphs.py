@@ -129,7 +129,7 @@ def test_pretraining_and_its_twin(
         assert smaller[0] == made[0] and smaller[1] == smaller[2] <= 24
 
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "dialogue"])  # whose batches have another form
 def test_fine_tuning(name: str, phantoms: Path, tiny_config: Path, tmp_path: Path, counter: Counter) -> None:
     config = configure(name, phantoms, tmp_path, "compile=true", "max_positions=48", *sizes(7))
     task = TASKS[name][2](config, None, tmp_path, resume=None, device=CPU)

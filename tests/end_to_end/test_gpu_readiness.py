@@ -13,7 +13,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import dialogues, fine_tuning
+from helpers import fine_tuning
 from helpers.fake_device import FakeCuda, Wait, fake_cuda
 from helpers.silent_log import SilentLog
 from torch import Tensor, nn
@@ -31,7 +31,6 @@ from blip.hardware.precision import autocast
 from blip.inference.predictor import Predictor
 from blip.models import losses
 from blip.models.decoding import Decoding
-from blip.tasks.dialogue import DialogueRanking
 from blip.tasks.pretrain import Pretraining
 from blip.train import parallel
 from blip.train.loop import Loop, LoopOptions
@@ -40,7 +39,7 @@ from blip.train.parallel import data_parallel
 
 pytestmark = pytest.mark.slow
 
-NAMES = ("pretrain", *fine_tuning.TASKS, "dialogue")
+NAMES = ("pretrain", *fine_tuning.TASKS)
 # events that a forward pass waits for, by file: the lengths of hard negatives
 EVENTS = {"pretrain": ["models/matching.py"], "retrieval": ["models/matching.py"]}
 SAMPLES = Decoding(sample=True, top_p=0.9, num_return=2, max_new_tokens=4)
@@ -98,9 +97,6 @@ def make(gpu: FakeCuda, tiny_config: Path, phantoms: Path, tmp_path: Path) -> Ma
         if name == "pretrain":
             config = load_config(tiny_config, PretrainConfig, list(options))
             task = Pretraining(config, tmp_path, None, device=gpu.device)
-        elif name == "dialogue":
-            task = DialogueRanking(dialogues.configure(phantoms, tmp_path, *options), None, tmp_path, resume=None,
-                                   device=gpu.device)  # fmt: skip
         else:
             settings = fine_tuning.configure(name, phantoms, tmp_path, *options)
             task = fine_tuning.TASKS[name][2](settings, None, tmp_path, resume=None, device=gpu.device)

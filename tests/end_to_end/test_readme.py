@@ -18,6 +18,7 @@ from helpers.blip2_checkpoints import write_everything
 from helpers.blip2_runs import SIZES as QUERIES
 from helpers.blip2_runs import write_stages
 from helpers.dicom import write_scans
+from helpers.fine_tuning import dialogues as dialogues_of
 from helpers.fine_tuning import write_part
 from helpers.hub_server import HubServer
 from helpers.running import ROOT, Program, free_port, torchrun_env
@@ -180,7 +181,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, phantoms: Path, tiny_checkpo
     (folder / ".." / "vqa_rad").symlink_to(phantoms / "images")  # evaluation images
     Image.open(phantoms / "images" / "000000.png").save(folder / "image.png")
     write_part(phantoms, "nlvr", 0, 16, folder / "statements.json")
-    (folder / "dialogues.json").write_text(json.dumps(dialogues.dialogues(phantoms, 0, 8)))
+    (folder / "dialogues.json").write_text(json.dumps(dialogues_of(phantoms, 0, 8)))
     dialogues.write_checkpoint(folder / "runs" / "visdial" / "best", tiny_checkpoint)
     questions = json.loads(write_part(phantoms, "vqa", 0, 16, folder / "questions.json").read_text())
     official = [{**q, "image_name": Path(q["image"]).name, "qid": i} for i, q in enumerate(questions)]
@@ -279,7 +280,7 @@ def test_command(
     hub.use_here(monkeypatch, place / "cache")
     if words[0] == "torchrun":
         given = get_args_parser().parse_args(words[1:])
-        # test_distributed.py starts scripts with torchrun itself, capfilt/test_steps.py the module
+        # test_distributed.py starts scripts with torchrun itself, capfilt/test_rounds.py the module
         for name, value in torchrun_env(0, 1, free_port()).items():
             monkeypatch.setenv(name, value)
         words = [*([] if given.module else ["python"]), given.training_script, *given.training_script_args]

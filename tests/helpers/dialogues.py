@@ -12,37 +12,11 @@ from blip.checkpoints.format import load_weights, save_weights
 from blip.config import load_config
 from blip.tasks import dialogue
 from blip.tasks.config import DialogueConfig, FineTuneConfig
-from helpers.fine_tuning import CPU, SHARED
+from helpers.fine_tuning import CPU, SHARED, TASKS, dialogues
 from helpers.tiny import MODEL_SIZES
 
-OPTIONS = {"max_text_tokens": 40, "max_caption_tokens": 16, "max_turn_tokens": 12, "max_answer_tokens": 3}
+OPTIONS = TASKS["dialogue"][5]
 PARTS = {"train": (0, 12), "val": (12, 17), "test": (20, 24)}
-
-
-def dialogues(phantoms: Path, start: int, end: int, *, rounds: int = 2, options: int = 4) -> list[dict[str, Any]]:
-    """Records about the phantoms `start` to `end`: their questions, with answers of all phantoms to choose from."""
-    about: dict[str, list[dict]] = {}
-    for question in json.loads((phantoms / "questions.json").read_text()):
-        about.setdefault(question["image"], []).append(question)
-    captions = {one["image"]: one["caption"] for one in json.loads((phantoms / "captions.json").read_text())}
-    answers = sorted({one["answer"] for several in about.values() for one in several})
-    records = []
-    for number, (image, questions) in enumerate(list(about.items())[start:end]):
-        dialog = []
-        for place, one in enumerate(questions[:rounds]):
-            others = [text for text in answers if text != one["answer"]]
-            shift = (number + place) % len(others)
-            chosen = (others[shift:] + others[:shift])[: options - 1]
-            right = (number + place) % options
-            chosen.insert(right, one["answer"])
-            values = [0.0] * options
-            values[right], values[(right + 1) % options] = 1.0, 0.5
-            dialog.append({"question": one["question"], "answer": one["answer"], "answer_options": chosen,
-                           "gt_index": right, "relevance": values})  # fmt: skip
-        caption = captions[image]
-        caption = caption if isinstance(caption, str) else caption[0]
-        records.append({"image": str(phantoms / image), "image_id": number, "caption": caption, "dialog": dialog})
-    return records
 
 
 def configure(phantoms: Path, folder: Path, *options: str, init_from: Path | str = "") -> DialogueConfig:

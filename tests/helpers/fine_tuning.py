@@ -1,4 +1,4 @@
-"""Tiny fine-tuning runs of the four tasks on phantoms, for the tests that train, evaluate, kill and resume them."""
+"""Tiny fine-tuning runs of the five tasks on phantoms, for the tests that train, evaluate, kill and resume them."""
 
 import json
 import os
@@ -10,8 +10,8 @@ import torch
 import blip.train.run
 from blip.checkpoints.format import load_weights
 from blip.config import load_config
-from blip.tasks import caption, nlvr, retrieval, vqa
-from blip.tasks.config import CaptionConfig, FineTuneConfig, NlvrConfig, RetrievalConfig, VqaConfig
+from blip.tasks import caption, dialogue, nlvr, retrieval, vqa
+from blip.tasks.config import CaptionConfig, DialogueConfig, FineTuneConfig, NlvrConfig, RetrievalConfig, VqaConfig
 from blip.tasks.finetune import FineTuning
 from blip.train.checkpoint import complete_checkpoints
 from blip.train.history import read_history
@@ -36,6 +36,10 @@ TASKS: dict[str, tuple[Any, type[FineTuneConfig], type[FineTuning], str, str, di
         {"k_test": 3, "max_answer_tokens": 8, "drop_path": 0},
     ),
     "nlvr": (nlvr, NlvrConfig, nlvr.Judging, "statements.json", "judgements", {"drop_path": 0.1}),
+    "dialogue": (
+        dialogue, DialogueConfig, dialogue.DialogueRanking, "questions.json", "answers",
+        {"max_text_tokens": 40, "max_caption_tokens": 16, "max_turn_tokens": 12, "max_answer_tokens": 3},
+    ),
 }  # fmt: skip
 SHARED = {
     **{key: value for key, value in TINY.items() if key not in MODEL_SIZES and key != "queue_size"},
@@ -49,7 +53,10 @@ SHARED = {
 
 
 def write_part(phantoms: Path, task: str, start: int, end: int, path: Path) -> Path:
-    """Some records of the phantoms, with absolute paths; only the first three questions of an image."""
+    """Some records of the phantoms, with absolute paths; of dialogues one round each."""
+    if task == "dialogue":
+        path.write_text(json.dumps(dialogues(phantoms, start, end, rounds=1)))
+        return path
     records = json.loads((phantoms / TASKS[task][3]).read_text())
     for record in records:
         if "images" in record:
@@ -58,6 +65,32 @@ def write_part(phantoms: Path, task: str, start: int, end: int, path: Path) -> P
             record["image"] = str(phantoms / record["image"])
     path.write_text(json.dumps(records[start:end]))
     return path
+
+
+def dialogues(phantoms: Path, start: int, end: int, *, rounds: int = 2, options: int = 4) -> list[dict[str, Any]]:
+    """Records about the phantoms `start` to `end`: their questions, with answers of all phantoms to choose from."""
+    about: dict[str, list[dict]] = {}
+    for question in json.loads((phantoms / "questions.json").read_text()):
+        about.setdefault(question["image"], []).append(question)
+    captions = {one["image"]: one["caption"] for one in json.loads((phantoms / "captions.json").read_text())}
+    answers = sorted({one["answer"] for several in about.values() for one in several})
+    records = []
+    for number, (image, questions) in enumerate(list(about.items())[start:end]):
+        dialog = []
+        for place, one in enumerate(questions[:rounds]):
+            others = [text for text in answers if text != one["answer"]]
+            shift = (number + place) % len(others)
+            chosen = (others[shift:] + others[:shift])[: options - 1]
+            right = (number + place) % options
+            chosen.insert(right, one["answer"])
+            values = [0.0] * options
+            values[right], values[(right + 1) % options] = 1.0, 0.5
+            dialog.append({"question": one["question"], "answer": one["answer"], "answer_options": chosen,
+                           "gt_index": right, "relevance": values})  # fmt: skip
+        caption = captions[image]
+        caption = caption if isinstance(caption, str) else caption[0]
+        records.append({"image": str(phantoms / image), "image_id": number, "caption": caption, "dialog": dialog})
+    return records
 
 
 def of_several_pictures(path: Path | str) -> None:
@@ -83,6 +116,11 @@ def configure(task: str, phantoms: Path, folder: Path, *options: str, init_from:
     path = folder / f"{task}.yaml"
     path.write_text("".join(f"{key}: {value}\n" for key, value in values.items()))
     return load_config(path, TASKS[task][1], list(options))
+
+
+def script_of(task: str) -> str:
+    """The script in the root folder that trains a task."""
+    return "train_visdial.py" if task == "dialogue" else f"train_{task}.py"
 
 
 def train(task: str, config: FineTuneConfig, output: Path, resume: str = "") -> None:

@@ -170,7 +170,7 @@ BAD: list[tuple[str, Callable[[Path], None], type[Exception], str]] = [
     ("label", statements("x.json", [{"image": "a", "sentence": "b", "label": "maybe"}]), AnnotationError,
      "its label is 'maybe'; it is true or false"),
     ("one image", statements("x.json", [{"images": ["a"], "sentence": "b", "label": True}]), AnnotationError,
-     "not a list of two, left and right"),
+     "a statement is about two, left and right"),
     ("identifier", statements("x.json", '{"identifier": "dev-850-0", "sentence": "b", "label": "True"}', "nlvr2"),
      AnnotationError, "identifier is 'dev-850-0', not of four parts"),
     ("NLVR directory", statements("x.json", '{"identifier": "1-0", "sentence": "b", "label": "true"}', "nlvr"),

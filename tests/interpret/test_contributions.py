@@ -93,7 +93,7 @@ def test_embeddings_of_pictures_are_parts(exact: Predictor, pictures: list[Path]
         both = exact.match_logits([study], TEXTS[:1]).numpy()
         assert sums(blip.contributions(exact, [study], TEXTS[:1])) == pytest.approx(both[:, 1] - both[:, 0], abs=1e-5)
         by_key = blip.contributions(exact, [study], TEXTS[:1], by="patch")
-        assert by_key.coords["patch"][:2] == ["key 0", "key 1"] and sums(by_key) == pytest.approx(
+        assert by_key.coords["patch"][4:6] == ["picture 1 1,1", "picture 2 CLS"] and sums(by_key) == pytest.approx(
             both[:, 1] - both[:, 0]
         )
     with pytest.raises(BlipError, match="a cosine of several pictures is of their mean"):

@@ -13,13 +13,18 @@ from PIL import Image
 import blip
 from blip.errors import BlipError
 from blip.inference.blip2 import Blip2Predictor
+from blip.interpret import map_controls
 from blip.interpret.activation_shards import read_shards
 from blip.interpret.activations import Capture, capture
+from blip.interpret.causes.ablation import Ablator
 from blip.interpret.causes.metrics import METRICS
+from blip.interpret.explain import explain_pairs
 from blip.interpret.explain_files import Wanted
 from blip.interpret.features.sae import check_point
 from blip.interpret.features.sae_report import _marked
 from blip.interpret.lenses import image_lens
+from blip.interpret.map_boxes import Boxed
+from blip.interpret.map_scores import MapScorer, Scoring, methods_of
 from blip.tokenizer import Tokenizer
 
 TEXTS = ["a bright left lesion", "a dark right lesion"]
@@ -39,36 +44,95 @@ def images() -> list[Image.Image]:
     return [Image.fromarray(noise.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(3)]
 
 
-@pytest.mark.parametrize("metric", ["cosine", "caption"])
-def test_points_of_two_passes_are_refused_and_those_of_one_swept(
-    model: Blip2Predictor, images: list, metric: str
+def test_maps_are_scored(model: Blip2Predictor, images: list) -> None:
+    records = [Boxed(str(i), image, text, "", []) for i, (image, text) in enumerate(zip(images, TEXTS, strict=False))]
+    for task in ("match", "caption"):
+        scorer = MapScorer(model, records, Scoring(task, scores=("curves", "sanity"), steps=2))
+        assert methods_of(model) == ["gradcam", "raw", "rollout"]
+        lines = scorer.table(["gradcam"])
+        assert [line.maps for line in lines[:3]] == ["own", "other text", "random model"]
+        explained = explain_pairs(model, images[:2], TEXTS, task=task, method="gradcam")
+        expected, _ = scorer.curves(torch.stack([one.sentence for one in explained]))
+        assert lines[0].curves["deletion"] == pytest.approx(expected.mean(dim=0).tolist())
+        assert list(lines[0].cascade) == [
+            "heads", *(f"qformer.{n}" for n in (3, 2, 1, 0)), "image.1", "image.0", "embeddings"
+        ]  # fmt: skip
+        before = model.model.qformer.head.transform.weight.clone()
+        *_, (_, random) = map_controls.randomised(model, scorer.objective)
+        assert isinstance(random, Blip2Predictor)
+        assert not torch.equal(random.model.qformer.queries, model.model.qformer.queries)
+        assert torch.equal(model.model.qformer.head.transform.weight, before)
+
+
+PLACES = [
+    (["qformer.*.self.z", "qformer.*.cross.z", "qformer.*.cross.v", "qformer.1.self.q"], "head"),
+    (["qformer.*.in", "qformer.*.out", "qformer.*.mlp", "qformer.0.query_mlp"], "token"),
+    (["qformer.2.self.z"], ("head", "token")),
+]
+
+
+@pytest.mark.parametrize("metric", ["match", "cosine", "caption"])
+@pytest.mark.parametrize(("points", "by"), PLACES)
+def test_a_sweep_equals_a_loop_of_single_edits(
+    model: Blip2Predictor, images: list, metric: str, points: list[str], by: str | tuple
 ) -> None:
+    """Also where queries and text pass one after the other: their tokens stand side by side."""
+    score, queries = METRICS[metric], model.model.qformer.config.queries
     base, source = ((image, text) for image, text in zip(images, TEXTS, strict=False))
-    message = r"2 passes go through qformer\.0\.self\.z in this metric.* take the metric match, or points"
-    for refused in (
-        lambda: blip.patch_sweep(model, base, source, metric=metric, points="qformer.*.self.z"),
-        lambda: blip.attribute(model, base, source, metric=metric, points="qformer.*.self.z"),
-        lambda: blip.ablate(model, [base, source], metric=metric),
-        lambda: blip.patch_sweep(model, base, source, metric=metric, points="qformer.*.cross.z", freeze=True),
-    ):
-        with pytest.raises(BlipError, match=message):
-            refused()
-    points = ["qformer.*.cross.z", "qformer.*.cross.v"]
-    effects = blip.patch_sweep(model, base, source, metric=metric, points=points)
+    effects = blip.patch_sweep(model, base, source, metric=metric, points=points, by=by)
     with blip.trace(model, points) as other:
-        METRICS[metric](model, [source[0]], [source[1]])
-    plain = float(METRICS[metric](model, [base[0]], [base[1]]))
+        score(model, [source[0]], [source[1]])
+    plain = float(score(model, [base[0]], [base[1]]))
     for place, found in enumerate(effects.values.ravel()):
         labels = effects.labels_at(place)
+        point, head = labels["point"], int(labels["head"]) if "head" in labels else None
+        passes = iter(other.all(point))
+        token = None
+        if "token" in labels:
+            name, number = labels["token"].split()
+            token = int(number) - 1 if name == "query" else int(name) + queries * (not point.endswith(".mlp"))
+        if np.isnan(found):
+            assert (token is not None and token >= sum(x.shape[-2] for x in other.all(point))) or "mlp" in point, labels
+            continue
+        begin = 0
 
-        def edit(x: torch.Tensor, point: str = labels["point"], head: int = int(labels["head"])) -> torch.Tensor:
-            x[:, head] = other[point][:, head]
+        def edit(x: torch.Tensor, head: int | None = head, token: int | None = token, passes=passes) -> torch.Tensor:  # type: ignore[no-untyped-def]
+            nonlocal begin
+            given, heads = next(passes), slice(None) if head is None else head
+            at = slice(None) if token is None else slice(max(token - begin, 0), max(token + 1 - begin, 0))
+            begin += x.shape[-2]
+            where = (slice(None), heads, at) if x.dim() == 4 else (slice(None), at)
+            x[where] = given[where]
             return x
 
-        with blip.trace(model, edit={labels["point"]: edit}):
-            expected = float(METRICS[metric](model, [base[0]], [base[1]])) - plain
-        assert found == pytest.approx(expected, abs=2e-5)
-    assert np.abs(effects.values).max() > 1e-3
+        with blip.trace(model, edit={point: edit}):
+            expected = float(score(model, [base[0]], [base[1]])) - plain
+        assert found == pytest.approx(expected, abs=2e-5), labels
+    assert np.nanmax(np.abs(effects.values)) > 2e-4
+
+
+@pytest.mark.parametrize("metric", ["cosine", "caption"])
+def test_other_tools_where_queries_and_text_pass_one_after_the_other(
+    model: Blip2Predictor, images: list, metric: str
+) -> None:
+    pairs = list(zip(images, TEXTS, strict=False))
+    for by in ("head", "mlp", "layer"):
+        for method in ("zero", "mean", "resample"):
+            assert not np.isnan(blip.ablate(model, pairs, metric=metric, by=by, method=method).changes).any()
+    added = Ablator(model, pairs, by="layer", metric=metric, method="zero", seed=0, batch_size=8).added(pairs[0])
+    with blip.trace(model, ["qformer.3.in", "qformer.3.out"]) as t:
+        METRICS[metric](model, [images[0]], [TEXTS[0]])
+    stays, adds = added["qformer.3.out"]
+    torch.testing.assert_close(stays + adds, torch.cat(t.all("qformer.3.out"), dim=1)[0])
+    first = [x[0, : len(y[0])] for x, y in zip(t.all("qformer.3.in"), t.all("qformer.3.out"), strict=True)]
+    torch.testing.assert_close(stays, torch.cat(first))
+    # everything passes through the text's first state, or the queries' keys: the integrated gradient is the whole
+    effects = blip.attribute(model, *pairs, metric=metric, points="qformer.1.in", by="layer", steps=24)
+    patched = blip.patch_sweep(model, pairs[1], pairs[0], metric=metric, points="qformer.1.in", by="layer")
+    assert float(effects.values[0, 0]) == pytest.approx(float(patched.values[0, 0]), abs=2e-3)
+    for point in ("qformer.1.self.k", "qformer.1.self.pattern"):
+        with pytest.raises(BlipError, match=rf"2 passes go through {point} in this metric"):
+            blip.patch_sweep(model, *pairs, metric=metric, points=point)
 
 
 def test_what_a_metric_does_not_read_has_no_effect(model: Blip2Predictor, images: list) -> None:
@@ -158,7 +222,7 @@ def test_the_verb_ablates_the_first_stage(
     assert {one["point"].rpartition(".")[0] for one in found} >= {"image.1.attn", "qformer.0.cross", "qformer.1.self"}
     assert found[0]["mean"] == pytest.approx(expected[0].change.mean, abs=1e-4)
     code, said = code_and_text(*command, "--out", tmp_path / "b", "--metric", "caption")
-    assert code == 1 and "2 passes go through qformer.0.self.z" in said, said
+    assert code == 0 and "2 pairs; of the whole model" in said, said
     monkeypatch.setitem(model.info, "language_model", "opt")
     code, said = code_and_text(*command, "--out", tmp_path / "c")
     assert code == 1 and "the first stage of BLIP-2, and this is the second stage" in said, said

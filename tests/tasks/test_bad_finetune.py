@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers.bad_finetune_cases import NO_WORD, RETRIEVAL, SCRIPTS, VERBS, Make
-from helpers.fine_tuning import TASKS, configure, evaluations, score, train, write_part
+from helpers.fine_tuning import TASKS, configure, evaluations, score, script_of, train, write_part
 from helpers.running import message_of, run_verb
 from PIL import Image
 
@@ -50,7 +50,7 @@ def test_scripts(
     configure(task, phantoms, tmp_path, init_from=tiny_checkpoint)
     script, kind = TASKS[task][:2]
     given = arguments(make, tmp_path, tiny_checkpoint, phantoms)
-    sys.argv = [f"train_{task}.py", "--config", str(tmp_path / f"{task}.yaml"), *given]
+    sys.argv = [script_of(task), "--config", str(tmp_path / f"{task}.yaml"), *given]
     sys.argv += ["--output_dir", str(tmp_path / "out")]
     message = message_of(lambda: launch(script.run, kind, default_output="runs/x", evaluate=script.score), capsys)
     assert re.search(pattern, message), message

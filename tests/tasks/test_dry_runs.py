@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers.fine_tuning import CPU, TASKS, configure
+from helpers.fine_tuning import CPU, TASKS, configure, script_of
 from helpers.running import ROOT, Program
 
 from blip.config import ConfigError, load_config
@@ -40,7 +40,8 @@ def test_without_weights_and_without_data(task: str, tmp_path: Path, capsys: pyt
     sizes = "vit: tiny\ntext_width: 32\ntext_heads: 2\ntext_hidden: 64\ntext_layers: 2\nvocab_size: 1000\n"
     path.write_text(f"{sizes}image_size: 32\nbatch_size: 2\ndevice: cpu\nprecision: fp32\n")
     for tokenizer in ("", "train"):
-        options = [f"tokenizer={tokenizer}", *(["queue_size=9"] if task == "retrieval" else [])]
+        more = {"retrieval": ["queue_size=9"], "dialogue": ["text_width=192"]}  # as wide as the image encoder
+        options = [f"tokenizer={tokenizer}", *more.get(task, [])]
         rehearse(TASKS[task][2], load_config(path, TASKS[task][1], options), CPU)
         assert "train_file is empty" in capsys.readouterr().out
 
@@ -82,7 +83,7 @@ def test_lora_and_frozen_parts_are_in_the_table(
 def test_as_a_program(task: str, phantoms: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     configure(task, phantoms, tmp_path, init_from=tiny_checkpoint)
     command = ("--config", tmp_path / f"{task}.yaml", "--output_dir", tmp_path / "run", "--dry_run")
-    done = Program(str(ROOT / f"train_{task}.py"), *command, env={"PATH": os.environ["PATH"]}).finish()
+    done = Program(str(ROOT / script_of(task)), *command, env={"PATH": os.environ["PATH"]}).finish()
     assert done.returncode == 0 and "GFLOP" in done.stdout, done.stderr
     assert not (tmp_path / "run").exists()
 

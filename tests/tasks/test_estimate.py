@@ -12,6 +12,7 @@ from torch import Tensor
 
 from blip.config import ConfigError, PretrainConfig
 from blip.hardware.cards import CARDS, Card
+from blip.hardware.counting import ATTENTION
 from blip.hardware.roofline import busy_seconds, host_seconds
 from blip.network.qformer import QFormerConfig
 from blip.network.qformer_flops import blip2_step
@@ -137,12 +138,16 @@ def test_the_largest_batch_fits_and_the_next_one_does_not(monkeypatch: pytest.Mo
 
 
 def test_first_stage_of_blip2() -> None:
-    """Counted operations against a formula, by the sizes; the frozen tower is computed forwards alone."""
+    """Counted operations are those of the formula, by the sizes; the frozen tower is computed forwards alone.
+
+    The backward pass of fused attention computes the scores once more, one product in five: not part of the formula.
+    """
     options = Blip2Config(vit="base", batch_size=64, precision="bf16", tokenizer="train", max_text_tokens=32)
     counted = plan(partial(blip2_rehearsal.trained_on_meta, Stage1), options, "a100-80").counted
     texts = full_lengths(64, 32).tolist()
     formula = blip2_step(named_vit("base", 224), QFormerConfig(vocab_size=30521), texts)
-    assert counted.flops == pytest.approx(formula.total, rel=0.05)
+    again = sum(kernel.flops for kernel in counted.backward if kernel.kind == ATTENTION) / 5
+    assert again > 0 and counted.flops - again == formula.total
     weights = blip2_rehearsal.trained_on_meta(Stage1, options).model.parameters()
     averages = 2 * counted.trained  # of the optimizer; the frozen tower has none
     assert counted.rest == pytest.approx(4 * sum(p.numel() for p in weights) + averages, rel=0.01)

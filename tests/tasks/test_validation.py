@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.usefixtures("no_java_nor_peak"), pytest.mark.slow]
 ALL = ("pretrain", *TASKS)
 OBJECTIVES = {
     "pretrain": ("itc", "itm", "lm"), "retrieval": ("itc", "itm"), "caption": ("lm",), "vqa": ("lm",), "nlvr": ("ce",),
+    "dialogue": ("itm",),
 }  # fmt: skip
 # entries of lines that have their own meaning: of steps, then of epochs and evaluations
 DOCUMENTED = {"train_itc", "val_itc", "val_lm", "val_ce", "val_images", "val_statements", "val_rouge_l", "val_meteor"}
@@ -123,7 +124,7 @@ def test_the_same_records_are_shown_each_time(task: str, made: Callable) -> None
         images = line["image"] if isinstance(line["image"], list) else [line["image"]]
         assert all(Path(image).is_file() for image in images) and len(images) == (2 if task == "nlvr" else 1)
         assert isinstance(line["output"], str) and line["truth"] and line["epoch"] in (1, 2)
-        assert bool(line["text"]) == (task in ("vqa", "nlvr"))
+        assert bool(line["text"]) == (task in ("vqa", "nlvr", "dialogue"))
         assert "rank" not in line or (line["rank"] == 1) == (line["truth"] == line["output"])
 
 

@@ -1,7 +1,6 @@
 """Runs of `train_visdial.py` at tiny size: training, evaluation, the server's file, resuming, what users get wrong."""
 
 import json
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.dialogues import OPTIONS, PARTS, configure, dialogues, score, train, write_visdial
-from helpers.fine_tuning import CPU, assert_same_run, evaluations, of_several_pictures
+from helpers.dialogues import OPTIONS, PARTS, configure, score, train, write_visdial
+from helpers.fine_tuning import dialogues, evaluations, of_several_pictures
 from helpers.running import message_of
 
 import blip
@@ -25,7 +24,6 @@ from blip.models.dialogue import DialogueModel
 from blip.runs.scores import scores_of_run
 from blip.tasks import dialogue
 from blip.tasks.config import DialogueConfig
-from blip.tasks.rehearsal import rehearse
 from blip.train.launch import launch
 from blip.train.log import read_metrics
 
@@ -111,23 +109,6 @@ def test_dialogues_about_several_pictures(
         train(config, tmp_path / "other")
 
 
-def test_evaluating_again_gives_the_best_validation(trained: tuple[Any, Path]) -> None:
-    config, output = trained
-    found, _ = score(config.model_copy(update={"init_from": ""}), output)
-    best = json.loads((output / "best" / "metrics.json").read_text())
-    assert found["weights"] == str(output / "best")
-    for name in ("val_mrr", "val_ndcg", "val_itm", "val_mean_rank"):
-        assert found[name] == pytest.approx(best[name], abs=1e-9)
-
-
-def test_stopped_and_resumed_as_if_undisturbed(trained: tuple[Any, Path], tmp_path: Path) -> None:
-    config, whole = trained
-    shutil.copytree(whole, tmp_path / "run", symlinks=True)
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000006")  # as if killed in step 6
-    train(config.model_copy(update={"init_from": ""}), tmp_path / "run", "auto")
-    assert_same_run(whole, tmp_path / "run")
-
-
 def test_it_learns_what_it_is_shown(phantoms: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     options = ("max_steps=40", "batch_size=12", "lr=0.003", "val_file=[]", "test_file=[]", "save_every_steps=40")
     train(configure(phantoms, tmp_path, *options, "crop_scale=null", init_from=tiny_checkpoint), tmp_path / "run")
@@ -148,13 +129,6 @@ def test_visdial_as_published(phantoms: Path, tiny_checkpoint: Path, tmp_path: P
     results = json.loads((tmp_path / "run" / "ranks_test.json").read_text())
     assert [(one["image_id"], one["round_id"]) for one in results] == [(1000 + i, 2) for i in range(4)]
     assert list(VISDIAL_FILES) == ["train", "validation", "test"]
-
-
-def test_costs_of_a_step(phantoms: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    config = configure(phantoms, tmp_path, init_from=tiny_checkpoint)
-    rehearse(dialogue.DialogueRanking, config, CPU)
-    shown = capsys.readouterr().out
-    assert "data: train_file: 24 records" in shown and "data: val_file: 5 records" in shown and "GFLOP" in shown
 
 
 # ---- what it starts from ---------------------------------------------------------------------------------------------

@@ -38,8 +38,11 @@ def statement(record: Any) -> Statement:
     if "images" not in record:
         return Statement(path_of(record, "image"), sentence, truth, name)
     images = record["images"]
-    if not isinstance(images, list) or len(images) != 2:
-        raise InputError("its images are not a list of two, left and right")
+    if not isinstance(images, list) or len(images) != 2 or any(isinstance(side, list) for side in images):
+        found = "images of another form"
+        if isinstance(images, list) and len(images) != 2:
+            found = f"{len(images)} image{'s' * (len(images) != 1)}"
+        raise InputError(f'has {found}; a statement is about two, left and right, one picture each: ["a.png", "b.png"]')
     left, right = (path_of({"image": image}, "image") for image in images)
     return Statement((left, right), sentence, truth, name)
 

@@ -103,7 +103,7 @@ def _slopes(
     _differentiate(t, values)
     names, count = reached_of(t, points), pictures_in(pair[0])
     values_there = {name: of_items(t, name, count)[0] for name in names}
-    slopes = {name: of_items(t, name, count, Trace.grad)[0] for name in names if t.has_grad(name)}
+    slopes = {name: of_items(t, name, count, gradient=True)[0] for name in names if t.reached_grads(name)}
     if not slopes:
         t.grad(names[0])  # raises
     return values_there, {name: slopes.get(name, torch.zeros_like(value)) for name, value in values_there.items()}
@@ -132,10 +132,10 @@ def _mean_slopes(
                 scores, t = run_patches(m, metric, pair, patches=patches, grads=True)
             _differentiate(t, scores)
             for row, (point, _, weight) in enumerate(batch):
-                if not t.has_grad(point):
+                if not t.reached_grads(point):
                     means.setdefault(point, torch.zeros_like(target[point]))
                     continue
-                slope = weight * of_items(t, point, pictures_in(pair[0]), Trace.grad)[row]
+                slope = weight * of_items(t, point, pictures_in(pair[0]), gradient=True)[row]
                 means[point] = means[point] + slope if point in means else slope
     return means
 

@@ -22,7 +22,6 @@ from blip.command_line import (
     user_errors,
 )
 from blip.data.image_bytes import MAX_MB
-from blip.errors import InputError
 from blip.inference.cli import reading
 from blip.inference.opening import Channels, Reads, Window, load_model
 from blip.interpret.cli import claim_shards, made_with
@@ -54,6 +53,7 @@ def ablate(
     overwrite: Overwrite = False,
 ) -> None:
     """Ablates each head, layer or feed-forward network over a data set, and ranks them by what a metric loses."""
+    from blip.inference.load_blip2 import without_language_model
     from blip.interpret.causes import ablation_files as files
     from blip.interpret.explain_files import find_pairs
 
@@ -62,9 +62,7 @@ def ablate(
         wanted = list(find_pairs(data, [], **reading(dataset, split, columns, image_root=image_root, limit=limit)))
         given = [data, checkpoint, *filter(None, [tokenizer])]
         claim_shards(out, "ablate", wanted, inputs=given, known=files.is_ablation(out), overwrite=overwrite)
-        model = load_model(checkpoint, tokenizer, device, reads)
-        if "language_model" in model.info:
-            raise InputError("blip ablate is for BLIP and the first stage of BLIP-2, and this is the second stage")
+        model = without_language_model(load_model(checkpoint, tokenizer, device, reads), "blip ablate")
         made = made_with(model, reads, checkpoint=checkpoint, tokenizer=tokenizer)
         settings = {"by": by, "method": method, "seed": seed, **made}
         ablation, problems = files.ablate_files(

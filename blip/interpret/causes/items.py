@@ -8,6 +8,7 @@ Shapes: R items, F pictures of each, H heads, T tokens of a picture, e the last 
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from blip.interpret.hooks import Edit
@@ -40,20 +41,36 @@ def edit_of_items(point: str, edit: Edit, pictures: int) -> Edit:
     return of_pictures
 
 
-def of_items(t: Trace, point: str, pictures: int, read: Callable[[Trace, str], Tensor] = Trace.__getitem__) -> Tensor:
-    """What passed through a point, or its gradient with `Trace.grad`, a row an item.
+def of_items(t: Trace, point: str, pictures: int, *, gradient: bool = False) -> Tensor:
+    """What passed through a point, or its gradient, a row an item.
+
+    In BLIP-2 queries and a text may pass through the Q-Former one after the other: their tokens are side by side here,
+    as in matching, where they pass together.
 
     Raises:
-        TraceError: several passes go through the point, so that its name does not tell which is meant.
+        TraceError: several passes go through the point, and it is not one of those.
     """
-    if (passes := t.passes(point)) > 1:
-        about = (
-            "in BLIP-2 queries and text pass one after the other, except in matching: take the metric match, or points "
-            "of one of them, which are qformer.*.cross.*, qformer.*.query_mlp and qformer.*.mlp"
-            if point.startswith("qformer.")
-            else "take a metric that runs the model once"
-        )
+    count, last = t.passes(point), point.rpartition(".")[2]
+    if count > 1 and (not point.startswith("qformer.") or last in ("k", "v", "pattern")):
         raise TraceError(
-            f"{passes} passes go through {point} in this metric, and its name does not tell them apart; {about}"
+            f"{count} passes go through {point} in this metric, and its name does not tell them apart: take a metric "
+            "that runs the model once, such as match, or other points"
         )
-    return by_item(point, read(t, point), pictures)
+    passes = t.reached_grads(point) if gradient else t.all(point)
+    return torch.cat([by_item(point, x, pictures) for x in passes], dim=-2)
+
+
+def edit_of_passes(part_of: Callable[[slice], Edit], total: int) -> Edit:
+    """An edit of `total` tokens that come in one pass or in several, one after the other.
+
+    `part_of` gives the edit of some of the tokens. A pass that has too few is followed by another one.
+    """
+    start = 0
+
+    def edit(x: Tensor) -> Tensor | None:
+        nonlocal start
+        tokens = slice(start, start + x.shape[-2])
+        start = 0 if tokens.stop >= total else tokens.stop
+        return part_of(tokens)(x)
+
+    return edit

@@ -4,7 +4,7 @@ Shapes: P patches, R = P + 1 rows, H heads, T tokens, d head width, D width.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from blip.inference.inputs import OneImage, Study
 from blip.inference.predictor import Predictor
 from blip.inference.query_scoring import token_counts
 from blip.inference.scoring import check_texts
-from blip.interpret.causes.items import edit_of_items, of_items
+from blip.interpret.causes.items import edit_of_items, edit_of_passes, of_items
 from blip.interpret.causes.metrics import Metric, OneText
 from blip.interpret.causes.prefix import shared_prefix
 from blip.interpret.explain import pictures_in
@@ -44,6 +44,14 @@ class Patch:
     head: int | None = None
     token: int | None = None
     share: float = 1.0
+
+    def part(self, tokens: slice) -> "Patch":
+        """The patch of some of the tokens; of none of these where it is of another token."""
+        value, token = self.value[..., tokens, :], self.token
+        if token is None:
+            return replace(self, value=value)
+        inside = tokens.start <= token < tokens.stop
+        return replace(self, value=value, token=token - tokens.start if inside else 0, share=self.share * inside)
 
     def weights(self) -> Tensor:
         """(H, T, 1) or (T, 1): `share` at the part that is patched, 0 elsewhere."""
@@ -220,8 +228,11 @@ def run_patches(
         earlier = sum(place < order[component_of(point)] for place in places) if point in frozen else 0
         rows = rows_of.get(point, [])
         if earlier or rows:
-            edit = _edit([patches[row] for row in rows], rows, held=frozen.get(point), earlier=earlier)
-            edits[point] = edit_of_items(point, edit, pictures)
+            some, held = [patches[row] for row in rows], frozen.get(point)
+            if point.startswith("qformer."):  # queries and text may pass one after the other
+                edits[point] = _edit_of_queries(some, rows, held=held, earlier=earlier)
+            else:
+                edits[point] = edit_of_items(point, _edit(some, rows, held=held, earlier=earlier), pictures)
     own_images = needs_own_image(m, patches[0].point)
     starts = [layer_of(patch.point) for patch in patches]
     with (
@@ -230,6 +241,17 @@ def run_patches(
         shared_prefix(t.model, starts, own_images=own_images, pictures=pictures),
     ):
         return value_of(m, metric, pair, rows=len(patches) + 1, own_images=own_images), t
+
+
+def _edit_of_queries(patches: list[Patch], rows: list[int], *, held: Tensor | None, earlier: int) -> Edit:
+    """`_edit` of values whose tokens pass together, or in several passes."""
+    total = (held if held is not None else patches[0].value).shape[-2]
+
+    def part_of(tokens: slice) -> Edit:
+        some = [patch.part(tokens) for patch in patches]
+        return _edit(some, rows, held=None if held is None else held[..., tokens, :], earlier=earlier)
+
+    return edit_of_passes(part_of, total)
 
 
 def _edit(patches: list[Patch], rows: list[int], *, held: Tensor | None, earlier: int) -> Edit:

@@ -11,7 +11,7 @@ from blip.inference.predictor import Predictor
 from blip.interpret.causes.labelled import Labelled
 from blip.interpret.causes.patching import Pair
 from blip.interpret.explain import pictures_in
-from blip.interpret.points import ATTENTION_POINTS
+from blip.interpret.points import ATTENTION_POINTS, queries_of
 
 BY = ("layer", "head", "token", "patch")
 
@@ -34,12 +34,14 @@ class Places:
         heads: whether each head is a place of its own.
         positions: the name of the positions that are places of their own, token or patch; empty where none are.
         labels: by point, those of its positions.
+        axis: the labels of all of them, in order.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     heads: bool
     positions: str
     labels: Mapping[str, Sequence[str]]
+    axis: Sequence[str] = ()
 
     def __iter__(self) -> Iterator[Place]:
         for point, shape in self.shapes.items():
@@ -69,7 +71,7 @@ class Places:
         if self.heads:
             coords["head"] = [str(head) for head in range(max(shape[0] for shape in self.shapes.values()))]
         if self.positions:
-            coords[self.positions] = list(max(self.labels.values(), key=len))
+            coords[self.positions] = list(self.axis)
         columns = {label: number for number, label in enumerate(coords.get(self.positions, ()))}
         array = np.full([len(labels) for labels in coords.values()], np.nan)
         for place, value in zip(self, values, strict=True):
@@ -102,15 +104,16 @@ def places_of(
         raise InputError(f"{without[0]} has no heads; q, k, v, z and pattern have")
     positions = "".join(parts & {"token", "patch"})
     labels: dict[str, list[str]] = {}
+    axis: list[str] = []
     if positions:
-        labels = _labels(m, pair, shapes, positions=positions, grid=grid)
-    return Places(shapes, "head" in parts, positions, labels)
+        labels, axis = _labels(m, pair, shapes, positions=positions, grid=grid)
+    return Places(shapes, "head" in parts, positions, labels, axis)
 
 
 def _labels(
     m: Predictor, pair: Pair, shapes: Mapping[str, tuple[int, ...]], *, positions: str, grid: tuple[int, int] | None
-) -> dict[str, list[str]]:
-    """By point the labels of its positions; of points that have fewer, they are among those of the others."""
+) -> tuple[dict[str, list[str]], list[str]]:
+    """By point the labels of its positions, and those of all points in order."""
     found: dict[str, list[str]] = {}
     pictures, most = pictures_in(pair[0]), list[str]()
     for point, shape in shapes.items():
@@ -120,12 +123,34 @@ def _labels(
             raise InputError(f"{point} has {has}, so by cannot be {lacks} there: name points of one kind")
         if of_image and grid:
             found[point] = _patch_labels(grid, pictures, shape[-2])
+        elif queries_of(m.model) is not None:
+            every = _labels_of_queries(m, pair)
+            found[point] = _of_queries(m, point, every, count=shape[-2])
+            most = most or [*every, *(f"{i}" for i in range(shape[-2]))]
         else:
             found[point] = _token_labels(m, pair, point, count=shape[-2])[: shape[-2]]
         fewer, most = sorted((most, found[point]), key=len)
         if not set(fewer) <= set(most):
             raise InputError(f"{point} has other tokens than the points before it: name points of one stack")
-    return found
+    used = {label for labels in found.values() for label in labels}
+    return found, [label for label in most if label in used]
+
+
+def _labels_of_queries(m: Predictor, pair: Pair) -> list[str]:
+    """`query 1`, `query 2`, ... and behind them `0 start`, `1 small`, ... of a text that the Q-Former reads."""
+    queries = [f"query {number + 1}" for number in range(m.model.qformer.config.queries)]
+    if not m.model.qformer.config.text:
+        return queries
+    text = pair[1] if isinstance(pair[1], str) else pair[1][0]
+    ids = m.ids([text], m.positions)[0][0].tolist()
+    return [*queries, "0 start", *(f"{i} {m.tokenizer.token(token)}" for i, token in enumerate(ids) if i)]
+
+
+def _of_queries(m: Predictor, point: str, every: list[str], *, count: int) -> list[str]:
+    """The labels of a point of the Q-Former; numbers where more pass through it."""
+    first = m.model.qformer.config.queries if point.endswith(".mlp") else 0
+    labels = every[first : first + count]
+    return labels if len(labels) == count else [str(i) for i in range(count)]
 
 
 def _is_of_image(point: str, count: int, grid: tuple[int, int] | None, *, pictures: int) -> bool:

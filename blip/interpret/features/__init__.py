@@ -4,6 +4,7 @@ Imports what `interpret` may and, of `evaluation`, `bootstrap`; `cli` imports an
 
 contributions  a score as an exact sum over heads, networks, embeddings and biases
 residual by_token   the walk through the layers that takes a score apart; its parts summed by token of text or image
+scored_tokens query_contributions   the tokens whose logits are taken apart; scores of BLIP-2's first stage
 states       rows of states from shards of activations
 tuned_lens   decoder layers as words through a trained affine map
 probes labels   what a linear read-out of states predicts, with controls; the labels of records

@@ -23,15 +23,17 @@ from blip.interpret.causes.labelled import Labelled
 from blip.interpret.causes.metrics import OneText
 from blip.interpret.causes.patching import check_mode
 from blip.interpret.features.by_token import Taken, by_token
+from blip.interpret.features.query_contributions import of_queries
 from blip.interpret.features.residual import (
-    Reads,
     Walk,
+    first_tokens,
     image_output,
     linear,
     through_image,
     through_text,
     through_word_head,
 )
+from blip.interpret.features.scored_tokens import scored_tokens
 from blip.interpret.points import queries_of
 from blip.interpret.trace import trace
 from blip.network.packing import with_first
@@ -53,7 +55,7 @@ def contributions(
     """What each component adds to the score of image i with text i; a row of the result sums to that score.
 
     Args:
-        m: what `blip.load` returns, of BLIP; its passes are computed in fp32.
+        m: what `blip.load` returns, of BLIP or the first stage of BLIP-2; its passes are computed in fp32.
         images: one image a pair.
         texts: one text a pair; for `answer`, (question, answer).
         metric: `match`, the logit of a match minus that of none; `cosine` of the two features; `caption` or `answer`,
@@ -78,7 +80,9 @@ def contributions(
     _check(m, pictures, read, metric=metric, by=by, words=(word, against))
     by_source = by != "component"
     with torch.no_grad(), m.in_precision("fp32"):
-        if metric == "match":
+        if queries_of(m.model) is not None:
+            taken = of_queries(m, pictures, read, metric=metric, words=(word, against))
+        elif metric == "match":
             taken = _of_match(m, pictures, read, by_source=by_source)
         elif metric == "cosine":
             taken = _of_cosine(m, pictures, read, by_source=by_source)
@@ -97,8 +101,13 @@ def _check(m: Predictor, images: list, texts: list, *, metric: str, by: str, wor
     if by not in COLUMNS:
         raise InputError(f"by is {by!r}; it can be {', '.join(COLUMNS)}")
     check_mode(m)
-    if queries_of(m.model) is not None or "language_model" in m.info:
-        raise InputError("of BLIP-2 there are no contributions: its scores read queries; take patching")
+    if "language_model" in m.info:
+        raise InputError(
+            "a second stage of BLIP-2 has no contributions: a language model writes its words, whose layers have no "
+            "points; take blip.patch_sweep of the Q-Former, or a first stage"
+        )
+    if queries_of(m.model) is not None and by != "component":
+        raise InputError(f"by is {by!r}; of BLIP-2 it can be component: texts and patches pass through its queries")
     if not texts or len(images) != len(texts):
         raise InputError(f"{len(images)} images and {len(texts)} texts: give as many, and one or more")
     if (metric == "answer") != any(isinstance(text, tuple) for text in texts):
@@ -120,7 +129,7 @@ def _of_match(m: Predictor, images: list[OneImage], texts: list[str], *, by_sour
     with trace(m, _points("text", by_source)) as t:
         m.match_logits(images, texts, len(texts))
     ids = with_first(m.ids(texts)[0], m.tokenizer.enc_id)
-    reads = _first(len(texts), m.device)
+    reads = first_tokens(len(texts), m.device)
     weight, bias = model.itm_head.weight.double(), model.itm_head.bias.double()
     walk = Walk((weight[1] - weight[0]).expand(len(texts), -1), reads, by_source)
     walk.parts["itm_head.bias"] = (bias[1] - bias[0]).expand(len(texts))
@@ -139,7 +148,7 @@ def _of_cosine(m: Predictor, images: list[OneImage], texts: list[str], *, by_sou
     with trace(m, points) as t:
         m.encode_image(list(pixels), len(images))
         m.encode_text(texts, len(texts))
-    ids, reads = m.ids(texts)[0], _first(len(texts), m.device)
+    ids, reads = m.ids(texts)[0], first_tokens(len(texts), m.device)
     last = f"{len(model.image_encoder.blocks) - 1}.out"
     seen = linear(model.image_proj, image_output(model.image_encoder, reads.states(t[f"image.{last}"])))  # (R, E)
     last = f"{len(model.text_encoder.layers) - 1}.out"
@@ -168,50 +177,14 @@ def _of_words(
             questions, answers = map(list, zip(*texts, strict=True))
             ids, lengths = m.ids(answers)
             answer_log_probs(m, images, questions, answers=answers)
-    rows, places = _written(m, ids, lengths, words)
-    reads = Reads(rows.to(m.device), places.to(m.device) - 1)  # a word is read at the token before it
-    targets = ids[reads.texts, reads.tokens + 1]
-    matrix, biases = decoder.head.words.weight, decoder.head.bias
-    direction, constant = matrix[targets].double(), biases[targets].double()
-    if words[0]:
-        chosen, other = _token(m, words[0]), _token(m, words[1]) if words[1] else None
-        direction, constant = matrix[chosen].double(), biases[chosen].double()
-        if chosen == other:
-            raise InputError(f"{words[0]!r} and {words[1]!r} begin with the same token: there is no difference")
-        if other is not None:
-            direction, constant = direction - matrix[other].double(), constant - biases[other].double()
-        direction, constant = direction.expand(len(targets), -1), constant.expand(len(targets))
-    walk = Walk(direction, reads, by_source)
-    walk.parts["decoder.head.bias"] = constant
-    through_word_head(walk, decoder.head, reads.states(t[f"decoder.{len(decoder.layers) - 1}.out"]))
+    scored = scored_tokens(m, decoder.head, ids, lengths=lengths, words=words)
+    walk = Walk(scored.direction, scored.reads, by_source)
+    walk.parts["decoder.head.bias"] = scored.constant
+    states = scored.reads.states(t[f"decoder.{len(decoder.layers) - 1}.out"])
+    through_word_head(walk, decoder.head, states, name="decoder.head.bias")
     written = with_first(ids, m.tokenizer.dec_id)
     through_text(walk, t, decoder, stack="decoder", ids=written, images=True)
-    names = [m.tokenizer.token(i) for i in targets.tolist()]
-    labels = [f"{row}.{place} {name}" for row, place, name in zip(rows.tolist(), places.tolist(), names, strict=True)]
-    return Taken([walk], labels, written, m.ids(questions)[0] if metric == "answer" else None, t.grid)
-
-
-def _written(m: Predictor, ids: Tensor, lengths: Tensor, words: tuple[str, str]) -> tuple[Tensor, Tensor]:
-    """Numbers of texts and places of tokens, (S,) each: all that are written, or where one of `words` stands first."""
-    real = torch.arange(ids.shape[1]) < lengths[:, None]
-    real[:, 0] = False
-    if words[0]:
-        tokens = torch.tensor([_token(m, word) for word in words if word])
-        found = real & torch.isin(ids.cpu(), tokens)
-        if not found.any(dim=1).all():
-            row = int((~found.any(dim=1)).nonzero()[0])
-            raise InputError(f"text {row + 1} has neither of the words asked for: {', '.join(filter(None, words))}")
-        return torch.arange(len(ids)), found.int().argmax(dim=1)
-    rows, places = real.nonzero(as_tuple=True)
-    return rows, places
-
-
-def _token(m: Predictor, word: str) -> int:
-    """The first token of a word."""
-    ids = m.tokenizer.encode([m.cleaned(word)], m.positions)[0][1:-1]
-    if not ids:
-        raise InputError(f"{word!r} has no token")
-    return ids[0]
+    return Taken([walk], scored.labels, written, m.ids(questions)[0] if metric == "answer" else None, t.grid)
 
 
 def _points(stack: str, by_source: bool, images: bool = True) -> list[str]:
@@ -220,11 +193,6 @@ def _points(stack: str, by_source: bool, images: bool = True) -> list[str]:
     read = ("z", "v", "pattern") if by_source else ("z",)
     states = ("mlp", "out") if stack == "image" else ("in", "mlp", "out")
     return [f"{stack}.*.{point}" for point in (*states, *(f"{site}.{point}" for site in sites for point in read))]
-
-
-def _first(count: int, device: torch.device) -> Reads:
-    """The first token of each text or image."""
-    return Reads(torch.arange(count, device=device), torch.zeros(count, dtype=torch.long, device=device))
 
 
 def _numbers(texts: Sequence[object]) -> list[str]:

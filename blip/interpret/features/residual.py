@@ -17,8 +17,10 @@ from torch.nn import functional as F
 from blip.interpret.recording import Trace
 from blip.network.cross_attention import CrossAttention
 from blip.network.embeddings import Embeddings, LMHead
-from blip.network.med import Layer, SelfAttention, TextTransformer, layers_of
+from blip.network.med import FeedForward, SelfAttention, TextTransformer, layers_of
 from blip.network.vit import Block, ViT
+
+Attentions = list[tuple[str, SelfAttention | CrossAttention]]  # of a layer, in the order of computation
 
 
 @dataclass
@@ -35,6 +37,11 @@ class Reads:
     def heads(self, z: Tensor) -> Tensor:
         """What heads read (R, H, T, e) -> (S, H, e), in float64."""
         return z[self.texts, :, self.tokens].double()
+
+
+def first_tokens(count: int, device: torch.device) -> Reads:
+    """The first token of each of `count` texts or images."""
+    return Reads(torch.arange(count, device=device), torch.zeros(count, dtype=torch.long, device=device))
 
 
 @dataclass
@@ -107,8 +114,15 @@ def through_text(walk: Walk, t: Trace, transformer: TextTransformer, *, stack: s
     `images`: the texts attend to an image, or to a question.
     """
     for number, layer in reversed(list(enumerate(layers_of(transformer)))):
-        _through_layer(walk, t, layer, name=f"{stack}.{number}", images=images)
-    embeddings: Embeddings = transformer.embeddings  # type: ignore[assignment]
+        attentions: Attentions = [("self", layer.self_attention)]
+        if images:
+            attentions.append(("cross", layer.cross_attention))  # type: ignore[arg-type]
+        through_layer(walk, t, attentions, layer.feed_forward, point=f"{stack}.{number}")
+    through_words(walk, transformer.embeddings, stack=stack, ids=ids)  # type: ignore[arg-type]
+
+
+def through_words(walk: Walk, embeddings: Embeddings, *, stack: str, ids: Tensor) -> None:
+    """From what enters the first layer to the embeddings of ids (R, T) and of their positions."""
     words = embeddings.words(ids[walk.reads.texts, walk.reads.tokens]).double()
     positions = embeddings.positions(walk.reads.tokens).double()
     walk.through_norm(f"{stack}.embedding.bias", embeddings.norm, words + positions)
@@ -116,34 +130,39 @@ def through_text(walk: Walk, t: Trace, transformer: TextTransformer, *, stack: s
     walk.add(f"{stack}.embedding.word", words)
 
 
-def _through_layer(walk: Walk, t: Trace, layer: Layer, *, name: str, images: bool) -> None:
-    """Back through norm(x + feed-forward), norm(x + cross-attention) and norm(x + self-attention)."""
+def through_layer(
+    walk: Walk, t: Trace, attentions: Attentions, feed_forward: FeedForward, *, point: str, mlp: str = "mlp",
+    name: str = "",
+) -> None:  # fmt: skip
+    """Back through norm(x + feed-forward) and norm(x + attention) of each attention, the last one first.
+
+    Args:
+        point: the layer in the trace, such as `text.0`; `mlp` is its feed-forward network there.
+        name: of the parts, the same unless given.
+    """
+    name = name or point
     reads, bias = walk.reads, f"{name}.bias"
-    before = [reads.states(t[f"{name}.in"])]  # what enters each sub-layer, (S, D) each
+    before = [reads.states(t[f"{point}.in"])]  # what enters each sub-layer, (S, D) each
     sums = []  # what each sub-layer normalises
-    attentions: list[tuple[str, SelfAttention | CrossAttention]] = [("self", layer.self_attention)]
-    if images:
-        attentions.append(("cross", layer.cross_attention))  # type: ignore[arg-type]
     for site, attention in attentions:
-        z = reads.heads(t[f"{name}.{site}.z"]).flatten(1)
+        z = reads.heads(t[f"{point}.{site}.z"]).flatten(1)
         sums.append(before[-1] + linear(attention.out, z))
         before.append(normed(attention.norm, sums[-1]))
-    mlp = reads.states(t[f"{name}.mlp"])
-    down = layer.feed_forward.down
-    walk.through_norm(bias, layer.feed_forward.norm, before[-1] + mlp)
-    walk.add(f"{name}.mlp", mlp - down.bias.double())
+    added_by_mlp, down = reads.states(t[f"{point}.{mlp}"]), feed_forward.down
+    walk.through_norm(bias, feed_forward.norm, before[-1] + added_by_mlp)
+    walk.add(f"{name}.{mlp}", added_by_mlp - down.bias.double())
     walk.add(bias, down.bias)
     for (site, attention), added in reversed(list(zip(attentions, sums, strict=True))):
         walk.through_norm(bias, attention.norm, added)
-        walk.split_heads(f"{name}.{site}", attention.out, t=t, site=f"{name}.{site}", bias=bias)
+        walk.split_heads(f"{name}.{site}", attention.out, t=t, site=f"{point}.{site}", bias=bias)
 
 
-def through_word_head(walk: Walk, head: LMHead, states: Tensor) -> None:
-    """From what is multiplied with the words' embeddings back to the decoder's states (S, D)."""
+def through_word_head(walk: Walk, head: LMHead, states: Tensor, *, name: str) -> None:
+    """From what is multiplied with the words' embeddings back to the states (S, D); `name` is the part of biases."""
     before = linear(head.transform, states)
-    walk.through_norm("decoder.head.bias", head.norm, F.gelu(before))
+    walk.through_norm(name, head.norm, F.gelu(before))
     walk.through_gelu(before)
-    walk.through_linear("decoder.head.bias", head.transform)
+    walk.through_linear(name, head.transform)
 
 
 # ---- the image encoder -----------------------------------------------------------------------------------------------

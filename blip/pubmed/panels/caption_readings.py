@@ -106,8 +106,8 @@ def emissions(weights: Weights, features: list[list[str]]) -> np.ndarray:
     get = weights.rows.get
     for some in features:
         offsets.append(len(rows))
-        rows.extend(map(get, some, repeat(0)))
-    return np.add.reduceat(weights.matrix[rows], offsets, axis=0)
+        rows += map(get, some, repeat(0))
+    return np.add.reduceat(weights.matrix.take(rows, axis=0), offsets, axis=0)
 
 
 def best_tags(table: list[list[list[float]]], atoms: list[Atom],
@@ -149,11 +149,6 @@ def _kind(atom: Atom) -> int:
     return LABEL if atom.label else ENCLOSED if atom.enclosed else TEXT
 
 
-def _own(atom: Atom, row: list[float]) -> dict[int, float]:
-    """The tags that an atom may have, with their scores."""
-    return {tag: row[column] for tag, column, _ in MOVES[TEXT][_kind(atom)]}
-
-
 def read_group(weights: Weights, text: str, bounds: list[tuple[int, int]], group: Group) -> Reading:
     """The best reading of one group."""
     atoms = atoms_of(text, bounds, group.labels)
@@ -183,14 +178,16 @@ def doubts(weights: Weights, reading: Reading) -> list[float]:
     """How much lower the score of a reading is with the next best tag of one atom, for each that may have another."""
     tags, found = [START, *reading.tags], list[float]()
     for at, (atom, row) in enumerate(zip(reading.atoms, reading.scores, strict=True)):
-        own, tag, before = _own(atom, row), tags[at + 1], tags[at]
+        kind, tag, before = _kind(atom), tags[at + 1], tags[at]
+        allowed, own = MAY[kind], row[NO_LABEL if kind == LABEL and tag < B else tag]
         after, gap = (tags[at + 2], reading.atoms[at + 1].gap) if at + 2 < len(tags) else (None, 0)
         best: float | None = None
+        step = weights.tags[atom.gap]
         for other in AFTER[before] if at else BEGIN:
-            if other == tag or other not in own or not (other in END if after is None else after in AFTER[other]):
+            if other == tag or other not in allowed or not (other in END if after is None else after in AFTER[other]):
                 continue
-            step = weights.tags[atom.gap]
-            loss = own[tag] - own[other] + step[tag][before] - step[other][before]
+            loss = own - row[NO_LABEL if kind == LABEL and other < B else other]
+            loss = loss + step[tag][before] - step[other][before]
             if after is not None:
                 next_step = weights.tags[gap][after]
                 loss += next_step[tag] - next_step[other]

@@ -18,7 +18,7 @@ from blip.pubmed.panels.order import Box, by_cuts
 How = Literal["letter", "place", "order", "whole"]
 FILLED = 0.55  # share that differs from the ground above which a piece between gutters is an image
 CERTAIN = 0.35  # score of a panel
-SCORES, RIGHT = (0.0, 0.2, 0.5, 0.6, 0.7, 0.8, 1.0), (0.2, 0.41, 0.45, 0.74, 0.89, 0.985, 0.99)
+SCORES, RIGHT = (0.0, 0.2, 0.5, 0.6, 0.7, 0.8, 1.0), (0.28, 0.28, 0.37, 0.72, 0.91, 0.98, 0.99)
 """Scores of panels of the detector, and the share of such panels in generated figures that are right (IoU 0.5)."""
 POSSIBLE = 0.15  # score of a panel if the caption confirms the number of panels
 
