@@ -30,9 +30,9 @@ class LetterReader:
     def __call__(self, image: Image.Image, places: np.ndarray, names: list[str]) -> dict[str, tuple[float, float]]:
         """Name -> position, for those of `names` that are read at one of `places`, (letters, 2) as x and y."""
         found: dict[str, tuple[float, tuple[float, float]]] = {}
-        half = max(image.size) * 0.022  # letters are 1 to 4 % of the longer side of a figure
+        half = max(1.0, max(image.size) * 0.022)  # letters are 1 to 4 % of the longer side of a figure
         for x, y in places.tolist():
-            text, score = self._read(image.convert("RGB").crop((x - half, y - half, x + half, y + half)))
+            text, score = self._read(image.crop((x - half, y - half, x + half, y + half)).convert("RGB"))
             name = _name(text, names)
             if name and score >= MIN_SCORE and score > found.get(name, (0.0,))[0]:
                 found[name] = (score, (x, y))

@@ -55,7 +55,7 @@ class Progress:
         restart: replace the files that a run with other settings left.
 
     Attributes:
-        finished: the counts of each figure that an earlier run finished.
+        begun: figures that an earlier run finished.
 
     Raises:
         OutputError: a run with other settings was stopped, and `restart` is not given.
@@ -67,12 +67,13 @@ class Progress:
         self.record = hidden_beside(out, ".partial.progress")
         for path in (self.partial, self.record):
             _keep_apart(path)
-        self.finished: list[dict[str, Any]] = []
-        ends = self._read_record(settings, restart) if self.partial.exists() and self.record.exists() else []
+        self.begun, length, place = 0, 0, 0
+        if self.partial.exists() and self.record.exists():
+            self.begun, length, place = self._read_record(settings, restart)
         with self._writing():
-            if ends:
-                os.truncate(self.partial, ends[-1][0])
-                os.truncate(self.record, ends[-1][1])
+            if self.begun:
+                os.truncate(self.partial, length)
+                os.truncate(self.record, place)
             else:
                 self.partial.write_bytes(b"")
                 self.record.write_bytes(_header(settings))
@@ -87,30 +88,34 @@ class Progress:
         except OSError as error:
             raise write_error(self.out, error) from error
 
-    def _read_record(self, settings: dict[str, Any], restart: bool) -> list[tuple[int, int]]:
-        """Lengths of both files behind each finished figure; empty where the settings differ. Fills `finished`."""
-        header = _header(settings)
-        length, ends = self.partial.stat().st_size, list[tuple[int, int]]()
+    def _read_record(self, settings: dict[str, Any], restart: bool) -> tuple[int, int, int]:
+        """Finished figures, and the lengths of both files behind the last one; zeros where the settings differ."""
+        header, most = _header(settings), self.partial.stat().st_size
         with open_regular(self.record) as file:
             if (begun := file.readline(MAX_LINE)) != header:
                 if restart or not file.read(1):  # without a finished figure there is nothing to go on with
-                    return []
+                    return 0, 0, 0
                 raise OutputError(
                     f"{self.out}: a run with other settings, or for other figures, was stopped there "
                     f"({self._differences(begun, settings)}): continue with these, or start again with --overwrite"
                 )
-            place = len(header)
+            figures, length, place = 0, 0, len(header)
             while raw := file.readline(MAX_LINE):
-                place += len(raw)
                 try:
                     entry = parse_json(raw, _Finished, self.record)
                 except ReadError:  # cut short by a kill, or damaged: what follows is made again
                     break
-                if not raw.endswith(b"\n") or not (ends[-1][0] if ends else 0) <= entry["length"] <= length:
+                if not raw.endswith(b"\n") or not length <= entry["length"] <= most:
                     break
-                ends.append((entry["length"], place))
-                self.finished.append(entry["counts"])
-        return ends
+                figures, length, place = figures + 1, entry["length"], place + len(raw)
+        return figures, length, place
+
+    def finished(self) -> Iterator[dict[str, Any]]:
+        """The counts of each figure that an earlier run finished, read one at a time: there may be millions."""
+        with open_regular(self.record) as file:
+            file.readline(MAX_LINE)
+            for _ in range(self.begun):
+                yield parse_json(file.readline(MAX_LINE), _Finished, self.record)["counts"]
 
     def add(self, lines: list[Line], counts: dict[str, Any]) -> None:
         """Writes the lines and the counts of one figure. WriteError where that is not possible."""

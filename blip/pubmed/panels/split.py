@@ -226,7 +226,7 @@ def split(pairs: Path, out: Path, options: Options, *, num_workers: int = 1,
     summary = Summary(made_from=str(pairs.resolve()))
     progress = Progress(out, settings_of(pairs, options), restart=restart)
     try:
-        for counts in progress.finished:
+        for counts in progress.finished():
             add(summary, checked_as(counts, Summary, progress.record))
         if summary.figures:
             tell(f"continues after figure {summary.figures}")

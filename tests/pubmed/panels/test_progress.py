@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def finish(out: Path) -> list[int]:
 def test_a_run_goes_on(begun: Path) -> None:
     progress = Progress(begun, SETTINGS)
     progress.close()
-    assert [counts["at"] for counts in progress.finished] == [0, 1] and not begun.exists()
+    assert [counts["at"] for counts in progress.finished()] == [0, 1] and not begun.exists()
     assert finish(begun) == [0, 1, 2, 3, 9]
 
 
@@ -45,6 +46,20 @@ def test_what_only_one_of_the_files_has_is_removed(begun: Path, file: str, cut: 
     path = begun.parent / file
     path.write_bytes(path.read_bytes()[:-cut])
     assert finish(begun) == [0, 1, 9]
+
+
+def test_counts_of_many_figures_are_not_kept_in_memory(tmp_path: Path) -> None:
+    progress = Progress(tmp_path / "out.jsonl", SETTINGS)
+    for figure in range(2000):
+        progress.add([], {"figures": 1, "text": "x" * 1000, "at": figure})
+    progress.close()
+    tracemalloc.start()
+    progress = Progress(tmp_path / "out.jsonl", SETTINGS)
+    assert sum(counts["at"] for counts in progress.finished()) == sum(range(2000))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    progress.close()
+    assert most < 1_000_000, "2 MB of counts"
 
 
 def test_lines_behind_the_last_figure_are_removed(begun: Path) -> None:
@@ -58,9 +73,9 @@ def test_other_settings_start_from_the_beginning_where_that_is_asked_for(begun: 
         Progress(begun, {"crops": "d"})
     progress = Progress(begun, SETTINGS)
     progress.close()
-    assert len(progress.finished) == 2, "nothing was lost"
+    assert progress.begun == 2, "nothing was lost"
     progress = Progress(begun, {"crops": "d"}, restart=True)
-    assert progress.finished == []
+    assert progress.begun == 0 and not list(progress.finished())
     progress.discard()
     assert not list(begun.parent.iterdir())
 
@@ -103,7 +118,7 @@ def test_a_run_goes_on_in_files_that_have_two_names(begun: Path) -> None:
         os.link(path, begun.parent / "copy" / path.name)
     progress = Progress(begun, SETTINGS)
     progress.close()
-    assert [counts["at"] for counts in progress.finished] == [0, 1]
+    assert [counts["at"] for counts in progress.finished()] == [0, 1]
 
 
 @pytest.mark.parametrize("name", [".out.jsonl.partial", ".out.jsonl.partial.progress"])
