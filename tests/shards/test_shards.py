@@ -153,7 +153,7 @@ def made(phantoms: Path, name: str, out: Path, *more: object) -> Path:
     return out
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "dialogue"])  # dialogues are not sharded
 @pytest.mark.usefixtures("no_java_nor_peak", "tiny_config")
 def test_fine_tuning_reads_shards(task: str, phantoms: Path, tmp_path: Path) -> None:
     out = made(phantoms, TASKS[task][3], tmp_path / "shards", "--limit", 16)
