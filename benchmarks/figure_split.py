@@ -97,8 +97,8 @@ def right_by_score(found: list[Found], wanted: list[list[Box]]) -> list[float | 
     return [round(float(some.mean()), 3) if len(some) else None for some in about]
 
 
-def told_rightly(panels: Panels, boxes: list[Box], letters: list[int]) -> list[float]:
-    """The probability that the detector gives to the right letter of each panel, among those of the figure.
+def told_rightly(panels: Panels, boxes: list[Box], letters: list[int]) -> list[tuple[float, float]]:
+    """Of each panel: the probability that the detector gives to its letter, among those of the figure, and by chance.
 
     Args:
         letters: of the panels, 0 for A; none where panels have no letters, or these are not told apart.
@@ -107,17 +107,17 @@ def told_rightly(panels: Panels, boxes: list[Box], letters: list[int]) -> list[f
         return []
     names = panels.letter_names[:, letters]
     seen = enumerate(letters_of(boxes, panels.letters))
-    return [float(names[letter, at] / names[letter].sum()) for at, letter in seen if letter >= 0]
+    return [(float(names[letter, at] / names[letter].sum()), 1 / len(letters)) for at, letter in seen if letter >= 0]
 
 
 def misread(told: np.ndarray) -> float:
-    """The probability of another letter with which the right ones are likeliest.
+    """The probability of another letter with which the right ones are likeliest, in the model of `arrange.MISREAD`.
 
     Args:
-        told: (letters,): the probability that the detector gives to the right letter.
+        told: (letters, 2), of `told_rightly`.
     """
-    shares = np.linspace(0.01, 0.99, 99)
-    return float(shares[np.log(shares[:, None] / ALPHABET + (1 - shares[:, None]) * told).mean(1).argmax()])
+    shares, (right, chance) = np.linspace(0.01, 0.99, 99), told.T
+    return float(shares[np.log(shares[:, None] * chance + (1 - shares[:, None]) * right).mean(1).argmax()])
 
 
 def real(detector: PanelDetector, jats: Path) -> dict[str, float]:

@@ -56,7 +56,7 @@ def scored_tokens(m: Predictor, head: LMHead, ids: Tensor, *, lengths: Tensor, w
     return Scored(reads, direction, constant, labels)
 
 
-def _written(m: Predictor, ids: Tensor, lengths: Tensor, words: tuple[str, str]) -> tuple[Tensor, Tensor]:
+def _written(m: Predictor, ids: Tensor, lengths: Tensor, words: Words) -> tuple[Tensor, Tensor]:
     """Numbers of texts and places of tokens, (S,) each: all that are written, or where one of `words` stands first."""
     real = torch.arange(ids.shape[1]) < lengths[:, None]
     real[:, 0] = False

@@ -80,12 +80,14 @@ def _style(rng: np.random.Generator, longer: int) -> Style:
     images = float(rng.choice([0.0, 0.15, 0.5, 1.0], p=[0.35, 0.2, 0.15, 0.3]))
     ground = grounds[rng.choice(3, p=[0.8, 0.13, 0.07]) if images == 1 else 0]
     lettered = rng.random() < 0.75
-    touching = [0.08, 0.42, 0.5] if images > 0.4 else [0.15, 0.4, 0.45] if lettered else [0.0, 0.0, 1.0]
     gaps = np.array([0, rng.integers(1, 6), rng.integers(6, 40)])
+    shares = [0.08, 0.42, 0.5]  # of these gaps
+    if images <= 0.4:  # without letters, nothing tells where drawings that touch end
+        shares = [0.15, 0.4, 0.45] if lettered else [0.0, 0.0, 1.0]
     small = (spots, spots, cloud, plot, *IMAGES, *DRAWINGS)
     return Style(
         ground=ground,
-        gap=int(rng.choice(gaps, p=touching) * longer / 800 + 0.5),
+        gap=int(rng.choice(gaps, p=shares) * longer / 800 + 0.5),
         images=images,
         lettered=lettered,
         names=str(rng.choice(["A", "a", "(a)", "(A)", "A)", "a."], p=[0.5, 0.3, 0.08, 0.04, 0.04, 0.04])),
