@@ -12,6 +12,7 @@ from blip.pubmed.panels.caption_atoms import Atom
 from blip.pubmed.panels.caption_labels import NOUNS, Candidate, Group
 from blip.pubmed.panels.caption_rows import FIRST, names_after
 from blip.pubmed.panels.caption_words import (
+    DEFINED,
     DEFINITION,
     KIND_OF,
     KIND_OF_ANY,
@@ -60,7 +61,13 @@ class _Context:
             self.letters += [m.end() - 1 for m in pattern.finditer(text)]
         self.plain = text.replace("(", " ").replace(")", " ").replace("[", " ").replace("]", " ")
         self.plain = self.plain.replace(",", " ").replace(";", " ").replace(":", " ")
-        self.named: dict[int, int] = {}  # sentence -> panels that it names
+        lower = self.plain.lower()
+        self.plain = lower if len(lower) == len(text) else self.plain
+        self.named: dict[int, set[str]] = {}  # sentence -> panels that it names
+        self.kinds: list[str] = []  # of the words before the last label
+        self.own: list[str] = []  # words of the last label
+        self.others: list[list[str]] = []  # and of the texts before it
+        self.sets: tuple[set[str], set[str]] | None = None  # of these words
         self.signs = [sign for sign in SIGNS if sign in text]
         labels = [atom.label for atom in atoms if atom.label]
         self.around = [(sign_before(text, one.start), sign_behind(text, one.end)) for one in labels]
@@ -83,6 +90,11 @@ class _Context:
         self.last, self.long = 0, "s"
         self.behind: dict[int, str] = {}  # part of a sentence -> what stands behind its labels before the last
         self._rows()
+        self.parts = _parts_named_again(labels, self.around)
+        last = atoms[self.last]
+        before = sign_before(text, last.start)
+        self.alike = str(min(3, sum(atom.label is not None and atom.sentence == last.sentence for atom in atoms)))
+        self.alike += before if before in "^.;:," else "w"  # labels in the sentence of the last one
         self.names = "n" + str(min(len(group.names), 5))
         self.style = group.form if len(group.form) == 1 else "x"
 
@@ -117,7 +129,7 @@ class _Context:
         opened = min(self.openers.get(name, 0) for name in label.names) - (before in "^.;:")
         elsewhere = "o" if opened > 0 else "n"
         word = self.plain[max(0, label.start - 24) : label.start].split()
-        previous = word[-1].lower() if word else ""
+        previous = word[-1] if word else ""
         following = WORD.match(text, label.end + (text[label.end : label.end + 1] == " "))
         after = following[0].lower() if following else ""
         alone = "1" if self.count[atom.clause] == 1 else "2"
@@ -131,12 +143,13 @@ class _Context:
         form = _form_of_label(
             label.way, (before, sign), (fresh, alone, several, leads, neighbours), row_is, style, common
         )
-        return [*form, f"pw={previous}", f"nw={after}", f"k={self.group.kind}", f"{self.names}{style}"]
+        found = [*form, f"pw={previous}", f"nw={after}", f"k={self.group.kind}", f"{self.names}{style}"]
+        return found + [f"in={self.parts[number]}", f"in={self.parts[number]}{before}{sign}"] if number in self.parts else found
 
     def of_text(self, at: int, atom: Atom, where: str) -> list[str]:
         """Features of a text."""
         piece = self.text[atom.start : atom.end]
-        words = self.plain[atom.start : atom.end].lower().split()
+        words = self.plain[atom.start : atom.end].split()
         first = words[0] if words else ""
         begin = "(" if atom.enclosed else "l" if at and self.atoms[at - 1].label and not atom.gap else "-;.^"[atom.gap]
         following = self.atoms[at + 1] if at + 1 < len(self.atoms) else None
@@ -149,27 +162,57 @@ class _Context:
         shape = "a" if head.islower() else "A" if head.isupper() else "0" if head.isdigit() else head
         labels = "012"[min(self.count.get(atom.clause, 0), 2)]
         form = _form_of_text((begin, end, close, labels), where, stop, size, shape, (self.style, *self.common[2:4]))
-        found = [*form, f"fw={first}{begin}", f"r={self.references(at)}{where}{begin}"]
+        named = self.references(at)
+        found = [*form, f"fw={first}{begin}", f"r={min(2, len(named))}{where}{begin}"]
         if begin == "l" and at > 1:  # what stands behind the labels before, in the same sentence
             behind = self.behind.get(atom.clause, "-")
             found += [f"q={behind}{where}{end}{labels}", f"q={behind}{where}{first if first in LINKS else ''}"]
-        if at > self.last:  # how many sentences after the last label
-            later = min(3, atom.sentence - self.atoms[self.last].sentence)
-            found += [f"u={later}{begin}", f"u={later}{self.long}{begin}", f"u={self.style}{self.common[3]}{begin}"]
-        if known := KNOWN.intersection(words):
-            found += [f"k={kind}{where}{begin}" for kind in sorted({KIND_OF_ANY[word] for word in known})]
+        known = KNOWN.intersection(words)
+        kinds = sorted({KIND_OF_ANY[word] for word in known}) if known else []
         if self.signs and any(sign in piece for sign in self.signs) and STATISTIC.search(piece):
-            found.append(f"k=p{where}{begin}")
-        if DEFINITION.match(piece):
-            found.append(f"k=def{where}{begin}")
+            kinds.append("p")
+        found += [f"k={kind}{where}{begin}" for kind in kinds]
+        if at > self.last:  # how many sentences after the last label
+            behind = atom.sentence - self.atoms[self.last].sentence
+            later = min(3, behind)
+            found += [f"u={later}{begin}", f"u={later}{self.long}{begin}", f"u={self.style}{self.common[3]}{begin}"]
+            found += [f"us={self.alike}{later}", f"us={self.alike}{later}{begin}{self.style}"]
+            if not behind:
+                self.own += words
+            else:
+                found += [f"w={word}" for word in dict.fromkeys(words[:16])]
+                if behind < 4:
+                    found += self._like(words, kinds, named)
+        else:
+            self.others.append(words)
+            self.kinds += kinds
+        if definition := DEFINITION.match(piece):
+            found.append(f"k=def{definition[0].rstrip()[-1]}{where}{begin}")
+        if "=" in piece or ":" in piece or "," in piece:
+            defined = len(DEFINED.findall(piece))
+            if defined:
+                found.append(f"k=abbr{min(3, defined)}{where}{begin}")
         if first in KIND_OF:
             found.append(f"f={KIND_OF[first]}{begin}{where}")
         if len(words) > 1 and words[1] in KIND_OF:
             found.append(f"f2={KIND_OF[words[1]]}{begin}{where}")
         return found
 
-    def references(self, at: int) -> int:
-        """How many panels the sentence of an atom names, at most two."""
+    def _like(self, words: list[str], kinds: list[str], named: set[str]) -> list[str]:
+        """What one of the first sentences behind the last label has in common with its words, and with the others."""
+        if self.sets is None:
+            own = set(self.own)
+            self.sets = own, set().union(*self.others) - own
+        label, long = self.atoms[self.last].label, [word for word in words if len(word) > 4]
+        shared = "v=" + "".join("012"[min(2, len(some.intersection(long)))] for some in self.sets)
+        found = [f"y={kind}{min(2, self.kinds.count(kind))}" for kind in kinds]
+        found += [shared, shared + kinds[0] if kinds else shared + "-"]
+        if named and label is not None:
+            found.append("r=own" if named.issubset(label.names) else "r=others")
+        return found
+
+    def references(self, at: int) -> set[str]:
+        """The panels that the sentence of an atom names."""
         number = self.atoms[at].sentence
         if number not in self.named:
             first = last = at
@@ -178,8 +221,26 @@ class _Context:
             while last + 1 < len(self.atoms) and self.atoms[last + 1].sentence == number:
                 last += 1
             start, end = self.atoms[first].start, self.atoms[last].end
-            self.named[number] = min(2, len({self.text[letter] for letter in self.letters if start < letter < end}))
+            self.named[number] = {self.text[letter] for letter in self.letters if start < letter < end}
         return self.named[number]
+
+
+def _parts_named_again(labels: list[Candidate], around: list[tuple[str, str]]) -> dict[int, str]:
+    """For candidates behind one of several names that name parts of these: how the first of them stands."""
+    found: dict[int, str] = {}
+    names, some = set[str](), list[int]()
+    for at, one in enumerate([*labels, None]):
+        if one is not None and some is not None and names and names.issuperset(one.names) and len(one.names) < len(names):
+            some.append(at)
+            continue
+        if some:
+            before, sign = around[some[0]]
+            whole = "1" if names == {name for number in some for name in labels[number].names} else "0"
+            for number in some:
+                found[number] = f"{before}{sign}{whole}{'0' if number == some[0] else '9' if number == some[-1] else '5'}"
+        if one is not None:
+            names, some = set(one.names) if len(one.names) > 1 else set(), []
+    return found
 
 
 @lru_cache(maxsize=1 << 15)

@@ -23,6 +23,7 @@ from blip.pubmed.panels.caption_labels import groups
 from blip.pubmed.panels.caption_readings import (
     AFTER,
     BEGIN,
+    COLUMNS,
     END,
     NO_LABEL,
     START,
@@ -42,7 +43,6 @@ from blip.pubmed.panels.caption_writer import GLUE, LABEL, Composed
 from blip.pubmed.panels.captions import parts_of
 from blip.pubmed.panels.compose_captions import STRUCTURES, Structures, captions
 
-COLUMNS = "LNPQSTBD-"
 SCALE = 10  # weights are written in parts of this
 
 
@@ -92,19 +92,19 @@ class Learner:
     """An averaged perceptron over the readings of cases.
 
     Attributes:
-        matrix: (features, 9) weights so far, whole numbers; the first row is that of unknown features.
+        matrix: (features, 10) weights so far, whole numbers; the first row is that of unknown features.
         tags: the weights of pairs of tags, as `Weights` has them.
     """
 
     def __init__(self, cases: list["Case"], least: int) -> None:
         count = Counter(name for case in cases for some in case.features for names in some for name in set(names))
         kept = sorted(name for name, times in count.items() if times >= least)
-        kept += [f"t>{first}{gap}" for first in range(9) for gap in range(4)]
+        kept += [f"t>{first}{gap}" for first in range(10) for gap in range(4)]
         kept += sorted({name for case in cases for group in case.groups for name in group_features(group)})
         self.rows = {name: at + 1 for at, name in enumerate(kept)}
-        self.matrix = np.zeros((len(kept) + 1, 9), np.int64)
+        self.matrix = np.zeros((len(kept) + 1, 10), np.int64)
         self.sums = np.zeros_like(self.matrix)  # of each change times the number of its step
-        self.tags = [[[0.0] * 9 for _ in range(9)] for _ in range(4)]
+        self.tags = [[[0.0] * 10 for _ in range(10)] for _ in range(4)]
         self.step = 0
         for case in cases:
             case.rows = [self._rows(some) for some in case.features]
@@ -160,14 +160,15 @@ class Learner:
     def _change(self, rows: Any, column: int, way: int) -> None:
         np.add.at(self.matrix, (rows, column), way)
         np.add.at(self.sums, (rows, column), way * self.step)
+        self.matrix[0] = 0  # features that are too rare have no weight, as in captions that are read later
 
     def averaged(self) -> dict[str, list[int]]:
-        """Feature -> its nine weights, the sum of those after each step."""
+        """Feature -> its ten weights, the sum of those after each step."""
         mean = self.matrix * (self.step + 1) - self.sums
         return {name: mean[at].tolist() for name, at in self.rows.items()}
 
 
-def learn(seed: int, count: int, epochs: int, *, structures: Structures = STRUCTURES, least: int = 150,
+def learn(seed: int, count: int, epochs: int, *, structures: Structures = STRUCTURES, least: int = 300,
           tell: Callable[[str], None] = print) -> tuple[dict[str, list[int]], int]:  # fmt: skip
     """The weights for `count` composed captions."""
     cases = [Case(made) for made in captions(seed, count, structures=structures)]
@@ -227,7 +228,7 @@ def fitted(some: Signs) -> list[float]:
     return [round(float(value), 2) for value in found]
 
 
-def train(seed: int = 1, count: int = 60000, epochs: int = 6, *, tell: Callable[[str], None] = print) -> dict[str, Any]:
+def train(seed: int = 1, count: int = 80000, epochs: int = 6, *, tell: Callable[[str], None] = print) -> dict[str, Any]:
     """The content of the file of weights."""
     table = table_of(*learn(seed, count, epochs, tell=tell))
     signs = signs_of(Weights.of(table), captions(seed + 1, max(200, count // 24), "test"))
@@ -244,7 +245,7 @@ def table_of(weights: dict[str, list[int]], step: int) -> dict[str, Any]:
 def main(
     out: Annotated[Path, typer.Option(help="file to write: .json")] = WEIGHTS,
     seed: Annotated[int, typer.Option(help="of the composed captions")] = 1,
-    count: Annotated[int, typer.Option(min=100, help="composed captions")] = 60000,
+    count: Annotated[int, typer.Option(min=100, help="composed captions")] = 80000,
     epochs: Annotated[int, typer.Option(min=1, help="passes over them")] = 6,
 ) -> None:
     """Learns the weights of readings of captions from composed captions."""
