@@ -144,7 +144,9 @@ class _Context:
             label.way, (before, sign), (fresh, alone, several, leads, neighbours), row_is, style, common
         )
         found = [*form, f"pw={previous}", f"nw={after}", f"k={self.group.kind}", f"{self.names}{style}"]
-        return found + [f"in={self.parts[number]}", f"in={self.parts[number]}{before}{sign}"] if number in self.parts else found
+        if part := self.parts.get(number):
+            found += [f"in={part}", f"in={part}{before}{sign}"]
+        return found
 
     def of_text(self, at: int, atom: Atom, where: str) -> list[str]:
         """Features of a text."""
@@ -180,7 +182,7 @@ class _Context:
             if not behind:
                 self.own += words
             else:
-                found += [f"w={word}" for word in dict.fromkeys(words[:16])]
+                found += [f"a={word}" for word in dict.fromkeys(words[:16])]
                 if behind < 4:
                     found += self._like(words, kinds, named)
         else:
@@ -188,10 +190,8 @@ class _Context:
             self.kinds += kinds
         if definition := DEFINITION.match(piece):
             found.append(f"k=def{definition[0].rstrip()[-1]}{where}{begin}")
-        if "=" in piece or ":" in piece or "," in piece:
-            defined = len(DEFINED.findall(piece))
-            if defined:
-                found.append(f"k=abbr{min(3, defined)}{where}{begin}")
+        if ("=" in piece or ":" in piece or "," in piece) and (defined := len(DEFINED.findall(piece))):
+            found.append(f"k=abbr{min(3, defined)}{where}{begin}")
         if first in KIND_OF:
             found.append(f"f={KIND_OF[first]}{begin}{where}")
         if len(words) > 1 and words[1] in KIND_OF:
@@ -226,20 +226,21 @@ class _Context:
 
 
 def _parts_named_again(labels: list[Candidate], around: list[tuple[str, str]]) -> dict[int, str]:
-    """For candidates behind one of several names that name parts of these: how the first of them stands."""
+    """Candidates that name again some of several labels before, as (B) and (C) behind `(B, C)`, with features.
+
+    Features are the signs around the first of them, whether all labels are named again, and which one it is.
+    """
     found: dict[int, str] = {}
-    names, some = set[str](), list[int]()
-    for at, one in enumerate([*labels, None]):
-        if one is not None and some is not None and names and names.issuperset(one.names) and len(one.names) < len(names):
-            some.append(at)
-            continue
-        if some:
-            before, sign = around[some[0]]
-            whole = "1" if names == {name for number in some for name in labels[number].names} else "0"
-            for number in some:
-                found[number] = f"{before}{sign}{whole}{'0' if number == some[0] else '9' if number == some[-1] else '5'}"
-        if one is not None:
-            names, some = set(one.names) if len(one.names) > 1 else set(), []
+    at = 0
+    while at < len(labels):
+        names, start = set(labels[at].names), at + 1
+        at = start
+        while at < len(labels) and len(labels[at].names) < len(names) and names.issuperset(labels[at].names):
+            at += 1
+        whole = names == {name for one in labels[start:at] for name in one.names}
+        for number in range(start, at):
+            place = "0" if number == start else "9" if number == at - 1 else "5"
+            found[number] = "".join(around[start]) + f"{whole:d}{place}"
     return found
 
 

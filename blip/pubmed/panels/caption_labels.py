@@ -36,7 +36,8 @@ STAIN = re.compile(r"H\s?(?:&|and|/|-|\+)\s?E$")
 IN_SQUARES = re.compile(rf"\[\s?(?P<names>{SEVERAL})\s?\](?:\s?:)?")
 VERBS = r"(?:shows?|depicts?|demonstrates?|represents?|illustrates?|displays?|presents?|is|are|was|were)"
 # where `BARE` may begin: behind one of these signs, before one of these beginnings
-BARE_BEGINS = r"(?=\(?(?:[A-Za-z](?![a-z])|[ivxIVX]{2}|\d|(?:In\s)?[Pp](?:anel|hoto)|[Ii]mage|[Ss]ub|In\s|P(?:art|lot)|Frame|Graph))"
+NOUN_BEGINS = r"(?:In\s)?[Pp](?:anel|hoto)|[Ii]mage|[Ss]ub|In\s|P(?:art|lot)|Frame|Graph"
+BARE_BEGINS = rf"(?=\(?(?:[A-Za-z](?![a-z])|[ivxIVX]{{2}}|\d|{NOUN_BEGINS}))"
 BEFORE_BARE = [re.compile(sign + BARE_BEGINS) for sign in (" ", r"\(", ";", r"\.", "\u3002")]
 BARE = re.compile(
     rf"(?<![^\s(;.\u3002])(?P<panel>(?:In\s)?{PANEL}\s|In\s(?=[A-Za-z](?:,|\sand\s)))?\(?(?P<names>{SEVERAL})"

@@ -150,11 +150,7 @@ class Writer:
     def again(self, name: str, text: str, refs: tuple[str, str]) -> str:
         """A sentence about a word of a text, or an empty one where it has no long word."""
         found = re.findall(r"(?<![\w-])[a-z]{5,}(?![\w-])", text)
-        return (
-            self.filled(self.alternative(name).replace("{same}", self.choose(found)), refs)
-            if found
-            else ""
-        )
+        return self.filled(self.alternative(name).replace("{same}", self.choose(found)), refs) if found else ""
 
     def _filled(self, name: str, refs: tuple[str, str]) -> str:
         if name in ("ref", "ref2"):

@@ -15,7 +15,6 @@ from blip.pubmed.panels.caption_writer import (
     GLUE,
     LABEL,
     LEAD,
-    PLACES,
     Composed,
     Names,
     Writer,
@@ -28,14 +27,18 @@ from blip.pubmed.panels.compose_behind import (
     behind_sentence,
     behind_sentences,
 )
+from blip.pubmed.panels.compose_places import places
+
+
+def _form(writer: Writer, names: list[str]) -> str:
+    """How labels before their words are written."""
+    return writer.choose(("({}) ", "{}) ", "{}. ", "Panel {}: ")) if names[0].isdigit() else writer.form(BEFORE_FORMS)
 
 
 def sentences(writer: Writer, made: Composed) -> None:
     """Lead. (A) Words. Further words. (B) Words. Tail."""
     names = writer.row()
-    form = (
-        writer.form(BEFORE_FORMS) if not names[0].isdigit() else writer.choose(("({}) ", "{}) ", "{}. ", "Panel {}: "))
-    )
+    form = _form(writer, names)
     writer.lead(made, 0.8)
     if made.caption and writer.chance(0.12):  # a title without its full stop
         bare = made.caption.rstrip(". ")
@@ -90,9 +93,7 @@ def _divided(writer: Writer, group: Names) -> str:
 def clauses(writer: Writer, made: Composed) -> None:
     """Lead: (A) words; (B) words; and (C) words. Tail."""
     names = writer.row()
-    form = (
-        writer.form(BEFORE_FORMS) if not names[0].isdigit() else writer.choose(("({}) ", "{}) ", "{}. ", "Panel {}: "))
-    )
+    form = _form(writer, names)
     writer.lead(made, 0.25)
     if writer.chance(0.6):
         made.add(upper(writer.phrase("colon")) + writer.choose((": ", ": ", ". ", ", ")), LEAD)
@@ -162,7 +163,7 @@ def mixed(writer: Writer, made: Composed) -> None:
     writer.lead(made, 0.4, closed=True)
     first, second = groups[:cut], groups[cut:]
     before = writer.chance(0.4)
-    form = writer.form(BEFORE_FORMS) if writer.chance(0.3) and names[0] != "1" else "({}) "  # of labels before words
+    form = _form(writer, names) if writer.chance(0.3) else "({}) "  # of labels before words
     for behind, some in ((not before, first), (before, second)):
         if not behind:
             before_sentences(writer, made, some, form=form)
@@ -230,47 +231,13 @@ def enclosed(writer: Writer, made: Composed) -> None:
     writer.tail(made, names, "({})")
 
 
-def places(writer: Writer, made: Composed) -> None:
-    """Left: words. Right: words; or words (left) and words (right)."""
-    names = writer.choose(PLACES)
-    if writer.chance(0.1):
-        names = writer.choose((("first", "second"), ("1st", "2nd", "3rd"), ("first", "second", "third")))
-    noun = writer.choose(("", "", " panel", " row", " image", " column", " panels", " Row", " Panel"))
-    noun = " " + writer.choose(("row", "column", "panel", "Row")) if names[0] in ("first", "1st") else noun
-    writer.lead(made, 0.5, closed=True)
-    if writer.chance(0.15):  # places that are only named
-        shown = [f"{writer.phrase('item')} ({name})" for name in names[:2]]
-        made.add(" " + upper(" and ".join(shown)) + writer.phrase("shared") + " ", LEAD)
-    if writer.chance(0.6):
-        sign = writer.choose((": ", ": ", ", ", " shows ", " - ", ". ", " ") if noun else (": ", ": ", ", ", ". ", " "))
-        stop = writer.choose((". ", "; ", ". ")) if sign != " " else ". "
-        the = "The " if noun and sign == " shows " else ""
-        if writer.chance(0.2) and sign in (": ", ", "):
-            made.add(upper(writer.phrase("colon")) + ": ", LEAD)
-            stop = "; "
-        for at, name in enumerate(names):
-            last = at == len(names) - 1
-            shown = the + name if the else upper(name) if stop == ". " or not made.caption else name
-            made.add(f" {shown}{noun}{sign.replace('shows ', '')}", LABEL, (name,))
-            text = writer.phrase("place_own")
-            text = "shows " + text if sign == " shows " else text
-            text = upper(text) if sign in (": ", " ") else text
-            if stop == ". " and writer.chance(writer.longer):
-                text += ". " + upper(writer.phrase("more")).rstrip(".")
-            made.add(text + (". " if last else stop), BEFORE)
-    else:
-        form = "({}" + noun + ")" if names[0] in ("first", "1st") or writer.chance(0.5) else "({})"
-        behind_items(writer, made, [(name,) for name in names], form=form)
-    writer.tail(made, ["A", "B"], "x", 0.35)
-
-
 def plain(writer: Writer, made: Composed) -> None:
     """A caption without labels, with what is easily taken for labels."""
     text = "(left)"
     while re.search(r"\((?:left|top)\)|(?:Left|Top)[:,]", text):  # which would be panels
         text = writer.phrase("fragment") + "." if writer.chance(0.2) else writer.phrase("plain", ("(A)", "B"))
         if writer.chance(0.2):
-            text += " " + upper(writer.phrase("more"))
+            text += " " + upper(writer.phrase("more", ("(A)", "B")))
     made.add(upper(text), LEAD)
 
 
