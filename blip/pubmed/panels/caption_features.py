@@ -97,6 +97,7 @@ class _Context:
         self.alike += before if before in "^.;:," else "w"  # labels in the sentence of the last one
         self.names = "n" + str(min(len(group.names), 5))
         self.style = group.form if len(group.form) == 1 else "x"
+        self.agreed = (self.style, *self.common[2:4])
 
     def _rows(self) -> None:
         """Finds the last candidate with a new name, whether a label has several sentences, and what is behind each."""
@@ -157,14 +158,16 @@ class _Context:
         following = self.atoms[at + 1] if at + 1 < len(self.atoms) else None
         end = "$" if following is None else "l" if following.label and following.clause == atom.clause else "."
         close = "l" if following and following.label else ""
-        stop = piece.rstrip()[-1:]
-        stop = stop if stop in ".;:," else "w"
+        bare = piece.strip()
+        stop = bare[-1:] if bare[-1:] in ".;:," else "w"
         size = "1" if len(words) == 1 else "2" if len(words) < 4 else "3" if len(words) < 9 else "4"
-        head = piece.strip()[:1]
+        head = bare[:1]
         shape = "a" if head.islower() else "A" if head.isupper() else "0" if head.isdigit() else head
-        labels = "012"[min(self.count.get(atom.clause, 0), 2)]
-        form = _form_of_text((begin, end, close, labels), where, stop, size, shape, (self.style, *self.common[2:4]))
-        named = self.references(at)
+        count = self.count[atom.clause]
+        labels = "0" if not count else "1" if count == 1 else "2"
+        form = _form_of_text((begin, end, close, labels), where, stop, size, shape, self.agreed)
+        named = self.named.get(atom.sentence)
+        named = self.references(at) if named is None else named
         found = [*form, f"fw={first}{begin}", f"r={min(2, len(named))}{where}{begin}"]
         if begin == "l" and at > 1:  # what stands behind the labels before, in the same sentence
             behind = self.behind.get(atom.clause, "-")
@@ -175,23 +178,23 @@ class _Context:
             kinds.append("p")
         found += [f"k={kind}{where}{begin}" for kind in kinds]
         if at > self.last:  # how many sentences after the last label
-            behind = atom.sentence - self.atoms[self.last].sentence
-            later = min(3, behind)
+            passed = atom.sentence - self.atoms[self.last].sentence
+            later = min(3, passed)
             found += [f"u={later}{begin}", f"u={later}{self.long}{begin}", f"u={self.style}{self.common[3]}{begin}"]
             found += [f"us={self.alike}{later}", f"us={self.alike}{later}{begin}{self.style}"]
-            if not behind:
+            if not passed:
                 self.own += words
             else:
                 found += [f"a={word}" for word in dict.fromkeys(words[:16])]
-                if behind < 4:
+                if ("=" in piece or ":" in piece or "," in piece) and (defined := len(DEFINED.findall(piece))):
+                    found.append(f"k=abbr{min(3, defined)}{begin}")
+                if passed < 4:
                     found += self._like(words, kinds, named)
         else:
             self.others.append(words)
             self.kinds += kinds
         if definition := DEFINITION.match(piece):
             found.append(f"k=def{definition[0].rstrip()[-1]}{where}{begin}")
-        if ("=" in piece or ":" in piece or "," in piece) and (defined := len(DEFINED.findall(piece))):
-            found.append(f"k=abbr{min(3, defined)}{where}{begin}")
         if first in KIND_OF:
             found.append(f"f={KIND_OF[first]}{begin}{where}")
         if len(words) > 1 and words[1] in KIND_OF:

@@ -40,7 +40,7 @@ NOUN_BEGINS = r"(?:In\s)?[Pp](?:anel|hoto)|[Ii]mage|[Ss]ub|In\s|P(?:art|lot)|Fra
 BARE_BEGINS = rf"(?=\(?(?:[A-Za-z](?![a-z])|[ivxIVX]{{2}}|\d|{NOUN_BEGINS}))"
 BEFORE_BARE = [re.compile(sign + BARE_BEGINS) for sign in (" ", r"\(", ";", r"\.", "\u3002")]
 BARE = re.compile(
-    rf"(?<![^\s(;.\u3002])(?P<panel>(?:In\s)?{PANEL}\s|In\s(?=[A-Za-z](?:,|\sand\s)))?\(?(?P<names>{SEVERAL})"
+    rf"(?<![^\s(;.\u3002])(?P<panel>(?:In\s)?{PANEL}\s|In\s(?=[A-Za-z](?:,|\sand\s|[-\u2013][A-Za-z],)))?\(?(?P<names>{SEVERAL})"
     rf"(?P<sign>\.?\)(?:\s?:)?|\s?:|\.(?!\d)|,|\s?=|\s?[|\u2013\u2014-](?=\s)|[\u2013\u2014-](?=[A-Z]?[a-z]{{3}})|(?P<verb>(?=\s{VERBS}\b))|"
     r"(?=\s\(?[\"'\u201c]?(?:[A-Z0-9\u0391-\u03c9][\w&'-]|[a-z]{1,4}[A-Z0-9-]|A\s[a-z])))"
 )
@@ -162,17 +162,12 @@ def _bracketed(m: re.Match[str]) -> list[Candidate]:
             for some in inner
             for one in _made(m.start() + some.start(), m.start() + some.end(), expand(some[0]), form, way="(A)")
         ]
-    if m["panel"]:
+    if m["panel"] or (m["close"] and first == names):
         return []
     if m["close"]:  # `(A, H&E)` is no list
-        return (
-            _made(m.start(), m.start("names") + len(first) + 2, expand(first), "P", way="(A,", mark="(")
-            if first != names
-            else []
-        )
-    if m["open"] == " " and names in ("a", "A") and not SECOND.search(m.string):
-        return []  # an article
-    return _made(m.start(), m.end(), expand(names), "P", way=f"(A{m['open'].strip()}", mark="(")
+        return _made(m.start(), m.start("names") + len(first) + 2, expand(first), "P", way="(A,", mark="(")
+    article = m["open"] == " " and names in ("a", "A") and not SECOND.search(m.string)
+    return [] if article else _made(m.start(), m.end(), expand(names), "P", way=f"(A{m['open'].strip()}", mark="(")
 
 
 def _bare(text: str, m: re.Match[str]) -> list[Candidate]:
@@ -213,6 +208,8 @@ def _bare(text: str, m: re.Match[str]) -> list[Candidate]:
     if comma:  # `A, S. aureus` is no list
         end = m.start("names") + len(first) + 1
         found += _made(start, end, expand(first), "W" if m["panel"] else "M", way="W," if m["panel"] else "M,")
+        last = m["names"].rpartition(", ")[2]  # nor `h, b` in `(a) 48 h, b) text`
+        found += _made(m.end("names") - len(last), m.end(), expand(last), form, way=way) if form == "H" else []
     return found
 
 

@@ -30,6 +30,7 @@ BEHIND_FORMS = (
 )  # fmt: skip
 MARKED = (" (arrow, {})", " (arrows, {})", " ({}, arrow)", " ({}; arrowheads)", " (asterisk; {})", " ({}, {zoom})",
           " (arrow in {})", " ({}: {zoom})", " ({stain}, {})", " ({}, yellow arrows)")  # fmt: skip
+SHARE_OF_FURTHER = 0.5  # at most, of phrases for training alone among all that are drawn
 RANGES = ("\u2013", "\u2013", "-", "-", " to ", "~")
 LISTS = (", ", ", ", " and ", " and ", ",", " & ", "/", ", and ")
 PLACES = (("left", "right"), ("upper", "lower"), ("top", "bottom"), ("left", "middle", "right"),
@@ -141,7 +142,10 @@ class Writer:
     def alternative(self, name: str) -> str:
         """One of the alternatives of a name, its braces not filled in."""
         some = alternatives(name, self.half)
-        return self.choose(self.choose(some) if len(some) > 1 else some[0])
+        if len(some) == 1:
+            return self.choose(some[0])
+        share = min(SHARE_OF_FURTHER, len(some[1]) / (len(some[0]) + len(some[1])))
+        return self.choose(some[self.chance(share)])
 
     def filled(self, text: str, refs: tuple[str, str] = ("", "")) -> str:
         """A text with its braces filled in."""

@@ -238,7 +238,7 @@ def fitted(some: Signs) -> list[float]:
 
 
 def train(
-    seed: int = 1, count: int = 60000, epochs: int = 4, runs: int = 4, *, tell: Callable[[str], None] = print
+    seed: int = 1, count: int = 60000, epochs: int = 4, runs: int = 8, *, tell: Callable[[str], None] = print
 ) -> dict[str, Any]:
     """The content of the file of weights: the mean of `runs` trainings, each on other captions."""
     table = table_of(mean_of([learn(seed + run, count, epochs, tell=tell) for run in range(runs)]))
@@ -258,7 +258,7 @@ def main(
     seed: Annotated[int, typer.Option(help="of the composed captions")] = 1,
     count: Annotated[int, typer.Option(min=100, help="composed captions of a training")] = 60000,
     epochs: Annotated[int, typer.Option(min=1, help="passes over them")] = 4,
-    runs: Annotated[int, typer.Option(min=1, help="trainings, on other captions each, to be averaged")] = 4,
+    runs: Annotated[int, typer.Option(min=1, help="trainings, on other captions each, to be averaged")] = 8,
 ) -> None:
     """Learns the weights of readings of captions from composed captions."""
     table = train(seed, count, epochs, runs, tell=typer.echo)
