@@ -13,8 +13,8 @@ def places(writer: Writer, made: Composed) -> None:
     noun = " " + writer.choose(("row", "column", "panel", "Row")) if names[0] in ("first", "1st") else noun
     writer.lead(made, 0.5, closed=True)
     if writer.chance(0.15):  # places that are only named
-        shown = [f"{writer.phrase('item')} ({name})" for name in names[:2]]
-        made.add(" " + upper(" and ".join(shown)) + writer.phrase("shared", (names[0], names[1])) + " ", LEAD)
+        pair = [f"{writer.phrase('item')} ({name})" for name in names[:2]]
+        made.add(" " + upper(" and ".join(pair)) + writer.phrase("shared", (names[0], names[1])) + " ", LEAD)
     if writer.chance(0.6):
         sign = writer.choose((": ", ": ", ", ", " shows ", " - ", ". ", " ") if noun else (": ", ": ", ", ", ". ", " "))
         stop = writer.choose((". ", "; ", ". ")) if sign != " " else ". "
