@@ -9,7 +9,8 @@ caption_labels caption_rows      what may be labels: candidates in all forms, an
 caption_atoms caption_features caption_words   what stands between labels, and features of it
 caption_readings                 what a caption may mean, and how likely that is, by learned weights
 caption_rules                    the same by rules alone
-compose_captions compose_behind caption_writer caption_score train_captions   learning on composed captions
+compose_captions compose_behind compose_places caption_writer   composed captions
+caption_score train_captions     learning on them
 gutters      bands between panels
 detector     panels found by a small network, whose weights are beside it
 match arrange order letters      which text belongs to which panel: by the order of letters, or by reading them

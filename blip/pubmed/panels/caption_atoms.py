@@ -87,9 +87,12 @@ def atoms_of(text: str, bounds: list[tuple[int, int]], labels: list[Candidate]) 
 
 def _new_words(text: str, one: Candidate, two: Candidate) -> int:
     """Where the words of the second label may begin, as in `CT (A) shows a mass and MRI (B)`; 0 for nowhere."""
-    if one.form not in "PK" or one.mark or not text[one.end : one.end + 2].lstrip().islower():
+    start = one.end
+    if one.mark == "(":  # the words begin behind the bracket, as in `CT (A, arrow) shows a mass and MRI (B)`
+        start = text.find(")", start, two.start) + 1
+    if one.form not in "PK" or not start or not text[start : start + 2].lstrip().islower():
         return 0
-    words = text[one.end : two.start]
+    words = text[start : two.start]
     at = max(words.rfind(" and "), words.rfind(", "), words.rfind(" while "), words.rfind(" whereas "))
     at -= at > 0 and words[at - 1] == ","
-    return one.end + at if at > 3 and not SENTENCE.search(words) else 0
+    return start + at if at > 3 and not SENTENCE.search(words) else 0

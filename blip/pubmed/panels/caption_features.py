@@ -12,6 +12,7 @@ from blip.pubmed.panels.caption_atoms import Atom
 from blip.pubmed.panels.caption_labels import NOUNS, Candidate, Group
 from blip.pubmed.panels.caption_rows import FIRST, names_after
 from blip.pubmed.panels.caption_words import (
+    DEFINED,
     DEFINITION,
     KIND_OF,
     KIND_OF_ANY,
@@ -60,7 +61,13 @@ class _Context:
             self.letters += [m.end() - 1 for m in pattern.finditer(text)]
         self.plain = text.replace("(", " ").replace(")", " ").replace("[", " ").replace("]", " ")
         self.plain = self.plain.replace(",", " ").replace(";", " ").replace(":", " ")
-        self.named: dict[int, int] = {}  # sentence -> panels that it names
+        lower = self.plain.lower()
+        self.plain = lower if len(lower) == len(text) else self.plain
+        self.named: dict[int, set[str]] = {}  # sentence -> panels that it names
+        self.kinds: list[str] = []  # of the words before the last label
+        self.own: list[str] = []  # words of the last label
+        self.others: list[list[str]] = []  # and of the texts before it
+        self.sets: tuple[set[str], set[str]] | None = None  # of these words
         self.signs = [sign for sign in SIGNS if sign in text]
         labels = [atom.label for atom in atoms if atom.label]
         self.around = [(sign_before(text, one.start), sign_behind(text, one.end)) for one in labels]
@@ -83,8 +90,14 @@ class _Context:
         self.last, self.long = 0, "s"
         self.behind: dict[int, str] = {}  # part of a sentence -> what stands behind its labels before the last
         self._rows()
+        self.parts = _parts_named_again(labels, self.around)
+        last = atoms[self.last]
+        before = sign_before(text, last.start)
+        self.alike = str(min(3, sum(atom.label is not None and atom.sentence == last.sentence for atom in atoms)))
+        self.alike += before if before in "^.;:," else "w"  # labels in the sentence of the last one
         self.names = "n" + str(min(len(group.names), 5))
         self.style = group.form if len(group.form) == 1 else "x"
+        self.agreed = (self.style, *self.common[2:4])
 
     def _rows(self) -> None:
         """Finds the last candidate with a new name, whether a label has several sentences, and what is behind each."""
@@ -117,7 +130,7 @@ class _Context:
         opened = min(self.openers.get(name, 0) for name in label.names) - (before in "^.;:")
         elsewhere = "o" if opened > 0 else "n"
         word = self.plain[max(0, label.start - 24) : label.start].split()
-        previous = word[-1].lower() if word else ""
+        previous = word[-1] if word else ""
         following = WORD.match(text, label.end + (text[label.end : label.end + 1] == " "))
         after = following[0].lower() if following else ""
         alone = "1" if self.count[atom.clause] == 1 else "2"
@@ -131,45 +144,78 @@ class _Context:
         form = _form_of_label(
             label.way, (before, sign), (fresh, alone, several, leads, neighbours), row_is, style, common
         )
-        return [*form, f"pw={previous}", f"nw={after}", f"k={self.group.kind}", f"{self.names}{style}"]
+        found = [*form, f"pw={previous}", f"nw={after}", f"k={self.group.kind}", f"{self.names}{style}"]
+        if part := self.parts.get(number):
+            found += [f"in={part}", f"in={part}{before}{sign}"]
+        return found
 
     def of_text(self, at: int, atom: Atom, where: str) -> list[str]:
         """Features of a text."""
         piece = self.text[atom.start : atom.end]
-        words = self.plain[atom.start : atom.end].lower().split()
+        words = self.plain[atom.start : atom.end].split()
         first = words[0] if words else ""
         begin = "(" if atom.enclosed else "l" if at and self.atoms[at - 1].label and not atom.gap else "-;.^"[atom.gap]
         following = self.atoms[at + 1] if at + 1 < len(self.atoms) else None
         end = "$" if following is None else "l" if following.label and following.clause == atom.clause else "."
         close = "l" if following and following.label else ""
-        stop = piece.rstrip()[-1:]
-        stop = stop if stop in ".;:," else "w"
+        bare = piece.strip()
+        stop = bare[-1:] if bare[-1:] in ".;:," else "w"
         size = "1" if len(words) == 1 else "2" if len(words) < 4 else "3" if len(words) < 9 else "4"
-        head = piece.strip()[:1]
+        head = bare[:1]
         shape = "a" if head.islower() else "A" if head.isupper() else "0" if head.isdigit() else head
-        labels = "012"[min(self.count.get(atom.clause, 0), 2)]
-        form = _form_of_text((begin, end, close, labels), where, stop, size, shape, (self.style, *self.common[2:4]))
-        found = [*form, f"fw={first}{begin}", f"r={self.references(at)}{where}{begin}"]
+        count = self.count[atom.clause]
+        labels = "0" if not count else "1" if count == 1 else "2"
+        form = _form_of_text((begin, end, close, labels), where, stop, size, shape, self.agreed)
+        named = self.named.get(atom.sentence)
+        named = self.references(at) if named is None else named
+        found = [*form, f"fw={first}{begin}", f"r={min(2, len(named))}{where}{begin}"]
         if begin == "l" and at > 1:  # what stands behind the labels before, in the same sentence
             behind = self.behind.get(atom.clause, "-")
             found += [f"q={behind}{where}{end}{labels}", f"q={behind}{where}{first if first in LINKS else ''}"]
-        if at > self.last:  # how many sentences after the last label
-            later = min(3, atom.sentence - self.atoms[self.last].sentence)
-            found += [f"u={later}{begin}", f"u={later}{self.long}{begin}", f"u={self.style}{self.common[3]}{begin}"]
-        if known := KNOWN.intersection(words):
-            found += [f"k={kind}{where}{begin}" for kind in sorted({KIND_OF_ANY[word] for word in known})]
+        known = KNOWN.intersection(words)
+        kinds = sorted({KIND_OF_ANY[word] for word in known}) if known else []
         if self.signs and any(sign in piece for sign in self.signs) and STATISTIC.search(piece):
-            found.append(f"k=p{where}{begin}")
-        if DEFINITION.match(piece):
-            found.append(f"k=def{where}{begin}")
+            kinds.append("p")
+        found += [f"k={kind}{where}{begin}" for kind in kinds]
+        if at > self.last:  # how many sentences after the last label
+            passed = atom.sentence - self.atoms[self.last].sentence
+            later = min(3, passed)
+            found += [f"u={later}{begin}", f"u={later}{self.long}{begin}", f"u={self.style}{self.common[3]}{begin}"]
+            found += [f"us={self.alike}{later}", f"us={self.alike}{later}{begin}{self.style}"]
+            if not passed:
+                self.own += words
+            else:
+                found += [f"a={word}" for word in dict.fromkeys(words[:16])]
+                if ("=" in piece or ":" in piece or "," in piece) and (defined := len(DEFINED.findall(piece))):
+                    found.append(f"k=abbr{min(3, defined)}{begin}")
+                if passed < 4:
+                    found += self._like(words, kinds, named)
+        else:
+            self.others.append(words)
+            self.kinds += kinds
+        if definition := DEFINITION.match(piece):
+            found.append(f"k=def{definition[0].rstrip()[-1]}{where}{begin}")
         if first in KIND_OF:
             found.append(f"f={KIND_OF[first]}{begin}{where}")
         if len(words) > 1 and words[1] in KIND_OF:
             found.append(f"f2={KIND_OF[words[1]]}{begin}{where}")
         return found
 
-    def references(self, at: int) -> int:
-        """How many panels the sentence of an atom names, at most two."""
+    def _like(self, words: list[str], kinds: list[str], named: set[str]) -> list[str]:
+        """What one of the first sentences behind the last label has in common with its words, and with the others."""
+        if self.sets is None:
+            own = set(self.own)
+            self.sets = own, set().union(*self.others) - own
+        label, long = self.atoms[self.last].label, [word for word in words if len(word) > 4]
+        shared = "v=" + "".join("012"[min(2, len(some.intersection(long)))] for some in self.sets)
+        found = [f"y={kind}{min(2, self.kinds.count(kind))}" for kind in kinds]
+        found += [shared, shared + kinds[0] if kinds else shared + "-"]
+        if named and label is not None:
+            found.append("r=own" if named.issubset(label.names) else "r=others")
+        return found
+
+    def references(self, at: int) -> set[str]:
+        """The panels that the sentence of an atom names."""
         number = self.atoms[at].sentence
         if number not in self.named:
             first = last = at
@@ -178,8 +224,27 @@ class _Context:
             while last + 1 < len(self.atoms) and self.atoms[last + 1].sentence == number:
                 last += 1
             start, end = self.atoms[first].start, self.atoms[last].end
-            self.named[number] = min(2, len({self.text[letter] for letter in self.letters if start < letter < end}))
+            self.named[number] = {self.text[letter] for letter in self.letters if start < letter < end}
         return self.named[number]
+
+
+def _parts_named_again(labels: list[Candidate], around: list[tuple[str, str]]) -> dict[int, str]:
+    """Candidates that name again some of several labels before, as (B) and (C) behind `(B, C)`, with features.
+
+    Features are the signs around the first of them, whether all labels are named again, and which one it is.
+    """
+    found: dict[int, str] = {}
+    at = 0
+    while at < len(labels):
+        names, start = set(labels[at].names), at + 1
+        at = start
+        while at < len(labels) and len(labels[at].names) < len(names) and names.issuperset(labels[at].names):
+            at += 1
+        whole = names == {name for one in labels[start:at] for name in one.names}
+        for number in range(start, at):
+            place = "0" if number == start else "9" if number == at - 1 else "5"
+            found[number] = "".join(around[start]) + f"{whole:d}{place}"
+    return found
 
 
 @lru_cache(maxsize=1 << 15)

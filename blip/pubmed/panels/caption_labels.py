@@ -1,9 +1,9 @@
 """Where a caption may have panel labels: candidates in all forms, and the groups of them that form a row.
 
 A candidate is a label or a list of labels in a form: `(A)`, `A)`, `[A]`, `A:`, `A,`, `A.`, `A |`, `A Text`, `Panel A`,
-`Figure 1A`, `in A`, `(A, text)`, `(arrow, A)`, `Left:`, `(left)`. Candidates of one form and one kind of names
-(capitals, small letters, Roman numerals, numbers, places) are a group if they hold at least two labels of a row that
-begins with A, a, i or 1. Whether a candidate is a label or only named in a sentence is decided later, by
+`((A) and (B))`, `Figure 1A`, `in A`, `(A, text)`, `(arrow, A)`, `Left:`, `(left)`. Candidates of one form and one kind
+of names (capitals, small letters, Roman numerals, numbers, places) are a group if they hold at least two labels of a
+row that begins with A, a, i or 1. Whether a candidate is a label or only named in a sentence is decided later, by
 `caption_readings.py`.
 """
 
@@ -15,7 +15,7 @@ from blip.pubmed.panels.caption_rows import LINK, ONE, expand, kind_of, row_of
 from blip.pubmed.panels.caption_rules import PLACE, PRIME, ROMAN
 
 SEVERAL = rf"{ONE}(?:{LINK}{ONE}){{0,30}}"  # without a bound, the time grows by the square of a hostile caption
-PANEL = r"(?:[Pp]anels?|[Ii]mages?|[Ss]ub-?figures?|[Pp]hoto(?:graph)?s?)"
+PANEL = r"(?:[Pp]anels?|[Ii]mages?|[Ss]ub-?figures?|[Pp]hoto(?:graph)?s?|Parts?|Frames?|Graphs?|Plots?)"
 NOUN = r"(?:panels?|rows?|columns?|images?|side|half|part|graphs?|plots?|inset|figures?|pictures?|frames?|traces?)"
 ORDINAL = rf"(?:first|second|third|fourth|1st|2nd|3rd|4th)(?=\s{NOUN})"
 PLACES = rf"(?:{PLACE}(?:[ -]{PLACE})?|{ORDINAL})"
@@ -36,12 +36,13 @@ STAIN = re.compile(r"H\s?(?:&|and|/|-|\+)\s?E$")
 IN_SQUARES = re.compile(rf"\[\s?(?P<names>{SEVERAL})\s?\](?:\s?:)?")
 VERBS = r"(?:shows?|depicts?|demonstrates?|represents?|illustrates?|displays?|presents?|is|are|was|were)"
 # where `BARE` may begin: behind one of these signs, before one of these beginnings
-BARE_BEGINS = r"(?=\(?(?:[A-Za-z](?![a-z])|[ivxIVX]{2}|\d|(?:In\s)?[Pp](?:anel|hoto)|[Ii]mage|[Ss]ub|In\s))"
+NOUN_BEGINS = r"(?:In\s)?[Pp](?:anel|hoto)|[Ii]mage|[Ss]ub|In\s|P(?:art|lot)|Frame|Graph"
+BARE_BEGINS = rf"(?=\(?(?:[A-Za-z](?![a-z])|[ivxIVX]{{2}}|\d|{NOUN_BEGINS}))"
 BEFORE_BARE = [re.compile(sign + BARE_BEGINS) for sign in (" ", r"\(", ";", r"\.", "\u3002")]
 BARE = re.compile(
-    rf"(?<![^\s(;.\u3002])(?P<panel>(?:In\s)?{PANEL}\s|In\s(?=[A-Za-z](?:,|\sand\s)))?\(?(?P<names>{SEVERAL})"
+    rf"(?<![^\s(;.\u3002])(?P<panel>(?:In\s)?{PANEL}\s|In\s(?=[A-Za-z](?:,|\sand\s|[-\u2013][A-Za-z],)))?\(?(?P<names>{SEVERAL})"
     rf"(?P<sign>\.?\)(?:\s?:)?|\s?:|\.(?!\d)|,|\s?=|\s?[|\u2013\u2014-](?=\s)|[\u2013\u2014-](?=[A-Z]?[a-z]{{3}})|(?P<verb>(?=\s{VERBS}\b))|"
-    r"(?=\s\(?[\"'\u201c]?(?:[A-Z0-9\u0391-\u03c9][\w&'-]|[a-z]{1,4}[A-Z0-9-])))"
+    r"(?=\s\(?[\"'\u201c]?(?:[A-Z0-9\u0391-\u03c9][\w&'-]|[a-z]{1,4}[A-Z0-9-]|A\s[a-z])))"
 )
 SHOWN_IN = re.compile(rf"n\s(?<=[Ii]..)(?<!\w...)(?P<panel>{PANEL}\s)?(?P<names>{SEVERAL})(?![\w'\u2019])")
 IN_FIGURE = re.compile(
@@ -65,7 +66,8 @@ NOUNS = frozenset((
     "day", "week", "route", "scenario", "isoform", "allele",
 ))  # fmt: skip
 SIGNS = {":": "C", ".": "D", ",": "M", "=": "E", "|": "I", "-": "I", "\u2013": "I", "\u2014": "I"}
-UNITED = ("PHKF", "CDMBIWE")  # forms that one caption may mix
+ROMANS = frozenset(ROMAN)
+UNITED = ("PHKF", "CDMBIWE", "PHKFCDMBIWE")  # forms that one caption may mix
 
 
 @dataclass(slots=True)
@@ -152,24 +154,20 @@ def _bracketed(m: re.Match[str]) -> list[Candidate]:
     if m["close"] and not mixed and (names_in := expand(names + (m["more"] or ""))):
         way = "panel" if m["panel"] else "(A):" if m["sign"] else "(A)"
         if list(names_in) == sorted(names_in) or not m["more"]:
-            return _made(m.start(), m.end(), names_in, form, way=way)
+            around = m.string[m.start() - 1 : m.start()] == "(" and m.string[m.end() : m.end() + 1] == ")"  # ((A), (B))
+            return _made(m.start() - around, m.end() + around, names_in, form, way=way)
         inner = re.finditer(r"\([^()]*\)", m[0])  # `as in (G), (B) Text`
         return [
             one
             for some in inner
             for one in _made(m.start() + some.start(), m.start() + some.end(), expand(some[0]), form, way="(A)")
         ]
-    if m["panel"]:
+    if m["panel"] or (m["close"] and first == names):
         return []
     if m["close"]:  # `(A, H&E)` is no list
-        return (
-            _made(m.start(), m.start("names") + len(first) + 2, expand(first), "P", way="(A,", mark="(")
-            if first != names
-            else []
-        )
-    if m["open"] == " " and names in ("a", "A") and not SECOND.search(m.string):
-        return []  # an article
-    return _made(m.start(), m.end(), expand(names), "P", way=f"(A{m['open'].strip()}", mark="(")
+        return _made(m.start(), m.start("names") + len(first) + 2, expand(first), "P", way="(A,", mark="(")
+    article = m["open"] == " " and names in ("a", "A") and not SECOND.search(m.string)
+    return [] if article else _made(m.start(), m.end(), expand(names), "P", way=f"(A{m['open'].strip()}", mark="(")
 
 
 def _bare(text: str, m: re.Match[str]) -> list[Candidate]:
@@ -210,6 +208,8 @@ def _bare(text: str, m: re.Match[str]) -> list[Candidate]:
     if comma:  # `A, S. aureus` is no list
         end = m.start("names") + len(first) + 1
         found += _made(start, end, expand(first), "W" if m["panel"] else "M", way="W," if m["panel"] else "M,")
+        last = m["names"].rpartition(", ")[2]  # nor `h, b` in `(a) 48 h, b) text`
+        found += _made(m.end("names") - len(last), m.end(), expand(last), form, way=way) if form == "H" else []
     return found
 
 
@@ -269,23 +269,20 @@ def groups(text: str) -> list[Group]:
     for roman, letters in (("r", "l"), ("R", "U")):  # `i` and `v` are both
         for (form, kind), some in list(by_form.items()):
             if kind == roman:
-                by_form[form, kind] = some + [one for one in by_form.get((form, letters), []) if _roman(one)]
+                other = by_form.get((form, letters), [])
+                by_form[form, kind] = some + [one for one in other if ROMANS.issuperset(map(str.lower, one.names))]
     found = [group for (form, kind), some in by_form.items() if (group := _group(form, kind, some))]
     for forms in UNITED:
         for kind in "Ul":
             parts = [some for (form, k), some in by_form.items() if k == kind and form in forms]
-            group = _group(forms, kind, [one for some in parts for one in some]) if len(parts) > 1 else None
-            others = [other for other in found if other.kind == kind and other.form in forms]
-            if group and all(len(group.names) > len(other.names) for other in others):
-                found.append(group)
+            most = max((len(other.names) for other in found if other.kind == kind and other.form in forms), default=0)
+            if len(parts) > 1 and len({name for some in parts for one in some for name in one.names}) > most:
+                group = _group(forms, kind, [one for some in parts for one in some])
+                found += [group] if group and len(group.names) > most else []
     named = places(text)
     if len({name for one in named for name in one.names}) > 1:
         found.append(Group("L", "p", named, frozenset(name for one in named for name in one.names)))
     return found
-
-
-def _roman(one: Candidate) -> bool:
-    return all(name.lower() in ROMAN for name in one.names)
 
 
 def _group(form: str, kind: str, some: list[Candidate]) -> Group | None:

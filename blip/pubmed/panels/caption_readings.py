@@ -4,9 +4,9 @@ A reading of a group of candidates tags each atom:
 
 L lead                N words of the next label        P words of the label before
 S shared, behind the last label of a sentence          Q words of a label before that also has words before it
-T tail
+T tail                 M words that the next labels of the sentence share, as in "(A) Text. Plots of (B) x and (C) y."
 B a label before its words                             D a label behind its words
-A candidate with one of the tags L to T is no label.
+A candidate with one of the tags L to M is no label.
 
 Its score is the sum of learned weights of each atom's features with its tag, and of each pair of successive tags, less
 the score of the reading without labels. The best reading is found by dynamic programming (Viterbi).
@@ -27,22 +27,23 @@ from blip.pubmed.panels.caption_features import features_of
 from blip.pubmed.panels.caption_labels import Group, groups
 from blip.pubmed.panels.caption_rows import row_of
 
-L, N, P, Q, S, T, B, D = range(8)
-TAGS = "LNPQSTBD"
-NO_LABEL = 8  # column of the weights of a candidate that is none
+L, N, P, Q, S, T, M, B, D = range(9)
+TAGS = "LNPQSTMBD"
+NO_LABEL = 9  # column of the weights of a candidate that is none
+COLUMNS = TAGS + "-"
 # tag -> tags that may follow, before one of any kind of gap
-AFTER = {L: (L, N, B), N: (N, D), P: (P, B, N, T, S), Q: (Q, N, B, T, S), S: (S, N, B, T), T: (T,), B: (P,),
-         D: (Q, N, S, T, B)}  # fmt: skip
+AFTER = {L: (L, N, B), N: (N, D), P: (P, B, N, T, S, M), Q: (Q, N, B, T, S, M), S: (S, N, B, T, M), T: (T,), M: (B,),
+         B: (P,), D: (Q, N, S, T, B, M)}  # fmt: skip
 BEGIN = (L, N, B)
 END = (L, P, Q, S, T, D)
 TEXT, LABEL, ENCLOSED = range(3)  # kinds of atoms, and the tags of each; words in brackets are those of their label
-MAY = ((L, N, P, Q, S, T), tuple(range(8)), (L, P, Q, T))
+MAY = ((L, N, P, Q, S, T, M), tuple(range(9)), (L, P, Q, T))
 # [kind of an atom][kind of the next one] -> its tags: each with the column of its score and the tags before it
 MOVES = [[tuple((tag, NO_LABEL if kind == LABEL and tag < B else tag,
                  tuple(first for first in MAY[before] if tag in AFTER[first])) for tag in MAY[kind])
           for kind in range(3)] for before in range(3)]  # fmt: skip
 NEVER = float("-inf")
-START = 8
+START = 9
 LONGEST = 50_000  # characters of a caption that is divided: longer ones stay whole
 Tally = dict[str, int]
 WEIGHTS = Path(__file__).with_name("caption_weights.json")
@@ -65,21 +66,21 @@ class Weights:
 
     def __init__(self, table: dict[str, list[float]], confidence: list[float]) -> None:
         self.rows = {name: at + 1 for at, name in enumerate(table)}
-        self.matrix = np.zeros((len(table) + 1, 9))
+        self.matrix = np.zeros((len(table) + 1, 10))
         for name, at in self.rows.items():
             self.matrix[at] = table[name]
         self.confidence = confidence
-        self.tags = [[[0.0] * 9 for _ in range(9)] for _ in range(4)]  # [gap][second][first]
+        self.tags = [[[0.0] * 10 for _ in range(10)] for _ in range(4)]  # [gap][second][first]
         for name, values in table.items():
             if name[:2] == "t>":
                 first, gap = int(name[2]), int(name[3])
-                for second in range(8):
+                for second in range(9):
                     self.tags[gap][second][first] = values[second]
 
     @classmethod
     def of(cls, table: dict[str, Any]) -> "Weights":
         """From the content of a file of weights."""
-        rows = {name: [columns.get(column, 0) / table["scale"] for column in "LNPQSTBD-"]
+        rows = {name: [columns.get(column, 0) / table["scale"] for column in COLUMNS]
                 for name, columns in table["weights"].items()}  # fmt: skip
         return cls(rows, table["confidence"] or [0.0])
 
@@ -101,7 +102,7 @@ def group_features(group: Group) -> list[str]:
 
 
 def emissions(weights: Weights, features: list[list[str]]) -> np.ndarray:
-    """(atoms, 9): the score of each tag of each atom, and of a candidate that is no label."""
+    """(atoms, 10): the score of each tag of each atom, and of a candidate that is no label."""
     rows, offsets = list[int](), list[int]()
     get = weights.rows.get
     for some in features:
@@ -116,17 +117,17 @@ def best_tags(table: list[list[list[float]]], atoms: list[Atom],
 
     Args:
         table: weights of pairs of tags, as `Weights.tags`.
-        scores: (atoms, 9) from `emissions`.
+        scores: (atoms, 10) from `emissions`.
     """
     kind, row = _kind(atoms[0]), scores[0]
-    values = [NEVER] * 8
+    values = [NEVER] * 9
     for tag, column, _ in MOVES[kind][kind]:
         if tag in BEGIN:
             values[tag] = table[3][tag][START] + row[column]
     plain = values[L]
     trail: list[list[int]] = []
     for atom, row in zip(atoms[1:], scores[1:], strict=True):
-        step, new, back, before = table[atom.gap], [NEVER] * 8, [0] * 8, kind
+        step, new, back, before = table[atom.gap], [NEVER] * 9, [0] * 9, kind
         kind = _kind(atom)
         for tag, column, sources in MOVES[before][kind]:
             best, weights = NEVER, step[tag]
@@ -186,8 +187,9 @@ def doubts(weights: Weights, reading: Reading) -> list[float]:
         for other in AFTER[before] if at else BEGIN:
             if other == tag or other not in allowed or not (other in END if after is None else after in AFTER[other]):
                 continue
-            loss = own - row[NO_LABEL if kind == LABEL and other < B else other]
-            loss = loss + step[tag][before] - step[other][before]
+            loss = (
+                own - row[NO_LABEL if kind == LABEL and other < B else other] + step[tag][before] - step[other][before]
+            )
             if after is not None:
                 next_step = weights.tags[gap][after]
                 loss += next_step[tag] - next_step[other]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from blip.pubmed.panels.caption_parts import Part, Split
-from blip.pubmed.panels.caption_writer import BEFORE, BEHIND, GLUE, LABEL, LEAD, MORE, SHARED, TAIL, Composed
+from blip.pubmed.panels.caption_writer import BEFORE, BEHIND, COMMON, GLUE, LABEL, LEAD, MORE, SHARED, TAIL, Composed
 
 CONJUNCTIONS = ("and", "or", "versus", "vs", "while", "whereas")
 
@@ -43,6 +43,8 @@ def truth(made: Composed) -> Split:
             split.lead = f"{split.lead} {text}".strip()
         elif role == BEHIND:
             waiting += " " + text
+        elif role == COMMON:
+            split.parts.append(Part(list(names), text))
         elif role == LABEL:
             split.parts.append(Part(list(names), waiting))
             sentence, waiting = sentence + list(names), ""

@@ -4,7 +4,8 @@ import re
 
 SIGNS = "<>=\u2264\u00b1*#"  # each `STATISTIC` has one
 STATISTIC = re.compile(r"\b[pPnN]\s?[<>=\u2264]|\u00b1|[*#]\s?[pP]\b")
-DEFINITION = re.compile(r"[\w/+'\u2019-]{1,9}(?:,|:|\s?=)\s")
+DEFINITION = re.compile(r"[\w/+'\u2019-]{1,9}(?:(?:,|:|\s=)\s|=)")
+DEFINED = re.compile(r"(?<![^\s(;,])[\w/+-]*[A-Z*\u2020][\w/+*-]{0,7}(?:\s?[=:]|,)\s?(?=\w)")  # `PV: portal vein`
 # a panel that a sentence names, `in A`, `(B)`, `A and B`: a letter, and the words that may stand before one
 AFTER_LETTER = r"(?![^\s).,;:\u2013-])"
 LETTERS = [re.compile(sign + rf"(?=[A-L]{AFTER_LETTER})") for sign in (" ", r"\(", "\u2013", "-")]
@@ -32,6 +33,8 @@ KINDS = {
     "colour": "colours colors coloured colored red green blue magenta cyan yellow white black grey gray color colour",
     "line": "solid dashed dotted shaded open filled closed hatched fit fits limits interval intervals horizontal "
             "vertical connect shading areas scale",
+    "plot": "graph graphs plot plots chart charts histogram histograms quantification diagram schematic traces",
+    "then": "then thus here next afterwards subsequently finally however therefore",
     "person": "patient patients man woman boy girl case year-old female male",
 }  # fmt: skip
 # words that lead to a panel which a sentence refers to

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-LEAD, BEHIND, BEFORE, MORE, SHARED, TAIL, LABEL, GLUE = "LNPQSTDG"
+LEAD, BEHIND, BEFORE, MORE, SHARED, TAIL, COMMON, LABEL, GLUE = "LNPQSTMDG"
 # longer phrases, of which some are kept for captions in other templates than training
 RESERVED = frozenset(
-    ("fragment", "more", "reference", "lead", "colon", "opening", "tail", "shared", "own_tail", "plain", "item")
-)
+    ("fragment", "more", "reference", "lead", "colon", "opening", "tail", "shared", "own_tail", "plain", "item",
+     "each", "again", "again_all")
+)  # fmt: skip
 ROMANS = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii")
 # labels before their text: how one is written, and its weight
 BEFORE_FORMS = (
@@ -29,12 +30,15 @@ BEHIND_FORMS = (
 )  # fmt: skip
 MARKED = (" (arrow, {})", " (arrows, {})", " ({}, arrow)", " ({}; arrowheads)", " (asterisk; {})", " ({}, {zoom})",
           " (arrow in {})", " ({}: {zoom})", " ({stain}, {})", " ({}, yellow arrows)")  # fmt: skip
+SHARE_OF_FURTHER = 0.5  # at most, of phrases for training alone among all that are drawn
 RANGES = ("\u2013", "\u2013", "-", "-", " to ", "~")
 LISTS = (", ", ", ", " and ", " and ", ",", " & ", "/", ", and ")
 PLACES = (("left", "right"), ("upper", "lower"), ("top", "bottom"), ("left", "middle", "right"),
           ("top", "middle", "bottom"), ("left", "center", "right"), ("left", "right"), ("upper", "middle", "lower"),
           ("top left", "top right", "bottom left", "bottom right"), ("left", "centre", "right"),
-          ("upper left", "upper right", "lower left", "lower right"))  # fmt: skip
+          ("upper left", "upper right", "lower left", "lower right"), ("top left", "middle left", "bottom left"),
+          ("top left", "middle left", "bottom left", "top right", "middle right", "bottom right"),
+          ("upper left", "upper middle", "upper right", "lower left", "lower middle", "lower right"))  # fmt: skip
 
 
 Names = tuple[str, ...]
@@ -56,6 +60,10 @@ class Composed:
         """Appends a text; a blank goes before it where one is needed, blanks at its end are dropped later."""
         if not text.strip():
             return
+        if text[0] in ",;." and self.caption.endswith(" "):  # no blank before a sign
+            self.caption = self.caption.rstrip()
+            start, _, before, labels = self.spans.pop()
+            self.spans.append((start, len(self.caption), before, labels))
         if self.caption.endswith(" ") or not self.caption:
             text = text.lstrip()
         self.spans.append((len(self.caption), len(self.caption) + len(text), role, names))
@@ -79,12 +87,16 @@ def grammar() -> dict[str, tuple[str, ...]]:
 
 
 @cache
-def alternatives(name: str, half: str) -> tuple[str, ...]:
-    """What a name stands for: in `train` without every fifth alternative of `RESERVED`, in `test` those alone."""
-    some = grammar()[name]
-    if name not in RESERVED or half == "all":
-        return some
-    return tuple(line for at, line in enumerate(some) if (at % 5 == 4) == (half == "test"))
+def alternatives(name: str, half: str) -> tuple[tuple[str, ...], ...]:
+    """What a name stands for: in `train` without every fifth alternative of `RESERVED`, in `test` those alone.
+
+    Alternatives under `NAME: training` are never reserved, since many say what could as well be said of another panel.
+    They are a list of their own.
+    """
+    some, further = grammar()[name], grammar().get(f"{name}: training", ())
+    if name in RESERVED and half != "all":
+        some = tuple(line for at, line in enumerate(some) if (at % 5 == 4) == (half == "test"))
+    return (some,) if half == "test" or not further else (some, further)
 
 
 class Writer:
@@ -99,6 +111,7 @@ class Writer:
     def __init__(self, seed: int, half: str = "train", singles: tuple[str, ...] = ()) -> None:
         self.random, self.half = random.Random(seed), half
         self.longer = 0.3  # share of further sentences of a panel, of each caption its own
+        self.each = ""  # a sentence that each panel of this caption has, its braces not filled in
         self.singles = tuple(text for text in singles if 3 < len(text.split()) < 60)
 
     # ---- choices -----------------------------------------------------------------------------------------------------
@@ -124,8 +137,24 @@ class Writer:
         """An alternative of a name, its braces filled in."""
         if name == "fragment" and self.singles and self.chance(0.3):
             return self.choose(self.singles).rstrip(". ")
-        text = self.choose(alternatives(name, self.half))
+        return self.filled(self.alternative(name), refs)
+
+    def alternative(self, name: str) -> str:
+        """One of the alternatives of a name, its braces not filled in."""
+        some = alternatives(name, self.half)
+        if len(some) == 1:
+            return self.choose(some[0])
+        share = min(SHARE_OF_FURTHER, len(some[1]) / (len(some[0]) + len(some[1])))
+        return self.choose(some[self.chance(share)])
+
+    def filled(self, text: str, refs: tuple[str, str] = ("", "")) -> str:
+        """A text with its braces filled in."""
         return re.sub(r"\{(\w+)\}", lambda m: self._filled(m[1], refs), text)
+
+    def again(self, name: str, text: str, refs: tuple[str, str]) -> str:
+        """A sentence about a word of a text, or an empty one where it has no long word."""
+        found = re.findall(r"(?<![\w-])[a-z]{5,}(?![\w-])", text)
+        return self.filled(self.alternative(name).replace("{same}", self.choose(found)), refs) if found else ""
 
     def _filled(self, name: str, refs: tuple[str, str]) -> str:
         if name in ("ref", "ref2"):
@@ -171,11 +200,17 @@ class Writer:
             return f"({names[0]})" + self.choose((" and ", ", ", " & ")) + form.replace("{}", names[1])
         if len(names) == 1:
             return form.replace("{}", names[0])
+        if form.strip() == "({})" and self.chance(0.1):  # ((A) and (B)), ((A)-(C))
+            return form.replace("{}", self._row(tuple(f"({name})" for name in names), names))
+        return form.replace("{}", self._row(names, names))
+
+    def _row(self, written: tuple[str, ...], names: tuple[str, ...]) -> str:
+        """Names as a range or a list."""
         row = all(len(name) == 1 for name in names) and ord(names[-1]) - ord(names[0]) == len(names) - 1
         join = self.choose(RANGES if row and self.chance(0.7 if len(names) > 2 else 0.3) else LISTS)
         if join in RANGES:
-            return form.replace("{}", names[0] + join + names[-1])
-        return form.replace("{}", (join if join in (",", "/") else ", ").join(names[:-1]) + join + names[-1])
+            return written[0] + join + written[-1]
+        return (join if join in (",", "/") else ", ").join(written[:-1]) + join + written[-1]
 
     def refs(self, names: list[str], form: str) -> tuple[str, str]:
         """Two references to panels as sentences have them."""
@@ -185,7 +220,9 @@ class Writer:
         two = at + 1 < len(names) and self.chance(0.3)
         first = way.format(names[at])
         if two:
-            first += self.choose((" and ", "\u2013", ", ")) + way.format(names[at + 1])
+            join = self.choose((" and ", "\u2013", ", "))
+            both = "(" in way and self.chance(0.5)  # (A, B) instead of (A), (B)
+            first = way.format(names[at] + join + names[at + 1]) if both else first + join + way.format(names[at + 1])
         return first, way.format(other)
 
     # ---- texts -------------------------------------------------------------------------------------------------------
@@ -197,10 +234,13 @@ class Writer:
             text += self.phrase("reference", self.refs(names, form))
         if not sentence:
             return text
-        text += "."
+        first, text = text, text + "."
         while self.chance(self.longer):
-            more = self.phrase("more" if last or self.chance(0.7) else "either", self.refs(names, form))
-            text += " " + more[0].upper() + more[1:]
+            more = self.again("again", first, self.refs(names, form)) if self.chance(0.08) else ""
+            more = more or self.phrase("more" if last or self.chance(0.7) else "either", self.refs(names, form))
+            text += " " + upper(more)
+        if self.each:
+            text += " " + upper(self.filled(self.each))
         return text
 
     def lead(self, made: Composed, share: float = 0.65, *, closed: bool = False) -> None:
@@ -215,5 +255,8 @@ class Writer:
         if not self.chance(share):
             return
         for _ in range(1 + int(self.random.random() ** 2 * 3)):
-            text = self.phrase("tail", self.refs(names, form))
-            made.add(" " + text[0].upper() + text[1:], TAIL)
+            refs = self.refs(names, form)
+            text = self.again("again_all", made.caption, refs) if self.chance(0.03) else ""
+            text = text or self.phrase("tail", refs)
+            text = text.replace(" = ", "=") if self.chance(0.2) else text
+            made.add(" " + upper(text), TAIL)

@@ -14,6 +14,7 @@ from blip.pubmed.panels.caption_readings import (
     B,
     D,
     L,
+    M,
     N,
     Reading,
     S,
@@ -33,6 +34,7 @@ JOINED_BEFORE = re.compile(r"^(?:and|or|as well as|versus|vs\.?|while|whereas)\s
 CONJUNCTIONS = ("and", "or", "as well as", "versus", "vs", "vs.", "while", "whereas")
 JOINED_BEHIND = re.compile(r"(?:^|[\s,;]{1,5})(?:and|or|as well as|versus|vs\.?|while|whereas)$")
 EDGE = " ;:,"
+HALF = re.compile(r"\s[A-Za-z]\d?\)\.?$")  # another panel that is named at the end, `see a)`
 
 
 def split_caption(caption: str, weights: Weights | None = None) -> Split:
@@ -62,7 +64,8 @@ def parts_of(text: str, reading: Reading) -> Split:
     parts: list[Part] = []
     runs: list[_Run] = []  # of labels
     every = labels_of(reading)
-    for run in _runs(text, reading):
+    found = _runs(text, reading)
+    for at, run in enumerate(found):
         if run.tag in (B, D):
             parts.append(Part(list(run.names), waiting, (run.start, run.end), run.tag == D))
             runs.append(run)
@@ -71,6 +74,9 @@ def parts_of(text: str, reading: Reading) -> Split:
             lead = run.words
         elif run.tag == N:
             waiting = run.words
+        elif run.tag == M and (later := [one for one in found[at:] if one.names]):
+            names = [name for one in later if one.sentence == later[0].sentence for name in one.names]
+            parts.append(Part(names, run.words, (run.start, run.start)))
         elif run.tag == T:
             tail.append(run.words)
         elif run.tag == S and (names := _shared_by(run, runs)):
@@ -137,12 +143,12 @@ def _trimmed(words: str, *, first: bool) -> str:
     """Words without signs and conjunctions at their ends, and without half a pair of brackets."""
     words = words.strip(EDGE) if first else words.strip(EDGE).lstrip(" .:;,)|=\u2013\u2014")
     words = words.removeprefix("- ")
-    words = words if first else JOINED_BEFORE.sub("", words)
+    words = words if first or words[:1] not in "aovw" else JOINED_BEFORE.sub("", words)
     words = (JOINED_BEHIND.sub("", words) if words.endswith(CONJUNCTIONS) else words).strip(EDGE)
     surplus = words.count("(") - words.count(")")
     if surplus > 0:
         words = words.removesuffix("(").rstrip(EDGE)
-    elif surplus < 0:
+    elif surplus < 0 and not HALF.search(words):
         words = re.sub(r"\)(?=\.?$)", "", words, count=1)
     if first and words.endswith(("Panels", "panels", "Panel", "panel")):
         words = words.rpartition(" ")[0]

@@ -62,11 +62,12 @@ def behind_linked(writer: Writer, made: Composed) -> None:
     """Lead. Words (A) further words, words (B) further words and words (C) further words. Tail."""
     names, form = writer.row(most=4), writer.form(BEHIND_FORMS[:3])
     writer.lead(made, 0.35, closed=True)
-    groups = writer.groups(names, 0.1)
+    groups, sign = writer.groups(names, 0.1), writer.choose((", ", ", ", "; "))
+    joins = (" and ", " and ", ", and ", ", ", ", while ", " whereas ") if sign == ", " else ("; ", "; ", "; and ")
     for at, group in enumerate(groups):
         last = at == len(groups) - 1
         if at:
-            made.add(writer.choose((" and ", " and ", ", and ", ", ", ", while ", " whereas ")) if last else ", ", GLUE)
+            made.add(writer.choose(joins) if last else sign, GLUE)
         made.add(" " + (upper if not at else str)(writer.phrase("item")), BEHIND)
         behind_label(writer, made, group, form)
         if not at or writer.chance(0.8):

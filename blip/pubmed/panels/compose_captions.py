@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from blip.pubmed.panels.caption_writer import (
     BEFORE,
     BEFORE_FORMS,
+    COMMON,
     GLUE,
     LABEL,
     LEAD,
-    PLACES,
     Composed,
     Names,
     Writer,
@@ -27,20 +27,26 @@ from blip.pubmed.panels.compose_behind import (
     behind_sentence,
     behind_sentences,
 )
+from blip.pubmed.panels.compose_places import places
+
+
+def _form(writer: Writer, names: list[str]) -> str:
+    """How labels before their words are written."""
+    return writer.choose(("({}) ", "{}) ", "{}. ", "Panel {}: ")) if names[0].isdigit() else writer.form(BEFORE_FORMS)
 
 
 def sentences(writer: Writer, made: Composed) -> None:
     """Lead. (A) Words. Further words. (B) Words. Tail."""
     names = writer.row()
-    form = (
-        writer.form(BEFORE_FORMS) if not names[0].isdigit() else writer.choose(("({}) ", "{}) ", "{}. ", "Panel {}: "))
-    )
+    form = _form(writer, names)
     writer.lead(made, 0.8)
     if made.caption and writer.chance(0.12):  # a title without its full stop
         bare = made.caption.rstrip(". ")
         made.spans[-1] = (0, len(bare) + 1, LEAD, ())
         made.caption = bare + " "
+    writer.each = writer.alternative("each") if writer.chance(0.15) else ""
     before_sentences(writer, made, writer.groups(names), form=form)
+    writer.each = ""
     writer.tail(made, names, form)
 
 
@@ -54,6 +60,8 @@ def before_sentences(writer: Writer, made: Composed, groups: list[Names], *, for
         text = writer.own(names, form, sentence=True, last=at == len(groups) - 1)
         if len(group) > 1 and "(" in form and writer.chance(0.45):  # (A, B) Words in some (A) and others (B).
             text = _divided(writer, group)
+        if len(group) > 1 and writer.chance(0.08):
+            text += " " + upper(writer.phrase("own_refs", (f"({group[0]})", f"({group[-1]})")))
         if "shows" in form:
             text = writer.choose(("shows ", "shows ", "is ", "demonstrates ")) + text[0].lower() + text[1:]
             made.add(" " + text + " ", BEFORE)
@@ -64,20 +72,28 @@ def before_sentences(writer: Writer, made: Composed, groups: list[Names], *, for
 def _divided(writer: Writer, group: Names) -> str:
     """Words of several panels, of which each is named again behind some of the words."""
     join = writer.choose((", ", " and ", " or "))
-    items = [f"{writer.phrase('item')} ({name})" for name in group]
+    named = list(group)
+    if len(group) > 3 and writer.chance(0.5):  # some (A and C) and others (B and D)
+        named = [
+            ", ".join(some[:-1]) + writer.choose((" and ", ", ", ", and ")) + some[-1]
+            for some in (group[::2], group[1::2])
+        ]
+    kind = writer.choose(("item", "item", "group", "time", "divided"))
+    items = [f"{writer.phrase(kind)} ({name})" for name in named]
     text = writer.phrase("opening" if writer.chance(0.6) else "fragment") + writer.choose(
-        (" in ", " of ", " ", " at ", " with ")
+        (" in ", " of ", " ", " at ", " with ", " before ", " after ", ": ", " from ", " for ", " either ")
     )
-    end = writer.phrase("shared") if writer.chance(0.4) else "."
-    return text + ", ".join(items[:-1]) + join + items[-1] + end
+    refs = writer.refs(list(group), "({})")
+    text += ", ".join(items[:-1]) + join + items[-1] + (writer.phrase("shared", refs) if writer.chance(0.65) else ".")
+    while writer.chance(0.5 * writer.longer):
+        text += " " + upper(writer.phrase("more" if writer.chance(0.5) else "own_refs", refs))
+    return text
 
 
 def clauses(writer: Writer, made: Composed) -> None:
     """Lead: (A) words; (B) words; and (C) words. Tail."""
     names = writer.row()
-    form = (
-        writer.form(BEFORE_FORMS) if not names[0].isdigit() else writer.choose(("({}) ", "{}) ", "{}. ", "Panel {}: "))
-    )
+    form = _form(writer, names)
     writer.lead(made, 0.25)
     if writer.chance(0.6):
         made.add(upper(writer.phrase("colon")) + writer.choose((": ", ": ", ". ", ", ")), LEAD)
@@ -105,14 +121,37 @@ def inline(writer: Writer, made: Composed) -> None:
     writer.lead(made, 0.3)
     if writer.chance(0.75):
         made.add(upper(writer.phrase("opening")) + " ", LEAD)
-    groups = writer.groups(names, 0.1)
+    _items(writer, made, writer.groups(names, 0.1), form=form)
+    writer.tail(made, names, form)
+
+
+def _items(writer: Writer, made: Composed, groups: list[Names], *, form: str) -> None:
+    """(A) words, (B) words and (C) words."""
     for at, group in enumerate(groups):
         last = at == len(groups) - 1
         if last:
             made.add(writer.choose((" and ", " and ", ", and ", " or ", " versus ")), GLUE)
         made.add(" " + writer.written(group, form), LABEL, group)
-        text = writer.phrase("item") + (writer.phrase("shared").rstrip(".") if last and writer.chance(0.25) else "")
+        text = writer.phrase("item")
+        if last and writer.chance(0.25):
+            text += writer.phrase("shared", writer.refs([name for some in groups for name in some], form)).rstrip(".")
         made.add(text + ("." if last else "," if at < len(groups) - 2 else "") + " ", BEFORE)
+
+
+def inner(writer: Writer, made: Composed) -> None:
+    """(A) Words. Common words of (B) words, (C) words and (D) words. (E) Words. Tail."""
+    names, form = writer.row(least=4, most=9), writer.choose(("({}) ", "({}) ", "({}) ", "{}) ", "[{}] "))
+    start = 1 + writer.below(len(names) - 2)
+    end = start + 2 + writer.below(min(3, len(names) - start - 1))
+    groups: list[Names] = [(name,) for name in names]
+    writer.lead(made, 0.8)
+    if start > 1 and writer.chance(0.4):
+        _items(writer, made, groups[:start], form=form)
+    else:
+        before_sentences(writer, made, groups[:start], form=form)
+    made.add(upper(writer.phrase("opening")) + " ", COMMON, tuple(names[start:end]))
+    _items(writer, made, groups[start:end], form=form)
+    before_sentences(writer, made, groups[end:], form=form)
     writer.tail(made, names, form)
 
 
@@ -124,9 +163,10 @@ def mixed(writer: Writer, made: Composed) -> None:
     writer.lead(made, 0.4, closed=True)
     first, second = groups[:cut], groups[cut:]
     before = writer.chance(0.4)
+    form = _form(writer, names) if writer.chance(0.3) else "({}) "  # of labels before words
     for behind, some in ((not before, first), (before, second)):
         if not behind:
-            before_sentences(writer, made, some, form="({}) ")
+            before_sentences(writer, made, some, form=form)
         elif len(some) > 1:
             behind_items(writer, made, some, form="({})")
         else:
@@ -191,51 +231,20 @@ def enclosed(writer: Writer, made: Composed) -> None:
     writer.tail(made, names, "({})")
 
 
-def places(writer: Writer, made: Composed) -> None:
-    """Left: words. Right: words; or words (left) and words (right)."""
-    names = writer.choose(PLACES)
-    if writer.chance(0.1):
-        names = writer.choose((("first", "second"), ("1st", "2nd", "3rd"), ("first", "second", "third")))
-    noun = writer.choose(("", "", " panel", " row", " image", " column", " panels", " Row", " Panel"))
-    noun = " " + writer.choose(("row", "column", "panel", "Row")) if names[0] in ("first", "1st") else noun
-    writer.lead(made, 0.5, closed=True)
-    if writer.chance(0.6):
-        sign = writer.choose((": ", ": ", ", ", " shows ", " - ", ". ", " ") if noun else (": ", ": ", ", ", ". ", " "))
-        stop = writer.choose((". ", "; ", ". ")) if sign != " " else ". "
-        the = "The " if noun and sign == " shows " else ""
-        if writer.chance(0.2) and sign in (": ", ", "):
-            made.add(upper(writer.phrase("colon")) + ": ", LEAD)
-            stop = "; "
-        for at, name in enumerate(names):
-            last = at == len(names) - 1
-            shown = the + name if the else upper(name) if stop == ". " or not made.caption else name
-            made.add(f" {shown}{noun}{sign.replace('shows ', '')}", LABEL, (name,))
-            text = writer.phrase("place_own")
-            text = "shows " + text if sign == " shows " else text
-            text = upper(text) if sign in (": ", " ") else text
-            if stop == ". " and writer.chance(writer.longer):
-                text += ". " + upper(writer.phrase("more")).rstrip(".")
-            made.add(text + (". " if last else stop), BEFORE)
-    else:
-        form = "({}" + noun + ")" if names[0] in ("first", "1st") or writer.chance(0.5) else "({})"
-        behind_items(writer, made, [(name,) for name in names], form=form)
-    writer.tail(made, ["A", "B"], "x", 0.35)
-
-
 def plain(writer: Writer, made: Composed) -> None:
     """A caption without labels, with what is easily taken for labels."""
     text = "(left)"
     while re.search(r"\((?:left|top)\)|(?:Left|Top)[:,]", text):  # which would be panels
         text = writer.phrase("fragment") + "." if writer.chance(0.2) else writer.phrase("plain", ("(A)", "B"))
         if writer.chance(0.2):
-            text += " " + upper(writer.phrase("more"))
+            text += " " + upper(writer.phrase("more", ("(A)", "B")))
     made.add(upper(text), LEAD)
 
 
 Structures = tuple[tuple[Callable[[Writer, Composed], None], int], ...]
 STRUCTURES: Structures = (
     (sentences, 34), (clauses, 14), (inline, 11), (behind_inline, 14), (behind_sentences, 8), (mixed, 6), (nested, 4),
-    (behind_linked, 4), (bracketed, 3), (crossed, 2), (enclosed, 3), (places, 10), (plain, 9),
+    (behind_linked, 6), (inner, 3), (bracketed, 3), (crossed, 2), (enclosed, 3), (places, 10), (plain, 11),
 )  # fmt: skip
 
 

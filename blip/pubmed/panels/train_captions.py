@@ -23,6 +23,7 @@ from blip.pubmed.panels.caption_labels import groups
 from blip.pubmed.panels.caption_readings import (
     AFTER,
     BEGIN,
+    COLUMNS,
     END,
     NO_LABEL,
     START,
@@ -42,7 +43,6 @@ from blip.pubmed.panels.caption_writer import GLUE, LABEL, Composed
 from blip.pubmed.panels.captions import parts_of
 from blip.pubmed.panels.compose_captions import STRUCTURES, Structures, captions
 
-COLUMNS = "LNPQSTBD-"
 SCALE = 10  # weights are written in parts of this
 
 
@@ -92,19 +92,19 @@ class Learner:
     """An averaged perceptron over the readings of cases.
 
     Attributes:
-        matrix: (features, 9) weights so far, whole numbers; the first row is that of unknown features.
+        matrix: (features, 10) weights so far, whole numbers; the first row is that of unknown features.
         tags: the weights of pairs of tags, as `Weights` has them.
     """
 
     def __init__(self, cases: list["Case"], least: int) -> None:
         count = Counter(name for case in cases for some in case.features for names in some for name in set(names))
         kept = sorted(name for name, times in count.items() if times >= least)
-        kept += [f"t>{first}{gap}" for first in range(9) for gap in range(4)]
+        kept += [f"t>{first}{gap}" for first in range(10) for gap in range(4)]
         kept += sorted({name for case in cases for group in case.groups for name in group_features(group)})
         self.rows = {name: at + 1 for at, name in enumerate(kept)}
-        self.matrix = np.zeros((len(kept) + 1, 9), np.int64)
+        self.matrix = np.zeros((len(kept) + 1, 10), np.int64)
         self.sums = np.zeros_like(self.matrix)  # of each change times the number of its step
-        self.tags = [[[0.0] * 9 for _ in range(9)] for _ in range(4)]
+        self.tags = [[[0.0] * 10 for _ in range(10)] for _ in range(4)]
         self.step = 0
         for case in cases:
             case.rows = [self._rows(some) for some in case.features]
@@ -160,33 +160,43 @@ class Learner:
     def _change(self, rows: Any, column: int, way: int) -> None:
         np.add.at(self.matrix, (rows, column), way)
         np.add.at(self.sums, (rows, column), way * self.step)
+        self.matrix[0] = 0  # features that are too rare have no weight, as in captions that are read later
 
     def averaged(self) -> dict[str, list[int]]:
-        """Feature -> its nine weights, the sum of those after each step."""
+        """Feature -> its ten weights, the sum of those after each step."""
         mean = self.matrix * (self.step + 1) - self.sums
         return {name: mean[at].tolist() for name, at in self.rows.items()}
 
 
-def learn(seed: int, count: int, epochs: int, *, structures: Structures = STRUCTURES, least: int = 150,
-          tell: Callable[[str], None] = print) -> tuple[dict[str, list[int]], int]:  # fmt: skip
-    """The weights for `count` composed captions."""
+def learn(
+    seed: int, count: int, epochs: int, *, structures: Structures = STRUCTURES, tell: Callable[[str], None] = print
+) -> dict[str, list[float]]:
+    """Feature -> its weights for `count` composed captions; one that occurs less than count / 200 times has none."""
     cases = [Case(made) for made in captions(seed, count, structures=structures)]
     impossible = sum(bool(case.labelled and not case.true) for case in cases)
     tell(f"{count} captions, {impossible} of which have labels or words that no reading has")
     cases = [case for case in cases if case.groups and (case.true or not case.labelled)]
-    learner = Learner(cases, least)
+    learner = Learner(cases, least=max(2, count // 200))
     order = random.Random(seed)
     for epoch in range(epochs):
         order.shuffle(cases)
         tell(f"epoch {epoch + 1}: {learner.pass_over(cases)} of {len(cases)} readings wrong")
-    return learner.averaged(), learner.step
+    return {name: [value / learner.step for value in row] for name, row in learner.averaged().items()}
 
 
-def packed(weights: dict[str, list[int]], step: int, least: int = 25) -> dict[str, dict[str, int]]:
+def mean_of(runs: list[dict[str, list[float]]]) -> dict[str, list[float]]:
+    """The mean weights of several trainings; a feature that one of them lacks has the weight 0 there."""
+    none = [0.0] * len(COLUMNS)
+    names = sorted(set().union(*runs))
+    return {name: [sum(some) / len(runs) for some in zip(*(run.get(name, none) for run in runs), strict=True)]
+            for name in names}  # fmt: skip
+
+
+def packed(weights: dict[str, list[float]], least: int = 25) -> dict[str, dict[str, int]]:
     """Weights in tenths, without those that are smaller than `least` tenths."""
     found = {}
     for name, row in weights.items():
-        tenths = [round(value * SCALE / step) for value in row]
+        tenths = [round(value * SCALE) for value in row]
         if some := {COLUMNS[at]: value for at, value in enumerate(tenths) if abs(value) >= least}:
             found[name] = some
     return found
@@ -210,7 +220,7 @@ def unlike(seed: int, count: int, epochs: int, parts: int = 4) -> Signs:
     for part in range(parts):
         left_out = STRUCTURES[part::parts]
         kept = tuple(one for one in STRUCTURES if one not in left_out)
-        weights = table_of(*learn(seed, count, epochs, structures=kept, least=50, tell=lambda line: None))
+        weights = table_of(learn(seed, count, epochs, structures=kept, tell=lambda line: None))
         found += signs_of(Weights.of(weights), captions(seed + 1, count // 8, "test", structures=left_out))
     return found
 
@@ -227,28 +237,31 @@ def fitted(some: Signs) -> list[float]:
     return [round(float(value), 2) for value in found]
 
 
-def train(seed: int = 1, count: int = 60000, epochs: int = 6, *, tell: Callable[[str], None] = print) -> dict[str, Any]:
-    """The content of the file of weights."""
-    table = table_of(*learn(seed, count, epochs, tell=tell))
-    signs = signs_of(Weights.of(table), captions(seed + 1, max(200, count // 24), "test"))
-    signs += unlike(seed + 2, max(100, count // 6), min(3, epochs))
+def train(
+    seed: int = 1, count: int = 60000, epochs: int = 4, runs: int = 8, *, tell: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """The content of the file of weights: the mean of `runs` trainings, each on other captions."""
+    table = table_of(mean_of([learn(seed + run, count, epochs, tell=tell) for run in range(runs)]))
+    signs = signs_of(Weights.of(table), captions(seed + runs, max(200, count // 24), "test"))
+    signs += unlike(seed + runs + 1, max(100, count // 6), min(3, epochs))
     tell(f"confidence: {len(signs)} splits, {sum(right for _, right in signs) / len(signs):.1%} of them exact")
-    return {"seed": seed, "captions": count, "epochs": epochs, **table, "confidence": fitted(signs)}
+    return {"seed": seed, "captions": count, "epochs": epochs, "runs": runs, **table, "confidence": fitted(signs)}
 
 
-def table_of(weights: dict[str, list[int]], step: int) -> dict[str, Any]:
+def table_of(weights: dict[str, list[float]]) -> dict[str, Any]:
     """What `Weights.of` reads, without a confidence."""
-    return {"scale": SCALE, "confidence": [], "weights": packed(weights, step)}
+    return {"scale": SCALE, "confidence": [], "weights": packed(weights)}
 
 
 def main(
     out: Annotated[Path, typer.Option(help="file to write: .json")] = WEIGHTS,
     seed: Annotated[int, typer.Option(help="of the composed captions")] = 1,
-    count: Annotated[int, typer.Option(min=100, help="composed captions")] = 60000,
-    epochs: Annotated[int, typer.Option(min=1, help="passes over them")] = 6,
+    count: Annotated[int, typer.Option(min=100, help="composed captions of a training")] = 60000,
+    epochs: Annotated[int, typer.Option(min=1, help="passes over them")] = 4,
+    runs: Annotated[int, typer.Option(min=1, help="trainings, on other captions each, to be averaged")] = 8,
 ) -> None:
     """Learns the weights of readings of captions from composed captions."""
-    table = train(seed, count, epochs, tell=typer.echo)
+    table = train(seed, count, epochs, runs, tell=typer.echo)
     write_whole(out, json.dumps(table, separators=(",", ":"), sort_keys=True, ensure_ascii=False) + "\n")
     typer.echo(f"{len(table['weights'])} features: {out}")
 

@@ -16,8 +16,14 @@ from blip.pubmed.panels.caption_readings import (
     AFTER,
     BEGIN,
     END,
+    NO_LABEL,
     START,
     WEIGHTS,
+    B,
+    L,
+    P,
+    Q,
+    T,
     Weights,
     best_tags,
     emissions,
@@ -25,9 +31,10 @@ from blip.pubmed.panels.caption_readings import (
 )
 from blip.pubmed.panels.caption_rows import expand
 from blip.pubmed.panels.caption_score import same, score, truth, words
+from blip.pubmed.panels.caption_writer import RESERVED, alternatives, grammar
 from blip.pubmed.panels.captions import split_caption
 from blip.pubmed.panels.compose_captions import captions
-from blip.pubmed.panels.train_captions import Case, train
+from blip.pubmed.panels.train_captions import Case, Learner, mean_of, train
 
 
 def parts(caption: str) -> dict[str, str]:
@@ -74,6 +81,17 @@ def parts(caption: str) -> dict[str, str]:
          {"left": "The trace of a control animal", "right": "The trace of a mutant"}, ""),
         ("Lung mass. (A) Biopsy (H&E, \u00d7400). (B) The tumour (H&E) is positive for CD34.", "Lung mass.",
          {"A": "Biopsy (H&E, \u00d7400)", "B": "The tumour (H&E) is positive for CD34"}, ""),
+        ("Training of the network. Part A shows the loss. Part B shows the ROC curve.", "Training of the network.",
+         {"A": "shows the loss", "B": "shows the ROC curve"}, ""),
+        ("Dissection of the tumour. a The borders were marked. b A solution was injected. c A clip was placed.",
+         "Dissection of the tumour.",
+         {"a": "The borders were marked", "b": "A solution was injected", "c": "A clip was placed"}, ""),
+        ("Retina. A: Cross-sections of the eye. Thickness of the inner layer (B) and density of cells (C).", "Retina.",
+         {"A": "Cross-sections of the eye", "B": "Thickness of the inner layer", "C": "density of cells"}, ""),
+        ("(A) Schematic of the protein. (B, C) Lateral images of control (B) and mutant (C) embryos at 24 h.", "",
+         {"A": "Schematic of the protein", "B/C": "Lateral images of control (B) and mutant (C) embryos at 24 h"}, ""),
+        ("Axial CT (a) and coronal MRI (b). The cyst lies at the notch and compresses the nerve.", "",
+         {"a": "Axial CT", "b": "coronal MRI"}, "The cyst lies at the notch and compresses the nerve."),
     ],
 )  # fmt: skip
 def test_forms(caption: str, lead: str, own: dict[str, str], tail: str) -> None:
@@ -100,6 +118,13 @@ def test_the_position_may_change_at_the_end_of_a_sentence() -> None:
 def test_what_is_no_label(caption: str) -> None:
     found = split_caption(caption)
     assert found == Split(caption, [], whole=caption) and found.of("A") == ""
+
+
+def test_half_a_bracket_of_another_panel_stays() -> None:
+    assert (
+        parts("Residuals. a) Q-Q plot. b) Residuals by size, see a). c) Intercepts.")["b"]
+        == "Residuals by size, see a)"
+    )
 
 
 def test_what_a_panel_shares_can_be_left_out() -> None:
@@ -146,9 +171,9 @@ def test_viterbi_equals_trying_all_readings() -> None:
             for row in rows:
                 total = 0.0
                 for at, (atom, tag) in enumerate(zip(atoms, row, strict=True)):
-                    if (atom.label is None and tag > 5) or (atom.enclosed and tag not in (0, 2, 3, 5)):
+                    if (atom.label is None and tag >= B) or (atom.enclosed and tag not in (L, P, Q, T)):
                         break
-                    total += scores[at][8 if atom.label and tag < 6 else tag]
+                    total += scores[at][NO_LABEL if atom.label and tag < B else tag]
                     total += weights.tags[atom.gap][tag][row[at - 1] if at else START]
                 else:
                     if row[-1] in END and (best is None or total > best + 1e-9):
@@ -174,6 +199,14 @@ def test_composed_captions_are_what_they_say() -> None:
     assert not {caption for caption in reserved if len(caption) > 40} & {made.caption for made in some}
 
 
+def test_phrases_for_training_alone() -> None:
+    """Captions in other templates than training use none of them."""
+    for name in RESERVED:
+        train, test = ({line for some in alternatives(name, half) for line in some} for half in ("train", "test"))
+        further = set(grammar().get(f"{name}: training", ()))
+        assert test and not further & test and further <= train
+
+
 def test_most_composed_captions_can_be_read() -> None:
     cases = [Case(made) for made in captions(8, 400)]
     assert sum(bool(case.labelled and not case.true) for case in cases) <= 12
@@ -188,7 +221,7 @@ def test_other_seeds_and_templates_than_in_training() -> None:
 
 def test_training_is_repeatable_and_learns() -> None:
     """Two runs give the same bytes; a small run splits far more than no weights do. Whole numbers make it exact."""
-    first, second = (train(1, 400, 2, tell=lambda line: None) for _ in range(2))
+    first, second = (train(1, 400, 2, 2, tell=lambda line: None) for _ in range(2))
     assert json.dumps(first) == json.dumps(second)
     made = list(captions(77, 150))
     small = Weights.of(first)
@@ -197,9 +230,23 @@ def test_training_is_repeatable_and_learns() -> None:
     assert score(made, lambda caption: split_caption(caption, none)).exact < 0.2
 
 
+def test_the_mean_of_trainings() -> None:
+    """A feature that one of them lacks counts as 0 there."""
+    assert mean_of([{"a": [2.0] * 10, "b": [1.0] * 10}, {"a": [4.0] * 10}]) == {"a": [3.0] * 10, "b": [0.5] * 10}
+
+
+def test_rare_features_have_no_weight_while_learning() -> None:
+    """They have none when captions are read later."""
+    cases = [case for case in map(Case, captions(1, 300)) if case.true]
+    learner = Learner(cases, least=20)
+    assert any(0 in rows for case in cases for rows, _ in case.rows)
+    learner.pass_over(cases)
+    assert learner.matrix.any() and not learner.matrix[0].any()
+
+
 def test_the_shipped_weights_say_how_they_were_made() -> None:
     table = json.loads(WEIGHTS.read_text(encoding="utf-8"))
-    assert {"seed", "captions", "epochs", "scale", "confidence", "weights"} == set(table)
+    assert {"seed", "captions", "epochs", "runs", "scale", "confidence", "weights"} == set(table)
     assert WEIGHTS.stat().st_size < 100_000 and all(
         isinstance(v, int) for row in table["weights"].values() for v in row.values()
     )
