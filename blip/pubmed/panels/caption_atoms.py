@@ -86,9 +86,9 @@ def atoms_of(text: str, bounds: list[tuple[int, int]], labels: list[Candidate]) 
 
 
 def _new_words(text: str, one: Candidate, two: Candidate) -> int:
-    """Where the words of the second label may begin, as in `CT (A) shows a mass and MRI (B)`; 0 for nowhere."""
+    """Where the words of the second label may begin, as in `CT (A, arrow) shows a mass and MRI (B)`; 0 for nowhere."""
     start = one.end
-    if one.mark == "(":  # the words begin behind the bracket, as in `CT (A, arrow) shows a mass and MRI (B)`
+    if one.mark == "(":  # behind the bracket that the first label begins
         start = text.find(")", start, two.start) + 1
     if one.form not in "PK" or not start or not text[start : start + 2].lstrip().islower():
         return 0

@@ -64,10 +64,10 @@ class _Context:
         lower = self.plain.lower()
         self.plain = lower if len(lower) == len(text) else self.plain
         self.named: dict[int, set[str]] = {}  # sentence -> panels that it names
-        self.kinds: list[str] = []  # of the words before the last label
-        self.own: list[str] = []  # words of the last label
-        self.others: list[list[str]] = []  # and of the texts before it
-        self.sets: tuple[set[str], set[str]] | None = None  # of these words
+        self.kinds: list[str] = []  # kinds of words before the last label
+        self.own: list[str] = []  # words of the last label in its sentence
+        self.others: list[list[str]] = []  # words of the texts before the last label
+        self.sets: tuple[set[str], set[str]] | None = None  # `own`, and the words of `others` that are not in it
         self.signs = [sign for sign in SIGNS if sign in text]
         labels = [atom.label for atom in atoms if atom.label]
         self.around = [(sign_before(text, one.start), sign_behind(text, one.end)) for one in labels]
@@ -91,10 +91,11 @@ class _Context:
         self.behind: dict[int, str] = {}  # part of a sentence -> what stands behind its labels before the last
         self._rows()
         self.parts = _parts_named_again(labels, self.around)
+        # how many labels the sentence of the last one has, and what stands before the last one
         last = atoms[self.last]
         before = sign_before(text, last.start)
-        self.alike = str(min(3, sum(atom.label is not None and atom.sentence == last.sentence for atom in atoms)))
-        self.alike += before if before in "^.;:," else "w"  # labels in the sentence of the last one
+        self.closing = str(min(3, sum(atom.label is not None and atom.sentence == last.sentence for atom in atoms)))
+        self.closing += before if before in "^.;:," else "w"
         self.names = "n" + str(min(len(group.names), 5))
         self.style = group.form if len(group.form) == 1 else "x"
         self.agreed = (self.style, *self.common[2:4])
@@ -181,7 +182,7 @@ class _Context:
             passed = atom.sentence - self.atoms[self.last].sentence
             later = min(3, passed)
             found += [f"u={later}{begin}", f"u={later}{self.long}{begin}", f"u={self.style}{self.common[3]}{begin}"]
-            found += [f"us={self.alike}{later}", f"us={self.alike}{later}{begin}{self.style}"]
+            found += [f"us={self.closing}{later}", f"us={self.closing}{later}{begin}{self.style}"]
             if not passed:
                 self.own += words
             else:
@@ -202,7 +203,10 @@ class _Context:
         return found
 
     def _like(self, words: list[str], kinds: list[str], named: set[str]) -> list[str]:
-        """What one of the first sentences behind the last label has in common with its words, and with the others."""
+        """What one of the first sentences behind the last label has in common with its panel, and with the others.
+
+        Long words, kinds of words, and whether it names that panel alone.
+        """
         if self.sets is None:
             own = set(self.own)
             self.sets = own, set().union(*self.others) - own

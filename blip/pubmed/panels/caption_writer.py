@@ -64,7 +64,7 @@ class Composed:
             self.caption = self.caption.rstrip()
             start, _, before, labels = self.spans.pop()
             self.spans.append((start, len(self.caption), before, labels))
-        if self.caption.endswith(" ") or not self.caption:
+        if self.caption.endswith((" ", "(")) or not self.caption:
             text = text.lstrip()
         self.spans.append((len(self.caption), len(self.caption) + len(text), role, names))
         self.caption += text

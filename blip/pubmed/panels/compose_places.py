@@ -28,7 +28,7 @@ def places(writer: Writer, made: Composed) -> None:
             made.add(f" {shown}{noun}{sign.replace('shows ', '')}", LABEL, (name,))
             text = writer.phrase("place_own")
             text = "shows " + text if sign == " shows " else text
-            text = upper(text) if sign in (": ", " ") else text
+            text = upper(text) if sign == " " or (sign == ": " and writer.chance(0.6)) else text
             if stop == ". " and writer.chance(writer.longer):
                 text += ". " + upper(writer.phrase("more", (names[0], names[1]))).rstrip(".")
             made.add(text + (". " if last else stop), BEFORE)
