@@ -13,20 +13,32 @@ def places(writer: Writer, made: Composed) -> None:
     noun = " " + writer.choose(("row", "column", "panel", "Row")) if names[0] in ("first", "1st") else noun
     writer.lead(made, 0.5, closed=True)
     if writer.chance(0.15):  # places that are only named
-        pair = [f"{writer.phrase('item')} ({name})" for name in names[:2]]
-        made.add(" " + upper(" and ".join(pair)) + writer.phrase("shared", (names[0], names[1])) + " ", LEAD)
+        first, second = (f"{writer.phrase('item')} ({name})" for name in names[:2])
+        if writer.chance(0.3):
+            both = writer.phrase("opening") + f" (1) {first}, and (2) {second}"
+        else:
+            both = f"{first} and {second}"
+        made.add(" " + upper(both) + writer.phrase("shared", (names[0], names[1])) + " ", LEAD)
+        if writer.chance(0.5):
+            made.add(f" The {names[0]} {writer.phrase('thing')} " + writer.phrase("acted") + " the "
+                     + writer.phrase("thing") + ". ", LEAD)  # fmt: skip
     if writer.chance(0.6):
         sign = writer.choose((": ", ": ", ", ", " shows ", " - ", ". ", " ") if noun else (": ", ": ", ", ", ". ", " "))
         stop = writer.choose((". ", "; ", ". ")) if sign != " " else ". "
         the = "The " if noun and sign == " shows " else ""
+        enclosed = writer.chance(0.2)  # (Left) Words.
         if writer.chance(0.2) and sign in (": ", ", "):
             made.add(upper(writer.phrase("colon")) + ": ", LEAD)
             stop = "; "
         for at, name in enumerate(names):
             last = at == len(names) - 1
             shown = the + name if the else upper(name) if stop == ". " or not made.caption else name
-            made.add(f" {shown}{noun}{sign.replace('shows ', '')}", LABEL, (name,))
             text = writer.phrase("place_own")
+            if enclosed:
+                made.add(f" ({shown.removeprefix('The ')}{noun}) ", LABEL, (name,))
+                made.add((upper(text) if stop == ". " else text) + (". " if last else stop), BEFORE)
+                continue
+            made.add(f" {shown}{noun}{sign.replace('shows ', '')}", LABEL, (name,))
             text = "shows " + text if sign == " shows " else text
             text = upper(text) if sign == " " or (sign == ": " and writer.chance(0.6)) else text
             if stop == ". " and writer.chance(writer.longer):
