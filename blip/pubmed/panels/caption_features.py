@@ -164,11 +164,9 @@ class _Context:
         size = "1" if len(words) == 1 else "2" if len(words) < 4 else "3" if len(words) < 9 else "4"
         head = bare[:1]
         shape = "a" if head.islower() else "A" if head.isupper() else "0" if head.isdigit() else head
-        count = self.count[atom.clause]
-        labels = "0" if not count else "1" if count == 1 else "2"
+        labels = "012"[min(self.count.get(atom.clause, 0), 2)]
         form = _form_of_text((begin, end, close, labels), where, stop, size, shape, self.agreed)
-        named = self.named.get(atom.sentence)
-        named = self.references(at) if named is None else named
+        named = self.references(at)
         found = [*form, f"fw={first}{begin}", f"r={min(2, len(named))}{where}{begin}"]
         if begin == "l" and at > 1:  # what stands behind the labels before, in the same sentence
             behind = self.behind.get(atom.clause, "-")

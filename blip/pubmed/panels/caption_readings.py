@@ -29,7 +29,7 @@ from blip.pubmed.panels.caption_rows import row_of
 
 L, N, P, Q, S, T, M, B, D = range(9)
 TAGS = "LNPQSTMBD"
-NO_LABEL = 9  # column of the weights of a candidate that is none
+NO_LABEL = len(TAGS)  # column of the weights of a candidate that is none
 COLUMNS = TAGS + "-"
 # tag -> tags that may follow, before one of any kind of gap
 AFTER = {L: (L, N, B), N: (N, D), P: (P, B, N, T, S, M), Q: (Q, N, B, T, S, M), S: (S, N, B, T, M), T: (T,), M: (B,),
@@ -37,13 +37,13 @@ AFTER = {L: (L, N, B), N: (N, D), P: (P, B, N, T, S, M), Q: (Q, N, B, T, S, M), 
 BEGIN = (L, N, B)
 END = (L, P, Q, S, T, D)
 TEXT, LABEL, ENCLOSED = range(3)  # kinds of atoms, and the tags of each; words in brackets are those of their label
-MAY = ((L, N, P, Q, S, T, M), tuple(range(9)), (L, P, Q, T))
+MAY = ((L, N, P, Q, S, T, M), tuple(range(len(TAGS))), (L, P, Q, T))
 # [kind of an atom][kind of the next one] -> its tags: each with the column of its score and the tags before it
 MOVES = [[tuple((tag, NO_LABEL if kind == LABEL and tag < B else tag,
                  tuple(first for first in MAY[before] if tag in AFTER[first])) for tag in MAY[kind])
           for kind in range(3)] for before in range(3)]  # fmt: skip
 NEVER = float("-inf")
-START = 9
+START = len(TAGS)  # before the first atom
 LONGEST = 50_000  # characters of a caption that is divided: longer ones stay whole
 Tally = dict[str, int]
 WEIGHTS = Path(__file__).with_name("caption_weights.json")
@@ -61,20 +61,25 @@ class Reading:
     margin: float = 0.0  # above the best reading of another group, or without labels
 
 
+def no_pairs() -> list[list[list[float]]]:
+    """Weights of pairs of tags, all 0: [gap][second][first], where the first may be `START`."""
+    return [[[0.0] * len(COLUMNS) for _ in COLUMNS] for _ in range(4)]
+
+
 class Weights:
     """Weights of features: name -> one for each tag, and one for a candidate that is no label."""
 
     def __init__(self, table: dict[str, list[float]], confidence: list[float]) -> None:
         self.rows = {name: at + 1 for at, name in enumerate(table)}
-        self.matrix = np.zeros((len(table) + 1, 10))
+        self.matrix = np.zeros((len(table) + 1, len(COLUMNS)))
         for name, at in self.rows.items():
             self.matrix[at] = table[name]
         self.confidence = confidence
-        self.tags = [[[0.0] * 10 for _ in range(10)] for _ in range(4)]  # [gap][second][first]
+        self.tags = no_pairs()
         for name, values in table.items():
             if name[:2] == "t>":
                 first, gap = int(name[2]), int(name[3])
-                for second in range(9):
+                for second in range(len(TAGS)):
                     self.tags[gap][second][first] = values[second]
 
     @classmethod
@@ -102,7 +107,7 @@ def group_features(group: Group) -> list[str]:
 
 
 def emissions(weights: Weights, features: list[list[str]]) -> np.ndarray:
-    """(atoms, 10): the score of each tag of each atom, and of a candidate that is no label."""
+    """(atoms, columns): the score of each tag of each atom, and of a candidate that is no label."""
     rows, offsets = list[int](), list[int]()
     get = weights.rows.get
     for some in features:
@@ -117,17 +122,17 @@ def best_tags(table: list[list[list[float]]], atoms: list[Atom],
 
     Args:
         table: weights of pairs of tags, as `Weights.tags`.
-        scores: (atoms, 10) from `emissions`.
+        scores: (atoms, columns) from `emissions`.
     """
     kind, row = _kind(atoms[0]), scores[0]
-    values = [NEVER] * 9
+    values = [NEVER] * len(TAGS)
     for tag, column, _ in MOVES[kind][kind]:
         if tag in BEGIN:
             values[tag] = table[3][tag][START] + row[column]
     plain = values[L]
     trail: list[list[int]] = []
     for atom, row in zip(atoms[1:], scores[1:], strict=True):
-        step, new, back, before = table[atom.gap], [NEVER] * 9, [0] * 9, kind
+        step, new, back, before = table[atom.gap], [NEVER] * len(TAGS), [0] * len(TAGS), kind
         kind = _kind(atom)
         for tag, column, sources in MOVES[before][kind]:
             best, weights = NEVER, step[tag]
@@ -187,9 +192,8 @@ def doubts(weights: Weights, reading: Reading) -> list[float]:
         for other in AFTER[before] if at else BEGIN:
             if other == tag or other not in allowed or not (other in END if after is None else after in AFTER[other]):
                 continue
-            loss = (
-                own - row[NO_LABEL if kind == LABEL and other < B else other] + step[tag][before] - step[other][before]
-            )
+            loss = own - row[NO_LABEL if kind == LABEL and other < B else other]
+            loss = loss + step[tag][before] - step[other][before]
             if after is not None:
                 next_step = weights.tags[gap][after]
                 loss += next_step[tag] - next_step[other]

@@ -36,6 +36,7 @@ from blip.pubmed.panels.caption_readings import (
     best_reading,
     best_tags,
     group_features,
+    no_pairs,
     signs_of_doubt,
 )
 from blip.pubmed.panels.caption_score import same, truth
@@ -92,19 +93,19 @@ class Learner:
     """An averaged perceptron over the readings of cases.
 
     Attributes:
-        matrix: (features, 10) weights so far, whole numbers; the first row is that of unknown features.
+        matrix: (features, columns) weights so far, whole numbers; the first row is that of unknown features.
         tags: the weights of pairs of tags, as `Weights` has them.
     """
 
     def __init__(self, cases: list["Case"], least: int) -> None:
         count = Counter(name for case in cases for some in case.features for names in some for name in set(names))
         kept = sorted(name for name, times in count.items() if times >= least)
-        kept += [f"t>{first}{gap}" for first in range(10) for gap in range(4)]
+        kept += [f"t>{first}{gap}" for first in range(len(COLUMNS)) for gap in range(4)]
         kept += sorted({name for case in cases for group in case.groups for name in group_features(group)})
         self.rows = {name: at + 1 for at, name in enumerate(kept)}
-        self.matrix = np.zeros((len(kept) + 1, 10), np.int64)
+        self.matrix = np.zeros((len(kept) + 1, len(COLUMNS)), np.int64)
         self.sums = np.zeros_like(self.matrix)  # of each change times the number of its step
-        self.tags = [[[0.0] * 10 for _ in range(10)] for _ in range(4)]
+        self.tags = no_pairs()
         self.step = 0
         for case in cases:
             case.rows = [self._rows(some) for some in case.features]
@@ -163,7 +164,7 @@ class Learner:
         self.matrix[0] = 0  # features that are too rare have no weight, as in captions that are read later
 
     def averaged(self) -> dict[str, list[int]]:
-        """Feature -> its ten weights, the sum of those after each step."""
+        """Feature -> its weights, the sum of those after each step."""
         mean = self.matrix * (self.step + 1) - self.sums
         return {name: mean[at].tolist() for name, at in self.rows.items()}
 
